@@ -1,0 +1,71 @@
+use std::convert::Infallible;
+use std::fmt;
+use std::marker::PhantomData;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+/// The one shape in which a [`TokenStore`](crate::TokenStore) or a [`Limiter`](crate::Limiter) replies: at once, or
+/// later.
+///
+/// A gate that gets [`Ready`](Self::Ready) goes on inside the same call: nothing is boxed, the inner service is not
+/// cloned. Only [`Pending`](Self::Pending) parks the request, in one box, where a network hop is paid anyway.
+///
+/// ```
+/// use tollgate::{Answer, Immediate};
+///
+/// // A seam that never waits has a future that cannot exist.
+/// let answer: Answer<Immediate<u8>> = Answer::Ready(7);
+/// assert_eq!(answer.ready(), Some(7));
+/// ```
+#[must_use = "an answer does nothing unless it is looked at"]
+pub enum Answer<F: Future> {
+    /// The answer is known.
+    Ready(F::Output),
+    /// The answer has to be waited for. The future does nothing before its first poll.
+    Pending(F),
+}
+
+impl<F: Future> Answer<F> {
+    /// The answer, if it was known at once.
+    pub fn ready(self) -> Option<F::Output> {
+        match self {
+            Self::Ready(output) => Some(output),
+            Self::Pending(_) => None,
+        }
+    }
+
+    /// Waits for the answer.
+    pub async fn wait(self) -> F::Output {
+        match self {
+            Self::Ready(output) => output,
+            Self::Pending(future) => future.await,
+        }
+    }
+}
+
+impl<F: Future> fmt::Debug for Answer<F> {
+    /// Names the variant only: an output may hold what must not be printed.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Ready(_) => "Ready(..)",
+            Self::Pending(_) => "Pending(..)",
+        })
+    }
+}
+
+/// The future of a seam that never waits. No value of it exists, so it costs nothing.
+pub struct Immediate<T>(Infallible, PhantomData<fn() -> T>);
+
+impl<T> Future for Immediate<T> {
+    type Output = T;
+
+    fn poll(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<T> {
+        match self.0 {}
+    }
+}
+
+impl<T> fmt::Debug for Immediate<T> {
+    fn fmt(&self, _: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {}
+    }
+}

@@ -1,0 +1,137 @@
+//! The first station: find the caller's token in the head of a request.
+//!
+//! Each place where a token can be is a *carrier*. A parser is a function of bytes: total, linear, without allocation,
+//! so that it can be fuzzed alone. What the carriers found is combined by one rule: a request carries one credential.
+//!
+//! # Rules
+//!
+//! 1. Presence counts: an empty or malformed token is presented, and refused, not absent.
+//! 2. Where it cannot be told which token is meant, the request is wrong (`invalid_request`), even if all are equal.
+
+mod header;
+
+pub use header::authorization;
+
+use crate::token::BearerToken;
+
+/// Which bytes make a token.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Alphabet {
+    /// `b64token` of RFC 6750, section 2.1: letters, digits, `-._~+/`, then any number of `=`.
+    #[default]
+    B64Token,
+    /// All visible ASCII but `,` `"` and `\`: for RFC 8959 (`secret-token:`) and for keys that were issued long ago.
+    Lenient,
+}
+
+/// The form of tokens, the same for all carriers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TokenForm {
+    /// The bytes that may be in it.
+    pub alphabet: Alphabet,
+    /// The most bytes that it may have. More are refused before anything is hashed.
+    pub max_len: usize,
+}
+
+impl TokenForm {
+    /// The most bytes of a token unless something else is said.
+    pub const DEFAULT_MAX_LEN: usize = 8_192;
+}
+
+impl Default for TokenForm {
+    fn default() -> Self {
+        Self { alphabet: Alphabet::default(), max_len: Self::DEFAULT_MAX_LEN }
+    }
+}
+
+/// What a carrier holds.
+#[derive(Debug)]
+pub enum Presented<'a> {
+    /// Nothing that this carrier is about.
+    Nothing,
+    /// A well-formed token.
+    Token(BearerToken<'a>),
+    /// A credential, but not a well-formed token: refused like an unknown token.
+    Malformed,
+    /// More than one credential, or a form that leaves open which is meant: the request is wrong.
+    Ambiguous,
+}
+
+/// `b64token` without its padding. Written without branches, so that the compiler checks many bytes at once.
+const fn is_b64(byte: u8) -> bool {
+    is_alphanumeric(byte)
+        | (byte == b'-')
+        | (byte == b'.')
+        | (byte == b'_')
+        | (byte == b'~')
+        | (byte == b'+')
+        | (byte == b'/')
+}
+
+const fn is_lenient(byte: u8) -> bool {
+    (byte.wrapping_sub(0x21) <= 0x7e - 0x21) & (byte != b',') & (byte != b'"') & (byte != b'\\')
+}
+
+const fn is_alphanumeric(byte: u8) -> bool {
+    ((byte | 0x20).wrapping_sub(b'a') < 26) | (byte.wrapping_sub(b'0') < 10)
+}
+
+/// RFC 9110, section 5.6.2.
+const fn is_tchar(byte: u8) -> bool {
+    is_alphanumeric(byte)
+        || matches!(
+            byte,
+            b'!' | b'#' | b'$' | b'%' | b'&' | b'\'' | b'*' | b'+' | b'-' | b'.' | b'^' | b'_' | b'`' | b'|' | b'~'
+        )
+}
+
+/// Whether the bytes are a token of this form.
+fn is_token(bytes: &[u8], form: TokenForm) -> bool {
+    if bytes.is_empty() || bytes.len() > form.max_len {
+        return false;
+    }
+    match form.alphabet {
+        Alphabet::B64Token => {
+            let padding = bytes.iter().rev().take_while(|&&byte| byte == b'=').count();
+            let body = &bytes[..bytes.len() - padding];
+            !body.is_empty() && all(body, is_b64)
+        }
+        Alphabet::Lenient => all(bytes, is_lenient),
+    }
+}
+
+/// Like `Iterator::all`, but to the end in any case: nearly all tokens are well-formed.
+#[inline]
+fn all(bytes: &[u8], is: impl Fn(u8) -> bool) -> bool {
+    bytes.iter().fold(0, |wrong, &byte| wrong | u8::from(!is(byte))) == 0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_classes_are_the_grammar() {
+        for byte in 0..=u8::MAX {
+            let alphanumeric = byte.is_ascii_alphanumeric();
+            assert_eq!(is_b64(byte), alphanumeric || b"-._~+/".contains(&byte), "b64 {byte:#x}");
+            assert_eq!(is_tchar(byte), alphanumeric || b"!#$%&'*+-.^_`|~".contains(&byte), "tchar {byte:#x}");
+            assert_eq!(is_lenient(byte), byte.is_ascii_graphic() && !b",\"\\".contains(&byte), "lenient {byte:#x}");
+        }
+    }
+
+    #[test]
+    fn the_form_bounds_a_token() {
+        let form = TokenForm { max_len: 4, ..TokenForm::default() };
+        for (token, expected) in
+            [("", false), ("a", true), ("abcd", true), ("abcde", false), ("ab==", true), ("=", false), ("a=b", false)]
+        {
+            assert_eq!(is_token(token.as_bytes(), form), expected, "{token}");
+        }
+        let lenient = TokenForm { alphabet: Alphabet::Lenient, ..TokenForm::default() };
+        for (token, expected) in [("a:b%20", true), ("=", true), ("a b", false), ("a,b", false), ("caf\u{e9}", false)] {
+            assert_eq!(is_token(token.as_bytes(), lenient), expected, "{token}");
+        }
+    }
+}

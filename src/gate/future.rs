@@ -1,0 +1,253 @@
+use std::fmt;
+use std::mem;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+
+use http::{Request, Response};
+use tower_service::Service;
+
+use super::admission::Stations;
+use super::layer::{BoxSleep, Shared};
+use crate::answer::Answer;
+use crate::decision::Decision;
+use crate::grant::{CurrentGrant, Unauthenticated};
+use crate::head::Head;
+use crate::limit::Limiter;
+use crate::rejection::{Rejection, StoreError};
+use crate::respond::Respond;
+use crate::respond::ratelimit::Advert;
+use crate::store::TokenStore;
+
+type StoreFuture<A> = <<A as Stations>::Store as TokenStore>::Future;
+type LimitFuture<A> = <<A as Stations>::Limiter as Limiter>::Future;
+
+/// Where a request stands after a station.
+pub(super) enum Step<A: Stations> {
+    Admit(Caller, Option<Advert>),
+    Refuse(Rejection),
+    Wait(Wait<StoreFuture<A>, LimitFuture<A>>),
+}
+
+/// What the inner service will find in the request's extensions.
+pub(super) enum Caller {
+    Known(CurrentGrant),
+    Unauthenticated(Unauthenticated),
+    /// The request came through a gate before: its extensions have the caller. What this layer decided is added.
+    Behind(Option<Decision>),
+}
+
+impl Caller {
+    pub(super) fn record(&mut self, decision: Decision) {
+        match self {
+            Self::Known(grant) => grant.record(decision),
+            Self::Unauthenticated(_) => {}
+            Self::Behind(recorded) => *recorded = Some(decision),
+        }
+    }
+
+    #[inline]
+    fn enter<B>(self, request: &mut Request<B>) {
+        let extensions = request.extensions_mut();
+        match self {
+            Self::Known(grant) => {
+                extensions.insert(grant);
+            }
+            Self::Unauthenticated(why) => {
+                extensions.insert(why);
+            }
+            Self::Behind(decision) => {
+                if let (Some(grant), Some(decision)) = (extensions.get_mut::<CurrentGrant>(), decision) {
+                    grant.record(decision);
+                }
+            }
+        }
+    }
+}
+
+pin_project_lite::pin_project! {
+    /// What a parked request waits for.
+    #[project = WaitProj]
+    pub(super) enum Wait<F, G> {
+        Lookup { #[pin] future: F, deadline: Option<BoxSleep> },
+        Check { #[pin] future: G, caller: Option<Caller> },
+    }
+}
+
+pin_project_lite::pin_project! {
+    /// The future of an [`AuthService`](super::AuthService) or a [`RateLimitService`](super::RateLimitService).
+    ///
+    /// # Panics
+    ///
+    /// If it is polled again after it was ready.
+    #[must_use = "futures do nothing unless you `.await` or poll them"]
+    pub struct GateFuture<S, ReqB, A, R, ResB>
+    where
+        S: Service<Request<ReqB>>,
+        A: Stations,
+    {
+        #[pin]
+        state: State<S, ReqB, A, R, ResB>,
+    }
+}
+
+pin_project_lite::pin_project! {
+    #[project = StateProj]
+    enum State<S, ReqB, A, R, ResB>
+    where
+        S: Service<Request<ReqB>>,
+        A: Stations,
+    {
+        Refused { response: Option<Response<ResB>> },
+        Running { #[pin] future: S::Future, advert: Option<Advert> },
+        Parked { parked: Pin<Box<Parked<S, ReqB, A, R>>> },
+    }
+}
+
+pin_project_lite::pin_project! {
+    struct Parked<S, ReqB, A, R>
+    where
+        A: Stations,
+    {
+        #[pin]
+        wait: Wait<StoreFuture<A>, LimitFuture<A>>,
+        rest: Option<(S, Request<ReqB>)>,
+        shared: Arc<Shared<A, R>>,
+    }
+}
+
+impl<S, ReqB, A, R, ResB> GateFuture<S, ReqB, A, R, ResB>
+where
+    S: Service<Request<ReqB>, Response = Response<ResB>>,
+    A: Stations,
+    R: Respond<ResB>,
+{
+    /// Takes a step: calls the ready inner service, refuses, or parks the request.
+    #[inline]
+    pub(super) fn take(step: Step<A>, inner: &mut S, shared: &Arc<Shared<A, R>>, request: Request<ReqB>) -> Self
+    where
+        S: Clone,
+    {
+        match step {
+            Step::Admit(caller, advert) => Self::run(inner, request, caller, advert),
+            Step::Refuse(rejection) => Self::refuse(shared, rejection, &request),
+            Step::Wait(wait) => {
+                // The instance that was made ready goes with the request; a clone, which nobody has asked whether it
+                // is ready, stays behind.
+                let not_ready_inner = inner.clone();
+                let ready_inner = mem::replace(inner, not_ready_inner);
+                let rest = Some((ready_inner, request));
+                let parked = Box::pin(Parked { wait, rest, shared: Arc::clone(shared) });
+                Self { state: State::Parked { parked } }
+            }
+        }
+    }
+
+    #[inline]
+    fn run(inner: &mut S, mut request: Request<ReqB>, caller: Caller, advert: Option<Advert>) -> Self {
+        caller.enter(&mut request);
+        Self { state: State::Running { future: inner.call(request), advert } }
+    }
+
+    fn refuse(shared: &Shared<A, R>, rejection: Rejection, request: &Request<ReqB>) -> Self {
+        let rejection = match (rejection.grant(), request.extensions().get::<CurrentGrant>()) {
+            (None, Some(grant)) => rejection.of_grant(grant),
+            _ => rejection,
+        };
+        let protocol = shared.protocol(request.headers());
+        Self { state: State::Refused { response: Some(shared.refuse(rejection, protocol)) } }
+    }
+}
+
+impl<S, ReqB, A, R, ResB> Future for GateFuture<S, ReqB, A, R, ResB>
+where
+    S: Service<Request<ReqB>, Response = Response<ResB>>,
+    A: Stations,
+    R: Respond<ResB>,
+{
+    type Output = Result<Response<ResB>, S::Error>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let mut state = self.project().state;
+        loop {
+            let next = match state.as_mut().project() {
+                StateProj::Refused { response } => return Poll::Ready(Ok(once(response))),
+                StateProj::Running { future, advert } => {
+                    let mut response = ready!(future.poll(cx))?;
+                    if let Some(advert) = advert.take() {
+                        advert.write(response.headers_mut());
+                    }
+                    return Poll::Ready(Ok(response));
+                }
+                StateProj::Parked { parked } => {
+                    let step = ready!(parked.as_mut().poll_step(cx));
+                    let mut parked = parked.as_mut().project();
+                    match step {
+                        Step::Wait(wait) => {
+                            parked.wait.set(wait);
+                            continue;
+                        }
+                        Step::Admit(caller, advert) => {
+                            let (mut inner, request) = once(parked.rest);
+                            Self::run(&mut inner, request, caller, advert)
+                        }
+                        Step::Refuse(rejection) => {
+                            let (_, request) = once(parked.rest);
+                            Self::refuse(parked.shared, rejection, &request)
+                        }
+                    }
+                }
+            };
+            state.set(next.state);
+        }
+    }
+}
+
+impl<S, ReqB, A: Stations, R> Parked<S, ReqB, A, R> {
+    /// Waits for a store or a limiter.
+    fn poll_step(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Step<A>> {
+        let parked = self.project();
+        match parked.wait.project() {
+            WaitProj::Lookup { future, deadline } => match future.poll(cx) {
+                Poll::Ready(found) => {
+                    let Some((_, request)) = parked.rest else { completed() };
+                    Poll::Ready(parked.shared.found(found, &Head::of(request)))
+                }
+                Poll::Pending => {
+                    let Some(sleep) = deadline else { return Poll::Pending };
+                    ready!(sleep.as_mut().poll(cx));
+                    let patience = parked.shared.settings.patience.as_ref();
+                    let deadline = patience.map(|patience| patience.deadline).unwrap_or_default();
+                    Poll::Ready(Step::Refuse(Rejection::unavailable(StoreError::deadline(deadline))))
+                }
+            },
+            WaitProj::Check { future, caller } => {
+                let decision = ready!(future.poll(cx));
+                Poll::Ready(parked.shared.checked(once(caller), Answer::Ready(decision)))
+            }
+        }
+    }
+}
+
+/// Takes what a finished future no longer has.
+pub(super) fn once<T>(value: &mut Option<T>) -> T {
+    match value.take() {
+        Some(value) => value,
+        None => completed(),
+    }
+}
+
+#[cold]
+fn completed() -> ! {
+    panic!("polled after completion")
+}
+
+impl<S, ReqB, A, R, ResB> fmt::Debug for GateFuture<S, ReqB, A, R, ResB>
+where
+    S: Service<Request<ReqB>>,
+    A: Stations,
+{
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("GateFuture(..)")
+    }
+}

@@ -1,0 +1,293 @@
+use std::fmt;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use http::{Request, Response};
+use tower_layer::Layer;
+use tower_service::Service;
+
+use super::admission::{Metered, Stations};
+use super::future::{Caller, GateFuture, Step};
+use super::layer::Shared;
+use crate::grant::{CurrentGrant, InvalidScope, Scopes, Unauthenticated};
+use crate::head::Head;
+use crate::limit::{Charge, Limiter, RateLimits};
+use crate::rejection::{Rejection, RejectionKind};
+use crate::respond::{Problem, Respond};
+
+/// What both layers say where no gate is around them.
+const NO_GATE: &str =
+    "No gate has seen this request. Perhaps you forgot to add `AuthLayer` around this layer, or added it inside.";
+
+/// One more budget for routes behind a gate, made by [`AuthLayer::rate_limit`](crate::AuthLayer::rate_limit).
+///
+/// Without a gate around it every request is refused with 500. CORS preflights pass.
+pub struct RateLimitLayer<L = RateLimits, R = Problem> {
+    shared: Arc<Shared<Metered<L>, R>>,
+}
+
+impl<L, R> RateLimitLayer<L, R> {
+    pub(super) fn from_parts(shared: Shared<Metered<L>, R>) -> Self {
+        Self { shared: Arc::new(shared) }
+    }
+}
+
+impl<S, L, R> Layer<S> for RateLimitLayer<L, R> {
+    type Service = RateLimitService<S, L, R>;
+
+    fn layer(&self, inner: S) -> Self::Service {
+        RateLimitService { inner, shared: Arc::clone(&self.shared) }
+    }
+}
+
+impl<L, R> Clone for RateLimitLayer<L, R> {
+    fn clone(&self) -> Self {
+        Self { shared: Arc::clone(&self.shared) }
+    }
+}
+
+impl<L, R> fmt::Debug for RateLimitLayer<L, R> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.shared.fmt_as("RateLimitLayer", f)
+    }
+}
+
+/// The service of a [`RateLimitLayer`].
+pub struct RateLimitService<S, L = RateLimits, R = Problem> {
+    inner: S,
+    shared: Arc<Shared<Metered<L>, R>>,
+}
+
+impl<S, L, R, ReqB, ResB> Service<Request<ReqB>> for RateLimitService<S, L, R>
+where
+    S: Service<Request<ReqB>, Response = Response<ResB>> + Clone,
+    L: Limiter,
+    R: Respond<ResB>,
+{
+    type Response = Response<ResB>;
+    type Error = S::Error;
+    type Future = GateFuture<S, ReqB, Metered<L>, R, ResB>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, request: Request<ReqB>) -> Self::Future {
+        let step = match Passage::of(&request) {
+            Passage::Granted(grant) => self.shared.limit(|limiter, charge| limiter.check(grant, charge), &request),
+            Passage::Anonymous => self.shared.limit(|limiter, charge| limiter.check_anonymous(charge), &request),
+            Passage::Preflight => Step::Admit(Caller::Behind(None), None),
+            Passage::None => Step::Refuse(Rejection::misconfigured(NO_GATE)),
+        };
+        GateFuture::take(step, &mut self.inner, &self.shared, request)
+    }
+}
+
+impl<L: Limiter, R> Shared<Metered<L>, R> {
+    fn limit<B>(
+        &self,
+        check: impl FnOnce(&L, Charge<'_>) -> crate::Answer<L::Future>,
+        request: &Request<B>,
+    ) -> Step<Metered<L>> {
+        match self.stations.limiter() {
+            Some(limiter) => {
+                let answer = check(limiter, Charge::Request(&Head::of(request)));
+                self.checked(Caller::Behind(None), answer)
+            }
+            None => Step::Admit(Caller::Behind(None), None),
+        }
+    }
+}
+
+impl<S: Clone, L, R> Clone for RateLimitService<S, L, R> {
+    fn clone(&self) -> Self {
+        Self { inner: self.inner.clone(), shared: Arc::clone(&self.shared) }
+    }
+}
+
+impl<S, L, R> fmt::Debug for RateLimitService<S, L, R> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.shared.fmt_as("RateLimitService", f)
+    }
+}
+
+/// How a request came through the gate around this layer.
+enum Passage<'a> {
+    Granted(&'a CurrentGrant),
+    Anonymous,
+    Preflight,
+    /// There is no gate.
+    None,
+}
+
+impl<'a> Passage<'a> {
+    fn of<B>(request: &'a Request<B>) -> Self {
+        match request.extensions().get::<CurrentGrant>() {
+            Some(grant) => Self::Granted(grant),
+            None => match request.extensions().get::<Unauthenticated>() {
+                Some(Unauthenticated::Anonymous) => Self::Anonymous,
+                Some(Unauthenticated::Preflight) => Self::Preflight,
+                None => Self::None,
+            },
+        }
+    }
+}
+
+/// A guard for routes behind a gate, made by [`AuthLayer::require_scopes`](crate::AuthLayer::require_scopes).
+///
+/// A grant without the scopes is refused with 403, an anonymous caller with 401. Without a gate around it every request
+/// is refused with 500. CORS preflights pass.
+pub struct RequireScopeLayer<R = Problem> {
+    shared: Arc<Shared<Demand, R>>,
+}
+
+/// Which scopes a route needs.
+struct Demand {
+    scopes: Scopes,
+    all: bool,
+}
+
+impl Demand {
+    fn is_met_by(&self, granted: &Scopes) -> bool {
+        let mut scopes = self.scopes.iter();
+        match self.all {
+            true => scopes.all(|scope| granted.contains(scope)),
+            false => scopes.any(|scope| granted.contains(scope)),
+        }
+    }
+}
+
+impl<R> RequireScopeLayer<R> {
+    pub(super) fn all_of(scopes: Scopes, parts: Shared<(), R>) -> Result<Self, InvalidScope> {
+        Self::new(scopes, true, parts)
+    }
+
+    pub(super) fn any_of(scopes: Scopes, parts: Shared<(), R>) -> Result<Self, InvalidScope> {
+        Self::new(scopes, false, parts)
+    }
+
+    fn new(scopes: Scopes, all: bool, parts: Shared<(), R>) -> Result<Self, InvalidScope> {
+        if scopes.is_empty() {
+            // An empty list would mean "everybody" or "nobody", and neither is what anybody meant.
+            return Err(InvalidScope::empty());
+        }
+        let Shared { responder, terms, settings, .. } = parts;
+        let stations = Arc::new(Demand { scopes, all });
+        Ok(Self { shared: Arc::new(Shared { stations, responder, terms, settings }) })
+    }
+}
+
+impl<S, R> Layer<S> for RequireScopeLayer<R> {
+    type Service = RequireScope<S, R>;
+
+    fn layer(&self, inner: S) -> Self::Service {
+        RequireScope { inner, shared: Arc::clone(&self.shared) }
+    }
+}
+
+impl<R> Clone for RequireScopeLayer<R> {
+    fn clone(&self) -> Self {
+        Self { shared: Arc::clone(&self.shared) }
+    }
+}
+
+impl<R> fmt::Debug for RequireScopeLayer<R> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("RequireScopeLayer").field(&self.shared.stations.scopes).finish()
+    }
+}
+
+/// The service of a [`RequireScopeLayer`].
+pub struct RequireScope<S, R = Problem> {
+    inner: S,
+    shared: Arc<Shared<Demand, R>>,
+}
+
+impl<S, R, ReqB, ResB> Service<Request<ReqB>> for RequireScope<S, R>
+where
+    S: Service<Request<ReqB>, Response = Response<ResB>>,
+    R: Respond<ResB>,
+{
+    type Response = Response<ResB>;
+    type Error = S::Error;
+    type Future = GuardFuture<S::Future, ResB>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, request: Request<ReqB>) -> Self::Future {
+        let demand = &self.shared.stations;
+        let rejection = match Passage::of(&request) {
+            Passage::Preflight => None,
+            Passage::Granted(grant) if demand.is_met_by(grant.scopes()) => None,
+            Passage::Granted(grant) => Some(Rejection::insufficient_scope(demand.scopes.clone()).of_grant(grant)),
+            Passage::Anonymous => {
+                Some(Rejection::new(RejectionKind::Missing).with_required_scopes(demand.scopes.clone()))
+            }
+            Passage::None => Some(Rejection::misconfigured(NO_GATE)),
+        };
+        let state = match rejection {
+            None => Guard::Running { future: self.inner.call(request) },
+            Some(rejection) => {
+                let protocol = self.shared.protocol(request.headers());
+                Guard::Refused { response: Some(self.shared.refuse(rejection, protocol)) }
+            }
+        };
+        GuardFuture { state }
+    }
+}
+
+impl<S: Clone, R> Clone for RequireScope<S, R> {
+    fn clone(&self) -> Self {
+        Self { inner: self.inner.clone(), shared: Arc::clone(&self.shared) }
+    }
+}
+
+impl<S, R> fmt::Debug for RequireScope<S, R> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("RequireScope").field(&self.shared.stations.scopes).finish()
+    }
+}
+
+pin_project_lite::pin_project! {
+    /// The future of a [`RequireScope`] service.
+    ///
+    /// # Panics
+    ///
+    /// If it is polled again after it was ready.
+    #[must_use = "futures do nothing unless you `.await` or poll them"]
+    pub struct GuardFuture<F, B> {
+        #[pin]
+        state: Guard<F, B>,
+    }
+}
+
+pin_project_lite::pin_project! {
+    #[project = GuardProj]
+    enum Guard<F, B> {
+        Refused { response: Option<Response<B>> },
+        Running { #[pin] future: F },
+    }
+}
+
+impl<F, B, E> Future for GuardFuture<F, B>
+where
+    F: Future<Output = Result<Response<B>, E>>,
+{
+    type Output = Result<Response<B>, E>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        match self.project().state.project() {
+            GuardProj::Refused { response } => Poll::Ready(Ok(super::future::once(response))),
+            GuardProj::Running { future } => future.poll(cx),
+        }
+    }
+}
+
+impl<F, B> fmt::Debug for GuardFuture<F, B> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("GuardFuture(..)")
+    }
+}

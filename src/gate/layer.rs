@@ -1,0 +1,435 @@
+use std::fmt;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use http::Response;
+use tower_layer::Layer;
+
+use super::admission::{Limited, Metered};
+use super::inner::{RateLimitLayer, RequireScopeLayer};
+use super::service::AuthService;
+use crate::extract::{Alphabet, TokenForm};
+use crate::grant::{InvalidScope, Scopes};
+use crate::limit::Limiter;
+use crate::rejection::{Protocol, Rejection};
+use crate::respond::challenge::Terms;
+use crate::respond::{Challenge, ChallengeError, Problem, RateLimitHeaders, Respond};
+use crate::store::{AnswersAtOnce, TokenStore};
+
+/// The gate: finds the caller's token, looks it up, charges the budget, and refuses in the words of the standards.
+///
+/// What it admits goes on with the grant in its extensions: handlers take [`Authenticated`](crate::Authenticated).
+/// What it refuses never reaches the inner service, and never is an error: the answer is a response, with the
+/// [`Rejection`] in its extensions.
+///
+/// ```
+/// use tollgate::limit::RateLimits;
+/// use tollgate::{AuthLayer, Grant, MemoryStore, Quota};
+///
+/// let tokens = MemoryStore::from_iter([("a-token", Grant::new("alice", "Alice"))]);
+/// let gate = AuthLayer::new(tokens)
+///     .with_realm("trading")?
+///     .with_rate_limit(RateLimits::new(Quota::per_minute(180).with_burst(20)));
+/// # let _ = gate;
+/// # Ok::<_, tollgate::respond::ChallengeError>(())
+/// ```
+///
+/// # Where it stands
+///
+/// - Inside of CORS, so that refusals get their headers too, and of anything that counts or logs refusals.
+/// - Outside of everything that must not run for strangers, such as reading bodies.
+/// - A request that waits for its store holds on to the inner service that was made ready for it, and to whatever
+///   permit that has ([`ConcurrencyLimit`](https://docs.rs/tower/latest/tower/limit/concurrency/)): every wait has a
+///   deadline, therefore. A refused request leaves the permit with the instance.
+///
+/// In axum, give two layers for one method router as a tuple or use `route_layer`: chained
+/// `MethodRouter::layer(..).layer(..)` leaves the type between them open.
+pub struct AuthLayer<A, R = Problem> {
+    shared: Arc<Shared<A, R>>,
+}
+
+/// What a service needs, behind one pointer, because axum clones services at every request. Each part is shared again,
+/// so that a builder can change one of them after the layer was cloned.
+pub(super) struct Shared<A, R> {
+    pub(super) stations: Arc<A>,
+    pub(super) responder: Arc<R>,
+    pub(super) terms: Arc<Terms>,
+    pub(super) settings: Settings,
+}
+
+#[derive(Clone)]
+pub(super) struct Settings {
+    pub(super) form: TokenForm,
+    pub(super) patience: Option<Patience>,
+    pub(super) anonymous: bool,
+    pub(super) preflight: bool,
+    pub(super) remove_authorization: bool,
+    pub(super) wall_clock: WallClock,
+}
+
+/// How long to wait for a store, and how.
+#[derive(Clone)]
+pub(super) struct Patience {
+    pub(super) deadline: Duration,
+    sleep: Arc<dyn Sleep>,
+}
+
+impl Patience {
+    pub(super) fn start(&self) -> BoxSleep {
+        self.sleep.sleep(self.deadline)
+    }
+}
+
+pub(super) type BoxSleep = Pin<Box<dyn Future<Output = ()> + Send>>;
+
+/// Sleeps, without a runtime of ours: every `Fn(Duration)` that returns a future does, `tokio::time::sleep` first.
+pub trait Sleep: Send + Sync + 'static {
+    /// A future that is over after this time.
+    fn sleep(&self, duration: Duration) -> Pin<Box<dyn Future<Output = ()> + Send>>;
+}
+
+impl<F, Fut> Sleep for F
+where
+    F: Fn(Duration) -> Fut + Send + Sync + 'static,
+    Fut: Future<Output = ()> + Send + 'static,
+{
+    fn sleep(&self, duration: Duration) -> BoxSleep {
+        Box::pin(self(duration))
+    }
+}
+
+/// What tells whether a grant has expired.
+#[derive(Clone)]
+pub(super) enum WallClock {
+    System,
+    Given(Arc<dyn Fn() -> SystemTime + Send + Sync>),
+}
+
+impl WallClock {
+    pub(super) fn now(&self) -> SystemTime {
+        match self {
+            Self::System => SystemTime::now(),
+            Self::Given(now) => now(),
+        }
+    }
+}
+
+impl<T: TokenStore> AuthLayer<T> {
+    /// A gate for a store that never waits, such as [`MemoryStore`](crate::MemoryStore).
+    ///
+    /// It takes tokens from the `Authorization` header, speaks for the realm `api`, and refuses by [`Problem`].
+    #[must_use]
+    pub fn new(store: T) -> Self
+    where
+        T: AnswersAtOnce,
+    {
+        Self::with_patience(store, None)
+    }
+
+    /// A gate for a store that may have to wait, and for how long it may: after the deadline the answer is 503.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use tollgate::{AuthLayer, Grant, store};
+    ///
+    /// let store = store::from_fn(|_digest| async { Ok::<Option<Grant<()>>, std::io::Error>(None) });
+    /// let gate = AuthLayer::waiting(store, Duration::from_millis(500), tokio::time::sleep);
+    /// # let _ = gate;
+    /// ```
+    #[must_use]
+    pub fn waiting(store: T, deadline: Duration, sleep: impl Sleep) -> Self {
+        Self::with_patience(store, Some(Patience { deadline, sleep: Arc::new(sleep) }))
+    }
+
+    fn with_patience(store: T, patience: Option<Patience>) -> Self {
+        let settings = Settings {
+            form: TokenForm::default(),
+            patience,
+            anonymous: false,
+            preflight: true,
+            remove_authorization: false,
+            wall_clock: WallClock::System,
+        };
+        Shared { stations: Arc::new(store), responder: Arc::new(Problem), terms: Arc::default(), settings }.into_layer()
+    }
+}
+
+impl<T: TokenStore, R> AuthLayer<T, R> {
+    /// The same, and every request is charged to the budget of its caller's subject.
+    ///
+    /// The order is: authenticate, then charge. A request that is refused with 401 costs nobody anything.
+    #[must_use]
+    pub fn with_rate_limit<L: Limiter>(self, limiter: L) -> AuthLayer<Limited<T, L>, R> {
+        let Shared { stations: store, responder, terms, settings } = Arc::unwrap_or_clone(self.shared);
+        Shared { stations: Arc::new(Limited { store, limiter }), responder, terms, settings }.into_layer()
+    }
+}
+
+impl<A, R> AuthLayer<A, R> {
+    /// The same for another protection space than `api`. It is told in every challenge.
+    ///
+    /// # Errors
+    ///
+    /// If it is empty or has a control or a non-ASCII character.
+    pub fn with_realm(self, realm: &str) -> Result<Self, ChallengeError> {
+        let bearer = self.shared.terms.bearer().clone().with_realm(realm)?;
+        Ok(self.map_terms(|terms| terms.with_bearer(bearer)))
+    }
+
+    /// The same with the URL of the service's protected resource metadata in every challenge (RFC 9728, section 5.1).
+    ///
+    /// It is configured and never made of the request's `Host`, which anybody can write.
+    ///
+    /// # Errors
+    ///
+    /// If it is no absolute URI.
+    pub fn with_resource_metadata(self, uri: &str) -> Result<Self, ChallengeError> {
+        let bearer = self.shared.terms.bearer().clone().with_resource_metadata(uri)?;
+        Ok(self.map_terms(|terms| terms.with_bearer(bearer)))
+    }
+
+    /// The same with the challenge of another scheme that the service takes as well, in a field line of its own.
+    #[must_use]
+    pub fn with_challenge(self, challenge: Challenge) -> Self {
+        self.map_terms(|terms| terms.with_other(challenge))
+    }
+
+    /// The same with another dialect of rate limit headers.
+    #[must_use]
+    pub fn with_rate_limit_headers(self, dialect: RateLimitHeaders) -> Self {
+        self.map_terms(|terms| terms.with_ratelimit(dialect))
+    }
+
+    /// The same with another responder: [`Empty`](crate::Empty), [`Problem::map_body`], or one of your own.
+    #[must_use]
+    pub fn with_responder<R2>(self, responder: R2) -> AuthLayer<A, R2> {
+        let Shared { stations, terms, settings, .. } = Arc::unwrap_or_clone(self.shared);
+        Shared { stations, responder: Arc::new(responder), terms, settings }.into_layer()
+    }
+
+    /// The same with a closure as responder. The closure is typed here, so that a mistake in it is told at its place.
+    ///
+    /// ```
+    /// use http::Response;
+    /// use tollgate::{AuthLayer, Grant, MemoryStore};
+    ///
+    /// let tokens = MemoryStore::from_iter([("a-token", Grant::new("alice", ()))]);
+    /// let gate = AuthLayer::new(tokens).with_response_fn(|rejection| {
+    ///     let mut response = Response::new(format!("no: {rejection}"));
+    ///     *response.status_mut() = http::StatusCode::IM_A_TEAPOT;
+    ///     response
+    /// });
+    /// # let _ = gate;
+    /// ```
+    #[must_use]
+    pub fn with_response_fn<B, F>(self, respond: F) -> AuthLayer<A, F>
+    where
+        F: Fn(&Rejection) -> Response<B> + Send + Sync + 'static,
+    {
+        self.with_responder(respond)
+    }
+
+    /// The same with another limit than 8192 on the bytes of a token. Longer ones are refused before any hashing.
+    #[must_use]
+    pub fn with_max_token_len(self, max_len: usize) -> Self {
+        self.map_settings(|settings| settings.form.max_len = max_len)
+    }
+
+    /// The same with another alphabet of tokens.
+    #[must_use]
+    pub fn with_alphabet(self, alphabet: Alphabet) -> Self {
+        self.map_settings(|settings| settings.form.alphabet = alphabet)
+    }
+
+    /// The same, and a request that presents nothing goes on as [anonymous](crate::Unauthenticated::Anonymous).
+    ///
+    /// What is presented and bad is refused all the same. Anonymous callers are limited as the limiter says, see
+    /// [`RateLimits::with_anonymous`](crate::RateLimits::with_anonymous). A handler takes
+    /// `Option<Authenticated<P>>`.
+    #[must_use]
+    pub fn with_optional_authentication(self) -> Self {
+        self.map_settings(|settings| settings.anonymous = true)
+    }
+
+    /// The same, and CORS preflights have to authenticate as well, which browsers cannot do.
+    ///
+    /// For services behind a CORS layer that answers preflights by itself. By default a true preflight (`OPTIONS` with
+    /// `Origin` and `Access-Control-Request-Method`) passes without a grant, marked as
+    /// [`Unauthenticated::Preflight`](crate::Unauthenticated::Preflight).
+    #[must_use]
+    pub fn without_preflight(self) -> Self {
+        self.map_settings(|settings| settings.preflight = false)
+    }
+
+    /// The same, and the `Authorization` header is removed before the inner service sees the request.
+    ///
+    /// It is marked sensitive in any case, so that nothing prints it.
+    #[must_use]
+    pub fn with_authorization_removed(self) -> Self {
+        self.map_settings(|settings| settings.remove_authorization = true)
+    }
+
+    /// The same with another clock for expiry and for headers that tell the time: for tests.
+    #[must_use]
+    pub fn with_wall_clock(self, now: impl Fn() -> SystemTime + Send + Sync + 'static) -> Self {
+        self.map_settings(|settings| settings.wall_clock = WallClock::Given(Arc::new(now)))
+    }
+
+    /// A layer for routes behind this gate that need all of these scopes. It speaks with the gate's realm and
+    /// responder, so that the gate is to be set up before.
+    ///
+    /// ```
+    /// use axum::{Router, routing::post};
+    /// use tollgate::{AuthLayer, Grant, MemoryStore};
+    ///
+    /// let tokens = MemoryStore::from_iter([("a-token", Grant::new("alice", ()).with_scopes(["trade"])?)]);
+    /// let gate = AuthLayer::new(tokens);
+    /// let app: Router = Router::new()
+    ///     .route("/orders", post(|| async { "placed" }).route_layer(gate.require_scopes(["trade"])?))
+    ///     .layer(gate);
+    /// # Ok::<_, tollgate::InvalidScope>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// If there is no scope, or one has a character that RFC 6749 does not allow.
+    pub fn require_scopes<I>(&self, scopes: I) -> Result<RequireScopeLayer<R>, InvalidScope>
+    where
+        I: IntoIterator,
+        I::Item: AsRef<str>,
+    {
+        RequireScopeLayer::all_of(Scopes::new(scopes)?, self.inner_parts(()))
+    }
+
+    /// A layer for routes behind this gate that need one of these scopes, see
+    /// [`require_scopes`](Self::require_scopes).
+    ///
+    /// # Errors
+    ///
+    /// If there is no scope, or one has a character that RFC 6749 does not allow.
+    pub fn require_any_scope<I>(&self, scopes: I) -> Result<RequireScopeLayer<R>, InvalidScope>
+    where
+        I: IntoIterator,
+        I::Item: AsRef<str>,
+    {
+        RequireScopeLayer::any_of(Scopes::new(scopes)?, self.inner_parts(()))
+    }
+
+    /// A layer for routes behind this gate that draw on one more budget. It speaks with the gate's responder and
+    /// dialect of headers.
+    ///
+    /// Give the limiter a policy name of its own: both policies are told to the client.
+    ///
+    /// ```
+    /// use axum::{Router, routing::post};
+    /// use tollgate::limit::RateLimits;
+    /// use tollgate::{AuthLayer, Grant, MemoryStore, Quota};
+    ///
+    /// let tokens = MemoryStore::from_iter([("a-token", Grant::new("alice", ()))]);
+    /// let gate = AuthLayer::new(tokens).with_rate_limit(RateLimits::new(Quota::per_minute(180)));
+    /// let orders = gate.rate_limit(RateLimits::named("orders", Quota::per_second(3))?);
+    /// let app: Router = Router::new()
+    ///     .route("/orders", post(|| async { "placed" }).route_layer(orders))
+    ///     .layer(gate);
+    /// # Ok::<_, tollgate::InvalidPolicyName>(())
+    /// ```
+    #[must_use]
+    pub fn rate_limit<L: Limiter>(&self, limiter: L) -> RateLimitLayer<L, R> {
+        RateLimitLayer::from_parts(self.inner_parts(Metered(limiter)))
+    }
+
+    /// Refuses as this gate does, with its realm and responder: for handlers that find out by themselves that a grant
+    /// does not suffice. Keep a clone of the gate in the handler's state.
+    ///
+    /// ```
+    /// use http::Response;
+    /// use tollgate::{AuthLayer, Grant, MemoryStore, Rejection, Scopes};
+    ///
+    /// let tokens = MemoryStore::from_iter([("a-token", Grant::new("alice", ()))]);
+    /// let gate = AuthLayer::new(tokens).with_realm("trading")?;
+    /// let response: Response<bytes::Bytes> =
+    ///     gate.refuse(Rejection::insufficient_scope(Scopes::new(["trade"])?));
+    /// assert_eq!(response.status(), 403);
+    /// assert_eq!(
+    ///     response.headers()["www-authenticate"],
+    ///     r#"Bearer realm="trading", error="insufficient_scope", scope="trade""#,
+    /// );
+    /// # Ok::<_, Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn refuse<B>(&self, rejection: Rejection) -> Response<B>
+    where
+        R: Respond<B>,
+    {
+        self.shared.refuse(rejection, Protocol::Http)
+    }
+
+    fn inner_parts<M>(&self, stations: M) -> Shared<M, R> {
+        let Shared { responder, terms, settings, .. } = &*self.shared;
+        Shared {
+            stations: Arc::new(stations),
+            responder: Arc::clone(responder),
+            terms: Arc::clone(terms),
+            settings: settings.clone(),
+        }
+    }
+
+    fn map_settings(self, change: impl FnOnce(&mut Settings)) -> Self {
+        let mut shared = Arc::unwrap_or_clone(self.shared);
+        change(&mut shared.settings);
+        shared.into_layer()
+    }
+
+    fn map_terms(self, change: impl FnOnce(Terms) -> Terms) -> Self {
+        let shared = Arc::unwrap_or_clone(self.shared);
+        let terms = Arc::new(change(Arc::unwrap_or_clone(shared.terms)));
+        Shared { terms, ..shared }.into_layer()
+    }
+}
+
+impl<S, A, R> Layer<S> for AuthLayer<A, R> {
+    type Service = AuthService<S, A, R>;
+
+    fn layer(&self, inner: S) -> Self::Service {
+        AuthService::new(inner, Arc::clone(&self.shared))
+    }
+}
+
+impl<A, R> Clone for AuthLayer<A, R> {
+    fn clone(&self) -> Self {
+        Self { shared: Arc::clone(&self.shared) }
+    }
+}
+
+impl<A, R> Clone for Shared<A, R> {
+    fn clone(&self) -> Self {
+        Self {
+            stations: Arc::clone(&self.stations),
+            responder: Arc::clone(&self.responder),
+            terms: Arc::clone(&self.terms),
+            settings: self.settings.clone(),
+        }
+    }
+}
+
+impl<A, R> fmt::Debug for AuthLayer<A, R> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.shared.fmt_as("AuthLayer", f)
+    }
+}
+
+impl<A, R> Shared<A, R> {
+    fn into_layer(self) -> AuthLayer<A, R> {
+        AuthLayer { shared: Arc::new(self) }
+    }
+
+    pub(super) fn fmt_as(&self, name: &str, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct(name)
+            .field("challenge", self.terms.bearer())
+            .field("headers", &self.terms.ratelimit())
+            .field("form", &self.settings.form)
+            .field("deadline", &self.settings.patience.as_ref().map(|patience| patience.deadline))
+            .field("anonymous", &self.settings.anonymous)
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,94 @@
+//! Opaque API tokens and a budget on each of them, for axum, hyper and tonic.
+//!
+//! A gate is a tower layer. It finds the caller's token, looks it up by digest, charges the caller's budget, and
+//! refuses in the words of the standards:
+//!
+//! ```text
+//! HeaderMap ──extract──▶ BearerToken ──authenticate──▶ Grant<P> ──limit──▶ Decision ──▶ inner service
+//!                │                          │                          │
+//!                └──────────────────────────┴─────── Rejection ◀───────┘
+//!                                                        │
+//!                                                     respond ──▶ Response<B>
+//! ```
+//!
+//! Each station is pure and turns one type into the next; [`gate`] drives them and is the only part that knows tower.
+//!
+//! # Example
+//!
+//! ```
+//! # #[cfg(feature = "axum")]
+//! # fn app() -> axum::Router {
+//! use axum::{Router, routing::get};
+//! use tollgate::{AuthLayer, Authenticated, Grant, MemoryStore, Quota, RateLimits};
+//!
+//! struct User { name: &'static str }
+//!
+//! let tokens = MemoryStore::from_iter([("a-secret-token", Grant::new("alice", User { name: "Alice" }))]);
+//! let gate = AuthLayer::new(tokens).with_rate_limit(RateLimits::new(Quota::per_minute(180).with_burst(20)));
+//! let app: Router = Router::new()
+//!     .route("/", get(|who: Authenticated<User>| async move { format!("hello, {}", who.principal().name) }))
+//!     .layer(gate);
+//! # app
+//! # }
+//! ```
+//!
+//! hyper users write the same with `tower::ServiceBuilder` and find the grant in the request's extensions, as
+//! [`CurrentGrant`]. tonic and boxed bodies choose the responder [`Empty`] or [`Problem::map_body`].
+//!
+//! # The modules, along the road
+//!
+//! | | |
+//! |---|---|
+//! | [`extract`] | find the token: bytes in, token out |
+//! | [`store`] | find the grant: [`TokenStore`], [`MemoryStore`] and others |
+//! | [`limit`] | charge the budget: [`RateLimits`], or a [`Limiter`] of your own |
+//! | [`respond`] | say no: [`Challenge`](respond::Challenge), [`Problem`], `RateLimit` headers |
+//! | [`gate`] | the tower layers: [`AuthLayer`], [`RateLimitLayer`], [`RequireScopeLayer`] |
+//!
+//! # Features
+//!
+//! No feature is on by default, and none changes what is there without it.
+//!
+//! | feature | adds |
+//! |---|---|
+//! | `axum` | [`Authenticated`] as extractor, [`Rejection`] as response |
+//! | `serde` | `Serialize` and `Deserialize` for [`Quota`] |
+//! | `test-util` | `store::contract`, checks that a store runs on itself |
+#![forbid(unsafe_code)]
+#![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used))]
+
+mod answer;
+mod decision;
+mod grant;
+mod head;
+mod quota;
+mod rejection;
+mod token;
+
+mod authenticate;
+pub mod extract;
+pub mod limit;
+pub mod respond;
+pub mod store;
+
+pub mod gate;
+
+#[cfg(feature = "axum")]
+pub mod axum;
+
+pub use answer::{Answer, Immediate};
+pub use decision::{Decision, InvalidPolicyName, Policy, Verdict};
+pub use gate::{AuthLayer, AuthService, Limited, RateLimitLayer, RateLimitService, RequireScope, RequireScopeLayer};
+pub use grant::{Authenticated, CurrentGrant, Grant, GrantId, InvalidScope, Scopes, Subject, Unauthenticated};
+pub use head::Head;
+pub use limit::{Charge, Limiter, RateLimits};
+pub use quota::{Quota, QuotaError};
+pub use rejection::{Protocol, Rejection, RejectionKind, StoreError};
+pub use respond::{Empty, Problem, RateLimitHeaders};
+pub use store::{BoxStore, MemoryStore, TokenStore};
+pub use token::{BearerToken, Carrier, TokenDigest};
+
+/// The README's code, compiled and run.
+#[cfg(all(doctest, feature = "axum"))]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -1,0 +1,283 @@
+use std::error::Error;
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::decision::Decision;
+use crate::grant::{CurrentGrant, GrantId, Scopes};
+use crate::respond::challenge::{Challenge, ChallengeError, Terms};
+
+/// Why a request was refused, and all that is needed to say so.
+///
+/// A gate puts it into the extensions of its answer, so that outer layers can count and log it. It holds no token.
+///
+/// A handler that finds out by itself that a grant does not suffice makes one, and a gate around it completes the
+/// challenge with its realm:
+///
+/// ```
+/// use tollgate::{Rejection, RejectionKind, Scopes};
+///
+/// let missing = Rejection::insufficient_scope(Scopes::new(["orders:write"])?);
+/// assert_eq!(missing.kind(), RejectionKind::InsufficientScope);
+/// # Ok::<_, tollgate::InvalidScope>(())
+/// ```
+#[derive(Clone)]
+pub struct Rejection {
+    kind: RejectionKind,
+    protocol: Protocol,
+    /// How the gate speaks; `None` until a gate has seen it.
+    terms: Option<Arc<Terms>>,
+    grant: Option<GrantId>,
+    decision: Option<Decision>,
+    /// Boxed: few refusals have any, and every step of the road moves a `Rejection`.
+    needs: Option<Box<Needs>>,
+    source: Option<StoreError>,
+    /// For [`RejectionKind::Misconfigured`]: what was forgotten.
+    hint: &'static str,
+}
+
+/// What a caller would have to bring.
+#[derive(Clone)]
+enum Needs {
+    Scopes(Scopes),
+    Authentication(Challenge),
+}
+
+/// The reasons for which a request can be refused, with the status and the challenge's `error` that they get over HTTP.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum RejectionKind {
+    /// 401: nothing was presented.
+    Missing,
+    /// 401 `invalid_token`: what was presented is no token.
+    MalformedToken,
+    /// 401 `invalid_token`: no grant belongs to the token, or none any more.
+    UnknownToken,
+    /// 401 `invalid_token`: the grant is not valid yet. Looks like an unknown token.
+    NotYetValid,
+    /// 401 `invalid_token`: the grant has expired.
+    ExpiredToken,
+    /// 401 `invalid_token`: the token is bound to a key and came without proof. Looks like an unknown token.
+    SenderConstrained,
+    /// 400 `invalid_request`: more than one credential, or a request that leaves open which is meant.
+    InvalidRequest,
+    /// 403 `insufficient_scope`: the grant does not allow this.
+    InsufficientScope,
+    /// 401 `insufficient_user_authentication`: the user has to authenticate again, or better (RFC 9470).
+    InsufficientUserAuthentication,
+    /// 429: the budget is spent.
+    OverLimit,
+    /// 400: the request costs more than the budget can ever hold.
+    CostAboveBurst,
+    /// 503: the store could not tell, or not in time.
+    StoreUnavailable,
+    /// 500: layers are missing or in the wrong order.
+    Misconfigured,
+}
+
+/// In whose words an answer is to be written.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Protocol {
+    /// Status, header fields, body.
+    #[default]
+    Http,
+    /// gRPC: status 200 and `grpc-status` in the head ("Trailers-Only").
+    Grpc,
+}
+
+impl Rejection {
+    pub(crate) fn new(kind: RejectionKind) -> Self {
+        Self {
+            kind,
+            protocol: Protocol::Http,
+            terms: None,
+            grant: None,
+            decision: None,
+            needs: None,
+            source: None,
+            hint: "",
+        }
+    }
+
+    /// The grant lacks one of these scopes: 403.
+    #[must_use]
+    pub fn insufficient_scope(scopes: Scopes) -> Self {
+        Self { needs: Some(Box::new(Needs::Scopes(scopes))), ..Self::new(RejectionKind::InsufficientScope) }
+    }
+
+    /// The user has to authenticate by one of these methods, most wanted first, or not longer ago than this (RFC 9470,
+    /// section 3): 401.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use tollgate::Rejection;
+    ///
+    /// let step_up = Rejection::insufficient_user_authentication(["myACR"], Some(Duration::from_secs(5)))?;
+    /// # let _ = step_up;
+    /// # Ok::<_, tollgate::respond::ChallengeError>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// If a value is empty or has a space, a quote, a backslash, a control or a non-ASCII character.
+    pub fn insufficient_user_authentication<I>(acr_values: I, max_age: Option<Duration>) -> Result<Self, ChallengeError>
+    where
+        I: IntoIterator,
+        I::Item: AsRef<str>,
+    {
+        let mut needs = Challenge::bearer(Terms::DEFAULT_REALM)?.with_acr_values(acr_values)?;
+        if let Some(max_age) = max_age {
+            needs = needs.with_max_age(max_age);
+        }
+        let kind = RejectionKind::InsufficientUserAuthentication;
+        Ok(Self { needs: Some(Box::new(Needs::Authentication(needs))), ..Self::new(kind) })
+    }
+
+    pub(crate) fn misconfigured(hint: &'static str) -> Self {
+        Self { hint, ..Self::new(RejectionKind::Misconfigured) }
+    }
+
+    pub(crate) fn unavailable(source: StoreError) -> Self {
+        Self { source: Some(source), ..Self::new(RejectionKind::StoreUnavailable) }
+    }
+
+    pub(crate) fn over_limit(kind: RejectionKind, decision: Decision) -> Self {
+        Self { decision: Some(decision), ..Self::new(kind) }
+    }
+
+    pub(crate) fn of_grant(self, grant: &CurrentGrant) -> Self {
+        Self { grant: Some(grant.id().clone()), ..self }
+    }
+
+    pub(crate) fn under(self, terms: &Arc<Terms>, protocol: Protocol) -> Self {
+        Self { terms: Some(Arc::clone(terms)), protocol, ..self }
+    }
+
+    /// Why.
+    #[must_use]
+    pub fn kind(&self) -> RejectionKind {
+        self.kind
+    }
+
+    /// In whose words the answer has to be written.
+    #[must_use]
+    pub fn protocol(&self) -> Protocol {
+        self.protocol
+    }
+
+    /// The grant that was refused, if one was found and is what was refused.
+    #[must_use]
+    pub fn grant(&self) -> Option<&GrantId> {
+        self.grant.as_ref()
+    }
+
+    /// What the limiter decided, if it was the limiter that refused.
+    #[must_use]
+    pub fn decision(&self) -> Option<&Decision> {
+        self.decision.as_ref()
+    }
+
+    /// The scopes that would have been needed.
+    #[must_use]
+    pub fn required_scopes(&self) -> Option<&Scopes> {
+        match self.needs.as_deref() {
+            Some(Needs::Scopes(scopes)) => Some(scopes),
+            _ => None,
+        }
+    }
+
+    /// The gate's protection space, if a gate has seen this.
+    #[must_use]
+    pub fn realm(&self) -> Option<&str> {
+        self.terms.as_ref()?.bearer().realm()
+    }
+
+    pub(crate) fn with_required_scopes(self, scopes: Scopes) -> Self {
+        Self { needs: Some(Box::new(Needs::Scopes(scopes))), ..self }
+    }
+
+    /// The methods and age that would have been needed, as a challenge that has only these.
+    pub(crate) fn required_authentication(&self) -> Option<&Challenge> {
+        match self.needs.as_deref() {
+            Some(Needs::Authentication(challenge)) => Some(challenge),
+            _ => None,
+        }
+    }
+
+    pub(crate) fn terms(&self) -> Option<&Arc<Terms>> {
+        self.terms.as_ref()
+    }
+
+    pub(crate) fn hint(&self) -> &'static str {
+        self.hint
+    }
+}
+
+impl fmt::Debug for Rejection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Rejection")
+            .field("kind", &self.kind)
+            .field("protocol", &self.protocol)
+            .field("realm", &self.realm())
+            .field("grant", &self.grant)
+            .field("decision", &self.decision)
+            .field("source", &self.source)
+            .finish_non_exhaustive()
+    }
+}
+
+impl fmt::Display for Rejection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self.kind {
+            RejectionKind::Missing => "no credentials were presented",
+            RejectionKind::MalformedToken => "the credentials are no token",
+            RejectionKind::UnknownToken => "the token is unknown or revoked",
+            RejectionKind::NotYetValid => "the grant is not valid yet",
+            RejectionKind::ExpiredToken => "the grant has expired",
+            RejectionKind::SenderConstrained => "the token is bound to a key and came without proof",
+            RejectionKind::InvalidRequest => "the request carries more than one credential",
+            RejectionKind::InsufficientScope => "the grant lacks a scope",
+            RejectionKind::InsufficientUserAuthentication => "the user has to authenticate again",
+            RejectionKind::OverLimit => "the budget is spent",
+            RejectionKind::CostAboveBurst => "the request costs more than the budget can ever hold",
+            RejectionKind::StoreUnavailable => "the token store is unavailable",
+            RejectionKind::Misconfigured => "layers are missing or in the wrong order",
+        })
+    }
+}
+
+impl Error for Rejection {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        self.source.as_ref().map(|source| source as _)
+    }
+}
+
+/// A store could not find out whether a token is good.
+///
+/// Opaque, with the store's own error as [`source`](Error::source). A store must not put the token into its errors.
+#[derive(Clone, Debug)]
+pub struct StoreError(Arc<dyn Error + Send + Sync>);
+
+impl StoreError {
+    /// Keeps what a store says.
+    pub fn new(error: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
+        Self(Arc::from(error.into()))
+    }
+
+    pub(crate) fn deadline(deadline: Duration) -> Self {
+        Self::new(format!("no answer within {deadline:?}"))
+    }
+}
+
+impl fmt::Display for StoreError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("the token store is unavailable")
+    }
+}
+
+impl Error for StoreError {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        Some(&*self.0)
+    }
+}

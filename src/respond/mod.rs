@@ -1,0 +1,209 @@
+//! The last station: say no, in the words of the standards.
+//!
+//! This is the only place that knows the status codes and header fields of answers. [`Problem`] is the default
+//! responder, [`Empty`] is for bodies that can only be empty, [`Problem::map_body`] for any other body, and a closure
+//! from `&Rejection` to a response is a responder too.
+//!
+//! # Rules
+//!
+//! 1. Nothing usable was presented: 401 without an error code. The token is wrong: 401 `invalid_token`. The request is
+//!    wrong: 400 `invalid_request`. Rights are missing: 403. The server cannot tell: 503.
+//! 2. Every 400 to 403 that speaks of credentials has a challenge; 429 and 5xx have none.
+//! 3. No refusal may be stored: `Cache-Control: no-store`.
+//! 4. `Retry-After` is in whole seconds, rounded up and never 0.
+//! 5. A gRPC request is refused in gRPC's own words, since its clients read nothing else.
+
+use http::{HeaderName, HeaderValue, Response, StatusCode, header};
+
+pub(crate) mod challenge;
+mod grpc;
+mod problem;
+pub(crate) mod ratelimit;
+
+pub use challenge::{Challenge, ChallengeError, ErrorCode};
+pub use problem::{MapBody, Problem};
+pub use ratelimit::RateLimitHeaders;
+
+use crate::rejection::{Protocol, Rejection, RejectionKind};
+use challenge::Terms;
+
+/// Writes refusals.
+///
+/// Closures implement it; [`AuthLayer::with_response_fn`](crate::AuthLayer::with_response_fn) takes one. A responder
+/// never sees the request: what it may say is in the [`Rejection`].
+///
+/// ```
+/// use http::{Response, StatusCode};
+/// use tollgate::respond::Respond;
+/// use tollgate::{Rejection, RejectionKind};
+///
+/// /// Takes the standard head and writes a body of its own.
+/// fn crosstrade(rejection: &Rejection) -> Response<String> {
+///     let response: Response<String> = tollgate::Empty.respond(rejection);
+///     match rejection.kind() {
+///         RejectionKind::OverLimit => response.map(|_| r#"{"error": "Rate limit exceeded"}"#.to_owned()),
+///         _ => response,
+///     }
+/// }
+/// # let _: &dyn Respond<String> = &crosstrade;
+/// ```
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` cannot write a refusal into a body of type `{B}`",
+    note = "`Problem` needs `{B}: From<Bytes>`",
+    note = "use `.with_responder(Empty)` where `{B}: Default` (tonic), `.with_responder(Problem.map_body(..))` for a boxed body, or `.with_response_fn(|rejection| ..)`"
+)]
+pub trait Respond<B>: Send + Sync + 'static {
+    /// Writes a refusal.
+    fn respond(&self, rejection: &Rejection) -> Response<B>;
+
+    /// Writes a refusal and puts it into the extensions of the response, as gates do, so that outer layers can count
+    /// and log it.
+    fn refuse(&self, rejection: Rejection) -> Response<B> {
+        let mut response = self.respond(&rejection);
+        response.extensions_mut().insert(rejection);
+        response
+    }
+}
+
+impl<B, F> Respond<B> for F
+where
+    F: Fn(&Rejection) -> Response<B> + Send + Sync + 'static,
+{
+    fn respond(&self, rejection: &Rejection) -> Response<B> {
+        self(rejection)
+    }
+}
+
+impl<B, R: Respond<B> + ?Sized> Respond<B> for std::sync::Arc<R> {
+    fn respond(&self, rejection: &Rejection) -> Response<B> {
+        (**self).respond(rejection)
+    }
+}
+
+/// Refuses with the head alone: for bodies that are only [`Default`], such as tonic's.
+///
+/// ```
+/// use http::Response;
+/// use tollgate::respond::{Empty, Respond};
+/// use tollgate::{Rejection, Scopes};
+///
+/// let rejection = Rejection::insufficient_scope(Scopes::new(["trade"])?);
+/// let response: Response<()> = Empty.respond(&rejection);
+/// assert_eq!(response.status(), 403);
+/// assert_eq!(
+///     response.headers()["www-authenticate"],
+///     r#"Bearer realm="api", error="insufficient_scope", scope="trade""#,
+/// );
+/// # Ok::<_, tollgate::InvalidScope>(())
+/// ```
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Empty;
+
+impl<B: Default> Respond<B> for Empty {
+    fn respond(&self, rejection: &Rejection) -> Response<B> {
+        head(rejection).map(|()| B::default())
+    }
+}
+
+/// The status of a refusal over HTTP.
+fn status(kind: RejectionKind) -> StatusCode {
+    match kind {
+        RejectionKind::Missing
+        | RejectionKind::MalformedToken
+        | RejectionKind::UnknownToken
+        | RejectionKind::NotYetValid
+        | RejectionKind::ExpiredToken
+        | RejectionKind::SenderConstrained
+        | RejectionKind::InsufficientUserAuthentication => StatusCode::UNAUTHORIZED,
+        RejectionKind::InvalidRequest | RejectionKind::CostAboveBurst => StatusCode::BAD_REQUEST,
+        RejectionKind::InsufficientScope => StatusCode::FORBIDDEN,
+        RejectionKind::OverLimit => StatusCode::TOO_MANY_REQUESTS,
+        RejectionKind::StoreUnavailable => StatusCode::SERVICE_UNAVAILABLE,
+        RejectionKind::Misconfigured => StatusCode::INTERNAL_SERVER_ERROR,
+    }
+}
+
+/// The Bearer challenge of a refusal: none, one without an error, or one with.
+fn bearer_challenge(rejection: &Rejection, terms: &Terms) -> Option<HeaderValue> {
+    Some(match rejection.kind() {
+        RejectionKind::Missing => match rejection.required_scopes() {
+            // Scopes are no error information, so that they may be told to those who presented nothing.
+            Some(scopes) => terms.bearer().clone().with_scope(scopes).to_header_value(),
+            None => terms.challenge(None),
+        },
+        RejectionKind::MalformedToken
+        | RejectionKind::UnknownToken
+        | RejectionKind::NotYetValid
+        | RejectionKind::ExpiredToken
+        | RejectionKind::SenderConstrained => terms.challenge(Some(ErrorCode::InvalidToken)),
+        RejectionKind::InvalidRequest => terms.challenge(Some(ErrorCode::InvalidRequest)),
+        RejectionKind::InsufficientScope => {
+            let challenge = terms.bearer().clone().with_error(ErrorCode::InsufficientScope);
+            rejection
+                .required_scopes()
+                .map_or(challenge.clone(), |scopes| challenge.with_scope(scopes))
+                .to_header_value()
+        }
+        RejectionKind::InsufficientUserAuthentication => {
+            let challenge = terms.bearer().clone().with_error(ErrorCode::InsufficientUserAuthentication);
+            match rejection.required_authentication() {
+                Some(needed) => challenge.with_authentication_of(needed).to_header_value(),
+                None => challenge.to_header_value(),
+            }
+        }
+        RejectionKind::CostAboveBurst
+        | RejectionKind::OverLimit
+        | RejectionKind::StoreUnavailable
+        | RejectionKind::Misconfigured => return None,
+    })
+}
+
+/// Writes all `WWW-Authenticate` lines of a refusal, one a challenge (RFC 9110, section 11.6.1).
+pub(crate) fn write_challenges(headers: &mut http::HeaderMap, rejection: &Rejection, terms: &Terms) {
+    if let Some(bearer) = bearer_challenge(rejection, terms) {
+        headers.insert(header::WWW_AUTHENTICATE, bearer);
+        for other in terms.others() {
+            headers.append(header::WWW_AUTHENTICATE, other.clone());
+        }
+    }
+}
+
+/// Everything of a refusal but its body.
+fn head(rejection: &Rejection) -> Response<()> {
+    if rejection.protocol() == Protocol::Grpc {
+        return grpc::head(rejection);
+    }
+    let mut response = Response::new(());
+    *response.status_mut() = status(rejection.kind());
+    let headers = response.headers_mut();
+    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    match rejection.terms() {
+        Some(terms) => write_challenges(headers, rejection, terms),
+        None => write_challenges(headers, rejection, &Terms::default()),
+    }
+    write_limits(headers, rejection);
+    response
+}
+
+/// `Retry-After`, which every dialect has. The `RateLimit` fields of all policies are written by the gate, on success
+/// and refusal alike.
+fn write_limits(headers: &mut http::HeaderMap, rejection: &Rejection) {
+    if let Some(seconds) = rejection.decision().and_then(|decision| decision.retry_after_s()) {
+        headers.insert(header::RETRY_AFTER, seconds.into());
+    }
+}
+
+/// The protocol of a request, by its content type: `application/grpc`, alone or followed by `+` or `;`. gRPC-Web is
+/// not gRPC.
+pub(crate) fn protocol(headers: &http::HeaderMap) -> Protocol {
+    let is_grpc = headers.get(header::CONTENT_TYPE).is_some_and(|value| {
+        let value = value.as_bytes();
+        value.len() >= 16
+            && value[..16].eq_ignore_ascii_case(b"application/grpc")
+            && matches!(value.get(16), None | Some(b'+' | b';'))
+    });
+    if is_grpc { Protocol::Grpc } else { Protocol::Http }
+}
+
+const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
+const GRPC_MESSAGE: HeaderName = HeaderName::from_static("grpc-message");

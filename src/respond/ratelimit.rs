@@ -1,0 +1,208 @@
+//! `RateLimit`, `RateLimit-Policy` and their older dialects, as functions of a [`Decision`].
+
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use base64::prelude::{BASE64_STANDARD, Engine as _};
+use http::header::{HeaderMap, HeaderName, HeaderValue};
+
+use crate::decision::{Decision, secs_up};
+use crate::quota::Quota;
+
+/// In which dialect a gate tells clients of their budget.
+///
+/// The header names of the drafts are the same while their syntax is not, so that one gate speaks one dialect. All
+/// times are whole seconds, rounded up.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum RateLimitHeaders {
+    /// draft-ietf-httpapi-ratelimit-headers-10: `RateLimit: "default";r=19;t=1` and
+    /// `RateLimit-Policy: "default";q=20;w=7`, where `w` is the time in which the burst is refilled and `t` the time
+    /// until one unit more may be spent.
+    #[default]
+    Draft10,
+    /// draft-07: `RateLimit: limit=20, remaining=19, reset=1` and `RateLimit-Policy: 20;w=7`.
+    Draft07,
+    /// draft-05 and -06: `RateLimit-Limit: 20`, `RateLimit-Remaining`, `RateLimit-Reset`, `RateLimit-Policy: 20;w=7`.
+    Draft06,
+    /// draft-03: `RateLimit-Limit: 20, 20;w=7`, `RateLimit-Remaining`, `RateLimit-Reset`.
+    Draft03,
+    /// `X-RateLimit-Limit`, `-Remaining` and `-Reset`, which is a time: seconds since 1970, as GitHub has it.
+    XEpoch,
+    /// `X-RateLimit-Limit`, `-Remaining` and `-Reset`, which is a number of seconds from now.
+    XDelta,
+    /// None. `Retry-After` is sent all the same.
+    Off,
+}
+
+const RATELIMIT: HeaderName = HeaderName::from_static("ratelimit");
+const RATELIMIT_POLICY: HeaderName = HeaderName::from_static("ratelimit-policy");
+
+/// Limit, remaining, reset.
+const TRIPLE: [HeaderName; 3] = [
+    HeaderName::from_static("ratelimit-limit"),
+    HeaderName::from_static("ratelimit-remaining"),
+    HeaderName::from_static("ratelimit-reset"),
+];
+const X_TRIPLE: [HeaderName; 3] = [
+    HeaderName::from_static("x-ratelimit-limit"),
+    HeaderName::from_static("x-ratelimit-remaining"),
+    HeaderName::from_static("x-ratelimit-reset"),
+];
+
+/// What is to be written into one response, rendered as soon as the decision is known.
+#[derive(Debug)]
+pub(crate) struct Advert {
+    fields: Fields,
+    remaining: u32,
+}
+
+#[derive(Debug)]
+enum Fields {
+    /// Lists, to which other policies can be joined.
+    Draft10 { policy: HeaderValue, state: HeaderValue },
+    /// One policy only: the tightest is told.
+    Single { dialect: RateLimitHeaders, quota: Quota, reset: u64 },
+}
+
+/// Renders a decision; `None` if there is nothing to tell. `now` is asked only for a dialect that tells the time.
+pub(crate) fn advert(
+    dialect: RateLimitHeaders,
+    decision: &Decision,
+    now: impl FnOnce() -> SystemTime,
+) -> Option<Advert> {
+    let policy = decision.policy()?;
+    let fields = match dialect {
+        RateLimitHeaders::Off => return None,
+        RateLimitHeaders::Draft10 => {
+            Fields::Draft10 { policy: policy.advert().clone(), state: draft_10_state(policy.prefix(), decision)? }
+        }
+        RateLimitHeaders::XEpoch => {
+            let now_ns = now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_nanos());
+            let reset = (now_ns + u128::from(decision.full_in_ns())).div_ceil(1_000_000_000) as u64;
+            Fields::Single { dialect, quota: policy.quota(), reset }
+        }
+        RateLimitHeaders::XDelta => Fields::Single { dialect, quota: policy.quota(), reset: decision.full_in_s() },
+        RateLimitHeaders::Draft07 | RateLimitHeaders::Draft06 | RateLimitHeaders::Draft03 => {
+            // These drafts want the same moment as in `Retry-After`, where there is one.
+            let reset = decision.retry_after_s().unwrap_or(decision.full_in_s());
+            Fields::Single { dialect, quota: policy.quota(), reset }
+        }
+    };
+    Some(Advert { fields, remaining: decision.remaining() })
+}
+
+impl Advert {
+    /// Writes it into a response in which an inner layer may have told of its own policy.
+    pub(crate) fn write(self, headers: &mut HeaderMap) {
+        match self.fields {
+            Fields::Draft10 { policy, state } => {
+                join(headers, RATELIMIT_POLICY, policy);
+                join(headers, RATELIMIT, state);
+            }
+            Fields::Single { dialect, quota, reset } => {
+                // An inner policy that leaves less is the one to obey.
+                if told(headers, dialect).is_none_or(|told| u64::from(self.remaining) < told) {
+                    write_single(headers, dialect, quota, self.remaining, reset);
+                }
+            }
+        }
+    }
+}
+
+/// Adds an item to a list, in the same field line: many clients read only one.
+fn join(headers: &mut HeaderMap, name: HeaderName, item: HeaderValue) {
+    if !headers.contains_key(&name) {
+        headers.insert(name, item);
+        return;
+    }
+    let mut list = item.as_bytes().to_vec();
+    for inner in headers.get_all(&name) {
+        list.extend_from_slice(b", ");
+        list.extend_from_slice(inner.as_bytes());
+    }
+    // Values joined by a comma are a value.
+    if let Ok(list) = HeaderValue::try_from(list) {
+        headers.insert(name, list);
+    }
+}
+
+/// The smallest number that is told to be left already.
+fn told(headers: &HeaderMap, dialect: RateLimitHeaders) -> Option<u64> {
+    match dialect {
+        RateLimitHeaders::Draft07 => {
+            let value = headers.get(RATELIMIT)?.to_str().ok()?;
+            value.split(", ").find_map(|member| member.strip_prefix("remaining="))?.parse().ok()
+        }
+        RateLimitHeaders::XEpoch | RateLimitHeaders::XDelta => headers.get(&X_TRIPLE[1])?.to_str().ok()?.parse().ok(),
+        _ => headers.get(&TRIPLE[1])?.to_str().ok()?.parse().ok(),
+    }
+}
+
+fn write_single(headers: &mut HeaderMap, dialect: RateLimitHeaders, quota: Quota, remaining: u32, reset: u64) {
+    let (limit, window) = (quota.burst(), secs_up(quota.span_ns()));
+    let text = |text: String| HeaderValue::try_from(text).ok();
+    let fields = match dialect {
+        RateLimitHeaders::Draft07 => vec![
+            (RATELIMIT, text(format!("limit={limit}, remaining={remaining}, reset={reset}"))),
+            (RATELIMIT_POLICY, text(format!("{limit};w={window}"))),
+        ],
+        _ => {
+            let [limit_name, remaining_name, reset_name] = match dialect {
+                RateLimitHeaders::XEpoch | RateLimitHeaders::XDelta => X_TRIPLE,
+                _ => TRIPLE,
+            };
+            let limit_value = match dialect {
+                RateLimitHeaders::Draft03 => text(format!("{limit}, {limit};w={window}")),
+                _ => Some(limit.into()),
+            };
+            let mut fields = vec![
+                (limit_name, limit_value),
+                (remaining_name, Some(remaining.into())),
+                (reset_name, Some(reset.into())),
+            ];
+            if dialect == RateLimitHeaders::Draft06 {
+                fields.push((RATELIMIT_POLICY, text(format!("{limit};w={window}"))));
+            }
+            fields
+        }
+    };
+    for (name, value) in fields {
+        if let Some(value) = value {
+            headers.insert(name, value);
+        }
+    }
+}
+
+/// The `RateLimit-Policy` item of a policy, and what its `RateLimit` items begin with.
+pub(crate) fn render_policy(name: &str, quota: Quota) -> (String, Box<[u8]>) {
+    // RFC 9651, section 4.1.6. The name was checked: printable ASCII.
+    let name = format!("\"{}\"", name.replace('\\', "\\\\").replace('"', "\\\""));
+    let item = format!("{name};q={};w={}", quota.burst(), secs_up(quota.span_ns()));
+    (item, format!("{name};r=").into_bytes().into())
+}
+
+/// `"name";r=19;t=1`, in one allocation and without `fmt`: this is written into every answer.
+fn draft_10_state(prefix: &[u8], decision: &Decision) -> Option<HeaderValue> {
+    // A name of 64 characters, all escaped, with the words and numbers around it, is shorter than this.
+    let mut buffer = [0; 192];
+    let mut digits = itoa::Buffer::new();
+    let mut at = 0;
+    let mut put = |bytes: &[u8]| -> Option<()> {
+        buffer.get_mut(at..at + bytes.len())?.copy_from_slice(bytes);
+        at += bytes.len();
+        Some(())
+    };
+    put(prefix)?;
+    put(digits.format(decision.remaining()).as_bytes())?;
+    put(b";t=")?;
+    put(digits.format(decision.more_in_s()).as_bytes())?;
+    match decision.partition_key() {
+        None => HeaderValue::from_bytes(&buffer[..at]).ok(),
+        Some(key) => {
+            let mut item = buffer[..at].to_vec();
+            // RFC 9651, section 4.1.8: a byte sequence is base64 with padding.
+            item.extend_from_slice(format!(";pk=:{}:", BASE64_STANDARD.encode(key)).as_bytes());
+            HeaderValue::try_from(item).ok()
+        }
+    }
+}

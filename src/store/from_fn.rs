@@ -1,0 +1,96 @@
+use std::error::Error;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+
+use super::{Lookup, TokenStore};
+use crate::answer::Answer;
+use crate::grant::Grant;
+use crate::token::{BearerToken, TokenDigest};
+
+/// A store made of a closure, see [`from_fn`].
+#[derive(Clone, Copy, Debug)]
+pub struct FromFn<F>(F);
+
+/// A store that asks a closure, whose future owns what it needs.
+///
+/// ```
+/// use std::time::Duration;
+/// use tollgate::{AuthLayer, Grant, TokenDigest, store};
+///
+/// let store = store::from_fn(|digest| async move {
+///     let known = digest == TokenDigest::of("a-token");
+///     Ok::<_, std::io::Error>(known.then(|| Grant::new("alice", ())))
+/// });
+/// let gate = AuthLayer::waiting(store, Duration::from_secs(2), tokio::time::sleep);
+/// # let _ = gate;
+/// ```
+pub fn from_fn<F, Fut, P, E>(f: F) -> FromFn<F>
+where
+    F: Fn(TokenDigest) -> Fut + Send + Sync + 'static,
+    Fut: Future<Output = Result<Option<Grant<P>>, E>> + Send + 'static,
+{
+    FromFn(f)
+}
+
+/// [`from_fn`] with a state, such as a connection pool, of which every call gets a clone.
+///
+/// ```
+/// use tollgate::{Grant, TokenDigest, store};
+///
+/// #[derive(Clone)]
+/// struct Pool;
+///
+/// impl Pool {
+///     async fn find(&self, digest: TokenDigest) -> Result<Option<Grant<u64>>, std::io::Error> {
+///         Ok((digest == TokenDigest::of("a-token")).then(|| Grant::new("alice", 17)))
+///     }
+/// }
+///
+/// let store = store::from_fn_with(Pool, |pool, digest| async move { pool.find(digest).await });
+/// # let _ = store;
+/// ```
+pub fn from_fn_with<S, F, Fut, P, E>(state: S, f: F) -> FromFn<impl Fn(TokenDigest) -> Fut + Send + Sync + 'static>
+where
+    S: Clone + Send + Sync + 'static,
+    F: Fn(S, TokenDigest) -> Fut + Send + Sync + 'static,
+    Fut: Future<Output = Result<Option<Grant<P>>, E>> + Send + 'static,
+{
+    FromFn(move |digest| f(state.clone(), digest))
+}
+
+impl<F, Fut, P, E> TokenStore for FromFn<F>
+where
+    F: Fn(TokenDigest) -> Fut + Send + Sync + 'static,
+    Fut: Future<Output = Result<Option<Grant<P>>, E>> + Send + 'static,
+    P: Send + Sync + 'static,
+    E: Into<Box<dyn Error + Send + Sync>> + Send + 'static,
+{
+    type Principal = P;
+    type Error = E;
+    type Future = FromFnFuture<Fut>;
+
+    fn lookup(&self, token: &BearerToken<'_>) -> Answer<Self::Future> {
+        Answer::Pending(FromFnFuture { future: (self.0)(*token.digest()) })
+    }
+}
+
+pin_project_lite::pin_project! {
+    /// The future of a [`FromFn`] store.
+    #[derive(Debug)]
+    pub struct FromFnFuture<Fut> {
+        #[pin]
+        future: Fut,
+    }
+}
+
+impl<Fut, P, E> Future for FromFnFuture<Fut>
+where
+    Fut: Future<Output = Result<Option<Grant<P>>, E>>,
+{
+    type Output = Lookup<P, E>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        Poll::Ready(ready!(self.project().future.poll(cx)).map(|grant| grant.map(Arc::new)))
+    }
+}

@@ -1,0 +1,309 @@
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::convert::Infallible;
+use std::fmt;
+use std::hash::{BuildHasherDefault, Hasher};
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::time::{Duration, SystemTime};
+
+use thiserror::Error;
+
+use super::{Lookup, TokenStore};
+use crate::answer::{Answer, Immediate};
+use crate::grant::{Grant, GrantId, Subject};
+use crate::token::{BearerToken, TokenDigest};
+
+/// Grants in the memory of this process, by the digests of their tokens. Clones share the grants.
+///
+/// Everything can be changed while requests are served from many threads. Readers wait for nobody but a writer to the
+/// same of 64 shards, and that for no longer than one entry takes. [`replace_all`](Self::replace_all) swaps the whole
+/// content at once.
+///
+/// ```
+/// use tollgate::{BearerToken, Grant, MemoryStore, TokenStore};
+///
+/// let tokens = MemoryStore::new();
+/// tokens.insert("first", Grant::new("alice", "Alice"))?;
+/// tokens.revoke("first");
+/// assert!(tokens.lookup(&BearerToken::new("first")).ready().unwrap()?.is_none());
+/// # Ok::<_, Box<dyn std::error::Error>>(())
+/// ```
+///
+/// Tokens are given as text, of which the digest is kept, or as a [`TokenDigest`].
+pub struct MemoryStore<P>(Arc<[Shard<P>; SHARDS]>);
+
+/// Readers of different shards touch different cache lines.
+#[repr(align(64))]
+struct Shard<P>(RwLock<Table<P>>);
+
+type Table<P> = HashMap<TokenDigest, Arc<Grant<P>>, BuildHasherDefault<DigestHasher>>;
+
+const SHARDS: usize = 64;
+
+/// The token is in the store already. Holds the grant that was to be inserted.
+#[derive(Error)]
+#[error("the token is in the store already")]
+pub struct Occupied<P>(pub Grant<P>);
+
+impl<P> fmt::Debug for Occupied<P> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Occupied").field(&self.0).finish()
+    }
+}
+
+/// The token is not in the store.
+#[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
+#[error("the token is not in the store")]
+pub struct NotFound;
+
+impl<P> MemoryStore<P> {
+    /// A store without grants.
+    #[must_use]
+    pub fn new() -> Self {
+        Self(Arc::new(std::array::from_fn(|_| Shard(RwLock::default()))))
+    }
+
+    /// Adds the grant of a new token.
+    ///
+    /// # Errors
+    ///
+    /// If the token is there already; the error returns the grant.
+    pub fn insert(&self, token: impl Into<TokenDigest>, grant: Grant<P>) -> Result<(), Occupied<P>> {
+        let digest = token.into();
+        match self.write(&digest).entry(digest) {
+            Entry::Occupied(_) => Err(Occupied(grant)),
+            Entry::Vacant(vacant) => {
+                vacant.insert(Arc::new(grant));
+                Ok(())
+            }
+        }
+    }
+
+    /// Sets the grant of a token, new or not. Returns the grant that it had before.
+    pub fn replace(&self, token: impl Into<TokenDigest>, grant: Grant<P>) -> Option<Arc<Grant<P>>> {
+        let digest = token.into();
+        self.write(&digest).insert(digest, Arc::new(grant))
+    }
+
+    /// Removes a token. Returns its grant. Requests that were admitted already go on.
+    pub fn revoke(&self, token: impl Into<TokenDigest>) -> Option<Arc<Grant<P>>> {
+        let digest = token.into();
+        self.write(&digest).remove(&digest)
+    }
+
+    /// Removes all tokens of a grant, of which a rotation makes two. Returns how many.
+    pub fn revoke_grant(&self, id: &GrantId) -> usize {
+        self.revoke_if(|grant| grant.id() == id)
+    }
+
+    /// Removes all tokens of a subject. Returns how many.
+    pub fn revoke_subject(&self, subject: &Subject) -> usize {
+        self.revoke_if(|grant| grant.subject() == subject)
+    }
+
+    fn revoke_if(&self, revoked: impl Fn(&Grant<P>) -> bool) -> usize {
+        let mut gone = Vec::new();
+        for shard in self.0.iter() {
+            shard.write().retain(|_, grant| {
+                let revoked = revoked(grant);
+                if revoked {
+                    // Dropped after the lock.
+                    gone.push(Arc::clone(grant));
+                }
+                !revoked
+            });
+        }
+        gone.len()
+    }
+
+    /// Gives a grant a new token. The old one works for the time of `grace`, but never longer than the grant. Returns
+    /// the grant of the new token.
+    ///
+    /// Both tokens stand for one grant, with the same id, subject and so budget. Nobody sees a moment in which neither
+    /// works, nor one in which the old one has lost its expiry.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use tollgate::{Grant, MemoryStore};
+    ///
+    /// let tokens = MemoryStore::from_iter([("old", Grant::new("alice", ()))]);
+    /// tokens.rotate("old", "new", Duration::from_secs(3_600))?;
+    /// assert_eq!(tokens.len(), 2);
+    /// # Ok::<_, tollgate::store::NotFound>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// If the old token is not there. A new token that is there already is replaced.
+    pub fn rotate(
+        &self,
+        old: impl Into<TokenDigest>,
+        new: impl Into<TokenDigest>,
+        grace: Duration,
+    ) -> Result<Arc<Grant<P>>, NotFound>
+    where
+        P: Clone,
+    {
+        let (old, new) = (old.into(), new.into());
+        // No end if the grace is longer than time can tell.
+        let grace_ends = SystemTime::now().checked_add(grace);
+        let mut shards = self.write_both(&old, &new);
+        let outgoing = Arc::clone(shards.table(&old).get(&old).ok_or(NotFound)?);
+        if old == new {
+            return Ok(outgoing);
+        }
+        let grant = Arc::new(Grant::clone(&outgoing));
+        shards.table(&new).insert(new, Arc::clone(&grant));
+        match [outgoing.expires_at(), grace_ends].into_iter().flatten().min() {
+            _ if grace.is_zero() => shards.table(&old).remove(&old),
+            None => None,
+            Some(end) => {
+                let outgoing = Grant::clone(&outgoing).with_expiry(end);
+                shards.table(&old).insert(old, Arc::new(outgoing))
+            }
+        };
+        Ok(grant)
+    }
+
+    /// Swaps the whole content, for a reload: every look-up sees all of the old or all of the new.
+    ///
+    /// The new tables are built before anything is locked. Budgets stay: they belong to subjects, not to this store.
+    /// Of a token that comes twice the last grant counts.
+    pub fn replace_all<T: Into<TokenDigest>>(&self, grants: impl IntoIterator<Item = (T, Grant<P>)>) {
+        let mut tables: [Table<P>; SHARDS] = std::array::from_fn(|_| Table::default());
+        for (token, grant) in grants {
+            let digest = token.into();
+            tables[shard_of(&digest)].insert(digest, Arc::new(grant));
+        }
+        let mut locked: Vec<_> = self.0.iter().map(Shard::write).collect();
+        for (table, new) in locked.iter_mut().zip(&mut tables) {
+            std::mem::swap(&mut **table, new);
+        }
+        drop(locked);
+        // What is in `tables` now, the old content, is dropped here, when nobody waits any more.
+    }
+
+    /// How many tokens there are.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.0.iter().map(|shard| shard.read().len()).sum()
+    }
+
+    /// Whether there is none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.0.iter().all(|shard| shard.read().is_empty())
+    }
+
+    /// The grants of all tokens, at one moment a shard.
+    #[must_use]
+    pub fn grants(&self) -> Vec<Arc<Grant<P>>> {
+        self.0.iter().flat_map(|shard| shard.read().values().cloned().collect::<Vec<_>>()).collect()
+    }
+
+    fn write(&self, digest: &TokenDigest) -> RwLockWriteGuard<'_, Table<P>> {
+        self.0[shard_of(digest)].write()
+    }
+
+    /// Locks the shards of two tokens, in the order in which everybody locks several.
+    fn write_both(&self, a: &TokenDigest, b: &TokenDigest) -> TwoShards<'_, P> {
+        let (low, high) = (shard_of(a).min(shard_of(b)), shard_of(a).max(shard_of(b)));
+        let first = self.0[low].write();
+        let second = (low != high).then(|| self.0[high].write());
+        TwoShards { low, first, second }
+    }
+}
+
+struct TwoShards<'a, P> {
+    low: usize,
+    first: RwLockWriteGuard<'a, Table<P>>,
+    second: Option<RwLockWriteGuard<'a, Table<P>>>,
+}
+
+impl<P> TwoShards<'_, P> {
+    fn table(&mut self, digest: &TokenDigest) -> &mut Table<P> {
+        match &mut self.second {
+            Some(second) if shard_of(digest) != self.low => second,
+            _ => &mut self.first,
+        }
+    }
+}
+
+fn shard_of(digest: &TokenDigest) -> usize {
+    digest.shard_bits() % SHARDS
+}
+
+impl<P> Shard<P> {
+    // Under these locks only whole entries are moved, so that a panic elsewhere leaves nothing half done.
+    #[inline]
+    fn read(&self) -> RwLockReadGuard<'_, Table<P>> {
+        self.0.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn write(&self) -> RwLockWriteGuard<'_, Table<P>> {
+        self.0.write().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl<P: Send + Sync + 'static> TokenStore for MemoryStore<P> {
+    type Principal = P;
+    type Error = Infallible;
+    type Future = Immediate<Lookup<P, Infallible>>;
+
+    #[inline]
+    fn lookup(&self, token: &BearerToken<'_>) -> Answer<Self::Future> {
+        let digest = token.digest();
+        // Found by 8 bytes of the digest, then confirmed by all 32, in constant time.
+        Answer::Ready(Ok(self.0[shard_of(digest)].read().get(digest).cloned()))
+    }
+}
+
+impl<P> Clone for MemoryStore<P> {
+    fn clone(&self) -> Self {
+        Self(Arc::clone(&self.0))
+    }
+}
+
+impl<P> Default for MemoryStore<P> {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// Of a token that comes twice the last grant counts.
+impl<P, T: Into<TokenDigest>> FromIterator<(T, Grant<P>)> for MemoryStore<P> {
+    fn from_iter<I: IntoIterator<Item = (T, Grant<P>)>>(grants: I) -> Self {
+        let store = Self::new();
+        store.replace_all(grants);
+        store
+    }
+}
+
+impl<P> fmt::Debug for MemoryStore<P> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "MemoryStore({} tokens)", self.len())
+    }
+}
+
+/// Takes the 8 bytes that a digest hands over as they are: they are uniformly distributed, and only digests of tokens
+/// that somebody put into the store are ever in the table, so that strangers cannot fill a bucket.
+#[derive(Clone, Copy, Default)]
+struct DigestHasher(u64);
+
+impl Hasher for DigestHasher {
+    fn write(&mut self, bytes: &[u8]) {
+        // Never called for digests; any other key still gets a hash.
+        for &byte in bytes {
+            self.0 = self.0.rotate_left(8) ^ u64::from(byte);
+        }
+    }
+
+    #[inline]
+    fn write_u64(&mut self, word: u64) {
+        self.0 = word;
+    }
+
+    fn finish(&self) -> u64 {
+        self.0
+    }
+}

@@ -1,0 +1,107 @@
+//! Where grants are kept: [`TokenStore`], and stores to begin with.
+//!
+//! | store | for |
+//! |---|---|
+//! | [`MemoryStore`] | tokens in this process, changed while requests are served |
+//! | [`from_fn`], [`from_fn_with`] | a closure that asks whoever knows |
+//! | [`BoxStore`] | any store, without its type |
+//! | `contract` | checks that every store can run on itself (feature `test-util`) |
+
+use std::error::Error;
+use std::sync::Arc;
+
+mod boxed;
+#[cfg(feature = "test-util")]
+pub mod contract;
+mod from_fn;
+mod memory;
+
+pub use boxed::BoxStore;
+pub use from_fn::{FromFn, FromFnFuture, from_fn, from_fn_with};
+pub use memory::{MemoryStore, NotFound, Occupied};
+
+use crate::answer::{Answer, Immediate};
+use crate::grant::Grant;
+use crate::token::BearerToken;
+
+/// What a store replies: a grant, nothing, or that it could not find out.
+pub type Lookup<P, E> = Result<Option<Arc<Grant<P>>>, E>;
+
+/// Finds the grant that belongs to a token.
+///
+/// # Contract
+///
+/// - `Ok(None)`: no grant belongs to the token. Unknown and revoked are the same.
+/// - `Err`: the store could not find out. It answers 503, never 401; an outage must not look like a revocation.
+/// - Expiry, not-before and the sender constraint are not the store's business: it hands on the grant, and the gate
+///   judges it.
+/// - [`Answer::Ready`] if the answer is at hand. The store must not block the thread.
+/// - The future of [`Answer::Pending`] is lazy, owns all it needs, and may be dropped at any time: a gate may decide
+///   to refuse without polling it, and drops it at the deadline.
+///
+/// # Security
+///
+/// - Look up by [`BearerToken::digest`], and compare digests by `==`, whose time does not depend on where they differ.
+///   Never compare tokens.
+/// - Do the same work for tokens that are unknown and known.
+/// - Keep digests, not tokens. Put neither into errors or logs.
+/// - A false `Some` lets a stranger in; a false `None` locks a caller out, and clients throw away tokens that they are
+///   told are invalid. When in doubt, `Err`.
+///
+/// # Example
+///
+/// ```
+/// use std::collections::HashMap;
+/// use std::convert::Infallible;
+/// use std::sync::Arc;
+/// use tollgate::{Answer, BearerToken, Grant, Immediate, TokenDigest, store::{Lookup, TokenStore}};
+///
+/// struct Fixed(HashMap<TokenDigest, Arc<Grant<&'static str>>>);
+///
+/// impl TokenStore for Fixed {
+///     type Principal = &'static str;
+///     type Error = Infallible;
+///     type Future = Immediate<Lookup<&'static str, Infallible>>;
+///
+///     fn lookup(&self, token: &BearerToken<'_>) -> Answer<Self::Future> {
+///         Answer::Ready(Ok(self.0.get(token.digest()).cloned()))
+///     }
+/// }
+/// ```
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` is not a token store",
+    note = "use `MemoryStore`, `store::from_fn(|digest| async move {{ .. }})` or implement `TokenStore`"
+)]
+pub trait TokenStore: Send + Sync + 'static {
+    /// Who callers are, in the service's own words.
+    type Principal: Send + Sync + 'static;
+    /// Why it could not be found out. `Box<dyn Error + Send + Sync>` will do.
+    type Error: Into<Box<dyn Error + Send + Sync>> + Send + 'static;
+    /// The future of an answer that has to be waited for; [`Immediate`] if there is none.
+    type Future: Future<Output = Lookup<Self::Principal, Self::Error>> + Send + 'static;
+
+    /// Looks a token up.
+    fn lookup(&self, token: &BearerToken<'_>) -> Answer<Self::Future>;
+}
+
+impl<T: TokenStore + ?Sized> TokenStore for Arc<T> {
+    type Principal = T::Principal;
+    type Error = T::Error;
+    type Future = T::Future;
+
+    fn lookup(&self, token: &BearerToken<'_>) -> Answer<Self::Future> {
+        (**self).lookup(token)
+    }
+}
+
+/// A store that never waits, by its type: its future is [`Immediate`]. Such stores need no deadline.
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` may have to wait for an answer",
+    note = "use `AuthLayer::waiting(store, deadline, tokio::time::sleep)`, so that every wait has an end"
+)]
+pub trait AnswersAtOnce: TokenStore {}
+
+impl<T, P, E> AnswersAtOnce for T where
+    T: TokenStore<Principal = P, Error = E, Future = Immediate<Lookup<P, E>>> + ?Sized
+{
+}

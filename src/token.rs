@@ -1,0 +1,182 @@
+use std::fmt;
+use std::hash::{Hash, Hasher};
+
+use sha2::{Digest, Sha256};
+use subtle::{Choice, ConstantTimeEq};
+
+/// A token as a caller presented it, borrowed from the request.
+///
+/// - It cannot be printed by accident: `Debug` is redacted, there is no `Display` and no `Serialize`.
+/// - It cannot be compared by accident: there is no `==`. Stores work on its [`digest`](Self::digest).
+/// - The one way to the bytes is [`expose`](Self::expose), which is easy to find in a review.
+///
+/// ```
+/// use tollgate::{BearerToken, TokenDigest};
+///
+/// let token = BearerToken::new("tg_3f9a");
+/// assert_eq!(token.digest(), &TokenDigest::of("tg_3f9a"));
+/// assert_eq!(format!("{token:?}"), "BearerToken(..)");
+/// ```
+pub struct BearerToken<'a> {
+    bytes: &'a [u8],
+    digest: TokenDigest,
+}
+
+impl<'a> BearerToken<'a> {
+    /// Hashes a token, once; a gate does this, and whoever tests a store.
+    pub fn new<T: AsRef<[u8]> + ?Sized>(token: &'a T) -> Self {
+        let bytes = token.as_ref();
+        Self { bytes, digest: TokenDigest::of(bytes) }
+    }
+
+    /// The SHA-256 digest of the token.
+    #[must_use]
+    pub fn digest(&self) -> &TokenDigest {
+        &self.digest
+    }
+
+    /// The token itself.
+    ///
+    /// Only for stores that must show it to somebody else (token introspection). Never log it, never use it as a key.
+    #[must_use]
+    pub fn expose(&self) -> &'a [u8] {
+        self.bytes
+    }
+}
+
+impl fmt::Debug for BearerToken<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("BearerToken(..)")
+    }
+}
+
+/// The SHA-256 digest of a token: what stores keep instead of tokens.
+///
+/// Tokens are random, with 128 bits or more, so that a fast hash without salt is right: there is no dictionary to try,
+/// and a slow hash would let strangers burn the server's time. Never use it for keys that people choose.
+///
+/// `==` takes the same time wherever two digests differ. `Debug` is redacted, since a digest finds its grant in a
+/// store. `Hash` hands on 8 bytes of the digest, which are uniformly distributed already.
+///
+/// ```
+/// use tollgate::TokenDigest;
+///
+/// let digest = TokenDigest::of("abc");
+/// assert_eq!(digest.to_bytes()[..4], [0xba, 0x78, 0x16, 0xbf]);
+/// assert_eq!(TokenDigest::from_bytes(digest.to_bytes()), digest);
+/// assert_eq!(format!("{digest:?}"), "TokenDigest(..)");
+/// ```
+#[derive(Clone, Copy)]
+pub struct TokenDigest([u64; 4]);
+
+impl TokenDigest {
+    /// The digest of a token.
+    pub fn of(token: impl AsRef<[u8]>) -> Self {
+        Self::from_bytes(Sha256::digest(token).into())
+    }
+
+    /// A digest that was kept elsewhere, as the 32 bytes of SHA-256.
+    #[must_use]
+    pub const fn from_bytes(bytes: [u8; 32]) -> Self {
+        let mut words = [0; 4];
+        let mut i = 0;
+        while i < 32 {
+            // Big-endian, so that the order of words is the order of bytes.
+            words[i / 8] = words[i / 8] << 8 | bytes[i] as u64;
+            i += 1;
+        }
+        Self(words)
+    }
+
+    /// The 32 bytes of SHA-256, for a store that keeps them.
+    #[must_use]
+    pub fn to_bytes(self) -> [u8; 32] {
+        let mut bytes = [0; 32];
+        for (chunk, word) in bytes.chunks_exact_mut(8).zip(self.0) {
+            chunk.copy_from_slice(&word.to_be_bytes());
+        }
+        bytes
+    }
+
+    /// Bits that no [`Hash`] sees: to choose a shard without weakening the table in it.
+    pub(crate) fn shard_bits(&self) -> usize {
+        self.0[3] as usize
+    }
+}
+
+impl ConstantTimeEq for TokenDigest {
+    /// Compares four words instead of 32 bytes, which `subtle` would take one by one.
+    fn ct_eq(&self, other: &Self) -> Choice {
+        let (a, b) = (&self.0, &other.0);
+        ((a[0] ^ b[0]) | (a[1] ^ b[1]) | (a[2] ^ b[2]) | (a[3] ^ b[3])).ct_eq(&0)
+    }
+}
+
+impl PartialEq for TokenDigest {
+    fn eq(&self, other: &Self) -> bool {
+        self.ct_eq(other).into()
+    }
+}
+
+impl Eq for TokenDigest {}
+
+impl Hash for TokenDigest {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        state.write_u64(self.0[0]);
+    }
+}
+
+impl fmt::Debug for TokenDigest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("TokenDigest(..)")
+    }
+}
+
+impl From<&str> for TokenDigest {
+    fn from(token: &str) -> Self {
+        Self::of(token)
+    }
+}
+
+impl From<&String> for TokenDigest {
+    fn from(token: &String) -> Self {
+        Self::of(token)
+    }
+}
+
+impl From<String> for TokenDigest {
+    fn from(token: String) -> Self {
+        Self::of(token)
+    }
+}
+
+impl From<&BearerToken<'_>> for TokenDigest {
+    fn from(token: &BearerToken<'_>) -> Self {
+        *token.digest()
+    }
+}
+
+/// Where in a request a token was found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Carrier {
+    /// `Authorization: Bearer` (RFC 6750, section 2.1).
+    AuthorizationHeader,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn digests_round_trip_and_differ_in_every_byte() {
+        let digest = TokenDigest::of("a token");
+        for i in 0..32 {
+            let mut bytes = digest.to_bytes();
+            bytes[i] ^= 1;
+            assert_ne!(TokenDigest::from_bytes(bytes), digest, "byte {i}");
+            bytes[i] ^= 1;
+            assert_eq!(TokenDigest::from_bytes(bytes), digest);
+        }
+    }
+}

@@ -150,8 +150,10 @@ where
     }
 
     fn refuse(shared: &Shared<A, R>, rejection: Rejection, request: &Request<ReqB>) -> Self {
-        let rejection = match (rejection.grant(), request.extensions().get::<CurrentGrant>()) {
-            (None, Some(grant)) => rejection.of_grant(grant),
+        // Behind a gate the caller is known by the request alone.
+        let caller = request.extensions().get::<CurrentGrant>().filter(|_| rejection.decision().is_some());
+        let rejection = match caller {
+            Some(caller) if rejection.grant().is_none() => rejection.of_grant(caller),
             _ => rejection,
         };
         let protocol = shared.protocol(request.headers());

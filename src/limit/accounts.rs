@@ -155,10 +155,8 @@ impl Accounts {
         mut f: impl FnMut(&Account) -> Option<T>,
     ) -> T {
         let quota = quota.unwrap_or(self.default.quota());
-        if let Some(account) = memo.find(self.id)
-            && account.policy.quota() == quota
-            && let Some(done) = f(account)
-        {
+        let remembered = memo.find(self.id).filter(|account| account.policy.quota() == quota);
+        if let Some(done) = remembered.and_then(&mut f) {
             return done;
         }
         loop {
@@ -179,9 +177,7 @@ impl Accounts {
             // Twice what is left, so that the cost of a sweep is spread over as many openings.
             map.sweep_at = (map.accounts.len() * 2).max(Self::FEW);
         }
-        if let Some(account) = map.accounts.get(subject)
-            && account.policy.quota() == quota
-        {
+        if let Some(account) = map.accounts.get(subject).filter(|account| account.policy.quota() == quota) {
             return Arc::clone(account);
         }
         let policy = match quota == self.default.quota() {

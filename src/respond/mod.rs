@@ -189,7 +189,7 @@ fn head(rejection: &Rejection) -> Response<()> {
 /// and refusal alike.
 fn write_limits(headers: &mut http::HeaderMap, rejection: &Rejection) {
     if let Some(seconds) = rejection.decision().and_then(|decision| decision.retry_after_s()) {
-        headers.insert(header::RETRY_AFTER, seconds.into());
+        headers.insert(header::RETRY_AFTER, ratelimit::number(seconds));
     }
 }
 

@@ -125,14 +125,15 @@ fn body(rejection: &Rejection) -> Bytes {
 
 /// The problem type of draft-ietf-httpapi-ratelimit-headers-10 for 429.
 fn over_limit(rejection: &Rejection) -> Bytes {
-    let mut body = String::from(
-        r#"{"type":"https://iana.org/assignments/http-problem-types#quota-exceeded","title":"Too Many Requests","status":429,"detail":"The budget of this token is spent.","violated-policies":["#,
-    );
-    let policy = rejection.decision().and_then(|decision| decision.policy());
-    if let Some(policy) = policy {
-        write_json_string(&mut body, policy.name());
-    }
-    body.push_str("]}");
+    const BEFORE: &str = r#"{"type":"https://iana.org/assignments/http-problem-types#quota-exceeded","title":"Too Many Requests","status":429,"detail":"The budget of this token is spent.","violated-policies":["#;
+    const AFTER: &str = "]}";
+
+    let name = rejection.decision().and_then(|decision| decision.policy()).map_or("", |policy| policy.name());
+    // Exact for nearly all names, so that the bytes need no second allocation.
+    let mut body = String::with_capacity(BEFORE.len() + name.len() + 2 + AFTER.len());
+    body.push_str(BEFORE);
+    write_json_string(&mut body, name);
+    body.push_str(AFTER);
     body.into()
 }
 

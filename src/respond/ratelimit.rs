@@ -153,12 +153,12 @@ fn write_single(headers: &mut HeaderMap, dialect: RateLimitHeaders, quota: Quota
             };
             let limit_value = match dialect {
                 RateLimitHeaders::Draft03 => text(format!("{limit}, {limit};w={window}")),
-                _ => Some(limit.into()),
+                _ => Some(number(limit.into())),
             };
             let mut fields = vec![
                 (limit_name, limit_value),
-                (remaining_name, Some(remaining.into())),
-                (reset_name, Some(reset.into())),
+                (remaining_name, Some(number(remaining.into()))),
+                (reset_name, Some(number(reset))),
             ];
             if dialect == RateLimitHeaders::Draft06 {
                 fields.push((RATELIMIT_POLICY, text(format!("{limit};w={window}"))));
@@ -171,6 +171,11 @@ fn write_single(headers: &mut HeaderMap, dialect: RateLimitHeaders, quota: Quota
             headers.insert(name, value);
         }
     }
+}
+
+/// A number as a field value, in one allocation; `HeaderValue::from` needs two.
+pub(crate) fn number(number: u64) -> HeaderValue {
+    HeaderValue::from_str(itoa::Buffer::new().format(number)).unwrap_or_else(|_| number.into())
 }
 
 /// The `RateLimit-Policy` item of a policy, and what its `RateLimit` items begin with.

@@ -141,10 +141,9 @@ impl<T: TokenStore + Debug> Contract<T> {
         for (token, subject) in &self.known {
             for polled in [false, true] {
                 for _ in 0..100 {
-                    if let Answer::Pending(future) = self.store.lookup(&BearerToken::new(token))
-                        && polled
-                    {
-                        let mut future = Box::pin(future);
+                    let Answer::Pending(future) = self.store.lookup(&BearerToken::new(token)) else { continue };
+                    let mut future = Box::pin(future);
+                    if polled {
                         std::future::poll_fn(|cx| {
                             let _ = future.as_mut().poll(cx);
                             std::task::Poll::Ready(())

@@ -43,7 +43,7 @@ const SHARDS: usize = 64;
 /// The token is in the store already. Holds the grant that was to be inserted.
 #[derive(Error)]
 #[error("the token is in the store already")]
-pub struct Occupied<P>(pub Grant<P>);
+pub struct Occupied<P>(pub Box<Grant<P>>);
 
 impl<P> fmt::Debug for Occupied<P> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -71,7 +71,7 @@ impl<P> MemoryStore<P> {
     pub fn insert(&self, token: impl Into<TokenDigest>, grant: Grant<P>) -> Result<(), Occupied<P>> {
         let digest = token.into();
         match self.write(&digest).entry(digest) {
-            Entry::Occupied(_) => Err(Occupied(grant)),
+            Entry::Occupied(_) => Err(Occupied(Box::new(grant))),
             Entry::Vacant(vacant) => {
                 vacant.insert(Arc::new(grant));
                 Ok(())
@@ -83,6 +83,15 @@ impl<P> MemoryStore<P> {
     pub fn replace(&self, token: impl Into<TokenDigest>, grant: Grant<P>) -> Option<Arc<Grant<P>>> {
         let digest = token.into();
         self.write(&digest).insert(digest, Arc::new(grant))
+    }
+
+    /// The grant of a token, for administration. Gates ask by [`lookup`](TokenStore::lookup).
+    #[inline]
+    #[must_use]
+    pub fn get(&self, token: impl Into<TokenDigest>) -> Option<Arc<Grant<P>>> {
+        let digest = token.into();
+        // Found by 8 bytes of the digest, then confirmed by all 32, in constant time.
+        self.0[shard_of(&digest)].read().get(&digest).cloned()
     }
 
     /// Removes a token. Returns its grant. Requests that were admitted already go on.
@@ -252,9 +261,7 @@ impl<P: Send + Sync + 'static> TokenStore for MemoryStore<P> {
 
     #[inline]
     fn lookup(&self, token: &BearerToken<'_>) -> Answer<Self::Future> {
-        let digest = token.digest();
-        // Found by 8 bytes of the digest, then confirmed by all 32, in constant time.
-        Answer::Ready(Ok(self.0[shard_of(digest)].read().get(digest).cloned()))
+        Answer::Ready(Ok(self.get(token)))
     }
 }
 

@@ -1,0 +1,48 @@
+# What CI runs, and what everybody runs before a commit. Needs `just`, `cargo-hack` and `cargo-deny`.
+
+set shell := ["bash", "-euc"]
+
+# All checks.
+ci: fmt clippy test features docs deny msrv
+
+fmt:
+    cargo fmt --all --check
+
+# Lints for no, the default and all features.
+clippy:
+    cargo clippy --no-default-features --all-targets -- -D warnings
+    cargo clippy --all-targets -- -D warnings
+    cargo clippy --all-features --all-targets -- -D warnings
+
+# The README's test command: unit tests, integration tests, conformance, examples, doctests.
+test:
+    cargo test --all-features
+
+# Each feature alone, and all pairs, since none of them is heavy.
+features:
+    cargo hack check --feature-powerset --depth 2 --lib
+    cargo test --lib
+
+docs:
+    RUSTDOCFLAGS="-D warnings" cargo doc --no-deps --all-features
+
+# Licences, sources and duplicates of dependencies. Advisories would need the network.
+deny:
+    cargo deny --all-features check bans licenses sources
+
+# The oldest Rust, for no and the `axum` feature, where Debian's 1.85 is installed (see .ci/run).
+msrv:
+    if [ -x "${MSRV_RUSTC:-/usr/bin/rustc}" ] && "${MSRV_RUSTC:-/usr/bin/rustc}" --version | grep -q '^rustc 1\.85\.'; then \
+        for features in "" axum; do \
+            RUSTC="${MSRV_RUSTC:-/usr/bin/rustc}" "${MSRV_CARGO:-/usr/bin/cargo}" check --locked --lib \
+                --no-default-features --features "$features" --target-dir target/msrv; \
+        done; \
+    elif [ -n "${TOLLGATE_REQUIRE_MSRV:-}" ]; then \
+        echo "Rust 1.85 is missing" >&2; exit 1; \
+    else \
+        echo "skipped: Rust 1.85 is not installed"; \
+    fi
+
+# What the gate costs beside the floor. Ends with a table of ratios.
+bench:
+    cargo bench --bench road --features axum

@@ -1,0 +1,104 @@
+//! The exact number of allocations that the gate adds to a request. Apart, because it needs an allocator of its own.
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test says by panicking that it failed")]
+
+use std::convert::Infallible;
+use std::task::{Context, Poll, Waker};
+use std::time::Duration;
+
+use allocation_counter::measure;
+use bytes::Bytes;
+use http::{HeaderValue, Request, Response};
+use tollgate::{AuthLayer, Grant, MemoryStore, Quota, RateLimits};
+use tower::{Layer, Service};
+
+type Body = Bytes;
+
+/// An inner service whose answer has a header already, as answers have: the map is not the gate's to pay for.
+#[derive(Clone)]
+struct Inner;
+
+impl Service<Request<Body>> for Inner {
+    type Response = Response<Body>;
+    type Error = Infallible;
+    type Future = std::future::Ready<Result<Response<Body>, Infallible>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, _: Request<Body>) -> Self::Future {
+        let mut response = Response::new(Bytes::new());
+        response.headers_mut().insert("content-type", HeaderValue::from_static("text/plain"));
+        std::future::ready(Ok(response))
+    }
+}
+
+/// A request that has an extension already, as all do that went through a router.
+fn request(authorization: Option<&'static str>) -> Request<Body> {
+    let mut request = Request::new(Bytes::new());
+    request.extensions_mut().insert("some extension");
+    request.extensions_mut().reserve_for_test();
+    if let Some(value) = authorization {
+        request.headers_mut().insert("authorization", HeaderValue::from_static(value));
+    }
+    request
+}
+
+trait ReserveForTest {
+    fn reserve_for_test(&mut self);
+}
+
+impl ReserveForTest for http::Extensions {
+    /// Lets the map of extensions grow now, so that the test does not depend on when it does.
+    fn reserve_for_test(&mut self) {
+        self.insert(0_u8);
+        self.insert(0_u16);
+        self.remove::<u8>();
+        self.remove::<u16>();
+    }
+}
+
+fn allocations<S>(service: &mut S, request: Request<Body>, status: u16) -> u64
+where
+    S: Service<Request<Body>, Response = Response<Body>, Error = Infallible>,
+{
+    let mut request = Some(request);
+    let info = measure(|| {
+        let mut cx = Context::from_waker(Waker::noop());
+        let future = service.call(request.take().expect("measured once"));
+        let mut future = std::pin::pin!(future);
+        let Poll::Ready(Ok(response)) = future.as_mut().poll(&mut cx) else { panic!("nothing here waits") };
+        assert_eq!(response.status(), status);
+    });
+    info.count_total
+}
+
+#[test]
+fn each_allocation_has_a_name() {
+    let tokens = MemoryStore::from_iter([("a-token", Grant::new("alice", ()))]);
+    let layer = AuthLayer::new(tokens);
+    // One grant for each limiter would do; the first request of a subject opens its account, which is not counted.
+    let plenty = RateLimits::new(Quota::per_second(1_000_000));
+    let spent = RateLimits::new(Quota::one_per(Duration::from_secs(3_600)));
+
+    let bare = allocations(&mut Inner, request(Some("Bearer a-token")), 200);
+
+    let mut authenticated = layer.clone().layer(Inner);
+    let mut limited = layer.clone().with_rate_limit(plenty).layer(Inner);
+    let mut over = layer.with_rate_limit(spent).layer(Inner);
+    allocations(&mut limited, request(Some("Bearer a-token")), 200);
+    allocations(&mut over, request(Some("Bearer a-token")), 200);
+
+    // `http` boxes the extension that carries the grant.
+    assert_eq!(allocations(&mut authenticated, request(Some("Bearer a-token")), 200) - bare, 1, "admitted");
+    // The same, and the value of `RateLimit`.
+    assert_eq!(allocations(&mut limited, request(Some("Bearer a-token")), 200) - bare, 2, "admitted within the limit");
+
+    // The answer's header map (2: entries and index), its extensions (2: map and table), and the boxed `Rejection`.
+    // Challenges and bodies were rendered when the gate was built.
+    for (value, what) in [(None, "missing"), (Some("Bearer unknown"), "unknown"), (Some("Bearer a b"), "malformed")] {
+        assert_eq!(allocations(&mut authenticated, request(value), 401), 5, "{what}");
+    }
+    // The same 5, and the body, the value of `RateLimit` and that of `Retry-After`.
+    assert_eq!(allocations(&mut over, request(Some("Bearer a-token")), 429), 8, "over limit");
+}

@@ -1,0 +1,148 @@
+//! The gate around axum's routers and handlers.
+
+use axum::Router;
+use axum::body::Body;
+use axum::extract::State;
+use axum::response::IntoResponse;
+use axum::routing::{any, get, post};
+use http::{Request, StatusCode};
+use tollgate::limit::RateLimits;
+use tollgate::{AuthLayer, Authenticated, Charge, CurrentGrant, Grant, MemoryStore, Quota, Rejection, Scopes};
+use tower::ServiceExt;
+
+use crate::kit::{TOKEN, field, json, text};
+
+#[derive(Debug)]
+struct User {
+    name: &'static str,
+}
+
+fn tokens() -> MemoryStore<User> {
+    MemoryStore::from_iter([(TOKEN, Grant::new("alice", User { name: "Alice" }).with_scopes(["trade"]).unwrap())])
+}
+
+async fn private(who: Authenticated<User>) -> String {
+    format!("hello, {}", who.principal().name)
+}
+
+async fn public(who: Option<Authenticated<User>>) -> String {
+    format!("hello, {}", who.map_or("stranger", |who| who.principal().name))
+}
+
+async fn ask(app: &Router, method: &str, path: &str, token: Option<&str>) -> axum::response::Response {
+    let mut request = Request::builder().method(method).uri(path);
+    if let Some(token) = token {
+        request = request.header("authorization", format!("Bearer {token}"));
+    }
+    app.clone().oneshot(request.body(Body::empty()).unwrap()).await.unwrap()
+}
+
+#[tokio::test]
+async fn handlers_get_their_caller() {
+    let gate = AuthLayer::new(tokens());
+    let app = Router::new()
+        .route("/private", get(private).route_layer(gate.clone()))
+        .route("/public", get(public).route_layer(gate.clone().with_optional_authentication()))
+        .route("/orders", post(private).route_layer((gate.clone(), gate.require_scopes(["trade"]).unwrap())))
+        .route("/admin", post(private).route_layer((gate.clone(), gate.require_scopes(["admin"]).unwrap())));
+    assert_eq!(text(ask(&app, "GET", "/private", Some(TOKEN)).await).await, "hello, Alice");
+    assert_eq!(ask(&app, "GET", "/private", None).await.status(), 401);
+    assert_eq!(text(ask(&app, "GET", "/public", Some(TOKEN)).await).await, "hello, Alice");
+    assert_eq!(text(ask(&app, "GET", "/public", None).await).await, "hello, stranger");
+    assert_eq!(ask(&app, "GET", "/public", Some("unknown")).await.status(), 401);
+    assert_eq!(text(ask(&app, "POST", "/orders", Some(TOKEN)).await).await, "hello, Alice");
+    assert_eq!(ask(&app, "POST", "/admin", Some(TOKEN)).await.status(), 403);
+}
+
+#[tokio::test]
+async fn what_was_forgotten_is_said() {
+    let app = Router::new()
+        .route("/private", get(private))
+        .route("/public", get(public))
+        .route("/type", get(|_: Authenticated<String>| async {}).route_layer(AuthLayer::new(tokens())));
+    for (path, hint) in [
+        ("/private", "Perhaps you forgot to add `AuthLayer`"),
+        ("/public", "Perhaps you forgot to add `AuthLayer`"),
+        ("/type", "of another type"),
+    ] {
+        let response = ask(&app, "GET", path, Some(TOKEN)).await;
+        assert_eq!(response.status(), 500);
+        let detail = json(response).await["detail"].as_str().unwrap().to_owned();
+        assert!(detail.contains(hint), "{path}: {detail}");
+    }
+}
+
+#[tokio::test]
+async fn extractors_honour_the_mark_of_a_preflight() {
+    let gate = AuthLayer::new(tokens());
+    let app = Router::new().route("/private", any(private)).route("/public", any(public)).layer(gate);
+    let preflight = |path: &str| {
+        let request =
+            Request::options(path).header("origin", "https://x").header("access-control-request-method", "GET");
+        app.clone().oneshot(request.body(Body::empty()).unwrap())
+    };
+    // A handler that needs a caller is not called without one, whatever passed the gate.
+    assert_eq!(preflight("/private").await.unwrap().status(), 401);
+    assert_eq!(text(preflight("/public").await.unwrap()).await, "hello, stranger");
+}
+
+#[tokio::test]
+async fn handlers_are_tested_without_a_gate() {
+    let who = Authenticated::new(Grant::new("bob", User { name: "Bob" }));
+    assert_eq!(private(who).await, "hello, Bob");
+
+    let app: Router = Router::new().route("/", get(private));
+    let mut request = Request::new(Body::empty());
+    request.extensions_mut().insert(CurrentGrant::new(Grant::new("bob", User { name: "Bob" })));
+    assert_eq!(text(app.oneshot(request).await.unwrap()).await, "hello, Bob");
+}
+
+#[tokio::test]
+async fn handlers_charge_the_budget_of_the_gate() {
+    #[derive(Clone)]
+    struct Service {
+        limits: RateLimits,
+    }
+    async fn job(State(service): State<Service>, who: Authenticated<User>) -> String {
+        let before = who.decisions().next().unwrap().remaining();
+        let steps = (0..10).take_while(|_| service.limits.check_now(&who.current(), Charge::Units(1)).is_admitted());
+        format!("{before} left, {} steps", steps.count())
+    }
+    let limits = RateLimits::new(Quota::per_hour(5).with_burst(5));
+    let app = Router::new()
+        .route("/", get(job))
+        .layer(AuthLayer::new(tokens()).with_rate_limit(limits.clone()))
+        .with_state(Service { limits });
+    assert_eq!(text(ask(&app, "GET", "/", Some(TOKEN)).await).await, "4 left, 4 steps");
+    assert_eq!(ask(&app, "GET", "/", Some(TOKEN)).await.status(), 429);
+}
+
+#[tokio::test]
+async fn rejections_are_responses() {
+    async fn handler() -> Result<&'static str, Rejection> {
+        Err(Rejection::insufficient_scope(Scopes::new(["admin"]).unwrap()))
+    }
+    let response = handler().await.into_response();
+    assert_eq!(response.status(), StatusCode::FORBIDDEN);
+    assert_eq!(
+        field(response.headers(), "www-authenticate"),
+        Some(r#"Bearer realm="api", error="insufficient_scope", scope="admin""#)
+    );
+    assert_eq!(field(response.headers(), "content-type"), Some("application/problem+json"));
+    assert!(response.extensions().get::<Rejection>().is_some());
+}
+
+#[tokio::test]
+async fn layers_can_be_named_stored_and_returned() {
+    struct App {
+        gate: AuthLayer<tollgate::Limited<MemoryStore<User>>>,
+    }
+    fn gate() -> AuthLayer<tollgate::Limited<MemoryStore<User>>> {
+        AuthLayer::new(tokens()).with_rate_limit(RateLimits::new(Quota::per_minute(180).with_burst(20)))
+    }
+    let app = App { gate: gate() };
+    let router = Router::<()>::new().route("/", get(private)).layer(app.gate.clone());
+    assert_eq!(ask(&router, "GET", "/", Some(TOKEN)).await.status(), 200);
+    let refused: axum::response::Response = app.gate.refuse(Rejection::insufficient_scope(Scopes::default()));
+    assert_eq!(refused.status(), 403);
+}

@@ -1,0 +1,227 @@
+//! Every challenge that is written is read back by an independent parser, and every structured field by another.
+
+use std::time::Duration;
+
+use http::HeaderMap;
+use http_auth::{ChallengeParser, ChallengeRef};
+use proptest::prelude::*;
+use sfv::{BareItem, FieldType as _, List, ListEntry, Parser};
+use tollgate::limit::RateLimits;
+use tollgate::respond::{Challenge, ChallengeError, ErrorCode, RateLimitHeaders};
+use tollgate::{AuthLayer, Grant, MemoryStore, Quota, Rejection, Scopes};
+use tower::Layer;
+
+use crate::kit::*;
+
+fn parse(value: &str) -> Vec<ChallengeRef<'_>> {
+    ChallengeParser::new(value).collect::<Result<_, _>>().unwrap_or_else(|error| panic!("{value}: {error}"))
+}
+
+fn parameters(challenge: &ChallengeRef<'_>) -> Vec<(String, String)> {
+    challenge.params.iter().map(|(name, value)| ((*name).to_owned(), value.to_unescaped())).collect()
+}
+
+fn realms() -> impl Strategy<Value = String> {
+    prop::collection::vec(0x20..=0x7e_u8, 1..30).prop_map(|bytes| String::from_utf8(bytes).unwrap())
+}
+
+fn words() -> impl Strategy<Value = String> {
+    let character = (0x21..=0x7e_u8).prop_filter("NQCHAR", |byte| !b"\"\\".contains(byte));
+    prop::collection::vec(character, 1..12).prop_map(|bytes| String::from_utf8(bytes).unwrap())
+}
+
+proptest! {
+    #[test]
+    fn what_is_written_is_read_back(
+        realm in realms(),
+        description in prop::option::of(prop::collection::vec(words(), 1..4).prop_map(|words| words.join(" "))),
+        scopes in prop::collection::vec(words(), 0..4),
+        acr_values in prop::collection::vec(words(), 0..3),
+        max_age in prop::option::of(any::<u32>()),
+        metadata in prop::option::of(words()),
+        error in prop::option::of(prop::sample::select(vec![
+            ErrorCode::InvalidRequest,
+            ErrorCode::InvalidToken,
+            ErrorCode::InsufficientScope,
+            ErrorCode::InsufficientUserAuthentication,
+        ])),
+    ) {
+        let mut challenge = Challenge::bearer(&realm).unwrap();
+        let mut expected = vec![("realm".to_owned(), realm)];
+        if let Some(error) = error {
+            challenge = challenge.with_error(error);
+            expected.push(("error".to_owned(), error.as_str().to_owned()));
+        }
+        if let Some(description) = description {
+            challenge = challenge.with_error_description(&description).unwrap();
+            expected.push(("error_description".to_owned(), description));
+        }
+        let scopes = Scopes::new(&scopes).unwrap();
+        challenge = challenge.with_scope(&scopes);
+        if !scopes.is_empty() {
+            expected.push(("scope".to_owned(), scopes.to_string()));
+        }
+        challenge = challenge.with_acr_values(&acr_values).unwrap();
+        if !acr_values.is_empty() {
+            expected.push(("acr_values".to_owned(), acr_values.join(" ")));
+        }
+        if let Some(max_age) = max_age {
+            challenge = challenge.with_max_age(Duration::from_secs(max_age.into()));
+            expected.push(("max_age".to_owned(), max_age.to_string()));
+        }
+        if let Some(path) = metadata {
+            let uri = format!("https://{path}");
+            challenge = challenge.with_resource_metadata(&uri).unwrap();
+            expected.push(("resource_metadata".to_owned(), uri));
+        }
+        let value = challenge.to_header_value();
+        let read = parse(value.to_str().unwrap());
+        prop_assert_eq!(read.len(), 1);
+        prop_assert_eq!(read[0].scheme, "Bearer");
+        prop_assert_eq!(parameters(&read[0]), expected);
+    }
+
+    #[test]
+    fn what_cannot_be_written_is_refused(text in any::<String>()) {
+        let printable = !text.is_empty() && text.bytes().all(|byte| (0x20..=0x7e).contains(&byte));
+        prop_assert_eq!(Challenge::bearer(&text).is_ok(), printable);
+        let described = Challenge::bearer("r").unwrap().with_error_description(&text);
+        let quotes = text.contains(['"', '\\']);
+        prop_assert_eq!(described.is_ok(), text.is_empty() || printable && !quotes);
+        prop_assert_eq!(Scopes::new([&text]).is_ok(), printable && !quotes && !text.contains(' '));
+    }
+}
+
+#[test]
+fn mistakes_are_told_by_name() {
+    let bearer = || Challenge::bearer("r").unwrap();
+    assert_eq!(Challenge::new("two words").unwrap_err(), ChallengeError::Scheme);
+    assert_eq!(Challenge::new("").unwrap_err(), ChallengeError::Scheme);
+    assert_eq!(Challenge::bearer("").unwrap_err(), ChallengeError::Realm);
+    assert_eq!(bearer().with_error_description("a \"quote\"").unwrap_err(), ChallengeError::ErrorDescription);
+    for uri in ["", "/relative", "https://a b", "1https://x", "https://\u{e9}", ":x"] {
+        assert_eq!(bearer().with_error_uri(uri).unwrap_err(), ChallengeError::Uri, "{uri}");
+        assert_eq!(bearer().with_resource_metadata(uri).unwrap_err(), ChallengeError::Uri, "{uri}");
+    }
+    assert_eq!(bearer().with_acr_values(["a b"]).unwrap_err(), ChallengeError::AcrValue);
+    for (name, value) in [("realm", "x"), ("Error", "x"), ("a b", "x"), ("algs", "\n"), ("algs", "\u{e9}")] {
+        assert_eq!(bearer().with_parameter(name, value).unwrap_err(), ChallengeError::Parameter, "{name}");
+    }
+    let twice = bearer().with_parameter("algs", "ES256").unwrap().with_parameter("ALGS", "x");
+    assert_eq!(twice.unwrap_err(), ChallengeError::Parameter);
+}
+
+#[tokio::test]
+async fn several_schemes_get_a_line_each() {
+    let dpop = Challenge::new("DPoP").unwrap().with_parameter("algs", "ES256 \"x\"").unwrap();
+    let service = AuthLayer::new(memory()).with_challenge(dpop).layer(echo());
+    for (request, bearer) in
+        [(get(), "Bearer realm=\"api\""), (with_token("unknown"), "Bearer realm=\"api\", error=\"invalid_token\"")]
+    {
+        let response = send(&service, request).await;
+        let lines: Vec<_> = response.headers().get_all("www-authenticate").iter().collect();
+        // No error where no other scheme was used (RFC 9449, section 7.2).
+        assert_eq!(lines, [bearer, r#"DPoP algs="ES256 \"x\"""#]);
+        for line in lines {
+            parse(line.to_str().unwrap());
+        }
+    }
+}
+
+#[tokio::test]
+async fn every_refusal_has_the_challenge_of_its_kind() {
+    let tokens = MemoryStore::from_iter([(TOKEN, Grant::new("alice", ()))]);
+    let limits = Hands::default().limits(Quota::per_minute(60).with_burst(1));
+    let gate = AuthLayer::new(tokens).with_realm("quote\" and \\").unwrap().with_rate_limit(limits);
+    let service = gate.layer(gate.require_scopes(["trade"]).unwrap().layer(echo()));
+    for (request, status, error) in [
+        (get(), 401, None),
+        (with_token("a b"), 401, Some("invalid_token")),
+        (with_token("a,b"), 400, Some("invalid_request")),
+        (with_token(TOKEN), 403, Some("insufficient_scope")),
+    ] {
+        let response = send(&service, request).await;
+        assert_eq!(response.status(), status);
+        let read = parse(field(response.headers(), "www-authenticate").unwrap());
+        let parameters = parameters(&read[0]);
+        assert_eq!(parameters[0], ("realm".to_owned(), "quote\" and \\".to_owned()));
+        let told = parameters.iter().find(|(name, _)| name == "error").map(|(_, value)| value.as_str());
+        assert_eq!(told, error);
+    }
+    let over = send(&service, with_token(TOKEN)).await;
+    assert_eq!((over.status().as_u16(), over.headers().get("www-authenticate")), (429, None));
+}
+
+fn integers(headers: &HeaderMap, name: &str) -> Vec<(String, Vec<(String, i64)>)> {
+    let list: List = Parser::new(field(headers, name).unwrap()).parse().unwrap();
+    assert_eq!(list.serialize().as_deref(), Some(field(headers, name).unwrap()), "canonical");
+    list.iter()
+        .map(|entry| {
+            let ListEntry::Item(item) = entry else { panic!("a list in a list") };
+            let BareItem::String(policy) = &item.bare_item else { panic!("no string") };
+            let numbers = item.params.iter().map(|(key, value)| match value {
+                BareItem::Integer(number) => (key.as_str().to_owned(), i64::from(*number)),
+                other => panic!("{other:?} is no integer"),
+            });
+            (policy.as_str().to_owned(), numbers.collect())
+        })
+        .collect()
+}
+
+proptest! {
+    #[test]
+    fn draft_10_fields_are_structured_fields(
+        name in prop::collection::vec(0x20..=0x7e_u8, 1..=64),
+        interval in 1..100_000_000_000_u64,
+        burst in 1..1_000_000_u32,
+        spent in 0..5_u32,
+    ) {
+        let name = String::from_utf8(name).unwrap();
+        let quota = Quota::one_per(Duration::from_nanos(interval)).with_burst(burst);
+        let limits = RateLimits::named(&name, quota).unwrap().with_clock(|| Duration::from_secs(1));
+        let service = AuthLayer::new(memory()).with_rate_limit(limits).layer(echo());
+        tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(async {
+            for nth in 1..=spent + 1 {
+                let response = send(&service, with_token(TOKEN)).await;
+                let seconds = |ns: u128| i64::try_from(ns.div_ceil(1_000_000_000)).unwrap();
+                let window = seconds(u128::from(interval) * u128::from(burst));
+                let policy = vec![("q".to_owned(), i64::from(burst)), ("w".to_owned(), window)];
+                assert_eq!(integers(response.headers(), "ratelimit-policy"), [(name.clone(), policy)]);
+                let left = i64::from(burst.saturating_sub(nth));
+                let state = vec![("r".to_owned(), left), ("t".to_owned(), seconds(interval.into()))];
+                assert_eq!(integers(response.headers(), "ratelimit"), [(name.clone(), state)]);
+                assert_eq!(response.status().as_u16(), if nth > burst { 429 } else { 200 });
+            }
+        });
+    }
+}
+
+#[tokio::test]
+async fn partition_keys_are_byte_sequences() {
+    let limits = Hands::default()
+        .limits(Quota::per_minute(60).with_burst(3))
+        .with_partition_key(|subject| subject.as_str().as_bytes().repeat(100));
+    let service = AuthLayer::new(memory()).with_rate_limit(limits).layer(echo());
+    let response = send(&service, with_token(TOKEN)).await;
+    let list: List = Parser::new(field(response.headers(), "ratelimit").unwrap()).parse().unwrap();
+    let ListEntry::Item(item) = &list[0] else { panic!("a list in a list") };
+    assert_eq!(item.params["pk"], BareItem::ByteSequence(b"alice".repeat(100)));
+}
+
+#[tokio::test]
+async fn draft_07_fields_are_structured_fields() {
+    let gate = AuthLayer::new(memory())
+        .with_rate_limit_headers(RateLimitHeaders::Draft07)
+        .with_rate_limit(Hands::default().limits(Quota::per_minute(60).with_burst(3)));
+    let response = send(&gate.layer(echo()), with_token(TOKEN)).await;
+    let dictionary: sfv::Dictionary = Parser::new(field(response.headers(), "ratelimit").unwrap()).parse().unwrap();
+    let keys: Vec<_> = dictionary.keys().map(|key| key.as_str()).collect();
+    assert_eq!(keys, ["limit", "remaining", "reset"]);
+    let _: List = Parser::new(field(response.headers(), "ratelimit-policy").unwrap()).parse().unwrap();
+}
+
+#[test]
+fn rejections_name_what_they_need() {
+    let scopes = Scopes::new(["a", "b"]).unwrap();
+    assert_eq!(Rejection::insufficient_scope(scopes.clone()).required_scopes(), Some(&scopes));
+}

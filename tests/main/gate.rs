@@ -1,0 +1,526 @@
+//! What a gate does with each request, seen from both sides.
+
+use std::convert::Infallible;
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use http::{HeaderValue, Request, Response, StatusCode, header};
+use tollgate::extract::Alphabet;
+use tollgate::limit::RateLimits;
+use tollgate::store::from_fn;
+use tollgate::{
+    AuthLayer, BoxStore, Carrier, Charge, CurrentGrant, Decision, Empty, Grant, MemoryStore, Policy, Problem, Protocol,
+    Quota, RateLimitHeaders, Rejection, RejectionKind, Scopes, StoreError, Unauthenticated, Verdict,
+};
+use tower::{Layer, ServiceBuilder, ServiceExt};
+
+use crate::kit::*;
+
+fn limits(burst: u32) -> RateLimits {
+    Hands::default().limits(Quota::per_minute(60).with_burst(burst))
+}
+
+/// The gate's stores in both branches of `Answer`, and boxed.
+macro_rules! for_each_store {
+    (|$layer:ident| $body:expr) => {{
+        let deadline = Duration::from_secs(5);
+        let $layer = AuthLayer::new(memory());
+        $body;
+        let $layer = AuthLayer::waiting(slow(), deadline, tokio::time::sleep);
+        $body;
+        let $layer = AuthLayer::waiting(BoxStore::new(memory()), deadline, tokio::time::sleep);
+        $body;
+        let $layer = AuthLayer::waiting(BoxStore::new(slow()), deadline, tokio::time::sleep);
+        $body;
+    }};
+}
+
+#[tokio::test]
+async fn a_good_token_goes_on_with_its_grant() {
+    for_each_store!(|layer| {
+        let gate = layer.with_rate_limit(limits(5)).layer(echo());
+        let response = send(&gate, with_token(TOKEN)).await;
+        assert_eq!(response.status(), 200);
+        let current = response.extensions().get::<CurrentGrant>().expect("a grant");
+        assert_eq!(current.id().as_str(), "alice");
+        assert_eq!(current.carrier(), Carrier::AuthorizationHeader);
+        assert_eq!(current.principal::<User>(), Some(&User("Alice")));
+        assert_eq!(current.principal::<u8>(), None);
+        assert!(current.authenticated::<u8>().is_none());
+        let decisions: Vec<_> = current.decisions().map(Decision::remaining).collect();
+        assert_eq!(decisions, [4]);
+        assert!(response.headers()["authorization"].is_sensitive());
+        assert_eq!(field(response.headers(), "ratelimit"), Some("\"default\";r=4;t=1"));
+        assert_eq!(field(response.headers(), "ratelimit-policy"), Some("\"default\";q=5;w=5"));
+    });
+}
+
+#[tokio::test]
+async fn refusals_never_reach_the_inner_service() {
+    for_each_store!(|layer| {
+        let reached = Arc::new(AtomicUsize::new(0));
+        let counter = Arc::clone(&reached);
+        let inner = tower::service_fn(move |_: Request<Body>| {
+            counter.fetch_add(1, Ordering::SeqCst);
+            async { Ok::<_, Infallible>(Response::new(Body::default())) }
+        });
+        let gate = layer.with_rate_limit(limits(1)).layer(inner);
+        for (request, status, kind) in [
+            (get(), 401, RejectionKind::Missing),
+            (with_token("unknown"), 401, RejectionKind::UnknownToken),
+            (with_token("not a token"), 401, RejectionKind::MalformedToken),
+            (with_token("a, Bearer b"), 400, RejectionKind::InvalidRequest),
+        ] {
+            let response = send(&gate, request).await;
+            assert_eq!(response.status(), status);
+            let rejection = response.extensions().get::<Rejection>().expect("a rejection");
+            assert_eq!(rejection.kind(), kind);
+            assert_eq!(rejection.realm(), Some("api"));
+            assert_eq!(response.headers()["cache-control"], "no-store");
+        }
+        assert_eq!(reached.load(Ordering::SeqCst), 0);
+        assert_eq!(send(&gate, with_token(TOKEN)).await.status(), 200);
+        let response = send(&gate, with_token(TOKEN)).await;
+        assert_eq!(response.status(), 429);
+        let rejection = response.extensions().get::<Rejection>().expect("a rejection");
+        assert_eq!(rejection.grant().map(|id| id.as_str()), Some("alice"));
+        assert_eq!(response.headers()["retry-after"], "1");
+        assert!(!response.headers().contains_key("www-authenticate"));
+        assert_eq!(reached.load(Ordering::SeqCst), 1);
+    });
+}
+
+#[tokio::test]
+async fn what_is_wrong_with_a_token_is_not_told() {
+    let now = UNIX_EPOCH + Duration::from_secs(1_000);
+    let hour = Duration::from_secs(3_600);
+    let tokens = MemoryStore::from_iter([
+        ("revoked", Grant::new("revoked", ())),
+        ("early", Grant::new("early", ()).with_not_before(now + hour)),
+        ("bound", Grant::new("bound", ()).with_sender_constraint()),
+        ("expired", Grant::new("expired", ()).with_expiry(now)),
+    ]);
+    tokens.revoke("revoked");
+    let gate = AuthLayer::new(tokens).with_wall_clock(move || now).layer(echo());
+
+    let mut answers = Vec::new();
+    for token in ["never-seen", "revoked", "early", "bound", "mal formed"] {
+        let response = send(&gate, with_token(token)).await;
+        let seen = (response.status(), format!("{:?}", response.headers()), text(response).await);
+        answers.push(seen);
+    }
+    assert!(answers.windows(2).all(|pair| pair[0] == pair[1]), "{answers:#?}");
+
+    let expired = send(&gate, with_token("expired")).await;
+    assert_eq!(expired.extensions().get::<Rejection>().map(Rejection::kind), Some(RejectionKind::ExpiredToken));
+    assert_eq!(json(expired).await["detail"], "The token has expired.");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_store_that_cannot_tell_is_503_and_never_401() {
+    let failing = from_fn(|_| async { Err::<Option<Grant<()>>, _>(io::Error::other("connection refused")) });
+    let silent = from_fn(|_| std::future::pending::<Result<Option<Grant<()>>, Infallible>>());
+    let deadline = Duration::from_millis(1_500);
+
+    let gate = AuthLayer::waiting(failing, deadline, tokio::time::sleep).layer(echo());
+    let response = send(&gate, with_token(TOKEN)).await;
+    assert_eq!(response.status(), 503);
+    assert!(!response.headers().contains_key("www-authenticate"));
+    let rejection = response.extensions().get::<Rejection>().unwrap();
+    let source = std::error::Error::source(rejection).unwrap().downcast_ref::<StoreError>().unwrap();
+    assert_eq!(std::error::Error::source(source).unwrap().to_string(), "connection refused");
+
+    let gate = AuthLayer::waiting(silent, deadline, tokio::time::sleep).layer(echo());
+    let begin = tokio::time::Instant::now();
+    let response = send(&gate, with_token(TOKEN)).await;
+    assert_eq!(begin.elapsed(), deadline);
+    assert_eq!(response.status(), 503);
+    assert_eq!(response.headers()["cache-control"], "no-store");
+    assert_eq!(json(response).await["status"], 503);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_answer_at_the_deadline_still_counts() {
+    let deadline = Duration::from_secs(1);
+    let punctual = from_fn(move |_| async move {
+        tokio::time::sleep(deadline).await;
+        Ok::<_, Infallible>(Some(Grant::new("alice", ())))
+    });
+    let gate = AuthLayer::waiting(punctual, deadline, tokio::time::sleep).layer(echo());
+    assert_eq!(send(&gate, with_token(TOKEN)).await.status(), 200);
+}
+
+#[tokio::test]
+async fn errors_of_the_inner_service_pass() {
+    let gate = AuthLayer::new(memory())
+        .layer(tower::service_fn(|_: Request<Body>| async { Err::<Response<Body>, _>(io::Error::other("inner")) }));
+    assert_eq!(gate.oneshot(with_token(TOKEN)).await.unwrap_err().to_string(), "inner");
+}
+
+#[tokio::test]
+async fn answers_of_the_inner_service_pass_unchanged() {
+    let inner = tower::service_fn(|_: Request<Body>| async {
+        let response = Response::builder()
+            .status(401)
+            .header("www-authenticate", "Basic realm=\"inner\"")
+            .header("cache-control", "public, max-age=60")
+            .body(Body::from("inner"))
+            .unwrap();
+        Ok::<_, Infallible>(response)
+    });
+    let gate = AuthLayer::new(memory()).layer(inner);
+    let response = send(&gate, with_token(TOKEN)).await;
+    assert_eq!(response.status(), 401);
+    assert_eq!(response.headers()["www-authenticate"], "Basic realm=\"inner\"");
+    assert_eq!(response.headers()["cache-control"], "public, max-age=60");
+    assert_eq!(text(response).await, "inner");
+}
+
+#[tokio::test]
+async fn only_a_true_preflight_passes() {
+    let layer = AuthLayer::new(memory()).with_rate_limit(limits(1));
+    let gate = layer.clone().layer(echo());
+    let mut with_secret = preflight();
+    with_secret.headers_mut().insert("authorization", HeaderValue::from_static("Bearer secret"));
+    for request in [preflight(), preflight(), with_secret] {
+        let response = send(&gate, request).await;
+        assert_eq!(response.status(), 200);
+        assert_eq!(response.extensions().get::<Unauthenticated>(), Some(&Unauthenticated::Preflight));
+        assert!(response.extensions().get::<CurrentGrant>().is_none());
+        assert!(!response.headers().contains_key("authorization"), "credentials in a preflight are not handed on");
+        assert!(!response.headers().contains_key("ratelimit"));
+    }
+
+    let mut no_origin = preflight();
+    no_origin.headers_mut().remove("origin");
+    let mut no_method = preflight();
+    no_method.headers_mut().remove("access-control-request-method");
+    let mut no_options = preflight();
+    *no_options.method_mut() = http::Method::POST;
+    for request in [no_origin, no_method, no_options] {
+        assert_eq!(send(&gate, request).await.status(), 401);
+    }
+    let strict = layer.without_preflight().layer(echo());
+    assert_eq!(send(&strict, preflight()).await.status(), 401);
+}
+
+#[tokio::test]
+async fn optional_authentication_lets_nobody_in_with_a_bad_token() {
+    for_each_store!(|layer| {
+        let gate = layer.with_optional_authentication().with_rate_limit(limits(1)).layer(echo());
+        for _ in 0..3 {
+            let response = send(&gate, get()).await;
+            assert_eq!(response.status(), 200);
+            assert_eq!(response.extensions().get::<Unauthenticated>(), Some(&Unauthenticated::Anonymous));
+            assert!(!response.headers().contains_key("ratelimit"), "anonymous callers are not limited by default");
+        }
+        assert_eq!(send(&gate, with_token("unknown")).await.status(), 401);
+        assert_eq!(send(&gate, with_token("mal formed")).await.status(), 401);
+        assert_eq!(send(&gate, with_token("a,b")).await.status(), 400);
+        assert!(send(&gate, with_token(TOKEN)).await.extensions().get::<CurrentGrant>().is_some());
+    });
+}
+
+#[tokio::test]
+async fn anonymous_callers_can_have_a_policy() {
+    let limits = limits(5).with_anonymous(Quota::per_minute(60).with_burst(2));
+    let gate = AuthLayer::new(memory()).with_optional_authentication().with_rate_limit(limits).layer(echo());
+    let first = send(&gate, get()).await;
+    assert_eq!(first.headers()["ratelimit"], "\"anonymous\";r=1;t=1");
+    assert_eq!(send(&gate, get()).await.status(), 200);
+    let third = send(&gate, get()).await;
+    assert_eq!(third.status(), 429);
+    assert_eq!(json(third).await["violated-policies"], serde_json::json!(["anonymous"]));
+    // Nobody with a token pays for that.
+    assert_eq!(send(&gate, with_token(TOKEN)).await.headers()["ratelimit"], "\"default\";r=4;t=1");
+}
+
+#[tokio::test]
+async fn the_authorization_header_can_be_removed() {
+    let gate = AuthLayer::new(memory()).with_authorization_removed().layer(echo());
+    let response = send(&gate, with_token(TOKEN)).await;
+    assert_eq!(response.status(), 200);
+    assert!(!response.headers().contains_key("authorization"));
+}
+
+#[tokio::test]
+async fn the_form_of_tokens_is_a_setting() {
+    let tokens = MemoryStore::from_iter([("secret-token:E92FB7EB", Grant::new("alice", ()))]);
+    let strict = AuthLayer::new(tokens.clone()).layer(echo());
+    assert_eq!(send(&strict, with_token("secret-token:E92FB7EB")).await.status(), 401);
+    let lenient = AuthLayer::new(tokens.clone()).with_alphabet(Alphabet::Lenient).layer(echo());
+    assert_eq!(send(&lenient, with_token("secret-token:E92FB7EB")).await.status(), 200);
+    let short = AuthLayer::new(tokens).with_alphabet(Alphabet::Lenient).with_max_token_len(20).layer(echo());
+    assert_eq!(send(&short, with_token("secret-token:E92FB7EB")).await.status(), 401);
+}
+
+#[tokio::test]
+async fn scopes_guard_routes_in_the_gates_words() {
+    let tokens = MemoryStore::from_iter([
+        ("both", Grant::new("both", ()).with_scopes(["read", "write"]).unwrap()),
+        ("read", Grant::new("read", ()).with_scopes(["read"]).unwrap()),
+        ("none", Grant::new("none", ())),
+    ]);
+    let gate = AuthLayer::new(tokens).with_realm("trading").unwrap().with_optional_authentication();
+    let all = gate.clone().layer(gate.require_scopes(["read", "write"]).unwrap().layer(echo()));
+    let any = gate.clone().layer(gate.require_any_scope(["read", "write"]).unwrap().layer(echo()));
+    for (token, of_all, of_any) in [("both", 200, 200), ("read", 403, 200), ("none", 403, 403)] {
+        assert_eq!(send(&all, with_token(token)).await.status(), of_all, "{token}");
+        assert_eq!(send(&any, with_token(token)).await.status(), of_any, "{token}");
+    }
+    let refused = send(&all, with_token("read")).await;
+    assert_eq!(
+        refused.headers()["www-authenticate"],
+        r#"Bearer realm="trading", error="insufficient_scope", scope="read write""#
+    );
+    let rejection = refused.extensions().get::<Rejection>().unwrap();
+    assert_eq!(rejection.grant().map(|id| id.as_str()), Some("read"));
+    assert_eq!(rejection.required_scopes(), Some(&Scopes::new(["read", "write"]).unwrap()));
+
+    let anonymous = send(&all, get()).await;
+    assert_eq!(anonymous.status(), 401);
+    assert_eq!(anonymous.headers()["www-authenticate"], r#"Bearer realm="trading", scope="read write""#);
+    assert_eq!(send(&all, preflight()).await.status(), 200);
+
+    let forgotten = gate.require_scopes(["read"]).unwrap().layer(echo());
+    let response = send(&forgotten, with_token("both")).await;
+    assert_eq!(response.status(), 500);
+    assert!(json(response).await["detail"].as_str().unwrap().contains("forgot to add `AuthLayer`"));
+    assert!(gate.require_scopes([""; 0]).is_err());
+    assert!(gate.require_scopes(["a b"]).is_err());
+}
+
+#[tokio::test]
+async fn two_policies_stack_and_both_are_told() {
+    let hands = Hands::default();
+    let clock = hands.clone();
+    let orders = RateLimits::named("orders", Quota::per_second(1).with_burst(2))
+        .unwrap()
+        .with_clock(move || Duration::from_nanos(clock.ns()));
+    let gate = AuthLayer::new(memory()).with_rate_limit(limits(5));
+    let inner = gate.rate_limit(orders);
+    let service = ServiceBuilder::new().layer(gate.clone()).layer(inner.clone()).service(echo());
+
+    let response = send(&service, with_token(TOKEN)).await;
+    assert_eq!(response.headers()["ratelimit"], "\"default\";r=4;t=1, \"orders\";r=1;t=1");
+    assert_eq!(response.headers()["ratelimit-policy"], "\"default\";q=5;w=5, \"orders\";q=2;w=2");
+    let current = response.extensions().get::<CurrentGrant>().unwrap();
+    let policies: Vec<_> = current.decisions().map(|decision| decision.policy().unwrap().name().to_owned()).collect();
+    assert_eq!(policies, ["default", "orders"]);
+
+    send(&service, with_token(TOKEN)).await;
+    let refused = send(&service, with_token(TOKEN)).await;
+    assert_eq!(refused.status(), 429);
+    assert_eq!(refused.headers()["ratelimit"], "\"default\";r=2;t=1, \"orders\";r=0;t=1");
+    assert_eq!(refused.extensions().get::<Rejection>().unwrap().grant().unwrap().as_str(), "alice");
+    assert_eq!(json(refused).await["violated-policies"], serde_json::json!(["orders"]));
+
+    assert_eq!(send(&service, preflight()).await.status(), 200);
+    assert_eq!(send(&inner.layer(echo()), with_token(TOKEN)).await.status(), 500);
+}
+
+#[tokio::test]
+async fn dialects_of_one_policy_tell_the_tighter_of_two() {
+    for (dialect, remaining, wider) in [
+        (RateLimitHeaders::Draft03, "ratelimit-remaining", "2"),
+        (RateLimitHeaders::Draft06, "ratelimit-remaining", "2"),
+        (RateLimitHeaders::Draft07, "ratelimit", "limit=3, remaining=2, reset=1"),
+        (RateLimitHeaders::XDelta, "x-ratelimit-remaining", "2"),
+        (RateLimitHeaders::XEpoch, "x-ratelimit-remaining", "2"),
+    ] {
+        for (outer, inner) in [(3, 9), (9, 3)] {
+            let gate = AuthLayer::new(memory()).with_rate_limit_headers(dialect).with_rate_limit(limits(outer));
+            let service = gate.clone().layer(gate.rate_limit(limits(inner)).layer(echo()));
+            let response = send(&service, with_token(TOKEN)).await;
+            assert_eq!(field(response.headers(), remaining), Some(wider), "{dialect:?} {outer} {inner}");
+            assert_eq!(response.headers().get_all(remaining).iter().count(), 1);
+        }
+    }
+}
+
+#[tokio::test]
+async fn no_dialect_is_a_dialect() {
+    let gate = AuthLayer::new(memory()).with_rate_limit_headers(RateLimitHeaders::Off).with_rate_limit(limits(1));
+    let service = gate.layer(echo());
+    let limited = |name: &http::HeaderName| name.as_str().contains("ratelimit");
+    let response = send(&service, with_token(TOKEN)).await;
+    assert!(!response.headers().keys().any(limited));
+    let response = send(&service, with_token(TOKEN)).await;
+    assert_eq!(
+        (response.status(), &response.headers()["retry-after"]),
+        (StatusCode::TOO_MANY_REQUESTS, &"1".parse().unwrap())
+    );
+    assert!(!response.headers().keys().any(limited));
+}
+
+#[tokio::test]
+async fn costs_are_charged_and_impossible_ones_are_told() {
+    let limits = limits(5).with_cost(|head| match head.uri.path() {
+        "/free" => 0,
+        "/huge" => 6,
+        _ => 2,
+    });
+    let service = AuthLayer::new(memory()).with_rate_limit(limits).layer(echo());
+    let at = |path: &'static str| {
+        let mut request = with_token(TOKEN);
+        *request.uri_mut() = path.parse().unwrap();
+        request
+    };
+    assert_eq!(send(&service, at("/")).await.headers()["ratelimit"], "\"default\";r=3;t=1");
+    assert_eq!(send(&service, at("/free")).await.headers()["ratelimit"], "\"default\";r=3;t=1");
+    let huge = send(&service, at("/huge")).await;
+    assert_eq!(huge.status(), 400);
+    assert!(!huge.headers().contains_key("retry-after"));
+    assert!(!huge.headers().contains_key("www-authenticate"));
+    assert_eq!(huge.headers()["cache-control"], "no-store");
+    assert_eq!(huge.extensions().get::<Rejection>().unwrap().kind(), RejectionKind::CostAboveBurst);
+    assert!(json(huge).await["detail"].as_str().unwrap().contains("more than the budget can ever hold"));
+    assert_eq!(send(&service, at("/free")).await.headers()["ratelimit"], "\"default\";r=3;t=1");
+}
+
+#[tokio::test]
+async fn grpc_is_refused_in_its_own_words() {
+    let gate = AuthLayer::new(memory()).with_rate_limit(limits(1));
+    let service = gate.clone().layer(gate.require_scopes(["trade"]).unwrap().layer(echo()));
+    let grpc = |content_type: &'static str, token: Option<&str>| {
+        let mut request = token.map_or_else(get, with_token);
+        request.headers_mut().insert("content-type", HeaderValue::from_static(content_type));
+        request
+    };
+    for (request, status) in [
+        (grpc("application/grpc", None), "16"),
+        (grpc("application/grpc+proto", Some("unknown")), "16"),
+        (grpc("application/grpc;x=y", Some(TOKEN)), "7"),
+        (grpc("Application/gRPC", Some(TOKEN)), "8"),
+    ] {
+        let response = send(&service, request).await;
+        assert_eq!(response.status(), 200);
+        assert_eq!(response.headers()["content-type"], "application/grpc");
+        assert_eq!(response.headers()["grpc-status"], status);
+        assert_eq!(response.extensions().get::<Rejection>().unwrap().protocol(), Protocol::Grpc);
+        assert_eq!(text(response).await, "");
+    }
+    for other in ["application/grpc-web", "application/grpcx", "application/json"] {
+        assert_eq!(send(&service, grpc(other, None)).await.status(), 401, "{other}");
+    }
+}
+
+#[tokio::test]
+async fn responders_can_be_chosen() {
+    let no_body = AuthLayer::new(memory()).with_responder(Empty).layer(echo());
+    assert_eq!(text(send(&no_body, get()).await).await, "");
+
+    let mapped = AuthLayer::new(memory()).with_responder(Problem.map_body(Body::new)).layer(echo());
+    assert_eq!(json(send(&mapped, get()).await).await["status"], 401);
+
+    let closure = AuthLayer::new(memory())
+        .with_response_fn(|rejection| {
+            let mut response = Response::new(Body::from(rejection.to_string()));
+            *response.status_mut() = StatusCode::IM_A_TEAPOT;
+            response
+        })
+        .with_rate_limit(limits(1))
+        .layer(echo());
+    let response = send(&closure, get()).await;
+    assert_eq!(response.status(), 418);
+    assert!(response.extensions().get::<Rejection>().is_some(), "whoever writes the answer");
+    assert_eq!(text(response).await, "no credentials were presented");
+
+    let shared: Arc<dyn tollgate::respond::Respond<Body>> = Arc::new(Problem);
+    let erased = AuthLayer::new(memory()).with_responder(shared).layer(echo());
+    assert_eq!(send(&erased, get()).await.status(), 401);
+}
+
+#[tokio::test]
+async fn a_limiter_may_wait() {
+    /// Like one whose budgets are on another machine.
+    struct Remote(RateLimits);
+
+    impl tollgate::Limiter for Remote {
+        type Future = std::pin::Pin<Box<dyn Future<Output = Decision> + Send>>;
+
+        fn check(&self, grant: &CurrentGrant, _: Charge<'_>) -> tollgate::Answer<Self::Future> {
+            let (limits, grant) = (self.0.clone(), grant.clone());
+            tollgate::Answer::Pending(Box::pin(async move {
+                tokio::task::yield_now().await;
+                limits.check_now(&grant, ONE)
+            }))
+        }
+    }
+
+    for_each_store!(|layer| {
+        let outer = layer.with_rate_limit(Remote(limits(2)));
+        let inner = outer.rate_limit(Remote(limits(1)));
+        let service = outer.layer(inner.layer(echo()));
+        let first = send(&service, with_token(TOKEN)).await;
+        assert_eq!(first.status(), 200);
+        assert_eq!(first.extensions().get::<CurrentGrant>().unwrap().decisions().count(), 2);
+        assert_eq!(send(&service, with_token(TOKEN)).await.status(), 429);
+        assert_eq!(send(&service, with_token(TOKEN)).await.status(), 429);
+    });
+}
+
+#[tokio::test]
+async fn a_limiter_of_ones_own_decides_without_governor() {
+    struct NoSeconds(Policy);
+
+    impl tollgate::Limiter for NoSeconds {
+        type Future = tollgate::Immediate<Decision>;
+
+        fn check(&self, grant: &CurrentGrant, _: Charge<'_>) -> tollgate::Answer<Self::Future> {
+            let second = grant.id().as_str().ends_with("-2");
+            let verdict = if second { Verdict::OverLimit } else { Verdict::Admitted };
+            let (more, full) = (Duration::from_millis(1_001), Duration::from_secs(9));
+            tollgate::Answer::Ready(Decision::new(self.0.clone(), verdict, 99, more, full))
+        }
+    }
+
+    let policy = Policy::new("odd \"only\"", Quota::per_second(7)).unwrap();
+    let service = AuthLayer::new(memory()).with_rate_limit(NoSeconds(policy)).layer(echo());
+    let admitted = send(&service, with_token(TOKEN)).await;
+    assert_eq!(admitted.headers()["ratelimit"], r#""odd \"only\"";r=7;t=2"#, "not more than the policy has");
+    let refused = send(&service, with_token("tg_another_token_of_alice")).await;
+    assert_eq!(refused.headers()["retry-after"], "2");
+    assert_eq!(json(refused).await["violated-policies"], serde_json::json!(["odd \"only\""]));
+}
+
+#[tokio::test]
+async fn a_handler_refuses_in_the_gates_words() {
+    let gate = AuthLayer::new(memory()).with_realm("trading").unwrap();
+    let step_up = || Rejection::insufficient_user_authentication(["myACR", "other"], Some(Duration::from_secs(5)));
+    let response: Response<Body> = gate.refuse(step_up().unwrap());
+    assert_eq!(response.status(), 401);
+    assert_eq!(
+        response.headers()["www-authenticate"],
+        r#"Bearer realm="trading", error="insufficient_user_authentication", acr_values="myACR other", max_age="5""#
+    );
+    assert!(Rejection::insufficient_user_authentication(["a b"], None).is_err());
+}
+
+#[tokio::test]
+async fn settings_come_in_any_order_and_leave_clones_alone() {
+    let first = AuthLayer::new(memory()).with_realm("first").unwrap();
+    let second = first.clone().with_rate_limit(limits(3)).with_realm("second").unwrap().with_responder(Empty);
+    let metadata = "https://api.example/.well-known/oauth-protected-resource";
+    let third = second.clone().with_resource_metadata(metadata).unwrap();
+    for (challenge, value) in [
+        (send(&first.layer(echo()), get()).await, "Bearer realm=\"first\"".to_owned()),
+        (send(&second.layer(echo()), get()).await, "Bearer realm=\"second\"".to_owned()),
+        (send(&third.layer(echo()), get()).await, format!("Bearer realm=\"second\", resource_metadata=\"{metadata}\"")),
+    ] {
+        assert_eq!(challenge.headers()[header::WWW_AUTHENTICATE], value);
+    }
+}
+
+#[tokio::test]
+async fn epoch_headers_tell_the_wall_clocks_time() {
+    let gate = AuthLayer::new(memory())
+        .with_wall_clock(|| SystemTime::UNIX_EPOCH + Duration::from_millis(1_000_500))
+        .with_rate_limit_headers(RateLimitHeaders::XEpoch)
+        .with_rate_limit(limits(3));
+    let response = send(&gate.layer(echo()), with_token(TOKEN)).await;
+    // Full again 1 s after 1000.5 s, rounded up.
+    assert_eq!(response.headers()["x-ratelimit-reset"], "1002");
+}

@@ -1,0 +1,124 @@
+//! What several subjects need.
+
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{HeaderMap, Request, Response, header};
+use http_body_util::{BodyExt, Full};
+use tollgate::limit::{Charge, RateLimits};
+use tollgate::store::from_fn_with;
+use tollgate::{BoxStore, Grant, MemoryStore, Quota};
+use tower::{Service, ServiceExt};
+
+pub type Body = Full<Bytes>;
+
+pub const TOKEN: &str = "tg_W7xHq0fN3kLr9sVb2mZd8pTy";
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct User(pub &'static str);
+
+/// A store that knows [`TOKEN`], and one more of the same subject.
+pub fn memory() -> MemoryStore<User> {
+    MemoryStore::from_iter([
+        (TOKEN, Grant::new("alice", User("Alice"))),
+        ("tg_another_token_of_alice", Grant::new("alice-2", User("Alice")).with_subject("alice")),
+    ])
+}
+
+/// The same store, which takes its time.
+pub fn slow() -> BoxStore<User> {
+    BoxStore::new(from_fn_with(memory(), |memory, digest| async move {
+        tokio::task::yield_now().await;
+        Ok::<_, Infallible>(memory.get(digest).map(|grant| Grant::clone(&grant)))
+    }))
+}
+
+/// A clock whose hands a test turns.
+#[derive(Clone, Default)]
+pub struct Hands(Arc<AtomicU64>);
+
+impl Hands {
+    pub fn advance(&self, by: Duration) {
+        self.0.fetch_add(u64::try_from(by.as_nanos()).unwrap(), Ordering::SeqCst);
+    }
+
+    pub fn set_ns(&self, ns: u64) {
+        self.0.store(ns, Ordering::SeqCst);
+    }
+
+    pub fn ns(&self) -> u64 {
+        self.0.load(Ordering::SeqCst)
+    }
+
+    pub fn limits(&self, quota: Quota) -> RateLimits {
+        let hands = self.clone();
+        RateLimits::new(quota).with_clock(move || Duration::from_nanos(hands.ns()))
+    }
+}
+
+pub const ONE: Charge<'static> = Charge::Units(1);
+
+pub fn get() -> Request<Body> {
+    Request::get("/").body(Body::default()).unwrap()
+}
+
+pub fn with_token(token: &str) -> Request<Body> {
+    let mut request = get();
+    request.headers_mut().insert(header::AUTHORIZATION, format!("Bearer {token}").parse().unwrap());
+    request
+}
+
+pub fn preflight() -> Request<Body> {
+    Request::options("/")
+        .header("origin", "https://app.example")
+        .header("access-control-request-method", "POST")
+        .body(Body::default())
+        .unwrap()
+}
+
+/// An inner service that answers with what it saw of the request.
+pub fn echo() -> impl Service<Request<Body>, Response = Response<Body>, Error = Infallible, Future: Send + 'static>
++ Clone
++ Send
++ Sync
++ 'static {
+    tower::service_fn(|request: Request<Body>| async move {
+        let mut response = Response::new(Body::default());
+        *response.extensions_mut() = request.extensions().clone();
+        for (name, value) in request.headers() {
+            response.headers_mut().append(name.clone(), value.clone());
+        }
+        Ok(response)
+    })
+}
+
+pub async fn send<S, B>(service: &S, request: Request<Body>) -> Response<B>
+where
+    S: Service<Request<Body>, Response = Response<B>, Error = Infallible> + Clone,
+{
+    service.clone().oneshot(request).await.unwrap_or_else(|never| match never {})
+}
+
+pub async fn text<B>(response: Response<B>) -> String
+where
+    B: http_body::Body<Data = Bytes>,
+    B::Error: std::fmt::Debug,
+{
+    let bytes = response.into_body().collect().await.unwrap().to_bytes();
+    String::from_utf8(bytes.into()).unwrap()
+}
+
+pub async fn json<B>(response: Response<B>) -> serde_json::Value
+where
+    B: http_body::Body<Data = Bytes>,
+    B::Error: std::fmt::Debug,
+{
+    serde_json::from_str(&text(response).await).unwrap()
+}
+
+pub fn field<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
+    headers.get(name).map(|value| value.to_str().unwrap())
+}

@@ -1,0 +1,384 @@
+//! Budgets, as properties under a clock that the test turns.
+
+use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
+
+use proptest::prelude::*;
+use tollgate::limit::{Charge, MonotonicClock, RateLimits};
+use tollgate::{AuthLayer, CurrentGrant, Grant, Quota, Verdict};
+use tower::Layer;
+
+use crate::kit::*;
+
+fn grant_of(subject: &str, quota: Option<Quota>) -> CurrentGrant {
+    let grant = Grant::new(subject, ());
+    CurrentGrant::new(match quota {
+        Some(quota) => grant.with_quota(quota),
+        None => grant,
+    })
+}
+
+/// Spends one by one until nothing is left.
+fn drain(limits: &RateLimits, grant: &CurrentGrant) -> u32 {
+    (0..).take_while(|_| limits.check_now(grant, ONE).is_admitted()).count().try_into().unwrap()
+}
+
+fn quotas() -> impl Strategy<Value = Quota> {
+    let intervals = prop_oneof![1..20_u64, 1_000..2_000_000_000_u64, Just(333_333_334)];
+    (intervals, 1..40_u32).prop_map(|(ns, burst)| Quota::one_per(Duration::from_nanos(ns)).with_burst(burst))
+}
+
+/// Checks that the charges admitted between any two moments fit into `burst + rate x t`. Takes (time, units).
+fn assert_bounded(admitted: &[(u64, u32)], burst: u32, interval_ns: u64) -> Result<(), TestCaseError> {
+    for (i, &(from, _)) in admitted.iter().enumerate() {
+        let mut units = 0;
+        for &(to, cost) in &admitted[i..] {
+            units += u128::from(cost);
+            // `units <= burst + t / interval`, without any rounding
+            let allowed = u128::from(burst) * u128::from(interval_ns) + u128::from(to - from);
+            prop_assert!(units * u128::from(interval_ns) <= allowed, "{units} units from {from} to {to}");
+        }
+    }
+    Ok(())
+}
+
+proptest! {
+    #[test]
+    fn never_more_than_burst_and_rate(
+        quota in quotas(),
+        steps in prop::collection::vec((0..5_000_u64, 0..6_u32), 1..150),
+    ) {
+        let hands = Hands::default();
+        let limits = hands.limits(quota);
+        let grant = grant_of("s", None);
+        let interval = u64::try_from(quota.interval().as_nanos()).unwrap();
+        let mut admitted = Vec::new();
+        for (thousandths, units) in steps {
+            hands.advance(Duration::from_nanos(interval.saturating_mul(thousandths) / 1_000));
+            let decision = limits.check_now(&grant, Charge::Units(units));
+            match decision.verdict() {
+                Verdict::Admitted => admitted.push((hands.ns(), units)),
+                Verdict::OverLimit => prop_assert!(units <= quota.burst()),
+                Verdict::CostAboveBurst => prop_assert!(units > quota.burst()),
+            }
+        }
+        assert_bounded(&admitted, quota.burst(), interval)?;
+    }
+
+    #[test]
+    fn the_true_delay_suffices_and_a_nanosecond_less_does_not(
+        quota in quotas(),
+        spent in 0..60_u32,
+        units in 1..40_u32,
+        later in 0..3_000_000_000_u64,
+    ) {
+        let hands = Hands::default();
+        let limits = hands.limits(quota);
+        let grant = grant_of("s", None);
+        for _ in 0..spent {
+            let _ = limits.check_now(&grant, ONE);
+        }
+        hands.advance(Duration::from_nanos(later));
+        let units = units.min(quota.burst());
+        let decision = limits.check_now(&grant, Charge::Units(units));
+        if let Some(wait) = decision.retry_after() {
+            prop_assert!(wait > Duration::ZERO);
+            prop_assert_eq!(decision.remaining(), 0);
+            hands.advance(wait - Duration::from_nanos(1));
+            let early = limits.check_now(&grant, Charge::Units(units));
+            prop_assert_eq!(early.retry_after(), Some(Duration::from_nanos(1)));
+            hands.advance(Duration::from_nanos(1));
+            prop_assert!(limits.check_now(&grant, Charge::Units(units)).is_admitted());
+        }
+    }
+
+    #[test]
+    fn what_is_told_to_remain_can_be_spent_at_once_and_no_more(quota in quotas(), spent in 1..50_u32, ns in 0..90_u64) {
+        let hands = Hands::default();
+        let limits = hands.limits(quota);
+        let grant = grant_of("s", None);
+        for _ in 0..spent {
+            hands.advance(Duration::from_nanos(ns));
+            let _ = limits.check_now(&grant, ONE);
+        }
+        let told = limits.peek(&grant);
+        prop_assert_eq!(limits.peek(&grant), told.clone());
+        prop_assert!(told.remaining() <= quota.burst());
+        // One more is there after exactly the time that is told, and all after `full_in`.
+        if told.remaining() < quota.burst() {
+            hands.advance(told.more_in() - Duration::from_nanos(1));
+            prop_assert_eq!(limits.peek(&grant).remaining(), told.remaining());
+            hands.advance(Duration::from_nanos(1));
+            prop_assert_eq!(limits.peek(&grant).remaining(), told.remaining() + 1);
+            hands.advance(told.full_in() - told.more_in());
+            prop_assert_eq!(limits.peek(&grant).remaining(), quota.burst());
+            prop_assert_eq!(drain(&limits, &grant), quota.burst());
+        } else {
+            prop_assert_eq!(drain(&limits, &grant), told.remaining());
+        }
+    }
+
+    #[test]
+    fn no_change_of_plan_hands_out_a_fresh_burst(
+        plans in prop::collection::vec(quotas(), 2..4),
+        steps in prop::collection::vec((0..4_usize, 0..4_000_u64, 1..4_u32, any::<bool>()), 1..120),
+    ) {
+        let hands = Hands::default();
+        let limits = hands.limits(plans[0]);
+        // A token a plan, all of one subject. Some steps come with a token that nobody has seen before.
+        let tokens: Vec<_> = plans.iter().map(|plan| grant_of("s", Some(*plan))).collect();
+        let burst = plans.iter().map(|plan| plan.burst()).max().unwrap();
+        let interval = plans.iter().map(|plan| plan.interval().as_nanos() as u64).min().unwrap();
+        let mut admitted = Vec::new();
+        for (which, thousandths, units, fresh) in steps {
+            hands.advance(Duration::from_nanos(interval.saturating_mul(thousandths) / 1_000));
+            let which = which % plans.len();
+            let token = if fresh { &grant_of("s", Some(plans[which])) } else { &tokens[which] };
+            if fresh {
+                limits.sweep();
+            }
+            if limits.check_now(token, Charge::Units(units)).is_admitted() {
+                admitted.push((hands.ns(), units));
+            }
+        }
+        assert_bounded(&admitted, burst, interval)?;
+        prop_assert!(limits.subjects() <= 1);
+    }
+
+    #[test]
+    fn at_most_is_kept_in_every_window(n in 1..30_u32, burst in 1..30_u32, window in 1..5_000_u64, gaps in prop::collection::vec(0..400_u64, 1..200)) {
+        let burst = burst.min(n);
+        let window = Duration::from_micros(window);
+        let hands = Hands::default();
+        let limits = hands.limits(Quota::at_most(n, window, burst));
+        let grant = grant_of("s", None);
+        let mut admitted = Vec::new();
+        for gap in gaps {
+            hands.advance(Duration::from_micros(gap));
+            if limits.check_now(&grant, ONE).is_admitted() {
+                admitted.push(hands.ns());
+            }
+        }
+        let window = window.as_nanos() as u64;
+        for (i, &from) in admitted.iter().enumerate() {
+            // Half-open: what comes exactly a window later belongs to the next.
+            let inside = admitted[i..].iter().take_while(|&&at| at - from < window).count();
+            prop_assert!(inside <= n as usize, "{inside} of {n}");
+        }
+    }
+
+    #[test]
+    fn a_clock_that_steps_back_hands_out_nothing(quota in quotas(), times in prop::collection::vec(0..10_000_000_000_u64, 1..100)) {
+        let hands = Hands::default();
+        let limits = hands.limits(quota);
+        let grant = grant_of("s", None);
+        let mut admitted = 0_u128;
+        for &time in &times {
+            hands.set_ns(time);
+            let decision = limits.check_now(&grant, ONE);
+            prop_assert!(decision.remaining() <= quota.burst());
+            admitted += u128::from(decision.is_admitted());
+        }
+        // As if the clock had gone from the earliest to the latest reading once.
+        let span = u128::from(times.iter().max().unwrap() - times.iter().min().unwrap());
+        let interval = quota.interval().as_nanos();
+        prop_assert!(admitted * interval <= u128::from(quota.burst()) * interval + span);
+    }
+}
+
+#[test]
+fn tokens_of_one_subject_share_a_budget() {
+    let limits = Hands::default().limits(Quota::per_minute(60).with_burst(20));
+    let old = CurrentGrant::new(Grant::new("key-1", ()).with_subject("alice"));
+    let new = CurrentGrant::new(Grant::new("key-2", ()).with_subject("alice"));
+    let other = CurrentGrant::new(Grant::new("key-3", ()));
+    assert!(limits.check_now(&old, ONE).is_admitted());
+    assert_eq!(drain(&limits, &new), 19);
+    assert_eq!(drain(&limits, &old), 0);
+    assert_eq!(drain(&limits, &other), 20);
+}
+
+#[test]
+fn a_plan_change_carries_the_debt_in_cells() {
+    let (small, large) = (Quota::per_minute(60).with_burst(10), Quota::per_minute(600).with_burst(100));
+    let hands = Hands::default();
+    let limits = hands.limits(small);
+    let (before, after) = (grant_of("s", Some(small)), grant_of("s", Some(large)));
+    assert_eq!(drain(&limits, &before), 10);
+    assert_eq!(drain(&limits, &after), 90, "10 of 100 are owed");
+    assert_eq!(drain(&limits, &before), 0, "100 are owed");
+    hands.advance(Duration::from_secs(90));
+    assert_eq!(drain(&limits, &before), 0, "90 of them are paid");
+    hands.advance(Duration::from_secs(1));
+    assert_eq!(drain(&limits, &before), 1);
+}
+
+#[test]
+fn the_longest_debts_survive_a_plan_change() {
+    // 146 years of debt, in a quota whose cell takes a nanosecond, and back.
+    let long = Quota::one_per(Duration::from_nanos((1 << 62) - 1));
+    let short = Quota::one_per(Duration::from_nanos(1)).with_burst(u32::MAX);
+    let limits = Hands::default().limits(long);
+    let (long, short) = (grant_of("s", Some(long)), grant_of("s", Some(short)));
+    assert_eq!(drain(&limits, &long), 1);
+    assert_eq!(limits.peek(&short).remaining(), u32::MAX - 1);
+    assert!(limits.check_now(&short, Charge::Units(u32::MAX - 1)).is_admitted());
+    for _ in 0..3 {
+        assert!(!limits.check_now(&long, ONE).is_admitted());
+        assert!(!limits.check_now(&short, Charge::Units(u32::MAX)).is_admitted());
+    }
+}
+
+#[test]
+fn one_grant_remembers_several_limiters() {
+    let grant = grant_of("s", None);
+    let all: Vec<_> = (1..=20).map(|burst| Hands::default().limits(Quota::per_minute(60).with_burst(burst))).collect();
+    for _ in 0..2 {
+        for (limits, burst) in all.iter().zip(1..) {
+            let left = limits.peek(&grant).remaining();
+            assert!(left == burst || left == 0);
+            assert_eq!(drain(limits, &grant), left);
+        }
+    }
+}
+
+#[test]
+fn sweeping_never_forks_a_budget() {
+    let hands = Hands::default();
+    let limits = hands.limits(Quota::per_minute(60).with_burst(5));
+    let grant = grant_of("s", None);
+    assert!(limits.check_now(&grant, ONE).is_admitted());
+    hands.advance(Duration::from_secs(60));
+    limits.sweep();
+    assert_eq!(limits.subjects(), 1, "the grant remembers it");
+    let another = grant_of("s", None);
+    assert_eq!(drain(&limits, &another), 5);
+    assert_eq!(drain(&limits, &grant), 0);
+    drop((grant, another));
+    limits.sweep();
+    assert_eq!(limits.subjects(), 1, "nobody remembers it, but it owes");
+    assert_eq!(drain(&limits, &grant_of("s", None)), 0);
+    hands.advance(Duration::from_secs(60));
+    limits.sweep();
+    assert_eq!(limits.subjects(), 0);
+}
+
+#[test]
+fn memory_is_bounded_by_itself() {
+    let hands = Hands::default();
+    let limits = hands.limits(Quota::per_minute(60).with_burst(5));
+    for i in 0..50_000 {
+        assert!(limits.check_now(&grant_of(&i.to_string(), None), ONE).is_admitted());
+        hands.advance(Duration::from_millis(100));
+    }
+    // Ten subjects owe at any moment.
+    assert!(limits.subjects() < 128, "{}", limits.subjects());
+}
+
+#[test]
+fn two_threads_spend_exactly_the_burst() {
+    let limits = Hands::default().limits(Quota::per_minute(60).with_burst(50_000));
+    let grant = grant_of("s", None);
+    let spent: u32 = thread::scope(|scope| {
+        let spenders: Vec<_> = (0..2).map(|_| scope.spawn(|| drain(&limits, &grant))).collect();
+        spenders.into_iter().map(|spender| spender.join().unwrap()).sum()
+    });
+    assert_eq!(spent, 50_000);
+}
+
+#[test]
+fn two_threads_with_two_plans_and_a_sweeper_spend_no_more_than_the_larger_burst() {
+    // Equal rates, so that nothing is rounded on the way.
+    let plans = [Quota::per_minute(60).with_burst(5_000), Quota::per_minute(60).with_burst(5_001)];
+    for _ in 0..10 {
+        let limits = Hands::default().limits(plans[0]);
+        let spent: usize = thread::scope(|scope| {
+            let spenders: Vec<_> = plans
+                .map(|plan| {
+                    let limits = &limits;
+                    scope.spawn(move || {
+                        let grant = grant_of("s", Some(plan));
+                        (0..8_000).filter(|_| limits.check_now(&grant, ONE).is_admitted()).count()
+                    })
+                })
+                .into_iter()
+                .collect();
+            scope.spawn(|| (0..1_000).for_each(|_| limits.sweep()));
+            spenders.into_iter().map(|spender| spender.join().unwrap()).sum()
+        });
+        assert!((5_000..=5_001).contains(&spent), "{spent}");
+    }
+}
+
+#[tokio::test]
+async fn refused_tokens_cost_nobody_anything() {
+    let limits = Hands::default().limits(Quota::per_minute(60).with_burst(2));
+    let service = AuthLayer::new(memory()).with_rate_limit(limits.clone()).layer(echo());
+    for _ in 0..100 {
+        assert_eq!(send(&service, with_token("unknown")).await.status(), 401);
+        assert_eq!(send(&service, get()).await.status(), 401);
+        assert_eq!(send(&service, with_token("mal formed")).await.status(), 401);
+    }
+    assert_eq!(limits.subjects(), 0, "strangers open no accounts");
+    assert_eq!(send(&service, with_token(TOKEN)).await.headers()["ratelimit"], "\"default\";r=1;t=1");
+}
+
+#[tokio::test]
+async fn waiting_retry_after_suffices() {
+    let hands = Hands::default();
+    for ns in [1, 999_999_999, 1_000_000_000, 1_000_000_001, 59_000_000_001] {
+        let limits = hands.limits(Quota::one_per(Duration::from_nanos(ns)));
+        let service = AuthLayer::new(memory()).with_rate_limit(limits).layer(echo());
+        assert_eq!(send(&service, with_token(TOKEN)).await.status(), 200);
+        let refused = send(&service, with_token(TOKEN)).await;
+        assert_eq!(refused.status(), 429);
+        let seconds: u64 = field(refused.headers(), "retry-after").unwrap().parse().unwrap();
+        assert_eq!(seconds, ns.div_ceil(1_000_000_000), "rounded up, and never 0");
+        hands.advance(Duration::from_secs(seconds));
+        assert_eq!(send(&service, with_token(TOKEN)).await.status(), 200);
+    }
+}
+
+#[test]
+fn real_clocks_run() {
+    for limits in
+        [RateLimits::new(Quota::per_day(1)), RateLimits::new(Quota::per_day(1)).with_clock(MonotonicClock::new())]
+    {
+        let grant = grant_of("s", None);
+        assert!(limits.check_now(&grant, ONE).is_admitted());
+        let refused = limits.check_now(&grant, ONE);
+        assert!(refused.retry_after().unwrap() > Duration::from_secs(86_000));
+    }
+    let fast = RateLimits::new(Quota::one_per(Duration::from_nanos(1)));
+    let grant = grant_of("s", None);
+    assert!((0..1_000).all(|_| fast.check_now(&grant, ONE).is_admitted() || fast.peek(&grant).is_admitted()));
+}
+
+#[test]
+fn governors_fake_clock_is_a_clock() {
+    let fake = governor::clock::FakeRelativeClock::default();
+    let start = governor::clock::Clock::now(&fake);
+    let hands = fake.clone();
+    let limits = RateLimits::new(Quota::per_minute(1)).with_clock(move || {
+        use governor::clock::{Clock as _, Reference as _};
+        hands.now().duration_since(start).into()
+    });
+    let grant = grant_of("s", None);
+    assert_eq!(drain(&limits, &grant), 1);
+    fake.advance(Duration::from_secs(60));
+    assert_eq!(drain(&limits, &grant), 1);
+}
+
+#[test]
+fn a_handle_charges_what_the_gate_charges() {
+    let limits = Hands::default().limits(Quota::per_minute(60).with_burst(5));
+    let dear = limits.clone().with_cost(|_| 5);
+    let grant = Arc::new(Grant::new("alice", ()));
+    let current = CurrentGrant::new(Arc::clone(&grant));
+    assert!(limits.check_now(&current, Charge::Units(2)).is_admitted());
+    let decision = dear.check_now(&current, Charge::Units(3));
+    assert!(decision.is_admitted());
+    assert_eq!(limits.peek(&current).remaining(), 0);
+    assert_eq!(decision.full_in(), Duration::from_secs(5));
+}

@@ -1,0 +1,13 @@
+//! The integration tests, a module a subject, in one binary.
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test says by panicking that it failed")]
+#![allow(unreachable_pub, reason = "one binary: what is `pub` is for the other subjects")]
+
+mod axum_edge;
+mod challenges;
+mod gate;
+mod kit;
+mod levels;
+mod limits;
+mod readiness;
+mod secrets;
+mod stores;

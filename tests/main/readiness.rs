@@ -1,0 +1,187 @@
+//! `poll_ready` is a promise to one instance: the one that was made ready is the one that is called.
+
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use http::{Request, Response};
+use tollgate::limit::RateLimits;
+use tollgate::{AuthLayer, Quota};
+use tower::{Layer, Service, ServiceBuilder, ServiceExt};
+use tower_test::mock;
+
+use crate::kit::*;
+
+/// Panics if it is called without having been made ready, as `tower` allows services to do. A clone is not ready.
+struct Strict {
+    ready: bool,
+    made_ready: Arc<AtomicUsize>,
+}
+
+impl Clone for Strict {
+    fn clone(&self) -> Self {
+        Self { ready: false, made_ready: Arc::clone(&self.made_ready) }
+    }
+}
+
+impl Service<Request<Body>> for Strict {
+    type Response = Response<Body>;
+    type Error = Infallible;
+    type Future = std::future::Ready<Result<Self::Response, Infallible>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        if !self.ready {
+            self.made_ready.fetch_add(1, Ordering::SeqCst);
+        }
+        self.ready = true;
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, _: Request<Body>) -> Self::Future {
+        assert!(std::mem::take(&mut self.ready), "called without being ready");
+        std::future::ready(Ok(Response::new(Body::default())))
+    }
+}
+
+fn plenty() -> RateLimits {
+    RateLimits::new(Quota::per_second(1_000_000))
+}
+
+macro_rules! in_both_branches {
+    (|$layer:ident| $body:expr) => {{
+        let $layer = AuthLayer::new(memory()).with_rate_limit(plenty());
+        $body;
+        let $layer = AuthLayer::waiting(slow(), Duration::from_secs(5), tokio::time::sleep).with_rate_limit(plenty());
+        $body;
+    }};
+}
+
+#[tokio::test]
+async fn the_instance_that_was_made_ready_is_called() {
+    in_both_branches!(|layer| {
+        let made_ready = Arc::new(AtomicUsize::new(0));
+        let mut service = layer.layer(Strict { ready: false, made_ready: Arc::clone(&made_ready) });
+        for round in 1..=10 {
+            let response = service.ready().await.unwrap().call(with_token(TOKEN)).await.unwrap();
+            assert_eq!(response.status(), 200);
+            assert_eq!(made_ready.load(Ordering::SeqCst), round, "each request is prepared for once");
+        }
+        // A refusal leaves the instance ready, so that the next request needs no preparation.
+        service.ready().await.unwrap().call(get()).await.unwrap();
+        service.ready().await.unwrap().call(get()).await.unwrap();
+        assert_eq!(made_ready.load(Ordering::SeqCst), 11);
+        // Two requests under way at once.
+        let first = service.ready().await.unwrap().call(with_token(TOKEN));
+        let second = service.ready().await.unwrap().call(with_token(TOKEN));
+        let (second, first) = (second.await.unwrap(), first.await.unwrap());
+        assert_eq!((first.status(), second.status()), (http::StatusCode::OK, http::StatusCode::OK));
+    });
+}
+
+#[tokio::test]
+async fn towers_mock_sees_one_permit_a_request() {
+    in_both_branches!(|layer| {
+        let (mock, mut handle) = mock::pair::<Request<Body>, Response<Body>>();
+        handle.allow(1);
+        let mut service = layer.layer(mock);
+        let answer = tokio::spawn(service.ready().await.unwrap().call(with_token(TOKEN)));
+        let (_, reply) = handle.next_request().await.unwrap();
+        reply.send_response(Response::new(Body::default()));
+        assert_eq!(answer.await.unwrap().unwrap().status(), 200);
+        // The only permit is used up.
+        let mut next = tokio_test_poll_ready(&mut service);
+        assert!(next.is_pending());
+        handle.allow(1);
+        next = tokio_test_poll_ready(&mut service);
+        assert!(next.is_ready());
+    });
+}
+
+fn tokio_test_poll_ready<S: Service<Request<Body>>>(service: &mut S) -> Poll<Result<(), S::Error>> {
+    service.poll_ready(&mut Context::from_waker(std::task::Waker::noop()))
+}
+
+#[tokio::test]
+async fn above_buffer_and_concurrency_limit() {
+    in_both_branches!(|layer| {
+        let inner = ServiceBuilder::new().buffer(4).concurrency_limit(1).service(echo());
+        let service = ServiceBuilder::new().layer(layer).service(inner);
+        let mut answers = Vec::new();
+        for _ in 0..50 {
+            let mut service = service.clone();
+            answers.push(tokio::spawn(async move {
+                service.ready().await.unwrap().call(with_token(TOKEN)).await.unwrap().status()
+            }));
+        }
+        for answer in answers {
+            assert_eq!(answer.await.unwrap(), 200);
+        }
+    });
+}
+
+#[tokio::test]
+async fn above_concurrency_limit_alone_with_refusals_between() {
+    in_both_branches!(|layer| {
+        let service = layer.layer(ServiceBuilder::new().concurrency_limit(2).service(echo()));
+        let mut answers = Vec::new();
+        for i in 0..60 {
+            let mut service = service.clone();
+            let request = if i % 3 == 0 { with_token("unknown") } else { with_token(TOKEN) };
+            let expected = if i % 3 == 0 { 401 } else { 200 };
+            answers.push(tokio::spawn(async move {
+                let status = service.ready().await.unwrap().call(request).await.unwrap().status();
+                assert_eq!(status, expected);
+            }));
+        }
+        for answer in answers {
+            answer.await.unwrap();
+        }
+    });
+}
+
+#[tokio::test]
+async fn below_buffer_and_concurrency_limit() {
+    in_both_branches!(|layer| {
+        let service = ServiceBuilder::new().buffer(4).concurrency_limit(1).layer(layer).service(echo());
+        let mut answers = Vec::new();
+        for _ in 0..50 {
+            let mut service = service.clone();
+            answers.push(tokio::spawn(async move {
+                service.ready().await.unwrap().call(with_token(TOKEN)).await.unwrap().status()
+            }));
+        }
+        for answer in answers {
+            assert_eq!(answer.await.unwrap(), 200);
+        }
+    });
+}
+
+#[tokio::test]
+async fn load_shed_above_and_below() {
+    in_both_branches!(|layer| {
+        let above = ServiceBuilder::new().load_shed().layer(layer.clone()).concurrency_limit(1).service(echo());
+        assert_eq!(above.oneshot(with_token(TOKEN)).await.unwrap().status(), 200);
+
+        let below = layer.layer(ServiceBuilder::new().load_shed().concurrency_limit(1).service(echo()));
+        let mut service = below.clone();
+        assert_eq!(service.ready().await.unwrap().call(with_token(TOKEN)).await.unwrap().status(), 200);
+        // With the only permit taken the request is shed, by the inner service's own error.
+        let (never, mut handle) = mock::pair::<Request<Body>, Response<Body>>();
+        handle.allow(0);
+        let shedding = layer.layer(ServiceBuilder::new().load_shed().service(never));
+        let error = shedding.oneshot(with_token(TOKEN)).await.unwrap_err();
+        assert!(error.is::<tower::load_shed::error::Overloaded>());
+    });
+}
+
+#[tokio::test]
+async fn behind_boxes() {
+    in_both_branches!(|layer| {
+        let service: tower::util::BoxCloneSyncService<Request<Body>, Response<Body>, Infallible> =
+            tower::util::BoxCloneSyncService::new(layer.layer(echo()));
+        assert_eq!(service.clone().oneshot(with_token(TOKEN)).await.unwrap().status(), 200);
+        assert_eq!(service.oneshot(get()).await.unwrap().status(), 401);
+    });
+}

@@ -1,0 +1,170 @@
+//! Nothing that can be printed holds a token.
+
+use std::fmt::{Debug, Write as _};
+use std::io;
+use std::time::Duration;
+
+use http::{Request, Response};
+use tollgate::extract::{Alphabet, Presented, TokenForm, authorization};
+use tollgate::limit::{Charge, MonotonicClock, RateLimits};
+use tollgate::respond::{Challenge, Respond};
+use tollgate::store::{NotFound, from_fn};
+use tollgate::{
+    Answer, AuthLayer, Authenticated, BearerToken, BoxStore, CurrentGrant, Empty, Grant, Head, MemoryStore, Policy,
+    Problem, Quota, Rejection, Scopes, StoreError, TokenDigest, TokenStore, Unauthenticated,
+};
+use tower::{Layer, Service};
+
+use crate::kit::*;
+
+/// Everything that was printed, searched for the token in the forms in which it could stand there.
+#[derive(Default)]
+struct Printed(String);
+
+impl Printed {
+    fn debug(&mut self, value: &impl Debug) {
+        write!(self.0, "{value:?}\n{value:#?}\n").unwrap();
+    }
+
+    fn error(&mut self, error: &dyn std::error::Error) {
+        let mut next = Some(error);
+        while let Some(error) = next {
+            write!(self.0, "{error}\n{error:?}\n{error:#?}\n").unwrap();
+            next = error.source();
+        }
+    }
+
+    async fn answer(&mut self, response: Response<Body>) {
+        self.debug(&response.headers());
+        if let Some(rejection) = response.extensions().get::<Rejection>() {
+            self.debug(rejection);
+            self.error(rejection);
+        }
+        self.0.push_str(&text(response).await);
+    }
+
+    fn assert_clean(&self) {
+        let hex = TokenDigest::of(TOKEN).to_bytes().iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+        let bytes = format!("{:?}", TOKEN.as_bytes());
+        let digest_bytes = format!("{:?}", TokenDigest::of(TOKEN).to_bytes());
+        for secret in [TOKEN, &TOKEN[3..], &hex, bytes.trim_matches(['[', ']']), digest_bytes.trim_matches(['[', ']'])]
+        {
+            assert!(!self.0.contains(secret), "the token was printed:\n{}", self.0);
+        }
+        assert!(self.0.len() > 4_000, "hardly anything was printed");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn no_public_type_prints_a_token() {
+    let mut printed = Printed::default();
+
+    // Words.
+    let token = BearerToken::new(TOKEN);
+    printed.debug(&token);
+    printed.debug(token.digest());
+    let grant = Grant::new("alice", TOKEN).with_scopes(["trade"]).unwrap().with_quota(Quota::per_minute(1));
+    printed.debug(&grant);
+    printed.debug(&Authenticated::new(grant.clone()));
+    let current = CurrentGrant::new(grant.clone());
+    printed.debug(&current);
+    printed.debug(&Unauthenticated::Anonymous);
+    printed.debug(&Answer::<std::future::Ready<&str>>::Ready(TOKEN));
+    printed.debug(&Answer::Pending(std::future::ready(TOKEN)));
+
+    // Extract: what is malformed is no less of a secret.
+    for value in
+        [format!("Bearer {TOKEN}"), format!("Bearer {TOKEN} {TOKEN}"), format!("Bearer {TOKEN}, Bearer {TOKEN}")]
+    {
+        let mut request = get();
+        request.headers_mut().insert("authorization", value.parse().unwrap());
+        let presented = authorization(request.headers(), TokenForm::default());
+        assert!(!matches!(presented, Presented::Nothing));
+        printed.debug(&presented);
+    }
+
+    // Stores and limits.
+    let store = MemoryStore::from_iter([(TOKEN, grant.clone())]);
+    printed.debug(&store);
+    printed.debug(&BoxStore::new(store.clone()));
+    printed.debug(&store.lookup(&token));
+    printed.debug(&store.get(TOKEN).unwrap());
+    printed.debug(&store.grants());
+    let occupied = store.insert(TOKEN, grant.clone()).unwrap_err();
+    printed.error(&io::Error::other(NotFound));
+    printed.debug(&occupied);
+    printed.debug(&occupied.to_string());
+    let limits = RateLimits::new(Quota::per_minute(60).with_burst(3));
+    printed.debug(&limits);
+    printed.debug(&limits.clone().with_clock(MonotonicClock::new()));
+    printed.debug(&limits.check_now(&current, ONE));
+    printed.debug(&Policy::new("p", Quota::per_minute(60)).unwrap());
+    printed.debug(&Charge::Request(&Head::of(&{
+        let mut request = with_token(TOKEN);
+        request.headers_mut().get_mut("authorization").unwrap().set_sensitive(true);
+        request
+    })));
+
+    // The gate, its services and futures, and all of its answers.
+    let failing = from_fn(|_| async { Err::<Option<Grant<()>>, _>(io::Error::other("connection refused")) });
+    printed.debug(&failing.lookup(&token));
+    let layer = AuthLayer::new(store).with_rate_limit(limits);
+    printed.debug(&layer);
+    printed.debug(&layer.rate_limit(RateLimits::new(Quota::per_minute(1))));
+    printed.debug(&layer.require_scopes(["trade"]).unwrap());
+    let mut service = layer.layer(layer.require_scopes(["admin"]).unwrap().layer(seen()));
+    printed.debug(&service);
+    printed.debug(&service.call(with_token(TOKEN)));
+    for value in [
+        format!("Bearer {TOKEN}"),
+        format!("Bearer {TOKEN}"),
+        format!("Bearer {TOKEN}"),
+        format!("Bearer x{TOKEN}"),
+        format!("Bearer {TOKEN} {TOKEN}"),
+        format!("Bearer {TOKEN},{TOKEN}"),
+        format!("Basic {TOKEN}"),
+    ] {
+        for content_type in ["text/plain", "application/grpc"] {
+            let request = Request::get("/").header("authorization", &value).header("content-type", content_type);
+            let response = send(&service, request.body(Body::default()).unwrap()).await;
+            printed.answer(response).await;
+        }
+    }
+    let passing = layer.clone().with_optional_authentication().layer(seen());
+    for value in [format!("Bearer {TOKEN}"), format!("Basic {TOKEN}"), format!("Token {TOKEN}")] {
+        let request = Request::get("/").header("authorization", &value).body(Body::default()).unwrap();
+        printed.answer(send(&passing, request).await).await;
+    }
+    let mut request = preflight();
+    request.headers_mut().insert("authorization", format!("Bearer {TOKEN}").parse().unwrap());
+    request.headers_mut().append("authorization", format!("Bearer {TOKEN}").parse().unwrap());
+    printed.answer(send(&passing, request).await).await;
+
+    let waiting =
+        AuthLayer::waiting(failing, Duration::from_secs(1), tokio::time::sleep).with_alphabet(Alphabet::Lenient);
+    printed.debug(&waiting);
+    let mut waiting = waiting.layer(seen());
+    printed.debug(&waiting.call(with_token(TOKEN)));
+    printed.answer(send(&waiting, with_token(TOKEN)).await).await;
+    let silent = from_fn(|_| std::future::pending::<Result<Option<Grant<()>>, io::Error>>());
+    let silent = AuthLayer::waiting(silent, Duration::from_secs(1), tokio::time::sleep).layer(seen());
+    printed.answer(send(&silent, with_token(TOKEN)).await).await;
+
+    // Refusals by hand.
+    let rejection = Rejection::insufficient_scope(Scopes::new(["trade"]).unwrap());
+    printed.answer(Problem.refuse(rejection.clone())).await;
+    printed.answer(Empty.refuse(rejection)).await;
+    printed.debug(&StoreError::new("down"));
+    printed.debug(&Challenge::bearer("api").unwrap());
+
+    printed.assert_clean();
+}
+
+/// A handler that prints all it sees of the request, as logging middleware does.
+fn seen()
+-> impl Service<Request<Body>, Response = Response<Body>, Error = std::convert::Infallible, Future: Send + 'static> + Clone
+{
+    tower::service_fn(|request: Request<Body>| async move {
+        Ok(Response::new(Body::from(format!("{request:?}\n{request:#?}"))))
+    })
+}

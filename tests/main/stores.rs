@@ -1,0 +1,316 @@
+//! Stores, by the contract and by their own promises.
+
+use std::convert::Infallible;
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, SystemTime};
+
+use proptest::prelude::*;
+use tollgate::store::contract::Contract;
+use tollgate::store::{NotFound, from_fn, from_fn_with};
+use tollgate::{Answer, BearerToken, BoxStore, Grant, GrantId, MemoryStore, Subject, TokenDigest, TokenStore};
+
+use crate::kit::*;
+
+fn filled() -> MemoryStore<User> {
+    let store = memory();
+    store.insert("tg_gone_token", Grant::new("bob", User("Bob"))).unwrap();
+    store.revoke("tg_gone_token");
+    store
+}
+
+async fn check<T: TokenStore + std::fmt::Debug>(store: T) {
+    Contract::new(store)
+        .knows(TOKEN, "alice")
+        .knows("tg_another_token_of_alice", "alice")
+        .has_revoked("tg_gone_token")
+        .check()
+        .await;
+}
+
+#[tokio::test]
+async fn every_store_keeps_the_contract() {
+    check(filled()).await;
+    check(Arc::new(filled())).await;
+    check(BoxStore::new(filled())).await;
+    check(BoxStore::new(Named(waiting()))).await;
+    check(Named(waiting())).await;
+    let store = filled();
+    let closure = from_fn(move |digest| {
+        let store = store.clone();
+        async move { Ok::<_, io::Error>(store.get(digest).map(|grant| Grant::clone(&grant))) }
+    });
+    check(Named(closure)).await;
+}
+
+fn waiting() -> impl TokenStore<Principal = User> {
+    from_fn_with(filled(), |store, digest| async move {
+        tokio::task::yield_now().await;
+        Ok::<_, Infallible>(store.get(digest).map(|grant| Grant::clone(&grant)))
+    })
+}
+
+/// Closures have no `Debug`; the contract looks at it.
+struct Named<T>(T);
+
+impl<T> std::fmt::Debug for Named<T> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Named")
+    }
+}
+
+impl<T: TokenStore> TokenStore for Named<T> {
+    type Principal = T::Principal;
+    type Error = T::Error;
+    type Future = T::Future;
+
+    fn lookup(&self, token: &BearerToken<'_>) -> Answer<Self::Future> {
+        self.0.lookup(token)
+    }
+}
+
+#[tokio::test]
+async fn a_store_that_is_down_says_so() {
+    let down = from_fn(|_| async { Err::<Option<Grant<()>>, _>(io::Error::other("connection refused")) });
+    Contract::new(Named(down)).knows(TOKEN, "alice").check_outage().await;
+    let boxed = BoxStore::new(from_fn(|_| async { Err::<Option<Grant<()>>, _>("a boxed error is an error too") }));
+    Contract::new(boxed).knows(TOKEN, "alice").check_outage().await;
+}
+
+mod broken {
+    //! The contract has to find these.
+    use super::*;
+
+    async fn finds(store: impl TokenStore) -> String {
+        let contract = Contract::new(Named(store)).knows(TOKEN, "alice").knows("tg_another_token_of_alice", "alice");
+        let failed = tokio::spawn(contract.check()).await.expect_err("the contract is broken").into_panic();
+        failed.downcast::<String>().map_or_else(|other| (*other.downcast::<&str>().unwrap()).to_owned(), |text| *text)
+    }
+
+    fn knowing(known: impl Fn(&[u8]) -> Option<&'static str> + Send + Sync + 'static) -> impl TokenStore {
+        struct Knowing<F>(F);
+        impl<F: Fn(&[u8]) -> Option<&'static str> + Send + Sync + 'static> TokenStore for Knowing<F> {
+            type Principal = ();
+            type Error = Infallible;
+            type Future = tollgate::Immediate<tollgate::store::Lookup<(), Infallible>>;
+            fn lookup(&self, token: &BearerToken<'_>) -> Answer<Self::Future> {
+                Answer::Ready(Ok((self.0)(token.expose()).map(|subject| Arc::new(Grant::new(subject, ())))))
+            }
+        }
+        Knowing(known)
+    }
+
+    #[tokio::test]
+    async fn stores_are_found_out() {
+        assert!(finds(knowing(|_| None)).await.contains("a known token has its grant"));
+        assert!(finds(knowing(|_| Some("alice"))).await.contains("an unknown token has no grant"));
+        assert!(finds(knowing(|_| Some("mallory"))).await.contains("a known token has its grant"));
+        let prefix = |token: &[u8]| (token.len() > 10 && TOKEN.as_bytes().starts_with(&token[..10])).then_some("alice");
+        let either = move |token: &[u8]| prefix(token).or((token == b"tg_another_token_of_alice").then_some("alice"));
+        assert!(finds(knowing(either)).await.contains("a token like a known one has no grant"));
+        let folding = |token: &[u8]| {
+            let known = [TOKEN, "tg_another_token_of_alice"];
+            known.iter().any(|known| known.as_bytes().eq_ignore_ascii_case(token)).then_some("alice")
+        };
+        assert!(finds(knowing(folding)).await.contains("a token like a known one has no grant"));
+    }
+
+    #[tokio::test]
+    #[should_panic(expected = "shows a token")]
+    async fn a_store_that_prints_tokens_is_found_out() {
+        #[derive(Debug)]
+        struct Leaky {
+            #[expect(dead_code, reason = "printed")]
+            tokens: Vec<&'static str>,
+            store: MemoryStore<User>,
+        }
+        impl TokenStore for Leaky {
+            type Principal = User;
+            type Error = Infallible;
+            type Future = <MemoryStore<User> as TokenStore>::Future;
+            fn lookup(&self, token: &BearerToken<'_>) -> Answer<Self::Future> {
+                self.store.lookup(token)
+            }
+        }
+        check(Leaky { tokens: vec![TOKEN], store: filled() }).await;
+    }
+
+    #[tokio::test]
+    #[should_panic(expected = "returns an error")]
+    async fn a_store_that_hides_an_outage_is_found_out() {
+        Contract::new(memory()).knows(TOKEN, "alice").check_outage().await;
+    }
+}
+
+#[test]
+fn insert_never_overwrites_and_loses_nothing() {
+    let store = MemoryStore::new();
+    store.insert("t", Grant::new("first", 1)).unwrap();
+    let refused = store.insert("t", Grant::new("second", 2)).unwrap_err();
+    assert_eq!((refused.0.id().as_str(), *refused.0.principal()), ("second", 2));
+    assert_eq!(store.get("t").unwrap().id().as_str(), "first");
+    assert_eq!(store.replace("t", *refused.0).unwrap().id().as_str(), "first");
+    assert_eq!(store.get("t").unwrap().id().as_str(), "second");
+    assert_eq!(store.revoke("t").unwrap().id().as_str(), "second");
+    assert!(store.revoke("t").is_none());
+    assert!(store.is_empty());
+}
+
+#[test]
+fn digests_and_tokens_are_two_names_of_one_entry() {
+    let store = MemoryStore::new();
+    store.insert(TokenDigest::from_bytes(TokenDigest::of("t").to_bytes()), Grant::new("g", ())).unwrap();
+    assert!(store.get("t").is_some());
+    assert!(store.get(&"t".to_owned()).is_some());
+    assert!(store.get("t".to_owned()).is_some());
+}
+
+#[test]
+fn a_rotation_shares_the_subject_and_has_a_grace() {
+    let hour = Duration::from_secs(3_600);
+    let own = SystemTime::now() + Duration::from_secs(600);
+    let store = MemoryStore::from_iter([
+        ("forever", Grant::new("a", ()).with_subject("s")),
+        ("short", Grant::new("b", ()).with_expiry(own)),
+        ("at-once", Grant::new("c", ())),
+    ]);
+    let begin = SystemTime::now();
+    let new = store.rotate("forever", "forever-2", hour).unwrap();
+    assert_eq!((new.id().as_str(), new.subject().as_str(), new.expires_at()), ("a", "s", None));
+    let end = store.get("forever").unwrap().expires_at().unwrap();
+    assert!(begin + hour <= end && end <= SystemTime::now() + hour);
+    assert_eq!(store.get("forever-2").unwrap().subject(), store.get("forever").unwrap().subject());
+
+    store.rotate("short", "short-2", hour).unwrap();
+    assert_eq!(
+        store.get("short").unwrap().expires_at(),
+        store.get("short-2").unwrap().expires_at(),
+        "never past its own"
+    );
+
+    store.rotate("at-once", "at-once-2", Duration::ZERO).unwrap();
+    assert!(store.get("at-once").is_none());
+    store.rotate("at-once-2", "at-once-3", Duration::MAX).unwrap();
+    assert_eq!(store.get("at-once-2").unwrap().expires_at(), None);
+
+    assert_eq!(store.rotate("nowhere", "x", hour).unwrap_err(), NotFound);
+    assert!(store.get("x").is_none());
+    store.rotate("forever-2", "forever-2", Duration::ZERO).unwrap();
+    assert!(store.get("forever-2").is_some(), "a token rotated to itself stays");
+    assert_eq!(store.revoke_grant(&GrantId::from("a")), 2);
+    assert_eq!(store.revoke_subject(&Subject::from("b")), 2);
+}
+
+#[derive(Clone, Debug)]
+enum Change {
+    Insert(u8, u8),
+    Replace(u8, u8),
+    Revoke(u8),
+    RevokeGrant(u8),
+    Rotate(u8, u8),
+    ReplaceAll(Vec<(u8, u8)>),
+}
+
+fn changes() -> impl Strategy<Value = Change> {
+    let token = 0..12_u8;
+    let grant = 0..6_u8;
+    prop_oneof![
+        (token.clone(), grant.clone()).prop_map(|(token, grant)| Change::Insert(token, grant)),
+        (token.clone(), grant.clone()).prop_map(|(token, grant)| Change::Replace(token, grant)),
+        token.clone().prop_map(Change::Revoke),
+        grant.clone().prop_map(Change::RevokeGrant),
+        (token.clone(), token.clone()).prop_map(|(old, new)| Change::Rotate(old, new)),
+        prop::collection::vec((token, grant), 0..6).prop_map(Change::ReplaceAll),
+    ]
+}
+
+proptest! {
+    #[test]
+    fn a_store_is_a_map(all in prop::collection::vec(changes(), 0..60)) {
+        let name = |token: u8| format!("token-{token}");
+        let grant = |id: u8| Grant::new(format!("grant-{id}"), ());
+        let store = MemoryStore::new();
+        let mut model = std::collections::BTreeMap::new();
+        for change in all {
+            match change {
+                Change::Insert(token, id) => {
+                    prop_assert_eq!(store.insert(name(token), grant(id)).is_err(), model.contains_key(&token));
+                    model.entry(token).or_insert(id);
+                }
+                Change::Replace(token, id) => {
+                    let old = store.replace(name(token), grant(id)).map(|old| old.id().to_string());
+                    prop_assert_eq!(old, model.insert(token, id).map(|id| format!("grant-{id}")));
+                }
+                Change::Revoke(token) => prop_assert_eq!(store.revoke(name(token)).is_some(), model.remove(&token).is_some()),
+                Change::RevokeGrant(id) => {
+                    let before = model.len();
+                    model.retain(|_, own| *own != id);
+                    prop_assert_eq!(store.revoke_grant(grant(id).id()), before - model.len());
+                }
+                Change::Rotate(old, new) => {
+                    prop_assert_eq!(store.rotate(name(old), name(new), Duration::ZERO).is_ok(), model.contains_key(&old));
+                    if let Some(id) = model.remove(&old) {
+                        model.insert(new, id);
+                    }
+                }
+                Change::ReplaceAll(grants) => {
+                    store.replace_all(grants.iter().map(|(token, id)| (name(*token), grant(*id))));
+                    model = grants.into_iter().collect();
+                }
+            }
+            prop_assert_eq!(store.len(), model.len());
+            for token in 0..12 {
+                let found = store.get(name(token)).map(|found| found.id().to_string());
+                prop_assert_eq!(found, model.get(&token).map(|id| format!("grant-{id}")));
+            }
+        }
+    }
+}
+
+#[test]
+fn readers_see_all_of_the_old_or_all_of_the_new() {
+    let generation = |g: usize| (0..200).map(move |i| (format!("token-{i}"), Grant::new(format!("{g}"), g)));
+    let store = MemoryStore::from_iter(generation(0));
+    let done = AtomicBool::new(false);
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            for g in 1..200 {
+                store.replace_all(generation(g));
+            }
+            done.store(true, Ordering::SeqCst);
+        });
+        scope.spawn(|| {
+            let mut newest = 0;
+            while !done.load(Ordering::SeqCst) {
+                for i in 0..200 {
+                    // No token is ever missing, and none is older than one that was seen before.
+                    let seen = *store.get(format!("token-{i}")).expect("never missing").principal();
+                    assert!(seen >= newest, "{seen} after {newest}");
+                    newest = seen;
+                }
+            }
+        });
+    });
+}
+
+#[test]
+fn no_moment_of_a_rotation_is_without_a_token() {
+    let store = MemoryStore::from_iter([("token-0", Grant::new("g", ()))]);
+    let done = AtomicBool::new(false);
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            for i in 0..2_000 {
+                store.rotate(format!("token-{i}"), format!("token-{}", i + 1), Duration::from_secs(60)).unwrap();
+            }
+            done.store(true, Ordering::SeqCst);
+        });
+        scope.spawn(|| {
+            while !done.load(Ordering::SeqCst) {
+                assert!(store.get("token-0").is_some(), "the old one works during its grace");
+            }
+        });
+    });
+    assert_eq!(store.len(), 2_001);
+}

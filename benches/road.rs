@@ -1,6 +1,8 @@
 //! What the gate adds to a bare axum route, beside the floor: what any gate must pay that hashes tokens, limits them
 //! and tells so. `cargo bench --bench road --features axum` ends with a table of ratios from the same run.
 
+#![allow(clippy::expect_used, clippy::print_stdout, reason = "a benchmark that panics and prints")]
+
 use std::cell::Cell;
 use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
@@ -20,7 +22,7 @@ use governor::middleware::StateInformationMiddleware;
 use governor::state::{InMemoryState, NotKeyed, StateStore};
 use http::{HeaderName, HeaderValue, Request};
 use sha2::{Digest, Sha256};
-use tollgate::{AuthLayer, Authenticated, Grant, MemoryStore, Quota, RateLimits};
+use tollgate::{AuthLayer, Grant, MemoryStore, Quota, RateLimits};
 use tower::{Layer, Service, ServiceExt};
 
 const SIZES: [usize; 3] = [100, 10_000, 1_000_000];
@@ -284,10 +286,4 @@ fn print_ratios() {
 fn criterion_dir() -> PathBuf {
     let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| "target".into(), PathBuf::from);
     target.join("criterion")
-}
-
-/// The handler of the example in the README, to keep its types in sight of the compiler here.
-#[expect(dead_code, reason = "compiled only")]
-async fn hello(who: Authenticated<u32>) -> String {
-    who.principal().to_string()
 }

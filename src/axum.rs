@@ -27,47 +27,25 @@ use axum_core::extract::{FromRequestParts, OptionalFromRequestParts};
 use axum_core::response::{IntoResponse, Response};
 use http::request::Parts;
 
-use crate::grant::{Authenticated, CurrentGrant, Unauthenticated};
-use crate::rejection::{Rejection, RejectionKind};
+use crate::grant::Authenticated;
+use crate::rejection::Rejection;
 use crate::respond::{Problem, Respond};
-
-const NO_GATE: &str = "This handler takes `Authenticated`, and no gate has seen the request. Perhaps you forgot to add `AuthLayer`, or added it before the route.";
-const OTHER_TYPE: &str =
-    "This handler takes `Authenticated<P>`, and the principals of the gate's store are of another type than `P`.";
 
 impl<S: Sync, P: Send + Sync + 'static> FromRequestParts<S> for Authenticated<P> {
     type Rejection = Rejection;
 
-    /// The caller.
-    ///
-    /// # Errors
-    ///
-    /// 401 for requests that the gate let pass without a grant (anonymous ones and CORS preflights). 500 if there is no
-    /// gate, or the principal has another type: the answer says which.
-    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Rejection> {
-        <Self as OptionalFromRequestParts<S>>::from_request_parts(parts, state)
-            .await?
-            .ok_or_else(|| Rejection::new(RejectionKind::Missing))
+    /// [`Authenticated::from_extensions`].
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Rejection> {
+        Self::from_extensions(&parts.extensions)
     }
 }
 
 impl<S: Sync, P: Send + Sync + 'static> OptionalFromRequestParts<S> for Authenticated<P> {
     type Rejection = Rejection;
 
-    /// The caller, or `None` if the gate let the request pass without a grant.
-    ///
-    /// # Errors
-    ///
-    /// 500 if there is no gate, or the principal has another type: a missing gate is not an anonymous caller.
+    /// [`Authenticated::from_extensions_if_any`].
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Option<Self>, Rejection> {
-        match parts.extensions.get::<CurrentGrant>() {
-            Some(current) => match current.authenticated() {
-                Some(who) => Ok(Some(who)),
-                None => Err(Rejection::misconfigured(OTHER_TYPE)),
-            },
-            None if parts.extensions.get::<Unauthenticated>().is_some() => Ok(None),
-            None => Err(Rejection::misconfigured(NO_GATE)),
-        }
+        Self::from_extensions_if_any(&parts.extensions)
     }
 }
 

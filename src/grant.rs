@@ -3,11 +3,13 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use http::Extensions;
 use thiserror::Error;
 
 use crate::decision::{Decision, Decisions};
 use crate::limit::accounts::Memo;
 use crate::quota::Quota;
+use crate::rejection::Rejection;
 use crate::token::Carrier;
 
 macro_rules! name {
@@ -477,11 +479,62 @@ pub struct Authenticated<P> {
     decisions: Decisions,
 }
 
+const NO_GATE: &str = "This handler asks who calls, and no gate has seen the request. Perhaps you forgot to add `AuthLayer`, or added it before the route.";
+const OTHER_TYPE: &str =
+    "This handler takes `Authenticated<P>`, and the principals of the gate's store are of another type than `P`.";
+
 impl<P> Authenticated<P> {
     /// The caller, as if the token had come in the `Authorization` header.
     pub fn new(grant: impl Into<Arc<Grant<P>>>) -> Self {
         let grant = grant.into();
         Self { grant, carrier: Carrier::AuthorizationHeader, decisions: Decisions::default() }
+    }
+
+    /// The caller of a request, by its extensions: for handlers that are not axum's.
+    ///
+    /// ```
+    /// use http::{Request, Response};
+    /// use tollgate::{Authenticated, Problem, respond::Respond};
+    ///
+    /// fn hello(request: &Request<()>) -> Response<bytes::Bytes> {
+    ///     match Authenticated::<String>::from_extensions(request.extensions()) {
+    ///         Ok(who) => Response::new(format!("hello, {}", who.principal()).into()),
+    ///         Err(rejection) => Problem.refuse(rejection),
+    ///     }
+    /// }
+    /// # assert_eq!(hello(&Request::new(())).status(), 500);
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// [`Missing`](crate::RejectionKind::Missing) for requests that the gate let pass without a grant (anonymous ones
+    /// and CORS preflights). [`Misconfigured`](crate::RejectionKind::Misconfigured) if there is no gate, or the
+    /// principal has another type: the answer says which.
+    pub fn from_extensions(extensions: &Extensions) -> Result<Self, Rejection>
+    where
+        P: Send + Sync + 'static,
+    {
+        Self::from_extensions_if_any(extensions)?.ok_or_else(Rejection::missing)
+    }
+
+    /// The caller of a request, or `None` if the gate let it pass without a grant.
+    ///
+    /// # Errors
+    ///
+    /// [`Misconfigured`](crate::RejectionKind::Misconfigured) if there is no gate, or the principal has another type: a
+    /// missing gate is not an anonymous caller.
+    pub fn from_extensions_if_any(extensions: &Extensions) -> Result<Option<Self>, Rejection>
+    where
+        P: Send + Sync + 'static,
+    {
+        match extensions.get::<CurrentGrant>() {
+            Some(current) => match current.authenticated() {
+                Some(who) => Ok(Some(who)),
+                None => Err(Rejection::misconfigured(OTHER_TYPE)),
+            },
+            None if extensions.get::<Unauthenticated>().is_some() => Ok(None),
+            None => Err(Rejection::misconfigured(NO_GATE)),
+        }
     }
 
     /// Who calls, in the service's own words.

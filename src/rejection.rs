@@ -28,8 +28,8 @@ pub struct Rejection {
     /// How the gate speaks; `None` until a gate has seen it.
     terms: Option<Arc<Terms>>,
     grant: Option<GrantId>,
-    decision: Option<Decision>,
-    /// Boxed: few refusals have any, and every step of the road moves a `Rejection`.
+    // Boxed: few refusals have these, and `Result<_, Rejection>` is what handlers return.
+    decision: Option<Box<Decision>>,
     needs: Option<Box<Needs>>,
     source: Option<StoreError>,
     /// For [`RejectionKind::Misconfigured`]: what was forgotten.
@@ -100,6 +100,12 @@ impl Rejection {
         }
     }
 
+    /// Nothing was presented, and something is needed: 401 without an error code.
+    #[must_use]
+    pub fn missing() -> Self {
+        Self::new(RejectionKind::Missing)
+    }
+
     /// The grant lacks one of these scopes: 403.
     #[must_use]
     pub fn insufficient_scope(scopes: Scopes) -> Self {
@@ -143,7 +149,7 @@ impl Rejection {
     }
 
     pub(crate) fn over_limit(kind: RejectionKind, decision: Decision) -> Self {
-        Self { decision: Some(decision), ..Self::new(kind) }
+        Self { decision: Some(Box::new(decision)), ..Self::new(kind) }
     }
 
     pub(crate) fn of_grant(self, grant: &CurrentGrant) -> Self {
@@ -175,7 +181,7 @@ impl Rejection {
     /// What the limiter decided, if it was the limiter that refused.
     #[must_use]
     pub fn decision(&self) -> Option<&Decision> {
-        self.decision.as_ref()
+        self.decision.as_deref()
     }
 
     /// The scopes that would have been needed.
@@ -272,7 +278,7 @@ impl StoreError {
 
 impl fmt::Display for StoreError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("the token store is unavailable")
+        f.write_str("the store could not tell whether the token is good")
     }
 }
 

@@ -98,6 +98,35 @@ impl TokenDigest {
         bytes
     }
 
+    /// The digest as 64 hexadecimal digits, as `sha256sum` writes it; `None` for any other text. Case does not matter.
+    ///
+    /// ```
+    /// use tollgate::TokenDigest;
+    ///
+    /// let hex = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
+    /// assert_eq!(TokenDigest::from_hex(hex), Some(TokenDigest::of("abc")));
+    /// assert_eq!(TokenDigest::of("abc").to_hex(), hex);
+    /// assert_eq!(TokenDigest::from_hex("ba78"), None);
+    /// ```
+    #[must_use]
+    pub fn from_hex(hex: &str) -> Option<Self> {
+        let mut bytes = [0; 32];
+        if hex.len() != 2 * bytes.len() {
+            return None;
+        }
+        for (byte, digits) in bytes.iter_mut().zip(hex.as_bytes().chunks_exact(2)) {
+            let digit = |at: usize| char::from(digits[at]).to_digit(16);
+            *byte = (digit(0)? << 4 | digit(1)?) as u8;
+        }
+        Some(Self::from_bytes(bytes))
+    }
+
+    /// The digest as 64 lower-case hexadecimal digits, for a store that keeps text. Not for logs: it finds a grant.
+    #[must_use]
+    pub fn to_hex(self) -> String {
+        self.0.iter().map(|word| format!("{word:016x}")).collect()
+    }
+
     /// Bits that no [`Hash`] sees: to choose a shard without weakening the table in it.
     pub(crate) fn shard_bits(&self) -> usize {
         self.0[3] as usize
@@ -177,6 +206,17 @@ mod tests {
             assert_ne!(TokenDigest::from_bytes(bytes), digest, "byte {i}");
             bytes[i] ^= 1;
             assert_eq!(TokenDigest::from_bytes(bytes), digest);
+        }
+    }
+
+    #[test]
+    fn hexadecimal_text_is_64_digits_and_nothing_else() {
+        let digest = TokenDigest::of("a token");
+        let hex = digest.to_hex();
+        assert_eq!(TokenDigest::from_hex(&hex), Some(digest));
+        assert_eq!(TokenDigest::from_hex(&hex.to_uppercase()), Some(digest));
+        for bad in ["", &hex[1..], &format!("{hex}0"), &format!("+{}", &hex[1..]), &format!("\u{e9}{}", &hex[2..])] {
+            assert_eq!(TokenDigest::from_hex(bad), None, "{bad}");
         }
     }
 }

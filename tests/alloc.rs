@@ -99,6 +99,6 @@ fn each_allocation_has_a_name() {
     for (value, what) in [(None, "missing"), (Some("Bearer unknown"), "unknown"), (Some("Bearer a b"), "malformed")] {
         assert_eq!(allocations(&mut authenticated, request(value), 401), 5, "{what}");
     }
-    // The same 5, and the body, the value of `RateLimit` and that of `Retry-After`.
-    assert_eq!(allocations(&mut over, request(Some("Bearer a-token")), 429), 8, "over limit");
+    // The same 5, and the boxed decision, the body, the value of `RateLimit` and that of `Retry-After`.
+    assert_eq!(allocations(&mut over, request(Some("Bearer a-token")), 429), 9, "over limit");
 }

@@ -71,8 +71,9 @@ impl<T: TokenStore + Debug> Contract<T> {
     ///
     /// # Panics
     ///
-    /// If a look-up does not return an error, or the error shows the token.
+    /// If a look-up does not return an error, or the error shows the token; and if no token was named.
     pub async fn check_outage(self) {
+        assert!(!(self.known.is_empty() && self.revoked.is_empty()), "contract: name a token to ask for");
         let tokens = self.known.iter().map(|(token, _)| token).chain(&self.revoked);
         for token in tokens {
             match self.store.lookup(&BearerToken::new(token)).wait().await {

@@ -1,4 +1,5 @@
 use std::error::Error;
+use std::fmt;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
@@ -9,7 +10,7 @@ use crate::grant::Grant;
 use crate::token::{BearerToken, TokenDigest};
 
 /// A store made of a closure, see [`from_fn`].
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy)]
 pub struct FromFn<F>(F);
 
 /// A store that asks a closure, whose future owns what it needs.
@@ -77,7 +78,6 @@ where
 
 pin_project_lite::pin_project! {
     /// The future of a [`FromFn`] store.
-    #[derive(Debug)]
     pub struct FromFnFuture<Fut> {
         #[pin]
         future: Fut,
@@ -92,5 +92,18 @@ where
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         Poll::Ready(ready!(self.project().future.poll(cx)).map(|grant| grant.map(Arc::new)))
+    }
+}
+
+// By hand, because closures and their futures have no `Debug`.
+impl<F> fmt::Debug for FromFn<F> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("FromFn(..)")
+    }
+}
+
+impl<Fut> fmt::Debug for FromFnFuture<Fut> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("FromFnFuture(..)")
     }
 }

@@ -1,0 +1,238 @@
+//! The service of `axum.rs` on hyper alone: `cargo run --example hyper`, and `-- --listen ADDRESS:PORT` for another
+//! address than 127.0.0.1:3000.
+//!
+//! A gate is a tower layer: it stands around any tower service, and `TowerToHyperService` brings that to hyper. The
+//! handler finds the caller in the request's extensions. HTTP/1 and HTTP/2 are served on the same port.
+#![allow(clippy::print_stdout, clippy::print_stderr)]
+
+use std::convert::Infallible;
+use std::error::Error;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::pin::pin;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{Request, Response};
+use http_body_util::Full;
+use hyper::body::Incoming;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::server::conn::auto;
+use hyper_util::server::graceful::GracefulShutdown;
+use hyper_util::service::TowerToHyperService;
+use tokio::net::TcpListener;
+use tollgate::{AuthLayer, Authenticated, Grant, Limited, MemoryStore, Quota, RateLimits};
+use tower::ServiceBuilder;
+
+const QUOTA: Quota = Quota::per_minute(180).with_burst(20);
+
+/// What this service knows of its callers.
+struct User {
+    name: &'static str,
+}
+
+type Gate = AuthLayer<Limited<MemoryStore<User>, RateLimits>>;
+
+fn gate(token: &str, limits: RateLimits) -> Gate {
+    let tokens = MemoryStore::from_iter([(token, Grant::new("alice", User { name: "Alice" }))]);
+    AuthLayer::new(tokens).with_rate_limit(limits)
+}
+
+async fn hello(gate: Gate, request: Request<Incoming>) -> Result<Response<Full<Bytes>>, Infallible> {
+    Ok(match Authenticated::<User>::from_extensions(request.extensions()) {
+        Ok(who) => Response::new(Full::from(format!("hello, {}\n", who.principal().name))),
+        // A CORS preflight, which passes the gate. Refused in the gate's own words.
+        Err(rejection) => gate.refuse(rejection),
+    })
+}
+
+/// Serves until `stop`, and then what has begun.
+async fn serve(listener: TcpListener, gate: Gate, stop: impl Future<Output = ()>) {
+    let handler = {
+        let gate = gate.clone();
+        move |request| hello(gate.clone(), request)
+    };
+    let app = TowerToHyperService::new(ServiceBuilder::new().layer(gate).service_fn(handler));
+    let mut server = auto::Builder::new(TokioExecutor::new());
+    // Without a timer there is no limit on how long a client may take to send its headers.
+    server.http1().timer(TokioTimer::new());
+    server.http2().timer(TokioTimer::new());
+
+    let connections = GracefulShutdown::new();
+    let mut stop = pin!(stop);
+    loop {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            () = &mut stop => break,
+        };
+        match accepted {
+            Ok((stream, peer)) => {
+                let connection = server.serve_connection(TokioIo::new(stream), app.clone()).into_owned();
+                let connection = connections.watch(connection);
+                tokio::spawn(async move {
+                    if let Err(error) = connection.await {
+                        eprintln!("{peer}: {error}");
+                    }
+                });
+            }
+            Err(error) => {
+                // Mostly a lack of file descriptors, which takes time to pass.
+                eprintln!("cannot accept a connection: {error}");
+                tokio::time::sleep(Duration::from_secs(1)).await;
+            }
+        }
+    }
+    // New connections are refused from here on, and do not wait in vain.
+    drop(listener);
+    if tokio::time::timeout(Duration::from_secs(10), connections.shutdown()).await.is_err() {
+        eprintln!("some connections were cut off");
+    }
+}
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    let args: Vec<String> = std::env::args_os().skip(1).map(|arg| arg.to_string_lossy().into_owned()).collect();
+    let Some(listen) = parse(&args) else {
+        eprintln!("usage: hyper [--listen ADDRESS:PORT]");
+        return ExitCode::from(2);
+    };
+    match run(listen).await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn run(listen: SocketAddr) -> Result<(), Box<dyn Error>> {
+    let listener = TcpListener::bind(listen).await.map_err(|error| format!("cannot listen on {listen}: {error}"))?;
+    let token = random_token()?;
+    println!("curl -i -H 'Authorization: Bearer {token}' 'http://{}/'", listener.local_addr()?);
+    serve(listener, gate(&token, RateLimits::new(QUOTA)), ctrl_c()).await;
+    Ok(())
+}
+
+/// 256 bits of the operating system's randomness.
+fn random_token() -> Result<String, getrandom::Error> {
+    let mut bytes = [0; 32];
+    getrandom::fill(&mut bytes)?;
+    let hex: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+    Ok(format!("tg_{hex}"))
+}
+
+fn parse(args: &[String]) -> Option<SocketAddr> {
+    match args {
+        [] => Some(SocketAddr::from((Ipv4Addr::LOCALHOST, 3000))),
+        [flag, listen] if flag == "--listen" => listen.parse().ok(),
+        _ => None,
+    }
+}
+
+/// Waits for ctrl-c; for ever where nobody can listen for it.
+async fn ctrl_c() {
+    if tokio::signal::ctrl_c().await.is_err() {
+        std::future::pending::<()>().await;
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use http::{StatusCode, Version};
+    use http_body_util::{BodyExt, Empty};
+    use hyper_util::client::legacy::Client;
+    use tokio::sync::oneshot;
+    use tokio::task::JoinHandle;
+
+    use super::*;
+
+    struct Server {
+        addr: SocketAddr,
+        stop: oneshot::Sender<()>,
+        task: JoinHandle<()>,
+    }
+
+    impl Server {
+        /// On a free port, by a clock that stands still: however slow the machine is, nothing is refilled.
+        async fn start(token: &str) -> Self {
+            let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let addr = listener.local_addr().unwrap();
+            let gate = gate(token, RateLimits::new(QUOTA).with_clock(|| Duration::ZERO));
+            let (stop, stopped) = oneshot::channel();
+            let task = tokio::spawn(serve(listener, gate, async { stopped.await.unwrap() }));
+            Self { addr, stop, task }
+        }
+
+        fn get(&self) -> http::request::Builder {
+            Request::get(format!("http://{}/", self.addr))
+        }
+
+        async fn stop(self) {
+            self.stop.send(()).unwrap();
+            self.task.await.unwrap();
+        }
+    }
+
+    async fn send(version: Version, request: http::request::Builder) -> Response<String> {
+        let client =
+            Client::builder(TokioExecutor::new()).http2_only(version == Version::HTTP_2).build_http::<Empty<Bytes>>();
+        let (head, body) = client.request(request.body(Empty::new()).unwrap()).await.unwrap().into_parts();
+        assert_eq!(head.version, version);
+        let body = body.collect().await.unwrap().to_bytes();
+        Response::from_parts(head, String::from_utf8(body.into()).unwrap())
+    }
+
+    #[tokio::test]
+    async fn greets_over_both_versions_and_from_one_budget() {
+        let server = Server::start("tg_secret").await;
+        for (version, remaining) in [(Version::HTTP_11, 19), (Version::HTTP_2, 18)] {
+            let response = send(version, server.get().header("authorization", "Bearer tg_secret")).await;
+            assert_eq!(response.status(), StatusCode::OK);
+            assert_eq!(response.body(), "hello, Alice\n");
+            assert_eq!(response.headers()["ratelimit-policy"], r#""default";q=20;w=7"#);
+            assert_eq!(response.headers()["ratelimit"], format!(r#""default";r={remaining};t=1"#));
+        }
+        server.stop().await;
+    }
+
+    #[tokio::test]
+    async fn refuses_strangers_and_preflights_too() {
+        let server = Server::start("tg_secret").await;
+        let preflight = server
+            .get()
+            .method("OPTIONS")
+            .header("origin", "https://elsewhere.example")
+            .header("access-control-request-method", "GET");
+        for request in [server.get(), preflight] {
+            let response = send(Version::HTTP_11, request).await;
+            assert_eq!(response.status(), StatusCode::UNAUTHORIZED);
+            assert_eq!(response.headers()["www-authenticate"], r#"Bearer realm="api""#);
+            assert_eq!(response.headers()["content-type"], "application/problem+json");
+        }
+        server.stop().await;
+    }
+
+    #[tokio::test]
+    async fn admits_the_burst_and_no_more() {
+        let server = Server::start("tg_secret").await;
+        let request = || send(Version::HTTP_11, server.get().header("authorization", "Bearer tg_secret"));
+        for _ in 0..20 {
+            assert_eq!(request().await.status(), StatusCode::OK);
+        }
+        let response = request().await;
+        assert_eq!(response.status(), StatusCode::TOO_MANY_REQUESTS);
+        assert_eq!(response.headers()["retry-after"], "1");
+        server.stop().await;
+    }
+
+    #[test]
+    fn arguments() {
+        let parse = |args: &[&str]| parse(&args.iter().map(ToString::to_string).collect::<Vec<_>>());
+        assert_eq!(parse(&[]), "127.0.0.1:3000".parse().ok());
+        assert_eq!(parse(&["--listen", "[::1]:0"]), "[::1]:0".parse().ok());
+        for wrong in [&["--listen"][..], &["--listen", "3000"], &["--help"], &["--listen", "[::1]:0", "x"]] {
+            assert_eq!(parse(wrong), None, "{wrong:?}");
+        }
+    }
+}

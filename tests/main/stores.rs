@@ -163,8 +163,7 @@ fn digests_and_tokens_are_two_names_of_one_entry() {
     let store = MemoryStore::new();
     store.insert(TokenDigest::from_bytes(TokenDigest::of("t").to_bytes()), Grant::new("g", ())).unwrap();
     assert!(store.get("t").is_some());
-    assert!(store.get(&"t".to_owned()).is_some());
-    assert!(store.get("t".to_owned()).is_some());
+    assert!(store.get(String::from("t")).is_some());
 }
 
 #[test]

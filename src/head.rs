@@ -1,6 +1,6 @@
-use http::{Extensions, HeaderMap, Method, Request, Uri};
+use http::{Extensions, HeaderMap, Method, Request, Uri, Version};
 
-/// The head of a request, borrowed: what a cost function may look at.
+/// The head of a request, borrowed: what cost functions and doors of one's own may look at.
 #[derive(Clone, Copy, Debug)]
 #[non_exhaustive]
 pub struct Head<'a> {
@@ -8,6 +8,8 @@ pub struct Head<'a> {
     pub method: &'a Method,
     /// The target.
     pub uri: &'a Uri,
+    /// The version of HTTP.
+    pub version: Version,
     /// The header fields. The value of `Authorization` is marked sensitive, and may be removed already.
     pub headers: &'a HeaderMap,
     /// The extensions, such as axum's `MatchedPath`.
@@ -20,6 +22,7 @@ impl<'a> Head<'a> {
         Self {
             method: request.method(),
             uri: request.uri(),
+            version: request.version(),
             headers: request.headers(),
             extensions: request.extensions(),
         }

@@ -69,6 +69,12 @@ pub enum RejectionKind {
     OverLimit,
     /// 400: the request costs more than the budget can ever hold.
     CostAboveBurst,
+    /// 413: the body is longer than the doors in it allow.
+    BodyTooLarge,
+    /// 400: the body could not be read to its end.
+    BodyUnreadable,
+    /// 408: the body did not come in time.
+    BodyTimeout,
     /// 503: the store could not tell, or not in time.
     StoreUnavailable,
     /// 500: layers are missing or in the wrong order.
@@ -247,6 +253,9 @@ impl fmt::Display for Rejection {
             RejectionKind::InsufficientUserAuthentication => "the user has to authenticate again",
             RejectionKind::OverLimit => "the budget is spent",
             RejectionKind::CostAboveBurst => "the request costs more than the budget can ever hold",
+            RejectionKind::BodyTooLarge => "the body is too large",
+            RejectionKind::BodyUnreadable => "the body could not be read",
+            RejectionKind::BodyTimeout => "the body did not come in time",
             RejectionKind::StoreUnavailable => "the token store is unavailable",
             RejectionKind::Misconfigured => "layers are missing or in the wrong order",
         })

@@ -1,3 +1,4 @@
+use std::borrow::Cow;
 use std::fmt;
 use std::hash::{Hash, Hasher};
 
@@ -18,15 +19,19 @@ use subtle::{Choice, ConstantTimeEq};
 /// assert_eq!(format!("{token:?}"), "BearerToken(..)");
 /// ```
 pub struct BearerToken<'a> {
-    bytes: &'a [u8],
+    bytes: Cow<'a, [u8]>,
     digest: TokenDigest,
 }
 
 impl<'a> BearerToken<'a> {
     /// Hashes a token, once; a gate does this, and whoever tests a store.
     pub fn new<T: AsRef<[u8]> + ?Sized>(token: &'a T) -> Self {
-        let bytes = token.as_ref();
-        Self { bytes, digest: TokenDigest::of(bytes) }
+        Self::decoded(Cow::Borrowed(token.as_ref()))
+    }
+
+    /// A token that may have been written in another way in the request, such as with percent signs.
+    pub(crate) fn decoded(bytes: Cow<'a, [u8]>) -> Self {
+        Self { digest: TokenDigest::of(&bytes), bytes }
     }
 
     /// The SHA-256 digest of the token.
@@ -39,8 +44,8 @@ impl<'a> BearerToken<'a> {
     ///
     /// Only for stores that must show it to somebody else (token introspection). Never log it, never use it as a key.
     #[must_use]
-    pub fn expose(&self) -> &'a [u8] {
-        self.bytes
+    pub fn expose(&self) -> &[u8] {
+        &self.bytes
     }
 }
 
@@ -191,6 +196,20 @@ impl From<&BearerToken<'_>> for TokenDigest {
 pub enum Carrier {
     /// `Authorization: Bearer` (RFC 6750, section 2.1).
     AuthorizationHeader,
+    /// A header field of the service's own, such as `X-API-Key`.
+    ApiKeyHeader,
+    /// The query of the target (RFC 6750, section 2.3).
+    Query,
+    /// `Sec-WebSocket-Protocol`.
+    WebSocketProtocol,
+    /// A form in the body (RFC 6750, section 2.2).
+    FormBody,
+    /// A member of a JSON body.
+    JsonBody,
+    /// A field of a text body.
+    TextBody,
+    /// Where a closure found it.
+    Other,
 }
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-use http::{HeaderMap, header};
+use http::{HeaderMap, HeaderName, header};
 
 use super::{Presented, TokenForm, is_tchar, is_token};
 use crate::token::BearerToken;
@@ -38,10 +38,45 @@ use crate::token::BearerToken;
 /// assert!(matches!(authorization(&headers, TokenForm::default()), Presented::Ambiguous));
 /// ```
 pub fn authorization(headers: &HeaderMap, form: TokenForm) -> Presented<'_> {
-    let mut lines = headers.get_all(header::AUTHORIZATION).iter();
+    one_line(headers, &header::AUTHORIZATION, |value| credentials(value, form))
+}
+
+/// The token of a header field of the service's own, such as `X-API-Key`: the whole value, without any scheme.
+///
+/// # Rules
+///
+/// 1. No field line is [`Presented::Nothing`]. An empty value is [`Presented::Malformed`]: a field of one purpose was
+///    sent for that purpose.
+/// 2. More than one line, or a comma in the value, is [`Presented::Ambiguous`].
+/// 3. Spaces and tabs around the value are not part of it.
+///
+/// ```
+/// use http::{HeaderMap, HeaderName, HeaderValue};
+/// use tollgate::extract::{Presented, TokenForm, api_key};
+///
+/// let name = HeaderName::from_static("x-api-key");
+/// let mut headers = HeaderMap::new();
+/// headers.insert(&name, HeaderValue::from_static("k_123"));
+/// let Presented::Token(token) = api_key(&headers, &name, TokenForm::default()) else { panic!() };
+/// assert_eq!(token.expose(), b"k_123");
+/// ```
+pub fn api_key<'a>(headers: &'a HeaderMap, name: &HeaderName, form: TokenForm) -> Presented<'a> {
+    one_line(headers, name, |value| match value.contains(&b',') {
+        true => Presented::Ambiguous,
+        false => Presented::value(value, form),
+    })
+}
+
+/// Looks into a field that may have one line only.
+fn one_line<'a>(
+    headers: &'a HeaderMap,
+    name: &HeaderName,
+    look: impl FnOnce(&'a [u8]) -> Presented<'a>,
+) -> Presented<'a> {
+    let mut lines = headers.get_all(name).iter();
     match (lines.next(), lines.next()) {
         (None, _) => Presented::Nothing,
-        (Some(line), None) => credentials(strip_ows(line.as_bytes()), form),
+        (Some(line), None) => look(strip_ows(line.as_bytes())),
         (Some(_), Some(_)) => Presented::Ambiguous,
     }
 }
@@ -66,7 +101,7 @@ fn credentials(value: &[u8], form: TokenForm) -> Presented<'_> {
 }
 
 /// Strips optional white space, SP and HTAB only: `str::trim` would take Unicode's as well.
-fn strip_ows(mut value: &[u8]) -> &[u8] {
+pub(super) fn strip_ows(mut value: &[u8]) -> &[u8] {
     while let [b' ' | b'\t', rest @ ..] = value {
         value = rest;
     }

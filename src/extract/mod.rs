@@ -1,18 +1,48 @@
-//! The first station: find the caller's token in the head of a request.
+//! The first station: find the caller's token.
 //!
-//! Each place where a token can be is a *carrier*. A parser is a function of bytes: total, linear, without allocation,
-//! so that it can be fuzzed alone. What the carriers found is combined by one rule: a request carries one credential.
+//! Each place where a token can be is a *carrier*; one that a gate looks into is an open *door*. A parser is a function
+//! of bytes: total and linear, so that it can be fuzzed alone. What the doors hold is combined by one rule: a request
+//! carries one credential.
 //!
 //! # Rules
 //!
 //! 1. Presence counts: an empty or malformed token is presented, and refused, not absent.
 //! 2. Where it cannot be told which token is meant, the request is wrong (`invalid_request`), even if all are equal.
+//! 3. A closed door is not looked into: what is behind it neither counts nor hurts.
 
+use std::borrow::Cow;
+use std::fmt;
+use std::sync::Arc;
+
+use http::HeaderName;
+
+#[cfg(feature = "body")]
+pub(crate) mod body;
+#[cfg(feature = "body")]
+mod form;
 mod header;
+#[cfg(feature = "body")]
+mod json;
+mod query;
+#[cfg(feature = "body")]
+mod text;
+mod websocket;
 
-pub use header::authorization;
+#[cfg(feature = "body")]
+pub use form::form;
+pub use header::{api_key, authorization};
+#[cfg(feature = "body")]
+pub use json::json;
+pub use query::query;
+#[cfg(feature = "body")]
+pub use text::text;
+pub use websocket::websocket;
 
-use crate::token::BearerToken;
+pub(crate) use query::without_parameter;
+pub(crate) use websocket::without_token;
+
+use crate::head::Head;
+use crate::token::{BearerToken, Carrier};
 
 /// Which bytes make a token.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -57,6 +87,84 @@ pub enum Presented<'a> {
     /// More than one credential, or a form that leaves open which is meant: the request is wrong.
     Ambiguous,
 }
+
+impl<'a> Presented<'a> {
+    /// A value that some carrier holds, if it has the form of a token.
+    fn value(bytes: impl Into<Cow<'a, [u8]>>, form: TokenForm) -> Self {
+        let bytes = bytes.into();
+        match is_token(&bytes, form) {
+            true => Self::Token(BearerToken::decoded(bytes)),
+            false => Self::Malformed,
+        }
+    }
+
+    /// What two doors hold together, and the carrier of it.
+    pub(crate) fn and(self, carrier: Carrier, other: Self, of: Carrier) -> (Self, Carrier) {
+        match (self, other) {
+            (this, Self::Nothing) => (this, carrier),
+            (Self::Nothing, other) => (other, of),
+            _ => (Self::Ambiguous, carrier),
+        }
+    }
+}
+
+/// The open doors in the head of a request.
+#[derive(Clone, Default)]
+pub(crate) struct HeadDoors {
+    pub(crate) api_key: Option<HeaderName>,
+    pub(crate) query: Option<Arc<str>>,
+    pub(crate) websocket: Option<Arc<str>>,
+    pub(crate) others: Vec<Arc<OtherDoor>>,
+}
+
+/// A door of the service's own.
+pub(crate) type OtherDoor = dyn Fn(&Head<'_>) -> Option<Vec<u8>> + Send + Sync;
+
+impl HeadDoors {
+    /// Whether there is no other door than `Authorization`, as usual.
+    #[inline]
+    pub(crate) fn are_closed(&self) -> bool {
+        self.api_key.is_none() && self.query.is_none() && self.websocket.is_none() && self.others.is_empty()
+    }
+
+    /// What the head of a request holds, behind all open doors together.
+    pub(crate) fn look<'a>(&self, head: &Head<'a>, form: TokenForm) -> (Presented<'a>, Carrier) {
+        let mut found = (authorization(head.headers, form), Carrier::AuthorizationHeader);
+        let mut add = |presented: Presented<'a>, carrier| {
+            let (before, of) = std::mem::replace(&mut found, (Presented::Nothing, carrier));
+            found = before.and(of, presented, carrier);
+        };
+        if let Some(name) = &self.api_key {
+            add(api_key(head.headers, name, form), Carrier::ApiKeyHeader);
+        }
+        if let Some(name) = &self.query {
+            add(query(head.method, head.uri, name, form), Carrier::Query);
+        }
+        if let Some(prefix) = &self.websocket {
+            add(websocket(head, prefix, form), Carrier::WebSocketProtocol);
+        }
+        for other in &self.others {
+            let presented = other(head).map_or(Presented::Nothing, |value| Presented::value(value, form));
+            add(presented, Carrier::Other);
+        }
+        found
+    }
+}
+
+impl fmt::Debug for HeadDoors {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("HeadDoors")
+            .field("api_key", &self.api_key)
+            .field("query", &self.query)
+            .field("websocket", &self.websocket)
+            .field("others", &self.others.len())
+            .finish()
+    }
+}
+
+/// The byte order mark of UTF-8.
+#[cfg(feature = "body")]
+const BOM: &[u8] = b"\xef\xbb\xbf";
 
 /// `b64token` without its padding. Written without branches, so that the compiler checks many bytes at once.
 const fn is_b64(byte: u8) -> bool {

@@ -15,11 +15,12 @@ use crate::grant::{CurrentGrant, Unauthenticated};
 use crate::head::Head;
 use crate::limit::Limiter;
 use crate::rejection::{Rejection, StoreError};
-use crate::respond::Respond;
 use crate::respond::ratelimit::Advert;
+use crate::respond::{Respond, keep_private};
 use crate::store::TokenStore;
+use crate::token::Carrier;
 
-type StoreFuture<A> = <<A as Stations>::Store as TokenStore>::Future;
+pub(super) type StoreFuture<A> = <<A as Stations>::Store as TokenStore>::Future;
 type LimitFuture<A> = <<A as Stations>::Limiter as Limiter>::Future;
 
 /// Where a request stands after a station.
@@ -46,6 +47,14 @@ impl Caller {
         }
     }
 
+    /// Where the token was; `AuthorizationHeader` if there is none, or another gate has seen to it.
+    fn carrier(&self) -> Carrier {
+        match self {
+            Self::Known(grant) => grant.carrier(),
+            Self::Unauthenticated(_) | Self::Behind(_) => Carrier::AuthorizationHeader,
+        }
+    }
+
     #[inline]
     fn enter<B>(self, request: &mut Request<B>) {
         let extensions = request.extensions_mut();
@@ -69,7 +78,7 @@ pin_project_lite::pin_project! {
     /// What a parked request waits for.
     #[project = WaitProj]
     pub(super) enum Wait<F, G> {
-        Lookup { #[pin] future: F, deadline: Option<BoxSleep> },
+        Lookup { #[pin] future: F, deadline: Option<BoxSleep>, carrier: Carrier },
         Check { #[pin] future: G, caller: Option<Caller> },
     }
 }
@@ -99,7 +108,7 @@ pin_project_lite::pin_project! {
         A: Stations,
     {
         Refused { response: Option<Response<ResB>> },
-        Running { #[pin] future: S::Future, advert: Option<Advert> },
+        Running { #[pin] future: S::Future, advert: Option<Advert>, carrier: Carrier },
         Parked { parked: Pin<Box<Parked<S, ReqB, A, R>>> },
     }
 }
@@ -145,8 +154,9 @@ where
 
     #[inline]
     fn run(inner: &mut S, mut request: Request<ReqB>, caller: Caller, advert: Option<Advert>) -> Self {
+        let carrier = caller.carrier();
         caller.enter(&mut request);
-        Self { state: State::Running { future: inner.call(request), advert } }
+        Self { state: State::Running { future: inner.call(request), advert, carrier } }
     }
 
     fn refuse(shared: &Shared<A, R>, rejection: Rejection, request: &Request<ReqB>) -> Self {
@@ -174,8 +184,11 @@ where
         loop {
             let next = match state.as_mut().project() {
                 StateProj::Refused { response } => return Poll::Ready(Ok(once(response))),
-                StateProj::Running { future, advert } => {
+                StateProj::Running { future, advert, carrier } => {
                     let mut response = ready!(future.poll(cx))?;
+                    if *carrier != Carrier::AuthorizationHeader {
+                        keep_private(response.headers_mut(), *carrier);
+                    }
                     if let Some(advert) = advert.take() {
                         advert.write(response.headers_mut());
                     }
@@ -210,10 +223,10 @@ impl<S, ReqB, A: Stations, R> Parked<S, ReqB, A, R> {
     fn poll_step(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Step<A>> {
         let parked = self.project();
         match parked.wait.project() {
-            WaitProj::Lookup { future, deadline } => match future.poll(cx) {
+            WaitProj::Lookup { future, deadline, carrier } => match future.poll(cx) {
                 Poll::Ready(found) => {
                     let Some((_, request)) = parked.rest else { completed() };
-                    Poll::Ready(parked.shared.found(found, &Head::of(request)))
+                    Poll::Ready(parked.shared.found(found, *carrier, &Head::of(request)))
                 }
                 Poll::Pending => {
                     let Some(sleep) = deadline else { return Poll::Pending };

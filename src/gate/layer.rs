@@ -3,14 +3,15 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use http::Response;
+use http::{HeaderName, Response};
 use tower_layer::Layer;
 
 use super::admission::{Limited, Metered};
 use super::inner::{RateLimitLayer, RequireScopeLayer};
 use super::service::AuthService;
-use crate::extract::{Alphabet, TokenForm};
+use crate::extract::{Alphabet, HeadDoors, TokenForm};
 use crate::grant::{InvalidScope, Scopes};
+use crate::head::Head;
 use crate::limit::Limiter;
 use crate::rejection::{Protocol, Rejection};
 use crate::respond::challenge::Terms;
@@ -64,7 +65,8 @@ pub(super) struct Settings {
     pub(super) patience: Option<Patience>,
     pub(super) anonymous: bool,
     pub(super) preflight: bool,
-    pub(super) remove_authorization: bool,
+    pub(super) remove_credentials: bool,
+    pub(super) doors: HeadDoors,
     pub(super) wall_clock: WallClock,
 }
 
@@ -76,6 +78,10 @@ pub(super) struct Patience {
 }
 
 impl Patience {
+    pub(super) fn new(deadline: Duration, sleep: impl Sleep) -> Self {
+        Self { deadline, sleep: Arc::new(sleep) }
+    }
+
     pub(super) fn start(&self) -> BoxSleep {
         self.sleep.sleep(self.deadline)
     }
@@ -139,7 +145,7 @@ impl<T: TokenStore> AuthLayer<T> {
     /// ```
     #[must_use]
     pub fn waiting(store: T, deadline: Duration, sleep: impl Sleep) -> Self {
-        Self::with_patience(store, Some(Patience { deadline, sleep: Arc::new(sleep) }))
+        Self::with_patience(store, Some(Patience::new(deadline, sleep)))
     }
 
     fn with_patience(store: T, patience: Option<Patience>) -> Self {
@@ -148,7 +154,8 @@ impl<T: TokenStore> AuthLayer<T> {
             patience,
             anonymous: false,
             preflight: true,
-            remove_authorization: false,
+            remove_credentials: false,
+            doors: HeadDoors::default(),
             wall_clock: WallClock::System,
         };
         Shared { stations: Arc::new(store), responder: Arc::new(Problem), terms: Arc::default(), settings }.into_layer()
@@ -211,7 +218,7 @@ impl<A, R> AuthLayer<A, R> {
     /// The same with a closure as responder. The closure is typed here, so that a mistake in it is told at its place.
     ///
     /// ```
-    /// use http::Response;
+    /// use http::{HeaderName, Response};
     /// use tollgate::{AuthLayer, Grant, MemoryStore};
     ///
     /// let tokens = MemoryStore::from_iter([("a-token", Grant::new("alice", ()))]);
@@ -262,12 +269,86 @@ impl<A, R> AuthLayer<A, R> {
         self.map_settings(|settings| settings.preflight = false)
     }
 
-    /// The same, and the `Authorization` header is removed before the inner service sees the request.
+    /// The same, and the inner service never sees the credential: the header field or query parameter that held it is
+    /// removed, in a body it is overwritten with `*`.
     ///
-    /// It is marked sensitive in any case, so that nothing prints it.
+    /// Header fields are marked sensitive in any case, so that nothing prints them; and a WebSocket's sub-protocol that
+    /// holds a token is always removed.
     #[must_use]
-    pub fn with_authorization_removed(self) -> Self {
-        self.map_settings(|settings| settings.remove_authorization = true)
+    pub fn with_credentials_removed(self) -> Self {
+        self.map_settings(|settings| settings.remove_credentials = true)
+    }
+
+    /// The same, and a token is also taken from this header field, such as `X-API-Key`. It holds nothing but the token.
+    ///
+    /// There is no standard for it, and no challenge: who presents nothing is still asked for Bearer.
+    ///
+    /// ```
+    /// use http::HeaderName;
+    /// use tollgate::{AuthLayer, Grant, MemoryStore};
+    ///
+    /// let tokens = MemoryStore::from_iter([("a-token", Grant::new("alice", ()))]);
+    /// let gate = AuthLayer::new(tokens).with_api_key_header(HeaderName::from_static("x-api-key"));
+    /// # let _ = gate;
+    /// ```
+    #[must_use]
+    pub fn with_api_key_header(self, name: HeaderName) -> Self {
+        self.map_settings(|settings| settings.doors.api_key = Some(name))
+    }
+
+    /// The same, and a token is also taken from the query parameter of this name (RFC 6750, section 2.3: `access_token`),
+    /// of `GET` and `HEAD` requests.
+    ///
+    /// Discouraged, and against the best current practice: targets stand in logs, histories and `Referer` fields
+    /// (RFC 9700, section 4.3.2: clients must not do this). Answers are marked `Cache-Control: private` and
+    /// `Referrer-Policy: no-referrer`; whatever logs targets outside of the gate still logs the token.
+    #[must_use]
+    pub fn with_discouraged_query_token(self, parameter: &str) -> Self {
+        self.map_settings(|settings| settings.doors.query = Some(parameter.into()))
+    }
+
+    /// The same, and a token is also taken from the sub-protocols that a WebSocket client offers, behind this prefix and
+    /// in base64url without padding; see [`extract::websocket`](crate::extract::websocket).
+    ///
+    /// ```
+    /// use tollgate::{AuthLayer, Grant, MemoryStore};
+    ///
+    /// let tokens = MemoryStore::from_iter([("a-token", Grant::new("alice", ()))]);
+    /// let gate = AuthLayer::new(tokens).with_websocket_token("base64url.bearer.authorization.example.");
+    /// # let _ = gate;
+    /// ```
+    #[must_use]
+    pub fn with_websocket_token(self, prefix: &str) -> Self {
+        self.map_settings(|settings| settings.doors.websocket = Some(prefix.into()))
+    }
+
+    /// The same, and a token is also taken from wherever the closure finds one in the head of a request, such as a cookie
+    /// or another scheme. `None` is "nothing presented"; what it returns has to have the form of a token, and counts like
+    /// any other credential: a second one makes the request wrong.
+    ///
+    /// The gate does not know where the credential stands, and can neither mark nor remove it.
+    ///
+    /// ```
+    /// use tollgate::{AuthLayer, Grant, MemoryStore};
+    ///
+    /// let tokens = MemoryStore::from_iter([("a-token", Grant::new("alice", ()))]);
+    /// let gate = AuthLayer::new(tokens).with_door(|head| {
+    ///     let value = head.headers.get("authorization")?.as_bytes().strip_prefix(b"Token ")?;
+    ///     Some(value.to_vec())
+    /// });
+    /// # let _ = gate;
+    /// ```
+    #[must_use]
+    pub fn with_door(self, find: impl Fn(&Head<'_>) -> Option<Vec<u8>> + Send + Sync + 'static) -> Self {
+        self.map_settings(|settings| settings.doors.others.push(Arc::new(find)))
+    }
+
+    /// The same with doors in the body, as a layer that reads bodies; see [`BodyDoors`](super::BodyDoors). The gate is to
+    /// be set up before.
+    #[cfg(feature = "body")]
+    #[must_use]
+    pub fn with_body_doors(self, doors: super::BodyDoors) -> super::BodyAuthLayer<A, R> {
+        super::BodyAuthLayer::new(self.shared, doors)
     }
 
     /// The same with another clock for expiry and for headers that tell the time: for tests.
@@ -343,7 +424,7 @@ impl<A, R> AuthLayer<A, R> {
     /// does not suffice. Keep a clone of the gate in the handler's state.
     ///
     /// ```
-    /// use http::Response;
+    /// use http::{HeaderName, Response};
     /// use tollgate::{AuthLayer, Grant, MemoryStore, Rejection, Scopes};
     ///
     /// let tokens = MemoryStore::from_iter([("a-token", Grant::new("alice", ()))]);
@@ -362,6 +443,16 @@ impl<A, R> AuthLayer<A, R> {
         R: Respond<B>,
     {
         self.shared.refuse(rejection, Protocol::Http)
+    }
+
+    #[cfg(feature = "body")]
+    pub(super) fn from_shared(shared: Arc<Shared<A, R>>) -> Self {
+        Self { shared }
+    }
+
+    #[cfg(feature = "body")]
+    pub(super) fn into_shared(self) -> Arc<Shared<A, R>> {
+        self.shared
     }
 
     fn inner_parts<M>(&self, stations: M) -> Shared<M, R> {
@@ -428,6 +519,7 @@ impl<A, R> Shared<A, R> {
             .field("challenge", self.terms.bearer())
             .field("headers", &self.terms.ratelimit())
             .field("form", &self.settings.form)
+            .field("doors", &self.settings.doors)
             .field("deadline", &self.settings.patience.as_ref().map(|patience| patience.deadline))
             .field("anonymous", &self.settings.anonymous)
             .finish_non_exhaustive()

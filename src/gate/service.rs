@@ -2,16 +2,16 @@ use std::fmt;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
-use http::{HeaderMap, Method, Request, Response, header};
+use http::{HeaderMap, HeaderName, Method, Request, Response, header};
 use tower_service::Service;
 
 use super::admission::{Admission, Stations};
-use super::future::{Caller, GateFuture, Step, Wait};
+use super::future::{Caller, GateFuture, Step, StoreFuture, Wait};
 use super::layer::Shared;
 use crate::answer::Answer;
 use crate::authenticate::verdict;
 use crate::decision::{Decision, Verdict};
-use crate::extract::{Presented, authorization};
+use crate::extract::{Presented, authorization, without_parameter, without_token};
 use crate::grant::{CurrentGrant, Unauthenticated};
 use crate::head::Head;
 use crate::limit::{Charge, Limiter};
@@ -50,29 +50,68 @@ where
     /// The road: extract, authenticate, limit, respond.
     fn call(&mut self, mut request: Request<ReqB>) -> Self::Future {
         let shared = &*self.shared;
-        if shared.settings.preflight && is_preflight(&request) {
-            // Credentials do not belong there, and nobody has looked at them.
-            request.headers_mut().remove(header::AUTHORIZATION);
-            let step = Step::Admit(Caller::Unauthenticated(Unauthenticated::Preflight), None);
-            return GateFuture::take(step, &mut self.inner, &self.shared, request);
+        let step = match shared.preflight(&mut request) {
+            Some(pass) => pass,
+            None => {
+                let (presented, carrier) = shared.look(&request);
+                let asked = shared.ask(presented);
+                shared.step(asked, carrier, &mut request)
+            }
+        };
+        GateFuture::take(step, &mut self.inner, &self.shared, request)
+    }
+}
+
+/// What a store says of a credential, or why it was not asked.
+type Asked<A> = Result<Answer<StoreFuture<A>>, RejectionKind>;
+
+impl<A: Admission, R> Shared<A, R> {
+    /// The credential in the head of a request.
+    #[inline]
+    pub(super) fn look<'a, B>(&self, request: &'a Request<B>) -> (Presented<'a>, Carrier) {
+        match self.settings.doors.are_closed() {
+            true => (authorization(request.headers(), self.settings.form), Carrier::AuthorizationHeader),
+            false => self.settings.doors.look(&Head::of(request), self.settings.form),
         }
-        let presented = match authorization(request.headers(), shared.settings.form) {
-            Presented::Token(token) => Ok(shared.stations.store().lookup(&token)),
+    }
+
+    /// Asks the store. From here on nothing of the request is borrowed.
+    #[inline]
+    pub(super) fn ask(&self, presented: Presented<'_>) -> Asked<A> {
+        match presented {
+            Presented::Token(token) => Ok(self.stations.store().lookup(&token)),
             Presented::Nothing => Err(RejectionKind::Missing),
             Presented::Malformed => Err(RejectionKind::MalformedToken),
             Presented::Ambiguous => Err(RejectionKind::InvalidRequest),
-        };
-        shared.guard_secrets(request.headers_mut());
-        let step = match presented {
-            Ok(Answer::Ready(found)) => shared.found(found, &Head::of(&request)),
+        }
+    }
+
+    /// The step after the store was asked.
+    #[inline]
+    pub(super) fn step<B>(&self, asked: Asked<A>, carrier: Carrier, request: &mut Request<B>) -> Step<A> {
+        self.guard_secrets(request);
+        match asked {
+            Ok(Answer::Ready(found)) => self.found(found, carrier, &Head::of(request)),
             Ok(Answer::Pending(future)) => {
-                let deadline = shared.settings.patience.as_ref().map(|patience| patience.start());
-                Step::Wait(Wait::Lookup { future, deadline })
+                let deadline = self.settings.patience.as_ref().map(|patience| patience.start());
+                Step::Wait(Wait::Lookup { future, deadline, carrier })
             }
-            Err(RejectionKind::Missing) if shared.settings.anonymous => shared.anonymous(&Head::of(&request)),
+            Err(RejectionKind::Missing) if self.settings.anonymous => self.anonymous(&Head::of(request)),
             Err(kind) => Step::Refuse(Rejection::new(kind)),
-        };
-        GateFuture::take(step, &mut self.inner, &self.shared, request)
+        }
+    }
+}
+
+impl<A: Stations, R> Shared<A, R> {
+    /// Lets a CORS preflight pass.
+    #[inline]
+    pub(super) fn preflight<B>(&self, request: &mut Request<B>) -> Option<Step<A>> {
+        if !self.settings.preflight || !is_preflight(request) {
+            return None;
+        }
+        // Credentials do not belong there, and nobody has looked at them.
+        request.headers_mut().remove(header::AUTHORIZATION);
+        Some(Step::Admit(Caller::Unauthenticated(Unauthenticated::Preflight), None))
     }
 }
 
@@ -86,12 +125,34 @@ fn is_preflight<B>(request: &Request<B>) -> bool {
 impl<A, R> Shared<A, R> {
     /// Sees to it that nothing behind the gate prints the token.
     #[inline]
-    fn guard_secrets(&self, headers: &mut HeaderMap) {
-        if self.settings.remove_authorization {
-            headers.remove(header::AUTHORIZATION);
-        } else if let Some(line) = headers.get_mut(header::AUTHORIZATION) {
+    fn guard_secrets<B>(&self, request: &mut Request<B>) {
+        self.guard_field(request.headers_mut(), &header::AUTHORIZATION);
+        if !self.settings.doors.are_closed() {
+            self.guard_other_doors(request);
+        }
+    }
+
+    #[inline]
+    fn guard_field(&self, headers: &mut HeaderMap, name: &HeaderName) {
+        if self.settings.remove_credentials {
+            headers.remove(name);
+        } else if let Some(line) = headers.get_mut(name) {
             // There is only one: requests with more are refused.
             line.set_sensitive(true);
+        }
+    }
+
+    fn guard_other_doors<B>(&self, request: &mut Request<B>) {
+        let doors = &self.settings.doors;
+        if let Some(name) = &doors.api_key {
+            self.guard_field(request.headers_mut(), name);
+        }
+        if let Some(prefix) = &doors.websocket {
+            without_token(request.headers_mut(), prefix);
+        }
+        let hidden = doors.query.as_ref().filter(|_| self.settings.remove_credentials);
+        if let Some(uri) = hidden.and_then(|name| without_parameter(request.uri(), name)) {
+            *request.uri_mut() = uri;
         }
     }
 
@@ -123,14 +184,14 @@ type Found<A> =
 impl<A: Stations, R> Shared<A, R> {
     /// The store has answered.
     #[inline]
-    pub(super) fn found(&self, found: Found<A>, head: &Head<'_>) -> Step<A> {
+    pub(super) fn found(&self, found: Found<A>, carrier: Carrier, head: &Head<'_>) -> Step<A> {
         let grant = match found {
             Ok(Some(grant)) => grant,
             Ok(None) => return Step::Refuse(Rejection::new(RejectionKind::UnknownToken)),
             Err(error) => return Step::Refuse(Rejection::unavailable(StoreError::new(error))),
         };
         let verdict = verdict(grant.head(), || self.settings.wall_clock.now());
-        let grant = CurrentGrant::by(grant, Carrier::AuthorizationHeader);
+        let grant = CurrentGrant::by(grant, carrier);
         match (verdict, self.stations.limiter()) {
             (Err(kind), _) => Step::Refuse(Rejection::new(kind).of_grant(&grant)),
             (Ok(()), None) => Step::Admit(Caller::Known(grant), None),

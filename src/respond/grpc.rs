@@ -18,6 +18,9 @@ pub(super) fn head(rejection: &Rejection) -> Response<()> {
         RejectionKind::CostAboveBurst => ("8", "the request costs more than the budget can ever hold"),
         RejectionKind::Missing => ("16", "no credentials were presented"),
         RejectionKind::InvalidRequest => ("16", "the credentials are ambiguous"),
+        RejectionKind::BodyTooLarge => ("8", "the body is too large"),
+        RejectionKind::BodyUnreadable => ("16", "the body could not be read"),
+        RejectionKind::BodyTimeout => ("16", "the body did not come in time"),
         RejectionKind::ExpiredToken => ("16", "the token has expired"),
         RejectionKind::InsufficientUserAuthentication => ("16", "the user has to authenticate again"),
         RejectionKind::MalformedToken

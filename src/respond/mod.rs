@@ -25,6 +25,7 @@ pub use problem::{MapBody, Problem};
 pub use ratelimit::RateLimitHeaders;
 
 use crate::rejection::{Protocol, Rejection, RejectionKind};
+use crate::token::Carrier;
 use challenge::Terms;
 
 /// Writes refusals.
@@ -115,7 +116,11 @@ fn status(kind: RejectionKind) -> StatusCode {
         | RejectionKind::ExpiredToken
         | RejectionKind::SenderConstrained
         | RejectionKind::InsufficientUserAuthentication => StatusCode::UNAUTHORIZED,
-        RejectionKind::InvalidRequest | RejectionKind::CostAboveBurst => StatusCode::BAD_REQUEST,
+        RejectionKind::InvalidRequest | RejectionKind::CostAboveBurst | RejectionKind::BodyUnreadable => {
+            StatusCode::BAD_REQUEST
+        }
+        RejectionKind::BodyTimeout => StatusCode::REQUEST_TIMEOUT,
+        RejectionKind::BodyTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
         RejectionKind::InsufficientScope => StatusCode::FORBIDDEN,
         RejectionKind::OverLimit => StatusCode::TOO_MANY_REQUESTS,
         RejectionKind::StoreUnavailable => StatusCode::SERVICE_UNAVAILABLE,
@@ -153,6 +158,9 @@ fn bearer_challenge(rejection: &Rejection, terms: &Terms) -> Option<HeaderValue>
         }
         RejectionKind::CostAboveBurst
         | RejectionKind::OverLimit
+        | RejectionKind::BodyTooLarge
+        | RejectionKind::BodyUnreadable
+        | RejectionKind::BodyTimeout
         | RejectionKind::StoreUnavailable
         | RejectionKind::Misconfigured => return None,
     })
@@ -190,6 +198,25 @@ fn head(rejection: &Rejection) -> Response<()> {
 fn write_limits(headers: &mut http::HeaderMap, rejection: &Rejection) {
     if let Some(seconds) = rejection.decision().and_then(|decision| decision.retry_after_s()) {
         headers.insert(header::RETRY_AFTER, ratelimit::number(seconds));
+    }
+}
+
+/// Keeps shared caches from an answer to a request whose token they do not know as one (RFC 9111, section 3.5, protects
+/// requests with `Authorization` only).
+pub(crate) fn keep_private(headers: &mut http::HeaderMap, carrier: Carrier) {
+    let says = |directive: &str| {
+        let lines = headers.get_all(header::CACHE_CONTROL).iter().filter_map(|line| line.to_str().ok());
+        lines.flat_map(|line| line.split(',')).any(|own| {
+            // With a value, `private="field"`, it protects that field only.
+            own.trim().eq_ignore_ascii_case(directive)
+        })
+    };
+    if !says("private") && !says("no-store") {
+        headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("private"));
+    }
+    if carrier == Carrier::Query && !headers.contains_key(header::REFERRER_POLICY) {
+        // Links on the page must not carry the token away (RFC 9700, section 4.3.2).
+        headers.insert(header::REFERRER_POLICY, HeaderValue::from_static("no-referrer"));
     }
 }
 

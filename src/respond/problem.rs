@@ -115,6 +115,11 @@ fn body(rejection: &Rejection) -> Bytes {
         RejectionKind::InsufficientScope => {
             blank!("403", "Forbidden", "The token does not have the scope that this resource needs.")
         }
+        RejectionKind::BodyTooLarge => {
+            blank!("413", "Content Too Large", "The body is larger than this resource takes.")
+        }
+        RejectionKind::BodyUnreadable => blank!("400", "Bad Request", "The body could not be read to its end."),
+        RejectionKind::BodyTimeout => blank!("408", "Request Timeout", "The body did not come in time."),
         RejectionKind::StoreUnavailable => {
             blank!("503", "Service Unavailable", "The token could not be checked. This says nothing about the token.")
         }

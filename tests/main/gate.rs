@@ -239,7 +239,7 @@ async fn anonymous_callers_can_have_a_policy() {
 
 #[tokio::test]
 async fn the_authorization_header_can_be_removed() {
-    let gate = AuthLayer::new(memory()).with_authorization_removed().layer(echo());
+    let gate = AuthLayer::new(memory()).with_credentials_removed().layer(echo());
     let response = send(&gate, with_token(TOKEN)).await;
     assert_eq!(response.status(), 200);
     assert!(!response.headers().contains_key("authorization"));

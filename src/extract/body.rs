@@ -1,0 +1,113 @@
+//! The doors in the body: which of them fits a request, and what it holds.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use http::{HeaderMap, Method, header};
+
+use super::header::strip_ows;
+use super::{Presented, TokenForm, form, json, text};
+use crate::head::Head;
+use crate::token::Carrier;
+
+/// The open doors in the body, by the name of the field that holds the token.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct BodyDoors {
+    pub(crate) form: Option<Arc<str>>,
+    pub(crate) json: Option<Arc<str>>,
+    pub(crate) text: Option<Arc<str>>,
+    /// Whether a text body that begins with `{` is JSON.
+    pub(crate) sniff: bool,
+}
+
+/// A door that fits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Door {
+    Form,
+    Json,
+    Text,
+}
+
+/// A request whose head says two things about its body.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Contradiction;
+
+impl BodyDoors {
+    /// The door that fits a request, by its method and the type of its body.
+    ///
+    /// # Rules
+    ///
+    /// 1. `POST`, `PUT` and `PATCH` only: RFC 6750, section 2.2, wants a method whose body has a meaning.
+    /// 2. The type is compared without case and parameters. A body that is encoded in any way fits no door.
+    /// 3. Two types, and a charset that is neither UTF-8 nor US-ASCII, are contradictions.
+    pub(crate) fn fitting(&self, head: &Head<'_>) -> Result<Option<Door>, Contradiction> {
+        if !matches!(*head.method, Method::POST | Method::PUT | Method::PATCH) || is_encoded(head.headers) {
+            return Ok(None);
+        }
+        let mut types = head.headers.get_all(header::CONTENT_TYPE).iter();
+        let (essence, parameters) = match (types.next(), types.next()) {
+            (None, _) => return Ok(None),
+            (Some(_), Some(_)) => return Err(Contradiction),
+            (Some(value), None) => {
+                let value = value.as_bytes();
+                let end = value.iter().position(|&byte| byte == b';').unwrap_or(value.len());
+                (strip_ows(&value[..end]), &value[end..])
+            }
+        };
+        let is = |name: &[u8]| essence.eq_ignore_ascii_case(name);
+        let json_suffix = essence.len() > 5 && essence[essence.len() - 5..].eq_ignore_ascii_case(b"+json");
+        let door = if self.form.is_some() && is(b"application/x-www-form-urlencoded") {
+            Door::Form
+        } else if self.json.is_some() && (is(b"application/json") || json_suffix) {
+            Door::Json
+        } else if (self.text.is_some() || self.sniff) && is(b"text/plain") {
+            Door::Text
+        } else {
+            return Ok(None);
+        };
+        if has_other_charset(parameters) { Err(Contradiction) } else { Ok(Some(door)) }
+    }
+
+    /// What the body holds behind this door, the carrier, and where the credential stands.
+    pub(crate) fn look<'a>(
+        &self,
+        door: Door,
+        body: &'a [u8],
+        form_of_token: TokenForm,
+    ) -> (Presented<'a>, Carrier, Range<usize>) {
+        let (name, locate, carrier): (_, Locate, _) = match door {
+            Door::Form => (&self.form, form::locate, Carrier::FormBody),
+            Door::Text if !self.is_json_in_text(body) => (&self.text, text::locate, Carrier::TextBody),
+            Door::Text | Door::Json => (&self.json, json::locate, Carrier::JsonBody),
+        };
+        let Some(name) = name else { return (Presented::Nothing, carrier, 0..0) };
+        let (presented, span) = locate(body, name, form_of_token);
+        (presented, carrier, span)
+    }
+
+    fn is_json_in_text(&self, body: &[u8]) -> bool {
+        let body = body.strip_prefix(super::BOM).unwrap_or(body);
+        self.sniff && body.trim_ascii_start().starts_with(b"{")
+    }
+}
+
+type Locate = for<'a> fn(&'a [u8], &str, TokenForm) -> (Presented<'a>, Range<usize>);
+
+fn is_encoded(headers: &HeaderMap) -> bool {
+    let mut codings = headers
+        .get_all(header::CONTENT_ENCODING)
+        .iter()
+        .flat_map(|line| line.as_bytes().split(|&byte| byte == b','))
+        .map(strip_ows);
+    codings.any(|coding| !coding.is_empty() && !coding.eq_ignore_ascii_case(b"identity"))
+}
+
+fn has_other_charset(parameters: &[u8]) -> bool {
+    parameters.split(|&byte| byte == b';').map(strip_ows).any(|parameter| {
+        let Some(at) = parameter.iter().position(|&byte| byte == b'=') else { return false };
+        let (name, value) = (strip_ows(&parameter[..at]), strip_ows(&parameter[at + 1..]));
+        let value = value.strip_prefix(b"\"").and_then(|value| value.strip_suffix(b"\"")).unwrap_or(value);
+        let known = value.eq_ignore_ascii_case(b"utf-8") || value.eq_ignore_ascii_case(b"us-ascii");
+        name.eq_ignore_ascii_case(b"charset") && !known
+    })
+}

@@ -1,0 +1,39 @@
+use std::borrow::Cow;
+
+use percent_encoding::percent_decode;
+
+use super::query::one_value;
+use super::{Presented, TokenForm};
+
+/// The token of a form field (RFC 6750, section 2.2), in a body of `application/x-www-form-urlencoded`.
+///
+/// # Rules
+///
+/// 1. Fields are separated by `&`, never by `;`. A name without `=` has an empty value.
+/// 2. `+` is a space, then names and values are percent-decoded once; a broken escape stays as it is.
+/// 3. More than one such field is [`Presented::Ambiguous`], an empty one [`Presented::Malformed`].
+/// 4. Bytes outside of ASCII in other fields do not matter.
+///
+/// ```
+/// use tollgate::extract::{Presented, TokenForm, form};
+///
+/// let Presented::Token(token) = form(b"qty=1&access_token=abc", "access_token", TokenForm::default()) else { panic!() };
+/// assert_eq!(token.expose(), b"abc");
+/// ```
+pub fn form<'a>(body: &'a [u8], name: &str, form: TokenForm) -> Presented<'a> {
+    locate(body, name, form).0
+}
+
+pub(super) fn locate<'a>(body: &'a [u8], name: &str, form: TokenForm) -> (Presented<'a>, std::ops::Range<usize>) {
+    one_value(body, name, decode, form)
+}
+
+fn decode(bytes: &[u8]) -> Cow<'_, [u8]> {
+    match bytes.contains(&b'+') {
+        false => percent_decode(bytes).into(),
+        true => {
+            let spaced: Vec<u8> = bytes.iter().map(|&byte| if byte == b'+' { b' ' } else { byte }).collect();
+            Cow::Owned(percent_decode(&spaced).collect())
+        }
+    }
+}

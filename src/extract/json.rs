@@ -1,0 +1,190 @@
+use std::borrow::Cow;
+use std::fmt;
+use std::ops::Range;
+
+use serde::de::{DeserializeSeed, Deserializer as _, IgnoredAny, MapAccess, Visitor};
+use serde_json::value::RawValue;
+
+use super::{Presented, TokenForm};
+
+/// The token of a JSON body: the member of the top-level object with this name (RFC 8259).
+///
+/// # Rules
+///
+/// 1. The whole body is checked, not only what stands before the member: UTF-8 (one byte order mark at the beginning is
+///    dropped), grammar, escapes, and a depth of 64 at the most. What fails is [`Presented::Ambiguous`].
+/// 2. The name is compared after unescaping, with case. Members of nested objects do not count.
+/// 3. A second such member, however it is written, is [`Presented::Ambiguous`]: which of two counts depends on the
+///    parser, and the handler may have another one.
+/// 4. `null`, no such member, a top level that is no object and an empty body are [`Presented::Nothing`]. Any other value
+///    that is no string is [`Presented::Ambiguous`]. A string is taken as it is, without trimming.
+/// 5. Numbers are checked and not converted, so that none is too large.
+///
+/// ```
+/// use tollgate::extract::{Presented, TokenForm, json};
+///
+/// let alert = br#"{"key": "S3cret", "command": "PLACE", "qty": 1}"#;
+/// let Presented::Token(token) = json(alert, "key", TokenForm::default()) else { panic!() };
+/// assert_eq!(token.expose(), b"S3cret");
+///
+/// let twice = br#"{"key": "S3cret", "\u006bey": "evil"}"#;
+/// assert!(matches!(json(twice, "key", TokenForm::default()), Presented::Ambiguous));
+/// ```
+pub fn json<'a>(body: &'a [u8], name: &str, form: TokenForm) -> Presented<'a> {
+    locate(body, name, form).0
+}
+
+/// How deep arrays and objects may be nested.
+const MAX_DEPTH: usize = 64;
+
+pub(super) fn locate<'a>(body: &'a [u8], name: &str, form: TokenForm) -> (Presented<'a>, Range<usize>) {
+    let nothing = (Presented::Nothing, 0..0);
+    let wrong = (Presented::Ambiguous, 0..0);
+    let Ok(text) = std::str::from_utf8(body.strip_prefix(super::BOM).unwrap_or(body)) else { return wrong };
+    let text = text.trim_matches([' ', '\t', '\r', '\n']);
+    if text.is_empty() {
+        return nothing;
+    }
+    // `serde_json` walks what it skips to any depth, and does not look into escapes there.
+    if !is_shallow_and_paired(text.as_bytes()) {
+        return wrong;
+    }
+    let raw = match top_level(text, name) {
+        Ok(Member::Absent) => return nothing,
+        Ok(Member::Once(raw)) => raw.get(),
+        Ok(Member::Repeated) | Err(_) => return wrong,
+    };
+    if raw == "null" {
+        return nothing;
+    }
+    let Ok(value) = serde_json::from_str::<Text<'_>>(raw) else { return wrong };
+    // The slice lies in the body, which is where it is found.
+    let begin = raw.as_ptr() as usize - body.as_ptr() as usize;
+    let value = match value.0 {
+        Cow::Borrowed(text) => Cow::Borrowed(text.as_bytes()),
+        Cow::Owned(text) => Cow::Owned(text.into_bytes()),
+    };
+    (Presented::value(value, form), begin + 1..begin + raw.len() - 1)
+}
+
+fn top_level<'a>(text: &'a str, name: &str) -> serde_json::Result<Member<'a>> {
+    if !text.starts_with('{') {
+        return serde_json::from_str::<IgnoredAny>(text).map(|_| Member::Absent);
+    }
+    let mut parser = serde_json::Deserializer::from_str(text);
+    let member = parser.deserialize_map(TopLevel { name })?;
+    parser.end().map(|()| member)
+}
+
+/// What the top level says of the member.
+enum Member<'a> {
+    Absent,
+    Once(&'a RawValue),
+    Repeated,
+}
+
+struct TopLevel<'n> {
+    name: &'n str,
+}
+
+impl<'de> Visitor<'de> for TopLevel<'_> {
+    type Value = Member<'de>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an object")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Member<'de>, A::Error> {
+        let mut member = Member::Absent;
+        while let Some(is_it) = map.next_key_seed(IsName(self.name))? {
+            match (is_it, &member) {
+                (false, _) => _ = map.next_value::<IgnoredAny>()?,
+                (true, Member::Absent) => member = Member::Once(map.next_value()?),
+                (true, _) => {
+                    map.next_value::<IgnoredAny>()?;
+                    member = Member::Repeated;
+                }
+            }
+        }
+        Ok(member)
+    }
+}
+
+/// Compares a name after unescaping, without keeping it.
+struct IsName<'n>(&'n str);
+
+impl<'de> DeserializeSeed<'de> for IsName<'_> {
+    type Value = bool;
+
+    fn deserialize<D: serde::Deserializer<'de>>(self, deserializer: D) -> Result<bool, D::Error> {
+        deserializer.deserialize_str(self)
+    }
+}
+
+impl Visitor<'_> for IsName<'_> {
+    type Value = bool;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a member name")
+    }
+
+    fn visit_str<E>(self, name: &str) -> Result<bool, E> {
+        Ok(name == self.0)
+    }
+}
+
+/// A string, borrowed if it has no escapes. (serde gives a plain `Cow` owned in any case.)
+#[derive(serde::Deserialize)]
+struct Text<'a>(#[serde(borrow)] Cow<'a, str>);
+
+/// Checks what `serde_json` does not check in values that it skips: the depth, and that surrogates come in pairs.
+///
+/// Reads tokens only as far as it must, to know what is a string. What is no JSON may pass here: it fails next.
+fn is_shallow_and_paired(text: &[u8]) -> bool {
+    let mut depth = 0_usize;
+    let mut at = 0;
+    while let Some(&byte) = text.get(at) {
+        at += 1;
+        match byte {
+            b'{' | b'[' => {
+                depth += 1;
+                if depth > MAX_DEPTH {
+                    return false;
+                }
+            }
+            b'}' | b']' => depth = depth.saturating_sub(1),
+            b'"' => match end_of_string(text, at) {
+                Some(end) => at = end,
+                None => return false,
+            },
+            _ => {}
+        }
+    }
+    true
+}
+
+/// The place after the quote that ends a string, if there is one and its surrogates come in pairs.
+fn end_of_string(text: &[u8], mut at: usize) -> Option<usize> {
+    loop {
+        at += memchr::memchr2(b'"', b'\\', &text[at..])?;
+        if text[at] == b'"' {
+            return Some(at + 1);
+        }
+        match unit(text, at) {
+            Some(0xd800..=0xdbff) => match unit(text, at + 6) {
+                Some(0xdc00..=0xdfff) => at += 12,
+                _ => return None,
+            },
+            Some(0xdc00..=0xdfff) => return None,
+            Some(_) => at += 6,
+            // Another escape: two bytes, unless the text ends here.
+            None => at = (at + 2).min(text.len()),
+        }
+    }
+}
+
+/// The UTF-16 code unit of an escape `\uXXXX` at this place.
+fn unit(text: &[u8], at: usize) -> Option<u32> {
+    let digits = text.get(at..at + 6)?.strip_prefix(b"\\u")?;
+    digits.iter().try_fold(0, |unit, &digit| Some(unit << 4 | char::from(digit).to_digit(16)?))
+}

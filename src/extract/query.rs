@@ -1,0 +1,80 @@
+use std::borrow::Cow;
+
+use http::{Method, Uri};
+use percent_encoding::percent_decode;
+
+use super::{Presented, TokenForm};
+
+/// The token of a query parameter (RFC 6750, section 2.3), of `GET` and `HEAD` requests.
+///
+/// # Rules
+///
+/// 1. Parameters are separated by `&`, never by `;`. A name without `=` has an empty value.
+/// 2. Names and values are percent-decoded once; a broken escape stays as it is. `+` is a plus: RFC 6750 cites RFC 3986
+///    for the query, which knows no other meaning, and no token has a space in it.
+/// 3. More than one such parameter is [`Presented::Ambiguous`], an empty one [`Presented::Malformed`].
+///
+/// ```
+/// use http::{Method, Uri};
+/// use tollgate::extract::{Presented, TokenForm, query};
+///
+/// let uri = Uri::from_static("/quotes?symbol=ES&access%5Ftoken=mF_9.B5f%2D4.1JqM");
+/// let Presented::Token(token) = query(&Method::GET, &uri, "access_token", TokenForm::default()) else { panic!() };
+/// assert_eq!(token.expose(), b"mF_9.B5f-4.1JqM");
+/// ```
+pub fn query<'a>(method: &Method, uri: &'a Uri, name: &str, form: TokenForm) -> Presented<'a> {
+    match uri.query() {
+        Some(query) if matches!(*method, Method::GET | Method::HEAD) => {
+            one_value(query.as_bytes(), name, |bytes| percent_decode(bytes).into(), form).0
+        }
+        _ => Presented::Nothing,
+    }
+}
+
+/// The value of the only pair with this name, and where it stands.
+pub(super) fn one_value<'a>(
+    pairs: &'a [u8],
+    name: &str,
+    decode: impl Fn(&'a [u8]) -> Cow<'a, [u8]>,
+    form: TokenForm,
+) -> (Presented<'a>, std::ops::Range<usize>) {
+    let mut found = None;
+    let mut at = 0;
+    for pair in pairs.split(|&byte| byte == b'&') {
+        let (own, value) = split_pair(pair);
+        if *decode(own) == *name.as_bytes() {
+            if found.is_some() {
+                return (Presented::Ambiguous, 0..0);
+            }
+            found = Some((value, at + pair.len() - value.len()..at + pair.len()));
+        }
+        at += pair.len() + 1;
+    }
+    match found {
+        None => (Presented::Nothing, 0..0),
+        Some((value, span)) => (Presented::value(decode(value), form), span),
+    }
+}
+
+fn split_pair(pair: &[u8]) -> (&[u8], &[u8]) {
+    match pair.iter().position(|&byte| byte == b'=') {
+        Some(at) => (&pair[..at], &pair[at + 1..]),
+        None => (pair, &[]),
+    }
+}
+
+/// The same target without this parameter, for handlers and logs that must not see it.
+pub(crate) fn without_parameter(uri: &Uri, name: &str) -> Option<Uri> {
+    let kept: Vec<&str> = uri
+        .query()?
+        .split('&')
+        .filter(|pair| *Cow::from(percent_decode(split_pair(pair.as_bytes()).0)) != *name.as_bytes())
+        .collect();
+    let target = match kept.is_empty() {
+        true => uri.path().to_owned(),
+        false => format!("{}?{}", uri.path(), kept.join("&")),
+    };
+    let mut parts = uri.clone().into_parts();
+    parts.path_and_query = Some(target.parse().ok()?);
+    Uri::from_parts(parts).ok()
+}

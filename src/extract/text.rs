@@ -1,0 +1,70 @@
+use super::{Presented, TokenForm};
+
+/// The token of a text body of `name=value;` fields, as CrossTrade's webhook takes it.
+///
+/// # Rules
+///
+/// 1. The body is UTF-8, or else [`Presented::Ambiguous`]. One byte order mark at the beginning is dropped.
+/// 2. Fields are separated by `;` only; line ends are white space. Each is split at its first `=`; spaces, tabs and line
+///    ends around name and value are not part of them. The last field needs no `;`.
+/// 3. The name is matched without case, the value is taken as it is: no escapes, no quotes.
+/// 4. A second such field, or one without `=`, is [`Presented::Ambiguous`]: alert texts have placeholders, and what fills
+///    one could hold a field of its own. An empty value is [`Presented::Malformed`].
+///
+/// ```
+/// use tollgate::extract::{Presented, TokenForm, text};
+///
+/// let alert = b"key=S3cret; command=PLACE; account=sim101; qty=1;";
+/// let Presented::Token(token) = text(alert, "key", TokenForm::default()) else { panic!() };
+/// assert_eq!(token.expose(), b"S3cret");
+///
+/// let injected = b"key=S3cret; comment=;key=evil;";
+/// assert!(matches!(text(injected, "key", TokenForm::default()), Presented::Ambiguous));
+/// ```
+pub fn text<'a>(body: &'a [u8], name: &str, form: TokenForm) -> Presented<'a> {
+    locate(body, name, form).0
+}
+
+pub(super) fn locate<'a>(body: &'a [u8], name: &str, form: TokenForm) -> (Presented<'a>, std::ops::Range<usize>) {
+    if std::str::from_utf8(body).is_err() {
+        return (Presented::Ambiguous, 0..0);
+    }
+    let mut found = None;
+    let mut at = 0;
+    for field in body.split(|&byte| byte == b';') {
+        let begin = at;
+        at += field.len() + 1;
+        // The mark can stand at the beginning only, which is where the first field begins.
+        let field = if begin == 0 { field.strip_prefix(super::BOM).unwrap_or(field) } else { field };
+        let (own, value) = match field.iter().position(|&byte| byte == b'=') {
+            Some(equals) => (&field[..equals], Some(&field[equals + 1..])),
+            None => (field, None),
+        };
+        if !trim(own).eq_ignore_ascii_case(name.as_bytes()) {
+            continue;
+        }
+        match value {
+            Some(value) if found.is_none() => {
+                let left = value.iter().take_while(|&&byte| is_space(byte)).count();
+                let begin = at - 1 - value.len() + left;
+                let value = trim(value);
+                found = Some((value, begin..begin + value.len()));
+            }
+            _ => return (Presented::Ambiguous, 0..0),
+        }
+    }
+    match found {
+        None => (Presented::Nothing, 0..0),
+        Some((value, span)) => (Presented::value(value, form), span),
+    }
+}
+
+fn is_space(byte: u8) -> bool {
+    matches!(byte, b' ' | b'\t' | b'\r' | b'\n')
+}
+
+fn trim(bytes: &[u8]) -> &[u8] {
+    let begin = bytes.iter().take_while(|&&byte| is_space(byte)).count();
+    let end = bytes[begin..].iter().rev().take_while(|&&byte| is_space(byte)).count();
+    &bytes[begin..bytes.len() - end]
+}

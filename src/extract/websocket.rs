@@ -1,0 +1,88 @@
+use base64::prelude::{BASE64_URL_SAFE_NO_PAD, Engine as _};
+use http::{HeaderMap, HeaderValue, Method, Version, header};
+
+use super::header::strip_ows;
+use super::{Presented, TokenForm};
+use crate::head::Head;
+
+/// The token among the sub-protocols that a WebSocket client offers, where scripts in browsers can put one.
+///
+/// # Rules
+///
+/// 1. Only requests that open a WebSocket: `GET` with `Upgrade: websocket`, or an extended `CONNECT` of HTTP/2 or
+///    HTTP/3 (RFC 8441).
+/// 2. One item of all `Sec-WebSocket-Protocol` lines begins with the prefix; the rest of it is the token in base64url
+///    without padding, since sub-protocols are HTTP tokens. A second such item, one that cannot be decoded, and a client
+///    that offers no other protocol are [`Presented::Ambiguous`]. What decodes to no token is [`Presented::Malformed`].
+///
+/// The gate removes the item, so that no server can choose it, and send it back.
+///
+/// ```
+/// use http::Request;
+/// use tollgate::Head;
+/// use tollgate::extract::{Presented, TokenForm, websocket};
+///
+/// let request = Request::get("/ws/stream")
+///     .header("connection", "Upgrade")
+///     .header("upgrade", "websocket")
+///     .header("sec-websocket-protocol", "base64url.bearer.authorization.example.dG9rLTE, chat")
+///     .body(())?;
+/// let prefix = "base64url.bearer.authorization.example.";
+/// let Presented::Token(token) = websocket(&Head::of(&request), prefix, TokenForm::default()) else { panic!() };
+/// assert_eq!(token.expose(), b"tok-1");
+/// # Ok::<_, http::Error>(())
+/// ```
+pub fn websocket<'a>(head: &Head<'a>, prefix: &str, form: TokenForm) -> Presented<'a> {
+    if !opens_websocket(head) {
+        return Presented::Nothing;
+    }
+    let mut others = 0;
+    let mut found = None;
+    for item in items(head.headers) {
+        match item.strip_prefix(prefix.as_bytes()) {
+            None => others += 1,
+            Some(encoded) if found.is_none() => found = Some(encoded),
+            Some(_) => return Presented::Ambiguous,
+        }
+    }
+    match found.map(|encoded| BASE64_URL_SAFE_NO_PAD.decode(encoded)) {
+        None => Presented::Nothing,
+        Some(Ok(token)) if others > 0 => Presented::value(token, form),
+        Some(_) => Presented::Ambiguous,
+    }
+}
+
+fn opens_websocket(head: &Head<'_>) -> bool {
+    match *head.method {
+        Method::GET => head.headers.get_all(header::UPGRADE).iter().any(|value| {
+            value.as_bytes().split(|&byte| byte == b',').any(|item| strip_ows(item).eq_ignore_ascii_case(b"websocket"))
+        }),
+        // `:protocol` is out of reach here, but HTTP/1 has no CONNECT with sub-protocols.
+        Method::CONNECT => matches!(head.version, Version::HTTP_2 | Version::HTTP_3),
+        _ => false,
+    }
+}
+
+/// All items of all lines, without empty ones.
+fn items(headers: &HeaderMap) -> impl Iterator<Item = &[u8]> {
+    headers
+        .get_all(header::SEC_WEBSOCKET_PROTOCOL)
+        .iter()
+        .flat_map(|line| line.as_bytes().split(|&byte| byte == b','))
+        .map(strip_ows)
+        .filter(|item| !item.is_empty())
+}
+
+/// Removes the token from the protocols that are offered.
+pub(crate) fn without_token(headers: &mut HeaderMap, prefix: &str) {
+    if !items(headers).any(|item| item.starts_with(prefix.as_bytes())) {
+        return;
+    }
+    let kept: Vec<&[u8]> = items(headers).filter(|item| !item.starts_with(prefix.as_bytes())).collect();
+    // Parts of values, joined by a comma, are a value.
+    let kept = HeaderValue::from_bytes(&kept.join(&b", "[..]));
+    match kept {
+        Ok(value) if !value.is_empty() => _ = headers.insert(header::SEC_WEBSOCKET_PROTOCOL, value),
+        _ => _ = headers.remove(header::SEC_WEBSOCKET_PROTOCOL),
+    }
+}

@@ -1,0 +1,490 @@
+use std::fmt;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use bytes::{Buf, Bytes, BytesMut};
+use http::{HeaderMap, Request, Response, request};
+use http_body::{Body, Frame, SizeHint};
+use tower_layer::Layer;
+use tower_service::Service;
+
+use super::admission::{Admission, Limited};
+use super::future::{GateFuture, Step, once};
+use super::layer::{AuthLayer, BoxSleep, Patience, Shared, Sleep};
+use crate::extract::Presented;
+use crate::extract::body::{BodyDoors as Doors, Door};
+use crate::head::Head;
+use crate::limit::Limiter;
+use crate::rejection::{Rejection, RejectionKind};
+use crate::respond::{Problem, Respond};
+use crate::store::TokenStore;
+
+/// The doors in the body: for callers who cannot set headers, such as TradingView's webhooks.
+///
+/// A body is read only if a door is open that fits the request: `POST`, `PUT` or `PATCH`, with the content type of the
+/// door, not encoded. It is read up to the limit and handed on unchanged, byte for byte, with its trailers. While it is
+/// read the handler does not run; if it cannot be read to its end, never.
+///
+/// A route with an open door takes no larger bodies of that type than the limit, however the caller presented the token:
+/// a second token in the body would have to be noticed. So open doors on the routes that need them, and no others:
+///
+/// ```
+/// use std::time::Duration;
+/// use axum::{Router, routing::{get, post}};
+/// use tollgate::gate::BodyDoors;
+/// use tollgate::{AuthLayer, Grant, MemoryStore};
+///
+/// let tokens = MemoryStore::from_iter([("a-token", Grant::new("alice", ()))]);
+/// let gate = AuthLayer::new(tokens);
+/// let doors = BodyDoors::new(Duration::from_secs(2), tokio::time::sleep).with_json("key").with_text("key");
+/// let app: Router = Router::new()
+///     .route("/orders", get(|| async {}).route_layer(gate.clone()))
+///     .route("/webhook", post(|| async {}).route_layer(gate.with_body_doors(doors)));
+/// ```
+#[derive(Clone)]
+pub struct BodyDoors {
+    doors: Doors,
+    limit: usize,
+    patience: Patience,
+}
+
+impl BodyDoors {
+    /// The most bytes of a body unless something else is said: 64 KiB.
+    pub const DEFAULT_LIMIT: usize = 65_536;
+
+    /// No door yet. Bodies have to come within the deadline (else 408), by any `sleep` such as `tokio::time::sleep`.
+    #[must_use]
+    pub fn new(deadline: Duration, sleep: impl Sleep) -> Self {
+        Self { doors: Doors::default(), limit: Self::DEFAULT_LIMIT, patience: Patience::new(deadline, sleep) }
+    }
+
+    /// The same, and a token is taken from this member of a JSON object, in `application/json` and `*/*+json`; see
+    /// [`extract::json`](crate::extract::json).
+    #[must_use]
+    pub fn with_json(mut self, member: &str) -> Self {
+        self.doors.json = Some(member.into());
+        self
+    }
+
+    /// The same, and a token is taken from this field of a `name=value;` text, in `text/plain`; see
+    /// [`extract::text`](crate::extract::text).
+    #[must_use]
+    pub fn with_text(mut self, field: &str) -> Self {
+        self.doors.text = Some(field.into());
+        self
+    }
+
+    /// The same, and a token is taken from this field of a form (RFC 6750, section 2.2: `access_token`), in
+    /// `application/x-www-form-urlencoded`; see [`extract::form`](crate::extract::form).
+    #[must_use]
+    pub fn with_form(mut self, field: &str) -> Self {
+        self.doors.form = Some(field.into());
+        self
+    }
+
+    /// The same, and a `text/plain` body that begins with `{` goes through the JSON door, if that is open: for senders
+    /// that do not say what they send.
+    #[must_use]
+    pub fn with_json_in_text(mut self) -> Self {
+        self.doors.sniff = true;
+        self
+    }
+
+    /// The same with another limit on the bytes of a body. Longer ones are refused with 413.
+    #[must_use]
+    pub fn with_limit(mut self, bytes: usize) -> Self {
+        self.limit = bytes;
+        self
+    }
+}
+
+impl fmt::Debug for BodyDoors {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("BodyDoors")
+            .field("doors", &self.doors)
+            .field("limit", &self.limit)
+            .field("deadline", &self.patience.deadline)
+            .finish()
+    }
+}
+
+/// An [`AuthLayer`] that also looks into bodies, made by [`AuthLayer::with_body_doors`].
+///
+/// The inner service gets a [`ReplayBody`].
+pub struct BodyAuthLayer<A, R = Problem> {
+    shared: Arc<Shared<A, R>>,
+    doors: Arc<BodyDoors>,
+}
+
+impl<A, R> BodyAuthLayer<A, R> {
+    pub(super) fn new(shared: Arc<Shared<A, R>>, doors: BodyDoors) -> Self {
+        Self { shared, doors: Arc::new(doors) }
+    }
+}
+
+impl<T: TokenStore, R> BodyAuthLayer<T, R> {
+    /// The same, and every request is charged; see [`AuthLayer::with_rate_limit`].
+    #[must_use]
+    pub fn with_rate_limit<L: Limiter>(self, limiter: L) -> BodyAuthLayer<Limited<T, L>, R> {
+        let gate = AuthLayer::from_shared(self.shared).with_rate_limit(limiter);
+        BodyAuthLayer { shared: gate.into_shared(), doors: self.doors }
+    }
+}
+
+impl<S, A, R> Layer<S> for BodyAuthLayer<A, R> {
+    type Service = BodyAuthService<S, A, R>;
+
+    fn layer(&self, inner: S) -> Self::Service {
+        BodyAuthService { inner, shared: Arc::clone(&self.shared), doors: Arc::clone(&self.doors) }
+    }
+}
+
+impl<A, R> Clone for BodyAuthLayer<A, R> {
+    fn clone(&self) -> Self {
+        Self { shared: Arc::clone(&self.shared), doors: Arc::clone(&self.doors) }
+    }
+}
+
+impl<A, R> fmt::Debug for BodyAuthLayer<A, R> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.shared.fmt_as("BodyAuthLayer", f)
+    }
+}
+
+/// The service of a [`BodyAuthLayer`].
+pub struct BodyAuthService<S, A, R = Problem> {
+    inner: S,
+    shared: Arc<Shared<A, R>>,
+    doors: Arc<BodyDoors>,
+}
+
+impl<S, A, R, ReqB, ResB> Service<Request<ReqB>> for BodyAuthService<S, A, R>
+where
+    S: Service<Request<ReplayBody<ReqB>>, Response = Response<ResB>> + Clone,
+    A: Admission,
+    R: Respond<ResB>,
+    ReqB: Body,
+{
+    type Response = Response<ResB>;
+    type Error = S::Error;
+    type Future = BodyFuture<S, ReqB, A, R, ResB>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+        self.inner.poll_ready(cx)
+    }
+
+    /// The same road, with a stop before it if a body door fits.
+    fn call(&mut self, mut request: Request<ReqB>) -> Self::Future {
+        let shared = &*self.shared;
+        let step = match shared.preflight(&mut request) {
+            Some(pass) => pass,
+            None => match self.doors.doors.fitting(&Head::of(&request)) {
+                Ok(Some(door)) => return self.read(door, request),
+                Ok(None) => {
+                    let (presented, carrier) = shared.look(&request);
+                    let asked = shared.ask(presented);
+                    shared.step(asked, carrier, &mut request)
+                }
+                Err(_) => Step::Refuse(Rejection::new(RejectionKind::InvalidRequest)),
+            },
+        };
+        BodyFuture::gate(GateFuture::take(step, &mut self.inner, &self.shared, request.map(ReplayBody::untouched)))
+    }
+}
+
+impl<S: Clone, A, R> BodyAuthService<S, A, R> {
+    fn read<ReqB, ResB>(&mut self, door: Door, request: Request<ReqB>) -> BodyFuture<S, ReqB, A, R, ResB>
+    where
+        S: Service<Request<ReplayBody<ReqB>>, Response = Response<ResB>>,
+        A: Admission,
+        ReqB: Body,
+    {
+        let not_ready_inner = self.inner.clone();
+        let ready_inner = std::mem::replace(&mut self.inner, not_ready_inner);
+        let (head, body) = request.into_parts();
+        BodyFuture {
+            state: State::Reading {
+                reading: Box::pin(Reading {
+                    body,
+                    read: Read::default(),
+                    deadline: self.doors.patience.start(),
+                    door,
+                    rest: Some((ready_inner, head)),
+                    shared: Arc::clone(&self.shared),
+                    doors: Arc::clone(&self.doors),
+                }),
+            },
+        }
+    }
+}
+
+impl<S: Clone, A, R> Clone for BodyAuthService<S, A, R> {
+    fn clone(&self) -> Self {
+        Self { inner: self.inner.clone(), shared: Arc::clone(&self.shared), doors: Arc::clone(&self.doors) }
+    }
+}
+
+impl<S, A, R> fmt::Debug for BodyAuthService<S, A, R> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.shared.fmt_as("BodyAuthService", f)
+    }
+}
+
+pin_project_lite::pin_project! {
+    /// The future of a [`BodyAuthService`].
+    ///
+    /// # Panics
+    ///
+    /// If it is polled again after it was ready.
+    #[must_use = "futures do nothing unless you `.await` or poll them"]
+    pub struct BodyFuture<S, ReqB, A, R, ResB>
+    where
+        S: Service<Request<ReplayBody<ReqB>>>,
+        A: Admission,
+    {
+        #[pin]
+        state: State<S, ReqB, A, R, ResB>,
+    }
+}
+
+pin_project_lite::pin_project! {
+    #[project = StateProj]
+    enum State<S, ReqB, A, R, ResB>
+    where
+        S: Service<Request<ReplayBody<ReqB>>>,
+        A: Admission,
+    {
+        Reading { reading: Pin<Box<Reading<S, ReqB, A, R>>> },
+        Gate { #[pin] future: GateFuture<S, ReplayBody<ReqB>, A, R, ResB> },
+    }
+}
+
+pin_project_lite::pin_project! {
+    /// A request whose body is being read.
+    struct Reading<S, ReqB, A, R> {
+        #[pin]
+        body: ReqB,
+        read: Read,
+        deadline: BoxSleep,
+        door: Door,
+        rest: Option<(S, request::Parts)>,
+        shared: Arc<Shared<A, R>>,
+        doors: Arc<BodyDoors>,
+    }
+}
+
+/// What was read of a body. Bodies in one piece, as nearly all webhooks are, are not copied.
+#[derive(Default)]
+struct Read {
+    first: Bytes,
+    all: Option<BytesMut>,
+    trailers: Option<HeaderMap>,
+}
+
+impl Read {
+    fn len(&self) -> usize {
+        self.all.as_ref().map_or(self.first.len(), BytesMut::len)
+    }
+
+    fn push(&mut self, mut data: impl Buf) {
+        match &mut self.all {
+            Some(all) => all.extend_from_slice(&data.copy_to_bytes(data.remaining())),
+            None if self.first.is_empty() => self.first = data.copy_to_bytes(data.remaining()),
+            None => {
+                let mut all = BytesMut::with_capacity(2 * self.first.len() + data.remaining());
+                all.extend_from_slice(&self.first);
+                all.extend_from_slice(&data.copy_to_bytes(data.remaining()));
+                self.all = Some(all);
+            }
+        }
+    }
+
+    fn finish(&mut self) -> Bytes {
+        self.all.take().map_or_else(|| std::mem::take(&mut self.first), BytesMut::freeze)
+    }
+}
+
+impl<S, ReqB, A, R, ResB> BodyFuture<S, ReqB, A, R, ResB>
+where
+    S: Service<Request<ReplayBody<ReqB>>, Response = Response<ResB>>,
+    A: Admission,
+{
+    fn gate(future: GateFuture<S, ReplayBody<ReqB>, A, R, ResB>) -> Self {
+        Self { state: State::Gate { future } }
+    }
+}
+
+impl<S, ReqB, A, R, ResB> Future for BodyFuture<S, ReqB, A, R, ResB>
+where
+    S: Service<Request<ReplayBody<ReqB>>, Response = Response<ResB>> + Clone,
+    A: Admission,
+    R: Respond<ResB>,
+    ReqB: Body,
+{
+    type Output = Result<Response<ResB>, S::Error>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let mut state = self.project().state;
+        loop {
+            let next = match state.as_mut().project() {
+                StateProj::Gate { future } => return future.poll(cx),
+                StateProj::Reading { reading } => {
+                    let failed = ready!(reading.as_mut().poll_read(cx)).err();
+                    reading.as_mut().go_on(failed)
+                }
+            };
+            state.set(State::Gate { future: next });
+        }
+    }
+}
+
+impl<S, ReqB, A, R> Reading<S, ReqB, A, R>
+where
+    ReqB: Body,
+{
+    /// Reads to the end, or to the limit, or until the deadline.
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<(), RejectionKind>> {
+        let mut this = self.project();
+        let limit = this.doors.limit;
+        if this.body.size_hint().lower() > (limit - this.read.len().min(limit)) as u64 {
+            return Poll::Ready(Err(RejectionKind::BodyTooLarge));
+        }
+        // Asked first, so that a body that comes in drops does not put the deadline off.
+        if this.deadline.as_mut().poll(cx).is_ready() {
+            return Poll::Ready(Err(RejectionKind::BodyTimeout));
+        }
+        loop {
+            let frame = match ready!(this.body.as_mut().poll_frame(cx)) {
+                None => return Poll::Ready(Ok(())),
+                Some(Err(_)) => return Poll::Ready(Err(RejectionKind::BodyUnreadable)),
+                Some(Ok(frame)) => frame,
+            };
+            match frame.into_data() {
+                Ok(data) if this.read.len() + data.remaining() > limit => {
+                    return Poll::Ready(Err(RejectionKind::BodyTooLarge));
+                }
+                Ok(data) => this.read.push(data),
+                Err(frame) => this.read.trailers = frame.into_trailers().ok().or(this.read.trailers.take()),
+            }
+        }
+    }
+
+    /// Goes on down the road, with what was read or with why it was not.
+    fn go_on<ResB>(self: Pin<&mut Self>, failed: Option<RejectionKind>) -> GateFuture<S, ReplayBody<ReqB>, A, R, ResB>
+    where
+        S: Service<Request<ReplayBody<ReqB>>, Response = Response<ResB>> + Clone,
+        A: Admission,
+        R: Respond<ResB>,
+    {
+        let this = self.project();
+        let shared = &**this.shared;
+        let (mut inner, head) = once(this.rest);
+        let body = this.read.finish();
+        let mut request = Request::from_parts(head, ReplayBody::read(body.clone(), this.read.trailers.take()));
+        let step = match failed {
+            Some(kind) => Step::Refuse(Rejection::new(kind)),
+            None => {
+                let (in_head, carrier_in_head) = shared.look(&request);
+                let (in_body, carrier_in_body, span) = this.doors.doors.look(*this.door, &body, shared.settings.form);
+                let is_in_body = matches!(in_body, Presented::Token(_));
+                let (presented, carrier) = in_head.and(carrier_in_head, in_body, carrier_in_body);
+                let asked = shared.ask(presented);
+                if is_in_body && shared.settings.remove_credentials {
+                    request.body_mut().mask(body, span);
+                }
+                shared.step(asked, carrier, &mut request)
+            }
+        };
+        GateFuture::take(step, &mut inner, this.shared, request)
+    }
+}
+
+impl<S, ReqB, A, R, ResB> fmt::Debug for BodyFuture<S, ReqB, A, R, ResB>
+where
+    S: Service<Request<ReplayBody<ReqB>>>,
+    A: Admission,
+{
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("BodyFuture(..)")
+    }
+}
+
+pin_project_lite::pin_project! {
+    /// A body as the inner service gets it: untouched, or read and to be read again.
+    pub struct ReplayBody<B> {
+        #[pin]
+        kind: Kind<B>,
+    }
+}
+
+pin_project_lite::pin_project! {
+    #[project = KindProj]
+    enum Kind<B> {
+        Untouched { #[pin] body: B },
+        Read { data: Bytes, trailers: Option<HeaderMap> },
+    }
+}
+
+impl<B> ReplayBody<B> {
+    fn untouched(body: B) -> Self {
+        Self { kind: Kind::Untouched { body } }
+    }
+
+    fn read(data: Bytes, trailers: Option<HeaderMap>) -> Self {
+        Self { kind: Kind::Read { data, trailers } }
+    }
+
+    /// Overwrites a part of what was read. The length stays.
+    fn mask(&mut self, read: Bytes, span: std::ops::Range<usize>) {
+        if let Kind::Read { data, .. } = &mut self.kind {
+            // Two hands hold the bytes, so that they are copied here if nobody gave way.
+            *data = Bytes::new();
+            let mut masked = BytesMut::from(read);
+            masked[span].fill(b'*');
+            *data = masked.freeze();
+        }
+    }
+}
+
+impl<B: Body> Body for ReplayBody<B> {
+    type Data = Bytes;
+    type Error = B::Error;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, B::Error>>> {
+        match self.project().kind.project() {
+            KindProj::Untouched { body } => {
+                body.poll_frame(cx).map_ok(|frame| frame.map_data(|mut data| data.copy_to_bytes(data.remaining())))
+            }
+            KindProj::Read { data, trailers } => Poll::Ready(match std::mem::take(data) {
+                data if data.is_empty() => trailers.take().map(|trailers| Ok(Frame::trailers(trailers))),
+                data => Some(Ok(Frame::data(data))),
+            }),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match &self.kind {
+            Kind::Untouched { body } => body.is_end_stream(),
+            Kind::Read { data, trailers } => data.is_empty() && trailers.is_none(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match &self.kind {
+            Kind::Untouched { body } => body.size_hint(),
+            Kind::Read { data, .. } => SizeHint::with_exact(data.len() as u64),
+        }
+    }
+}
+
+impl<B> fmt::Debug for ReplayBody<B> {
+    /// Says nothing of the content, which may hold the token.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match &self.kind {
+            Kind::Untouched { .. } => "ReplayBody(untouched)",
+            Kind::Read { .. } => "ReplayBody(read)",
+        })
+    }
+}

@@ -169,7 +169,8 @@ pub struct Decision {
     remaining: u32,
     more_in_ns: u64,
     full_in_ns: u64,
-    partition_key: Option<Box<[u8]>>,
+    /// Boxed twice: a key is rare, and this is moved with every decision.
+    partition_key: Option<Box<Box<[u8]>>>,
 }
 
 /// The three ways in which a charge can end.
@@ -218,7 +219,7 @@ impl Decision {
     /// Never make it of a token or the plain hash of one: a keyed hash of the subject is right.
     #[must_use]
     pub fn with_partition_key(mut self, key: impl Into<Vec<u8>>) -> Self {
-        self.partition_key = Some(key.into().into());
+        self.partition_key = Some(Box::new(key.into().into()));
         self
     }
 
@@ -265,7 +266,7 @@ impl Decision {
     }
 
     pub(crate) fn partition_key(&self) -> Option<&[u8]> {
-        self.partition_key.as_deref()
+        self.partition_key.as_deref().map(|key| &**key)
     }
 
     /// `Retry-After` in whole seconds: rounded up and never 0, so that who waits it out alone is admitted.
@@ -291,22 +292,24 @@ pub(crate) const fn secs_up(ns: u64) -> u64 {
     ns.div_ceil(1_000_000_000)
 }
 
-/// The decisions that one request met on its way, outermost first. The usual one needs no allocation.
+/// The decisions that one request met on its way, outermost first. The usual one needs no allocation, and what is not
+/// usual little room: every admitted request moves this some times.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Decisions {
     first: Option<Decision>,
-    more: Vec<Decision>,
+    #[expect(clippy::box_collection, reason = "8 bytes instead of 24 where it is empty")]
+    more: Option<Box<Vec<Decision>>>,
 }
 
 impl Decisions {
     pub(crate) fn push(&mut self, decision: Decision) {
         match self.first {
             None => self.first = Some(decision),
-            Some(_) => self.more.push(decision),
+            Some(_) => self.more.get_or_insert_default().push(decision),
         }
     }
 
     pub(crate) fn iter(&self) -> impl Iterator<Item = &Decision> {
-        self.first.iter().chain(&self.more)
+        self.first.iter().chain(self.more.iter().flat_map(|more| more.iter()))
     }
 }

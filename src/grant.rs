@@ -10,7 +10,7 @@ use crate::decision::{Decision, Decisions};
 use crate::limit::accounts::Memo;
 use crate::quota::Quota;
 use crate::rejection::Rejection;
-use crate::token::Carrier;
+use crate::token::{Carrier, Credential, TokenDigest};
 
 macro_rules! name {
     ($(#[$doc:meta])* $Name:ident) => {
@@ -351,7 +351,7 @@ impl<P> fmt::Debug for Grant<P> {
 #[derive(Clone)]
 pub struct CurrentGrant {
     grant: Arc<dyn Erased>,
-    carrier: Carrier,
+    credential: Credential,
     decisions: Decisions,
 }
 
@@ -379,11 +379,11 @@ impl<P: Send + Sync + 'static> Erased for Grant<P> {
 impl CurrentGrant {
     /// A grant as if it had come in the `Authorization` header.
     pub fn new<P: Send + Sync + 'static>(grant: impl Into<Arc<Grant<P>>>) -> Self {
-        Self::by(grant.into(), Carrier::AuthorizationHeader)
+        Self::by(grant.into(), Credential::default())
     }
 
-    pub(crate) fn by<P: Send + Sync + 'static>(grant: Arc<Grant<P>>, carrier: Carrier) -> Self {
-        Self { grant, carrier, decisions: Decisions::default() }
+    pub(crate) fn by<P: Send + Sync + 'static>(grant: Arc<Grant<P>>, credential: Credential) -> Self {
+        Self { grant, credential, decisions: Decisions::default() }
     }
 
     /// The name of the grant.
@@ -413,7 +413,15 @@ impl CurrentGrant {
     /// Where in the request the token was.
     #[must_use]
     pub fn carrier(&self) -> Carrier {
-        self.carrier
+        self.credential.carrier
+    }
+
+    /// The digest of the token that was presented; `None` if no gate has seen one.
+    ///
+    /// For what outlives the request, such as a WebSocket: ask the store again, whether the token still has a grant.
+    #[must_use]
+    pub fn token_digest(&self) -> Option<TokenDigest> {
+        self.credential.digest
     }
 
     /// The principal, if it is of this type.
@@ -428,7 +436,7 @@ impl CurrentGrant {
         // Asked first, so that the wrong type costs no reference count.
         self.principal::<P>()?;
         let grant = Arc::clone(&self.grant).into_any().downcast().ok()?;
-        Some(Authenticated { grant, carrier: self.carrier, decisions: self.decisions.clone() })
+        Some(Authenticated { grant, credential: self.credential, decisions: self.decisions.clone() })
     }
 
     /// What the limiters on the way decided about this request, outermost first.
@@ -450,7 +458,7 @@ impl fmt::Debug for CurrentGrant {
         f.debug_struct("CurrentGrant")
             .field("id", self.id())
             .field("subject", self.subject())
-            .field("carrier", &self.carrier)
+            .field("carrier", &self.carrier())
             .finish_non_exhaustive()
     }
 }
@@ -475,7 +483,7 @@ impl fmt::Debug for CurrentGrant {
 /// ```
 pub struct Authenticated<P> {
     grant: Arc<Grant<P>>,
-    carrier: Carrier,
+    credential: Credential,
     decisions: Decisions,
 }
 
@@ -487,7 +495,7 @@ impl<P> Authenticated<P> {
     /// The caller, as if the token had come in the `Authorization` header.
     pub fn new(grant: impl Into<Arc<Grant<P>>>) -> Self {
         let grant = grant.into();
-        Self { grant, carrier: Carrier::AuthorizationHeader, decisions: Decisions::default() }
+        Self { grant, credential: Credential::default(), decisions: Decisions::default() }
     }
 
     /// The caller of a request, by its extensions: for handlers that are not axum's.
@@ -552,7 +560,15 @@ impl<P> Authenticated<P> {
     /// Where in the request the token was.
     #[must_use]
     pub fn carrier(&self) -> Carrier {
-        self.carrier
+        self.credential.carrier
+    }
+
+    /// The digest of the token that was presented; `None` if no gate has seen one.
+    ///
+    /// For what outlives the request, such as a WebSocket: ask the store again, whether the token still has a grant.
+    #[must_use]
+    pub fn token_digest(&self) -> Option<TokenDigest> {
+        self.credential.digest
     }
 
     /// What the limiters on the way decided about this request, outermost first.
@@ -567,19 +583,19 @@ impl<P> Authenticated<P> {
         P: Send + Sync + 'static,
     {
         let grant: Arc<Grant<P>> = Arc::clone(&self.grant);
-        CurrentGrant { grant, carrier: self.carrier, decisions: self.decisions.clone() }
+        CurrentGrant { grant, credential: self.credential, decisions: self.decisions.clone() }
     }
 }
 
 impl<P> Clone for Authenticated<P> {
     fn clone(&self) -> Self {
-        Self { grant: Arc::clone(&self.grant), carrier: self.carrier, decisions: self.decisions.clone() }
+        Self { grant: Arc::clone(&self.grant), credential: self.credential, decisions: self.decisions.clone() }
     }
 }
 
 impl<P> fmt::Debug for Authenticated<P> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Authenticated").field("grant", &self.grant).field("carrier", &self.carrier).finish()
+        f.debug_struct("Authenticated").field("grant", &self.grant).field("carrier", &self.carrier()).finish()
     }
 }
 

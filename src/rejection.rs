@@ -3,7 +3,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::decision::Decision;
+use crate::decision::{Decision, Verdict};
 use crate::grant::{CurrentGrant, GrantId, Scopes};
 use crate::respond::challenge::{Challenge, ChallengeError, Terms};
 
@@ -146,16 +146,39 @@ impl Rejection {
         Ok(Self { needs: Some(Box::new(Needs::Authentication(needs))), ..Self::new(kind) })
     }
 
+    /// A charge that a handler made by itself was not admitted: 429, or 400 if it can never be.
+    ///
+    /// ```
+    /// use http::Response;
+    /// use tollgate::limit::{Charge, RateLimits};
+    /// use tollgate::{AuthLayer, Authenticated, Grant, MemoryStore, Quota, Rejection};
+    ///
+    /// let tokens = MemoryStore::from_iter([("a-token", Grant::new("alice", ()))]);
+    /// let (gate, limits) = (AuthLayer::new(tokens), RateLimits::new(Quota::per_minute(1)));
+    /// let who = Authenticated::new(Grant::new("alice", ())).current();
+    ///
+    /// let _ = limits.check_now(&who, Charge::Units(1));
+    /// let decision = limits.check_now(&who, Charge::Units(1));
+    /// assert!(!decision.is_admitted());
+    /// let response: Response<bytes::Bytes> = gate.refuse(Rejection::over_limit(decision));
+    /// assert_eq!(response.status(), 429);
+    /// assert_eq!(response.headers()["ratelimit"], r#""default";r=0;t=60"#);
+    /// ```
+    #[must_use]
+    pub fn over_limit(decision: Decision) -> Self {
+        let kind = match decision.verdict() {
+            Verdict::CostAboveBurst => RejectionKind::CostAboveBurst,
+            Verdict::OverLimit | Verdict::Admitted => RejectionKind::OverLimit,
+        };
+        Self { decision: Some(Box::new(decision)), ..Self::new(kind) }
+    }
+
     pub(crate) fn misconfigured(hint: &'static str) -> Self {
         Self { hint, ..Self::new(RejectionKind::Misconfigured) }
     }
 
     pub(crate) fn unavailable(source: StoreError) -> Self {
         Self { source: Some(source), ..Self::new(RejectionKind::StoreUnavailable) }
-    }
-
-    pub(crate) fn over_limit(kind: RejectionKind, decision: Decision) -> Self {
-        Self { decision: Some(Box::new(decision)), ..Self::new(kind) }
     }
 
     pub(crate) fn of_grant(self, grant: &CurrentGrant) -> Self {

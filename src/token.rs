@@ -212,6 +212,20 @@ pub enum Carrier {
     Other,
 }
 
+/// What a request presented, when the token itself is gone.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Credential {
+    pub(crate) carrier: Carrier,
+    pub(crate) digest: Option<TokenDigest>,
+}
+
+impl Default for Credential {
+    /// What a test presents that puts a grant into a request by itself.
+    fn default() -> Self {
+        Self { carrier: Carrier::AuthorizationHeader, digest: None }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -184,8 +184,8 @@ where
                 Ok(Some(door)) => return self.read(door, request),
                 Ok(None) => {
                     let (presented, carrier) = shared.look(&request);
-                    let asked = shared.ask(presented);
-                    shared.step(asked, carrier, &mut request)
+                    let asked = shared.ask(presented, carrier);
+                    shared.step(asked, &mut request)
                 }
                 Err(_) => Step::Refuse(Rejection::new(RejectionKind::InvalidRequest)),
             },
@@ -390,11 +390,11 @@ where
                 let (in_body, carrier_in_body, span) = this.doors.doors.look(*this.door, &body, shared.settings.form);
                 let is_in_body = matches!(in_body, Presented::Token(_));
                 let (presented, carrier) = in_head.and(carrier_in_head, in_body, carrier_in_body);
-                let asked = shared.ask(presented);
+                let asked = shared.ask(presented, carrier);
                 if is_in_body && shared.settings.remove_credentials {
                     request.body_mut().mask(body, span);
                 }
-                shared.step(asked, carrier, &mut request)
+                shared.step(asked, &mut request)
             }
         };
         GateFuture::take(step, &mut inner, this.shared, request)

@@ -18,7 +18,7 @@ use crate::rejection::{Rejection, StoreError};
 use crate::respond::ratelimit::Advert;
 use crate::respond::{Respond, keep_private};
 use crate::store::TokenStore;
-use crate::token::Carrier;
+use crate::token::{Carrier, Credential};
 
 pub(super) type StoreFuture<A> = <<A as Stations>::Store as TokenStore>::Future;
 type LimitFuture<A> = <<A as Stations>::Limiter as Limiter>::Future;
@@ -78,7 +78,7 @@ pin_project_lite::pin_project! {
     /// What a parked request waits for.
     #[project = WaitProj]
     pub(super) enum Wait<F, G> {
-        Lookup { #[pin] future: F, deadline: Option<BoxSleep>, carrier: Carrier },
+        Lookup { #[pin] future: F, deadline: Option<BoxSleep>, credential: Credential },
         Check { #[pin] future: G, caller: Option<Caller> },
     }
 }
@@ -223,10 +223,10 @@ impl<S, ReqB, A: Stations, R> Parked<S, ReqB, A, R> {
     fn poll_step(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Step<A>> {
         let parked = self.project();
         match parked.wait.project() {
-            WaitProj::Lookup { future, deadline, carrier } => match future.poll(cx) {
+            WaitProj::Lookup { future, deadline, credential } => match future.poll(cx) {
                 Poll::Ready(found) => {
                     let Some((_, request)) = parked.rest else { completed() };
-                    Poll::Ready(parked.shared.found(found, *carrier, &Head::of(request)))
+                    Poll::Ready(parked.shared.found(found, *credential, &Head::of(request)))
                 }
                 Poll::Pending => {
                     let Some(sleep) = deadline else { return Poll::Pending };

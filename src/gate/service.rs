@@ -10,7 +10,7 @@ use super::future::{Caller, GateFuture, Step, StoreFuture, Wait};
 use super::layer::Shared;
 use crate::answer::Answer;
 use crate::authenticate::verdict;
-use crate::decision::{Decision, Verdict};
+use crate::decision::Decision;
 use crate::extract::{Presented, authorization, without_parameter, without_token};
 use crate::grant::{CurrentGrant, Unauthenticated};
 use crate::head::Head;
@@ -19,7 +19,7 @@ use crate::rejection::{Protocol, Rejection, RejectionKind, StoreError};
 use crate::respond::ratelimit::{Advert, advert};
 use crate::respond::{Respond, protocol};
 use crate::store::{Lookup, TokenStore};
-use crate::token::Carrier;
+use crate::token::{Carrier, Credential};
 
 /// The service of an [`AuthLayer`](crate::AuthLayer).
 pub struct AuthService<S, A, R = crate::Problem> {
@@ -54,8 +54,8 @@ where
             Some(pass) => pass,
             None => {
                 let (presented, carrier) = shared.look(&request);
-                let asked = shared.ask(presented);
-                shared.step(asked, carrier, &mut request)
+                let asked = shared.ask(presented, carrier);
+                shared.step(asked, &mut request)
             }
         };
         GateFuture::take(step, &mut self.inner, &self.shared, request)
@@ -63,7 +63,7 @@ where
 }
 
 /// What a store says of a credential, or why it was not asked.
-type Asked<A> = Result<Answer<StoreFuture<A>>, RejectionKind>;
+type Asked<A> = Result<(Answer<StoreFuture<A>>, Credential), RejectionKind>;
 
 impl<A: Admission, R> Shared<A, R> {
     /// The credential in the head of a request.
@@ -77,9 +77,12 @@ impl<A: Admission, R> Shared<A, R> {
 
     /// Asks the store. From here on nothing of the request is borrowed.
     #[inline]
-    pub(super) fn ask(&self, presented: Presented<'_>) -> Asked<A> {
+    pub(super) fn ask(&self, presented: Presented<'_>, carrier: Carrier) -> Asked<A> {
         match presented {
-            Presented::Token(token) => Ok(self.stations.store().lookup(&token)),
+            Presented::Token(token) => {
+                let credential = Credential { carrier, digest: Some(*token.digest()) };
+                Ok((self.stations.store().lookup(&token), credential))
+            }
             Presented::Nothing => Err(RejectionKind::Missing),
             Presented::Malformed => Err(RejectionKind::MalformedToken),
             Presented::Ambiguous => Err(RejectionKind::InvalidRequest),
@@ -88,13 +91,13 @@ impl<A: Admission, R> Shared<A, R> {
 
     /// The step after the store was asked.
     #[inline]
-    pub(super) fn step<B>(&self, asked: Asked<A>, carrier: Carrier, request: &mut Request<B>) -> Step<A> {
+    pub(super) fn step<B>(&self, asked: Asked<A>, request: &mut Request<B>) -> Step<A> {
         self.guard_secrets(request);
         match asked {
-            Ok(Answer::Ready(found)) => self.found(found, carrier, &Head::of(request)),
-            Ok(Answer::Pending(future)) => {
+            Ok((Answer::Ready(found), credential)) => self.found(found, credential, &Head::of(request)),
+            Ok((Answer::Pending(future), credential)) => {
                 let deadline = self.settings.patience.as_ref().map(|patience| patience.start());
-                Step::Wait(Wait::Lookup { future, deadline, carrier })
+                Step::Wait(Wait::Lookup { future, deadline, credential })
             }
             Err(RejectionKind::Missing) if self.settings.anonymous => self.anonymous(&Head::of(request)),
             Err(kind) => Step::Refuse(Rejection::new(kind)),
@@ -184,14 +187,14 @@ type Found<A> =
 impl<A: Stations, R> Shared<A, R> {
     /// The store has answered.
     #[inline]
-    pub(super) fn found(&self, found: Found<A>, carrier: Carrier, head: &Head<'_>) -> Step<A> {
+    pub(super) fn found(&self, found: Found<A>, credential: Credential, head: &Head<'_>) -> Step<A> {
         let grant = match found {
             Ok(Some(grant)) => grant,
             Ok(None) => return Step::Refuse(Rejection::new(RejectionKind::UnknownToken)),
             Err(error) => return Step::Refuse(Rejection::unavailable(StoreError::new(error))),
         };
         let verdict = verdict(grant.head(), || self.settings.wall_clock.now());
-        let grant = CurrentGrant::by(grant, carrier);
+        let grant = CurrentGrant::by(grant, credential);
         match (verdict, self.stations.limiter()) {
             (Err(kind), _) => Step::Refuse(Rejection::new(kind).of_grant(&grant)),
             (Ok(()), None) => Step::Admit(Caller::Known(grant), None),
@@ -217,16 +220,12 @@ impl<A: Stations, R> Shared<A, R> {
             Answer::Ready(decision) => decision,
             Answer::Pending(future) => return Step::Wait(Wait::Check { future, caller: Some(caller) }),
         };
-        let kind = match decision.verdict() {
-            Verdict::Admitted => {
-                let advert = self.advert(&decision);
-                caller.record(decision);
-                return Step::Admit(caller, advert);
-            }
-            Verdict::OverLimit => RejectionKind::OverLimit,
-            Verdict::CostAboveBurst => RejectionKind::CostAboveBurst,
-        };
-        let rejection = Rejection::over_limit(kind, decision);
+        if decision.is_admitted() {
+            let advert = self.advert(&decision);
+            caller.record(decision);
+            return Step::Admit(caller, advert);
+        }
+        let rejection = Rejection::over_limit(decision);
         Step::Refuse(match &caller {
             Caller::Known(grant) => rejection.of_grant(grant),
             Caller::Unauthenticated(_) | Caller::Behind(_) => rejection,

@@ -108,7 +108,7 @@ impl Challenge {
     ///
     /// If the realm is empty or has a control or a non-ASCII character.
     pub fn bearer(realm: &str) -> Result<Self, ChallengeError> {
-        Self::new("Bearer")?.with_realm(realm)
+        Self::of_scheme("Bearer").with_realm(realm)
     }
 
     /// A challenge of another scheme that the service takes as well.
@@ -123,10 +123,16 @@ impl Challenge {
     ///
     /// # Errors
     ///
-    /// If the scheme is no token (RFC 9110, section 5.6.2).
+    /// If the scheme is no token (RFC 9110, section 5.6.2), or is Bearer, which is never without a realm: see
+    /// [`bearer`](Self::bearer).
     pub fn new(scheme: &str) -> Result<Self, ChallengeError> {
         check(is_http_token(scheme), ChallengeError::Scheme)?;
-        Ok(Self {
+        check(!scheme.eq_ignore_ascii_case("bearer"), ChallengeError::Realm)?;
+        Ok(Self::of_scheme(scheme))
+    }
+
+    fn of_scheme(scheme: &str) -> Self {
+        Self {
             scheme: scheme.into(),
             realm: None,
             error: None,
@@ -137,7 +143,7 @@ impl Challenge {
             max_age: None,
             resource_metadata: None,
             others: Vec::new(),
-        })
+        }
     }
 
     /// The same for another protection space.
@@ -395,19 +401,7 @@ impl Rendered {
 
 impl Default for Terms {
     fn default() -> Self {
-        let realm = Some(Self::DEFAULT_REALM.into());
-        let bearer = Challenge {
-            scheme: "Bearer".into(),
-            realm,
-            error: None,
-            error_description: None,
-            error_uri: None,
-            scope: None,
-            acr_values: None,
-            max_age: None,
-            resource_metadata: None,
-            others: Vec::new(),
-        };
+        let bearer = Challenge { realm: Some(Self::DEFAULT_REALM.into()), ..Challenge::of_scheme("Bearer") };
         Self::new(bearer)
     }
 }

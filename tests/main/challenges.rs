@@ -98,6 +98,7 @@ fn mistakes_are_told_by_name() {
     assert_eq!(Challenge::new("two words").unwrap_err(), ChallengeError::Scheme);
     assert_eq!(Challenge::new("").unwrap_err(), ChallengeError::Scheme);
     assert_eq!(Challenge::bearer("").unwrap_err(), ChallengeError::Realm);
+    assert_eq!(Challenge::new("bearer").unwrap_err(), ChallengeError::Realm, "a Bearer challenge is never bare");
     assert_eq!(bearer().with_error_description("a \"quote\"").unwrap_err(), ChallengeError::ErrorDescription);
     for uri in ["", "/relative", "https://a b", "1https://x", "https://\u{e9}", ":x"] {
         assert_eq!(bearer().with_error_uri(uri).unwrap_err(), ChallengeError::Uri, "{uri}");

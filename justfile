@@ -30,10 +30,10 @@ docs:
 deny:
     cargo deny --all-features check bans licenses sources
 
-# The oldest Rust, for no and the `axum` feature, where Debian's 1.85 is installed (see .ci/run).
+# The oldest Rust, for no, the `axum` and all features, where Debian's 1.85 is installed (see .ci/run).
 msrv:
     if [ -x "${MSRV_RUSTC:-/usr/bin/rustc}" ] && "${MSRV_RUSTC:-/usr/bin/rustc}" --version | grep -q '^rustc 1\.85\.'; then \
-        for features in "" axum; do \
+        for features in "" axum axum,body,serde,test-util; do \
             RUSTC="${MSRV_RUSTC:-/usr/bin/rustc}" "${MSRV_CARGO:-/usr/bin/cargo}" check --locked --lib \
                 --no-default-features --features "$features" --target-dir target/msrv; \
         done; \

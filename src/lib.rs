@@ -39,7 +39,7 @@
 //!
 //! | | |
 //! |---|---|
-//! | [`extract`] | find the token: bytes in, token out |
+//! | [`extract`] | find the token, behind all open doors: bytes in, token out |
 //! | [`store`] | find the grant: [`TokenStore`], [`MemoryStore`] and others |
 //! | [`limit`] | charge the budget: [`RateLimits`], or a [`Limiter`] of your own |
 //! | [`respond`] | say no: [`Challenge`](respond::Challenge), [`Problem`], `RateLimit` headers |
@@ -51,6 +51,7 @@
 //!
 //! | feature | adds |
 //! |---|---|
+//! | `body` | [`gate::BodyDoors`]: tokens in JSON, text and forms |
 //! | `axum` | [`Authenticated`] as extractor, [`Rejection`] as response |
 //! | `serde` | `Serialize` and `Deserialize` for [`Quota`] |
 //! | `test-util` | `store::contract`, checks that a store runs on itself |
@@ -89,6 +90,6 @@ pub use store::{BoxStore, MemoryStore, TokenStore};
 pub use token::{BearerToken, Carrier, TokenDigest};
 
 /// The README's code, compiled and run.
-#[cfg(all(doctest, feature = "axum"))]
+#[cfg(all(doctest, feature = "axum", feature = "body"))]
 #[doc = include_str!("../README.md")]
 struct Readme;

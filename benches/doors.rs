@@ -1,0 +1,60 @@
+//! What looking for the token in a body costs, beside the least that a full check of the same bytes costs:
+//! `serde_json` skipping over all of it, and a UTF-8 check. `cargo bench --bench doors --features body`.
+#![allow(missing_docs, clippy::expect_used, reason = "a benchmark that panics")]
+
+use std::hint::black_box;
+use std::time::Duration;
+
+use criterion::{Criterion, Throughput, criterion_group, criterion_main};
+use serde::de::IgnoredAny;
+use tollgate::extract::{Presented, TokenForm, form, json, text};
+
+/// 43 characters, as 256 random bits have in base64.
+const TOKEN: &str = "tg_W7xHq0fN3kLr9sVb2mZd8pTyW7xHq0fN3kLr9sVb";
+
+fn alert() -> String {
+    format!(
+        r#"{{"key": "{TOKEN}", "command": "PLACE", "account": "sim101", "instrument": "ES 12-26", "action": "BUY", "qty": 2, "order_type": "MARKET", "tif": "DAY", "strategy": {{"order": {{"id": "Long \"A\"", "comment": "breakout", "price": 6812.25}}}}, "time": "2026-11-24T03:00:00Z"}}"#
+    )
+}
+
+fn long_alert() -> String {
+    let bar =
+        r#"{"time":"2026-11-24T03:00:00Z","open":6812.25,"high":6814.5,"low":6810.0,"close":6813.75,"volume":1234},"#;
+    let bars = bar.repeat(16_000 / bar.len());
+    format!(r#"{{"bars":[{}],"key":"{TOKEN}"}}"#, bars.trim_end_matches(','))
+}
+
+fn doors(criterion: &mut Criterion) {
+    let token = |presented: Presented<'_>| assert!(matches!(presented, Presented::Token(_)));
+    for (name, body) in [("300 bytes", alert()), ("16 KiB, key last", long_alert())] {
+        let mut group = criterion.benchmark_group(format!("JSON, {name}"));
+        group.warm_up_time(Duration::from_secs(1)).measurement_time(Duration::from_secs(3));
+        group.throughput(Throughput::Bytes(body.len() as u64));
+        group.bench_function("skip and UTF-8 check", |bencher| {
+            bencher.iter(|| {
+                let body = black_box(body.as_bytes());
+                black_box(serde_json::from_slice::<IgnoredAny>(body)).expect("JSON");
+                black_box(std::str::from_utf8(body)).expect("UTF-8");
+            });
+        });
+        group.bench_function("door", |bencher| {
+            bencher.iter(|| token(json(black_box(body.as_bytes()), "key", TokenForm::default())));
+        });
+        group.finish();
+    }
+    let body = format!("key={TOKEN}; command=PLACE; account=sim101; instrument=ES 12-26; action=BUY; qty=2;");
+    let mut group = criterion.benchmark_group("120 bytes");
+    group.throughput(Throughput::Bytes(body.len() as u64));
+    group.bench_function("text", |bencher| {
+        bencher.iter(|| token(text(black_box(body.as_bytes()), "key", TokenForm::default())));
+    });
+    let body = format!("command=PLACE&account=sim101&instrument=ES+12-26&action=BUY&qty=2&access_token={TOKEN}");
+    group.bench_function("form", |bencher| {
+        bencher.iter(|| token(form(black_box(body.as_bytes()), "access_token", TokenForm::default())));
+    });
+    group.finish();
+}
+
+criterion_group!(benches, doors);
+criterion_main!(benches);

@@ -27,7 +27,7 @@ use axum_core::extract::{FromRequestParts, OptionalFromRequestParts};
 use axum_core::response::{IntoResponse, Response};
 use http::request::Parts;
 
-use crate::grant::Authenticated;
+use crate::caller::Authenticated;
 use crate::rejection::Rejection;
 use crate::respond::{Problem, Respond};
 

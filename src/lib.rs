@@ -59,11 +59,13 @@
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used))]
 
 mod answer;
+mod caller;
 mod decision;
 mod grant;
 mod head;
 mod quota;
 mod rejection;
+mod scopes;
 mod token;
 
 mod authenticate;
@@ -78,14 +80,16 @@ pub mod gate;
 pub mod axum;
 
 pub use answer::{Answer, Immediate};
+pub use caller::{Authenticated, CurrentGrant, Unauthenticated};
 pub use decision::{Decision, InvalidPolicyName, Policy, Verdict};
 pub use gate::{AuthLayer, AuthService, Limited, RateLimitLayer, RateLimitService, RequireScope, RequireScopeLayer};
-pub use grant::{Authenticated, CurrentGrant, Grant, GrantId, InvalidScope, Scopes, Subject, Unauthenticated};
+pub use grant::{Grant, GrantId, Subject};
 pub use head::Head;
 pub use limit::{Charge, Limiter, RateLimits};
 pub use quota::{Quota, QuotaError};
 pub use rejection::{Protocol, Rejection, RejectionKind, StoreError};
 pub use respond::{Empty, Problem, RateLimitHeaders};
+pub use scopes::{InvalidScope, Scopes};
 pub use store::{BoxStore, MemoryStore, TokenStore};
 pub use token::{BearerToken, Carrier, TokenDigest};
 

@@ -3,9 +3,12 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::caller::CurrentGrant;
 use crate::decision::{Decision, Verdict};
-use crate::grant::{CurrentGrant, GrantId, Scopes};
-use crate::respond::challenge::{Challenge, ChallengeError, Terms};
+use crate::grant::GrantId;
+use crate::respond::challenge::{Challenge, ChallengeError};
+use crate::respond::terms::Terms;
+use crate::scopes::Scopes;
 
 /// Why a request was refused, and all that is needed to say so.
 ///
@@ -138,7 +141,7 @@ impl Rejection {
         I: IntoIterator,
         I::Item: AsRef<str>,
     {
-        let mut needs = Challenge::bearer(Terms::DEFAULT_REALM)?.with_acr_values(acr_values)?;
+        let mut needs = Challenge::bearer(Challenge::DEFAULT_REALM)?.with_acr_values(acr_values)?;
         if let Some(max_age) = max_age {
             needs = needs.with_max_age(max_age);
         }

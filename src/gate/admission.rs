@@ -2,8 +2,8 @@ use std::fmt;
 use std::sync::Arc;
 
 use crate::answer::{Answer, Immediate};
+use crate::caller::CurrentGrant;
 use crate::decision::Decision;
-use crate::grant::CurrentGrant;
 use crate::limit::{Charge, Limiter, RateLimits};
 use crate::store::{Lookup, TokenStore};
 use crate::token::BearerToken;

@@ -2,113 +2,26 @@ use std::fmt;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
-use std::time::Duration;
 
 use bytes::{Buf, Bytes, BytesMut};
 use http::{HeaderMap, Request, Response, request};
-use http_body::{Body, Frame, SizeHint};
+use http_body::Body;
 use tower_layer::Layer;
 use tower_service::Service;
 
 use super::admission::{Admission, Limited};
+use super::doors::BodyDoors;
 use super::future::{GateFuture, Step, once};
-use super::layer::{AuthLayer, BoxSleep, Patience, Shared, Sleep};
+use super::layer::AuthLayer;
+use super::replay::ReplayBody;
+use super::settings::{BoxSleep, Shared};
 use crate::extract::Presented;
-use crate::extract::body::{BodyDoors as Doors, Door};
+use crate::extract::body::Door;
 use crate::head::Head;
 use crate::limit::Limiter;
 use crate::rejection::{Rejection, RejectionKind};
 use crate::respond::{Problem, Respond};
 use crate::store::TokenStore;
-
-/// The doors in the body: for callers who cannot set headers, such as TradingView's webhooks.
-///
-/// A body is read only if a door is open that fits the request: `POST`, `PUT` or `PATCH`, with the content type of the
-/// door, not encoded. It is read up to the limit and handed on unchanged, byte for byte, with its trailers. While it is
-/// read the handler does not run; if it cannot be read to its end, never.
-///
-/// A route with an open door takes no larger bodies of that type than the limit, however the caller presented the token:
-/// a second token in the body would have to be noticed. So open doors on the routes that need them, and no others:
-///
-/// ```
-/// use std::time::Duration;
-/// use axum::{Router, routing::{get, post}};
-/// use tollgate::gate::BodyDoors;
-/// use tollgate::{AuthLayer, Grant, MemoryStore};
-///
-/// let tokens = MemoryStore::from_iter([("a-token", Grant::new("alice", ()))]);
-/// let gate = AuthLayer::new(tokens);
-/// let doors = BodyDoors::new(Duration::from_secs(2), tokio::time::sleep).with_json("key").with_text("key");
-/// let app: Router = Router::new()
-///     .route("/orders", get(|| async {}).route_layer(gate.clone()))
-///     .route("/webhook", post(|| async {}).route_layer(gate.with_body_doors(doors)));
-/// ```
-#[derive(Clone)]
-pub struct BodyDoors {
-    doors: Doors,
-    limit: usize,
-    patience: Patience,
-}
-
-impl BodyDoors {
-    /// The most bytes of a body unless something else is said: 64 KiB.
-    pub const DEFAULT_LIMIT: usize = 65_536;
-
-    /// No door yet. Bodies have to come within the deadline (else 408), by any `sleep` such as `tokio::time::sleep`.
-    #[must_use]
-    pub fn new(deadline: Duration, sleep: impl Sleep) -> Self {
-        Self { doors: Doors::default(), limit: Self::DEFAULT_LIMIT, patience: Patience::new(deadline, sleep) }
-    }
-
-    /// The same, and a token is taken from this member of a JSON object, in `application/json` and `*/*+json`; see
-    /// [`extract::json`](crate::extract::json).
-    #[must_use]
-    pub fn with_json(mut self, member: &str) -> Self {
-        self.doors.json = Some(member.into());
-        self
-    }
-
-    /// The same, and a token is taken from this field of a `name=value;` text, in `text/plain`; see
-    /// [`extract::text`](crate::extract::text).
-    #[must_use]
-    pub fn with_text(mut self, field: &str) -> Self {
-        self.doors.text = Some(field.into());
-        self
-    }
-
-    /// The same, and a token is taken from this field of a form (RFC 6750, section 2.2: `access_token`), in
-    /// `application/x-www-form-urlencoded`; see [`extract::form`](crate::extract::form).
-    #[must_use]
-    pub fn with_form(mut self, field: &str) -> Self {
-        self.doors.form = Some(field.into());
-        self
-    }
-
-    /// The same, and a `text/plain` body that begins with `{` goes through the JSON door, if that is open: for senders
-    /// that do not say what they send.
-    #[must_use]
-    pub fn with_json_in_text(mut self) -> Self {
-        self.doors.sniff = true;
-        self
-    }
-
-    /// The same with another limit on the bytes of a body. Longer ones are refused with 413.
-    #[must_use]
-    pub fn with_limit(mut self, bytes: usize) -> Self {
-        self.limit = bytes;
-        self
-    }
-}
-
-impl fmt::Debug for BodyDoors {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("BodyDoors")
-            .field("doors", &self.doors)
-            .field("limit", &self.limit)
-            .field("deadline", &self.patience.deadline)
-            .finish()
-    }
-}
 
 /// An [`AuthLayer`] that also looks into bodies, made by [`AuthLayer::with_body_doors`].
 ///
@@ -408,83 +321,5 @@ where
 {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("BodyFuture(..)")
-    }
-}
-
-pin_project_lite::pin_project! {
-    /// A body as the inner service gets it: untouched, or read and to be read again.
-    pub struct ReplayBody<B> {
-        #[pin]
-        kind: Kind<B>,
-    }
-}
-
-pin_project_lite::pin_project! {
-    #[project = KindProj]
-    enum Kind<B> {
-        Untouched { #[pin] body: B },
-        Read { data: Bytes, trailers: Option<HeaderMap> },
-    }
-}
-
-impl<B> ReplayBody<B> {
-    fn untouched(body: B) -> Self {
-        Self { kind: Kind::Untouched { body } }
-    }
-
-    fn read(data: Bytes, trailers: Option<HeaderMap>) -> Self {
-        Self { kind: Kind::Read { data, trailers } }
-    }
-
-    /// Overwrites a part of what was read. The length stays.
-    fn mask(&mut self, read: Bytes, span: std::ops::Range<usize>) {
-        if let Kind::Read { data, .. } = &mut self.kind {
-            // Two hands hold the bytes, so that they are copied here if nobody gave way.
-            *data = Bytes::new();
-            let mut masked = BytesMut::from(read);
-            masked[span].fill(b'*');
-            *data = masked.freeze();
-        }
-    }
-}
-
-impl<B: Body> Body for ReplayBody<B> {
-    type Data = Bytes;
-    type Error = B::Error;
-
-    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, B::Error>>> {
-        match self.project().kind.project() {
-            KindProj::Untouched { body } => {
-                body.poll_frame(cx).map_ok(|frame| frame.map_data(|mut data| data.copy_to_bytes(data.remaining())))
-            }
-            KindProj::Read { data, trailers } => Poll::Ready(match std::mem::take(data) {
-                data if data.is_empty() => trailers.take().map(|trailers| Ok(Frame::trailers(trailers))),
-                data => Some(Ok(Frame::data(data))),
-            }),
-        }
-    }
-
-    fn is_end_stream(&self) -> bool {
-        match &self.kind {
-            Kind::Untouched { body } => body.is_end_stream(),
-            Kind::Read { data, trailers } => data.is_empty() && trailers.is_none(),
-        }
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        match &self.kind {
-            Kind::Untouched { body } => body.size_hint(),
-            Kind::Read { data, .. } => SizeHint::with_exact(data.len() as u64),
-        }
-    }
-}
-
-impl<B> fmt::Debug for ReplayBody<B> {
-    /// Says nothing of the content, which may hold the token.
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match &self.kind {
-            Kind::Untouched { .. } => "ReplayBody(untouched)",
-            Kind::Read { .. } => "ReplayBody(read)",
-        })
     }
 }

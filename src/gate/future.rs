@@ -8,10 +8,10 @@ use http::{Request, Response};
 use tower_service::Service;
 
 use super::admission::Stations;
-use super::layer::{BoxSleep, Shared};
+use super::settings::{BoxSleep, Shared};
 use crate::answer::Answer;
+use crate::caller::{CurrentGrant, Unauthenticated};
 use crate::decision::Decision;
-use crate::grant::{CurrentGrant, Unauthenticated};
 use crate::head::Head;
 use crate::limit::Limiter;
 use crate::rejection::{Rejection, StoreError};

@@ -9,12 +9,115 @@ use tower_service::Service;
 
 use super::admission::{Metered, Stations};
 use super::future::{Caller, GateFuture, Step};
-use super::layer::Shared;
-use crate::grant::{CurrentGrant, InvalidScope, Scopes, Unauthenticated};
+use super::layer::AuthLayer;
+use super::settings::Shared;
+use crate::caller::{CurrentGrant, Unauthenticated};
 use crate::head::Head;
 use crate::limit::{Charge, Limiter, RateLimits};
-use crate::rejection::{Rejection, RejectionKind};
+use crate::rejection::{Protocol, Rejection, RejectionKind};
 use crate::respond::{Problem, Respond};
+use crate::scopes::{InvalidScope, Scopes};
+
+/// The layers that stand behind a gate and speak as it does.
+impl<A, R> AuthLayer<A, R> {
+    /// A layer for routes behind this gate that need all of these scopes. It speaks with the gate's realm and
+    /// responder, so that the gate is to be set up before.
+    ///
+    /// ```
+    /// use axum::{Router, routing::post};
+    /// use tollgate::{AuthLayer, Grant, MemoryStore};
+    ///
+    /// let tokens = MemoryStore::from_iter([("a-token", Grant::new("alice", ()).with_scopes(["trade"])?)]);
+    /// let gate = AuthLayer::new(tokens);
+    /// let app: Router = Router::new()
+    ///     .route("/orders", post(|| async { "placed" }).route_layer(gate.require_scopes(["trade"])?))
+    ///     .layer(gate);
+    /// # Ok::<_, tollgate::InvalidScope>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// If there is no scope, or one has a character that RFC 6749 does not allow.
+    pub fn require_scopes<I>(&self, scopes: I) -> Result<RequireScopeLayer<R>, InvalidScope>
+    where
+        I: IntoIterator,
+        I::Item: AsRef<str>,
+    {
+        RequireScopeLayer::all_of(Scopes::new(scopes)?, self.inner_parts(()))
+    }
+
+    /// A layer for routes behind this gate that need one of these scopes, see
+    /// [`require_scopes`](Self::require_scopes).
+    ///
+    /// # Errors
+    ///
+    /// If there is no scope, or one has a character that RFC 6749 does not allow.
+    pub fn require_any_scope<I>(&self, scopes: I) -> Result<RequireScopeLayer<R>, InvalidScope>
+    where
+        I: IntoIterator,
+        I::Item: AsRef<str>,
+    {
+        RequireScopeLayer::any_of(Scopes::new(scopes)?, self.inner_parts(()))
+    }
+
+    /// A layer for routes behind this gate that draw on one more budget. It speaks with the gate's responder and
+    /// dialect of headers.
+    ///
+    /// Give the limiter a policy name of its own: both policies are told to the client.
+    ///
+    /// ```
+    /// use axum::{Router, routing::post};
+    /// use tollgate::limit::RateLimits;
+    /// use tollgate::{AuthLayer, Grant, MemoryStore, Quota};
+    ///
+    /// let tokens = MemoryStore::from_iter([("a-token", Grant::new("alice", ()))]);
+    /// let gate = AuthLayer::new(tokens).with_rate_limit(RateLimits::new(Quota::per_minute(180)));
+    /// let orders = gate.rate_limit(RateLimits::named("orders", Quota::per_second(3))?);
+    /// let app: Router = Router::new()
+    ///     .route("/orders", post(|| async { "placed" }).route_layer(orders))
+    ///     .layer(gate);
+    /// # Ok::<_, tollgate::InvalidPolicyName>(())
+    /// ```
+    #[must_use]
+    pub fn rate_limit<L: Limiter>(&self, limiter: L) -> RateLimitLayer<L, R> {
+        RateLimitLayer::from_parts(self.inner_parts(Metered(limiter)))
+    }
+
+    /// Refuses as this gate does, with its realm and responder: for handlers that find out by themselves that a grant
+    /// does not suffice. Keep a clone of the gate in the handler's state.
+    ///
+    /// ```
+    /// use http::{HeaderName, Response};
+    /// use tollgate::{AuthLayer, Grant, MemoryStore, Rejection, Scopes};
+    ///
+    /// let tokens = MemoryStore::from_iter([("a-token", Grant::new("alice", ()))]);
+    /// let gate = AuthLayer::new(tokens).with_realm("trading")?;
+    /// let response: Response<bytes::Bytes> =
+    ///     gate.refuse(Rejection::insufficient_scope(Scopes::new(["trade"])?));
+    /// assert_eq!(response.status(), 403);
+    /// assert_eq!(
+    ///     response.headers()["www-authenticate"],
+    ///     r#"Bearer realm="trading", error="insufficient_scope", scope="trade""#,
+    /// );
+    /// # Ok::<_, Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn refuse<B>(&self, rejection: Rejection) -> Response<B>
+    where
+        R: Respond<B>,
+    {
+        self.shared().refuse(rejection, Protocol::Http)
+    }
+
+    fn inner_parts<M>(&self, stations: M) -> Shared<M, R> {
+        let Shared { responder, terms, settings, .. } = self.shared();
+        Shared {
+            stations: Arc::new(stations),
+            responder: Arc::clone(responder),
+            terms: Arc::clone(terms),
+            settings: settings.clone(),
+        }
+    }
+}
 
 /// What both layers say where no gate is around them.
 const NO_GATE: &str =

@@ -1,21 +1,19 @@
 use std::fmt;
-use std::pin::Pin;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use http::{HeaderName, Response};
 use tower_layer::Layer;
 
-use super::admission::{Limited, Metered};
-use super::inner::{RateLimitLayer, RequireScopeLayer};
+use super::admission::Limited;
 use super::service::AuthService;
+use super::settings::{Patience, Settings, Shared, Sleep, WallClock};
 use crate::extract::{Alphabet, HeadDoors, TokenForm};
-use crate::grant::{InvalidScope, Scopes};
 use crate::head::Head;
 use crate::limit::Limiter;
-use crate::rejection::{Protocol, Rejection};
-use crate::respond::challenge::Terms;
-use crate::respond::{Challenge, ChallengeError, Problem, RateLimitHeaders, Respond};
+use crate::rejection::Rejection;
+use crate::respond::terms::Terms;
+use crate::respond::{Challenge, ChallengeError, Problem, RateLimitHeaders};
 use crate::store::{AnswersAtOnce, TokenStore};
 
 /// The gate: finds the caller's token, looks it up, charges the budget, and refuses in the words of the standards.
@@ -48,77 +46,6 @@ use crate::store::{AnswersAtOnce, TokenStore};
 /// `MethodRouter::layer(..).layer(..)` leaves the type between them open.
 pub struct AuthLayer<A, R = Problem> {
     shared: Arc<Shared<A, R>>,
-}
-
-/// What a service needs, behind one pointer, because axum clones services at every request. Each part is shared again,
-/// so that a builder can change one of them after the layer was cloned.
-pub(super) struct Shared<A, R> {
-    pub(super) stations: Arc<A>,
-    pub(super) responder: Arc<R>,
-    pub(super) terms: Arc<Terms>,
-    pub(super) settings: Settings,
-}
-
-#[derive(Clone)]
-pub(super) struct Settings {
-    pub(super) form: TokenForm,
-    pub(super) patience: Option<Patience>,
-    pub(super) anonymous: bool,
-    pub(super) preflight: bool,
-    pub(super) remove_credentials: bool,
-    pub(super) doors: HeadDoors,
-    pub(super) wall_clock: WallClock,
-}
-
-/// How long to wait for a store, and how.
-#[derive(Clone)]
-pub(super) struct Patience {
-    pub(super) deadline: Duration,
-    sleep: Arc<dyn Sleep>,
-}
-
-impl Patience {
-    pub(super) fn new(deadline: Duration, sleep: impl Sleep) -> Self {
-        Self { deadline, sleep: Arc::new(sleep) }
-    }
-
-    pub(super) fn start(&self) -> BoxSleep {
-        self.sleep.sleep(self.deadline)
-    }
-}
-
-pub(super) type BoxSleep = Pin<Box<dyn Future<Output = ()> + Send>>;
-
-/// Sleeps, without a runtime of ours: every `Fn(Duration)` that returns a future does, `tokio::time::sleep` first.
-pub trait Sleep: Send + Sync + 'static {
-    /// A future that is over after this time.
-    fn sleep(&self, duration: Duration) -> Pin<Box<dyn Future<Output = ()> + Send>>;
-}
-
-impl<F, Fut> Sleep for F
-where
-    F: Fn(Duration) -> Fut + Send + Sync + 'static,
-    Fut: Future<Output = ()> + Send + 'static,
-{
-    fn sleep(&self, duration: Duration) -> BoxSleep {
-        Box::pin(self(duration))
-    }
-}
-
-/// What tells whether a grant has expired.
-#[derive(Clone)]
-pub(super) enum WallClock {
-    System,
-    Given(Arc<dyn Fn() -> SystemTime + Send + Sync>),
-}
-
-impl WallClock {
-    pub(super) fn now(&self) -> SystemTime {
-        match self {
-            Self::System => SystemTime::now(),
-            Self::Given(now) => now(),
-        }
-    }
 }
 
 impl<T: TokenStore> AuthLayer<T> {
@@ -158,7 +85,7 @@ impl<T: TokenStore> AuthLayer<T> {
             doors: HeadDoors::default(),
             wall_clock: WallClock::System,
         };
-        Shared { stations: Arc::new(store), responder: Arc::new(Problem), terms: Arc::default(), settings }.into_layer()
+        Self::of(Shared { stations: Arc::new(store), responder: Arc::new(Problem), terms: Arc::default(), settings })
     }
 }
 
@@ -169,7 +96,7 @@ impl<T: TokenStore, R> AuthLayer<T, R> {
     #[must_use]
     pub fn with_rate_limit<L: Limiter>(self, limiter: L) -> AuthLayer<Limited<T, L>, R> {
         let Shared { stations: store, responder, terms, settings } = Arc::unwrap_or_clone(self.shared);
-        Shared { stations: Arc::new(Limited { store, limiter }), responder, terms, settings }.into_layer()
+        AuthLayer::of(Shared { stations: Arc::new(Limited { store, limiter }), responder, terms, settings })
     }
 }
 
@@ -212,7 +139,7 @@ impl<A, R> AuthLayer<A, R> {
     #[must_use]
     pub fn with_responder<R2>(self, responder: R2) -> AuthLayer<A, R2> {
         let Shared { stations, terms, settings, .. } = Arc::unwrap_or_clone(self.shared);
-        Shared { stations, responder: Arc::new(responder), terms, settings }.into_layer()
+        AuthLayer::of(Shared { stations, responder: Arc::new(responder), terms, settings })
     }
 
     /// The same with a closure as responder. The closure is typed here, so that a mistake in it is told at its place.
@@ -357,92 +284,12 @@ impl<A, R> AuthLayer<A, R> {
         self.map_settings(|settings| settings.wall_clock = WallClock::Given(Arc::new(now)))
     }
 
-    /// A layer for routes behind this gate that need all of these scopes. It speaks with the gate's realm and
-    /// responder, so that the gate is to be set up before.
-    ///
-    /// ```
-    /// use axum::{Router, routing::post};
-    /// use tollgate::{AuthLayer, Grant, MemoryStore};
-    ///
-    /// let tokens = MemoryStore::from_iter([("a-token", Grant::new("alice", ()).with_scopes(["trade"])?)]);
-    /// let gate = AuthLayer::new(tokens);
-    /// let app: Router = Router::new()
-    ///     .route("/orders", post(|| async { "placed" }).route_layer(gate.require_scopes(["trade"])?))
-    ///     .layer(gate);
-    /// # Ok::<_, tollgate::InvalidScope>(())
-    /// ```
-    ///
-    /// # Errors
-    ///
-    /// If there is no scope, or one has a character that RFC 6749 does not allow.
-    pub fn require_scopes<I>(&self, scopes: I) -> Result<RequireScopeLayer<R>, InvalidScope>
-    where
-        I: IntoIterator,
-        I::Item: AsRef<str>,
-    {
-        RequireScopeLayer::all_of(Scopes::new(scopes)?, self.inner_parts(()))
+    fn of(shared: Shared<A, R>) -> Self {
+        Self { shared: Arc::new(shared) }
     }
 
-    /// A layer for routes behind this gate that need one of these scopes, see
-    /// [`require_scopes`](Self::require_scopes).
-    ///
-    /// # Errors
-    ///
-    /// If there is no scope, or one has a character that RFC 6749 does not allow.
-    pub fn require_any_scope<I>(&self, scopes: I) -> Result<RequireScopeLayer<R>, InvalidScope>
-    where
-        I: IntoIterator,
-        I::Item: AsRef<str>,
-    {
-        RequireScopeLayer::any_of(Scopes::new(scopes)?, self.inner_parts(()))
-    }
-
-    /// A layer for routes behind this gate that draw on one more budget. It speaks with the gate's responder and
-    /// dialect of headers.
-    ///
-    /// Give the limiter a policy name of its own: both policies are told to the client.
-    ///
-    /// ```
-    /// use axum::{Router, routing::post};
-    /// use tollgate::limit::RateLimits;
-    /// use tollgate::{AuthLayer, Grant, MemoryStore, Quota};
-    ///
-    /// let tokens = MemoryStore::from_iter([("a-token", Grant::new("alice", ()))]);
-    /// let gate = AuthLayer::new(tokens).with_rate_limit(RateLimits::new(Quota::per_minute(180)));
-    /// let orders = gate.rate_limit(RateLimits::named("orders", Quota::per_second(3))?);
-    /// let app: Router = Router::new()
-    ///     .route("/orders", post(|| async { "placed" }).route_layer(orders))
-    ///     .layer(gate);
-    /// # Ok::<_, tollgate::InvalidPolicyName>(())
-    /// ```
-    #[must_use]
-    pub fn rate_limit<L: Limiter>(&self, limiter: L) -> RateLimitLayer<L, R> {
-        RateLimitLayer::from_parts(self.inner_parts(Metered(limiter)))
-    }
-
-    /// Refuses as this gate does, with its realm and responder: for handlers that find out by themselves that a grant
-    /// does not suffice. Keep a clone of the gate in the handler's state.
-    ///
-    /// ```
-    /// use http::{HeaderName, Response};
-    /// use tollgate::{AuthLayer, Grant, MemoryStore, Rejection, Scopes};
-    ///
-    /// let tokens = MemoryStore::from_iter([("a-token", Grant::new("alice", ()))]);
-    /// let gate = AuthLayer::new(tokens).with_realm("trading")?;
-    /// let response: Response<bytes::Bytes> =
-    ///     gate.refuse(Rejection::insufficient_scope(Scopes::new(["trade"])?));
-    /// assert_eq!(response.status(), 403);
-    /// assert_eq!(
-    ///     response.headers()["www-authenticate"],
-    ///     r#"Bearer realm="trading", error="insufficient_scope", scope="trade""#,
-    /// );
-    /// # Ok::<_, Box<dyn std::error::Error>>(())
-    /// ```
-    pub fn refuse<B>(&self, rejection: Rejection) -> Response<B>
-    where
-        R: Respond<B>,
-    {
-        self.shared.refuse(rejection, Protocol::Http)
+    pub(super) fn shared(&self) -> &Shared<A, R> {
+        &self.shared
     }
 
     #[cfg(feature = "body")]
@@ -455,26 +302,16 @@ impl<A, R> AuthLayer<A, R> {
         self.shared
     }
 
-    fn inner_parts<M>(&self, stations: M) -> Shared<M, R> {
-        let Shared { responder, terms, settings, .. } = &*self.shared;
-        Shared {
-            stations: Arc::new(stations),
-            responder: Arc::clone(responder),
-            terms: Arc::clone(terms),
-            settings: settings.clone(),
-        }
-    }
-
     fn map_settings(self, change: impl FnOnce(&mut Settings)) -> Self {
         let mut shared = Arc::unwrap_or_clone(self.shared);
         change(&mut shared.settings);
-        shared.into_layer()
+        Self::of(shared)
     }
 
     fn map_terms(self, change: impl FnOnce(Terms) -> Terms) -> Self {
         let shared = Arc::unwrap_or_clone(self.shared);
         let terms = Arc::new(change(Arc::unwrap_or_clone(shared.terms)));
-        Shared { terms, ..shared }.into_layer()
+        Self::of(Shared { terms, ..shared })
     }
 }
 
@@ -492,36 +329,8 @@ impl<A, R> Clone for AuthLayer<A, R> {
     }
 }
 
-impl<A, R> Clone for Shared<A, R> {
-    fn clone(&self) -> Self {
-        Self {
-            stations: Arc::clone(&self.stations),
-            responder: Arc::clone(&self.responder),
-            terms: Arc::clone(&self.terms),
-            settings: self.settings.clone(),
-        }
-    }
-}
-
 impl<A, R> fmt::Debug for AuthLayer<A, R> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.shared.fmt_as("AuthLayer", f)
-    }
-}
-
-impl<A, R> Shared<A, R> {
-    fn into_layer(self) -> AuthLayer<A, R> {
-        AuthLayer { shared: Arc::new(self) }
-    }
-
-    pub(super) fn fmt_as(&self, name: &str, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct(name)
-            .field("challenge", self.terms.bearer())
-            .field("headers", &self.terms.ratelimit())
-            .field("form", &self.settings.form)
-            .field("doors", &self.settings.doors)
-            .field("deadline", &self.settings.patience.as_ref().map(|patience| patience.deadline))
-            .field("anonymous", &self.settings.anonymous)
-            .finish_non_exhaustive()
     }
 }

@@ -3,15 +3,25 @@
 mod admission;
 #[cfg(feature = "body")]
 mod body;
+#[cfg(feature = "body")]
+mod doors;
 mod future;
 mod inner;
 mod layer;
+#[cfg(feature = "body")]
+mod replay;
 mod service;
+mod settings;
 
 pub use admission::{Admission, Limited, Metered, Stations};
 #[cfg(feature = "body")]
-pub use body::{BodyAuthLayer, BodyAuthService, BodyDoors, BodyFuture, ReplayBody};
+pub use body::{BodyAuthLayer, BodyAuthService, BodyFuture};
+#[cfg(feature = "body")]
+pub use doors::BodyDoors;
 pub use future::GateFuture;
 pub use inner::{GuardFuture, RateLimitLayer, RateLimitService, RequireScope, RequireScopeLayer};
-pub use layer::{AuthLayer, Sleep};
+pub use layer::AuthLayer;
+#[cfg(feature = "body")]
+pub use replay::ReplayBody;
 pub use service::AuthService;
+pub use settings::Sleep;

@@ -7,12 +7,12 @@ use tower_service::Service;
 
 use super::admission::{Admission, Stations};
 use super::future::{Caller, GateFuture, Step, StoreFuture, Wait};
-use super::layer::Shared;
+use super::settings::Shared;
 use crate::answer::Answer;
 use crate::authenticate::verdict;
+use crate::caller::{CurrentGrant, Unauthenticated};
 use crate::decision::Decision;
 use crate::extract::{Presented, authorization, without_parameter, without_token};
-use crate::grant::{CurrentGrant, Unauthenticated};
 use crate::head::Head;
 use crate::limit::{Charge, Limiter};
 use crate::rejection::{Protocol, Rejection, RejectionKind, StoreError};
@@ -92,7 +92,7 @@ impl<A: Admission, R> Shared<A, R> {
     /// The step after the store was asked.
     #[inline]
     pub(super) fn step<B>(&self, asked: Asked<A>, request: &mut Request<B>) -> Step<A> {
-        self.guard_secrets(request);
+        self.guard_secrets(request, self.settings.remove_credentials);
         match asked {
             Ok((Answer::Ready(found), credential)) => self.found(found, credential, &Head::of(request)),
             Ok((Answer::Pending(future), credential)) => {
@@ -113,7 +113,7 @@ impl<A: Stations, R> Shared<A, R> {
             return None;
         }
         // Credentials do not belong there, and nobody has looked at them.
-        request.headers_mut().remove(header::AUTHORIZATION);
+        self.guard_secrets(request, true);
         Some(Step::Admit(Caller::Unauthenticated(Unauthenticated::Preflight), None))
     }
 }
@@ -125,35 +125,35 @@ fn is_preflight<B>(request: &Request<B>) -> bool {
         && request.headers().contains_key(header::ACCESS_CONTROL_REQUEST_METHOD)
 }
 
+#[inline]
+fn guard_field(headers: &mut HeaderMap, name: &HeaderName, remove: bool) {
+    if remove {
+        headers.remove(name);
+    } else if let Some(line) = headers.get_mut(name) {
+        // There is only one: requests with more are refused.
+        line.set_sensitive(true);
+    }
+}
+
 impl<A, R> Shared<A, R> {
-    /// Sees to it that nothing behind the gate prints the token.
+    /// Sees to it that nothing behind the gate prints the token, or has it at all.
     #[inline]
-    fn guard_secrets<B>(&self, request: &mut Request<B>) {
-        self.guard_field(request.headers_mut(), &header::AUTHORIZATION);
+    fn guard_secrets<B>(&self, request: &mut Request<B>, remove: bool) {
+        guard_field(request.headers_mut(), &header::AUTHORIZATION, remove);
         if !self.settings.doors.are_closed() {
-            self.guard_other_doors(request);
+            self.guard_other_doors(request, remove);
         }
     }
 
-    #[inline]
-    fn guard_field(&self, headers: &mut HeaderMap, name: &HeaderName) {
-        if self.settings.remove_credentials {
-            headers.remove(name);
-        } else if let Some(line) = headers.get_mut(name) {
-            // There is only one: requests with more are refused.
-            line.set_sensitive(true);
-        }
-    }
-
-    fn guard_other_doors<B>(&self, request: &mut Request<B>) {
+    fn guard_other_doors<B>(&self, request: &mut Request<B>, remove: bool) {
         let doors = &self.settings.doors;
         if let Some(name) = &doors.api_key {
-            self.guard_field(request.headers_mut(), name);
+            guard_field(request.headers_mut(), name, remove);
         }
         if let Some(prefix) = &doors.websocket {
             without_token(request.headers_mut(), prefix);
         }
-        let hidden = doors.query.as_ref().filter(|_| self.settings.remove_credentials);
+        let hidden = doors.query.as_ref().filter(|_| remove);
         if let Some(uri) = hidden.and_then(|name| without_parameter(request.uri(), name)) {
             *request.uri_mut() = uri;
         }

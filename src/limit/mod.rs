@@ -29,8 +29,9 @@ pub use crate::decision::{Decision, InvalidPolicyName, Policy, Verdict};
 pub use clock::{Clock, MonotonicClock};
 
 use crate::answer::{Answer, Immediate};
+use crate::caller::CurrentGrant;
 use crate::decision::PolicyName;
-use crate::grant::{CurrentGrant, Subject};
+use crate::grant::Subject;
 use crate::head::Head;
 use crate::quota::Quota;
 

@@ -6,8 +6,7 @@ use std::time::Duration;
 use http::HeaderValue;
 use thiserror::Error;
 
-use super::ratelimit::RateLimitHeaders;
-use crate::grant::Scopes;
+use crate::scopes::Scopes;
 
 /// A challenge: a scheme and what its parameters say (RFC 9110, section 11.6.1; RFC 6750, section 3).
 ///
@@ -130,6 +129,13 @@ impl Challenge {
         check(!scheme.eq_ignore_ascii_case("bearer"), ChallengeError::Realm)?;
         Ok(Self::of_scheme(scheme))
     }
+
+    /// The Bearer challenge of a gate that was told no realm.
+    pub(super) fn default_bearer() -> Self {
+        Self { realm: Some(Self::DEFAULT_REALM.into()), ..Self::of_scheme("Bearer") }
+    }
+
+    pub(crate) const DEFAULT_REALM: &'static str = "api";
 
     fn of_scheme(scheme: &str) -> Self {
         Self {
@@ -322,86 +328,4 @@ fn checked_uri(uri: &str) -> Result<Box<str>, ChallengeError> {
         && scheme.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'+' | b'-' | b'.'));
     check(absolute && uri.bytes().all(is_nqchar), ChallengeError::Uri)?;
     Ok(uri.into())
-}
-
-/// How a gate speaks: its challenges, and its dialect of rate limit headers.
-#[derive(Clone, Debug)]
-pub(crate) struct Terms {
-    bearer: Challenge,
-    others: Vec<Challenge>,
-    ratelimit: RateLimitHeaders,
-    /// The answers to a flood, rendered once.
-    rendered: Rendered,
-}
-
-#[derive(Clone, Debug)]
-struct Rendered {
-    missing: HeaderValue,
-    invalid_token: HeaderValue,
-    invalid_request: HeaderValue,
-    others: Vec<HeaderValue>,
-}
-
-impl Terms {
-    pub(crate) const DEFAULT_REALM: &'static str = "api";
-
-    pub(crate) fn new(bearer: Challenge) -> Self {
-        let rendered = Rendered::of(&bearer, &[]);
-        Self { bearer, others: Vec::new(), ratelimit: RateLimitHeaders::default(), rendered }
-    }
-
-    pub(crate) fn with_bearer(self, bearer: Challenge) -> Self {
-        Self { rendered: Rendered::of(&bearer, &self.others), bearer, ..self }
-    }
-
-    pub(crate) fn with_other(mut self, other: Challenge) -> Self {
-        self.others.push(other);
-        Self { rendered: Rendered::of(&self.bearer, &self.others), ..self }
-    }
-
-    pub(crate) fn with_ratelimit(self, ratelimit: RateLimitHeaders) -> Self {
-        Self { ratelimit, ..self }
-    }
-
-    pub(crate) fn ratelimit(&self) -> RateLimitHeaders {
-        self.ratelimit
-    }
-
-    /// The Bearer challenge of this gate, without any error.
-    pub(crate) fn bearer(&self) -> &Challenge {
-        &self.bearer
-    }
-
-    /// The Bearer challenge with this error, as a field value.
-    pub(crate) fn challenge(&self, error: Option<ErrorCode>) -> HeaderValue {
-        match error {
-            None => self.rendered.missing.clone(),
-            Some(ErrorCode::InvalidToken) => self.rendered.invalid_token.clone(),
-            Some(ErrorCode::InvalidRequest) => self.rendered.invalid_request.clone(),
-            Some(error) => self.bearer.clone().with_error(error).to_header_value(),
-        }
-    }
-
-    /// The challenges of other schemes. They never have an error: none of them was used (RFC 9449, section 7.2).
-    pub(crate) fn others(&self) -> &[HeaderValue] {
-        &self.rendered.others
-    }
-}
-
-impl Rendered {
-    fn of(bearer: &Challenge, others: &[Challenge]) -> Self {
-        Self {
-            missing: bearer.to_header_value(),
-            invalid_token: bearer.clone().with_error(ErrorCode::InvalidToken).to_header_value(),
-            invalid_request: bearer.clone().with_error(ErrorCode::InvalidRequest).to_header_value(),
-            others: others.iter().map(Challenge::to_header_value).collect(),
-        }
-    }
-}
-
-impl Default for Terms {
-    fn default() -> Self {
-        let bearer = Challenge { realm: Some(Self::DEFAULT_REALM.into()), ..Challenge::of_scheme("Bearer") };
-        Self::new(bearer)
-    }
 }

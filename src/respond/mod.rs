@@ -19,6 +19,7 @@ pub(crate) mod challenge;
 mod grpc;
 mod problem;
 pub(crate) mod ratelimit;
+pub(crate) mod terms;
 
 pub use challenge::{Challenge, ChallengeError, ErrorCode};
 pub use problem::{MapBody, Problem};
@@ -26,7 +27,7 @@ pub use ratelimit::RateLimitHeaders;
 
 use crate::rejection::{Protocol, Rejection, RejectionKind};
 use crate::token::Carrier;
-use challenge::Terms;
+use terms::Terms;
 
 /// Writes refusals.
 ///

@@ -9,9 +9,14 @@ use std::path::{Path, PathBuf};
 /// A file's level and, on the levels where rooms do not know each other, its room.
 fn place(file: &str) -> (u8, &str) {
     match file {
-        "answer.rs" | "decision.rs" | "grant.rs" | "head.rs" | "quota.rs" | "rejection.rs" | "token.rs" => (0, "words"),
+        "answer.rs" | "caller.rs" | "decision.rs" | "grant.rs" | "head.rs" | "quota.rs" | "rejection.rs"
+        | "scopes.rs" | "token.rs" => (0, "words"),
         // What a grant remembers, and what a decision and a rejection are written with.
-        "limit/accounts.rs" | "limit/decide.rs" | "respond/challenge.rs" | "respond/ratelimit.rs" => (0, "words"),
+        "limit/accounts.rs"
+        | "limit/decide.rs"
+        | "respond/challenge.rs"
+        | "respond/ratelimit.rs"
+        | "respond/terms.rs" => (0, "words"),
         "authenticate.rs" => (1, "authenticate"),
         "store/mod.rs" => (1, "store trait"),
         _ if file.starts_with("extract/") => (1, "extract"),

@@ -3,7 +3,9 @@
 #![allow(unreachable_pub, reason = "one binary: what is `pub` is for the other subjects")]
 
 mod axum_edge;
+mod bodies;
 mod challenges;
+mod doors;
 mod gate;
 mod kit;
 mod levels;

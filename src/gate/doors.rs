@@ -1,0 +1,94 @@
+use std::fmt;
+use std::time::Duration;
+
+use super::settings::{Patience, Sleep};
+use crate::extract::body::BodyDoors as Doors;
+
+/// The doors in the body: for callers who cannot set headers, such as TradingView's webhooks.
+///
+/// A body is read only if a door is open that fits the request: `POST`, `PUT` or `PATCH`, with the content type of the
+/// door, not encoded. It is read up to the limit and handed on unchanged, byte for byte, with its trailers. While it is
+/// read the handler does not run; if it cannot be read to its end, never.
+///
+/// A route with an open door takes no larger bodies of that type than the limit, however the caller presented the token:
+/// a second token in the body would have to be noticed. So open doors on the routes that need them, and no others:
+///
+/// ```
+/// use std::time::Duration;
+/// use axum::{Router, routing::{get, post}};
+/// use tollgate::gate::BodyDoors;
+/// use tollgate::{AuthLayer, Grant, MemoryStore};
+///
+/// let tokens = MemoryStore::from_iter([("a-token", Grant::new("alice", ()))]);
+/// let gate = AuthLayer::new(tokens);
+/// let doors = BodyDoors::new(Duration::from_secs(2), tokio::time::sleep).with_json("key").with_text("key");
+/// let app: Router = Router::new()
+///     .route("/orders", get(|| async {}).route_layer(gate.clone()))
+///     .route("/webhook", post(|| async {}).route_layer(gate.with_body_doors(doors)));
+/// ```
+#[derive(Clone)]
+pub struct BodyDoors {
+    pub(super) doors: Doors,
+    pub(super) limit: usize,
+    pub(super) patience: Patience,
+}
+
+impl BodyDoors {
+    /// The most bytes of a body unless something else is said: 64 KiB.
+    pub const DEFAULT_LIMIT: usize = 65_536;
+
+    /// No door yet. Bodies have to come within the deadline (else 408), by any `sleep` such as `tokio::time::sleep`.
+    #[must_use]
+    pub fn new(deadline: Duration, sleep: impl Sleep) -> Self {
+        Self { doors: Doors::default(), limit: Self::DEFAULT_LIMIT, patience: Patience::new(deadline, sleep) }
+    }
+
+    /// The same, and a token is taken from this member of a JSON object, in `application/json` and `*/*+json`; see
+    /// [`extract::json`](crate::extract::json).
+    #[must_use]
+    pub fn with_json(mut self, member: &str) -> Self {
+        self.doors.json = Some(member.into());
+        self
+    }
+
+    /// The same, and a token is taken from this field of a `name=value;` text, in `text/plain`; see
+    /// [`extract::text`](crate::extract::text).
+    #[must_use]
+    pub fn with_text(mut self, field: &str) -> Self {
+        self.doors.text = Some(field.into());
+        self
+    }
+
+    /// The same, and a token is taken from this field of a form (RFC 6750, section 2.2: `access_token`), in
+    /// `application/x-www-form-urlencoded`; see [`extract::form`](crate::extract::form).
+    #[must_use]
+    pub fn with_form(mut self, field: &str) -> Self {
+        self.doors.form = Some(field.into());
+        self
+    }
+
+    /// The same, and a `text/plain` body that begins with `{` goes through the JSON door, if that is open: for senders
+    /// that do not say what they send.
+    #[must_use]
+    pub fn with_json_in_text(mut self) -> Self {
+        self.doors.sniff = true;
+        self
+    }
+
+    /// The same with another limit on the bytes of a body. Longer ones are refused with 413.
+    #[must_use]
+    pub fn with_limit(mut self, bytes: usize) -> Self {
+        self.limit = bytes;
+        self
+    }
+}
+
+impl fmt::Debug for BodyDoors {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("BodyDoors")
+            .field("doors", &self.doors)
+            .field("limit", &self.limit)
+            .field("deadline", &self.patience.deadline)
+            .finish()
+    }
+}

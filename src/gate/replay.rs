@@ -1,0 +1,85 @@
+use std::fmt;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use bytes::{Buf, Bytes, BytesMut};
+use http::HeaderMap;
+use http_body::{Body, Frame, SizeHint};
+
+pin_project_lite::pin_project! {
+    /// A body as the inner service gets it: untouched, or read and to be read again.
+    pub struct ReplayBody<B> {
+        #[pin]
+        kind: Kind<B>,
+    }
+}
+
+pin_project_lite::pin_project! {
+    #[project = KindProj]
+    enum Kind<B> {
+        Untouched { #[pin] body: B },
+        Read { data: Bytes, trailers: Option<HeaderMap> },
+    }
+}
+
+impl<B> ReplayBody<B> {
+    pub(super) fn untouched(body: B) -> Self {
+        Self { kind: Kind::Untouched { body } }
+    }
+
+    pub(super) fn read(data: Bytes, trailers: Option<HeaderMap>) -> Self {
+        Self { kind: Kind::Read { data, trailers } }
+    }
+
+    /// Overwrites a part of what was read. The length stays.
+    pub(super) fn mask(&mut self, read: Bytes, span: std::ops::Range<usize>) {
+        if let Kind::Read { data, .. } = &mut self.kind {
+            // Two hands hold the bytes, so that they are copied here if nobody gave way.
+            *data = Bytes::new();
+            let mut masked = BytesMut::from(read);
+            masked[span].fill(b'*');
+            *data = masked.freeze();
+        }
+    }
+}
+
+impl<B: Body> Body for ReplayBody<B> {
+    type Data = Bytes;
+    type Error = B::Error;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, B::Error>>> {
+        match self.project().kind.project() {
+            KindProj::Untouched { body } => {
+                body.poll_frame(cx).map_ok(|frame| frame.map_data(|mut data| data.copy_to_bytes(data.remaining())))
+            }
+            KindProj::Read { data, trailers } => Poll::Ready(match std::mem::take(data) {
+                data if data.is_empty() => trailers.take().map(|trailers| Ok(Frame::trailers(trailers))),
+                data => Some(Ok(Frame::data(data))),
+            }),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match &self.kind {
+            Kind::Untouched { body } => body.is_end_stream(),
+            Kind::Read { data, trailers } => data.is_empty() && trailers.is_none(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match &self.kind {
+            Kind::Untouched { body } => body.size_hint(),
+            Kind::Read { data, .. } => SizeHint::with_exact(data.len() as u64),
+        }
+    }
+}
+
+impl<B> fmt::Debug for ReplayBody<B> {
+    /// Says nothing of the content, which may hold the token.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match &self.kind {
+            Kind::Untouched { .. } => "ReplayBody(untouched)",
+            Kind::Read { .. } => "ReplayBody(read)",
+        })
+    }
+}

@@ -1,0 +1,102 @@
+use std::fmt;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use crate::extract::{HeadDoors, TokenForm};
+use crate::respond::terms::Terms;
+
+/// What a service needs, behind one pointer, because axum clones services at every request. Each part is shared again,
+/// so that a builder can change one of them after the layer was cloned.
+pub(super) struct Shared<A, R> {
+    pub(super) stations: Arc<A>,
+    pub(super) responder: Arc<R>,
+    pub(super) terms: Arc<Terms>,
+    pub(super) settings: Settings,
+}
+
+#[derive(Clone)]
+pub(super) struct Settings {
+    pub(super) form: TokenForm,
+    pub(super) patience: Option<Patience>,
+    pub(super) anonymous: bool,
+    pub(super) preflight: bool,
+    pub(super) remove_credentials: bool,
+    pub(super) doors: HeadDoors,
+    pub(super) wall_clock: WallClock,
+}
+
+/// How long to wait for a store, and how.
+#[derive(Clone)]
+pub(super) struct Patience {
+    pub(super) deadline: Duration,
+    sleep: Arc<dyn Sleep>,
+}
+
+impl Patience {
+    pub(super) fn new(deadline: Duration, sleep: impl Sleep) -> Self {
+        Self { deadline, sleep: Arc::new(sleep) }
+    }
+
+    pub(super) fn start(&self) -> BoxSleep {
+        self.sleep.sleep(self.deadline)
+    }
+}
+
+pub(super) type BoxSleep = Pin<Box<dyn Future<Output = ()> + Send>>;
+
+/// Sleeps, without a runtime of ours: every `Fn(Duration)` that returns a future does, `tokio::time::sleep` first.
+pub trait Sleep: Send + Sync + 'static {
+    /// A future that is over after this time.
+    fn sleep(&self, duration: Duration) -> Pin<Box<dyn Future<Output = ()> + Send>>;
+}
+
+impl<F, Fut> Sleep for F
+where
+    F: Fn(Duration) -> Fut + Send + Sync + 'static,
+    Fut: Future<Output = ()> + Send + 'static,
+{
+    fn sleep(&self, duration: Duration) -> BoxSleep {
+        Box::pin(self(duration))
+    }
+}
+
+/// What tells whether a grant has expired.
+#[derive(Clone)]
+pub(super) enum WallClock {
+    System,
+    Given(Arc<dyn Fn() -> SystemTime + Send + Sync>),
+}
+
+impl WallClock {
+    pub(super) fn now(&self) -> SystemTime {
+        match self {
+            Self::System => SystemTime::now(),
+            Self::Given(now) => now(),
+        }
+    }
+}
+
+impl<A, R> Clone for Shared<A, R> {
+    fn clone(&self) -> Self {
+        Self {
+            stations: Arc::clone(&self.stations),
+            responder: Arc::clone(&self.responder),
+            terms: Arc::clone(&self.terms),
+            settings: self.settings.clone(),
+        }
+    }
+}
+
+impl<A, R> Shared<A, R> {
+    pub(super) fn fmt_as(&self, name: &str, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct(name)
+            .field("challenge", self.terms.bearer())
+            .field("headers", &self.terms.ratelimit())
+            .field("form", &self.settings.form)
+            .field("doors", &self.settings.doors)
+            .field("deadline", &self.settings.patience.as_ref().map(|patience| patience.deadline))
+            .field("anonymous", &self.settings.anonymous)
+            .finish_non_exhaustive()
+    }
+}

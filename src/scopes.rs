@@ -1,0 +1,81 @@
+use std::fmt;
+
+use thiserror::Error;
+
+/// A set of scopes: tokens of %x21 / %x23-5B / %x5D-7E (RFC 6749, section 3.3), case-sensitive.
+///
+/// ```
+/// use tollgate::Scopes;
+///
+/// let scopes = Scopes::new(["orders:read", "orders:write"])?;
+/// assert!(scopes.contains("orders:read"));
+/// assert_eq!(scopes.to_string(), "orders:read orders:write");
+/// assert!(Scopes::new(["two words"]).is_err());
+/// # Ok::<_, tollgate::InvalidScope>(())
+/// ```
+#[derive(Clone, Default, PartialEq, Eq)]
+pub struct Scopes(Box<[Box<str>]>);
+
+/// A scope that is empty or has a space, a quote, a backslash, a control or a non-ASCII character.
+#[derive(Clone, Debug, Error, PartialEq, Eq)]
+#[error("{0:?} is no scope: one or more of %x21 / %x23-5B / %x5D-7E")]
+pub struct InvalidScope(Box<str>);
+
+impl InvalidScope {
+    /// For lists that must not be empty.
+    pub(crate) fn empty() -> Self {
+        Self("".into())
+    }
+}
+
+impl Scopes {
+    /// Checks and keeps scopes, in this order.
+    ///
+    /// # Errors
+    ///
+    /// If one of them is empty or has a character that RFC 6749 does not allow.
+    pub fn new<I>(scopes: I) -> Result<Self, InvalidScope>
+    where
+        I: IntoIterator,
+        I::Item: AsRef<str>,
+    {
+        scopes.into_iter().map(|scope| check_scope(scope.as_ref())).collect::<Result<_, _>>().map(Self)
+    }
+
+    /// Whether this scope is among them.
+    #[must_use]
+    pub fn contains(&self, scope: &str) -> bool {
+        self.iter().any(|own| own == scope)
+    }
+
+    /// The scopes, in the order in which they were given.
+    pub fn iter(&self) -> impl Iterator<Item = &str> {
+        self.0.iter().map(AsRef::as_ref)
+    }
+
+    /// Whether there is none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
+fn check_scope(scope: &str) -> Result<Box<str>, InvalidScope> {
+    match !scope.is_empty() && scope.bytes().all(|b| matches!(b, 0x21 | 0x23..=0x5b | 0x5d..=0x7e)) {
+        true => Ok(scope.into()),
+        false => Err(InvalidScope(scope.into())),
+    }
+}
+
+impl fmt::Display for Scopes {
+    /// The scopes with single spaces between, as the `scope` parameter has them.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0.join(" "))
+    }
+}
+
+impl fmt::Debug for Scopes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_set().entries(self.iter()).finish()
+    }
+}

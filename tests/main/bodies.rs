@@ -1,0 +1,1556 @@
+//! The doors in the body: what they find, what the inner service gets, and what happens when a body does not come.
+
+use std::collections::VecDeque;
+use std::convert::Infallible;
+use std::fmt::{self, Debug};
+use std::io;
+use std::marker::PhantomPinned;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::{Context, Poll, Waker};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{HeaderMap, HeaderValue, Method, Request, Response};
+use http_body::{Frame, SizeHint};
+use http_body_util::BodyExt;
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
+use proptest::prelude::*;
+use proptest::sample::Index;
+use serde::de::{Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Notify;
+use tokio::task::JoinHandle;
+use tollgate::extract::{Presented, TokenForm, json as json_door};
+use tollgate::gate::{Admission, BodyAuthLayer, BodyDoors, ReplayBody};
+use tollgate::limit::RateLimits;
+use tollgate::store::from_fn;
+use tollgate::{
+    AuthLayer, BoxStore, Carrier, CurrentGrant, Grant, MemoryStore, Quota, Rejection, RejectionKind, Unauthenticated,
+};
+use tower::{Layer, Service, ServiceBuilder, ServiceExt};
+use tower_test::mock;
+
+use crate::kit::*;
+
+const DEADLINE: Duration = Duration::from_secs(5);
+const JSON: &str = "application/json";
+const TEXT: &str = "text/plain";
+const FORM: &str = "application/x-www-form-urlencoded";
+
+/// All doors in the body, open.
+fn doors() -> BodyDoors {
+    BodyDoors::new(DEADLINE, tokio::time::sleep).with_json("key").with_text("key").with_form("access_token")
+}
+
+fn gate() -> BodyAuthLayer<MemoryStore<User>> {
+    AuthLayer::new(memory()).with_body_doors(doors())
+}
+
+fn waiting() -> AuthLayer<BoxStore<User>> {
+    AuthLayer::waiting(slow(), DEADLINE, tokio::time::sleep)
+}
+
+fn json_with(token: &str) -> String {
+    format!(r#"{{"qty": 1, "key": "{token}", "side": "buy"}}"#)
+}
+
+fn post<B>(content_type: &str, body: B) -> Request<B> {
+    Request::post("/").header("content-type", content_type).body(body).unwrap()
+}
+
+fn authorized<B>(mut request: Request<B>) -> Request<B> {
+    request.headers_mut().insert("authorization", format!("Bearer {TOKEN}").parse().unwrap());
+    request
+}
+
+/// How often a handler ran.
+#[derive(Clone, Default)]
+struct Runs(Arc<AtomicUsize>);
+
+impl Runs {
+    fn count(&self) -> usize {
+        self.0.load(Ordering::SeqCst)
+    }
+}
+
+/// The trailers that a handler saw.
+#[derive(Clone, Debug, PartialEq)]
+struct Trailers(Option<HeaderMap>);
+
+/// An inner service that reads the body and answers with what it read.
+fn reader<B>(
+    runs: &Runs,
+) -> impl Service<Request<ReplayBody<B>>, Response = Response<Body>, Error = Infallible, Future: Send + 'static>
++ Clone
++ Send
++ Sync
++ 'static
+where
+    B: http_body::Body + Send + 'static,
+    B::Error: Debug,
+{
+    let runs = runs.clone();
+    tower::service_fn(move |request: Request<ReplayBody<B>>| {
+        runs.0.fetch_add(1, Ordering::SeqCst);
+        async move {
+            let (head, body) = request.into_parts();
+            let collected = body.collect().await.unwrap();
+            let trailers = collected.trailers().cloned();
+            let mut response = Response::new(Body::from(collected.to_bytes()));
+            if let Some(sum) = trailers.as_ref().and_then(|trailers| trailers.get("x-sum")) {
+                response.headers_mut().insert("x-seen-sum", sum.clone());
+            }
+            *response.extensions_mut() = head.extensions;
+            response.extensions_mut().insert(Trailers(trailers));
+            Ok(response)
+        }
+    })
+}
+
+/// What a gate around a [`reader`] answers, and how often that ran.
+async fn ask<A: Admission, B>(layer: &BodyAuthLayer<A>, request: Request<B>) -> (Response<Body>, usize)
+where
+    B: http_body::Body + Send + 'static,
+    B::Error: Debug,
+{
+    let runs = Runs::default();
+    let response = layer.layer(reader(&runs)).oneshot(request).await.unwrap_or_else(|never| match never {});
+    (response, runs.count())
+}
+
+/// Why a gate refuses a request, without asking the handler.
+async fn refusal<A: Admission, B>(layer: &BodyAuthLayer<A>, request: Request<B>) -> RejectionKind
+where
+    B: http_body::Body + Send + 'static,
+    B::Error: Debug,
+{
+    let (response, runs) = ask(layer, request).await;
+    assert_eq!(runs, 0, "the handler ran");
+    response.extensions().get::<Rejection>().unwrap_or_else(|| panic!("admitted: {response:?}")).kind()
+}
+
+/// Where the token was, and the bytes that the handler read.
+async fn admission<A: Admission, B>(layer: &BodyAuthLayer<A>, request: Request<B>) -> (Carrier, Bytes)
+where
+    B: http_body::Body + Send + 'static,
+    B::Error: Debug,
+{
+    let (response, runs) = ask(layer, request).await;
+    assert_eq!((response.status().as_u16(), runs), (200, 1), "{:?}", response.extensions().get::<Rejection>());
+    let carrier = response.extensions().get::<CurrentGrant>().expect("a grant").carrier();
+    (carrier, response.into_body().collect().await.unwrap().to_bytes())
+}
+
+fn block_on<T>(future: impl Future<Output = T>) -> T {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(future)
+}
+
+pin_project_lite::pin_project! {
+    /// A body that does what it is told, counts what was taken from it, and cannot be moved.
+    struct Script {
+        steps: VecDeque<Step>,
+        taken: Arc<AtomicUsize>,
+        // Its length, if that is told.
+        length: Option<usize>,
+        #[pin]
+        pinned: PhantomPinned,
+    }
+}
+
+#[derive(Clone, Debug)]
+enum Step {
+    Data(Vec<u8>),
+    Trailers(HeaderMap),
+    /// Not yet, but soon.
+    Wait,
+    /// Not before this time has passed.
+    Pause(Duration),
+    /// Nothing comes any more, and no end either.
+    Silence,
+    Fail,
+}
+
+impl Script {
+    fn new(steps: impl IntoIterator<Item = Step>) -> Self {
+        let steps = steps.into_iter().collect();
+        Self { steps, taken: Arc::default(), length: None, pinned: PhantomPinned }
+    }
+
+    fn of(body: impl AsRef<[u8]>) -> Self {
+        Self::new([Step::Data(body.as_ref().to_vec())])
+    }
+
+    fn taken(&self) -> Arc<AtomicUsize> {
+        Arc::clone(&self.taken)
+    }
+}
+
+impl http_body::Body for Script {
+    /// Not `Bytes`, and not in one piece.
+    type Data = VecDeque<u8>;
+    type Error = io::Error;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<io::Result<Frame<VecDeque<u8>>>>> {
+        let this = self.project();
+        Poll::Ready(match this.steps.pop_front() {
+            None => None,
+            Some(Step::Data(mut data)) => {
+                this.taken.fetch_add(data.len(), Ordering::SeqCst);
+                let mut ring = VecDeque::from(data.split_off(data.len() / 2));
+                data.into_iter().rev().for_each(|byte| ring.push_front(byte));
+                Some(Ok(Frame::data(ring)))
+            }
+            Some(Step::Trailers(trailers)) => Some(Ok(Frame::trailers(trailers))),
+            Some(Step::Fail) => Some(Err(io::Error::other("torn"))),
+            Some(Step::Wait) => {
+                cx.waker().wake_by_ref();
+                return Poll::Pending;
+            }
+            Some(Step::Pause(time)) => {
+                let waker = cx.waker().clone();
+                tokio::spawn(async move {
+                    tokio::time::sleep(time).await;
+                    waker.wake();
+                });
+                return Poll::Pending;
+            }
+            Some(Step::Silence) => {
+                this.steps.push_front(Step::Silence);
+                return Poll::Pending;
+            }
+        })
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        let left = |length| SizeHint::with_exact((length - self.taken.load(Ordering::SeqCst)) as u64);
+        self.length.map_or_else(SizeHint::default, left)
+    }
+}
+
+/// The bytes in pieces, cut at these places; a place that is there twice makes an empty piece.
+fn pieces(bytes: &[u8], cuts: &[Index], waits: &[bool], trailers: Option<u8>) -> Vec<Step> {
+    let mut places: Vec<usize> = cuts.iter().map(|cut| cut.index(bytes.len() + 1)).collect();
+    places.extend([0, bytes.len()]);
+    places.sort_unstable();
+    let mut steps = Vec::new();
+    for (nth, pair) in places.windows(2).enumerate() {
+        if waits.get(nth).is_some_and(|&wait| wait) {
+            steps.push(Step::Wait);
+        }
+        steps.push(Step::Data(bytes[pair[0]..pair[1]].to_vec()));
+    }
+    steps.extend(trailers.map(|sum| Step::Trailers(sums(sum))));
+    steps
+}
+
+fn sums(sum: u8) -> HeaderMap {
+    HeaderMap::from_iter([("x-sum".parse().unwrap(), HeaderValue::from(u16::from(sum)))])
+}
+
+// ------------------------------------------------------------------------------------------------ replay
+
+const LIMIT: usize = 96;
+
+fn cuts() -> impl Strategy<Value = Vec<Index>> {
+    prop::collection::vec(any::<Index>(), 0..8)
+        .prop_flat_map(|cuts| (Just(cuts), any::<bool>()))
+        .prop_map(|(cuts, twice)| if twice { [cuts.clone(), cuts].concat() } else { cuts })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(512))]
+
+    #[test]
+    fn what_was_sent_is_what_the_handler_reads_up_to_the_limit(
+        body in prop_oneof![
+            prop::collection::vec(any::<u8>(), 0..=LIMIT + 40),
+            prop::collection::vec(any::<u8>(), LIMIT - 1..=LIMIT + 1),
+        ],
+        cuts in cuts(),
+        waits in prop::collection::vec(any::<bool>(), 0..10),
+        trailers in any::<Option<u8>>(),
+        hinted in any::<bool>(),
+        slowly in any::<bool>(),
+        removed in any::<bool>(),
+    ) {
+        let steps = pieces(&body, &cuts, &waits, trailers);
+        let largest = steps.iter().map(|step| if let Step::Data(data) = step { data.len() } else { 0 }).max();
+        let mut script = Script::new(steps);
+        script.length = hinted.then_some(body.len());
+        let taken = script.taken();
+        let doors = doors().with_limit(LIMIT);
+        let request = authorized(post(FORM, script));
+        let (response, runs) = block_on(async {
+            // With the token in the head, there is nothing to overwrite in the body either.
+            match (slowly, removed) {
+                (false, false) => ask(&AuthLayer::new(memory()).with_body_doors(doors), request).await,
+                (false, true) => {
+                    ask(&AuthLayer::new(memory()).with_credentials_removed().with_body_doors(doors), request).await
+                }
+                (true, _) => ask(&waiting().with_body_doors(doors), request).await,
+            }
+        });
+        if body.len() > LIMIT {
+            prop_assert_eq!((response.status().as_u16(), runs), (413, 0));
+            let taken = taken.load(Ordering::SeqCst);
+            prop_assert!(taken <= if hinted { 0 } else { LIMIT + largest.unwrap_or_default() }, "{} were read", taken);
+        } else {
+            prop_assert_eq!((response.status().as_u16(), runs), (200, 1));
+            let seen = response.extensions().get::<Trailers>().unwrap().clone();
+            prop_assert_eq!(seen, Trailers(trailers.map(sums)));
+            prop_assert_eq!(block_on(response.into_body().collect()).unwrap().to_bytes(), body);
+        }
+    }
+}
+
+/// A token with all that `b64token` allows.
+const ODD: &str = "tg/a+b-C.9_~==";
+
+/// A body around a token, which is written in one way of many.
+#[derive(Clone, Debug)]
+struct Document {
+    content_type: &'static str,
+    carrier: Carrier,
+    before: String,
+    secret: String,
+    after: String,
+}
+
+fn spaces() -> impl Strategy<Value = &'static str> {
+    prop::sample::select(vec!["", "", " ", "\t", "\r\n", " \n\t "])
+}
+
+fn mark() -> impl Strategy<Value = &'static str> {
+    prop::sample::select(vec!["", "\u{feff}"])
+}
+
+fn join(parts: Vec<&'static str>, separator: &str) -> (String, String) {
+    let joined = parts.join(separator);
+    if parts.is_empty() {
+        (String::new(), String::new())
+    } else {
+        (format!("{joined}{separator}"), format!("{separator}{joined}"))
+    }
+}
+
+fn others(of: &[&'static str]) -> impl Strategy<Value = Vec<&'static str>> + use<> {
+    prop::collection::vec(prop::sample::select(of.to_vec()), 0..4)
+}
+
+fn json_documents() -> impl Strategy<Value = Document> {
+    let members = || {
+        others(&[
+            r#""a":1"#,
+            r#" "nested" : {"key":"inner","more":["key"]} "#,
+            r#""Key":"x""#,
+            r#""text":"\"key\":\"evil\" \\""#,
+            r#""deep":[[[[{}]]]]"#,
+            r#""n":-1.5e999999"#,
+            "\"\u{e9}\":\"\u{1f600}\\ud83d\\ude00\"",
+        ])
+    };
+    let names = prop::sample::select(vec!["key", "\\u006bey", "k\\u0065\\u0079", "\\u006B\\u0065y"]);
+    let spelling = prop::collection::vec(0..4_u8, 1..15);
+    let spaces = [spaces(), spaces(), spaces(), spaces(), spaces()];
+    (mark(), spaces, members(), names, spelling, members()).prop_map(|(mark, spaces, before, name, spelling, after)| {
+        let [a, b, c, d, e] = spaces;
+        let secret: String = ODD
+            .chars()
+            .zip(spelling.into_iter().cycle())
+            .map(|(char, way)| match (way, char) {
+                (1, _) => format!("\\u{:04x}", u32::from(char)),
+                (2, _) => format!("\\u{:04X}", u32::from(char)),
+                (3, '/') => "\\/".to_owned(),
+                _ => char.to_string(),
+            })
+            .collect();
+        Document {
+            content_type: JSON,
+            carrier: Carrier::JsonBody,
+            before: format!("{mark}{a}{{{}{b}\"{name}\"{c}:{d}\"", join(before, ",").0),
+            secret,
+            after: format!("\"{e}{}}}{a}", join(after, ",").1),
+        }
+    })
+}
+
+fn text_documents() -> impl Strategy<Value = Document> {
+    let fields =
+        || others(&["a=b", "command = PLACE", "comment=key=evil", "", "\r\n", "keys=x", "\u{e9}=\u{fc}", "plain"]);
+    let names = prop::sample::select(vec!["key", "KEY", " kEy\t", "\r\nkey "]);
+    let last = prop::sample::select(vec!["", ";", ";\r\n"]);
+    (mark(), fields(), names, spaces(), spaces(), fields(), last).prop_map(
+        |(mark, before, name, left, right, after, last)| Document {
+            content_type: TEXT,
+            carrier: Carrier::TextBody,
+            before: format!("{mark}{}{name}={left}", join(before, ";").0),
+            secret: ODD.to_owned(),
+            after: format!("{right}{}{last}", join(after, ";").1),
+        },
+    )
+}
+
+fn form_documents() -> impl Strategy<Value = Document> {
+    let fields =
+        || others(&["a=b", "", "=", "Access_token=x", "c=access_token=evil", "\u{e9}=%zz", "a;access_token=1", "+"]);
+    let names = prop::sample::select(vec!["access_token", "access%5Ftoken", "%61ccess_token"]);
+    (fields(), names, prop::collection::vec(0..3_u8, 1..15), fields()).prop_map(|(before, name, spelling, after)| {
+        let secret: String = ODD
+            .bytes()
+            .zip(spelling.into_iter().cycle())
+            .map(|(byte, way)| match (way, byte) {
+                (1, _) | (_, b'+') => format!("%{byte:02x}"),
+                (2, _) => format!("%{byte:02X}"),
+                _ => char::from(byte).to_string(),
+            })
+            .collect();
+        Document {
+            content_type: FORM,
+            carrier: Carrier::FormBody,
+            before: format!("{}{name}=", join(before, "&").0),
+            secret,
+            after: join(after, "&").1,
+        }
+    })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(768))]
+
+    #[test]
+    fn only_the_credential_is_overwritten_and_only_if_that_is_wanted(
+        document in prop_oneof![json_documents(), text_documents(), form_documents()],
+        cuts in cuts(),
+        waits in prop::collection::vec(any::<bool>(), 0..10),
+        trailers in any::<Option<u8>>(),
+    ) {
+        let Document { content_type, carrier, before, secret, after } = document;
+        let sent = format!("{before}{secret}{after}");
+        let masked = format!("{before}{}{after}", "*".repeat(secret.len()));
+        let tokens = || MemoryStore::from_iter([(ODD, Grant::new("odd", ()))]);
+        for (layer, expected) in [
+            (AuthLayer::new(tokens()), &sent),
+            (AuthLayer::new(tokens()).with_credentials_removed(), &masked),
+        ] {
+            let steps = pieces(sent.as_bytes(), &cuts, &waits, trailers);
+            let request = post(content_type, Script::new(steps));
+            let (response, runs) = block_on(ask(&layer.with_body_doors(doors()), request));
+            prop_assert_eq!((response.status().as_u16(), runs), (200, 1));
+            prop_assert_eq!(response.extensions().get::<CurrentGrant>().unwrap().carrier(), carrier);
+            prop_assert_eq!(response.extensions().get::<Trailers>().unwrap(), &Trailers(trailers.map(sums)));
+            let read = block_on(response.into_body().collect()).unwrap().to_bytes();
+            prop_assert_eq!(&read, expected.as_bytes());
+        }
+    }
+}
+
+#[tokio::test]
+async fn bytes_that_somebody_else_holds_are_not_overwritten() {
+    let sent = Bytes::from(json_with(TOKEN));
+    let layer = AuthLayer::new(memory()).with_credentials_removed().with_body_doors(doors());
+    let (carrier, read) = admission(&layer, post(JSON, Body::from(sent.clone()))).await;
+    assert_eq!(carrier, Carrier::JsonBody);
+    assert_eq!(read, json_with(&"*".repeat(TOKEN.len())));
+    assert_eq!(sent, json_with(TOKEN));
+}
+
+#[tokio::test]
+async fn a_replayed_body_tells_its_length_and_nothing_else() {
+    let inspect = tower::service_fn(|request: Request<ReplayBody<Script>>| async move {
+        let mut body = Box::pin(request.into_body());
+        let mut told = Vec::new();
+        loop {
+            told.push(format!(
+                "{:?} {}",
+                http_body::Body::size_hint(&body).exact(),
+                http_body::Body::is_end_stream(&body)
+            ));
+            match body.frame().await {
+                Some(frame) => told.push(if frame.unwrap().is_data() { "data" } else { "trailers" }.to_owned()),
+                None => break,
+            }
+        }
+        told.push(format!("{body:?} {body:#?}"));
+        Ok::<_, Infallible>(Response::new(Body::from(told.join("; "))))
+    });
+    let body = json_with(TOKEN);
+    let steps = |trailers| pieces(body.as_bytes(), &[], &[], trailers);
+    let len = body.len();
+    for (trailers, expected) in [
+        (None, format!("Some({len}) false; data; Some(0) true; ReplayBody(read) ReplayBody(read)")),
+        (
+            Some(1),
+            format!(
+                "Some({len}) false; data; Some(0) false; trailers; Some(0) true; ReplayBody(read) ReplayBody(read)"
+            ),
+        ),
+    ] {
+        let service = gate().layer(inspect);
+        let response = service.oneshot(post(JSON, Script::new(steps(trailers)))).await.unwrap();
+        assert_eq!(text(response).await, expected);
+    }
+    let response = gate().layer(inspect).oneshot(authorized(post("image/png", Script::of("x")))).await.unwrap();
+    assert!(text(response).await.ends_with("ReplayBody(untouched) ReplayBody(untouched)"));
+    let never = gate().layer(inspect).oneshot(post(JSON, Script::of(json_with("unknown")))).await.unwrap();
+    assert!(!format!("{never:?}").contains("unknown\""));
+}
+
+// ------------------------------------------------------------------------------------------------ JSON
+
+/// What a body presents, in words that can be compared.
+#[derive(Clone, Debug, PartialEq)]
+enum Verdict {
+    Nothing,
+    Token(Vec<u8>),
+    Malformed,
+    Ambiguous,
+}
+
+impl From<Presented<'_>> for Verdict {
+    fn from(presented: Presented<'_>) -> Self {
+        match presented {
+            Presented::Nothing => Self::Nothing,
+            Presented::Token(token) => Self::Token(token.expose().to_vec()),
+            Presented::Malformed => Self::Malformed,
+            Presented::Ambiguous => Self::Ambiguous,
+        }
+    }
+}
+
+/// A whole document, with its members in order and none lost.
+enum Tree {
+    Object(Vec<(String, Tree)>),
+    Array(Vec<Tree>),
+    String(String),
+    Null,
+    Other,
+}
+
+impl Tree {
+    fn depth(&self) -> usize {
+        match self {
+            Self::Object(members) => 1 + members.iter().map(|(_, value)| value.depth()).max().unwrap_or(0),
+            Self::Array(items) => 1 + items.iter().map(Self::depth).max().unwrap_or(0),
+            _ => 0,
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for Tree {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Builder;
+
+        impl<'de> Visitor<'de> for Builder {
+            type Value = Tree;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("JSON")
+            }
+
+            fn visit_unit<E>(self) -> Result<Tree, E> {
+                Ok(Tree::Null)
+            }
+
+            fn visit_bool<E>(self, _: bool) -> Result<Tree, E> {
+                Ok(Tree::Other)
+            }
+
+            fn visit_i64<E>(self, _: i64) -> Result<Tree, E> {
+                Ok(Tree::Other)
+            }
+
+            fn visit_u64<E>(self, _: u64) -> Result<Tree, E> {
+                Ok(Tree::Other)
+            }
+
+            fn visit_f64<E>(self, _: f64) -> Result<Tree, E> {
+                Ok(Tree::Other)
+            }
+
+            fn visit_str<E>(self, text: &str) -> Result<Tree, E> {
+                Ok(Tree::String(text.to_owned()))
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Tree, A::Error> {
+                let mut items = Vec::new();
+                while let Some(item) = seq.next_element()? {
+                    items.push(item);
+                }
+                Ok(Tree::Array(items))
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Tree, A::Error> {
+                let mut members = Vec::new();
+                while let Some(member) = map.next_entry()? {
+                    members.push(member);
+                }
+                Ok(Tree::Object(members))
+            }
+        }
+
+        deserializer.deserialize_any(Builder)
+    }
+}
+
+/// RFC 6750, section 2.1, a character at a time.
+fn is_b64token(text: &str) -> bool {
+    let body = text.trim_end_matches('=');
+    !body.is_empty() && body.chars().all(|char| char.is_ascii_alphanumeric() || "-._~+/".contains(char))
+}
+
+/// The door's rules on a document that was read as a whole; `None` where the numbers are too large for that.
+fn oracle(body: &[u8]) -> Option<Verdict> {
+    let body = body.strip_prefix(b"\xef\xbb\xbf").unwrap_or(body);
+    let Ok(text) = std::str::from_utf8(body) else { return Some(Verdict::Ambiguous) };
+    if text.bytes().all(|byte| b" \t\r\n".contains(&byte)) {
+        return Some(Verdict::Nothing);
+    }
+    let tree: Tree = match serde_json::from_str(text) {
+        Ok(tree) => tree,
+        Err(error) if error.to_string().starts_with("number out of range") => return None,
+        Err(_) => return Some(Verdict::Ambiguous),
+    };
+    if tree.depth() > 64 {
+        return Some(Verdict::Ambiguous);
+    }
+    let Tree::Object(members) = tree else { return Some(Verdict::Nothing) };
+    let mut found = members.iter().filter(|(name, _)| name == "key").map(|(_, value)| value);
+    Some(match (found.next(), found.next()) {
+        (None, _) => Verdict::Nothing,
+        (Some(_), Some(_)) => Verdict::Ambiguous,
+        (Some(Tree::Null), None) => Verdict::Nothing,
+        (Some(Tree::String(text)), None) if is_b64token(text) => Verdict::Token(text.clone().into_bytes()),
+        (Some(Tree::String(_)), None) => Verdict::Malformed,
+        (Some(_), None) => Verdict::Ambiguous,
+    })
+}
+
+/// Strings as they stand in documents, with their quotes.
+fn json_strings() -> impl Strategy<Value = String> {
+    let piece = prop_oneof![
+        8 => "[a-zA-Z0-9._~+/=-]{1,4}".boxed(),
+        2 => prop::sample::select(vec![
+            "\\n", "\\\"", "\\\\", "\\/", "\\u0041", "\\u00e9", "\\u0000", "\\ud83d\\ude00", "\\uDBFF\\uDFFF", "\\\\ud800",
+            "\u{e9}", "\u{1f600}", "{", "]", ",", ":", "\\\\\\\\", "key", "\u{7f}",
+        ]).prop_map(str::to_owned).boxed(),
+        1 => prop::sample::select(vec![
+            "\\ud800", "\\udc00", "\\ud83d\\n", "\\udc00\\ud800", "\\ud800\\ud800", "\\ud83dx", "\\u12", "\\x", "\n",
+            "\\ud83d\\\\ude00", "\\", "\"", "\t", "\\ud83d\\u0041", "\\uD83D\\udE", "\\ug000",
+        ]).prop_map(str::to_owned).boxed(),
+    ];
+    // What is wrong is rare, since one such piece makes the whole document wrong.
+    let wrong = prop::collection::vec(piece, 0..4).prop_map(|pieces| format!("\"{}\"", pieces.concat()));
+    let right = "[a-zA-Z0-9._~+/-]{0,6}={0,2}".prop_map(|text| format!("\"{text}\""));
+    prop_oneof![12 => right, 1 => wrong]
+}
+
+/// The name of the member that counts, as it can be spelled.
+fn spelled() -> impl Strategy<Value = String> {
+    let spellings = ["\"key\"", "\"\\u006bey\"", "\"k\\u0065y\"", "\"ke\\u0079\"", "\"\\u006B\\u0065\\u0079\""];
+    prop::sample::select(spellings.map(str::to_owned).to_vec())
+}
+
+/// Names that do not count, of which some look as if they did.
+fn names() -> impl Strategy<Value = String> {
+    let alike =
+        ["Key", "key ", "", "ke", "keys", "\\\\u006bey", "k\\u0435y", "k\\u0000ey", "$serde_json::private::RawValue"];
+    prop_oneof![
+        4 => prop::sample::select(alike.map(|name| format!("\"{name}\"")).to_vec()),
+        8 => "\"[a-d]{1,3}\"",
+        1 => spelled(),
+    ]
+}
+
+fn values() -> impl Strategy<Value = String> {
+    let leaf = prop_oneof![
+        6 => json_strings(),
+        2 => prop::sample::select(vec!["null", "true", "false", "0", "-0", "-1.5e3", "1E-7", "18446744073709551616", "{}", "[]"])
+            .prop_map(str::to_owned),
+        1 => any::<i64>().prop_map(|number| number.to_string()),
+        1 => any::<f64>().prop_filter("JSON has no others", |number| number.is_finite()).prop_map(|number| number.to_string()),
+    ];
+    leaf.prop_recursive(4, 24, 4, |inner| {
+        prop_oneof![
+            prop::collection::vec((inner.clone(), spaces()), 0..4).prop_map(|items| {
+                let items: Vec<String> =
+                    items.into_iter().map(|(item, space)| format!("{space}{item}{space}")).collect();
+                format!("[{}]", items.join(","))
+            }),
+            members(inner).prop_map(object),
+        ]
+    })
+}
+
+type Member = (String, &'static str, String);
+
+fn members(values: impl Strategy<Value = String>) -> impl Strategy<Value = Vec<Member>> {
+    prop::collection::vec((names(), spaces(), values), 0..4)
+}
+
+fn object(members: Vec<Member>) -> String {
+    let members: Vec<String> =
+        members.into_iter().map(|(name, space, value)| format!("{space}{name}{space}:{space}{value}")).collect();
+    format!("{{{}}}", members.join(","))
+}
+
+/// Values within brackets, about as many as are allowed.
+fn deep_values() -> impl Strategy<Value = String> {
+    (values(), prop_oneof![58..68_usize, 120..130_usize], any::<bool>()).prop_map(|(value, depth, object)| {
+        let (open, close) = if object { ("{\"key\":", "}") } else { ("[", "]") };
+        format!("{}{value}{}", open.repeat(depth), close.repeat(depth))
+    })
+}
+
+/// Documents, of which most are right, and most objects with one member that counts.
+fn documents() -> impl Strategy<Value = String> {
+    let value = prop_oneof![30 => values(), 1 => deep_values()].boxed();
+    let counts = (any::<Index>(), spelled(), prop_oneof![3 => json_strings().boxed(), 1 => value.clone()]);
+    let number = prop_oneof![8 => Just(1..=1_usize), 1 => Just(0..=2_usize)];
+    let counts = (number, prop::collection::vec(counts, 2))
+        .prop_flat_map(|(number, counts)| number.prop_map(move |number| counts[..number].to_vec()));
+    let whole = (members(value.clone()), counts).prop_map(|(mut members, counts)| {
+        for (at, name, value) in counts {
+            members.insert(at.index(members.len() + 1), (name, " ", value));
+        }
+        object(members)
+    });
+    let document = prop_oneof![10 => whole, 1 => value];
+    let rest = prop_oneof![20 => Just(""), 1 => prop::sample::select(vec!["{}", ",", "\u{a0}", "\u{feff}", "\0"])];
+    (document, mark(), spaces(), spaces(), rest)
+        .prop_map(|(document, mark, before, after, rest)| format!("{mark}{before}{document}{after}{rest}"))
+}
+
+const MEANINGFUL: &[u8] = b"\"\\{}[]:,u0e1-+.ntd8 \n\xff\xc3\x00";
+
+fn mutated(document: String, mutations: &[(u8, Index, u8)]) -> Vec<u8> {
+    let mut bytes = document.into_bytes();
+    for (how, at, byte) in mutations {
+        // Mostly bytes that mean something.
+        let byte = MEANINGFUL.get(usize::from(*byte) / 4).unwrap_or(byte);
+        let at = at.index(bytes.len().max(1));
+        match how % 4 {
+            0 => bytes.insert(at, *byte),
+            1 if at < bytes.len() => bytes[at] = *byte,
+            2 if at < bytes.len() => _ = bytes.remove(at),
+            _ => bytes.truncate(at + 1),
+        }
+    }
+    bytes
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(6_000))]
+
+    #[test]
+    fn the_json_door_sees_what_a_parser_of_the_whole_document_sees(
+        document in documents(),
+        mutations in prop_oneof![
+            3 => Just(vec![]),
+            2 => prop::collection::vec((any::<u8>(), any::<Index>(), any::<u8>()), 1..3),
+        ],
+    ) {
+        let body = mutated(document, &mutations);
+        if let Some(expected) = oracle(&body) {
+            let presented = Verdict::from(json_door(&body, "key", TokenForm::default()));
+            prop_assert_eq!(presented, expected, "{}", String::from_utf8_lossy(&body));
+        }
+    }
+}
+
+/// The generator is worth something only if it reaches every verdict.
+#[test]
+fn documents_come_to_every_verdict() {
+    use proptest::strategy::ValueTree as _;
+    let mut runner = proptest::test_runner::TestRunner::deterministic();
+    let (strategy, mut seen) = (documents(), [0_usize; 4]);
+    for _ in 0..2_000 {
+        let document = strategy.new_tree(&mut runner).unwrap().current();
+        match oracle(document.as_bytes()) {
+            Some(Verdict::Nothing) => seen[0] += 1,
+            Some(Verdict::Token(_)) => seen[1] += 1,
+            Some(Verdict::Malformed) => seen[2] += 1,
+            Some(Verdict::Ambiguous) => seen[3] += 1,
+            None => {}
+        }
+    }
+    assert!(seen.iter().all(|&count| count > 100), "{seen:?}");
+}
+
+#[test]
+fn json_at_its_edges() {
+    let verdict = |body: &[u8]| Verdict::from(json_door(body, "key", TokenForm::default()));
+    let nested = |depth: usize| format!("{}{}", "[".repeat(depth), "]".repeat(depth));
+    let member = |depth: usize| format!(r#"{{"a":{},"key":"abc"}}"#, nested(depth));
+    let abc = Verdict::Token(b"abc".to_vec());
+    assert_eq!(verdict(member(63).as_bytes()), abc);
+    assert_eq!(verdict(member(64).as_bytes()), Verdict::Ambiguous);
+    assert_eq!(verdict(nested(64).as_bytes()), Verdict::Nothing);
+    assert_eq!(verdict(nested(65).as_bytes()), Verdict::Ambiguous);
+    assert_eq!(verdict("[".repeat(1_000_000).as_bytes()), Verdict::Ambiguous, "no stack is used up");
+    // Brackets in strings are no depth, and those that are closed are none either.
+    assert_eq!(verdict(format!(r#"{{"a":"{}","key":"abc"}}"#, "[".repeat(999)).as_bytes()), abc);
+    assert_eq!(verdict(format!(r#"{{"a":[{}1],"key":"abc"}}"#, "[],{},".repeat(999)).as_bytes()), abc);
+    for (body, expected) in [
+        (&br#"{"key":"abc","n":1e999999,"m":-123456789012345678901234567890.5E+99999}"#[..], abc.clone()),
+        (b"\xef\xbb\xbf{\"key\":\"abc\"}", abc.clone()),
+        (b"\xef\xbb\xbf\xef\xbb\xbf{\"key\":\"abc\"}", Verdict::Ambiguous),
+        (b" \r\n\t", Verdict::Nothing),
+        (b"\xef\xbb\xbf", Verdict::Nothing),
+        (b"\x0b{\"key\":\"abc\"}", Verdict::Ambiguous),
+        (b"\xc2\xa0", Verdict::Ambiguous),
+        (br#"{"key":"abc"}{"key":"abc"}"#, Verdict::Ambiguous),
+        (br#"{"key":"abc",}"#, Verdict::Ambiguous),
+        (br#"{"key":null,"key":null}"#, Verdict::Ambiguous),
+        (br#"{"key":null,"\u006bey":"abc"}"#, Verdict::Ambiguous),
+        (br#"{"x":"\ud800","key":"abc"}"#, Verdict::Ambiguous),
+        (br#"{"\udc00":1,"key":"abc"}"#, Verdict::Ambiguous),
+        (br#"{"x":["\ud83d\ude00"],"key":"abc"}"#, abc.clone()),
+        (br#"{"x":"\\ud800","key":"abc"}"#, abc),
+        (br#"{"key":" abc"}"#, Verdict::Malformed),
+        (br#"{"key":""}"#, Verdict::Malformed),
+        (br#"{"key":"caf\u00e9"}"#, Verdict::Malformed),
+        (br#"{"key":["abc"]}"#, Verdict::Ambiguous),
+        (br#"{"key":1}"#, Verdict::Ambiguous),
+        (br#"{"key":NaN}"#, Verdict::Ambiguous),
+        (br#"{"key":01}"#, Verdict::Ambiguous),
+        (br#"{"a":{"key":"abc"}}"#, Verdict::Nothing),
+        (br#"[{"key":"abc"}]"#, Verdict::Nothing),
+        (br#""key""#, Verdict::Nothing),
+        (b"{\"a\":\"\xff\",\"key\":\"abc\"}", Verdict::Ambiguous),
+        (b"{\"a\":\"\xed\xa0\x80\",\"key\":\"abc\"}", Verdict::Ambiguous),
+        (b"{\"a\":\"\x01\",\"key\":\"abc\"}", Verdict::Ambiguous),
+        (br#"{"key":"abc"#, Verdict::Ambiguous),
+        (br#"{"$serde_json::private::RawValue":"1","key":"abc"}"#, Verdict::Token(b"abc".to_vec())),
+    ] {
+        assert_eq!(verdict(body), expected, "{}", String::from_utf8_lossy(body));
+    }
+}
+
+// ------------------------------------------------------------------------------------------------ which requests
+
+#[tokio::test]
+async fn a_door_opens_for_its_method_and_type_alone() {
+    let sniffing = AuthLayer::new(memory()).with_body_doors(doors().with_json_in_text());
+    let json = || json_with(TOKEN);
+    let (in_text, in_form) = (format!("key={TOKEN};"), format!("access_token={TOKEN}"));
+    for method in [Method::POST, Method::PUT, Method::PATCH] {
+        for (content_type, body, carrier) in [
+            (JSON, json(), Carrier::JsonBody),
+            ("Application/JSON;charset=UTF-8", json(), Carrier::JsonBody),
+            ("application/json ; charset=\"utf-8\" ; v=1", json(), Carrier::JsonBody),
+            ("application/vnd.api+json", json(), Carrier::JsonBody),
+            ("application/ld+JSON; profile=x", json(), Carrier::JsonBody),
+            (TEXT, in_text.clone(), Carrier::TextBody),
+            ("text/plain; charset=us-ascii", in_text.clone(), Carrier::TextBody),
+            (TEXT, json(), Carrier::JsonBody),
+            (TEXT, format!("\u{feff} {}", json()), Carrier::JsonBody),
+            (FORM, in_form.clone(), Carrier::FormBody),
+            ("application/x-www-form-urlencoded;charset=utf-8", in_form.clone(), Carrier::FormBody),
+        ] {
+            let mut request = post(content_type, Script::of(&body));
+            *request.method_mut() = method.clone();
+            let (found, read) = admission(&sniffing, request).await;
+            assert_eq!(found, carrier, "{method} {content_type}");
+            assert_eq!(read, body);
+        }
+    }
+    for method in [Method::GET, Method::HEAD, Method::DELETE, Method::OPTIONS] {
+        let mut request = post(JSON, Script::of(json()));
+        *request.method_mut() = method.clone();
+        assert_eq!(refusal(&gate(), request).await, RejectionKind::Missing, "{method}");
+    }
+    for content_type in ["application/jsonp", "json", "+json/x", "text/plainer", "multipart/form-data; boundary=x", ""]
+    {
+        let kind = refusal(&gate(), post(content_type, Script::of(json()))).await;
+        assert_eq!(kind, RejectionKind::Missing, "{content_type}");
+    }
+    assert_eq!(refusal(&gate(), post(TEXT, Script::of(json()))).await, RejectionKind::Missing, "nobody sniffs unasked");
+    let mut untyped = post(JSON, Script::of(json()));
+    untyped.headers_mut().remove("content-type");
+    assert_eq!(refusal(&gate(), untyped).await, RejectionKind::Missing);
+}
+
+#[tokio::test]
+async fn bodies_behind_closed_doors_are_not_touched() {
+    let json_only = AuthLayer::new(memory())
+        .with_body_doors(BodyDoors::new(DEADLINE, tokio::time::sleep).with_json("key").with_limit(8));
+    // Longer than the limit, never at an end, and full of tokens.
+    let endless = || Script::new([Step::Data(format!("access_token={TOKEN}&key={TOKEN};").into()), Step::Silence]);
+    let ignoring = tower::service_fn(|request: Request<ReplayBody<Script>>| async move {
+        drop(request);
+        Ok::<_, Infallible>(Response::new(Body::default()))
+    });
+    for (content_type, encoding) in [(FORM, None), (TEXT, None), ("image/png", None), (JSON, Some("gzip"))] {
+        let body = endless();
+        let taken = body.taken();
+        let mut request = authorized(post(content_type, body));
+        if let Some(encoding) = encoding {
+            request.headers_mut().insert("content-encoding", HeaderValue::from_static(encoding));
+        }
+        let response = json_only.layer(ignoring).oneshot(request).await.unwrap();
+        assert_eq!((response.status().as_u16(), taken.load(Ordering::SeqCst)), (200, 0), "{content_type}");
+    }
+    // Handed on as it comes, piece by piece and beyond the limit.
+    let steps = pieces(&[b'x'; 100], &[], &[], Some(7));
+    let (response, _) = ask(&json_only, authorized(post(TEXT, Script::new(steps)))).await;
+    assert_eq!(response.extensions().get::<Trailers>(), Some(&Trailers(Some(sums(7)))));
+    assert_eq!(text(response).await, "x".repeat(100));
+}
+
+#[tokio::test]
+async fn encoded_bodies_fit_no_door() {
+    for (lines, open) in [
+        (&["identity"][..], true),
+        (&["Identity , "], true),
+        (&[""], true),
+        (&["gzip"], false),
+        (&["identity, br"], false),
+        (&["identity", "zstd"], false),
+        (&["x-unknown"], false),
+    ] {
+        let request = || {
+            let mut request = post(JSON, Script::of(json_with(TOKEN)));
+            for line in lines {
+                request.headers_mut().append("content-encoding", HeaderValue::from_static(line));
+            }
+            request
+        };
+        if open {
+            assert_eq!(admission(&gate(), request()).await.0, Carrier::JsonBody, "{lines:?}");
+        } else {
+            assert_eq!(refusal(&gate(), request()).await, RejectionKind::Missing, "{lines:?}");
+            // Absent, so that it does not count beside another credential.
+            assert_eq!(admission(&gate(), authorized(request())).await.0, Carrier::AuthorizationHeader, "{lines:?}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn contradictions_about_the_body_are_wrong_before_it_is_read() {
+    let mut twice = post(JSON, Script::of(json_with(TOKEN)));
+    twice.headers_mut().append("content-type", HeaderValue::from_static(TEXT));
+    let mut equal = post(JSON, Script::of(json_with(TOKEN)));
+    equal.headers_mut().append("content-type", HeaderValue::from_static(JSON));
+    let of_type = |content_type: &str| post(content_type, Script::of(json_with(TOKEN)));
+    for request in [
+        twice,
+        equal,
+        of_type("application/json; charset=iso-8859-1"),
+        of_type("application/json;v=1;CHARSET=\"UTF-16\""),
+        of_type("text/plain; charset=windows-1252"),
+        of_type("application/x-www-form-urlencoded; charset=latin1"),
+        of_type("application/json; charset=utf-8; charset=utf-16"),
+        of_type("application/json; charset="),
+    ] {
+        let content_type = format!("{:?}", request.headers());
+        let taken = request.body().taken();
+        let kind = refusal(&gate(), authorized(request)).await;
+        assert_eq!(kind, RejectionKind::InvalidRequest, "{content_type}");
+        assert_eq!(taken.load(Ordering::SeqCst), 0);
+    }
+    // A charset says nothing to a door that is closed.
+    let request = authorized(of_type("text/html; charset=iso-8859-1"));
+    assert_eq!(admission(&gate(), request).await.0, Carrier::AuthorizationHeader);
+}
+
+#[tokio::test]
+async fn a_second_credential_in_the_body_is_wrong() {
+    let layers = [gate(), AuthLayer::new(memory()).with_optional_authentication().with_body_doors(doors())];
+    for layer in layers {
+        for (content_type, body) in [
+            (JSON, json_with(TOKEN)),
+            (JSON, json_with("mal formed")),
+            (TEXT, format!("key={TOKEN}")),
+            (TEXT, "key=".to_owned()),
+            (FORM, format!("access_token={TOKEN}")),
+            (FORM, "access_token".to_owned()),
+            (JSON, format!(r#"{{"key":"{TOKEN}","key":"{TOKEN}"}}"#)),
+            (TEXT, format!("key={TOKEN};KEY={TOKEN}")),
+            (TEXT, "key".to_owned()),
+            (FORM, format!("access_token={TOKEN}&access_token={TOKEN}")),
+            (JSON, "{".to_owned()),
+        ] {
+            let request = authorized(post(content_type, Script::of(&body)));
+            assert_eq!(refusal(&layer, request).await, RejectionKind::InvalidRequest, "{body}");
+        }
+        let mut malformed = post(JSON, Script::of(json_with(TOKEN)));
+        malformed.headers_mut().insert("authorization", HeaderValue::from_static("Bearer"));
+        assert_eq!(refusal(&layer, malformed).await, RejectionKind::InvalidRequest);
+    }
+    for (content_type, body) in [(JSON, r#"{"key":null}"#), (JSON, ""), (TEXT, "a=b"), (FORM, "key=x"), (JSON, "[]")] {
+        let (carrier, read) = admission(&gate(), authorized(post(content_type, Script::of(body)))).await;
+        assert_eq!((carrier, &read[..]), (Carrier::AuthorizationHeader, body.as_bytes()));
+    }
+}
+
+// ------------------------------------------------------------------------------------------------ bodies that do not come
+
+#[tokio::test(start_paused = true)]
+async fn a_body_has_to_come_within_the_deadline() {
+    let begun = || Step::Data(b"{\"key\":".to_vec());
+    let drops = std::iter::repeat_n([Step::Data(b" ".to_vec()), Step::Pause(Duration::from_millis(100))], 10_000);
+    for script in [Script::new([Step::Silence]), Script::new([begun(), Step::Silence]), Script::new(drops.flatten())] {
+        let begin = tokio::time::Instant::now();
+        let (response, runs) = ask(&gate(), authorized(post(JSON, script))).await;
+        assert_eq!((response.status().as_u16(), runs), (408, 0));
+        assert_eq!(begin.elapsed(), DEADLINE, "drops do not put it off");
+        assert_eq!(response.headers()["cache-control"], "no-store");
+        assert!(!response.headers().contains_key("www-authenticate"));
+        assert_eq!(json(response).await["status"], 408);
+    }
+    // Slow is not too slow.
+    let body = json_with(TOKEN);
+    let slowly = body.bytes().flat_map(|byte| [Step::Pause(Duration::from_millis(50)), Step::Data(vec![byte])]);
+    assert_eq!(admission(&gate(), post(JSON, Script::new(slowly))).await, (Carrier::JsonBody, body.into()));
+}
+
+#[tokio::test]
+async fn a_body_that_breaks_off_is_never_handed_on() {
+    for steps in [
+        vec![Step::Fail],
+        vec![Step::Data(json_with(TOKEN).into()), Step::Fail],
+        vec![Step::Data(json_with(TOKEN).into()), Step::Trailers(sums(1)), Step::Fail],
+    ] {
+        let (response, runs) = ask(&gate(), authorized(post(JSON, Script::new(steps)))).await;
+        assert_eq!((response.status().as_u16(), runs), (400, 0));
+        assert_eq!(response.extensions().get::<Rejection>().unwrap().kind(), RejectionKind::BodyUnreadable);
+        assert_eq!(response.headers()["cache-control"], "no-store");
+    }
+}
+
+#[tokio::test]
+async fn the_default_limit_is_64_kib() {
+    let filled = |bytes: usize| {
+        let body = json_with(TOKEN);
+        body.clone() + &" ".repeat(bytes - body.len())
+    };
+    assert_eq!(BodyDoors::DEFAULT_LIMIT, 65_536);
+    let (carrier, read) = admission(&gate(), post(JSON, Script::of(filled(65_536)))).await;
+    assert_eq!((carrier, read.len()), (Carrier::JsonBody, 65_536));
+    let (response, runs) = ask(&gate(), post(JSON, Script::of(filled(65_537)))).await;
+    assert_eq!((response.status().as_u16(), runs), (413, 0));
+    assert!(!response.headers().contains_key("www-authenticate"));
+    assert_eq!(json(response).await["title"], "Content Too Large");
+    // Without end: read no further than is needed to know.
+    let endless = Script::new(std::iter::repeat_n(Step::Data(vec![b' '; 1_000]), 1_000));
+    let taken = endless.taken();
+    assert_eq!(refusal(&gate(), post(JSON, endless)).await, RejectionKind::BodyTooLarge);
+    assert_eq!(taken.load(Ordering::SeqCst), 66_000);
+}
+
+// ------------------------------------------------------------------------------------------------ sockets
+
+pin_project_lite::pin_project! {
+    /// What a connection reads of a body, counted.
+    struct Counted {
+        #[pin]
+        body: Incoming,
+        read: Arc<AtomicUsize>,
+        begun: Arc<Notify>,
+    }
+}
+
+impl http_body::Body for Counted {
+    type Data = Bytes;
+    type Error = hyper::Error;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        let this = self.project();
+        let polled = this.body.poll_frame(cx);
+        if let Poll::Ready(Some(Ok(frame))) = &polled {
+            this.read.fetch_add(frame.data_ref().map_or(0, Bytes::len), Ordering::SeqCst);
+            this.begun.notify_one();
+        }
+        polled
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+/// A server of one connection.
+struct Server {
+    addr: SocketAddr,
+    runs: Runs,
+    read: Arc<AtomicUsize>,
+    /// Told when the first bytes of a body were read.
+    begun: Arc<Notify>,
+    task: JoinHandle<()>,
+}
+
+impl Server {
+    async fn start<A: Admission>(layer: BodyAuthLayer<A>) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let addr = listener.local_addr().unwrap();
+        let (runs, read, begun) = (Runs::default(), Arc::<AtomicUsize>::default(), Arc::<Notify>::default());
+        let counting = {
+            let (read, begun) = (Arc::clone(&read), Arc::clone(&begun));
+            move |request: Request<Incoming>| {
+                request.map(|body| Counted { body, read: Arc::clone(&read), begun: Arc::clone(&begun) })
+            }
+        };
+        let service = ServiceBuilder::new().map_request(counting).layer(layer).service(reader(&runs));
+        let task = tokio::spawn(async move {
+            let (stream, _) = listener.accept().await.unwrap();
+            let service = TowerToHyperService::new(service);
+            let connection =
+                http1::Builder::new().timer(TokioTimer::new()).serve_connection(TokioIo::new(stream), service);
+            // Broken off by some clients, which is what they are for.
+            drop(connection.await);
+        });
+        Self { addr, runs, read, begun, task }
+    }
+
+    async fn connect(&self) -> TcpStream {
+        TcpStream::connect(self.addr).await.unwrap()
+    }
+
+    /// How often the handler ran until the connection was over.
+    async fn end(self) -> usize {
+        self.task.await.unwrap();
+        self.runs.count()
+    }
+}
+
+fn head(fields: &str) -> String {
+    format!("POST / HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n{fields}\r\n\r\n")
+}
+
+fn in_chunks(body: &str) -> String {
+    let chunks: String = body
+        .as_bytes()
+        .chunks(7)
+        .map(|chunk| format!("{:x}\r\n{}\r\n", chunk.len(), std::str::from_utf8(chunk).unwrap()))
+        .collect();
+    format!("{chunks}0\r\nx-sum: 42\r\n\r\n")
+}
+
+async fn read_to_end(mut stream: impl tokio::io::AsyncRead + Unpin) -> String {
+    let mut answer = Vec::new();
+    // What was read before an error counts.
+    _ = stream.read_to_end(&mut answer).await;
+    String::from_utf8(answer).unwrap()
+}
+
+#[tokio::test]
+async fn bodies_come_over_sockets_in_any_framing() {
+    let body = json_with(TOKEN);
+    let server = Server::start(gate()).await;
+    let mut client = server.connect().await;
+    let sized = format!("{}{body}", head(&format!("content-length: {}", body.len())));
+    let chunked = format!("{}{}", head("transfer-encoding: chunked\r\ntrailer: x-sum"), in_chunks(&body));
+    let unknown =
+        format!("{}{}", head("transfer-encoding: chunked\r\nconnection: close"), in_chunks(&json_with("tg_no")));
+    for request in [sized, chunked, unknown] {
+        client.write_all(request.as_bytes()).await.unwrap();
+    }
+    let answers = read_to_end(client).await;
+    let statuses: Vec<_> = answers.match_indices("HTTP/1.1 ").map(|(at, _)| &answers[at + 9..at + 12]).collect();
+    let read: Vec<_> = answers.match_indices(&body).collect();
+    assert_eq!(statuses, ["200", "200", "401"], "{answers}");
+    assert_eq!(read.len(), 2, "{answers}");
+    assert!(answers.contains("x-seen-sum: 42"), "{answers}");
+    assert_eq!(server.end().await, 2);
+}
+
+#[tokio::test]
+async fn a_client_that_falls_silent_is_told_so() {
+    let hasty = BodyDoors::new(Duration::from_millis(300), tokio::time::sleep).with_json("key");
+    for (framing, body) in [
+        ("content-length: 1000", ""),
+        ("content-length: 1000", "{\"key\":"),
+        ("transfer-encoding: chunked", ""),
+        ("transfer-encoding: chunked", "3\r\n{\"k\r\n"),
+        ("transfer-encoding: chunked", "3\r\n{\"k\r\n3\r\ney"),
+    ] {
+        let server = Server::start(AuthLayer::new(memory()).with_body_doors(hasty.clone())).await;
+        let mut client = server.connect().await;
+        client.write_all(format!("{}{body}", head(framing)).as_bytes()).await.unwrap();
+        let answer = read_to_end(&mut client).await;
+        assert!(answer.starts_with("HTTP/1.1 408 "), "{framing} {body:?}: {answer}");
+        drop(client);
+        assert_eq!(server.end().await, 0);
+    }
+}
+
+#[tokio::test]
+async fn a_client_that_goes_away_in_the_middle_was_never_there() {
+    let body = json_with(TOKEN);
+    let sized = format!("content-length: {}", body.len() + 1);
+    let chunk = format!("{:x}\r\n{body}\r\n", body.len());
+    for (framing, sent) in [(&*sized, &body), ("transfer-encoding: chunked", &chunk)] {
+        let request = format!("{}{sent}", head(framing));
+
+        let server = Server::start(gate()).await;
+        let mut half = server.connect().await;
+        half.write_all(request.as_bytes()).await.unwrap();
+        half.shutdown().await.unwrap();
+        let answer = read_to_end(&mut half).await;
+        assert!(answer.is_empty() || answer.starts_with("HTTP/1.1 400 "), "{answer}");
+        assert_eq!(server.end().await, 0, "{framing}, half closed");
+
+        let server = Server::start(gate()).await;
+        let mut reset = server.connect().await;
+        reset.write_all(request.as_bytes()).await.unwrap();
+        server.begun.notified().await;
+        reset.set_zero_linger().unwrap();
+        drop(reset);
+        assert_eq!(server.end().await, 0, "{framing}, reset");
+    }
+}
+
+#[tokio::test]
+async fn bodies_that_are_too_long_are_not_read() {
+    // Told beforehand: nothing is read.
+    let server = Server::start(gate()).await;
+    let mut client = server.connect().await;
+    client.write_all(head("content-length: 10000000").as_bytes()).await.unwrap();
+    assert!(read_to_end(&mut client).await.starts_with("HTTP/1.1 413 "));
+    drop(client);
+    assert_eq!(server.read.load(Ordering::SeqCst), 0);
+    assert_eq!(server.end().await, 0);
+
+    // And not told: about as much as the limit, of which hyper may read a piece too much.
+    let server = Server::start(gate()).await;
+    let (client, mut writer) = server.connect().await.into_split();
+    let sending = tokio::spawn(async move {
+        writer.write_all(head("transfer-encoding: chunked").as_bytes()).await?;
+        let chunk = format!("1000\r\n{}\r\n", " ".repeat(0x1000));
+        for _ in 0..4_096 {
+            writer.write_all(chunk.as_bytes()).await?;
+        }
+        writer.flush().await
+    });
+    assert!(read_to_end(client).await.starts_with("HTTP/1.1 413 "));
+    assert!(sending.await.unwrap().is_err(), "the server has hung up");
+    let read = Arc::clone(&server.read);
+    assert_eq!(server.end().await, 0);
+    let read = read.load(Ordering::SeqCst);
+    assert!(read <= BodyDoors::DEFAULT_LIMIT + 512 * 1024, "{read} bytes were read");
+}
+
+#[tokio::test]
+async fn in_front_of_axums_handlers() {
+    use axum::routing::post as route;
+    async fn handler(who: tollgate::Authenticated<User>, axum::Json(body): axum::Json<serde_json::Value>) -> String {
+        format!("{} {} {:?}", who.principal().0, body["key"], who.carrier())
+    }
+    let layer = AuthLayer::new(memory()).with_credentials_removed();
+    let app = axum::Router::new()
+        .route("/fast", route(handler).route_layer(layer.with_body_doors(doors())))
+        .route("/slow", route(handler).route_layer(waiting().with_body_doors(doors()).with_rate_limit(plenty())));
+    let ask = |path: &str, body: String| {
+        let mut request = post(JSON, axum::body::Body::from(body));
+        *request.uri_mut() = path.parse().unwrap();
+        app.clone().oneshot(request)
+    };
+    let masked = format!("Alice {:?} JsonBody", "*".repeat(TOKEN.len()));
+    assert_eq!(text(ask("/fast", json_with(TOKEN)).await.unwrap()).await, masked);
+    assert_eq!(text(ask("/slow", json_with(TOKEN)).await.unwrap()).await, format!("Alice {TOKEN:?} JsonBody"));
+    for path in ["/fast", "/slow"] {
+        assert_eq!(ask(path, json_with("unknown")).await.unwrap().status(), 401);
+        assert_eq!(ask(path, "{".to_owned()).await.unwrap().status(), 400);
+        assert_eq!(ask(path, " ".repeat(65_537)).await.unwrap().status(), 413);
+    }
+}
+
+// ------------------------------------------------------------------------------------------------ the rest of the road
+
+#[tokio::test(start_paused = true)]
+async fn stores_may_wait_after_the_body() {
+    let layer = waiting().with_body_doors(doors());
+    let body = json_with(TOKEN);
+    let steps = || pieces(body.as_bytes(), &[], &[true], Some(3));
+    let (response, _) = ask(&layer, post(JSON, Script::new(steps()))).await;
+    assert_eq!(response.extensions().get::<Trailers>(), Some(&Trailers(Some(sums(3)))));
+    assert_eq!(response.extensions().get::<CurrentGrant>().unwrap().carrier(), Carrier::JsonBody);
+    assert_eq!(response.headers()["cache-control"], "private");
+    assert_eq!(text(response).await, body);
+    assert_eq!(refusal(&layer, post(JSON, Script::of(json_with("unknown")))).await, RejectionKind::UnknownToken);
+
+    let masking = waiting().with_credentials_removed().with_body_doors(doors());
+    let (_, read) = admission(&masking, post(JSON, Script::new(steps()))).await;
+    assert_eq!(read, json_with(&"*".repeat(TOKEN.len())));
+
+    // A store that never answers: 503, at its own deadline.
+    let silent = from_fn(|_| std::future::pending::<Result<Option<Grant<()>>, Infallible>>());
+    let patience = Duration::from_secs(1);
+    let layer = AuthLayer::waiting(silent, patience, tokio::time::sleep).with_body_doors(doors());
+    let slowly = [Step::Pause(Duration::from_secs(4)), Step::Data(body.into())];
+    let begin = tokio::time::Instant::now();
+    assert_eq!(refusal(&layer, post(JSON, Script::new(slowly))).await, RejectionKind::StoreUnavailable);
+    assert_eq!(begin.elapsed(), Duration::from_secs(5), "the clock of the store starts when it is asked");
+}
+
+#[tokio::test]
+async fn optional_authentication_reads_bodies_too() {
+    for layer in [
+        AuthLayer::waiting(BoxStore::new(memory()), DEADLINE, tokio::time::sleep),
+        AuthLayer::waiting(BoxStore::new(slow()), DEADLINE, tokio::time::sleep),
+    ] {
+        let layer = layer.with_optional_authentication().with_credentials_removed().with_body_doors(doors());
+        for (content_type, body) in [
+            (JSON, r#"{"qty": 1, "Key": "x"}"#),
+            (JSON, r#"{"key": null}"#),
+            (JSON, ""),
+            (JSON, "[1]"),
+            (TEXT, "qty=1"),
+            (FORM, "key=1"),
+            ("image/png", "key"),
+        ] {
+            let (response, runs) = ask(&layer, post(content_type, Script::of(body))).await;
+            assert_eq!((response.status().as_u16(), runs), (200, 1), "{body}");
+            assert_eq!(response.extensions().get::<Unauthenticated>(), Some(&Unauthenticated::Anonymous));
+            assert!(!response.headers().contains_key("cache-control"));
+            assert_eq!(text(response).await, body);
+        }
+        assert_eq!(admission(&layer, post(JSON, Script::of(json_with(TOKEN)))).await.0, Carrier::JsonBody);
+        for (content_type, body, kind) in [
+            (JSON, json_with("unknown"), RejectionKind::UnknownToken),
+            (JSON, json_with("mal formed"), RejectionKind::MalformedToken),
+            (JSON, r#"{"key": 1}"#.to_owned(), RejectionKind::InvalidRequest),
+            (JSON, "{".to_owned(), RejectionKind::InvalidRequest),
+            (TEXT, "key=".to_owned(), RejectionKind::MalformedToken),
+            (TEXT, "key".to_owned(), RejectionKind::InvalidRequest),
+            (FORM, "access_token=".to_owned(), RejectionKind::MalformedToken),
+            (JSON, " ".repeat(65_537), RejectionKind::BodyTooLarge),
+        ] {
+            assert_eq!(refusal(&layer, post(content_type, Script::of(&body))).await, kind, "{content_type}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn preflights_pass_unread() {
+    let service = gate().layer(reader::<Body>(&Runs::default()));
+    let mut request = preflight();
+    request.headers_mut().insert("content-type", HeaderValue::from_static(JSON));
+    let response = service.oneshot(request).await.unwrap();
+    assert_eq!(response.extensions().get::<Unauthenticated>(), Some(&Unauthenticated::Preflight));
+}
+
+fn plenty() -> RateLimits {
+    RateLimits::new(Quota::per_second(1_000_000))
+}
+
+#[tokio::test]
+async fn limits_can_be_set_before_and_after_the_doors() {
+    let limits = || Hands::default().limits(Quota::per_minute(60).with_burst(2));
+    for layer in [
+        AuthLayer::new(memory()).with_rate_limit(limits()).with_body_doors(doors()),
+        AuthLayer::new(memory()).with_body_doors(doors()).with_rate_limit(limits()),
+    ] {
+        let request = || post(JSON, Script::of(json_with(TOKEN)));
+        // These cost nobody anything.
+        assert_eq!(refusal(&layer, post(JSON, Script::of(json_with("unknown")))).await, RejectionKind::UnknownToken);
+        assert_eq!(refusal(&layer, post(JSON, Script::of("{"))).await, RejectionKind::InvalidRequest);
+        assert_eq!(
+            refusal(&layer, authorized(post(JSON, Script::new([Step::Fail])))).await,
+            RejectionKind::BodyUnreadable
+        );
+        for left in [1, 0] {
+            let (response, _) = ask(&layer, request()).await;
+            assert_eq!(field(response.headers(), "ratelimit"), Some(&*format!("\"default\";r={left};t=1")));
+        }
+        let (response, runs) = ask(&layer, request()).await;
+        assert_eq!((response.status().as_u16(), runs), (429, 0));
+        assert_eq!(response.headers()["retry-after"], "1");
+        assert_eq!(response.extensions().get::<Rejection>().unwrap().grant().unwrap().as_str(), "alice");
+    }
+    // A limiter that is set afterwards leaves a clone without.
+    let layer = gate();
+    let limited = layer.clone().with_rate_limit(limits());
+    for _ in 0..3 {
+        assert_eq!(admission(&layer, post(JSON, Script::of(json_with(TOKEN)))).await.0, Carrier::JsonBody);
+        ask(&limited, post(JSON, Script::of(json_with(TOKEN)))).await;
+    }
+    assert_eq!(refusal(&limited, post(JSON, Script::of(json_with(TOKEN)))).await, RejectionKind::OverLimit);
+}
+
+// ------------------------------------------------------------------------------------------------ readiness
+
+/// Panics if it is called without having been made ready. A clone is not ready.
+struct Strict {
+    ready: bool,
+    made_ready: Arc<AtomicUsize>,
+}
+
+impl Clone for Strict {
+    fn clone(&self) -> Self {
+        Self { ready: false, made_ready: Arc::clone(&self.made_ready) }
+    }
+}
+
+impl Service<Request<ReplayBody<Script>>> for Strict {
+    type Response = Response<Body>;
+    type Error = Infallible;
+    type Future = std::future::Ready<Result<Self::Response, Infallible>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        if !self.ready {
+            self.made_ready.fetch_add(1, Ordering::SeqCst);
+        }
+        self.ready = true;
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, _: Request<ReplayBody<Script>>) -> Self::Future {
+        assert!(std::mem::take(&mut self.ready), "called without being ready");
+        std::future::ready(Ok(Response::new(Body::default())))
+    }
+}
+
+macro_rules! in_both_branches {
+    (|$layer:ident| $body:expr) => {{
+        let $layer = AuthLayer::new(memory()).with_rate_limit(plenty()).with_body_doors(doors());
+        $body;
+        let $layer = waiting().with_body_doors(doors()).with_rate_limit(plenty());
+        $body;
+    }};
+}
+
+/// A body that comes in pieces, with waits between them.
+fn in_pieces(token: &str) -> Request<Script> {
+    let body = json_with(token).into_bytes();
+    let steps = body.chunks(10).flat_map(|chunk| [Step::Wait, Step::Data(chunk.to_vec())]);
+    post(JSON, Script::new(steps))
+}
+
+fn in_head(token: &str) -> Request<Script> {
+    let request = Request::get("/").header("authorization", format!("Bearer {token}"));
+    request.body(Script::new([])).unwrap()
+}
+
+#[tokio::test]
+async fn the_instance_that_was_made_ready_is_called_after_the_body() {
+    in_both_branches!(|layer| {
+        let made_ready = Arc::new(AtomicUsize::new(0));
+        let mut service = layer.layer(Strict { ready: false, made_ready: Arc::clone(&made_ready) });
+        for round in 1..=10 {
+            let request = if round % 2 == 0 { in_pieces(TOKEN) } else { in_head(TOKEN) };
+            let response = service.ready().await.unwrap().call(request).await.unwrap();
+            assert_eq!(response.status(), 200);
+            assert_eq!(made_ready.load(Ordering::SeqCst), round, "each request is prepared for once");
+        }
+        // A refusal without reading leaves the instance ready; one after reading has taken it along.
+        let malformed = || in_head("mal formed");
+        for (request, status, prepared) in
+            [(malformed(), 401, 11), (malformed(), 401, 11), (in_pieces("mal formed"), 401, 11), (malformed(), 401, 12)]
+        {
+            let response = service.ready().await.unwrap().call(request).await.unwrap();
+            assert_eq!((response.status().as_u16(), made_ready.load(Ordering::SeqCst)), (status, prepared));
+        }
+        // Two requests under way at once.
+        let first = service.ready().await.unwrap().call(in_pieces(TOKEN));
+        let second = service.ready().await.unwrap().call(in_pieces(TOKEN));
+        let (second, first) = (second.await.unwrap(), first.await.unwrap());
+        assert_eq!((first.status().as_u16(), second.status().as_u16()), (200, 200));
+    });
+}
+
+fn poll_ready<S: Service<Request<Script>>>(service: &mut S) -> Poll<Result<(), S::Error>> {
+    service.poll_ready(&mut Context::from_waker(Waker::noop()))
+}
+
+#[tokio::test]
+async fn towers_mock_sees_one_permit_a_body() {
+    in_both_branches!(|layer| {
+        let (mock, mut handle) = mock::pair::<Request<ReplayBody<Script>>, Response<Body>>();
+        handle.allow(1);
+        let mut service = layer.layer(mock);
+        let answer = tokio::spawn(service.ready().await.unwrap().call(in_pieces(TOKEN)));
+        let (request, reply) = handle.next_request().await.unwrap();
+        assert_eq!(request.into_body().collect().await.unwrap().to_bytes(), json_with(TOKEN));
+        reply.send_response(Response::new(Body::default()));
+        assert_eq!(answer.await.unwrap().unwrap().status(), 200);
+        // The only permit is used up.
+        assert!(poll_ready(&mut service).is_pending());
+        handle.allow(1);
+        assert!(poll_ready(&mut service).is_ready());
+    });
+}
+
+#[tokio::test]
+async fn above_concurrency_limit_with_bodies_of_all_kinds() {
+    in_both_branches!(|layer| {
+        let inner = ServiceBuilder::new().concurrency_limit(2).service(reader::<Script>(&Runs::default()));
+        let service = layer.layer(inner);
+        let mut answers = Vec::new();
+        for i in 0..60 {
+            let mut service = service.clone();
+            let (request, expected) = match i % 6 {
+                0 => (in_pieces("unknown"), 401),
+                1 => (post(JSON, Script::new([Step::Wait, Step::Fail])), 400),
+                2 => (post(JSON, Script::new([Step::Wait, Step::Data(vec![b' '; 65_537])])), 413),
+                3 => (in_head("unknown"), 401),
+                4 => (in_head(TOKEN), 200),
+                _ => (in_pieces(TOKEN), 200),
+            };
+            answers.push(tokio::spawn(async move {
+                let status = service.ready().await.unwrap().call(request).await.unwrap().status();
+                assert_eq!(status, expected);
+            }));
+        }
+        for answer in answers {
+            answer.await.unwrap();
+        }
+    });
+}
+
+#[tokio::test]
+async fn below_buffer_and_concurrency_limit_with_bodies() {
+    in_both_branches!(|layer| {
+        let inner = reader::<Script>(&Runs::default());
+        let service = ServiceBuilder::new().buffer(4).concurrency_limit(1).layer(layer).service(inner);
+        let mut answers = Vec::new();
+        for _ in 0..20 {
+            let mut service = service.clone();
+            answers.push(tokio::spawn(async move {
+                service.ready().await.unwrap().call(in_pieces(TOKEN)).await.unwrap().status()
+            }));
+        }
+        for answer in answers {
+            assert_eq!(answer.await.unwrap(), 200);
+        }
+    });
+}
+
+#[tokio::test]
+async fn a_request_that_is_given_up_gives_its_permit_back() {
+    in_both_branches!(|layer| {
+        let runs = Runs::default();
+        let inner = ServiceBuilder::new().concurrency_limit(1).service(reader::<Script>(&runs));
+        let mut service = layer.layer(inner);
+        let silent = post(JSON, Script::new([Step::Data(b"{".to_vec()), Step::Silence]));
+        let mut under_way = Box::pin(service.ready().await.unwrap().call(silent));
+        let mut context = Context::from_waker(Waker::noop());
+        assert!(under_way.as_mut().poll(&mut context).is_pending());
+        assert!(poll_ready(&mut service).is_pending(), "the only permit goes with the body");
+        assert_eq!(format!("{under_way:?}"), "BodyFuture(..)");
+        drop(under_way);
+        assert_eq!(service.ready().await.unwrap().call(in_pieces(TOKEN)).await.unwrap().status(), 200);
+        assert_eq!(runs.count(), 1);
+    });
+}
+
+#[tokio::test]
+async fn behind_boxes_with_bodies() {
+    in_both_branches!(|layer| {
+        let service: tower::util::BoxCloneSyncService<Request<Script>, Response<Body>, Infallible> =
+            tower::util::BoxCloneSyncService::new(layer.layer(reader(&Runs::default())));
+        assert_eq!(service.clone().oneshot(in_pieces(TOKEN)).await.unwrap().status(), 200);
+        assert_eq!(service.oneshot(in_pieces("unknown")).await.unwrap().status(), 401);
+    });
+}

@@ -1,0 +1,645 @@
+//! The doors in the head of a request: what each finds, how they combine, and what the inner service sees of them.
+
+use std::convert::Infallible;
+use std::fmt::Write as _;
+use std::time::Duration;
+
+use base64::prelude::{BASE64_URL_SAFE_NO_PAD, Engine as _};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, Uri, Version};
+use proptest::prelude::*;
+use tollgate::extract::{Presented, TokenForm, api_key, query, websocket};
+use tollgate::gate::BodyDoors;
+use tollgate::{
+    AuthLayer, Carrier, CurrentGrant, Grant, Head, MemoryStore, Quota, Rejection, RejectionKind, TokenDigest,
+    TokenStore,
+};
+use tower::{Layer, Service, ServiceExt};
+
+use crate::kit::*;
+
+const PREFIX: &str = "base64url.bearer.authorization.example.";
+const API_KEY: HeaderName = HeaderName::from_static("x-api-key");
+
+/// All doors in the head, open.
+fn open<A, R>(layer: AuthLayer<A, R>) -> AuthLayer<A, R> {
+    layer
+        .with_api_key_header(API_KEY)
+        .with_discouraged_query_token("access_token")
+        .with_websocket_token(PREFIX)
+        .with_door(|head| Some(head.headers.get("cookie")?.as_bytes().strip_prefix(b"session=")?.to_vec()))
+}
+
+const CARRIERS: [Carrier; 5] =
+    [Carrier::AuthorizationHeader, Carrier::ApiKeyHeader, Carrier::Query, Carrier::WebSocketProtocol, Carrier::Other];
+
+/// The same request, which presents this as well.
+fn presenting(mut request: Request<Body>, carrier: Carrier, token: &str) -> Request<Body> {
+    let line = |value: String| HeaderValue::try_from(value).unwrap();
+    match carrier {
+        Carrier::AuthorizationHeader => {
+            request.headers_mut().append("authorization", line(format!("Bearer {token}")));
+        }
+        Carrier::ApiKeyHeader => {
+            request.headers_mut().append(API_KEY, line(token.to_owned()));
+        }
+        Carrier::Query => {
+            let encoded = token.replace('!', "%21").replace(' ', "%20");
+            *request.uri_mut() = format!("/?qty=1&access_token={encoded}&side=buy").parse().unwrap();
+        }
+        Carrier::WebSocketProtocol => {
+            let item = format!("chat, {PREFIX}{}, v2", BASE64_URL_SAFE_NO_PAD.encode(token));
+            request.headers_mut().append("sec-websocket-protocol", line(item));
+            request.headers_mut().append("connection", HeaderValue::from_static("Upgrade"));
+            request.headers_mut().append("upgrade", HeaderValue::from_static("websocket"));
+        }
+        Carrier::Other => {
+            request.headers_mut().append("cookie", line(format!("session={token}")));
+        }
+        other => panic!("{other:?} is no carrier in the head"),
+    }
+    request
+}
+
+/// What the inner service saw of a request.
+#[derive(Clone, Debug)]
+struct Seen {
+    uri: Uri,
+    headers: HeaderMap,
+    carrier: Option<Carrier>,
+}
+
+/// An inner service that answers with what it saw, under these header fields.
+fn witness(
+    fields: &'static [(&'static str, &'static str)],
+) -> impl Service<Request<Body>, Response = Response<Body>, Error = Infallible, Future: Send + 'static> + Clone {
+    tower::service_fn(move |request: Request<Body>| async move {
+        let carrier = request.extensions().get::<CurrentGrant>().map(CurrentGrant::carrier);
+        let mut response = Response::new(Body::default());
+        for (name, value) in fields {
+            response.headers_mut().append(*name, HeaderValue::from_static(value));
+        }
+        let (head, _) = request.into_parts();
+        response.extensions_mut().insert(Seen { uri: head.uri, headers: head.headers, carrier });
+        Ok(response)
+    })
+}
+
+async fn seen<T: TokenStore>(layer: &AuthLayer<T>, request: Request<Body>) -> Seen {
+    let response = send(&layer.layer(witness(&[])), request).await;
+    response.extensions().get::<Seen>().unwrap_or_else(|| panic!("refused: {response:?}")).clone()
+}
+
+/// Why a gate refuses a request.
+async fn refusal<T: TokenStore>(layer: &AuthLayer<T>, request: Request<Body>) -> RejectionKind {
+    let response = send(&layer.layer(witness(&[])), request).await;
+    response.extensions().get::<Rejection>().unwrap_or_else(|| panic!("admitted: {response:?}")).kind()
+}
+
+fn values(headers: &HeaderMap, name: &str) -> Vec<String> {
+    headers.get_all(name).iter().map(|value| value.to_str().unwrap().to_owned()).collect()
+}
+
+fn waiting() -> AuthLayer<tollgate::BoxStore<User>> {
+    AuthLayer::waiting(slow(), Duration::from_secs(5), tokio::time::sleep)
+}
+
+#[tokio::test]
+async fn each_door_admits_alone_and_its_carrier_is_told() {
+    async fn check<T: TokenStore>(layer: AuthLayer<T>) {
+        let layer = open(layer);
+        for carrier in CARRIERS {
+            assert_eq!(seen(&layer, presenting(get(), carrier, TOKEN)).await.carrier, Some(carrier));
+            assert_eq!(refusal(&layer, presenting(get(), carrier, "unknown")).await, RejectionKind::UnknownToken);
+            assert_eq!(refusal(&layer, presenting(get(), carrier, "mal formed!")).await, RejectionKind::MalformedToken);
+        }
+        assert_eq!(refusal(&layer, get()).await, RejectionKind::Missing);
+    }
+    check(AuthLayer::new(memory())).await;
+    check(waiting()).await;
+}
+
+#[tokio::test]
+async fn two_credentials_are_wrong_even_if_equal() {
+    for layer in [AuthLayer::new(memory()), AuthLayer::new(memory()).with_optional_authentication()] {
+        let layer = open(layer);
+        for first in CARRIERS {
+            for second in CARRIERS.into_iter().filter(|&second| second != first) {
+                for (one, other) in [(TOKEN, TOKEN), (TOKEN, "mal formed!"), ("mal formed!", "mal formed!")] {
+                    let request = presenting(presenting(get(), first, one), second, other);
+                    let response = send(&layer.layer(witness(&[])), request).await;
+                    assert_eq!(response.status(), 400, "{first:?} and {second:?}");
+                    assert_eq!(
+                        field(response.headers(), "www-authenticate"),
+                        Some(r#"Bearer realm="api", error="invalid_request""#)
+                    );
+                }
+            }
+        }
+        let all = CARRIERS.into_iter().fold(get(), |request, carrier| presenting(request, carrier, TOKEN));
+        assert_eq!(refusal(&layer, all).await, RejectionKind::InvalidRequest);
+    }
+}
+
+#[tokio::test]
+async fn what_is_wrong_behind_one_door_is_not_made_right_by_another() {
+    let layer = open(AuthLayer::new(memory()));
+    let with = |name: &'static str, value: &str| {
+        let mut request = presenting(get(), Carrier::Query, TOKEN);
+        request.headers_mut().append(name, value.parse().unwrap());
+        request
+    };
+    for (name, value) in
+        [("authorization", "Bearer a,b"), ("x-api-key", "a,b"), ("x-api-key", ""), ("cookie", "session=")]
+    {
+        assert_eq!(refusal(&layer, with(name, value)).await, RejectionKind::InvalidRequest, "{name}: {value}");
+    }
+    // Another scheme, and another cookie, are no credentials of this gate.
+    for (name, value) in [("authorization", "Basic Zm9v"), ("authorization", ""), ("cookie", "theme=dark")] {
+        assert_eq!(seen(&layer, with(name, value)).await.carrier, Some(Carrier::Query), "{name}: {value}");
+    }
+}
+
+#[tokio::test]
+async fn closed_doors_neither_count_nor_hurt() {
+    let closed = AuthLayer::new(memory()).with_credentials_removed();
+    for token in [TOKEN, "mal formed!"] {
+        let others = CARRIERS[1..].iter().fold(get(), |request, &carrier| presenting(request, carrier, token));
+        let (uri, headers) = (others.uri().clone(), others.headers().clone());
+        assert_eq!(refusal(&closed, presenting(get(), CARRIERS[1], token)).await, RejectionKind::Missing);
+        let saw = seen(&closed, presenting(others, Carrier::AuthorizationHeader, TOKEN)).await;
+        assert_eq!(saw.carrier, Some(Carrier::AuthorizationHeader));
+        // Handed on as they came, since they are none of the gate's business.
+        assert_eq!((saw.uri, saw.headers), (uri, headers));
+    }
+    // One more door, and only that counts.
+    let one = AuthLayer::new(memory()).with_api_key_header(API_KEY);
+    let request = presenting(presenting(get(), Carrier::Query, TOKEN), Carrier::WebSocketProtocol, TOKEN);
+    assert_eq!(refusal(&one, request).await, RejectionKind::Missing);
+    let request = presenting(presenting(get(), Carrier::Query, TOKEN), Carrier::ApiKeyHeader, TOKEN);
+    assert_eq!(seen(&one, request).await.carrier, Some(Carrier::ApiKeyHeader));
+}
+
+#[tokio::test]
+async fn api_key_headers_hold_nothing_but_the_token() {
+    let layer = AuthLayer::new(memory()).with_api_key_header(API_KEY);
+    let with = |lines: &[&[u8]]| {
+        let mut request = get();
+        for line in lines {
+            request.headers_mut().append(API_KEY, HeaderValue::from_bytes(line).unwrap());
+        }
+        request
+    };
+    let token = TOKEN.as_bytes();
+    for good in [token.to_vec(), [b" \t", token, b"\t "].concat()] {
+        let saw = seen(&layer, with(&[&good])).await;
+        assert_eq!(saw.carrier, Some(Carrier::ApiKeyHeader));
+        assert!(saw.headers[API_KEY].is_sensitive());
+        assert_eq!(saw.headers[API_KEY].as_bytes(), good, "handed on as it came");
+    }
+    let bearer = [b"Bearer ", token].concat();
+    let no_break = [b"\xa0", token].concat();
+    for (lines, kind) in [
+        (&[&b""[..]][..], RejectionKind::MalformedToken),
+        (&[b" \t"], RejectionKind::MalformedToken),
+        (&[&bearer], RejectionKind::MalformedToken),
+        (&[&no_break], RejectionKind::MalformedToken),
+        (&[b"\xff"], RejectionKind::MalformedToken),
+        (&[b"a,b"], RejectionKind::InvalidRequest),
+        (&[token, token], RejectionKind::InvalidRequest),
+        (&[b"", token], RejectionKind::InvalidRequest),
+        (&[b"unknown"], RejectionKind::UnknownToken),
+    ] {
+        assert_eq!(refusal(&layer, with(lines)).await, kind, "{lines:?}");
+    }
+    let response = send(&layer.layer(witness(&[])), get()).await;
+    assert_eq!(field(response.headers(), "www-authenticate"), Some("Bearer realm=\"api\""), "there is no other scheme");
+}
+
+#[tokio::test]
+async fn credentials_are_removed_from_wherever_they_stood() {
+    async fn check<T: TokenStore>(layer: AuthLayer<T>) {
+        let layer = open(layer).with_credentials_removed();
+        for carrier in CARRIERS {
+            let request = presenting(get(), carrier, TOKEN);
+            let before =
+                Seen { uri: request.uri().clone(), headers: request.headers().clone(), carrier: Some(carrier) };
+            let saw = seen(&layer, request).await;
+            assert_eq!(saw.carrier, before.carrier);
+            let (mut headers, mut uri) = (before.headers, before.uri);
+            match carrier {
+                Carrier::AuthorizationHeader => _ = headers.remove("authorization"),
+                Carrier::ApiKeyHeader => _ = headers.remove(API_KEY),
+                Carrier::Query => uri = Uri::from_static("/?qty=1&side=buy"),
+                Carrier::WebSocketProtocol => {
+                    headers.insert("sec-websocket-protocol", HeaderValue::from_static("chat, v2"));
+                }
+                // A gate does not know where it stands.
+                _ => {}
+            }
+            assert_eq!((saw.uri, saw.headers), (uri, headers), "{carrier:?}: nothing else is touched");
+        }
+    }
+    check(AuthLayer::new(memory())).await;
+    check(waiting()).await;
+}
+
+#[tokio::test]
+async fn credentials_that_stay_are_marked() {
+    let layer = open(AuthLayer::new(memory()));
+    for carrier in CARRIERS {
+        let request = presenting(get(), carrier, TOKEN);
+        let before = (request.uri().clone(), request.headers().clone());
+        let saw = seen(&layer, request).await;
+        for (name, value) in &saw.headers {
+            let secret = name == "authorization" || name == API_KEY;
+            assert_eq!(value.is_sensitive(), secret, "{name}");
+        }
+        if carrier != Carrier::WebSocketProtocol {
+            assert_eq!((saw.uri, saw.headers), before, "{carrier:?}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn preflights_hand_no_credentials_on_whatever_the_door() {
+    let layer = open(AuthLayer::new(memory())).with_credentials_removed();
+    for carrier in [Carrier::AuthorizationHeader, Carrier::ApiKeyHeader, Carrier::Query] {
+        let saw = seen(&layer, presenting(preflight(), carrier, TOKEN)).await;
+        assert_eq!(saw.carrier, None);
+        let printed = format!("{saw:?}");
+        assert!(!printed.contains(TOKEN), "{carrier:?}: {printed}");
+    }
+}
+
+// ------------------------------------------------------------------------------------------------ query
+
+#[tokio::test]
+async fn query_parameters_are_found_by_name_once_decoded() {
+    let tokens = MemoryStore::from_iter(["abc", "a+b", "a-b", "a=="].map(|token| (token, Grant::new(token, ()))));
+    let layer = AuthLayer::new(tokens).with_discouraged_query_token("access_token");
+    let to = |method: Method, uri: &str| Request::builder().method(method).uri(uri).body(Body::default()).unwrap();
+    for (uri, grant) in [
+        ("/?access_token=abc", "abc"),
+        ("/?access%5Ftoken=abc", "abc"),
+        ("/?%61%63%63%65%73%73%5f%74%6f%6B%65%6e=%61%62%63", "abc"),
+        ("/?a=1;access_token=2&access_token=abc", "abc"),
+        ("/?Access_Token=x&access_token=abc", "abc"),
+        ("/?xaccess_token=x&access_token=abc&access_tokenx=y", "abc"),
+        ("/?%&%zz=%&access_token=abc", "abc"),
+        ("/?access_token=a+b", "a+b"),
+        ("/?access_token=a%2Bb", "a+b"),
+        ("/?access_token=a%2Db", "a-b"),
+        ("/?access_token=a==", "a=="),
+        ("/?&&access_token=abc&&", "abc"),
+        ("http://api.example/?access_token=abc", "abc"),
+    ] {
+        for method in [Method::GET, Method::HEAD] {
+            let response = send(&layer.layer(echo()), to(method, uri)).await;
+            let current = response.extensions().get::<CurrentGrant>().unwrap_or_else(|| panic!("{uri} is refused"));
+            assert_eq!(current.id().as_str(), grant, "{uri}");
+        }
+    }
+    for (uri, kind) in [
+        ("/", RejectionKind::Missing),
+        ("/?", RejectionKind::Missing),
+        ("/?access%255Ftoken=abc", RejectionKind::Missing),
+        ("/?ACCESS_TOKEN=abc", RejectionKind::Missing),
+        ("/?a=1;access_token=abc", RejectionKind::Missing),
+        ("/access_token=abc", RejectionKind::Missing),
+        ("/?=access_token", RejectionKind::Missing),
+        ("/?access_token", RejectionKind::MalformedToken),
+        ("/?access_token=", RejectionKind::MalformedToken),
+        ("/?access_token=a%2", RejectionKind::MalformedToken),
+        ("/?access_token=a%252Db", RejectionKind::MalformedToken),
+        ("/?access_token=a%20b", RejectionKind::MalformedToken),
+        ("/?access_token=%61%C3", RejectionKind::MalformedToken),
+        ("/?access_token=abc;", RejectionKind::MalformedToken),
+        ("/?access_token=abc&access_token=abc", RejectionKind::InvalidRequest),
+        ("/?access_token=abc&access%5Ftoken", RejectionKind::InvalidRequest),
+        ("/?access_token=&access_token=", RejectionKind::InvalidRequest),
+    ] {
+        assert_eq!(refusal(&layer, to(Method::GET, uri)).await, kind, "{uri}");
+    }
+    for method in [Method::POST, Method::PUT, Method::DELETE, Method::OPTIONS] {
+        assert_eq!(refusal(&layer, to(method.clone(), "/?access_token=abc")).await, RejectionKind::Missing, "{method}");
+    }
+}
+
+/// A parameter of the service's own, which may look like anything that a target can hold.
+fn other_parameters() -> impl Strategy<Value = Vec<String>> {
+    let parameter = "[a-zA-Z0-9=;:@/?!$'()*+,._~%-]{0,12}".prop_filter("another name", |parameter: &String| {
+        let name = parameter.split('=').next().unwrap_or_default();
+        *name.as_bytes() != *b"access_token"
+    });
+    prop::collection::vec(parameter, 0..6)
+}
+
+proptest! {
+    #[test]
+    fn removing_the_token_leaves_the_rest_of_the_target_byte_for_byte(
+        others in other_parameters(),
+        at in any::<prop::sample::Index>(),
+        name in prop::sample::select(vec!["access_token", "access%5Ftoken", "%61ccess_toke%6E"]),
+        base in prop::sample::select(vec!["/", "/a%2Fb/%c3%a9", "http://api.example:8080/x", "https://u@h/access_token=1"]),
+        waits in any::<bool>(),
+    ) {
+        let mut pairs = others.clone();
+        pairs.insert(at.index(others.len() + 1), format!("{name}={TOKEN}"));
+        let request = Request::get(format!("{base}?{}", pairs.join("&"))).body(Body::default()).unwrap();
+        let expected = if others.is_empty() { base.to_owned() } else { format!("{base}?{}", others.join("&")) };
+        let saw = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap().block_on(async {
+            if waits {
+                seen(&waiting().with_discouraged_query_token("access_token").with_credentials_removed(), request).await
+            } else {
+                let layer = AuthLayer::new(memory()).with_discouraged_query_token("access_token");
+                seen(&layer.with_credentials_removed(), request).await
+            }
+        });
+        prop_assert_eq!(saw.carrier, Some(Carrier::Query));
+        prop_assert_eq!(saw.uri.to_string(), expected);
+    }
+
+    /// Names are compared after decoding, whatever else is in the target.
+    #[test]
+    fn any_spelling_of_the_name_is_the_name(
+        escaped in prop::collection::vec(any::<bool>(), 12),
+        upper in any::<bool>(),
+    ) {
+        let name: String = "access_token"
+            .bytes()
+            .zip(escaped)
+            .map(|(byte, escaped)| match (escaped, upper) {
+                (false, _) => char::from(byte).to_string(),
+                (true, true) => format!("%{byte:02X}"),
+                (true, false) => format!("%{byte:02x}"),
+            })
+            .collect();
+        let uri: Uri = format!("/?{name}=abc").parse().unwrap();
+        let presented = query(&Method::GET, &uri, "access_token", TokenForm::default());
+        prop_assert!(matches!(presented, Presented::Token(token) if token.expose() == b"abc"));
+        // Twice is not once: what decodes to an escape is not decoded again.
+        let uri: Uri = format!("/?{}=abc", name.replace('%', "%25")).parse().unwrap();
+        let presented = query(&Method::GET, &uri, "access_token", TokenForm::default());
+        prop_assert_eq!(matches!(presented, Presented::Nothing), name.contains('%'));
+    }
+}
+
+#[tokio::test]
+async fn a_target_as_long_as_targets_can_be_is_read_to_its_end() {
+    // As many names as fit, all of which have to be decoded.
+    let filler = "%61&".repeat(16_000);
+    let layer = AuthLayer::new(memory()).with_discouraged_query_token("access_token").with_credentials_removed();
+    let request = Request::get(format!("/?{filler}access%5Ftoken={TOKEN}")).body(Body::default()).unwrap();
+    let saw = seen(&layer, request).await;
+    assert_eq!(saw.uri.to_string(), format!("/?{}", filler.trim_end_matches('&')));
+    let request = Request::get(format!("/?access_token=x&{filler}access%5Ftoken=x")).body(Body::default()).unwrap();
+    assert_eq!(refusal(&layer, request).await, RejectionKind::InvalidRequest);
+}
+
+#[tokio::test]
+async fn answers_to_tokens_that_caches_do_not_know_are_private() {
+    type Fields = &'static [(&'static str, &'static str)];
+    async fn answer<T: TokenStore>(layer: &AuthLayer<T>, carrier: Carrier, fields: Fields) -> HeaderMap {
+        let response = send(&open(layer.clone()).layer(witness(fields)), presenting(get(), carrier, TOKEN)).await;
+        assert_eq!(response.status(), 200);
+        response.headers().clone()
+    }
+    async fn check<T: TokenStore>(layer: AuthLayer<T>) {
+        let table: [(Fields, &[&str]); 9] = [
+            (&[], &["private"]),
+            (&[("cache-control", "public, max-age=60")], &["private"]),
+            (&[("cache-control", "max-age=60")], &["private"]),
+            (&[("cache-control", "s-maxage=60"), ("cache-control", "must-revalidate")], &["private"]),
+            (&[("cache-control", "private=\"set-cookie\"")], &["private"]),
+            (&[("cache-control", "no-store")], &["no-store"]),
+            (&[("cache-control", "max-age=0, No-Store")], &["max-age=0, No-Store"]),
+            (&[("cache-control", "Private, max-age=60")], &["Private, max-age=60"]),
+            (&[("cache-control", "max-age=60"), ("cache-control", "no-store")], &["max-age=60", "no-store"]),
+        ];
+        for (fields, expected) in table {
+            for carrier in CARRIERS {
+                let headers = answer(&layer, carrier, fields).await;
+                let cached = values(&headers, "cache-control");
+                if carrier == Carrier::AuthorizationHeader {
+                    let unchanged: Vec<_> = fields.iter().map(|(_, value)| *value).collect();
+                    assert_eq!(cached, unchanged, "{carrier:?}: caches know this one");
+                } else {
+                    assert_eq!(cached, expected, "{carrier:?} {fields:?}");
+                }
+                let referrer = if carrier == Carrier::Query { vec!["no-referrer"] } else { vec![] };
+                assert_eq!(values(&headers, "referrer-policy"), referrer, "{carrier:?}");
+            }
+        }
+        let headers = answer(&layer, Carrier::Query, &[("referrer-policy", "same-origin")]).await;
+        assert_eq!(values(&headers, "referrer-policy"), ["same-origin"], "the handler's own is kept");
+    }
+    check(AuthLayer::new(memory())).await;
+    check(waiting()).await;
+    // Nobody presented anything, so that there is nothing to keep.
+    let layer = open(AuthLayer::new(memory())).with_optional_authentication();
+    let response = send(&layer.layer(witness(&[("cache-control", "public")])), get()).await;
+    assert_eq!(values(response.headers(), "cache-control"), ["public"]);
+}
+
+// ------------------------------------------------------------------------------------------------ websocket
+
+fn upgrade(protocols: &[&str]) -> Request<Body> {
+    let mut request = get();
+    request.headers_mut().insert("connection", HeaderValue::from_static("Upgrade"));
+    request.headers_mut().insert("upgrade", HeaderValue::from_static("websocket"));
+    for line in protocols {
+        request.headers_mut().append("sec-websocket-protocol", line.parse().unwrap());
+    }
+    request
+}
+
+fn item(token: &str) -> String {
+    format!("{PREFIX}{}", BASE64_URL_SAFE_NO_PAD.encode(token))
+}
+
+#[tokio::test]
+async fn websocket_items_are_taken_out_of_the_offer() {
+    let layer = AuthLayer::new(memory()).with_websocket_token(PREFIX);
+    let own = item(TOKEN);
+    for (lines, left) in [
+        (&[&*format!("chat, {own}")][..], "chat"),
+        (&[&*format!("{own}, chat")], "chat"),
+        (&[&*format!("{own},chat,superchat")], "chat, superchat"),
+        (&["v2 , chat", &own, "superchat"], "v2, chat, superchat"),
+        (&[&own, ",, chat ,"], "chat"),
+    ] {
+        let saw = seen(&layer, upgrade(lines)).await;
+        assert_eq!(saw.carrier, Some(Carrier::WebSocketProtocol));
+        assert_eq!(values(&saw.headers, "sec-websocket-protocol"), [left], "{lines:?}");
+        assert_eq!(values(&saw.headers, "upgrade"), ["websocket"]);
+    }
+    for (lines, kind) in [
+        (vec!["chat".to_owned()], RejectionKind::Missing),
+        (vec![], RejectionKind::Missing),
+        (vec![own.clone()], RejectionKind::InvalidRequest),
+        (vec![format!("{own},")], RejectionKind::InvalidRequest),
+        (vec![format!("chat, {own}, {own}")], RejectionKind::InvalidRequest),
+        (vec![format!("chat, {own}"), own.clone()], RejectionKind::InvalidRequest),
+        (vec![format!("chat, {PREFIX}YWI=")], RejectionKind::InvalidRequest),
+        (vec![format!("chat, {PREFIX}a+b/")], RejectionKind::InvalidRequest),
+        (vec![format!("chat, {PREFIX}a")], RejectionKind::InvalidRequest),
+        (vec![format!("chat, {PREFIX}")], RejectionKind::MalformedToken),
+        (vec![format!("chat, {}", item("a b"))], RejectionKind::MalformedToken),
+        (vec![format!("chat, {}", item("unknown"))], RejectionKind::UnknownToken),
+        (vec![format!("chat, {}", own.to_uppercase())], RejectionKind::Missing),
+    ] {
+        let lines: Vec<&str> = lines.iter().map(String::as_str).collect();
+        assert_eq!(refusal(&layer, upgrade(&lines)).await, kind, "{lines:?}");
+    }
+}
+
+#[tokio::test]
+async fn only_what_opens_a_websocket_has_that_door() {
+    let layer = AuthLayer::new(memory()).with_websocket_token(PREFIX);
+    let offer = format!("chat, {}", item(TOKEN));
+    let request = |method: Method, version: Version, upgrades: &[&'static str]| {
+        let mut request = upgrade(&[&offer]);
+        *request.method_mut() = method;
+        *request.version_mut() = version;
+        request.headers_mut().remove("upgrade");
+        for upgrade in upgrades {
+            request.headers_mut().append("upgrade", HeaderValue::from_static(upgrade));
+        }
+        request
+    };
+    for (method, version, upgrades) in [
+        (Method::GET, Version::HTTP_11, &["WebSocket"][..]),
+        (Method::GET, Version::HTTP_11, &["h2c, websocket"]),
+        (Method::GET, Version::HTTP_11, &["h2c", " websocket\t"]),
+        // The upgrade is `:protocol` there.
+        (Method::CONNECT, Version::HTTP_2, &[]),
+        (Method::CONNECT, Version::HTTP_3, &[]),
+    ] {
+        let saw = seen(&layer, request(method.clone(), version, upgrades)).await;
+        assert_eq!(saw.carrier, Some(Carrier::WebSocketProtocol), "{method} {version:?} {upgrades:?}");
+        assert_eq!(values(&saw.headers, "sec-websocket-protocol"), ["chat"]);
+    }
+    for (method, version, upgrades) in [
+        (Method::GET, Version::HTTP_11, &[][..]),
+        (Method::GET, Version::HTTP_11, &["h2c"]),
+        (Method::GET, Version::HTTP_11, &["websockets"]),
+        (Method::GET, Version::HTTP_2, &[]),
+        (Method::POST, Version::HTTP_11, &["websocket"]),
+        (Method::CONNECT, Version::HTTP_11, &["websocket"]),
+    ] {
+        let kind = refusal(&layer, request(method.clone(), version, upgrades)).await;
+        assert_eq!(kind, RejectionKind::Missing, "{method} {version:?} {upgrades:?}");
+        // Closed means that it does not count beside another credential.
+        let request = presenting(request(method, version, upgrades), Carrier::AuthorizationHeader, TOKEN);
+        assert_eq!(seen(&layer, request).await.carrier, Some(Carrier::AuthorizationHeader));
+    }
+}
+
+// ------------------------------------------------------------------------------------------------ doors of one's own
+
+#[tokio::test]
+async fn a_door_of_ones_own_is_a_closure() {
+    let layer = AuthLayer::new(memory())
+        .with_door(|head| Some(head.headers.get("authorization")?.as_bytes().strip_prefix(b"Token ")?.to_vec()))
+        .with_door(|head| Some(head.uri.path().strip_prefix("/t/")?.as_bytes().to_vec()));
+    let by_scheme = |value: String| {
+        let mut request = get();
+        request.headers_mut().insert("authorization", value.parse().unwrap());
+        request
+    };
+    let by_path = |token: &str| Request::get(format!("/t/{token}")).body(Body::default()).unwrap();
+
+    let saw = seen(&layer, by_scheme(format!("Token {TOKEN}"))).await;
+    assert_eq!(saw.carrier, Some(Carrier::Other));
+    assert!(saw.headers["authorization"].is_sensitive(), "marked in any case");
+    assert_eq!(seen(&layer, by_path(TOKEN)).await.carrier, Some(Carrier::Other));
+    assert_eq!(seen(&layer, with_token(TOKEN)).await.carrier, Some(Carrier::AuthorizationHeader));
+
+    assert_eq!(refusal(&layer, get()).await, RejectionKind::Missing);
+    assert_eq!(refusal(&layer, by_path("")).await, RejectionKind::MalformedToken);
+    assert_eq!(refusal(&layer, by_scheme("Token a,b".to_owned())).await, RejectionKind::MalformedToken);
+    assert_eq!(refusal(&layer, by_path("unknown")).await, RejectionKind::UnknownToken);
+    let mut both = by_path(TOKEN);
+    *both.headers_mut() = by_scheme(format!("Token {TOKEN}")).headers().clone();
+    assert_eq!(refusal(&layer, both).await, RejectionKind::InvalidRequest);
+
+    // Bounded as all others are.
+    let short = layer.with_max_token_len(TOKEN.len() - 1);
+    assert_eq!(refusal(&short, by_path(TOKEN)).await, RejectionKind::MalformedToken);
+}
+
+#[tokio::test]
+async fn one_budget_whatever_the_door() {
+    let limits = Hands::default().limits(Quota::per_minute(60).with_burst(5));
+    let service = open(AuthLayer::new(memory()).with_rate_limit(limits)).layer(echo());
+    for carrier in CARRIERS {
+        assert_eq!(send(&service, presenting(get(), carrier, TOKEN)).await.status(), 200, "{carrier:?}");
+    }
+    for carrier in CARRIERS {
+        let response = send(&service, presenting(get(), carrier, TOKEN)).await;
+        assert_eq!(response.status(), 429, "{carrier:?}");
+        assert_eq!(values(response.headers(), "cache-control"), ["no-store"]);
+    }
+}
+
+#[tokio::test]
+async fn inner_errors_pass_with_any_carrier() {
+    let layer = open(AuthLayer::new(memory()));
+    for carrier in CARRIERS {
+        let gate = layer.layer(tower::service_fn(|_: Request<Body>| async { Err::<Response<Body>, _>("inner") }));
+        assert_eq!(gate.oneshot(presenting(get(), carrier, TOKEN)).await.unwrap_err(), "inner");
+    }
+}
+
+#[tokio::test]
+async fn nothing_that_is_printed_holds_a_token() {
+    let mut printed = String::new();
+    let layer = open(AuthLayer::new(memory())).with_credentials_removed();
+    let limited = layer.clone().with_rate_limit(Hands::default().limits(Quota::per_minute(60)));
+    let doors = BodyDoors::new(Duration::from_secs(1), tokio::time::sleep).with_json("key").with_text("key");
+    let with_body = layer.clone().with_body_doors(doors.clone());
+    write!(printed, "{layer:?}{layer:#?}{limited:?}{doors:?}{with_body:?}").unwrap();
+    assert!(printed.contains("x-api-key") && printed.contains("access_token"), "the doors are told");
+
+    let printing = tower::service_fn(|request: Request<Body>| async move {
+        Ok::<_, Infallible>(Response::new(Body::from(format!("{request:?}{request:#?}"))))
+    });
+    let service = layer.layer(printing);
+    // A cookie is printed by whoever prints requests: the gate does not know where a door of one's own looks.
+    let known = &CARRIERS[..4];
+    for &carrier in known {
+        write!(printed, "{:?}{service:?}", service.clone().call(presenting(get(), carrier, TOKEN))).unwrap();
+        let tokens = [TOKEN.to_owned(), format!("{TOKEN}x"), format!("{TOKEN} {TOKEN}")];
+        for request in tokens.iter().map(|token| presenting(get(), carrier, token)).chain(
+            known
+                .iter()
+                .filter(|&&other| other != carrier)
+                .map(|&other| presenting(presenting(get(), carrier, TOKEN), other, TOKEN)),
+        ) {
+            let head = Head::of(&request);
+            let presented = match carrier {
+                Carrier::ApiKeyHeader => api_key(head.headers, &API_KEY, TokenForm::default()),
+                Carrier::WebSocketProtocol => websocket(&head, PREFIX, TokenForm::default()),
+                _ => query(head.method, head.uri, "access_token", TokenForm::default()),
+            };
+            write!(printed, "{presented:?}").unwrap();
+            drop(presented);
+            let response = send(&service, request).await;
+            write!(printed, "{:?}", response.headers()).unwrap();
+            if let Some(rejection) = response.extensions().get::<Rejection>() {
+                write!(printed, "{rejection}{rejection:?}{rejection:#?}").unwrap();
+            }
+            if let Some(current) = response.extensions().get::<CurrentGrant>() {
+                write!(printed, "{current:?}").unwrap();
+            }
+            printed += &text(response).await;
+        }
+    }
+    let in_base64 = BASE64_URL_SAFE_NO_PAD.encode(TOKEN);
+    let in_bytes = format!("{:?}", TOKEN.as_bytes());
+    for secret in [TOKEN, &TOKEN[3..], &in_base64, in_bytes.trim_matches(['[', ']']), &TokenDigest::of(TOKEN).to_hex()]
+    {
+        assert!(!printed.contains(secret), "printed: {printed}");
+    }
+    assert!(printed.len() > 4_000, "hardly anything was printed");
+}

@@ -269,8 +269,10 @@ impl Decision {
         self.partition_key.as_deref().map(|key| &**key)
     }
 
-    /// `Retry-After` in whole seconds: rounded up and never 0, so that who waits it out alone is admitted.
-    pub(crate) fn retry_after_s(&self) -> Option<u64> {
+    /// [`retry_after`](Self::retry_after) in whole seconds, as the header field of that name has it: rounded up and never
+    /// 0, so that who waits it out alone is admitted.
+    #[must_use]
+    pub fn retry_after_secs(&self) -> Option<u64> {
         (self.verdict == Verdict::OverLimit).then(|| secs_up(self.more_in_ns).max(1))
     }
 

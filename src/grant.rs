@@ -200,6 +200,23 @@ impl<P> Grant<P> {
         self.head.sender_constrained
     }
 
+    /// Whether it is valid at this moment, by its dates. A gate asks this at every request; what outlives a request, such
+    /// as a WebSocket, has to ask again.
+    ///
+    /// ```
+    /// use std::time::{Duration, SystemTime};
+    /// use tollgate::Grant;
+    ///
+    /// let end = SystemTime::now() + Duration::from_secs(60);
+    /// let grant = Grant::new("alice", ()).with_expiry(end);
+    /// assert!(grant.is_valid_at(SystemTime::now()));
+    /// assert!(!grant.is_valid_at(end));
+    /// ```
+    #[must_use]
+    pub fn is_valid_at(&self, time: SystemTime) -> bool {
+        !self.head.is_not_yet_valid(time) && !self.head.is_expired(time)
+    }
+
     /// Who calls, in the service's own words.
     pub fn principal(&self) -> &P {
         &self.principal

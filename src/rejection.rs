@@ -184,7 +184,9 @@ impl Rejection {
         Self { source: Some(source), ..Self::new(RejectionKind::StoreUnavailable) }
     }
 
-    pub(crate) fn of_grant(self, grant: &CurrentGrant) -> Self {
+    /// The same, and it names the grant that was refused: for logs.
+    #[must_use]
+    pub fn of_grant(self, grant: &CurrentGrant) -> Self {
         Self { grant: Some(grant.id().clone()), ..self }
     }
 

@@ -36,7 +36,7 @@ use tower::util::{ServiceExt, ServiceFn, service_fn};
 use tower::{Layer, Service, ServiceBuilder};
 
 /// Groups of vectors about what the crate does not do yet.
-const PENDING: &[&str] = &["self-limit"];
+const PENDING: &[&str] = &[];
 
 /// The keys of objects, a row a place. A place is one kind or several, `*` being all, and a path, in which `*` is every
 /// item or member. The items of `input.challenges` have no row: any parameter may stand in a challenge.
@@ -214,6 +214,7 @@ fn run(vector: &Value) -> Outcome {
             Some("gcra-count") => gcra_count(input, expect),
             Some("gcra-n") => gcra_n(input, expect).await,
             Some("shared-bucket") => shared_bucket(input, expect).await,
+            Some("self-limit") => self_limit(input, expect),
             kind => Err(format!("kind {kind:?} is not supported").into()),
         }
     };
@@ -811,4 +812,24 @@ async fn shared_bucket(input: &Value, expect: &Value) -> Outcome {
     }
     check(expect, "allowed", allowed)?;
     check(expect, "denied", denied)
+}
+
+/// The reference service's own reading of the limits that alerts set themselves.
+#[allow(dead_code, reason = "only the parser is a matter of vectors")]
+#[path = "../examples/crosstrade/self_limit.rs"]
+mod alerts;
+
+fn self_limit(input: &Value, expect: &Value) -> Outcome {
+    let (rate_limit, id): (Option<String>, Option<String>) = (read!(input["rate_limit"])?, read!(input["id"])?);
+    let rate_limit = match input.get("rate_limit_hex") {
+        Some(_) => Some(octets(input, "", "rate_limit_hex")?),
+        None => rate_limit.map(String::into_bytes),
+    };
+    let limit = alerts::parse(rate_limit.as_deref(), id.as_deref().map(str::as_bytes));
+    let limited = limit.ok().flatten();
+    check(expect, "count", limited.map(|limit| limit.count))?;
+    check(expect, "window_s", limited.map(|limit| limit.window_s))?;
+    // The service answers all of these by 400, as the vectors want it.
+    check(expect, "status", limit.is_err().then_some(400))?;
+    check(expect, "error", limit.is_err().then_some("invalid_request"))
 }

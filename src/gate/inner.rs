@@ -3,7 +3,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
-use http::{Request, Response};
+use http::{HeaderMap, Request, Response};
 use tower_layer::Layer;
 use tower_service::Service;
 
@@ -12,6 +12,7 @@ use super::future::{Caller, GateFuture, Step};
 use super::layer::AuthLayer;
 use super::settings::Shared;
 use crate::caller::{CurrentGrant, Unauthenticated};
+use crate::decision::Decision;
 use crate::head::Head;
 use crate::limit::{Charge, Limiter, RateLimits};
 use crate::rejection::{Protocol, Rejection, RejectionKind};
@@ -106,6 +107,28 @@ impl<A, R> AuthLayer<A, R> {
         R: Respond<B>,
     {
         self.shared().refuse(rejection, Protocol::Http)
+    }
+
+    /// Tells the client of a charge that a handler made by itself, in the gate's dialect of rate limit headers, as the gate
+    /// does for its own.
+    ///
+    /// ```
+    /// use http::HeaderMap;
+    /// use tollgate::limit::{Charge, RateLimits};
+    /// use tollgate::{AuthLayer, Authenticated, Grant, MemoryStore, Quota};
+    ///
+    /// let tokens = MemoryStore::from_iter([("a-token", Grant::new("alice", ()))]);
+    /// let (gate, limits) = (AuthLayer::new(tokens), RateLimits::new(Quota::per_minute(60)));
+    /// let who = Authenticated::new(Grant::new("alice", ())).current();
+    ///
+    /// let mut headers = HeaderMap::new();
+    /// gate.advertise(&limits.check_now(&who, Charge::Units(10)), &mut headers);
+    /// assert_eq!(headers["ratelimit"], r#""default";r=50;t=1"#);
+    /// ```
+    pub fn advertise(&self, decision: &Decision, headers: &mut HeaderMap) {
+        if let Some(advert) = self.shared().advert(decision) {
+            advert.write(headers);
+        }
     }
 
     fn inner_parts<M>(&self, stations: M) -> Shared<M, R> {

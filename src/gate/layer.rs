@@ -199,6 +199,8 @@ impl<A, R> AuthLayer<A, R> {
     /// The same, and the inner service never sees the credential: the header field or query parameter that held it is
     /// removed, in a body it is overwritten with `*`.
     ///
+    /// Only what an open door held: of a body that no door looked into nothing is overwritten, whatever it holds.
+    ///
     /// Header fields are marked sensitive in any case, so that nothing prints them; and a WebSocket's sub-protocol that
     /// holds a token is always removed.
     #[must_use]

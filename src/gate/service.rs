@@ -176,7 +176,7 @@ impl<A, R> Shared<A, R> {
     }
 
     #[inline]
-    fn advert(&self, decision: &Decision) -> Option<Advert> {
+    pub(super) fn advert(&self, decision: &Decision) -> Option<Advert> {
         advert(self.terms.ratelimit(), decision, || self.settings.wall_clock.now())
     }
 }

@@ -84,7 +84,7 @@ pub(crate) fn advert(
         RateLimitHeaders::XDelta => Fields::Single { dialect, quota: policy.quota(), reset: decision.full_in_s() },
         RateLimitHeaders::Draft07 | RateLimitHeaders::Draft06 | RateLimitHeaders::Draft03 => {
             // These drafts want the same moment as in `Retry-After`, where there is one.
-            let reset = decision.retry_after_s().unwrap_or(decision.full_in_s());
+            let reset = decision.retry_after_secs().unwrap_or(decision.full_in_s());
             Fields::Single { dialect, quota: policy.quota(), reset }
         }
     };

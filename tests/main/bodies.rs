@@ -27,7 +27,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Notify;
 use tokio::task::JoinHandle;
-use tollgate::extract::{Presented, TokenForm, json as json_door};
+use tollgate::extract::{Presented, TokenForm, form as form_door, json as json_door, text as text_door};
 use tollgate::gate::{Admission, BodyAuthLayer, BodyDoors, ReplayBody};
 use tollgate::limit::RateLimits;
 use tollgate::store::from_fn;
@@ -811,6 +811,7 @@ fn json_at_its_edges() {
         (br#"{"key":null,"\u006bey":"abc"}"#, Verdict::Ambiguous),
         (br#"{"x":"\ud800","key":"abc"}"#, Verdict::Ambiguous),
         (br#"{"\udc00":1,"key":"abc"}"#, Verdict::Ambiguous),
+        (br#"{"x":"\udc00","key":"abc"}"#, Verdict::Ambiguous),
         (br#"{"x":["\ud83d\ude00"],"key":"abc"}"#, abc.clone()),
         (br#"{"x":"\\ud800","key":"abc"}"#, abc),
         (br#"{"key":" abc"}"#, Verdict::Malformed),
@@ -828,6 +829,63 @@ fn json_at_its_edges() {
         (b"{\"a\":\"\x01\",\"key\":\"abc\"}", Verdict::Ambiguous),
         (br#"{"key":"abc"#, Verdict::Ambiguous),
         (br#"{"$serde_json::private::RawValue":"1","key":"abc"}"#, Verdict::Token(b"abc".to_vec())),
+    ] {
+        assert_eq!(verdict(body), expected, "{}", String::from_utf8_lossy(body));
+    }
+}
+
+#[test]
+fn forms_at_their_edges() {
+    let verdict = |body: &[u8], name: &str| Verdict::from(form_door(body, name, TokenForm::default()));
+    let abc = || Verdict::Token(b"abc".to_vec());
+    for (body, name, expected) in [
+        (&b"access_token=abc"[..], "access_token", abc()),
+        (b"&&access_token=abc&", "access_token", abc()),
+        (b"a=\xff%zz&access_token=%61bc", "access_token", abc()),
+        (b"access_token=a%2Bb", "access_token", Verdict::Token(b"a+b".to_vec())),
+        // A plus is a space here, in names as well.
+        (b"access_token=a+b", "access_token", Verdict::Malformed),
+        (b"access+token=abc", "access token", abc()),
+        (b"access%2Btoken=abc", "access token", Verdict::Nothing),
+        (b"access_token=%2561bc", "access_token", Verdict::Malformed),
+        (b"access_token=ab%6", "access_token", Verdict::Malformed),
+        (b"access_token=abc\r\n", "access_token", Verdict::Malformed),
+        (b"access_token", "access_token", Verdict::Malformed),
+        (b"access_token=&x", "access_token", Verdict::Malformed),
+        (b"access_token=abc&access_token=abc", "access_token", Verdict::Ambiguous),
+        (b"access_token&access%5ftoken=abc", "access_token", Verdict::Ambiguous),
+        (b"a=1;access_token=abc", "access_token", Verdict::Nothing),
+        (b"Access_Token=abc", "access_token", Verdict::Nothing),
+        (b"", "access_token", Verdict::Nothing),
+    ] {
+        assert_eq!(verdict(body, name), expected, "{}", String::from_utf8_lossy(body));
+    }
+}
+
+#[test]
+fn texts_at_their_edges() {
+    let verdict = |body: &[u8]| Verdict::from(text_door(body, "key", TokenForm::default()));
+    let abc = || Verdict::Token(b"abc".to_vec());
+    for (body, expected) in [
+        (&b"key=abc"[..], abc()),
+        (b"\xef\xbb\xbfKEY = abc ;", abc()),
+        (b"a=1;\r\n key\t=\n abc\r\n;qty=1", abc()),
+        (b";;key=abc;;", abc()),
+        (b"key=ab==;", Verdict::Token(b"ab==".to_vec())),
+        (b"key=%61bc;", Verdict::Malformed),
+        (b"key=\"abc\";", Verdict::Malformed),
+        (b"key=a=b;", Verdict::Malformed),
+        (b"key=;", Verdict::Malformed),
+        (b"key= \r\n;", Verdict::Malformed),
+        (b"key=a\nqty=1;", Verdict::Malformed),
+        (b"key=\xc2\xa0abc;", Verdict::Malformed),
+        (b"key;", Verdict::Ambiguous),
+        (b"key=abc;comment=;Key=abc", Verdict::Ambiguous),
+        (b"key=abc;key", Verdict::Ambiguous),
+        (b"key=abc;x=\xff", Verdict::Ambiguous),
+        (b"a=1;\xef\xbb\xbfkey=abc", Verdict::Nothing),
+        (b"comment=key=abc", Verdict::Nothing),
+        (b"", Verdict::Nothing),
     ] {
         assert_eq!(verdict(body), expected, "{}", String::from_utf8_lossy(body));
     }

@@ -1,0 +1,123 @@
+//! The service: three doors, each with its gate, and one budget behind all of them.
+//!
+//! | door | credential | charged by |
+//! |---|---|---|
+//! | `/v1/api/..` | `Authorization: Bearer` | the gate |
+//! | `/v1/webhook` | the same, or `key` in the body | the handler, because an alert may set itself a limit that comes first |
+//! | `/ws/stream` | the same, or a sub-protocol | the gate for opening it, the handler for each message |
+
+use std::error::Error;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use axum::Router;
+use axum::extract::DefaultBodyLimit;
+use axum::routing::{get, post};
+use tokio::sync::watch;
+use tollgate::gate::BodyDoors;
+use tollgate::limit::{Clock, MonotonicClock};
+use tollgate::{AuthLayer, MemoryStore, Quota, RateLimits, Scopes};
+
+use crate::broker::Broker;
+use crate::errors::Errors;
+use crate::self_limit::SelfLimits;
+use crate::{problem, rest, stream, webhook};
+
+/// 3 a second, 20 at once, and for all doors together.
+pub(crate) const QUOTA: Quota = Quota::per_minute(180).with_burst(20);
+/// The scope that orders need.
+pub(crate) const TRADE: &str = "trade";
+/// What a sub-protocol begins with that holds a token.
+pub(crate) const TOKEN_PROTOCOL: &str = "base64url.bearer.authorization.crosstrade.";
+/// The largest body, and the largest message of a WebSocket. Orders have some hundred bytes.
+pub(crate) const MAX_BODY: usize = 65_536;
+/// TradingView gives up after 3 seconds.
+const BODY_DEADLINE: Duration = Duration::from_secs(2);
+
+/// What this service knows of its callers.
+#[derive(Debug)]
+pub(crate) struct User {
+    pub(crate) name: String,
+}
+
+/// What the service is made of, so that a test makes it of something else.
+pub(crate) struct Settings {
+    pub(crate) tokens: MemoryStore<User>,
+    pub(crate) limits: RateLimits,
+    pub(crate) errors: Errors,
+    pub(crate) clocks: Clocks,
+    /// Takes what an operator should see.
+    pub(crate) log: Log,
+    /// Turns true when the service is about to stop.
+    pub(crate) closing: watch::Receiver<bool>,
+}
+
+pub(crate) type Log = Arc<dyn Fn(&str) + Send + Sync>;
+
+/// The time, in two kinds: tokens expire at a date, self-limits count what has passed.
+#[derive(Clone)]
+pub(crate) struct Clocks {
+    pub(crate) wall: Arc<dyn Fn() -> SystemTime + Send + Sync>,
+    pub(crate) steady: Arc<dyn Clock>,
+}
+
+impl Clocks {
+    pub(crate) fn system() -> Self {
+        Self { wall: Arc::new(SystemTime::now), steady: Arc::new(MonotonicClock::new()) }
+    }
+}
+
+/// What the handlers share.
+pub(crate) struct Service {
+    /// To refuse in the gate's words.
+    pub(crate) gate: AuthLayer<MemoryStore<User>, Errors>,
+    /// What orders need.
+    pub(crate) trade: Scopes,
+    pub(crate) tokens: MemoryStore<User>,
+    pub(crate) limits: RateLimits,
+    pub(crate) self_limits: SelfLimits,
+    pub(crate) broker: Broker,
+    pub(crate) errors: Errors,
+    pub(crate) clocks: Clocks,
+    pub(crate) log: Log,
+    pub(crate) closing: watch::Receiver<bool>,
+}
+
+pub(crate) fn app(settings: Settings) -> Result<Router, Box<dyn Error>> {
+    let Settings { tokens, limits, errors, clocks, log, closing } = settings;
+    let wall = Arc::clone(&clocks.wall);
+    let gate = AuthLayer::new(tokens.clone())
+        .with_realm("crosstrade")?
+        .with_responder(errors)
+        .with_wall_clock(move || wall())
+        // No handler has to see a token, so that each may log what it sees.
+        .with_credentials_removed();
+    let metered = gate.clone().with_rate_limit(limits.clone());
+    let trade = Scopes::new([TRADE])?;
+    let may_trade = metered.require_scopes(trade.iter())?;
+    let body_doors =
+        BodyDoors::new(BODY_DEADLINE, tokio::time::sleep).with_json("key").with_text("key").with_limit(MAX_BODY);
+
+    let rest = Router::new()
+        .route("/accounts", get(rest::accounts))
+        .route("/accounts/{account}/positions", get(rest::positions))
+        .route("/accounts/{account}/orders", get(rest::orders))
+        .route("/accounts/{account}/orders/place", post(rest::place).route_layer(may_trade.clone()))
+        .route("/accounts/{account}/positions/flatten", post(rest::flatten).route_layer(may_trade))
+        .route_layer(metered.clone());
+    let webhook = post(webhook::receive).route_layer(gate.clone().with_body_doors(body_doors));
+    let stream = get(stream::open).route_layer(metered.with_websocket_token(TOKEN_PROTOCOL));
+
+    let broker = Broker::new([("demo", "sim101"), ("demo", "sim102")]);
+    let self_limits = SelfLimits::default();
+    let service = Service { gate, trade, tokens, limits, self_limits, broker, errors, clocks, log, closing };
+    Ok(Router::new()
+        .nest("/v1/api", rest)
+        .route("/v1/webhook", webhook)
+        .route("/ws/stream", stream)
+        .route("/healthz", get(|| async { axum::Json(serde_json::json!({ "status": "ok" })) }))
+        .fallback(problem::not_found)
+        .method_not_allowed_fallback(problem::method_not_allowed)
+        .layer(DefaultBodyLimit::max(MAX_BODY))
+        .with_state(Arc::new(service)))
+}

@@ -1,0 +1,133 @@
+//! A paper-trading broker with three doors and one budget, after CrossTrade's API: REST, webhooks, a WebSocket.
+//!
+//! `cargo run --example crosstrade --all-features` serves on 127.0.0.1:8080 and prints curl lines to try.
+//!
+//! | to read | for |
+//! |---|---|
+//! | `app.rs` | the gates: which door takes which credential, and what draws on the budget |
+//! | `webhook.rs`, `alert.rs`, `fields.rs` | alerts whose token is in the body, charged by the handler |
+//! | `self_limit.rs` | the limit that an alert sets itself: exact, and all of it without I/O |
+//! | `stream.rs`, `rpc.rs` | a WebSocket: a charge a message, and the end of it when the token ends |
+//! | `errors.rs`, `problem.rs` | a responder of one's own, and the service's own errors |
+//! | `rest.rs`, `order.rs`, `broker.rs` | something to protect |
+#![allow(clippy::print_stdout, clippy::print_stderr, reason = "a program that talks to the terminal it runs in")]
+
+use std::error::Error;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tollgate::{Grant, MemoryStore, RateLimits};
+
+use app::{Clocks, QUOTA, Settings, User, app};
+use args::{Command, Options, USAGE};
+
+mod alert;
+mod app;
+mod args;
+mod broker;
+mod errors;
+mod fields;
+mod instructions;
+mod order;
+mod problem;
+mod rest;
+mod rpc;
+mod self_limit;
+mod stream;
+#[cfg(test)]
+mod tests;
+mod webhook;
+
+/// How long requests and sockets may take to end after ctrl-c.
+const GRACE: Duration = Duration::from_secs(10);
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    let args: Vec<String> = std::env::args_os().skip(1).map(|arg| arg.to_string_lossy().into_owned()).collect();
+    let options = match args::parse(&args) {
+        Ok(Command::Serve(options)) => options,
+        Ok(Command::Help) => {
+            println!("{USAGE}");
+            return ExitCode::SUCCESS;
+        }
+        Err(error) => {
+            eprintln!("error: {error}\n\n{USAGE}");
+            return ExitCode::from(2);
+        }
+    };
+    match serve(options).await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn serve(Options { listen, errors }: Options) -> Result<(), Box<dyn Error>> {
+    let listener = TcpListener::bind(listen)
+        .await
+        .map_err(|error| format!("cannot listen on {listen}: {error}\nchoose another address by --listen"))?;
+    let (trader, reader) = (random_token()?, random_token()?);
+    // Two tokens of one user: they share the budget, because they share the subject.
+    let grant = |id: &str| Grant::new(id, User { name: "demo".to_owned() }).with_subject("demo");
+    let tokens =
+        MemoryStore::from_iter([(&trader, grant("demo-1").with_scopes(["trade"])?), (&reader, grant("demo-2"))]);
+    let (close, closing) = watch::channel(false);
+    let limits = RateLimits::new(QUOTA);
+    let (clocks, log) = (Clocks::system(), Arc::new(|line: &str| eprintln!("{line}")));
+    let app = app(Settings { tokens, limits, errors, clocks, log, closing: closing.clone() })?;
+    println!("{}", instructions::text(listener.local_addr()?, &trader, &reader));
+
+    let closer = close.clone();
+    let server = axum::serve(listener, app).with_graceful_shutdown(async move {
+        asked_to_stop().await;
+        _ = closer.send(true);
+    });
+    tokio::select! {
+        result = server => result?,
+        () = overdue(closing) => {}
+    }
+    // Sockets are no longer the server's: they are gone when nobody looks at `closing` any more.
+    _ = tokio::time::timeout(GRACE, close.closed()).await;
+    Ok(())
+}
+
+/// 256 bits of the operating system's randomness: nobody guesses them, so that a store may keep a plain digest of them.
+fn random_token() -> Result<String, getrandom::Error> {
+    let mut bytes = [0; 32];
+    getrandom::fill(&mut bytes)?;
+    let hex: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+    Ok(format!("ct_{hex}"))
+}
+
+/// Waits for ctrl-c or a polite kill; for ever where nobody can listen for them.
+async fn asked_to_stop() {
+    let ctrl_c = async {
+        if tokio::signal::ctrl_c().await.is_err() {
+            std::future::pending::<()>().await;
+        }
+    };
+    #[cfg(unix)]
+    let terminate = async {
+        match tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate()) {
+            Ok(mut signal) => _ = signal.recv().await,
+            Err(_) => std::future::pending().await,
+        }
+    };
+    #[cfg(not(unix))]
+    let terminate = std::future::pending::<()>();
+    tokio::select! {
+        () = ctrl_c => {}
+        () = terminate => {}
+    }
+}
+
+/// Ends some time after the server was asked to stop, for clients that never finish what they began.
+async fn overdue(mut closing: watch::Receiver<bool>) {
+    _ = closing.wait_for(|closing| *closing).await;
+    tokio::time::sleep(GRACE).await;
+}

@@ -1,0 +1,60 @@
+//! The REST door. The gate has charged the request before any of these runs.
+
+use std::sync::Arc;
+
+use axum::Json;
+use axum::extract::rejection::JsonRejection;
+use axum::extract::{Path, State};
+use serde_json::{Value, json};
+use tollgate::Authenticated;
+
+use crate::app::{Service, User};
+use crate::broker::Order;
+use crate::order::Ticket;
+use crate::problem::Problem;
+
+type Answer<T> = Result<Json<T>, Problem>;
+
+pub(crate) async fn accounts(State(service): State<Arc<Service>>, who: Authenticated<User>) -> Json<Value> {
+    Json(json!({ "accounts": service.broker.accounts(&who.principal().name) }))
+}
+
+pub(crate) async fn positions(
+    State(service): State<Arc<Service>>,
+    who: Authenticated<User>,
+    Path(account): Path<String>,
+) -> Answer<Value> {
+    let positions = service.broker.positions(&who.principal().name, &account)?;
+    Ok(Json(json!({ "positions": positions })))
+}
+
+pub(crate) async fn orders(
+    State(service): State<Arc<Service>>,
+    who: Authenticated<User>,
+    Path(account): Path<String>,
+) -> Answer<Value> {
+    let orders = service.broker.orders(&who.principal().name, &account)?;
+    Ok(Json(json!({ "orders": orders })))
+}
+
+pub(crate) async fn place(
+    State(service): State<Arc<Service>>,
+    who: Authenticated<User>,
+    Path(account): Path<String>,
+    ticket: Result<Json<Ticket>, JsonRejection>,
+) -> Answer<Order> {
+    let Json(ticket) = ticket?;
+    if ticket.account.as_ref().is_some_and(|named| *named != account) {
+        return Err(Problem::bad_request("`account` is not the account in the path."));
+    }
+    service.broker.place(&who.principal().name, &account, ticket.checked()?).map(Json)
+}
+
+pub(crate) async fn flatten(
+    State(service): State<Arc<Service>>,
+    who: Authenticated<User>,
+    Path(account): Path<String>,
+) -> Answer<Value> {
+    let orders = service.broker.close(&who.principal().name, &account, None)?;
+    Ok(Json(json!({ "orders": orders })))
+}

@@ -1,0 +1,80 @@
+//! What can be asked on the stream: a text in, an answer out.
+
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
+use tollgate::Grant;
+
+use axum::http::StatusCode;
+
+use crate::app::{Service, TRADE, User};
+use crate::order::Ticket;
+use crate::problem::Problem;
+
+/// A message of the client.
+#[derive(Debug, Deserialize)]
+#[serde(tag = "op", rename_all = "lowercase")]
+enum Message {
+    Ping,
+    Rpc {
+        /// Whatever the client knows its request by; the answer has it again.
+        #[serde(default)]
+        id: Value,
+        method: String,
+        #[serde(default)]
+        params: Value,
+    },
+}
+
+/// The account that a method is about.
+#[derive(Debug, Deserialize)]
+struct In {
+    account: String,
+}
+
+/// Answers a message that was paid for.
+pub(crate) fn answer(service: &Service, grant: &Grant<User>, text: &str) -> Value {
+    match serde_json::from_str(text) {
+        Err(error) => failed(&Value::Null, &Problem::bad_request(format!("The message cannot be read: {error}"))),
+        Ok(Message::Ping) => json!({ "op": "pong" }),
+        Ok(Message::Rpc { id, method, params }) => match call(service, grant, &method, params) {
+            Ok(result) => json!({ "op": "result", "id": id, "method": method, "result": result }),
+            Err(problem) => failed(&id, &problem),
+        },
+    }
+}
+
+pub(crate) fn failed(id: &Value, problem: &Problem) -> Value {
+    json!({ "op": "error", "id": id, "status": problem.status.as_u16(), "error": problem.detail })
+}
+
+fn call(service: &Service, grant: &Grant<User>, method: &str, params: Value) -> Result<Value, Problem> {
+    let (broker, user) = (&service.broker, &grant.principal().name);
+    let may_trade = || match grant.scopes().contains(TRADE) {
+        true => Ok(()),
+        false => Err(Problem::new(StatusCode::FORBIDDEN, "The token does not have the scope `trade`.")),
+    };
+    Ok(match method {
+        "accounts" => json!({ "accounts": broker.accounts(user) }),
+        "positions" => json!({ "positions": broker.positions(user, &read::<In>(params)?.account)? }),
+        "orders" => json!({ "orders": broker.orders(user, &read::<In>(params)?.account)? }),
+        "place" => {
+            may_trade()?;
+            let ticket = read::<Ticket>(params)?.checked()?;
+            let account = ticket.account.clone().ok_or_else(|| Problem::bad_request("The order has no `account`."))?;
+            json!(broker.place(user, &account, ticket)?)
+        }
+        "flatten" => {
+            may_trade()?;
+            json!({ "orders": broker.close(user, &read::<In>(params)?.account, None)? })
+        }
+        _ => {
+            let detail = "The methods are accounts, positions, orders, place and flatten.";
+            return Err(Problem::new(StatusCode::NOT_FOUND, detail));
+        }
+    })
+}
+
+fn read<T: DeserializeOwned>(params: Value) -> Result<T, Problem> {
+    serde_json::from_value(params).map_err(|error| Problem::bad_request(format!("`params`: {error}")))
+}

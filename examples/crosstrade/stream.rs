@@ -1,0 +1,121 @@
+//! The WebSocket door. A socket outlives the request that opened it, and so may outlive its token: what the gate did
+//! once is done here again for every message.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::extract::State;
+use axum::extract::ws::rejection::WebSocketUpgradeRejection;
+use axum::extract::ws::{CloseFrame, Message, WebSocket, WebSocketUpgrade, close_code};
+use axum::http::StatusCode;
+use axum::response::Response;
+use serde_json::{Value, json};
+use tokio::time::{MissedTickBehavior, interval, timeout};
+use tollgate::{Authenticated, Charge, CurrentGrant, Grant, GrantId, TokenDigest};
+
+use crate::app::{MAX_BODY, Service, User};
+use crate::problem::Problem;
+use crate::rpc;
+
+/// The protocol that is spoken on the socket. A client that sends its token as a sub-protocol has to offer this too.
+pub(crate) const PROTOCOL: &str = "crosstrade.v1";
+/// How long a silent socket may outlive its token.
+pub(crate) const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// How long a client may take to read an answer, or to close.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Opens a socket. That costs one unit, like any request: who could open sockets for nothing would not need messages.
+pub(crate) async fn open(
+    State(service): State<Arc<Service>>,
+    who: Authenticated<User>,
+    upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
+) -> Result<Response, Problem> {
+    let upgrade = upgrade.map_err(|rejection| Problem::new(rejection.status(), rejection.body_text()))?;
+    let Some(token) = who.token_digest() else {
+        return Err(Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "The gate has not said which token opens this."));
+    };
+    let session = Session { service, token, grant: who.grant().id().clone() };
+    let upgrade = upgrade.protocols([PROTOCOL]).max_message_size(MAX_BODY).max_frame_size(MAX_BODY);
+    Ok(upgrade.on_upgrade(|socket| session.run(socket)))
+}
+
+struct Session {
+    service: Arc<Service>,
+    token: TokenDigest,
+    grant: GrantId,
+}
+
+/// Why the service ends a session: a close code and a word.
+type End = (u16, &'static str);
+
+impl Session {
+    async fn run(self, mut socket: WebSocket) {
+        let mut closing = self.service.closing.clone();
+        let mut look = interval(LOOK_EVERY);
+        look.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let end = loop {
+            let message = tokio::select! {
+                _ = closing.wait_for(|closing| *closing) => break (close_code::AWAY, "the service stops"),
+                message = socket.recv() => message,
+                _ = look.tick() => match self.current() {
+                    Ok(_) => continue,
+                    Err(end) => break end,
+                },
+            };
+            let answer = match message {
+                Some(Ok(Message::Text(text))) => self.answer(&text),
+                Some(Ok(Message::Binary(_))) => break (close_code::UNSUPPORTED, "messages are text"),
+                // Pings are answered by the library.
+                Some(Ok(Message::Ping(_) | Message::Pong(_))) => continue,
+                Some(Ok(Message::Close(_)) | Err(_)) | None => return,
+            };
+            match answer {
+                Ok(answer) => {
+                    let sent = timeout(PATIENCE, socket.send(Message::text(answer.to_string()))).await;
+                    if !matches!(sent, Ok(Ok(()))) {
+                        return;
+                    }
+                }
+                Err(end) => break end,
+            }
+        };
+        close(socket, end).await;
+    }
+
+    /// Authenticates, charges, answers: the road of a request, once more. The budget is the same as at the other doors.
+    fn answer(&self, text: &str) -> Result<Value, End> {
+        let grant = self.current()?;
+        let decision = self.service.limits.check_now(&CurrentGrant::new(Arc::clone(&grant)), Charge::Units(1));
+        if !decision.is_admitted() {
+            // No reason to end the session: the client waits and goes on.
+            let (error, retry_after) = ("Rate limit exceeded", decision.retry_after_secs());
+            return Ok(json!({ "op": "error", "status": 429, "error": error, "retry_after": retry_after }));
+        }
+        Ok(rpc::answer(&self.service, &grant, text))
+    }
+
+    /// The grant as it is now: its scopes and quota may have changed, and it may be over.
+    fn current(&self) -> Result<Arc<Grant<User>>, End> {
+        // By the token, not by the grant's name: of a grant with two tokens one alone may be revoked.
+        match self.service.tokens.get(self.token) {
+            Some(grant) if *grant.id() != self.grant => Err((close_code::POLICY, "the token is of somebody else now")),
+            Some(grant) if !grant.is_valid_at((self.service.clocks.wall)()) => {
+                Err((close_code::POLICY, "the token has expired"))
+            }
+            Some(grant) => Ok(grant),
+            None => Err((close_code::POLICY, "the token was revoked")),
+        }
+    }
+}
+
+/// Says why, and waits for the client to have heard it: a connection that is dropped while messages are still coming in
+/// is reset, and a reset can overtake what was said.
+async fn close(mut socket: WebSocket, (code, reason): End) {
+    let goodbye = Message::Close(Some(CloseFrame { code, reason: reason.into() }));
+    _ = timeout(PATIENCE, async {
+        if socket.send(goodbye).await.is_ok() {
+            while let Some(Ok(_)) = socket.recv().await {}
+        }
+    })
+    .await;
+}

@@ -1,0 +1,56 @@
+//! The two forms of an alert, without a server.
+
+use axum::http::header::{CONTENT_TYPE, HeaderMap, HeaderValue};
+
+use crate::alert::{Alert, Command};
+use crate::problem::Problem;
+use crate::self_limit::SelfLimit;
+
+fn parse(content_type: &'static str, body: &str) -> Result<Alert, Problem> {
+    let headers = HeaderMap::from_iter([(CONTENT_TYPE, HeaderValue::from_static(content_type))]);
+    Alert::parse(&headers, body.as_bytes())
+}
+
+#[test]
+fn both_forms_say_the_same() {
+    for (content_type, body) in [
+        ("text/plain", "\u{feff}key=***;command=CANCELALLORDERS;id= a ;rate_limit= 3/900 "),
+        ("text/plain; charset=utf-8", "KEY=***; Command=cancelAllOrders;\r\nID=a;\r\nRate_Limit=3/900;\r\n"),
+        ("application/json", r#"{"key":"***","command":"CANCELALLORDERS","id":"a","rate_limit":"3/900"}"#),
+        (
+            "Application/Vnd.Alert+JSON",
+            "\u{feff}{\"command\":\"CancelAllOrders\",\"id\":\" a\",\"rate_limit\":\"3/900\"}",
+        ),
+    ] {
+        let alert = parse(content_type, body).unwrap();
+        assert!(matches!(alert.command, Command::CancelAllOrders { account: None }), "{body}");
+        assert_eq!(alert.limit, Some(("a".to_owned(), SelfLimit { count: 3, window_s: 900 })), "{body}");
+    }
+}
+
+#[test]
+fn a_limit_is_never_dropped_silently() {
+    for rate_limit in ["true", "[1]", "{}", "3.0", "1e0", "-1", "\"\"", "\"1\",\"rate_limit\":\"1000\""] {
+        let body = format!(r#"{{"command":"CANCELALLORDERS","id":"a","rate_limit":{rate_limit}}}"#);
+        assert!(parse("application/json", &body).is_err(), "{rate_limit}");
+    }
+    // A number is as good as its digits; null is absent.
+    let limit = |rate_limit: &str| {
+        let body = format!(r#"{{"command":"CANCELALLORDERS","id":7,"rate_limit":{rate_limit}}}"#);
+        parse("application/json", &body).unwrap().limit
+    };
+    assert_eq!(limit("3"), Some(("7".to_owned(), SelfLimit { count: 3, window_s: 60 })));
+    assert_eq!(limit("null"), None);
+}
+
+#[test]
+fn an_order_needs_its_fields_and_no_more() {
+    let body = "command=PLACE;account=sim101;instrument=es 12-26;action=buy;qty=2;comment=a=b;";
+    let Command::Place { account, ticket } = parse("text/plain", body).unwrap().command else { panic!() };
+    assert_eq!((account.as_str(), ticket.instrument.as_str(), ticket.qty), ("sim101", "ES 12-26", 2));
+    for left_out in ["account=sim101;", "instrument=es 12-26;", "action=buy;", "qty=2;", "command=PLACE;"] {
+        let detail = parse("text/plain", &body.replace(left_out, "")).unwrap_err().detail;
+        let name = left_out.split('=').next().unwrap();
+        assert_eq!(detail, format!("The alert has no `{name}`."));
+    }
+}

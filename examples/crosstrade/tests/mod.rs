@@ -1,0 +1,132 @@
+//! Real sockets and real clients, by clocks that the tests turn: nothing is refilled and nothing expires by itself.
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test says by panicking that it failed")]
+
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, UNIX_EPOCH};
+
+use axum::http::{Request, Response, StatusCode};
+use http_body_util::BodyExt;
+use hyper_util::client::legacy::Client;
+use hyper_util::rt::TokioExecutor;
+use serde_json::Value;
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tollgate::{Grant, MemoryStore, RateLimits};
+
+use crate::app::{Clocks, QUOTA, Settings, User, app};
+use crate::errors::Errors;
+
+mod alert;
+mod budget;
+mod program;
+mod rest;
+mod self_limit;
+mod stream;
+mod webhook;
+
+/// A token of `demo` that may trade.
+pub(crate) const TRADER: &str = "ct_trader";
+/// A token of `demo` that may not.
+pub(crate) const READER: &str = "ct_reader";
+
+/// A service on a free port, and the hands of its clocks.
+pub(crate) struct Server {
+    pub(crate) addr: SocketAddr,
+    pub(crate) tokens: MemoryStore<User>,
+    /// Seconds, since 1970 by the wall clock and since the start by the steady one.
+    pub(crate) seconds: Arc<AtomicU64>,
+    pub(crate) close: watch::Sender<bool>,
+    pub(crate) log: Arc<Mutex<Vec<String>>>,
+}
+
+impl Server {
+    /// Budgets stand still, whatever the clocks say.
+    pub(crate) async fn start() -> Self {
+        Self::start_with(Errors::Problem).await
+    }
+
+    pub(crate) async fn start_with(errors: Errors) -> Self {
+        let grant = |id: &str| Grant::new(id, User { name: "demo".to_owned() }).with_subject("demo");
+        let tokens = MemoryStore::from_iter([
+            (TRADER, grant("demo-1").with_scopes(["trade"]).unwrap()),
+            (READER, grant("demo-2")),
+            ("ct_other", Grant::new("other", User { name: "other".to_owned() }).with_scopes(["trade"]).unwrap()),
+        ]);
+        let seconds = Arc::new(AtomicU64::new(0));
+        let (wall, steady) = (Arc::clone(&seconds), Arc::clone(&seconds));
+        let clocks = Clocks {
+            wall: Arc::new(move || UNIX_EPOCH + Duration::from_secs(wall.load(Ordering::SeqCst))),
+            steady: Arc::new(move || Duration::from_secs(steady.load(Ordering::SeqCst))),
+        };
+        let limits = RateLimits::new(QUOTA).with_clock(|| Duration::ZERO);
+        let (close, closing) = watch::channel(false);
+        let lines = Arc::<Mutex<Vec<String>>>::default();
+        let log = Arc::clone(&lines);
+        let log = Arc::new(move |line: &str| log.lock().unwrap().push(line.to_owned()));
+        let app = app(Settings { tokens: tokens.clone(), limits, errors, clocks, log, closing }).unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let addr = listener.local_addr().unwrap();
+        tokio::spawn(async move { axum::serve(listener, app).await });
+        Self { addr, tokens, seconds, close, log: lines }
+    }
+
+    pub(crate) fn set_clocks(&self, seconds: u64) {
+        self.seconds.store(seconds, Ordering::SeqCst);
+    }
+
+    pub(crate) async fn get(&self, token: &str, path: &str) -> Response<String> {
+        let request = Request::get(self.uri(path)).header("authorization", format!("Bearer {token}"));
+        send(request.body(String::new()).unwrap()).await
+    }
+
+    pub(crate) async fn post(&self, token: &str, path: &str, body: &str) -> Response<String> {
+        let request = Request::post(self.uri(path))
+            .header("authorization", format!("Bearer {token}"))
+            .header("content-type", "application/json");
+        send(request.body(body.to_owned()).unwrap()).await
+    }
+
+    /// An alert as TradingView sends it: the content type is all that it says in the head.
+    pub(crate) async fn alert(&self, content_type: &str, body: &str) -> Response<String> {
+        let request = Request::post(self.uri("/v1/webhook")).header("content-type", content_type);
+        send(request.body(body.to_owned()).unwrap()).await
+    }
+
+    /// A text alert with the trader's key that changes nothing, and these fields besides.
+    pub(crate) async fn harmless_alert(&self, fields: &str) -> Response<String> {
+        self.alert("text/plain; charset=utf-8", &format!("key={TRADER};command=CANCELALLORDERS;{fields}")).await
+    }
+
+    /// Spends the whole budget of `demo` by requests.
+    pub(crate) async fn spend(&self, requests: usize) {
+        for _ in 0..requests {
+            assert_eq!(self.get(TRADER, "/v1/api/accounts").await.status(), StatusCode::OK);
+        }
+    }
+
+    pub(crate) fn uri(&self, path: &str) -> String {
+        format!("http://{}{path}", self.addr)
+    }
+}
+
+pub(crate) async fn send(request: Request<String>) -> Response<String> {
+    let client = Client::builder(TokioExecutor::new()).build_http();
+    let (head, body) = client.request(request).await.unwrap().into_parts();
+    let body = body.collect().await.unwrap().to_bytes();
+    Response::from_parts(head, String::from_utf8(body.into()).unwrap())
+}
+
+pub(crate) fn json(response: &Response<String>) -> Value {
+    serde_json::from_str(response.body()).unwrap_or_else(|error| panic!("{error}: {response:?}"))
+}
+
+/// That it is a problem document with this status, and not to be stored.
+#[track_caller]
+pub(crate) fn assert_problem(response: &Response<String>, status: StatusCode) {
+    assert_eq!(response.status(), status, "{response:?}");
+    assert_eq!(response.headers()["content-type"], "application/problem+json");
+    assert_eq!(response.headers()["cache-control"], "no-store");
+    assert_eq!(json(response)["status"], status.as_u16());
+}

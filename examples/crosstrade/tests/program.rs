@@ -1,0 +1,66 @@
+//! What the program says and understands.
+
+use axum::http::header;
+
+use super::*;
+use crate::args::{Command, Options, parse};
+use crate::{instructions, random_token};
+
+#[test]
+fn arguments() {
+    let parse = |args: &[&str]| parse(&args.iter().map(ToString::to_string).collect::<Vec<_>>());
+    let serve = |addr: &str, errors| Ok(Command::Serve(Options { listen: addr.parse().unwrap(), errors }));
+    assert_eq!(parse(&[]), serve("127.0.0.1:8080", Errors::Problem));
+    assert_eq!(parse(&["--listen", "[::1]:0"]), serve("[::1]:0", Errors::Problem));
+    assert_eq!(parse(&["--crosstrade-errors", "--listen", "[::1]:0"]), serve("[::1]:0", Errors::CrossTrade));
+    assert_eq!(parse(&["--listen", "[::1]:0", "--help"]), Ok(Command::Help));
+
+    let error = |args: &[&str]| parse(args).unwrap_err();
+    assert_eq!(error(&["--listen"]), "`--listen` needs an address and a port");
+    assert_eq!(error(&["--listen", "8080"]), "`8080` is no address and port, such as 127.0.0.1:8080");
+    assert_eq!(error(&["--port", "8080"]), "unknown argument `--port`");
+}
+
+#[test]
+fn tokens_are_fresh_and_long() {
+    let (a, b) = (random_token().unwrap(), random_token().unwrap());
+    assert_ne!(a, b);
+    assert!(a.starts_with("ct_") && a.len() == 3 + 64, "32 bytes in hex");
+}
+
+/// Every line that is printed does what it says.
+#[tokio::test]
+async fn the_instructions_work() {
+    let server = Server::start().await;
+    let text = instructions::text(server.addr, TRADER, READER);
+    let mut statuses = Vec::new();
+    for line in text.lines().filter(|line| line.starts_with("curl -i ")) {
+        statuses.push(send(curl(line)).await.status().as_u16());
+    }
+    assert_eq!(statuses, [200, 200, 200, 200, 403, 200, 200]);
+    assert!(text.contains("accounts?[1-25]'; echo\n"));
+    assert!(text.contains("['crosstrade.v1', 'base64url.bearer.authorization.crosstrade.Y3RfdHJhZGVy']"));
+}
+
+/// The request of a curl command, as far as the instructions use curl.
+fn curl(line: &str) -> Request<String> {
+    let mut request = Request::builder().method("GET");
+    let mut body = String::new();
+    // Odd pieces were quoted, even ones have the options before.
+    let pieces: Vec<&str> = line.split('\'').collect();
+    for [option, value] in pieces.chunks_exact(2).map(|pair| [pair[0].trim(), pair[1]]) {
+        request = match option.rsplit(' ').next() {
+            Some("-H") => {
+                let (name, value) = value.split_once(": ").unwrap();
+                request.header(header::HeaderName::from_bytes(name.as_bytes()).unwrap(), value)
+            }
+            Some("-d") => {
+                body = value.to_owned();
+                request.method("POST")
+            }
+            _ if option.contains("-X POST") => request.method("POST").uri(value),
+            _ => request.uri(value),
+        };
+    }
+    request.body(body).unwrap()
+}

@@ -1,0 +1,161 @@
+use axum::http::StatusCode;
+use serde_json::json as value;
+
+use super::*;
+
+async fn positions(server: &Server) -> Value {
+    json(&server.get(READER, "/v1/api/accounts/sim101/positions").await)["positions"].take()
+}
+
+/// TradingView sends text unless the alert is JSON, and no header that the user could choose.
+#[tokio::test]
+async fn text_and_json_alerts_trade() {
+    let server = Server::start().await;
+    let text = "key=ct_trader;command=PLACE;account=sim101;instrument=ES 12-26;action=BUY;qty=1;\
+                order_type=MARKET;tif=DAY;";
+    let response = server.alert("text/plain; charset=utf-8", text).await;
+    assert_eq!(response.status(), StatusCode::OK, "{response:?}");
+    assert_eq!(json(&response)["orders"][0]["status"], "FILLED");
+    assert_eq!(positions(&server).await, value!([{ "instrument": "ES 12-26", "qty": 1, "price": 5_000.0 }]));
+
+    let as_json = r#"{"key": "ct_trader", "command": "PLACE", "account": "sim101", "instrument": "ES 12-26",
+        "action": "SELL", "qty": 3, "order_type": "MARKET", "tif": "DAY", "strategy": {"ignored": [true]}}"#;
+    let response = server.alert("application/json; charset=utf-8", as_json).await;
+    assert_eq!(response.status(), StatusCode::OK, "{response:?}");
+    assert_eq!(positions(&server).await, value!([{ "instrument": "ES 12-26", "qty": -2, "price": 5_000.0 }]));
+    // Answers to requests whose token no cache knows as one.
+    assert_eq!(response.headers()["cache-control"], "private");
+}
+
+#[tokio::test]
+async fn the_other_commands() {
+    let server = Server::start().await;
+    let alert = async |fields: &str| {
+        let response = server.alert("text/plain", &format!("Key = ct_trader;\n{fields}")).await;
+        assert_eq!(response.status(), StatusCode::OK, "{response:?}");
+        json(&response)["orders"].take()
+    };
+    alert("Command = place;\nAccount = sim101;\nInstrument = ES;\nAction = buy;\nQty = 2").await;
+    alert("command=PLACE;account=sim101;instrument=NQ;action=SELL;qty=1;").await;
+    alert("command=PLACE;account=sim101;instrument=NQ;action=BUY;qty=1;order_type=LIMIT;tif=GTC;limit_price=9.5;")
+        .await;
+    assert_eq!(alert("command=CLOSEPOSITION;account=sim101;instrument=ES;").await[0]["action"], "SELL");
+    assert_eq!(positions(&server).await, value!([{ "instrument": "NQ", "qty": -1, "price": 18_000.0 }]));
+    assert_eq!(alert("command=CANCELALLORDERS;account=sim101;").await[0]["status"], "CANCELLED");
+    assert_eq!(alert("command=CANCELALLORDERS;").await, value!([]), "that was all");
+    assert_eq!(alert("command=FLATTENEVERYTHING;").await[0]["action"], "BUY");
+    assert_eq!(positions(&server).await, value!([]));
+}
+
+#[tokio::test]
+async fn the_self_limit_is_exact_and_costs_nothing() {
+    let server = Server::start().await;
+    let alert = async |fields: &str| server.harmless_alert(fields).await;
+    // Three in 900 seconds, at 0, 300 and 899.
+    for at in [0, 300, 899] {
+        server.set_clocks(at);
+        assert_eq!(alert("rate_limit=3/900;id=a;").await.status(), StatusCode::OK, "at {at}");
+    }
+    // Far more refusals than the budget has units.
+    for _ in 0..30 {
+        let refused = alert("rate_limit=3/900;id=a;").await;
+        assert_problem(&refused, StatusCode::TOO_MANY_REQUESTS);
+        assert_eq!(refused.headers()["retry-after"], "1");
+        assert!(!refused.headers().contains_key("ratelimit"), "this is not about the budget");
+    }
+    // Another id, another user, the same id without a limit.
+    assert_eq!(alert("rate_limit=1;id=b;").await.status(), StatusCode::OK);
+    let other = "key=ct_other;command=CANCELALLORDERS;rate_limit=3/900;id=a;";
+    assert_eq!(server.alert("text/plain", other).await.status(), StatusCode::OK);
+    assert_eq!(alert("id=a;").await.status(), StatusCode::OK);
+    // Two tokens of one user share the ids, as they share the budget.
+    let reader = format!("key={READER};command=CANCELALLORDERS;rate_limit=3/900;id=a;");
+    assert_problem(&server.alert("text/plain", &reader).await, StatusCode::TOO_MANY_REQUESTS);
+    // The first leaves the window after 900 seconds to the second.
+    server.set_clocks(900);
+    assert_eq!(alert("rate_limit=3/900;id=a;").await.status(), StatusCode::OK);
+    assert_eq!(alert("rate_limit=3/900;id=a;").await.headers()["retry-after"], "300");
+    // 6 of 20 units are spent.
+    server.spend(14).await;
+    assert_problem(&alert("").await, StatusCode::TOO_MANY_REQUESTS);
+}
+
+#[tokio::test]
+async fn an_alert_that_the_budget_stops_does_not_count() {
+    let server = Server::start().await;
+    server.spend(20).await;
+    for _ in 0..3 {
+        let refused = server.harmless_alert("rate_limit=1;id=a;").await;
+        assert_problem(&refused, StatusCode::TOO_MANY_REQUESTS);
+        assert_eq!(refused.headers()["retry-after"], "1", "the budget, not the minute of the self-limit");
+        assert_eq!(refused.headers()["ratelimit"], r#""default";r=0;t=1"#);
+    }
+    // Nor one that cannot be carried out: corrected, it is not too late.
+    let server = Server::start().await;
+    let place = |account: &str| {
+        format!("key={TRADER};command=PLACE;account={account};instrument=ES;action=BUY;qty=1;rate_limit=1;id=a;")
+    };
+    assert_problem(&server.alert("text/plain", &place("sim999")).await, StatusCode::NOT_FOUND);
+    assert_eq!(server.alert("text/plain", &place("sim101")).await.status(), StatusCode::OK);
+    assert_problem(&server.alert("text/plain", &place("sim101")).await, StatusCode::TOO_MANY_REQUESTS);
+}
+
+/// A strategy that repeats itself does so at once, on connections of its own.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn of_many_alerts_at_the_same_time_one_is_carried_out() {
+    let server = Server::start().await;
+    let place =
+        format!("key={TRADER};command=PLACE;account=sim101;instrument=ES;action=BUY;qty=1;rate_limit=1/86400;id=a;");
+    let alerts = (0..16).map(|_| server.alert("text/plain", &place));
+    let responses = futures_util::future::join_all(alerts).await;
+    assert_eq!(responses.iter().filter(|response| response.status() == StatusCode::OK).count(), 1);
+    for refused in responses.iter().filter(|response| response.status() != StatusCode::OK) {
+        assert_problem(refused, StatusCode::TOO_MANY_REQUESTS);
+        assert_eq!(refused.headers()["retry-after"], "86400");
+    }
+    assert_eq!(positions(&server).await[0]["qty"], 1);
+}
+
+#[tokio::test]
+async fn what_is_wrong_with_an_alert_is_told() {
+    let server = Server::start().await;
+    for (fields, status) in [
+        ("command=CANCELALLORDERS;rate_limit=3/0;id=a;", 400),
+        ("command=CANCELALLORDERS;rate_limit=1;", 400),
+        ("command=CANCELALLORDERS;rate_limit;id=a;", 400),
+        ("command=CANCELALLORDERS;id=a;rate_limit=1;rate_limit=1000;", 400),
+        ("command=DANCE;", 400),
+        ("account=sim101;", 400),
+        ("command=PLACE;account=sim101;instrument=ES;action=BUY;", 400),
+        ("command=PLACE;account=sim101;instrument=ES;action=BUY;qty=0.5;", 400),
+        ("command=PLACE;account=sim101;instrument=<>;action=BUY;qty=1;", 400),
+        ("command=PLACE;account=nowhere;instrument=ES;action=BUY;qty=1;", 404),
+        // The gate's own: which key is meant?
+        ("command=CANCELALLORDERS;key=ct_other;", 400),
+    ] {
+        let response = server.alert("text/plain", &format!("key={TRADER};{fields}")).await;
+        assert_problem(&response, StatusCode::from_u16(status).unwrap());
+    }
+    assert_eq!(positions(&server).await, value!([]));
+    // By the header of a client that can set one, the body may be anything.
+    let request = Request::post(server.uri("/v1/webhook")).header("authorization", format!("Bearer {TRADER}"));
+    let request = request.header("content-type", "text/csv").body("command,PLACE".to_owned()).unwrap();
+    assert_problem(&send(request).await, StatusCode::UNSUPPORTED_MEDIA_TYPE);
+}
+
+#[tokio::test]
+async fn alerts_are_logged_without_their_keys() {
+    let server = Server::start().await;
+    server.alert("text/plain", "command=CANCELALLORDERS;\n key = ct_trader ;").await;
+    server.alert("application/json", r#"{"\u006bey":"ct\u005ftrader","command":"CANCELALLORDERS"}"#).await;
+    // The gate did not look for a key in this body, nor does the log show it.
+    server.post(TRADER, "/v1/webhook", r#"{"inner":{"key":"ct_trader"},"command":"CANCELALLORDERS"}"#).await;
+    assert_eq!(
+        *server.log.lock().unwrap(),
+        [
+            r#"alert of demo: "command=CANCELALLORDERS;\n key = ********* ;""#,
+            r#"alert of demo: "{\"\\u006bey\":\"**************\",\"command\":\"CANCELALLORDERS\"}""#,
+            "alert of demo: 57 bytes",
+        ]
+    );
+}

@@ -1,0 +1,123 @@
+//! The webhook door. The gate has found out who calls; the alert's own limit and the budget are checked here.
+
+use std::sync::Arc;
+
+use axum::Json;
+use axum::body::Bytes;
+use axum::extract::State;
+use axum::extract::rejection::BytesRejection;
+use axum::http::HeaderMap;
+use axum::response::{IntoResponse, Response};
+use serde_json::json;
+use tollgate::{Authenticated, Carrier, Charge, Decision, Rejection};
+
+use crate::alert::{Alert, Command};
+use crate::app::{Service, TRADE, User};
+use crate::broker::Order;
+use crate::problem::Problem;
+use crate::self_limit::Denied;
+
+/// Takes an alert.
+///
+/// Alerts that their own limit stops cost nothing. Everything else costs one unit of the budget, alerts that cannot be
+/// read or carried out included. An alert counts towards its own limit if it was paid for and carried out.
+pub(crate) async fn receive(
+    State(service): State<Arc<Service>>,
+    who: Authenticated<User>,
+    headers: HeaderMap,
+    body: Result<Bytes, BytesRejection>,
+) -> Response {
+    let alert = body.map_err(Problem::from).and_then(|body| {
+        (service.log)(&line(&who, &body));
+        Alert::parse(&headers, &body)
+    });
+    let (alert, limit) = match alert {
+        Ok(Alert { command, limit }) => (Ok(command), limit),
+        Err(problem) => (Err(problem), None),
+    };
+    let accept = || carry_out(&service, &who, alert);
+    let result = match &limit {
+        None => accept(),
+        Some((id, limit)) => {
+            let key = (who.grant().subject().as_str().as_bytes(), id.as_bytes());
+            let now = service.clocks.steady.now();
+            service.self_limits.admit(key, *limit, now, accept).map_err(Refusal::from)
+        }
+    };
+    match result {
+        Ok((orders, charge)) => {
+            let mut response = Json(json!({ "success": true, "orders": orders })).into_response();
+            service.gate.advertise(&charge, response.headers_mut());
+            response
+        }
+        Err(Refusal::AsGate(rejection)) => service.gate.refuse(rejection.of_grant(&who.current())),
+        Err(Refusal::AsService(problem)) => service.errors.refuse(problem),
+    }
+}
+
+/// Why an alert was not carried out, and in whose words that is said.
+enum Refusal {
+    AsGate(Rejection),
+    AsService(Problem),
+}
+
+impl From<Denied<Self>> for Refusal {
+    fn from(denied: Denied<Self>) -> Self {
+        let (detail, wait) = match denied {
+            Denied::NotAccepted(refusal) => return refusal,
+            Denied::OverLimit(wait) => ("The alert's own `rate_limit` is reached for its `id`.", wait),
+            Denied::TooManyIds(wait) => ("You limit more ids at a time than can be kept.", wait),
+        };
+        Self::AsService(Problem::too_many(detail, wait))
+    }
+}
+
+/// Charges the budget, then trades. It never waits, so that it can run while the alert's own limit is held.
+fn carry_out(
+    service: &Service,
+    who: &Authenticated<User>,
+    alert: Result<Command, Problem>,
+) -> Result<(Vec<Order>, Decision), Refusal> {
+    let decision = service.limits.check_now(&who.current(), Charge::Units(1));
+    if !decision.is_admitted() {
+        return Err(Refusal::AsGate(Rejection::over_limit(decision)));
+    }
+    if !who.grant().scopes().contains(TRADE) {
+        return Err(Refusal::AsGate(Rejection::insufficient_scope(service.trade.clone())));
+    }
+    let traded = alert.and_then(|command| trade(service, &who.principal().name, command));
+    traded.map(|orders| (orders, decision)).map_err(Refusal::AsService)
+}
+
+fn trade(service: &Service, user: &str, command: Command) -> Result<Vec<Order>, Problem> {
+    let broker = &service.broker;
+    let named_or_all = |account: Option<String>| account.map_or_else(|| broker.accounts(user), |name| vec![name]);
+    match command {
+        Command::Place { account, ticket } => Ok(vec![broker.place(user, &account, ticket)?]),
+        Command::ClosePosition { account, instrument } => broker.close(user, &account, Some(&instrument)),
+        Command::FlattenEverything { account } => {
+            let mut orders = Vec::new();
+            for account in named_or_all(account) {
+                orders.extend(broker.cancel_all(user, &account)?);
+                orders.extend(broker.close(user, &account, None)?);
+            }
+            Ok(orders)
+        }
+        Command::CancelAllOrders { account } => {
+            let accounts = named_or_all(account);
+            let cancelled: Result<Vec<_>, _> = accounts.iter().map(|name| broker.cancel_all(user, name)).collect();
+            Ok(cancelled?.concat())
+        }
+    }
+}
+
+/// An alert in the log. Alerts are what users ask about, so that they are logged as they came: the gate has overwritten
+/// the key if it was in the body. If it was not, nobody has looked for keys there, and the body is not logged.
+/// Escaped, so that no alert can begin a line of its own.
+fn line(who: &Authenticated<User>, body: &[u8]) -> String {
+    let user = &who.principal().name;
+    match who.carrier() {
+        Carrier::TextBody | Carrier::JsonBody => format!("alert of {user}: \"{}\"", body.escape_ascii()),
+        _ => format!("alert of {user}: {} bytes", body.len()),
+    }
+}

@@ -254,7 +254,7 @@ fn sums(sum: u8) -> HeaderMap {
     HeaderMap::from_iter([("x-sum".parse().unwrap(), HeaderValue::from(u16::from(sum)))])
 }
 
-// ------------------------------------------------------------------------------------------------ replay
+// Replay.
 
 const LIMIT: usize = 96;
 
@@ -502,7 +502,7 @@ async fn a_replayed_body_tells_its_length_and_nothing_else() {
     assert!(!format!("{never:?}").contains("unknown\""));
 }
 
-// ------------------------------------------------------------------------------------------------ JSON
+// JSON.
 
 /// What a body presents, in words that can be compared.
 #[derive(Clone, Debug, PartialEq)]
@@ -637,8 +637,8 @@ fn json_strings() -> impl Strategy<Value = String> {
     let piece = prop_oneof![
         8 => "[a-zA-Z0-9._~+/=-]{1,4}".boxed(),
         2 => prop::sample::select(vec![
-            "\\n", "\\\"", "\\\\", "\\/", "\\u0041", "\\u00e9", "\\u0000", "\\ud83d\\ude00", "\\uDBFF\\uDFFF", "\\\\ud800",
-            "\u{e9}", "\u{1f600}", "{", "]", ",", ":", "\\\\\\\\", "key", "\u{7f}",
+            "\\n", "\\\"", "\\\\", "\\/", "\\u0041", "\\u00e9", "\\u0000", "\\ud83d\\ude00", "\\uDBFF\\uDFFF",
+            "\\\\ud800", "\u{e9}", "\u{1f600}", "{", "]", ",", ":", "\\\\\\\\", "key", "\u{7f}",
         ]).prop_map(str::to_owned).boxed(),
         1 => prop::sample::select(vec![
             "\\ud800", "\\udc00", "\\ud83d\\n", "\\udc00\\ud800", "\\ud800\\ud800", "\\ud83dx", "\\u12", "\\x", "\n",
@@ -669,12 +669,13 @@ fn names() -> impl Strategy<Value = String> {
 }
 
 fn values() -> impl Strategy<Value = String> {
+    let words = ["null", "true", "false", "0", "-0", "-1.5e3", "1E-7", "18446744073709551616", "{}", "[]"];
+    let finite = any::<f64>().prop_filter("JSON has no others", |number| number.is_finite());
     let leaf = prop_oneof![
         6 => json_strings(),
-        2 => prop::sample::select(vec!["null", "true", "false", "0", "-0", "-1.5e3", "1E-7", "18446744073709551616", "{}", "[]"])
-            .prop_map(str::to_owned),
+        2 => prop::sample::select(words.map(str::to_owned).to_vec()),
         1 => any::<i64>().prop_map(|number| number.to_string()),
-        1 => any::<f64>().prop_filter("JSON has no others", |number| number.is_finite()).prop_map(|number| number.to_string()),
+        1 => finite.prop_map(|number| number.to_string()),
     ];
     leaf.prop_recursive(4, 24, 4, |inner| {
         prop_oneof![
@@ -891,7 +892,7 @@ fn texts_at_their_edges() {
     }
 }
 
-// ------------------------------------------------------------------------------------------------ which requests
+// Which requests.
 
 #[tokio::test]
 async fn a_door_opens_for_its_method_and_type_alone() {
@@ -1048,7 +1049,7 @@ async fn a_second_credential_in_the_body_is_wrong() {
     }
 }
 
-// ------------------------------------------------------------------------------------------------ bodies that do not come
+// Bodies that do not come.
 
 #[tokio::test(start_paused = true)]
 async fn a_body_has_to_come_within_the_deadline() {
@@ -1103,7 +1104,7 @@ async fn the_default_limit_is_64_kib() {
     assert_eq!(taken.load(Ordering::SeqCst), 66_000);
 }
 
-// ------------------------------------------------------------------------------------------------ sockets
+// Sockets.
 
 pin_project_lite::pin_project! {
     /// What a connection reads of a body, counted.
@@ -1324,7 +1325,7 @@ async fn in_front_of_axums_handlers() {
     }
 }
 
-// ------------------------------------------------------------------------------------------------ the rest of the road
+// The rest of the road.
 
 #[tokio::test(start_paused = true)]
 async fn stores_may_wait_after_the_body() {
@@ -1437,7 +1438,7 @@ async fn limits_can_be_set_before_and_after_the_doors() {
     assert_eq!(refusal(&limited, post(JSON, Script::of(json_with(TOKEN)))).await, RejectionKind::OverLimit);
 }
 
-// ------------------------------------------------------------------------------------------------ readiness
+// Readiness.
 
 /// Panics if it is called without having been made ready. A clone is not ready.
 struct Strict {

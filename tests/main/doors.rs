@@ -272,7 +272,7 @@ async fn preflights_hand_no_credentials_on_whatever_the_door() {
     }
 }
 
-// ------------------------------------------------------------------------------------------------ query
+// Query.
 
 #[tokio::test]
 async fn query_parameters_are_found_by_name_once_decoded() {
@@ -341,7 +341,12 @@ proptest! {
         others in other_parameters(),
         at in any::<prop::sample::Index>(),
         name in prop::sample::select(vec!["access_token", "access%5Ftoken", "%61ccess_toke%6E"]),
-        base in prop::sample::select(vec!["/", "/a%2Fb/%c3%a9", "http://api.example:8080/x", "https://u@h/access_token=1"]),
+        base in prop::sample::select(vec![
+            "/",
+            "/a%2Fb/%c3%a9",
+            "http://api.example:8080/x",
+            "https://u@h/access_token=1",
+        ]),
         waits in any::<bool>(),
     ) {
         let mut pairs = others.clone();
@@ -442,7 +447,7 @@ async fn answers_to_tokens_that_caches_do_not_know_are_private() {
     assert_eq!(values(response.headers(), "cache-control"), ["public"]);
 }
 
-// ------------------------------------------------------------------------------------------------ websocket
+// Websocket.
 
 fn upgrade(protocols: &[&str]) -> Request<Body> {
     let mut request = get();
@@ -536,7 +541,7 @@ async fn only_what_opens_a_websocket_has_that_door() {
     }
 }
 
-// ------------------------------------------------------------------------------------------------ doors of one's own
+// Doors of one's own.
 
 #[tokio::test]
 async fn a_door_of_ones_own_is_a_closure() {

@@ -1,0 +1,242 @@
+//! A gRPC service behind a gate: `cargo run --example tonic`, and `-- --listen ADDRESS:PORT` for another address than
+//! 127.0.0.1:50051. It prints what to type to call it, by the client that is in it as well.
+//!
+//! The service is tonic's own for health checks. tonic's bodies are made by nobody else, so that the responder is
+//! [`Empty`]; to a gRPC request a gate speaks gRPC, and clients get UNAUTHENTICATED, RESOURCE_EXHAUSTED or UNAVAILABLE.
+#![allow(clippy::print_stdout, clippy::print_stderr)]
+
+use std::error::Error;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::process::ExitCode;
+
+use tokio::net::TcpListener;
+use tollgate::gate::Admission;
+use tollgate::{AuthLayer, Empty, Grant, Limited, MemoryStore, Quota, RateLimits};
+use tonic::transport::server::TcpIncoming;
+use tonic::transport::{Channel, Endpoint, Server};
+use tonic::{Request, Response, Status};
+use tonic_health::pb::health_client::HealthClient;
+use tonic_health::pb::{HealthCheckRequest, HealthCheckResponse};
+
+const QUOTA: Quota = Quota::per_minute(5).with_burst(5);
+
+fn gate(token: &str, limits: RateLimits) -> AuthLayer<Limited<MemoryStore<()>>, Empty> {
+    let tokens = MemoryStore::from_iter([(token, Grant::new("alice", ()))]);
+    AuthLayer::new(tokens).with_rate_limit(limits).with_responder(Empty)
+}
+
+async fn serve<A>(
+    listener: TcpListener,
+    gate: AuthLayer<A, Empty>,
+    stop: impl Future<Output = ()>,
+) -> Result<(), tonic::transport::Error>
+where
+    A: Admission,
+{
+    let (_, health) = tonic_health::server::health_reporter();
+    let incoming = TcpIncoming::from(listener);
+    Server::builder().layer(gate).add_service(health).serve_with_incoming_shutdown(incoming, stop).await
+}
+
+/// Asks a server for its health.
+async fn check(channel: Channel, token: Option<&str>) -> Result<Response<HealthCheckResponse>, Status> {
+    let mut request = Request::new(HealthCheckRequest::default());
+    if let Some(token) = token {
+        let value = format!("Bearer {token}").parse();
+        let mut value: tonic::metadata::AsciiMetadataValue =
+            value.map_err(|_| Status::invalid_argument("the token is no header value"))?;
+        value.set_sensitive(true);
+        request.metadata_mut().insert("authorization", value);
+    }
+    HealthClient::new(channel).check(request).await
+}
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    let args: Vec<String> = std::env::args_os().skip(1).map(|arg| arg.to_string_lossy().into_owned()).collect();
+    let done = match parse(&args) {
+        Some(Command::Serve(listen)) => run_server(listen).await,
+        Some(Command::Check { server, token }) => run_client(server, token.as_deref()).await,
+        None => {
+            eprintln!("usage: tonic [--listen ADDRESS:PORT]\n       tonic check ADDRESS:PORT [TOKEN]");
+            return ExitCode::from(2);
+        }
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn run_server(listen: SocketAddr) -> Result<(), Box<dyn Error>> {
+    let listener = TcpListener::bind(listen).await.map_err(|error| format!("cannot listen on {listen}: {error}"))?;
+    let token = random_token()?;
+    println!("{}", instructions(listener.local_addr()?, &token));
+    Ok(serve(listener, gate(&token, RateLimits::new(QUOTA)), ctrl_c()).await?)
+}
+
+async fn run_client(server: SocketAddr, token: Option<&str>) -> Result<(), Box<dyn Error>> {
+    let channel = endpoint(server)?.connect().await.map_err(|_| format!("nobody serves on {server}"))?;
+    match check(channel, token).await {
+        Ok(response) => println!("OK: {}", response.get_ref().status().as_str_name()),
+        Err(status) => {
+            println!("{:?}: {}", status.code(), status.message());
+            if let Some(seconds) = status.metadata().get("retry-after") {
+                println!("again in {} s", seconds.to_str()?);
+            }
+        }
+    }
+    Ok(())
+}
+
+fn endpoint(server: SocketAddr) -> Result<Endpoint, tonic::transport::Error> {
+    Endpoint::from_shared(format!("http://{server}"))
+}
+
+/// 256 bits of the operating system's randomness.
+fn random_token() -> Result<String, getrandom::Error> {
+    let mut bytes = [0; 32];
+    getrandom::fill(&mut bytes)?;
+    let hex: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+    Ok(format!("tg_{hex}"))
+}
+
+fn instructions(addr: SocketAddr, token: &str) -> String {
+    format!(
+        "serving grpc.health.v1.Health on {addr} until ctrl-c; the token of this run is {token}
+
+# with the token: OK, and ResourceExhausted from the {next}th time in a minute
+cargo run -q --example tonic -- check {addr} {token}
+
+# without one: Unauthenticated
+cargo run -q --example tonic -- check {addr}
+",
+        next = QUOTA.burst() + 1
+    )
+}
+
+#[derive(Debug, PartialEq)]
+enum Command {
+    Serve(SocketAddr),
+    Check { server: SocketAddr, token: Option<String> },
+}
+
+fn parse(args: &[String]) -> Option<Command> {
+    let args: Vec<&str> = args.iter().map(String::as_str).collect();
+    match args[..] {
+        [] => Some(Command::Serve(SocketAddr::from((Ipv4Addr::LOCALHOST, 50_051)))),
+        ["--listen", listen] => listen.parse().ok().map(Command::Serve),
+        ["check", server] => Some(Command::Check { server: server.parse().ok()?, token: None }),
+        ["check", server, token] => Some(Command::Check { server: server.parse().ok()?, token: Some(token.into()) }),
+        _ => None,
+    }
+}
+
+/// Waits for ctrl-c; for ever where nobody can listen for it.
+async fn ctrl_c() {
+    if tokio::signal::ctrl_c().await.is_err() {
+        std::future::pending::<()>().await;
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use std::io;
+    use std::time::Duration;
+
+    use tollgate::store::from_fn;
+    use tonic::Code;
+    use tonic_health::pb::health_check_response::ServingStatus;
+
+    use super::*;
+
+    /// Serves on a free port.
+    async fn start<A: Admission>(gate: AuthLayer<A, Empty>) -> Channel {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let addr = listener.local_addr().unwrap();
+        tokio::spawn(serve(listener, gate, std::future::pending()));
+        endpoint(addr).unwrap().connect().await.unwrap()
+    }
+
+    /// By a clock that stands still: however slow the machine is, nothing is refilled.
+    fn limits() -> RateLimits {
+        RateLimits::new(QUOTA).with_clock(|| Duration::ZERO)
+    }
+
+    #[tokio::test]
+    async fn answers_who_has_a_token() {
+        let response = check(start(gate("tg_secret", limits())).await, Some("tg_secret")).await.unwrap();
+        assert_eq!(response.metadata().get("ratelimit").unwrap(), r#""default";r=4;t=12"#);
+        assert_eq!(response.into_inner().status(), ServingStatus::Serving);
+    }
+
+    #[tokio::test]
+    async fn refuses_strangers_in_grpcs_words() {
+        let channel = start(gate("tg_secret", limits())).await;
+        for (token, message) in [
+            (None, "no credentials were presented"),
+            (Some("tg_guess"), "the token is not valid"),
+            (Some("no token"), "the token is not valid"),
+        ] {
+            let status = check(channel.clone(), token).await.unwrap_err();
+            assert_eq!((status.code(), status.message()), (Code::Unauthenticated, message));
+        }
+    }
+
+    #[tokio::test]
+    async fn admits_the_burst_and_no_more() {
+        let channel = start(gate("tg_secret", limits())).await;
+        for _ in 0..5 {
+            check(channel.clone(), Some("tg_secret")).await.unwrap();
+            // Costs Alice nothing.
+            check(channel.clone(), Some("tg_guess")).await.unwrap_err();
+        }
+        let status = check(channel, Some("tg_secret")).await.unwrap_err();
+        assert_eq!(status.code(), Code::ResourceExhausted);
+        assert_eq!(status.metadata().get("retry-after").unwrap(), "12");
+        assert_eq!(status.metadata().get("ratelimit").unwrap(), r#""default";r=0;t=12"#);
+    }
+
+    #[tokio::test]
+    async fn says_that_the_store_is_down() {
+        let down = from_fn(|_| async { Err::<Option<Grant<()>>, _>(io::Error::other("connection refused")) });
+        let gate = AuthLayer::waiting(down, Duration::from_secs(5), tokio::time::sleep)
+            .with_rate_limit(limits())
+            .with_responder(Empty);
+        let status = check(start(gate).await, Some("tg_secret")).await.unwrap_err();
+        assert_eq!((status.code(), status.message()), (Code::Unavailable, "the token store is unavailable"));
+        assert_eq!(status.metadata().get("retry-after"), None);
+    }
+
+    #[tokio::test]
+    async fn stops_when_told() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        serve(listener, gate("tg_secret", limits()), std::future::ready(())).await.unwrap();
+    }
+
+    #[test]
+    fn prints_two_lines_to_paste() {
+        let text = instructions(SocketAddr::from(([127, 0, 0, 1], 8080)), "tg_secret");
+        let commands = text.lines().filter_map(|line| line.strip_prefix("cargo run -q --example tonic -- "));
+        let commands: Vec<_> = commands
+            .map(|command| parse(&command.split(' ').map(str::to_owned).collect::<Vec<_>>()).unwrap())
+            .collect();
+        let server = SocketAddr::from(([127, 0, 0, 1], 8080));
+        let check = |token: Option<&str>| Command::Check { server, token: token.map(str::to_owned) };
+        assert_eq!(commands, [check(Some("tg_secret")), check(None)]);
+    }
+
+    #[test]
+    fn arguments() {
+        let parse = |args: &[&str]| parse(&args.iter().map(ToString::to_string).collect::<Vec<_>>());
+        assert_eq!(parse(&[]), "127.0.0.1:50051".parse().ok().map(Command::Serve));
+        assert_eq!(parse(&["--listen", "[::1]:0"]), "[::1]:0".parse().ok().map(Command::Serve));
+        for wrong in [&["--listen"][..], &["--listen", "3000"], &["--help"], &["check"], &["check", "x"]] {
+            assert_eq!(parse(wrong), None, "{wrong:?}");
+        }
+    }
+}

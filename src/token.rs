@@ -83,14 +83,11 @@ impl TokenDigest {
     /// A digest that was kept elsewhere, as the 32 bytes of SHA-256.
     #[must_use]
     pub const fn from_bytes(bytes: [u8; 32]) -> Self {
-        let mut words = [0; 4];
-        let mut i = 0;
-        while i < 32 {
-            // Big-endian, so that the order of words is the order of bytes.
-            words[i / 8] = words[i / 8] << 8 | bytes[i] as u64;
-            i += 1;
+        // Big-endian, so that the order of words is the order of bytes. Written out: a loop over bytes stays one.
+        const fn word(b: &[u8; 32], at: usize) -> u64 {
+            u64::from_be_bytes([b[at], b[at + 1], b[at + 2], b[at + 3], b[at + 4], b[at + 5], b[at + 6], b[at + 7]])
         }
-        Self(words)
+        Self([word(&bytes, 0), word(&bytes, 8), word(&bytes, 16), word(&bytes, 24)])
     }
 
     /// The 32 bytes of SHA-256, for a store that keeps them.

@@ -12,7 +12,6 @@ use super::settings::{BoxSleep, Shared};
 use crate::answer::Answer;
 use crate::caller::{CurrentGrant, Unauthenticated};
 use crate::decision::Decision;
-use crate::head::Head;
 use crate::limit::Limiter;
 use crate::rejection::{Rejection, StoreError};
 use crate::respond::ratelimit::Advert;
@@ -25,7 +24,8 @@ type LimitFuture<A> = <<A as Stations>::Limiter as Limiter>::Future;
 
 /// Where a request stands after a station.
 pub(super) enum Step<A: Stations> {
-    Admit(Caller, Option<Advert>),
+    /// The caller is in the request's extensions.
+    Admit(Carrier, Option<Advert>),
     Refuse(Rejection),
     Wait(Wait<StoreFuture<A>, LimitFuture<A>>),
 }
@@ -47,19 +47,15 @@ impl Caller {
         }
     }
 
-    /// Where the token was; `AuthorizationHeader` if there is none, or another gate has seen to it.
-    fn carrier(&self) -> Carrier {
-        match self {
-            Self::Known(grant) => grant.carrier(),
-            Self::Unauthenticated(_) | Self::Behind(_) => Carrier::AuthorizationHeader,
-        }
-    }
-
+    /// Puts the caller into the request, which is admitted herewith.
     #[inline]
-    fn enter<B>(self, request: &mut Request<B>) {
+    pub(super) fn enter<A: Stations, B>(self, request: &mut Request<B>, advert: Option<Advert>) -> Step<A> {
         let extensions = request.extensions_mut();
+        // Where there is no token, or another gate has seen to it, nothing is left to do for the carrier.
+        let mut carrier = Carrier::AuthorizationHeader;
         match self {
             Self::Known(grant) => {
+                carrier = grant.carrier();
                 extensions.insert(grant);
             }
             Self::Unauthenticated(why) => {
@@ -71,6 +67,7 @@ impl Caller {
                 }
             }
         }
+        Step::Admit(carrier, advert)
     }
 }
 
@@ -138,7 +135,7 @@ where
         S: Clone,
     {
         match step {
-            Step::Admit(caller, advert) => Self::run(inner, request, caller, advert),
+            Step::Admit(carrier, advert) => Self::run(inner, request, carrier, advert),
             Step::Refuse(rejection) => Self::refuse(shared, rejection, &request),
             Step::Wait(wait) => {
                 // The instance that was made ready goes with the request; a clone, which nobody has asked whether it
@@ -153,9 +150,7 @@ where
     }
 
     #[inline]
-    fn run(inner: &mut S, mut request: Request<ReqB>, caller: Caller, advert: Option<Advert>) -> Self {
-        let carrier = caller.carrier();
-        caller.enter(&mut request);
+    fn run(inner: &mut S, request: Request<ReqB>, carrier: Carrier, advert: Option<Advert>) -> Self {
         Self { state: State::Running { future: inner.call(request), advert, carrier } }
     }
 
@@ -202,9 +197,9 @@ where
                             parked.wait.set(wait);
                             continue;
                         }
-                        Step::Admit(caller, advert) => {
+                        Step::Admit(carrier, advert) => {
                             let (mut inner, request) = once(parked.rest);
-                            Self::run(&mut inner, request, caller, advert)
+                            Self::run(&mut inner, request, carrier, advert)
                         }
                         Step::Refuse(rejection) => {
                             let (_, request) = once(parked.rest);
@@ -226,7 +221,7 @@ impl<S, ReqB, A: Stations, R> Parked<S, ReqB, A, R> {
             WaitProj::Lookup { future, deadline, credential } => match future.poll(cx) {
                 Poll::Ready(found) => {
                     let Some((_, request)) = parked.rest else { completed() };
-                    Poll::Ready(parked.shared.found(found, *credential, &Head::of(request)))
+                    Poll::Ready(parked.shared.found(found, *credential, request))
                 }
                 Poll::Pending => {
                     let Some(sleep) = deadline else { return Poll::Pending };
@@ -238,7 +233,8 @@ impl<S, ReqB, A: Stations, R> Parked<S, ReqB, A, R> {
             },
             WaitProj::Check { future, caller } => {
                 let decision = ready!(future.poll(cx));
-                Poll::Ready(parked.shared.checked(once(caller), Answer::Ready(decision)))
+                let Some((_, request)) = parked.rest else { completed() };
+                Poll::Ready(parked.shared.checked(once(caller), Answer::Ready(decision), request))
             }
         }
     }

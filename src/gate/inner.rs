@@ -7,7 +7,7 @@ use http::{HeaderMap, Request, Response};
 use tower_layer::Layer;
 use tower_service::Service;
 
-use super::admission::{Metered, Stations};
+use super::admission::Metered;
 use super::future::{Caller, GateFuture, Step};
 use super::layer::AuthLayer;
 use super::settings::Shared;
@@ -18,6 +18,7 @@ use crate::limit::{Charge, Limiter, RateLimits};
 use crate::rejection::{Protocol, Rejection, RejectionKind};
 use crate::respond::{Problem, Respond};
 use crate::scopes::{InvalidScope, Scopes};
+use crate::token::Carrier;
 
 /// The layers that stand behind a gate and speak as it does.
 impl<A, R> AuthLayer<A, R> {
@@ -199,30 +200,20 @@ where
         self.inner.poll_ready(cx)
     }
 
-    fn call(&mut self, request: Request<ReqB>) -> Self::Future {
-        let step = match Passage::of(&request) {
-            Passage::Granted(grant) => self.shared.limit(|limiter, charge| limiter.check(grant, charge), &request),
-            Passage::Anonymous => self.shared.limit(|limiter, charge| limiter.check_anonymous(charge), &request),
-            Passage::Preflight => Step::Admit(Caller::Behind(None), None),
-            Passage::None => Step::Refuse(Rejection::misconfigured(NO_GATE)),
+    fn call(&mut self, mut request: Request<ReqB>) -> Self::Future {
+        let Metered(limiter) = &*self.shared.stations;
+        let head = Head::of(&request);
+        let answer = match Passage::of(&request) {
+            Passage::Granted(grant) => Ok(limiter.check(grant, Charge::Request(&head))),
+            Passage::Anonymous => Ok(limiter.check_anonymous(Charge::Request(&head))),
+            Passage::Preflight => Err(Step::Admit(Carrier::AuthorizationHeader, None)),
+            Passage::None => Err(Step::Refuse(Rejection::misconfigured(NO_GATE))),
+        };
+        let step = match answer {
+            Ok(answer) => self.shared.checked(Caller::Behind(None), answer, &mut request),
+            Err(step) => step,
         };
         GateFuture::take(step, &mut self.inner, &self.shared, request)
-    }
-}
-
-impl<L: Limiter, R> Shared<Metered<L>, R> {
-    fn limit<B>(
-        &self,
-        check: impl FnOnce(&L, Charge<'_>) -> crate::Answer<L::Future>,
-        request: &Request<B>,
-    ) -> Step<Metered<L>> {
-        match self.stations.limiter() {
-            Some(limiter) => {
-                let answer = check(limiter, Charge::Request(&Head::of(request)));
-                self.checked(Caller::Behind(None), answer)
-            }
-            None => Step::Admit(Caller::Behind(None), None),
-        }
     }
 }
 

@@ -94,12 +94,12 @@ impl<A: Admission, R> Shared<A, R> {
     pub(super) fn step<B>(&self, asked: Asked<A>, request: &mut Request<B>) -> Step<A> {
         self.guard_secrets(request, self.settings.remove_credentials);
         match asked {
-            Ok((Answer::Ready(found), credential)) => self.found(found, credential, &Head::of(request)),
+            Ok((Answer::Ready(found), credential)) => self.found(found, credential, request),
             Ok((Answer::Pending(future), credential)) => {
                 let deadline = self.settings.patience.as_ref().map(|patience| patience.start());
                 Step::Wait(Wait::Lookup { future, deadline, credential })
             }
-            Err(RejectionKind::Missing) if self.settings.anonymous => self.anonymous(&Head::of(request)),
+            Err(RejectionKind::Missing) if self.settings.anonymous => self.anonymous(request),
             Err(kind) => Step::Refuse(Rejection::new(kind)),
         }
     }
@@ -114,7 +114,7 @@ impl<A: Stations, R> Shared<A, R> {
         }
         // Credentials do not belong there, and nobody has looked at them.
         self.guard_secrets(request, true);
-        Some(Step::Admit(Caller::Unauthenticated(Unauthenticated::Preflight), None))
+        Some(Caller::Unauthenticated(Unauthenticated::Preflight).enter(request, None))
     }
 }
 
@@ -187,7 +187,7 @@ type Found<A> =
 impl<A: Stations, R> Shared<A, R> {
     /// The store has answered.
     #[inline]
-    pub(super) fn found(&self, found: Found<A>, credential: Credential, head: &Head<'_>) -> Step<A> {
+    pub(super) fn found<B>(&self, found: Found<A>, credential: Credential, request: &mut Request<B>) -> Step<A> {
         let grant = match found {
             Ok(Some(grant)) => grant,
             Ok(None) => return Step::Refuse(Rejection::new(RejectionKind::UnknownToken)),
@@ -197,25 +197,33 @@ impl<A: Stations, R> Shared<A, R> {
         let grant = CurrentGrant::by(grant, credential);
         match (verdict, self.stations.limiter()) {
             (Err(kind), _) => Step::Refuse(Rejection::new(kind).of_grant(&grant)),
-            (Ok(()), None) => Step::Admit(Caller::Known(grant), None),
+            (Ok(()), None) => Caller::Known(grant).enter(request, None),
             (Ok(()), Some(limiter)) => {
-                let answer = limiter.check(&grant, Charge::Request(head));
-                self.checked(Caller::Known(grant), answer)
+                let answer = limiter.check(&grant, Charge::Request(&Head::of(request)));
+                self.checked(Caller::Known(grant), answer, request)
             }
         }
     }
 
-    fn anonymous(&self, head: &Head<'_>) -> Step<A> {
+    fn anonymous<B>(&self, request: &mut Request<B>) -> Step<A> {
         let caller = Caller::Unauthenticated(Unauthenticated::Anonymous);
         match self.stations.limiter() {
-            None => Step::Admit(caller, None),
-            Some(limiter) => self.checked(caller, limiter.check_anonymous(Charge::Request(head))),
+            None => caller.enter(request, None),
+            Some(limiter) => {
+                let answer = limiter.check_anonymous(Charge::Request(&Head::of(request)));
+                self.checked(caller, answer, request)
+            }
         }
     }
 
     /// The limiter has answered, or is about to.
     #[inline]
-    pub(super) fn checked(&self, mut caller: Caller, answer: Answer<<A::Limiter as Limiter>::Future>) -> Step<A> {
+    pub(super) fn checked<B>(
+        &self,
+        mut caller: Caller,
+        answer: Answer<<A::Limiter as Limiter>::Future>,
+        request: &mut Request<B>,
+    ) -> Step<A> {
         let decision = match answer {
             Answer::Ready(decision) => decision,
             Answer::Pending(future) => return Step::Wait(Wait::Check { future, caller: Some(caller) }),
@@ -223,7 +231,7 @@ impl<A: Stations, R> Shared<A, R> {
         if decision.is_admitted() {
             let advert = self.advert(&decision);
             caller.record(decision);
-            return Step::Admit(caller, advert);
+            return caller.enter(request, advert);
         }
         let rejection = Rejection::over_limit(decision);
         Step::Refuse(match &caller {

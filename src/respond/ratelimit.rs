@@ -5,7 +5,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use base64::prelude::{BASE64_STANDARD, Engine as _};
 use http::header::{HeaderMap, HeaderName, HeaderValue};
 
-use crate::decision::{Decision, secs_up};
+use crate::decision::{Decision, Policy, secs_up};
 use crate::quota::Quota;
 
 /// In which dialect a gate tells clients of their budget.
@@ -59,7 +59,7 @@ pub(crate) struct Advert {
 #[derive(Debug)]
 enum Fields {
     /// Lists, to which other policies can be joined.
-    Draft10 { policy: HeaderValue, state: HeaderValue },
+    Draft10 { policy: Policy, state: HeaderValue },
     /// One policy only: the tightest is told.
     Single { dialect: RateLimitHeaders, quota: Quota, reset: u64 },
 }
@@ -74,7 +74,7 @@ pub(crate) fn advert(
     let fields = match dialect {
         RateLimitHeaders::Off => return None,
         RateLimitHeaders::Draft10 => {
-            Fields::Draft10 { policy: policy.advert().clone(), state: draft_10_state(policy.prefix(), decision)? }
+            Fields::Draft10 { policy: policy.clone(), state: draft_10_state(policy.prefix(), decision)? }
         }
         RateLimitHeaders::XEpoch => {
             let now_ns = now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_nanos());
@@ -93,11 +93,12 @@ pub(crate) fn advert(
 
 impl Advert {
     /// Writes it into a response in which an inner layer may have told of its own policy.
+    #[inline]
     pub(crate) fn write(self, headers: &mut HeaderMap) {
         match self.fields {
             Fields::Draft10 { policy, state } => {
-                join(headers, RATELIMIT_POLICY, policy);
-                join(headers, RATELIMIT, state);
+                join(headers, || RATELIMIT_POLICY, policy.advert().clone());
+                join(headers, || RATELIMIT, state);
             }
             Fields::Single { dialect, quota, reset } => {
                 // An inner policy that leaves less is the one to obey.
@@ -110,18 +111,21 @@ impl Advert {
 }
 
 /// Adds an item to a list, in the same field line: many clients read only one.
-fn join(headers: &mut HeaderMap, name: HeaderName, item: HeaderValue) {
-    if !headers.contains_key(&name) {
-        headers.insert(name, item);
-        return;
+#[inline]
+fn join(headers: &mut HeaderMap, name: fn() -> HeaderName, item: HeaderValue) {
+    // The usual answer has no such field yet, and is asked once. (A name costs less to make than to clone.)
+    if headers.append(name(), item) {
+        join_lines(headers, name());
     }
-    let mut list = item.as_bytes().to_vec();
-    for inner in headers.get_all(&name) {
-        list.extend_from_slice(b", ");
-        list.extend_from_slice(inner.as_bytes());
-    }
+}
+
+#[cold]
+fn join_lines(headers: &mut HeaderMap, name: HeaderName) {
+    let mut lines: Vec<&[u8]> = headers.get_all(&name).iter().map(HeaderValue::as_bytes).collect();
+    // The outermost policy first, as requests meet them.
+    lines.rotate_right(1);
     // Values joined by a comma are a value.
-    if let Ok(list) = HeaderValue::try_from(list) {
+    if let Ok(list) = HeaderValue::try_from(lines.join(&b", "[..])) {
         headers.insert(name, list);
     }
 }

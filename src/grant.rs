@@ -69,20 +69,25 @@ name! {
 /// # Ok::<_, tollgate::InvalidScope>(())
 /// ```
 #[derive(Clone)]
+#[repr(C)]
 pub struct Grant<P> {
     head: Head,
     principal: P,
 }
 
-/// Everything about a grant that does not depend on the type of its principal. What each request reads comes first.
+/// Everything about a grant that does not depend on the type of its principal.
+///
+/// In this order, because each request reads what comes first, and with many tokens the cache lines of a grant are what a
+/// request waits for.
 #[derive(Clone)]
+#[repr(C)]
 pub(crate) struct Head {
-    memo: Memo,
     quota: Option<Quota>,
     /// Nanoseconds since 1970; 0 is "always was".
     not_before_ns: u64,
     /// Nanoseconds since 1970; `u64::MAX` is "never".
     expires_ns: u64,
+    memo: Memo,
     sender_constrained: bool,
     subject: Subject,
     id: GrantId,

@@ -65,6 +65,7 @@ impl Account {
 ///
 /// The usual request finds its account here, in the cache line of its grant, and asks no map.
 #[derive(Default)]
+#[repr(C)]
 pub(crate) struct Memo {
     here: OnceLock<(u64, Arc<Account>)>,
     next: OnceLock<Box<Memo>>,

@@ -14,7 +14,7 @@ use std::borrow::Cow;
 use std::fmt;
 use std::sync::Arc;
 
-use http::HeaderName;
+use http::{HeaderMap, HeaderName};
 
 #[cfg(feature = "body")]
 pub(crate) mod body;
@@ -112,6 +112,8 @@ impl<'a> Presented<'a> {
 #[derive(Clone, Default)]
 pub(crate) struct HeadDoors {
     pub(crate) api_key: Option<HeaderName>,
+    /// Whether the API key is not looked at where there are Bearer credentials.
+    pub(crate) api_key_yields: bool,
     pub(crate) query: Option<Arc<str>>,
     pub(crate) websocket: Option<Arc<str>>,
     pub(crate) others: Vec<Arc<OtherDoor>>,
@@ -127,6 +129,12 @@ impl HeadDoors {
         self.api_key.is_none() && self.query.is_none() && self.websocket.is_none() && self.others.is_empty()
     }
 
+    /// The field of the API key, if it is looked at beside what `Authorization` holds.
+    pub(crate) fn api_key_beside(&self, headers: &HeaderMap, form: TokenForm) -> Option<&HeaderName> {
+        let yields = || self.api_key_yields && !matches!(authorization(headers, form), Presented::Nothing);
+        self.api_key.as_ref().filter(|_| !yields())
+    }
+
     /// What the head of a request holds, behind all open doors together.
     pub(crate) fn look<'a>(&self, head: &Head<'a>, form: TokenForm) -> (Presented<'a>, Carrier) {
         let mut found = (authorization(head.headers, form), Carrier::AuthorizationHeader);
@@ -134,7 +142,7 @@ impl HeadDoors {
             let (before, of) = std::mem::replace(&mut found, (Presented::Nothing, carrier));
             found = before.and(of, presented, carrier);
         };
-        if let Some(name) = &self.api_key {
+        if let Some(name) = self.api_key_beside(head.headers, form) {
             add(api_key(head.headers, name, form), Carrier::ApiKeyHeader);
         }
         if let Some(name) = &self.query {

@@ -222,7 +222,20 @@ impl<A, R> AuthLayer<A, R> {
     /// ```
     #[must_use]
     pub fn with_api_key_header(self, name: HeaderName) -> Self {
-        self.map_settings(|settings| settings.doors.api_key = Some(name))
+        self.map_settings(|settings| {
+            settings.doors.api_key = Some(name);
+            settings.doors.api_key_yields = false;
+        })
+    }
+
+    /// [`with_api_key_header`](Self::with_api_key_header) for services behind a gateway that uses the field for a purpose
+    /// of its own: it is looked at only where there are no Bearer credentials, and is no second credential beside them.
+    #[must_use]
+    pub fn with_api_key_header_unless_bearer(self, name: HeaderName) -> Self {
+        self.map_settings(|settings| {
+            settings.doors.api_key = Some(name);
+            settings.doors.api_key_yields = true;
+        })
     }
 
     /// The same, and a token is also taken from the query parameter of this name (RFC 6750, section 2.3: `access_token`),

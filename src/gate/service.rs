@@ -139,15 +139,15 @@ impl<A, R> Shared<A, R> {
     /// Sees to it that nothing behind the gate prints the token, or has it at all.
     #[inline]
     fn guard_secrets<B>(&self, request: &mut Request<B>, remove: bool) {
-        guard_field(request.headers_mut(), &header::AUTHORIZATION, remove);
         if !self.settings.doors.are_closed() {
             self.guard_other_doors(request, remove);
         }
+        guard_field(request.headers_mut(), &header::AUTHORIZATION, remove);
     }
 
     fn guard_other_doors<B>(&self, request: &mut Request<B>, remove: bool) {
         let doors = &self.settings.doors;
-        if let Some(name) = &doors.api_key {
+        if let Some(name) = doors.api_key_beside(request.headers(), self.settings.form) {
             guard_field(request.headers_mut(), name, remove);
         }
         if let Some(prefix) = &doors.websocket {

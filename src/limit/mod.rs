@@ -5,7 +5,7 @@
 //!
 //! # Rules
 //!
-//! 1. A budget belongs to a [`Subject`](crate::Subject) that a store has vouched for. There is no way to key it by a
+//! 1. A budget belongs to a [`Subject`] that a store has vouched for. There is no way to key it by a
 //!    header, a token or an address, so that strangers can neither reset a budget nor grow the memory.
 //! 2. Over any time `t` no more than `burst + rate x t` is admitted, with the largest burst and rate of all quotas that
 //!    the subject had meanwhile: a change of plan carries what is owed, counted in cells.

@@ -1546,25 +1546,15 @@ async fn above_concurrency_limit_with_bodies_of_all_kinds() {
     in_both_branches!(|layer| {
         let inner = ServiceBuilder::new().concurrency_limit(2).service(reader::<Script>(&Runs::default()));
         let service = layer.layer(inner);
-        let mut answers = Vec::new();
-        for i in 0..60 {
-            let mut service = service.clone();
-            let (request, expected) = match i % 6 {
-                0 => (in_pieces("unknown"), 401),
-                1 => (post(JSON, Script::new([Step::Wait, Step::Fail])), 400),
-                2 => (post(JSON, Script::new([Step::Wait, Step::Data(vec![b' '; 65_537])])), 413),
-                3 => (in_head("unknown"), 401),
-                4 => (in_head(TOKEN), 200),
-                _ => (in_pieces(TOKEN), 200),
-            };
-            answers.push(tokio::spawn(async move {
-                let status = service.ready().await.unwrap().call(request).await.unwrap().status();
-                assert_eq!(status, expected);
-            }));
-        }
-        for answer in answers {
-            answer.await.unwrap();
-        }
+        let sixth = |i| match i % 6 {
+            0 => (in_pieces("unknown"), 401),
+            1 => (post(JSON, Script::new([Step::Wait, Step::Fail])), 400),
+            2 => (post(JSON, Script::new([Step::Wait, Step::Data(vec![b' '; 65_537])])), 413),
+            3 => (in_head("unknown"), 401),
+            4 => (in_head(TOKEN), 200),
+            _ => (in_pieces(TOKEN), 200),
+        };
+        all_at_once(&service, (0..60).map(sixth)).await;
     });
 }
 
@@ -1573,16 +1563,7 @@ async fn below_buffer_and_concurrency_limit_with_bodies() {
     in_both_branches!(|layer| {
         let inner = reader::<Script>(&Runs::default());
         let service = ServiceBuilder::new().buffer(4).concurrency_limit(1).layer(layer).service(inner);
-        let mut answers = Vec::new();
-        for _ in 0..20 {
-            let mut service = service.clone();
-            answers.push(tokio::spawn(async move {
-                service.ready().await.unwrap().call(in_pieces(TOKEN)).await.unwrap().status()
-            }));
-        }
-        for answer in answers {
-            assert_eq!(answer.await.unwrap(), 200);
-        }
+        all_at_once(&service, (0..20).map(|_| (in_pieces(TOKEN), 200))).await;
     });
 }
 

@@ -216,6 +216,25 @@ async fn api_key_headers_hold_nothing_but_the_token() {
 }
 
 #[tokio::test]
+async fn an_api_key_header_can_yield_to_bearer_credentials() {
+    let layer = AuthLayer::new(memory()).with_api_key_header_unless_bearer(API_KEY).with_credentials_removed();
+    let both = presenting(with_token(TOKEN), Carrier::ApiKeyHeader, "of another purpose");
+    let saw = seen(&layer, both).await;
+    assert_eq!(saw.carrier, Some(Carrier::AuthorizationHeader));
+    assert_eq!(saw.headers[API_KEY], "of another purpose", "no credential, and so not removed");
+
+    let mut basic = presenting(get(), Carrier::ApiKeyHeader, TOKEN);
+    basic.headers_mut().insert("authorization", HeaderValue::from_static("Basic Zm9v"));
+    for request in [presenting(get(), Carrier::ApiKeyHeader, TOKEN), basic] {
+        let saw = seen(&layer, request).await;
+        assert_eq!(saw.carrier, Some(Carrier::ApiKeyHeader));
+        assert!(!saw.headers.contains_key(API_KEY));
+    }
+    let malformed = presenting(with_token("mal formed"), Carrier::ApiKeyHeader, TOKEN);
+    assert_eq!(send(&layer.layer(echo()), malformed).await.status(), 401, "presence counts");
+}
+
+#[tokio::test]
 async fn credentials_are_removed_from_wherever_they_stood() {
     async fn check<T: TokenStore>(layer: AuthLayer<T>) {
         let layer = open(layer).with_credentials_removed();

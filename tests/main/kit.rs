@@ -1,6 +1,7 @@
 //! What several subjects need.
 
 use std::convert::Infallible;
+use std::fmt::Debug;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -102,10 +103,29 @@ where
     service.clone().oneshot(request).await.unwrap_or_else(|never| match never {})
 }
 
+/// Sends requests that are all under way at once, each by a clone of the service, and checks the status of each answer.
+pub async fn all_at_once<S, B>(service: &S, requests: impl IntoIterator<Item = (Request<B>, u16)>)
+where
+    S: Service<Request<B>, Response = Response<Body>, Error: Debug + Send, Future: Send> + Clone + Send + 'static,
+    B: Send + 'static,
+{
+    let mut answers = Vec::new();
+    for (request, expected) in requests {
+        let mut service = service.clone();
+        answers.push(tokio::spawn(async move {
+            let status = service.ready().await.unwrap().call(request).await.unwrap().status();
+            assert_eq!(status, expected);
+        }));
+    }
+    for answer in answers {
+        answer.await.unwrap();
+    }
+}
+
 pub async fn text<B>(response: Response<B>) -> String
 where
     B: http_body::Body<Data = Bytes>,
-    B::Error: std::fmt::Debug,
+    B::Error: Debug,
 {
     let bytes = response.into_body().collect().await.unwrap().to_bytes();
     String::from_utf8(bytes.into()).unwrap()
@@ -114,7 +134,7 @@ where
 pub async fn json<B>(response: Response<B>) -> serde_json::Value
 where
     B: http_body::Body<Data = Bytes>,
-    B::Error: std::fmt::Debug,
+    B::Error: Debug,
 {
     serde_json::from_str(&text(response).await).unwrap()
 }

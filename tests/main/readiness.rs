@@ -108,16 +108,7 @@ async fn above_buffer_and_concurrency_limit() {
     in_both_branches!(|layer| {
         let inner = ServiceBuilder::new().buffer(4).concurrency_limit(1).service(echo());
         let service = ServiceBuilder::new().layer(layer).service(inner);
-        let mut answers = Vec::new();
-        for _ in 0..50 {
-            let mut service = service.clone();
-            answers.push(tokio::spawn(async move {
-                service.ready().await.unwrap().call(with_token(TOKEN)).await.unwrap().status()
-            }));
-        }
-        for answer in answers {
-            assert_eq!(answer.await.unwrap(), 200);
-        }
+        all_at_once(&service, (0..50).map(|_| (with_token(TOKEN), 200))).await;
     });
 }
 
@@ -125,19 +116,8 @@ async fn above_buffer_and_concurrency_limit() {
 async fn above_concurrency_limit_alone_with_refusals_between() {
     in_both_branches!(|layer| {
         let service = layer.layer(ServiceBuilder::new().concurrency_limit(2).service(echo()));
-        let mut answers = Vec::new();
-        for i in 0..60 {
-            let mut service = service.clone();
-            let request = if i % 3 == 0 { with_token("unknown") } else { with_token(TOKEN) };
-            let expected = if i % 3 == 0 { 401 } else { 200 };
-            answers.push(tokio::spawn(async move {
-                let status = service.ready().await.unwrap().call(request).await.unwrap().status();
-                assert_eq!(status, expected);
-            }));
-        }
-        for answer in answers {
-            answer.await.unwrap();
-        }
+        let third = |i| if i % 3 == 0 { (with_token("unknown"), 401) } else { (with_token(TOKEN), 200) };
+        all_at_once(&service, (0..60).map(third)).await;
     });
 }
 
@@ -145,16 +125,7 @@ async fn above_concurrency_limit_alone_with_refusals_between() {
 async fn below_buffer_and_concurrency_limit() {
     in_both_branches!(|layer| {
         let service = ServiceBuilder::new().buffer(4).concurrency_limit(1).layer(layer).service(echo());
-        let mut answers = Vec::new();
-        for _ in 0..50 {
-            let mut service = service.clone();
-            answers.push(tokio::spawn(async move {
-                service.ready().await.unwrap().call(with_token(TOKEN)).await.unwrap().status()
-            }));
-        }
-        for answer in answers {
-            assert_eq!(answer.await.unwrap(), 200);
-        }
+        all_at_once(&service, (0..50).map(|_| (with_token(TOKEN), 200))).await;
     });
 }
 

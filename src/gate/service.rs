@@ -113,6 +113,9 @@ impl<A: Stations, R> Shared<A, R> {
             return None;
         }
         // Credentials do not belong there, and nobody has looked at them.
+        if let Some(name) = &self.settings.doors.api_key {
+            request.headers_mut().remove(name);
+        }
         self.guard_secrets(request, true);
         Some(Caller::Unauthenticated(Unauthenticated::Preflight).enter(request, None))
     }
@@ -147,7 +150,9 @@ impl<A, R> Shared<A, R> {
 
     fn guard_other_doors<B>(&self, request: &mut Request<B>, remove: bool) {
         let doors = &self.settings.doors;
-        if let Some(name) = doors.api_key_beside(request.headers(), self.settings.form) {
+        if let Some(name) = &doors.api_key {
+            // What yields to Bearer is of another purpose and stays; it may be a secret all the same.
+            let remove = remove && doors.api_key_beside(request.headers(), self.settings.form).is_some();
             guard_field(request.headers_mut(), name, remove);
         }
         if let Some(prefix) = &doors.websocket {

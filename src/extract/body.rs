@@ -60,7 +60,7 @@ impl BodyDoors {
             Door::Form
         } else if self.json.is_some() && (is(b"application/json") || json_suffix) {
             Door::Json
-        } else if (self.text.is_some() || self.sniff) && is(b"text/plain") {
+        } else if (self.text.is_some() || self.sniffs()) && is(b"text/plain") {
             Door::Text
         } else {
             return Ok(None);
@@ -85,9 +85,14 @@ impl BodyDoors {
         (presented, carrier, span)
     }
 
+    /// Only if there is a JSON door to go through.
+    fn sniffs(&self) -> bool {
+        self.sniff && self.json.is_some()
+    }
+
     fn is_json_in_text(&self, body: &[u8]) -> bool {
         let body = body.strip_prefix(super::BOM).unwrap_or(body);
-        self.sniff && body.trim_ascii_start().starts_with(b"{")
+        self.sniffs() && body.trim_ascii_start().starts_with(b"{")
     }
 }
 

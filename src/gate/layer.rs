@@ -37,6 +37,9 @@ use crate::store::{AnswersAtOnce, TokenStore};
 /// # Where it stands
 ///
 /// - Inside of CORS, so that refusals get their headers too, and of anything that counts or logs refusals.
+/// - Browsers show scripts `WWW-Authenticate`, `Retry-After` and `RateLimit` only if the CORS layer names them in
+///   `Access-Control-Expose-Headers`, and send `Authorization` only if it is named in `Access-Control-Allow-Headers`,
+///   where `*` does not cover it.
 /// - Outside of everything that must not run for strangers, such as reading bodies.
 /// - A request that waits for its store holds on to the inner service that was made ready for it, and to whatever
 ///   permit that has ([`ConcurrencyLimit`](https://docs.rs/tower/latest/tower/limit/concurrency/)): every wait has a
@@ -199,7 +202,9 @@ impl<A, R> AuthLayer<A, R> {
     /// The same, and the inner service never sees the credential: the header field or query parameter that held it is
     /// removed, in a body it is overwritten with `*`.
     ///
-    /// Only what an open door held: of a body that no door looked into nothing is overwritten, whatever it holds.
+    /// Under axum the `OriginalUri` extension keeps a query as it came: a router makes that copy before any route layer runs.
+    ///
+    /// Only the fields of open doors: of a body that no door looked into nothing is overwritten, whatever it holds.
     ///
     /// Header fields are marked sensitive in any case, so that nothing prints them; and a WebSocket's sub-protocol that
     /// holds a token is always removed.

@@ -213,7 +213,14 @@ pub(crate) fn keep_private(headers: &mut http::HeaderMap, carrier: Carrier) {
         })
     };
     if !says("private") && !says("no-store") {
-        headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("private"));
+        // What binds a cache further stays; what lets it store more goes.
+        let value = match (says("no-cache"), says("must-revalidate")) {
+            (false, false) => "private",
+            (true, false) => "private, no-cache",
+            (false, true) => "private, must-revalidate",
+            (true, true) => "private, no-cache, must-revalidate",
+        };
+        headers.insert(header::CACHE_CONTROL, HeaderValue::from_static(value));
     }
     if carrier == Carrier::Query && !headers.contains_key(header::REFERRER_POLICY) {
         // Links on the page must not carry the token away (RFC 9700, section 4.3.2).

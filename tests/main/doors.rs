@@ -430,11 +430,12 @@ async fn answers_to_tokens_that_caches_do_not_know_are_private() {
         response.headers().clone()
     }
     async fn check<T: TokenStore>(layer: AuthLayer<T>) {
-        let table: [(Fields, &[&str]); 9] = [
+        let table: [(Fields, &[&str]); 10] = [
             (&[], &["private"]),
             (&[("cache-control", "public, max-age=60")], &["private"]),
             (&[("cache-control", "max-age=60")], &["private"]),
-            (&[("cache-control", "s-maxage=60"), ("cache-control", "must-revalidate")], &["private"]),
+            (&[("cache-control", "s-maxage=60"), ("cache-control", "must-revalidate")], &["private, must-revalidate"]),
+            (&[("cache-control", "public, no-cache")], &["private, no-cache"]),
             (&[("cache-control", "private=\"set-cookie\"")], &["private"]),
             (&[("cache-control", "no-store")], &["no-store"]),
             (&[("cache-control", "max-age=0, No-Store")], &["max-age=0, No-Store"]),

@@ -99,11 +99,12 @@ async fn no_public_type_prints_a_token() {
     printed.debug(&limits.clone().with_clock(MonotonicClock::new()));
     printed.debug(&limits.check_now(&current, ONE));
     printed.debug(&Policy::new("p", Quota::per_minute(60)).unwrap());
-    printed.debug(&Charge::Request(&Head::of(&{
-        let mut request = with_token(TOKEN);
-        request.headers_mut().get_mut("authorization").unwrap().set_sensitive(true);
-        request
-    })));
+    // As doors and cost functions see it: nothing is marked, and the target holds a token too.
+    let mut unmarked = with_token(TOKEN);
+    unmarked.headers_mut().insert("x-api-key", TOKEN.parse().unwrap());
+    *unmarked.uri_mut() = format!("/path?access_token={TOKEN}").parse().unwrap();
+    printed.debug(&Head::of(&unmarked));
+    printed.debug(&Charge::Request(&Head::of(&unmarked)));
 
     // The gate, its services and futures, and all of its answers.
     let failing = from_fn(|_| async { Err::<Option<Grant<()>>, _>(io::Error::other("connection refused")) });

@@ -10,6 +10,7 @@ mod inner;
 mod layer;
 #[cfg(feature = "body")]
 mod replay;
+mod scope;
 mod service;
 mod settings;
 
@@ -19,9 +20,10 @@ pub use body::{BodyAuthLayer, BodyAuthService, BodyFuture};
 #[cfg(feature = "body")]
 pub use doors::BodyDoors;
 pub use future::GateFuture;
-pub use inner::{GuardFuture, RateLimitLayer, RateLimitService, RequireScope, RequireScopeLayer};
+pub use inner::{RateLimitLayer, RateLimitService};
 pub use layer::AuthLayer;
 #[cfg(feature = "body")]
 pub use replay::ReplayBody;
+pub use scope::{GuardFuture, RequireScope, RequireScopeLayer};
 pub use service::AuthService;
 pub use settings::Sleep;

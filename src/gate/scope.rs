@@ -1,0 +1,173 @@
+use std::fmt;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use http::{Request, Response};
+use tower_layer::Layer;
+use tower_service::Service;
+
+use super::future::once;
+use super::inner::{NO_GATE, Passage};
+use super::settings::Shared;
+use crate::rejection::{Rejection, RejectionKind};
+use crate::respond::{Problem, Respond};
+use crate::scopes::{InvalidScope, Scopes};
+
+/// A guard for routes behind a gate, made by [`AuthLayer::require_scopes`](crate::AuthLayer::require_scopes).
+///
+/// A grant without the scopes is refused with 403, an anonymous caller with 401. Without a gate around it every request
+/// is refused with 500. CORS preflights pass.
+pub struct RequireScopeLayer<R = Problem> {
+    shared: Arc<Shared<Demand, R>>,
+}
+
+/// Which scopes a route needs.
+struct Demand {
+    scopes: Scopes,
+    all: bool,
+}
+
+impl Demand {
+    fn is_met_by(&self, granted: &Scopes) -> bool {
+        let mut scopes = self.scopes.iter();
+        match self.all {
+            true => scopes.all(|scope| granted.contains(scope)),
+            false => scopes.any(|scope| granted.contains(scope)),
+        }
+    }
+}
+
+impl<R> RequireScopeLayer<R> {
+    pub(super) fn all_of(scopes: Scopes, parts: Shared<(), R>) -> Result<Self, InvalidScope> {
+        Self::new(scopes, true, parts)
+    }
+
+    pub(super) fn any_of(scopes: Scopes, parts: Shared<(), R>) -> Result<Self, InvalidScope> {
+        Self::new(scopes, false, parts)
+    }
+
+    fn new(scopes: Scopes, all: bool, parts: Shared<(), R>) -> Result<Self, InvalidScope> {
+        if scopes.is_empty() {
+            // An empty list would mean "everybody" or "nobody", and neither is what anybody meant.
+            return Err(InvalidScope::empty());
+        }
+        let Shared { responder, terms, settings, .. } = parts;
+        let stations = Arc::new(Demand { scopes, all });
+        Ok(Self { shared: Arc::new(Shared { stations, responder, terms, settings }) })
+    }
+}
+
+impl<S, R> Layer<S> for RequireScopeLayer<R> {
+    type Service = RequireScope<S, R>;
+
+    fn layer(&self, inner: S) -> Self::Service {
+        RequireScope { inner, shared: Arc::clone(&self.shared) }
+    }
+}
+
+impl<R> Clone for RequireScopeLayer<R> {
+    fn clone(&self) -> Self {
+        Self { shared: Arc::clone(&self.shared) }
+    }
+}
+
+impl<R> fmt::Debug for RequireScopeLayer<R> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("RequireScopeLayer").field(&self.shared.stations.scopes).finish()
+    }
+}
+
+/// The service of a [`RequireScopeLayer`].
+pub struct RequireScope<S, R = Problem> {
+    inner: S,
+    shared: Arc<Shared<Demand, R>>,
+}
+
+impl<S, R, ReqB, ResB> Service<Request<ReqB>> for RequireScope<S, R>
+where
+    S: Service<Request<ReqB>, Response = Response<ResB>>,
+    R: Respond<ResB>,
+{
+    type Response = Response<ResB>;
+    type Error = S::Error;
+    type Future = GuardFuture<S::Future, ResB>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, request: Request<ReqB>) -> Self::Future {
+        let demand = &self.shared.stations;
+        let rejection = match Passage::of(&request) {
+            Passage::Preflight => None,
+            Passage::Granted(grant) if demand.is_met_by(grant.scopes()) => None,
+            Passage::Granted(grant) => Some(Rejection::insufficient_scope(demand.scopes.clone()).of_grant(grant)),
+            Passage::Anonymous => {
+                Some(Rejection::new(RejectionKind::Missing).with_required_scopes(demand.scopes.clone()))
+            }
+            Passage::None => Some(Rejection::misconfigured(NO_GATE)),
+        };
+        let state = match rejection {
+            None => Guard::Running { future: self.inner.call(request) },
+            Some(rejection) => {
+                let protocol = self.shared.protocol(request.headers());
+                Guard::Refused { response: Some(self.shared.refuse(rejection, protocol)) }
+            }
+        };
+        GuardFuture { state }
+    }
+}
+
+impl<S: Clone, R> Clone for RequireScope<S, R> {
+    fn clone(&self) -> Self {
+        Self { inner: self.inner.clone(), shared: Arc::clone(&self.shared) }
+    }
+}
+
+impl<S, R> fmt::Debug for RequireScope<S, R> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("RequireScope").field(&self.shared.stations.scopes).finish()
+    }
+}
+
+pin_project_lite::pin_project! {
+    /// The future of a [`RequireScope`] service.
+    ///
+    /// # Panics
+    ///
+    /// If it is polled again after it was ready.
+    #[must_use = "futures do nothing unless you `.await` or poll them"]
+    pub struct GuardFuture<F, B> {
+        #[pin]
+        state: Guard<F, B>,
+    }
+}
+
+pin_project_lite::pin_project! {
+    #[project = GuardProj]
+    enum Guard<F, B> {
+        Refused { response: Option<Response<B>> },
+        Running { #[pin] future: F },
+    }
+}
+
+impl<F, B, E> Future for GuardFuture<F, B>
+where
+    F: Future<Output = Result<Response<B>, E>>,
+{
+    type Output = Result<Response<B>, E>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        match self.project().state.project() {
+            GuardProj::Refused { response } => Poll::Ready(Ok(once(response))),
+            GuardProj::Running { future } => future.poll(cx),
+        }
+    }
+}
+
+impl<F, B> fmt::Debug for GuardFuture<F, B> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("GuardFuture(..)")
+    }
+}

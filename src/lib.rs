@@ -77,7 +77,7 @@ pub mod store;
 pub mod gate;
 
 #[cfg(feature = "axum")]
-pub mod axum;
+mod axum;
 
 pub use answer::{Answer, Immediate};
 pub use caller::{Authenticated, CurrentGrant, Unauthenticated};

@@ -38,7 +38,7 @@ pub use query::query;
 pub use text::text;
 pub use websocket::websocket;
 
-pub(crate) use query::without_parameter;
+pub(crate) use query::{has_query_door, without_parameter};
 pub(crate) use websocket::without_token;
 
 use crate::head::Head;

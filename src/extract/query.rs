@@ -24,11 +24,16 @@ use super::{Presented, TokenForm};
 /// ```
 pub fn query<'a>(method: &Method, uri: &'a Uri, name: &str, form: TokenForm) -> Presented<'a> {
     match uri.query() {
-        Some(query) if matches!(*method, Method::GET | Method::HEAD) => {
+        Some(query) if has_query_door(method) => {
             one_value(query.as_bytes(), name, |bytes| percent_decode(bytes).into(), form).0
         }
         _ => Presented::Nothing,
     }
+}
+
+/// Whether requests of this method can have a token in the query.
+pub(crate) fn has_query_door(method: &Method) -> bool {
+    matches!(*method, Method::GET | Method::HEAD)
 }
 
 /// The value of the only pair with this name, and where it stands.

@@ -188,6 +188,9 @@ pin_project_lite::pin_project! {
     }
 }
 
+/// How many frames are read before others get a turn.
+const FRAMES_AT_ONCE: usize = 32;
+
 /// What was read of a body. Bodies in one piece, as nearly all webhooks are, are not copied.
 #[derive(Default)]
 struct Read {
@@ -268,7 +271,8 @@ where
         if this.deadline.as_mut().poll(cx).is_ready() {
             return Poll::Ready(Err(RejectionKind::BodyTimeout));
         }
-        loop {
+        // A body that is always ready gets so many frames at a time: the deadline, and the thread, are others' too.
+        for _ in 0..FRAMES_AT_ONCE {
             let frame = match ready!(this.body.as_mut().poll_frame(cx)) {
                 None => return Poll::Ready(Ok(())),
                 Some(Err(_)) => return Poll::Ready(Err(RejectionKind::BodyUnreadable)),
@@ -282,6 +286,8 @@ where
                 Err(frame) => this.read.trailers = frame.into_trailers().ok().or(this.read.trailers.take()),
             }
         }
+        cx.waker().wake_by_ref();
+        Poll::Pending
     }
 
     /// Goes on down the road, with what was read or with why it was not.

@@ -59,6 +59,8 @@ impl Caller {
                 extensions.insert(grant);
             }
             Self::Unauthenticated(why) => {
+                // What a gate around this one found is not what this one lets pass.
+                extensions.remove::<CurrentGrant>();
                 extensions.insert(why);
             }
             Self::Behind(decision) => {

@@ -199,7 +199,7 @@ impl<A, R> AuthLayer<A, R> {
         self.map_settings(|settings| settings.preflight = false)
     }
 
-    /// The same, and the inner service never sees the credential: the header field or query parameter that held it is
+    /// The same, and the credential is taken out of what the inner service sees: the header field or query parameter is
     /// removed, in a body it is overwritten with `*`.
     ///
     /// Under axum the `OriginalUri` extension keeps a query as it came: a router makes that copy before any route layer runs.

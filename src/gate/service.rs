@@ -12,7 +12,7 @@ use crate::answer::Answer;
 use crate::authenticate::verdict;
 use crate::caller::{CurrentGrant, Unauthenticated};
 use crate::decision::Decision;
-use crate::extract::{Presented, authorization, without_parameter, without_token};
+use crate::extract::{Presented, authorization, has_query_door, without_parameter, without_token};
 use crate::head::Head;
 use crate::limit::{Charge, Limiter};
 use crate::rejection::{Protocol, Rejection, RejectionKind, StoreError};
@@ -92,7 +92,7 @@ impl<A: Admission, R> Shared<A, R> {
     /// The step after the store was asked.
     #[inline]
     pub(super) fn step<B>(&self, asked: Asked<A>, request: &mut Request<B>) -> Step<A> {
-        self.guard_secrets(request, self.settings.remove_credentials);
+        self.guard_secrets(request);
         match asked {
             Ok((Answer::Ready(found), credential)) => self.found(found, credential, request),
             Ok((Answer::Pending(future), credential)) => {
@@ -112,11 +112,7 @@ impl<A: Stations, R> Shared<A, R> {
         if !self.settings.preflight || !is_preflight(request) {
             return None;
         }
-        // Credentials do not belong there, and nobody has looked at them.
-        if let Some(name) = &self.settings.doors.api_key {
-            request.headers_mut().remove(name);
-        }
-        self.guard_secrets(request, true);
+        self.strip_credentials(request);
         Some(Caller::Unauthenticated(Unauthenticated::Preflight).enter(request, None))
     }
 }
@@ -126,6 +122,12 @@ fn is_preflight<B>(request: &Request<B>) -> bool {
     request.method() == Method::OPTIONS
         && request.headers().contains_key(header::ORIGIN)
         && request.headers().contains_key(header::ACCESS_CONTROL_REQUEST_METHOD)
+}
+
+fn remove_parameter<B>(request: &mut Request<B>, name: &str) {
+    if let Some(uri) = without_parameter(request.uri(), name) {
+        *request.uri_mut() = uri;
+    }
 }
 
 #[inline]
@@ -139,17 +141,33 @@ fn guard_field(headers: &mut HeaderMap, name: &HeaderName, remove: bool) {
 }
 
 impl<A, R> Shared<A, R> {
-    /// Sees to it that nothing behind the gate prints the token, or has it at all.
-    #[inline]
-    fn guard_secrets<B>(&self, request: &mut Request<B>, remove: bool) {
-        if !self.settings.doors.are_closed() {
-            self.guard_other_doors(request, remove);
+    /// Credentials do not belong into a preflight, and nobody has looked at them: they go, whatever door they are for.
+    fn strip_credentials<B>(&self, request: &mut Request<B>) {
+        let doors = &self.settings.doors;
+        let headers = request.headers_mut();
+        headers.remove(header::AUTHORIZATION);
+        if let Some(name) = &doors.api_key {
+            headers.remove(name);
         }
-        guard_field(request.headers_mut(), &header::AUTHORIZATION, remove);
+        if let Some(prefix) = &doors.websocket {
+            without_token(headers, prefix);
+        }
+        if let Some(name) = &doors.query {
+            remove_parameter(request, name);
+        }
     }
 
-    fn guard_other_doors<B>(&self, request: &mut Request<B>, remove: bool) {
-        let doors = &self.settings.doors;
+    /// Sees to it that nothing behind the gate prints the token, or, by choice, has it at all.
+    #[inline]
+    fn guard_secrets<B>(&self, request: &mut Request<B>) {
+        if !self.settings.doors.are_closed() {
+            self.guard_other_doors(request);
+        }
+        guard_field(request.headers_mut(), &header::AUTHORIZATION, self.settings.remove_credentials);
+    }
+
+    fn guard_other_doors<B>(&self, request: &mut Request<B>) {
+        let (doors, remove) = (&self.settings.doors, self.settings.remove_credentials);
         if let Some(name) = &doors.api_key {
             // What yields to Bearer is of another purpose and stays; it may be a secret all the same.
             let remove = remove && doors.api_key_beside(request.headers(), self.settings.form).is_some();
@@ -158,9 +176,9 @@ impl<A, R> Shared<A, R> {
         if let Some(prefix) = &doors.websocket {
             without_token(request.headers_mut(), prefix);
         }
-        let hidden = doors.query.as_ref().filter(|_| remove);
-        if let Some(uri) = hidden.and_then(|name| without_parameter(request.uri(), name)) {
-            *request.uri_mut() = uri;
+        match &doors.query {
+            Some(name) if remove && has_query_door(request.method()) => remove_parameter(request, name),
+            _ => {}
         }
     }
 

@@ -16,8 +16,8 @@ use crate::token::{BearerToken, TokenDigest};
 /// Grants in the memory of this process, by the digests of their tokens. Clones share the grants.
 ///
 /// Everything can be changed while requests are served from many threads. Readers wait for nobody but a writer to the
-/// same of 64 shards, and that for no longer than one entry takes. [`replace_all`](Self::replace_all) swaps the whole
-/// content at once.
+/// same of 64 shards: for as long as one entry takes, or the growth of that shard's table. Revoking by grant or subject
+/// walks one shard after the other. [`replace_all`](Self::replace_all) swaps the whole content at once.
 ///
 /// ```
 /// use tollgate::{BearerToken, Grant, MemoryStore, TokenStore};
@@ -140,6 +140,9 @@ impl<P> MemoryStore<P> {
     /// assert_eq!(tokens.len(), 2);
     /// # Ok::<_, tollgate::store::NotFound>(())
     /// ```
+    ///
+    /// The new token gets the expiry that the old one has at this moment: to rotate a token that is in its grace already
+    /// makes another that ends with it. `P` is cloned under the lock, and must not come back to this store.
     ///
     /// # Errors
     ///

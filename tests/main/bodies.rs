@@ -1594,3 +1594,43 @@ async fn behind_boxes_with_bodies() {
         assert_eq!(service.oneshot(in_pieces("unknown")).await.unwrap().status(), 401);
     });
 }
+
+/// Always ready, and never anything.
+struct Empties;
+
+impl http_body::Body for Empties {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        Poll::Ready(Some(Ok(Frame::data(Bytes::new()))))
+    }
+}
+
+#[tokio::test]
+async fn a_body_that_is_always_ready_cannot_put_the_deadline_off() {
+    // Over at its third poll, so that nobody waits for real time.
+    let sleep = |_| {
+        let mut polls = 0;
+        std::future::poll_fn(move |_| {
+            polls += 1;
+            if polls < 3 { Poll::Pending } else { Poll::Ready(()) }
+        })
+    };
+    let doors = BodyDoors::new(DEADLINE, sleep).with_json("key");
+    let runs = Runs::default();
+    let service = AuthLayer::new(memory()).with_body_doors(doors).layer(reader::<Empties>(&runs));
+    let response = service.oneshot(post(JSON, Empties)).await.unwrap();
+    assert_eq!(response.status(), 408);
+    assert_eq!(runs.count(), 0);
+}
+
+#[tokio::test]
+async fn without_a_json_door_a_text_that_looks_like_json_is_text() {
+    let doors = BodyDoors::new(DEADLINE, tokio::time::sleep).with_text("key").with_json_in_text();
+    let service = AuthLayer::new(memory()).with_body_doors(doors).layer(reader::<Script>(&Runs::default()));
+    let mut request = post(TEXT, Script::of("{;key=other;"));
+    request.headers_mut().insert("authorization", format!("Bearer {TOKEN}").parse().unwrap());
+    // A second credential, which nobody must overlook.
+    assert_eq!(service.oneshot(request).await.unwrap().status(), 400);
+}

@@ -669,3 +669,18 @@ async fn nothing_that_is_printed_holds_a_token() {
     }
     assert!(printed.len() > 4_000, "hardly anything was printed");
 }
+
+#[tokio::test]
+async fn a_parameter_that_no_door_looks_at_stays() {
+    let layer = AuthLayer::new(memory()).with_discouraged_query_token("access_token").with_credentials_removed();
+    for (method, left) in [(Method::GET, "/?a=1"), (Method::POST, "/?access_token=other&a=1")] {
+        let mut request = with_token(TOKEN);
+        if method == Method::GET {
+            request.headers_mut().remove("authorization");
+        }
+        let token = if method == Method::GET { TOKEN } else { "other" };
+        *request.uri_mut() = format!("/?access_token={token}&a=1").parse().unwrap();
+        *request.method_mut() = method;
+        assert_eq!(seen(&layer, request).await.uri, left);
+    }
+}

@@ -524,3 +524,15 @@ async fn epoch_headers_tell_the_wall_clocks_time() {
     // Full again 1 s after 1000.5 s, rounded up.
     assert_eq!(response.headers()["x-ratelimit-reset"], "1002");
 }
+
+#[tokio::test]
+async fn a_gate_in_a_gate_says_by_itself_who_calls() {
+    let outer = AuthLayer::new(memory());
+    let inner = AuthLayer::new(memory()).with_optional_authentication();
+    let hidden = outer.clone().with_credentials_removed();
+    for (around, anonymous) in [(outer, false), (hidden, true)] {
+        let response = send(&around.layer(inner.layer(echo())), with_token(TOKEN)).await;
+        assert_eq!(response.status(), 200);
+        assert_eq!(response.extensions().get::<CurrentGrant>().is_none(), anonymous);
+    }
+}

@@ -28,7 +28,7 @@ use axum_core::response::{IntoResponse, Response};
 use http::request::Parts;
 
 use crate::caller::Authenticated;
-use crate::rejection::Rejection;
+use crate::rejection::{Protocol, Rejection};
 use crate::respond::{Problem, Respond};
 
 impl<S: Sync, P: Send + Sync + 'static> FromRequestParts<S> for Authenticated<P> {
@@ -36,7 +36,7 @@ impl<S: Sync, P: Send + Sync + 'static> FromRequestParts<S> for Authenticated<P>
 
     /// [`Authenticated::from_extensions`].
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Rejection> {
-        Self::from_extensions(&parts.extensions)
+        Self::from_extensions(&parts.extensions).map_err(|rejection| in_words_of(parts, rejection))
     }
 }
 
@@ -45,8 +45,12 @@ impl<S: Sync, P: Send + Sync + 'static> OptionalFromRequestParts<S> for Authenti
 
     /// [`Authenticated::from_extensions_if_any`].
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Option<Self>, Rejection> {
-        Self::from_extensions_if_any(&parts.extensions)
+        Self::from_extensions_if_any(&parts.extensions).map_err(|rejection| in_words_of(parts, rejection))
     }
+}
+
+fn in_words_of(parts: &Parts, rejection: Rejection) -> Rejection {
+    rejection.with_protocol(Protocol::of(&parts.headers))
 }
 
 impl IntoResponse for Rejection {

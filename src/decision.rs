@@ -6,6 +6,7 @@ use http::HeaderValue;
 use thiserror::Error;
 
 use crate::quota::Quota;
+use crate::rejection::Rejection;
 use crate::respond::ratelimit;
 
 /// A quota with the name under which it is advertised in `RateLimit` headers. Cheap to clone.
@@ -105,6 +106,12 @@ impl Policy {
 
     pub(crate) fn prefix(&self) -> &[u8] {
         &self.inner().prefix
+    }
+
+    /// Whether an item of `RateLimit` or `RateLimit-Policy` has this policy's name.
+    pub(crate) fn is_told_by(&self, item: &[u8]) -> bool {
+        let name = self.prefix().strip_suffix(b"r=").unwrap_or_default();
+        item.starts_with(name)
     }
 }
 
@@ -229,6 +236,35 @@ impl Decision {
         self.verdict == Verdict::Admitted
     }
 
+    /// The decision itself if the charge was made, and otherwise the refusal that says so: 429, or 400 if the charge can
+    /// never fit. For handlers that charge by themselves.
+    ///
+    /// ```
+    /// use http::Response;
+    /// use tollgate::limit::{Charge, RateLimits};
+    /// use tollgate::{AuthLayer, Authenticated, Grant, MemoryStore, Quota};
+    ///
+    /// let tokens = MemoryStore::from_iter([("a-token", Grant::new("alice", ()))]);
+    /// let (gate, limits) = (AuthLayer::new(tokens), RateLimits::new(Quota::per_minute(1)));
+    /// let who = Authenticated::new(Grant::new("alice", ())).current();
+    ///
+    /// assert!(limits.check_now(&who, Charge::Units(1)).or_refuse().is_ok());
+    /// let rejection = limits.check_now(&who, Charge::Units(1)).or_refuse().unwrap_err();
+    /// let response: Response<bytes::Bytes> = gate.refuse(rejection);
+    /// assert_eq!(response.status(), 429);
+    /// assert_eq!(response.headers()["ratelimit"], r#""default";r=0;t=60"#);
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// If nothing was charged.
+    pub fn or_refuse(self) -> Result<Self, Rejection> {
+        match self.verdict {
+            Verdict::Admitted => Ok(self),
+            Verdict::OverLimit | Verdict::CostAboveBurst => Err(Rejection::over_limit(self)),
+        }
+    }
+
     /// How the charge ended.
     #[must_use]
     pub fn verdict(&self) -> Verdict {
@@ -241,7 +277,7 @@ impl Decision {
         self.policy.as_ref()
     }
 
-    /// How much may still be spent at once; 0 after a refusal.
+    /// How much may still be spent at once; 0 after [`Verdict::OverLimit`].
     #[must_use]
     pub fn remaining(&self) -> u32 {
         self.remaining

@@ -89,6 +89,8 @@ pub(crate) struct Head {
     expires_ns: u64,
     memo: Memo,
     sender_constrained: bool,
+    /// Whether its token has a successor.
+    outgoing: bool,
     subject: Subject,
     id: GrantId,
     scopes: Scopes,
@@ -104,6 +106,7 @@ impl<P> Grant<P> {
             not_before_ns: 0,
             expires_ns: u64::MAX,
             sender_constrained: false,
+            outgoing: false,
             subject: Subject(id.0.clone()),
             id,
             scopes: Scopes::default(),
@@ -206,6 +209,19 @@ impl<P> Grant<P> {
     #[must_use]
     pub fn is_sender_constrained(&self) -> bool {
         self.head.sender_constrained
+    }
+
+    /// Whether its token was rotated and works for its grace only.
+    #[must_use]
+    pub fn is_outgoing(&self) -> bool {
+        self.head.outgoing
+    }
+
+    /// The grant of a token that has a successor, until its grace ends, if ever. It ends no later than it would have.
+    pub(crate) fn into_outgoing(mut self, grace_ends: Option<SystemTime>) -> Self {
+        self.head.outgoing = true;
+        self.head.expires_ns = self.head.expires_ns.min(grace_ends.map_or(u64::MAX, unix_ns));
+        self
     }
 
     /// Whether it is valid at this moment, by its dates. A gate asks this at every request; what outlives a request, such

@@ -3,6 +3,8 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+use http::{HeaderMap, header};
+
 use crate::caller::CurrentGrant;
 use crate::decision::{Decision, Verdict};
 use crate::grant::GrantId;
@@ -95,6 +97,32 @@ pub enum Protocol {
     Grpc,
 }
 
+impl Protocol {
+    /// The protocol of a request, by its content type: gRPC is `application/grpc`, alone or followed by `+` or `;`.
+    /// gRPC-Web is not gRPC.
+    ///
+    /// ```
+    /// use http::HeaderMap;
+    /// use tollgate::Protocol;
+    ///
+    /// let mut headers = HeaderMap::new();
+    /// assert_eq!(Protocol::of(&headers), Protocol::Http);
+    /// headers.insert("content-type", "application/grpc+proto".parse()?);
+    /// assert_eq!(Protocol::of(&headers), Protocol::Grpc);
+    /// # Ok::<_, http::header::InvalidHeaderValue>(())
+    /// ```
+    #[must_use]
+    pub fn of(headers: &HeaderMap) -> Self {
+        let is_grpc = headers.get(header::CONTENT_TYPE).is_some_and(|value| {
+            let value = value.as_bytes();
+            value.len() >= 16
+                && value[..16].eq_ignore_ascii_case(b"application/grpc")
+                && matches!(value.get(16), None | Some(b'+' | b';'))
+        });
+        if is_grpc { Self::Grpc } else { Self::Http }
+    }
+}
+
 impl Rejection {
     pub(crate) fn new(kind: RejectionKind) -> Self {
         Self {
@@ -149,26 +177,8 @@ impl Rejection {
         Ok(Self { needs: Some(Box::new(Needs::Authentication(needs))), ..Self::new(kind) })
     }
 
-    /// A charge that a handler made by itself was not admitted: 429, or 400 if it can never be.
-    ///
-    /// ```
-    /// use http::Response;
-    /// use tollgate::limit::{Charge, RateLimits};
-    /// use tollgate::{AuthLayer, Authenticated, Grant, MemoryStore, Quota, Rejection};
-    ///
-    /// let tokens = MemoryStore::from_iter([("a-token", Grant::new("alice", ()))]);
-    /// let (gate, limits) = (AuthLayer::new(tokens), RateLimits::new(Quota::per_minute(1)));
-    /// let who = Authenticated::new(Grant::new("alice", ())).current();
-    ///
-    /// let _ = limits.check_now(&who, Charge::Units(1));
-    /// let decision = limits.check_now(&who, Charge::Units(1));
-    /// assert!(!decision.is_admitted());
-    /// let response: Response<bytes::Bytes> = gate.refuse(Rejection::over_limit(decision));
-    /// assert_eq!(response.status(), 429);
-    /// assert_eq!(response.headers()["ratelimit"], r#""default";r=0;t=60"#);
-    /// ```
-    #[must_use]
-    pub fn over_limit(decision: Decision) -> Self {
+    /// What a charge that was not admitted is refused with: 429, or 400 if it can never be.
+    pub(crate) fn over_limit(decision: Decision) -> Self {
         let kind = match decision.verdict() {
             Verdict::CostAboveBurst => RejectionKind::CostAboveBurst,
             Verdict::OverLimit | Verdict::Admitted => RejectionKind::OverLimit,
@@ -190,8 +200,15 @@ impl Rejection {
         Self { grant: Some(grant.id().clone()), ..self }
     }
 
-    pub(crate) fn under(self, terms: &Arc<Terms>, protocol: Protocol) -> Self {
-        Self { terms: Some(Arc::clone(terms)), protocol, ..self }
+    /// The same in the words of another protocol than HTTP: [`Protocol::of`] knows that of a request. A gate sees to it
+    /// by itself.
+    #[must_use]
+    pub fn with_protocol(self, protocol: Protocol) -> Self {
+        Self { protocol, ..self }
+    }
+
+    pub(crate) fn under(self, terms: &Arc<Terms>) -> Self {
+        Self { terms: Some(Arc::clone(terms)), ..self }
     }
 
     /// Why.

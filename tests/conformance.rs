@@ -433,12 +433,12 @@ fn open_doors<A>(mut gate: AuthLayer<A>, config: &Value) -> Outcome<(AuthLayer<A
     }
     for carrier in carriers {
         match carrier.as_str() {
-            "query" => gate = gate.with_discouraged_query_token("access_token"),
-            "api_key" => gate = gate.with_api_key_header(HeaderName::from_static("x-api-key")),
-            "ws" => gate = gate.with_websocket_token(&text(&config["ws_prefix"])?),
-            "form" => doors = doors.with_form("access_token"),
-            "json" => doors = doors.with_json("key"),
-            "text" => doors = doors.with_text("key"),
+            "query" => gate = gate.with_discouraged_query_token("access_token")?,
+            "api_key" => gate = gate.with_api_key_header(HeaderName::from_static("x-api-key"))?,
+            "ws" => gate = gate.with_websocket_token(&text(&config["ws_prefix"])?)?,
+            "form" => doors = doors.with_form("access_token")?,
+            "json" => doors = doors.with_json("key")?,
+            "text" => doors = doors.with_text("key")?,
             _ => {}
         }
     }

@@ -96,7 +96,7 @@ pub(crate) fn app(settings: Settings) -> Result<Router, Box<dyn Error>> {
     let trade = Scopes::new([TRADE])?;
     let may_trade = metered.require_scopes(trade.iter())?;
     let body_doors =
-        BodyDoors::new(BODY_DEADLINE, tokio::time::sleep).with_json("key").with_text("key").with_limit(MAX_BODY);
+        BodyDoors::new(BODY_DEADLINE, tokio::time::sleep).with_json("key")?.with_text("key")?.with_limit(MAX_BODY);
 
     let rest = Router::new()
         .route("/accounts", get(rest::accounts))
@@ -106,7 +106,7 @@ pub(crate) fn app(settings: Settings) -> Result<Router, Box<dyn Error>> {
         .route("/accounts/{account}/positions/flatten", post(rest::flatten).route_layer(may_trade))
         .route_layer(metered.clone());
     let webhook = post(webhook::receive).route_layer(gate.clone().with_body_doors(body_doors));
-    let stream = get(stream::open).route_layer(metered.with_websocket_token(TOKEN_PROTOCOL));
+    let stream = get(stream::open).route_layer(metered.with_websocket_token(TOKEN_PROTOCOL)?);
 
     let broker = Broker::new([("demo", "sim101"), ("demo", "sim102")]);
     let self_limits = SelfLimits::default();

@@ -9,6 +9,7 @@
 //! | `self_limit.rs` | the limit that an alert sets itself: exact, and all of it without I/O |
 //! | `stream.rs`, `rpc.rs` | a WebSocket: a charge a message, and the end of it when the token ends |
 //! | `errors.rs`, `problem.rs` | a responder of one's own, and the service's own errors |
+//! | `server.rs` | bounds on what a stranger may send: the size of a head, and its time |
 //! | `rest.rs`, `order.rs`, `broker.rs` | something to protect |
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "a program that talks to the terminal it runs in")]
 
@@ -23,6 +24,7 @@ use tollgate::{Grant, MemoryStore, RateLimits};
 
 use app::{Clocks, QUOTA, Settings, User, app};
 use args::{Command, Options, USAGE};
+use server::GRACE;
 
 mod alert;
 mod app;
@@ -36,13 +38,14 @@ mod problem;
 mod rest;
 mod rpc;
 mod self_limit;
+mod server;
 mod stream;
 #[cfg(test)]
 mod tests;
 mod webhook;
 
-/// How long requests and sockets may take to end after ctrl-c.
-const GRACE: Duration = Duration::from_secs(10);
+/// How long a client may take to send the head of a request.
+const HEAD_DEADLINE: Duration = Duration::from_secs(10);
 
 #[tokio::main]
 async fn main() -> ExitCode {
@@ -79,18 +82,14 @@ async fn serve(Options { listen, errors }: Options) -> Result<(), Box<dyn Error>
     let (close, closing) = watch::channel(false);
     let limits = RateLimits::new(QUOTA);
     let (clocks, log) = (Clocks::system(), Arc::new(|line: &str| eprintln!("{line}")));
-    let app = app(Settings { tokens, limits, errors, clocks, log, closing: closing.clone() })?;
+    let app = app(Settings { tokens, limits, errors, clocks, log, closing })?;
     println!("{}", instructions::text(listener.local_addr()?, &trader, &reader));
 
-    let closer = close.clone();
-    let server = axum::serve(listener, app).with_graceful_shutdown(async move {
+    let stop = async {
         asked_to_stop().await;
-        _ = closer.send(true);
-    });
-    tokio::select! {
-        result = server => result?,
-        () = overdue(closing) => {}
-    }
+        _ = close.send(true);
+    };
+    server::serve(listener, app, HEAD_DEADLINE, stop).await;
     // Sockets are no longer the server's: they are gone when nobody looks at `closing` any more.
     _ = tokio::time::timeout(GRACE, close.closed()).await;
     Ok(())
@@ -124,10 +123,4 @@ async fn asked_to_stop() {
         () = ctrl_c => {}
         () = terminate => {}
     }
-}
-
-/// Ends some time after the server was asked to stop, for clients that never finish what they began.
-async fn overdue(mut closing: watch::Receiver<bool>) {
-    _ = closing.wait_for(|closing| *closing).await;
-    tokio::time::sleep(GRACE).await;
 }

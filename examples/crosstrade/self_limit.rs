@@ -11,8 +11,9 @@
 //! 2. In any S seconds no more than N alerts are accepted. (A leaky bucket of that size admits up to 2N - 1: the burst,
 //!    and what is refilled meanwhile.) An alert leaves the window exactly S seconds after it came.
 //! 3. Only alerts that were accepted count, or else a sender that repeats itself would never recover.
-//! 4. Ids belong to their subject. A subject has [`MAX_IDS`] of them at the most; an id is forgotten as soon as the
-//!    largest window that it was asked with is empty.
+//! 4. Ids belong to their subject. A subject has [`MAX_IDS`] of them at the most.
+//! 5. Alerts of one id may differ in their limits. What was accepted is remembered for the largest window that the id was
+//!    asked with so far; a larger one finds what is left.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Mutex, PoisonError};
@@ -20,6 +21,8 @@ use std::time::Duration;
 
 /// The most bytes of an id.
 pub(crate) const MAX_ID_LEN: usize = 128;
+/// The most alerts that a limit can allow in its window.
+const MAX_COUNT: usize = 1_000;
 /// The most ids of one subject that are remembered.
 pub(crate) const MAX_IDS: usize = 1_000;
 
@@ -56,7 +59,9 @@ pub(crate) fn parse(rate_limit: Option<&[u8]>, id: Option<&[u8]>) -> Result<Opti
         Some(slash) => (&rate_limit[..slash], number(&rate_limit[slash + 1..], 86_400)),
         None => (rate_limit, Some(60)),
     };
-    let (Some(count), Some(window_s)) = (number(count, 1_000), window_s) else { return Err(Invalid::RateLimit) };
+    let (Some(count), Some(window_s)) = (number(count, MAX_COUNT as u32), window_s) else {
+        return Err(Invalid::RateLimit);
+    };
     match trim(id.unwrap_or_default()).len() {
         0 => Err(Invalid::IdMissing),
         1..=MAX_ID_LEN => Ok(Some(SelfLimit { count, window_s })),
@@ -92,8 +97,7 @@ type Ids = HashMap<Box<[u8]>, Log>;
 #[derive(Debug, Default)]
 struct Log {
     accepted: VecDeque<Duration>,
-    /// The largest count and window that the id was asked with: alerts of one id may differ in their limits.
-    max_count: usize,
+    /// The largest window that the id was asked with.
     max_window: Duration,
 }
 
@@ -143,7 +147,7 @@ impl Log {
         if self.is_over(now) {
             *self = Self::default();
         }
-        let (count, window) = self.widen(limit);
+        let (count, window) = (limit.count as usize, self.widen(limit));
         // If the count-th last has left the window, fewer than that are in it.
         let Some(nth_last) = self.accepted.len().checked_sub(count) else { return Ok(()) };
         match (self.accepted[nth_last] + window).checked_sub(now) {
@@ -157,16 +161,17 @@ impl Log {
         // Whoever waited for the lock may come with an earlier time. In order, so that the last is the latest.
         let latest = self.accepted.back().map_or(now, |&last| last.max(now));
         self.accepted.push_back(latest);
-        if self.accepted.len() > self.max_count {
+        // What nobody can ask for any more.
+        let is_gone = |&first: &Duration| first + self.max_window <= now;
+        while self.accepted.len() > MAX_COUNT || self.accepted.front().is_some_and(is_gone) {
             self.accepted.pop_front();
         }
     }
 
-    fn widen(&mut self, limit: SelfLimit) -> (usize, Duration) {
-        let (count, window) = (limit.count as usize, Duration::from_secs(limit.window_s.into()));
-        self.max_count = self.max_count.max(count);
+    fn widen(&mut self, limit: SelfLimit) -> Duration {
+        let window = Duration::from_secs(limit.window_s.into());
         self.max_window = self.max_window.max(window);
-        (count, window)
+        window
     }
 
     /// How long until the id can be forgotten.

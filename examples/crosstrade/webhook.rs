@@ -20,7 +20,8 @@ use crate::self_limit::Denied;
 /// Takes an alert.
 ///
 /// Alerts that their own limit stops cost nothing. Everything else costs one unit of the budget, alerts that cannot be
-/// read or carried out included. An alert counts towards its own limit if it was paid for and carried out.
+/// read or carried out included. What was paid for counts towards the alert's own limit, whatever the broker says then:
+/// half of it may be done.
 pub(crate) async fn receive(
     State(service): State<Arc<Service>>,
     who: Authenticated<User>,
@@ -31,20 +32,7 @@ pub(crate) async fn receive(
         (service.log)(&line(&who, &body));
         Alert::parse(&headers, &body)
     });
-    let (alert, limit) = match alert {
-        Ok(Alert { command, limit }) => (Ok(command), limit),
-        Err(problem) => (Err(problem), None),
-    };
-    let accept = || carry_out(&service, &who, alert);
-    let result = match &limit {
-        None => accept(),
-        Some((id, limit)) => {
-            let key = (who.grant().subject().as_str().as_bytes(), id.as_bytes());
-            let now = service.clocks.steady.now();
-            service.self_limits.admit(key, *limit, now, accept).map_err(Refusal::from)
-        }
-    };
-    match result {
+    match execute(&service, &who, alert) {
         Ok((orders, charge)) => {
             let mut response = Json(json!({ "success": true, "orders": orders })).into_response();
             service.gate.advertise(&charge, response.headers_mut());
@@ -61,10 +49,22 @@ enum Refusal {
     AsService(Problem),
 }
 
-impl From<Denied<Self>> for Refusal {
-    fn from(denied: Denied<Self>) -> Self {
+impl From<Rejection> for Refusal {
+    fn from(rejection: Rejection) -> Self {
+        Self::AsGate(rejection)
+    }
+}
+
+impl From<Problem> for Refusal {
+    fn from(problem: Problem) -> Self {
+        Self::AsService(problem)
+    }
+}
+
+impl From<Denied<Rejection>> for Refusal {
+    fn from(denied: Denied<Rejection>) -> Self {
         let (detail, wait) = match denied {
-            Denied::NotAccepted(refusal) => return refusal,
+            Denied::NotAccepted(rejection) => return Self::AsGate(rejection),
             Denied::OverLimit(wait) => ("The alert's own `rate_limit` is reached for its `id`.", wait),
             Denied::TooManyIds(wait) => ("You limit more ids at a time than can be kept.", wait),
         };
@@ -72,21 +72,27 @@ impl From<Denied<Self>> for Refusal {
     }
 }
 
-/// Charges the budget, then trades. It never waits, so that it can run while the alert's own limit is held.
-fn carry_out(
+/// Pays, then trades.
+fn execute(
     service: &Service,
     who: &Authenticated<User>,
-    alert: Result<Command, Problem>,
+    alert: Result<Alert, Problem>,
 ) -> Result<(Vec<Order>, Decision), Refusal> {
-    let decision = service.limits.check_now(&who.current(), Charge::Units(1));
-    if !decision.is_admitted() {
-        return Err(Refusal::AsGate(Rejection::over_limit(decision)));
-    }
+    let charge = || service.limits.check_now(&who.current(), Charge::Units(1)).or_refuse();
+    let limit = alert.as_ref().ok().and_then(|alert| alert.limit.as_ref());
+    let decision = match limit {
+        None => charge()?,
+        // Counted and paid for together, or neither.
+        Some((id, limit)) => {
+            let key = (who.grant().subject().as_str().as_bytes(), id.as_bytes());
+            service.self_limits.admit(key, *limit, service.clocks.steady.now(), charge)?
+        }
+    };
     if !who.grant().scopes().contains(TRADE) {
-        return Err(Refusal::AsGate(Rejection::insufficient_scope(service.trade.clone())));
+        return Err(Rejection::insufficient_scope(service.trade.clone()).into());
     }
-    let traded = alert.and_then(|command| trade(service, &who.principal().name, command));
-    traded.map(|orders| (orders, decision)).map_err(Refusal::AsService)
+    let orders = trade(service, &who.principal().name, alert?.command)?;
+    Ok((orders, decision))
 }
 
 fn trade(service: &Service, user: &str, command: Command) -> Result<Vec<Order>, Problem> {

@@ -6,8 +6,9 @@ use std::sync::Arc;
 use http::{HeaderMap, Method, header};
 
 use super::header::strip_ows;
-use super::{Presented, TokenForm, form, json, text};
+use super::{InvalidDoor, Presented, TokenForm, door_name, form, json, open, text};
 use crate::head::Head;
+use crate::rejection::Protocol;
 use crate::token::Carrier;
 
 /// The open doors in the body, by the name of the field that holds the token.
@@ -33,15 +34,28 @@ pub(crate) enum Door {
 pub(crate) struct Contradiction;
 
 impl BodyDoors {
+    /// Opens the door in texts, whose fields have no quotes.
+    pub(crate) fn open_text(&mut self, field: &str) -> Result<(), InvalidDoor> {
+        let field = door_name(field)?;
+        match text::is_name(&field) {
+            true => open(&mut self.text, field),
+            false => Err(InvalidDoor::Name),
+        }
+    }
+
     /// The door that fits a request, by its method and the type of its body.
     ///
     /// # Rules
     ///
     /// 1. `POST`, `PUT` and `PATCH` only: RFC 6750, section 2.2, wants a method whose body has a meaning.
-    /// 2. The type is compared without case and parameters. A body that is encoded in any way fits no door.
+    /// 2. The type is compared without case and parameters. A body that is encoded in any way fits no door, and neither
+    ///    does gRPC, whose messages are framed, `application/grpc+json` too.
     /// 3. Two types, and a charset that is neither UTF-8 nor US-ASCII, are contradictions.
     pub(crate) fn fitting(&self, head: &Head<'_>) -> Result<Option<Door>, Contradiction> {
-        if !matches!(*head.method, Method::POST | Method::PUT | Method::PATCH) || is_encoded(head.headers) {
+        if !matches!(*head.method, Method::POST | Method::PUT | Method::PATCH)
+            || is_encoded(head.headers)
+            || Protocol::of(head.headers) == Protocol::Grpc
+        {
             return Ok(None);
         }
         let mut types = head.headers.get_all(header::CONTENT_TYPE).iter();

@@ -1,8 +1,4 @@
-use std::borrow::Cow;
-
-use percent_encoding::percent_decode;
-
-use super::query::one_value;
+use super::query::{Escapes, one_value};
 use super::{Presented, TokenForm};
 
 /// The token of a form field (RFC 6750, section 2.2), in a body of `application/x-www-form-urlencoded`.
@@ -25,15 +21,5 @@ pub fn form<'a>(body: &'a [u8], name: &str, form: TokenForm) -> Presented<'a> {
 }
 
 pub(super) fn locate<'a>(body: &'a [u8], name: &str, form: TokenForm) -> (Presented<'a>, std::ops::Range<usize>) {
-    one_value(body, name, decode, form)
-}
-
-fn decode(bytes: &[u8]) -> Cow<'_, [u8]> {
-    match bytes.contains(&b'+') {
-        false => percent_decode(bytes).into(),
-        true => {
-            let spaced: Vec<u8> = bytes.iter().map(|&byte| if byte == b'+' { b' ' } else { byte }).collect();
-            Cow::Owned(percent_decode(&spaced).collect())
-        }
-    }
+    one_value(body, name, Escapes::Form, form)
 }

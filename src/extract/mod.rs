@@ -11,13 +11,10 @@
 //! 3. A closed door is not looked into: what is behind it neither counts nor hurts.
 
 use std::borrow::Cow;
-use std::fmt;
-use std::sync::Arc;
-
-use http::{HeaderMap, HeaderName};
 
 #[cfg(feature = "body")]
 pub(crate) mod body;
+mod doors;
 #[cfg(feature = "body")]
 mod form;
 mod header;
@@ -28,6 +25,7 @@ mod query;
 mod text;
 mod websocket;
 
+pub use doors::InvalidDoor;
 #[cfg(feature = "body")]
 pub use form::form;
 pub use header::{api_key, authorization};
@@ -38,10 +36,10 @@ pub use query::query;
 pub use text::text;
 pub use websocket::websocket;
 
+pub(crate) use doors::{HeadDoors, door_name, open};
 pub(crate) use query::{has_query_door, without_parameter};
 pub(crate) use websocket::without_token;
 
-use crate::head::Head;
 use crate::token::{BearerToken, Carrier};
 
 /// Which bytes make a token.
@@ -105,68 +103,6 @@ impl<'a> Presented<'a> {
             (Self::Nothing, other) => (other, of),
             _ => (Self::Ambiguous, carrier),
         }
-    }
-}
-
-/// The open doors in the head of a request.
-#[derive(Clone, Default)]
-pub(crate) struct HeadDoors {
-    pub(crate) api_key: Option<HeaderName>,
-    /// Whether the API key is not looked at where there are Bearer credentials.
-    pub(crate) api_key_yields: bool,
-    pub(crate) query: Option<Arc<str>>,
-    pub(crate) websocket: Option<Arc<str>>,
-    pub(crate) others: Vec<Arc<OtherDoor>>,
-}
-
-/// A door of the service's own.
-pub(crate) type OtherDoor = dyn Fn(&Head<'_>) -> Option<Vec<u8>> + Send + Sync;
-
-impl HeadDoors {
-    /// Whether there is no other door than `Authorization`, as usual.
-    #[inline]
-    pub(crate) fn are_closed(&self) -> bool {
-        self.api_key.is_none() && self.query.is_none() && self.websocket.is_none() && self.others.is_empty()
-    }
-
-    /// The field of the API key, if it is looked at beside what `Authorization` holds.
-    pub(crate) fn api_key_beside(&self, headers: &HeaderMap, form: TokenForm) -> Option<&HeaderName> {
-        let yields = || self.api_key_yields && !matches!(authorization(headers, form), Presented::Nothing);
-        self.api_key.as_ref().filter(|_| !yields())
-    }
-
-    /// What the head of a request holds, behind all open doors together.
-    pub(crate) fn look<'a>(&self, head: &Head<'a>, form: TokenForm) -> (Presented<'a>, Carrier) {
-        let mut found = (authorization(head.headers, form), Carrier::AuthorizationHeader);
-        let mut add = |presented: Presented<'a>, carrier| {
-            let (before, of) = std::mem::replace(&mut found, (Presented::Nothing, carrier));
-            found = before.and(of, presented, carrier);
-        };
-        if let Some(name) = self.api_key_beside(head.headers, form) {
-            add(api_key(head.headers, name, form), Carrier::ApiKeyHeader);
-        }
-        if let Some(name) = &self.query {
-            add(query(head.method, head.uri, name, form), Carrier::Query);
-        }
-        if let Some(prefix) = &self.websocket {
-            add(websocket(head, prefix, form), Carrier::WebSocketProtocol);
-        }
-        for other in &self.others {
-            let presented = other(head).map_or(Presented::Nothing, |value| Presented::value(value, form));
-            add(presented, Carrier::Other);
-        }
-        found
-    }
-}
-
-impl fmt::Debug for HeadDoors {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("HeadDoors")
-            .field("api_key", &self.api_key)
-            .field("query", &self.query)
-            .field("websocket", &self.websocket)
-            .field("others", &self.others.len())
-            .finish()
     }
 }
 

@@ -24,9 +24,7 @@ use super::{Presented, TokenForm};
 /// ```
 pub fn query<'a>(method: &Method, uri: &'a Uri, name: &str, form: TokenForm) -> Presented<'a> {
     match uri.query() {
-        Some(query) if has_query_door(method) => {
-            one_value(query.as_bytes(), name, |bytes| percent_decode(bytes).into(), form).0
-        }
+        Some(query) if has_query_door(method) => one_value(query.as_bytes(), name, Escapes::Percent, form).0,
         _ => Presented::Nothing,
     }
 }
@@ -36,18 +34,47 @@ pub(crate) fn has_query_door(method: &Method) -> bool {
     matches!(*method, Method::GET | Method::HEAD)
 }
 
+/// How names and values are escaped.
+#[derive(Clone, Copy)]
+pub(super) enum Escapes {
+    Percent,
+    /// `+` is a space besides.
+    #[cfg(feature = "body")]
+    Form,
+}
+
+impl Escapes {
+    fn decode(self, bytes: &[u8]) -> Cow<'_, [u8]> {
+        match self {
+            #[cfg(feature = "body")]
+            Self::Form if bytes.contains(&b'+') => self.decoded(bytes).collect(),
+            _ => percent_decode(bytes).into(),
+        }
+    }
+
+    /// The same byte by byte, so that no name of a field costs an allocation, whatever its sender wrote.
+    fn decoded(self, bytes: &[u8]) -> impl Iterator<Item = u8> {
+        let is_space = move |&byte: &u8| byte == b'+' && !matches!(self, Self::Percent);
+        // No escape has a `+` in it.
+        bytes.split(is_space).enumerate().flat_map(|(at, part)| {
+            let space = (at > 0).then_some(b' ');
+            space.into_iter().chain(percent_decode(part))
+        })
+    }
+}
+
 /// The value of the only pair with this name, and where it stands.
 pub(super) fn one_value<'a>(
     pairs: &'a [u8],
     name: &str,
-    decode: impl Fn(&'a [u8]) -> Cow<'a, [u8]>,
+    escapes: Escapes,
     form: TokenForm,
 ) -> (Presented<'a>, std::ops::Range<usize>) {
     let mut found = None;
     let mut at = 0;
     for pair in pairs.split(|&byte| byte == b'&') {
         let (own, value) = split_pair(pair);
-        if *decode(own) == *name.as_bytes() {
+        if escapes.decoded(own).eq(name.bytes()) {
             if found.is_some() {
                 return (Presented::Ambiguous, 0..0);
             }
@@ -57,7 +84,7 @@ pub(super) fn one_value<'a>(
     }
     match found {
         None => (Presented::Nothing, 0..0),
-        Some((value, span)) => (Presented::value(decode(value), form), span),
+        Some((value, span)) => (Presented::value(escapes.decode(value), form), span),
     }
 }
 
@@ -73,7 +100,7 @@ pub(crate) fn without_parameter(uri: &Uri, name: &str) -> Option<Uri> {
     let kept: Vec<&str> = uri
         .query()?
         .split('&')
-        .filter(|pair| *Cow::from(percent_decode(split_pair(pair.as_bytes()).0)) != *name.as_bytes())
+        .filter(|pair| !percent_decode(split_pair(pair.as_bytes()).0).eq(name.bytes()))
         .collect();
     let target = match kept.is_empty() {
         true => uri.path().to_owned(),

@@ -59,6 +59,12 @@ pub(super) fn locate<'a>(body: &'a [u8], name: &str, form: TokenForm) -> (Presen
     }
 }
 
+/// Whether a field can have this name.
+pub(super) fn is_name(name: &str) -> bool {
+    let bytes = name.as_bytes();
+    trim(bytes) == bytes && !bytes.starts_with(super::BOM) && !bytes.iter().any(|byte| b"=;".contains(byte))
+}
+
 fn is_space(byte: u8) -> bool {
     matches!(byte, b' ' | b'\t' | b'\r' | b'\n')
 }

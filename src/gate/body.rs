@@ -62,7 +62,7 @@ impl<A, R> Clone for BodyAuthLayer<A, R> {
 
 impl<A, R> fmt::Debug for BodyAuthLayer<A, R> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.shared.fmt_as("BodyAuthLayer", f)
+        self.shared.debug("BodyAuthLayer", f).field("body", &self.doors).finish_non_exhaustive()
     }
 }
 
@@ -141,7 +141,7 @@ impl<S: Clone, A, R> Clone for BodyAuthService<S, A, R> {
 
 impl<S, A, R> fmt::Debug for BodyAuthService<S, A, R> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.shared.fmt_as("BodyAuthService", f)
+        self.shared.debug("BodyAuthService", f).field("body", &self.doors).finish_non_exhaustive()
     }
 }
 

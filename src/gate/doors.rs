@@ -3,6 +3,7 @@ use std::time::Duration;
 
 use super::settings::{Patience, Sleep};
 use crate::extract::body::BodyDoors as Doors;
+use crate::extract::{InvalidDoor, door_name, open};
 
 /// The doors in the body: for callers who cannot set headers, such as TradingView's webhooks.
 ///
@@ -21,10 +22,11 @@ use crate::extract::body::BodyDoors as Doors;
 ///
 /// let tokens = MemoryStore::from_iter([("a-token", Grant::new("alice", ()))]);
 /// let gate = AuthLayer::new(tokens);
-/// let doors = BodyDoors::new(Duration::from_secs(2), tokio::time::sleep).with_json("key").with_text("key");
+/// let doors = BodyDoors::new(Duration::from_secs(2), tokio::time::sleep).with_json("key")?.with_text("key")?;
 /// let app: Router = Router::new()
 ///     .route("/orders", get(|| async {}).route_layer(gate.clone()))
 ///     .route("/webhook", post(|| async {}).route_layer(gate.with_body_doors(doors)));
+/// # Ok::<_, tollgate::extract::InvalidDoor>(())
 /// ```
 #[derive(Clone)]
 pub struct BodyDoors {
@@ -45,26 +47,36 @@ impl BodyDoors {
 
     /// The same, and a token is taken from this member of a JSON object, in `application/json` and `*/*+json`; see
     /// [`extract::json`](crate::extract::json).
-    #[must_use]
-    pub fn with_json(mut self, member: &str) -> Self {
-        self.doors.json = Some(member.into());
-        self
+    ///
+    /// # Errors
+    ///
+    /// If the name is empty, or the door is open already.
+    pub fn with_json(mut self, member: &str) -> Result<Self, InvalidDoor> {
+        open(&mut self.doors.json, door_name(member)?)?;
+        Ok(self)
     }
 
     /// The same, and a token is taken from this field of a `name=value;` text, in `text/plain`; see
     /// [`extract::text`](crate::extract::text).
-    #[must_use]
-    pub fn with_text(mut self, field: &str) -> Self {
-        self.doors.text = Some(field.into());
-        self
+    ///
+    /// # Errors
+    ///
+    /// If no field can have this name (it is empty, has `=` or `;` in it, or white space around it), or the door is open
+    /// already.
+    pub fn with_text(mut self, field: &str) -> Result<Self, InvalidDoor> {
+        self.doors.open_text(field)?;
+        Ok(self)
     }
 
     /// The same, and a token is taken from this field of a form (RFC 6750, section 2.2: `access_token`), in
     /// `application/x-www-form-urlencoded`; see [`extract::form`](crate::extract::form).
-    #[must_use]
-    pub fn with_form(mut self, field: &str) -> Self {
-        self.doors.form = Some(field.into());
-        self
+    ///
+    /// # Errors
+    ///
+    /// If the name is empty, or the door is open already.
+    pub fn with_form(mut self, field: &str) -> Result<Self, InvalidDoor> {
+        open(&mut self.doors.form, door_name(field)?)?;
+        Ok(self)
     }
 
     /// The same, and a `text/plain` body that begins with `{` goes through the JSON door, if that is open: for senders

@@ -13,7 +13,7 @@ use crate::answer::Answer;
 use crate::caller::{CurrentGrant, Unauthenticated};
 use crate::decision::Decision;
 use crate::limit::Limiter;
-use crate::rejection::{Rejection, StoreError};
+use crate::rejection::{Protocol, Rejection, StoreError};
 use crate::respond::ratelimit::Advert;
 use crate::respond::{Respond, keep_private};
 use crate::store::TokenStore;
@@ -163,8 +163,8 @@ where
             Some(caller) if rejection.grant().is_none() => rejection.of_grant(caller),
             _ => rejection,
         };
-        let protocol = shared.protocol(request.headers());
-        Self { state: State::Refused { response: Some(shared.refuse(rejection, protocol)) } }
+        let rejection = rejection.with_protocol(Protocol::of(request.headers()));
+        Self { state: State::Refused { response: Some(shared.refuse(rejection)) } }
     }
 }
 

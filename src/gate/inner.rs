@@ -15,7 +15,7 @@ use crate::caller::{CurrentGrant, Unauthenticated};
 use crate::decision::Decision;
 use crate::head::Head;
 use crate::limit::{Charge, Limiter, RateLimits};
-use crate::rejection::{Protocol, Rejection};
+use crate::rejection::Rejection;
 use crate::respond::{Problem, Respond};
 use crate::scopes::{InvalidScope, Scopes};
 use crate::token::Carrier;
@@ -88,6 +88,8 @@ impl<A, R> AuthLayer<A, R> {
     /// Refuses as this gate does, with its realm and responder: for handlers that find out by themselves that a grant
     /// does not suffice. Keep a clone of the gate in the handler's state.
     ///
+    /// It never sees the request. If that may be gRPC, say so by [`Rejection::with_protocol`].
+    ///
     /// ```
     /// use http::{HeaderName, Response};
     /// use tollgate::{AuthLayer, Grant, MemoryStore, Rejection, Scopes};
@@ -107,7 +109,7 @@ impl<A, R> AuthLayer<A, R> {
     where
         R: Respond<B>,
     {
-        self.shared().refuse(rejection, Protocol::Http)
+        self.shared().refuse(rejection)
     }
 
     /// Tells the client of a charge that a handler made by itself, in the gate's dialect of rate limit headers, as the gate
@@ -176,7 +178,7 @@ impl<L, R> Clone for RateLimitLayer<L, R> {
 
 impl<L, R> fmt::Debug for RateLimitLayer<L, R> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.shared.fmt_as("RateLimitLayer", f)
+        self.shared.debug("RateLimitLayer", f).finish_non_exhaustive()
     }
 }
 
@@ -225,7 +227,7 @@ impl<S: Clone, L, R> Clone for RateLimitService<S, L, R> {
 
 impl<S, L, R> fmt::Debug for RateLimitService<S, L, R> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.shared.fmt_as("RateLimitService", f)
+        self.shared.debug("RateLimitService", f).finish_non_exhaustive()
     }
 }
 

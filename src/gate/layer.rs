@@ -8,7 +8,7 @@ use tower_layer::Layer;
 use super::admission::Limited;
 use super::service::AuthService;
 use super::settings::{Patience, Settings, Shared, Sleep, WallClock};
-use crate::extract::{Alphabet, HeadDoors, TokenForm};
+use crate::extract::{Alphabet, HeadDoors, InvalidDoor, TokenForm, door_name, open};
 use crate::head::Head;
 use crate::limit::Limiter;
 use crate::rejection::Rejection;
@@ -222,25 +222,26 @@ impl<A, R> AuthLayer<A, R> {
     /// use tollgate::{AuthLayer, Grant, MemoryStore};
     ///
     /// let tokens = MemoryStore::from_iter([("a-token", Grant::new("alice", ()))]);
-    /// let gate = AuthLayer::new(tokens).with_api_key_header(HeaderName::from_static("x-api-key"));
+    /// let gate = AuthLayer::new(tokens).with_api_key_header(HeaderName::from_static("x-api-key"))?;
     /// # let _ = gate;
+    /// # Ok::<_, tollgate::extract::InvalidDoor>(())
     /// ```
-    #[must_use]
-    pub fn with_api_key_header(self, name: HeaderName) -> Self {
-        self.map_settings(|settings| {
-            settings.doors.api_key = Some(name);
-            settings.doors.api_key_yields = false;
-        })
+    ///
+    /// # Errors
+    ///
+    /// If the field has another purpose, such as `Authorization`, or the door is open already.
+    pub fn with_api_key_header(self, name: HeaderName) -> Result<Self, InvalidDoor> {
+        self.open_door(|doors| doors.open_api_key(name, false))
     }
 
     /// [`with_api_key_header`](Self::with_api_key_header) for services behind a gateway that uses the field for a purpose
     /// of its own: it is looked at only where there are no Bearer credentials, and is no second credential beside them.
-    #[must_use]
-    pub fn with_api_key_header_unless_bearer(self, name: HeaderName) -> Self {
-        self.map_settings(|settings| {
-            settings.doors.api_key = Some(name);
-            settings.doors.api_key_yields = true;
-        })
+    ///
+    /// # Errors
+    ///
+    /// Those of [`with_api_key_header`](Self::with_api_key_header).
+    pub fn with_api_key_header_unless_bearer(self, name: HeaderName) -> Result<Self, InvalidDoor> {
+        self.open_door(|doors| doors.open_api_key(name, true))
     }
 
     /// The same, and a token is also taken from the query parameter of this name (RFC 6750, section 2.3: `access_token`),
@@ -249,9 +250,12 @@ impl<A, R> AuthLayer<A, R> {
     /// Discouraged, and against the best current practice: targets stand in logs, histories and `Referer` fields
     /// (RFC 9700, section 4.3.2: clients must not do this). Answers are marked `Cache-Control: private` and
     /// `Referrer-Policy: no-referrer`; whatever logs targets outside of the gate still logs the token.
-    #[must_use]
-    pub fn with_discouraged_query_token(self, parameter: &str) -> Self {
-        self.map_settings(|settings| settings.doors.query = Some(parameter.into()))
+    ///
+    /// # Errors
+    ///
+    /// If the name is empty, or the door is open already.
+    pub fn with_discouraged_query_token(self, parameter: &str) -> Result<Self, InvalidDoor> {
+        self.open_door(|doors| open(&mut doors.query, door_name(parameter)?))
     }
 
     /// The same, and a token is also taken from the sub-protocols that a WebSocket client offers, behind this prefix and
@@ -261,12 +265,17 @@ impl<A, R> AuthLayer<A, R> {
     /// use tollgate::{AuthLayer, Grant, MemoryStore};
     ///
     /// let tokens = MemoryStore::from_iter([("a-token", Grant::new("alice", ()))]);
-    /// let gate = AuthLayer::new(tokens).with_websocket_token("base64url.bearer.authorization.example.");
+    /// let gate = AuthLayer::new(tokens).with_websocket_token("base64url.bearer.authorization.example.")?;
     /// # let _ = gate;
+    /// # Ok::<_, tollgate::extract::InvalidDoor>(())
     /// ```
-    #[must_use]
-    pub fn with_websocket_token(self, prefix: &str) -> Self {
-        self.map_settings(|settings| settings.doors.websocket = Some(prefix.into()))
+    ///
+    /// # Errors
+    ///
+    /// If the prefix is empty or has a character that a sub-protocol cannot have (RFC 9110, section 5.6.2: `token`), or
+    /// the door is open already.
+    pub fn with_websocket_token(self, prefix: &str) -> Result<Self, InvalidDoor> {
+        self.open_door(|doors| doors.open_websocket(prefix))
     }
 
     /// The same, and a token is also taken from wherever the closure finds one in the head of a request, such as a cookie
@@ -322,6 +331,12 @@ impl<A, R> AuthLayer<A, R> {
         self.shared
     }
 
+    fn open_door(self, open: impl FnOnce(&mut HeadDoors) -> Result<(), InvalidDoor>) -> Result<Self, InvalidDoor> {
+        let mut opened = Ok(());
+        let gate = self.map_settings(|settings| opened = open(&mut settings.doors));
+        opened.map(|()| gate)
+    }
+
     fn map_settings(self, change: impl FnOnce(&mut Settings)) -> Self {
         let mut shared = Arc::unwrap_or_clone(self.shared);
         change(&mut shared.settings);
@@ -351,6 +366,6 @@ impl<A, R> Clone for AuthLayer<A, R> {
 
 impl<A, R> fmt::Debug for AuthLayer<A, R> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.shared.fmt_as("AuthLayer", f)
+        self.shared.debug("AuthLayer", f).finish_non_exhaustive()
     }
 }

@@ -15,9 +15,9 @@ use crate::decision::Decision;
 use crate::extract::{Presented, authorization, has_query_door, without_parameter, without_token};
 use crate::head::Head;
 use crate::limit::{Charge, Limiter};
-use crate::rejection::{Protocol, Rejection, RejectionKind, StoreError};
+use crate::rejection::{Rejection, RejectionKind, StoreError};
+use crate::respond::Respond;
 use crate::respond::ratelimit::{Advert, advert};
-use crate::respond::{Respond, protocol};
 use crate::store::{Lookup, TokenStore};
 use crate::token::{Carrier, Credential};
 
@@ -182,20 +182,16 @@ impl<A, R> Shared<A, R> {
         }
     }
 
-    pub(super) fn refuse<B>(&self, rejection: Rejection, protocol: Protocol) -> Response<B>
+    pub(super) fn refuse<B>(&self, rejection: Rejection) -> Response<B>
     where
         R: Respond<B>,
     {
         let advert = rejection.decision().and_then(|decision| self.advert(decision));
-        let mut response = self.responder.refuse(rejection.under(&self.terms, protocol));
+        let mut response = self.responder.refuse(rejection.under(&self.terms));
         if let Some(advert) = advert {
             advert.write(response.headers_mut());
         }
         response
-    }
-
-    pub(super) fn protocol(&self, headers: &HeaderMap) -> Protocol {
-        protocol(headers)
     }
 
     #[inline]
@@ -251,16 +247,17 @@ impl<A: Stations, R> Shared<A, R> {
             Answer::Ready(decision) => decision,
             Answer::Pending(future) => return Step::Wait(Wait::Check { future, caller: Some(caller) }),
         };
-        if decision.is_admitted() {
-            let advert = self.advert(&decision);
-            caller.record(decision);
-            return caller.enter(request, advert);
+        match decision.or_refuse() {
+            Ok(decision) => {
+                let advert = self.advert(&decision);
+                caller.record(decision);
+                caller.enter(request, advert)
+            }
+            Err(rejection) => Step::Refuse(match &caller {
+                Caller::Known(grant) => rejection.of_grant(grant),
+                Caller::Unauthenticated(_) | Caller::Behind(_) => rejection,
+            }),
         }
-        let rejection = Rejection::over_limit(decision);
-        Step::Refuse(match &caller {
-            Caller::Known(grant) => rejection.of_grant(grant),
-            Caller::Unauthenticated(_) | Caller::Behind(_) => rejection,
-        })
     }
 }
 
@@ -272,6 +269,6 @@ impl<S: Clone, A, R> Clone for AuthService<S, A, R> {
 
 impl<S, A, R> fmt::Debug for AuthService<S, A, R> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.shared.fmt_as("AuthService", f)
+        self.shared.debug("AuthService", f).finish_non_exhaustive()
     }
 }

@@ -89,14 +89,16 @@ impl<A, R> Clone for Shared<A, R> {
 }
 
 impl<A, R> Shared<A, R> {
-    pub(super) fn fmt_as(&self, name: &str, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct(name)
+    /// What all layers and services of a gate print.
+    pub(super) fn debug<'a, 'f>(&self, name: &str, f: &'a mut fmt::Formatter<'f>) -> fmt::DebugStruct<'a, 'f> {
+        let mut debug = f.debug_struct(name);
+        debug
             .field("challenge", self.terms.bearer())
             .field("headers", &self.terms.ratelimit())
             .field("form", &self.settings.form)
             .field("doors", &self.settings.doors)
             .field("deadline", &self.settings.patience.as_ref().map(|patience| patience.deadline))
-            .field("anonymous", &self.settings.anonymous)
-            .finish_non_exhaustive()
+            .field("anonymous", &self.settings.anonymous);
+        debug
     }
 }

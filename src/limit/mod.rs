@@ -276,21 +276,18 @@ fn decision(account: &Account, now: u64, cost: u32) -> Option<Decision> {
         None => Outcome::Admitted { tat: account.debt()?.max(now) },
     };
     let policy = account.policy().clone();
-    let (verdict, remaining, more_in_ns, full_in_ns) = match outcome {
+    let (verdict, tat) = match outcome {
         Outcome::Frozen => return None,
-        Outcome::Admitted { tat } => {
-            let full = tat.saturating_sub(now);
-            let quota = policy.quota();
-            // Cells that are used, a started one included; the next comes back when the started one is over.
-            let used = full.div_ceil(quota.interval_ns());
-            let remaining = u64::from(quota.burst()).saturating_sub(used) as u32;
-            (Verdict::Admitted, remaining, full.saturating_sub(used.saturating_sub(1) * quota.interval_ns()), full)
+        Outcome::Refused { tat, wait } => {
+            return Some(Decision::from_ns(policy, Verdict::OverLimit, 0, wait, tat.saturating_sub(now)));
         }
-        Outcome::Refused { tat, wait } => (Verdict::OverLimit, 0, wait, tat.saturating_sub(now)),
-        Outcome::AboveBurst => {
-            let full = account.debt()?.saturating_sub(now);
-            (Verdict::CostAboveBurst, 0, 0, full)
-        }
+        Outcome::Admitted { tat } => (Verdict::Admitted, tat),
+        Outcome::AboveBurst => (Verdict::CostAboveBurst, account.debt()?.max(now)),
     };
-    Some(Decision::from_ns(policy, verdict, remaining, more_in_ns, full_in_ns))
+    let (quota, full) = (policy.quota(), tat.saturating_sub(now));
+    // Cells that are used, a started one included; the next comes back when the started one is over.
+    let used = full.div_ceil(quota.interval_ns());
+    let remaining = u64::from(quota.burst()).saturating_sub(used) as u32;
+    let more_in = full.saturating_sub(used.saturating_sub(1) * quota.interval_ns());
+    Some(Decision::from_ns(policy, verdict, remaining, more_in, full))
 }

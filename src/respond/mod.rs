@@ -17,6 +17,7 @@ use http::{HeaderName, HeaderValue, Response, StatusCode, header};
 
 pub(crate) mod challenge;
 mod grpc;
+pub(crate) mod list;
 mod problem;
 pub(crate) mod ratelimit;
 pub(crate) mod terms;
@@ -205,14 +206,13 @@ fn write_limits(headers: &mut http::HeaderMap, rejection: &Rejection) {
 /// Keeps shared caches from an answer to a request whose token they do not know as one (RFC 9111, section 3.5, protects
 /// requests with `Authorization` only).
 pub(crate) fn keep_private(headers: &mut http::HeaderMap, carrier: Carrier) {
+    // With a value, `private="field"`, a directive is about that field only, and is not this one.
     let says = |directive: &str| {
-        let lines = headers.get_all(header::CACHE_CONTROL).iter().filter_map(|line| line.to_str().ok());
-        lines.flat_map(|line| line.split(',')).any(|own| {
-            // With a value, `private="field"`, it protects that field only.
-            own.trim().eq_ignore_ascii_case(directive)
-        })
+        let mut directives = list::members(headers, &header::CACHE_CONTROL);
+        directives.any(|own| own.eq_ignore_ascii_case(directive.as_bytes()))
     };
-    if !says("private") && !says("no-store") {
+    let kept_already = (says("private") && !says("public")) || says("no-store");
+    if !kept_already {
         // What binds a cache further stays; what lets it store more goes.
         let value = match (says("no-cache"), says("must-revalidate")) {
             (false, false) => "private",
@@ -226,18 +226,6 @@ pub(crate) fn keep_private(headers: &mut http::HeaderMap, carrier: Carrier) {
         // Links on the page must not carry the token away (RFC 9700, section 4.3.2).
         headers.insert(header::REFERRER_POLICY, HeaderValue::from_static("no-referrer"));
     }
-}
-
-/// The protocol of a request, by its content type: `application/grpc`, alone or followed by `+` or `;`. gRPC-Web is
-/// not gRPC.
-pub(crate) fn protocol(headers: &http::HeaderMap) -> Protocol {
-    let is_grpc = headers.get(header::CONTENT_TYPE).is_some_and(|value| {
-        let value = value.as_bytes();
-        value.len() >= 16
-            && value[..16].eq_ignore_ascii_case(b"application/grpc")
-            && matches!(value.get(16), None | Some(b'+' | b';'))
-    });
-    if is_grpc { Protocol::Grpc } else { Protocol::Http }
 }
 
 const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");

@@ -5,6 +5,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use base64::prelude::{BASE64_STANDARD, Engine as _};
 use http::header::{HeaderMap, HeaderName, HeaderValue};
 
+use super::list::members;
 use crate::decision::{Decision, Policy, secs_up};
 use crate::quota::Quota;
 
@@ -97,8 +98,8 @@ impl Advert {
     pub(crate) fn write(self, headers: &mut HeaderMap) {
         match self.fields {
             Fields::Draft10 { policy, state } => {
-                join(headers, || RATELIMIT_POLICY, policy.advert().clone());
-                join(headers, || RATELIMIT, state);
+                join(headers, || RATELIMIT_POLICY, &policy, policy.advert().clone());
+                join(headers, || RATELIMIT, &policy, state);
             }
             Fields::Single { dialect, quota, reset } => {
                 // An inner policy that leaves less is the one to obey.
@@ -112,20 +113,28 @@ impl Advert {
 
 /// Adds an item to a list, in the same field line: many clients read only one.
 #[inline]
-fn join(headers: &mut HeaderMap, name: fn() -> HeaderName, item: HeaderValue) {
+fn join(headers: &mut HeaderMap, name: fn() -> HeaderName, policy: &Policy, item: HeaderValue) {
     // The usual answer has no such field yet, and is asked once. (A name costs less to make than to clone.)
     if headers.append(name(), item) {
-        join_lines(headers, name());
+        join_lines(headers, name(), policy);
     }
 }
 
+/// Makes one line of what an inner layer or the handler has told, and of the item that was added last.
 #[cold]
-fn join_lines(headers: &mut HeaderMap, name: HeaderName) {
-    let mut lines: Vec<&[u8]> = headers.get_all(&name).iter().map(HeaderValue::as_bytes).collect();
-    // The outermost policy first, as requests meet them.
-    lines.rotate_right(1);
-    // Values joined by a comma are a value.
-    if let Ok(list) = HeaderValue::try_from(lines.join(&b", "[..])) {
+fn join_lines(headers: &mut HeaderMap, name: HeaderName, policy: &Policy) {
+    // What is no item of this draft comes from elsewhere, and would make the list unreadable.
+    let mut items: Vec<&[u8]> = members(headers, &name).filter(|item| item.starts_with(b"\"")).collect();
+    if let Some((own, told)) = items.split_last() {
+        match told.iter().any(|item| policy.is_told_by(item)) {
+            // Who charged the same budget later knows better how it stands.
+            true => items = told.to_vec(),
+            // The outermost policy first, as requests meet them.
+            false => items = [&[*own][..], told].concat(),
+        }
+    }
+    // Items joined by a comma are a value.
+    if let Ok(list) = HeaderValue::try_from(items.join(&b", "[..])) {
         headers.insert(name, list);
     }
 }

@@ -51,10 +51,20 @@ impl<P> fmt::Debug for Occupied<P> {
     }
 }
 
-/// The token is not in the store.
+/// A token that cannot be rotated. Nothing was changed.
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
-#[error("the token is not in the store")]
-pub struct NotFound;
+#[non_exhaustive]
+pub enum RotateError {
+    /// The old token is not in the store.
+    #[error("the token is not in the store")]
+    NotFound,
+    /// The old token has a successor already, and ends with its grace: what came of it would end too.
+    #[error("the token was rotated before")]
+    Outgoing,
+    /// The new token is in the store already, as that of the same grant or of another one.
+    #[error("the new token is in the store already")]
+    Occupied,
+}
 
 impl<P> MemoryStore<P> {
     /// A store without grants.
@@ -138,43 +148,68 @@ impl<P> MemoryStore<P> {
     /// let tokens = MemoryStore::from_iter([("old", Grant::new("alice", ()))]);
     /// tokens.rotate("old", "new", Duration::from_secs(3_600))?;
     /// assert_eq!(tokens.len(), 2);
-    /// # Ok::<_, tollgate::store::NotFound>(())
+    /// assert!(tokens.rotate("old", "another", Duration::ZERO).is_err(), "it has a successor");
+    /// # Ok::<_, tollgate::store::RotateError>(())
     /// ```
-    ///
-    /// The new token gets the expiry that the old one has at this moment: to rotate a token that is in its grace already
-    /// makes another that ends with it. `P` is cloned under the lock, and must not come back to this store.
     ///
     /// # Errors
     ///
-    /// If the old token is not there. A new token that is there already is replaced.
+    /// If the old token is not there or was rotated before, or the new one is there already.
     pub fn rotate(
         &self,
         old: impl Into<TokenDigest>,
         new: impl Into<TokenDigest>,
         grace: Duration,
-    ) -> Result<Arc<Grant<P>>, NotFound>
+    ) -> Result<Arc<Grant<P>>, RotateError>
+    where
+        P: Clone,
+    {
+        self.rotate_at(old, new, grace, SystemTime::now())
+    }
+
+    /// [`rotate`](Self::rotate) by another clock than the system's, such as the one that the gate was given.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`rotate`](Self::rotate).
+    pub fn rotate_at(
+        &self,
+        old: impl Into<TokenDigest>,
+        new: impl Into<TokenDigest>,
+        grace: Duration,
+        now: SystemTime,
+    ) -> Result<Arc<Grant<P>>, RotateError>
     where
         P: Clone,
     {
         let (old, new) = (old.into(), new.into());
-        // No end if the grace is longer than time can tell.
-        let grace_ends = SystemTime::now().checked_add(grace);
-        let mut shards = self.write_both(&old, &new);
-        let outgoing = Arc::clone(shards.table(&old).get(&old).ok_or(NotFound)?);
-        if old == new {
-            return Ok(outgoing);
-        }
-        let grant = Arc::new(Grant::clone(&outgoing));
-        shards.table(&new).insert(new, Arc::clone(&grant));
-        match [outgoing.expires_at(), grace_ends].into_iter().flatten().min() {
-            _ if grace.is_zero() => shards.table(&old).remove(&old),
-            None => None,
-            Some(end) => {
-                let outgoing = Grant::clone(&outgoing).with_expiry(end);
-                shards.table(&old).insert(old, Arc::new(outgoing))
+        loop {
+            let grant = self.get(old).ok_or(RotateError::NotFound)?;
+            if grant.is_outgoing() {
+                return Err(RotateError::Outgoing);
             }
-        };
-        Ok(grant)
+            // Cloned before anything is locked: `P` is the service's, and may take its time.
+            let incoming = Arc::new(Grant::clone(&grant));
+            // The grace has no end if it is longer than time can tell.
+            let outgoing = || Arc::new(Grant::clone(&grant).into_outgoing(now.checked_add(grace)));
+            let outgoing = (!grace.is_zero()).then(outgoing);
+
+            let mut shards = self.write_both(&old, &new);
+            match shards.table(&old).get(&old) {
+                Some(current) if Arc::ptr_eq(current, &grant) => {}
+                // Changed meanwhile: once more, with what is there now.
+                _ => continue,
+            }
+            if shards.table(&new).contains_key(&new) {
+                return Err(RotateError::Occupied);
+            }
+            shards.table(&new).insert(new, Arc::clone(&incoming));
+            match outgoing {
+                Some(outgoing) => shards.table(&old).insert(old, outgoing),
+                None => shards.table(&old).remove(&old),
+            };
+            return Ok(incoming);
+        }
     }
 
     /// Swaps the whole content, for a reload: every look-up sees all of the old or all of the new.

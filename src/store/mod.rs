@@ -18,7 +18,7 @@ mod memory;
 
 pub use boxed::BoxStore;
 pub use from_fn::{FromFn, FromFnFuture, from_fn, from_fn_with};
-pub use memory::{MemoryStore, NotFound, Occupied};
+pub use memory::{MemoryStore, Occupied, RotateError};
 
 use crate::answer::{Answer, Immediate};
 use crate::grant::Grant;

@@ -46,7 +46,13 @@ const FORM: &str = "application/x-www-form-urlencoded";
 
 /// All doors in the body, open.
 fn doors() -> BodyDoors {
-    BodyDoors::new(DEADLINE, tokio::time::sleep).with_json("key").with_text("key").with_form("access_token")
+    BodyDoors::new(DEADLINE, tokio::time::sleep)
+        .with_json("key")
+        .unwrap()
+        .with_text("key")
+        .unwrap()
+        .with_form("access_token")
+        .unwrap()
 }
 
 fn gate() -> BodyAuthLayer<MemoryStore<User>> {
@@ -939,7 +945,7 @@ async fn a_door_opens_for_its_method_and_type_alone() {
 #[tokio::test]
 async fn bodies_behind_closed_doors_are_not_touched() {
     let json_only = AuthLayer::new(memory())
-        .with_body_doors(BodyDoors::new(DEADLINE, tokio::time::sleep).with_json("key").with_limit(8));
+        .with_body_doors(BodyDoors::new(DEADLINE, tokio::time::sleep).with_json("key").unwrap().with_limit(8));
     // Longer than the limit, never at an end, and full of tokens.
     let endless = || Script::new([Step::Data(format!("access_token={TOKEN}&key={TOKEN};").into()), Step::Silence]);
     let ignoring = tower::service_fn(|request: Request<ReplayBody<Script>>| async move {
@@ -1226,7 +1232,7 @@ async fn bodies_come_over_sockets_in_any_framing() {
 
 #[tokio::test]
 async fn a_client_that_falls_silent_is_told_so() {
-    let hasty = BodyDoors::new(Duration::from_millis(300), tokio::time::sleep).with_json("key");
+    let hasty = BodyDoors::new(Duration::from_millis(300), tokio::time::sleep).with_json("key").unwrap();
     for (framing, body) in [
         ("content-length: 1000", ""),
         ("content-length: 1000", "{\"key\":"),
@@ -1617,7 +1623,7 @@ async fn a_body_that_is_always_ready_cannot_put_the_deadline_off() {
             if polls < 3 { Poll::Pending } else { Poll::Ready(()) }
         })
     };
-    let doors = BodyDoors::new(DEADLINE, sleep).with_json("key");
+    let doors = BodyDoors::new(DEADLINE, sleep).with_json("key").unwrap();
     let runs = Runs::default();
     let service = AuthLayer::new(memory()).with_body_doors(doors).layer(reader::<Empties>(&runs));
     let response = service.oneshot(post(JSON, Empties)).await.unwrap();
@@ -1627,7 +1633,7 @@ async fn a_body_that_is_always_ready_cannot_put_the_deadline_off() {
 
 #[tokio::test]
 async fn without_a_json_door_a_text_that_looks_like_json_is_text() {
-    let doors = BodyDoors::new(DEADLINE, tokio::time::sleep).with_text("key").with_json_in_text();
+    let doors = BodyDoors::new(DEADLINE, tokio::time::sleep).with_text("key").unwrap().with_json_in_text();
     let service = AuthLayer::new(memory()).with_body_doors(doors).layer(reader::<Script>(&Runs::default()));
     let mut request = post(TEXT, Script::of("{;key=other;"));
     request.headers_mut().insert("authorization", format!("Bearer {TOKEN}").parse().unwrap());

@@ -24,8 +24,11 @@ const API_KEY: HeaderName = HeaderName::from_static("x-api-key");
 fn open<A, R>(layer: AuthLayer<A, R>) -> AuthLayer<A, R> {
     layer
         .with_api_key_header(API_KEY)
+        .unwrap()
         .with_discouraged_query_token("access_token")
+        .unwrap()
         .with_websocket_token(PREFIX)
+        .unwrap()
         .with_door(|head| Some(head.headers.get("cookie")?.as_bytes().strip_prefix(b"session=")?.to_vec()))
 }
 
@@ -172,7 +175,7 @@ async fn closed_doors_neither_count_nor_hurt() {
         assert_eq!((saw.uri, saw.headers), (uri, headers));
     }
     // One more door, and only that counts.
-    let one = AuthLayer::new(memory()).with_api_key_header(API_KEY);
+    let one = AuthLayer::new(memory()).with_api_key_header(API_KEY).unwrap();
     let request = presenting(presenting(get(), Carrier::Query, TOKEN), Carrier::WebSocketProtocol, TOKEN);
     assert_eq!(refusal(&one, request).await, RejectionKind::Missing);
     let request = presenting(presenting(get(), Carrier::Query, TOKEN), Carrier::ApiKeyHeader, TOKEN);
@@ -181,7 +184,7 @@ async fn closed_doors_neither_count_nor_hurt() {
 
 #[tokio::test]
 async fn api_key_headers_hold_nothing_but_the_token() {
-    let layer = AuthLayer::new(memory()).with_api_key_header(API_KEY);
+    let layer = AuthLayer::new(memory()).with_api_key_header(API_KEY).unwrap();
     let with = |lines: &[&[u8]]| {
         let mut request = get();
         for line in lines {
@@ -217,7 +220,7 @@ async fn api_key_headers_hold_nothing_but_the_token() {
 
 #[tokio::test]
 async fn an_api_key_header_can_yield_to_bearer_credentials() {
-    let layer = AuthLayer::new(memory()).with_api_key_header_unless_bearer(API_KEY).with_credentials_removed();
+    let layer = AuthLayer::new(memory()).with_api_key_header_unless_bearer(API_KEY).unwrap().with_credentials_removed();
     let both = presenting(with_token(TOKEN), Carrier::ApiKeyHeader, "of another purpose");
     let saw = seen(&layer, both).await;
     assert_eq!(saw.carrier, Some(Carrier::AuthorizationHeader));
@@ -296,7 +299,7 @@ async fn preflights_hand_no_credentials_on_whatever_the_door() {
 #[tokio::test]
 async fn query_parameters_are_found_by_name_once_decoded() {
     let tokens = MemoryStore::from_iter(["abc", "a+b", "a-b", "a=="].map(|token| (token, Grant::new(token, ()))));
-    let layer = AuthLayer::new(tokens).with_discouraged_query_token("access_token");
+    let layer = AuthLayer::new(tokens).with_discouraged_query_token("access_token").unwrap();
     let to = |method: Method, uri: &str| Request::builder().method(method).uri(uri).body(Body::default()).unwrap();
     for (uri, grant) in [
         ("/?access_token=abc", "abc"),
@@ -374,9 +377,9 @@ proptest! {
         let expected = if others.is_empty() { base.to_owned() } else { format!("{base}?{}", others.join("&")) };
         let saw = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap().block_on(async {
             if waits {
-                seen(&waiting().with_discouraged_query_token("access_token").with_credentials_removed(), request).await
+                seen(&waiting().with_discouraged_query_token("access_token").unwrap().with_credentials_removed(), request).await
             } else {
-                let layer = AuthLayer::new(memory()).with_discouraged_query_token("access_token");
+                let layer = AuthLayer::new(memory()).with_discouraged_query_token("access_token").unwrap();
                 seen(&layer.with_credentials_removed(), request).await
             }
         });
@@ -413,7 +416,8 @@ proptest! {
 async fn a_target_as_long_as_targets_can_be_is_read_to_its_end() {
     // As many names as fit, all of which have to be decoded.
     let filler = "%61&".repeat(16_000);
-    let layer = AuthLayer::new(memory()).with_discouraged_query_token("access_token").with_credentials_removed();
+    let layer =
+        AuthLayer::new(memory()).with_discouraged_query_token("access_token").unwrap().with_credentials_removed();
     let request = Request::get(format!("/?{filler}access%5Ftoken={TOKEN}")).body(Body::default()).unwrap();
     let saw = seen(&layer, request).await;
     assert_eq!(saw.uri.to_string(), format!("/?{}", filler.trim_end_matches('&')));
@@ -485,7 +489,7 @@ fn item(token: &str) -> String {
 
 #[tokio::test]
 async fn websocket_items_are_taken_out_of_the_offer() {
-    let layer = AuthLayer::new(memory()).with_websocket_token(PREFIX);
+    let layer = AuthLayer::new(memory()).with_websocket_token(PREFIX).unwrap();
     let own = item(TOKEN);
     for (lines, left) in [
         (&[&*format!("chat, {own}")][..], "chat"),
@@ -521,7 +525,7 @@ async fn websocket_items_are_taken_out_of_the_offer() {
 
 #[tokio::test]
 async fn only_what_opens_a_websocket_has_that_door() {
-    let layer = AuthLayer::new(memory()).with_websocket_token(PREFIX);
+    let layer = AuthLayer::new(memory()).with_websocket_token(PREFIX).unwrap();
     let offer = format!("chat, {}", item(TOKEN));
     let request = |method: Method, version: Version, upgrades: &[&'static str]| {
         let mut request = upgrade(&[&offer]);
@@ -622,7 +626,8 @@ async fn nothing_that_is_printed_holds_a_token() {
     let mut printed = String::new();
     let layer = open(AuthLayer::new(memory())).with_credentials_removed();
     let limited = layer.clone().with_rate_limit(Hands::default().limits(Quota::per_minute(60)));
-    let doors = BodyDoors::new(Duration::from_secs(1), tokio::time::sleep).with_json("key").with_text("key");
+    let doors =
+        BodyDoors::new(Duration::from_secs(1), tokio::time::sleep).with_json("key").unwrap().with_text("key").unwrap();
     let with_body = layer.clone().with_body_doors(doors.clone());
     write!(printed, "{layer:?}{layer:#?}{limited:?}{doors:?}{with_body:?}").unwrap();
     assert!(printed.contains("x-api-key") && printed.contains("access_token"), "the doors are told");
@@ -672,7 +677,8 @@ async fn nothing_that_is_printed_holds_a_token() {
 
 #[tokio::test]
 async fn a_parameter_that_no_door_looks_at_stays() {
-    let layer = AuthLayer::new(memory()).with_discouraged_query_token("access_token").with_credentials_removed();
+    let layer =
+        AuthLayer::new(memory()).with_discouraged_query_token("access_token").unwrap().with_credentials_removed();
     for (method, left) in [(Method::GET, "/?a=1"), (Method::POST, "/?access_token=other&a=1")] {
         let mut request = with_token(TOKEN);
         if method == Method::GET {

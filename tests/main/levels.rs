@@ -15,6 +15,7 @@ fn place(file: &str) -> (u8, &str) {
         "limit/accounts.rs"
         | "limit/decide.rs"
         | "respond/challenge.rs"
+        | "respond/list.rs"
         | "respond/ratelimit.rs"
         | "respond/terms.rs" => (0, "words"),
         "authenticate.rs" => (1, "authenticate"),

@@ -8,7 +8,7 @@ use http::{Request, Response};
 use tollgate::extract::{Alphabet, Presented, TokenForm, authorization};
 use tollgate::limit::{Charge, MonotonicClock, RateLimits};
 use tollgate::respond::{Challenge, Respond};
-use tollgate::store::{NotFound, from_fn};
+use tollgate::store::{RotateError, from_fn};
 use tollgate::{
     Answer, AuthLayer, Authenticated, BearerToken, BoxStore, CurrentGrant, Empty, Grant, Head, MemoryStore, Policy,
     Problem, Quota, Rejection, Scopes, StoreError, TokenDigest, TokenStore, Unauthenticated,
@@ -91,7 +91,7 @@ async fn no_public_type_prints_a_token() {
     printed.debug(&store.get(TOKEN).unwrap());
     printed.debug(&store.grants());
     let occupied = store.insert(TOKEN, grant.clone()).unwrap_err();
-    printed.error(&io::Error::other(NotFound));
+    printed.error(&io::Error::other(RotateError::Outgoing));
     printed.debug(&occupied);
     printed.debug(&occupied.to_string());
     let limits = RateLimits::new(Quota::per_minute(60).with_burst(3));

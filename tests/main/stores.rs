@@ -5,11 +5,11 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use proptest::prelude::*;
 use tollgate::store::contract::Contract;
-use tollgate::store::{NotFound, from_fn, from_fn_with};
+use tollgate::store::{RotateError, from_fn, from_fn_with};
 use tollgate::{Answer, BearerToken, BoxStore, Grant, GrantId, MemoryStore, Subject, TokenDigest, TokenStore};
 
 use crate::kit::*;
@@ -194,12 +194,62 @@ fn a_rotation_shares_the_subject_and_has_a_grace() {
     store.rotate("at-once-2", "at-once-3", Duration::MAX).unwrap();
     assert_eq!(store.get("at-once-2").unwrap().expires_at(), None);
 
-    assert_eq!(store.rotate("nowhere", "x", hour).unwrap_err(), NotFound);
-    assert!(store.get("x").is_none());
-    store.rotate("forever-2", "forever-2", Duration::ZERO).unwrap();
-    assert!(store.get("forever-2").is_some(), "a token rotated to itself stays");
     assert_eq!(store.revoke_grant(&GrantId::from("a")), 2);
     assert_eq!(store.revoke_subject(&Subject::from("b")), 2);
+}
+
+#[test]
+fn what_cannot_be_rotated_stays_as_it_is() {
+    let hour = Duration::from_secs(3_600);
+    let store = MemoryStore::from_iter([("one", Grant::new("a", ())), ("two", Grant::new("b", ()))]);
+    store.rotate("one", "one-2", hour).unwrap();
+    let end = store.get("one").unwrap().expires_at();
+    // A successor of a token in its grace would end with it, unseen.
+    for (old, new, why) in [
+        ("nowhere", "x", RotateError::NotFound),
+        ("one", "x", RotateError::Outgoing),
+        ("one-2", "two", RotateError::Occupied),
+        ("one-2", "one", RotateError::Occupied),
+        ("two", "two", RotateError::Occupied),
+    ] {
+        for grace in [Duration::ZERO, hour, Duration::MAX] {
+            assert_eq!(store.rotate(old, new, grace).unwrap_err(), why, "{old} to {new}");
+        }
+    }
+    let ids: Vec<_> = ["one", "one-2", "two"].map(|token| store.get(token).unwrap().id().to_string()).into();
+    assert_eq!(ids, ["a", "a", "b"]);
+    assert_eq!((store.len(), store.get("one").unwrap().expires_at()), (3, end));
+
+    store.rotate("one-2", "one-3", Duration::MAX).unwrap();
+    assert!(store.get("one-2").unwrap().is_outgoing(), "even where the grace has no end");
+    assert_eq!(store.rotate("one-2", "x", hour).unwrap_err(), RotateError::Outgoing);
+}
+
+#[test]
+fn a_rotation_can_have_a_clock_of_its_own() {
+    let now = UNIX_EPOCH + Duration::from_secs(1_000);
+    let store = MemoryStore::from_iter([("old", Grant::new("a", ()))]);
+    let new = store.rotate_at("old", "new", Duration::from_secs(60), now).unwrap();
+    assert_eq!(store.get("old").unwrap().expires_at(), Some(now + Duration::from_secs(60)));
+    assert_eq!((new.expires_at(), new.is_outgoing()), (None, false));
+}
+
+#[test]
+fn principals_may_use_the_store_while_they_are_cloned() {
+    /// Looks itself up.
+    struct Curious(MemoryStore<Curious>);
+    impl Clone for Curious {
+        fn clone(&self) -> Self {
+            assert!(self.0.get("old").is_some());
+            self.0.revoke("another");
+            Self(self.0.clone())
+        }
+    }
+    let store = MemoryStore::new();
+    store.insert("old", Grant::new("a", Curious(store.clone()))).unwrap();
+    store.rotate("old", "new", Duration::ZERO).unwrap();
+    assert_eq!(store.len(), 1);
+    store.replace_all(std::iter::empty::<(&str, _)>());
 }
 
 #[derive(Clone, Debug)]
@@ -249,9 +299,11 @@ proptest! {
                     prop_assert_eq!(store.revoke_grant(grant(id).id()), before - model.len());
                 }
                 Change::Rotate(old, new) => {
-                    prop_assert_eq!(store.rotate(name(old), name(new), Duration::ZERO).is_ok(), model.contains_key(&old));
-                    if let Some(id) = model.remove(&old) {
-                        model.insert(new, id);
+                    let can = model.contains_key(&old) && !model.contains_key(&new);
+                    prop_assert_eq!(store.rotate(name(old), name(new), Duration::ZERO).is_ok(), can);
+                    if can {
+                        let id = model.remove(&old);
+                        model.extend(id.map(|id| (new, id)));
                     }
                 }
                 Change::ReplaceAll(grants) => {

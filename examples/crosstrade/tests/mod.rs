@@ -17,12 +17,14 @@ use tollgate::{Grant, MemoryStore, RateLimits};
 
 use crate::app::{Clocks, QUOTA, Settings, User, app};
 use crate::errors::Errors;
+use crate::server::serve;
 
 mod alert;
 mod budget;
 mod program;
 mod rest;
 mod self_limit;
+mod server;
 mod stream;
 mod webhook;
 
@@ -39,6 +41,16 @@ pub(crate) struct Server {
     pub(crate) seconds: Arc<AtomicU64>,
     pub(crate) close: watch::Sender<bool>,
     pub(crate) log: Arc<Mutex<Vec<String>>>,
+}
+
+/// Short, for tests that wait for it.
+pub(crate) const HEAD_DEADLINE: Duration = Duration::from_millis(500);
+
+async fn stop(mut stopped: watch::Receiver<bool>) {
+    // A server that is dropped goes on: some tests look at what is left of it.
+    if stopped.wait_for(|stopped| *stopped).await.is_err() {
+        std::future::pending().await
+    }
 }
 
 impl Server {
@@ -68,7 +80,8 @@ impl Server {
         let app = app(Settings { tokens: tokens.clone(), limits, errors, clocks, log, closing }).unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let addr = listener.local_addr().unwrap();
-        tokio::spawn(async move { axum::serve(listener, app).await });
+        let stopped = close.subscribe();
+        tokio::spawn(async move { serve(listener, app, HEAD_DEADLINE, stop(stopped)).await });
         Self { addr, tokens, seconds, close, log: lines }
     }
 

@@ -117,6 +117,22 @@ fn alerts_of_one_id_may_differ_in_their_limits() {
 }
 
 #[test]
+fn a_larger_count_finds_what_smaller_ones_let_pass() {
+    let limits = SelfLimits::default();
+    let admit = |now, count, window_s| {
+        limits.admit((b"alice", b"a"), SelfLimit { count, window_s }, secs(now), || Ok::<_, ()>(()))
+    };
+    assert_eq!(admit(0, 1, 3_600), Ok(()));
+    for now in 1..10 {
+        assert_eq!(admit(now, 1, 1), Ok(()), "one a second, at {now}");
+    }
+    // Ten in the hour.
+    assert_eq!(admit(10, 10, 3_600), Err(Denied::OverLimit(secs(3_590))));
+    assert_eq!(admit(10, 11, 3_600), Ok(()));
+    assert_eq!(admit(10, 11, 3_600), Err(Denied::OverLimit(secs(3_590))));
+}
+
+#[test]
 fn the_ids_of_a_subject_are_bounded() {
     let limits = SelfLimits::default();
     let limit = SelfLimit { count: 1, window_s: 60 };

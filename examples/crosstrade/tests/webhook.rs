@@ -90,14 +90,26 @@ async fn an_alert_that_the_budget_stops_does_not_count() {
         assert_eq!(refused.headers()["retry-after"], "1", "the budget, not the minute of the self-limit");
         assert_eq!(refused.headers()["ratelimit"], r#""default";r=0;t=1"#);
     }
-    // Nor one that cannot be carried out: corrected, it is not too late.
+}
+
+/// A command may be half done when the broker says no, so that what was paid for counts.
+#[tokio::test]
+async fn an_alert_that_was_paid_for_counts_whatever_the_broker_says() {
     let server = Server::start().await;
-    let place = |account: &str| {
-        format!("key={TRADER};command=PLACE;account={account};instrument=ES;action=BUY;qty=1;rate_limit=1;id=a;")
+    let place = |token: &str, account: &str, id: &str| {
+        let order = "command=PLACE;instrument=ES;action=BUY;qty=1;rate_limit=1";
+        format!("key={token};{order};account={account};id={id};")
     };
-    assert_problem(&server.alert("text/plain", &place("sim999")).await, StatusCode::NOT_FOUND);
-    assert_eq!(server.alert("text/plain", &place("sim101")).await.status(), StatusCode::OK);
-    assert_problem(&server.alert("text/plain", &place("sim101")).await, StatusCode::TOO_MANY_REQUESTS);
+    assert_problem(&server.alert("text/plain", &place(TRADER, "sim999", "a")).await, StatusCode::NOT_FOUND);
+    let again = server.alert("text/plain", &place(TRADER, "sim101", "a")).await;
+    assert_problem(&again, StatusCode::TOO_MANY_REQUESTS);
+    assert_eq!(again.headers()["retry-after"], "60", "the minute of the self-limit");
+    // Two units are spent so far, by this and by what may not trade.
+    assert_problem(&server.alert("text/plain", &place(READER, "sim101", "b")).await, StatusCode::FORBIDDEN);
+    assert_problem(&server.alert("text/plain", &place(READER, "sim101", "b")).await, StatusCode::TOO_MANY_REQUESTS);
+    server.spend(18).await;
+    assert_problem(&server.alert("text/plain", &place(TRADER, "sim101", "c")).await, StatusCode::TOO_MANY_REQUESTS);
+    assert_eq!(positions(&server).await, value!(null), "no budget to look, and nothing was traded");
 }
 
 /// A strategy that repeats itself does so at once, on connections of its own.

@@ -1,0 +1,82 @@
+//! What strangers may send before anybody knows who they are, byte by byte.
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::time::{Instant, sleep, timeout};
+
+use super::*;
+use crate::server::MAX_HEAD;
+
+/// Far more than any deadline of the server's.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// What the server says to these bytes, until it closes.
+async fn raw(server: &Server, request: &str) -> String {
+    let mut stream = TcpStream::connect(server.addr).await.unwrap();
+    // The server may close before it has read all.
+    _ = stream.write_all(request.as_bytes()).await;
+    let mut answer = Vec::new();
+    _ = timeout(PATIENCE, stream.read_to_end(&mut answer)).await.expect("the server closes");
+    String::from_utf8(answer).unwrap()
+}
+
+fn head_with(fields: &str) -> String {
+    format!("GET /healthz HTTP/1.1\r\nhost: a\r\nconnection: close\r\n{fields}\r\n")
+}
+
+#[tokio::test]
+async fn heads_are_bounded_in_size() {
+    let server = Server::start().await;
+    let padding = |bytes| format!("x-padding: {}\r\n", "a".repeat(bytes));
+    assert!(raw(&server, &head_with(&padding(MAX_HEAD / 2))).await.starts_with("HTTP/1.1 200 "));
+    assert!(raw(&server, &head_with(&padding(2 * MAX_HEAD))).await.starts_with("HTTP/1.1 431 "));
+    assert!(raw(&server, &head_with(&"x-a: 1\r\n".repeat(40))).await.starts_with("HTTP/1.1 200 "));
+    assert!(raw(&server, &head_with(&"x-a: 1\r\n".repeat(80))).await.starts_with("HTTP/1.1 431 "));
+}
+
+/// A client that sends a byte now and then does not hold a connection for ever.
+#[tokio::test]
+async fn heads_are_bounded_in_time() {
+    let server = Server::start().await;
+    for sent in ["", "GET /healthz HTTP/1.1\r\nhost: a\r\n"] {
+        let mut stream = TcpStream::connect(server.addr).await.unwrap();
+        stream.write_all(sent.as_bytes()).await.unwrap();
+        let (mut read, mut write) = stream.into_split();
+        let drip = async {
+            loop {
+                sleep(HEAD_DEADLINE / 5).await;
+                if !sent.is_empty() && write.write_all(b"x: y\r\n").await.is_err() {
+                    std::future::pending::<()>().await;
+                }
+            }
+        };
+        let begin = Instant::now();
+        let mut answer = Vec::new();
+        tokio::select! {
+            closed = timeout(PATIENCE, read.read_to_end(&mut answer)) => drop(closed.expect("the server closes")),
+            () = drip => unreachable!("it never ends"),
+        }
+        assert!(begin.elapsed() >= HEAD_DEADLINE, "not before its time");
+        assert_eq!(String::from_utf8_lossy(&answer), "", "nobody waits for this answer");
+    }
+}
+
+#[tokio::test]
+async fn a_service_that_stops_ends_what_has_begun() {
+    let server = Server::start().await;
+    let mut stream = TcpStream::connect(server.addr).await.unwrap();
+    let body = format!("key={TRADER};command=CANCELALLORDERS;");
+    let head = format!(
+        "POST /v1/webhook HTTP/1.1\r\nhost: a\r\ncontent-type: text/plain\r\ncontent-length: {}\r\n\r\n",
+        body.len()
+    );
+    stream.write_all(head.as_bytes()).await.unwrap();
+    sleep(HEAD_DEADLINE / 10).await;
+    server.close.send(true).unwrap();
+    sleep(HEAD_DEADLINE / 10).await;
+    stream.write_all(body.as_bytes()).await.unwrap();
+    let mut answer = Vec::new();
+    timeout(PATIENCE, stream.read_to_end(&mut answer)).await.expect("the server closes").unwrap();
+    assert!(answer.starts_with(b"HTTP/1.1 200 "), "{}", answer.escape_ascii());
+    assert!(TcpStream::connect(server.addr).await.is_err(), "nobody listens any more");
+}

@@ -1,0 +1,126 @@
+//! The doors in the head of a request, and what they hold together.
+
+use std::fmt;
+use std::sync::Arc;
+
+use http::{HeaderMap, HeaderName, header};
+use thiserror::Error;
+
+use super::{Presented, TokenForm, api_key, authorization, is_tchar, query, websocket};
+use crate::head::Head;
+use crate::token::Carrier;
+
+/// A door that cannot be opened, found when a gate is set up.
+#[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum InvalidDoor {
+    /// The name is empty, or has a character that it cannot have where it would be looked for.
+    #[error("no request can hold a credential under this name")]
+    Name,
+    /// The header field is one that the gate or HTTP itself reads in another way.
+    #[error("the header field has another purpose")]
+    Field,
+    /// There is one door of a kind.
+    #[error("a door of this kind is open already")]
+    Open,
+}
+
+/// Opens a door that was closed.
+pub(crate) fn open<T>(door: &mut Option<T>, name: T) -> Result<(), InvalidDoor> {
+    match door.replace(name) {
+        None => Ok(()),
+        Some(_) => Err(InvalidDoor::Open),
+    }
+}
+
+/// The name of a parameter, field or member, for doors that find any name but none.
+pub(crate) fn door_name(name: &str) -> Result<Arc<str>, InvalidDoor> {
+    if name.is_empty() { Err(InvalidDoor::Name) } else { Ok(name.into()) }
+}
+
+/// The open doors in the head of a request.
+#[derive(Clone, Default)]
+pub(crate) struct HeadDoors {
+    pub(crate) api_key: Option<HeaderName>,
+    /// Whether the API key is not looked at where there are Bearer credentials.
+    pub(crate) api_key_yields: bool,
+    pub(crate) query: Option<Arc<str>>,
+    pub(crate) websocket: Option<Arc<str>>,
+    pub(crate) others: Vec<Arc<OtherDoor>>,
+}
+
+/// A door of the service's own.
+pub(crate) type OtherDoor = dyn Fn(&Head<'_>) -> Option<Vec<u8>> + Send + Sync;
+
+impl HeadDoors {
+    /// Opens the door of an API key.
+    pub(crate) fn open_api_key(&mut self, name: HeaderName, yields: bool) -> Result<(), InvalidDoor> {
+        const OTHERWISE_USED: [HeaderName; 5] = [
+            header::AUTHORIZATION,
+            header::SEC_WEBSOCKET_PROTOCOL,
+            header::CONTENT_TYPE,
+            header::CONTENT_LENGTH,
+            header::HOST,
+        ];
+        if OTHERWISE_USED.contains(&name) {
+            return Err(InvalidDoor::Field);
+        }
+        self.api_key_yields = yields;
+        open(&mut self.api_key, name)
+    }
+
+    /// Opens the door in WebSocket sub-protocols, which are HTTP tokens.
+    pub(crate) fn open_websocket(&mut self, prefix: &str) -> Result<(), InvalidDoor> {
+        let prefix = door_name(prefix)?;
+        match prefix.bytes().all(is_tchar) {
+            true => open(&mut self.websocket, prefix),
+            false => Err(InvalidDoor::Name),
+        }
+    }
+
+    /// Whether there is no other door than `Authorization`, as usual.
+    #[inline]
+    pub(crate) fn are_closed(&self) -> bool {
+        self.api_key.is_none() && self.query.is_none() && self.websocket.is_none() && self.others.is_empty()
+    }
+
+    /// The field of the API key, if it is looked at beside what `Authorization` holds.
+    pub(crate) fn api_key_beside(&self, headers: &HeaderMap, form: TokenForm) -> Option<&HeaderName> {
+        let yields = || self.api_key_yields && !matches!(authorization(headers, form), Presented::Nothing);
+        self.api_key.as_ref().filter(|_| !yields())
+    }
+
+    /// What the head of a request holds, behind all open doors together.
+    pub(crate) fn look<'a>(&self, head: &Head<'a>, form: TokenForm) -> (Presented<'a>, Carrier) {
+        let mut found = (authorization(head.headers, form), Carrier::AuthorizationHeader);
+        let mut add = |presented: Presented<'a>, carrier| {
+            let (before, of) = std::mem::replace(&mut found, (Presented::Nothing, carrier));
+            found = before.and(of, presented, carrier);
+        };
+        if let Some(name) = self.api_key_beside(head.headers, form) {
+            add(api_key(head.headers, name, form), Carrier::ApiKeyHeader);
+        }
+        if let Some(name) = &self.query {
+            add(query(head.method, head.uri, name, form), Carrier::Query);
+        }
+        if let Some(prefix) = &self.websocket {
+            add(websocket(head, prefix, form), Carrier::WebSocketProtocol);
+        }
+        for other in &self.others {
+            let presented = other(head).map_or(Presented::Nothing, |value| Presented::value(value, form));
+            add(presented, Carrier::Other);
+        }
+        found
+    }
+}
+
+impl fmt::Debug for HeadDoors {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("HeadDoors")
+            .field("api_key", &self.api_key)
+            .field("query", &self.query)
+            .field("websocket", &self.websocket)
+            .field("others", &self.others.len())
+            .finish()
+    }
+}

@@ -5,9 +5,15 @@
 use std::hint::black_box;
 use std::time::Duration;
 
+use bytes::Bytes;
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
+use http::{Request, Response};
+use http_body_util::{BodyExt, Full};
 use serde::de::IgnoredAny;
 use tollgate::extract::{Presented, TokenForm, form, json, text};
+use tollgate::gate::{BodyDoors, ReplayBody};
+use tollgate::{AuthLayer, Grant, MemoryStore};
+use tower::{Layer, ServiceExt};
 
 /// 43 characters, as 256 random bits have in base64.
 const TOKEN: &str = "tg_W7xHq0fN3kLr9sVb2mZd8pTyW7xHq0fN3kLr9sVb";
@@ -56,5 +62,50 @@ fn doors(criterion: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, doors);
+/// The whole layer, for an alert in one piece: with its key in the body, and with the token in the header of a request that
+/// no door fits. What is between them is the price of the door: waiting for the body, parsing, handing it on.
+fn layer(criterion: &mut Criterion) {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().expect("a runtime");
+    let tokens = MemoryStore::from_iter([(TOKEN, Grant::new("alice", ()))]);
+    let sleep = tokio::time::sleep;
+    let opened =
+        BodyDoors::new(Duration::from_secs(2), sleep).with_json("key").and_then(|doors| doors.with_text("key"));
+    let gate = AuthLayer::new(tokens).with_body_doors(opened.expect("names"));
+    let service = gate.layer(tower::service_fn(|request: Request<ReplayBody<Full<Bytes>>>| async {
+        let body = request.into_body().collect().await?.to_bytes();
+        Ok::<_, std::convert::Infallible>(Response::new(Full::new(body)))
+    }));
+    let mut group = criterion.benchmark_group("layer");
+    for (name, body) in [("300 bytes", alert()), ("16 KiB, key last", long_alert())] {
+        let body = Bytes::from(body);
+        let skip = |body: &[u8]| {
+            black_box(serde_json::from_slice::<IgnoredAny>(body)).expect("JSON");
+            black_box(std::str::from_utf8(body)).expect("UTF-8");
+        };
+        group
+            .bench_function(format!("skip and UTF-8 check, {name}"), |bencher| bencher.iter(|| skip(black_box(&body))));
+        for (row, content_type, authorization) in [
+            ("header", "application/octet-stream", Some(format!("Bearer {TOKEN}"))),
+            ("door", "application/json", None),
+        ] {
+            group.bench_function(format!("{row}, {name}"), |bencher| {
+                bencher.to_async(&runtime).iter(|| {
+                    let mut request = Request::post("/").header("content-type", content_type);
+                    if let Some(value) = &authorization {
+                        request = request.header("authorization", value);
+                    }
+                    let request = request.body(Full::new(body.clone())).expect("a request");
+                    let service = service.clone();
+                    async move {
+                        let response = service.oneshot(request).await.expect("infallible");
+                        assert!(response.status().is_success());
+                    }
+                });
+            });
+        }
+    }
+    group.finish();
+}
+
+criterion_group!(benches, doors, layer);
 criterion_main!(benches);

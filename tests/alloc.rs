@@ -107,17 +107,21 @@ fn each_allocation_has_a_name() {
 #[cfg(feature = "body")]
 #[test]
 fn doors_in_the_body_allocate_nothing() {
-    use tollgate::extract::{Presented, TokenForm, form, json, text};
+    use http::{Method, Uri};
+    use tollgate::extract::{Presented, TokenForm, form, json, query, text};
 
     let count = |look: &dyn Fn() -> bool| measure(|| assert!(look())).count_total;
     for fields in [1, 10, 1_000] {
         let members = (0..fields).map(|i| format!(r#""field{i}": {{"\u0061": [{i}, "b\\n"]}}, "#)).collect::<String>();
         let in_json = format!(r#"{{{members}"key": "a-token"}}"#);
         let in_text = format!("{}key=a-token;", "field=value; ".repeat(fields));
-        let in_form = format!("{}access_token=a-token", "field=value&".repeat(fields));
+        // Escaped or not.
+        let in_form = format!("{}access_token=a-token", "field=value&f%69el+d=v%61lue&".repeat(fields));
+        let target: Uri = format!("/?{}", in_form.replace('+', "%20")).parse().unwrap();
         let is_token = |presented| matches!(presented, Presented::Token(_));
         assert_eq!(count(&|| is_token(text(in_text.as_bytes(), "key", TokenForm::default()))), 0);
         assert_eq!(count(&|| is_token(form(in_form.as_bytes(), "access_token", TokenForm::default()))), 0);
+        assert_eq!(count(&|| is_token(query(&Method::GET, &target, "access_token", TokenForm::default()))), 0);
         // The parser's buffer for names and strings with escapes, of which this has some.
         assert!(count(&|| is_token(json(in_json.as_bytes(), "key", TokenForm::default()))) <= 1, "{fields} fields");
     }

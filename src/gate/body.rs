@@ -122,7 +122,7 @@ impl<S: Clone, A, R> BodyAuthService<S, A, R> {
                 reading: Box::pin(Reading {
                     body,
                     read: Read::default(),
-                    deadline: self.doors.patience.start(),
+                    deadline: None,
                     door,
                     rest: Some((ready_inner, head)),
                     shared: Arc::clone(&self.shared),
@@ -180,7 +180,8 @@ pin_project_lite::pin_project! {
         #[pin]
         body: ReqB,
         read: Read,
-        deadline: BoxSleep,
+        // Most bodies come in one piece and are there at the first look: for those no timer is started.
+        deadline: Option<BoxSleep>,
         door: Door,
         rest: Option<(S, request::Parts)>,
         shared: Arc<Shared<A, R>>,
@@ -261,15 +262,29 @@ where
     ReqB: Body,
 {
     /// Reads to the end, or to the limit, or until the deadline.
-    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<(), RejectionKind>> {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<(), RejectionKind>> {
+        let deadline = self.as_mut().project().deadline;
+        // Asked first, so that a body that comes in drops does not put the deadline off.
+        if deadline.as_mut().is_some_and(|deadline| deadline.as_mut().poll(cx).is_ready()) {
+            return Poll::Ready(Err(RejectionKind::BodyTimeout));
+        }
+        if let Poll::Ready(read) = self.as_mut().poll_frames(cx) {
+            return Poll::Ready(read);
+        }
+        let this = self.project();
+        if this.deadline.is_none() {
+            ready!(this.deadline.insert(this.doors.patience.start()).as_mut().poll(cx));
+            return Poll::Ready(Err(RejectionKind::BodyTimeout));
+        }
+        Poll::Pending
+    }
+
+    /// Takes the frames that are there.
+    fn poll_frames(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<(), RejectionKind>> {
         let mut this = self.project();
         let limit = this.doors.limit;
         if this.body.size_hint().lower() > (limit - this.read.len().min(limit)) as u64 {
             return Poll::Ready(Err(RejectionKind::BodyTooLarge));
-        }
-        // Asked first, so that a body that comes in drops does not put the deadline off.
-        if this.deadline.as_mut().poll(cx).is_ready() {
-            return Poll::Ready(Err(RejectionKind::BodyTimeout));
         }
         // A body that is always ready gets so many frames at a time: the deadline, and the thread, are others' too.
         for _ in 0..FRAMES_AT_ONCE {

@@ -132,6 +132,18 @@ async fn rejections_are_responses() {
     assert!(response.extensions().get::<Rejection>().is_some());
 }
 
+/// The extractor knows the request, and so in whose words to refuse.
+#[tokio::test]
+async fn extractors_refuse_grpc_in_its_own_words() {
+    let app = Router::new().route("/", get(private)).route("/public", get(public));
+    for path in ["/", "/public"] {
+        let request = Request::get(path).header("content-type", "application/grpc").body(Body::empty());
+        let response = app.clone().oneshot(request.unwrap()).await.unwrap();
+        assert_eq!(response.status(), StatusCode::OK);
+        assert_eq!(field(response.headers(), "grpc-status"), Some("13"), "no gate");
+    }
+}
+
 #[tokio::test]
 async fn layers_can_be_named_stored_and_returned() {
     struct App {

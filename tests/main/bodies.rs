@@ -931,8 +931,9 @@ async fn a_door_opens_for_its_method_and_type_alone() {
         *request.method_mut() = method.clone();
         assert_eq!(refusal(&gate(), request).await, RejectionKind::Missing, "{method}");
     }
-    for content_type in ["application/jsonp", "json", "+json/x", "text/plainer", "multipart/form-data; boundary=x", ""]
-    {
+    // The bodies of gRPC are framed, whatever is in the frames.
+    let other = ["application/jsonp", "json", "+json/x", "text/plainer", "multipart/form-data; boundary=x", ""];
+    for content_type in [&other[..], &["application/grpc+json", "Application/GRPC+json; x=y"]].concat() {
         let kind = refusal(&gate(), post(content_type, Script::of(json()))).await;
         assert_eq!(kind, RejectionKind::Missing, "{content_type}");
     }
@@ -952,7 +953,8 @@ async fn bodies_behind_closed_doors_are_not_touched() {
         drop(request);
         Ok::<_, Infallible>(Response::new(Body::default()))
     });
-    for (content_type, encoding) in [(FORM, None), (TEXT, None), ("image/png", None), (JSON, Some("gzip"))] {
+    for (content_type, encoding) in [(FORM, None), (TEXT, None), ("application/grpc+json", None), (JSON, Some("gzip"))]
+    {
         let body = endless();
         let taken = body.taken();
         let mut request = authorized(post(content_type, body));
@@ -1629,6 +1631,23 @@ async fn a_body_that_is_always_ready_cannot_put_the_deadline_off() {
     let response = service.oneshot(post(JSON, Empties)).await.unwrap();
     assert_eq!(response.status(), 408);
     assert_eq!(runs.count(), 0);
+}
+
+#[tokio::test]
+async fn a_body_that_is_there_needs_no_timer() {
+    let started = Arc::new(AtomicUsize::new(0));
+    let counting = Arc::clone(&started);
+    let sleep = move |duration| {
+        counting.fetch_add(1, Ordering::SeqCst);
+        tokio::time::sleep(duration)
+    };
+    let layer = AuthLayer::new(memory()).with_body_doors(BodyDoors::new(DEADLINE, sleep).with_json("key").unwrap());
+    let (response, runs) = ask(&layer, post(JSON, Body::from(json_with(TOKEN)))).await;
+    assert_eq!((response.status().as_u16(), runs, started.load(Ordering::SeqCst)), (200, 1, 0));
+    // As soon as it has to wait there is one, however often it waits.
+    let steps = [Step::Wait, Step::Data(json_with(TOKEN).into()), Step::Wait, Step::Wait];
+    let (response, runs) = ask(&layer, post(JSON, Script::new(steps))).await;
+    assert_eq!((response.status().as_u16(), runs, started.load(Ordering::SeqCst)), (200, 1, 1));
 }
 
 #[tokio::test]

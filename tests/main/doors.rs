@@ -7,7 +7,7 @@ use std::time::Duration;
 use base64::prelude::{BASE64_URL_SAFE_NO_PAD, Engine as _};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, Uri, Version};
 use proptest::prelude::*;
-use tollgate::extract::{Presented, TokenForm, api_key, query, websocket};
+use tollgate::extract::{InvalidDoor, Presented, TokenForm, api_key, query, websocket};
 use tollgate::gate::BodyDoors;
 use tollgate::{
     AuthLayer, Carrier, CurrentGrant, Grant, Head, MemoryStore, Quota, Rejection, RejectionKind, TokenDigest,
@@ -434,13 +434,21 @@ async fn answers_to_tokens_that_caches_do_not_know_are_private() {
         response.headers().clone()
     }
     async fn check<T: TokenStore>(layer: AuthLayer<T>) {
-        let table: [(Fields, &[&str]); 10] = [
+        let table: [(Fields, &[&str]); 14] = [
             (&[], &["private"]),
             (&[("cache-control", "public, max-age=60")], &["private"]),
             (&[("cache-control", "max-age=60")], &["private"]),
             (&[("cache-control", "s-maxage=60"), ("cache-control", "must-revalidate")], &["private, must-revalidate"]),
             (&[("cache-control", "public, no-cache")], &["private, no-cache"]),
             (&[("cache-control", "private=\"set-cookie\"")], &["private"]),
+            (&[("cache-control", "public, private")], &["private"]),
+            (&[("cache-control", "private, max-age=60"), ("cache-control", "public")], &["private"]),
+            // What is quoted is a list of fields, and no directive.
+            (&[("cache-control", "no-cache=\"a, private, b\"")], &["private"]),
+            (
+                &[("cache-control", "community=\"a \\\", no-store\", private")],
+                &["community=\"a \\\", no-store\", private"],
+            ),
             (&[("cache-control", "no-store")], &["no-store"]),
             (&[("cache-control", "max-age=0, No-Store")], &["max-age=0, No-Store"]),
             (&[("cache-control", "Private, max-age=60")], &["Private, max-age=60"]),
@@ -469,6 +477,43 @@ async fn answers_to_tokens_that_caches_do_not_know_are_private() {
     let layer = open(AuthLayer::new(memory())).with_optional_authentication();
     let response = send(&layer.layer(witness(&[("cache-control", "public")])), get()).await;
     assert_eq!(values(response.headers(), "cache-control"), ["public"]);
+}
+
+#[test]
+fn doors_that_nobody_could_use_do_not_open() {
+    let gate = || AuthLayer::new(memory());
+    let name = |name: &str| HeaderName::try_from(name).unwrap();
+    let refused = |opened: Result<AuthLayer<_>, InvalidDoor>| opened.map(drop).unwrap_err();
+
+    for used in ["authorization", "sec-websocket-protocol", "content-type", "content-length", "host"] {
+        assert_eq!(refused(gate().with_api_key_header(name(used))), InvalidDoor::Field, "{used}");
+        assert_eq!(refused(gate().with_api_key_header_unless_bearer(name(used))), InvalidDoor::Field, "{used}");
+    }
+    assert_eq!(refused(gate().with_discouraged_query_token("")), InvalidDoor::Name);
+    // Any name can be written with escapes.
+    assert!(gate().with_discouraged_query_token("a&b=c \u{e9}").is_ok());
+    for prefix in ["", "a b", "a,", "\u{e9}", "a/b", "\"a\""] {
+        assert_eq!(refused(gate().with_websocket_token(prefix)), InvalidDoor::Name, "{prefix:?}");
+    }
+
+    let once = open(gate());
+    assert_eq!(refused(once.clone().with_api_key_header(name("x-other"))), InvalidDoor::Open);
+    assert_eq!(refused(once.clone().with_api_key_header_unless_bearer(name("x-other"))), InvalidDoor::Open);
+    assert_eq!(refused(once.clone().with_discouraged_query_token("other")), InvalidDoor::Open);
+    assert_eq!(refused(once.with_websocket_token("other.")), InvalidDoor::Open);
+
+    let doors = || BodyDoors::new(Duration::from_secs(1), tokio::time::sleep);
+    let refused = |opened: Result<BodyDoors, InvalidDoor>| opened.map(drop).unwrap_err();
+    for field in ["", " key", "key\n", "a=b", "a;b", "\u{feff}key"] {
+        assert_eq!(refused(doors().with_text(field)), InvalidDoor::Name, "{field:?}");
+    }
+    assert!(doors().with_text("my key \u{e9}").is_ok());
+    assert_eq!(refused(doors().with_json("")), InvalidDoor::Name);
+    assert_eq!(refused(doors().with_form("")), InvalidDoor::Name);
+    let once = doors().with_json("a").unwrap().with_text("a").unwrap().with_form("a").unwrap();
+    assert_eq!(refused(once.clone().with_json("b")), InvalidDoor::Open);
+    assert_eq!(refused(once.clone().with_text("b")), InvalidDoor::Open);
+    assert_eq!(refused(once.with_form("b")), InvalidDoor::Open);
 }
 
 // Websocket.

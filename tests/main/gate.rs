@@ -321,6 +321,49 @@ async fn two_policies_stack_and_both_are_told() {
     assert_eq!(send(&inner.layer(echo()), with_token(TOKEN)).await.status(), 500);
 }
 
+/// A gate and a handler behind it that charge one budget: the list has one item a policy, with what is left in the end.
+#[tokio::test]
+async fn a_policy_is_told_once_by_whoever_charged_last() {
+    let (limits, names) = (limits(5), [r#""default""#, r#"def"ault\"#, "default, x", "orders"]);
+    for name in names {
+        let orders = RateLimits::named(name, Quota::per_second(1).with_burst(2)).unwrap().with_clock(|| Duration::ZERO);
+        let gate = AuthLayer::new(memory()).with_rate_limit(orders.clone());
+        let (own, budget) = (gate.clone(), limits.clone());
+        let handler = tower::service_fn(move |request: Request<Body>| {
+            let mut response = Response::new(Body::default());
+            let current = request.extensions().get::<CurrentGrant>().unwrap();
+            own.advertise(&budget.check_now(current, Charge::Units(0)), response.headers_mut());
+            own.advertise(&orders.check_now(current, Charge::Units(1)), response.headers_mut());
+            std::future::ready(Ok::<_, Infallible>(response))
+        });
+        let response = send(&gate.layer(handler), with_token(TOKEN)).await;
+        for (field, own, others) in
+            [("ratelimit", "r=0;t=1", r#""default";r=5;t=0"#), ("ratelimit-policy", "q=2;w=2", r#""default";q=5;w=5"#)]
+        {
+            let escaped = name.replace('\\', "\\\\").replace('"', "\\\"");
+            let expected = format!(r#""{escaped}";{own}, {others}"#);
+            assert_eq!(response.headers().get_all(field).iter().collect::<Vec<_>>(), [expected.as_str()], "{name}");
+        }
+    }
+}
+
+/// What an application tells in an older dialect, or by mistake, must not make our list unreadable.
+#[tokio::test]
+async fn what_is_no_item_of_the_list_goes() {
+    let gate = AuthLayer::new(memory()).with_rate_limit(limits(5));
+    let told = [("ratelimit", "limit=20, remaining=19, reset=1"), ("ratelimit-policy", "20;w=7, \"own\";q=1")];
+    let handler = tower::service_fn(move |_: Request<Body>| {
+        let mut response = Response::new(Body::default());
+        for (name, value) in told {
+            response.headers_mut().append(name, HeaderValue::from_static(value));
+        }
+        std::future::ready(Ok::<_, Infallible>(response))
+    });
+    let response = send(&gate.layer(handler), with_token(TOKEN)).await;
+    assert_eq!(response.headers()["ratelimit"], r#""default";r=4;t=1"#);
+    assert_eq!(response.headers()["ratelimit-policy"], r#""default";q=5;w=5, "own";q=1"#);
+}
+
 #[tokio::test]
 async fn dialects_of_one_policy_tell_the_tighter_of_two() {
     for (dialect, remaining, wider) in [
@@ -375,6 +418,7 @@ async fn costs_are_charged_and_impossible_ones_are_told() {
     assert!(!huge.headers().contains_key("retry-after"));
     assert!(!huge.headers().contains_key("www-authenticate"));
     assert_eq!(huge.headers()["cache-control"], "no-store");
+    assert_eq!(huge.headers()["ratelimit"], "\"default\";r=3;t=1", "which a cheaper request may spend");
     assert_eq!(huge.extensions().get::<Rejection>().unwrap().kind(), RejectionKind::CostAboveBurst);
     assert!(json(huge).await["detail"].as_str().unwrap().contains("more than the budget can ever hold"));
     assert_eq!(send(&service, at("/free")).await.headers()["ratelimit"], "\"default\";r=3;t=1");
@@ -497,6 +541,10 @@ async fn a_handler_refuses_in_the_gates_words() {
         r#"Bearer realm="trading", error="insufficient_user_authentication", acr_values="myACR other", max_age="5""#
     );
     assert!(Rejection::insufficient_user_authentication(["a b"], None).is_err());
+
+    let response: Response<Body> = gate.refuse(step_up().unwrap().with_protocol(Protocol::Grpc));
+    assert_eq!((response.status(), &response.headers()["grpc-status"]), (StatusCode::OK, &"16".parse().unwrap()));
+    assert_eq!(response.extensions().get::<Rejection>().unwrap().realm(), Some("trading"));
 }
 
 #[tokio::test]

@@ -49,7 +49,7 @@ pub(crate) const HEAD_DEADLINE: Duration = Duration::from_millis(500);
 async fn stop(mut stopped: watch::Receiver<bool>) {
     // A server that is dropped goes on: some tests look at what is left of it.
     if stopped.wait_for(|stopped| *stopped).await.is_err() {
-        std::future::pending().await
+        std::future::pending::<()>().await;
     }
 }
 

@@ -46,3 +46,7 @@ msrv:
 # What the gate costs beside the floor. Ends with a table of ratios.
 bench:
     cargo bench --bench road --features axum
+
+# What the gate costs a whole service: the reference service beside a twin without gates, driven by `wrk` over loopback.
+load:
+    cargo run --locked --release --manifest-path benches/load/Cargo.toml

@@ -7,6 +7,7 @@
 //! | `/ws/stream` | the same, or a sub-protocol | the gate for opening it, the handler for each message |
 
 use std::error::Error;
+use std::fmt::Display;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -52,7 +53,8 @@ pub(crate) struct Settings {
     pub(crate) closing: watch::Receiver<bool>,
 }
 
-pub(crate) type Log = Arc<dyn Fn(&str) + Send + Sync>;
+/// What is logged is formatted only by who wants to see it.
+pub(crate) type Log = Arc<dyn Fn(&dyn Display) + Send + Sync>;
 
 /// The time, in two kinds: tokens expire at a date, self-limits count what has passed.
 #[derive(Clone)]
@@ -83,18 +85,27 @@ pub(crate) struct Service {
     pub(crate) closing: watch::Receiver<bool>,
 }
 
+impl Service {
+    pub(crate) fn new(settings: Settings) -> Result<Self, Box<dyn Error>> {
+        let Settings { tokens, limits, errors, clocks, log, closing } = settings;
+        let wall = Arc::clone(&clocks.wall);
+        let gate = AuthLayer::new(tokens.clone())
+            .with_realm("crosstrade")?
+            .with_responder(errors)
+            .with_wall_clock(move || wall())
+            // No handler has to see a token, so that each may log what it sees.
+            .with_credentials_removed();
+        let broker = Broker::new([("demo", "sim101"), ("demo", "sim102")]);
+        let (trade, self_limits) = (Scopes::new([TRADE])?, SelfLimits::default());
+        Ok(Self { gate, trade, tokens, limits, self_limits, broker, errors, clocks, log, closing })
+    }
+}
+
 pub(crate) fn app(settings: Settings) -> Result<Router, Box<dyn Error>> {
-    let Settings { tokens, limits, errors, clocks, log, closing } = settings;
-    let wall = Arc::clone(&clocks.wall);
-    let gate = AuthLayer::new(tokens.clone())
-        .with_realm("crosstrade")?
-        .with_responder(errors)
-        .with_wall_clock(move || wall())
-        // No handler has to see a token, so that each may log what it sees.
-        .with_credentials_removed();
-    let metered = gate.clone().with_rate_limit(limits.clone());
-    let trade = Scopes::new([TRADE])?;
-    let may_trade = metered.require_scopes(trade.iter())?;
+    let service = Service::new(settings)?;
+    let gate = service.gate.clone();
+    let metered = gate.clone().with_rate_limit(service.limits.clone());
+    let may_trade = metered.require_scopes(service.trade.iter())?;
     let body_doors =
         BodyDoors::new(BODY_DEADLINE, tokio::time::sleep).with_json("key")?.with_text("key")?.with_limit(MAX_BODY);
 
@@ -105,12 +116,8 @@ pub(crate) fn app(settings: Settings) -> Result<Router, Box<dyn Error>> {
         .route("/accounts/{account}/orders/place", post(rest::place).route_layer(may_trade.clone()))
         .route("/accounts/{account}/positions/flatten", post(rest::flatten).route_layer(may_trade))
         .route_layer(metered.clone());
-    let webhook = post(webhook::receive).route_layer(gate.clone().with_body_doors(body_doors));
+    let webhook = post(webhook::receive).route_layer(gate.with_body_doors(body_doors));
     let stream = get(stream::open).route_layer(metered.with_websocket_token(TOKEN_PROTOCOL)?);
-
-    let broker = Broker::new([("demo", "sim101"), ("demo", "sim102")]);
-    let self_limits = SelfLimits::default();
-    let service = Service { gate, trade, tokens, limits, self_limits, broker, errors, clocks, log, closing };
     Ok(Router::new()
         .nest("/v1/api", rest)
         .route("/v1/webhook", webhook)

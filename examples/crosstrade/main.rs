@@ -14,6 +14,7 @@
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "a program that talks to the terminal it runs in")]
 
 use std::error::Error;
+use std::fmt::Display;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
@@ -81,7 +82,7 @@ async fn serve(Options { listen, errors }: Options) -> Result<(), Box<dyn Error>
         MemoryStore::from_iter([(&trader, grant("demo-1").with_scopes(["trade"])?), (&reader, grant("demo-2"))]);
     let (close, closing) = watch::channel(false);
     let limits = RateLimits::new(QUOTA);
-    let (clocks, log) = (Clocks::system(), Arc::new(|line: &str| eprintln!("{line}")));
+    let (clocks, log) = (Clocks::system(), Arc::new(|line: &dyn Display| eprintln!("{line}")));
     let app = app(Settings { tokens, limits, errors, clocks, log, closing })?;
     println!("{}", instructions::text(listener.local_addr()?, &trader, &reader));
 

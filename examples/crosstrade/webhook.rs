@@ -1,5 +1,6 @@
 //! The webhook door. The gate has found out who calls; the alert's own limit and the budget are checked here.
 
+use std::fmt;
 use std::sync::Arc;
 
 use axum::Json;
@@ -29,7 +30,7 @@ pub(crate) async fn receive(
     body: Result<Bytes, BytesRejection>,
 ) -> Response {
     let alert = body.map_err(Problem::from).and_then(|body| {
-        (service.log)(&line(&who, &body));
+        (service.log)(&Line { who: &who, body: &body });
         Alert::parse(&headers, &body)
     });
     match execute(&service, &who, alert) {
@@ -119,11 +120,18 @@ fn trade(service: &Service, user: &str, command: Command) -> Result<Vec<Order>, 
 
 /// An alert in the log. Alerts are what users ask about, so that they are logged as they came: the gate has overwritten
 /// the key if it was in the body. If it was not, nobody has looked for keys there, and the body is not logged.
-/// Escaped, so that no alert can begin a line of its own.
-fn line(who: &Authenticated<User>, body: &[u8]) -> String {
-    let user = &who.principal().name;
-    match who.carrier() {
-        Carrier::TextBody | Carrier::JsonBody => format!("alert of {user}: \"{}\"", body.escape_ascii()),
-        _ => format!("alert of {user}: {} bytes", body.len()),
+struct Line<'a> {
+    who: &'a Authenticated<User>,
+    body: &'a [u8],
+}
+
+impl fmt::Display for Line<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (user, body) = (&self.who.principal().name, self.body);
+        match self.who.carrier() {
+            // Escaped, so that no alert can begin a line of its own.
+            Carrier::TextBody | Carrier::JsonBody => write!(f, "alert of {user}: \"{}\"", body.escape_ascii()),
+            _ => write!(f, "alert of {user}: {} bytes", body.len()),
+        }
     }
 }

@@ -1,6 +1,7 @@
 //! Real sockets and real clients, by clocks that the tests turn: nothing is refilled and nothing expires by itself.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test says by panicking that it failed")]
 
+use std::fmt::Display;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -76,7 +77,7 @@ impl Server {
         let (close, closing) = watch::channel(false);
         let lines = Arc::<Mutex<Vec<String>>>::default();
         let log = Arc::clone(&lines);
-        let log = Arc::new(move |line: &str| log.lock().unwrap().push(line.to_owned()));
+        let log = Arc::new(move |line: &dyn Display| log.lock().unwrap().push(line.to_string()));
         let app = app(Settings { tokens: tokens.clone(), limits, errors, clocks, log, closing }).unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let addr = listener.local_addr().unwrap();

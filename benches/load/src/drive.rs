@@ -1,0 +1,135 @@
+//! Servers as processes, `wrk` against them, and what both did.
+
+use std::fs;
+use std::io::{BufRead, BufReader};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use crate::Result;
+use crate::twins::{TOKEN, Twin};
+
+/// What is sent.
+#[derive(Clone, Copy)]
+pub(crate) enum Kind {
+    /// A `GET` with the good token.
+    Bearer,
+    /// A text alert with the good token in it.
+    Webhook,
+    /// A `GET` with a token that nobody has.
+    Unknown,
+}
+
+impl Kind {
+    /// As a script for `wrk`, and the path.
+    fn script(self) -> (String, &'static str) {
+        let with = |token: &str| format!("wrk.headers['Authorization'] = 'Bearer {token}'\n");
+        match self {
+            Self::Bearer => (with(TOKEN), "/v1/api/accounts"),
+            Self::Unknown => (with(&TOKEN.replace('0', "x")), "/v1/api/accounts"),
+            Self::Webhook => (
+                format!(
+                    "wrk.method = 'POST'\nwrk.headers['Content-Type'] = 'text/plain; charset=utf-8'\n\
+                     wrk.body = 'key={TOKEN};command=CANCELALLORDERS;account=sim101;'\n"
+                ),
+                "/v1/webhook",
+            ),
+        }
+    }
+}
+
+/// What a server was asked, and took for it.
+#[derive(Default)]
+pub(crate) struct Sum {
+    pub(crate) requests: u64,
+    /// Answers with a status outside of 2xx and 3xx.
+    pub(crate) refused: u64,
+    pub(crate) time: Duration,
+    cpu: Duration,
+}
+
+impl Sum {
+    pub(crate) fn add(&mut self, other: &Self) {
+        self.requests += other.requests;
+        self.refused += other.refused;
+        self.time += other.time;
+        self.cpu += other.cpu;
+    }
+
+    pub(crate) fn cpu_per_request(&self) -> f64 {
+        self.cpu.as_secs_f64() / self.requests as f64
+    }
+}
+
+/// A twin in a process of its own; ends with this value.
+pub(crate) struct Server {
+    process: Child,
+    address: String,
+    twin: Twin,
+}
+
+impl Server {
+    pub(crate) fn start(twin: Twin) -> Result<Self> {
+        let mut process =
+            Command::new(std::env::current_exe()?).args(["serve", twin.name()]).stdout(Stdio::piped()).spawn()?;
+        let mut address = String::new();
+        let output = process.stdout.take().ok_or("no output")?;
+        BufReader::new(output).read_line(&mut address)?;
+        Ok(Self { process, address: address.trim().to_owned(), twin })
+    }
+
+    /// Sends requests of one kind for a time.
+    pub(crate) fn drive(&self, kind: Kind, time: Duration) -> Result<Sum> {
+        let (script, path) = kind.script();
+        let file = std::env::temp_dir().join(format!("tollgate-load-{}.lua", std::process::id()));
+        fs::write(&file, script)?;
+        let before = self.cpu()?;
+        let output = Command::new("wrk")
+            .args(["--threads", "1", "--connections", "16", "--duration", &format!("{}s", time.as_secs())])
+            .arg("--script")
+            .arg(&file)
+            .arg(format!("http://{}{path}", self.address))
+            .output()
+            .map_err(|error| format!("`wrk` cannot be run: {error}"))?;
+        let cpu = self.cpu()? - before;
+        fs::remove_file(&file)?;
+        let text = String::from_utf8(output.stdout)?;
+        let sum = Sum { cpu, ..read(&text).ok_or_else(|| format!("`wrk` says what cannot be read:\n{text}"))? };
+        let as_expected = match (kind, self.twin) {
+            (Kind::Unknown, _) => sum.refused == sum.requests,
+            (_, Twin::Budget) => true,
+            _ => sum.refused == 0,
+        };
+        match as_expected && !text.contains("Socket errors") {
+            true => Ok(sum),
+            false => Err(format!("not the answers that these requests should get:\n{text}").into()),
+        }
+    }
+
+    /// The processor time of the server so far, its own and that of the kernel for it. It has one thread.
+    fn cpu(&self) -> Result<Duration> {
+        let stat = fs::read_to_string(format!("/proc/{}/schedstat", self.process.id()))?;
+        let ns = stat.split_whitespace().next().ok_or("an empty schedstat")?;
+        Ok(Duration::from_nanos(ns.parse()?))
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        _ = self.process.kill();
+        _ = self.process.wait();
+    }
+}
+
+/// The sums of `wrk`: `1234 requests in 2.00s, 1.00MB read`, and `Non-2xx or 3xx responses: 7` if there are any.
+fn read(text: &str) -> Option<Sum> {
+    let line = text.lines().find(|line| line.contains(" requests in "))?;
+    let (requests, rest) = line.trim().split_once(" requests in ")?;
+    let seconds = rest.split_once("s,")?.0;
+    let refused = text.lines().find_map(|line| line.trim().strip_prefix("Non-2xx or 3xx responses: "));
+    Some(Sum {
+        requests: requests.parse().ok()?,
+        refused: refused.map_or(Some(0), |refused| refused.trim().parse().ok())?,
+        time: Duration::from_secs_f64(seconds.parse().ok()?),
+        cpu: Duration::ZERO,
+    })
+}

@@ -1,0 +1,116 @@
+//! `just load`: the reference service, and a twin with the same routes and handlers and no gate, are driven by `wrk` over
+//! loopback. Tells what processor time of the server each kind of request takes, and how many requests a budget admits.
+//!
+//! Needs Linux, for `/proc`, and `wrk` on the path.
+#![allow(clippy::print_stdout, clippy::print_stderr, reason = "a program for the terminal")]
+
+use std::error::Error;
+use std::process::ExitCode;
+use std::time::Duration;
+
+// The reference service, as it is. Its names are rooted in the crate, and so they stand here.
+#[path = "../../../examples/crosstrade/alert.rs"]
+mod alert;
+#[path = "../../../examples/crosstrade/app.rs"]
+mod app;
+#[path = "../../../examples/crosstrade/broker.rs"]
+mod broker;
+#[path = "../../../examples/crosstrade/errors.rs"]
+mod errors;
+#[path = "../../../examples/crosstrade/fields.rs"]
+mod fields;
+#[path = "../../../examples/crosstrade/order.rs"]
+mod order;
+#[path = "../../../examples/crosstrade/problem.rs"]
+mod problem;
+#[path = "../../../examples/crosstrade/rest.rs"]
+mod rest;
+#[path = "../../../examples/crosstrade/rpc.rs"]
+mod rpc;
+#[path = "../../../examples/crosstrade/self_limit.rs"]
+mod self_limit;
+#[path = "../../../examples/crosstrade/server.rs"]
+mod server;
+#[path = "../../../examples/crosstrade/stream.rs"]
+mod stream;
+#[path = "../../../examples/crosstrade/webhook.rs"]
+mod webhook;
+
+mod drive;
+mod twins;
+
+use drive::{Kind, Server, Sum};
+use twins::Twin;
+
+type Result<T, E = Box<dyn Error>> = std::result::Result<T, E>;
+
+/// One measurement of one kind of request. Rounds alternate between the twins, so that a busy machine disturbs both.
+const ROUND: Duration = Duration::from_secs(2);
+const ROUNDS: usize = 5;
+
+fn main() -> ExitCode {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    let done = match args.iter().map(String::as_str).collect::<Vec<_>>()[..] {
+        [] => run(),
+        ["serve", twin] => Twin::named(twin).and_then(twins::serve),
+        _ => Err("usage: tollgate-load".into()),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run() -> Result<()> {
+    let bare = Server::start(Twin::Bare)?;
+    let gated = Server::start(Twin::Gated)?;
+    let rows = [
+        ("bearer, bare twin", &bare, Kind::Bearer),
+        ("bearer", &gated, Kind::Bearer),
+        ("webhook, bare twin", &bare, Kind::Webhook),
+        ("webhook", &gated, Kind::Webhook),
+        ("flood of unknown tokens", &gated, Kind::Unknown),
+    ];
+    let mut sums: [Sum; 5] = Default::default();
+    for (_, server, kind) in &rows {
+        // Warm.
+        server.drive(*kind, ROUND / 2)?;
+    }
+    for _ in 0..ROUNDS {
+        for ((_, server, kind), sum) in rows.iter().zip(&mut sums) {
+            sum.add(&server.drive(*kind, ROUND)?);
+        }
+    }
+    println!("| requests | processor time of the server, of the bare twin's |");
+    println!("|---|---:|");
+    for (at, ((name, ..), sum)) in rows.iter().zip(&sums).enumerate() {
+        let twin = &sums[if at == 2 || at == 3 { 2 } else { 0 }];
+        println!("| {name} | {:.3} |", sum.cpu_per_request() / twin.cpu_per_request());
+    }
+    println!("\nA flood costs {:.3} of a good request.", sums[4].cpu_per_request() / sums[1].cpu_per_request());
+    drop((bare, gated));
+    budget()
+}
+
+/// How many requests of one user are admitted in a time, by the quota of the reference service.
+fn budget() -> Result<()> {
+    let quota = app::QUOTA;
+    let server = Server::start(Twin::Budget)?;
+    let sent = server.drive(Kind::Bearer, 5 * ROUND)?;
+    let admitted = sent.requests - sent.refused;
+    // What the burst and the time between the first and the last request allow. The time is that of `wrk`, which includes
+    // all requests, so that this is a bound from above; one below it is the moment in which the last unit comes.
+    let most = u64::from(quota.burst()) + sent.time.div_duration_f64(quota.interval()) as u64;
+    let seconds = sent.time.as_secs_f64();
+    println!(
+        "{admitted} of {} requests in {seconds:.2} s were admitted; 180 a minute, burst 20, allow {most}.",
+        sent.requests
+    );
+    match admitted == most || admitted + 1 == most {
+        true => Ok(()),
+        false => Err(format!("{admitted} were admitted, and {most} are allowed").into()),
+    }
+}

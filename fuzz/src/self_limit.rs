@@ -4,6 +4,7 @@
 //! is there. An alert is four bytes: which id and limit, whether time steps back, seconds since the one before.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use crate::oracle::{self, Window};
 
@@ -23,11 +24,12 @@ pub fn check(data: &[u8]) {
 
 fn check_parse(rate_limit: Option<&[u8]>, id: Option<&[u8]>) {
     let limit = alerts::parse(rate_limit, id);
-    let limit = limit.map(|limit| limit.map(|limit| (limit.count, limit.window_s))).map_err(drop);
+    let limit = limit.map(|limit| limit.map(|limit| (limit.count, limit.window_s))).map_err(|_| oracle::Invalid);
     assert_eq!(limit, oracle::self_limit(rate_limit, id));
 }
 
-/// Ids with one limit each are limited exactly.
+/// Ids with one limit each are limited exactly. Where time steps back, the latest time counts, and the limit may be
+/// stricter.
 fn check_windows(stream: &[u8]) {
     let (limits, mut windows) = (SelfLimits::default(), BTreeMap::<_, Window>::new());
     let mut now = 1_000_u64;
@@ -37,22 +39,21 @@ fn check_windows(stream: &[u8]) {
         now = if back == 1 { now.saturating_sub(step) } else { now + step };
         let limit = SelfLimit { count: u32::from(id % 5) + 1, window_s: u32::from(id / 5 % 7) * 30 + 1 };
         let window = windows.entry(id).or_default();
-        let fits = window.fits(limit.count, limit.window_s, now);
+        let latest = now.max(window.latest());
+        let fits = |at| window.fits(limit.count, limit.window_s, at);
         // One of them cannot be carried out, and does not count.
         let is_carried_out = back != 2;
         let accept = || is_carried_out.then_some(()).ok_or(());
-        let done = limits.admit((b"alice", &[id]), limit, std::time::Duration::from_secs(now), accept);
-        match done {
+        match limits.admit((b"alice", &[id]), limit, Duration::from_secs(now), accept) {
             Ok(()) => {
-                assert!(fits && is_carried_out, "accepted at {now}: {limit:?} {window:?}");
-                window.accept(now);
+                assert!(fits(latest) && is_carried_out, "accepted at {now}: {limit:?} {window:?}");
+                window.accept(latest);
             }
-            Err(Denied::NotAccepted(())) => assert!(fits && !is_carried_out, "asked at {now}: {limit:?} {window:?}"),
+            Err(Denied::NotAccepted(())) => assert!(fits(latest) && !is_carried_out, "at {now}: {limit:?} {window:?}"),
             Err(Denied::OverLimit(wait)) => {
-                assert!(!fits, "denied at {now}: {limit:?} {window:?}");
                 let then = now + wait.as_secs();
-                assert!(window.fits(limit.count, limit.window_s, then), "not after the wait: {window:?}");
-                assert!(!window.fits(limit.count, limit.window_s, then - 1), "a shorter wait would do: {window:?}");
+                assert!(!fits(now) && !fits(then - 1), "a shorter wait than {wait:?} would do: {limit:?} {window:?}");
+                assert!(fits(then), "not after {wait:?}: {limit:?} {window:?}");
             }
             Err(Denied::TooManyIds(_)) => panic!("there are 256 ids at the most"),
         }

@@ -11,7 +11,7 @@ pub fn text(body: &[u8], name: &str, form: Form) -> Found {
         None => (trim(field), None),
     });
     let values: Vec<Option<String>> =
-        fields.filter(|(own, _)| own.to_ascii_lowercase() == name).map(|(_, value)| value).collect();
+        fields.filter(|(own, _)| own.eq_ignore_ascii_case(name)).map(|(_, value)| value).collect();
     match &values[..] {
         [] => Found::Absent,
         [Some(value)] => form.value(latin_1(value.as_bytes())),
@@ -28,10 +28,10 @@ pub enum Door {
 }
 
 /// The door that the head of a request is for, whether open or not, and whether its charset is one that bodies here can
-/// have; `Err` if there are two content types.
-pub fn door(request: &Sent) -> Result<Option<(Door, bool)>, ()> {
+/// have; `BadRequest` if there are two content types.
+pub fn door(request: &Sent) -> Result<Option<(Door, bool)>, Found> {
     let encodings = super::list(&request.lines("content-encoding"));
-    let is_encoded = encodings.iter().any(|coding| coding.to_ascii_lowercase() != "identity");
+    let is_encoded = encodings.iter().any(|coding| !coding.eq_ignore_ascii_case("identity"));
     if !["POST", "PUT", "PATCH"].contains(&&*request.method) || is_encoded {
         return Ok(None);
     }
@@ -39,7 +39,7 @@ pub fn door(request: &Sent) -> Result<Option<(Door, bool)>, ()> {
     let content_type = match &types[..] {
         [] => return Ok(None),
         [content_type] => content_type.to_ascii_lowercase(),
-        _ => return Err(()),
+        _ => return Err(Found::BadRequest),
     };
     let mut parts = content_type.split(';').map(strip);
     let door = match parts.next().unwrap_or_default() {

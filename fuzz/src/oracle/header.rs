@@ -7,7 +7,7 @@ pub fn authorization(lines: &[String], form: Form) -> Found {
     let [line] = lines else { return if lines.is_empty() { Found::Absent } else { Found::BadRequest } };
     let value = strip(line);
     let scheme: String = value.chars().take_while(|c| TCHAR.contains(*c)).collect();
-    if scheme.to_ascii_lowercase() != "bearer" {
+    if !scheme.eq_ignore_ascii_case("bearer") {
         return Found::Absent;
     }
     let rest = &value[scheme.len()..];

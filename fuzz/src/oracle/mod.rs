@@ -35,7 +35,7 @@ pub use header::{api_key, authorization, list, websocket};
 pub use json::json;
 pub use param::{form, query, query_of};
 pub use request::{Doors, Verdict, is_grpc, look};
-pub use self_limit::{Window, self_limit};
+pub use self_limit::{Invalid, Window, self_limit};
 
 /// What a carrier holds.
 #[derive(Clone, Debug, PartialEq, Eq)]

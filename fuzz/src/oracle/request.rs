@@ -82,7 +82,7 @@ fn found(request: &Sent, doors: &Doors) -> Vec<(Carrier, Found)> {
 
 fn opens_websocket(request: &Sent) -> bool {
     match &*request.method {
-        "GET" => list(&request.lines("upgrade")).iter().any(|item| item.to_ascii_lowercase() == "websocket"),
+        "GET" => list(&request.lines("upgrade")).iter().any(|item| item.eq_ignore_ascii_case("websocket")),
         "CONNECT" => request.is_http_2,
         _ => false,
     }
@@ -93,7 +93,7 @@ fn in_body(request: &Sent, doors: &Doors) -> (Carrier, Found) {
     let (kind, is_readable) = match body::door(request) {
         _ if !doors.form && !doors.json && !doors.text => return absent,
         Ok(None) => return absent,
-        Err(()) => return (Carrier::Json, Found::BadRequest),
+        Err(wrong) => return (Carrier::Json, wrong),
         Ok(Some(fitting)) => fitting,
     };
     let sniffs = doors.sniff && doors.json;

@@ -1,7 +1,11 @@
 use super::latin_1;
 
+/// A limit that is none.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Invalid;
+
 /// `N` or `N/S`, and the id that it counts: the numbers, nothing to limit, or a refusal.
-pub fn self_limit(rate_limit: Option<&[u8]>, id: Option<&[u8]>) -> Result<Option<(u32, u32)>, ()> {
+pub fn self_limit(rate_limit: Option<&[u8]>, id: Option<&[u8]>) -> Result<Option<(u32, u32)>, Invalid> {
     let Some(rate_limit) = rate_limit else { return Ok(None) };
     let trim = |bytes: &[u8]| latin_1(bytes).trim_matches([' ', '\t', '\r', '\n']).to_owned();
     let rate_limit = trim(rate_limit);
@@ -9,12 +13,12 @@ pub fn self_limit(rate_limit: Option<&[u8]>, id: Option<&[u8]>) -> Result<Option
     let (count, window) = match parts[..] {
         [count] => (number(count, 1_000), Some(60)),
         [count, window] => (number(count, 1_000), number(window, 86_400)),
-        _ => return Err(()),
+        _ => return Err(Invalid),
     };
     let id_len = id.map_or(0, |id| trim(id).chars().count());
     match (count, window) {
         (Some(count), Some(window)) if (1..=128).contains(&id_len) => Ok(Some((count, window))),
-        _ => Err(()),
+        _ => Err(Invalid),
     }
 }
 
@@ -30,14 +34,18 @@ fn number(text: &str, max: u32) -> Option<u32> {
 pub struct Window(Vec<u64>);
 
 impl Window {
-    /// Whether one more fits: less than `count` in the last `window` seconds. Times that step back count as the latest.
+    /// Whether one more fits: less than `count` in the last `window` seconds.
     pub fn fits(&self, count: u32, window: u32, now: u64) -> bool {
         let accepted = self.0.iter().filter(|at| **at + u64::from(window) > now).count();
         accepted < count as usize
     }
 
     pub fn accept(&mut self, now: u64) {
-        let latest = self.0.iter().copied().max().unwrap_or(now);
-        self.0.push(now.max(latest));
+        self.0.push(now);
+    }
+
+    /// When the last was accepted.
+    pub fn latest(&self) -> u64 {
+        self.0.iter().copied().max().unwrap_or_default()
     }
 }

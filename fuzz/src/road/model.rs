@@ -48,7 +48,7 @@ pub fn condition(token: &str) -> Condition {
 
 /// Whose token it is: several have one budget.
 pub fn subject(token: &str) -> &'static str {
-    if token.chars().count() % 2 == 0 { "alice" } else { "bob" }
+    if token.chars().count().is_multiple_of(2) { "alice" } else { "bob" }
 }
 
 impl Model {

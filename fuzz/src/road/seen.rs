@@ -20,7 +20,7 @@ pub fn check(seen: Option<&Seen>, expected: &Expected, request: &Sent, options: 
             let caller = caller.expect("a grant");
             assert_eq!(caller.carrier(), real(*carrier));
             assert_eq!(caller.token_digest(), Some(TokenDigest::of(oracle::bytes(token))));
-            assert_eq!(seen.asked, [token.clone()], "what the store was asked for");
+            assert_eq!(&seen.asked[..], std::slice::from_ref(token), "what the store was asked for");
         }
     }
     if !matches!(expected, Expected::Admitted { .. }) {

@@ -51,17 +51,18 @@ bench:
 # The oracles' own tests, for which stable will do; then all fuzz targets are built.
 fuzz-check:
     cd fuzz && cargo fmt --check && cargo clippy --all-targets -- -D warnings && cargo test
-    if {{ has_fuzz }}; then cargo +nightly fuzz build; {{ otherwise_skip_fuzz }}
+    if {{ has_fuzz }}; then cargo +nightly fuzz build --sanitizer none; {{ otherwise_skip_fuzz }}
 
-# Each fuzz target for so many seconds, from the seeds that the vectors give. Fails on a finding.
+# Each fuzz target for so many seconds, from the seeds that the vectors give. Fails on a finding. Without a sanitizer: the
+# crate has no unsafe code, and a check is several times as fast.
 fuzz SECONDS='20':
     if {{ has_fuzz }}; then \
         cd fuzz; \
         cargo run --quiet --example seeds; \
         for target in $(cargo +nightly fuzz list --fuzz-dir .); do \
             mkdir -p "corpus/$target"; \
-            cargo +nightly fuzz run --fuzz-dir . "$target" "corpus/$target" "seeds/$target" -- -dict=tollgate.dict \
-                -max_total_time={{ SECONDS }} -max_len=4096 -timeout=10 -print_final_stats=1; \
+            cargo +nightly fuzz run --sanitizer none --fuzz-dir . "$target" "corpus/$target" "seeds/$target" -- \
+                -dict=tollgate.dict -max_total_time={{ SECONDS }} -max_len=4096 -timeout=10 -print_final_stats=1; \
         done; \
     {{ otherwise_skip_fuzz }}
 

@@ -103,8 +103,8 @@ fn self_limit_seed(input: &Value) -> Vec<u8> {
         seed.push(0xff);
         seed.extend(bytes(id));
     }
-    // Alerts of two ids, one of which steps back, and one that is not carried out.
+    // Alerts of two ids, one that is not carried out, and one for which time steps back.
     seed.push(0xff);
-    seed.extend([4, 0, 0, 1].repeat(6).iter().chain(&[9, 0, 0, 200, 9, 1, 0, 30, 4, 2, 0, 1]));
+    seed.extend([4, 0, 0, 1].repeat(6).iter().chain(&[9, 0, 0, 200, 4, 2, 0, 1, 4, 0, 0, 1, 9, 1, 0, 30]));
     seed
 }

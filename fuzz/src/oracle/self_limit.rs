@@ -43,9 +43,4 @@ impl Window {
     pub fn accept(&mut self, now: u64) {
         self.0.push(now);
     }
-
-    /// When the last was accepted.
-    pub fn latest(&self) -> u64 {
-        self.0.iter().copied().max().unwrap_or_default()
-    }
 }

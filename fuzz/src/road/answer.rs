@@ -197,3 +197,33 @@ fn said() -> &'static str {
         said
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+    use http::Response;
+
+    use super::*;
+
+    fn request() -> Sent {
+        Sent { body: b"key=another-secret;".to_vec(), ..Sent::of("Bearer a-secret-token, no-store") }
+    }
+
+    #[test]
+    fn words_of_credentials_are_looked_for_but_those_of_every_answer() {
+        assert_eq!(Vocabulary::of(&request()).0, ["a-secret-token", "another-secret"]);
+    }
+
+    #[test]
+    #[should_panic(expected = "a-secret-token in 200 OK")]
+    fn a_credential_in_a_header_is_noticed() {
+        let answer = Response::builder().header("x-echo", "Bearer a-secret-token").body(Bytes::new());
+        Vocabulary::of(&request()).check(&answer.unwrap());
+    }
+
+    #[test]
+    #[should_panic(expected = "another-secret in 200 OK")]
+    fn a_credential_in_a_body_is_noticed() {
+        Vocabulary::of(&request()).check(&Response::new(Bytes::from_static(b"you sent another-secret")));
+    }
+}

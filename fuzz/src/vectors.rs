@@ -66,7 +66,34 @@ pub fn octets(object: &Value, key: &str, hex_key: &str) -> Vec<u8> {
 
 /// Inputs of a target. What the vectors say about a carrier is the input of its parser, byte for byte.
 pub fn seeds(target: &str) -> BTreeSet<Vec<u8>> {
-    all().iter().filter_map(|vector| seed(target, vector)).collect()
+    all().iter().filter_map(|vector| seed(target, vector)).chain(at_limits(target)).collect()
+}
+
+/// What lies on both sides of a limit, which no fuzzer finds by itself.
+fn at_limits(target: &str) -> Vec<Vec<u8>> {
+    let nested = |depth: usize| format!(r#"{{"a":{}{}}}"#, "[".repeat(depth - 1), "]".repeat(depth - 1)).into_bytes();
+    let token = |before: &str, len: usize| format!("{before}{}", "a".repeat(len)).into_bytes();
+    let both = |before| vec![token(before, 8192), token(before, 8193)];
+    match target {
+        "json" => {
+            let others = [r#"{"a":"\ude00"}"#, r#"{"a":"\ud83d"}"#, r#"{"KEY":"a"}"#, r#"{"a":{"key":"b"}}"#];
+            others.map(|text| text.into()).into_iter().chain([64, 65, 129].map(nested)).collect()
+        }
+        "header" => both("Bearer "),
+        "api_key" => both(""),
+        "query" | "form" => both("access_token="),
+        "text" => both("key="),
+        "self_limit" => [128, 129].map(|len| [&b"1\xff"[..], &token("", len)].concat()).to_vec(),
+        "road" => {
+            let text =
+                |len: usize| [b"\0\x08\0POST /\ncontent-type:text/plain\n\n".to_vec(), token("key=", len)].concat();
+            // A key that yields to Bearer, twice; and one budget over all requests, while it refills.
+            let yields = b"\x8e\0\0GET /\nauthorization:Bearer a\nx-api-key:b\nx-api-key:c\n\n".to_vec();
+            let refilled = b"\0\x05\x09GET /\nauthorization:Bearer canned\n\n".to_vec();
+            vec![text(252), text(253), yields, refilled]
+        }
+        _ => Vec::new(),
+    }
 }
 
 fn seed(target: &str, vector: &Value) -> Option<Vec<u8>> {

@@ -90,7 +90,9 @@ fn at_limits(target: &str) -> Vec<Vec<u8>> {
             // A key that yields to Bearer, twice; and one budget over all requests, while it refills.
             let yields = b"\x8e\0\0GET /\nauthorization:Bearer a\nx-api-key:b\nx-api-key:c\n\n".to_vec();
             let refilled = b"\0\x05\x09GET /\nauthorization:Bearer canned\n\n".to_vec();
-            vec![text(252), text(253), yields, refilled]
+            // Sentences, in the words of the road.
+            let sentences = (0..40).map(|line| vec![0, 0, 0, 2 + line % 3, 0, line, line, 39 - line]);
+            [text(252), text(253), yields, refilled].into_iter().chain(sentences).collect()
         }
         _ => Vec::new(),
     }

@@ -1,6 +1,6 @@
 //! The whole road: requests through the real layers, against a model of them.
 //!
-//! The input is three bytes of [`Options`] and a request as text. It is sent, then one of another caller of the same
+//! The input is three bytes of [`Options`] and a request as text, or else in words of which each is a byte. It is sent, then one of another caller of the same
 //! gate, then it is sent again, all under a clock that is turned between.
 
 mod answer;
@@ -8,6 +8,7 @@ mod gate;
 mod model;
 mod options;
 mod seen;
+mod words;
 
 pub use options::Options;
 
@@ -23,7 +24,8 @@ pub fn check(data: &[u8]) {
     let Some((options, text)) = data.split_first_chunk().map(|(bytes, text)| (Options::of(*bytes), text)) else {
         return;
     };
-    let Some(mut sent) = Sent::parse(text).filter(|_| data.len() <= MAX_INPUT) else { return };
+    let sent = Sent::parse(text).or_else(|| words::sentence(text));
+    let Some(mut sent) = sent.filter(|_| data.len() <= MAX_INPUT) else { return };
     sent.is_http_2 = options.http_2;
     if sent.to_http(()).is_none() {
         return;

@@ -1,9 +1,10 @@
-# What CI runs, and what everybody runs before a commit. Needs `just`, `cargo-hack` and `cargo-deny`.
+# What CI runs, and what everybody runs before a commit. Needs `just`, `cargo-hack` and `cargo-deny`; the parts for
+# fuzzing need `cargo-fuzz` and nightly Rust, and are skipped where these are missing.
 
 set shell := ["bash", "-euc"]
 
 # All checks.
-ci: fmt clippy test features docs deny msrv
+ci: fmt clippy test features docs deny msrv fuzz-check fuzz
 
 fmt:
     cargo fmt --all --check
@@ -50,3 +51,29 @@ bench:
 # What the gate costs a whole service: the reference service beside a twin without gates, driven by `wrk` over loopback.
 load:
     cargo run --locked --release --manifest-path benches/load/Cargo.toml
+
+# The oracles' own tests, for which stable will do; then all fuzz targets are built.
+fuzz-check:
+    cd fuzz && cargo fmt --check && cargo clippy --all-targets -- -D warnings && cargo test
+    if {{ has_fuzz }}; then cargo +nightly fuzz build --sanitizer none; {{ otherwise_skip_fuzz }}
+
+# Each fuzz target for so many seconds, from the seeds that the vectors give. Fails on a finding. Without a sanitizer: the
+# crate has no unsafe code, and a check is several times as fast.
+fuzz SECONDS='20':
+    if {{ has_fuzz }}; then \
+        cd fuzz; \
+        cargo run --quiet --example seeds; \
+        for target in $(cargo +nightly fuzz list --fuzz-dir .); do \
+            mkdir -p "corpus/$target"; \
+            cargo +nightly fuzz run --sanitizer none --fuzz-dir . "$target" "corpus/$target" "seeds/$target" -- \
+                -dict=tollgate.dict -max_total_time={{ SECONDS }} -max_len=4096 -timeout=10 -print_final_stats=1; \
+        done; \
+    {{ otherwise_skip_fuzz }}
+
+has_fuzz := "cargo +nightly fuzz --version >/dev/null 2>&1"
+otherwise_skip_fuzz := '''
+    elif [ -n "${TOLLGATE_REQUIRE_NIGHTLY:-}" ]; then
+        echo "nightly Rust or cargo-fuzz is missing" >&2; exit 1;
+    else
+        echo "skipped: nightly Rust or cargo-fuzz is not installed";
+    fi'''

@@ -114,7 +114,8 @@ impl Protocol {
     #[must_use]
     pub fn of(headers: &HeaderMap) -> Self {
         let is_grpc = headers.get(header::CONTENT_TYPE).is_some_and(|value| {
-            let value = value.as_bytes();
+            // White space around a value is not part of it; a value has no other than spaces and tabs.
+            let value = value.as_bytes().trim_ascii();
             value.len() >= 16
                 && value[..16].eq_ignore_ascii_case(b"application/grpc")
                 && matches!(value.get(16), None | Some(b'+' | b';'))

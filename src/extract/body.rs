@@ -50,12 +50,11 @@ impl BodyDoors {
     /// 1. `POST`, `PUT` and `PATCH` only: RFC 6750, section 2.2, wants a method whose body has a meaning.
     /// 2. The type is compared without case and parameters. A body that is encoded in any way fits no door, and neither
     ///    does gRPC, whose messages are framed, `application/grpc+json` too.
-    /// 3. Two types, and a charset that is neither UTF-8 nor US-ASCII, are contradictions.
+    /// 3. Two types, and a charset that is neither UTF-8 nor US-ASCII, are contradictions; two types only if any door is
+    ///    open.
     pub(crate) fn fitting(&self, head: &Head<'_>) -> Result<Option<Door>, Contradiction> {
-        if !matches!(*head.method, Method::POST | Method::PUT | Method::PATCH)
-            || is_encoded(head.headers)
-            || Protocol::of(head.headers) == Protocol::Grpc
-        {
+        let has_body = matches!(*head.method, Method::POST | Method::PUT | Method::PATCH);
+        if self.are_closed() || !has_body || is_encoded(head.headers) || Protocol::of(head.headers) == Protocol::Grpc {
             return Ok(None);
         }
         let mut types = head.headers.get_all(header::CONTENT_TYPE).iter();
@@ -97,6 +96,10 @@ impl BodyDoors {
         let Some(name) = name else { return (Presented::Nothing, carrier, 0..0) };
         let (presented, span) = locate(body, name, form_of_token);
         (presented, carrier, span)
+    }
+
+    fn are_closed(&self) -> bool {
+        self.form.is_none() && self.json.is_none() && self.text.is_none()
     }
 
     /// Only if there is a JSON door to go through.

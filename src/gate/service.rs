@@ -140,6 +140,10 @@ fn guard_field(headers: &mut HeaderMap, name: &HeaderName, remove: bool) {
     }
 }
 
+fn mark_lines(headers: &mut HeaderMap, name: &HeaderName) {
+    headers.iter_mut().filter(|(own, _)| *own == name).for_each(|(_, line)| line.set_sensitive(true));
+}
+
 impl<A, R> Shared<A, R> {
     /// Credentials do not belong into a preflight, and nobody has looked at them: they go, whatever door they are for.
     fn strip_credentials<B>(&self, request: &mut Request<B>) {
@@ -169,9 +173,11 @@ impl<A, R> Shared<A, R> {
     fn guard_other_doors<B>(&self, request: &mut Request<B>) {
         let (doors, remove) = (&self.settings.doors, self.settings.remove_credentials);
         if let Some(name) = &doors.api_key {
-            // What yields to Bearer is of another purpose and stays; it may be a secret all the same.
-            let remove = remove && doors.api_key_beside(request.headers(), self.settings.form).is_some();
-            guard_field(request.headers_mut(), name, remove);
+            // What yields to Bearer is of another purpose and stays; it may be a secret all the same, in several lines.
+            match doors.api_key_beside(request.headers(), self.settings.form) {
+                Some(name) => guard_field(request.headers_mut(), name, remove),
+                None => mark_lines(request.headers_mut(), name),
+            }
         }
         if let Some(prefix) = &doors.websocket {
             without_token(request.headers_mut(), prefix);

@@ -1000,6 +1000,15 @@ async fn encoded_bodies_fit_no_door() {
 }
 
 #[tokio::test]
+async fn two_content_types_are_no_contradiction_where_no_door_is_open() {
+    let closed = AuthLayer::new(memory()).with_body_doors(BodyDoors::new(DEADLINE, tokio::time::sleep));
+    let mut twice = post(JSON, Body::default());
+    twice.headers_mut().append("content-type", HeaderValue::from_static(TEXT));
+    assert_eq!(refusal(&closed, twice.clone()).await, RejectionKind::Missing);
+    assert_eq!(admission(&closed, authorized(twice)).await.0, Carrier::AuthorizationHeader);
+}
+
+#[tokio::test]
 async fn contradictions_about_the_body_are_wrong_before_it_is_read() {
     let mut twice = post(JSON, Script::of(json_with(TOKEN)));
     twice.headers_mut().append("content-type", HeaderValue::from_static(TEXT));

@@ -235,6 +235,12 @@ async fn an_api_key_header_can_yield_to_bearer_credentials() {
     }
     let malformed = presenting(with_token("mal formed"), Carrier::ApiKeyHeader, TOKEN);
     assert_eq!(send(&layer.layer(echo()), malformed).await.status(), 401, "presence counts");
+
+    // No credential here, and so not refused when it is repeated: all the more nothing may print it.
+    let twice = presenting(with_token(TOKEN), Carrier::ApiKeyHeader, "one");
+    let saw = seen(&layer, presenting(twice, Carrier::ApiKeyHeader, "two")).await;
+    let lines: Vec<_> = saw.headers.get_all(API_KEY).iter().map(|line| (line, line.is_sensitive())).collect();
+    assert!(lines.len() == 2 && lines.iter().all(|(_, is_sensitive)| *is_sensitive), "{lines:?}");
 }
 
 #[tokio::test]

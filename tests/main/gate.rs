@@ -438,6 +438,9 @@ async fn grpc_is_refused_in_its_own_words() {
         (grpc("application/grpc+proto", Some("unknown")), "16"),
         (grpc("application/grpc;x=y", Some(TOKEN)), "7"),
         (grpc("Application/gRPC", Some(TOKEN)), "8"),
+        // White space around a value is not part of it, and not everything strips it.
+        (grpc(" \tapplication/grpc", None), "16"),
+        (grpc("application/grpc\t", None), "16"),
     ] {
         let response = send(&service, request).await;
         assert_eq!(response.status(), 200);

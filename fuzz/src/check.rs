@@ -1,0 +1,168 @@
+//! The targets for the parsers. Their input is what the carrier holds, byte for byte; header lines end in LF.
+
+use http::header::{AUTHORIZATION, SEC_WEBSOCKET_PROTOCOL, UPGRADE};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Uri};
+use tollgate::extract::{self, Alphabet, Presented, TokenForm};
+use tollgate::{BearerToken, Head};
+
+use crate::oracle::{self, Form, Found, latin_1};
+
+/// Tokens as usual, short ones, and of the other alphabet.
+const FORMS: [Form; 3] = [Form::DEFAULT, Form { max_len: 8, lenient: false }, Form { max_len: 64, lenient: true }];
+
+pub const API_KEY: HeaderName = HeaderName::from_static("x-api-key");
+pub const PREFIX: &str = "base64url.bearer.authorization.example.";
+
+/// The same in the crate's words.
+pub fn token_form(form: Form) -> TokenForm {
+    let alphabet = if form.lenient { Alphabet::Lenient } else { Alphabet::B64Token };
+    TokenForm { alphabet, max_len: form.max_len }
+}
+
+pub fn header(data: &[u8]) {
+    let Some(headers) = headers(AUTHORIZATION, data) else { return };
+    for form in FORMS {
+        same(extract::authorization(&headers, token_form(form)), oracle::authorization(&lines(data), form));
+    }
+}
+
+pub fn api_key(data: &[u8]) {
+    let Some(headers) = headers(API_KEY, data) else { return };
+    for form in FORMS {
+        same(extract::api_key(&headers, &API_KEY, token_form(form)), oracle::api_key(&lines(data), form));
+    }
+}
+
+pub fn query(data: &[u8]) {
+    let Ok(target) = Uri::try_from([b"/?", data].concat()) else { return };
+    let text = latin_1(&[b"/?", data].concat());
+    let query = oracle::query_of(&text).unwrap_or_default();
+    for (method, form) in [Method::GET, Method::HEAD, Method::POST].into_iter().zip(FORMS) {
+        let should_be = oracle::query(method.as_str(), query, "access_token", form);
+        same(extract::query(&method, &target, "access_token", token_form(form)), should_be);
+    }
+}
+
+pub fn form(data: &[u8]) {
+    for form in FORMS {
+        let should_be = oracle::form(&latin_1(data), "access_token", form);
+        same(extract::form(data, "access_token", token_form(form)), should_be);
+    }
+}
+
+/// The bytes, and, since few bytes are JSON, the same as a sentence of which each byte is a word.
+pub fn json(data: &[u8]) {
+    let sentence = data.iter().take(64).map(|byte| JSON_WORDS[usize::from(*byte) % JSON_WORDS.len()]);
+    for body in [data, sentence.collect::<String>().as_bytes()] {
+        for form in FORMS {
+            same(extract::json(body, "key", token_form(form)), oracle::json(body, "key", form));
+        }
+    }
+}
+
+/// Of these a parser of JSON has to know every one. The first two begin and end most bodies.
+const JSON_WORDS: [&str; 32] = [
+    "{\"key\":\"",
+    "\"}",
+    "{",
+    "}",
+    "[",
+    "]",
+    ":",
+    ",",
+    "\"",
+    "\"key\":",
+    ",\"key\":\"b\"",
+    "\"Key\":",
+    "\"\\u006bey\":",
+    "\"a\":",
+    "null",
+    "true",
+    "-1.5e+9",
+    "0",
+    "1",
+    ".",
+    "E",
+    "-",
+    "abc",
+    "==",
+    "\\ud83d",
+    "\\ude00",
+    "\\u0041",
+    "\\\\",
+    "\\n",
+    "\u{e9}",
+    " \r\n\t",
+    "\u{feff}",
+];
+
+pub fn text(data: &[u8]) {
+    for form in FORMS {
+        same(extract::text(data, "key", token_form(form)), oracle::text(data, "key", form));
+    }
+}
+
+pub fn websocket(data: &[u8]) {
+    let Some(headers) = headers(SEC_WEBSOCKET_PROTOCOL, data) else { return };
+    let mut request = Request::new(());
+    *request.headers_mut() = headers;
+    same(extract::websocket(&Head::of(&request), PREFIX, TokenForm::default()), Found::Absent);
+    request.headers_mut().insert(UPGRADE, HeaderValue::from_static("h2c, WebSocket"));
+    for form in FORMS {
+        let should_be = oracle::websocket(&lines(data), PREFIX, form);
+        same(extract::websocket(&Head::of(&request), PREFIX, token_form(form)), should_be);
+    }
+}
+
+fn lines(data: &[u8]) -> Vec<String> {
+    data.split(|&byte| byte == b'\n').map(latin_1).collect()
+}
+
+/// The lines as lines of a field, if `http` takes them.
+fn headers(name: HeaderName, data: &[u8]) -> Option<HeaderMap> {
+    let mut headers = HeaderMap::new();
+    for line in data.split(|&byte| byte == b'\n') {
+        headers.append(&name, HeaderValue::from_bytes(line).ok()?);
+    }
+    Some(headers)
+}
+
+/// What the crate has found is what the oracle has found, and does not print it.
+fn same(is: Presented<'_>, should_be: Found) {
+    let printed = format!("{is:?}");
+    let (found, prints) = match is {
+        Presented::Nothing => (Found::Absent, "Nothing".to_owned()),
+        Presented::Token(token) => {
+            (Found::Token(latin_1(token.expose())), format!("{:?}", Presented::Token(BearerToken::new("another"))))
+        }
+        Presented::Malformed => (Found::BadToken, "Malformed".to_owned()),
+        Presented::Ambiguous => (Found::BadRequest, "Ambiguous".to_owned()),
+    };
+    assert_eq!(found, should_be);
+    assert_eq!(printed, prints);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_line_is_nothing() {
+        assert!(matches!(extract::authorization(&HeaderMap::new(), TokenForm::default()), Presented::Nothing));
+        assert_eq!(oracle::authorization(&[], Form::DEFAULT), Found::Absent);
+        assert!(matches!(extract::api_key(&HeaderMap::new(), &API_KEY, TokenForm::default()), Presented::Nothing));
+        assert_eq!(oracle::api_key(&[], Form::DEFAULT), Found::Absent);
+    }
+
+    #[test]
+    #[should_panic]
+    fn another_token_is_noticed() {
+        same(Presented::Token(BearerToken::new("a")), Found::Token("b".to_owned()));
+    }
+
+    #[test]
+    #[should_panic]
+    fn another_verdict_is_noticed() {
+        same(Presented::Malformed, Found::Absent);
+    }
+}

@@ -1,0 +1,56 @@
+//! Fuzz targets of tollgate: its parsers and the whole road, each against an oracle.
+//!
+//! The [`oracle`] is written from the reference parser of the project's rules, in another way than the crate: bytes
+//! become text of one character a byte, which is split, collected and compared. It is slow, and can be checked by
+//! reading. It shares no code with the crate, and passes the conformance vectors by itself.
+//!
+//! A target takes raw bytes. Under cargo-fuzz it is a libFuzzer target; otherwise a program that runs the check on the
+//! files that it is given, so that a finding can be looked at on stable.
+
+pub mod check;
+pub mod oracle;
+pub mod request;
+pub mod road;
+pub mod self_limit;
+pub mod vectors;
+
+use std::{env, fs};
+
+/// A check of raw bytes, which panics if anything is wrong.
+pub type Check = fn(&[u8]);
+
+/// All targets by their names.
+pub const TARGETS: [(&str, Check); 9] = [
+    ("header", check::header),
+    ("api_key", check::api_key),
+    ("query", check::query),
+    ("form", check::form),
+    ("json", check::json),
+    ("text", check::text),
+    ("websocket", check::websocket),
+    ("self_limit", self_limit::check),
+    ("road", road::check),
+];
+
+/// Makes a program of a check.
+#[macro_export]
+macro_rules! target {
+    ($check:path) => {
+        #[cfg(fuzzing)]
+        libfuzzer_sys::fuzz_target!(|data: &[u8]| $check(data));
+
+        #[cfg(not(fuzzing))]
+        fn main() {
+            $crate::replay($check);
+        }
+    };
+}
+
+/// Runs a check on the files that are named on the command line.
+pub fn replay(check: Check) {
+    for file in env::args_os().skip(1) {
+        let data = fs::read(&file).unwrap_or_else(|error| panic!("{}: {error}", file.display()));
+        println!("{}: {} bytes", file.display(), data.len());
+        check(&data);
+    }
+}

@@ -1,0 +1,131 @@
+use super::{
+    Door, Form, Found, api_key, authorization, body, form, json, list, query, query_of, strip, text, websocket,
+};
+use crate::request::{Carrier, Sent};
+
+/// Which doors of a gate are open, and what they are for.
+#[derive(Clone, Debug)]
+pub struct Doors {
+    pub api_key: bool,
+    /// Whether the API key does not count beside Bearer credentials.
+    pub api_key_yields: bool,
+    pub query: bool,
+    /// The prefix of the sub-protocol.
+    pub websocket: Option<String>,
+    /// A door of the service's own: the first line of this field.
+    pub other: Option<String>,
+    pub form: bool,
+    pub json: bool,
+    pub text: bool,
+    /// Whether a text that begins with `{` is JSON.
+    pub sniff: bool,
+    pub max_body: usize,
+    pub preflight: bool,
+    pub token: Form,
+}
+
+/// What a gate makes of a request before it asks the store.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// A CORS preflight.
+    Pass,
+    Missing,
+    Token(String, Carrier),
+    BadToken,
+    BadRequest,
+    TooLarge,
+}
+
+/// What all open doors hold together.
+pub fn look(request: &Sent, doors: &Doors) -> Verdict {
+    let has = |name| !request.lines(name).is_empty();
+    if doors.preflight && request.method == "OPTIONS" && has("origin") && has("access-control-request-method") {
+        return Verdict::Pass;
+    }
+    combine(&found(request, doors))
+}
+
+fn combine(found: &[(Carrier, Found)]) -> Verdict {
+    let is_any = |wanted| found.iter().any(|(_, found)| *found == wanted);
+    let presented: Vec<_> = found.iter().filter(|(_, found)| *found != Found::Absent).collect();
+    match &presented[..] {
+        _ if is_any(Found::TooLarge) => Verdict::TooLarge,
+        _ if is_any(Found::BadRequest) => Verdict::BadRequest,
+        [] => Verdict::Missing,
+        [(carrier, Found::Token(token))] => Verdict::Token(token.clone(), *carrier),
+        [_] => Verdict::BadToken,
+        _ => Verdict::BadRequest,
+    }
+}
+
+fn found(request: &Sent, doors: &Doors) -> Vec<(Carrier, Found)> {
+    let token = doors.token;
+    let in_header = authorization(&request.lines("authorization"), token);
+    let has_bearer = in_header != Found::Absent;
+    let mut found = vec![(Carrier::Header, in_header)];
+    if doors.api_key && !(doors.api_key_yields && has_bearer) {
+        found.push((Carrier::ApiKey, api_key(&request.lines("x-api-key"), token)));
+    }
+    if let (true, Some(pairs)) = (doors.query, query_of(&request.target)) {
+        found.push((Carrier::Query, query(&request.method, pairs, "access_token", token)));
+    }
+    if let (Some(prefix), true) = (&doors.websocket, opens_websocket(request)) {
+        found.push((Carrier::WebSocket, websocket(&request.lines("sec-websocket-protocol"), prefix, token)));
+    }
+    if let Some(name) = &doors.other {
+        let value = request.lines(name).into_iter().next();
+        found.push((Carrier::Other, value.map_or(Found::Absent, |value| token.value(value))));
+    }
+    found.push(in_body(request, doors));
+    found
+}
+
+fn opens_websocket(request: &Sent) -> bool {
+    match &*request.method {
+        "GET" => list(&request.lines("upgrade")).iter().any(|item| item.eq_ignore_ascii_case("websocket")),
+        "CONNECT" => request.is_http_2,
+        _ => false,
+    }
+}
+
+fn in_body(request: &Sent, doors: &Doors) -> (Carrier, Found) {
+    let absent = (Carrier::Json, Found::Absent);
+    let (kind, is_readable) = match body::door(request) {
+        _ if !doors.form && !doors.json && !doors.text => return absent,
+        Ok(None) => return absent,
+        Err(wrong) => return (Carrier::Json, wrong),
+        Ok(Some(fitting)) => fitting,
+    };
+    let sniffs = doors.sniff && doors.json;
+    let is_open = match kind {
+        Door::Form => doors.form,
+        Door::Json => doors.json,
+        Door::Text => doors.text || sniffs,
+    };
+    let body = &request.body;
+    if !is_open {
+        return absent;
+    } else if !is_readable {
+        return (Carrier::Json, Found::BadRequest);
+    } else if body.len() > doors.max_body {
+        return (Carrier::Json, Found::TooLarge);
+    }
+    let in_latin_1 = super::latin_1(body);
+    let after_mark = in_latin_1.strip_prefix("\u{ef}\u{bb}\u{bf}").unwrap_or(&in_latin_1);
+    let looks_like_json = after_mark.trim_start_matches([' ', '\t', '\r', '\n', '\u{c}']).starts_with('{');
+    match kind {
+        Door::Form => (Carrier::Form, form(&in_latin_1, "access_token", doors.token)),
+        Door::Text if !(sniffs && looks_like_json) => match doors.text {
+            true => (Carrier::Text, text(body, "key", doors.token)),
+            false => absent,
+        },
+        _ => (Carrier::Json, json(body, "key", doors.token)),
+    }
+}
+
+/// Whether the client reads nothing but gRPC.
+pub fn is_grpc(request: &Sent) -> bool {
+    let value = request.lines("content-type").into_iter().next().unwrap_or_default().to_ascii_lowercase();
+    let rest = strip(&value).strip_prefix("application/grpc");
+    rest.is_some_and(|rest| rest.is_empty() || rest.starts_with(['+', ';']))
+}

@@ -1,0 +1,160 @@
+//! The oracle against the conformance vectors, alone.
+
+use serde_json::{Value, json};
+
+use super::*;
+use crate::request::Carrier;
+use crate::{TARGETS, vectors};
+
+fn doors(vector: &Value) -> Doors {
+    let carriers = vectors::carriers(vector);
+    let is_open = |name| carriers.contains(&name);
+    let config = &vector["config"];
+    let number = |key: &str, default| config[key].as_u64().map_or(default, |number| number as usize);
+    Doors {
+        api_key: is_open("api_key"),
+        api_key_yields: false,
+        query: is_open("query"),
+        websocket: config["ws_prefix"].as_str().filter(|_| is_open("ws")).map(str::to_owned),
+        other: None,
+        form: is_open("form"),
+        json: is_open("json"),
+        text: is_open("text"),
+        sniff: false,
+        max_body: number("max_body", 65_536),
+        preflight: true,
+        token: Form { max_len: number("max_token", 8192), lenient: false },
+    }
+}
+
+/// The word of the vectors for what the store, or the budget, makes of a token.
+fn verdict(vector: &Value, token: &str) -> &'static str {
+    match vector["store"][token].as_str() {
+        None => "accept",
+        Some("insufficient_scope") => "insufficient_scope",
+        Some("step_up") => "step_up",
+        Some("rate_limited") => "rate_limited",
+        Some("unavailable") => "unavailable",
+        Some(_) => "invalid_token",
+    }
+}
+
+fn word(carrier: Carrier) -> &'static str {
+    match carrier {
+        Carrier::Header => "header",
+        Carrier::ApiKey => "api_key",
+        Carrier::Query => "query",
+        Carrier::WebSocket => "ws",
+        Carrier::Other => "other",
+        Carrier::Form => "form",
+        Carrier::Json => "json",
+        Carrier::Text => "text",
+    }
+}
+
+/// All that the vectors say of requests, but what is refused below the layers.
+#[test]
+fn requests() {
+    let (mut count, mut failed) = (0, Vec::new());
+    for vector in vectors::all().iter().filter(|vector| vector["kind"] == "request") {
+        let expect = &vector["expect"];
+        if expect["verdict"] == "transport_reject" {
+            assert_eq!(vector["stage"], "wire");
+            continue;
+        }
+        count += 1;
+        let (is, token, source) = match look(&vectors::request(vector), &doors(vector)) {
+            Verdict::Pass => ("pass", None, None),
+            Verdict::Missing => ("missing", None, None),
+            Verdict::BadToken => ("invalid_token", None, None),
+            Verdict::BadRequest => ("invalid_request", None, None),
+            Verdict::TooLarge => ("too_large", None, None),
+            Verdict::Token(token, carrier) => (verdict(vector, &token), Some(token), Some(word(carrier))),
+        };
+        let as_wanted = |key: &str, is: Value| expect.get(key).is_none_or(|wanted| *wanted == is);
+        if expect["verdict"] != is || !as_wanted("token", json!(token)) || !as_wanted("source", json!(source)) {
+            failed.push(format!("{}: {is} {source:?} {token:?}, not {expect}", vector["id"]));
+        }
+    }
+    assert!(failed.is_empty() && count > 100, "{count} requests, and of these:\n{}", failed.join("\n"));
+}
+
+#[test]
+fn self_limits() {
+    let vectors = vectors::all();
+    let vectors: Vec<_> = vectors.iter().filter(|vector| vector["kind"] == "self-limit").collect();
+    assert!(vectors.len() > 10);
+    for vector in vectors {
+        let (input, expect) = (&vector["input"], &vector["expect"]);
+        let has = |key| input.get(key).is_some_and(|value| !value.is_null());
+        let rate_limit = vectors::octets(input, "rate_limit", "rate_limit_hex");
+        let rate_limit = (has("rate_limit") || has("rate_limit_hex")).then_some(&rate_limit[..]);
+        let limit = self_limit(rate_limit, input["id"].as_str().map(str::as_bytes));
+        let number = |number: Option<u32>| number.map_or(Value::Null, Value::from);
+        let numbers = limit.ok().flatten();
+        assert_eq!(number(numbers.map(|limit| limit.0)), expect["count"], "{}", vector["id"]);
+        assert_eq!(number(numbers.map(|limit| limit.1)), expect["window_s"], "{}", vector["id"]);
+        assert_eq!(number(limit.is_err().then_some(400)), expect["status"], "{}", vector["id"]);
+    }
+}
+
+#[test]
+fn budgets() {
+    let mut count = 0;
+    for vector in vectors::all() {
+        let (input, expect) = (&vector["input"], &vector["expect"]);
+        if vector["kind"] != "gcra" && vector["kind"] != "gcra-count" {
+            continue;
+        }
+        let number = |key: &str| i128::from(input[key].as_u64().expect("a number"));
+        let mut cell = Cell { interval: number("emission_interval_ns"), burst: number("burst"), tat: 0 };
+        let times = input["at_ns"].as_array().expect("times").iter().map(|at| at.as_u64().expect("a time"));
+        let mut latest = 0;
+        // No budget grows when a clock steps back.
+        let decisions: Vec<Decision> = times
+            .map(|at| {
+                latest = latest.max(at);
+                cell.charge(latest.into())
+            })
+            .collect();
+        if let Some(allowed) = expect["allowed"].as_u64() {
+            assert_eq!(decisions.iter().filter(|decision| decision.allowed).count() as u64, allowed);
+        }
+        for (decision, wanted) in decisions.iter().zip(expect["decisions"].as_array().into_iter().flatten()) {
+            let is = json!({
+                "at_ns": wanted["at_ns"],
+                "allowed": decision.allowed,
+                "remaining": decision.remaining as u64,
+                "t_s": seconds_up(decision.more_in) as u64,
+                "full_in_ns": decision.full_in as u64,
+                "wait_ns": decision.wait.map(|wait| wait as u64),
+                "retry_after_s": decision.wait.map(|wait| seconds_up(wait).max(1) as u64),
+            });
+            for (key, value) in wanted.as_object().expect("an object") {
+                assert_eq!(is[key], *value, "{key} in {}", vector["id"]);
+                count += 1;
+            }
+        }
+    }
+    assert!(count > 50, "only {count} values");
+}
+
+/// Every seed passes its target, so that a fuzzer starts from what is right.
+#[test]
+fn seeds() {
+    for (target, check) in TARGETS {
+        let seeds = vectors::seeds(target);
+        assert!(!seeds.is_empty(), "{target}");
+        seeds.iter().for_each(|seed| check(seed));
+    }
+}
+
+#[test]
+fn a_window_counts_what_is_in_it() {
+    let mut window = Window::default();
+    window.accept(100);
+    window.accept(100);
+    assert!(!window.fits(2, 10, 109));
+    assert!(window.fits(2, 10, 110));
+    assert!(window.fits(3, 10, 100));
+}

@@ -1,0 +1,229 @@
+use std::collections::BTreeMap;
+use std::sync::OnceLock;
+
+use http::{HeaderMap, header};
+use http_auth::parser::ChallengeParser;
+use sfv::{BareItem, ListEntry, Parser};
+use tollgate::{Rejection, RejectionKind};
+
+use super::gate::{Answered, Gate};
+use super::model::Expected;
+use super::options::{INTERVAL_NS, OTHER, Options};
+use crate::oracle::{Decision, is_grpc, latin_1, query_of, seconds_up};
+use crate::request::{Carrier, Sent};
+
+/// The answer says what it is to say, in a form that other parsers read.
+pub fn check(answer: &Answered, expected: &Expected, request: &Sent, options: &Options) {
+    let kind = answer.extensions().get().map(Rejection::kind);
+    let headers = answer.headers();
+    let challenges = challenges(headers);
+    match expected {
+        Expected::Refused { kind: should_be, decision } => {
+            assert_eq!(kind, Some(*should_be));
+            assert_eq!(value(headers, "retry-after"), decision.and_then(retry_after));
+            check_limits(headers, decision.as_ref(), options);
+            if is_grpc(request) {
+                let code = value(headers, "grpc-status");
+                assert_eq!((answer.status().as_u16(), code.as_deref()), (200, Some(grpc_status(*should_be))));
+                assert!(answer.body().is_empty() && challenges.is_empty());
+            } else {
+                let (status, error) = status(*should_be);
+                assert_eq!(answer.status().as_u16(), status);
+                assert_eq!(value(headers, "cache-control").as_deref(), Some("no-store"));
+                check_challenge(&challenges, status, error);
+                let problem: serde_json::Value = serde_json::from_slice(answer.body()).expect("a problem is JSON");
+                assert_eq!(problem["status"], status);
+            }
+        }
+        Expected::Admitted { carrier, decision, .. } => {
+            check_limits(headers, Some(decision), options);
+            let is_protected = *carrier == Carrier::Header;
+            assert_eq!(value(headers, "cache-control").as_deref(), (!is_protected).then_some("private"));
+            let is_query = *carrier == Carrier::Query;
+            assert_eq!(value(headers, "referrer-policy").as_deref(), is_query.then_some("no-referrer"));
+        }
+        Expected::Preflight | Expected::Anonymous => check_limits(headers, None, options),
+    }
+    if !matches!(expected, Expected::Refused { .. }) {
+        assert_eq!((kind, answer.status().as_u16(), &answer.body()[..]), (None, 200, &b"inner"[..]));
+        assert!(challenges.is_empty());
+    }
+}
+
+/// RFC 6750, section 3.1, and the decision table: the status, and the error if there is a challenge that has one.
+fn status(kind: RejectionKind) -> (u16, Option<&'static str>) {
+    match kind {
+        RejectionKind::Missing => (401, None),
+        RejectionKind::InvalidRequest => (400, Some("invalid_request")),
+        RejectionKind::BodyTooLarge => (413, None),
+        RejectionKind::OverLimit => (429, None),
+        RejectionKind::StoreUnavailable => (503, None),
+        _ => (401, Some("invalid_token")),
+    }
+}
+
+fn grpc_status(kind: RejectionKind) -> &'static str {
+    match kind {
+        RejectionKind::OverLimit | RejectionKind::BodyTooLarge => "8",
+        RejectionKind::StoreUnavailable => "14",
+        _ => "16",
+    }
+}
+
+fn check_challenge(challenges: &[(String, BTreeMap<String, String>)], status: u16, error: Option<&str>) {
+    if status != 401 && status != 400 {
+        return assert!(challenges.is_empty());
+    }
+    let [(scheme, parameters)] = challenges else { panic!("one challenge: {challenges:?}") };
+    assert_eq!(scheme, "Bearer");
+    assert_eq!(parameters.get("realm").map(String::as_str), Some("api"));
+    assert_eq!(parameters.get("error").map(String::as_str), error);
+}
+
+/// Schemes and parameters, as another parser reads them.
+fn challenges(headers: &HeaderMap) -> Vec<(String, BTreeMap<String, String>)> {
+    let lines = headers.get_all(header::WWW_AUTHENTICATE).iter().map(|line| line.to_str().expect("ASCII"));
+    let challenges = lines.flat_map(|line| ChallengeParser::new(line).map(|parsed| parsed.expect("a challenge")));
+    let pairs = challenges.map(|challenge| {
+        let names = challenge.params.len();
+        let parameters: BTreeMap<_, _> =
+            challenge.params.iter().map(|(name, value)| ((*name).to_owned(), value.to_unescaped())).collect();
+        assert!(parameters.len() == names && names > 0, "a parameter at least, each once");
+        (challenge.scheme.to_owned(), parameters)
+    });
+    pairs.collect()
+}
+
+fn retry_after(decision: Decision) -> Option<String> {
+    decision.wait.map(|wait| seconds_up(wait).max(1).to_string())
+}
+
+/// draft-ietf-httpapi-ratelimit-headers-10.
+fn check_limits(headers: &HeaderMap, decision: Option<&Decision>, options: &Options) {
+    let Some(decision) = decision else {
+        return assert!(!headers.contains_key("ratelimit") && !headers.contains_key("ratelimit-policy"));
+    };
+    let burst = i128::from(options.burst);
+    let policy = item(headers, "ratelimit-policy");
+    assert_eq!((policy.get("q"), policy.get("w")), (Some(&burst), Some(&seconds_up(burst * INTERVAL_NS))));
+    let state = item(headers, "ratelimit");
+    assert_eq!(state.get("r"), Some(&decision.remaining));
+    assert_eq!(state.get("t"), Some(&seconds_up(decision.more_in)));
+    assert_eq!(state.contains_key("pk"), options.partition_key);
+}
+
+/// The numbers of the only item of a list, as another parser reads it.
+fn item(headers: &HeaderMap, name: &str) -> BTreeMap<String, i128> {
+    let value = value(headers, name).unwrap_or_default();
+    let list: sfv::List = Parser::new(&value).parse().unwrap_or_else(|error| panic!("{name}: {value}: {error}"));
+    let [ListEntry::Item(item)] = &list[..] else { panic!("{name}: {value} is one item") };
+    assert!(matches!(&item.bare_item, BareItem::String(policy) if policy.as_str() == "default"));
+    let number = |value: &BareItem| match value {
+        BareItem::Integer(number) => i128::from(i64::from(*number)),
+        BareItem::ByteSequence(_) => 0,
+        other => panic!("{name}: {other:?}"),
+    };
+    item.params.iter().map(|(key, value)| (key.as_str().to_owned(), number(value))).collect()
+}
+
+/// The value of a field that has one line, if any.
+fn value(headers: &HeaderMap, name: &str) -> Option<String> {
+    assert!(headers.get_all(name).iter().count() <= 1, "{name} occurs twice");
+    headers.get(name).map(|value| latin_1(value.as_bytes()))
+}
+
+/// The words of a request's credentials that no answer may have in it.
+pub struct Vocabulary(Vec<String>);
+
+/// Shorter words may be there by chance.
+const MIN_SECRET: usize = 8;
+
+impl Vocabulary {
+    /// All words that stand where credentials may. Those that a gate says by itself do not tell anything, and are left
+    /// out: libFuzzer watches comparisons, and finds them.
+    pub fn of(request: &Sent) -> Self {
+        let fields = ["authorization", "x-api-key", OTHER, "sec-websocket-protocol"];
+        let mut places: Vec<String> = fields.iter().flat_map(|name| request.lines(name)).collect();
+        places.extend(query_of(&request.target).map(str::to_owned));
+        places.push(latin_1(&request.body));
+        let words =
+            places.iter().flat_map(|place| place.split(|c: char| !c.is_ascii_graphic() || ",\"\\;=&".contains(c)));
+        let words = words.filter(|word| word.len() >= MIN_SECRET && !said().contains(&without_numbers(word)));
+        Self(words.map(str::to_owned).collect())
+    }
+
+    pub fn check(&self, answer: &Answered) {
+        let printed = printed(answer);
+        for word in &self.0 {
+            assert!(memchr::memmem::find(printed.as_bytes(), word.as_bytes()).is_none(), "{word} in {printed}");
+        }
+    }
+}
+
+fn printed(answer: &Answered) -> String {
+    let rejection = answer.extensions().get::<Rejection>();
+    let source = rejection.and_then(|rejection| std::error::Error::source(rejection)).map(ToString::to_string);
+    format!("{} {:?} {:?} {rejection:?} {source:?}", answer.status(), answer.headers(), answer.body())
+        + &rejection.map_or(String::new(), |rejection| format!("{rejection} {rejection:#?}"))
+}
+
+/// Numbers change from answer to answer.
+fn without_numbers(text: &str) -> String {
+    text.chars().map(|c| if c.is_ascii_digit() { '0' } else { c }).collect()
+}
+
+/// All that a gate says to requests of which nothing is a secret.
+fn said() -> &'static str {
+    static SAID: OnceLock<String> = OnceLock::new();
+    SAID.get_or_init(|| {
+        let mut said = String::new();
+        for budget in [0, 0x40] {
+            let gate = Gate::new(&Options::of([0, 8, budget]));
+            let mut ask = |request: &Sent| {
+                for content_type in ["", "application/grpc", "text/plain", "application/grpc+json"] {
+                    let mut request = request.clone();
+                    request.headers.push(("content-type".to_owned(), content_type.to_owned()));
+                    said += &without_numbers(&printed(&gate.send(&request, 0).0));
+                }
+            };
+            for token in ["", "a", "a", "bb", "bb", "nope", "old", "soon", "dpop", "any", "?", ","] {
+                ask(&Sent::of(&format!("Bearer {token}")));
+                ask(&Sent { headers: vec![("x-api-key".to_owned(), token.to_owned())], ..Sent::of("") });
+            }
+            ask(&Sent::of(""));
+            ask(&Sent { target: "/?access_token=a".to_owned(), ..Sent::of("") });
+            ask(&Sent { method: "POST".to_owned(), body: vec![b' '; 300], ..Sent::of("") });
+        }
+        said
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+    use http::Response;
+
+    use super::*;
+
+    fn request() -> Sent {
+        Sent { body: b"key=another-secret;".to_vec(), ..Sent::of("Bearer a-secret-token, no-store") }
+    }
+
+    #[test]
+    fn words_of_credentials_are_looked_for_but_those_of_every_answer() {
+        assert_eq!(Vocabulary::of(&request()).0, ["a-secret-token", "another-secret"]);
+    }
+
+    #[test]
+    #[should_panic(expected = "a-secret-token in 200 OK")]
+    fn a_credential_in_a_header_is_noticed() {
+        let answer = Response::builder().header("x-echo", "Bearer a-secret-token").body(Bytes::new());
+        Vocabulary::of(&request()).check(&answer.unwrap());
+    }
+
+    #[test]
+    #[should_panic(expected = "another-secret in 200 OK")]
+    fn a_credential_in_a_body_is_noticed() {
+        Vocabulary::of(&request()).check(&Response::new(Bytes::from_static(b"you sent another-secret")));
+    }
+}

@@ -1,0 +1,139 @@
+//! The conformance vectors of the crate, as requests: what the oracle is tested by, and where seeds come from.
+
+use std::path::PathBuf;
+use std::{collections::BTreeSet, env, fs};
+
+use serde_json::Value;
+
+use crate::oracle::{bytes, door, latin_1, list, query_of};
+use crate::request::Sent;
+use crate::road::Options;
+
+/// All vectors, their macros replaced.
+pub fn all() -> Vec<Value> {
+    let own = || PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/vectors"));
+    let folder = env::var_os("TOLLGATE_VECTORS").map_or_else(own, PathBuf::from);
+    let files = fs::read_dir(folder).expect("a folder").map(|entry| entry.expect("a file").path());
+    let files = files.filter(|file| file.extension().is_some_and(|extension| extension == "json"));
+    let read = |file| serde_json::from_slice::<Vec<Value>>(&fs::read(file).expect("a file")).expect("a JSON array");
+    files.flat_map(read).map(|vector| expanded(&vector)).collect()
+}
+
+fn expanded(vector: &Value) -> Value {
+    let mut text = vector.to_string();
+    for (name, repeated) in vector["macros"].as_object().into_iter().flatten() {
+        let count = repeated["count"].as_u64().expect("a count") as usize;
+        let quoted = Value::from(repeated["repeat"].as_str().expect("a text").repeat(count)).to_string();
+        text = text.replace(&format!("@{name}@"), &quoted[1..quoted.len() - 1]);
+    }
+    serde_json::from_str(&text).expect("JSON as before")
+}
+
+/// The request of a vector.
+pub fn request(vector: &Value) -> Sent {
+    let sent = &vector["request"];
+    let headers = sent["headers"].as_array().into_iter().flatten();
+    Sent {
+        method: latin_1(&octets(sent, "method", "")),
+        target: latin_1(&octets(sent, "target", "")),
+        is_http_2: false,
+        headers: headers
+            .map(|header| {
+                let name = latin_1(&octets(header, "name", "")).to_ascii_lowercase();
+                (name, latin_1(&octets(header, "value", "hex")))
+            })
+            .collect(),
+        body: octets(sent, "body", "body_hex"),
+    }
+}
+
+/// The carriers that a vector enables.
+pub fn carriers(vector: &Value) -> Vec<&str> {
+    let carriers = vector["config"]["carriers"].as_array();
+    carriers.into_iter().flatten().map(|carrier| carrier.as_str().expect("a name")).collect()
+}
+
+/// A byte string, or hexadecimal digits, which win.
+pub fn octets(object: &Value, key: &str, hex_key: &str) -> Vec<u8> {
+    match object[hex_key].as_str() {
+        Some(hex) => {
+            let digit = |at: usize| u8::from_str_radix(&hex[at..at + 2], 16).expect("hexadecimal");
+            (0..hex.len()).step_by(2).map(digit).collect()
+        }
+        None => bytes(object[key].as_str().unwrap_or_default()),
+    }
+}
+
+/// Inputs of a target. What the vectors say about a carrier is the input of its parser, byte for byte.
+pub fn seeds(target: &str) -> BTreeSet<Vec<u8>> {
+    all().iter().filter_map(|vector| seed(target, vector)).chain(at_limits(target)).collect()
+}
+
+/// What lies on both sides of a limit, which no fuzzer finds by itself.
+fn at_limits(target: &str) -> Vec<Vec<u8>> {
+    let nested = |depth: usize| format!(r#"{{"a":{}{}}}"#, "[".repeat(depth - 1), "]".repeat(depth - 1)).into_bytes();
+    let token = |before: &str, len: usize| format!("{before}{}", "a".repeat(len)).into_bytes();
+    let both = |before| vec![token(before, 8192), token(before, 8193)];
+    match target {
+        "json" => {
+            let others = [r#"{"a":"\ude00"}"#, r#"{"a":"\ud83d"}"#, r#"{"KEY":"a"}"#, r#"{"a":{"key":"b"}}"#];
+            others.map(|text| text.into()).into_iter().chain([64, 65, 129].map(nested)).collect()
+        }
+        "header" => both("Bearer "),
+        "api_key" => both(""),
+        "query" | "form" => both("access_token="),
+        "text" => both("key="),
+        "self_limit" => [128, 129].map(|len| [&b"1\xff"[..], &token("", len)].concat()).to_vec(),
+        "road" => {
+            let text =
+                |len: usize| [b"\0\x08\0POST /\ncontent-type:text/plain\n\n".to_vec(), token("key=", len)].concat();
+            // A key that yields to Bearer, twice; and one budget over all requests, while it refills.
+            let yields = b"\x8e\0\0GET /\nauthorization:Bearer a\nx-api-key:b\nx-api-key:c\n\n".to_vec();
+            let refilled = b"\0\x05\x09GET /\nauthorization:Bearer canned\n\n".to_vec();
+            // Sentences, in the words of the road.
+            let sentences = (0..40).map(|line| vec![0, 0, 0, 2 + line % 3, 0, line, line, 39 - line]);
+            [text(252), text(253), yields, refilled].into_iter().chain(sentences).collect()
+        }
+        _ => Vec::new(),
+    }
+}
+
+fn seed(target: &str, vector: &Value) -> Option<Vec<u8>> {
+    let is_request = vector["kind"] == "request";
+    if target == "self_limit" {
+        return (vector["kind"] == "self-limit").then(|| self_limit_seed(&vector["input"]));
+    }
+    let sent = is_request.then(|| request(vector))?;
+    let field = |name: &str| {
+        let lines = sent.lines(name);
+        (!lines.is_empty()).then(|| bytes(&lines.join("\n")))
+    };
+    let body_of = |wanted: &str| {
+        let (kind, _) = door(&sent).ok()??;
+        format!("{kind:?}").eq_ignore_ascii_case(wanted).then(|| sent.body.clone())
+    };
+    match target {
+        "header" => field("authorization"),
+        "api_key" => field("x-api-key"),
+        "websocket" => field("sec-websocket-protocol").filter(|_| !list(&sent.lines("upgrade")).is_empty()),
+        "query" => query_of(&sent.target).map(bytes),
+        "form" | "json" | "text" => body_of(target),
+        "road" => {
+            sent.to_http(())?;
+            Some([&Options::with_carriers(&carriers(vector))[..], &sent.to_bytes()].concat())
+        }
+        other => panic!("there is no target {other}"),
+    }
+}
+
+fn self_limit_seed(input: &Value) -> Vec<u8> {
+    let mut seed = octets(input, "rate_limit", "rate_limit_hex");
+    if let Some(id) = input["id"].as_str() {
+        seed.push(0xff);
+        seed.extend(bytes(id));
+    }
+    // Alerts of two ids, one that is not carried out, and one for which time steps back.
+    seed.push(0xff);
+    seed.extend([4, 0, 0, 1].repeat(6).iter().chain(&[9, 0, 0, 200, 4, 2, 0, 1, 4, 0, 0, 1, 9, 1, 0, 30]));
+    seed
+}

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 fn place(file: &str) -> (u8, &str) {
     match file {
         "answer.rs" | "caller.rs" | "decision.rs" | "grant.rs" | "head.rs" | "quota.rs" | "rejection.rs"
-        | "scopes.rs" | "token.rs" => (0, "words"),
+        | "scopes.rs" | "sync.rs" | "token.rs" => (0, "words"),
         // What a grant remembers, and what a decision and a rejection are written with.
         "limit/accounts.rs"
         | "limit/decide.rs"

@@ -4,6 +4,7 @@
 
 mod axum_edge;
 mod bodies;
+mod challenge_properties;
 mod challenges;
 mod doors;
 mod gate;

@@ -34,6 +34,10 @@ pub(super) enum Outcome {
 /// Charges `cost` cells of `quota` at time `now`, in nanoseconds of a clock, at most [`LATEST_NS`].
 #[inline]
 pub(super) fn decide(cell: &InMemoryState, quota: Quota, now: u64, cost: NonZeroU32) -> Outcome {
+    // governor multiplies first and compares then, which overflows: a dear charge would be a cheap one.
+    if cost > quota.cells() {
+        return Outcome::AboveBurst;
+    }
     // A quota's interval is never 0, so that governor cannot refuse it.
     let Some(gcra) = governor::Quota::with_period(Duration::from_nanos(quota.interval_ns())) else {
         return Outcome::AboveBurst;

@@ -11,6 +11,7 @@ mod gate;
 mod kit;
 mod levels;
 mod limits;
+mod quotas;
 mod readiness;
 mod secrets;
 mod stores;

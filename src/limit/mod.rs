@@ -281,9 +281,10 @@ fn decision(account: &Account, now: u64, cost: u32) -> Option<Decision> {
         Outcome::Admitted { tat } => {
             let full = tat.saturating_sub(now);
             let quota = policy.quota();
-            // Cells that are used, a started one included; the next comes back when the started one is over.
-            let used = full.div_ceil(quota.interval_ns());
-            let remaining = u64::from(quota.burst()).saturating_sub(used) as u32;
+            // Cells that are used, a started one included; the next comes back when the started one is over. After a
+            // change of plan more can be owed than the bucket holds.
+            let used = full.div_ceil(quota.interval_ns()).min(quota.burst().into());
+            let remaining = quota.burst() - used as u32;
             (Verdict::Admitted, remaining, full.saturating_sub(used.saturating_sub(1) * quota.interval_ns()), full)
         }
         Outcome::Refused { tat, wait } => (Verdict::OverLimit, 0, wait, tat.saturating_sub(now)),

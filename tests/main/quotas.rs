@@ -299,3 +299,13 @@ fn after_the_end_of_time_budgets_stand_still() {
     let admitted = (0..10).filter(|_| limits.check_now(&grant, ONE).is_admitted()).count();
     assert_eq!(admitted, 2);
 }
+
+#[test]
+fn who_owes_more_than_the_burst_is_told_when_a_unit_is_there() {
+    let (large, small) = (Quota::per_minute(60).with_burst(100), Quota::per_minute(60).with_burst(10));
+    let limits = Hands::default().limits(large);
+    assert!(limits.check_now(&grant_of("s", Some(large)), Charge::Units(100)).is_admitted());
+    let downgraded = limits.peek(&grant_of("s", Some(small)));
+    assert_eq!((downgraded.remaining(), downgraded.full_in()), (0, Duration::from_secs(100)));
+    assert_eq!(downgraded.more_in(), Duration::from_secs(91));
+}

@@ -82,7 +82,7 @@ async fn every_refusal_has_the_challenge_of_its_kind() {
     assert_eq!((over.status().as_u16(), over.headers().get("www-authenticate")), (429, None));
 }
 
-pub fn integers(headers: &HeaderMap, name: &str) -> Vec<(String, Vec<(String, i64)>)> {
+fn integers(headers: &HeaderMap, name: &str) -> Vec<(String, Vec<(String, i64)>)> {
     let list: List = Parser::new(field(headers, name).unwrap()).parse().unwrap();
     assert_eq!(list.serialize().as_deref(), Some(field(headers, name).unwrap()), "canonical");
     list.iter()

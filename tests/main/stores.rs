@@ -7,7 +7,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, SystemTime};
 
-use proptest::prelude::*;
 use tollgate::store::contract::Contract;
 use tollgate::store::{NotFound, from_fn, from_fn_with};
 use tollgate::{Answer, BearerToken, BoxStore, Grant, GrantId, MemoryStore, Subject, TokenDigest, TokenStore};
@@ -200,72 +199,6 @@ fn a_rotation_shares_the_subject_and_has_a_grace() {
     assert!(store.get("forever-2").is_some(), "a token rotated to itself stays");
     assert_eq!(store.revoke_grant(&GrantId::from("a")), 2);
     assert_eq!(store.revoke_subject(&Subject::from("b")), 2);
-}
-
-#[derive(Clone, Debug)]
-enum Change {
-    Insert(u8, u8),
-    Replace(u8, u8),
-    Revoke(u8),
-    RevokeGrant(u8),
-    Rotate(u8, u8),
-    ReplaceAll(Vec<(u8, u8)>),
-}
-
-fn changes() -> impl Strategy<Value = Change> {
-    let token = 0..12_u8;
-    let grant = 0..6_u8;
-    prop_oneof![
-        (token.clone(), grant.clone()).prop_map(|(token, grant)| Change::Insert(token, grant)),
-        (token.clone(), grant.clone()).prop_map(|(token, grant)| Change::Replace(token, grant)),
-        token.clone().prop_map(Change::Revoke),
-        grant.clone().prop_map(Change::RevokeGrant),
-        (token.clone(), token.clone()).prop_map(|(old, new)| Change::Rotate(old, new)),
-        prop::collection::vec((token, grant), 0..6).prop_map(Change::ReplaceAll),
-    ]
-}
-
-proptest! {
-    #[test]
-    fn a_store_is_a_map(all in prop::collection::vec(changes(), 0..60)) {
-        let name = |token: u8| format!("token-{token}");
-        let grant = |id: u8| Grant::new(format!("grant-{id}"), ());
-        let store = MemoryStore::new();
-        let mut model = std::collections::BTreeMap::new();
-        for change in all {
-            match change {
-                Change::Insert(token, id) => {
-                    prop_assert_eq!(store.insert(name(token), grant(id)).is_err(), model.contains_key(&token));
-                    model.entry(token).or_insert(id);
-                }
-                Change::Replace(token, id) => {
-                    let old = store.replace(name(token), grant(id)).map(|old| old.id().to_string());
-                    prop_assert_eq!(old, model.insert(token, id).map(|id| format!("grant-{id}")));
-                }
-                Change::Revoke(token) => prop_assert_eq!(store.revoke(name(token)).is_some(), model.remove(&token).is_some()),
-                Change::RevokeGrant(id) => {
-                    let before = model.len();
-                    model.retain(|_, own| *own != id);
-                    prop_assert_eq!(store.revoke_grant(grant(id).id()), before - model.len());
-                }
-                Change::Rotate(old, new) => {
-                    prop_assert_eq!(store.rotate(name(old), name(new), Duration::ZERO).is_ok(), model.contains_key(&old));
-                    if let Some(id) = model.remove(&old) {
-                        model.insert(new, id);
-                    }
-                }
-                Change::ReplaceAll(grants) => {
-                    store.replace_all(grants.iter().map(|(token, id)| (name(*token), grant(*id))));
-                    model = grants.into_iter().collect();
-                }
-            }
-            prop_assert_eq!(store.len(), model.len());
-            for token in 0..12 {
-                let found = store.get(name(token)).map(|found| found.id().to_string());
-                prop_assert_eq!(found, model.get(&token).map(|id| format!("grant-{id}")));
-            }
-        }
-    }
 }
 
 #[test]

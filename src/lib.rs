@@ -66,6 +66,7 @@ mod head;
 mod quota;
 mod rejection;
 mod scopes;
+mod sync;
 mod token;
 
 mod authenticate;

@@ -7,9 +7,10 @@ use std::time::Duration;
 use governor::clock::Clock;
 use governor::middleware::StateInformationMiddleware;
 use governor::nanos::Nanos;
-use governor::state::{InMemoryState, NotKeyed, StateStore};
+use governor::state::{NotKeyed, StateStore};
 
 use crate::quota::{MAX_SPAN_NS, Quota};
+use crate::sync::InMemoryState;
 
 /// The latest time at which decisions are made, 146 years after the epoch of the clock.
 pub(super) const LATEST_NS: u64 = MAX_SPAN_NS - 1;

@@ -20,6 +20,8 @@ use std::sync::Arc;
 pub(crate) mod accounts;
 mod clock;
 mod decide;
+#[cfg(all(test, tollgate_shuttle))]
+mod interleavings;
 
 use accounts::{Account, Accounts, Memo};
 use clock::Time;

@@ -94,6 +94,9 @@ pub use scopes::{InvalidScope, Scopes};
 pub use store::{BoxStore, MemoryStore, TokenStore};
 pub use token::{BearerToken, Carrier, TokenDigest};
 
+#[cfg(doctest)]
+mod misuse;
+
 /// The README's code, compiled and run.
 #[cfg(all(doctest, feature = "axum", feature = "body"))]
 #[doc = include_str!("../README.md")]

@@ -20,7 +20,7 @@ pub use boxed::BoxStore;
 pub use from_fn::{FromFn, FromFnFuture, from_fn, from_fn_with};
 pub use memory::{MemoryStore, NotFound, Occupied};
 
-use crate::answer::{Answer, Immediate};
+use crate::answer::Answer;
 use crate::grant::Grant;
 use crate::token::BearerToken;
 
@@ -94,14 +94,19 @@ impl<T: TokenStore + ?Sized> TokenStore for Arc<T> {
     }
 }
 
-/// A store that never waits, by its type: its future is [`Immediate`]. Such stores need no deadline.
-#[diagnostic::on_unimplemented(
-    message = "`{Self}` may have to wait for an answer",
-    note = "use `AuthLayer::waiting(store, deadline, tokio::time::sleep)`, so that every wait has an end"
-)]
-pub trait AnswersAtOnce: TokenStore {}
+/// A store that never waits, by its type: its future is [`Immediate`](crate::Immediate). Such stores need no deadline.
+///
+/// Every such store has this trait, and no other can: what may wait has to be given a deadline.
+pub trait AnswersAtOnce: TokenStore<Future: sealed::NeverWaits> {}
 
-impl<T, P, E> AnswersAtOnce for T where
-    T: TokenStore<Principal = P, Error = E, Future = Immediate<Lookup<P, E>>> + ?Sized
-{
+impl<T: TokenStore<Future: sealed::NeverWaits> + ?Sized> AnswersAtOnce for T {}
+
+mod sealed {
+    #[diagnostic::on_unimplemented(
+        message = "a store with the future `{Self}` may have to wait for an answer",
+        note = "use `AuthLayer::waiting(store, deadline, tokio::time::sleep)`, so that every wait has an end"
+    )]
+    pub trait NeverWaits {}
+
+    impl<T> NeverWaits for crate::answer::Immediate<T> {}
 }

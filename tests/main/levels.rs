@@ -24,7 +24,7 @@ fn place(file: &str) -> (u8, &str) {
         _ if file.starts_with("respond/") => (1, "respond"),
         _ if file.starts_with("store/") => (2, "stores"),
         _ if file.starts_with("gate/") => (3, "gate"),
-        "axum.rs" | "lib.rs" => (4, "edge"),
+        "axum.rs" | "lib.rs" | "misuse.rs" => (4, "edge"),
         _ => panic!("src/{file} has no place in the tree yet"),
     }
 }

@@ -1,9 +1,10 @@
-# What CI runs, and what everybody runs before a commit. Needs `just`, `cargo-hack` and `cargo-deny`.
+# What CI runs, and what everybody runs before a commit. Needs `just`, `cargo-hack` and `cargo-deny`; what needs
+# nightly Rust or `cargo-public-api` is skipped where they are missing.
 
 set shell := ["bash", "-euc"]
 
 # All checks.
-ci: fmt clippy test features docs deny msrv
+ci: fmt clippy test features docs deny msrv shuttle misuse api
 
 fmt:
     cargo fmt --all --check
@@ -41,6 +42,39 @@ msrv:
         echo "Rust 1.85 is missing" >&2; exit 1; \
     else \
         echo "skipped: Rust 1.85 is not installed"; \
+    fi
+
+# Budgets under many orders in which threads can come (src/limit/interleavings.rs), for half a minute.
+shuttle:
+    RUSTFLAGS="--cfg tollgate_shuttle" cargo test --lib --all-features --target-dir target/shuttle -- interleavings \
+        | tee target/shuttle/log
+    grep -q '^test result: ok. [1-9]' target/shuttle/log
+
+# What must not compile (src/misuse.rs) fails by the errors named there, which only nightly Rust compares.
+misuse: (nightly "rustdoc" "cargo +nightly test --doc --all-features --target-dir target/nightly -- misuse")
+
+# The public API is what `api.txt` says. After a change that is meant, `just api-renew`.
+api: (nightly "cargo-public-api" "just api-read && diff -u api.txt target/api.txt || { echo 'the public API is not that of api.txt: just api-renew' >&2; exit 1; }")
+
+api-renew: api-read
+    cp target/api.txt api.txt
+
+# Without the traits of nightly Rust's own, and those that all types have.
+[private]
+api-read:
+    mkdir -p target
+    CARGO_TARGET_DIR=target/nightly cargo +nightly public-api --all-features --omit blanket-impls > target/api-all.txt
+    grep -vE '^impl.* core::(marker::(Freeze|UnsafeUnpin|StructuralPartialEq)|panic::unwind_safe::[A-Za-z]+) for ' \
+        target/api-all.txt > target/api.txt
+
+[private]
+nightly tool command:
+    if cargo +nightly --version >/dev/null 2>&1 && command -v {{tool}} >/dev/null; then \
+        {{command}}; \
+    elif [ -n "${TOLLGATE_REQUIRE_NIGHTLY:-}" ]; then \
+        echo "nightly Rust or {{tool}} is missing" >&2; exit 1; \
+    else \
+        echo "skipped: nightly Rust or {{tool}} is not installed"; \
     fi
 
 # What the gate costs beside the floor. Ends with a table of ratios.

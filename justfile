@@ -46,6 +46,7 @@ msrv:
 
 # Budgets under many orders in which threads can come (src/limit/interleavings.rs), for half a minute.
 shuttle:
+    mkdir -p target/shuttle
     RUSTFLAGS="--cfg tollgate_shuttle" cargo test --lib --all-features --target-dir target/shuttle -- interleavings \
         | tee target/shuttle/log
     grep -q '^test result: ok. [1-9]' target/shuttle/log

@@ -20,7 +20,7 @@ pub use boxed::BoxStore;
 pub use from_fn::{FromFn, FromFnFuture, from_fn, from_fn_with};
 pub use memory::{MemoryStore, NotFound, Occupied};
 
-use crate::answer::Answer;
+use crate::answer::{Answer, Immediate};
 use crate::grant::Grant;
 use crate::token::BearerToken;
 
@@ -94,7 +94,7 @@ impl<T: TokenStore + ?Sized> TokenStore for Arc<T> {
     }
 }
 
-/// A store that never waits, by its type: its future is [`Immediate`](crate::Immediate). Such stores need no deadline.
+/// A store that never waits, by its type: its future is [`Immediate`]. Such stores need no deadline.
 ///
 /// Every such store has this trait, and no other can: what may wait has to be given a deadline.
 pub trait AnswersAtOnce: TokenStore<Future: sealed::NeverWaits> {}
@@ -108,5 +108,5 @@ mod sealed {
     )]
     pub trait NeverWaits {}
 
-    impl<T> NeverWaits for crate::answer::Immediate<T> {}
+    impl<T> NeverWaits for super::Immediate<T> {}
 }

@@ -1,10 +1,12 @@
-# What CI runs, and what everybody runs before a commit. Needs `just`, `cargo-hack` and `cargo-deny`; the parts for
-# fuzzing need `cargo-fuzz` and nightly Rust, and are skipped where these are missing.
+# What CI runs, and what everybody runs before a commit. Needs `just`, `cargo-hack` and `cargo-deny`; what needs nightly
+# Rust, `cargo-fuzz` or `cargo-public-api` is skipped where they are missing.
 
 set shell := ["bash", "-euc"]
 
+export rustc := env("MSRV_RUSTC", "/usr/bin/rustc")
+
 # All checks.
-ci: fmt clippy test features docs deny msrv fuzz-check fuzz
+ci: fmt clippy test features docs deny msrv shuttle misuse api fuzz-check fuzz
 
 fmt:
     cargo fmt --all --check
@@ -32,17 +34,38 @@ deny:
     cargo deny --all-features check bans licenses sources
 
 # The oldest Rust, for no, the `axum` and all features, where Debian's 1.85 is installed (see .ci/run).
-msrv:
-    if [ -x "${MSRV_RUSTC:-/usr/bin/rustc}" ] && "${MSRV_RUSTC:-/usr/bin/rustc}" --version | grep -q '^rustc 1\.85\.'; then \
-        for features in "" axum axum,body,serde,test-util; do \
-            RUSTC="${MSRV_RUSTC:-/usr/bin/rustc}" "${MSRV_CARGO:-/usr/bin/cargo}" check --locked --lib \
-                --no-default-features --features "$features" --target-dir target/msrv; \
-        done; \
-    elif [ -n "${TOLLGATE_REQUIRE_MSRV:-}" ]; then \
-        echo "Rust 1.85 is missing" >&2; exit 1; \
-    else \
-        echo "skipped: Rust 1.85 is not installed"; \
-    fi
+msrv: (where "Rust 1.85" "$rustc --version | grep -q '^rustc 1.85.'" "TOLLGATE_REQUIRE_MSRV" "just msrv-check")
+
+[private]
+msrv-check:
+    for features in "" axum axum,body,serde,test-util; do \
+        RUSTC="$rustc" "${MSRV_CARGO:-/usr/bin/cargo}" check --locked --lib \
+            --no-default-features --features "$features" --target-dir target/msrv; \
+    done
+
+# Budgets under many orders in which threads can come (src/limit/interleavings.rs), for half a minute.
+shuttle:
+    mkdir -p target/shuttle
+    RUSTFLAGS="--cfg tollgate_shuttle" cargo test --lib --all-features --target-dir target/shuttle -- interleavings \
+        | tee target/shuttle/log
+    grep -q '^test result: ok. [1-9]' target/shuttle/log
+
+# What must not compile (src/misuse.rs) fails by the errors named there, which only nightly Rust compares.
+misuse: (where "nightly Rust" "cargo +nightly --version" "TOLLGATE_REQUIRE_NIGHTLY" "cargo +nightly test --doc --all-features --target-dir target/nightly -- misuse")
+
+# The public API is what `api.txt` says. After a change that is meant, `just api-renew`.
+api: (where "cargo-public-api for nightly Rust" "cargo +nightly public-api --version" "TOLLGATE_REQUIRE_NIGHTLY" "just api-read && diff -u api.txt target/api.txt || { echo 'the public API is not that of api.txt: just api-renew' >&2; exit 1; }")
+
+api-renew: api-read
+    cp target/api.txt api.txt
+
+# Without the traits of nightly Rust's own, and those that all types have.
+[private]
+api-read:
+    mkdir -p target
+    CARGO_TARGET_DIR=target/nightly cargo +nightly public-api --all-features --omit blanket-impls > target/api-all.txt
+    grep -vE '^impl.* core::(marker::(Freeze|UnsafeUnpin|StructuralPartialEq)|panic::unwind_safe::[A-Za-z]+) for ' \
+        target/api-all.txt > target/api.txt
 
 # What the gate costs beside the floor. Ends with a table of ratios.
 bench:
@@ -53,27 +76,31 @@ load:
     cargo run --locked --release --manifest-path benches/load/Cargo.toml
 
 # The oracles' own tests, for which stable will do; then all fuzz targets are built.
-fuzz-check:
+fuzz-check: && (where "cargo-fuzz for nightly Rust" "cargo +nightly fuzz --version" "TOLLGATE_REQUIRE_NIGHTLY" "cd fuzz && cargo +nightly fuzz build --fuzz-dir . --sanitizer none")
     cd fuzz && cargo fmt --check && cargo clippy --all-targets -- -D warnings && cargo test
-    if {{ has_fuzz }}; then cargo +nightly fuzz build --sanitizer none; {{ otherwise_skip_fuzz }}
 
-# Each fuzz target for so many seconds, from the seeds that the vectors give. Fails on a finding. Without a sanitizer: the
-# crate has no unsafe code, and a check is several times as fast.
-fuzz SECONDS='20':
-    if {{ has_fuzz }}; then \
-        cd fuzz; \
-        cargo run --quiet --example seeds; \
-        for target in $(cargo +nightly fuzz list --fuzz-dir .); do \
-            mkdir -p "corpus/$target"; \
-            cargo +nightly fuzz run --sanitizer none --fuzz-dir . "$target" "corpus/$target" "seeds/$target" -- \
-                -dict=tollgate.dict -max_total_time={{ SECONDS }} -max_len=4096 -timeout=10 -print_final_stats=1; \
-        done; \
-    {{ otherwise_skip_fuzz }}
+# Each fuzz target for so many seconds, from the seeds that the vectors give. Fails on a finding.
+fuzz SECONDS='20': (where "cargo-fuzz for nightly Rust" "cargo +nightly fuzz --version" "TOLLGATE_REQUIRE_NIGHTLY" "just fuzz-run " + SECONDS)
 
-has_fuzz := "cargo +nightly fuzz --version >/dev/null 2>&1"
-otherwise_skip_fuzz := '''
-    elif [ -n "${TOLLGATE_REQUIRE_NIGHTLY:-}" ]; then
-        echo "nightly Rust or cargo-fuzz is missing" >&2; exit 1;
-    else
-        echo "skipped: nightly Rust or cargo-fuzz is not installed";
-    fi'''
+# Without a sanitizer: the crate has no unsafe code, and a check is several times as fast.
+[private]
+[working-directory: 'fuzz']
+fuzz-run seconds:
+    cargo run --quiet --example seeds
+    for target in $(cargo +nightly fuzz list --fuzz-dir .); do \
+        mkdir -p "corpus/$target"; \
+        cargo +nightly fuzz run --sanitizer none --fuzz-dir . "$target" "corpus/$target" "seeds/$target" -- \
+            -dict=tollgate.dict -max_total_time={{ seconds }} -max_len=4096 -timeout=10 -print_final_stats=1; \
+    done
+
+# Runs what needs something that not everybody has. Where that is missing it is skipped, or fails if the variable says that
+# it must be there.
+[private]
+where what available required command:
+    if ( {{ available }} ) >/dev/null 2>&1; then \
+        {{ command }}; \
+    elif [ -n "${{ '{' }}{{ required }}:-}" ]; then \
+        echo "missing: {{ what }}" >&2; exit 1; \
+    else \
+        echo "skipped: {{ what }} is not installed"; \
+    fi

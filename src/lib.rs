@@ -66,6 +66,7 @@ mod head;
 mod quota;
 mod rejection;
 mod scopes;
+mod sync;
 mod token;
 
 mod authenticate;
@@ -92,6 +93,9 @@ pub use respond::{Empty, Problem, RateLimitHeaders};
 pub use scopes::{InvalidScope, Scopes};
 pub use store::{BoxStore, MemoryStore, TokenStore};
 pub use token::{BearerToken, Carrier, TokenDigest};
+
+#[cfg(doctest)]
+mod misuse;
 
 /// The README's code, compiled and run.
 #[cfg(all(doctest, feature = "axum", feature = "body"))]

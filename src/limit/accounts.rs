@@ -12,14 +12,13 @@
 use std::collections::HashMap;
 use std::num::NonZeroU32;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
-
-use governor::state::InMemoryState;
+use std::sync::{Arc, OnceLock, PoisonError};
 
 use super::decide::{FROZEN, Outcome, decide, read, swap};
 use crate::decision::{Policy, PolicyName};
 use crate::grant::Subject;
 use crate::quota::Quota;
+use crate::sync::{InMemoryState, Mutex, MutexGuard};
 
 /// What one subject owes under one policy.
 pub(crate) struct Account {

@@ -7,9 +7,10 @@ use std::time::Duration;
 use governor::clock::Clock;
 use governor::middleware::StateInformationMiddleware;
 use governor::nanos::Nanos;
-use governor::state::{InMemoryState, NotKeyed, StateStore};
+use governor::state::{NotKeyed, StateStore};
 
 use crate::quota::{MAX_SPAN_NS, Quota};
+use crate::sync::InMemoryState;
 
 /// The latest time at which decisions are made, 146 years after the epoch of the clock.
 pub(super) const LATEST_NS: u64 = MAX_SPAN_NS - 1;
@@ -34,6 +35,10 @@ pub(super) enum Outcome {
 /// Charges `cost` cells of `quota` at time `now`, in nanoseconds of a clock, at most [`LATEST_NS`].
 #[inline]
 pub(super) fn decide(cell: &InMemoryState, quota: Quota, now: u64, cost: NonZeroU32) -> Outcome {
+    // governor multiplies first and compares then, which overflows: a dear charge would be a cheap one.
+    if cost > quota.cells() {
+        return Outcome::AboveBurst;
+    }
     // A quota's interval is never 0, so that governor cannot refuse it.
     let Some(gcra) = governor::Quota::with_period(Duration::from_nanos(quota.interval_ns())) else {
         return Outcome::AboveBurst;

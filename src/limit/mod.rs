@@ -8,7 +8,8 @@
 //! 1. A budget belongs to a [`Subject`] that a store has vouched for. There is no way to key it by a
 //!    header, a token or an address, so that strangers can neither reset a budget nor grow the memory.
 //! 2. Over any time `t` no more than `burst + rate x t` is admitted, with the largest burst and rate of all quotas that
-//!    the subject had meanwhile: a change of plan carries what is owed, counted in cells.
+//!    the subject had meanwhile: a change of plan carries what is owed, counted in cells. (What would take more than 438
+//!    years to pay off is cut to that.)
 //! 3. A refused charge costs nothing. Who waits [`Decision::retry_after`] and comes alone is admitted; who comes a
 //!    nanosecond earlier is not.
 //! 4. Memory is bounded by the subjects whose grants are alive or in debt. No task runs.
@@ -20,6 +21,8 @@ use std::sync::Arc;
 pub(crate) mod accounts;
 mod clock;
 mod decide;
+#[cfg(all(test, tollgate_shuttle))]
+mod interleavings;
 
 use accounts::{Account, Accounts, Memo};
 use clock::Time;
@@ -285,9 +288,10 @@ fn decision(account: &Account, now: u64, cost: u32) -> Option<Decision> {
         Outcome::AboveBurst => (Verdict::CostAboveBurst, account.debt()?.max(now)),
     };
     let (quota, full) = (policy.quota(), tat.saturating_sub(now));
-    // Cells that are used, a started one included; the next comes back when the started one is over.
-    let used = full.div_ceil(quota.interval_ns());
-    let remaining = u64::from(quota.burst()).saturating_sub(used) as u32;
+    // Cells that are used, a started one included; the next comes back when the started one is over. After a change of plan
+    // more can be owed than the bucket holds.
+    let used = full.div_ceil(quota.interval_ns()).min(quota.burst().into());
+    let remaining = quota.burst() - used as u32;
     let more_in = full.saturating_sub(used.saturating_sub(1) * quota.interval_ns());
     Some(Decision::from_ns(policy, verdict, remaining, more_in, full))
 }

@@ -95,13 +95,18 @@ impl<T: TokenStore + ?Sized> TokenStore for Arc<T> {
 }
 
 /// A store that never waits, by its type: its future is [`Immediate`]. Such stores need no deadline.
-#[diagnostic::on_unimplemented(
-    message = "`{Self}` may have to wait for an answer",
-    note = "use `AuthLayer::waiting(store, deadline, tokio::time::sleep)`, so that every wait has an end"
-)]
-pub trait AnswersAtOnce: TokenStore {}
+///
+/// Every such store has this trait, and no other can: what may wait has to be given a deadline.
+pub trait AnswersAtOnce: TokenStore<Future: sealed::NeverWaits> {}
 
-impl<T, P, E> AnswersAtOnce for T where
-    T: TokenStore<Principal = P, Error = E, Future = Immediate<Lookup<P, E>>> + ?Sized
-{
+impl<T: TokenStore<Future: sealed::NeverWaits> + ?Sized> AnswersAtOnce for T {}
+
+mod sealed {
+    #[diagnostic::on_unimplemented(
+        message = "a store with the future `{Self}` may have to wait for an answer",
+        note = "use `AuthLayer::waiting(store, deadline, tokio::time::sleep)`, so that every wait has an end"
+    )]
+    pub trait NeverWaits {}
+
+    impl<T> NeverWaits for super::Immediate<T> {}
 }

@@ -7,89 +7,18 @@ use http_auth::{ChallengeParser, ChallengeRef};
 use proptest::prelude::*;
 use sfv::{BareItem, FieldType as _, List, ListEntry, Parser};
 use tollgate::limit::RateLimits;
-use tollgate::respond::{Challenge, ChallengeError, ErrorCode, RateLimitHeaders};
+use tollgate::respond::{Challenge, ChallengeError, RateLimitHeaders};
 use tollgate::{AuthLayer, Grant, MemoryStore, Quota, Rejection, Scopes};
 use tower::Layer;
 
 use crate::kit::*;
 
-fn parse(value: &str) -> Vec<ChallengeRef<'_>> {
+pub fn parse(value: &str) -> Vec<ChallengeRef<'_>> {
     ChallengeParser::new(value).collect::<Result<_, _>>().unwrap_or_else(|error| panic!("{value}: {error}"))
 }
 
-fn parameters(challenge: &ChallengeRef<'_>) -> Vec<(String, String)> {
+pub fn parameters(challenge: &ChallengeRef<'_>) -> Vec<(String, String)> {
     challenge.params.iter().map(|(name, value)| ((*name).to_owned(), value.to_unescaped())).collect()
-}
-
-fn realms() -> impl Strategy<Value = String> {
-    prop::collection::vec(0x20..=0x7e_u8, 1..30).prop_map(|bytes| String::from_utf8(bytes).unwrap())
-}
-
-fn words() -> impl Strategy<Value = String> {
-    let character = (0x21..=0x7e_u8).prop_filter("NQCHAR", |byte| !b"\"\\".contains(byte));
-    prop::collection::vec(character, 1..12).prop_map(|bytes| String::from_utf8(bytes).unwrap())
-}
-
-proptest! {
-    #[test]
-    fn what_is_written_is_read_back(
-        realm in realms(),
-        description in prop::option::of(prop::collection::vec(words(), 1..4).prop_map(|words| words.join(" "))),
-        scopes in prop::collection::vec(words(), 0..4),
-        acr_values in prop::collection::vec(words(), 0..3),
-        max_age in prop::option::of(any::<u32>()),
-        metadata in prop::option::of(words()),
-        error in prop::option::of(prop::sample::select(vec![
-            ErrorCode::InvalidRequest,
-            ErrorCode::InvalidToken,
-            ErrorCode::InsufficientScope,
-            ErrorCode::InsufficientUserAuthentication,
-        ])),
-    ) {
-        let mut challenge = Challenge::bearer(&realm).unwrap();
-        let mut expected = vec![("realm".to_owned(), realm)];
-        if let Some(error) = error {
-            challenge = challenge.with_error(error);
-            expected.push(("error".to_owned(), error.as_str().to_owned()));
-        }
-        if let Some(description) = description {
-            challenge = challenge.with_error_description(&description).unwrap();
-            expected.push(("error_description".to_owned(), description));
-        }
-        let scopes = Scopes::new(&scopes).unwrap();
-        challenge = challenge.with_scope(&scopes);
-        if !scopes.is_empty() {
-            expected.push(("scope".to_owned(), scopes.to_string()));
-        }
-        challenge = challenge.with_acr_values(&acr_values).unwrap();
-        if !acr_values.is_empty() {
-            expected.push(("acr_values".to_owned(), acr_values.join(" ")));
-        }
-        if let Some(max_age) = max_age {
-            challenge = challenge.with_max_age(Duration::from_secs(max_age.into()));
-            expected.push(("max_age".to_owned(), max_age.to_string()));
-        }
-        if let Some(path) = metadata {
-            let uri = format!("https://{path}");
-            challenge = challenge.with_resource_metadata(&uri).unwrap();
-            expected.push(("resource_metadata".to_owned(), uri));
-        }
-        let value = challenge.to_header_value();
-        let read = parse(value.to_str().unwrap());
-        prop_assert_eq!(read.len(), 1);
-        prop_assert_eq!(read[0].scheme, "Bearer");
-        prop_assert_eq!(parameters(&read[0]), expected);
-    }
-
-    #[test]
-    fn what_cannot_be_written_is_refused(text in any::<String>()) {
-        let printable = !text.is_empty() && text.bytes().all(|byte| (0x20..=0x7e).contains(&byte));
-        prop_assert_eq!(Challenge::bearer(&text).is_ok(), printable);
-        let described = Challenge::bearer("r").unwrap().with_error_description(&text);
-        let quotes = text.contains(['"', '\\']);
-        prop_assert_eq!(described.is_ok(), text.is_empty() || printable && !quotes);
-        prop_assert_eq!(Scopes::new([&text]).is_ok(), printable && !quotes && !text.contains(' '));
-    }
 }
 
 #[test]

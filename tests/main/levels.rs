@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 fn place(file: &str) -> (u8, &str) {
     match file {
         "answer.rs" | "caller.rs" | "decision.rs" | "grant.rs" | "head.rs" | "quota.rs" | "rejection.rs"
-        | "scopes.rs" | "token.rs" => (0, "words"),
+        | "scopes.rs" | "sync.rs" | "token.rs" => (0, "words"),
         // What a grant remembers, and what a decision and a rejection are written with.
         "limit/accounts.rs"
         | "limit/decide.rs"
@@ -25,7 +25,7 @@ fn place(file: &str) -> (u8, &str) {
         _ if file.starts_with("respond/") => (1, "respond"),
         _ if file.starts_with("store/") => (2, "stores"),
         _ if file.starts_with("gate/") => (3, "gate"),
-        "axum.rs" | "lib.rs" => (4, "edge"),
+        "axum.rs" | "lib.rs" | "misuse.rs" => (4, "edge"),
         _ => panic!("src/{file} has no place in the tree yet"),
     }
 }

@@ -11,7 +11,7 @@ use tower::Layer;
 
 use crate::kit::*;
 
-fn grant_of(subject: &str, quota: Option<Quota>) -> CurrentGrant {
+pub fn grant_of(subject: &str, quota: Option<Quota>) -> CurrentGrant {
     let grant = Grant::new(subject, ());
     CurrentGrant::new(match quota {
         Some(quota) => grant.with_quota(quota),
@@ -30,7 +30,7 @@ fn quotas() -> impl Strategy<Value = Quota> {
 }
 
 /// Checks that the charges admitted between any two moments fit into `burst + rate x t`. Takes (time, units).
-fn assert_bounded(admitted: &[(u64, u32)], burst: u32, interval_ns: u64) -> Result<(), TestCaseError> {
+pub fn assert_bounded(admitted: &[(u64, u32)], burst: u32, interval_ns: u64) -> Result<(), TestCaseError> {
     for (i, &(from, _)) in admitted.iter().enumerate() {
         let mut units = 0;
         for &(to, cost) in &admitted[i..] {

@@ -4,12 +4,16 @@
 
 mod axum_edge;
 mod bodies;
+mod challenge_properties;
 mod challenges;
+mod dialects;
 mod doors;
 mod gate;
 mod kit;
 mod levels;
 mod limits;
+mod quotas;
 mod readiness;
 mod secrets;
+mod store_model;
 mod stores;

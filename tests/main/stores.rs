@@ -7,7 +7,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use proptest::prelude::*;
 use tollgate::store::contract::Contract;
 use tollgate::store::{RotateError, from_fn, from_fn_with};
 use tollgate::{Answer, BearerToken, BoxStore, Grant, GrantId, MemoryStore, Subject, TokenDigest, TokenStore};
@@ -250,74 +249,6 @@ fn principals_may_use_the_store_while_they_are_cloned() {
     store.rotate("old", "new", Duration::ZERO).unwrap();
     assert_eq!(store.len(), 1);
     store.replace_all(std::iter::empty::<(&str, _)>());
-}
-
-#[derive(Clone, Debug)]
-enum Change {
-    Insert(u8, u8),
-    Replace(u8, u8),
-    Revoke(u8),
-    RevokeGrant(u8),
-    Rotate(u8, u8),
-    ReplaceAll(Vec<(u8, u8)>),
-}
-
-fn changes() -> impl Strategy<Value = Change> {
-    let token = 0..12_u8;
-    let grant = 0..6_u8;
-    prop_oneof![
-        (token.clone(), grant.clone()).prop_map(|(token, grant)| Change::Insert(token, grant)),
-        (token.clone(), grant.clone()).prop_map(|(token, grant)| Change::Replace(token, grant)),
-        token.clone().prop_map(Change::Revoke),
-        grant.clone().prop_map(Change::RevokeGrant),
-        (token.clone(), token.clone()).prop_map(|(old, new)| Change::Rotate(old, new)),
-        prop::collection::vec((token, grant), 0..6).prop_map(Change::ReplaceAll),
-    ]
-}
-
-proptest! {
-    #[test]
-    fn a_store_is_a_map(all in prop::collection::vec(changes(), 0..60)) {
-        let name = |token: u8| format!("token-{token}");
-        let grant = |id: u8| Grant::new(format!("grant-{id}"), ());
-        let store = MemoryStore::new();
-        let mut model = std::collections::BTreeMap::new();
-        for change in all {
-            match change {
-                Change::Insert(token, id) => {
-                    prop_assert_eq!(store.insert(name(token), grant(id)).is_err(), model.contains_key(&token));
-                    model.entry(token).or_insert(id);
-                }
-                Change::Replace(token, id) => {
-                    let old = store.replace(name(token), grant(id)).map(|old| old.id().to_string());
-                    prop_assert_eq!(old, model.insert(token, id).map(|id| format!("grant-{id}")));
-                }
-                Change::Revoke(token) => prop_assert_eq!(store.revoke(name(token)).is_some(), model.remove(&token).is_some()),
-                Change::RevokeGrant(id) => {
-                    let before = model.len();
-                    model.retain(|_, own| *own != id);
-                    prop_assert_eq!(store.revoke_grant(grant(id).id()), before - model.len());
-                }
-                Change::Rotate(old, new) => {
-                    let can = model.contains_key(&old) && !model.contains_key(&new);
-                    prop_assert_eq!(store.rotate(name(old), name(new), Duration::ZERO).is_ok(), can);
-                    if can {
-                        let id = model.remove(&old);
-                        model.extend(id.map(|id| (new, id)));
-                    }
-                }
-                Change::ReplaceAll(grants) => {
-                    store.replace_all(grants.iter().map(|(token, id)| (name(*token), grant(*id))));
-                    model = grants.into_iter().collect();
-                }
-            }
-            prop_assert_eq!(store.len(), model.len());
-            for token in 0..12 {
-                let found = store.get(name(token)).map(|found| found.id().to_string());
-                prop_assert_eq!(found, model.get(&token).map(|id| format!("grant-{id}")));
-            }
-        }
-    }
 }
 
 #[test]

@@ -46,3 +46,7 @@ msrv:
 # What the gate costs beside the floor. Ends with a table of ratios.
 bench:
     cargo bench --bench road --features axum
+
+# What the gate costs beside its peers, in one run; ends with ratios. `just compare --tokens 100 --rounds 3` is shorter.
+compare *options:
+    cargo run --release --manifest-path benches/compare/Cargo.toml -- {{options}}

@@ -3,7 +3,7 @@
 set shell := ["bash", "-euc"]
 
 # All checks.
-ci: fmt clippy test features docs deny msrv
+ci: fmt clippy test features docs deny msrv projects instructions
 
 fmt:
     cargo fmt --all --check
@@ -42,6 +42,18 @@ msrv:
     else \
         echo "skipped: Rust 1.85 is not installed"; \
     fi
+
+# Format and lints of the benchmarks that are projects of their own, so that their dependencies are not the crate's.
+projects:
+    for project in compare instructions timing; do \
+        cargo fmt --manifest-path benches/$project/Cargo.toml --check -- --config-path rustfmt.toml; \
+        cargo clippy --locked --manifest-path benches/$project/Cargo.toml -- -D warnings; \
+    done
+
+# Fails if the road takes 5 % more instructions than benches/instructions/figures.txt says; `--write` writes them anew.
+# Skips where valgrind or the compiler that the figures belong to is missing.
+instructions *options:
+    cargo run --locked --release --manifest-path benches/instructions/Cargo.toml -- {{options}}
 
 # What the gate costs beside the floor. Ends with a table of ratios.
 bench:

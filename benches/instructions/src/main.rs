@@ -12,7 +12,7 @@ use std::fmt::Write as _;
 use std::fs;
 use std::process::{Command, ExitCode};
 
-use road::{CASES, REQUESTS};
+use road::CASES;
 
 const FIGURES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/figures.txt");
 const HEAD: &str =
@@ -26,9 +26,9 @@ fn main() -> Result<ExitCode, Box<dyn Error>> {
     match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
         [] => check(),
         ["--write"] => write(),
-        [RUN, case] => {
+        [RUN, case, requests] => {
             let (_, case) = CASES.into_iter().find(|(name, _)| *name == case).ok_or("no such case")?;
-            road::run(case);
+            road::run(case, requests.parse()?);
             Ok(ExitCode::SUCCESS)
         }
         _ => Err("the only option is --write".into()),
@@ -87,21 +87,26 @@ fn compiler() -> Result<String, Box<dyn Error>> {
     Ok(version.split(' ').take(2).collect::<Vec<_>>().join(" "))
 }
 
-/// The instructions of one request, as a mean.
+/// The instructions of one request, as a mean. The difference of two runs, so that nothing of the preparation counts.
 fn count(case: &str) -> Result<f64, Box<dyn Error>> {
+    const REQUESTS: usize = 1_000;
+    Ok((collected(case, 2 * REQUESTS)? - collected(case, REQUESTS)?) / REQUESTS as f64)
+}
+
+fn collected(case: &str, requests: usize) -> Result<f64, Box<dyn Error>> {
     let output = Command::new("valgrind")
         .args(["--tool=callgrind", "--callgrind-out-file=/dev/null"])
-        // On inside of the one function, off inside of the other.
+        // Each turns the counting on or off, whichever it was: so it is on in the one, and off in the other within it.
         .args(["--toggle-collect=*road::counted*", "--toggle-collect=*sha256*compress256*"])
-        .args([env::current_exe()?.as_os_str(), RUN.as_ref(), case.as_ref()])
+        .args([env::current_exe()?.as_os_str(), RUN.as_ref(), case.as_ref(), requests.to_string().as_ref()])
         .output()?;
     let told = String::from_utf8_lossy(&output.stderr);
     if !output.status.success() {
         return Err(format!("valgrind failed:\n{told}").into());
     }
     let collected = told.lines().find_map(|line| line.split_once("Collected : ")).ok_or("nothing collected")?.1;
-    match collected.trim().parse::<f64>()? {
+    match collected.trim().parse()? {
         0.0 => Err("callgrind does not know the counted function by its name".into()),
-        collected => Ok(collected / REQUESTS as f64),
+        collected => Ok(collected),
     }
 }

@@ -28,7 +28,6 @@ pub const CASES: [(&str, Case); 4] = [
     ("over limit", Case::OverLimit),
 ];
 
-pub const REQUESTS: usize = 1_000;
 const TOKENS: usize = 100;
 
 fn token(i: usize) -> String {
@@ -37,7 +36,7 @@ fn token(i: usize) -> String {
 }
 
 /// Prepares requests of a kind, and sends them.
-pub fn run(case: Case) {
+pub fn run(case: Case, count: usize) {
     let (quota, status) = match case {
         Case::Admitted => (Quota::per_minute(1_000_000_000), StatusCode::OK),
         Case::Unknown | Case::Malformed => (Quota::per_minute(180), StatusCode::UNAUTHORIZED),
@@ -46,7 +45,7 @@ pub fn run(case: Case) {
     let mut service = gate(quota).layer(Answers);
     // The first request of a token opens its budget.
     requests(Case::Admitted, TOKENS).into_iter().for_each(|request| drop(answer(&mut service, request)));
-    let requests = requests(case, REQUESTS);
+    let requests = requests(case, count);
     assert!(counted(&mut service, requests, status), "not all answers were {status}");
 }
 

@@ -3,7 +3,7 @@
 set shell := ["bash", "-euc"]
 
 # All checks.
-ci: fmt clippy test features docs deny msrv projects instructions
+ci: fmt clippy test features docs deny msrv projects instructions timing-valgrind
 
 fmt:
     cargo fmt --all --check
@@ -62,3 +62,17 @@ bench:
 # What the gate costs beside its peers, in one run; ends with ratios. `just compare --tokens 100 --rounds 3` is shorter.
 compare *options:
     cargo run --release --manifest-path benches/compare/Cargo.toml -- {{options}}
+
+# Whether the time of a look-up or a comparison tells anything of the stored digests, by dudect's test.
+timing:
+    cargo run --locked --release --manifest-path benches/timing/Cargo.toml
+
+# Whether the comparison of digests branches on them, by memcheck. Skips where valgrind or its headers are missing.
+timing-valgrind:
+    if command -v valgrind >/dev/null && [ -e "${VALGRIND_INCLUDE:-/usr/include}/valgrind/memcheck.h" ]; then \
+        cargo run --locked --release --manifest-path benches/timing/Cargo.toml --features valgrind --bin timing-valgrind; \
+    elif [ -n "${TOLLGATE_REQUIRE_VALGRIND:-}" ]; then \
+        echo "valgrind or its headers are missing" >&2; exit 1; \
+    else \
+        echo "skipped: valgrind or its headers are not installed"; \
+    fi

@@ -1,6 +1,6 @@
 //! What the gate adds to a bare axum route, beside what its peers add: the same route, tokens and headers, in one run.
 //!
-//! `just compare`, or with options: `--tokens 100,10000 --threads 1,2 --rounds 11`.
+//! `just compare`, or with options: `--tokens 100,10000 --threads 1,2 --rounds 9`.
 
 mod allocations;
 #[path = "../../floor.rs"]
@@ -27,7 +27,7 @@ struct Options {
 impl Options {
     fn from_env() -> Result<Self, lexopt::Error> {
         let mut options =
-            Self { tokens: vec![100, 10_000, 100_000, 1_000_000], threads: vec![1, 2], rounds: 11, memory_of: None };
+            Self { tokens: vec![100, 10_000, 100_000, 1_000_000], threads: vec![1, 2], rounds: 9, memory_of: None };
         let mut arguments = lexopt::Parser::from_env();
         while let Some(argument) = arguments.next()? {
             match argument {

@@ -18,21 +18,21 @@ use tollgate::Quota;
 use tower::{Layer, Service};
 
 /// A quota that admits whatever a benchmark sends.
-pub const PLENTY: Quota = Quota::per_second(1_000_000_000);
+pub(crate) const PLENTY: Quota = Quota::per_second(1_000_000_000);
 
-pub fn token(i: usize) -> String {
+pub(crate) fn token(i: usize) -> String {
     // 43 characters, as 256 random bits have in base64.
     format!("tg_{:040x}", (i as u128 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15_f39c_c060_5ced_c835))
 }
 
 /// The `Authorization` header of a token.
-pub fn bearer(i: usize) -> HeaderValue {
+pub(crate) fn bearer(i: usize) -> HeaderValue {
     format!("Bearer {}", token(i)).parse().expect("a header value")
 }
 
 /// A request with this header, as a server makes it: of bytes that were just read. (A clone would leave the bytes in
 /// memory that is cold by now, and the gate alone would pay for that.)
-pub fn request(authorization: &HeaderValue) -> Request<Body> {
+pub(crate) fn request(authorization: &HeaderValue) -> Request<Body> {
     let mut request = Request::new(Body::empty());
     let copy = HeaderValue::from_bytes(authorization.as_bytes()).expect("it was a header value before");
     request.headers_mut().insert(http::header::AUTHORIZATION, copy);
@@ -40,7 +40,7 @@ pub fn request(authorization: &HeaderValue) -> Request<Body> {
 }
 
 /// The numbers below `size` in an order without any pattern that a prefetcher could learn, the same in each run.
-pub fn shuffled(size: usize) -> impl Iterator<Item = usize> {
+pub(crate) fn shuffled(size: usize) -> impl Iterator<Item = usize> {
     let mut order: Vec<usize> = (0..size).collect();
     let mut state = 0x2545_f491_4f6c_dd1d_u64;
     for i in (1..size).rev() {
@@ -55,7 +55,7 @@ pub fn shuffled(size: usize) -> impl Iterator<Item = usize> {
 /// The floor: one SHA-256, one probe, one governor decision on a cell of the token's own with clock and remaining, one
 /// request extension, two response headers, in one tower layer. It checks nothing and refuses nothing.
 #[derive(Clone)]
-pub struct FloorLayer(Arc<Floor>);
+pub(crate) struct FloorLayer(Arc<Floor>);
 
 struct Floor {
     tokens: HashMap<[u8; 32], Arc<Record>, BuildHasherDefault<Identity>>,
@@ -71,7 +71,7 @@ struct Record {
 
 impl FloorLayer {
     /// Knows the tokens below `size`.
-    pub fn new(size: usize) -> Self {
+    pub(crate) fn new(size: usize) -> Self {
         use governor::clock::Clock as _;
         let record = |i: usize| {
             let record = Record { cell: InMemoryState::default(), user: i as u32 };
@@ -93,7 +93,7 @@ impl<S> Layer<S> for FloorLayer {
 }
 
 #[derive(Clone)]
-pub struct FloorService<S> {
+pub(crate) struct FloorService<S> {
     inner: S,
     floor: Arc<Floor>,
 }
@@ -157,7 +157,7 @@ impl governor::clock::Clock for Given {
 }
 
 pin_project_lite::pin_project! {
-    pub struct FloorFuture<F> { #[pin] future: F, remaining: u32 }
+    pub(crate) struct FloorFuture<F> { #[pin] future: F, remaining: u32 }
 }
 
 impl<F: Future<Output = Result<Response, E>>, E> Future for FloorFuture<F> {

@@ -2,6 +2,8 @@
 //!
 //! `just compare`, or with options: `--tokens 100,10000 --threads 1,2 --rounds 9`.
 
+#![allow(clippy::result_large_err, reason = "a refusal is a response")]
+
 mod allocations;
 #[path = "../../floor.rs"]
 mod floor;

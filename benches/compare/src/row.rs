@@ -12,9 +12,12 @@ use tower::{Service, ServiceExt};
 use crate::floor::{bearer, request};
 
 pub struct Row {
-    send: Box<dyn Fn(&mut dyn Iterator<Item = &HeaderValue>) -> Duration + Send + Sync>,
-    ask: Box<dyn Fn(&HeaderValue) -> Response + Send + Sync>,
+    send: Box<SendAll>,
+    ask: Box<Ask>,
 }
+
+type SendAll = dyn Fn(&mut dyn Iterator<Item = &HeaderValue>) -> Duration + Send + Sync;
+type Ask = dyn Fn(&HeaderValue) -> Response + Send + Sync;
 
 impl Row {
     pub fn of<S>(service: S) -> Self

@@ -6,7 +6,7 @@ set shell := ["bash", "-euc"]
 export rustc := env("MSRV_RUSTC", "/usr/bin/rustc")
 
 # All checks.
-ci: fmt clippy test features docs deny msrv shuttle misuse api fuzz-check fuzz
+ci: fmt clippy test features docs deny msrv projects instructions timing-valgrind shuttle misuse api fuzz-check fuzz
 
 fmt:
     cargo fmt --all --check
@@ -67,9 +67,32 @@ api-read:
     grep -vE '^impl.* core::(marker::(Freeze|UnsafeUnpin|StructuralPartialEq)|panic::unwind_safe::[A-Za-z]+) for ' \
         target/api-all.txt > target/api.txt
 
+# Format and lints of the benchmarks that are projects of their own, so that their dependencies are not the crate's.
+projects:
+    for project in compare instructions load timing; do \
+        cargo fmt --manifest-path benches/$project/Cargo.toml --check -- --config-path rustfmt.toml; \
+        cargo clippy --locked --manifest-path benches/$project/Cargo.toml -- -D warnings; \
+    done
+
+# Fails if the road takes 5 % more instructions than benches/instructions/figures.txt says; `--write` writes them anew.
+# Skips where valgrind or the compiler that the figures belong to is missing.
+instructions *options:
+    cargo run --locked --release --manifest-path benches/instructions/Cargo.toml -- {{options}}
+
 # What the gate costs beside the floor. Ends with a table of ratios.
 bench:
     cargo bench --bench road --features axum
+
+# What the gate costs beside its peers, in one run; ends with ratios. `just compare --tokens 100 --rounds 3` is shorter.
+compare *options:
+    cargo run --release --manifest-path benches/compare/Cargo.toml -- {{options}}
+
+# Whether the time of a look-up or a comparison tells anything of the stored digests, by dudect's test.
+timing:
+    cargo run --locked --release --manifest-path benches/timing/Cargo.toml
+
+# Whether the comparison of digests branches on them, by memcheck.
+timing-valgrind: (where "valgrind with its headers" "command -v valgrind && test -e ${VALGRIND_INCLUDE:-/usr/include}/valgrind/memcheck.h" "TOLLGATE_REQUIRE_VALGRIND" "cargo run --locked --release --manifest-path benches/timing/Cargo.toml --features valgrind --bin timing-valgrind")
 
 # What the gate costs a whole service: the reference service beside a twin without gates, driven by `wrk` over loopback.
 load:

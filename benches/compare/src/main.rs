@@ -1,0 +1,91 @@
+//! What the gate adds to a bare axum route, beside what its peers add: the same route, tokens and headers, in one run.
+//!
+//! `just compare`, or with options: `--tokens 100,10000 --threads 1,2 --rounds 9`.
+
+#![allow(clippy::result_large_err, reason = "a refusal is a response")]
+
+mod allocations;
+#[path = "../../floor.rs"]
+mod floor;
+mod measure;
+mod memory;
+mod report;
+mod row;
+mod stacks;
+
+use std::ffi::OsString;
+
+use lexopt::prelude::*;
+use stacks::STACKS;
+
+struct Options {
+    tokens: Vec<usize>,
+    threads: Vec<usize>,
+    rounds: usize,
+    /// The row whose memory this process is to measure, and nothing else.
+    memory_of: Option<String>,
+}
+
+impl Options {
+    fn from_env() -> Result<Self, lexopt::Error> {
+        let mut options =
+            Self { tokens: vec![100, 10_000, 100_000, 1_000_000], threads: vec![1, 2], rounds: 9, memory_of: None };
+        let mut arguments = lexopt::Parser::from_env();
+        while let Some(argument) = arguments.next()? {
+            match argument {
+                Long("tokens") => options.tokens = numbers(arguments.value()?)?,
+                Long("threads") => options.threads = numbers(arguments.value()?)?,
+                Long("rounds") => options.rounds = arguments.value()?.parse()?,
+                Long(memory::OPTION) => options.memory_of = Some(arguments.value()?.string()?),
+                other => return Err(other.unexpected()),
+            }
+        }
+        let numbers = [&options.tokens[..], &options.threads[..], &[options.rounds]].concat();
+        match numbers.contains(&0) {
+            true => Err("no number may be 0".into()),
+            false => Ok(options),
+        }
+    }
+}
+
+fn numbers(list: OsString) -> Result<Vec<usize>, lexopt::Error> {
+    list.string()?
+        .split(',')
+        .map(|number| number.parse().map_err(|_| format!("not a number: {number}").into()))
+        .collect()
+}
+
+fn main() -> Result<(), lexopt::Error> {
+    let Options { tokens, threads, rounds, memory_of } = Options::from_env()?;
+    let most = tokens.iter().copied().max().unwrap_or(1);
+    if let Some(name) = memory_of {
+        let stack = STACKS.iter().find(|stack| stack.name == name).ok_or("no such row")?;
+        println!("{}", memory::here(stack, most).ok_or("no /proc")?);
+        return Ok(());
+    }
+
+    STACKS.iter().for_each(stacks::prove);
+
+    let mut all = Vec::new();
+    for tokens in tokens {
+        let figures = measure::measure(tokens, &threads, rounds);
+        for figures in figures.chunks(STACKS.len()) {
+            report::print_table(figures);
+            report::print_lines(figures);
+        }
+        all.extend(figures);
+    }
+
+    // With fewer tokens the pages that every process needs would be most of it.
+    let tokens = most.max(100_000);
+    println!("\nResident bytes a token, with {tokens} tokens, each in a process of its own (/proc/self/statm):\n");
+    for stack in STACKS.iter().filter(|stack| stack.has_tokens()) {
+        match memory::of(stack, tokens) {
+            Some(bytes) => println!("{}: {bytes:.0}", stack.name),
+            None => println!("{}: not measured", stack.name),
+        }
+    }
+
+    report::print_ratios(&all);
+    Ok(())
+}

@@ -1,0 +1,35 @@
+//! Authentication by hand, limits by `axum-governor`, keyed by the caller that was found. It writes both `RateLimit` and
+//! `X-RateLimit-*`. Its sweep is off: it would run between measurements and throw budgets away.
+
+use std::num::NonZeroU32;
+use std::sync::Arc;
+
+use axum::extract::Request;
+use axum::middleware::from_fn_with_state;
+use axum_governor::{Extension, GovernorConfigBuilder, GovernorLayer, Quota};
+use tower::ServiceBuilder;
+
+use super::Budget;
+use super::hand_written::{AdmitLayer, User, users};
+use super::tower_governor::{admit, middleware};
+use crate::row::Row;
+
+fn limits(budget: Budget) -> GovernorLayer<User> {
+    let quota = match budget {
+        Budget::Plenty => Quota::requests_per_second(NonZeroU32::new(1_000_000_000).expect("not zero")),
+        Budget::One => Quota::requests_per_hour(NonZeroU32::MIN),
+    };
+    let config = GovernorConfigBuilder::default().with_extractor(Extension::<User>::new()).quota_default(quota);
+    GovernorLayer::new(config.gc_disable().finish().expect("an extractor and a quota"))
+}
+
+pub fn routed(size: usize, budget: Budget) -> Row {
+    let authentication = from_fn_with_state(Arc::new(users(size)), middleware);
+    super::routed(ServiceBuilder::new().layer(authentication).layer(limits(budget)).into_inner())
+}
+
+pub fn plain(size: usize, budget: Budget) -> Row {
+    let users = Arc::new(users(size));
+    let authentication = AdmitLayer(move |request: &mut Request| admit(&users, request));
+    super::plain(ServiceBuilder::new().layer(authentication).layer(limits(budget)).into_inner())
+}

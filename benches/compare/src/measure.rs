@@ -25,8 +25,8 @@ pub struct Figures {
     pub allocs: f64,
 }
 
-/// Requests of one row in one round come in chunks, shorter than the time that a scheduler gives to anybody, so that the
-/// median chunk is one in which the thread was not interrupted.
+/// Requests of one row in one round come in chunks, shorter than the time that a scheduler gives to anybody, so that
+/// the median chunk is one in which the thread was not interrupted.
 const CHUNKS: usize = 80;
 const CHUNK: usize = 500;
 /// Requests before, so that no row pays for the caches that the others have filled.

@@ -16,9 +16,9 @@ pub fn print_lines(figures: &[Figures]) {
     println!();
     for Figures { stack, tokens, threads, ns, overhead_ns, allocs, .. } in figures {
         println!(
-            r#"{{"row":"{}","tokens":{tokens},"threads":{threads},"ns":{ns:.1},"overhead_ns":{overhead_ns:.1},"allocs":{}}}"#,
+            r#"{{"row":"{}","tokens":{tokens},"threads":{threads},"ns":{ns:.1},"overhead_ns":{overhead_ns:.1},{}}}"#,
             stack.name,
-            decimal(*allocs),
+            format_args!(r#""allocs":{}"#, decimal(*allocs)),
         );
     }
 }

@@ -63,8 +63,8 @@ fn two_digests(class: Class, rng: &mut BenchRng) -> TwoDigests {
     (ours, theirs)
 }
 
-/// Tokens that nobody has. Those of one class are like tokens that somebody has but for the last character; those of the
-/// other are like as many tokens that nobody has, so that nothing else tells the classes apart.
+/// Tokens that nobody has. Those of one class are like tokens that somebody has but for the last character; those of
+/// the other are like as many tokens that nobody has, so that nothing else tells the classes apart.
 fn lookup(runner: &mut CtRunner, rng: &mut BenchRng) {
     let [valid, random] = [(); 2].map(|()| (0..20_000).map(|_| token(rng)).collect::<Vec<_>>());
     let store: MemoryStore<()> = valid.iter().map(|token| (TokenDigest::of(token), Grant::new("x", ()))).collect();

@@ -1,5 +1,5 @@
-//! Authentication by hand, limits by `axum-governor`, keyed by the caller that was found. It writes both `RateLimit` and
-//! `X-RateLimit-*`. Its sweep is off: it would run between measurements and throw budgets away.
+//! Authentication by hand, limits by `axum-governor`, keyed by the caller that was found. It writes both `RateLimit`
+//! and `X-RateLimit-*`. Its sweep is off: it would run between measurements and throw budgets away.
 
 use std::num::NonZeroU32;
 use std::sync::Arc;

@@ -9,6 +9,7 @@ use crate::grant::{Grant, GrantId, Head, Subject};
 use crate::limit::accounts::Memo;
 use crate::quota::Quota;
 use crate::rejection::Rejection;
+use crate::respond::terms::Terms;
 use crate::scopes::Scopes;
 use crate::token::{Carrier, Credential, TokenDigest};
 
@@ -195,14 +196,17 @@ impl<P> Authenticated<P> {
     ///
     /// # Errors
     ///
-    /// [`Missing`](crate::RejectionKind::Missing) for requests that the gate let pass without a grant (anonymous ones
-    /// and CORS preflights). [`Misconfigured`](crate::RejectionKind::Misconfigured) if there is no gate, or the
+    /// [`Missing`](crate::RejectionKind::Missing), in the gate's realm, for requests that the gate let pass without a grant
+    /// (anonymous ones and CORS preflights). [`Misconfigured`](crate::RejectionKind::Misconfigured) if there is no gate, or the
     /// principal has another type: the answer says which.
     pub fn from_extensions(extensions: &Extensions) -> Result<Self, Rejection>
     where
         P: Send + Sync + 'static,
     {
-        Self::from_extensions_if_any(extensions)?.ok_or_else(Rejection::missing)
+        Self::from_extensions_if_any(extensions)?.ok_or_else(|| match extensions.get::<Arc<Terms>>() {
+            Some(terms) => Rejection::missing().under(terms),
+            None => Rejection::missing(),
+        })
     }
 
     /// The caller of a request, or `None` if the gate let it pass without a grant.

@@ -20,9 +20,9 @@ macro_rules! name {
             }
         }
 
-        impl<T: Into<Arc<str>>> From<T> for $Name {
+        impl<T: AsRef<str>> From<T> for $Name {
             fn from(text: T) -> Self {
-                Self(text.into())
+                Self(text.as_ref().into())
             }
         }
 

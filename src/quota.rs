@@ -15,8 +15,9 @@ const SECOND: Duration = Duration::from_secs(1);
 /// It is full at first. There is no moment at which it "resets".
 ///
 /// The constructors say what they mean and cannot be read two ways. They are `const` and panic for what no quota can
-/// be, which is a compile error where the quota is a constant; for numbers that come from elsewhere there is a
-/// `try_` form of each.
+/// be, which is a compile error where the quota is a constant. For numbers that come from elsewhere there are
+/// [`try_per`](Self::try_per), which all rates can be written with, [`try_at_most`](Self::try_at_most) and
+/// [`try_with_burst`](Self::try_with_burst).
 ///
 /// ```
 /// use std::time::Duration;
@@ -33,6 +34,13 @@ const SECOND: Duration = Duration::from_secs(1);
 ///
 /// A burst of `n` refilled at `n` per window admits up to `2n - 1` in an unlucky window. Where "never more than `n` in
 /// any window" is meant, say so: [`at_most`](Self::at_most).
+///
+/// # Serde
+///
+/// With the feature `serde` a quota is read from the words of the constructors, in formats whose structures have names:
+/// one of `per_second`, `per_minute`, `per_hour`, `per_day` or `interval_ns` (nanoseconds until one cell comes back; then
+/// the burst is 1 where none is named), and an optional `burst`, as in `{"per_minute": 180, "burst": 20}`. It is always
+/// written as `interval_ns` with `burst`, which loses nothing.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Quota {
     interval_ns: NonZeroU64,
@@ -248,11 +256,6 @@ impl fmt::Debug for Quota {
     }
 }
 
-/// A quota in configuration files: the words of the constructors, and an optional `burst`.
-///
-/// `{"per_minute": 180, "burst": 20}`, with `per_second`, `per_minute`, `per_hour`, `per_day` or `interval_ns`
-/// (nanoseconds until one cell comes back; then the burst is 1 where none is named). Written is always
-/// `interval_ns` with `burst`, which loses nothing.
 #[cfg(feature = "serde")]
 mod with_serde {
     use super::{Quota, SECOND};

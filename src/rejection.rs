@@ -16,8 +16,8 @@ use crate::scopes::Scopes;
 ///
 /// A gate puts it into the extensions of its answer, so that outer layers can count and log it. It holds no token.
 ///
-/// A handler that finds out by itself that a grant does not suffice makes one, and a gate around it completes the
-/// challenge with its realm:
+/// A handler that finds out by itself that a grant does not suffice makes one, and
+/// [`AuthLayer::refuse`](crate::AuthLayer::refuse) writes it with the realm and the responder of the gate:
 ///
 /// ```
 /// use tollgate::{Rejection, RejectionKind, Scopes};

@@ -49,8 +49,8 @@ pub(crate) struct HeadDoors {
     pub(crate) others: Vec<Arc<OtherDoor>>,
 }
 
-/// A door of the service's own.
-pub(crate) type OtherDoor = dyn Fn(&Head<'_>) -> Option<Vec<u8>> + Send + Sync;
+/// A door of the service's own: what is behind it, and whether there is more.
+pub(crate) type OtherDoor = dyn Fn(&Head<'_>) -> (Option<Vec<u8>>, bool) + Send + Sync;
 
 impl HeadDoors {
     /// Opens the door of an API key.
@@ -107,7 +107,11 @@ impl HeadDoors {
             add(websocket(head, prefix, form), Carrier::WebSocketProtocol);
         }
         for other in &self.others {
-            let presented = other(head).map_or(Presented::Nothing, |value| Presented::value(value, form));
+            let presented = match other(head) {
+                (None, _) => Presented::Nothing,
+                (Some(value), false) => Presented::value(value, form),
+                (Some(_), true) => Presented::Ambiguous,
+            };
             add(presented, Carrier::Other);
         }
         found

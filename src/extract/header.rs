@@ -81,14 +81,24 @@ fn one_line<'a>(
     }
 }
 
-fn credentials(value: &[u8], form: TokenForm) -> Presented<'_> {
+/// What follows the scheme, if that is Bearer.
+fn after_scheme(value: &[u8]) -> Option<&[u8]> {
     const SCHEME: &[u8] = b"bearer";
 
-    let Some((scheme, rest)) = value.split_at_checked(SCHEME.len()) else { return Presented::Nothing };
+    let (scheme, rest) = value.split_at_checked(SCHEME.len())?;
     // The scheme ends where no character of an HTTP token follows: `Bearers` is another one.
-    if !scheme.eq_ignore_ascii_case(SCHEME) || rest.first().is_some_and(|&byte| is_tchar(byte)) {
-        return Presented::Nothing;
-    }
+    let is_it = scheme.eq_ignore_ascii_case(SCHEME) && !rest.first().is_some_and(|&byte| is_tchar(byte));
+    is_it.then_some(rest)
+}
+
+/// Whether `Authorization` has Bearer credentials, of whatever form.
+pub(crate) fn has_bearer(headers: &HeaderMap) -> bool {
+    let mut lines = headers.get_all(header::AUTHORIZATION).iter();
+    lines.any(|line| after_scheme(strip_ows(line.as_bytes())).is_some())
+}
+
+fn credentials(value: &[u8], form: TokenForm) -> Presented<'_> {
+    let Some(rest) = after_scheme(value) else { return Presented::Nothing };
     let token = &rest[rest.iter().take_while(|&&byte| byte == b' ').count()..];
     if token.len() < rest.len() && is_token(token, form) {
         // No alphabet has a comma in it, so that this is not two lines joined.

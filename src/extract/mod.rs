@@ -37,6 +37,7 @@ pub use text::text;
 pub use websocket::websocket;
 
 pub(crate) use doors::{HeadDoors, door_name, open};
+pub(crate) use header::has_bearer;
 pub(crate) use query::{has_query_door, without_parameter};
 pub(crate) use websocket::without_token;
 

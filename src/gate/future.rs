@@ -15,6 +15,7 @@ use crate::decision::Decision;
 use crate::limit::Limiter;
 use crate::rejection::{Protocol, Rejection, StoreError};
 use crate::respond::ratelimit::Advert;
+use crate::respond::terms::Terms;
 use crate::respond::{Respond, keep_private};
 use crate::store::TokenStore;
 use crate::token::{Carrier, Credential};
@@ -33,7 +34,8 @@ pub(super) enum Step<A: Stations> {
 /// What the inner service will find in the request's extensions.
 pub(super) enum Caller {
     Known(CurrentGrant),
-    Unauthenticated(Unauthenticated),
+    /// With how the gate speaks, for a handler that wants a grant after all.
+    Unauthenticated(Unauthenticated, Arc<Terms>),
     /// The request came through a gate before: its extensions have the caller. What this layer decided is added.
     Behind(Option<Decision>),
 }
@@ -42,7 +44,7 @@ impl Caller {
     pub(super) fn record(&mut self, decision: Decision) {
         match self {
             Self::Known(grant) => grant.record(decision),
-            Self::Unauthenticated(_) => {}
+            Self::Unauthenticated(..) => {}
             Self::Behind(recorded) => *recorded = Some(decision),
         }
     }
@@ -58,10 +60,11 @@ impl Caller {
                 carrier = grant.carrier();
                 extensions.insert(grant);
             }
-            Self::Unauthenticated(why) => {
+            Self::Unauthenticated(why, terms) => {
                 // What a gate around this one found is not what this one lets pass.
                 extensions.remove::<CurrentGrant>();
                 extensions.insert(why);
+                extensions.insert(terms);
             }
             Self::Behind(decision) => {
                 if let (Some(grant), Some(decision)) = (extensions.get_mut::<CurrentGrant>(), decision) {

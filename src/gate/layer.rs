@@ -279,8 +279,9 @@ impl<A, R> AuthLayer<A, R> {
     }
 
     /// The same, and a token is also taken from wherever the closure finds one in the head of a request, such as a cookie
-    /// or another scheme. `None` is "nothing presented"; what it returns has to have the form of a token, and counts like
-    /// any other credential: a second one makes the request wrong.
+    /// or another scheme: all that it finds, so that an `Option` will do where there is one place. Nothing is "nothing
+    /// presented"; what there is has to have the form of a token, and counts like any other credential: a second one makes
+    /// the request wrong.
     ///
     /// The gate does not know where the credential stands, and can neither mark nor remove it.
     ///
@@ -289,14 +290,21 @@ impl<A, R> AuthLayer<A, R> {
     ///
     /// let tokens = MemoryStore::from_iter([("a-token", Grant::new("alice", ()))]);
     /// let gate = AuthLayer::new(tokens).with_door(|head| {
-    ///     let value = head.headers.get("authorization")?.as_bytes().strip_prefix(b"Token ")?;
-    ///     Some(value.to_vec())
+    ///     let lines = head.headers.get_all("authorization").iter();
+    ///     lines.filter_map(|line| line.as_bytes().strip_prefix(b"Token ")).map(<[u8]>::to_vec).collect::<Vec<_>>()
     /// });
     /// # let _ = gate;
     /// ```
     #[must_use]
-    pub fn with_door(self, find: impl Fn(&Head<'_>) -> Option<Vec<u8>> + Send + Sync + 'static) -> Self {
-        self.map_settings(|settings| settings.doors.others.push(Arc::new(find)))
+    pub fn with_door<I>(self, find: impl Fn(&Head<'_>) -> I + Send + Sync + 'static) -> Self
+    where
+        I: IntoIterator<Item = Vec<u8>>,
+    {
+        let other = move |head: &Head<'_>| {
+            let mut found = find(head).into_iter();
+            (found.next(), found.next().is_some())
+        };
+        self.map_settings(|settings| settings.doors.others.push(Arc::new(other)))
     }
 
     /// The same with doors in the body, as a layer that reads bodies; see [`BodyDoors`](super::BodyDoors). The gate is to

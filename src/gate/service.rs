@@ -12,7 +12,7 @@ use crate::answer::Answer;
 use crate::authenticate::verdict;
 use crate::caller::{CurrentGrant, Unauthenticated};
 use crate::decision::Decision;
-use crate::extract::{Presented, authorization, has_query_door, without_parameter, without_token};
+use crate::extract::{Presented, authorization, has_bearer, has_query_door, without_parameter, without_token};
 use crate::head::Head;
 use crate::limit::{Charge, Limiter};
 use crate::rejection::{Rejection, RejectionKind, StoreError};
@@ -113,7 +113,7 @@ impl<A: Stations, R> Shared<A, R> {
             return None;
         }
         self.strip_credentials(request);
-        Some(Caller::Unauthenticated(Unauthenticated::Preflight).enter(request, None))
+        Some(Caller::Unauthenticated(Unauthenticated::Preflight, Arc::clone(&self.terms)).enter(request, None))
     }
 }
 
@@ -167,7 +167,9 @@ impl<A, R> Shared<A, R> {
         if !self.settings.doors.are_closed() {
             self.guard_other_doors(request);
         }
-        guard_field(request.headers_mut(), &header::AUTHORIZATION, self.settings.remove_credentials);
+        // What is of another scheme is not this gate's to take.
+        let remove = self.settings.remove_credentials && has_bearer(request.headers());
+        guard_field(request.headers_mut(), &header::AUTHORIZATION, remove);
     }
 
     fn guard_other_doors<B>(&self, request: &mut Request<B>) {
@@ -231,7 +233,7 @@ impl<A: Stations, R> Shared<A, R> {
     }
 
     fn anonymous<B>(&self, request: &mut Request<B>) -> Step<A> {
-        let caller = Caller::Unauthenticated(Unauthenticated::Anonymous);
+        let caller = Caller::Unauthenticated(Unauthenticated::Anonymous, Arc::clone(&self.terms));
         match self.stations.limiter() {
             None => caller.enter(request, None),
             Some(limiter) => {
@@ -261,7 +263,7 @@ impl<A: Stations, R> Shared<A, R> {
             }
             Err(rejection) => Step::Refuse(match &caller {
                 Caller::Known(grant) => rejection.of_grant(grant),
-                Caller::Unauthenticated(_) | Caller::Behind(_) => rejection,
+                Caller::Unauthenticated(..) | Caller::Behind(_) => rejection,
             }),
         }
     }

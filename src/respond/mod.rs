@@ -213,14 +213,16 @@ pub(crate) fn keep_private(headers: &mut http::HeaderMap, carrier: Carrier) {
     };
     let kept_already = (says("private") && !says("public")) || says("no-store");
     if !kept_already {
-        // What binds a cache further stays; what lets it store more goes.
-        let value = match (says("no-cache"), says("must-revalidate")) {
-            (false, false) => "private",
-            (true, false) => "private, no-cache",
-            (false, true) => "private, must-revalidate",
-            (true, true) => "private, no-cache, must-revalidate",
+        // What lets caches store more goes, and what is private in part is private now; the rest stays.
+        let goes = |directive: &[u8]| {
+            let name = directive.split(|&byte| byte == b'=').next().unwrap_or_default();
+            ["public", "private", "s-maxage", "max-age"].iter().any(|own| name.eq_ignore_ascii_case(own.as_bytes()))
         };
-        headers.insert(header::CACHE_CONTROL, HeaderValue::from_static(value));
+        let kept = list::members(headers, &header::CACHE_CONTROL).filter(|directive| !goes(directive));
+        let value = [&b"private"[..]].into_iter().chain(kept).collect::<Vec<_>>().join(&b", "[..]);
+        // Members of values, joined by a comma, are a value.
+        let value = HeaderValue::try_from(value).unwrap_or(HeaderValue::from_static("private"));
+        headers.insert(header::CACHE_CONTROL, value);
     }
     if carrier == Carrier::Query && !headers.contains_key(header::REFERRER_POLICY) {
         // Links on the page must not carry the token away (RFC 9700, section 4.3.2).

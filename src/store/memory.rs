@@ -17,7 +17,7 @@ use crate::token::{BearerToken, TokenDigest};
 ///
 /// Everything can be changed while requests are served from many threads. Readers wait for nobody but a writer to the
 /// same of 64 shards: for as long as one entry takes, or the growth of that shard's table. Revoking by grant or subject
-/// walks one shard after the other. [`replace_all`](Self::replace_all) swaps the whole content at once.
+/// looks at all tokens under one lock. [`replace_all`](Self::replace_all) swaps the whole content at once.
 ///
 /// ```
 /// use tollgate::{BearerToken, Grant, MemoryStore, TokenStore};
@@ -122,11 +122,12 @@ impl<P> MemoryStore<P> {
 
     fn revoke_if(&self, revoked: impl Fn(&Grant<P>) -> bool) -> usize {
         let mut gone = Vec::new();
-        for shard in self.0.iter() {
-            shard.write().retain(|_, grant| {
+        // All at once: a rotation must not move a token from a shard that comes to one that was.
+        for table in &mut self.write_all() {
+            table.retain(|_, grant| {
                 let revoked = revoked(grant);
                 if revoked {
-                    // Dropped after the lock.
+                    // Dropped after the locks.
                     gone.push(Arc::clone(grant));
                 }
                 !revoked
@@ -222,7 +223,7 @@ impl<P> MemoryStore<P> {
             let digest = token.into();
             tables[shard_of(&digest)].insert(digest, Arc::new(grant));
         }
-        let mut locked: Vec<_> = self.0.iter().map(Shard::write).collect();
+        let mut locked = self.write_all();
         for (table, new) in locked.iter_mut().zip(&mut tables) {
             std::mem::swap(&mut **table, new);
         }
@@ -250,6 +251,10 @@ impl<P> MemoryStore<P> {
 
     fn write(&self, digest: &TokenDigest) -> RwLockWriteGuard<'_, Table<P>> {
         self.0[shard_of(digest)].write()
+    }
+
+    fn write_all(&self) -> Vec<RwLockWriteGuard<'_, Table<P>>> {
+        self.0.iter().map(Shard::write).collect()
     }
 
     /// Locks the shards of two tokens, in the order in which everybody locks several.

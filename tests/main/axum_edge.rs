@@ -86,6 +86,20 @@ async fn extractors_honour_the_mark_of_a_preflight() {
     assert_eq!(text(preflight("/public").await.unwrap()).await, "hello, stranger");
 }
 
+/// A handler that wants a caller after all asks for one as the gate does.
+#[tokio::test]
+async fn the_challenge_of_an_extractor_is_the_gates() {
+    let gate = AuthLayer::new(tokens()).with_realm("trading").unwrap();
+    let gate = gate.with_resource_metadata("https://api.example/.well-known/oauth-protected-resource").unwrap();
+    let app = Router::new().route("/", get(private)).layer(gate.with_optional_authentication());
+    let response = ask(&app, "GET", "/", None).await;
+    assert_eq!(response.status(), 401);
+    let challenge =
+        r#"Bearer realm="trading", resource_metadata="https://api.example/.well-known/oauth-protected-resource""#;
+    assert_eq!(field(response.headers(), "www-authenticate"), Some(challenge));
+    assert_eq!(ask(&app, "GET", "/", Some(TOKEN)).await.status(), 200);
+}
+
 #[tokio::test]
 async fn handlers_are_tested_without_a_gate() {
     let who = Authenticated::new(Grant::new("bob", User { name: "Bob" }));

@@ -29,7 +29,10 @@ fn open<A, R>(layer: AuthLayer<A, R>) -> AuthLayer<A, R> {
         .unwrap()
         .with_websocket_token(PREFIX)
         .unwrap()
-        .with_door(|head| Some(head.headers.get("cookie")?.as_bytes().strip_prefix(b"session=")?.to_vec()))
+        .with_door(|head| {
+            let cookies = head.headers.get_all("cookie").iter();
+            cookies.filter_map(|cookie| Some(cookie.as_bytes().strip_prefix(b"session=")?.to_vec())).collect::<Vec<_>>()
+        })
 }
 
 const CARRIERS: [Carrier; 5] =
@@ -450,7 +453,10 @@ async fn answers_to_tokens_that_caches_do_not_know_are_private() {
             (&[("cache-control", "public, private")], &["private"]),
             (&[("cache-control", "private, max-age=60"), ("cache-control", "public")], &["private"]),
             // What is quoted is a list of fields, and no directive.
-            (&[("cache-control", "no-cache=\"a, private, b\"")], &["private"]),
+            (
+                &[("cache-control", "no-cache=\"a, private, b\", no-transform")],
+                &["private, no-cache=\"a, private, b\", no-transform"],
+            ),
             (
                 &[("cache-control", "community=\"a \\\", no-store\", private")],
                 &["community=\"a \\\", no-store\", private"],
@@ -643,6 +649,17 @@ async fn a_door_of_ones_own_is_a_closure() {
     let mut both = by_path(TOKEN);
     *both.headers_mut() = by_scheme(format!("Token {TOKEN}")).headers().clone();
     assert_eq!(refusal(&layer, both).await, RejectionKind::InvalidRequest);
+
+    // A closure that finds two has found no token.
+    let mut two = get();
+    for value in [format!("session={TOKEN}"), format!("session={TOKEN}")] {
+        two.headers_mut().append("cookie", value.parse().unwrap());
+    }
+    let cookies = AuthLayer::new(memory()).with_door(|head| {
+        let lines = head.headers.get_all("cookie").iter();
+        lines.filter_map(|line| Some(line.as_bytes().strip_prefix(b"session=")?.to_vec())).collect::<Vec<_>>()
+    });
+    assert_eq!(refusal(&cookies, two).await, RejectionKind::InvalidRequest);
 
     // Bounded as all others are.
     let short = layer.with_max_token_len(TOKEN.len() - 1);

@@ -243,6 +243,16 @@ async fn the_authorization_header_can_be_removed() {
     let response = send(&gate, with_token(TOKEN)).await;
     assert_eq!(response.status(), 200);
     assert!(!response.headers().contains_key("authorization"));
+    // Malformed Bearer credentials are some too; those of another scheme are not the gate's to take.
+    let optional = AuthLayer::new(memory()).with_credentials_removed().with_optional_authentication().layer(echo());
+    let mut basic = get();
+    basic.headers_mut().insert("authorization", HeaderValue::from_static("Basic Zm9v"));
+    let response = send(&optional, basic).await;
+    assert_eq!(
+        (response.status(), &response.headers()["authorization"]),
+        (StatusCode::OK, &"Basic Zm9v".parse().unwrap())
+    );
+    assert!(response.headers()["authorization"].is_sensitive());
 }
 
 #[tokio::test]

@@ -5,9 +5,11 @@ use std::io;
 use std::time::Duration;
 
 use http::{Request, Response};
-use tollgate::extract::{Alphabet, Presented, TokenForm, authorization};
+use tollgate::extract::{Alphabet, InvalidDoor, Presented, TokenForm, authorization};
+use tollgate::gate::{BodyDoors, ReplayBody};
 use tollgate::limit::{Charge, MonotonicClock, RateLimits};
 use tollgate::respond::{Challenge, Respond};
+use tollgate::store::contract::Contract;
 use tollgate::store::{RotateError, from_fn};
 use tollgate::{
     Answer, AuthLayer, Authenticated, BearerToken, BoxStore, CurrentGrant, Empty, Grant, Head, MemoryStore, Policy,
@@ -90,6 +92,7 @@ async fn no_public_type_prints_a_token() {
     printed.debug(&store.lookup(&token));
     printed.debug(&store.get(TOKEN).unwrap());
     printed.debug(&store.grants());
+    printed.debug(&Contract::new(store.clone()).knows(TOKEN, "alice").has_revoked(TOKEN));
     let occupied = store.insert(TOKEN, grant.clone()).unwrap_err();
     printed.error(&io::Error::other(RotateError::Outgoing));
     printed.debug(&occupied);
@@ -151,6 +154,27 @@ async fn no_public_type_prints_a_token() {
     let silent = AuthLayer::waiting(silent, Duration::from_secs(1), tokio::time::sleep).layer(seen());
     printed.answer(send(&silent, with_token(TOKEN)).await).await;
 
+    // Bodies, before and after somebody has read them.
+    let doors = BodyDoors::new(Duration::from_secs(1), tokio::time::sleep).with_json("key").unwrap();
+    printed.debug(&doors);
+    let bodies = AuthLayer::new(MemoryStore::from_iter([(TOKEN, grant)])).with_body_doors(doors);
+    printed.debug(&bodies);
+    let mut bodies = bodies.layer(tower::service_fn(|request: Request<ReplayBody<Body>>| async move {
+        let printed = format!("{request:?}\n{request:#?}");
+        Ok::<_, std::convert::Infallible>(Response::new(Body::from(printed)))
+    }));
+    printed.debug(&bodies);
+    for key in [TOKEN.to_owned(), format!("{TOKEN} "), format!("x{TOKEN}")] {
+        let request = || {
+            let request = Request::post("/").header("content-type", "application/json");
+            request.body(Body::from(format!(r#"{{"key": "{key}"}}"#))).unwrap()
+        };
+        printed.debug(&bodies.call(request()));
+        printed.answer(send(&bodies, request()).await).await;
+    }
+    let names = doors_that_do_not_open();
+    names.iter().for_each(|error| printed.error(error));
+
     // Refusals by hand.
     let rejection = Rejection::insufficient_scope(Scopes::new(["trade"]).unwrap());
     printed.answer(Problem.refuse(rejection.clone())).await;
@@ -159,6 +183,13 @@ async fn no_public_type_prints_a_token() {
     printed.debug(&Challenge::bearer("api").unwrap());
 
     printed.assert_clean();
+}
+
+fn doors_that_do_not_open() -> [InvalidDoor; 3] {
+    let gate = || AuthLayer::new(memory());
+    let twice = gate().with_discouraged_query_token("a").unwrap().with_discouraged_query_token("b");
+    let used = gate().with_api_key_header(http::header::AUTHORIZATION);
+    [gate().with_websocket_token("a b"), twice, used].map(|opened| opened.map(drop).unwrap_err())
 }
 
 /// A handler that prints all it sees of the request, as logging middleware does.

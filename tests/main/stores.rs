@@ -277,6 +277,37 @@ fn readers_see_all_of_the_old_or_all_of_the_new() {
     });
 }
 
+/// A rotation beside a revocation moves a token from a place that was not looked at to one that was.
+#[test]
+fn no_rotation_outruns_a_revocation() {
+    let others = (0..2_000).map(|i| (format!("other-{i}"), Grant::new("other", ())));
+    let store = MemoryStore::from_iter(others);
+    for round in 0..300 {
+        let first = format!("{round}-0");
+        store.insert(&first, Grant::new("g", ()).with_subject("s")).unwrap();
+        let done = AtomicBool::new(false);
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                let mut at = 0;
+                while !done.load(Ordering::SeqCst) {
+                    match store.rotate(format!("{round}-{at}"), format!("{round}-{}", at + 1), Duration::ZERO) {
+                        Ok(_) => at += 1,
+                        Err(_) => break,
+                    }
+                }
+            });
+            scope.spawn(|| {
+                match round % 2 {
+                    0 => store.revoke_subject(&Subject::from("s")),
+                    _ => store.revoke_grant(&GrantId::from("g")),
+                };
+                done.store(true, Ordering::SeqCst);
+            });
+        });
+        assert_eq!(store.len(), 2_000, "round {round}: a token has survived");
+    }
+}
+
 #[test]
 fn no_moment_of_a_rotation_is_without_a_token() {
     let store = MemoryStore::from_iter([("token-0", Grant::new("g", ()))]);

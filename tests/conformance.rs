@@ -425,11 +425,12 @@ fn open_doors<A>(mut gate: AuthLayer<A>, config: &Value) -> Outcome<(AuthLayer<A
     if let Some(limit) = read!(config["max_body"])? {
         doors = doors.with_limit(limit);
     }
-    let max_depth: Option<u64> = read!(config["max_depth"])?;
-    same("the depth of JSON, which is no setting,", max_depth.unwrap_or(64), 64)?;
+    if let Some(depth) = read!(config["max_depth"])? {
+        doors = doors.with_max_depth(depth);
+    }
     let carriers = texts(&config["carriers"])?;
     if config.get("carriers").is_some() && !carriers.iter().any(|carrier| carrier == "header") {
-        return Err("the header cannot be closed".into());
+        gate = gate.without_authorization_header();
     }
     for carrier in carriers {
         match carrier.as_str() {

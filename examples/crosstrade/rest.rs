@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use axum::Json;
-use axum::extract::rejection::JsonRejection;
+use axum::extract::rejection::{JsonRejection, PathRejection};
 use axum::extract::{Path, State};
 use serde_json::{Value, json};
 use tollgate::Authenticated;
@@ -14,6 +14,8 @@ use crate::order::Ticket;
 use crate::problem::Problem;
 
 type Answer<T> = Result<Json<T>, Problem>;
+/// The account in the path, if that can be read.
+type Account = Result<Path<String>, PathRejection>;
 
 pub(crate) async fn accounts(State(service): State<Arc<Service>>, who: Authenticated<User>) -> Json<Value> {
     Json(json!({ "accounts": service.broker.accounts(&who.principal().name) }))
@@ -22,28 +24,28 @@ pub(crate) async fn accounts(State(service): State<Arc<Service>>, who: Authentic
 pub(crate) async fn positions(
     State(service): State<Arc<Service>>,
     who: Authenticated<User>,
-    Path(account): Path<String>,
+    account: Account,
 ) -> Answer<Value> {
-    let positions = service.broker.positions(&who.principal().name, &account)?;
+    let positions = service.broker.positions(&who.principal().name, &account?.0)?;
     Ok(Json(json!({ "positions": positions })))
 }
 
 pub(crate) async fn orders(
     State(service): State<Arc<Service>>,
     who: Authenticated<User>,
-    Path(account): Path<String>,
+    account: Account,
 ) -> Answer<Value> {
-    let orders = service.broker.orders(&who.principal().name, &account)?;
+    let orders = service.broker.orders(&who.principal().name, &account?.0)?;
     Ok(Json(json!({ "orders": orders })))
 }
 
 pub(crate) async fn place(
     State(service): State<Arc<Service>>,
     who: Authenticated<User>,
-    Path(account): Path<String>,
+    account: Account,
     ticket: Result<Json<Ticket>, JsonRejection>,
 ) -> Answer<Order> {
-    let Json(ticket) = ticket?;
+    let (Path(account), Json(ticket)) = (account?, ticket?);
     if ticket.account.as_ref().is_some_and(|named| *named != account) {
         return Err(Problem::bad_request("`account` is not the account in the path."));
     }
@@ -53,8 +55,8 @@ pub(crate) async fn place(
 pub(crate) async fn flatten(
     State(service): State<Arc<Service>>,
     who: Authenticated<User>,
-    Path(account): Path<String>,
+    account: Account,
 ) -> Answer<Value> {
-    let orders = service.broker.close(&who.principal().name, &account, None)?;
+    let orders = service.broker.close(&who.principal().name, &account?.0, None)?;
     Ok(Json(json!({ "orders": orders })))
 }

@@ -33,21 +33,32 @@ pub(crate) async fn receive(
         (service.log)(&Line { who: &who, body: &body });
         Alert::parse(&headers, &body)
     });
-    match execute(&service, &who, alert) {
-        Ok((orders, charge)) => {
-            let mut response = Json(json!({ "success": true, "orders": orders })).into_response();
-            service.gate.advertise(&charge, response.headers_mut());
-            response
-        }
-        Err(Refusal::AsGate(rejection)) => service.gate.refuse(rejection.of_grant(&who.current())),
-        Err(Refusal::AsService(problem)) => service.errors.refuse(problem),
-    }
+    let charge = match pay(&service, &who, alert.as_ref()) {
+        Ok(charge) => charge,
+        Err(refusal) => return refusal.respond(&service, &who),
+    };
+    let mut response = match execute(&service, &who, alert) {
+        Ok(orders) => Json(json!({ "success": true, "orders": orders })).into_response(),
+        Err(refusal) => refusal.respond(&service, &who),
+    };
+    // What was paid is told, whatever came of it.
+    service.gate.advertise(&charge, response.headers_mut());
+    response
 }
 
 /// Why an alert was not carried out, and in whose words that is said.
 enum Refusal {
     AsGate(Rejection),
     AsService(Problem),
+}
+
+impl Refusal {
+    fn respond(self, service: &Service, who: &Authenticated<User>) -> Response {
+        match self {
+            Self::AsGate(rejection) => service.gate.refuse(rejection.of_grant(&who.current())),
+            Self::AsService(problem) => service.errors.refuse(problem),
+        }
+    }
 }
 
 impl From<Rejection> for Refusal {
@@ -73,27 +84,24 @@ impl From<Denied<Rejection>> for Refusal {
     }
 }
 
-/// Pays, then trades.
-fn execute(
-    service: &Service,
-    who: &Authenticated<User>,
-    alert: Result<Alert, Problem>,
-) -> Result<(Vec<Order>, Decision), Refusal> {
+/// Charges the budget, and counts the alert towards its own limit.
+fn pay(service: &Service, who: &Authenticated<User>, alert: Result<&Alert, &Problem>) -> Result<Decision, Refusal> {
     let charge = || service.limits.check_now(&who.current(), Charge::Units(1)).or_refuse();
-    let limit = alert.as_ref().ok().and_then(|alert| alert.limit.as_ref());
-    let decision = match limit {
-        None => charge()?,
-        // Counted and paid for together, or neither.
+    match alert.ok().and_then(|alert| alert.limit.as_ref()) {
+        None => Ok(charge()?),
+        // Both or neither.
         Some((id, limit)) => {
             let key = (who.grant().subject().as_str().as_bytes(), id.as_bytes());
-            service.self_limits.admit(key, *limit, service.clocks.steady.now(), charge)?
+            Ok(service.self_limits.admit(key, *limit, service.clocks.steady.now(), charge)?)
         }
-    };
+    }
+}
+
+fn execute(service: &Service, who: &Authenticated<User>, alert: Result<Alert, Problem>) -> Result<Vec<Order>, Refusal> {
     if !who.grant().scopes().contains(TRADE) {
         return Err(Rejection::insufficient_scope(service.trade.clone()).into());
     }
-    let orders = trade(service, &who.principal().name, alert?.command)?;
-    Ok((orders, decision))
+    Ok(trade(service, &who.principal().name, alert?.command)?)
 }
 
 fn trade(service: &Service, user: &str, command: Command) -> Result<Vec<Order>, Problem> {

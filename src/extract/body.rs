@@ -12,13 +12,15 @@ use crate::rejection::Protocol;
 use crate::token::Carrier;
 
 /// The open doors in the body, by the name of the field that holds the token.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub(crate) struct BodyDoors {
     pub(crate) form: Option<Arc<str>>,
     pub(crate) json: Option<Arc<str>>,
     pub(crate) text: Option<Arc<str>>,
     /// Whether a text body that begins with `{` is JSON.
     pub(crate) sniff: bool,
+    /// How deep JSON may be nested.
+    pub(crate) max_depth: usize,
 }
 
 /// A door that fits.
@@ -32,6 +34,12 @@ pub(crate) enum Door {
 /// A request whose head says two things about its body.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Contradiction;
+
+impl Default for BodyDoors {
+    fn default() -> Self {
+        Self { form: None, json: None, text: None, sniff: false, max_depth: json::MAX_DEPTH }
+    }
+}
 
 impl BodyDoors {
     /// Opens the door in texts, whose fields have no quotes.
@@ -88,13 +96,16 @@ impl BodyDoors {
         body: &'a [u8],
         form_of_token: TokenForm,
     ) -> (Presented<'a>, Carrier, Range<usize>) {
-        let (name, locate, carrier): (_, Locate, _) = match door {
-            Door::Form => (&self.form, form::locate, Carrier::FormBody),
-            Door::Text if !self.is_json_in_text(body) => (&self.text, text::locate, Carrier::TextBody),
-            Door::Text | Door::Json => (&self.json, json::locate, Carrier::JsonBody),
+        let is_json = door == Door::Json || (door == Door::Text && self.is_json_in_text(body));
+        let ((presented, span), carrier) = match (door, &self.form, &self.json, &self.text) {
+            (Door::Form, Some(name), ..) => (form::locate(body, name, form_of_token), Carrier::FormBody),
+            (_, _, Some(name), _) if is_json => {
+                (json::locate(body, name, form_of_token, self.max_depth), Carrier::JsonBody)
+            }
+            (Door::Text, _, _, Some(name)) => (text::locate(body, name, form_of_token), Carrier::TextBody),
+            // A text, where only JSON in texts is looked for.
+            _ => ((Presented::Nothing, 0..0), Carrier::TextBody),
         };
-        let Some(name) = name else { return (Presented::Nothing, carrier, 0..0) };
-        let (presented, span) = locate(body, name, form_of_token);
         (presented, carrier, span)
     }
 
@@ -112,8 +123,6 @@ impl BodyDoors {
         self.sniffs() && body.trim_ascii_start().starts_with(b"{")
     }
 }
-
-type Locate = for<'a> fn(&'a [u8], &str, TokenForm) -> (Presented<'a>, Range<usize>);
 
 fn is_encoded(headers: &HeaderMap) -> bool {
     let mut codings = headers

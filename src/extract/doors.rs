@@ -41,6 +41,8 @@ pub(crate) fn door_name(name: &str) -> Result<Arc<str>, InvalidDoor> {
 /// The open doors in the head of a request.
 #[derive(Clone, Default)]
 pub(crate) struct HeadDoors {
+    /// Whether `Authorization` is of another purpose: the one door that is open unless it is closed.
+    pub(crate) authorization_closed: bool,
     pub(crate) api_key: Option<HeaderName>,
     /// Whether the API key is not looked at where there are Bearer credentials.
     pub(crate) api_key_yields: bool,
@@ -78,21 +80,32 @@ impl HeadDoors {
         }
     }
 
-    /// Whether there is no other door than `Authorization`, as usual.
+    /// Whether `Authorization` is the only open door, as usual.
     #[inline]
-    pub(crate) fn are_closed(&self) -> bool {
-        self.api_key.is_none() && self.query.is_none() && self.websocket.is_none() && self.others.is_empty()
+    pub(crate) fn are_usual(&self) -> bool {
+        !self.authorization_closed
+            && self.api_key.is_none()
+            && self.query.is_none()
+            && self.websocket.is_none()
+            && self.others.is_empty()
+    }
+
+    fn authorization<'a>(&self, headers: &'a HeaderMap, form: TokenForm) -> Presented<'a> {
+        match self.authorization_closed {
+            true => Presented::Nothing,
+            false => authorization(headers, form),
+        }
     }
 
     /// The field of the API key, if it is looked at beside what `Authorization` holds.
     pub(crate) fn api_key_beside(&self, headers: &HeaderMap, form: TokenForm) -> Option<&HeaderName> {
-        let yields = || self.api_key_yields && !matches!(authorization(headers, form), Presented::Nothing);
+        let yields = || self.api_key_yields && !matches!(self.authorization(headers, form), Presented::Nothing);
         self.api_key.as_ref().filter(|_| !yields())
     }
 
     /// What the head of a request holds, behind all open doors together.
     pub(crate) fn look<'a>(&self, head: &Head<'a>, form: TokenForm) -> (Presented<'a>, Carrier) {
-        let mut found = (authorization(head.headers, form), Carrier::AuthorizationHeader);
+        let mut found = (self.authorization(head.headers, form), Carrier::AuthorizationHeader);
         let mut add = |presented: Presented<'a>, carrier| {
             let (before, of) = std::mem::replace(&mut found, (Presented::Nothing, carrier));
             found = before.and(of, presented, carrier);
@@ -121,6 +134,7 @@ impl HeadDoors {
 impl fmt::Debug for HeadDoors {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("HeadDoors")
+            .field("authorization", &!self.authorization_closed)
             .field("api_key", &self.api_key)
             .field("query", &self.query)
             .field("websocket", &self.websocket)

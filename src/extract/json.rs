@@ -31,13 +31,18 @@ use super::{Presented, TokenForm};
 /// assert!(matches!(json(twice, "key", TokenForm::default()), Presented::Ambiguous));
 /// ```
 pub fn json<'a>(body: &'a [u8], name: &str, form: TokenForm) -> Presented<'a> {
-    locate(body, name, form).0
+    locate(body, name, form, MAX_DEPTH).0
 }
 
-/// How deep arrays and objects may be nested.
-const MAX_DEPTH: usize = 64;
+/// How deep arrays and objects may be nested, unless something else is said.
+pub(super) const MAX_DEPTH: usize = 64;
 
-pub(super) fn locate<'a>(body: &'a [u8], name: &str, form: TokenForm) -> (Presented<'a>, Range<usize>) {
+pub(super) fn locate<'a>(
+    body: &'a [u8],
+    name: &str,
+    form: TokenForm,
+    max_depth: usize,
+) -> (Presented<'a>, Range<usize>) {
     let nothing = (Presented::Nothing, 0..0);
     let wrong = (Presented::Ambiguous, 0..0);
     let Ok(text) = std::str::from_utf8(body.strip_prefix(super::BOM).unwrap_or(body)) else { return wrong };
@@ -46,7 +51,7 @@ pub(super) fn locate<'a>(body: &'a [u8], name: &str, form: TokenForm) -> (Presen
         return nothing;
     }
     // `serde_json` walks what it skips to any depth, and does not look into escapes there.
-    if !is_shallow_and_paired(text.as_bytes()) {
+    if !is_shallow_and_paired(text.as_bytes(), max_depth) {
         return wrong;
     }
     let raw = match top_level(text, name) {
@@ -140,10 +145,10 @@ impl Visitor<'_> for IsName<'_> {
 /// Checks what `serde_json` does not check in values that it skips: the depth, and that surrogates come in pairs.
 ///
 /// Reads tokens only as far as it must, to know what is a string. What is no JSON may pass here: it fails next.
-fn is_shallow_and_paired(text: &[u8]) -> bool {
+fn is_shallow_and_paired(text: &[u8], max_depth: usize) -> bool {
     // Alerts have few brackets, and no escapes of that kind.
     let has_units = memchr::memchr_iter(b'\\', text).any(|at| text.get(at + 1) == Some(&b'u'));
-    if !has_units && count_opened(text) <= MAX_DEPTH {
+    if !has_units && count_opened(text) <= max_depth {
         return true;
     }
     let mut depth = 0_usize;
@@ -153,7 +158,7 @@ fn is_shallow_and_paired(text: &[u8]) -> bool {
         match byte {
             b'{' | b'[' => {
                 depth += 1;
-                if depth > MAX_DEPTH {
+                if depth > max_depth {
                     return false;
                 }
             }

@@ -315,18 +315,18 @@ where
         let this = self.project();
         let shared = &**this.shared;
         let (mut inner, head) = once(this.rest);
-        let body = this.read.finish();
-        let mut request = Request::from_parts(head, ReplayBody::read(body.clone(), this.read.trailers.take()));
+        let mut request = Request::from_parts(head, ReplayBody::read(this.read.finish(), this.read.trailers.take()));
         let step = match failed {
             Some(kind) => Step::Refuse(Rejection::new(kind)),
             None => {
                 let (in_head, carrier_in_head) = shared.look(&request);
-                let (in_body, carrier_in_body, span) = this.doors.doors.look(*this.door, &body, shared.settings.form);
+                let body = request.body().as_bytes();
+                let (in_body, carrier_in_body, span) = this.doors.doors.look(*this.door, body, shared.settings.form);
                 let is_in_body = matches!(in_body, Presented::Token(_));
                 let (presented, carrier) = in_head.and(carrier_in_head, in_body, carrier_in_body);
                 let asked = shared.ask(presented, carrier);
                 if is_in_body && shared.settings.remove_credentials {
-                    request.body_mut().mask(body, span);
+                    request.body_mut().mask(span);
                 }
                 shared.step(asked, &mut request)
             }

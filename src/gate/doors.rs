@@ -87,6 +87,14 @@ impl BodyDoors {
         self
     }
 
+    /// The same with another limit than 64 on how deep arrays and objects of a JSON body may be nested. What is deeper is
+    /// refused with 400.
+    #[must_use]
+    pub fn with_max_depth(mut self, depth: usize) -> Self {
+        self.doors.max_depth = depth;
+        self
+    }
+
     /// The same with another limit on the bytes of a body. Longer ones are refused with 413.
     #[must_use]
     pub fn with_limit(mut self, bytes: usize) -> Self {

@@ -213,6 +213,15 @@ impl<A, R> AuthLayer<A, R> {
         self.map_settings(|settings| settings.remove_credentials = true)
     }
 
+    /// The same, and the `Authorization` header is not looked at: for routes whose callers present the token elsewhere, while
+    /// the field is for somebody else, such as a proxy in front. What it holds neither counts nor hurts, and stays.
+    ///
+    /// Open another door, or nobody gets in. Who presents nothing is still asked for Bearer.
+    #[must_use]
+    pub fn without_authorization_header(self) -> Self {
+        self.map_settings(|settings| settings.doors.authorization_closed = true)
+    }
+
     /// The same, and a token is also taken from this header field, such as `X-API-Key`. It holds nothing but the token.
     ///
     /// There is no standard for it, and no challenge: who presents nothing is still asked for Bearer.

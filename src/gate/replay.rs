@@ -31,12 +31,19 @@ impl<B> ReplayBody<B> {
         Self { kind: Kind::Read { data, trailers } }
     }
 
+    /// What was read.
+    pub(super) fn as_bytes(&self) -> &[u8] {
+        match &self.kind {
+            Kind::Untouched { .. } => &[],
+            Kind::Read { data, .. } => data,
+        }
+    }
+
     /// Overwrites a part of what was read. The length stays.
-    pub(super) fn mask(&mut self, read: Bytes, span: std::ops::Range<usize>) {
+    pub(super) fn mask(&mut self, span: std::ops::Range<usize>) {
         if let Kind::Read { data, .. } = &mut self.kind {
-            // Two hands hold the bytes, so that they are copied here if nobody gave way.
-            *data = Bytes::new();
-            let mut masked = BytesMut::from(read);
+            // Copied only if somebody else holds the bytes too.
+            let mut masked = BytesMut::from(std::mem::take(data));
             masked[span].fill(b'*');
             *data = masked.freeze();
         }

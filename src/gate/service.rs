@@ -7,7 +7,7 @@ use tower_service::Service;
 
 use super::admission::{Admission, Stations};
 use super::future::{Caller, GateFuture, Step, StoreFuture, Wait};
-use super::settings::Shared;
+use super::settings::{Settings, Shared};
 use crate::answer::Answer;
 use crate::authenticate::verdict;
 use crate::caller::{CurrentGrant, Unauthenticated};
@@ -69,7 +69,7 @@ impl<A: Admission, R> Shared<A, R> {
     /// The credential in the head of a request.
     #[inline]
     pub(super) fn look<'a, B>(&self, request: &'a Request<B>) -> (Presented<'a>, Carrier) {
-        match self.settings.doors.are_closed() {
+        match self.settings.doors.are_usual() {
             true => (authorization(request.headers(), self.settings.form), Carrier::AuthorizationHeader),
             false => self.settings.doors.look(&Head::of(request), self.settings.form),
         }
@@ -164,11 +164,12 @@ impl<A, R> Shared<A, R> {
     /// Sees to it that nothing behind the gate prints the token, or, by choice, has it at all.
     #[inline]
     fn guard_secrets<B>(&self, request: &mut Request<B>) {
-        if !self.settings.doors.are_closed() {
+        if !self.settings.doors.are_usual() {
             self.guard_other_doors(request);
         }
         // What is of another scheme is not this gate's to take.
-        let remove = self.settings.remove_credentials && has_bearer(request.headers());
+        let Settings { remove_credentials, doors, .. } = &self.settings;
+        let remove = *remove_credentials && !doors.authorization_closed && has_bearer(request.headers());
         guard_field(request.headers_mut(), &header::AUTHORIZATION, remove);
     }
 

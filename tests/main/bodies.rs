@@ -1643,6 +1643,25 @@ async fn a_body_that_is_always_ready_cannot_put_the_deadline_off() {
 }
 
 #[tokio::test]
+async fn the_depth_of_json_is_a_setting() {
+    let nested = |depth: usize| {
+        let arrays = (1..depth).map(|_| '[').chain((1..depth).map(|_| ']')).collect::<String>();
+        format!(r#"{{"deep": {}, "key": "{TOKEN}"}}"#, if arrays.is_empty() { "0" } else { &arrays })
+    };
+    for (set, limit) in [(None, 64), (Some(1), 1), (Some(2), 2), (Some(200), 200)] {
+        let doors = match set {
+            None => doors(),
+            Some(depth) => doors().with_max_depth(depth),
+        };
+        let layer = AuthLayer::new(memory()).with_body_doors(doors);
+        for (depth, status) in [(limit, 200), (limit + 1, 400)] {
+            let (response, _) = ask(&layer, post(JSON, Script::of(nested(depth)))).await;
+            assert_eq!(response.status(), status, "{depth} of {limit}");
+        }
+    }
+}
+
+#[tokio::test]
 async fn a_body_that_is_there_needs_no_timer() {
     let started = Arc::new(AtomicUsize::new(0));
     let counting = Arc::clone(&started);

@@ -491,6 +491,19 @@ async fn answers_to_tokens_that_caches_do_not_know_are_private() {
     assert_eq!(values(response.headers(), "cache-control"), ["public"]);
 }
 
+#[tokio::test]
+async fn the_authorization_header_can_be_of_another_purpose() {
+    let layer = AuthLayer::new(memory()).with_api_key_header_unless_bearer(API_KEY).unwrap();
+    let layer = layer.without_authorization_header().with_credentials_removed();
+    assert_eq!(refusal(&layer, with_token(TOKEN)).await, RejectionKind::Missing);
+    let mut request = presenting(with_token("of-a-proxy"), Carrier::ApiKeyHeader, TOKEN);
+    request.headers_mut().append("authorization", "Bearer another".parse().unwrap());
+    let saw = seen(&layer, request).await;
+    assert_eq!(saw.carrier, Some(Carrier::ApiKeyHeader));
+    assert_eq!(values(&saw.headers, "authorization"), ["Bearer of-a-proxy", "Bearer another"], "not the gate's");
+    assert_eq!(values(&saw.headers, "x-api-key"), [""; 0]);
+}
+
 #[test]
 fn doors_that_nobody_could_use_do_not_open() {
     let gate = || AuthLayer::new(memory());

@@ -147,6 +147,8 @@ async fn what_is_wrong_with_an_alert_is_told() {
     ] {
         let response = server.alert("text/plain", &format!("key={TRADER};{fields}")).await;
         assert_problem(&response, StatusCode::from_u16(status).unwrap());
+        let was_paid = !fields.contains("key=ct_other");
+        assert_eq!(response.headers().contains_key("ratelimit"), was_paid, "{fields}");
     }
     assert_eq!(positions(&server).await, value!([]));
     // By the header of a client that can set one, the body may be anything.

@@ -68,11 +68,18 @@ name! {
 /// assert_eq!(grant.subject().as_str(), "alice");
 /// # Ok::<_, tollgate::InvalidScope>(())
 /// ```
-#[derive(Clone)]
 #[repr(C)]
 pub struct Grant<P> {
     head: Head,
-    principal: P,
+    /// Shared, because a rotation makes two grants of one, and a principal need not be `Clone` for that.
+    principal: Arc<P>,
+}
+
+impl<P> Clone for Grant<P> {
+    /// Another grant of the same principal, which is not cloned.
+    fn clone(&self) -> Self {
+        Self { head: self.head.clone(), principal: Arc::clone(&self.principal) }
+    }
 }
 
 /// Everything about a grant that does not depend on the type of its principal.
@@ -111,7 +118,7 @@ impl<P> Grant<P> {
             id,
             scopes: Scopes::default(),
         };
-        Self { head, principal }
+        Self { head, principal: Arc::new(principal) }
     }
 
     /// The same under another subject, whose budget it will share.

@@ -161,10 +161,7 @@ impl<P> MemoryStore<P> {
         old: impl Into<TokenDigest>,
         new: impl Into<TokenDigest>,
         grace: Duration,
-    ) -> Result<Arc<Grant<P>>, RotateError>
-    where
-        P: Clone,
-    {
+    ) -> Result<Arc<Grant<P>>, RotateError> {
         self.rotate_at(old, new, grace, SystemTime::now())
     }
 
@@ -179,38 +176,26 @@ impl<P> MemoryStore<P> {
         new: impl Into<TokenDigest>,
         grace: Duration,
         now: SystemTime,
-    ) -> Result<Arc<Grant<P>>, RotateError>
-    where
-        P: Clone,
-    {
+    ) -> Result<Arc<Grant<P>>, RotateError> {
         let (old, new) = (old.into(), new.into());
-        loop {
-            let grant = self.get(old).ok_or(RotateError::NotFound)?;
-            if grant.is_outgoing() {
-                return Err(RotateError::Outgoing);
-            }
-            // Cloned before anything is locked: `P` is the service's, and may take its time.
-            let incoming = Arc::new(Grant::clone(&grant));
-            // The grace has no end if it is longer than time can tell.
-            let outgoing = || Arc::new(Grant::clone(&grant).into_outgoing(now.checked_add(grace)));
-            let outgoing = (!grace.is_zero()).then(outgoing);
-
-            let mut shards = self.write_both(&old, &new);
-            match shards.table(&old).get(&old) {
-                Some(current) if Arc::ptr_eq(current, &grant) => {}
-                // Changed meanwhile: once more, with what is there now.
-                _ => continue,
-            }
-            if shards.table(&new).contains_key(&new) {
-                return Err(RotateError::Occupied);
-            }
-            shards.table(&new).insert(new, Arc::clone(&incoming));
-            match outgoing {
-                Some(outgoing) => shards.table(&old).insert(old, outgoing),
-                None => shards.table(&old).remove(&old),
-            };
-            return Ok(incoming);
+        let mut shards = self.write_both(&old, &new);
+        let grant = Arc::clone(shards.table(&old).get(&old).ok_or(RotateError::NotFound)?);
+        if grant.is_outgoing() {
+            return Err(RotateError::Outgoing);
         }
+        if shards.table(&new).contains_key(&new) {
+            return Err(RotateError::Occupied);
+        }
+        let incoming = Arc::new(Grant::clone(&grant));
+        shards.table(&new).insert(new, Arc::clone(&incoming));
+        if grace.is_zero() {
+            shards.table(&old).remove(&old);
+        } else {
+            // The grace has no end if it is longer than time can tell.
+            let outgoing = Grant::clone(&grant).into_outgoing(now.checked_add(grace));
+            shards.table(&old).insert(old, Arc::new(outgoing));
+        }
+        Ok(incoming)
     }
 
     /// Swaps the whole content, for a reload: every look-up sees all of the old or all of the new.

@@ -6,7 +6,6 @@ use http::Extensions;
 
 use crate::decision::{Decision, Decisions};
 use crate::grant::{Grant, GrantId, Head, Subject};
-use crate::limit::accounts::Memo;
 use crate::quota::Quota;
 use crate::rejection::Rejection;
 use crate::respond::terms::Terms;
@@ -37,7 +36,7 @@ pub struct CurrentGrant {
 }
 
 /// A grant without the type of its principal. (Trait upcasting would save `into_any`, but needs Rust 1.86.)
-trait Erased: Send + Sync {
+pub(crate) trait Erased: Send + Sync {
     fn head(&self) -> &Head;
     fn principal(&self) -> &dyn Any;
     fn into_any(self: Arc<Self>) -> Arc<dyn Any + Send + Sync>;
@@ -129,8 +128,8 @@ impl CurrentGrant {
         self.decisions.push(decision);
     }
 
-    pub(crate) fn memo(&self) -> &Memo {
-        self.grant.head().memo()
+    pub(crate) fn erased(&self) -> &Arc<dyn Erased> {
+        &self.grant
     }
 }
 

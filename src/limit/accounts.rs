@@ -1,4 +1,4 @@
-//! What subjects owe: one [`Account`] a subject, owned by the limiter's [`Accounts`] and remembered by grants.
+//! What subjects owe: one [`Account`] a subject, known to the limiter's [`Accounts`] and remembered by grants.
 //!
 //! # Rules
 //!
@@ -8,6 +8,9 @@
 //!    ever, and its debt is carried into a new one. Who still charges the frozen one is told to look again.
 //! 3. An account is dropped only when nobody but the map holds it (so that nobody can charge it meanwhile) and it owes
 //!    nothing (so that no information is lost).
+//! 4. An account stands in the grant itself, beside what each request reads anyway, as long as no other grant is charged
+//!    to it and somebody keeps the grant: a store in memory. The map then holds the grant. An account that has to be found
+//!    by several grants is closed like one whose policy changes, and opened apart.
 
 use std::collections::HashMap;
 use std::num::NonZeroU32;
@@ -15,6 +18,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock, PoisonError};
 
 use super::decide::{FROZEN, Outcome, decide, read, swap};
+use crate::caller::Erased;
 use crate::decision::{Policy, PolicyName};
 use crate::grant::Subject;
 use crate::quota::Quota;
@@ -49,51 +53,75 @@ impl Account {
         (tat < FROZEN).then_some(tat)
     }
 
-    /// Freezes this account and opens another that owes as many cells, rounded up.
-    fn reopen(&self, policy: Policy, now: u64) -> Self {
+    /// Freezes this account. Returns the theoretical arrival time with which another policy owes as many cells, rounded up.
+    fn close(&self, policy: &Policy, now: u64) -> u64 {
         let owed_ns = u128::from(swap(&self.cell, FROZEN).saturating_sub(now));
         let (old, new) = (self.policy.quota().interval_ns(), policy.quota().interval_ns());
         let carried_ns = (owed_ns * u128::from(new)).div_ceil(u128::from(old));
         // More than a hundred years of debt are cut to what a cell can hold.
-        let tat = u64::try_from(u128::from(now) + carried_ns).unwrap_or(u64::MAX).min(FROZEN - 1);
-        Self::owing(policy, tat)
+        u64::try_from(u128::from(now) + carried_ns).unwrap_or(u64::MAX).min(FROZEN - 1)
     }
 }
 
-/// The accounts that one grant was charged to: a short list, only ever added to, read without a lock.
+/// The accounts that one grant was charged to: only ever added to, and read without a lock.
 ///
-/// The usual request finds its account here, in the cache line of its grant, and asks no map.
+/// The usual request finds its account here, and asks no map.
 #[derive(Default)]
 #[repr(C)]
 pub(crate) struct Memo {
+    /// One that no other grant is charged to, with the id of its limiter.
+    own: OnceLock<(u64, Account)>,
+    shared: Shared,
+}
+
+/// Accounts that other grants may be charged to as well: a short list.
+#[derive(Default)]
+struct Shared {
     here: OnceLock<(u64, Arc<Account>)>,
-    next: OnceLock<Box<Memo>>,
+    next: OnceLock<Box<Shared>>,
 }
 
 impl Memo {
-    /// How many limiters a grant remembers. More of them work as well, through the map.
+    /// How many shared accounts a grant remembers. More of them work as well, through the map.
     const MOST: usize = 8;
 
     #[inline]
-    fn find(&self, accounts: u64) -> Option<&Account> {
-        let mut memo = Some(self);
-        while let Some(Self { here, next }) = memo {
-            match here.get()? {
-                (id, account) if *id == accounts => return Some(account),
-                _ => memo = next.get().map(|next| &**next),
+    fn own(&self, accounts: u64) -> Option<&Account> {
+        self.own.get().filter(|(id, _)| *id == accounts).map(|(_, account)| account)
+    }
+
+    /// Keeps an account here, if there is none yet.
+    fn keep(&self, accounts: u64, account: Account) -> Result<(), Account> {
+        self.own.set((accounts, account)).map_err(|(_, account)| account)
+    }
+
+    /// Calls `f` with each account at this limiter, until one is not frozen.
+    #[inline]
+    fn charge<T>(&self, accounts: u64, mut f: impl FnMut(&Account) -> Option<T>) -> Option<T> {
+        if let Some(done) = self.own(accounts).and_then(&mut f) {
+            return Some(done);
+        }
+        let mut shared = Some(&self.shared);
+        while let Some(Shared { here, next }) = shared {
+            let (id, account) = here.get()?;
+            if *id == accounts {
+                if let Some(done) = f(account) {
+                    return Some(done);
+                }
             }
+            shared = next.get().map(|next| &**next);
         }
         None
     }
 
     fn remember(&self, accounts: u64, account: &Arc<Account>) {
-        let mut memo = self;
+        let mut shared = &self.shared;
         for _ in 0..Self::MOST {
-            let (id, _) = memo.here.get_or_init(|| (accounts, Arc::clone(account)));
-            if *id == accounts {
+            let (_, remembered) = shared.here.get_or_init(|| (accounts, Arc::clone(account)));
+            if Arc::ptr_eq(remembered, account) {
                 return;
             }
-            memo = memo.next.get_or_init(Box::default);
+            shared = shared.next.get_or_init(Box::default);
         }
     }
 }
@@ -103,6 +131,16 @@ impl Clone for Memo {
     fn clone(&self) -> Self {
         Self::default()
     }
+}
+
+/// Who is charged.
+#[derive(Clone, Copy)]
+pub(super) struct Payer<'a> {
+    pub(super) subject: &'a Subject,
+    pub(super) memo: &'a Memo,
+    pub(super) quota: Option<Quota>,
+    /// Whose memory that is, if it is a grant's.
+    pub(super) grant: Option<&'a Arc<dyn Erased>>,
 }
 
 /// All accounts of one limiter.
@@ -117,9 +155,43 @@ pub(super) struct Accounts {
 
 #[derive(Default)]
 struct Map {
-    accounts: HashMap<Subject, Arc<Account>>,
+    places: HashMap<Subject, Place>,
     /// The number of accounts at which the next sweep is due.
     sweep_at: usize,
+}
+
+/// Where a subject's account stands.
+#[derive(Clone)]
+enum Place {
+    Grant(Arc<dyn Erased>),
+    Apart(Arc<Account>),
+}
+
+impl Place {
+    fn account(&self, accounts: u64) -> Option<&Account> {
+        match self {
+            Self::Grant(grant) => grant.head().memo().own(accounts),
+            Self::Apart(account) => Some(account),
+        }
+    }
+
+    /// Whether nobody but the map knows it.
+    fn is_forgotten(&self) -> bool {
+        match self {
+            Self::Grant(grant) => Arc::strong_count(grant) == 1,
+            Self::Apart(account) => Arc::strong_count(account) == 1,
+        }
+    }
+
+    /// Whether somebody remembers the account, or it owes something. `get_mut` proves that nobody else holds it, and that
+    /// their last charge is visible here.
+    fn is_needed(&mut self, accounts: u64, now: u64) -> bool {
+        let alone = match self {
+            Self::Grant(grant) => Arc::get_mut(grant).is_some(),
+            Self::Apart(account) => Arc::get_mut(account).is_some(),
+        };
+        !alone || self.account(accounts).is_some_and(|account| read(&account.cell) > now)
+    }
 }
 
 impl Accounts {
@@ -144,61 +216,81 @@ impl Accounts {
         &self.name
     }
 
-    /// Calls `f` with the subject's account under this quota, until that account is not frozen.
+    /// Calls `f` with the account of the payer's subject under the payer's quota, until that account is not frozen.
     #[inline]
-    pub(super) fn with<T>(
-        &self,
-        subject: &Subject,
-        memo: &Memo,
-        quota: Option<Quota>,
-        now: u64,
-        mut f: impl FnMut(&Account) -> Option<T>,
-    ) -> T {
-        let quota = quota.unwrap_or(self.default.quota());
-        let remembered = memo.find(self.id).filter(|account| account.policy.quota() == quota);
-        if let Some(done) = remembered.and_then(&mut f) {
+    pub(super) fn with<T>(&self, payer: Payer<'_>, now: u64, mut f: impl FnMut(&Account) -> Option<T>) -> T {
+        // A grant has one quota for life, and so have all accounts that it remembers.
+        if let Some(done) = payer.memo.charge(self.id, &mut f) {
             return done;
         }
         loop {
             // Somebody with another quota may freeze it as soon as it is opened; then it is opened again.
-            let account = self.open(subject, quota, now);
-            memo.remember(self.id, &account);
-            if let Some(done) = f(&account) {
+            let done = match self.open(payer, now) {
+                Some(account) => {
+                    payer.memo.remember(self.id, &account);
+                    f(&account)
+                }
+                None => payer.memo.own(self.id).and_then(&mut f),
+            };
+            if let Some(done) = done {
                 return done;
             }
         }
     }
 
+    /// Opens the subject's account, or finds it: apart, or in the payer's own memory.
     #[cold]
-    fn open(&self, subject: &Subject, quota: Quota, now: u64) -> Arc<Account> {
+    fn open(&self, payer: Payer<'_>, now: u64) -> Option<Arc<Account>> {
+        let quota = payer.quota.unwrap_or(self.default.quota());
+        // Dropped after the lock: a grant's principal is the service's, and may do anything as it goes.
+        let mut gone = Vec::new();
         let mut map = self.lock();
-        if map.accounts.len() >= map.sweep_at {
-            map.sweep(now);
+        if map.places.len() >= map.sweep_at {
+            map.sweep(self.id, now, &mut gone);
             // Twice what is left, so that the cost of a sweep is spread over as many openings.
-            map.sweep_at = (map.accounts.len() * 2).max(Self::FEW);
+            map.sweep_at = (map.places.len() * 2).max(Self::FEW);
         }
-        if let Some(account) = map.accounts.get(subject).filter(|account| account.policy.quota() == quota) {
-            return Arc::clone(account);
+        let place = map.places.get(payer.subject);
+        match (place, payer.grant) {
+            (Some(Place::Apart(account)), _) if account.policy.quota() == quota => return Some(Arc::clone(account)),
+            // Another thread was faster with the same grant.
+            (Some(Place::Grant(place)), Some(grant)) if std::ptr::addr_eq(Arc::as_ptr(place), Arc::as_ptr(grant)) => {
+                return None;
+            }
+            _ => {}
         }
         let policy = match quota == self.default.quota() {
             true => self.default.clone(),
             false => Policy::named(&self.name, quota),
         };
-        let account = Arc::new(match map.accounts.get(subject) {
-            Some(old) => old.reopen(policy, now),
-            None => Account::owing(policy, 0),
-        });
-        map.accounts.insert(subject.clone(), Arc::clone(&account));
-        account
+        let is_forgotten = place.is_none_or(Place::is_forgotten);
+        let tat = place.and_then(|place| place.account(self.id)).map_or(0, |account| account.close(&policy, now));
+        let account = Account::owing(policy, tat);
+        // A grant that nobody else holds is gone with its request.
+        let grant = payer.grant.filter(|grant| is_forgotten && Arc::strong_count(grant) > 1);
+        let kept = match grant {
+            Some(grant) => payer.memo.keep(self.id, account).map(|()| Place::Grant(Arc::clone(grant))),
+            None => Err(account),
+        };
+        let (place, apart) = match kept {
+            Ok(place) => (place, None),
+            Err(account) => {
+                let account = Arc::new(account);
+                (Place::Apart(Arc::clone(&account)), Some(account))
+            }
+        };
+        gone.extend(map.places.insert(payer.subject.clone(), place));
+        apart
     }
 
     /// Drops what nobody remembers and nobody owes.
     pub(super) fn sweep(&self, now: u64) {
-        self.lock().sweep(now);
+        let mut gone = Vec::new();
+        self.lock().sweep(self.id, now, &mut gone);
     }
 
     pub(super) fn len(&self) -> usize {
-        self.lock().accounts.len()
+        self.lock().places.len()
     }
 
     fn lock(&self) -> MutexGuard<'_, Map> {
@@ -208,12 +300,14 @@ impl Accounts {
 }
 
 impl Map {
-    fn sweep(&mut self, now: u64) {
-        // `get_mut` proves that nobody else holds the account, and that their last charge is visible here.
-        self.accounts.retain(|_, account| match Arc::get_mut(account) {
-            None => true,
-            Some(account) => read(&account.cell) > now,
+    fn sweep(&mut self, accounts: u64, now: u64, gone: &mut Vec<Place>) {
+        self.places.retain(|_, place| {
+            let is_needed = place.is_needed(accounts, now);
+            if !is_needed {
+                gone.push(place.clone());
+            }
+            is_needed
         });
-        self.accounts.shrink_to(self.accounts.len() * 2);
+        self.places.shrink_to(self.places.len() * 2);
     }
 }

@@ -26,12 +26,26 @@ fn grant(plan: Quota) -> CurrentGrant {
     CurrentGrant::new(Grant::new("s", ()).with_quota(plan))
 }
 
+/// A grant that somebody keeps, as a store does: its account may stand in it.
+fn kept(plan: Quota) -> Arc<Grant<()>> {
+    Arc::new(Grant::new("s", ()).with_quota(plan))
+}
+
 /// A thread with a grant of its own, which is dropped when all is spent.
 fn charger(limits: &RateLimits, plan: Quota, charges: usize) -> thread::JoinHandle<u32> {
     let limits = limits.clone();
     thread::spawn(move || {
         let grant = grant(plan);
         (0..charges).map(|_| u32::from(limits.check_now(&grant, ONE).is_admitted())).sum()
+    })
+}
+
+/// A thread that gets the grant from a store for each charge, and drops the store at last.
+fn charger_of_kept(limits: &RateLimits, store: Arc<Grant<()>>, charges: usize) -> thread::JoinHandle<u32> {
+    let limits = limits.clone();
+    thread::spawn(move || {
+        let charge = |_| limits.check_now(&CurrentGrant::new(Arc::clone(&store)), ONE).is_admitted();
+        (0..charges).map(charge).map(u32::from).sum()
     })
 }
 
@@ -115,6 +129,49 @@ fn runs() -> usize {
 fn explore(model: impl Fn() + Copy + Send + Sync + 'static) {
     shuttle::check_random(model, runs());
     shuttle::check_pct(model, runs(), 4);
+}
+
+/// Two grants of one plan that a store keeps, one of them behind two requests at a time, one of another plan, and a
+/// sweeper: the account stands in a grant at first, and has to leave it.
+fn in_grants_and_out_of_them() {
+    let limits = RateLimits::new(PLANS[0]).with_clock(|| Duration::ZERO);
+    let (first, second) = (kept(PLANS[0]), kept(PLANS[0]));
+    let chargers = [
+        charger_of_kept(&limits, Arc::clone(&first), 1),
+        charger_of_kept(&limits, first, 2),
+        charger_of_kept(&limits, second, 1),
+        charger_of_kept(&limits, kept(PLANS[1]), 1),
+    ];
+    let sweeper = sweeper(&limits, 2);
+    let admitted: u32 = chargers.into_iter().map(|charger| charger.join().unwrap()).sum();
+    sweeper.join().unwrap();
+    assert!((2..=3).contains(&admitted), "{admitted} were admitted at once");
+    assert_owed(&limits, admitted);
+}
+
+#[test]
+fn accounts_that_leave_their_grants() {
+    explore(in_grants_and_out_of_them);
+}
+
+/// A store that is loaded anew while requests run: the account goes from one grant to the other.
+fn from_grant_to_grant() {
+    let plan = PLANS[0];
+    let limits = RateLimits::new(plan).with_clock(|| Duration::ZERO);
+    let old = kept(plan);
+    assert!(limits.check_now(&CurrentGrant::new(Arc::clone(&old)), ONE).is_admitted());
+    let late = charger_of_kept(&limits, old, 1);
+    let early = charger_of_kept(&limits, kept(plan), 1);
+    let sweeper = sweeper(&limits, 1);
+    let admitted = 1 + late.join().unwrap() + early.join().unwrap();
+    sweeper.join().unwrap();
+    assert_eq!(admitted, plan.burst());
+    assert_owed(&limits, admitted);
+}
+
+#[test]
+fn a_store_that_is_loaded_anew() {
+    explore(from_grant_to_grant);
 }
 
 #[test]

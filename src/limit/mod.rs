@@ -12,7 +12,8 @@
 //!    years to pay off is cut to that.)
 //! 3. A refused charge costs nothing. Who waits [`Decision::retry_after`] and comes alone is admitted; who comes a
 //!    nanosecond earlier is not.
-//! 4. Memory is bounded by the subjects whose grants are alive or in debt. No task runs.
+//! 4. Memory is bounded by the subjects whose grants are alive or in debt. No task runs. A grant that its store has dropped
+//!    may be kept, with its principal, until the next [sweep](RateLimits::sweep), which happens while new subjects come.
 
 use std::fmt;
 use std::num::NonZeroU32;
@@ -24,7 +25,7 @@ mod decide;
 #[cfg(all(test, tollgate_shuttle))]
 mod interleavings;
 
-use accounts::{Account, Accounts, Memo};
+use accounts::{Account, Accounts, Memo, Payer};
 use clock::Time;
 use decide::Outcome;
 
@@ -211,9 +212,10 @@ impl RateLimits {
     pub fn check_now(&self, grant: &CurrentGrant, charge: Charge<'_>) -> Decision {
         let now = self.time.now_ns();
         let cost = self.cost(charge);
-        let decision = self
-            .accounts
-            .with(grant.subject(), grant.memo(), grant.quota(), now, |account| decision(account, now, cost));
+        let head = grant.erased().head();
+        let payer =
+            Payer { subject: head.subject(), memo: head.memo(), quota: head.quota(), grant: Some(grant.erased()) };
+        let decision = self.accounts.with(payer, now, |account| decision(account, now, cost));
         match &self.partition_key {
             None => decision,
             Some(key) => decision.with_partition_key(key(grant.subject())),
@@ -257,7 +259,8 @@ impl Limiter for RateLimits {
     fn check_anonymous(&self, charge: Charge<'_>) -> Answer<Self::Future> {
         let Some(all) = &self.anonymous else { return Answer::Ready(Decision::unlimited()) };
         let (now, cost) = (self.time.now_ns(), self.cost(charge));
-        Answer::Ready(all.accounts.with(&all.subject, &all.memo, None, now, |account| decision(account, now, cost)))
+        let payer = Payer { subject: &all.subject, memo: &all.memo, quota: None, grant: None };
+        Answer::Ready(all.accounts.with(payer, now, |account| decision(account, now, cost)))
     }
 }
 

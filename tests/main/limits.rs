@@ -1,6 +1,7 @@
 //! Budgets, as properties under a clock that the test turns.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::Duration;
 
@@ -262,6 +263,65 @@ fn sweeping_never_forks_a_budget() {
     hands.advance(Duration::from_secs(60));
     limits.sweep();
     assert_eq!(limits.subjects(), 0);
+}
+
+/// Grants that somebody keeps, as a store does, hold their accounts themselves, and nobody may notice.
+#[test]
+fn a_budget_outlives_the_grant_that_holds_it() {
+    let hands = Hands::default();
+    let limits = hands.limits(Quota::per_minute(60).with_burst(5));
+    let kept = |subject: &str| Arc::new(Grant::new(subject, ()));
+    let spend = |grant: &Arc<Grant<()>>, units| {
+        let decision = limits.check_now(&CurrentGrant::new(Arc::clone(grant)), Charge::Units(units));
+        (decision.is_admitted(), decision.remaining())
+    };
+    let (first, second) = (kept("two tokens"), kept("two tokens"));
+    assert_eq!(spend(&first, 1), (true, 4));
+    assert_eq!(limits.subjects(), 1);
+    // Another token of the subject: the account leaves the grant, and both find it.
+    assert_eq!(spend(&second, 1), (true, 3));
+    assert_eq!(spend(&first, 1), (true, 2));
+    assert_eq!(spend(&second, 1), (true, 1));
+
+    // Reloaded: from a grant that nobody else keeps to another.
+    let (old, new) = (kept("reloaded"), kept("reloaded"));
+    assert_eq!(spend(&old, 4), (true, 1));
+    drop(old);
+    assert_eq!(spend(&new, 1), (true, 0));
+    let gone = Arc::downgrade(&new);
+    drop(new);
+    limits.sweep();
+    assert!(gone.upgrade().is_some(), "it owes");
+    assert_eq!(spend(&kept("reloaded"), 1), (false, 0));
+    hands.advance(Duration::from_secs(60));
+    drop((first, second));
+    limits.sweep();
+    assert_eq!((limits.subjects(), gone.upgrade().is_some()), (0, false));
+}
+
+/// A principal may do anything as it goes, the limiter's lock included.
+#[test]
+fn principals_are_dropped_outside_of_the_lock() {
+    struct Last(RateLimits, Arc<AtomicUsize>);
+    impl Drop for Last {
+        fn drop(&mut self) {
+            self.1.fetch_add(self.0.subjects() + 1, Ordering::SeqCst);
+        }
+    }
+    let hands = Hands::default();
+    let limits = hands.limits(Quota::per_minute(60).with_burst(5));
+    let dropped = Arc::default();
+    let kept = |subject: &str| Arc::new(Grant::new(subject, Last(limits.clone(), Arc::clone(&dropped))));
+    for subject in ["swept", "replaced"] {
+        let grant = kept(subject);
+        assert!(limits.check_now(&CurrentGrant::new(Arc::clone(&grant)), ONE).is_admitted());
+    }
+    let grant = kept("replaced");
+    assert!(limits.check_now(&CurrentGrant::new(Arc::clone(&grant)), ONE).is_admitted());
+    assert_eq!(dropped.load(Ordering::SeqCst), 3, "two subjects are known");
+    hands.advance(Duration::from_secs(60));
+    limits.sweep();
+    assert_eq!(dropped.load(Ordering::SeqCst), 3 + 2, "one is left");
 }
 
 #[test]

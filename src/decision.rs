@@ -38,6 +38,8 @@ struct Inner {
     advert: HeaderValue,
     /// `"name";r=`, with which every draft-10 `RateLimit` item of this policy begins.
     prefix: Box<[u8]>,
+    /// The whole item by what remains, `"name";r=19;t=1`, for a small bucket that gains a cell within a second.
+    items: Box<[HeaderValue]>,
 }
 
 /// A policy name that is empty, longer than 64 characters or not printable ASCII.
@@ -57,8 +59,10 @@ impl Policy {
         Ok(Self::named(&name, quota))
     }
 
-    /// How many different policies a process keeps for ever, some 200 bytes each.
+    /// How many different policies a process keeps for ever, some 200 bytes each, and 60 an item.
     const MOST_KEPT: usize = 1_024;
+    /// The largest burst whose items are rendered beforehand.
+    const MOST_ITEMS: u32 = 64;
 
     pub(crate) fn named(name: &PolicyName, quota: Quota) -> Self {
         static KEPT: Mutex<Vec<&'static Inner>> = Mutex::new(Vec::new());
@@ -71,13 +75,17 @@ impl Policy {
         let name = (*name.0).into();
         if kept.len() < Self::MOST_KEPT {
             let advert = HeaderValue::from_static(String::leak(advert));
-            let inner = Box::leak(Box::new(Inner { quota, name, advert, prefix }));
+            let items = match quota.burst() <= Self::MOST_ITEMS && quota.interval() <= Duration::from_secs(1) {
+                true => ratelimit::render_items(&prefix, quota.burst()),
+                false => Box::default(),
+            };
+            let inner = Box::leak(Box::new(Inner { quota, name, advert, prefix, items }));
             kept.push(inner);
             Self(Repr::Kept(inner))
         } else {
             // The name was checked: printable ASCII.
             let advert = HeaderValue::try_from(advert).unwrap_or(HeaderValue::from_static(""));
-            Self(Repr::Counted(Arc::new(Inner { quota, name, advert, prefix })))
+            Self(Repr::Counted(Arc::new(Inner { quota, name, advert, prefix, items: Box::default() })))
         }
     }
 
@@ -106,6 +114,13 @@ impl Policy {
 
     pub(crate) fn prefix(&self) -> &[u8] {
         &self.inner().prefix
+    }
+
+    /// The `RateLimit` item of a decision, if it was rendered beforehand.
+    pub(crate) fn item(&self, decision: &Decision) -> Option<&HeaderValue> {
+        let (left, burst) = (decision.remaining(), self.quota().burst());
+        let as_usual = decision.partition_key().is_none() && decision.more_in_s() == u64::from(left < burst);
+        self.inner().items.get(left as usize).filter(|_| as_usual)
     }
 
     /// Whether an item of `RateLimit` or `RateLimit-Policy` has this policy's name.

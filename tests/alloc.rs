@@ -78,21 +78,30 @@ fn each_allocation_has_a_name() {
     let tokens = MemoryStore::from_iter([("a-token", Grant::new("alice", ()))]);
     let layer = AuthLayer::new(tokens);
     // One grant for each limiter would do; the first request of a subject opens its account, which is not counted.
-    let plenty = RateLimits::new(Quota::per_second(1_000_000));
+    let small = RateLimits::new(Quota::per_second(1_000_000).with_burst(20));
+    let large = RateLimits::new(Quota::per_second(1_000_000));
     let spent = RateLimits::new(Quota::one_per(Duration::from_secs(3_600)));
 
     let bare = allocations(&mut Inner, request(Some("Bearer a-token")), 200);
 
     let mut authenticated = layer.clone().layer(Inner);
-    let mut limited = layer.clone().with_rate_limit(plenty).layer(Inner);
+    let mut limited = layer.clone().with_rate_limit(small).layer(Inner);
+    let mut largely = layer.clone().with_rate_limit(large).layer(Inner);
     let mut over = layer.with_rate_limit(spent).layer(Inner);
     allocations(&mut limited, request(Some("Bearer a-token")), 200);
+    allocations(&mut largely, request(Some("Bearer a-token")), 200);
     allocations(&mut over, request(Some("Bearer a-token")), 200);
 
     // `http` boxes the extension that carries the grant.
     assert_eq!(allocations(&mut authenticated, request(Some("Bearer a-token")), 200) - bare, 1, "admitted");
-    // The same, and the value of `RateLimit`.
-    assert_eq!(allocations(&mut limited, request(Some("Bearer a-token")), 200) - bare, 2, "admitted within the limit");
+    // The same, since the values of `RateLimit` were rendered with the policy.
+    assert_eq!(allocations(&mut limited, request(Some("Bearer a-token")), 200) - bare, 1, "admitted within the limit");
+    // A large bucket has too many of them: one value.
+    assert_eq!(
+        allocations(&mut largely, request(Some("Bearer a-token")), 200) - bare,
+        2,
+        "admitted within a large limit"
+    );
 
     // The answer's header map (2: entries and index), its extensions (2: map and table), and the boxed `Rejection`.
     // Challenges and bodies were rendered when the gate was built.

@@ -75,7 +75,11 @@ pub(crate) fn advert(
     let fields = match dialect {
         RateLimitHeaders::Off => return None,
         RateLimitHeaders::Draft10 => {
-            Fields::Draft10 { policy: policy.clone(), state: draft_10_state(policy.prefix(), decision)? }
+            let state = match policy.item(decision) {
+                Some(item) => item.clone(),
+                None => draft_10_state(policy.prefix(), decision)?,
+            };
+            Fields::Draft10 { policy: policy.clone(), state }
         }
         RateLimitHeaders::XEpoch => {
             let now_ns = now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_nanos());
@@ -197,6 +201,14 @@ pub(crate) fn render_policy(name: &str, quota: Quota) -> (String, Box<[u8]>) {
     let name = format!("\"{}\"", name.replace('\\', "\\\\").replace('"', "\\\""));
     let item = format!("{name};q={};w={}", quota.burst(), secs_up(quota.span_ns()));
     (item, format!("{name};r=").into_bytes().into())
+}
+
+/// All `RateLimit` items of a policy that gains a cell within a second, for ever: values that nobody counts references to.
+/// The last is for a full bucket.
+pub(crate) fn render_items(prefix: &[u8], burst: u32) -> Box<[HeaderValue]> {
+    let prefix = String::from_utf8_lossy(prefix);
+    let item = |left| format!("{prefix}{left};t={}", u32::from(left < burst));
+    (0..=burst).map(|left| HeaderValue::from_static(String::leak(item(left)))).collect()
 }
 
 /// `"name";r=19;t=1`, in one allocation and without `fmt`: this is written into every answer.

@@ -38,7 +38,7 @@ fn token(i: usize) -> String {
 /// Prepares requests of a kind, and sends them.
 pub fn run(case: Case, count: usize) {
     let (quota, status) = match case {
-        Case::Admitted => (Quota::per_minute(1_000_000_000), StatusCode::OK),
+        Case::Admitted => (Quota::per_second(1_000_000_000).with_burst(20), StatusCode::OK),
         Case::Unknown | Case::Malformed => (Quota::per_minute(180), StatusCode::UNAUTHORIZED),
         Case::OverLimit => (Quota::per_day(1), StatusCode::TOO_MANY_REQUESTS),
     };

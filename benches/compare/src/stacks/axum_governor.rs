@@ -9,14 +9,14 @@ use axum::middleware::from_fn_with_state;
 use axum_governor::{Extension, GovernorConfigBuilder, GovernorLayer, Quota};
 use tower::ServiceBuilder;
 
-use super::Budget;
 use super::hand_written::{AdmitLayer, User, users};
 use super::tower_governor::{admit, middleware};
+use super::{BURST, Budget};
 use crate::row::Row;
 
 fn limits(budget: Budget) -> GovernorLayer<User> {
     let quota = match budget {
-        Budget::Plenty => Quota::requests_per_second(NonZeroU32::new(1_000_000_000).expect("not zero")),
+        Budget::Plenty => Quota::requests_per_second(NonZeroU32::new(1_000_000_000).expect("not zero")).burst(BURST),
         Budget::One => Quota::requests_per_hour(NonZeroU32::MIN),
     };
     let config = GovernorConfigBuilder::default().with_extractor(Extension::<User>::new()).quota_default(quota);

@@ -17,7 +17,7 @@ use governor::{DefaultKeyedRateLimiter, RateLimiter};
 use http::{HeaderMap, StatusCode, header};
 use tower::{Layer, Service};
 
-use super::Budget;
+use super::{BURST, Budget};
 use crate::floor::token;
 use crate::row::Row;
 
@@ -41,7 +41,9 @@ pub type Limits = DefaultKeyedRateLimiter<User>;
 
 pub fn limits(budget: Budget) -> Limits {
     RateLimiter::keyed(match budget {
-        Budget::Plenty => governor::Quota::per_second(NonZeroU32::new(1_000_000_000).expect("not zero")),
+        Budget::Plenty => {
+            governor::Quota::per_second(NonZeroU32::new(1_000_000_000).expect("not zero")).allow_burst(BURST)
+        }
         Budget::One => governor::Quota::per_hour(NonZeroU32::MIN),
     })
 }

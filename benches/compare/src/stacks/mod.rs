@@ -8,6 +8,7 @@ mod tower_governor;
 
 use std::convert::Infallible;
 use std::future::{Ready, ready};
+use std::num::NonZeroU32;
 
 use axum::Router;
 use axum::body::Body;
@@ -28,6 +29,9 @@ pub enum Budget {
     /// One request a day.
     One,
 }
+
+/// What may come at once of plenty, as usual quotas have it.
+const BURST: NonZeroU32 = NonZeroU32::new(20).expect("not zero");
 
 /// What a stack has to refuse, so that nobody measures a broken one.
 #[derive(Clone, Copy, PartialEq, Eq)]

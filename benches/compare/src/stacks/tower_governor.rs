@@ -13,8 +13,8 @@ use tower_governor::governor::GovernorConfigBuilder;
 use tower_governor::key_extractor::KeyExtractor;
 use tower_governor::{GovernorError, GovernorLayer};
 
-use super::Budget;
 use super::hand_written::{AdmitLayer, User, Users, authenticate, unauthorized, users};
+use super::{BURST, Budget};
 use crate::row::Row;
 
 #[derive(Clone, Copy)]
@@ -30,7 +30,7 @@ impl KeyExtractor for ByUser {
 
 fn limits(budget: Budget) -> GovernorLayer<ByUser, StateInformationMiddleware, Body> {
     let (period, burst) = match budget {
-        Budget::Plenty => (Duration::from_nanos(1), 1_000_000_000),
+        Budget::Plenty => (Duration::from_nanos(1), BURST.get()),
         Budget::One => (Duration::from_secs(86_400), 1),
     };
     let mut config = GovernorConfigBuilder::default().period(period).burst_size(burst).key_extractor(ByUser);

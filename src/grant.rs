@@ -146,8 +146,8 @@ impl<P> Grant<P> {
 
     /// The same with a quota of its own, in place of the limiter's default.
     ///
-    /// Give all tokens of one subject the same: where they differ, each turn of another opens an account anew, and the
-    /// grants behind go through the limiter's lock from then on.
+    /// Give all tokens of one subject the same: where they differ, each turn of another opens an account anew, under the
+    /// limiter's lock.
     #[must_use]
     pub fn with_quota(mut self, quota: Quota) -> Self {
         self.head.quota = Some(quota);

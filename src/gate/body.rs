@@ -119,7 +119,7 @@ impl<S: Clone, A, R> BodyAuthService<S, A, R> {
         let (head, body) = request.into_parts();
         BodyFuture {
             state: State::Reading {
-                reading: Box::pin(Reading {
+                reading: Reading {
                     body,
                     read: Read::default(),
                     deadline: None,
@@ -127,7 +127,7 @@ impl<S: Clone, A, R> BodyAuthService<S, A, R> {
                     rest: Some((ready_inner, head)),
                     shared: Arc::clone(&self.shared),
                     doors: Arc::clone(&self.doors),
-                }),
+                },
             },
         }
     }
@@ -169,7 +169,7 @@ pin_project_lite::pin_project! {
         S: Service<Request<ReplayBody<ReqB>>>,
         A: Admission,
     {
-        Reading { reading: Pin<Box<Reading<S, ReqB, A, R>>> },
+        Reading { #[pin] reading: Reading<S, ReqB, A, R> },
         Gate { #[pin] future: GateFuture<S, ReplayBody<ReqB>, A, R, ResB> },
     }
 }
@@ -247,9 +247,9 @@ where
         loop {
             let next = match state.as_mut().project() {
                 StateProj::Gate { future } => return future.poll(cx),
-                StateProj::Reading { reading } => {
+                StateProj::Reading { mut reading } => {
                     let failed = ready!(reading.as_mut().poll_read(cx)).err();
-                    reading.as_mut().go_on(failed)
+                    reading.go_on(failed)
                 }
             };
             state.set(State::Gate { future: next });

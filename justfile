@@ -71,7 +71,7 @@ api-read:
 projects:
     for project in compare instructions load timing; do \
         cargo fmt --manifest-path benches/$project/Cargo.toml --check -- --config-path rustfmt.toml; \
-        cargo clippy --locked --manifest-path benches/$project/Cargo.toml -- -D warnings; \
+        cargo clippy --locked --manifest-path benches/$project/Cargo.toml --target-dir target/projects -- -D warnings; \
     done
 
 # Fails if the road takes 5 % more instructions than benches/instructions/figures.txt says; `--write` writes them anew.

@@ -31,7 +31,8 @@ pub fn check(data: &[u8]) {
 /// A token that fits, with these bytes as body.
 fn token_of(data: &[u8], prefix: &str, body: usize) -> String {
     let digits = data.iter().map(|byte| char::from(*byte)).filter(char::is_ascii_alphanumeric);
-    let covered: String = prefix.chars().chain(['_']).chain(digits.chain(['0'].into_iter().cycle()).take(body)).collect();
+    let covered: String =
+        prefix.chars().chain(['_']).chain(digits.chain(['0'].into_iter().cycle()).take(body)).collect();
     covered.clone() + &oracle::checksum_text(&covered)
 }
 
@@ -99,7 +100,8 @@ impl TokenStore for Everybody {
 /// Tokens that fit, and such as do not by little.
 pub fn seeds() -> Vec<Vec<u8>> {
     let bodies = ["", "4nQzH0vJ2cUe8RkYpT6wGdB1xMfS9aLhVi3oXy7EtKq"];
-    let tokens = FORMATS.into_iter().flat_map(|(prefix, _, body)| bodies.map(|text| token_of(text.as_bytes(), prefix, body)));
+    let tokens =
+        FORMATS.into_iter().flat_map(|(prefix, _, body)| bodies.map(|text| token_of(text.as_bytes(), prefix, body)));
     let changes = (0..6_u8).flat_map(|kind| [0, 6, 48, 49, 53].map(|at| vec![b'a', kind, at, b'x']));
     tokens.map(|token| bytes(&token)).chain(changes).collect()
 }

@@ -190,7 +190,8 @@ impl Format {
     /// assert_eq!(format.pattern(), "acme_[0-9A-Za-z]{49}");
     ///
     /// let log = format!("POST /webhook?key%3D{} 200", format.mint()?.expose());
-    /// let leaked = Regex::new(&format.pattern())?.find_iter(&log).filter(|found| format.check(found.as_str()).is_ok());
+    /// let pattern = Regex::new(&format.pattern())?;
+    /// let leaked = pattern.find_iter(&log).filter(|found| format.check(found.as_str()).is_ok());
     /// assert_eq!(leaked.count(), 1);
     /// # Ok::<_, Box<dyn std::error::Error>>(())
     /// ```

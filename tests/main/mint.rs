@@ -342,7 +342,7 @@ fn a_store_is_asked_only_for_what_fits() {
     let old = format("acme_old");
     let old_token = old.mint().unwrap();
     shop.tokens.insert(&old_token, Grant::new("dave", User("Dave"))).unwrap();
-    let both = store.clone().with_format(old);
+    let both = Checked::new(shop.counted.clone(), shop.format.clone()).with_format(old);
     let both = |text: &str| both.lookup(&BearerToken::new(text)).ready().unwrap().unwrap().is_some();
     assert_eq!(knows(&open, old_token.expose()), (false, 0));
     assert_eq!(knows(&both, old_token.expose()), (true, 1));

@@ -71,6 +71,16 @@ async fn a_peppered_store_that_is_down_says_so() {
     Contract::new(peppered(down())).knows(TOKEN, "alice").check_outage().await;
 }
 
+/// New tokens are kept under the current pepper, and looked for under all, from new to old.
+#[test]
+fn digests_are_those_of_the_peppers() {
+    let store = peppered(());
+    assert!(store.digest(TOKEN) == pepper(3).digest(TOKEN));
+    let should_be = [3, 2, 1].map(|number| pepper(number).digest(TOKEN));
+    assert!(store.digests(TOKEN).eq(should_be));
+    assert!(should_be[0] != should_be[1] && should_be[0] != TokenDigest::of(TOKEN));
+}
+
 /// A store in memory stays one that needs no deadline: by its type, and as it answers.
 #[test]
 fn who_never_waits_does_not_wait_with_peppers() {

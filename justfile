@@ -38,7 +38,7 @@ msrv: (where "Rust 1.85" "$rustc --version | grep -q '^rustc 1.85.'" "TOLLGATE_R
 
 [private]
 msrv-check:
-    for features in "" axum axum,body,serde,test-util; do \
+    for features in "" axum axum,body,mint,pepper,serde,test-util; do \
         RUSTC="$rustc" "${MSRV_CARGO:-/usr/bin/cargo}" check --locked --lib \
             --no-default-features --features "$features" --target-dir target/msrv; \
     done

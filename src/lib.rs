@@ -44,6 +44,7 @@
 //! | [`limit`] | charge the budget: [`RateLimits`], or a [`Limiter`] of your own |
 //! | [`respond`] | say no: [`Challenge`](respond::Challenge), [`Problem`], `RateLimit` headers |
 //! | [`gate`] | the tower layers: [`AuthLayer`], [`RateLimitLayer`], [`RequireScopeLayer`] |
+//! | [`mint`] | beside the road: new tokens, and a check of tokens that needs no store |
 //!
 //! # Features
 //!
@@ -53,6 +54,8 @@
 //! |---|---|
 //! | `body` | [`gate::BodyDoors`]: tokens in JSON, text and forms |
 //! | `axum` | [`Authenticated`] as extractor, [`Rejection`] as response |
+//! | `mint` | [`mint::Format`]: new tokens; [`store::Checked`] |
+//! | `pepper` | [`store::Peppered`]: HMAC-SHA-256 of digests |
 //! | `serde` | `Serialize` and `Deserialize` for [`Quota`] |
 //! | `test-util` | `store::contract`, checks that a store runs on itself |
 #![forbid(unsafe_code)]
@@ -74,6 +77,9 @@ pub mod extract;
 pub mod limit;
 pub mod respond;
 pub mod store;
+
+#[cfg(feature = "mint")]
+pub mod mint;
 
 pub mod gate;
 
@@ -98,6 +104,6 @@ pub use token::{BearerToken, Carrier, TokenDigest};
 mod misuse;
 
 /// The README's code, compiled and run.
-#[cfg(all(doctest, feature = "axum", feature = "body"))]
+#[cfg(all(doctest, feature = "axum", feature = "body", feature = "mint"))]
 #[doc = include_str!("../README.md")]
 struct Readme;

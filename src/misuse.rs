@@ -48,6 +48,25 @@ struct ComparedTokens;
 /// ```
 struct SerialisedToken;
 
+/// A minted token is shown where its owner sees it, by the one method that says so, and has no copies.
+///
+/// ```
+/// let secret = tollgate::mint::Format::new("acme").unwrap().mint().unwrap();
+/// println!("{}", secret.expose());
+/// ```
+///
+/// ```compile_fail,E0277
+/// let secret = tollgate::mint::Format::new("acme").unwrap().mint().unwrap();
+/// println!("{}", secret);
+/// ```
+///
+/// ```compile_fail,E0599
+/// let secret = tollgate::mint::Format::new("acme").unwrap().mint().unwrap();
+/// let copy = secret.clone();
+/// ```
+#[cfg(feature = "mint")]
+struct PrintedSecret;
+
 /// A token cannot be kept: it is borrowed from its request, and stores keep digests.
 ///
 /// ```

@@ -2,6 +2,8 @@ use std::borrow::Cow;
 use std::fmt;
 use std::hash::{Hash, Hasher};
 
+use base64::Engine as _;
+use base64::prelude::{BASE64_STANDARD, BASE64_STANDARD_NO_PAD, BASE64_URL_SAFE_NO_PAD};
 use sha2::{Digest, Sha256};
 use subtle::{Choice, ConstantTimeEq};
 
@@ -34,7 +36,13 @@ impl<'a> BearerToken<'a> {
         Self { digest: TokenDigest::of(&bytes), bytes }
     }
 
-    /// The SHA-256 digest of the token.
+    /// The same token for a store that keeps it under another digest.
+    #[cfg(feature = "pepper")]
+    pub(crate) fn with_digest(&self, digest: TokenDigest) -> BearerToken<'_> {
+        BearerToken { bytes: Cow::Borrowed(&self.bytes), digest }
+    }
+
+    /// The SHA-256 digest of the token; for a store behind `store::Peppered`, the HMAC of it.
     #[must_use]
     pub fn digest(&self) -> &TokenDigest {
         &self.digest
@@ -70,6 +78,31 @@ impl fmt::Debug for BearerToken<'_> {
 /// assert_eq!(digest.to_bytes()[..4], [0xba, 0x78, 0x16, 0xbf]);
 /// assert_eq!(TokenDigest::from_bytes(digest.to_bytes()), digest);
 /// assert_eq!(format!("{digest:?}"), "TokenDigest(..)");
+/// ```
+///
+/// # Importing tokens
+///
+/// Tables of SHA-256 digests are taken over without their tokens, if each was made of exactly the bytes that callers present,
+/// without salt. Digests that were made otherwise are of no use here.
+///
+/// | kept as | taken over by |
+/// |---|---|
+/// | 32 bytes | [`from_bytes`](Self::from_bytes) |
+/// | hexadecimal digits, in either case | [`from_hex`](Self::from_hex) |
+/// | base64url without padding (RFC 7515) | [`from_base64url`](Self::from_base64url) |
+/// | base64, with padding or without | [`from_base64`](Self::from_base64) |
+///
+/// ```
+/// use tollgate::{Grant, MemoryStore, TokenDigest};
+///
+/// let table = [("alice", "ungWv48Bz+pBQUDeXa4iI7ADYaOWF3qctBD/YfIAFa0=")];
+/// let tokens = MemoryStore::new();
+/// for (name, digest) in table {
+///     let digest = TokenDigest::from_base64(digest).ok_or("not a SHA-256 digest")?;
+///     tokens.insert(digest, Grant::new(name, ()))?;
+/// }
+/// assert!(tokens.get("abc").is_some());
+/// # Ok::<_, Box<dyn std::error::Error>>(())
 /// ```
 #[derive(Clone, Copy)]
 pub struct TokenDigest([u64; 4]);
@@ -127,6 +160,38 @@ impl TokenDigest {
     #[must_use]
     pub fn to_hex(self) -> String {
         self.0.iter().map(|word| format!("{word:016x}")).collect()
+    }
+
+    /// The digest as 43 characters of base64url without padding (RFC 4648, section 5); `None` for any other text.
+    ///
+    /// ```
+    /// use tollgate::TokenDigest;
+    ///
+    /// let text = "ungWv48Bz-pBQUDeXa4iI7ADYaOWF3qctBD_YfIAFa0";
+    /// assert_eq!(TokenDigest::from_base64url(text), Some(TokenDigest::of("abc")));
+    /// assert_eq!(TokenDigest::of("abc").to_base64url(), text);
+    /// ```
+    #[must_use]
+    pub fn from_base64url(text: &str) -> Option<Self> {
+        Self::decoded_by(&BASE64_URL_SAFE_NO_PAD, text)
+    }
+
+    /// The digest as base64url without padding: the shortest text. Not for logs: it finds a grant.
+    #[must_use]
+    pub fn to_base64url(self) -> String {
+        BASE64_URL_SAFE_NO_PAD.encode(self.to_bytes())
+    }
+
+    /// The digest in base64 of the standard alphabet (RFC 4648, section 4), as `openssl dgst -sha256 -binary | base64` writes
+    /// it, with its one `=` or without; `None` for any other text.
+    #[must_use]
+    pub fn from_base64(text: &str) -> Option<Self> {
+        let engine = if text.ends_with('=') { &BASE64_STANDARD } else { &BASE64_STANDARD_NO_PAD };
+        Self::decoded_by(engine, text)
+    }
+
+    fn decoded_by(engine: &impl base64::Engine, text: &str) -> Option<Self> {
+        engine.decode(text).ok()?.try_into().ok().map(Self::from_bytes)
     }
 
     /// Bits that no [`Hash`] sees: to choose a shard without weakening the table in it.
@@ -247,6 +312,30 @@ mod tests {
         assert_eq!(TokenDigest::from_hex(&hex.to_uppercase()), Some(digest));
         for bad in ["", &hex[1..], &format!("{hex}0"), &format!("+{}", &hex[1..]), &format!("\u{e9}{}", &hex[2..])] {
             assert_eq!(TokenDigest::from_hex(bad), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn base64_text_is_written_in_one_way() {
+        // Of `token-2`, by OpenSSL: it has both characters in which the alphabets differ.
+        let digest = TokenDigest::of("token-2");
+        let (padded, url) =
+            ("D2v/qWYctd0vP3spKfMwYfWKe6f91olTCxowb47Y8+w=", "D2v_qWYctd0vP3spKfMwYfWKe6f91olTCxowb47Y8-w");
+        let bare = &padded[..43];
+        assert_eq!(digest.to_base64url(), url);
+        assert_eq!(TokenDigest::from_base64url(url), Some(digest));
+        assert_eq!(TokenDigest::from_base64(padded), Some(digest));
+        assert_eq!(TokenDigest::from_base64(bare), Some(digest));
+
+        // The other alphabet, padding where there is none, a bit that no byte has, and other lengths.
+        let spare_bit = |text: &str| text[..42].to_owned() + "x";
+        for bad in
+            [padded, bare, &format!("{url}="), &spare_bit(url), &url[1..], &format!("{url}A"), &format!("{url}\n"), ""]
+        {
+            assert_eq!(TokenDigest::from_base64url(bad), None, "{bad}");
+        }
+        for bad in [url, &format!("{url}="), &format!("{padded}="), &spare_bit(bare), &padded[1..], " ", "=", ""] {
+            assert_eq!(TokenDigest::from_base64(bad), None, "{bad}");
         }
     }
 }

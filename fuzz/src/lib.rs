@@ -8,6 +8,7 @@
 //! files that it is given, so that a finding can be looked at on stable.
 
 pub mod check;
+pub mod mint;
 pub mod oracle;
 pub mod request;
 pub mod road;
@@ -20,7 +21,7 @@ use std::{env, fs};
 pub type Check = fn(&[u8]);
 
 /// All targets by their names.
-pub const TARGETS: [(&str, Check); 9] = [
+pub const TARGETS: [(&str, Check); 10] = [
     ("header", check::header),
     ("api_key", check::api_key),
     ("query", check::query),
@@ -29,6 +30,7 @@ pub const TARGETS: [(&str, Check); 9] = [
     ("text", check::text),
     ("websocket", check::websocket),
     ("self_limit", self_limit::check),
+    ("mint", mint::check),
     ("road", road::check),
 ];
 

@@ -83,6 +83,7 @@ fn at_limits(target: &str) -> Vec<Vec<u8>> {
         "api_key" => both(""),
         "query" | "form" => both("access_token="),
         "text" => both("key="),
+        "mint" => crate::mint::seeds(),
         "self_limit" => [128, 129].map(|len| [&b"1\xff"[..], &token("", len)].concat()).to_vec(),
         "road" => {
             let text =
@@ -118,6 +119,7 @@ fn seed(target: &str, vector: &Value) -> Option<Vec<u8>> {
         "websocket" => field("sec-websocket-protocol").filter(|_| !list(&sent.lines("upgrade")).is_empty()),
         "query" => query_of(&sent.target).map(bytes),
         "form" | "json" | "text" => body_of(target),
+        "mint" => None,
         "road" => {
             sent.to_http(())?;
             Some([&Options::with_carriers(&carriers(vector))[..], &sent.to_bytes()].concat())

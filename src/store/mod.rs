@@ -5,20 +5,30 @@
 //! | [`MemoryStore`] | tokens in this process, changed while requests are served |
 //! | [`from_fn`], [`from_fn_with`] | a closure that asks whoever knows |
 //! | [`BoxStore`] | any store, without its type |
+//! | `Checked` | any store, asked only for tokens that have the form of the service's (feature `mint`) |
+//! | `Peppered` | any store, which keeps HMACs of digests instead of digests (feature `pepper`) |
 //! | `contract` | checks that every store can run on itself (feature `test-util`) |
 
 use std::error::Error;
 use std::sync::Arc;
 
 mod boxed;
+#[cfg(feature = "mint")]
+mod checked;
 #[cfg(feature = "test-util")]
 pub mod contract;
 mod from_fn;
 mod memory;
+#[cfg(feature = "pepper")]
+mod peppered;
 
 pub use boxed::BoxStore;
+#[cfg(feature = "mint")]
+pub use checked::Checked;
 pub use from_fn::{FromFn, FromFnFuture, from_fn, from_fn_with};
 pub use memory::{MemoryStore, Occupied, RotateError};
+#[cfg(feature = "pepper")]
+pub use peppered::{Pepper, Peppered, PepperedFuture, ShortPepper};
 
 use crate::answer::{Answer, Immediate};
 use crate::grant::Grant;
@@ -94,7 +104,7 @@ impl<T: TokenStore + ?Sized> TokenStore for Arc<T> {
     }
 }
 
-/// A store that never waits, by its type: its future is [`Immediate`]. Such stores need no deadline.
+/// A store that never waits, by its type: its future cannot exist, as [`Immediate`] cannot. Such stores need no deadline.
 ///
 /// Every such store has this trait, and no other can: what may wait has to be given a deadline.
 pub trait AnswersAtOnce: TokenStore<Future: sealed::NeverWaits> {}

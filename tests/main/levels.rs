@@ -24,6 +24,7 @@ fn place(file: &str) -> (u8, &str) {
         _ if file.starts_with("limit/") => (1, "limit"),
         _ if file.starts_with("respond/") => (1, "respond"),
         _ if file.starts_with("store/") => (2, "stores"),
+        "mint.rs" => (2, "mint"),
         _ if file.starts_with("gate/") => (3, "gate"),
         "axum.rs" | "lib.rs" | "misuse.rs" => (4, "edge"),
         _ => panic!("src/{file} has no place in the tree yet"),

@@ -12,6 +12,8 @@ mod gate;
 mod kit;
 mod levels;
 mod limits;
+mod mint;
+mod peppers;
 mod quotas;
 mod readiness;
 mod secrets;

@@ -8,9 +8,10 @@ use http::{Request, Response};
 use tollgate::extract::{Alphabet, InvalidDoor, Presented, TokenForm, authorization};
 use tollgate::gate::{BodyDoors, ReplayBody};
 use tollgate::limit::{Charge, MonotonicClock, RateLimits};
+use tollgate::mint::Format;
 use tollgate::respond::{Challenge, Respond};
 use tollgate::store::contract::Contract;
-use tollgate::store::{RotateError, from_fn};
+use tollgate::store::{Checked, Pepper, Peppered, RotateError, from_fn};
 use tollgate::{
     Answer, AuthLayer, Authenticated, BearerToken, BoxStore, CurrentGrant, Empty, Grant, Head, MemoryStore, Policy,
     Problem, Quota, Rejection, Scopes, StoreError, TokenDigest, TokenStore, Unauthenticated,
@@ -18,6 +19,8 @@ use tollgate::{
 use tower::{Layer, Service};
 
 use crate::kit::*;
+
+const PEPPER: &str = "pepper-that-no-store-ever-gets-to-see";
 
 /// Everything that was printed, searched for the token in the forms in which it could stand there.
 #[derive(Default)]
@@ -47,14 +50,27 @@ impl Printed {
 
     fn assert_clean(&self) {
         let hex = TokenDigest::of(TOKEN).to_bytes().iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+        let base64url = TokenDigest::of(TOKEN).to_base64url();
         let bytes = format!("{:?}", TOKEN.as_bytes());
         let digest_bytes = format!("{:?}", TokenDigest::of(TOKEN).to_bytes());
-        for secret in [TOKEN, &TOKEN[3..], &hex, bytes.trim_matches(['[', ']']), digest_bytes.trim_matches(['[', ']'])]
-        {
+        let pepper_bytes = format!("{:?}", PEPPER.as_bytes()).replace(']', "");
+        for pepper in [PEPPER, &PEPPER[..31], &pepper_bytes[1..]] {
+            assert!(!self.0.contains(pepper), "the pepper was printed:\n{}", self.0);
+        }
+        let [bytes, digest_bytes] = [&bytes, &digest_bytes].map(|bytes| bytes.trim_matches(['[', ']']));
+        for secret in [TOKEN, &TOKEN[3..], &hex, &base64url, bytes, digest_bytes] {
             assert!(!self.0.contains(secret), "the token was printed:\n{}", self.0);
         }
         assert!(self.0.len() > 4_000, "hardly anything was printed");
     }
+}
+
+/// A minted token is not one that a test can choose, so that it is searched for by itself.
+#[test]
+fn no_minted_token_is_printed() {
+    let secret = Format::new("tg").unwrap().mint().unwrap();
+    let printed = format!("{secret:?} {secret:#?} {:?}", secret.digest());
+    assert_eq!(printed, "Secret(..) Secret(..) TokenDigest(..)");
 }
 
 #[tokio::test(start_paused = true)]
@@ -93,6 +109,14 @@ async fn no_public_type_prints_a_token() {
     printed.debug(&store.get(TOKEN).unwrap());
     printed.debug(&store.grants());
     printed.debug(&Contract::new(store.clone()).knows(TOKEN, "alice").has_revoked(TOKEN));
+    let format = Format::new("tg").unwrap();
+    printed.debug(&Checked::new(store.clone(), format.clone()).with_imported_tokens());
+    printed.error(&format.check(TOKEN).unwrap_err());
+    printed.error(&Format::new(&TOKEN.repeat(2)).unwrap_err());
+    let peppered = Peppered::new(store.clone(), Pepper::new(PEPPER).unwrap());
+    printed.debug(&peppered.with_older(Pepper::new(PEPPER).unwrap()));
+    printed.debug(&Peppered::new(BoxStore::new(store.clone()), Pepper::new(PEPPER).unwrap()).lookup(&token));
+    printed.error(&Pepper::new(&PEPPER[..31]).unwrap_err());
     let occupied = store.insert(TOKEN, grant.clone()).unwrap_err();
     printed.error(&io::Error::other(RotateError::Outgoing));
     printed.debug(&occupied);

@@ -15,6 +15,7 @@
 //! text(body):  fields of `;`, name and value of the first `=`, names without case; two, or no `=` -> BadRequest
 //! ws(request):  not an upgrade, or no item with the prefix -> Absent;  two items, undecodable, or no other protocol
 //!   offered -> BadRequest;  b64token ? Token : BadToken
+//! minted(format):  prefix and "_", then as many letters and digits as it says, then CRC-32 of all that, six digits of base62
 //! combine(enabled): any TooLarge -> 413; any BadRequest -> 400; count of (Token|BadToken) > 1 -> 400; 0 -> 401 bare;
 //!   BadToken -> 401 invalid_token
 //! ```
@@ -23,6 +24,7 @@ mod body;
 mod gcra;
 mod header;
 mod json;
+mod mint;
 mod param;
 mod request;
 mod self_limit;
@@ -33,6 +35,7 @@ pub use body::{Door, door, text};
 pub use gcra::{Cell, Decision, seconds_up};
 pub use header::{api_key, authorization, list, websocket};
 pub use json::json;
+pub use mint::{Misfit, checksum, checksum_text, minted};
 pub use param::{form, query, query_of};
 pub use request::{Doors, Verdict, is_grpc, look};
 pub use self_limit::{Invalid, Window, self_limit};

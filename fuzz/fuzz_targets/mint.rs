@@ -1,0 +1,3 @@
+#![cfg_attr(fuzzing, no_main)]
+
+tollgate_fuzz::target!(tollgate_fuzz::mint::check);

@@ -102,6 +102,13 @@ load:
 fuzz-check: && (where "cargo-fuzz for nightly Rust" "cargo +nightly fuzz --version" "TOLLGATE_REQUIRE_NIGHTLY" "cd fuzz && cargo +nightly fuzz build --fuzz-dir . --sanitizer none")
     cd fuzz && cargo fmt --check && cargo clippy --all-targets -- -D warnings && cargo test
 
+# Whether a test notices each small change to the stations `extract`, `limit` and `respond`. What survives and is not
+# explained in `mutants.txt` fails. Needs `cargo-mutants`; `just mutants --file src/extract/json.rs` is shorter.
+mutants *options:
+    cargo mutants --jobs 2 {{options}} || case $? in 2 | 3) ;; *) exit 1 ;; esac
+    comm -23 <(sed -E 's/:[0-9]+:[0-9]+:/:/' mutants.out/missed.txt | sort) <(grep '^src/' mutants.txt | sort) \
+        | (! grep .) || { echo 'no test notices these changes' >&2; exit 1; }
+
 # Each fuzz target for so many seconds, from the seeds that the vectors give. Fails on a finding.
 fuzz SECONDS='20': (where "cargo-fuzz for nightly Rust" "cargo +nightly fuzz --version" "TOLLGATE_REQUIRE_NIGHTLY" "just fuzz-run " + SECONDS)
 

@@ -1555,8 +1555,11 @@ async fn towers_mock_sees_one_permit_a_body() {
         let (mock, mut handle) = mock::pair::<Request<ReplayBody<Script>>, Response<Body>>();
         handle.allow(1);
         let mut service = layer.layer(mock);
-        let answer = tokio::spawn(service.ready().await.unwrap().call(in_pieces(TOKEN)));
-        let (request, reply) = handle.next_request().await.unwrap();
+        let mut answer = tokio::spawn(service.ready().await.unwrap().call(in_pieces(TOKEN)));
+        let (request, reply) = tokio::select! {
+            request = handle.next_request() => request.unwrap(),
+            answer = &mut answer => panic!("answered by the gate: {answer:?}"),
+        };
         assert_eq!(request.into_body().collect().await.unwrap().to_bytes(), json_with(TOKEN));
         reply.send_response(Response::new(Body::default()));
         assert_eq!(answer.await.unwrap().unwrap().status(), 200);

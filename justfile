@@ -102,6 +102,26 @@ load:
 fuzz-check: && (where "cargo-fuzz for nightly Rust" "cargo +nightly fuzz --version" "TOLLGATE_REQUIRE_NIGHTLY" "cd fuzz && cargo +nightly fuzz build --fuzz-dir . --sanitizer none")
     cd fuzz && cargo fmt --check && cargo clippy --all-targets -- -D warnings && cargo test
 
+# Tests that take more than a tenth of a second or are about other folders.
+mutants-later := "stores:: store_model:: levels:: readiness:: bodies::a_client_that_falls bodies::documents_come \
+    bodies::only_the_credential bodies::the_json_door_sees bodies::what_was_sent challenge_properties::a_gate_takes \
+    challenge_properties::a_sc challenge_properties::what_is limits::memory_is limits::two_threads quotas::a_rate \
+    quotas::another_burst quotas::every_decision quotas::no_"
+
+# Whether a test notices each small change to three stations. What survives the quick tests meets all of them; what
+# survives those is explained in `mutants.txt`, or the recipe fails. Needs `cargo-mutants`.
+mutants FILES='src/{extract,limit,respond}/**/*.rs':
+    just mutants-run '{{ FILES }}' -- -- $(printf -- '--skip=%s ' {{ mutants-later }})
+    cat mutants.out/timeout.txt >> mutants.out/caught.txt
+    just mutants-run '{{ FILES }}' --iterate
+    comm -23 <(sed -E 's/:[0-9]+:[0-9]+:/:/' mutants.out/missed.txt | sort) <(grep '^src/' mutants.txt | sort) \
+        | (! grep .) || { echo 'no test notices these changes' >&2; exit 1; }
+
+# Exits with 2 if mutants survived, and with 3 if tests hung, which is noticed as well.
+[private]
+mutants-run FILES *options:
+    PROPTEST_CASES=32 cargo mutants --jobs 2 --file '{{ FILES }}' {{ options }} || case $? in 2 | 3) ;; *) exit 1 ;; esac
+
 # Each fuzz target for so many seconds, from the seeds that the vectors give. Fails on a finding.
 fuzz SECONDS='20': (where "cargo-fuzz for nightly Rust" "cargo +nightly fuzz --version" "TOLLGATE_REQUIRE_NIGHTLY" "just fuzz-run " + SECONDS)
 

@@ -120,3 +120,19 @@ pub(super) fn strip_ows(mut value: &[u8]) -> &[u8] {
     }
     value
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn between_scheme_and_token_is_a_space() {
+        let form = TokenForm::default();
+        assert!(matches!(credentials(b"Bearer /abc", form), Presented::Token(_)));
+        // No character of a scheme, but one of a token.
+        assert!(matches!(credentials(b"Bearer/abc", form), Presented::Malformed));
+        assert!(matches!(credentials(b"Bearer\tabc", form), Presented::Malformed));
+        assert!(matches!(credentials(b"Bearer", form), Presented::Malformed));
+        assert!(matches!(credentials(b"Bearerabc", form), Presented::Nothing));
+    }
+}

@@ -195,4 +195,17 @@ mod tests {
             assert_eq!(is_token(token.as_bytes(), lenient), expected, "{token}");
         }
     }
+
+    #[test]
+    fn a_wrong_byte_is_found_wherever_it_is_and_two_are_as_well() {
+        for len in 1..50 {
+            let good = vec![b'a'; len];
+            assert!(is_token(&good, TokenForm::default()), "{len}");
+            for (one, other) in (0..len).flat_map(|one| (one..len).map(move |other| (one, other))) {
+                let mut bad = good.clone();
+                (bad[one], bad[other]) = (b',', b',');
+                assert!(!is_token(&bad, TokenForm::default()), "{one} and {other} of {len}");
+            }
+        }
+    }
 }

@@ -311,3 +311,128 @@ impl Map {
         self.places.shrink_to(self.places.len() * 2);
     }
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test says by panicking that it failed")]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::caller::CurrentGrant;
+    use crate::grant::Grant;
+    use crate::limit::{Charge, RateLimits};
+
+    const QUOTA: Quota = Quota::per_minute(60).with_burst(5);
+
+    fn limits() -> RateLimits {
+        RateLimits::new(QUOTA).with_clock(|| Duration::ZERO)
+    }
+
+    fn kept(subject: &str) -> Arc<Grant<()>> {
+        Arc::new(Grant::new(subject, ()))
+    }
+
+    fn charge(limits: &RateLimits, grant: &Arc<Grant<()>>, units: u32) -> u32 {
+        limits.check_now(&CurrentGrant::new(Arc::clone(grant)), Charge::Units(units)).remaining()
+    }
+
+    /// Which grant the account of a subject stands in, or else the account.
+    fn place(limits: &RateLimits, subject: &str) -> Result<*const (), Arc<Account>> {
+        match limits.accounts.lock().places[&Subject::from(subject)].clone() {
+            Place::Grant(grant) => Ok(Arc::as_ptr(&grant).cast()),
+            Place::Apart(account) => Err(account),
+        }
+    }
+
+    #[test]
+    fn an_account_stands_in_its_grant_until_another_one_comes() {
+        let limits = limits();
+        let [first, second, third] = ["s"; 3].map(kept);
+        let is_in = |grant: &Arc<Grant<()>>| place(&limits, "s").is_ok_and(|own| own == Arc::as_ptr(grant).cast());
+        assert_eq!(charge(&limits, &first, 1), 4);
+        assert!(is_in(&first));
+
+        // Who comes late with the same grant finds it there.
+        let late = CurrentGrant::new(Arc::clone(&first));
+        let head = late.erased().head();
+        let payer = Payer { subject: head.subject(), memo: head.memo(), quota: None, grant: Some(late.erased()) };
+        assert!(limits.accounts.open(payer, 0).is_none());
+        assert!(is_in(&first));
+        drop(late);
+
+        assert_eq!(charge(&limits, &second, 1), 3);
+        let apart = place(&limits, "s").err().unwrap();
+        for (grant, left) in [(&third, 2), (&first, 1), (&second, 0)] {
+            assert_eq!(charge(&limits, grant, 1), left);
+            assert!(Arc::ptr_eq(&apart, &place(&limits, "s").err().unwrap()), "opened once");
+        }
+    }
+
+    #[test]
+    fn an_account_moves_on_when_its_grant_was_replaced() {
+        let limits = limits();
+        let (old, new) = (kept("s"), kept("s"));
+        assert_eq!(charge(&limits, &old, 2), 3);
+        drop(old);
+        assert_eq!(charge(&limits, &new, 1), 2);
+        assert_eq!(place(&limits, "s").ok(), Some(Arc::as_ptr(&new).cast()));
+    }
+
+    #[test]
+    fn a_grant_that_nobody_keeps_is_gone_with_its_request() {
+        let limits = limits();
+        let grant = kept("s");
+        let gone = Arc::downgrade(&grant);
+        assert!(limits.check_now(&CurrentGrant::new(grant), Charge::Units(1)).is_admitted());
+        assert!(gone.upgrade().is_none());
+        assert_eq!(charge(&limits, &kept("s"), 1), 3);
+    }
+
+    #[test]
+    fn the_usual_request_takes_no_lock() {
+        let limits = limits();
+        let [own, shared, other] = ["own", "shared", "shared"].map(kept);
+        for grant in [&own, &other, &shared] {
+            charge(&limits, grant, 1);
+        }
+        let _lock = limits.accounts.lock();
+        assert_eq!((charge(&limits, &own, 1), charge(&limits, &shared, 1)), (3, 2));
+    }
+
+    #[test]
+    fn a_frozen_account_tells_nothing() {
+        let limits = limits();
+        let old = CurrentGrant::new(Grant::new("s", ()).with_quota(QUOTA.with_burst(9)));
+        assert!(limits.check_now(&old, Charge::Units(3)).is_admitted());
+        assert_eq!(charge(&limits, &kept("s"), 1), 1);
+        assert_eq!(limits.peek(&old).remaining(), 5);
+        assert_eq!(charge(&limits, &kept("s"), 1), 0);
+        assert_eq!(limits.check_now(&old, Charge::Units(10)).remaining(), 4);
+    }
+
+    #[test]
+    fn sweeps_come_when_the_accounts_have_doubled() {
+        let limits = limits();
+        let alive: Vec<_> = (0..64).map(|i| kept(&format!("alive {i}"))).collect();
+        for grant in &alive {
+            charge(&limits, grant, 0);
+        }
+        // Nobody remembers these, and they owe nothing.
+        for i in 65..=128 {
+            charge(&limits, &kept(&format!("forgotten {i}")), 0);
+            assert_eq!(limits.subjects(), i);
+        }
+        charge(&limits, &kept("one more"), 0);
+        assert_eq!(limits.subjects(), alive.len() + 1);
+    }
+
+    #[test]
+    fn what_falls_due_now_is_not_owed() {
+        for (now, left) in [(0, 1), (999_999_999, 1), (1_000_000_000, 0)] {
+            let limits = limits();
+            assert!(limits.check_now(&CurrentGrant::new(Grant::new("s", ())), Charge::Units(1)).is_admitted());
+            limits.accounts.sweep(now);
+            assert_eq!(limits.subjects(), left, "after {now} ns");
+        }
+    }
+}

@@ -165,3 +165,15 @@ fn write_json_string(out: &mut String, text: &str) {
     }
     out.push('"');
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_json_wants_escaped_is_escaped() {
+        let mut out = String::new();
+        write_json_string(&mut out, "\0\t\u{1f} !\"\\/\u{7f}\u{e9}");
+        assert_eq!(out, "\"\\u0000\\u0009\\u001f !\\\"\\\\/\u{7f}\u{e9}\"");
+    }
+}

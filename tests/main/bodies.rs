@@ -804,6 +804,13 @@ fn json_at_its_edges() {
     // Brackets in strings are no depth, and those that are closed are none either.
     assert_eq!(verdict(format!(r#"{{"a":"{}","key":"abc"}}"#, "[".repeat(999)).as_bytes()), abc);
     assert_eq!(verdict(format!(r#"{{"a":[{}1],"key":"abc"}}"#, "[],{},".repeat(999)).as_bytes()), abc);
+    // Objects are depth as well, and escapes do not change how much of it there may be.
+    let objects = |depth: usize| format!("{}1{}", r#"{"a":"#.repeat(depth), "}".repeat(depth));
+    assert_eq!(verdict(objects(64).as_bytes()), Verdict::Nothing);
+    assert_eq!(verdict(objects(65).as_bytes()), Verdict::Ambiguous);
+    let escaped = |depth: usize| format!(r#"{{"a":"\u0061","b":{},"key":"abc"}}"#, nested(depth));
+    assert_eq!(verdict(escaped(63).as_bytes()), abc);
+    assert_eq!(verdict(escaped(64).as_bytes()), Verdict::Ambiguous);
     for (body, expected) in [
         (&br#"{"key":"abc","n":1e999999,"m":-123456789012345678901234567890.5E+99999}"#[..], abc.clone()),
         (b"\xef\xbb\xbf{\"key\":\"abc\"}", abc.clone()),
@@ -819,6 +826,7 @@ fn json_at_its_edges() {
         (br#"{"x":"\ud800","key":"abc"}"#, Verdict::Ambiguous),
         (br#"{"\udc00":1,"key":"abc"}"#, Verdict::Ambiguous),
         (br#"{"x":"\udc00","key":"abc"}"#, Verdict::Ambiguous),
+        (br#"{"some name":"\\\ud800","key":"abc"}"#, Verdict::Ambiguous),
         (br#"{"x":["\ud83d\ude00"],"key":"abc"}"#, abc.clone()),
         (br#"{"x":"\\ud800","key":"abc"}"#, abc),
         (br#"{"key":" abc"}"#, Verdict::Malformed),
@@ -932,7 +940,8 @@ async fn a_door_opens_for_its_method_and_type_alone() {
         assert_eq!(refusal(&gate(), request).await, RejectionKind::Missing, "{method}");
     }
     // The bodies of gRPC are framed, whatever is in the frames.
-    let other = ["application/jsonp", "json", "+json/x", "text/plainer", "multipart/form-data; boundary=x", ""];
+    let other =
+        ["application/jsonp", "json", "+json", "+json/x", "text/plainer", "multipart/form-data; boundary=x", ""];
     for content_type in [&other[..], &["application/grpc+json", "Application/GRPC+json; x=y"]].concat() {
         let kind = refusal(&gate(), post(content_type, Script::of(json()))).await;
         assert_eq!(kind, RejectionKind::Missing, "{content_type}");
@@ -1546,8 +1555,11 @@ async fn towers_mock_sees_one_permit_a_body() {
         let (mock, mut handle) = mock::pair::<Request<ReplayBody<Script>>, Response<Body>>();
         handle.allow(1);
         let mut service = layer.layer(mock);
-        let answer = tokio::spawn(service.ready().await.unwrap().call(in_pieces(TOKEN)));
-        let (request, reply) = handle.next_request().await.unwrap();
+        let mut answer = tokio::spawn(service.ready().await.unwrap().call(in_pieces(TOKEN)));
+        let (request, reply) = tokio::select! {
+            request = handle.next_request() => request.unwrap(),
+            answer = &mut answer => panic!("answered by the gate: {answer:?}"),
+        };
         assert_eq!(request.into_body().collect().await.unwrap().to_bytes(), json_with(TOKEN));
         reply.send_response(Response::new(Body::default()));
         assert_eq!(answer.await.unwrap().unwrap().status(), 200);

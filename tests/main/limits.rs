@@ -6,7 +6,7 @@ use std::thread;
 use std::time::Duration;
 
 use proptest::prelude::*;
-use tollgate::limit::{Charge, MonotonicClock, RateLimits};
+use tollgate::limit::{Charge, Clock as _, MonotonicClock, RateLimits};
 use tollgate::{AuthLayer, CurrentGrant, Grant, Quota, Verdict};
 use tower::Layer;
 
@@ -410,6 +410,9 @@ fn real_clocks_run() {
         let refused = limits.check_now(&grant, ONE);
         assert!(refused.retry_after().unwrap() > Duration::from_secs(86_000));
     }
+    let clock = MonotonicClock::new();
+    let begin = clock.now();
+    assert!((0..1_000_000).any(|_| clock.now() > begin));
     let fast = RateLimits::new(Quota::one_per(Duration::from_nanos(1)));
     let grant = grant_of("s", None);
     assert!((0..1_000).all(|_| fast.check_now(&grant, ONE).is_admitted() || fast.peek(&grant).is_admitted()));

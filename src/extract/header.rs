@@ -126,13 +126,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn between_scheme_and_token_is_a_space() {
+    fn a_space_stands_between_the_scheme_which_is_bearer_and_the_token() {
         let form = TokenForm::default();
         assert!(matches!(credentials(b"Bearer /abc", form), Presented::Token(_)));
         // No character of a scheme, but one of a token.
         assert!(matches!(credentials(b"Bearer/abc", form), Presented::Malformed));
         assert!(matches!(credentials(b"Bearer\tabc", form), Presented::Malformed));
         assert!(matches!(credentials(b"Bearer", form), Presented::Malformed));
-        assert!(matches!(credentials(b"Bearerabc", form), Presented::Nothing));
+        for other in [&b"Bearerabc"[..], b"Bearers abc", b"Digest abc", b"Digest", b"Basic abc", b""] {
+            assert!(matches!(credentials(other, form), Presented::Nothing));
+        }
     }
 }

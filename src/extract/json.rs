@@ -205,3 +205,16 @@ fn unit(text: &[u8], at: usize) -> Option<u32> {
     let digits = text.get(at..at + 6)?.strip_prefix(b"\\u")?;
     digits.iter().try_fold(0, |unit, &digit| Some(unit << 4 | char::from(digit).to_digit(16)?))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_opened_is_counted_and_nothing_else() {
+        for (text, count) in [("", 0), ("{[]}", 2), (r#"{"a":"[;{"}"#, 3), ("\u{15b}[", 1)] {
+            assert_eq!(count_opened(text.as_bytes()), count, "{text}");
+            assert_eq!(count_opened(text.repeat(1_000).as_bytes()), count * 1_000, "{text}");
+        }
+    }
+}

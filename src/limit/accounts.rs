@@ -379,6 +379,19 @@ mod tests {
     }
 
     #[test]
+    fn an_account_that_nobody_remembers_moves_into_a_grant() {
+        for is_remembered in [false, true] {
+            let limits = limits();
+            let old = CurrentGrant::new(Grant::new("s", ()).with_quota(QUOTA.with_burst(9)));
+            assert!(limits.check_now(&old, Charge::Units(1)).is_admitted());
+            let _old = is_remembered.then_some(old);
+            let new = kept("s");
+            assert_eq!(charge(&limits, &new, 1), 3);
+            assert_eq!(place(&limits, "s").is_err(), is_remembered);
+        }
+    }
+
+    #[test]
     fn a_grant_that_nobody_keeps_is_gone_with_its_request() {
         let limits = limits();
         let grant = kept("s");

@@ -391,6 +391,11 @@ async fn dialects_of_one_policy_tell_the_tighter_of_two() {
             assert_eq!(response.headers().get_all(remaining).iter().count(), 1);
         }
     }
+    // Of two that leave the same, the inner one.
+    let gate = AuthLayer::new(memory()).with_rate_limit_headers(RateLimitHeaders::Draft07).with_rate_limit(limits(3));
+    let slower = Hands::default().limits(Quota::per_minute(1).with_burst(3));
+    let response = send(&gate.clone().layer(gate.rate_limit(slower).layer(echo())), with_token(TOKEN)).await;
+    assert_eq!(response.headers()["ratelimit"], "limit=3, remaining=2, reset=60");
 }
 
 #[tokio::test]

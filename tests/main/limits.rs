@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use proptest::prelude::*;
 use tollgate::limit::{Charge, Clock as _, MonotonicClock, RateLimits};
-use tollgate::{AuthLayer, CurrentGrant, Grant, Quota, Verdict};
+use tollgate::{Answer, AuthLayer, CurrentGrant, Grant, Limiter as _, Quota, Verdict};
 use tower::Layer;
 
 use crate::kit::*;
@@ -431,6 +431,20 @@ fn governors_fake_clock_is_a_clock() {
     assert_eq!(drain(&limits, &grant), 1);
     fake.advance(Duration::from_secs(60));
     assert_eq!(drain(&limits, &grant), 1);
+}
+
+#[test]
+fn under_another_clock_all_budgets_begin_full() {
+    let one = Quota::per_minute(1);
+    let before = Hands::default().limits(one).with_anonymous(one);
+    let grant = grant_of("s", None);
+    let admits = |limits: &RateLimits| {
+        let Answer::Ready(anonymous) = limits.check_anonymous(ONE) else { panic!("budgets in memory never wait") };
+        (limits.check_now(&grant, ONE).is_admitted(), anonymous.is_admitted())
+    };
+    assert_eq!((admits(&before), admits(&before)), ((true, true), (false, false)));
+    let after = before.clone().with_clock(|| Duration::ZERO);
+    assert_eq!((admits(&after), admits(&before)), ((true, true), (false, false)));
 }
 
 #[test]

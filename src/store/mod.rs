@@ -13,6 +13,8 @@ use std::error::Error;
 use std::sync::Arc;
 
 mod boxed;
+#[cfg(any(feature = "cache", feature = "sql"))]
+mod change;
 #[cfg(feature = "mint")]
 mod checked;
 #[cfg(feature = "test-util")]
@@ -23,6 +25,8 @@ mod memory;
 mod peppered;
 
 pub use boxed::BoxStore;
+#[cfg(any(feature = "cache", feature = "sql"))]
+pub use change::Change;
 #[cfg(feature = "mint")]
 pub use checked::Checked;
 pub use from_fn::{FromFn, FromFnFuture, from_fn, from_fn_with};

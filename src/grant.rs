@@ -144,6 +144,13 @@ impl<P> Grant<P> {
         Ok(self)
     }
 
+    /// The same with scopes that were checked before.
+    #[cfg(any(feature = "sqlite", feature = "postgres"))]
+    pub(crate) fn scoped(mut self, scopes: Scopes) -> Self {
+        self.head.scopes = scopes;
+        self
+    }
+
     /// The same with a quota of its own, in place of the limiter's default.
     ///
     /// Give all tokens of one subject the same: where they differ, each turn of another opens an account anew, under the

@@ -278,6 +278,13 @@ pub enum CheckError {
 #[error("the operating system has no randomness to give")]
 pub struct RandomnessError(#[source] getrandom::Error);
 
+#[cfg(any(feature = "sqlite", feature = "postgres"))]
+impl RandomnessError {
+    pub(crate) fn new(error: getrandom::Error) -> Self {
+        Self(error)
+    }
+}
+
 /// The smallest number of characters that have so many bits: `bits / log2(62)`, rounded up.
 fn body_len(bits: u32) -> usize {
     // Rounded down, so that a body never comes out too short.

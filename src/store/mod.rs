@@ -7,13 +7,14 @@
 //! | [`BoxStore`] | any store, without its type |
 //! | `Checked` | any store, asked only for tokens that have the form of the service's (feature `mint`) |
 //! | `Peppered` | any store, which keeps HMACs of digests instead of digests (feature `pepper`) |
+//! | `sql::SqlStore` | SQLite and PostgreSQL, with administration (features `sqlite`, `postgres`) |
 //! | `contract` | checks that every store can run on itself (feature `test-util`) |
 
 use std::error::Error;
 use std::sync::Arc;
 
 mod boxed;
-#[cfg(any(feature = "cache", feature = "sql"))]
+#[cfg(any(feature = "cache", feature = "sqlite", feature = "postgres"))]
 mod change;
 #[cfg(feature = "mint")]
 mod checked;
@@ -23,9 +24,11 @@ mod from_fn;
 mod memory;
 #[cfg(feature = "pepper")]
 mod peppered;
+#[cfg(any(feature = "sqlite", feature = "postgres"))]
+pub mod sql;
 
 pub use boxed::BoxStore;
-#[cfg(any(feature = "cache", feature = "sql"))]
+#[cfg(any(feature = "cache", feature = "sqlite", feature = "postgres"))]
 pub use change::Change;
 #[cfg(feature = "mint")]
 pub use checked::Checked;

@@ -17,5 +17,9 @@ mod peppers;
 mod quotas;
 mod readiness;
 mod secrets;
+#[cfg(all(feature = "sqlite", feature = "postgres"))]
+mod servers;
+#[cfg(all(feature = "sqlite", feature = "postgres"))]
+mod sql;
 mod store_model;
 mod stores;

@@ -1,0 +1,266 @@
+use std::time::{Duration, SystemTime};
+
+use super::database::{on_pool, unix_ms};
+use super::record::{columns, quota_columns, read};
+use super::{Database, GrantRecord, Issued, NewGrant, SqlError};
+use crate::grant::{GrantId, Subject};
+use crate::mint::{Format, RandomnessError};
+use crate::quota::Quota;
+use crate::scopes::Scopes;
+use crate::token::TokenDigest;
+
+/// Administration. None of it has a deadline of its own: drop the future of what takes too long. What was dropped, or
+/// failed on the way to the database, may or may not have been done.
+impl Database {
+    /// Issues a grant with a new token. When this returns, the token works; the secret is in nobody else's hands.
+    ///
+    /// # Errors
+    ///
+    /// If the grant's id is taken, a name is too long, there is no randomness, or the database fails.
+    pub async fn issue(&self, format: &Format, grant: &NewGrant) -> Result<Issued, SqlError> {
+        let secret = format.mint()?;
+        let grant = self.import(secret.digest(), grant).await?;
+        Ok(Issued { secret, grant })
+    }
+
+    /// Issues a grant for a token that somebody has already, by its digest.
+    ///
+    /// ```no_run
+    /// use tollgate::TokenDigest;
+    /// use tollgate::store::sql::{Database, NewGrant};
+    ///
+    /// # async fn example(database: &Database) -> Result<(), Box<dyn std::error::Error>> {
+    /// let digest = TokenDigest::from_hex("ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad");
+    /// database.import(digest.ok_or("not a SHA-256 digest")?, &NewGrant::new("alice")).await?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// If the token or the grant's id is taken, a name is too long, or the database fails.
+    pub async fn import(&self, token: impl Into<TokenDigest>, grant: &NewGrant) -> Result<GrantRecord, SqlError> {
+        let digest: TokenDigest = token.into();
+        grant.check_names()?;
+        let id = match &grant.id {
+            Some(id) => id.clone(),
+            None => random_id()?,
+        };
+        let now = self.now_ms();
+        let (interval, burst) = quota_columns(grant.quota);
+        let insert = self.sql(
+            "INSERT INTO {p}grants (id, subject, label, scopes, quota_interval_ns, quota_burst, not_before_ms, expires_ms, \
+             sender_constrained, principal, created_ms) \
+             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, CAST($10 AS {json}), $11)",
+        );
+        on_pool!(self, pool => {
+            let mut transaction = pool.begin_with(self.0.schema.begin()).await?;
+            sqlx::query(&insert)
+                .bind(id.as_str())
+                .bind(grant.subject.as_str())
+                .bind(&grant.label)
+                .bind(grant.scopes.to_string())
+                .bind(interval)
+                .bind(burst)
+                .bind(grant.not_before_ms())
+                .bind(grant.expires_ms())
+                .bind(grant.sender_constrained)
+                .bind(grant.principal.as_deref())
+                .bind(now)
+                .execute(&mut *transaction)
+                .await?;
+            sqlx::query(&self.sql(INSERT_TOKEN))
+                .bind(digest.to_bytes().to_vec())
+                .bind(id.as_str())
+                .bind(now)
+                .execute(&mut *transaction)
+                .await?;
+            let row = sqlx::query(&self.sql(DESCRIBE)).bind(id.as_str()).fetch_one(&mut *transaction).await?;
+            let record = read(&row)?;
+            transaction.commit().await?;
+            Ok(record)
+        })
+    }
+
+    /// All grants, or those of a subject, the oldest first. Revoked and expired ones are among them until they are
+    /// [purged](Self::purge).
+    ///
+    /// # Errors
+    ///
+    /// If the database fails.
+    pub async fn list(&self, subject: Option<&Subject>) -> Result<Vec<GrantRecord>, SqlError> {
+        let statement = self.sql(concat!(
+            "SELECT ",
+            columns!(),
+            " FROM {p}grants g WHERE g.subject = $1 OR $1 IS NULL ORDER BY g.created_ms, g.id"
+        ));
+        on_pool!(self, pool => {
+            let subject = subject.map(Subject::as_str);
+            let rows = sqlx::query(&statement).bind(subject).fetch_all(pool).await?;
+            rows.iter().map(read).collect()
+        })
+    }
+
+    /// What the tables say of a grant.
+    ///
+    /// # Errors
+    ///
+    /// If the database fails.
+    pub async fn describe(&self, id: &GrantId) -> Result<Option<GrantRecord>, SqlError> {
+        on_pool!(self, pool => {
+            let row = sqlx::query(&self.sql(DESCRIBE)).bind(id.as_str()).fetch_optional(pool).await?;
+            row.as_ref().map(read).transpose()
+        })
+    }
+
+    /// Gives a grant other words.
+    ///
+    /// # Errors
+    ///
+    /// If there is no such grant, the label is too long, or the database fails.
+    pub async fn relabel(&self, id: &GrantId, label: &str) -> Result<(), SqlError> {
+        NewGrant::new("subject").with_label(label).check_names()?;
+        let statement = self.sql("UPDATE {p}grants SET label = $2 WHERE id = $1");
+        let changed = on_pool!(self, pool => {
+            sqlx::query(&statement).bind(id.as_str()).bind(label).execute(pool).await?.rows_affected()
+        });
+        one(changed)
+    }
+
+    /// Gives a grant other scopes.
+    ///
+    /// # Errors
+    ///
+    /// If there is no such grant, or the database fails.
+    pub async fn set_scopes(&self, id: &GrantId, scopes: &Scopes) -> Result<(), SqlError> {
+        let statement = self.sql("UPDATE {p}grants SET scopes = $2 WHERE id = $1");
+        let changed = on_pool!(self, pool => {
+            sqlx::query(&statement).bind(id.as_str()).bind(scopes.to_string()).execute(pool).await?.rows_affected()
+        });
+        one(changed)
+    }
+
+    /// Gives a grant another quota; `None` is the limiter's default.
+    ///
+    /// # Errors
+    ///
+    /// If there is no such grant, or the database fails.
+    pub async fn set_quota(&self, id: &GrantId, quota: Option<Quota>) -> Result<(), SqlError> {
+        let statement = self.sql("UPDATE {p}grants SET quota_interval_ns = $2, quota_burst = $3 WHERE id = $1");
+        let (interval, burst) = quota_columns(quota);
+        let changed = on_pool!(self, pool => {
+            sqlx::query(&statement).bind(id.as_str()).bind(interval).bind(burst).execute(pool).await?.rows_affected()
+        });
+        one(changed)
+    }
+
+    /// Revokes a grant with all its tokens, for ever. Returns whether there was one to revoke: `false` if there is none, or
+    /// it was revoked before.
+    ///
+    /// # Errors
+    ///
+    /// If the database fails.
+    pub async fn revoke(&self, id: &GrantId) -> Result<bool, SqlError> {
+        Ok(self.revoke_where("id", id.as_str()).await? == 1)
+    }
+
+    /// Revokes all grants of a subject. Returns how many there were to revoke.
+    ///
+    /// # Errors
+    ///
+    /// If the database fails.
+    pub async fn revoke_subject(&self, subject: &Subject) -> Result<u64, SqlError> {
+        self.revoke_where("subject", subject.as_str()).await
+    }
+
+    async fn revoke_where(&self, column: &'static str, value: &str) -> Result<u64, SqlError> {
+        let statement =
+            self.sql("UPDATE {p}grants SET revoked_ms = $2 WHERE revoked_ms IS NULL AND ") + column + " = $1";
+        on_pool!(self, pool => {
+            Ok(sqlx::query(&statement).bind(value).bind(self.now_ms()).execute(pool).await?.rows_affected())
+        })
+    }
+
+    /// Gives a grant a new token. The old one works for the time of `grace`, but never longer than the grant; it ends at once
+    /// if that is zero. Tokens from before that keep their own grace.
+    ///
+    /// Both tokens stand for one grant, with the same id, subject and so budget. Nobody sees a moment in which neither works.
+    ///
+    /// # Errors
+    ///
+    /// If there is no such grant, it is revoked or expired, there is no randomness, or the database fails.
+    pub async fn rotate(&self, id: &GrantId, format: &Format, grace: Duration) -> Result<Issued, SqlError> {
+        let secret = format.mint()?;
+        let now = self.now();
+        let grace_ends = now.checked_add(grace).map_or(i64::MAX, unix_ms);
+        let describe = self.sql(concat!("SELECT ", columns!(), " FROM {p}grants g WHERE g.id = $1 {for_update}"));
+        let outgoing = match grace.is_zero() {
+            true => {
+                self.sql("DELETE FROM {p}tokens WHERE grant_id = $1 AND outgoing_until_ms IS NULL AND $2 IS NOT NULL")
+            }
+            false => self
+                .sql("UPDATE {p}tokens SET outgoing_until_ms = $2 WHERE grant_id = $1 AND outgoing_until_ms IS NULL"),
+        };
+        on_pool!(self, pool => {
+            let mut transaction = pool.begin_with(self.0.schema.begin()).await?;
+            // Locked, so that two rotations come one after the other, and none while it is revoked.
+            let row = sqlx::query(&describe).bind(id.as_str()).fetch_optional(&mut *transaction).await?;
+            let grant = read(&row.ok_or(SqlError::NotFound)?)?;
+            check_alive(&grant, now)?;
+            let until = grant.expires_at.map_or(grace_ends, |end| grace_ends.min(unix_ms(end)));
+            sqlx::query(&outgoing).bind(id.as_str()).bind(until).execute(&mut *transaction).await?;
+            sqlx::query(&self.sql(INSERT_TOKEN))
+                .bind(secret.digest().to_bytes().to_vec())
+                .bind(id.as_str())
+                .bind(unix_ms(now))
+                .execute(&mut *transaction)
+                .await?;
+            transaction.commit().await?;
+            Ok(Issued { secret, grant })
+        })
+    }
+
+    /// Deletes grants that were revoked or have expired before this moment, with their tokens, and tokens whose grace had
+    /// ended by then. Returns how many grants.
+    ///
+    /// # Errors
+    ///
+    /// If the database fails.
+    pub async fn purge(&self, before: SystemTime) -> Result<u64, SqlError> {
+        let before = unix_ms(before);
+        let tokens = self.sql("DELETE FROM {p}tokens WHERE outgoing_until_ms < $1");
+        let grants = self.sql("DELETE FROM {p}grants WHERE revoked_ms < $1 OR expires_ms < $1");
+        on_pool!(self, pool => {
+            let mut transaction = pool.begin_with(self.0.schema.begin()).await?;
+            sqlx::query(&tokens).bind(before).execute(&mut *transaction).await?;
+            let gone = sqlx::query(&grants).bind(before).execute(&mut *transaction).await?.rows_affected();
+            transaction.commit().await?;
+            Ok(gone)
+        })
+    }
+}
+
+const DESCRIBE: &str = concat!("SELECT ", columns!(), " FROM {p}grants g WHERE g.id = $1");
+const INSERT_TOKEN: &str = "INSERT INTO {p}tokens (digest, grant_id, created_ms) VALUES ($1, $2, $3)";
+
+fn check_alive(grant: &GrantRecord, now: SystemTime) -> Result<(), SqlError> {
+    if grant.revoked_at.is_some() {
+        return Err(SqlError::Revoked);
+    }
+    match grant.expires_at {
+        Some(end) if end <= now => Err(SqlError::Expired),
+        _ => Ok(()),
+    }
+}
+
+fn one(changed: u64) -> Result<(), SqlError> {
+    if changed == 0 { Err(SqlError::NotFound) } else { Ok(()) }
+}
+
+/// 80 random bits, which nobody has to keep secret: two grants will not have the same.
+fn random_id() -> Result<GrantId, SqlError> {
+    let mut bytes = [0; 10];
+    getrandom::fill(&mut bytes).map_err(RandomnessError::new)?;
+    let digits: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+    Ok(GrantId::from(digits))
+}

@@ -1,0 +1,220 @@
+use std::collections::HashMap;
+use std::convert::Infallible;
+use std::fmt;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use super::database::{on_pool, unix_ms};
+use super::{Database, SqlError};
+use crate::answer::Answer;
+use crate::grant::GrantId;
+use crate::store::{Lookup, TokenStore};
+use crate::token::{BearerToken, TokenDigest};
+
+/// Notes when grants are used, and writes it to their rows in batches, off the road of requests. Cheap to clone.
+///
+/// A use is noted to the minute, in memory. What was noted since the last [`flush`](Self::flush) is lost when the process is
+/// killed. Rows only ever move forward, whichever process writes them.
+///
+/// ```no_run
+/// use std::time::Duration;
+/// use tollgate::AuthLayer;
+/// use tollgate::store::sql::{Database, LastUsed};
+///
+/// # fn example(database: &Database) {
+/// let last_used = LastUsed::new(database);
+/// // Outside of a cache, so that what the cache answers is noted too.
+/// let store = last_used.note(database.store::<()>());
+/// let gate = AuthLayer::waiting(store, Duration::from_secs(2), tokio::time::sleep);
+/// tokio::spawn(async move { last_used.run(Duration::from_secs(30)).await });
+/// # let _ = gate;
+/// # }
+/// ```
+#[derive(Clone)]
+pub struct LastUsed(Arc<Notes>);
+
+struct Notes {
+    database: Database,
+    /// Which tokens were noted in this minute, so that most uses end here, without a lock. Whatever is pushed out of its
+    /// place is noted once more, which is harmless.
+    filter: Box<[AtomicU64]>,
+    pending: Mutex<HashMap<GrantId, i64>>,
+}
+
+const FILTER: usize = 4_096;
+const RESOLUTION_MS: i64 = 60_000;
+/// Rows a transaction, so that none holds its locks for long.
+const BATCH: usize = 500;
+
+impl LastUsed {
+    /// Nothing is noted yet.
+    #[must_use]
+    pub fn new(database: &Database) -> Self {
+        let filter = std::iter::repeat_with(AtomicU64::default).take(FILTER).collect();
+        Self(Arc::new(Notes { database: database.clone(), filter, pending: Mutex::default() }))
+    }
+
+    /// The same store, of which every grant that is found and valid is noted.
+    #[must_use]
+    pub fn note<T: TokenStore>(&self, store: T) -> Noted<T> {
+        Noted { store, notes: self.clone() }
+    }
+
+    /// Writes what was noted. Returns how many grants.
+    ///
+    /// # Errors
+    ///
+    /// If the database fails. What was not written is kept for the next time.
+    pub async fn flush(&self) -> Result<usize, SqlError> {
+        let mut notes: Vec<(GrantId, i64)> = std::mem::take(&mut *self.pending()).into_iter().collect();
+        // All processes write in the same order, so that no two wait for each other.
+        notes.sort_unstable();
+        let mut unwritten = Unwritten { notes, to: self };
+        let mut written = 0;
+        while !unwritten.notes.is_empty() {
+            let rest = unwritten.notes.len().saturating_sub(BATCH);
+            self.write(&unwritten.notes[rest..]).await?;
+            written += unwritten.notes.len() - rest;
+            unwritten.notes.truncate(rest);
+        }
+        Ok(written)
+    }
+
+    /// Writes what was noted, again and again, for ever: for a task of its own. Failures are left to the next time.
+    pub async fn run(&self, interval: Duration) -> Infallible {
+        loop {
+            tokio::time::sleep(interval).await;
+            _ = self.flush().await;
+        }
+    }
+
+    async fn write(&self, notes: &[(GrantId, i64)]) -> Result<(), SqlError> {
+        let database = &self.0.database;
+        let statement = database.sql(
+            "UPDATE {p}grants SET last_used_ms = $2 WHERE id = $1 AND (last_used_ms IS NULL OR last_used_ms < $2)",
+        );
+        on_pool!(database, pool => {
+            let mut transaction = pool.begin_with(database.0.schema.begin()).await?;
+            for (id, used) in notes {
+                sqlx::query(&statement).bind(id.as_str()).bind(used).execute(&mut *transaction).await?;
+            }
+            transaction.commit().await?;
+        });
+        Ok(())
+    }
+
+    fn used(&self, id: &GrantId, digest: &TokenDigest, now_ms: i64) {
+        let minute = u64::try_from(now_ms.div_euclid(RESOLUTION_MS)).unwrap_or(0);
+        let bits = digest.shard_bits();
+        let seen = (minute << 32) | (bits as u64 >> 12 & 0xffff_ffff);
+        let place = &self.0.filter[bits % FILTER];
+        if place.load(Ordering::Relaxed) != seen {
+            place.store(seen, Ordering::Relaxed);
+            keep(&mut self.pending(), id, now_ms);
+        }
+    }
+
+    fn pending(&self) -> MutexGuard<'_, HashMap<GrantId, i64>> {
+        // Under this lock only whole entries are changed.
+        self.0.pending.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn keep(pending: &mut HashMap<GrantId, i64>, id: &GrantId, used: i64) {
+    match pending.get_mut(id) {
+        Some(known) => *known = used.max(*known),
+        None => _ = pending.insert(id.clone(), used),
+    }
+}
+
+/// What was taken to be written goes back if it is not, also when the writing is dropped.
+struct Unwritten<'a> {
+    notes: Vec<(GrantId, i64)>,
+    to: &'a LastUsed,
+}
+
+impl Drop for Unwritten<'_> {
+    fn drop(&mut self) {
+        if !self.notes.is_empty() {
+            let mut pending = self.to.pending();
+            for (id, used) in &self.notes {
+                keep(&mut pending, id, *used);
+            }
+        }
+    }
+}
+
+/// A store whose grants are noted when they are used, by [`LastUsed::note`].
+#[derive(Clone, Debug)]
+pub struct Noted<T> {
+    store: T,
+    notes: LastUsed,
+}
+
+impl<T: TokenStore> TokenStore for Noted<T> {
+    type Principal = T::Principal;
+    type Error = T::Error;
+    type Future = NotedFuture<T::Future>;
+
+    fn lookup(&self, token: &BearerToken<'_>) -> Answer<Self::Future> {
+        match self.store.lookup(token) {
+            Answer::Ready(found) => {
+                self.notes.found(&found, token.digest());
+                Answer::Ready(found)
+            }
+            Answer::Pending(future) => {
+                Answer::Pending(NotedFuture { future, notes: self.notes.clone(), digest: *token.digest() })
+            }
+        }
+    }
+}
+
+impl LastUsed {
+    fn found<P, E>(&self, found: &Lookup<P, E>, digest: &TokenDigest) {
+        if let Ok(Some(grant)) = found {
+            let now = self.0.database.now();
+            if grant.is_valid_at(now) {
+                self.used(grant.id(), digest, unix_ms(now));
+            }
+        }
+    }
+}
+
+pin_project_lite::pin_project! {
+    /// The future of [`Noted`].
+    pub struct NotedFuture<F> {
+        #[pin]
+        future: F,
+        notes: LastUsed,
+        digest: TokenDigest,
+    }
+}
+
+impl<F, P, E> Future for NotedFuture<F>
+where
+    F: Future<Output = Lookup<P, E>>,
+{
+    type Output = Lookup<P, E>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = self.project();
+        let found = ready!(this.future.poll(cx));
+        this.notes.found(&found, this.digest);
+        Poll::Ready(found)
+    }
+}
+
+impl fmt::Debug for LastUsed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("LastUsed").field("pending", &self.pending().len()).finish_non_exhaustive()
+    }
+}
+
+impl<F> fmt::Debug for NotedFuture<F> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("NotedFuture(..)")
+    }
+}

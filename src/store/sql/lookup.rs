@@ -1,0 +1,196 @@
+use std::error::Error;
+use std::fmt;
+use std::pin::Pin;
+use std::sync::Arc;
+
+use serde::de::DeserializeOwned;
+use sqlx::Row;
+use sqlx::pool::PoolConnection;
+use tokio::time::{Duration, Instant, timeout};
+
+use super::database::{from_unix_ms, on_pool};
+use super::record::{columns, digest_of, read};
+use super::{Database, GrantRecord, SqlError};
+use crate::answer::Answer;
+use crate::grant::Grant;
+use crate::store::{Lookup, TokenStore};
+use crate::token::{BearerToken, TokenDigest};
+
+/// The one statement of a look-up: the digest is a primary key.
+pub(super) const STATEMENT: &str = concat!(
+    "SELECT t.digest, t.outgoing_until_ms, ",
+    columns!(),
+    " FROM {p}tokens t JOIN {p}grants g ON g.id = t.grant_id WHERE t.digest = $1 AND g.revoked_ms IS NULL"
+);
+
+/// A connection whose look-up is dropped after so long is closed: it may be dead, and would be asked whether it lives
+/// before anybody else got its place.
+const SUSPICIOUS: Duration = Duration::from_millis(250);
+
+/// The future of a [`SqlStore`].
+pub type SqlFuture<P> = Pin<Box<dyn Future<Output = Lookup<P, SqlError>> + Send>>;
+
+type Principals<P> = dyn Fn(GrantRecord) -> PrincipalFuture<P> + Send + Sync;
+type PrincipalFuture<P> = Pin<Box<dyn Future<Output = Result<Grant<P>, SqlError>> + Send>>;
+
+/// Looks tokens up in a [`Database`]. Cheap to clone.
+///
+/// A token costs one statement, which finds it by a unique index; that its digest is the one which was asked for is then
+/// confirmed in constant time. Tokens of revoked grants are unknown.
+pub struct SqlStore<P> {
+    database: Database,
+    principals: Arc<Principals<P>>,
+}
+
+impl Database {
+    /// The store whose principals stand in the column `principal`, as JSON; a missing one is read as `null`, which `()` and
+    /// `Option` can be read from. A principal that cannot be read is a failure of the store, and answered by 503.
+    #[must_use]
+    pub fn store<P: DeserializeOwned + Send + Sync + 'static>(&self) -> SqlStore<P> {
+        SqlStore::new(self, |record| {
+            let principal = serde_json::from_str(record.principal.as_deref().unwrap_or("null"));
+            let grant =
+                principal.map(|principal| record.grant(principal)).map_err(|error| SqlError::Principal(error.into()));
+            Box::pin(std::future::ready(grant))
+        })
+    }
+
+    /// The store whose principals the service finds by itself, by a query on tables of its own. It has the deadline of the
+    /// look-up, together with it. An error is a failure of the store, and answered by 503.
+    ///
+    /// ```no_run
+    /// use tollgate::store::sql::{Database, GrantRecord};
+    ///
+    /// struct User { plan: String }
+    ///
+    /// async fn user_of(grant: GrantRecord) -> Result<User, std::io::Error> {
+    ///     // SELECT plan FROM users WHERE name = ..
+    ///     Ok(User { plan: format!("that of {}", grant.subject) })
+    /// }
+    ///
+    /// # fn example(database: &Database) {
+    /// let store = database.store_with(user_of);
+    /// # let _ = store;
+    /// # }
+    /// ```
+    #[must_use]
+    pub fn store_with<P, F, Fut, E>(&self, principal: F) -> SqlStore<P>
+    where
+        P: Send + Sync + 'static,
+        F: Fn(GrantRecord) -> Fut + Send + Sync + 'static,
+        Fut: Future<Output = Result<P, E>> + Send + 'static,
+        E: Into<Box<dyn Error + Send + Sync>>,
+    {
+        SqlStore::new(self, move |record| {
+            let found = principal(record.clone());
+            Box::pin(async move {
+                let principal = found.await.map_err(|error| SqlError::Principal(error.into()))?;
+                Ok(record.grant(principal))
+            })
+        })
+    }
+
+    /// The row of a token, and the end of its grace.
+    async fn find(&self, digest: TokenDigest) -> Result<Option<(GrantRecord, Option<i64>)>, SqlError> {
+        on_pool!(self, pool => {
+            let mut connection = Checkout::new(pool.acquire().await?);
+            let found = sqlx::query(&self.0.schema.lookup)
+                .bind(digest.to_bytes().to_vec())
+                .fetch_optional(&mut *connection.inner)
+                .await;
+            connection.answered = true;
+            let Some(row) = found? else { return Ok(None) };
+            match digest_of(row.try_get("digest")?)? == digest {
+                true => Ok(Some((read(&row)?, row.try_get("outgoing_until_ms")?))),
+                false => Ok(None),
+            }
+        })
+    }
+
+    /// The same, and once more if the connection turned out to have been cut, as all are when a server restarts.
+    async fn find_again(&self, digest: TokenDigest) -> Result<Option<(GrantRecord, Option<i64>)>, SqlError> {
+        match self.find(digest).await {
+            Err(SqlError::Database(error)) if was_cut(&*error) => {
+                self.0.distrust.begin();
+                self.find(digest).await
+            }
+            found => found,
+        }
+    }
+}
+
+fn was_cut(error: &(dyn Error + Send + Sync + 'static)) -> bool {
+    match error.downcast_ref::<sqlx::Error>() {
+        Some(sqlx::Error::Io(_) | sqlx::Error::Protocol(_)) => true,
+        // PostgreSQL says good-bye when it is shut down (57P01) or falls over (57P02).
+        Some(sqlx::Error::Database(said)) => said.code().is_some_and(|code| code.starts_with("57P0")),
+        _ => false,
+    }
+}
+
+/// A connection that is closed, not handed back, if its answer was waited for in vain.
+struct Checkout<DB: sqlx::Database> {
+    inner: PoolConnection<DB>,
+    since: Instant,
+    answered: bool,
+}
+
+impl<DB: sqlx::Database> Checkout<DB> {
+    fn new(inner: PoolConnection<DB>) -> Self {
+        Self { inner, since: Instant::now(), answered: false }
+    }
+}
+
+impl<DB: sqlx::Database> Drop for Checkout<DB> {
+    fn drop(&mut self) {
+        if !self.answered && self.since.elapsed() >= SUSPICIOUS {
+            self.inner.close_on_drop();
+        }
+    }
+}
+
+impl<P: Send + Sync + 'static> SqlStore<P> {
+    fn new(
+        database: &Database,
+        principals: impl Fn(GrantRecord) -> PrincipalFuture<P> + Send + Sync + 'static,
+    ) -> Self {
+        Self { database: database.clone(), principals: Arc::new(principals) }
+    }
+}
+
+impl<P: Send + Sync + 'static> TokenStore for SqlStore<P> {
+    type Principal = P;
+    type Error = SqlError;
+    type Future = SqlFuture<P>;
+
+    fn lookup(&self, token: &BearerToken<'_>) -> Answer<Self::Future> {
+        let (digest, store) = (*token.digest(), self.clone());
+        Answer::Pending(Box::pin(async move {
+            let database = &store.database;
+            let find = async {
+                let Some((record, outgoing)) = database.find_again(digest).await? else { return Ok(None) };
+                let grant = (store.principals)(record).await?;
+                Ok(Some(Arc::new(match outgoing {
+                    None => grant,
+                    Some(until) => grant.into_outgoing(from_unix_ms(until)),
+                })))
+            };
+            timeout(database.0.deadline, find).await.unwrap_or_else(|_| {
+                database.0.distrust.begin();
+                Err(SqlError::Deadline)
+            })
+        }))
+    }
+}
+
+impl<P> Clone for SqlStore<P> {
+    fn clone(&self) -> Self {
+        Self { database: self.database.clone(), principals: Arc::clone(&self.principals) }
+    }
+}
+
+impl<P> fmt::Debug for SqlStore<P> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SqlStore").field("database", &self.database).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,125 @@
+//! Grants in a database: SQLite (feature `sqlite`, compiled in) or PostgreSQL (feature `postgres`).
+//!
+//! [`Database`] administers them: issue, list, describe, change, rotate, revoke, purge. [`SqlStore`] looks them up for a
+//! gate. Both are cheap to clone.
+//!
+//! ```no_run
+//! use std::time::Duration;
+//! use tollgate::AuthLayer;
+//! use tollgate::mint::Format;
+//! use tollgate::store::sql::{Database, NewGrant};
+//!
+//! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+//! let database = Database::connect("sqlite://tokens.db").await?;
+//! database.migrate().await?;
+//!
+//! let issued = database.issue(&Format::new("acme")?, &NewGrant::new("alice").with_scopes(["trade"])?).await?;
+//! println!("Your token, which is not shown again: {}", issued.secret.expose());
+//!
+//! let gate = AuthLayer::waiting(database.store::<()>(), Duration::from_secs(2), tokio::time::sleep);
+//! # let _ = gate;
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! # What is kept
+//!
+//! Two tables, whose names begin with a prefix (`tollgate_` unless [another](Database::with_table_prefix) is chosen):
+//! `grants`, and `tokens`, of which a rotation gives a grant two. Digests of tokens are kept, never tokens. Moments are
+//! whole milliseconds since 1970. What others write into the tables counts as well: all columns but `digest` may be
+//! changed by hand.
+//!
+//! # Revocation
+//!
+//! A look-up reads the tables, so that whatever was committed before it counts. Where a cache stands in front,
+//! [`Database::follow`] tells it what was changed, by whichever process, and says how late it may be.
+//!
+//! # When the database is down
+//!
+//! Each look-up has a [deadline](Database::with_deadline), and fails when it is over; the gate answers 503. A connection
+//! that did not answer in time is not used again, nor are those that were opened before that. Put the store behind
+//! [`Breaker`](super::Breaker) to fail at once while the database is down.
+
+use std::error::Error;
+
+use thiserror::Error;
+
+mod admin;
+mod database;
+mod follow;
+mod last_used;
+mod lookup;
+mod record;
+mod schema;
+
+pub use database::Database;
+pub use last_used::{LastUsed, Noted, NotedFuture};
+pub use lookup::{SqlFuture, SqlStore};
+pub use record::{GrantRecord, Issued, NewGrant};
+
+use crate::mint::RandomnessError;
+
+/// Why a database did not do what it was asked to.
+///
+/// Holds neither tokens nor digests.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum SqlError {
+    /// The URL is of no database that this program was compiled for.
+    #[error("the database URL must begin with one of: {0}")]
+    Url(&'static str),
+    /// A table prefix has up to 32 lower-case letters, digits and underscores, and begins with no digit.
+    #[error("a table prefix has up to 32 lower-case letters, digits and underscores, and begins with no digit")]
+    Prefix,
+    /// The tables are those of a newer version of this crate.
+    #[error("the tables are of a newer version ({found}) than this program knows ({known})")]
+    Newer {
+        /// The version of the tables.
+        found: i64,
+        /// The last version that is known here.
+        known: i64,
+    },
+    /// There is no such grant.
+    #[error("there is no such grant")]
+    NotFound,
+    /// The grant was revoked, which is for ever.
+    #[error("the grant is revoked")]
+    Revoked,
+    /// The grant has expired.
+    #[error("the grant has expired")]
+    Expired,
+    /// There is such a grant or such a token already.
+    #[error("there is such a grant or such a token already")]
+    Occupied,
+    /// An id, a subject or a label that the tables do not take.
+    #[error(
+        "an id has 1 to 255 characters, a subject 1 to 255, a label at most 255, and none of them a control character"
+    )]
+    Name,
+    /// A row holds what no grant can have; the text names the column.
+    #[error("a row holds what no grant can have, in column {0}")]
+    Corrupt(&'static str),
+    /// The principal of a grant could not be read from its row, or from the service's own query.
+    #[error("the principal of a grant could not be read")]
+    Principal(#[source] Box<dyn Error + Send + Sync>),
+    /// There is no randomness for a token.
+    #[error(transparent)]
+    Randomness(#[from] RandomnessError),
+    /// The database did not answer within the deadline.
+    #[error("the database did not answer in time")]
+    Deadline,
+    /// The database failed, or could not be reached.
+    #[error("the database failed")]
+    Database(#[source] Box<dyn Error + Send + Sync>),
+}
+
+impl From<sqlx::Error> for SqlError {
+    fn from(error: sqlx::Error) -> Self {
+        match &error {
+            // What the database says of it would show the digest.
+            sqlx::Error::Database(said) if said.is_unique_violation() => Self::Occupied,
+            sqlx::Error::PoolTimedOut => Self::Deadline,
+            _ => Self::Database(Box::new(error)),
+        }
+    }
+}

@@ -1,0 +1,137 @@
+use sqlx::Executor as _;
+
+use super::database::on_pool;
+use super::{Database, SqlError};
+
+const DEFAULT_PREFIX: &str = "tollgate_";
+const MAX_PREFIX_LEN: usize = 32;
+
+/// The versions of the tables, oldest first. What has been released is never changed; what has to change becomes one more.
+struct Migration {
+    both: &'static str,
+    sqlite: &'static str,
+    postgres: &'static str,
+}
+
+const MIGRATIONS: [Migration; 1] = [Migration {
+    both: include_str!("migrations/1.sql"),
+    sqlite: include_str!("migrations/1.sqlite.sql"),
+    postgres: include_str!("migrations/1.postgres.sql"),
+}];
+
+/// What differs between the databases, and the names of the tables.
+#[derive(Clone)]
+pub(super) struct Schema {
+    prefix: Box<str>,
+    dialect: &'static Dialect,
+    /// The statement of every look-up, rendered once.
+    pub(super) lookup: Box<str>,
+}
+
+struct Dialect {
+    bytes: &'static str,
+    json: &'static str,
+    /// Ends a `SELECT` of a row that is about to be changed.
+    for_update: &'static str,
+    /// Begins a transaction that will write.
+    begin: &'static str,
+    /// Keeps other migrations out until the transaction ends, where `begin` does not: two that create a table at once would
+    /// fail, even if they say `IF NOT EXISTS`.
+    lock: &'static str,
+    migration: fn(&Migration) -> &'static str,
+}
+
+impl Schema {
+    #[cfg(feature = "sqlite")]
+    pub(super) fn sqlite() -> Self {
+        static DIALECT: Dialect = Dialect {
+            bytes: "BLOB",
+            json: "TEXT",
+            for_update: "",
+            // Two that read first and write then could not both go on.
+            begin: "BEGIN IMMEDIATE",
+            lock: "SELECT 1",
+            migration: |migration| migration.sqlite,
+        };
+        Self::of(DEFAULT_PREFIX.into(), &DIALECT)
+    }
+
+    #[cfg(feature = "postgres")]
+    pub(super) fn postgres() -> Self {
+        static DIALECT: Dialect = Dialect {
+            bytes: "BYTEA",
+            json: "JSONB",
+            for_update: "FOR UPDATE",
+            begin: "BEGIN",
+            lock: "SELECT pg_advisory_xact_lock(hashtext('{p}migrations'))",
+            migration: |migration| migration.postgres,
+        };
+        Self::of(DEFAULT_PREFIX.into(), &DIALECT)
+    }
+
+    fn of(prefix: Box<str>, dialect: &'static Dialect) -> Self {
+        let mut schema = Self { prefix, dialect, lookup: "".into() };
+        schema.lookup = schema.render(super::lookup::STATEMENT).into();
+        schema
+    }
+
+    pub(super) fn with_prefix(&self, prefix: &str) -> Option<Self> {
+        let fits = (1..=MAX_PREFIX_LEN).contains(&prefix.len())
+            && prefix.bytes().all(|byte| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'_'))
+            && !prefix.starts_with(|first: char| first.is_ascii_digit());
+        fits.then(|| Self::of(prefix.into(), self.dialect))
+    }
+
+    pub(super) fn prefix(&self) -> &str {
+        &self.prefix
+    }
+
+    pub(super) fn begin(&self) -> &'static str {
+        self.dialect.begin
+    }
+
+    pub(super) fn render(&self, template: &str) -> String {
+        template
+            .replace("{p}", &self.prefix)
+            .replace("{bytes}", self.dialect.bytes)
+            .replace("{json}", self.dialect.json)
+            .replace("{for_update}", self.dialect.for_update)
+    }
+}
+
+impl Database {
+    /// Creates the tables, or brings them to this version. Does nothing where they are. Several processes may do it at once.
+    ///
+    /// The versions are kept in a table of their own, whose name begins with the same prefix, so that they are in nobody's
+    /// way who migrates the same database by sqlx or another tool.
+    ///
+    /// # Errors
+    ///
+    /// If the database fails, or if the tables are of a newer version.
+    pub async fn migrate(&self) -> Result<(), SqlError> {
+        let known = i64::try_from(MIGRATIONS.len()).unwrap_or(i64::MAX);
+        let schema = &self.0.schema;
+        on_pool!(self, pool => {
+            let mut transaction = pool.begin_with(schema.begin()).await?;
+            sqlx::query(&self.sql(schema.dialect.lock)).execute(&mut *transaction).await?;
+            let table = self.sql("CREATE TABLE IF NOT EXISTS {p}migrations \
+                 (version BIGINT NOT NULL PRIMARY KEY, applied_ms BIGINT NOT NULL)");
+            sqlx::query(&table).execute(&mut *transaction).await?;
+            let last = self.sql("SELECT COALESCE(MAX(version), 0) FROM {p}migrations");
+            let found: i64 = sqlx::query_scalar(&last).fetch_one(&mut *transaction).await?;
+            if found > known {
+                return Err(SqlError::Newer { found, known });
+            }
+            for (version, migration) in (1_i64..).zip(&MIGRATIONS).filter(|(version, _)| *version > found) {
+                for script in [migration.both, (schema.dialect.migration)(migration)] {
+                    // Text, not a prepared statement: a script has several. (The future of `raw_sql` cannot be sent.)
+                    transaction.execute(&*self.sql(script)).await?;
+                }
+                let applied = self.sql("INSERT INTO {p}migrations (version, applied_ms) VALUES ($1, $2)");
+                sqlx::query(&applied).bind(version).bind(self.now_ms()).execute(&mut *transaction).await?;
+            }
+            transaction.commit().await?;
+        });
+        Ok(())
+    }
+}

@@ -1,0 +1,126 @@
+//! The servers that tests talk to, where they are there.
+//!
+//! Where one is missing its tests say `skipped: no PostgreSQL` with their names, and fail if `TOLLGATE_REQUIRE_SERVERS`
+//! is set.
+
+use std::future::Future;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use sqlx::{Connection as _, PgConnection};
+use tollgate::store::sql::Database;
+
+/// Runs a test on SQLite and on PostgreSQL, each with empty tables of its own.
+pub async fn on_each_database<F: Future<Output = ()>>(test: &str, run: impl Fn(Home) -> F) {
+    let sqlite = Home::sqlite();
+    sqlite.database().await.migrate().await.unwrap();
+    run(sqlite).await;
+    if let Some(postgres) = Home::postgres(test).await {
+        postgres.database().await.migrate().await.unwrap();
+        run(postgres).await;
+    }
+}
+
+/// A place for tables of one test, which is removed with it.
+#[derive(Clone)]
+pub struct Home {
+    pub url: String,
+    /// Removed when the last copy is.
+    _remains: std::sync::Arc<Remains>,
+}
+
+enum Remains {
+    Folder(PathBuf),
+    Schema { server: String, schema: String },
+}
+
+impl Home {
+    pub fn sqlite() -> Self {
+        let folder = std::env::temp_dir().join(format!("tollgate-{}", unique()));
+        std::fs::create_dir(&folder).unwrap();
+        let url = format!("sqlite://{}", folder.join("tokens.db").display());
+        Self { url, _remains: Remains::Folder(folder).into() }
+    }
+
+    pub async fn postgres(test: &str) -> Option<Self> {
+        let server = postgres_server(test).await?;
+        let schema = format!("tollgate_{}", unique());
+        let mut connection = PgConnection::connect(&server).await.unwrap();
+        sqlx::query(&format!("CREATE SCHEMA {schema}")).execute(&mut connection).await.unwrap();
+        let and = if server.contains('?') { '&' } else { '?' };
+        let url = format!("{server}{and}options[search_path]={schema}");
+        Some(Self { url, _remains: Remains::Schema { server, schema }.into() })
+    }
+
+    pub fn is_postgres(&self) -> bool {
+        matches!(*self._remains, Remains::Schema { .. })
+    }
+
+    /// Connections of their own, as another process would have.
+    pub async fn database(&self) -> Database {
+        Database::connect(&self.url).await.unwrap()
+    }
+
+    /// The same through another address, such as a proxy's.
+    pub fn url_through(&self, address: std::net::SocketAddr) -> String {
+        let (scheme, rest) = self.url.split_once("://").unwrap();
+        let (authority, path) = rest.split_once('/').unwrap();
+        let user = authority.rsplit_once('@').map_or(String::new(), |(user, _)| format!("{user}@"));
+        format!("{scheme}://{user}{address}/{path}")
+    }
+
+    /// `host:port` of the server.
+    pub fn address(&self) -> String {
+        let authority = self.url.split_once("://").unwrap().1.split('/').next().unwrap();
+        let host = authority.rsplit_once('@').map_or(authority, |(_, host)| host);
+        if host.contains(':') { host.to_owned() } else { format!("{host}:5432") }
+    }
+}
+
+impl Drop for Remains {
+    fn drop(&mut self) {
+        match self {
+            Self::Folder(folder) => _ = std::fs::remove_dir_all(folder),
+            Self::Schema { server, schema } => {
+                let (server, schema) = (server.clone(), schema.clone());
+                // The test's runtime may be about to end.
+                let removal = std::thread::spawn(move || {
+                    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+                    runtime.block_on(async {
+                        let Ok(mut connection) = PgConnection::connect(&server).await else { return };
+                        _ = sqlx::query(&format!("DROP SCHEMA {schema} CASCADE")).execute(&mut connection).await;
+                    });
+                });
+                _ = removal.join();
+            }
+        }
+    }
+}
+
+/// `TOLLGATE_TEST_POSTGRES`, or what answers on this machine.
+async fn postgres_server(test: &str) -> Option<String> {
+    let named = std::env::var("TOLLGATE_TEST_POSTGRES").ok();
+    let server = named.unwrap_or_else(|| "postgres://postgres@127.0.0.1:5432/postgres".to_owned());
+    let reached = tokio::time::timeout(Duration::from_secs(5), PgConnection::connect(&server)).await;
+    if let Ok(Ok(connection)) = reached {
+        _ = connection.close().await;
+        return Some(server);
+    }
+    assert!(
+        std::env::var_os("TOLLGATE_REQUIRE_SERVERS").is_none(),
+        "{test}: no PostgreSQL, and TOLLGATE_REQUIRE_SERVERS is set"
+    );
+    // Past the capture of the test harness, so that it is seen.
+    use std::io::Write as _;
+    _ = writeln!(std::io::stderr(), "skipped: no PostgreSQL: {test}");
+    None
+}
+
+fn unique() -> String {
+    static COUNT: AtomicU64 = AtomicU64::new(0);
+    let mut random = [0; 6];
+    getrandom::fill(&mut random).unwrap();
+    let random: String = random.iter().map(|byte| format!("{byte:02x}")).collect();
+    format!("{random}_{}", COUNT.fetch_add(1, Ordering::Relaxed))
+}

@@ -13,7 +13,11 @@ mod kit;
 mod levels;
 mod limits;
 mod mint;
+#[cfg(all(feature = "sqlite", feature = "postgres"))]
+mod outages;
 mod peppers;
+#[cfg(all(feature = "sqlite", feature = "postgres"))]
+mod proxy;
 mod quotas;
 mod readiness;
 mod secrets;

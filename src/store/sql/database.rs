@@ -1,6 +1,7 @@
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+#[cfg(feature = "postgres")]
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 #[cfg(feature = "postgres")]
@@ -22,7 +23,6 @@ pub(super) struct Inner {
     pub(super) pool: Pool,
     pub(super) schema: Schema,
     pub(super) deadline: Duration,
-    pub(super) distrust: Arc<Distrust>,
     clock: Arc<dyn Fn() -> SystemTime + Send + Sync>,
 }
 
@@ -31,7 +31,15 @@ pub(super) enum Pool {
     #[cfg(feature = "sqlite")]
     Sqlite(SqlitePool),
     #[cfg(feature = "postgres")]
-    Postgres(PgPool),
+    Postgres(Renewable),
+}
+
+/// A pool, when it was opened, and how another one is.
+#[cfg(feature = "postgres")]
+#[derive(Clone)]
+pub(super) struct Renewable {
+    current: Arc<Mutex<(PgPool, Instant)>>,
+    renewal: Option<(PgPoolOptions, PgConnectOptions)>,
 }
 
 /// The same code for each kind of pool.
@@ -41,7 +49,10 @@ macro_rules! on_pool {
             #[cfg(feature = "sqlite")]
             $crate::store::sql::database::Pool::Sqlite($pool) => $body,
             #[cfg(feature = "postgres")]
-            $crate::store::sql::database::Pool::Postgres($pool) => $body,
+            $crate::store::sql::database::Pool::Postgres(renewable) => {
+                let $pool = &renewable.current();
+                $body
+            }
         }
     };
 }
@@ -100,23 +111,21 @@ impl Database {
         #[cfg(feature = "postgres")]
         if url.starts_with("postgres:") || url.starts_with("postgresql:") {
             let options: PgConnectOptions = url.parse()?;
-            let distrust = Arc::new(Distrust::default());
-            let doubts = Arc::clone(&distrust);
             let pool = PgPoolOptions::new()
                 .max_connections(10)
                 .acquire_timeout(Duration::from_secs(5))
                 .test_before_acquire(false)
-                .before_acquire(move |connection, state| {
-                    let trusted = doubts.trusts(state.age);
+                .before_acquire(|connection, state| {
                     Box::pin(async move {
-                        if trusted && state.idle_for > TRUSTED_IDLE {
+                        if state.idle_for > TRUSTED_IDLE {
                             sqlx::Connection::ping(connection).await?;
                         }
-                        Ok(trusted)
+                        Ok(true)
                     })
                 });
-            let pool = Pool::Postgres(pool.connect_lazy_with(options));
-            return Ok(Self::of(pool, Schema::postgres(), distrust));
+            let current = (pool.clone().connect_lazy_with(options.clone()), Instant::now());
+            let renewable = Renewable { current: Arc::new(Mutex::new(current)), renewal: Some((pool, options)) };
+            return Ok(Self::of(Pool::Postgres(renewable), Schema::postgres()));
         }
         Err(SqlError::Url(URLS))
     }
@@ -125,19 +134,21 @@ impl Database {
     #[cfg(feature = "sqlite")]
     #[must_use]
     pub fn from_sqlite(pool: SqlitePool) -> Self {
-        Self::of(Pool::Sqlite(pool), Schema::sqlite(), Arc::default())
+        Self::of(Pool::Sqlite(pool), Schema::sqlite())
     }
 
-    /// On a pool of the service's own. That a connection is dead is found out by the pool's own means.
+    /// On a pool of the service's own. That its connections are dead is found out by its own means, which may take minutes:
+    /// [`connect`](Self::connect) leaves them after the first deadline.
     #[cfg(feature = "postgres")]
     #[must_use]
     pub fn from_postgres(pool: PgPool) -> Self {
-        Self::of(Pool::Postgres(pool), Schema::postgres(), Arc::default())
+        let current = Arc::new(Mutex::new((pool, Instant::now())));
+        Self::of(Pool::Postgres(Renewable { current, renewal: None }), Schema::postgres())
     }
 
-    fn of(pool: Pool, schema: Schema, distrust: Arc<Distrust>) -> Self {
+    fn of(pool: Pool, schema: Schema) -> Self {
         let clock = Arc::new(SystemTime::now);
-        Self(Arc::new(Inner { pool, schema, deadline: DEFAULT_DEADLINE, distrust, clock }))
+        Self(Arc::new(Inner { pool, schema, deadline: DEFAULT_DEADLINE, clock }))
     }
 
     /// The same with other names of tables: `acme_` gives `acme_grants` and `acme_tokens`.
@@ -183,35 +194,36 @@ impl Database {
     }
 }
 
-/// Connections that are older than the last one that did not answer are not used again: after a partition of the network
-/// all of them are dead, and nothing but silence says so.
-pub(super) struct Distrust {
-    start: Instant,
-    /// Milliseconds after the start; 0 if there was none.
-    last_ms: AtomicU64,
-}
+#[cfg(feature = "postgres")]
+impl Renewable {
+    pub(super) fn current(&self) -> PgPool {
+        self.lock().0.clone()
+    }
 
-impl Default for Distrust {
-    fn default() -> Self {
-        Self { start: Instant::now(), last_ms: AtomicU64::new(0) }
+    fn lock(&self) -> MutexGuard<'_, (PgPool, Instant)> {
+        // Under this lock only whole values are moved.
+        self.current.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Distrust {
-    pub(super) fn begin(&self) {
-        self.last_ms.fetch_max(self.now_ms(), Ordering::Relaxed);
-    }
-
-    #[cfg(feature = "postgres")]
-    fn trusts(&self, age: Duration) -> bool {
-        match self.last_ms.load(Ordering::Relaxed) {
-            0 => true,
-            last => self.now_ms().saturating_sub(u64::try_from(age.as_millis()).unwrap_or(u64::MAX)) > last,
+impl Pool {
+    /// A connection that was there at this moment did not answer, or was cut: so may be all of that time, and after a
+    /// partition of the network nothing but silence says so. They are left to themselves, and others are opened. (A pool waits
+    /// without a deadline for what comes back to it, and for what it closes, and gives nobody the place meanwhile.)
+    pub(super) fn renew(&self, since: Instant) {
+        match self {
+            #[cfg(feature = "sqlite")]
+            Self::Sqlite(_) => _ = since,
+            #[cfg(feature = "postgres")]
+            Self::Postgres(Renewable { renewal: None, .. }) => {}
+            #[cfg(feature = "postgres")]
+            Self::Postgres(renewable @ Renewable { renewal: Some((options, to)), .. }) => {
+                let mut current = renewable.lock();
+                if current.1 <= since {
+                    *current = (options.clone().connect_lazy_with(to.clone()), Instant::now());
+                }
+            }
         }
-    }
-
-    fn now_ms(&self) -> u64 {
-        u64::try_from(self.start.elapsed().as_millis()).unwrap_or(u64::MAX).max(1)
     }
 }
 

@@ -60,7 +60,7 @@ impl Database {
                 let channel = self.sql("{p}changes");
                 loop {
                     // Ends when the connection does.
-                    _ = listen(pool, &channel, interval, self.0.deadline, &mut on_change).await;
+                    _ = listen(&pool.current(), &channel, interval, self.0.deadline, &mut on_change).await;
                     tokio::time::sleep(interval.min(RECONNECT)).await;
                 }
             }

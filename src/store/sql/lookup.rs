@@ -2,11 +2,11 @@ use std::error::Error;
 use std::fmt;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::time::Instant;
 
 use serde::de::DeserializeOwned;
 use sqlx::Row;
-use sqlx::pool::PoolConnection;
-use tokio::time::{Duration, Instant, timeout};
+use tokio::time::timeout;
 
 use super::database::{from_unix_ms, on_pool};
 use super::record::{columns, digest_of, read};
@@ -22,10 +22,6 @@ pub(super) const STATEMENT: &str = concat!(
     columns!(),
     " FROM {p}tokens t JOIN {p}grants g ON g.id = t.grant_id WHERE t.digest = $1 AND g.revoked_ms IS NULL"
 );
-
-/// A connection whose look-up is dropped after so long is closed: it may be dead, and would be asked whether it lives
-/// before anybody else got its place.
-const SUSPICIOUS: Duration = Duration::from_millis(250);
 
 /// The future of a [`SqlStore`].
 pub type SqlFuture<P> = Pin<Box<dyn Future<Output = Lookup<P, SqlError>> + Send>>;
@@ -93,12 +89,7 @@ impl Database {
     /// The row of a token, and the end of its grace.
     async fn find(&self, digest: TokenDigest) -> Result<Option<(GrantRecord, Option<i64>)>, SqlError> {
         on_pool!(self, pool => {
-            let mut connection = Checkout::new(pool.acquire().await?);
-            let found = sqlx::query(&self.0.schema.lookup)
-                .bind(digest.to_bytes().to_vec())
-                .fetch_optional(&mut *connection.inner)
-                .await;
-            connection.answered = true;
+            let found = sqlx::query(&self.0.schema.lookup).bind(digest.to_bytes().to_vec()).fetch_optional(pool).await;
             let Some(row) = found? else { return Ok(None) };
             match digest_of(row.try_get("digest")?)? == digest {
                 true => Ok(Some((read(&row)?, row.try_get("outgoing_until_ms")?))),
@@ -108,10 +99,14 @@ impl Database {
     }
 
     /// The same, and once more if the connection turned out to have been cut, as all are when a server restarts.
-    async fn find_again(&self, digest: TokenDigest) -> Result<Option<(GrantRecord, Option<i64>)>, SqlError> {
+    async fn find_again(
+        &self,
+        digest: TokenDigest,
+        since: Instant,
+    ) -> Result<Option<(GrantRecord, Option<i64>)>, SqlError> {
         match self.find(digest).await {
             Err(SqlError::Database(error)) if was_cut(&*error) => {
-                self.0.distrust.begin();
+                self.0.pool.renew(since);
                 self.find(digest).await
             }
             found => found,
@@ -125,27 +120,6 @@ fn was_cut(error: &(dyn Error + Send + Sync + 'static)) -> bool {
         // PostgreSQL says good-bye when it is shut down (57P01) or falls over (57P02).
         Some(sqlx::Error::Database(said)) => said.code().is_some_and(|code| code.starts_with("57P0")),
         _ => false,
-    }
-}
-
-/// A connection that is closed, not handed back, if its answer was waited for in vain.
-struct Checkout<DB: sqlx::Database> {
-    inner: PoolConnection<DB>,
-    since: Instant,
-    answered: bool,
-}
-
-impl<DB: sqlx::Database> Checkout<DB> {
-    fn new(inner: PoolConnection<DB>) -> Self {
-        Self { inner, since: Instant::now(), answered: false }
-    }
-}
-
-impl<DB: sqlx::Database> Drop for Checkout<DB> {
-    fn drop(&mut self) {
-        if !self.answered && self.since.elapsed() >= SUSPICIOUS {
-            self.inner.close_on_drop();
-        }
     }
 }
 
@@ -167,8 +141,9 @@ impl<P: Send + Sync + 'static> TokenStore for SqlStore<P> {
         let (digest, store) = (*token.digest(), self.clone());
         Answer::Pending(Box::pin(async move {
             let database = &store.database;
+            let since = Instant::now();
             let find = async {
-                let Some((record, outgoing)) = database.find_again(digest).await? else { return Ok(None) };
+                let Some((record, outgoing)) = database.find_again(digest, since).await? else { return Ok(None) };
                 let grant = (store.principals)(record).await?;
                 Ok(Some(Arc::new(match outgoing {
                     None => grant,
@@ -176,7 +151,7 @@ impl<P: Send + Sync + 'static> TokenStore for SqlStore<P> {
                 })))
             };
             timeout(database.0.deadline, find).await.unwrap_or_else(|_| {
-                database.0.distrust.begin();
+                database.0.pool.renew(since);
                 Err(SqlError::Deadline)
             })
         }))

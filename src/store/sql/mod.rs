@@ -36,8 +36,8 @@
 //!
 //! # When the database is down
 //!
-//! Each look-up has a [deadline](Database::with_deadline), and fails when it is over; the gate answers 503. A connection
-//! that did not answer in time is not used again, nor are those that were opened before that. Put the store behind
+//! Each look-up has a [deadline](Database::with_deadline), and fails when it is over; the gate answers 503. After one
+//! that did, all connections are opened anew. Put the store behind
 //! [`Breaker`](super::Breaker) to fail at once while the database is down.
 
 use std::error::Error;

@@ -1,0 +1,165 @@
+//! What a gate says while its database is away, and how soon it knows better.
+
+use std::time::Duration;
+
+use http::StatusCode;
+use tokio::sync::mpsc;
+use tollgate::AuthLayer;
+use tollgate::mint::Format;
+use tollgate::store::Change;
+use tollgate::store::sql::{Database, NewGrant};
+use tower::ServiceBuilder;
+
+use crate::kit::*;
+use crate::proxy::{Fault, Proxy};
+use crate::servers::{Home, on_each_database};
+
+const DEADLINE: Duration = Duration::from_secs(1);
+/// Nothing takes so long, on any machine, unless it hangs.
+const NEVER: Duration = Duration::from_secs(30);
+
+const FAULTS: [Fault; 4] = [Fault::Cut, Fault::Silence, Fault::Garbage, Fault::Delay(Duration::from_secs(8))];
+
+async fn behind_a_proxy(test: &str) -> Option<(Home, Proxy, Database)> {
+    let home = Home::postgres(test).await?;
+    let direct = home.database().await;
+    direct.migrate().await.unwrap();
+    let proxy = Proxy::to(home.address()).await;
+    Some((home, proxy, direct))
+}
+
+/// Waits until it is so, however slow the machine is.
+async fn until<F: Future<Output = bool>>(mut holds: impl FnMut() -> F) {
+    let wait = async {
+        while !holds().await {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(NEVER, wait).await.expect("it never came to hold");
+}
+
+/// Many connections are open when the fault comes, and all of them are dead when it ends.
+#[tokio::test]
+async fn a_fault_is_answered_by_503_and_forgotten_when_it_ends() {
+    let test = "a_fault_is_answered_by_503_and_forgotten_when_it_ends";
+    let Some((home, proxy, direct)) = behind_a_proxy(test).await else { return };
+    direct.import(TOKEN, &NewGrant::new("alice")).await.unwrap();
+    let database = Database::connect_lazily(&home.url_through(proxy.address)).unwrap().with_deadline(DEADLINE);
+    let gate = AuthLayer::waiting(database.store::<()>(), DEADLINE * 2, tokio::time::sleep);
+    let service = ServiceBuilder::new().layer(gate).service(echo());
+    let requests = |status: u16| (0..8).flat_map(move |_| [(with_token(TOKEN), status), (with_token("unknown"), 401)]);
+
+    for fault in FAULTS {
+        tokio::time::timeout(NEVER, all_at_once(&service, requests(200))).await.expect("healthy requests hang");
+        proxy.set(fault);
+        // Known tokens and unknown ones alike: nobody is let in, and nobody is told that a token is bad.
+        let refused = (0..16).map(|at| (with_token(if at % 2 == 0 { TOKEN } else { "unknown" }), 503));
+        tokio::time::timeout(NEVER, all_at_once(&service, refused)).await.expect("a request hangs");
+        proxy.set(Fault::None);
+        let healed = tokio::time::timeout(NEVER, send(&service, with_token(TOKEN))).await.expect("a request hangs");
+        let why = healed.extensions().get::<tollgate::Rejection>();
+        assert_eq!(healed.status(), StatusCode::OK, "after {fault:?}: {why:?}");
+    }
+}
+
+#[tokio::test]
+async fn look_ups_that_are_dropped_leave_the_connections_as_they_were() {
+    let test = "look_ups_that_are_dropped_leave_the_connections_as_they_were";
+    let Some((home, proxy, direct)) = behind_a_proxy(test).await else { return };
+    direct.import(TOKEN, &NewGrant::new("alice")).await.unwrap();
+    let database = Database::connect(&home.url_through(proxy.address)).await.unwrap();
+    let gate = AuthLayer::waiting(database.store::<()>(), NEVER, tokio::time::sleep);
+    let service = ServiceBuilder::new().layer(gate).service(echo());
+    for patience in [0, 1, 2, 5, 300] {
+        for _ in 0..if patience < 300 { 30 } else { 12 } {
+            proxy.set(Fault::Delay(Duration::from_millis(if patience < 300 { 1 } else { 1_000 })));
+            _ = tokio::time::timeout(Duration::from_millis(patience), send(&service, with_token(TOKEN))).await;
+        }
+        proxy.set(Fault::None);
+        for _ in 0..20 {
+            assert_eq!(send(&service, with_token(TOKEN)).await.status(), StatusCode::OK);
+            assert_eq!(send(&service, with_token("unknown")).await.status(), StatusCode::UNAUTHORIZED);
+        }
+    }
+}
+
+/// What a database tells to who follows it.
+fn follow(database: &Database, interval: Duration) -> mpsc::UnboundedReceiver<Change> {
+    let (tell, told) = mpsc::unbounded_channel();
+    let database = database.clone();
+    tokio::spawn(async move { database.follow(interval, move |change| _ = tell.send(change)).await });
+    told
+}
+
+async fn next(told: &mut mpsc::UnboundedReceiver<Change>) -> Change {
+    tokio::time::timeout(NEVER, told.recv()).await.expect("nothing is told").unwrap()
+}
+
+#[tokio::test]
+async fn what_another_process_changes_is_told() {
+    on_each_database("what_another_process_changes_is_told", |home| async move {
+        let (here, there) = (home.database().await, home.database().await);
+        let mut told = follow(&here, Duration::from_millis(50));
+        assert_eq!(next(&mut told).await, Change::Everything, "whatever happened before");
+        let format = Format::new("acme").unwrap();
+        let issued = there.issue(&format, &NewGrant::new("alice")).await.unwrap();
+        assert_eq!(next(&mut told).await, Change::Added);
+        let id = issued.grant.id;
+        let changed = if home.is_postgres() { Change::Grant(id.clone()) } else { Change::Everything };
+
+        there.set_quota(&id, Some(tollgate::Quota::per_minute(7))).await.unwrap();
+        assert_eq!(next(&mut told).await, changed);
+        there.rotate(&id, &format, Duration::from_secs(60)).await.unwrap();
+        assert_eq!(next(&mut told).await, changed);
+        if home.is_postgres() {
+            assert_eq!(next(&mut told).await, Change::Added);
+        }
+        assert!(there.revoke(&id).await.unwrap());
+        assert_eq!(next(&mut told).await, changed);
+        there.purge(std::time::SystemTime::now() + Duration::from_secs(60)).await.unwrap();
+        assert_eq!(next(&mut told).await, changed);
+        while let Ok(change) = told.try_recv() {
+            assert_eq!(change, changed, "its tokens go with it");
+        }
+
+        // Notes of use are no news.
+        let bob = there.import("bob-token", &NewGrant::new("bob")).await.unwrap();
+        assert_eq!(next(&mut told).await, Change::Added);
+        let last_used = tollgate::store::sql::LastUsed::new(&there);
+        let store = last_used.note(there.store::<()>());
+        _ = tollgate::TokenStore::lookup(&store, &tollgate::BearerToken::new("bob-token")).wait().await.unwrap();
+        assert_eq!(last_used.flush().await.unwrap(), 1);
+        there.revoke(&bob.id).await.unwrap();
+        let revoked = if home.is_postgres() { Change::Grant(bob.id) } else { Change::Everything };
+        assert_eq!(next(&mut told).await, revoked);
+        tokio::time::sleep(Duration::from_millis(150)).await;
+        assert!(told.try_recv().is_err(), "one thing changed");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn who_was_cut_off_is_told_that_anything_may_have_changed() {
+    let test = "who_was_cut_off_is_told_that_anything_may_have_changed";
+    let Some((home, proxy, direct)) = behind_a_proxy(test).await else { return };
+    let grant = direct.import(TOKEN, &NewGrant::new("alice")).await.unwrap();
+    let database = Database::connect_lazily(&home.url_through(proxy.address)).unwrap().with_deadline(DEADLINE);
+    let mut told = follow(&database, Duration::from_millis(100));
+    assert_eq!(next(&mut told).await, Change::Everything);
+    for fault in FAULTS {
+        proxy.set(fault);
+        // Silence is noticed by a question that nobody answers; until then nothing is told.
+        tokio::time::sleep(DEADLINE + Duration::from_millis(500)).await;
+        direct.relabel(&grant.id, &format!("{fault:?}")).await.unwrap();
+        proxy.set(Fault::None);
+        // What was told while the fault lasted cannot be relied on; that all may have changed is told after it.
+        let mut all = false;
+        while !all {
+            all = next(&mut told).await == Change::Everything;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        while told.try_recv().is_ok() {}
+        direct.relabel(&grant.id, "healed").await.unwrap();
+        assert_eq!(next(&mut told).await, Change::Grant(grant.id.clone()), "after {fault:?}");
+    }
+}

@@ -66,6 +66,7 @@ mod caller;
 mod decision;
 mod grant;
 mod head;
+mod patience;
 mod quota;
 mod rejection;
 mod scopes;

@@ -251,6 +251,17 @@ impl Rejection {
         self.terms.as_ref()?.bearer().realm()
     }
 
+    /// When to come back, in whole seconds, rounded up and never 0: when the budget allows it, or the store expects to be
+    /// there again. `None` where nobody knows. It is the header field `Retry-After`.
+    #[must_use]
+    pub fn retry_after_secs(&self) -> Option<u64> {
+        let budget = self.decision().and_then(Decision::retry_after_secs);
+        budget.or_else(|| {
+            let wait = self.source.as_ref()?.retry_after()?;
+            Some((wait.as_secs() + u64::from(wait.subsec_nanos() > 0)).max(1))
+        })
+    }
+
     pub(crate) fn with_required_scopes(self, scopes: Scopes) -> Self {
         Self { needs: Some(Box::new(Needs::Scopes(scopes))), ..self }
     }
@@ -318,12 +329,30 @@ impl Error for Rejection {
 ///
 /// Opaque, with the store's own error as [`source`](Error::source). A store must not put the token into its errors.
 #[derive(Clone, Debug)]
-pub struct StoreError(Arc<dyn Error + Send + Sync>);
+pub struct StoreError {
+    source: Arc<dyn Error + Send + Sync>,
+    retry_after: Option<Duration>,
+}
 
 impl StoreError {
-    /// Keeps what a store says.
+    /// Keeps what a store says. What is a `StoreError` already stays as it is.
     pub fn new(error: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
-        Self(Arc::from(error.into()))
+        match error.into().downcast::<Self>() {
+            Ok(same) => *same,
+            Err(other) => Self { source: Arc::from(other), retry_after: None },
+        }
+    }
+
+    /// The same, and callers are told, by `Retry-After`, not to come back before so long.
+    #[must_use]
+    pub fn with_retry_after(self, retry_after: Duration) -> Self {
+        Self { retry_after: Some(retry_after), ..self }
+    }
+
+    /// When to come back, if the store knows.
+    #[must_use]
+    pub fn retry_after(&self) -> Option<Duration> {
+        self.retry_after
     }
 
     pub(crate) fn deadline(deadline: Duration) -> Self {
@@ -339,6 +368,6 @@ impl fmt::Display for StoreError {
 
 impl Error for StoreError {
     fn source(&self) -> Option<&(dyn Error + 'static)> {
-        Some(&*self.0)
+        Some(&*self.source)
     }
 }

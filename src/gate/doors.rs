@@ -1,9 +1,9 @@
 use std::fmt;
 use std::time::Duration;
 
-use super::settings::{Patience, Sleep};
 use crate::extract::body::BodyDoors as Doors;
 use crate::extract::{InvalidDoor, door_name, open};
+use crate::patience::{Patience, Sleep};
 
 /// The doors in the body: for callers who cannot set headers, such as TradingView's webhooks.
 ///

@@ -8,11 +8,12 @@ use http::{Request, Response};
 use tower_service::Service;
 
 use super::admission::Stations;
-use super::settings::{BoxSleep, Shared};
+use super::settings::Shared;
 use crate::answer::Answer;
 use crate::caller::{CurrentGrant, Unauthenticated};
 use crate::decision::Decision;
 use crate::limit::Limiter;
+use crate::patience::BoxSleep;
 use crate::rejection::{Protocol, Rejection, StoreError};
 use crate::respond::ratelimit::Advert;
 use crate::respond::terms::Terms;

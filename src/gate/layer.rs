@@ -7,10 +7,11 @@ use tower_layer::Layer;
 
 use super::admission::Limited;
 use super::service::AuthService;
-use super::settings::{Patience, Settings, Shared, Sleep, WallClock};
+use super::settings::{Settings, Shared, WallClock};
 use crate::extract::{Alphabet, HeadDoors, InvalidDoor, TokenForm, door_name, open};
 use crate::head::Head;
 use crate::limit::Limiter;
+use crate::patience::{Patience, Sleep};
 use crate::rejection::Rejection;
 use crate::respond::terms::Terms;
 use crate::respond::{Challenge, ChallengeError, Problem, RateLimitHeaders};

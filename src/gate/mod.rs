@@ -14,6 +14,7 @@ mod scope;
 mod service;
 mod settings;
 
+pub use crate::patience::Sleep;
 pub use admission::{Admission, Limited, Metered, Stations};
 #[cfg(feature = "body")]
 pub use body::{BodyAuthLayer, BodyAuthService, BodyFuture};
@@ -26,4 +27,3 @@ pub use layer::AuthLayer;
 pub use replay::ReplayBody;
 pub use scope::{GuardFuture, RequireScope, RequireScopeLayer};
 pub use service::AuthService;
-pub use settings::Sleep;

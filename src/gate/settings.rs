@@ -1,9 +1,9 @@
 use std::fmt;
-use std::pin::Pin;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use crate::extract::{HeadDoors, TokenForm};
+use crate::patience::Patience;
 use crate::respond::terms::Terms;
 
 /// What a service needs, behind one pointer, because axum clones services at every request. Each part is shared again,
@@ -24,41 +24,6 @@ pub(super) struct Settings {
     pub(super) remove_credentials: bool,
     pub(super) doors: HeadDoors,
     pub(super) wall_clock: WallClock,
-}
-
-/// How long to wait for a store, and how.
-#[derive(Clone)]
-pub(super) struct Patience {
-    pub(super) deadline: Duration,
-    sleep: Arc<dyn Sleep>,
-}
-
-impl Patience {
-    pub(super) fn new(deadline: Duration, sleep: impl Sleep) -> Self {
-        Self { deadline, sleep: Arc::new(sleep) }
-    }
-
-    pub(super) fn start(&self) -> BoxSleep {
-        self.sleep.sleep(self.deadline)
-    }
-}
-
-pub(super) type BoxSleep = Pin<Box<dyn Future<Output = ()> + Send>>;
-
-/// Sleeps, without a runtime of ours: every `Fn(Duration)` that returns a future does, `tokio::time::sleep` first.
-pub trait Sleep: Send + Sync + 'static {
-    /// A future that is over after this time.
-    fn sleep(&self, duration: Duration) -> Pin<Box<dyn Future<Output = ()> + Send>>;
-}
-
-impl<F, Fut> Sleep for F
-where
-    F: Fn(Duration) -> Fut + Send + Sync + 'static,
-    Fut: Future<Output = ()> + Send + 'static,
-{
-    fn sleep(&self, duration: Duration) -> BoxSleep {
-        Box::pin(self(duration))
-    }
 }
 
 /// What tells whether a grant has expired.

@@ -198,7 +198,7 @@ fn head(rejection: &Rejection) -> Response<()> {
 /// `Retry-After`, which every dialect has. The `RateLimit` fields of all policies are written by the gate, on success
 /// and refusal alike.
 fn write_limits(headers: &mut http::HeaderMap, rejection: &Rejection) {
-    if let Some(seconds) = rejection.decision().and_then(|decision| decision.retry_after_secs()) {
+    if let Some(seconds) = rejection.retry_after_secs() {
         headers.insert(header::RETRY_AFTER, ratelimit::number(seconds));
     }
 }

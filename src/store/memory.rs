@@ -323,7 +323,7 @@ impl<P> fmt::Debug for MemoryStore<P> {
 /// Takes the 8 bytes that a digest hands over as they are: they are uniformly distributed, and only digests of tokens
 /// that somebody put into the store are ever in the table, so that strangers cannot fill a bucket.
 #[derive(Clone, Copy, Default)]
-struct DigestHasher(u64);
+pub(super) struct DigestHasher(u64);
 
 impl Hasher for DigestHasher {
     fn write(&mut self, bytes: &[u8]) {

@@ -5,6 +5,8 @@
 //! | [`MemoryStore`] | tokens in this process, changed while requests are served |
 //! | [`from_fn`], [`from_fn_with`] | a closure that asks whoever knows |
 //! | [`BoxStore`] | any store, without its type |
+//! | [`Breaker`] | any store, not asked while it is down |
+//! | `CachedStore` | any store, remembered for a while and forgotten at once (feature `cache`) |
 //! | `Checked` | any store, asked only for tokens that have the form of the service's (feature `mint`) |
 //! | `Peppered` | any store, which keeps HMACs of digests instead of digests (feature `pepper`) |
 //! | `sql::SqlStore` | SQLite and PostgreSQL, with administration (features `sqlite`, `postgres`) |
@@ -14,6 +16,9 @@ use std::error::Error;
 use std::sync::Arc;
 
 mod boxed;
+mod breaker;
+#[cfg(feature = "cache")]
+mod cached;
 #[cfg(any(feature = "cache", feature = "sqlite", feature = "postgres"))]
 mod change;
 #[cfg(feature = "mint")]
@@ -28,6 +33,9 @@ mod peppered;
 pub mod sql;
 
 pub use boxed::BoxStore;
+pub use breaker::{Breaker, BreakerError, BreakerFuture, BreakerState};
+#[cfg(feature = "cache")]
+pub use cached::{CacheSettingsError, CachedFuture, CachedStore};
 #[cfg(any(feature = "cache", feature = "sqlite", feature = "postgres"))]
 pub use change::Change;
 #[cfg(feature = "mint")]

@@ -39,7 +39,7 @@ pub(super) enum Pool {
 #[derive(Clone)]
 pub(super) struct Renewable {
     current: Arc<Mutex<(PgPool, Instant)>>,
-    renewal: Option<(PgPoolOptions, PgConnectOptions)>,
+    renewal: Option<Arc<(PgPoolOptions, PgConnectOptions)>>,
 }
 
 /// The same code for each kind of pool.
@@ -124,7 +124,8 @@ impl Database {
                     })
                 });
             let current = (pool.clone().connect_lazy_with(options.clone()), Instant::now());
-            let renewable = Renewable { current: Arc::new(Mutex::new(current)), renewal: Some((pool, options)) };
+            let renewable =
+                Renewable { current: Arc::new(Mutex::new(current)), renewal: Some(Arc::new((pool, options))) };
             return Ok(Self::of(Pool::Postgres(renewable), Schema::postgres()));
         }
         Err(SqlError::Url(URLS))
@@ -217,7 +218,8 @@ impl Pool {
             #[cfg(feature = "postgres")]
             Self::Postgres(Renewable { renewal: None, .. }) => {}
             #[cfg(feature = "postgres")]
-            Self::Postgres(renewable @ Renewable { renewal: Some((options, to)), .. }) => {
+            Self::Postgres(renewable @ Renewable { renewal: Some(renewal), .. }) => {
+                let (options, to) = &**renewal;
                 let mut current = renewable.lock();
                 if current.1 <= since {
                     *current = (options.clone().connect_lazy_with(to.clone()), Instant::now());

@@ -4,6 +4,9 @@
 
 mod axum_edge;
 mod bodies;
+mod breaker;
+#[cfg(feature = "cache")]
+mod cached;
 mod challenge_properties;
 mod challenges;
 mod dialects;

@@ -1,0 +1,214 @@
+//! A store that is not asked while it is down.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use http::StatusCode;
+use tollgate::store::contract::Contract;
+use tollgate::store::{Breaker, BreakerState, from_fn};
+use tollgate::{Answer, AuthLayer, BearerToken, BoxStore, Grant, TokenDigest, TokenStore};
+use tower::ServiceBuilder;
+
+use crate::kit::*;
+
+const DEADLINE: Duration = Duration::from_millis(500);
+const SECOND: Duration = Duration::from_secs(1);
+
+/// A store whose health a test decides, and that counts how often it was asked.
+#[derive(Clone, Default)]
+struct Patient {
+    ill: Arc<AtomicBool>,
+    /// Does not answer at all while it is ill.
+    silent: Arc<AtomicBool>,
+    asked: Arc<AtomicUsize>,
+}
+
+impl Patient {
+    fn store(&self) -> BoxStore<()> {
+        let patient = self.clone();
+        BoxStore::new(from_fn(move |digest| {
+            let patient = patient.clone();
+            async move {
+                patient.asked.fetch_add(1, Ordering::SeqCst);
+                tokio::task::yield_now().await;
+                if patient.silent.load(Ordering::SeqCst) {
+                    std::future::pending::<()>().await;
+                }
+                match patient.ill.load(Ordering::SeqCst) {
+                    true => Err("ill"),
+                    false => Ok((digest == TokenDigest::of(TOKEN)).then(|| Grant::new("alice", ()))),
+                }
+            }
+        }))
+    }
+
+    fn set(&self, ill: bool) {
+        self.ill.store(ill, Ordering::SeqCst);
+    }
+
+    fn asked(&self) -> usize {
+        self.asked.swap(0, Ordering::SeqCst)
+    }
+}
+
+fn breaker(patient: &Patient, hands: &Hands) -> Breaker<BoxStore<()>> {
+    let hands = hands.clone();
+    Breaker::new(patient.store(), DEADLINE, tokio::time::sleep)
+        .with_failures(3)
+        .with_pauses(SECOND, 5 * SECOND)
+        .with_clock(move || Duration::from_nanos(hands.ns()))
+}
+
+async fn ask(store: &Breaker<BoxStore<()>>, token: &str) -> Result<bool, Option<Duration>> {
+    let found = store.lookup(&BearerToken::new(token)).wait().await;
+    found.map(|found| found.is_some()).map_err(|error| error.retry_after())
+}
+
+#[tokio::test]
+async fn it_keeps_the_contract() {
+    let (patient, hands) = (Patient::default(), Hands::default());
+    Contract::new(breaker(&patient, &hands)).knows(TOKEN, "alice").has_revoked("gone-token-1").check().await;
+    patient.set(true);
+    let tripped = breaker(&patient, &hands);
+    for _ in 0..2 {
+        // Closed at first, then open.
+        Contract::new(tripped.clone()).knows(TOKEN, "alice").has_revoked("gone-token-1").check_outage().await;
+        _ = ask(&tripped, TOKEN).await;
+    }
+    assert_eq!(tripped.state(), BreakerState::Open);
+}
+
+#[tokio::test]
+async fn failures_in_a_row_open_it_and_one_probe_at_a_time_closes_it() {
+    let (patient, hands) = (Patient::default(), Hands::default());
+    let store = breaker(&patient, &hands);
+    // Not in a row; and "unknown" is no failure.
+    for _ in 0..5 {
+        patient.set(true);
+        assert_eq!(ask(&store, TOKEN).await, Err(None));
+        assert_eq!(ask(&store, TOKEN).await, Err(None));
+        patient.set(false);
+        assert_eq!(ask(&store, "unknown").await, Ok(false));
+    }
+    assert_eq!((store.state(), patient.asked()), (BreakerState::Closed, 15));
+
+    patient.set(true);
+    for _ in 0..3 {
+        assert_eq!(ask(&store, TOKEN).await, Err(None));
+    }
+    patient.asked();
+    for pause in [1, 2, 4, 5, 5] {
+        assert_eq!(store.state(), BreakerState::Open);
+        hands.advance(SECOND / 4);
+        // At once, and with the time that is left.
+        let answer = store.lookup(&BearerToken::new(TOKEN));
+        let Answer::Ready(Err(error)) = answer else { panic!("an open breaker does not wait: {answer:?}") };
+        assert_eq!(error.retry_after(), Some(pause * SECOND - SECOND / 4));
+        assert_eq!(patient.asked(), 0);
+        hands.advance(pause * SECOND - SECOND / 4);
+
+        let probe = store.lookup(&BearerToken::new(TOKEN));
+        assert_eq!(store.state(), BreakerState::Probing);
+        assert_eq!(ask(&store, TOKEN).await, Err(Some(DEADLINE)), "one at a time");
+        assert!(probe.wait().await.is_err());
+        assert_eq!(patient.asked(), 1);
+    }
+    hands.advance(5 * SECOND);
+    patient.set(false);
+    assert_eq!(ask(&store, TOKEN).await, Ok(true));
+    assert_eq!(store.state(), BreakerState::Closed);
+    // From the beginning.
+    patient.set(true);
+    for _ in 0..3 {
+        assert_eq!(store.state(), BreakerState::Closed);
+        assert_eq!(ask(&store, TOKEN).await, Err(None));
+    }
+    assert_eq!(ask(&store, TOKEN).await, Err(Some(SECOND)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn silence_is_a_failure_and_a_caller_who_leaves_is_none() {
+    let (patient, hands) = (Patient::default(), Hands::default());
+    let store = breaker(&patient, &hands);
+    patient.silent.store(true, Ordering::SeqCst);
+    for _ in 0..20 {
+        let left = tokio::time::timeout(DEADLINE / 2, ask(&store, TOKEN)).await;
+        assert!(left.is_err());
+    }
+    assert_eq!(store.state(), BreakerState::Closed);
+    for _ in 0..3 {
+        let started = tokio::time::Instant::now();
+        assert_eq!(ask(&store, TOKEN).await, Err(None));
+        assert_eq!(started.elapsed().as_millis(), DEADLINE.as_millis(), "by the clock that is paused");
+    }
+    assert_eq!(store.state(), BreakerState::Open);
+    hands.advance(SECOND);
+
+    // A probe whose caller leaves, half-way or at once, leaves the turn to the next.
+    for patience in [DEADLINE / 2, Duration::ZERO] {
+        let left = tokio::time::timeout(patience, ask(&store, TOKEN)).await;
+        assert!(left.is_err());
+        drop(store.lookup(&BearerToken::new(TOKEN)));
+        assert_eq!(store.state(), BreakerState::Open);
+    }
+    patient.silent.store(false, Ordering::SeqCst);
+    assert_eq!(ask(&store, TOKEN).await, Ok(true));
+    assert_eq!(store.state(), BreakerState::Closed);
+}
+
+#[tokio::test]
+async fn callers_are_told_when_to_come_back() {
+    let (patient, hands) = (Patient::default(), Hands::default());
+    let store = breaker(&patient, &hands).with_failures(0);
+    patient.set(true);
+    let gate = AuthLayer::waiting(store, SECOND, tokio::time::sleep);
+    let service = ServiceBuilder::new().layer(gate).service(echo());
+    let first = send(&service, with_token(TOKEN)).await;
+    assert_eq!((first.status(), field(first.headers(), "retry-after")), (StatusCode::SERVICE_UNAVAILABLE, None));
+    hands.advance(SECOND / 3);
+    for (protocol, status) in [("text/plain", 503), ("application/grpc", 200)] {
+        let mut request = with_token(TOKEN);
+        request.headers_mut().insert("content-type", protocol.parse().unwrap());
+        let refused = send(&service, request).await;
+        assert_eq!(refused.status(), status);
+        assert_eq!(field(refused.headers(), "retry-after"), Some("1"), "two thirds of a second, rounded up");
+        assert_eq!(field(refused.headers(), "www-authenticate"), None);
+    }
+}
+
+/// Whatever the order in which look-ups begin, end and are dropped: an ill store is asked at most once a pause, and a
+/// healthy one is asked again in the end.
+#[test]
+fn an_ill_store_is_left_alone_in_whatever_order_things_happen() {
+    use proptest::prelude::*;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
+    proptest!(|(steps in proptest::collection::vec((0..4_u8, 0..1_500_u64), 1..60))| {
+        runtime.block_on(async {
+            let (patient, hands) = (Patient::default(), Hands::default());
+            let store = breaker(&patient, &hands);
+            patient.set(true);
+            let mut waiting = Vec::new();
+            let (mut begun, mut time_ms) = (0, 0);
+            for (step, number) in steps {
+                match step {
+                    0 => waiting.push(store.lookup(&BearerToken::new(TOKEN))),
+                    1 if !waiting.is_empty() => drop(waiting.remove(number as usize % waiting.len())),
+                    2 if !waiting.is_empty() => _ = waiting.remove(number as usize % waiting.len()).wait().await,
+                    _ => {
+                        hands.advance(Duration::from_millis(number));
+                        time_ms += number;
+                    }
+                }
+                begun += patient.asked();
+            }
+            // Those that had begun before it opened, the three that opened it, and one a pause.
+            let before = waiting.len() + 60;
+            assert!(begun <= before + 3 + time_ms as usize / 1_000);
+            drop(waiting);
+            patient.set(false);
+            hands.advance(5 * SECOND);
+            assert_eq!(ask(&store, TOKEN).await, Ok(true));
+        });
+    });
+}

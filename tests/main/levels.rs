@@ -27,6 +27,8 @@ fn place(file: &str) -> (u8, &str) {
         "mint.rs" => (2, "mint"),
         _ if file.starts_with("gate/") => (3, "gate"),
         "axum.rs" | "lib.rs" | "misuse.rs" => (4, "edge"),
+        // A crate of its own, which sees what everybody sees.
+        _ if file.starts_with("bin/") => (5, "command line"),
         _ => panic!("src/{file} has no place in the tree yet"),
     }
 }

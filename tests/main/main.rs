@@ -9,6 +9,8 @@ mod breaker;
 mod cached;
 mod challenge_properties;
 mod challenges;
+#[cfg(all(feature = "cli", feature = "sqlite", feature = "postgres"))]
+mod cli;
 mod dialects;
 mod doors;
 mod gate;

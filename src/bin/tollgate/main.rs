@@ -1,0 +1,51 @@
+//! `tollgate`: tokens in a database, from the command line.
+//!
+//! ```text
+//! $ export TOLLGATE_DATABASE=sqlite://tokens.db
+//! $ tollgate token issue --subject alice --scope trade --quota 180/min --burst 20 --expires 90d
+//! $ tollgate token list
+//! $ tollgate token rotate ID --grace 1h
+//! $ tollgate token revoke ID
+//! ```
+//!
+//! The secret of a new token is the only thing on standard output of `issue` and `rotate`, so that it can be piped to where it
+//! belongs; what else there is to say goes to standard error. Exits with 0; with 1 if there is no such grant, it is refused, or
+//! the database fails; with 2 for a wrong command line.
+#![forbid(unsafe_code)]
+#![allow(clippy::print_stderr, reason = "a program that talks to the terminal it runs in")]
+
+#[cfg(not(any(feature = "sqlite", feature = "postgres")))]
+compile_error!("the command line needs a database: choose the feature `sqlite`, `postgres`, or both");
+
+#[cfg(any(feature = "sqlite", feature = "postgres"))]
+mod args;
+#[cfg(any(feature = "sqlite", feature = "postgres"))]
+mod run;
+#[cfg(any(feature = "sqlite", feature = "postgres"))]
+mod show;
+
+#[cfg(not(any(feature = "sqlite", feature = "postgres")))]
+fn main() {}
+
+#[cfg(any(feature = "sqlite", feature = "postgres"))]
+fn main() -> std::process::ExitCode {
+    use std::process::ExitCode;
+
+    use clap::Parser as _;
+
+    let command = args::Cli::parse();
+    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            eprintln!("error: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    match runtime.block_on(run::run(command)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            eprintln!("error: {failure}");
+            ExitCode::from(failure.code())
+        }
+    }
+}

@@ -1,0 +1,211 @@
+//! The command line, as a process, against both databases.
+
+use std::process::{Command, Output, Stdio};
+
+use serde_json::Value;
+use tollgate::mint::Format;
+use tollgate::store::sql::Database;
+use tollgate::{BearerToken, TokenStore};
+
+use crate::servers::{Home, on_each_database};
+
+fn tollgate(args: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_tollgate"));
+    command.args(args).env_remove("TOLLGATE_DATABASE").stdin(Stdio::null());
+    command
+}
+
+fn run(home: &Home, args: &[&str]) -> Output {
+    tollgate(args).env("TOLLGATE_DATABASE", &home.url).output().unwrap()
+}
+
+/// Standard output of a command that has to succeed.
+fn said(home: &Home, args: &[&str]) -> String {
+    let output = run(home, args);
+    assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap()
+}
+
+fn json(home: &Home, args: &[&str]) -> Value {
+    serde_json::from_str(&said(home, args)).unwrap()
+}
+
+/// Issues or rotates; returns the secret, and what was said of the grant.
+fn secret(home: &Home, args: &[&str]) -> (String, Value) {
+    let output = run(home, &[args, &["--json"]].concat());
+    let (out, err) = (String::from_utf8(output.stdout).unwrap(), String::from_utf8(output.stderr).unwrap());
+    assert!(output.status.success(), "{args:?}: {err}");
+    let secret = out.strip_suffix('\n').unwrap().to_owned();
+    assert!(!err.contains(&secret) && !err.contains(&secret[4..30]), "the secret is written once");
+    (secret, serde_json::from_str(&err).unwrap())
+}
+
+fn code(output: &Output) -> i32 {
+    output.status.code().unwrap()
+}
+
+async fn works(database: &Database, token: &str) -> bool {
+    let found = database.store::<()>().lookup(&BearerToken::new(token)).wait().await.unwrap();
+    found.is_some_and(|grant| grant.is_valid_at(std::time::SystemTime::now()))
+}
+
+#[tokio::test]
+async fn a_token_from_its_issue_to_its_end() {
+    on_each_database("a_token_from_its_issue_to_its_end", |home| async move {
+        let database = home.database().await;
+        let (first, grant) = secret(
+            &home,
+            &[
+                "token",
+                "issue",
+                "--subject",
+                "alice",
+                "--label",
+                "the robot",
+                "--scope",
+                "trade",
+                "--scope",
+                "read",
+                "--quota",
+                "180/min",
+                "--burst",
+                "20",
+                "--expires",
+                "90d",
+            ],
+        );
+        Format::new("tg").unwrap().check(&first).unwrap();
+        let id = grant["id"].as_str().unwrap();
+        assert!(works(&database, &first).await);
+        assert_eq!((grant["subject"].as_str(), grant["label"].as_str()), (Some("alice"), Some("the robot")));
+        assert_eq!(grant["scopes"], serde_json::json!(["trade", "read"]));
+        assert_eq!(grant["quota"], serde_json::json!({ "interval_ns": 333_333_334, "burst": 20 }));
+
+        let shown = json(&home, &["token", "show", id, "--json"]);
+        assert_eq!(shown["id"], grant["id"]);
+        assert!(humantime::parse_rfc3339(shown["expires_at"].as_str().unwrap()).is_ok());
+        let (other, bob) = secret(&home, &["token", "issue", "--subject", "bob", "--prefix", "acme_test"]);
+        Format::new("acme_test").unwrap().check(&other).unwrap();
+        let listed = json(&home, &["token", "list", "--json"]);
+        assert_eq!(listed.as_array().unwrap().len(), 2);
+        let of_bob = json(&home, &["token", "list", "--subject", "bob", "--json"]);
+        assert_eq!((of_bob.as_array().unwrap().len(), &of_bob[0]["id"]), (1, &bob["id"]));
+
+        let table = said(&home, &["token", "list"]);
+        let lines: Vec<&str> = table.lines().collect();
+        assert!(lines[0].starts_with("ID ") && lines[0].ends_with("LAST USED"));
+        let row = lines.iter().find(|line| line.starts_with(id)).unwrap();
+        assert!(row.contains("alice") && row.contains("trade read") && row.contains("valid"));
+        assert!(!table.contains(&first) && !table.contains(&other));
+        assert!(said(&home, &["token", "show", id]).contains("the robot"));
+
+        let (second, _) = secret(&home, &["token", "rotate", id, "--grace", "1h"]);
+        assert!(works(&database, &first).await && works(&database, &second).await);
+        let (third, _) = secret(&home, &["token", "rotate", id, "--grace", "0s"]);
+        assert!(!works(&database, &second).await && works(&database, &third).await);
+
+        let revoked = json(&home, &["token", "revoke", id, "--json"]);
+        assert!(revoked["revoked_at"].is_string());
+        assert!(!works(&database, &first).await && !works(&database, &third).await && works(&database, &other).await);
+        let ids = json(&home, &["token", "revoke", "--subject", "bob", "--json"]);
+        assert_eq!(ids, serde_json::json!([{ "id": bob["id"] }]));
+        assert!(!works(&database, &other).await);
+
+        assert_eq!(said(&home, &["token", "purge", "--ended-before", "30d"]), "purged 0\n");
+        // What ended in this very millisecond has not ended before it.
+        tokio::time::sleep(std::time::Duration::from_millis(2)).await;
+        assert_eq!(said(&home, &["token", "purge"]), "purged 2\n");
+        assert_eq!(json(&home, &["token", "list", "--json"]), serde_json::json!([]));
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn what_is_refused_exits_with_1() {
+    on_each_database("what_is_refused_exits_with_1", |home| async move {
+        let (_, grant) = secret(&home, &["token", "issue", "--subject", "alice"]);
+        let id = grant["id"].as_str().unwrap();
+        said(&home, &["token", "revoke", id]);
+        for args in [
+            &["token", "show", "nobody"][..],
+            &["token", "rotate", "nobody"],
+            &["token", "revoke", "nobody"],
+            &["token", "revoke", "--subject", "nobody"],
+            &["token", "revoke", id],
+            &["token", "revoke", "--subject", "alice"],
+            &["token", "rotate", id],
+        ] {
+            let output = run(&home, args);
+            assert_eq!((code(&output), output.stdout.len()), (1, 0), "{args:?}");
+            assert!(output.stderr.starts_with(b"error: "), "{args:?}");
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_wrong_command_line_exits_with_2_and_does_nothing() {
+    let home = Home::sqlite();
+    let issue = ["token", "issue", "--subject", "alice"];
+    for args in [
+        &[][..],
+        &["token"],
+        &["token", "issue"],
+        &["token", "mint"],
+        &["token", "show"],
+        &["token", "revoke"],
+        &["token", "revoke", "id", "--subject", "alice"],
+        &["token", "rotate", "id", "--grace", "soon"],
+        &[&issue[..], &["--quota", "180"]].concat(),
+        &[&issue[..], &["--quota", "180/year"]].concat(),
+        &[&issue[..], &["--quota", "-1/min"]].concat(),
+        &[&issue[..], &["--quota", "0/min"]].concat(),
+        &[&issue[..], &["--quota", "1/d", "--burst", "4294967295"]].concat(),
+        &[&issue[..], &["--burst", "20"]].concat(),
+        &[&issue[..], &["--scope", "two words"]].concat(),
+        &[&issue[..], &["--expires", "90"]].concat(),
+        &[&issue[..], &["--expires", "400000000000years"]].concat(),
+        &[&issue[..], &["--prefix", "a-b"]].concat(),
+        &[&issue[..], &["--table-prefix", "a-b"]].concat(),
+        &["token", "issue", "--subject", ""],
+        &[&issue[..], &["--database", "mysql://root:sesame@localhost/x"]].concat(),
+    ] {
+        let output = run(&home, args);
+        assert_eq!((code(&output), output.stdout.len()), (2, 0), "{args:?}");
+        assert!(!String::from_utf8_lossy(&output.stderr).contains("sesame"), "{args:?}");
+    }
+    let nowhere = tollgate(&["token", "list"]).output().unwrap();
+    assert_eq!(code(&nowhere), 2, "no database is named");
+}
+
+#[tokio::test]
+async fn a_database_is_named_by_the_argument_first_and_its_password_is_shown_nowhere() {
+    let (home, other) = (Home::sqlite(), Home::sqlite());
+    secret(&home, &["token", "issue", "--subject", "alice", "--database", &other.url]);
+    // Nothing was made in the other place, and nothing is by looking.
+    let output = run(&home, &["token", "list"]);
+    assert_eq!(code(&output), 1);
+    let file = home.url.strip_prefix("sqlite://").unwrap();
+    assert!(!std::path::Path::new(file).exists());
+
+    for args in [&["token", "list"][..], &["token", "issue", "--help"], &["--help"]] {
+        let output = tollgate(args).env("TOLLGATE_DATABASE", "postgres://alice:sesame@127.0.0.1:9/x").output().unwrap();
+        let shown = format!("{output:?}");
+        assert!(!shown.contains("sesame"), "{shown}");
+    }
+    let version = tollgate(&["--version"]).output().unwrap();
+    assert_eq!(String::from_utf8(version.stdout).unwrap(), format!("tollgate {}\n", env!("CARGO_PKG_VERSION")));
+}
+
+/// The reader is gone before the secret is written.
+#[cfg(unix)]
+#[tokio::test]
+async fn a_secret_that_nobody_got_is_told() {
+    let home = Home::sqlite();
+    let mut command = tollgate(&["token", "issue", "--subject", "alice", "--database", &home.url]);
+    let full = std::fs::OpenOptions::new().write(true).open("/dev/full");
+    let Ok(full) = full else { return };
+    let output = command.stdout(full).stderr(Stdio::piped()).spawn().unwrap().wait_with_output().unwrap();
+    assert_eq!(code(&output), 1);
+    assert!(String::from_utf8(output.stderr).unwrap().contains("revoke or rotate it"));
+}

@@ -9,6 +9,8 @@ mod challenges;
 mod dialects;
 mod doors;
 mod gate;
+#[cfg(feature = "introspection")]
+mod introspection;
 mod kit;
 mod levels;
 mod limits;

@@ -287,7 +287,7 @@ async fn members_are_read_by_their_rules() {
         (json!(7.001), at(7), at(8)),
         (json!(7.999), at(7), at(8)),
         (json!(1.5e9), at(1_500_000_000), at(1_500_000_000)),
-        (json!(18_446_744_073), at(18_446_744_073), at(18_446_744_073)),
+        (json!(18_446_744_073_u64), at(18_446_744_073), at(18_446_744_073)),
     ] {
         let grant = grant(json!({"exp": date, "nbf": date, "iat": date})).await;
         assert_eq!((grant.expires_at(), grant.not_before()), (down, up), "{date}");

@@ -464,11 +464,10 @@ async fn other_heads_are_outages() {
             answer
         })
         .await;
-        match is_json {
-            true => assert!(ask(&store(address)).await.unwrap().is_some(), "{types:?}"),
-            false => {
-                fails(store(address), &format!("{types:?}")).await;
-            }
+        if is_json {
+            assert!(ask(&store(address)).await.unwrap().is_some(), "{types:?}");
+        } else {
+            fails(store(address), &format!("{types:?}")).await;
         }
     }
     for status in [201, 202, 203, 204, 206, 304, 400, 401, 403, 404, 405, 429, 500, 502, 503] {
@@ -588,11 +587,10 @@ async fn answers_are_bounded() {
     for (max, len, fits) in [(65_536, 65_536, true), (65_536, 65_537, false), (100, 100, true), (100, 101, false)] {
         let (address, _) = server(move |_| answer(exactly(len))).await;
         let store = builder(address).with_max_answer(max).build().unwrap();
-        match fits {
-            true => assert!(ask(&store).await.unwrap().is_some(), "{len} of {max}"),
-            false => {
-                assert!(fails(store, "too large").await.to_string().ends_with(&format!("larger than {max} bytes")))
-            }
+        if fits {
+            assert!(ask(&store).await.unwrap().is_some(), "{len} of {max}");
+        } else {
+            assert!(fails(store, "too large").await.to_string().ends_with(&format!("larger than {max} bytes")));
         }
     }
     let (address, _) = server(move |_| answer(exactly(65_537))).await;
@@ -606,6 +604,23 @@ async fn answers_are_bounded() {
     });
     tokio::spawn(async move { axum::serve(listener, endless).await });
     fails(store(address), "endless").await;
+}
+
+/// The first that such a server sees is the beginning of TLS, and nothing goes on without.
+#[tokio::test]
+async fn https_is_not_http() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("https://{}/introspect", listener.local_addr().unwrap());
+    let store = IntrospectionStore::new(&url, auth()).unwrap();
+    let asked = tokio::spawn(async move { ask(&store).await });
+    let (mut connection, _) = listener.accept().await.unwrap();
+    let mut seen = [0; 3];
+    connection.read_exact(&mut seen).await.unwrap();
+    assert_eq!(seen[..2], [0x16, 3], "a handshake of TLS");
+    connection.write_all(format!("{HEAD}content-length: 2\r\n\r\n{{}}").as_bytes()).await.unwrap();
+    drop(connection);
+    let error = asked.await.unwrap().unwrap_err();
+    assert_eq!(error.to_string(), "the introspection endpoint could not be asked");
 }
 
 /// A look-up that is dropped lets go of its connection, which is how the server knows.

@@ -627,13 +627,13 @@ async fn https_is_not_http() {
 #[tokio::test]
 async fn a_dropped_look_up_ends_its_request() {
     let (address, mut connections) = by_hand().await;
-    let asked = tokio::spawn({
-        let store = store(address);
-        async move { ask(&store).await.map(|_| ()) }
-    });
+    let store = builder(address).with_timeout(Duration::from_secs(3_600)).build().unwrap();
+    let asked = tokio::spawn(async move { ask(&store).await });
     let mut connection = connections.recv().await.unwrap();
     asked.abort();
-    assert_eq!(connection.read(&mut [0]).await.unwrap_or(0), 0);
+    // The end is seen at once; who never sees it has failed, and should not hang.
+    let seen = tokio::time::timeout(Duration::from_secs(10), connection.read(&mut [0])).await;
+    assert_eq!(seen.expect("the connection is still there").unwrap_or(0), 0);
 }
 
 #[test]

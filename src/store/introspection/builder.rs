@@ -60,8 +60,8 @@ impl<P> IntrospectionBuilder<P> {
         self
     }
 
-    /// The same for tokens that are meant for this service: one whose `aud` does not have this audience is not known, nor one without `aud`.
-    /// Said more than once, any of them will do.
+    /// The same for tokens that are meant for this service: one whose `aud` does not have this audience is not known, nor
+    /// is one without `aud`. Said more than once, any of them will do.
     ///
     /// Without it, a token that was given for another service of the same authorization server is as good as one for this,
     /// unless the server itself sees to that.

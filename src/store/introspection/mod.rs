@@ -39,8 +39,8 @@ use error::Why;
 ///    and names no member twice.
 /// 3. Whatever is not an answer of this standard is an [`IntrospectionError`], which a gate answers by 503, never by 401: any
 ///    status but 200, another media type than `application/json` or `application/*+json`, no boolean `active`, a member
-///    that is there twice or has another type than the standard gives it (`null` included), an answer that is too large, is cut off
-///    or takes too long. So does a 401 or 403 of the endpoint: it is the service's own credentials that are wrong.
+///    that is there twice or has another type than the standard gives it (`null` included), an answer that is too large,
+///    is cut off or takes too long. So is a 401 or 403 of the endpoint: the service's own credentials are wrong.
 /// 4. What the gate judges is handed to it: `scope`, `exp`, `nbf`. Times may have fractions; a token ends and begins at
 ///    a whole second, within its time: `exp` is rounded down, `nbf` up. Negative ones are errors.
 /// 5. `cnf`, or the `token_type` DPoP, makes the grant sender constrained, so that it is refused as a Bearer token (RFC 9449,
@@ -53,16 +53,16 @@ use error::Why;
 /// # Whose budget
 ///
 /// The subject is `sub`, or else `client_id`, or else `username`; an active token without any of them is an error. Where a
-/// server leaves out `sub` at times, see to it that nobody can choose a user name that is another's `sub`. Two servers may mean two
-/// people by one `sub`: give each store a [prefix](IntrospectionBuilder::with_subject_prefix).
+/// server leaves out `sub` at times, see to it that nobody can choose a user name that is another's `sub`. Two servers may
+/// mean two people by one `sub`: give each store a [prefix](IntrospectionBuilder::with_subject_prefix).
 ///
 /// The grant's id is `jti`, or else the subject. It is shown in logs, and so is never made of the token: a `jti` that
 /// is the token itself is left aside, a subject that is one is an error.
 ///
 /// # Deployment
 ///
-/// - Every look-up is a request to the authorization server. Put a cache in front (feature `cache`), which must not keep a grant beyond its `exp`,
-///   and a `Checked` before it if tokens have a form that can be checked.
+/// - Every look-up is a request to the authorization server. Put a cache in front (feature `cache`), which must not keep a
+///   grant beyond its `exp`, and a `Checked` before it if tokens have a form that can be checked.
 /// - It needs a tokio runtime with time and I/O enabled. Connections are kept and driven by tasks of the HTTP client.
 /// - The gate's deadline should be longer than [the store's own](IntrospectionBuilder::with_timeout), whose error says more.
 /// - The form with the token is overwritten when the request is done. The copies that the HTTP client and TLS write to the

@@ -10,6 +10,7 @@
 //! | `Checked` | any store, asked only for tokens that have the form of the service's (feature `mint`) |
 //! | `Peppered` | any store, which keeps HMACs of digests instead of digests (feature `pepper`) |
 //! | `sql::SqlStore` | SQLite and PostgreSQL, with administration (features `sqlite`, `postgres`) |
+//! | `IntrospectionStore` | tokens that an authorization server knows (RFC 7662, feature `introspection`) |
 //! | `contract` | checks that every store can run on itself (feature `test-util`) |
 
 use std::error::Error;
@@ -26,6 +27,8 @@ mod checked;
 #[cfg(feature = "test-util")]
 pub mod contract;
 mod from_fn;
+#[cfg(feature = "introspection")]
+mod introspection;
 mod memory;
 #[cfg(feature = "pepper")]
 mod peppered;
@@ -41,6 +44,11 @@ pub use change::Change;
 #[cfg(feature = "mint")]
 pub use checked::Checked;
 pub use from_fn::{FromFn, FromFnFuture, from_fn, from_fn_with};
+#[cfg(feature = "introspection")]
+pub use introspection::{
+    Claims, ClientAuth, IntrospectionBuilder, IntrospectionConfigError, IntrospectionError, IntrospectionFuture,
+    IntrospectionStore,
+};
 pub use memory::{MemoryStore, Occupied, RotateError};
 #[cfg(feature = "pepper")]
 pub use peppered::{Pepper, Peppered, PepperedFuture, ShortPepper};

@@ -14,6 +14,8 @@ mod cli;
 mod dialects;
 mod doors;
 mod gate;
+#[cfg(feature = "introspection")]
+mod introspection;
 mod kit;
 mod levels;
 mod limits;

@@ -17,11 +17,12 @@ use axum::routing::{get, post};
 use tokio::sync::watch;
 use tollgate::gate::BodyDoors;
 use tollgate::limit::{Clock, MonotonicClock};
-use tollgate::{AuthLayer, MemoryStore, Quota, RateLimits, Scopes};
+use tollgate::{AuthLayer, BoxStore, Quota, RateLimits, Scopes};
 
 use crate::broker::Broker;
 use crate::errors::Errors;
 use crate::self_limit::SelfLimits;
+use crate::tokens::Tokens;
 use crate::{problem, rest, stream, webhook};
 
 /// 3 a second, 20 at once, and for all doors together.
@@ -32,6 +33,8 @@ pub(crate) const TRADE: &str = "trade";
 pub(crate) const TOKEN_PROTOCOL: &str = "base64url.bearer.authorization.crosstrade.";
 /// The largest body, and the largest message of a WebSocket. Orders have some hundred bytes.
 pub(crate) const MAX_BODY: usize = 65_536;
+/// What is remembered is answered at once; this is for a database that does not answer.
+const STORE_DEADLINE: Duration = Duration::from_millis(2_500);
 /// TradingView gives up after 3 seconds.
 const BODY_DEADLINE: Duration = Duration::from_secs(2);
 
@@ -43,7 +46,7 @@ pub(crate) struct User {
 
 /// What the service is made of, so that a test makes it of something else.
 pub(crate) struct Settings {
-    pub(crate) tokens: MemoryStore<User>,
+    pub(crate) tokens: Tokens,
     pub(crate) limits: RateLimits,
     pub(crate) errors: Errors,
     pub(crate) clocks: Clocks,
@@ -72,10 +75,10 @@ impl Clocks {
 /// What the handlers share.
 pub(crate) struct Service {
     /// To refuse in the gate's words.
-    pub(crate) gate: AuthLayer<MemoryStore<User>, Errors>,
+    pub(crate) gate: AuthLayer<BoxStore<User>, Errors>,
     /// What orders need.
     pub(crate) trade: Scopes,
-    pub(crate) tokens: MemoryStore<User>,
+    pub(crate) tokens: Tokens,
     pub(crate) limits: RateLimits,
     pub(crate) self_limits: SelfLimits,
     pub(crate) broker: Broker,
@@ -89,7 +92,7 @@ impl Service {
     pub(crate) fn new(settings: Settings) -> Result<Self, Box<dyn Error>> {
         let Settings { tokens, limits, errors, clocks, log, closing } = settings;
         let wall = Arc::clone(&clocks.wall);
-        let gate = AuthLayer::new(tokens.clone())
+        let gate = AuthLayer::waiting(tokens.store(), STORE_DEADLINE, tokio::time::sleep)
             .with_realm("crosstrade")?
             .with_responder(errors)
             .with_wall_clock(move || wall())

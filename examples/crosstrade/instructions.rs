@@ -11,7 +11,7 @@ pub(crate) fn text(addr: SocketAddr, trader: &str, reader: &str) -> String {
     // One curl for all requests of the last line: a process for each would give the budget time to refill.
     format!(
         r#"listening on http://{addr}/ until ctrl-c
-the tokens of this run, both of the user demo:
+two new tokens, both of the user demo; they work for a day, and those of earlier runs do as well:
   {trader} may trade
   {reader} may only read
 

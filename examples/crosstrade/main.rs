@@ -10,6 +10,7 @@
 //! | `stream.rs`, `rpc.rs` | a WebSocket: a charge a message, and the end of it when the token ends |
 //! | `errors.rs`, `problem.rs` | a responder of one's own, and the service's own errors |
 //! | `server.rs` | bounds on what a stranger may send: the size of a head, and its time |
+//! | `tokens.rs`, `database.rs` | tokens in SQLite or PostgreSQL, behind a cache that is told of every change |
 //! | `rest.rs`, `order.rs`, `broker.rs` | something to protect |
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "a program that talks to the terminal it runs in")]
 
@@ -21,9 +22,9 @@ use std::time::Duration;
 
 use tokio::net::TcpListener;
 use tokio::sync::watch;
-use tollgate::{Grant, MemoryStore, RateLimits};
+use tollgate::RateLimits;
 
-use app::{Clocks, QUOTA, Settings, User, app};
+use app::{Clocks, QUOTA, Settings, app};
 use args::{Command, Options, USAGE};
 use server::GRACE;
 
@@ -31,6 +32,7 @@ mod alert;
 mod app;
 mod args;
 mod broker;
+mod database;
 mod errors;
 mod fields;
 mod instructions;
@@ -43,6 +45,7 @@ mod server;
 mod stream;
 #[cfg(test)]
 mod tests;
+mod tokens;
 mod webhook;
 
 /// How long a client may take to send the head of a request.
@@ -66,25 +69,30 @@ async fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {error}");
+            let mut source = error.source();
+            while let Some(error) = source {
+                eprintln!("  because: {error}");
+                source = error.source();
+            }
             ExitCode::FAILURE
         }
     }
 }
 
-async fn serve(Options { listen, errors }: Options) -> Result<(), Box<dyn Error>> {
+async fn serve(Options { listen, database, errors }: Options) -> Result<(), Box<dyn Error>> {
     let listener = TcpListener::bind(listen)
         .await
         .map_err(|error| format!("cannot listen on {listen}: {error}\nchoose another address by --listen"))?;
-    let (trader, reader) = (random_token()?, random_token()?);
+    let url = database.unwrap_or_else(database::default_url);
+    let database = database::open(&url).await?;
     // Two tokens of one user: they share the budget, because they share the subject.
-    let grant = |id: &str| Grant::new(id, User { name: "demo".to_owned() }).with_subject("demo");
-    let tokens =
-        MemoryStore::from_iter([(&trader, grant("demo-1").with_scopes(["trade"])?), (&reader, grant("demo-2"))]);
+    let (trader, reader) = database::demo_tokens(&database).await?;
+    let tokens = database::tokens(&database)?;
     let (close, closing) = watch::channel(false);
     let limits = RateLimits::new(QUOTA);
     let (clocks, log) = (Clocks::system(), Arc::new(|line: &dyn Display| eprintln!("{line}")));
     let app = app(Settings { tokens, limits, errors, clocks, log, closing })?;
-    println!("{}", instructions::text(listener.local_addr()?, &trader, &reader));
+    println!("{}", instructions::text(listener.local_addr()?, trader.expose(), reader.expose()));
 
     let stop = async {
         asked_to_stop().await;
@@ -94,14 +102,6 @@ async fn serve(Options { listen, errors }: Options) -> Result<(), Box<dyn Error>
     // Sockets are no longer the server's: they are gone when nobody looks at `closing` any more.
     _ = tokio::time::timeout(GRACE, close.closed()).await;
     Ok(())
-}
-
-/// 256 bits of the operating system's randomness: nobody guesses them, so that a store may keep a plain digest of them.
-fn random_token() -> Result<String, getrandom::Error> {
-    let mut bytes = [0; 32];
-    getrandom::fill(&mut bytes)?;
-    let hex: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
-    Ok(format!("ct_{hex}"))
 }
 
 /// Waits for ctrl-c or a polite kill; for ever where nobody can listen for them.

@@ -48,6 +48,13 @@ struct Session {
 /// Why the service ends a session: a close code and a word.
 type End = (u16, &'static str);
 
+/// Why a message is not answered.
+enum Gone {
+    End(u16, &'static str),
+    /// Nobody can tell now whether the token is good. That ends no session.
+    Unavailable,
+}
+
 impl Session {
     async fn run(self, mut socket: WebSocket) {
         let mut closing = self.service.closing.clone();
@@ -55,15 +62,15 @@ impl Session {
         look.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let end = loop {
             let message = tokio::select! {
-                _ = closing.wait_for(|closing| *closing) => break (close_code::AWAY, "the service stops"),
+                () = async { _ = closing.wait_for(|closing| *closing).await } => break (close_code::AWAY, "the service stops"),
                 message = socket.recv() => message,
-                _ = look.tick() => match self.current() {
-                    Ok(_) => continue,
-                    Err(end) => break end,
+                _ = look.tick() => match self.current().await {
+                    Ok(_) | Err(Gone::Unavailable) => continue,
+                    Err(Gone::End(code, reason)) => break (code, reason),
                 },
             };
             let answer = match message {
-                Some(Ok(Message::Text(text))) => self.answer(&text),
+                Some(Ok(Message::Text(text))) => self.answer(&text).await,
                 Some(Ok(Message::Binary(_))) => break (close_code::UNSUPPORTED, "messages are text"),
                 // Pings are answered by the library.
                 Some(Ok(Message::Ping(_) | Message::Pong(_))) => continue,
@@ -83,8 +90,14 @@ impl Session {
     }
 
     /// Authenticates, charges, answers: the road of a request, once more. The budget is the same as at the other doors.
-    fn answer(&self, text: &str) -> Result<Value, End> {
-        let grant = self.current()?;
+    async fn answer(&self, text: &str) -> Result<Value, End> {
+        let grant = match self.current().await {
+            Ok(grant) => grant,
+            Err(Gone::End(code, reason)) => return Err((code, reason)),
+            Err(Gone::Unavailable) => {
+                return Ok(json!({ "op": "error", "status": 503, "error": "Tokens cannot be checked now" }));
+            }
+        };
         let decision = self.service.limits.check_now(&CurrentGrant::new(Arc::clone(&grant)), Charge::Units(1));
         if !decision.is_admitted() {
             // No reason to end the session: the client waits and goes on.
@@ -95,15 +108,15 @@ impl Session {
     }
 
     /// The grant as it is now: its scopes and quota may have changed, and it may be over.
-    fn current(&self) -> Result<Arc<Grant<User>>, End> {
+    async fn current(&self) -> Result<Arc<Grant<User>>, Gone> {
+        let ended = |reason| Err(Gone::End(close_code::POLICY, reason));
         // By the token, not by the grant's name: of a grant with two tokens one alone may be revoked.
-        match self.service.tokens.get(self.token) {
-            Some(grant) if *grant.id() != self.grant => Err((close_code::POLICY, "the token is of somebody else now")),
-            Some(grant) if !grant.is_valid_at((self.service.clocks.wall)()) => {
-                Err((close_code::POLICY, "the token has expired"))
-            }
-            Some(grant) => Ok(grant),
-            None => Err((close_code::POLICY, "the token was revoked")),
+        match self.service.tokens.current(self.token).await {
+            Err(_) => Err(Gone::Unavailable),
+            Ok(None) => ended("the token was revoked"),
+            Ok(Some(grant)) if *grant.id() != self.grant => ended("the token is of somebody else now"),
+            Ok(Some(grant)) if !grant.is_valid_at((self.service.clocks.wall)()) => ended("the token has expired"),
+            Ok(Some(grant)) => Ok(grant),
         }
     }
 }

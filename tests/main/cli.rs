@@ -16,7 +16,7 @@ fn tollgate(args: &[&str]) -> Command {
 }
 
 fn run(home: &Home, args: &[&str]) -> Output {
-    tollgate(args).env("TOLLGATE_DATABASE", &home.url).output().unwrap()
+    tollgate(args).env("TOLLGATE_DATABASE", home.url()).output().unwrap()
 }
 
 /// Standard output of a command that has to succeed.
@@ -181,11 +181,11 @@ async fn a_wrong_command_line_exits_with_2_and_does_nothing() {
 #[tokio::test]
 async fn a_database_is_named_by_the_argument_first_and_its_password_is_shown_nowhere() {
     let (home, other) = (Home::sqlite(), Home::sqlite());
-    secret(&home, &["token", "issue", "--subject", "alice", "--database", &other.url]);
+    secret(&home, &["token", "issue", "--subject", "alice", "--database", other.url()]);
     // Nothing was made in the other place, and nothing is by looking.
     let output = run(&home, &["token", "list"]);
     assert_eq!(code(&output), 1);
-    let file = home.url.strip_prefix("sqlite://").unwrap();
+    let file = home.url().strip_prefix("sqlite://").unwrap();
     assert!(!std::path::Path::new(file).exists());
 
     for args in [&["token", "list"][..], &["token", "issue", "--help"], &["--help"]] {
@@ -202,7 +202,7 @@ async fn a_database_is_named_by_the_argument_first_and_its_password_is_shown_now
 #[tokio::test]
 async fn a_secret_that_nobody_got_is_told() {
     let home = Home::sqlite();
-    let mut command = tollgate(&["token", "issue", "--subject", "alice", "--database", &home.url]);
+    let mut command = tollgate(&["token", "issue", "--subject", "alice", "--database", home.url()]);
     let full = std::fs::OpenOptions::new().write(true).open("/dev/full");
     let Ok(full) = full else { return };
     let output = command.stdout(full).stderr(Stdio::piped()).spawn().unwrap().wait_with_output().unwrap();

@@ -163,3 +163,179 @@ async fn who_was_cut_off_is_told_that_anything_may_have_changed() {
         assert_eq!(next(&mut told).await, Change::Grant(grant.id.clone()), "after {fault:?}");
     }
 }
+
+/// The whole road to a database, as a service has it: a gate, a cache that is told, a breaker, the store.
+#[cfg(feature = "cache")]
+mod through_a_cache {
+    use tollgate::store::{Breaker, CachedStore};
+
+    use super::*;
+
+    const TTL: Duration = Duration::from_secs(3_600);
+
+    /// A gate of a process of its own, and the database that it sees.
+    async fn process(url: &str) -> (Database, impl Service) {
+        let database = Database::connect_lazily(url).unwrap().with_deadline(DEADLINE);
+        let breaker = Breaker::new(database.store::<()>(), DEADLINE * 2, tokio::time::sleep)
+            .with_pauses(Duration::from_millis(50), Duration::from_millis(200));
+        let cache = CachedStore::new(breaker, TTL).unwrap();
+        let (followed, told) = (database.clone(), cache.clone());
+        tokio::spawn(async move {
+            followed.follow(Duration::from_millis(100), move |change| told.invalidate(&change)).await
+        });
+        let gate = AuthLayer::waiting(cache, DEADLINE * 3, tokio::time::sleep);
+        (database, ServiceBuilder::new().layer(gate).service(echo()))
+    }
+
+    trait Service:
+        tower::Service<
+            http::Request<Body>,
+            Response = http::Response<Body>,
+            Error = std::convert::Infallible,
+            Future: Send,
+        > + Clone
+        + Send
+        + 'static
+    {
+    }
+
+    impl<S> Service for S where
+        S: tower::Service<
+                http::Request<Body>,
+                Response = http::Response<Body>,
+                Error = std::convert::Infallible,
+                Future: Send,
+            > + Clone
+            + Send
+            + 'static
+    {
+    }
+
+    async fn status(service: &impl Service, token: &str) -> u16 {
+        tokio::time::timeout(NEVER, send(service, with_token(token))).await.expect("a request hangs").status().as_u16()
+    }
+
+    #[tokio::test]
+    async fn a_revocation_reaches_the_cache_of_another_process() {
+        on_each_database("a_revocation_reaches_the_cache_of_another_process", |home| async move {
+            let (_, one) = process(home.url()).await;
+            let (there, other) = process(home.url()).await;
+            let format = Format::new("acme").unwrap();
+            for round in 0..5 {
+                let issued = there.issue(&format, &NewGrant::new("alice")).await.unwrap();
+                let token = issued.secret.expose();
+                for _ in 0..3 {
+                    assert_eq!((status(&one, token).await, status(&other, token).await), (200, 200), "{round}");
+                }
+                there.revoke(&issued.grant.id).await.unwrap();
+                // Within an hour the cache would not ask by itself.
+                until(|| async { (status(&one, token).await, status(&other, token).await) == (401, 401) }).await;
+                // And never again.
+                for _ in 0..5 {
+                    assert_eq!((status(&one, token).await, status(&other, token).await), (401, 401));
+                }
+            }
+        })
+        .await;
+    }
+
+    #[tokio::test]
+    async fn what_is_remembered_works_through_an_outage_and_what_was_revoked_in_it_does_not_work_after_it() {
+        let test = "what_is_remembered_works_through_an_outage_and_what_was_revoked_in_it_does_not_work_after_it";
+        for fault in [Fault::Cut, Fault::Silence, Fault::Garbage] {
+            let Some((home, proxy, direct)) = behind_a_proxy(test).await else { return };
+            let alice = direct.import("alice-token", &NewGrant::new("alice")).await.unwrap();
+            direct.import("bob-token", &NewGrant::new("bob")).await.unwrap();
+            direct.import("carol-token", &NewGrant::new("carol")).await.unwrap();
+            let (_, service) = process(&home.url_through(proxy.address)).await;
+            // Until it listens, and has forgotten what was before.
+            until(|| async { status(&service, "alice-token").await == 200 }).await;
+            tokio::time::sleep(Duration::from_millis(300)).await;
+            assert_eq!((status(&service, "alice-token").await, status(&service, "bob-token").await), (200, 200));
+
+            proxy.set(fault);
+            for _ in 0..8 {
+                assert_eq!(status(&service, "carol-token").await, 503, "{fault:?}: it was never seen");
+                assert_eq!(status(&service, "nobody").await, 503, "{fault:?}");
+                assert_eq!((status(&service, "alice-token").await, status(&service, "bob-token").await), (200, 200));
+            }
+            direct.revoke(&alice.id).await.unwrap();
+            proxy.set(Fault::None);
+            until(|| async { status(&service, "alice-token").await == 401 }).await;
+            until(|| async { status(&service, "carol-token").await == 200 }).await;
+            assert_eq!(status(&service, "bob-token").await, 200, "after {fault:?}");
+        }
+    }
+
+    /// Two threads send all the time, with tokens that are rotated and revoked meanwhile.
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn under_load_no_revoked_token_works_and_no_valid_one_is_refused() {
+        on_each_database("under_load_no_revoked_token_works_and_no_valid_one_is_refused", |home| async move {
+            use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+            use std::sync::{Arc, Mutex};
+
+            /// What is known of a token: it works until it is about to be taken away, and never after that was told.
+            #[derive(Default)]
+            struct Token {
+                secret: String,
+                ending: AtomicBool,
+                ended: AtomicBool,
+            }
+
+            let (there, _) = process(home.url()).await;
+            let (_, service) = process(home.url()).await;
+            let format = Format::new("acme").unwrap();
+            let tokens = Arc::new(Mutex::new(Vec::<Arc<Token>>::new()));
+            let (stop, sent) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
+            let senders: Vec<_> = (0..2)
+                .map(|_| {
+                    let (service, tokens, stop, sent) = (service.clone(), tokens.clone(), stop.clone(), sent.clone());
+                    tokio::spawn(async move {
+                        while !stop.load(Ordering::SeqCst) {
+                            let now = tokens.lock().unwrap().clone();
+                            for token in now {
+                                let had_ended = token.ended.load(Ordering::SeqCst);
+                                let status = status(&service, &token.secret).await;
+                                let is_ending = token.ending.load(Ordering::SeqCst);
+                                assert!(!(had_ended && status == 200), "a revoked token works");
+                                assert!(is_ending || status == 200, "a valid token is refused: {status}");
+                                sent.fetch_add(1, Ordering::SeqCst);
+                            }
+                            tokio::task::yield_now().await;
+                        }
+                    })
+                })
+                .collect();
+            // The stated bound, and what this machine takes besides.
+            let bound = Duration::from_millis(100) + Duration::from_secs(2);
+            for round in 0..6 {
+                let issued = there.issue(&format, &NewGrant::new("alice")).await.unwrap();
+                let add = |secret: &str| {
+                    let token = Arc::new(Token { secret: secret.to_owned(), ..Token::default() });
+                    tokens.lock().unwrap().push(token.clone());
+                    token
+                };
+                let first = add(issued.secret.expose());
+                tokio::time::sleep(Duration::from_millis(50)).await;
+                let next = there.rotate(&issued.grant.id, &format, Duration::from_secs(600)).await.unwrap();
+                let second = add(next.secret.expose());
+                tokio::time::sleep(Duration::from_millis(50)).await;
+                first.ending.store(true, Ordering::SeqCst);
+                second.ending.store(true, Ordering::SeqCst);
+                there.revoke(&issued.grant.id).await.unwrap();
+                if round % 2 == 0 {
+                    tokio::time::sleep(bound).await;
+                    first.ended.store(true, Ordering::SeqCst);
+                    second.ended.store(true, Ordering::SeqCst);
+                }
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            stop.store(true, Ordering::SeqCst);
+            for sender in senders {
+                sender.await.unwrap();
+            }
+            assert!(sent.load(Ordering::SeqCst) > 100, "there was load");
+        })
+        .await;
+    }
+}

@@ -146,7 +146,7 @@ async fn nothing_in_the_tables_is_a_token() {
     database.migrate().await.unwrap();
     let issued = database.issue(&format(), &NewGrant::new("alice")).await.unwrap();
     let next = database.rotate(&issued.grant.id, &format(), Duration::from_secs(60)).await.unwrap();
-    let path = home.url.strip_prefix("sqlite://").unwrap();
+    let path = home.url().strip_prefix("sqlite://").unwrap();
     for file in [path.to_owned(), format!("{path}-wal")] {
         let bytes = std::fs::read(&file).unwrap();
         for secret in [&issued.secret, &next.secret] {
@@ -356,7 +356,7 @@ async fn rows_that_no_grant_can_have_are_no_verdict() {
     let database = home.database().await;
     database.migrate().await.unwrap();
     database.import("a-token", &NewGrant::new("alice")).await.unwrap();
-    let pool = sqlx::SqlitePool::connect(&home.url).await.unwrap();
+    let pool = sqlx::SqlitePool::connect(home.url()).await.unwrap();
     for wrong in [
         "scopes = 'a\"b'",
         "quota_interval_ns = 0, quota_burst = 1",
@@ -414,7 +414,7 @@ async fn tables_of_a_newer_version_are_left_alone() {
     let home = Home::sqlite();
     let database = home.database().await;
     database.migrate().await.unwrap();
-    let pool = sqlx::SqlitePool::connect(&home.url).await.unwrap();
+    let pool = sqlx::SqlitePool::connect(home.url()).await.unwrap();
     sqlx::query("INSERT INTO tollgate_migrations VALUES (1000, 0)").execute(&pool).await.unwrap();
     assert!(matches!(database.migrate().await, Err(SqlError::Newer { found: 1000, .. })));
 }
@@ -488,7 +488,7 @@ async fn uses_that_could_not_be_written_are_kept() {
     let record = database.import("a-token", &NewGrant::new("alice")).await.unwrap();
     let last_used = LastUsed::new(&database);
     _ = last_used.note(database.store::<()>()).lookup(&BearerToken::new("a-token")).wait().await.unwrap();
-    let pool = sqlx::SqlitePool::connect(&home.url).await.unwrap();
+    let pool = sqlx::SqlitePool::connect(home.url()).await.unwrap();
     sqlx::query("ALTER TABLE tollgate_grants RENAME COLUMN last_used_ms TO hidden").execute(&pool).await.unwrap();
     assert!(last_used.flush().await.is_err());
     sqlx::query("ALTER TABLE tollgate_grants RENAME COLUMN hidden TO last_used_ms").execute(&pool).await.unwrap();

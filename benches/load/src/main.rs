@@ -33,6 +33,8 @@ mod self_limit;
 mod server;
 #[path = "../../../examples/crosstrade/stream.rs"]
 mod stream;
+#[path = "../../../examples/crosstrade/tokens.rs"]
+mod tokens;
 #[path = "../../../examples/crosstrade/webhook.rs"]
 mod webhook;
 

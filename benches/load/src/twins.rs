@@ -52,7 +52,7 @@ fn settings(quota: Quota) -> Result<Settings> {
     tokens.replace(TOKEN, grant("demo").with_scopes(["trade"])?);
     let (_, closing) = watch::channel(false);
     let (limits, log) = (RateLimits::new(quota), Arc::new(|_: &dyn Display| {}));
-    Ok(Settings { tokens, limits, errors: Errors::Problem, clocks: Clocks::system(), log, closing })
+    Ok(Settings { tokens: tokens.into(), limits, errors: Errors::Problem, clocks: Clocks::system(), log, closing })
 }
 
 fn grant(user: &str) -> Grant<User> {

@@ -78,7 +78,7 @@ impl Server {
         let lines = Arc::<Mutex<Vec<String>>>::default();
         let log = Arc::clone(&lines);
         let log = Arc::new(move |line: &dyn Display| log.lock().unwrap().push(line.to_string()));
-        let app = app(Settings { tokens: tokens.clone(), limits, errors, clocks, log, closing }).unwrap();
+        let app = app(Settings { tokens: tokens.clone().into(), limits, errors, clocks, log, closing }).unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let addr = listener.local_addr().unwrap();
         let stopped = close.subscribe();

@@ -4,28 +4,25 @@ use axum::http::header;
 
 use super::*;
 use crate::args::{Command, Options, parse};
-use crate::{instructions, random_token};
+use crate::instructions;
 
 #[test]
 fn arguments() {
     let parse = |args: &[&str]| parse(&args.iter().map(ToString::to_string).collect::<Vec<_>>());
-    let serve = |addr: &str, errors| Ok(Command::Serve(Options { listen: addr.parse().unwrap(), errors }));
+    let serve =
+        |addr: &str, errors| Ok(Command::Serve(Options { listen: addr.parse().unwrap(), database: None, errors }));
     assert_eq!(parse(&[]), serve("127.0.0.1:8080", Errors::Problem));
     assert_eq!(parse(&["--listen", "[::1]:0"]), serve("[::1]:0", Errors::Problem));
     assert_eq!(parse(&["--crosstrade-errors", "--listen", "[::1]:0"]), serve("[::1]:0", Errors::CrossTrade));
     assert_eq!(parse(&["--listen", "[::1]:0", "--help"]), Ok(Command::Help));
+    let Ok(Command::Serve(options)) = parse(&["--database", "sqlite://tokens.db"]) else { panic!("it serves") };
+    assert_eq!(options.database.as_deref(), Some("sqlite://tokens.db"));
 
     let error = |args: &[&str]| parse(args).unwrap_err();
+    assert_eq!(error(&["--database"]), "`--database` needs a URL");
     assert_eq!(error(&["--listen"]), "`--listen` needs an address and a port");
     assert_eq!(error(&["--listen", "8080"]), "`8080` is no address and port, such as 127.0.0.1:8080");
     assert_eq!(error(&["--port", "8080"]), "unknown argument `--port`");
-}
-
-#[test]
-fn tokens_are_fresh_and_long() {
-    let (a, b) = (random_token().unwrap(), random_token().unwrap());
-    assert_ne!(a, b);
-    assert!(a.starts_with("ct_") && a.len() == 3 + 64, "32 bytes in hex");
 }
 
 /// Every line that is printed does what it says.

@@ -57,7 +57,8 @@ impl Database {
             }
             #[cfg(feature = "postgres")]
             Pool::Postgres(pool) => {
-                let channel = self.sql("{p}changes");
+                let channel =
+                    self.sql("SELECT '{p}changes_' || relnamespace FROM pg_class WHERE oid = '{p}grants'::regclass");
                 loop {
                     // Ends when the connection does.
                     _ = listen(&pool.current(), &channel, interval, self.0.deadline, &mut on_change).await;
@@ -97,7 +98,8 @@ async fn listen(
         let mut listener = PgListener::connect_with(&own).await?;
         // What was told in between would be lost: the caller begins anew.
         listener.eager_reconnect(false);
-        listener.listen(channel).await?;
+        let name: String = sqlx::query_scalar(channel).fetch_one(&mut listener).await?;
+        listener.listen(&name).await?;
         Ok::<_, sqlx::Error>(listener)
     };
     let mut listener = timeout(deadline, begin).await??;

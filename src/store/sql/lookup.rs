@@ -138,8 +138,26 @@ impl<P: Send + Sync + 'static> TokenStore for SqlStore<P> {
     type Future = SqlFuture<P>;
 
     fn lookup(&self, token: &BearerToken<'_>) -> Answer<Self::Future> {
-        let (digest, store) = (*token.digest(), self.clone());
-        Answer::Pending(Box::pin(async move {
+        Answer::Pending(self.get(*token.digest()))
+    }
+}
+
+impl<P: Send + Sync + 'static> SqlStore<P> {
+    /// The grant of a token, for what outlives a request, such as a WebSocket, and has to ask again. It looks whether the grant
+    /// [is valid](Grant::is_valid_at) by itself, as a gate does.
+    ///
+    /// ```no_run
+    /// use tollgate::store::sql::SqlStore;
+    /// use tollgate::TokenDigest;
+    ///
+    /// async fn is_alive(store: &SqlStore<()>, token: TokenDigest) -> Result<bool, tollgate::store::sql::SqlError> {
+    ///     Ok(store.get(token).await?.is_some_and(|grant| grant.is_valid_at(std::time::SystemTime::now())))
+    /// }
+    /// ```
+    #[must_use = "futures do nothing unless you `.await` or poll them"]
+    pub fn get(&self, token: impl Into<TokenDigest>) -> SqlFuture<P> {
+        let (digest, store) = (token.into(), self.clone());
+        Box::pin(async move {
             let database = &store.database;
             let since = Instant::now();
             let find = async {
@@ -154,7 +172,7 @@ impl<P: Send + Sync + 'static> TokenStore for SqlStore<P> {
                 database.0.pool.renew(since);
                 Err(SqlError::Deadline)
             })
-        }))
+        })
     }
 }
 

@@ -1,8 +1,8 @@
 -- What was changed is told to who listens: `added` for a token, the id of a grant behind `grant `, or `everything`. Digests
--- are not told, since every role of the database may listen.
+-- are not told, since every role of the database may listen. The channel is that of the schema: others may have such tables.
 CREATE FUNCTION {p}tell() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
-    PERFORM pg_notify('{p}changes', CASE
+    PERFORM pg_notify('{p}changes_' || (SELECT relnamespace FROM pg_class WHERE oid = TG_RELID), CASE
         WHEN TG_OP = 'INSERT' THEN 'added'
         WHEN TG_OP = 'TRUNCATE' THEN 'everything'
         WHEN TG_ARGV[0] = 'grants' THEN 'grant ' || (to_jsonb(OLD) ->> 'id')

@@ -1,0 +1,67 @@
+//! Tokens in a database, so that they survive a restart, and other programs can issue and revoke them:
+//! `tollgate token issue --database URL --subject demo --scope trade`.
+
+use std::error::Error;
+use std::time::{Duration, SystemTime};
+
+use tollgate::mint::{Format, Secret};
+use tollgate::store::sql::{Database, GrantRecord, LastUsed, NewGrant};
+use tollgate::store::{Breaker, CachedStore, Checked};
+use tollgate::{BoxStore, StoreError};
+
+use crate::app::{TRADE, User};
+use crate::tokens::Tokens;
+
+/// How old what the cache says may be, where it was not told of a change: then the database cannot be reached.
+const TTL: Duration = Duration::from_secs(60);
+/// How often a file is asked whether it has changed, and a server whether it lives: a revocation works after so long, at the
+/// latest, in SQLite, and at once in PostgreSQL.
+const FOLLOW_EVERY: Duration = Duration::from_millis(250);
+const NOTE_EVERY: Duration = Duration::from_secs(30);
+const DEADLINE: Duration = Duration::from_secs(2);
+/// The tokens of one run of the program.
+const DAY: Duration = Duration::from_secs(86_400);
+
+/// A file beside the program.
+pub(crate) fn default_url() -> String {
+    let program = std::env::current_exe().unwrap_or_else(|_| "crosstrade".into());
+    format!("sqlite://{}", program.with_extension("db").display())
+}
+
+/// Opens the database, and makes its tables where there are none.
+pub(crate) async fn open(url: &str) -> Result<Database, Box<dyn Error>> {
+    let database = Database::connect(url).await?.with_deadline(DEADLINE);
+    database.migrate().await?;
+    Ok(database)
+}
+
+/// Two tokens of the user `demo`, one of which may trade. They work for a day, over restarts too.
+pub(crate) async fn demo_tokens(database: &Database) -> Result<(Secret, Secret), Box<dyn Error>> {
+    // Those of earlier days.
+    database.purge(SystemTime::now()).await?;
+    let grant = NewGrant::new("demo").with_expiry(SystemTime::now() + DAY);
+    let trader = grant.clone().with_label("may trade").with_scopes([TRADE])?;
+    let reader = grant.with_label("may only read");
+    let format = Format::new("ct")?;
+    Ok((database.issue(&format, &trader).await?.secret, database.issue(&format, &reader).await?.secret))
+}
+
+/// The road to the database: junk is refused by its form, what is remembered is answered at once, a database that is down
+/// is not asked. What is changed by whichever process is told to the cache.
+pub(crate) fn tokens(database: &Database) -> Result<Tokens, Box<dyn Error>> {
+    let store = database
+        .store_with(|grant: GrantRecord| async move { Ok::<_, StoreError>(User { name: grant.subject.to_string() }) });
+    let breaker = Breaker::new(store.clone(), DEADLINE, tokio::time::sleep);
+    let cache = CachedStore::new(breaker, TTL)?;
+    let last_used = LastUsed::new(database);
+    // Tokens that were issued under another prefix, or come from elsewhere, are asked for as they are.
+    let checked = Checked::new(last_used.note(cache.clone()), Format::new("ct")?).with_imported_tokens();
+
+    let followed = database.clone();
+    tokio::spawn(async move { followed.follow(FOLLOW_EVERY, move |change| cache.invalidate(&change)).await });
+    tokio::spawn(async move { last_used.run(NOTE_EVERY).await });
+    Ok(Tokens::new(BoxStore::new(checked), move |token| {
+        let current = store.get(token);
+        async move { current.await.map_err(StoreError::new) }
+    }))
+}

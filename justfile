@@ -21,9 +21,14 @@ clippy:
 test:
     cargo test --all-features
 
-# Each feature alone, and all pairs, since none of them is heavy.
+# Each feature alone; all pairs of those that bring little with them, and of the databases.
 features:
-    cargo hack check --feature-powerset --depth 2 --lib
+    cargo hack check --each-feature --lib
+    cargo hack check --feature-powerset --depth 2 --lib \
+        --exclude-features default,cache,cli,introspection,postgres,sql,sqlite
+    cargo check --lib --features sqlite,postgres
+    cargo clippy --bins --features cli,sqlite -- -D warnings
+    cargo clippy --bins --features cli,postgres -- -D warnings
     cargo test --lib
 
 docs:
@@ -38,7 +43,7 @@ msrv: (where "Rust 1.85" "$rustc --version | grep -q '^rustc 1.85.'" "TOLLGATE_R
 
 [private]
 msrv-check:
-    for features in "" axum axum,body,mint,pepper,serde,test-util; do \
+    for features in "" axum axum,body,cache,introspection,mint,pepper,postgres,serde,sqlite,test-util; do \
         RUSTC="$rustc" "${MSRV_CARGO:-/usr/bin/cargo}" check --locked --lib \
             --no-default-features --features "$features" --target-dir target/msrv; \
     done

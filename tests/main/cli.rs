@@ -209,3 +209,33 @@ async fn a_secret_that_nobody_got_is_told() {
     assert_eq!(code(&output), 1);
     assert!(String::from_utf8(output.stderr).unwrap().contains("revoke or rotate it"));
 }
+
+#[tokio::test]
+async fn what_was_written_before_a_kill_works_after_it() {
+    on_each_database("what_was_written_before_a_kill_works_after_it", |home| async move {
+        let database = home.database().await;
+        let mut works_by = Vec::new();
+        for delay_ms in 0..40 {
+            let mut command = tollgate(&["token", "issue", "--subject", "alice", "--database", home.url()]);
+            let mut child = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+            tokio::time::sleep(std::time::Duration::from_millis(delay_ms)).await;
+            _ = child.kill();
+            let written = String::from_utf8(child.wait_with_output().unwrap().stdout).unwrap();
+            if let Some(secret) = written.strip_suffix('\n') {
+                assert!(works(&database, secret).await);
+                works_by.push(delay_ms);
+            } else {
+                assert_eq!(written, "", "a secret is written whole");
+            }
+        }
+        // Those that nobody has seen are whole as well, and can be revoked by the subject.
+        let issued = database.list(None).await.unwrap();
+        assert!(issued.len() >= works_by.len());
+        for grant in &issued {
+            let next =
+                database.rotate(&grant.id, &Format::new("tg").unwrap(), std::time::Duration::ZERO).await.unwrap();
+            assert!(works(&database, next.secret.expose()).await);
+        }
+    })
+    .await;
+}

@@ -19,9 +19,11 @@ use tollgate::{Grant, MemoryStore, RateLimits};
 use crate::app::{Clocks, QUOTA, Settings, User, app};
 use crate::errors::Errors;
 use crate::server::serve;
+use crate::tokens::Tokens;
 
 mod alert;
 mod budget;
+mod crash;
 mod program;
 mod rest;
 mod self_limit;
@@ -67,6 +69,12 @@ impl Server {
             (READER, grant("demo-2")),
             ("ct_other", Grant::new("other", User { name: "other".to_owned() }).with_scopes(["trade"]).unwrap()),
         ]);
+        let server = Self::start_on(tokens.clone().into(), errors).await;
+        Self { tokens, ..server }
+    }
+
+    /// With tokens from elsewhere, and none in memory.
+    pub(crate) async fn start_on(tokens: Tokens, errors: Errors) -> Self {
         let seconds = Arc::new(AtomicU64::new(0));
         let (wall, steady) = (Arc::clone(&seconds), Arc::clone(&seconds));
         let clocks = Clocks {
@@ -78,12 +86,12 @@ impl Server {
         let lines = Arc::<Mutex<Vec<String>>>::default();
         let log = Arc::clone(&lines);
         let log = Arc::new(move |line: &dyn Display| log.lock().unwrap().push(line.to_string()));
-        let app = app(Settings { tokens: tokens.clone().into(), limits, errors, clocks, log, closing }).unwrap();
+        let app = app(Settings { tokens, limits, errors, clocks, log, closing }).unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let addr = listener.local_addr().unwrap();
         let stopped = close.subscribe();
         tokio::spawn(async move { serve(listener, app, HEAD_DEADLINE, stop(stopped)).await });
-        Self { addr, tokens, seconds, close, log: lines }
+        Self { addr, tokens: MemoryStore::new(), seconds, close, log: lines }
     }
 
     pub(crate) fn set_clocks(&self, seconds: u64) {

@@ -1,0 +1,125 @@
+//! The program is killed without warning while it issues tokens. What it had shown of them works afterwards.
+
+use std::io::{BufRead as _, BufReader};
+use std::net::{Ipv4Addr, SocketAddr};
+use std::process::{Command, Stdio};
+
+use tollgate::mint::Format;
+use tollgate::{BearerToken, TokenStore as _};
+
+use super::*;
+use crate::args::Options;
+use crate::database;
+
+const CHILD: &str = "CROSSTRADE_TEST_DATABASE";
+
+/// No test, but the program, in a process that the test below can kill.
+#[tokio::test]
+#[ignore = "run by `every_token_that_was_shown_works`"]
+async fn the_program() {
+    let Ok(url) = std::env::var(CHILD) else { return };
+    let listen = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+    crate::serve(Options { listen, database: Some(url), errors: Errors::Problem }).await.unwrap();
+}
+
+#[tokio::test]
+async fn every_token_that_was_shown_works() {
+    let folder = std::env::temp_dir().join(format!("crosstrade-{}", std::process::id()));
+    std::fs::create_dir_all(&folder).unwrap();
+    let url = format!("sqlite://{}", folder.join("tokens.db").display());
+    let pattern = regex::Regex::new(&Format::new("ct").unwrap().pattern()).unwrap();
+    let mut shown = Vec::new();
+    let mut died_early = 0;
+    for round in 0..24 {
+        let mut child = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "tests::crash::the_program", "--ignored", "--nocapture", "--test-threads", "1"])
+            .env(CHILD, &url)
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        let out = BufReader::new(child.stdout.take().unwrap());
+        if round % 4 == 0 {
+            // As soon as both are shown.
+            let mut lines = out.lines().map_while(Result::ok);
+            let mut seen = 0;
+            while let Some(line) = lines.next().filter(|_| seen < 2) {
+                if let Some(token) = pattern.find(&line) {
+                    shown.push(token.as_str().to_owned());
+                    seen += 1;
+                }
+            }
+            child.kill().unwrap();
+        } else {
+            // In the middle of whatever it does.
+            tokio::time::sleep(Duration::from_millis(round * 5)).await;
+            child.kill().unwrap();
+            let tokens: Vec<String> = out
+                .lines()
+                .map_while(Result::ok)
+                .filter_map(|line| pattern.find(&line).map(|token| token.as_str().to_owned()))
+                .collect();
+            died_early += usize::from(tokens.is_empty());
+            shown.extend(tokens);
+        }
+        child.wait().unwrap();
+    }
+    assert!(shown.len() >= 12, "six times it was let live until both were shown");
+    assert!(died_early > 0, "some were killed before");
+
+    let database = database::open(&url).await.unwrap();
+    let store = database.store::<()>();
+    for token in &shown {
+        assert!(
+            store.lookup(&BearerToken::new(token)).wait().await.unwrap().is_some(),
+            "it was shown and does not work"
+        );
+    }
+    // Nothing is there by halves: a grant has a token, and a token a grant.
+    let pool = sqlx::SqlitePool::connect(&url).await.unwrap();
+    let halves: i64 = sqlx::query_scalar(
+        "SELECT (SELECT COUNT(*) FROM tollgate_grants WHERE id NOT IN (SELECT grant_id FROM tollgate_tokens)) + \
+         (SELECT COUNT(*) FROM tollgate_tokens WHERE grant_id NOT IN (SELECT id FROM tollgate_grants))",
+    )
+    .fetch_one(&pool)
+    .await
+    .unwrap();
+    assert_eq!(halves, 0);
+    pool.close().await;
+    std::fs::remove_dir_all(&folder).unwrap();
+}
+
+/// The same road as the program: database, cache, and a gate on a socket.
+#[tokio::test]
+async fn tokens_survive_a_restart_and_are_revoked_in_a_running_service() {
+    let folder = std::env::temp_dir().join(format!("crosstrade-restart-{}", std::process::id()));
+    std::fs::create_dir_all(&folder).unwrap();
+    let url = format!("sqlite://{}", folder.join("tokens.db").display());
+    let database = database::open(&url).await.unwrap();
+    let (trader, _) = database::demo_tokens(&database).await.unwrap();
+    for restart in 0..2 {
+        let database = database::open(&url).await.unwrap();
+        let tokens = database::tokens(&database).unwrap();
+        let server = Server::start_on(tokens, Errors::Problem).await;
+        for _ in 0..3 {
+            assert_eq!(server.get(trader.expose(), "/v1/api/accounts").await.status(), StatusCode::OK, "{restart}");
+        }
+        assert_eq!(server.get("ct_unknown", "/v1/api/accounts").await.status(), StatusCode::UNAUTHORIZED);
+    }
+    let tokens = database::tokens(&database).unwrap();
+    let server = Server::start_on(tokens, Errors::Problem).await;
+    assert_eq!(server.get(trader.expose(), "/v1/api/accounts").await.status(), StatusCode::OK);
+    // By another program.
+    let there = database::open(&url).await.unwrap();
+    assert_eq!(there.revoke_subject(&"demo".into()).await.unwrap(), 2);
+    // A budget that stands still has room for 20: not all may be spent by asking.
+    let mut status = StatusCode::OK;
+    for _ in 0..15 {
+        if status == StatusCode::OK {
+            tokio::time::sleep(Duration::from_millis(200)).await;
+            status = server.get(trader.expose(), "/v1/api/accounts").await.status();
+        }
+    }
+    assert_eq!(status, StatusCode::UNAUTHORIZED);
+    std::fs::remove_dir_all(&folder).unwrap();
+}

@@ -92,7 +92,8 @@ impl<A: Admission, R> Shared<A, R> {
     /// The step after the store was asked.
     #[inline]
     pub(super) fn step<B>(&self, asked: Asked<A>, request: &mut Request<B>) -> Step<A> {
-        self.guard_secrets(request);
+        let carrier = asked.as_ref().ok().map(|(_, credential)| credential.carrier);
+        self.guard_secrets(carrier, request);
         match asked {
             Ok((Answer::Ready(found), credential)) => self.found(found, credential, request),
             Ok((Answer::Pending(future), credential)) => {
@@ -163,13 +164,14 @@ impl<A, R> Shared<A, R> {
 
     /// Sees to it that nothing behind the gate prints the token, or, by choice, has it at all.
     #[inline]
-    fn guard_secrets<B>(&self, request: &mut Request<B>) {
+    fn guard_secrets<B>(&self, carrier: Option<Carrier>, request: &mut Request<B>) {
         if !self.settings.doors.are_usual() {
             self.guard_other_doors(request);
         }
-        // What is of another scheme is not this gate's to take.
+        // What is of another scheme is not this gate's to take; a token that was found there is not.
         let Settings { remove_credentials, doors, .. } = &self.settings;
-        let remove = *remove_credentials && !doors.authorization_closed && has_bearer(request.headers());
+        let is_bearer = || carrier == Some(Carrier::AuthorizationHeader) || has_bearer(request.headers());
+        let remove = *remove_credentials && !doors.authorization_closed && is_bearer();
         guard_field(request.headers_mut(), &header::AUTHORIZATION, remove);
     }
 

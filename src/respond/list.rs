@@ -36,6 +36,8 @@ mod tests {
             ("a, b\t,c", &["a", "b", "c"]),
             (r#"private="a, b", max-age=1"#, &[r#"private="a, b""#, "max-age=1"]),
             (r#""a\",";q=1, "b\\";q=2"#, &[r#""a\",";q=1"#, r#""b\\";q=2"#]),
+            // Outside of quotes a backslash is like any other character.
+            (r#"a\, b, \"c, d""#, &["a\\", "b", r#"\"c, d""#]),
             (r#"a, "open, end"#, &["a", r#""open, end"#]),
         ] {
             let found: Vec<&[u8]> = split(line.as_bytes()).collect();

@@ -13,6 +13,7 @@
 //! 4. `Retry-After` is in whole seconds, rounded up and never 0.
 //! 5. A gRPC request is refused in gRPC's own words, since its clients read nothing else.
 
+use http::header::Entry;
 use http::{HeaderName, HeaderValue, Response, StatusCode, header};
 
 pub(crate) mod challenge;
@@ -206,6 +207,19 @@ fn write_limits(headers: &mut http::HeaderMap, rejection: &Rejection) {
 /// Keeps shared caches from an answer to a request whose token they do not know as one (RFC 9111, section 3.5, protects
 /// requests with `Authorization` only).
 pub(crate) fn keep_private(headers: &mut http::HeaderMap, carrier: Carrier) {
+    match headers.entry(header::CACHE_CONTROL) {
+        // What most answers are.
+        Entry::Vacant(free) => _ = free.insert(HeaderValue::from_static("private")),
+        Entry::Occupied(_) => amend_cache_control(headers),
+    }
+    if carrier == Carrier::Query && !headers.contains_key(header::REFERRER_POLICY) {
+        // Links on the page must not carry the token away (RFC 9700, section 4.3.2).
+        headers.insert(header::REFERRER_POLICY, HeaderValue::from_static("no-referrer"));
+    }
+}
+
+/// Makes private what a handler said of caches.
+fn amend_cache_control(headers: &mut http::HeaderMap) {
     // With a value, `private="field"`, a directive is about that field only, and is not this one.
     let says = |directive: &str| {
         let mut directives = list::members(headers, &header::CACHE_CONTROL);
@@ -223,10 +237,6 @@ pub(crate) fn keep_private(headers: &mut http::HeaderMap, carrier: Carrier) {
         // Members of values, joined by a comma, are a value.
         let value = HeaderValue::try_from(value).unwrap_or(HeaderValue::from_static("private"));
         headers.insert(header::CACHE_CONTROL, value);
-    }
-    if carrier == Carrier::Query && !headers.contains_key(header::REFERRER_POLICY) {
-        // Links on the page must not carry the token away (RFC 9700, section 4.3.2).
-        headers.insert(header::REFERRER_POLICY, HeaderValue::from_static("no-referrer"));
     }
 }
 

@@ -7,7 +7,7 @@ use http_auth::{ChallengeParser, ChallengeRef};
 use proptest::prelude::*;
 use sfv::{BareItem, FieldType as _, List, ListEntry, Parser};
 use tollgate::limit::RateLimits;
-use tollgate::respond::{Challenge, ChallengeError, RateLimitHeaders};
+use tollgate::respond::{Challenge, ChallengeError, ErrorCode, RateLimitHeaders};
 use tollgate::{AuthLayer, Grant, MemoryStore, Quota, Rejection, Scopes};
 use tower::Layer;
 
@@ -39,6 +39,29 @@ fn mistakes_are_told_by_name() {
     }
     let twice = bearer().with_parameter("algs", "ES256").unwrap().with_parameter("ALGS", "x");
     assert_eq!(twice.unwrap_err(), ChallengeError::Parameter);
+}
+
+#[test]
+fn every_parameter_is_told() {
+    let uri = "https://example.com/x";
+    let challenge = Challenge::bearer("r").unwrap().with_error(ErrorCode::InvalidToken);
+    let challenge = challenge.with_error_description("too old").unwrap().with_error_uri(uri).unwrap();
+    let challenge = challenge.with_scope(&Scopes::new(["a", "b"]).unwrap()).with_acr_values(["c"]).unwrap();
+    let challenge = challenge.with_max_age(Duration::from_secs(5)).with_resource_metadata(uri).unwrap();
+    let value = challenge.with_parameter("algs", "ES256").unwrap().to_header_value();
+    let expected = [
+        ("realm", "r"),
+        ("error", "invalid_token"),
+        ("error_description", "too old"),
+        ("error_uri", uri),
+        ("scope", "a b"),
+        ("acr_values", "c"),
+        ("max_age", "5"),
+        ("resource_metadata", uri),
+        ("algs", "ES256"),
+    ];
+    let expected = expected.map(|(name, value)| (name.to_owned(), value.to_owned()));
+    assert_eq!(parameters(&parse(value.to_str().unwrap())[0]), expected);
 }
 
 #[tokio::test]

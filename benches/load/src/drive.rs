@@ -38,7 +38,6 @@ impl Kind {
 }
 
 /// What a server was asked, and took for it.
-#[derive(Default)]
 pub(crate) struct Sum {
     pub(crate) requests: u64,
     /// Answers with a status outside of 2xx and 3xx.
@@ -48,13 +47,6 @@ pub(crate) struct Sum {
 }
 
 impl Sum {
-    pub(crate) fn add(&mut self, other: &Self) {
-        self.requests += other.requests;
-        self.refused += other.refused;
-        self.time += other.time;
-        self.cpu += other.cpu;
-    }
-
     pub(crate) fn cpu_per_request(&self) -> f64 {
         self.cpu.as_secs_f64() / self.requests as f64
     }

@@ -17,8 +17,8 @@ use crate::{Result, problem, rest, server, stream, webhook};
 
 pub(crate) const TOKEN: &str = "ct_0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef";
 
-/// More than any load.
-const PLENTY: Quota = Quota::per_second(1_000_000_000);
+/// More than any load, with the burst of the service's own quota, so that answers tell of it as they do there.
+const PLENTY: Quota = Quota::per_second(1_000_000_000).with_burst(QUOTA.burst());
 
 #[derive(Clone, Copy)]
 pub(crate) enum Twin {
@@ -72,6 +72,7 @@ fn bare(service: Service) -> Result<Router> {
         .nest("/v1/api", rest)
         .route("/v1/webhook", post(webhook::receive))
         .route("/ws/stream", get(stream::open))
+        .route("/healthz", get(|| async {}))
         .fallback(problem::not_found)
         .method_not_allowed_fallback(problem::method_not_allowed)
         .layer(Extension(caller))

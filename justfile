@@ -88,6 +88,10 @@ instructions *options:
 bench:
     cargo bench --bench road --features axum
 
+# What stores cost beside the one in memory; what a token takes.
+stores:
+    cargo bench --bench stores --features cache,postgres,sqlite
+
 # What the gate costs beside its peers, in one run; ends with ratios. `just compare --tokens 100 --rounds 3` is shorter.
 compare *options:
     cargo run --release --manifest-path benches/compare/Cargo.toml -- {{options}}

@@ -68,6 +68,8 @@ enum Phase {
         pause: Duration,
     },
     Probing {
+        /// When another may probe, because the one that does is not waited for, and not dropped either.
+        until: Duration,
         pause: Duration,
     },
 }
@@ -144,6 +146,11 @@ impl<T> Breaker<T> {
         }
     }
 
+    /// How long a probe may take that is waited for, with room to spare: the deadline counts from its first poll.
+    fn probe_time(&self) -> Duration {
+        self.settings.patience.deadline.saturating_mul(2).max(FIRST_PAUSE)
+    }
+
     /// Lets a look-up pass, or says when to come back.
     fn enter(&self) -> Result<Pass, StoreError> {
         let pass = |is_probe| Pass {
@@ -159,8 +166,8 @@ impl<T> Breaker<T> {
         let mut phase = self.shared.phase();
         let wait = match *phase {
             Phase::Closed => return Ok(pass(false)),
-            Phase::Open { until, pause } if now >= until => {
-                *phase = Phase::Probing { pause };
+            Phase::Open { until, pause } | Phase::Probing { until, pause } if now >= until => {
+                *phase = Phase::Probing { until: now.saturating_add(self.probe_time()), pause };
                 return Ok(pass(true));
             }
             Phase::Open { until, .. } => until - now,
@@ -210,7 +217,7 @@ impl Pass {
         let (first, longest) = self.settings.pauses;
         let mut phase = self.shared.phase();
         let pause = match *phase {
-            Phase::Probing { pause } if self.is_probe => pause.saturating_mul(2).min(longest),
+            Phase::Probing { pause, .. } if self.is_probe => pause.saturating_mul(2).min(longest),
             Phase::Closed if failures >= self.settings.failures => first,
             // One that began before the breaker opened says nothing new.
             _ => return,
@@ -240,7 +247,7 @@ impl Drop for Pass {
     fn drop(&mut self) {
         if self.is_probe && !self.has_ended {
             let mut phase = self.shared.phase();
-            if let Phase::Probing { pause } = *phase {
+            if let Phase::Probing { pause, .. } = *phase {
                 self.shared.set(&mut phase, Phase::Open { until: Duration::ZERO, pause });
             }
         }

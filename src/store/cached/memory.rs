@@ -111,11 +111,11 @@ impl<P: Send + Sync + 'static> Memory<P> {
 
     pub(super) fn keep_unknown(&self, digest: TokenDigest, epoch: u64, until: Duration) {
         let _fates = self.fates();
-        if self.epoch() != epoch {
-            return;
-        }
-        self.unknown.insert(digest, Unknown { until, epoch });
+        // Even if what was said is too old to be kept: at worst a grant is asked for once more.
         self.known.invalidate(&digest);
+        if self.epoch() == epoch {
+            self.unknown.insert(digest, Unknown { until, epoch });
+        }
     }
 
     pub(super) fn forget(&self, change: &Change) {

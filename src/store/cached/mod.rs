@@ -14,7 +14,7 @@ use memory::{Memory, Remembered};
 
 use super::{Change, Lookup, TokenStore};
 use crate::answer::Answer;
-use crate::limit::{Clock, MonotonicClock};
+use crate::limit::{Clock, Time};
 use crate::rejection::StoreError;
 use crate::token::{BearerToken, TokenDigest};
 
@@ -75,8 +75,15 @@ struct Settings {
     stale_while_revalidate: Duration,
     stale_on_error: Duration,
     spawn: Option<Arc<Spawn>>,
-    clock: Arc<dyn Clock>,
+    time: Time,
     wall_clock: Arc<dyn Fn() -> SystemTime + Send + Sync>,
+}
+
+impl Settings {
+    #[inline]
+    fn now(&self) -> Duration {
+        Duration::from_nanos(self.time.now_ns())
+    }
 }
 
 type Spawn = dyn Fn(Pin<Box<dyn Future<Output = ()> + Send>>) + Send + Sync;
@@ -115,7 +122,7 @@ impl<T: TokenStore> CachedStore<T> {
                 stale_while_revalidate: Duration::ZERO,
                 stale_on_error: Duration::ZERO,
                 spawn: None,
-                clock: Arc::new(MonotonicClock::new()),
+                time: Time::counter(),
                 wall_clock: Arc::new(SystemTime::now),
             },
         ))
@@ -200,10 +207,11 @@ impl<T: TokenStore> CachedStore<T> {
         Ok(self.map(|settings| settings.stale_on_error = bound))
     }
 
-    /// The same by another clock than the system's monotonic one.
+    /// The same by another clock than the processor's counter, such as
+    /// [`MonotonicClock`](crate::limit::MonotonicClock) where that counter drifts.
     #[must_use]
     pub fn with_clock(self, clock: impl Clock) -> Self {
-        self.map(|settings| settings.clock = Arc::new(clock))
+        self.map(|settings| settings.time = Time::Given(Arc::new(clock)))
     }
 
     /// The same by another clock for the expiry of grants than the system's.
@@ -238,7 +246,7 @@ impl<T: TokenStore> Inner<T> {
             Answer::Pending(future) => {
                 let inner = Arc::clone(self);
                 let flight = async move {
-                    let asked = inner.settings.clock.now();
+                    let asked = inner.settings.now();
                     inner.land(digest, epoch, asked, future.await.map_err(StoreError::new))
                 };
                 Answer::Pending(self.flights.start(digest, epoch, now, flight))
@@ -256,7 +264,7 @@ impl<T: TokenStore> Inner<T> {
         found: Lookup<T::Principal, StoreError>,
     ) -> Lookup<T::Principal, StoreError> {
         let Settings { ttl, unknown_ttl, stale_on_error, .. } = self.settings;
-        let now = self.settings.clock.now();
+        let now = self.settings.now();
         match found {
             Ok(Some(grant)) => {
                 let left =
@@ -302,7 +310,7 @@ impl<T: TokenStore> TokenStore for CachedStore<T> {
     #[inline]
     fn lookup(&self, token: &BearerToken<'_>) -> Answer<Self::Future> {
         let inner = &self.0;
-        let now = inner.settings.clock.now();
+        let now = inner.settings.now();
         match inner.memory.recall(token.digest(), now) {
             Remembered::Known(known) if known.is_usable(now, Duration::ZERO) => {
                 return Answer::Ready(Ok(Some(known.grant())));

@@ -90,7 +90,7 @@ bench:
 
 # What stores cost beside the one in memory; what a token takes.
 stores:
-    cargo bench --bench stores --features cache,postgres,sqlite
+    cargo bench --bench stores --bench databases --features axum,cache,postgres,sqlite
 
 # What the gate costs beside its peers, in one run; ends with ratios. `just compare --tokens 100 --rounds 3` is shorter.
 compare *options:

@@ -4,9 +4,9 @@
 #![allow(clippy::expect_used, clippy::print_stdout, reason = "a benchmark that panics and prints")]
 
 mod floor;
+mod measured;
 
 use std::hint::black_box;
-use std::path::PathBuf;
 use std::time::Duration;
 
 use axum::Router;
@@ -15,6 +15,7 @@ use axum::routing::get;
 use criterion::{BenchmarkId, Criterion, SamplingMode};
 use floor::{FloorLayer, PLENTY, bearer, request, shuffled, token};
 use http::HeaderValue;
+use measured::Measured;
 use tollgate::{AuthLayer, Grant, MemoryStore, Quota, RateLimits};
 use tower::ServiceExt;
 
@@ -22,12 +23,13 @@ const SIZES: [usize; 3] = [100, 10_000, 1_000_000];
 const ROWS: [&str; 7] = ["bare", "floor", "empty layer", "admitted", "unknown token", "malformed", "over limit"];
 
 fn main() {
+    let measured = Measured::since_now();
     let mut criterion = Criterion::default().configure_from_args().sample_size(60);
     for size in SIZES {
         rows(&mut criterion, size);
     }
     criterion.final_summary();
-    print_ratios();
+    print_ratios(&measured);
 }
 
 const NEARLY_NOTHING: Quota = Quota::per_day(1);
@@ -93,13 +95,9 @@ fn drain(app: &Router, headers: &[HeaderValue]) {
     });
 }
 
-/// Reads what criterion measured, and prints each row's cost over the bare route as a multiple of the floor's.
-fn print_ratios() {
-    let median = |row: &str, size: usize| -> Option<f64> {
-        let file = criterion_dir().join(format!("road/{row}/{size}/new/estimates.json"));
-        let estimates: serde_json::Value = serde_json::from_slice(&std::fs::read(file).ok()?).ok()?;
-        estimates["median"]["point_estimate"].as_f64()
-    };
+/// Prints each row's cost over the bare route as a multiple of the floor's, of what this run has measured.
+fn print_ratios(measured: &Measured) {
+    let median = |row: &str, size: usize| measured.median_ns(&format!("road/{row}/{size}"));
     println!("\nOverhead over the bare route, as a multiple of the floor's (medians):\n");
     println!("| tokens |{}", ROWS[1..].iter().map(|row| format!(" {row} |")).collect::<String>());
     println!("|---:|{}", "---:|".repeat(ROWS.len() - 1));
@@ -111,9 +109,4 @@ fn print_ratios() {
         });
         println!("| {size} |{}", cells.collect::<String>());
     }
-}
-
-fn criterion_dir() -> PathBuf {
-    let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| "target".into(), PathBuf::from);
-    target.join("criterion")
 }

@@ -67,14 +67,15 @@ impl Clock for MonotonicClock {
     }
 }
 
-/// What a limiter reads the time from; the default is known by type, so that it can be inlined.
-pub(super) enum Time {
+/// What a limiter or a cache reads the time from; the default is known by type, so that it can be inlined.
+#[derive(Clone)]
+pub(crate) enum Time {
     Counter { clock: QuantaClock, start: governor::clock::QuantaInstant },
     Given(Arc<dyn Clock>),
 }
 
 impl Time {
-    pub(super) fn counter() -> Self {
+    pub(crate) fn counter() -> Self {
         let clock = QuantaClock::default();
         let start = clock.now();
         Self::Counter { clock, start }
@@ -82,7 +83,7 @@ impl Time {
 
     /// Nanoseconds since the clock's fixed moment, at most [`LATEST_NS`].
     #[inline]
-    pub(super) fn now_ns(&self) -> u64 {
+    pub(crate) fn now_ns(&self) -> u64 {
         use governor::clock::Reference as _;
         match self {
             Self::Counter { clock, start } => clock.now().duration_since(*start).as_u64().min(LATEST_NS),

@@ -26,10 +26,10 @@ mod decide;
 mod interleavings;
 
 use accounts::{Account, Accounts, Memo, Payer};
-use clock::Time;
 use decide::Outcome;
 
 pub use crate::decision::{Decision, InvalidPolicyName, Policy, Verdict};
+pub(crate) use clock::Time;
 pub use clock::{Clock, MonotonicClock};
 
 use crate::answer::{Answer, Immediate};

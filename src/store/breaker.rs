@@ -1,3 +1,4 @@
+use std::error::Error;
 use std::fmt;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
@@ -38,7 +39,13 @@ use crate::token::BearerToken;
 /// Put a cache outside of it: what is remembered is answered in all states.
 pub struct Breaker<T> {
     store: Arc<T>,
-    settings: Settings,
+    switch: Switch,
+}
+
+/// All of a breaker but its store.
+#[derive(Clone)]
+struct Switch {
+    settings: Arc<Settings>,
     shared: Arc<Shared>,
 }
 
@@ -68,6 +75,8 @@ enum Phase {
         pause: Duration,
     },
     Probing {
+        /// When another may probe, because the one that does is not waited for, and not dropped either.
+        until: Duration,
         pause: Duration,
     },
 }
@@ -109,13 +118,13 @@ impl<T> Breaker<T> {
             pauses: (FIRST_PAUSE, LONGEST_PAUSE),
             clock: Arc::new(MonotonicClock::new()),
         };
-        Self { store: Arc::new(store), settings, shared: Arc::default() }
+        Self { store: Arc::new(store), switch: Switch { settings: Arc::new(settings), shared: Arc::default() } }
     }
 
     /// The same, open after so many failures in a row; 0 is taken as 1.
     #[must_use]
     pub fn with_failures(mut self, failures: u32) -> Self {
-        self.settings.failures = failures.max(1);
+        self.settings().failures = failures.max(1);
         self
     }
 
@@ -123,50 +132,101 @@ impl<T> Breaker<T> {
     /// doubling.
     #[must_use]
     pub fn with_pauses(mut self, first: Duration, longest: Duration) -> Self {
-        self.settings.pauses = (first, longest.max(first));
+        self.settings().pauses = (first, longest.max(first));
         self
     }
 
     /// The same by another clock than the system's monotonic one.
     #[must_use]
     pub fn with_clock(mut self, clock: impl Clock) -> Self {
-        self.settings.clock = Arc::new(clock);
+        self.settings().clock = Arc::new(clock);
         self
     }
 
     /// What it does now.
     #[must_use]
     pub fn state(&self) -> BreakerState {
-        match *self.shared.phase() {
+        match *self.switch.shared.phase() {
             Phase::Closed => BreakerState::Closed,
             Phase::Open { .. } => BreakerState::Open,
             Phase::Probing { .. } => BreakerState::Probing,
         }
     }
 
-    /// Lets a look-up pass, or says when to come back.
-    fn enter(&self) -> Result<Pass, StoreError> {
-        let pass = |is_probe| Pass {
-            shared: Arc::clone(&self.shared),
-            settings: self.settings.clone(),
-            is_probe,
-            has_ended: false,
-        };
-        if !self.shared.tripped.load(Ordering::Acquire) {
-            return Ok(pass(false));
-        }
+    fn settings(&mut self) -> &mut Settings {
+        Arc::make_mut(&mut self.switch.settings)
+    }
+}
+
+impl Switch {
+    /// Lets a look-up pass, and says whether it is a probe, or when to come back.
+    #[inline]
+    fn enter(&self) -> Result<bool, StoreError> {
+        if self.shared.tripped.load(Ordering::Acquire) { self.probe() } else { Ok(false) }
+    }
+
+    #[cold]
+    fn probe(&self) -> Result<bool, StoreError> {
+        let deadline = self.settings.patience.deadline;
         let now = self.settings.clock.now();
         let mut phase = self.shared.phase();
         let wait = match *phase {
-            Phase::Closed => return Ok(pass(false)),
-            Phase::Open { until, pause } if now >= until => {
-                *phase = Phase::Probing { pause };
-                return Ok(pass(true));
+            Phase::Closed => return Ok(false),
+            Phase::Open { until, pause } | Phase::Probing { until, pause } if now >= until => {
+                // Room to spare for one that is waited for: its deadline counts from its first poll.
+                let until = now.saturating_add(deadline.saturating_mul(2).max(FIRST_PAUSE));
+                *phase = Phase::Probing { until, pause };
+                return Ok(true);
             }
             Phase::Open { until, .. } => until - now,
-            Phase::Probing { .. } => self.settings.patience.deadline,
+            Phase::Probing { .. } => deadline,
         };
         Err(StoreError::new(BreakerError::Open).with_retry_after(wait))
+    }
+
+    #[inline]
+    fn succeeded(&self, is_probe: bool) {
+        // Read first: all look-ups share it, and it is 0 as a rule.
+        if self.shared.failures.load(Ordering::Relaxed) != 0 {
+            self.shared.failures.store(0, Ordering::Relaxed);
+        }
+        if is_probe {
+            let mut phase = self.shared.phase();
+            self.shared.set(&mut phase, Phase::Closed);
+        }
+    }
+
+    #[cold]
+    fn failed(&self, is_probe: bool) {
+        let failures = self.shared.failures.fetch_add(1, Ordering::Relaxed).saturating_add(1);
+        let now = self.settings.clock.now();
+        let (first, longest) = self.settings.pauses;
+        let mut phase = self.shared.phase();
+        let pause = match *phase {
+            Phase::Probing { pause, .. } if is_probe => pause.saturating_mul(2).min(longest),
+            Phase::Closed if failures >= self.settings.failures => first,
+            // One that began before the breaker opened says nothing new.
+            _ => return,
+        };
+        self.shared.set(&mut phase, Phase::Open { until: now.saturating_add(pause), pause });
+    }
+
+    #[inline]
+    fn end<P, E: Into<Box<dyn Error + Send + Sync>>>(
+        &self,
+        is_probe: bool,
+        found: Lookup<P, E>,
+    ) -> Lookup<P, StoreError> {
+        match found {
+            Ok(found) => {
+                self.succeeded(is_probe);
+                Ok(found)
+            }
+            Err(error) => {
+                self.failed(is_probe);
+                Err(StoreError::new(error))
+            }
+        }
     }
 }
 
@@ -182,56 +242,17 @@ impl Shared {
     }
 }
 
-/// A look-up that asks the store.
+/// A look-up that asks the store, and has to be waited for.
 struct Pass {
-    shared: Arc<Shared>,
-    settings: Settings,
+    switch: Switch,
     is_probe: bool,
     has_ended: bool,
 }
 
 impl Pass {
-    fn succeeded(&mut self) {
+    fn end<P, E: Into<Box<dyn Error + Send + Sync>>>(&mut self, found: Lookup<P, E>) -> Lookup<P, StoreError> {
         self.has_ended = true;
-        // Read first: all look-ups share it, and it is 0 as a rule.
-        if self.shared.failures.load(Ordering::Relaxed) != 0 {
-            self.shared.failures.store(0, Ordering::Relaxed);
-        }
-        if self.is_probe {
-            let mut phase = self.shared.phase();
-            self.shared.set(&mut phase, Phase::Closed);
-        }
-    }
-
-    fn failed(&mut self) {
-        self.has_ended = true;
-        let failures = self.shared.failures.fetch_add(1, Ordering::Relaxed).saturating_add(1);
-        let now = self.settings.clock.now();
-        let (first, longest) = self.settings.pauses;
-        let mut phase = self.shared.phase();
-        let pause = match *phase {
-            Phase::Probing { pause } if self.is_probe => pause.saturating_mul(2).min(longest),
-            Phase::Closed if failures >= self.settings.failures => first,
-            // One that began before the breaker opened says nothing new.
-            _ => return,
-        };
-        self.shared.set(&mut phase, Phase::Open { until: now.saturating_add(pause), pause });
-    }
-
-    fn end<P, E: Into<Box<dyn std::error::Error + Send + Sync>>>(
-        &mut self,
-        found: Lookup<P, E>,
-    ) -> Lookup<P, StoreError> {
-        match found {
-            Ok(found) => {
-                self.succeeded();
-                Ok(found)
-            }
-            Err(error) => {
-                self.failed();
-                Err(StoreError::new(error))
-            }
-        }
+        self.switch.end(self.is_probe, found)
     }
 }
 
@@ -239,9 +260,10 @@ impl Drop for Pass {
     /// A probe that nobody waits for any more leaves the turn to the next look-up.
     fn drop(&mut self) {
         if self.is_probe && !self.has_ended {
-            let mut phase = self.shared.phase();
-            if let Phase::Probing { pause } = *phase {
-                self.shared.set(&mut phase, Phase::Open { until: Duration::ZERO, pause });
+            let shared = &self.switch.shared;
+            let mut phase = shared.phase();
+            if let Phase::Probing { pause, .. } = *phase {
+                shared.set(&mut phase, Phase::Open { until: Duration::ZERO, pause });
             }
         }
     }
@@ -253,13 +275,16 @@ impl<T: TokenStore> TokenStore for Breaker<T> {
     type Future = BreakerFuture<T::Future>;
 
     fn lookup(&self, token: &BearerToken<'_>) -> Answer<Self::Future> {
-        let mut pass = match self.enter() {
-            Ok(pass) => pass,
+        let is_probe = match self.switch.enter() {
+            Ok(is_probe) => is_probe,
             Err(error) => return Answer::Ready(Err(error)),
         };
         match self.store.lookup(token) {
-            Answer::Ready(found) => Answer::Ready(pass.end(found)),
-            Answer::Pending(future) => Answer::Pending(BreakerFuture { future, deadline: None, pass }),
+            Answer::Ready(found) => Answer::Ready(self.switch.end(is_probe, found)),
+            Answer::Pending(future) => {
+                let pass = Pass { switch: self.switch.clone(), is_probe, has_ended: false };
+                Answer::Pending(BreakerFuture { future, deadline: None, pass })
+            }
         }
     }
 }
@@ -278,7 +303,7 @@ pin_project_lite::pin_project! {
 impl<F, P, E> Future for BreakerFuture<F>
 where
     F: Future<Output = Lookup<P, E>>,
-    E: Into<Box<dyn std::error::Error + Send + Sync>>,
+    E: Into<Box<dyn Error + Send + Sync>>,
 {
     type Output = Lookup<P, StoreError>;
 
@@ -287,7 +312,7 @@ where
         if let Poll::Ready(found) = this.future.poll(cx) {
             return Poll::Ready(this.pass.end(found));
         }
-        let deadline = this.deadline.get_or_insert_with(|| this.pass.settings.patience.start());
+        let deadline = this.deadline.get_or_insert_with(|| this.pass.switch.settings.patience.start());
         match deadline.as_mut().poll(cx) {
             Poll::Pending => Poll::Pending,
             Poll::Ready(()) => Poll::Ready(this.pass.end(Err(BreakerError::Deadline))),
@@ -297,7 +322,7 @@ where
 
 impl<T> Clone for Breaker<T> {
     fn clone(&self) -> Self {
-        Self { store: Arc::clone(&self.store), settings: self.settings.clone(), shared: Arc::clone(&self.shared) }
+        Self { store: Arc::clone(&self.store), switch: self.switch.clone() }
     }
 }
 

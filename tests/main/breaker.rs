@@ -177,38 +177,83 @@ async fn callers_are_told_when_to_come_back() {
     }
 }
 
-/// Whatever the order in which look-ups begin, end and are dropped: an ill store is asked at most once a pause, and a
-/// healthy one is asked again in the end.
+/// Whatever the order in which look-ups begin, end and are dropped: while it is not closed, an ill store is asked by one
+/// look-up at a time, and not before its pause is over; and a healthy one is asked again in the end.
 #[test]
 fn an_ill_store_is_left_alone_in_whatever_order_things_happen() {
     use proptest::prelude::*;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
-    proptest!(|(steps in proptest::collection::vec((0..4_u8, 0..1_500_u64), 1..60))| {
+    proptest!(|(steps in proptest::collection::vec((0..5_u8, 0..1_500_u64), 1..80))| {
         runtime.block_on(async {
             let (patient, hands) = (Patient::default(), Hands::default());
             let store = breaker(&patient, &hands);
             patient.set(true);
-            let mut waiting = Vec::new();
-            let (mut begun, mut time_ms) = (0, 0);
+            // With each, when it began, if it is a probe.
+            let mut waiting: Vec<(Option<u64>, Answer<_>)> = Vec::new();
+            let (mut now_ms, mut may_probe_from_ms) = (0, 0);
             for (step, number) in steps {
+                let at = number as usize % waiting.len().max(1);
                 match step {
-                    0 => waiting.push(store.lookup(&BearerToken::new(TOKEN))),
-                    1 if !waiting.is_empty() => drop(waiting.remove(number as usize % waiting.len())),
-                    2 if !waiting.is_empty() => _ = waiting.remove(number as usize % waiting.len()).wait().await,
+                    0 | 1 => {
+                        let before = store.state();
+                        let answer = store.lookup(&BearerToken::new(TOKEN));
+                        let asks = matches!(answer, Answer::Pending(_));
+                        let probes = waiting.iter().filter_map(|(began, _)| *began);
+                        match before {
+                            BreakerState::Closed => prop_assert!(asks),
+                            BreakerState::Open => prop_assert!(!asks || now_ms >= may_probe_from_ms),
+                            // One that is kept and never polled holds the turn for a second.
+                            BreakerState::Probing => {
+                                prop_assert!(!asks || probes.into_iter().all(|began| now_ms >= began + 1_000));
+                            }
+                        }
+                        waiting.push(((asks && before != BreakerState::Closed).then_some(now_ms), answer));
+                    }
+                    2 if !waiting.is_empty() => {
+                        if waiting.remove(at).0.is_some() {
+                            may_probe_from_ms = now_ms;
+                        }
+                    }
+                    3 if !waiting.is_empty() => {
+                        let (before, (probe, answer)) = (store.state(), waiting.remove(at));
+                        let was_asked = matches!(answer, Answer::Pending(_));
+                        prop_assert!(answer.wait().await.is_err());
+                        prop_assert_eq!(patient.asked(), usize::from(was_asked));
+                        let reopened = probe.is_some() && before == BreakerState::Probing;
+                        if reopened || (before == BreakerState::Closed && store.state() == BreakerState::Open) {
+                            may_probe_from_ms = now_ms + 1_000;
+                        }
+                    }
                     _ => {
                         hands.advance(Duration::from_millis(number));
-                        time_ms += number;
+                        now_ms += number;
                     }
                 }
-                begun += patient.asked();
             }
-            // Those that had begun before it opened, the three that opened it, and one a pause.
-            let before = waiting.len() + 60;
-            assert!(begun <= before + 3 + time_ms as usize / 1_000);
             drop(waiting);
             patient.set(false);
             hands.advance(5 * SECOND);
-            assert_eq!(ask(&store, TOKEN).await, Ok(true));
-        });
+            prop_assert_eq!(ask(&store, TOKEN).await, Ok(true));
+            prop_assert_eq!(store.state(), BreakerState::Closed);
+            Ok(())
+        })?;
     });
+}
+
+/// A caller that keeps a probe and never polls it must not keep the store shut for ever.
+#[tokio::test]
+async fn a_probe_that_is_kept_and_never_polled_holds_up_nobody() {
+    let (patient, hands) = (Patient::default(), Hands::default());
+    let store = breaker(&patient, &hands).with_failures(1);
+    patient.set(true);
+    assert_eq!(ask(&store, TOKEN).await, Err(None));
+    patient.set(false);
+    hands.advance(SECOND);
+    let kept = store.lookup(&BearerToken::new(TOKEN));
+    hands.advance(SECOND - Duration::from_nanos(1));
+    assert_eq!(ask(&store, TOKEN).await, Err(Some(DEADLINE)));
+    hands.advance(Duration::from_nanos(1));
+    assert_eq!(ask(&store, TOKEN).await, Ok(true));
+    drop(kept);
+    assert_eq!(store.state(), BreakerState::Closed);
 }

@@ -11,7 +11,7 @@ use http::StatusCode;
 use proptest::prelude::*;
 use tokio::sync::Semaphore;
 use tollgate::store::contract::Contract;
-use tollgate::store::{Breaker, CacheSettingsError, CachedStore, Change, from_fn_with};
+use tollgate::store::{Breaker, CacheSettingsError, CachedStore, Change, from_fn, from_fn_with};
 use tollgate::{Answer, AuthLayer, BearerToken, BoxStore, Grant, MemoryStore, TokenDigest, TokenStore};
 use tower::ServiceBuilder;
 
@@ -344,7 +344,7 @@ async fn a_flood_of_junk_pushes_out_no_grant_and_memory_is_bounded() {
         assert_eq!(knows(&cache, &format!("token-{token}")).await, Some(true));
     }
     let remembered = (0..1_000).filter(|token| at_once(&cache, &format!("token-{token}")).is_some()).count();
-    // moka counts a little late.
+    // Its parts are counted each by itself.
     assert!((1..=300).contains(&remembered), "{remembered}");
 }
 
@@ -510,5 +510,158 @@ fn a_grant_of_the_past_is_no_panic() {
     let cache = CachedStore::new(memory, TTL).unwrap();
     for _ in 0..2 {
         assert!(cache.lookup(&BearerToken::new("past")).ready().unwrap().unwrap().is_some(), "the gate judges it");
+    }
+}
+
+#[tokio::test]
+async fn an_answer_is_as_old_as_its_question() {
+    for token in [TOKEN, "unknown"] {
+        let (remote, hands) = (Remote::new(), Hands::default());
+        let cache = remote.cache(&hands);
+        let lifetime = if token == TOKEN { TTL } else { 5 * SECOND };
+        remote.hold();
+        let slow = tokio::spawn({
+            let cache = cache.clone();
+            async move { knows(&cache, token).await }
+        });
+        tokio::task::yield_now().await;
+        hands.advance(3 * SECOND);
+        remote.release();
+        assert_eq!(slow.await.unwrap(), Some(token == TOKEN));
+        hands.advance(lifetime - 3 * SECOND - Duration::from_nanos(1));
+        assert_eq!(at_once(&cache, token), Some(token == TOKEN));
+        hands.advance(Duration::from_nanos(1));
+        assert_eq!(at_once(&cache, token), None, "counted from the question");
+    }
+}
+
+/// A "no" may come too late to be remembered. It still ends what was remembered before.
+#[tokio::test]
+async fn a_grant_that_is_not_found_any_more_is_no_help_in_an_outage() {
+    let (remote, hands) = (Remote::new(), Hands::default());
+    let cache = remote.cache(&hands).with_stale_on_error(TTL).unwrap();
+    assert_eq!(knows(&cache, TOKEN).await, Some(true));
+    hands.advance(TTL);
+    remote.tokens.revoke(TOKEN);
+    remote.hold();
+    let late = tokio::spawn({
+        let cache = cache.clone();
+        async move { knows(&cache, TOKEN).await }
+    });
+    tokio::task::yield_now().await;
+    cache.invalidate(&Change::Grant("somebody else".into()));
+    remote.release();
+    assert_eq!(late.await.unwrap(), Some(false));
+    remote.down.store(true, Ordering::SeqCst);
+    assert_eq!(knows(&cache, TOKEN).await, None);
+}
+
+#[test]
+fn what_a_store_says_at_once_is_not_late() {
+    let (memory, hands) = (MemoryStore::from_iter([(TOKEN, Grant::new("alice", ()))]), Hands::default());
+    let clock = hands.clone();
+    let cache = CachedStore::new(memory.clone(), TTL).unwrap().with_clock(move || Duration::from_nanos(clock.ns()));
+    let cache = cache.with_stale_while_revalidate(TTL, |_| panic!("there is nothing to wait for")).unwrap();
+    let knows = || cache.lookup(&BearerToken::new(TOKEN)).ready().unwrap().unwrap().is_some();
+    assert!(knows());
+    memory.revoke(TOKEN);
+    hands.advance(TTL - Duration::from_nanos(1));
+    assert!(knows());
+    hands.advance(Duration::from_nanos(1));
+    assert!(!knows());
+}
+
+/// A store that says nothing at all has not failed. A breaker makes a failure of it, before the gate gives up.
+#[tokio::test(start_paused = true)]
+async fn a_breaker_between_cache_and_store_makes_a_failure_of_silence() {
+    let (remote, hands) = (Remote::new(), Hands::default());
+    let clock = {
+        let hands = hands.clone();
+        move || Duration::from_nanos(hands.ns())
+    };
+    let breaker =
+        Breaker::new(remote.store(), SECOND / 2, tokio::time::sleep).with_failures(2).with_clock(clock.clone());
+    let behind_breaker = CachedStore::new(BoxStore::new(breaker), TTL).unwrap().with_clock(clock);
+    for (cache, status) in [(remote.cache(&hands), 503), (behind_breaker, 200)] {
+        let cache = cache.with_stale_on_error(TTL).unwrap();
+        let gate = AuthLayer::waiting(cache, SECOND, tokio::time::sleep);
+        let service = ServiceBuilder::new().layer(gate).service(echo());
+        assert_eq!(send(&service, with_token(TOKEN)).await.status(), 200);
+        hands.advance(TTL);
+        remote.hold();
+        for _ in 0..4 {
+            assert_eq!(send(&service, with_token(TOKEN)).await.status(), status);
+        }
+        // The breaker is open: who is not remembered is refused at once, and told when to come back.
+        let refused = send(&service, with_token("bob-token-1")).await;
+        assert_eq!(refused.status(), 503);
+        assert_eq!(field(refused.headers(), "retry-after"), (status == 200).then_some("1"));
+        hands.advance(TTL);
+        assert_eq!(send(&service, with_token(TOKEN)).await.status(), 503, "the bound is over");
+        remote.release();
+    }
+}
+
+/// Threads look up while one changes a grant and tells it, time passes, and the store fails now and then: who begins after
+/// a change was told never sees an older version, neither fresh, nor stale, nor of a refresh that was under way.
+#[test]
+fn no_thread_sees_a_version_older_than_was_told() {
+    use std::sync::atomic::AtomicU64;
+    for round in 0..6_u64 {
+        let (current, told, asked) = (Arc::new(AtomicU64::new(0)), AtomicU64::new(0), Arc::new(AtomicU64::new(0)));
+        let (hands, is_over) = (Hands::default(), AtomicBool::new(false));
+        let (version, count, clock) = (Arc::clone(&current), asked, hands.clone());
+        let store = from_fn(move |_digest| {
+            let (version, count) = (Arc::clone(&version), Arc::clone(&count));
+            async move {
+                let fails = count.fetch_add(1, Ordering::SeqCst) % 5 == 4;
+                let seen = version.load(Ordering::SeqCst);
+                tokio::task::yield_now().await;
+                if fails { Err("down") } else { Ok(Some(Grant::new("alice", seen).with_subject("everybody"))) }
+            }
+        });
+        let cache = CachedStore::new(store, TTL).unwrap().with_clock(move || Duration::from_nanos(clock.ns()));
+        let cache = cache.with_stale_on_error(1_000 * TTL).unwrap();
+        let cache = cache.with_stale_while_revalidate(10 * TTL, |refresh| _ = tokio::spawn(refresh)).unwrap();
+        std::thread::scope(|scope| {
+            let readers: Vec<_> = (0..2_u64)
+                .map(|reader| {
+                    let (cache, told, hands) = (&cache, &told, &hands);
+                    scope.spawn(move || {
+                        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+                        runtime.block_on(async {
+                            for at in 0..5_000_u64 {
+                                let oldest = told.load(Ordering::SeqCst);
+                                if let Ok(found) = cache.lookup(&BearerToken::new(TOKEN)).wait().await {
+                                    let seen = *found.unwrap().principal();
+                                    assert!(seen >= oldest, "{seen} was over, {oldest} was told");
+                                }
+                                match (at + reader) % 7 {
+                                    0 => hands.advance(TTL),
+                                    3 => tokio::task::yield_now().await,
+                                    _ => {}
+                                }
+                            }
+                        });
+                    })
+                })
+                .collect();
+            scope.spawn(|| {
+                while !is_over.load(Ordering::SeqCst) {
+                    let version = current.fetch_add(1, Ordering::SeqCst) + 1;
+                    cache.invalidate(&match round % 4 {
+                        0 => Change::Grant("alice".into()),
+                        1 => Change::Subject("everybody".into()),
+                        2 => Change::Token(TokenDigest::of(TOKEN)),
+                        _ => Change::Everything,
+                    });
+                    told.store(version, Ordering::SeqCst);
+                    std::thread::yield_now();
+                }
+            });
+            let ended: Vec<_> = readers.into_iter().map(|reader| reader.join()).collect();
+            is_over.store(true, Ordering::SeqCst);
+            assert!(ended.iter().all(Result::is_ok), "a reader saw what was over");
+        });
     }
 }

@@ -1,10 +1,11 @@
 use std::collections::HashMap;
-use std::hash::{BuildHasherDefault, Hash};
+use std::hash::{BuildHasher, BuildHasherDefault, Hash, RandomState};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
-use moka::sync::Cache;
+use quick_cache::sync::{Cache, DefaultLifecycle};
+use quick_cache::{OptionsBuilder, UnitWeighter};
 
 use crate::grant::{Grant, GrantId, Subject};
 use crate::store::Change;
@@ -13,10 +14,10 @@ use crate::token::TokenDigest;
 
 /// What a cache remembers.
 pub(super) struct Memory<P> {
-    /// Only digests that a store has vouched for, so that nobody can choose them.
-    known: Cache<TokenDigest, Arc<Known<P>>, BuildHasherDefault<DigestHasher>>,
+    /// Only digests that a store has vouched for, so that nobody can choose them: their own bytes are the hash.
+    known: Table<Arc<Known<P>>, BuildHasherDefault<DigestHasher>>,
     /// Those of strangers, by a hash that they do not know.
-    unknown: Cache<TokenDigest, Unknown>,
+    unknown: Table<Unknown, RandomState>,
     fates: Mutex<Fates>,
     /// Grows with every invalidation, under the lock of `fates`: what a store was asked for before is not kept.
     epoch: AtomicU64,
@@ -24,6 +25,9 @@ pub(super) struct Memory<P> {
     known_since: AtomicU64,
     unknown_since: AtomicU64,
 }
+
+/// A use of what is in there is a lock for readers, as in `MemoryStore`, and a mark on the entry.
+type Table<V, S> = Cache<TokenDigest, V, UnitWeighter, S>;
 
 pub(super) struct Known<P> {
     grant: Arc<Grant<P>>,
@@ -59,8 +63,8 @@ pub(super) enum Remembered<P> {
 impl<P: Send + Sync + 'static> Memory<P> {
     pub(super) fn new(capacity: u64) -> Self {
         Self {
-            known: Cache::builder().max_capacity(capacity).build_with_hasher(BuildHasherDefault::default()),
-            unknown: Cache::new(capacity),
+            known: table(capacity),
+            unknown: table(capacity),
             fates: Mutex::default(),
             epoch: AtomicU64::new(0),
             known_since: AtomicU64::new(0),
@@ -73,8 +77,8 @@ impl<P: Send + Sync + 'static> Memory<P> {
         self.epoch.load(Ordering::Acquire)
     }
 
-    pub(super) fn len(&self) -> u64 {
-        self.known.entry_count()
+    pub(super) fn len(&self) -> usize {
+        self.known.len()
     }
 
     /// A grant, however old, unless it was forgotten.
@@ -100,31 +104,39 @@ impl<P: Send + Sync + 'static> Memory<P> {
     }
 
     pub(super) fn keep(&self, digest: TokenDigest, epoch: u64, grant: Arc<Grant<P>>, until: Duration, ends: Duration) {
+        // Principals are somebody else's code, and dropped when nothing is locked.
+        let (_replaced, mut evicted) = (self.known.peek(&digest), Default::default());
         let mut fates = self.fates();
         if self.epoch() != epoch {
             return;
         }
         let fates = [of(&mut fates.grants, grant.id()), of(&mut fates.subjects, grant.subject())];
-        self.known.insert(digest, Arc::new(Known { grant, until, ends, epoch, fates }));
-        self.unknown.invalidate(&digest);
+        let known = Arc::new(Known { grant, until, ends, epoch, fates });
+        self.known.insert_with_lifecycle(digest, known, &mut evicted);
+        self.unknown.remove(&digest);
     }
 
     pub(super) fn keep_unknown(&self, digest: TokenDigest, epoch: u64, until: Duration) {
+        let _removed = self.known.peek(&digest);
         let _fates = self.fates();
-        if self.epoch() != epoch {
-            return;
+        // Even if what was said is too old to be kept: at worst a grant is asked for once more.
+        self.known.remove(&digest);
+        if self.epoch() == epoch {
+            self.unknown.insert(digest, Unknown { until, epoch });
         }
-        self.unknown.insert(digest, Unknown { until, epoch });
-        self.known.invalidate(&digest);
     }
 
     pub(super) fn forget(&self, change: &Change) {
+        let _removed = match change {
+            Change::Token(digest) => self.known.peek(digest),
+            _ => None,
+        };
         let mut fates = self.fates();
         let epoch = self.epoch.load(Ordering::Relaxed) + 1;
         match change {
             Change::Token(digest) => {
-                self.known.invalidate(digest);
-                self.unknown.invalidate(digest);
+                self.known.remove(digest);
+                self.unknown.remove(digest);
             }
             Change::Grant(id) => end(fates.grants.remove(id)),
             Change::Subject(subject) => end(fates.subjects.remove(subject)),
@@ -133,20 +145,41 @@ impl<P: Send + Sync + 'static> Memory<P> {
                 self.known_since.store(epoch, Ordering::Release);
                 self.unknown_since.store(epoch, Ordering::Release);
                 *fates = Fates::default();
-                self.known.invalidate_all();
             }
         }
-        if matches!(change, Change::Added | Change::Everything) {
-            self.unknown.invalidate_all();
-        }
         self.epoch.store(epoch, Ordering::Release);
+        drop(fates);
+        // Nobody sees it any more; this is for its memory. What has come meanwhile may go too.
+        if matches!(change, Change::Everything) {
+            self.known.clear();
+        }
+        if matches!(change, Change::Added | Change::Everything) {
+            self.unknown.clear();
+        }
     }
 
-    /// Nothing that runs under this lock comes back to it: moka has no listener of ours.
+    /// Nothing of a principal's runs under this lock.
     fn fates(&self) -> MutexGuard<'_, Fates> {
         self.fates.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
+
+/// Room for so many, in parts with a lock each.
+fn table<V: Clone, S: BuildHasher + Clone + Default>(capacity: u64) -> Table<V, S> {
+    let expected = usize::try_from(capacity).unwrap_or(usize::MAX).min(MOST_EXPECTED);
+    let mut options = OptionsBuilder::new();
+    options.weight_capacity(capacity).estimated_items_capacity(expected).shards(SHARDS);
+    match options.build() {
+        Ok(options) => Cache::with_options(options, UnitWeighter, S::default(), DefaultLifecycle::default()),
+        // Never: both capacities are given.
+        Err(_) => Cache::with(expected, capacity, UnitWeighter, S::default(), DefaultLifecycle::default()),
+    }
+}
+
+/// As many as `MemoryStore` has.
+const SHARDS: usize = 64;
+/// Of so many that had to go lately half is remembered, by their hash, so that what comes back stays.
+const MOST_EXPECTED: usize = 1 << 20;
 
 /// The fate of a grant or subject, as its other entries have it.
 fn of<K: Clone + Eq + Hash>(fates: &mut HashMap<K, Weak<AtomicBool>>, key: &K) -> Fate {

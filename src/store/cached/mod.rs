@@ -14,7 +14,7 @@ use memory::{Memory, Remembered};
 
 use super::{Change, Lookup, TokenStore};
 use crate::answer::Answer;
-use crate::limit::{Clock, MonotonicClock};
+use crate::limit::{Clock, Time};
 use crate::rejection::StoreError;
 use crate::token::{BearerToken, TokenDigest};
 
@@ -43,10 +43,16 @@ use crate::token::{BearerToken, TokenDigest};
 /// | a grant, while the store fails | `ttl`, and the bound of [`with_stale_on_error`](Self::with_stale_on_error) on top |
 /// | "unknown" | [`with_unknown_ttl`](Self::with_unknown_ttl), 5 seconds by default, and never more than `ttl` |
 ///
+/// All of it is counted from the moment at which the store was asked. Who joins a look-up that is under way gets what it says,
+/// which was asked for at most 5 seconds before.
+///
 /// A grant is asked for anew when it expires, whatever these say, and the gate refuses what has expired anyway.
 ///
 /// [`invalidate`](Self::invalidate) makes it forget at once: look-ups that begin after it returned do not see what was before
 /// it, nor wait for look-ups that began before it. What is under way when it is called is answered, but not remembered.
+///
+/// [`Change::Token`] names a token by the digest that *this cache* is asked by. Put the cache next to the store, inside of
+/// `Peppered`, and that is the one that the store knows.
 ///
 /// # Memory
 ///
@@ -69,8 +75,15 @@ struct Settings {
     stale_while_revalidate: Duration,
     stale_on_error: Duration,
     spawn: Option<Arc<Spawn>>,
-    clock: Arc<dyn Clock>,
+    time: Time,
     wall_clock: Arc<dyn Fn() -> SystemTime + Send + Sync>,
+}
+
+impl Settings {
+    #[inline]
+    fn now(&self) -> Duration {
+        Duration::from_nanos(self.time.now_ns())
+    }
 }
 
 type Spawn = dyn Fn(Pin<Box<dyn Future<Output = ()> + Send>>) + Send + Sync;
@@ -109,7 +122,7 @@ impl<T: TokenStore> CachedStore<T> {
                 stale_while_revalidate: Duration::ZERO,
                 stale_on_error: Duration::ZERO,
                 spawn: None,
-                clock: Arc::new(MonotonicClock::new()),
+                time: Time::counter(),
                 wall_clock: Arc::new(SystemTime::now),
             },
         ))
@@ -182,6 +195,10 @@ impl<T: TokenStore> CachedStore<T> {
     ///
     /// The longer the bound, the longer a token may work that was revoked while the store could not be reached.
     ///
+    /// A store that is silent has not failed: who waits for it until the gate's deadline is refused. Put a
+    /// [`Breaker`](crate::store::Breaker) with a shorter deadline between the cache and a store that does not end its waits
+    /// by itself.
+    ///
     /// # Errors
     ///
     /// If the bound is zero or more than a year.
@@ -190,10 +207,11 @@ impl<T: TokenStore> CachedStore<T> {
         Ok(self.map(|settings| settings.stale_on_error = bound))
     }
 
-    /// The same by another clock than the system's monotonic one.
+    /// The same by another clock than the processor's counter, such as
+    /// [`MonotonicClock`](crate::limit::MonotonicClock) where that counter drifts.
     #[must_use]
     pub fn with_clock(self, clock: impl Clock) -> Self {
-        self.map(|settings| settings.clock = Arc::new(clock))
+        self.map(|settings| settings.time = Time::Given(Arc::new(clock)))
     }
 
     /// The same by another clock for the expiry of grants than the system's.
@@ -224,34 +242,39 @@ impl<T: TokenStore> Inner<T> {
             return Answer::Pending(flight);
         }
         match self.store.lookup(token) {
-            Answer::Ready(found) => Answer::Ready(self.land(digest, epoch, found.map_err(StoreError::new))),
+            Answer::Ready(found) => Answer::Ready(self.land(digest, epoch, now, found.map_err(StoreError::new))),
             Answer::Pending(future) => {
                 let inner = Arc::clone(self);
-                let flight = async move { inner.land(digest, epoch, future.await.map_err(StoreError::new)) };
+                let flight = async move {
+                    let asked = inner.settings.now();
+                    inner.land(digest, epoch, asked, future.await.map_err(StoreError::new))
+                };
                 Answer::Pending(self.flights.start(digest, epoch, now, flight))
             }
         }
     }
 
-    /// Remembers what the store says, or falls back to what it said before.
+    /// Remembers what the store says, or falls back to what it said before. An answer is as old as its question: nobody knows
+    /// when in between the store has looked.
     fn land(
         &self,
         digest: TokenDigest,
         epoch: u64,
+        asked: Duration,
         found: Lookup<T::Principal, StoreError>,
     ) -> Lookup<T::Principal, StoreError> {
         let Settings { ttl, unknown_ttl, stale_on_error, .. } = self.settings;
-        let now = self.settings.clock.now();
+        let now = self.settings.now();
         match found {
             Ok(Some(grant)) => {
                 let left =
                     grant.expires_at().map(|end| end.duration_since((self.settings.wall_clock)()).unwrap_or_default());
                 let ends = left.map_or(Duration::MAX, |left| now.saturating_add(left));
-                self.memory.keep(digest, epoch, Arc::clone(&grant), (now + ttl).min(ends), ends);
+                self.memory.keep(digest, epoch, Arc::clone(&grant), asked.saturating_add(ttl).min(ends), ends);
                 Ok(Some(grant))
             }
             Ok(None) => {
-                self.memory.keep_unknown(digest, epoch, now + unknown_ttl);
+                self.memory.keep_unknown(digest, epoch, asked.saturating_add(unknown_ttl));
                 Ok(None)
             }
             Err(error) => match self.memory.known(&digest) {
@@ -263,14 +286,18 @@ impl<T: TokenStore> Inner<T> {
         }
     }
 
-    /// Has a task ask the store, unless somebody does.
-    fn refresh(self: &Arc<Self>, token: &BearerToken<'_>, now: Duration) {
-        let Some(spawn) = &self.settings.spawn else { return };
+    /// Has a task ask the store, unless somebody does. What it says at once need not be late.
+    fn refresh(self: &Arc<Self>, token: &BearerToken<'_>, now: Duration) -> Option<Lookup<T::Principal, StoreError>> {
+        let spawn = self.settings.spawn.as_ref()?;
         if self.flights.is_under_way(token.digest(), self.memory.epoch(), now) {
-            return;
+            return None;
         }
-        if let Answer::Pending(flight) = self.ask(token, now) {
-            spawn(Box::pin(async move { _ = flight.await }));
+        match self.ask(token, now) {
+            Answer::Ready(found) => Some(found),
+            Answer::Pending(flight) => {
+                spawn(Box::pin(async move { _ = flight.await }));
+                None
+            }
         }
     }
 }
@@ -283,15 +310,16 @@ impl<T: TokenStore> TokenStore for CachedStore<T> {
     #[inline]
     fn lookup(&self, token: &BearerToken<'_>) -> Answer<Self::Future> {
         let inner = &self.0;
-        let now = inner.settings.clock.now();
+        let now = inner.settings.now();
         match inner.memory.recall(token.digest(), now) {
             Remembered::Known(known) if known.is_usable(now, Duration::ZERO) => {
                 return Answer::Ready(Ok(Some(known.grant())));
             }
             Remembered::Known(known) if known.is_usable(now, inner.settings.stale_while_revalidate) => {
-                let grant = known.grant();
-                inner.refresh(token, now);
-                return Answer::Ready(Ok(Some(grant)));
+                return match inner.refresh(token, now) {
+                    Some(Ok(found)) => Answer::Ready(Ok(found)),
+                    Some(Err(_)) | None => Answer::Ready(Ok(Some(known.grant()))),
+                };
             }
             Remembered::Unknown => return Answer::Ready(Ok(None)),
             Remembered::Known(_) | Remembered::Nothing => {}

@@ -60,6 +60,7 @@ pub(super) use on_pool;
 
 const DEFAULT_DEADLINE: Duration = Duration::from_secs(2);
 /// Connections are asked whether they live if they were idle for longer.
+#[cfg(feature = "postgres")]
 const TRUSTED_IDLE: Duration = Duration::from_secs(1);
 
 #[cfg(all(feature = "sqlite", feature = "postgres"))]

@@ -9,13 +9,17 @@ const MAX_PREFIX_LEN: usize = 32;
 /// The versions of the tables, oldest first. What has been released is never changed; what has to change becomes one more.
 struct Migration {
     both: &'static str,
+    #[cfg(feature = "sqlite")]
     sqlite: &'static str,
+    #[cfg(feature = "postgres")]
     postgres: &'static str,
 }
 
 const MIGRATIONS: [Migration; 1] = [Migration {
     both: include_str!("migrations/1.sql"),
+    #[cfg(feature = "sqlite")]
     sqlite: include_str!("migrations/1.sqlite.sql"),
+    #[cfg(feature = "postgres")]
     postgres: include_str!("migrations/1.postgres.sql"),
 }];
 

@@ -1,0 +1,159 @@
+//! What a cache costs beside a store in memory: a look-up alone, and a request through the whole gate; and a thousand
+//! look-ups of one token at once, for which one question is asked. `cargo bench --bench stores --features axum,cache`
+//! ends with a table of ratios from the same run.
+
+#![allow(clippy::expect_used, clippy::print_stdout, reason = "a benchmark that panics and prints")]
+
+#[allow(dead_code, reason = "the road uses the rest")]
+mod floor;
+mod measured;
+
+use std::convert::Infallible;
+use std::hint::black_box;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use axum::Router;
+use axum::body::Body;
+use axum::routing::get;
+use criterion::{BenchmarkId, Criterion, SamplingMode};
+use floor::{PLENTY, bearer, request, shuffled, token};
+use http::HeaderValue;
+use measured::Measured;
+use tollgate::store::{Breaker, CachedStore, from_fn};
+use tollgate::{Answer, AuthLayer, BearerToken, Grant, MemoryStore, RateLimits, TokenStore};
+use tower::ServiceExt;
+
+const SIZES: [usize; 2] = [100, 10_000];
+const ROWS: [&str; 3] = ["memory", "cached", "breaker"];
+const TTL: Duration = Duration::from_secs(3_600);
+
+fn main() {
+    let measured = Measured::since_now();
+    let mut criterion = Criterion::default().configure_from_args().sample_size(60);
+    for size in SIZES {
+        hits(&mut criterion, size);
+    }
+    misses(&mut criterion);
+    criterion.final_summary();
+    print_ratios(&measured);
+}
+
+fn hits(criterion: &mut Criterion, size: usize) {
+    let tokens: Vec<String> = shuffled(size).map(token).collect();
+    let headers: Vec<HeaderValue> = shuffled(size).map(bearer).collect();
+    let memory: MemoryStore<u32> = (0..size).map(|i| (token(i), Grant::new(format!("user-{i}"), i as u32))).collect();
+    // What cannot be had is asked for all the time: room for each of them, and some for the moments in which moka is behind.
+    let cached = CachedStore::new(memory.clone(), TTL).and_then(|cache| cache.with_capacity(2 * size as u64));
+    let cached = cached.expect("settings");
+    let breaker = Breaker::new(memory.clone(), Duration::from_secs(1), tokio::time::sleep);
+    // Everything is remembered before anything is measured.
+    for token in &tokens {
+        assert!(cached.lookup(&BearerToken::new(token)).ready().is_some_and(|found| found.is_ok()));
+    }
+
+    lookup(criterion, "memory", size, &memory, &tokens);
+    lookup(criterion, "cached", size, &cached, &tokens);
+    lookup(criterion, "breaker", size, &breaker, &tokens);
+
+    let limits = RateLimits::new(PLENTY);
+    let waiting = Duration::from_secs(2);
+    let gate = AuthLayer::new(memory).with_rate_limit(limits.clone());
+    gated(criterion, "memory", size, Router::new().route("/", get(|| async {})).layer(gate), &headers);
+    let gate = AuthLayer::waiting(cached, waiting, tokio::time::sleep).with_rate_limit(limits.clone());
+    gated(criterion, "cached", size, Router::new().route("/", get(|| async {})).layer(gate), &headers);
+    let gate = AuthLayer::waiting(breaker, waiting, tokio::time::sleep).with_rate_limit(limits);
+    gated(criterion, "breaker", size, Router::new().route("/", get(|| async {})).layer(gate), &headers);
+}
+
+/// The digest is made before: it is the same for all of them, and no cache's business.
+fn lookup<T: TokenStore>(criterion: &mut Criterion, name: &str, size: usize, store: &T, tokens: &[String]) {
+    let tokens: Vec<BearerToken<'_>> = tokens.iter().map(|token| BearerToken::new(token)).collect();
+    for token in &tokens {
+        black_box(token.digest());
+    }
+    let mut group = criterion.benchmark_group("lookup");
+    group.warm_up_time(Duration::from_secs(1)).measurement_time(Duration::from_secs(3));
+    let mut at = 0;
+    group.bench_function(BenchmarkId::new(name, size), |bencher| {
+        bencher.iter(|| {
+            let answer = store.lookup(black_box(&tokens[at]));
+            at = if at + 1 == tokens.len() { 0 } else { at + 1 };
+            let Answer::Ready(Ok(Some(grant))) = answer else { panic!("not remembered") };
+            grant
+        });
+    });
+    group.finish();
+}
+
+fn gated(criterion: &mut Criterion, name: &str, size: usize, app: Router, headers: &[HeaderValue]) {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().expect("a runtime");
+    let service = app.with_state(()).into_service::<Body>();
+    let mut group = criterion.benchmark_group("gate");
+    group.warm_up_time(Duration::from_secs(1)).measurement_time(Duration::from_secs(3));
+    group.sampling_mode(SamplingMode::Flat);
+    let mut at = 0;
+    group.bench_function(BenchmarkId::new(name, size), |bencher| {
+        bencher.iter_custom(|iterations| {
+            runtime.block_on(async {
+                let begin = std::time::Instant::now();
+                for _ in 0..iterations {
+                    let request = request(&headers[at]);
+                    at = if at + 1 == headers.len() { 0 } else { at + 1 };
+                    let response = service.clone().oneshot(request).await.expect("infallible");
+                    debug_assert!(response.status().is_success());
+                    black_box(response);
+                }
+                begin.elapsed()
+            })
+        });
+    });
+    group.finish();
+}
+
+/// A thousand callers come with one token that nobody remembers, before the store has answered the first of them.
+fn misses(criterion: &mut Criterion) {
+    let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
+    criterion.bench_function("1,000 misses of one token", |bencher| {
+        bencher.iter_custom(|iterations| {
+            let mut elapsed = Duration::ZERO;
+            for _ in 0..iterations {
+                let asked = Arc::new(AtomicUsize::new(0));
+                let count = Arc::clone(&asked);
+                let store = from_fn(move |_digest| {
+                    let count = Arc::clone(&count);
+                    async move {
+                        count.fetch_add(1, Ordering::Relaxed);
+                        tokio::task::yield_now().await;
+                        Ok::<_, Infallible>(Some(Grant::new("alice", ())))
+                    }
+                });
+                let cache = CachedStore::new(store, TTL).expect("settings");
+                let token = token(0);
+                let begin = std::time::Instant::now();
+                let lookups: Vec<_> = (0..1_000).map(|_| cache.lookup(&BearerToken::new(&token)).wait()).collect();
+                let found = runtime.block_on(futures_util::future::join_all(lookups));
+                elapsed += begin.elapsed();
+                assert!(found.iter().all(|found| matches!(found, Ok(Some(_)))));
+                assert_eq!(asked.load(Ordering::Relaxed), 1, "asked once");
+            }
+            elapsed
+        });
+    });
+}
+
+fn print_ratios(measured: &Measured) {
+    println!("\nAs a multiple of what a store in memory costs (medians):\n");
+    println!("| | tokens | memory, ns |{}", ROWS[1..].iter().map(|row| format!(" {row} |")).collect::<String>());
+    println!("|---|---:|---:|{}", "---:|".repeat(ROWS.len() - 1));
+    for (group, size) in ["lookup", "gate"].into_iter().flat_map(|group| SIZES.map(|size| (group, size))) {
+        let median = |row: &str| measured.median_ns(&format!("{group}/{row}/{size}"));
+        let Some(memory) = median("memory") else { continue };
+        let cells = ROWS[1..].iter().map(|row| match median(row) {
+            Some(ns) => format!(" {:.2} |", ns / memory),
+            None => " |".to_owned(),
+        });
+        println!("| {group} | {size} | {memory:.0} |{}", cells.collect::<String>());
+    }
+}

@@ -69,7 +69,7 @@ fn hits(criterion: &mut Criterion, size: usize) {
 
 /// The digest is made before: it is the same for all of them, and no cache's business.
 fn lookup<T: TokenStore>(criterion: &mut Criterion, name: &str, size: usize, store: &T, tokens: &[String]) {
-    let tokens: Vec<BearerToken<'_>> = tokens.iter().map(|token| BearerToken::new(token)).collect();
+    let tokens: Vec<BearerToken<'_>> = tokens.iter().map(BearerToken::new).collect();
     for token in &tokens {
         black_box(token.digest());
     }

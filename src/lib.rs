@@ -54,8 +54,12 @@
 //! |---|---|
 //! | `body` | [`gate::BodyDoors`]: tokens in JSON, text and forms |
 //! | `axum` | [`Authenticated`] as extractor, [`Rejection`] as response |
+//! | `cache` | [`store::CachedStore`]: a cache that can be told to forget |
+//! | `cli` | the command line `tollgate`, with `sqlite`, `postgres` or both |
+//! | `introspection` | [`store::IntrospectionStore`]: tokens that an authorization server knows (RFC 7662) |
 //! | `mint` | [`mint::Format`]: new tokens; [`store::Checked`] |
 //! | `pepper` | [`store::Peppered`]: HMAC-SHA-256 of digests |
+//! | `postgres`, `sqlite` | [`store::sql`]: tokens in a database, and their administration |
 //! | `serde` | `Serialize` and `Deserialize` for [`Quota`] |
 //! | `test-util` | `store::contract`, checks that a store runs on itself |
 #![forbid(unsafe_code)]
@@ -105,6 +109,14 @@ pub use token::{BearerToken, Carrier, TokenDigest};
 mod misuse;
 
 /// The README's code, compiled and run.
-#[cfg(all(doctest, feature = "axum", feature = "body", feature = "mint"))]
+#[cfg(all(
+    doctest,
+    feature = "axum",
+    feature = "body",
+    feature = "cache",
+    feature = "introspection",
+    feature = "mint",
+    feature = "sqlite"
+))]
 #[doc = include_str!("../README.md")]
 struct Readme;

@@ -147,6 +147,8 @@ async fn introspection_keeps_the_contract() {
     check(store(address)).await;
     check(BoxStore::new(store(address))).await;
     check(Checked::new(store(address), Format::new("acme").unwrap()).with_imported_tokens()).await;
+    #[cfg(feature = "cache")]
+    check(tollgate::store::CachedStore::new(store(address), Duration::from_secs(60)).unwrap()).await;
 }
 
 #[tokio::test]

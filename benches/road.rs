@@ -13,7 +13,7 @@ use axum::Router;
 use axum::body::Body;
 use axum::routing::get;
 use criterion::{BenchmarkId, Criterion, SamplingMode};
-use floor::{FloorLayer, PLENTY, bearer, request, shuffled, token};
+use floor::{FloorLayer, PLENTY, bearer, request, send, shuffled, token};
 use http::HeaderValue;
 use measured::Measured;
 use tollgate::{AuthLayer, Grant, MemoryStore, Quota, RateLimits};
@@ -53,17 +53,7 @@ fn rows(criterion: &mut Criterion, size: usize) {
         let service = app.with_state(()).into_service::<Body>();
         let mut at = 0;
         group.bench_function(BenchmarkId::new(name, size), |bencher| {
-            bencher.iter_custom(|iterations| {
-                runtime.block_on(async {
-                    let begin = std::time::Instant::now();
-                    for _ in 0..iterations {
-                        let request = request(&headers[at]);
-                        at = if at + 1 == headers.len() { 0 } else { at + 1 };
-                        black_box(service.clone().oneshot(request).await).expect("infallible");
-                    }
-                    begin.elapsed()
-                })
-            });
+            bencher.iter_custom(|iterations| runtime.block_on(send(&service, headers, &mut at, iterations)));
         });
     };
     row("bare", route(), &good);

@@ -18,12 +18,11 @@ use axum::Router;
 use axum::body::Body;
 use axum::routing::get;
 use criterion::{BenchmarkId, Criterion, SamplingMode};
-use floor::{PLENTY, bearer, request, shuffled, token};
+use floor::{PLENTY, bearer, send, shuffled, token};
 use http::HeaderValue;
 use measured::Measured;
 use tollgate::store::{Breaker, CachedStore, from_fn};
 use tollgate::{Answer, AuthLayer, BearerToken, Grant, MemoryStore, RateLimits, TokenStore};
-use tower::ServiceExt;
 
 const SIZES: [usize; 2] = [100, 10_000];
 const ROWS: [&str; 3] = ["memory", "cached", "breaker"];
@@ -95,19 +94,7 @@ fn gated(criterion: &mut Criterion, name: &str, size: usize, app: Router, header
     group.sampling_mode(SamplingMode::Flat);
     let mut at = 0;
     group.bench_function(BenchmarkId::new(name, size), |bencher| {
-        bencher.iter_custom(|iterations| {
-            runtime.block_on(async {
-                let begin = std::time::Instant::now();
-                for _ in 0..iterations {
-                    let request = request(&headers[at]);
-                    at = if at + 1 == headers.len() { 0 } else { at + 1 };
-                    let response = service.clone().oneshot(request).await.expect("infallible");
-                    debug_assert!(response.status().is_success());
-                    black_box(response);
-                }
-                begin.elapsed()
-            })
-        });
+        bencher.iter_custom(|iterations| runtime.block_on(send(&service, headers, &mut at, iterations)));
     });
     group.finish();
 }

@@ -171,10 +171,13 @@ mod through_a_cache {
 
     use super::*;
 
+    type Service =
+        tower::util::BoxCloneSyncService<http::Request<Body>, http::Response<Body>, std::convert::Infallible>;
+
     const TTL: Duration = Duration::from_secs(3_600);
 
     /// A gate of a process of its own, and the database that it sees.
-    async fn process(url: &str) -> (Database, impl Service) {
+    async fn process(url: &str) -> (Database, Service) {
         let database = Database::connect_lazily(url).unwrap().with_deadline(DEADLINE);
         let breaker = Breaker::new(database.store::<()>(), DEADLINE * 2, tokio::time::sleep)
             .with_pauses(Duration::from_millis(50), Duration::from_millis(200));
@@ -184,34 +187,10 @@ mod through_a_cache {
             followed.follow(Duration::from_millis(100), move |change| told.invalidate(&change)).await
         });
         let gate = AuthLayer::waiting(cache, DEADLINE * 3, tokio::time::sleep);
-        (database, ServiceBuilder::new().layer(gate).service(echo()))
+        (database, Service::new(ServiceBuilder::new().layer(gate).service(echo())))
     }
 
-    trait Service:
-        tower::Service<
-            http::Request<Body>,
-            Response = http::Response<Body>,
-            Error = std::convert::Infallible,
-            Future: Send,
-        > + Clone
-        + Send
-        + 'static
-    {
-    }
-
-    impl<S> Service for S where
-        S: tower::Service<
-                http::Request<Body>,
-                Response = http::Response<Body>,
-                Error = std::convert::Infallible,
-                Future: Send,
-            > + Clone
-            + Send
-            + 'static
-    {
-    }
-
-    async fn status(service: &impl Service, token: &str) -> u16 {
+    async fn status(service: &Service, token: &str) -> u16 {
         tokio::time::timeout(NEVER, send(service, with_token(token))).await.expect("a request hangs").status().as_u16()
     }
 

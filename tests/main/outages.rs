@@ -12,7 +12,7 @@ use tower::ServiceBuilder;
 
 use crate::kit::*;
 use crate::proxy::{Fault, Proxy};
-use crate::servers::{Home, on_each_database};
+use crate::servers::{Home, on_each_database, say};
 
 const DEADLINE: Duration = Duration::from_secs(1);
 /// Nothing takes so long, on any machine, unless it hangs.
@@ -217,8 +217,9 @@ mod through_a_cache {
                     assert_eq!((status(&one, token).await, status(&other, token).await), (401, 401));
                 }
             }
-            // Seen with `--nocapture`. Looked at every 20 ms; SQLite is asked every 100.
-            println!("revoked in two processes after {slowest:?} at most (PostgreSQL: {})", home.is_postgres());
+            let database = if home.is_postgres() { "PostgreSQL" } else { "SQLite, which is asked every 100 ms" };
+            // Give or take the 20 ms after which this test looks again.
+            say(format_args!("revoked in two processes after {slowest:?} at most: {database}"));
         })
         .await;
     }

@@ -116,10 +116,14 @@ async fn postgres_server(test: &str) -> Option<String> {
         std::env::var_os("TOLLGATE_REQUIRE_SERVERS").is_none(),
         "{test}: no PostgreSQL, and TOLLGATE_REQUIRE_SERVERS is set"
     );
-    // Past the capture of the test harness, so that it is seen.
-    use std::io::Write as _;
-    _ = writeln!(std::io::stderr(), "skipped: no PostgreSQL: {test}");
+    say(format_args!("skipped: no PostgreSQL: {test}"));
     None
+}
+
+/// Past the capture of the test harness, so that it is seen.
+pub fn say(what: std::fmt::Arguments<'_>) {
+    use std::io::Write as _;
+    _ = writeln!(std::io::stderr(), "{what}");
 }
 
 fn unique() -> String {

@@ -6,7 +6,6 @@
 mod floor;
 mod measured;
 
-use std::hint::black_box;
 use std::time::Duration;
 
 use axum::Router;

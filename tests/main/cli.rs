@@ -239,3 +239,23 @@ async fn what_was_written_before_a_kill_works_after_it() {
     })
     .await;
 }
+
+#[tokio::test]
+async fn processes_that_find_no_tables_make_them_once() {
+    let mut homes = vec![Home::sqlite()];
+    homes.extend(Home::postgres("processes_that_find_no_tables_make_them_once").await);
+    for home in homes {
+        let at_once: Vec<_> = (0..4)
+            .map(|_| {
+                let mut command = tollgate(&["token", "issue", "--subject", "alice", "--database", home.url()]);
+                command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+            })
+            .collect();
+        let database = home.database().await;
+        for process in at_once {
+            let output = process.wait_with_output().unwrap();
+            assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+            assert!(works(&database, String::from_utf8(output.stdout).unwrap().trim_end()).await);
+        }
+    }
+}

@@ -193,6 +193,9 @@ async fn a_database_is_named_by_the_argument_first_and_its_password_is_shown_now
         let shown = format!("{output:?}");
         assert!(!shown.contains("sesame"), "{shown}");
     }
+    let refused = tollgate(&["token", "list", "--database", "postgres://alice:sesame@127.0.0.1:9/x"]).output().unwrap();
+    let said = String::from_utf8(refused.stderr).unwrap();
+    assert!(said.contains("refused") && !said.contains("sesame"), "{said}");
     let version = tollgate(&["--version"]).output().unwrap();
     assert_eq!(String::from_utf8(version.stdout).unwrap(), format!("tollgate {}\n", env!("CARGO_PKG_VERSION")));
 }

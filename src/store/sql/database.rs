@@ -9,6 +9,8 @@ use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};
 #[cfg(feature = "sqlite")]
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions};
 
+use tokio::time::timeout;
+
 use super::SqlError;
 use super::schema::Schema;
 
@@ -59,6 +61,7 @@ macro_rules! on_pool {
 pub(super) use on_pool;
 
 const DEFAULT_DEADLINE: Duration = Duration::from_secs(2);
+const CONNECT_DEADLINE: Duration = Duration::from_secs(5);
 /// Connections are asked whether they live if they were idle for longer.
 #[cfg(feature = "postgres")]
 const TRUSTED_IDLE: Duration = Duration::from_secs(1);
@@ -80,8 +83,13 @@ impl Database {
     ///
     /// If the URL is none of these, or if the database cannot be reached.
     pub async fn connect(url: &str) -> Result<Self, SqlError> {
+        use sqlx::{ConnectOptions as _, Connection as _};
         let database = Self::connect_lazily(url)?;
-        on_pool!(database, pool => drop(pool.acquire().await?));
+        on_pool!(database, pool => {
+            // Not by the pool, which would try again for a while, and then say nothing of why it failed.
+            let connection = timeout(CONNECT_DEADLINE, pool.connect_options().connect()).await;
+            _ = connection.map_err(|_| SqlError::Deadline)??.close().await;
+        });
         Ok(database)
     }
 
@@ -101,7 +109,7 @@ impl Database {
                 .foreign_keys(true)
                 .busy_timeout(Duration::from_secs(5))
                 .journal_mode(if in_memory { SqliteJournalMode::Memory } else { SqliteJournalMode::Wal });
-            let pool = SqlitePoolOptions::new().acquire_timeout(Duration::from_secs(5));
+            let pool = SqlitePoolOptions::new().acquire_timeout(CONNECT_DEADLINE);
             let pool = match in_memory {
                 // Each connection to memory would have tables of its own, which end with it.
                 true => pool.max_connections(1).min_connections(1).idle_timeout(None).max_lifetime(None),
@@ -114,7 +122,7 @@ impl Database {
             let options: PgConnectOptions = url.parse()?;
             let pool = PgPoolOptions::new()
                 .max_connections(10)
-                .acquire_timeout(Duration::from_secs(5))
+                .acquire_timeout(CONNECT_DEADLINE)
                 .test_before_acquire(false)
                 .before_acquire(|connection, state| {
                     Box::pin(async move {

@@ -43,8 +43,8 @@ msrv: (where "Rust 1.85" "$rustc --version | grep -q '^rustc 1.85.'" "TOLLGATE_R
 
 [private]
 msrv-check:
-    for features in "" axum axum,body,cache,introspection,mint,pepper,postgres,serde,sqlite,test-util; do \
-        RUSTC="$rustc" "${MSRV_CARGO:-/usr/bin/cargo}" check --locked --lib \
+    for features in "" axum axum,body,cache,cli,introspection,mint,pepper,postgres,serde,sqlite,test-util; do \
+        RUSTC="$rustc" "${MSRV_CARGO:-/usr/bin/cargo}" check --locked --lib --bins \
             --no-default-features --features "$features" --target-dir target/msrv; \
     done
 

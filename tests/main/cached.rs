@@ -263,6 +263,10 @@ async fn a_token_that_becomes_known_is_known_when_it_is_told() {
     cache.invalidate(&Change::Added);
     assert_eq!(knows(&cache, "new").await, Some(true));
 
+    let patient = remote.cache(&hands).with_unknown_ttl(10 * TTL).unwrap();
+    assert_eq!(knows(&patient, "unknown").await, Some(false));
+    hands.advance(TTL);
+    assert_eq!(at_once(&patient, "unknown"), None, "no longer than a grant");
     let forgetful = remote.cache(&hands).with_unknown_ttl(Duration::ZERO).unwrap();
     assert_eq!(knows(&forgetful, "newer").await, Some(false));
     remote.tokens.insert("newer", Grant::new("newer", ())).unwrap();

@@ -200,17 +200,93 @@ async fn a_database_is_named_by_the_argument_first_and_its_password_is_shown_now
     assert_eq!(String::from_utf8(version.stdout).unwrap(), format!("tollgate {}\n", env!("CARGO_PKG_VERSION")));
 }
 
-/// The reader is gone before the secret is written.
-#[cfg(unix)]
+/// A file that takes nothing.
+#[cfg(target_os = "linux")]
+fn full() -> std::fs::File {
+    std::fs::OpenOptions::new().write(true).open("/dev/full").unwrap()
+}
+
+#[cfg(target_os = "linux")]
 #[tokio::test]
 async fn a_secret_that_nobody_got_is_told() {
     let home = Home::sqlite();
     let mut command = tollgate(&["token", "issue", "--subject", "alice", "--database", home.url()]);
-    let full = std::fs::OpenOptions::new().write(true).open("/dev/full");
-    let Ok(full) = full else { return };
-    let output = command.stdout(full).stderr(Stdio::piped()).spawn().unwrap().wait_with_output().unwrap();
+    let output = command.stdout(full()).stderr(Stdio::piped()).spawn().unwrap().wait_with_output().unwrap();
     assert_eq!(code(&output), 1);
     assert!(String::from_utf8(output.stderr).unwrap().contains("revoke or rotate it"));
+}
+
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn a_secret_is_handed_over_though_nobody_reads_what_it_belongs_to() {
+    let home = Home::sqlite();
+    let (_, grant) = secret(&home, &["token", "issue", "--subject", "alice"]);
+    let id = grant["id"].as_str().unwrap();
+    let database = home.database().await;
+    for args in [&["token", "issue", "--subject", "alice"][..], &["token", "rotate", id, "--grace", "0s"]] {
+        let output = tollgate(args).env("TOLLGATE_DATABASE", home.url()).stderr(full()).output().unwrap();
+        assert_eq!(code(&output), 0, "{args:?}");
+        assert!(works(&database, String::from_utf8(output.stdout).unwrap().trim_end()).await, "{args:?}");
+    }
+    // Nor is a failure something to fall over.
+    let refused = tollgate(&["token", "show", "nobody", "--database", home.url()]).stderr(full()).output().unwrap();
+    assert_eq!(code(&refused), 1);
+    assert_eq!(code(&tollgate(&["token"]).stderr(full()).output().unwrap()), 2);
+}
+
+#[tokio::test]
+async fn what_is_not_understood_is_not_repeated_if_it_may_be_secret() {
+    let url = "postgres://alice:sesame@127.0.0.1:9/x";
+    let token = Format::new("tg").unwrap().mint().unwrap();
+    let token = token.expose();
+    let inline = format!("--grace={url}");
+    for args in [
+        &["token", "list", url][..],
+        &[url],
+        &["token", url],
+        &["token", "rotate", "id", "--grace", url],
+        &["token", "rotate", "id", &inline],
+        &["token", "list", token],
+        &["token", "issue", "--subject", "alice", "--prefix", token],
+        &["token", "issue", "--subject", "alice", "--quota", token],
+    ] {
+        let output = tollgate(args).env("TOLLGATE_DATABASE", "sqlite::memory:").output().unwrap();
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(2), "{args:?}");
+        assert!(said.contains("not shown") && !said.contains("sesame") && !said.contains(token), "{said}");
+    }
+}
+
+#[tokio::test]
+async fn a_command_that_is_refused_makes_no_file() {
+    let home = Home::sqlite();
+    let file = std::path::Path::new(home.url().strip_prefix("sqlite://").unwrap());
+    let folder = file.parent().unwrap();
+    let issue = ["token", "issue", "--subject"];
+    for (args, expected) in [
+        (&[&issue[..], &["alice", "--table-prefix", "a-b"]].concat()[..], 2),
+        (&[&issue[..], &[""]].concat(), 2),
+        (&[&issue[..], &["alice", "--label", "a\tb"]].concat(), 2),
+        (&[&issue[..], &["alice", "--expires", "0s"]].concat(), 2),
+        (&["token", "list"], 1),
+        (&["token", "list", "--database", &format!("sqlite://{}/no%20such.db", folder.display())], 1),
+    ] {
+        assert_eq!(code(&run(&home, args)), expected, "{args:?}");
+        assert_eq!(std::fs::read_dir(folder).unwrap().count(), 0, "{args:?}");
+    }
+}
+
+#[tokio::test]
+async fn who_may_only_read_can_look() {
+    let home = Home::sqlite();
+    secret(&home, &["token", "issue", "--subject", "alice", "--quota", "180/min", "--burst", "20"]);
+    let url = format!("{}?mode=ro", home.url());
+    let output = tollgate(&["token", "list", "--database", &url]).output().unwrap();
+    let table = String::from_utf8(output.stdout).unwrap();
+    assert!(output.status.success() && table.contains("3/s, burst 20"), "{table}");
+    let output = tollgate(&["token", "revoke", "--subject", "alice", "--database", &url]).output().unwrap();
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert_eq!((output.status.code(), said.matches("readonly").count()), (Some(1), 1), "said once: {said}");
 }
 
 #[tokio::test]

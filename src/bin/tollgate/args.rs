@@ -1,9 +1,13 @@
 //! The command line, as it is written.
 
+use std::ffi::OsString;
+use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{ArgGroup, Args, Parser, Subcommand};
 use tollgate::mint::Format;
+
+use crate::show;
 
 /// Tokens in a database: issue, list, show, rotate, revoke, purge.
 #[derive(Debug, Parser)]
@@ -93,7 +97,7 @@ pub(crate) struct Issue {
     #[arg(long, requires = "quota")]
     pub(crate) burst: Option<u32>,
     /// After what time it expires, such as 90d or 12h
-    #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
+    #[arg(long, value_name = "TIME", value_parser = some_time)]
     pub(crate) expires: Option<Duration>,
     /// What the token begins with
     #[arg(long, default_value = "tg", value_parser = format)]
@@ -115,6 +119,52 @@ pub(crate) struct Place {
     pub(crate) json: bool,
 }
 
+/// What is said instead of running a command: what is wrong with the command line, or the help that was asked for.
+#[derive(Debug)]
+pub(crate) struct Usage {
+    text: String,
+    is_error: bool,
+}
+
+impl Usage {
+    pub(crate) fn tell(self) -> ExitCode {
+        if self.is_error {
+            show::say(&self.text);
+            return ExitCode::from(2);
+        }
+        match show::print(&self.text) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(_) => ExitCode::FAILURE,
+        }
+    }
+}
+
+/// Reads the command line.
+pub(crate) fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Cli, Usage> {
+    let args: Vec<OsString> = args.into_iter().collect();
+    Cli::try_parse_from(&args).map_err(|error| {
+        let mut text = error.render().to_string();
+        // What is not understood is repeated in the message: it may be a URL with a password, or a token.
+        for arg in args.iter().map(|arg| arg.to_string_lossy()) {
+            let value = arg.split_once('=').map_or(&*arg, |(_, value)| value);
+            for part in [&*arg, value] {
+                if may_be_secret(part) {
+                    text = text.replace(part, "(not shown)");
+                }
+            }
+        }
+        Usage { text, is_error: error.use_stderr() }
+    })
+}
+
+/// A URL, or something as long as a token.
+fn may_be_secret(arg: &str) -> bool {
+    arg.contains("://") || (arg.len() >= SHORTEST_TOKEN && !arg.starts_with("--"))
+}
+
+/// What a format of 128 random bits with a prefix of one letter gives.
+const SHORTEST_TOKEN: usize = 30;
+
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Rate {
     pub(crate) number: u32,
@@ -133,6 +183,14 @@ fn rate(text: &str) -> Result<Rate, String> {
     };
     let number = number.trim().parse().map_err(|_| wanted())?;
     Ok(Rate { number, period: Duration::from_secs(seconds) })
+}
+
+fn some_time(text: &str) -> Result<Duration, String> {
+    match humantime::parse_duration(text) {
+        Ok(Duration::ZERO) => Err("it would have expired already".to_owned()),
+        Ok(time) => Ok(time),
+        Err(error) => Err(error.to_string()),
+    }
 }
 
 fn format(prefix: &str) -> Result<Format, tollgate::mint::FormatError> {

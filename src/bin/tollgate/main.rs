@@ -12,7 +12,6 @@
 //! belongs; what else there is to say goes to standard error. Exits with 0; with 1 if there is no such grant, it is refused, or
 //! the database fails; with 2 for a wrong command line.
 #![forbid(unsafe_code)]
-#![allow(clippy::print_stderr, reason = "a program that talks to the terminal it runs in")]
 
 #[cfg(not(any(feature = "sqlite", feature = "postgres")))]
 compile_error!("the command line needs a database: choose the feature `sqlite`, `postgres`, or both");
@@ -31,20 +30,21 @@ fn main() {}
 fn main() -> std::process::ExitCode {
     use std::process::ExitCode;
 
-    use clap::Parser as _;
-
-    let command = args::Cli::parse();
+    let command = match args::parse(std::env::args_os()) {
+        Ok(command) => command,
+        Err(usage) => return usage.tell(),
+    };
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
-            eprintln!("error: {error}");
+            show::say(&format!("error: {error}"));
             return ExitCode::FAILURE;
         }
     };
     match runtime.block_on(run::run(command)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
-            eprintln!("error: {failure}");
+            show::say(&format!("error: {failure}"));
             ExitCode::from(failure.code())
         }
     }

@@ -1,14 +1,16 @@
 //! What the commands do.
 
+use std::borrow::Cow;
 use std::error::Error;
 use std::fmt;
 use std::io::{self, Write as _};
 use std::path::Path;
 use std::time::SystemTime;
 
+use percent_encoding::percent_decode_str;
 use tollgate::mint::Secret;
 use tollgate::store::sql::{Database, GrantRecord, Issued, NewGrant, SqlError};
-use tollgate::{GrantId, InvalidScope, Quota, QuotaError};
+use tollgate::{GrantId, InvalidScope, Quota, QuotaError, Subject};
 
 use crate::args::{Cli, Issue, Noun, Place, Rate, Verb};
 use crate::show;
@@ -37,12 +39,17 @@ impl fmt::Display for Failure {
             Self::Usage(text) | Self::Refused(text) => f.write_str(text),
             Self::Database(error) => {
                 write!(f, "{error}")?;
+                let mut text = error.to_string();
                 let mut source = error.source();
                 while let Some(error) = source {
-                    write!(f, ": {error}")?;
+                    let cause = error.to_string();
+                    // Some errors end with what their source says.
+                    if !text.ends_with(&cause) {
+                        text = text + ": " + &cause;
+                    }
                     source = error.source();
                 }
-                Ok(())
+                f.write_str(&text)
             }
         }
     }
@@ -84,11 +91,11 @@ pub(crate) async fn run(Cli { noun: Noun::Token(verb) }: Cli) -> Result<(), Fail
             let database = open(&place, false).await?;
             let grants = database.list(subject.map(Into::into).as_ref()).await?;
             let text = if place.json { show::json_list(&grants) } else { show::table(&grants) };
-            print(&text)
+            Ok(show::print(&text)?)
         }
         Verb::Show { place, id } => {
             let grant = find(&open(&place, false).await?, &id).await?;
-            print(&if place.json { show::json(&grant) } else { show::details(&grant) })
+            Ok(show::print(&if place.json { show::json(&grant) } else { show::details(&grant) })?)
         }
         Verb::Rotate { place, id, grace, prefix } => {
             let database = open(&place, false).await?;
@@ -103,25 +110,26 @@ pub(crate) async fn run(Cli { noun: Noun::Token(verb) }: Cli) -> Result<(), Fail
                 return Err(Failure::Refused(format!("the grant {} is revoked already", grant.id)));
             }
             let grant = find(&database, id.as_str()).await?;
-            print(&if place.json { show::json(&grant) } else { format!("revoked {id}") })
+            Ok(show::print(&if place.json { show::json(&grant) } else { format!("revoked {id}") })?)
         }
         Verb::Revoke { place, subject, .. } => {
-            let subject = subject.unwrap_or_default();
+            let subject = Subject::from(subject.unwrap_or_default());
             let database = open(&place, false).await?;
-            let grants = database.list(Some(&subject.as_str().into())).await?;
-            let count = database.revoke_subject(&subject.as_str().into()).await?;
-            if count == 0 {
-                return Err(Failure::Refused(format!("there is no grant of {subject} to revoke")));
+            let revoked = |grants: Vec<GrantRecord>| grants.into_iter().filter(|grant| grant.revoked_at.is_some());
+            let before: Vec<GrantId> = revoked(database.list(Some(&subject)).await?).map(|grant| grant.id).collect();
+            if database.revoke_subject(&subject).await? == 0 {
+                return Err(Failure::Refused("there is no grant of this subject to revoke".to_owned()));
             }
-            let ids: Vec<&GrantRecord> = grants.iter().filter(|grant| grant.revoked_at.is_none()).collect();
-            let text = if place.json { show::json_ids(&ids) } else { format!("revoked {count} of {subject}") };
-            print(&text)
+            let now = revoked(database.list(Some(&subject)).await?).map(|grant| grant.id);
+            let ids: Vec<GrantId> = now.filter(|id| !before.contains(id)).collect();
+            let text = if place.json { show::json_ids(&ids) } else { format!("revoked {} of {subject}", ids.len()) };
+            Ok(show::print(&text)?)
         }
         Verb::Purge { place, ended_before } => {
             let database = open(&place, false).await?;
             let before = SystemTime::now().checked_sub(ended_before).unwrap_or(SystemTime::UNIX_EPOCH);
             let count = database.purge(before).await?;
-            print(&if place.json { format!(r#"{{"purged":{count}}}"#) } else { format!("purged {count}") })
+            Ok(show::print(&if place.json { format!(r#"{{"purged":{count}}}"#) } else { format!("purged {count}") })?)
         }
     }
 }
@@ -139,6 +147,7 @@ fn new_grant(issue: &Issue) -> Result<NewGrant, Failure> {
         let end = SystemTime::now().checked_add(time);
         grant = grant.with_expiry(end.ok_or_else(|| Failure::Usage("there is no date so far away".to_owned()))?);
     }
+    grant.check()?;
     Ok(grant)
 }
 
@@ -146,19 +155,21 @@ fn new_grant(issue: &Issue) -> Result<NewGrant, Failure> {
 async fn open(place: &Place, create: bool) -> Result<Database, Failure> {
     // A file that is mistyped is not made: it would have no tokens in it.
     if let (false, Some(path)) = (create, sqlite_file(&place.database)) {
-        if !Path::new(path).exists() {
+        if !Path::new(&*path).exists() {
             return Err(Failure::Refused(format!("there is no database {path}")));
         }
     }
+    // Nor is one made for a command line that is wrong.
+    Database::connect_lazily(&place.database)?.with_table_prefix(&place.table_prefix)?;
     let database = Database::connect(&place.database).await?.with_table_prefix(&place.table_prefix)?;
     database.migrate().await?;
     Ok(database)
 }
 
-fn sqlite_file(url: &str) -> Option<&str> {
+fn sqlite_file(url: &str) -> Option<Cow<'_, str>> {
     let path = url.strip_prefix("sqlite://").or_else(|| url.strip_prefix("sqlite:"))?;
     let path = path.split('?').next().unwrap_or(path);
-    (path != ":memory:" && !path.contains('%')).then_some(path)
+    (path != ":memory:").then(|| percent_decode_str(path).decode_utf8_lossy())
 }
 
 async fn find(database: &Database, id: &str) -> Result<GrantRecord, Failure> {
@@ -167,7 +178,8 @@ async fn find(database: &Database, id: &str) -> Result<GrantRecord, Failure> {
 
 /// The secret to standard output, and nothing else; what it belongs to, to standard error.
 fn hand_over(Issued { secret, grant }: &Issued, json: bool) -> Result<(), Failure> {
-    eprintln!("{}", if json { show::json(grant) } else { show::details(grant) });
+    // Whatever becomes of this, the secret is handed over.
+    show::say(&if json { show::json(grant) } else { show::details(grant) });
     print_secret(secret).map_err(|error| {
         Failure::Refused(format!("standard output: {error}\nnobody has the token of {}: revoke or rotate it", grant.id))
     })
@@ -178,10 +190,4 @@ fn print_secret(secret: &Secret) -> io::Result<()> {
     out.write_all(secret.expose().as_bytes())?;
     out.write_all(b"\n")?;
     out.flush()
-}
-
-fn print(text: &str) -> Result<(), Failure> {
-    let mut out = io::stdout().lock();
-    writeln!(out, "{}", text.trim_end_matches('\n'))?;
-    Ok(out.flush()?)
 }

@@ -1,11 +1,24 @@
 //! What the commands say: tables for people, JSON for programs.
 
 use std::fmt::Write as _;
+use std::io::{self, Write as _};
 use std::time::{Duration, SystemTime};
 
 use serde_json::{Value, json};
-use tollgate::Quota;
 use tollgate::store::sql::GrantRecord;
+use tollgate::{GrantId, Quota};
+
+/// Writes a result to standard output.
+pub(crate) fn print(text: &str) -> io::Result<()> {
+    let mut out = io::stdout().lock();
+    writeln!(out, "{}", text.trim_end_matches('\n'))?;
+    out.flush()
+}
+
+/// Writes to standard error. Nobody may be listening, which is no reason to stop.
+pub(crate) fn say(text: &str) {
+    _ = writeln!(io::stderr(), "{}", text.trim_end_matches('\n'));
+}
 
 pub(crate) fn table(grants: &[GrantRecord]) -> String {
     let head = ["ID", "SUBJECT", "LABEL", "SCOPES", "QUOTA", "STATE", "EXPIRES", "LAST USED"].map(String::from);
@@ -27,9 +40,9 @@ pub(crate) fn table(grants: &[GrantRecord]) -> String {
 fn row(grant: &GrantRecord) -> [String; 8] {
     let or_dash = |text: String| if text.is_empty() { "-".to_owned() } else { text };
     [
-        grant.id.to_string(),
-        grant.subject.to_string(),
-        or_dash(grant.label.clone()),
+        plain(grant.id.as_str()),
+        plain(grant.subject.as_str()),
+        or_dash(plain(&grant.label)),
         or_dash(grant.scopes.to_string()),
         or_dash(grant.quota.map(quota).unwrap_or_default()),
         state(grant, SystemTime::now()).to_owned(),
@@ -45,12 +58,13 @@ pub(crate) fn details(grant: &GrantRecord) -> String {
             _ = writeln!(text, "{name:10} {value}");
         }
     };
-    line("id", grant.id.to_string());
-    line("subject", grant.subject.to_string());
-    line("label", grant.label.clone());
+    line("id", plain(grant.id.as_str()));
+    line("subject", plain(grant.subject.as_str()));
+    line("label", plain(&grant.label));
     line("scopes", grant.scopes.to_string());
     line("quota", grant.quota.map(quota).unwrap_or_default());
     line("state", state(grant, SystemTime::now()).to_owned());
+    line("bound", if grant.sender_constrained { "to a key of its sender".to_owned() } else { String::new() });
     line("created", time(grant.created_at));
     line("not before", grant.not_before.map(time).unwrap_or_default());
     line("expires", grant.expires_at.map(time).unwrap_or_default());
@@ -67,8 +81,8 @@ pub(crate) fn json_list(grants: &[GrantRecord]) -> String {
     Value::from_iter(grants.iter().map(value)).to_string()
 }
 
-pub(crate) fn json_ids(grants: &[&GrantRecord]) -> String {
-    Value::from_iter(grants.iter().map(|grant| json!({ "id": grant.id.as_str() }))).to_string()
+pub(crate) fn json_ids(ids: &[GrantId]) -> String {
+    Value::from_iter(ids.iter().map(|id| json!({ "id": id.as_str() }))).to_string()
 }
 
 fn value(grant: &GrantRecord) -> Value {
@@ -81,6 +95,7 @@ fn value(grant: &GrantRecord) -> Value {
         "label": grant.label,
         "scopes": grant.scopes.iter().collect::<Vec<_>>(),
         "quota": quota,
+        "sender_constrained": grant.sender_constrained,
         "state": state(grant, SystemTime::now()),
         "created_at": time(grant.created_at),
         "not_before": grant.not_before.map(time),
@@ -103,9 +118,25 @@ fn state(grant: &GrantRecord, now: SystemTime) -> &'static str {
 fn time(time: SystemTime) -> String {
     // 9999-12-31T23:59:59Z, after which dates have five digits.
     let last = SystemTime::UNIX_EPOCH + Duration::from_secs(253_402_300_799);
-    humantime::format_rfc3339_seconds(time.min(last)).to_string()
+    humantime::format_rfc3339_millis(time.min(last)).to_string()
 }
 
+/// As it is written on the command line, if it can be.
 fn quota(quota: Quota) -> String {
-    format!("one per {}, burst {}", humantime::format_duration(quota.interval()), quota.burst())
+    let interval = quota.interval();
+    let periods = [("s", 1), ("min", 60), ("h", 3_600), ("day", 86_400)];
+    let rate = periods.into_iter().find_map(|(name, seconds)| {
+        let period = Duration::from_secs(seconds);
+        // The interval was rounded up.
+        let number = u32::try_from(period.as_nanos().div_ceil(interval.as_nanos())).ok()?;
+        let same = Quota::try_per(number, period).is_ok_and(|same| same.interval() == interval);
+        same.then(|| format!("{number}/{name}"))
+    });
+    let rate = rate.unwrap_or_else(|| format!("one per {}", humantime::format_duration(interval)));
+    format!("{rate}, burst {}", quota.burst())
+}
+
+/// Others may have written into the tables what a terminal would obey.
+fn plain(text: &str) -> String {
+    text.replace(char::is_control, "\u{fffd}")
 }

@@ -133,7 +133,7 @@ impl<T: TokenStore> CachedStore<T> {
         Self(Arc::new(Inner { store, settings, memory, flights: Flights::default() }))
     }
 
-    /// The same with another time for which "unknown" is remembered; zero is not at all. A token that becomes known is
+    /// The same with another time for which "unknown" is remembered, never longer than a grant is; zero is not at all. A token that becomes known is
     /// refused for so long, unless [`Change::Added`] is told.
     ///
     /// # Errors
@@ -143,7 +143,7 @@ impl<T: TokenStore> CachedStore<T> {
         if !ttl.is_zero() {
             checked(ttl)?;
         }
-        Ok(self.map(|settings| settings.unknown_ttl = ttl))
+        Ok(self.map(|settings| settings.unknown_ttl = ttl.min(settings.ttl)))
     }
 
     /// The same with room for so many grants, and for as many unknown tokens.

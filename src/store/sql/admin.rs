@@ -41,7 +41,7 @@ impl Database {
     /// If the token or the grant's id is taken, a name is too long, or the database fails.
     pub async fn import(&self, token: impl Into<TokenDigest>, grant: &NewGrant) -> Result<GrantRecord, SqlError> {
         let digest: TokenDigest = token.into();
-        grant.check_names()?;
+        grant.check()?;
         let id = match &grant.id {
             Some(id) => id.clone(),
             None => random_id()?,
@@ -119,7 +119,7 @@ impl Database {
     ///
     /// If there is no such grant, the label is too long, or the database fails.
     pub async fn relabel(&self, id: &GrantId, label: &str) -> Result<(), SqlError> {
-        NewGrant::new("subject").with_label(label).check_names()?;
+        NewGrant::new("subject").with_label(label).check()?;
         let statement = self.sql("UPDATE {p}grants SET label = $2 WHERE id = $1");
         let changed = on_pool!(self, pool => {
             sqlx::query(&statement).bind(id.as_str()).bind(label).execute(pool).await?.rows_affected()

@@ -126,7 +126,13 @@ impl NewGrant {
         Ok(self)
     }
 
-    pub(super) fn check_names(&self) -> Result<(), SqlError> {
+    /// Whether the tables take its names: an id and a subject of 1 to 255 characters, a label of at most 255, and none of them a
+    /// control character. Issuing checks it before it asks the database.
+    ///
+    /// # Errors
+    ///
+    /// [`SqlError::Name`] if they do not.
+    pub fn check(&self) -> Result<(), SqlError> {
         let fits = |text: &str, shortest: usize| {
             (shortest..=255).contains(&text.chars().count()) && !text.contains(char::is_control)
         };

@@ -115,13 +115,18 @@ impl Database {
     pub async fn migrate(&self) -> Result<(), SqlError> {
         let known = i64::try_from(MIGRATIONS.len()).unwrap_or(i64::MAX);
         let schema = &self.0.schema;
+        let last = self.sql("SELECT COALESCE(MAX(version), 0) FROM {p}migrations");
+        // As a rule there is nothing to do, and who may only read need not write for that. Where there are no tables this fails.
+        let found = on_pool!(self, pool => sqlx::query_scalar::<_, i64>(&last).fetch_one(pool).await);
+        if found.is_ok_and(|found| found == known) {
+            return Ok(());
+        }
         on_pool!(self, pool => {
             let mut transaction = pool.begin_with(schema.begin()).await?;
             sqlx::query(&self.sql(schema.dialect.lock)).execute(&mut *transaction).await?;
             let table = self.sql("CREATE TABLE IF NOT EXISTS {p}migrations \
                  (version BIGINT NOT NULL PRIMARY KEY, applied_ms BIGINT NOT NULL)");
             sqlx::query(&table).execute(&mut *transaction).await?;
-            let last = self.sql("SELECT COALESCE(MAX(version), 0) FROM {p}migrations");
             let found: i64 = sqlx::query_scalar(&last).fetch_one(&mut *transaction).await?;
             if found > known {
                 return Err(SqlError::Newer { found, known });

@@ -517,3 +517,26 @@ async fn subjects_share_a_budget_over_a_rotation() {
     })
     .await;
 }
+
+#[tokio::test]
+async fn who_may_only_read_finds_the_tables_as_they_should_be() {
+    use sqlx::{Connection as _, Executor as _, PgConnection};
+    let test = "who_may_only_read_finds_the_tables_as_they_should_be";
+    let Some(home) = Home::postgres(test).await else { return };
+    home.database().await.migrate().await.unwrap();
+    let mut owner = PgConnection::connect(home.url()).await.unwrap();
+    let schema: String = sqlx::query_scalar("SELECT current_schema()::text").fetch_one(&mut owner).await.unwrap();
+    let role = format!("{schema}_reader");
+    let grants = format!(
+        "CREATE ROLE {role}; GRANT USAGE ON SCHEMA {schema} TO {role}; GRANT SELECT ON ALL TABLES IN SCHEMA {schema} TO {role}"
+    );
+    owner.execute(&*grants).await.unwrap();
+
+    let reader = Database::connect(&format!("{}&options[role]={role}", home.url())).await.unwrap();
+    let (migrated, listed) = (reader.migrate().await, reader.list(None).await);
+    let issued = reader.issue(&format(), &NewGrant::new("alice")).await;
+    drop(reader);
+    owner.execute(&*format!("DROP OWNED BY {role}; DROP ROLE {role}")).await.unwrap();
+    assert!(migrated.is_ok() && listed.unwrap().is_empty(), "{migrated:?}");
+    assert!(matches!(issued, Err(SqlError::Database(_))), "it may only read");
+}

@@ -6,7 +6,7 @@ use std::time::Duration;
 use http::{HeaderMap, header};
 
 use crate::caller::CurrentGrant;
-use crate::decision::{Decision, Verdict};
+use crate::decision::{Decision, Verdict, secs_up};
 use crate::grant::GrantId;
 use crate::respond::challenge::{Challenge, ChallengeError};
 use crate::respond::terms::Terms;
@@ -258,7 +258,7 @@ impl Rejection {
         let budget = self.decision().and_then(Decision::retry_after_secs);
         budget.or_else(|| {
             let wait = self.source.as_ref()?.retry_after()?;
-            Some((wait.as_secs() + u64::from(wait.subsec_nanos() > 0)).max(1))
+            Some(secs_up(u64::try_from(wait.as_nanos()).unwrap_or(u64::MAX)).max(1))
         })
     }
 

@@ -257,3 +257,21 @@ async fn a_probe_that_is_kept_and_never_polled_holds_up_nobody() {
     drop(kept);
     assert_eq!(store.state(), BreakerState::Closed);
 }
+
+#[test]
+fn no_wait_is_too_long_or_too_short_to_be_told() {
+    use tollgate::StoreError;
+    use tollgate::store::from_fn_with;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+    for (wait, told) in
+        [(Duration::ZERO, "1"), (Duration::from_nanos(1_000_000_001), "2"), (Duration::MAX, "18446744074")]
+    {
+        let store = from_fn_with(wait, |wait, _| async move {
+            Err::<Option<Grant<()>>, _>(StoreError::new("away").with_retry_after(wait))
+        });
+        let service =
+            ServiceBuilder::new().layer(AuthLayer::waiting(store, SECOND, tokio::time::sleep)).service(echo());
+        let refused = runtime.block_on(send(&service, with_token(TOKEN)));
+        assert_eq!(field(refused.headers(), "retry-after"), Some(told));
+    }
+}

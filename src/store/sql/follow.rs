@@ -105,6 +105,7 @@ async fn listen(
     let mut listener = timeout(deadline, begin).await??;
     on_change(Change::Everything);
     loop {
+        // A wait that is cut short loses nothing: what has come of a message stays with the connection.
         match timeout(interval, listener.try_recv()).await {
             Ok(Ok(Some(told))) => on_change(read(told.payload())),
             Ok(Ok(None)) => return Err("the connection was closed".into()),

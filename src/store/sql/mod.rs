@@ -36,9 +36,9 @@
 //!
 //! # When the database is down
 //!
-//! Each look-up has a [deadline](Database::with_deadline), and fails when it is over; the gate answers 503. After one
-//! that did, all connections are opened anew. Put the store behind
-//! [`Breaker`](super::Breaker) to fail at once while the database is down.
+//! Each look-up has a [deadline](Database::with_deadline), and fails when it is over; the gate answers 503. After one that
+//! did, all connections are opened anew. Put the store behind [`Breaker`](super::Breaker) to fail at once while the
+//! database is down.
 
 use std::error::Error;
 

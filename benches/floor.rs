@@ -2,14 +2,11 @@
 
 use std::cell::Cell;
 use std::collections::HashMap;
-use std::convert::Infallible;
 use std::hash::{BuildHasherDefault, Hasher};
-use std::hint::black_box;
 use std::num::NonZeroU32;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
-use std::time::{Duration, Instant};
 
 use axum::body::Body;
 use axum::response::Response;
@@ -18,7 +15,7 @@ use governor::state::{InMemoryState, NotKeyed, StateStore};
 use http::{HeaderName, HeaderValue, Request};
 use sha2::{Digest, Sha256};
 use tollgate::Quota;
-use tower::{Layer, Service, ServiceExt};
+use tower::{Layer, Service};
 
 /// A quota that admits whatever a benchmark sends, with the burst of a usual one.
 pub(crate) const PLENTY: Quota = Quota::per_second(1_000_000_000).with_burst(20);
@@ -35,21 +32,6 @@ pub(crate) fn bearer(i: usize) -> HeaderValue {
 
 /// A request with this header, as a server makes it: of bytes that were just read. (A clone would leave the bytes in
 /// memory that is cold by now, and the gate alone would pay for that.)
-/// The time that so many requests take, one after the other, with the headers in turn.
-pub(crate) async fn send<S>(service: &S, headers: &[HeaderValue], at: &mut usize, count: u64) -> Duration
-where
-    S: Service<Request<Body>, Response = Response, Error = Infallible> + Clone,
-{
-    let begin = Instant::now();
-    for _ in 0..count {
-        let request = request(&headers[*at]);
-        *at = if *at + 1 == headers.len() { 0 } else { *at + 1 };
-        let response = service.clone().oneshot(request).await;
-        black_box(response.unwrap_or_else(|never| match never {}));
-    }
-    begin.elapsed()
-}
-
 pub(crate) fn request(authorization: &HeaderValue) -> Request<Body> {
     let mut request = Request::new(Body::empty());
     let copy = HeaderValue::from_bytes(authorization.as_bytes()).expect("it was a header value before");

@@ -1,7 +1,16 @@
-//! What criterion has written in this run.
+//! How requests are measured, and what criterion has written of it in this run.
 
+use std::convert::Infallible;
+use std::hint::black_box;
 use std::path::PathBuf;
-use std::time::SystemTime;
+use std::time::{Duration, Instant, SystemTime};
+
+use axum::body::Body;
+use axum::response::Response;
+use http::{HeaderValue, Request};
+use tower::{Service, ServiceExt};
+
+use crate::floor::request;
 
 /// Estimates that were written since a moment: those of earlier runs, of other code, stay where they are.
 pub(crate) struct Measured(SystemTime);
@@ -27,4 +36,19 @@ impl Measured {
 fn criterion_dir() -> PathBuf {
     let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| "target".into(), PathBuf::from);
     target.join("criterion")
+}
+
+/// The time that so many requests take, one after the other, with the headers in turn.
+pub(crate) async fn send<S>(service: &S, headers: &[HeaderValue], at: &mut usize, count: u64) -> Duration
+where
+    S: Service<Request<Body>, Response = Response, Error = Infallible> + Clone,
+{
+    let begin = Instant::now();
+    for _ in 0..count {
+        let request = request(&headers[*at]);
+        *at = if *at + 1 == headers.len() { 0 } else { *at + 1 };
+        let response = service.clone().oneshot(request).await;
+        black_box(response.unwrap_or_else(|never| match never {}));
+    }
+    begin.elapsed()
 }

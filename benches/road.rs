@@ -12,9 +12,9 @@ use axum::Router;
 use axum::body::Body;
 use axum::routing::get;
 use criterion::{BenchmarkId, Criterion, SamplingMode};
-use floor::{FloorLayer, PLENTY, bearer, request, send, shuffled, token};
+use floor::{FloorLayer, PLENTY, bearer, request, shuffled, token};
 use http::HeaderValue;
-use measured::Measured;
+use measured::{Measured, send};
 use tollgate::{AuthLayer, Grant, MemoryStore, Quota, RateLimits};
 use tower::ServiceExt;
 

@@ -18,9 +18,9 @@ use axum::Router;
 use axum::body::Body;
 use axum::routing::get;
 use criterion::{BenchmarkId, Criterion, SamplingMode};
-use floor::{PLENTY, bearer, send, shuffled, token};
+use floor::{PLENTY, bearer, shuffled, token};
 use http::HeaderValue;
-use measured::Measured;
+use measured::{Measured, send};
 use tollgate::store::{Breaker, CachedStore, from_fn};
 use tollgate::{Answer, AuthLayer, BearerToken, Grant, MemoryStore, RateLimits, TokenStore};
 

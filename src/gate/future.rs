@@ -13,6 +13,7 @@ use crate::answer::Answer;
 use crate::caller::{CurrentGrant, Unauthenticated};
 use crate::decision::Decision;
 use crate::limit::Limiter;
+use crate::observe::{self, LookedUp, Timer};
 use crate::patience::BoxSleep;
 use crate::rejection::{Protocol, Rejection, StoreError};
 use crate::respond::ratelimit::Advert;
@@ -59,9 +60,11 @@ impl Caller {
         match self {
             Self::Known(grant) => {
                 carrier = grant.carrier();
+                observe::admitted(carrier);
                 extensions.insert(grant);
             }
             Self::Unauthenticated(why, terms) => {
+                observe::passed(why);
                 // What a gate around this one found is not what this one lets pass.
                 extensions.remove::<CurrentGrant>();
                 extensions.insert(why);
@@ -81,7 +84,7 @@ pin_project_lite::pin_project! {
     /// What a parked request waits for.
     #[project = WaitProj]
     pub(super) enum Wait<F, G> {
-        Lookup { #[pin] future: F, deadline: Option<BoxSleep>, credential: Credential },
+        Lookup { #[pin] future: F, deadline: Option<BoxSleep>, credential: Credential, timer: Timer },
         Check { #[pin] future: G, caller: Option<Caller> },
     }
 }
@@ -224,14 +227,16 @@ impl<S, ReqB, A: Stations, R> Parked<S, ReqB, A, R> {
     fn poll_step(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Step<A>> {
         let parked = self.project();
         match parked.wait.project() {
-            WaitProj::Lookup { future, deadline, credential } => match future.poll(cx) {
+            WaitProj::Lookup { future, deadline, credential, timer } => match future.poll(cx) {
                 Poll::Ready(found) => {
+                    timer.looked_up(LookedUp::by(&found));
                     let Some((_, request)) = parked.rest else { completed() };
                     Poll::Ready(parked.shared.found(found, *credential, request))
                 }
                 Poll::Pending => {
                     let Some(sleep) = deadline else { return Poll::Pending };
                     ready!(sleep.as_mut().poll(cx));
+                    timer.looked_up(LookedUp::Deadline);
                     let patience = parked.shared.settings.patience.as_ref();
                     let deadline = patience.map(|patience| patience.deadline).unwrap_or_default();
                     Poll::Ready(Step::Refuse(Rejection::unavailable(StoreError::deadline(deadline))))

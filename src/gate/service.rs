@@ -15,6 +15,7 @@ use crate::decision::Decision;
 use crate::extract::{Presented, authorization, has_bearer, has_query_door, without_parameter, without_token};
 use crate::head::Head;
 use crate::limit::{Charge, Limiter};
+use crate::observe::Timer;
 use crate::rejection::{Rejection, RejectionKind, StoreError};
 use crate::respond::Respond;
 use crate::respond::ratelimit::{Advert, advert};
@@ -98,7 +99,7 @@ impl<A: Admission, R> Shared<A, R> {
             Ok((Answer::Ready(found), credential)) => self.found(found, credential, request),
             Ok((Answer::Pending(future), credential)) => {
                 let deadline = self.settings.patience.as_ref().map(|patience| patience.start());
-                Step::Wait(Wait::Lookup { future, deadline, credential })
+                Step::Wait(Wait::Lookup { future, deadline, credential, timer: Timer::start() })
             }
             Err(RejectionKind::Missing) if self.settings.anonymous => self.anonymous(request),
             Err(kind) => Step::Refuse(Rejection::new(kind)),

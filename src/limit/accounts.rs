@@ -21,6 +21,7 @@ use super::decide::{FROZEN, Outcome, decide, read, swap};
 use crate::caller::Erased;
 use crate::decision::{Policy, PolicyName};
 use crate::grant::Subject;
+use crate::observe;
 use crate::quota::Quota;
 use crate::sync::{InMemoryState, Mutex, MutexGuard};
 
@@ -280,13 +281,23 @@ impl Accounts {
             }
         };
         gone.extend(map.places.insert(payer.subject.clone(), place));
+        self.tell(map);
         apart
     }
 
     /// Drops what nobody remembers and nobody owes.
     pub(super) fn sweep(&self, now: u64) {
         let mut gone = Vec::new();
-        self.lock().sweep(self.id, now, &mut gone);
+        let mut map = self.lock();
+        map.sweep(self.id, now, &mut gone);
+        self.tell(map);
+    }
+
+    /// How many there are, when nothing is locked any more.
+    fn tell(&self, map: MutexGuard<'_, Map>) {
+        let subjects = map.places.len();
+        drop(map);
+        observe::accounts(self.name.as_str(), subjects);
     }
 
     pub(super) fn len(&self) -> usize {

@@ -37,6 +37,7 @@ use crate::caller::CurrentGrant;
 use crate::decision::PolicyName;
 use crate::grant::Subject;
 use crate::head::Head;
+use crate::observe;
 use crate::quota::Quota;
 
 /// What is to be paid for.
@@ -216,6 +217,7 @@ impl RateLimits {
         let payer =
             Payer { subject: head.subject(), memo: head.memo(), quota: head.quota(), grant: Some(grant.erased()) };
         let decision = self.accounts.with(payer, now, |account| decision(account, now, cost));
+        tell(&decision, cost);
         match &self.partition_key {
             None => decision,
             Some(key) => decision.with_partition_key(key(grant.subject())),
@@ -260,7 +262,9 @@ impl Limiter for RateLimits {
         let Some(all) = &self.anonymous else { return Answer::Ready(Decision::unlimited()) };
         let (now, cost) = (self.time.now_ns(), self.cost(charge));
         let payer = Payer { subject: &all.subject, memo: &all.memo, quota: None, grant: None };
-        Answer::Ready(all.accounts.with(payer, now, |account| decision(account, now, cost)))
+        let decision = all.accounts.with(payer, now, |account| decision(account, now, cost));
+        tell(&decision, cost);
+        Answer::Ready(decision)
     }
 }
 
@@ -271,6 +275,14 @@ impl fmt::Debug for RateLimits {
             .field("quota", &self.accounts.default_quota())
             .field("time", &self.time)
             .finish_non_exhaustive()
+    }
+}
+
+/// A charge of nothing only looks, and is none.
+#[inline]
+fn tell(decision: &Decision, cost: u32) {
+    if let (Some(policy), 1..) = (decision.policy(), cost) {
+        observe::charged(policy.name(), decision.verdict());
     }
 }
 

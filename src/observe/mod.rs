@@ -17,6 +17,8 @@
 mod events;
 #[cfg(feature = "metrics")]
 mod meter;
+#[cfg(all(test, feature = "metrics"))]
+mod tests;
 
 use crate::caller::Unauthenticated;
 use crate::decision::Verdict;

@@ -76,9 +76,10 @@ async fn what_passes_is_counted_by_where_its_token_was() {
         .with_door(|head| head.headers.get("x-mine").map(|value| value.as_bytes().to_vec()));
     let service = gate.layer(echo());
     let request = |target: &str, field: &str, value: &str| {
-        Request::get(target).header(field, value).body(Body::default()).unwrap()
+        let request = Request::get(target).header("connection", "upgrade").header("upgrade", "websocket");
+        request.header(field, value).body(Body::default()).unwrap()
     };
-    let protocol = format!("token.{}", BASE64_URL_SAFE_NO_PAD.encode(TOKEN));
+    let protocol = format!("chat, token.{}", BASE64_URL_SAFE_NO_PAD.encode(TOKEN));
     for (request, outcome, carrier) in [
         (with_token(TOKEN), "admitted", "authorization_header"),
         (request("/", "x-api-key", TOKEN), "admitted", "api_key_header"),

@@ -1,5 +1,3 @@
-use std::cell::RefCell;
-use std::rc::Rc;
 use std::sync::OnceLock;
 use std::time::Duration;
 
@@ -62,6 +60,12 @@ impl Metric {
         });
     }
 
+    /// A key for ever, which a recorder clones without an allocation: for what is kept.
+    fn kept_key<const N: usize>(&self, labels: [(&'static str, &'static str); N]) -> Key {
+        let labels = labels.map(|(label, value)| Label::from_static_parts(label, value));
+        Key::from_static_labels(self.name, Box::leak(Box::new(labels)))
+    }
+
     fn key(&self, labels: &[(&'static str, &str)]) -> Key {
         let labels: Vec<Label> = labels.iter().map(|(label, value)| Label::new(*label, (*value).to_owned())).collect();
         Key::from_parts(self.name, labels)
@@ -82,8 +86,9 @@ impl Metric {
     }
 }
 
-/// Counters are not kept: a recorder may come at any time, and a test's own is seen by one thread only. So each count is one
-/// look-up in the recorder, by a key that is kept.
+/// What is counted at every request is one look-up in the recorder, by a key that is kept. The counter itself cannot be kept: a
+/// recorder may come at any time, and that of a test is for one thread only.
+#[inline]
 fn count(key: &Key) {
     with_recorder(|recorder| recorder.register_counter(key, &METADATA).increment(1));
 }
@@ -110,8 +115,8 @@ static ADMITTED: Keys<16> = Keys::new();
 static PASSED: Keys<4> = Keys::new();
 static CACHED: Keys<4> = Keys::new();
 
-fn request(outcome: &str, carrier: &str) -> Key {
-    REQUESTS.key(&[("outcome", outcome), ("carrier", carrier)])
+fn request(outcome: &'static str, carrier: &'static str) -> Key {
+    REQUESTS.kept_key([("outcome", outcome), ("carrier", carrier)])
 }
 
 pub(super) fn refused(kind: RejectionKind) {
@@ -142,7 +147,7 @@ pub(super) fn passed(why: Unauthenticated) {
 }
 
 pub(super) fn cached(what: Cached) {
-    CACHED.count(what as usize, || CACHE.key(&[("outcome", what.name())]));
+    CACHED.count(what as usize, || CACHE.kept_key([("outcome", what.name())]));
 }
 
 /// What a policy's counters count.
@@ -160,50 +165,53 @@ impl Charged {
     const ALL: [Self; 6] =
         [Self::Admitted, Self::OverLimit, Self::CostAboveBurst, Self::NearLimit, Self::DryRun, Self::WithoutRedis];
 
-    fn key(self, policy: &str) -> Key {
-        let policy = ("policy", policy);
+    /// The metric, and the label beside the policy, if it has one.
+    fn parts(self) -> (&'static Metric, Option<&'static str>) {
         match self {
-            Self::Admitted => CHARGES.key(&[policy, ("outcome", "admitted")]),
-            Self::OverLimit => CHARGES.key(&[policy, ("outcome", "over_limit")]),
-            Self::CostAboveBurst => CHARGES.key(&[policy, ("outcome", "cost_above_burst")]),
-            Self::NearLimit => NEAR_LIMIT.key(&[policy]),
-            Self::DryRun => DRY_RUN.key(&[policy]),
-            Self::WithoutRedis => WITHOUT_REDIS.key(&[policy]),
+            Self::Admitted => (&CHARGES, Some("admitted")),
+            Self::OverLimit => (&CHARGES, Some("over_limit")),
+            Self::CostAboveBurst => (&CHARGES, Some("cost_above_burst")),
+            Self::NearLimit => (&NEAR_LIMIT, None),
+            Self::DryRun => (&DRY_RUN, None),
+            Self::WithoutRedis => (&WITHOUT_REDIS, None),
+        }
+    }
+
+    fn kept_key(self, policy: &'static str) -> Key {
+        match self.parts() {
+            (metric, Some(outcome)) => metric.kept_key([("policy", policy), ("outcome", outcome)]),
+            (metric, None) => metric.kept_key([("policy", policy)]),
+        }
+    }
+
+    fn key(self, policy: &str) -> Key {
+        match self.parts() {
+            (metric, Some(outcome)) => metric.key(&[("policy", policy), ("outcome", outcome)]),
+            (metric, None) => metric.key(&[("policy", policy)]),
         }
     }
 }
 
 /// A policy's keys, in the order of [`Charged::ALL`].
 struct PolicyKeys {
-    policy: Box<str>,
+    policy: &'static str,
     keys: [Key; Charged::ALL.len()],
 }
 
-/// More policies than any service has. Those beyond are counted as well, by keys that are made anew.
-const MOST_KEPT: usize = 64;
-
-thread_local! {
-    /// Each thread's own, so that no lock is shared by all requests.
-    static POLICIES: RefCell<Vec<Rc<PolicyKeys>>> = const { RefCell::new(Vec::new()) };
+impl PolicyKeys {
+    fn new(policy: &str) -> Self {
+        let policy: &'static str = String::leak(policy.to_owned());
+        Self { policy, keys: Charged::ALL.map(|what| what.kept_key(policy)) }
+    }
 }
 
+/// The first policies that were charged, for ever: more than a service has. Those beyond are counted by keys that are made anew.
+static POLICIES: [OnceLock<PolicyKeys>; 64] = [const { OnceLock::new() }; 64];
+
 pub(super) fn by_policy(policy: &str, what: Charged) {
-    // Taken out first: a recorder is somebody else's code, and may come back here.
-    let kept = POLICIES.try_with(|kept| {
-        let mut kept = kept.try_borrow_mut().ok()?;
-        if let Some(keys) = kept.iter().find(|keys| *keys.policy == *policy) {
-            return Some(Rc::clone(keys));
-        }
-        if kept.len() >= MOST_KEPT {
-            return None;
-        }
-        let keys = Rc::new(PolicyKeys { policy: policy.into(), keys: Charged::ALL.map(|what| what.key(policy)) });
-        kept.push(Rc::clone(&keys));
-        Some(keys)
-    });
-    match kept {
-        Ok(Some(kept)) => count(&kept.keys[what as usize]),
-        // Or the thread is about to end.
-        Ok(None) | Err(_) => count(&what.key(policy)),
+    let mut kept = POLICIES.iter().map(|place| place.get_or_init(|| PolicyKeys::new(policy)));
+    match kept.find(|kept| kept.policy == policy) {
+        Some(kept) => count(&kept.keys[what as usize]),
+        None => count(&what.key(policy)),
     }
 }

@@ -32,7 +32,7 @@ fn assert_told<const N: usize>(tell: impl FnOnce(), expected: [(&str, f64); N]) 
 
 #[test]
 fn what_is_told_is_what_was_said() {
-    assert_told(|| throttled(), [("tollgate_failures_throttled_total", 1.0)]);
+    assert_told(throttled, [("tollgate_failures_throttled_total", 1.0)]);
     assert_told(|| near_limit("p"), [("tollgate_limit_near_total policy=p", 1.0)]);
     assert_told(|| would_refuse("p", Some(&"g".into())), [("tollgate_limit_dry_run_total policy=p", 1.0)]);
     assert_told(|| decided_without_redis("p"), [("tollgate_redis_local_decisions_total policy=p", 1.0)]);

@@ -127,3 +127,20 @@ fn only_the_gate_knows_tower() {
         assert!(!knows || in_gate, "{} knows tower", path.display());
     }
 }
+
+#[test]
+fn only_observe_names_tracing_and_metrics() {
+    let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let mut paths = Vec::new();
+    sources(&src, &mut paths);
+    for path in paths {
+        let text = fs::read_to_string(&path).unwrap();
+        let code = text.lines().filter(|line| !line.trim_start().starts_with("//"));
+        let names = code.filter(|line| {
+            let told = line.contains("tracing::") || line.contains("metrics::");
+            told || line.contains("\"tracing\"") || line.contains("\"metrics\"")
+        });
+        let observes = path.components().any(|part| part.as_os_str() == "observe");
+        assert!(names.count() == 0 || observes, "{} names tracing or metrics", path.display());
+    }
+}

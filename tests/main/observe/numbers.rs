@@ -1,6 +1,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 
+use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
 use metrics_util::debugging::{DebugValue, DebuggingRecorder, Snapshotter};
 use tollgate::store::Breaker;
 use tollgate::{Authenticated, TokenStore as _};
@@ -41,6 +42,20 @@ impl Book {
         let prefix = format!("{metric}{{");
         let all = self.read().into_iter().filter(|(series, value)| series.starts_with(&prefix) && *value != 0.0);
         all.map(|(series, value)| (series[prefix.len()..series.len() - 1].to_owned(), value)).collect()
+    }
+}
+
+/// A recorder that remembers how a gauge stands, as the one above does not: reading it sets it to 0.
+fn scraper() -> (PrometheusHandle, metrics::LocalRecorderGuard<'static>) {
+    let recorder = Box::leak(Box::new(PrometheusBuilder::new().build_recorder()));
+    (recorder.handle(), metrics::set_default_local_recorder(recorder))
+}
+
+#[track_caller]
+fn assert_told(scraper: &PrometheusHandle, expected: &[&str]) {
+    let text = scraper.render();
+    for line in expected {
+        assert!(text.lines().any(|own| own == *line), "no `{line}` in\n{text}");
     }
 }
 
@@ -153,15 +168,15 @@ async fn charges_of_handlers_are_counted_and_looks_are_not() {
 
 #[test]
 fn subjects_come_and_go() {
-    let (book, hands) = (Book::open(), Hands::default());
+    let ((scraper, _writing), hands) = (scraper(), Hands::default());
     let limits = hands.limits(Quota::per_second(1).with_burst(5));
-    for (subject, left) in [("a", 1.0), ("b", 2.0), ("c", 3.0)] {
+    for (subject, line) in ["a", "b", "c"].into_iter().zip(["1", "2", "3"]) {
         _ = limits.check_now(&Authenticated::new(Grant::new(subject, ())).current(), ONE);
-        assert_eq!(book.of("tollgate_limit_accounts"), series([("policy=default", left)]));
+        assert_told(&scraper, &[&*format!(r#"tollgate_limit_accounts{{policy="default"}} {line}"#)]);
     }
     hands.advance(Duration::from_secs(5));
     limits.sweep();
-    assert_eq!(book.read()["tollgate_limit_accounts{policy=default}"], 0.0);
+    assert_told(&scraper, &[r#"tollgate_limit_accounts{policy="default"} 0"#]);
     assert_eq!(limits.subjects(), 0);
 }
 
@@ -190,7 +205,7 @@ async fn look_ups_that_are_waited_for_are_measured_by_how_they_end() {
 
 #[tokio::test]
 async fn breakers_say_what_they_do() {
-    let (book, hands) = (Book::open(), Hands::default());
+    let ((scraper, _writing), hands) = (scraper(), Hands::default());
     let (ill, clock) = (Arc::new(AtomicU8::new(1)), hands.clone());
     let asked = ill.clone();
     let store = from_fn(move |_| {
@@ -204,29 +219,30 @@ async fn breakers_say_what_they_do() {
         .with_pauses(second, second)
         .with_clock(move || Duration::from_nanos(clock.ns()));
     let look_up = || breaker.lookup(&tollgate::BearerToken::new(TOKEN)).wait();
-    let turned = |to: &str| format!("tollgate_breaker_transitions_total{{breaker=database,to={to}}}");
-    let state = "tollgate_breaker_state{breaker=database}";
+    let state = |state: u8, turned: &str, times: u8| {
+        assert_told(
+            &scraper,
+            &[
+                &*format!(r#"tollgate_breaker_state{{breaker="database"}} {state}"#),
+                &*format!(r#"tollgate_breaker_transitions_total{{breaker="database",to="{turned}"}} {times}"#),
+            ],
+        );
+    };
 
     assert!(look_up().await.is_err());
-    let told = book.read();
-    assert_eq!((told[state], told[&turned("open")]), (2.0, 1.0));
-
+    state(2, "open", 1);
     hands.advance(second);
     let tollgate::Answer::Pending(probe) = breaker.lookup(&tollgate::BearerToken::new(TOKEN)) else {
         panic!("it waits")
     };
-    let told = book.read();
-    assert_eq!((told[state], told[&turned("probing")]), (1.0, 1.0));
-
+    state(1, "probing", 1);
     // Who gives up probing leaves the turn to the next one.
     drop(probe);
-    let told = book.read();
-    assert_eq!((told[state], told[&turned("open")]), (2.0, 1.0));
-
+    state(2, "open", 2);
     ill.store(0, Ordering::SeqCst);
     assert!(look_up().await.is_ok());
-    let told = book.read();
-    assert_eq!((told[state], told[&turned("probing")], told[&turned("closed")]), (0.0, 1.0, 1.0));
+    state(0, "probing", 2);
+    state(0, "closed", 1);
 }
 
 #[cfg(feature = "cache")]

@@ -1,7 +1,7 @@
 //! The third station: charge the caller's budget.
 //!
 //! [`RateLimits`] is the limiter in memory: one GCRA cell a subject, decided by `governor`. Whoever keeps budgets
-//! elsewhere implements [`Limiter`].
+//! elsewhere implements [`Limiter`]. Beside it stands the [`FailureThrottle`], for who is nobody yet.
 //!
 //! # Rules
 //!
@@ -22,8 +22,10 @@ use std::sync::Arc;
 pub(crate) mod accounts;
 mod clock;
 mod decide;
+mod failures;
 #[cfg(all(test, tollgate_shuttle))]
 mod interleavings;
+mod sketch;
 
 use accounts::{Account, Accounts, Memo, Payer};
 use decide::Outcome;
@@ -31,6 +33,8 @@ use decide::Outcome;
 pub use crate::decision::{Decision, InvalidPolicyName, Policy, Verdict};
 pub(crate) use clock::Time;
 pub use clock::{Clock, MonotonicClock};
+pub(crate) use failures::Attempt;
+pub use failures::{FailureThrottle, WouldBeThrottled, peer_of};
 
 use crate::answer::{Answer, Immediate};
 use crate::caller::CurrentGrant;

@@ -35,11 +35,16 @@ impl<A: Stations, R> Shared<A, R> {
     }
 
     /// Refuses, but who fails too often in other words.
-    #[cold]
+    #[inline]
     pub(super) fn failed<B>(&self, rejection: Rejection, request: &Request<B>) -> Step<A> {
-        if !is_failure(rejection.kind()) {
+        if self.settings.throttle.is_none() || !is_failure(rejection.kind()) {
             return Step::Refuse(rejection);
         }
+        self.count(rejection, request)
+    }
+
+    #[cold]
+    fn count<B>(&self, rejection: Rejection, request: &Request<B>) -> Step<A> {
         match self.attempt(request) {
             Ok(attempt) => Step::Refuse(ended(attempt, rejection)),
             Err(throttled) => Step::Refuse(throttled),

@@ -135,7 +135,7 @@ pub(super) fn read(cell: &InMemoryState) -> u64 {
     always_fails.err().unwrap_or(0)
 }
 
-#[cfg(all(test, not(tollgate_shuttle)))]
+#[cfg(test)]
 mod tests {
     use proptest::prelude::*;
 

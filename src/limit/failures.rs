@@ -256,3 +256,61 @@ pub fn peer_of(address: IpAddr) -> IpAddr {
         v4 => v4,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use http::Request;
+
+    use super::*;
+
+    #[test]
+    fn addresses_are_grouped_by_who_has_them() {
+        let peer = |address: &str| peer_of(address.parse().unwrap()).to_string();
+        for (address, expected) in [
+            ("192.0.2.1", "192.0.2.1"),
+            ("::ffff:192.0.2.1", "192.0.2.1"),
+            ("2001:db8:1:2:3:4:5:6", "2001:db8:1:2::"),
+            ("2001:db8:1:2:ffff:ffff:ffff:ffff", "2001:db8:1:2::"),
+            ("2001:db8:1:3::", "2001:db8:1:3::"),
+            ("::1", "::"),
+            // IPv4-compatible, which is not IPv4-mapped.
+            ("::192.0.2.1", "::"),
+        ] {
+            assert_eq!(peer(address), expected);
+        }
+    }
+
+    #[test]
+    fn the_table_has_the_size_that_it_tells() {
+        let throttle = FailureThrottle::new(Quota::per_minute(1), |_| Some(()));
+        assert_eq!(throttle.memory_bytes() >> 20, 1, "1 MiB");
+        for (asked, width) in [(0, 16), (17, 32), (1 << 20, 1 << 20)] {
+            let throttle = throttle.clone().with_width(asked);
+            assert_eq!(throttle.sketch.width(), width);
+            assert!(throttle.memory_bytes() - width * 64 < 4096);
+            assert_eq!(throttle.with_clock(|| Duration::ZERO).sketch.width(), width);
+        }
+    }
+
+    #[test]
+    fn mistakes_are_as_rare_as_the_table_says() {
+        let quota = Quota::per_hour(1);
+        let throttle = FailureThrottle::new(quota, |head| head.extensions.get::<u32>().copied());
+        let throttle = throttle.with_width(1_024).with_clock(|| Duration::ZERO);
+        let mut request = Request::new(());
+        let mut refused = |peers: std::ops::Range<u32>| {
+            let mut is_refused = |peer: &u32| {
+                request.extensions_mut().insert(*peer);
+                // One that is let in fails, as it is dropped.
+                throttle.begin(&Head::of(&request)).is_err()
+            };
+            peers.filter(|peer| is_refused(peer)).count()
+        };
+        // As many peers as a row is wide: about 1 in 6 for the last of them, so that fewer were refused before.
+        assert!(refused(0..1_024) < 1_024 / 8);
+        // They are not let in again.
+        assert_eq!(refused(0..1_024), 1_024);
+    }
+}

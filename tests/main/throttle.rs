@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, SystemTime};
 
+use futures_util::FutureExt as _;
 use http::{Request, Response, StatusCode};
 use tokio::sync::Semaphore;
 use tollgate::gate::BodyDoors;
@@ -176,7 +177,7 @@ impl TokenStore for Verdicts {
 
     fn lookup(&self, token: &BearerToken<'_>) -> Answer<Self::Future> {
         let grant = Grant::new("g", ());
-        let found = match token.expose().as_bytes() {
+        let found = match token.expose() {
             b"future" => Ok(Some(grant.with_not_before(SystemTime::now() + Duration::from_secs(60)))),
             b"expired" => Ok(Some(grant.with_expiry(SystemTime::UNIX_EPOCH))),
             b"bound" => Ok(Some(grant.with_sender_constraint())),
@@ -301,7 +302,7 @@ async fn a_look_up_that_is_dropped_counts() {
     remote.answers.forget_permits(Semaphore::MAX_PERMITS);
     for _ in 0..3 {
         let mut dropped = std::pin::pin!(send::<_, Body>(&service, guess(STRANGER)));
-        assert!(futures_util::poll!(&mut dropped).is_pending());
+        assert!(dropped.as_mut().now_or_never().is_none());
     }
     assert_eq!(remote.polled(), 3);
     remote.answers.add_permits(Semaphore::MAX_PERMITS);
@@ -346,7 +347,7 @@ async fn valid_look_ups_come_back_all_at_once() {
         let mut under_way: Vec<_> =
             (0..3).map(|_| Box::pin(send::<_, Body>(&service, from(STRANGER, with_token(TOKEN))))).collect();
         for request in &mut under_way {
-            assert!(futures_util::poll!(request).is_pending());
+            assert!(request.as_mut().now_or_never().is_none());
         }
         assert_eq!(status(&service, guess(STRANGER)).await, 429);
         remote.answers.add_permits(Semaphore::MAX_PERMITS);
@@ -382,11 +383,10 @@ async fn peers_are_who_the_closure_says() {
     // One customer has a /64, and two customers have not the same.
     let hands = Hands::default();
     let service = AuthLayer::new(memory()).with_failure_throttle(throttle(&hands)).layer(echo());
-    for (host, expected) in ["1", "2", "ffff:ffff:ffff:ffff", "4"].into_iter().zip([401, 401, 401, 429]) {
-        assert_eq!(
-            status(&service, guess(&format!("2001:db8:0:1::{host}").replace("::ffff:", ":ffff:"))).await,
-            expected
-        );
+    for (host, expected) in
+        ["0:0:0:1", "0:0:0:2", "ffff:ffff:ffff:ffff", "0:0:0:4"].into_iter().zip([401, 401, 401, 429])
+    {
+        assert_eq!(status(&service, guess(&format!("2001:db8:0:1:{host}"))).await, expected);
     }
     assert_eq!(status(&service, guess("2001:db8:0:2::1")).await, 401);
     for (peer, expected) in
@@ -477,11 +477,6 @@ async fn doors_in_the_body_are_throttled_as_well() {
         from(STRANGER, Request::post("/").header("content-type", content_type).body(Body::from(body)).unwrap())
     };
     let json = |key: &str| alert("application/json", format!(r#"{{"key": "{key}"}}"#));
-    let status = |service: &_, request| {
-        let service: &tollgate::gate::BodyAuthService<_, _, _> = service;
-        let service = service.clone();
-        async move { service.oneshot(request).await.unwrap().status().as_u16() }
-    };
     assert_eq!(status(&at_once, json("tg_a_guess")).await, 401);
     assert_eq!(status(&at_once, alert("text/plain", "key=tg_a_guess;".to_owned())).await, 401);
     // Two keys, and nothing that is a failure to authenticate: no key, too long a body.

@@ -14,7 +14,6 @@ fn place(file: &str) -> (u8, &str) {
         // What a grant remembers, and what a decision and a rejection are written with.
         "limit/accounts.rs"
         | "limit/decide.rs"
-        | "limit/sketch.rs"
         | "respond/challenge.rs"
         | "respond/list.rs"
         | "respond/ratelimit.rs"

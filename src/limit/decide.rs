@@ -127,6 +127,14 @@ pub(super) fn swap(cell: &InMemoryState, tat: u64) -> u64 {
     never_fails.unwrap_or(0)
 }
 
+/// Takes a charge of so many nanoseconds back, unless the cell is closed.
+pub(super) fn give_back(cell: &InMemoryState, ns: u64) {
+    let _: Result<(), ()> = cell.measure_and_replace(&NotKeyed::NonKey, |old| match old.map_or(0, Nanos::as_u64) {
+        closed if closed >= FROZEN => Err(()),
+        tat => Ok(((), Nanos::new(tat.saturating_sub(ns)))),
+    });
+}
+
 /// The theoretical arrival time; 0 if nothing was ever charged.
 pub(super) fn read(cell: &InMemoryState) -> u64 {
     // governor lets a state be read only by a decision; one that refuses changes nothing.

@@ -16,6 +16,7 @@ use super::sketch::{Peer, Sketch};
 use super::{Charge, RateLimits};
 use crate::caller::CurrentGrant;
 use crate::grant::Grant;
+use crate::head::Head;
 use crate::quota::Quota;
 
 const ONE: Charge<'static> = Charge::Units(1);
@@ -246,4 +247,35 @@ fn attempts_of_one_peer() {
 #[test]
 fn attempts_that_are_under_way() {
     explore(attempts_of_one_peer);
+}
+
+/// What one request gives back is never what refuses another: of one subject, or of several at budgets that all share.
+fn turns(subjects: [&'static str; 3], share: fn(RateLimits) -> RateLimits) {
+    let limits = share(RateLimits::new(PLANS[0]).with_clock(|| Duration::ZERO)).and("second", PLANS[0]).unwrap();
+    let limits = share(limits.with_cost(|head| head.uri.path().len() as u32 - 1));
+    let charge = |subject, path| {
+        let limits = limits.clone();
+        thread::spawn(move || {
+            let request = http::Request::get(path).body(()).unwrap();
+            let grant = CurrentGrant::new(Grant::new(subject, ()));
+            limits.check_now(&grant, Charge::Request(&Head::of(&request))).is_admitted()
+        })
+    };
+    // The first policy has room for two; the second would refuse the third of them for ever.
+    let [first, second, third] = subjects;
+    let requests = [(first, "/", true), (second, "/123", false), (third, "/", true)];
+    let answers = requests.map(|(subject, path, fits)| (charge(subject, path), fits));
+    for (answer, fits) in answers {
+        assert_eq!(answer.join().unwrap(), fits);
+    }
+}
+
+#[test]
+fn several_policies_and_one_subject() {
+    explore(|| turns(["s"; 3], |limits| limits));
+}
+
+#[test]
+fn several_policies_that_all_share() {
+    explore(|| turns(["s", "t", "u"], RateLimits::shared_by_all));
 }

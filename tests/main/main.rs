@@ -23,6 +23,7 @@ mod mint;
 #[cfg(all(feature = "sqlite", feature = "postgres"))]
 mod outages;
 mod peppers;
+mod policies;
 #[cfg(all(feature = "sqlite", feature = "postgres"))]
 mod proxy;
 mod quotas;

@@ -1,7 +1,7 @@
 //! The third station: charge the caller's budget.
 //!
 //! [`RateLimits`] is the limiter in memory: one GCRA cell a subject, decided by `governor`. Whoever keeps budgets
-//! elsewhere implements [`Limiter`].
+//! elsewhere implements [`Limiter`]. Beside it stands the [`FailureThrottle`], for who is nobody yet.
 //!
 //! # Rules
 //!
@@ -19,15 +19,19 @@
 pub(crate) mod accounts;
 mod clock;
 mod decide;
+mod failures;
 #[cfg(all(test, tollgate_shuttle))]
 mod interleavings;
 mod lane;
 mod memory;
 mod rule;
+mod sketch;
 mod together;
 
 pub(crate) use clock::Time;
 pub use clock::{Clock, MonotonicClock};
+pub(crate) use failures::Attempt;
+pub use failures::{FailureThrottle, WouldBeThrottled, peer_of};
 pub use memory::RateLimits;
 
 pub use crate::decision::{Decision, Verdict};

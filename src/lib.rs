@@ -41,7 +41,7 @@
 //! |---|---|
 //! | [`extract`] | find the token, behind all open doors: bytes in, token out |
 //! | [`store`] | find the grant: [`TokenStore`], [`MemoryStore`] and others |
-//! | [`limit`] | charge the budget: [`RateLimits`], or a [`Limiter`] of your own |
+//! | [`limit`] | charge the budget: [`RateLimits`], or a [`Limiter`] of your own; count failures: [`FailureThrottle`](limit::FailureThrottle) |
 //! | [`respond`] | say no: [`Challenge`](respond::Challenge), [`Problem`], `RateLimit` headers |
 //! | [`gate`] | the tower layers: [`AuthLayer`], [`RateLimitLayer`], [`RequireScopeLayer`] |
 //! | [`mint`] | beside the road: new tokens, and a check of tokens that needs no store |
@@ -54,7 +54,7 @@
 //! | feature | adds |
 //! |---|---|
 //! | `body` | [`gate::BodyDoors`]: tokens in JSON, text and forms |
-//! | `axum` | [`Authenticated`] as extractor, [`Rejection`] as response |
+//! | `axum` | [`Authenticated`] as extractor, [`Rejection`] as response, `FailureThrottle::by_connect_info` |
 //! | `cache` | [`store::CachedStore`]: a cache that can be told to forget |
 //! | `cli` | the command line `tollgate`, with `sqlite`, `postgres` or both |
 //! | `introspection` | [`store::IntrospectionStore`]: tokens that an authorization server knows (RFC 7662) |
@@ -75,7 +75,9 @@ mod grant;
 mod head;
 pub mod observe;
 mod patience;
+mod policy;
 mod quota;
+mod refund;
 mod rejection;
 mod scopes;
 mod sync;
@@ -97,12 +99,14 @@ mod axum;
 
 pub use answer::{Answer, Immediate};
 pub use caller::{Authenticated, CurrentGrant, Unauthenticated};
-pub use decision::{Decision, InvalidPolicyName, Policy, Verdict};
+pub use decision::{Decision, Verdict};
 pub use gate::{AuthLayer, AuthService, Limited, RateLimitLayer, RateLimitService, RequireScope, RequireScopeLayer};
 pub use grant::{Grant, GrantId, Subject};
 pub use head::Head;
 pub use limit::{Charge, Limiter, RateLimits};
+pub use policy::{InvalidPolicyName, Policy};
 pub use quota::{Quota, QuotaError};
+pub use refund::Refund;
 pub use rejection::{Protocol, Rejection, RejectionKind, StoreError};
 pub use respond::{Empty, Problem, RateLimitHeaders};
 pub use scopes::{InvalidScope, Scopes};

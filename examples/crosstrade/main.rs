@@ -9,6 +9,7 @@
 //! | `self_limit.rs` | the limit that an alert sets itself: exact, and all of it without I/O |
 //! | `stream.rs`, `rpc.rs` | a WebSocket: a charge a message, and the end of it when the token ends |
 //! | `errors.rs`, `problem.rs` | a responder of one's own, and the service's own errors |
+//! | `peers.rs` | who may fail how often to say who he is |
 //! | `server.rs` | bounds on what a stranger may send: the size of a head, and its time |
 //! | `metrics.rs` | what is counted, for Prometheus, on a listener of its own |
 //! | `tokens.rs`, `database.rs` | tokens in SQLite or PostgreSQL, behind a cache that is told of every change |
@@ -40,6 +41,7 @@ mod fields;
 mod instructions;
 mod metrics;
 mod order;
+mod peers;
 mod problem;
 mod rest;
 mod rpc;

@@ -2,8 +2,8 @@ use std::error::Error;
 use std::fmt::Write as _;
 
 use super::{Breaker, name};
-use crate::decision::Decision;
 use crate::grant::GrantId;
+use crate::policy::Policy;
 use crate::rejection::{Protocol, Rejection, RejectionKind};
 
 const TARGET: &str = "tollgate";
@@ -19,7 +19,7 @@ macro_rules! refusal {
                 Protocol::Grpc => "grpc",
             },
             grant = $rejection.grant().map(GrantId::as_str),
-            policy = $rejection.decision().and_then(Decision::policy).map(|policy| policy.name()),
+            policy = policies($rejection).as_deref(),
             retry_after_s = $rejection.retry_after_secs(),
             error = causes($rejection).as_deref(),
             hint = Some($rejection.hint()).filter(|hint| !hint.is_empty()),
@@ -37,7 +37,8 @@ pub(super) fn refused(rejection: &Rejection) {
         | RejectionKind::InvalidRequest
         | RejectionKind::BodyTooLarge
         | RejectionKind::BodyUnreadable
-        | RejectionKind::BodyTimeout => refusal!(DEBUG, rejection),
+        | RejectionKind::BodyTimeout
+        | RejectionKind::TooManyFailures => refusal!(DEBUG, rejection),
         // What needs a token that a store knows.
         RejectionKind::NotYetValid
         | RejectionKind::ExpiredToken
@@ -50,6 +51,12 @@ pub(super) fn refused(rejection: &Rejection) {
         RejectionKind::StoreUnavailable => refusal!(WARN, rejection),
         RejectionKind::Misconfigured => refusal!(ERROR, rejection),
     }
+}
+
+/// Whose limits were met, separated by commas.
+fn policies(rejection: &Rejection) -> Option<String> {
+    let violated: Vec<&str> = rejection.decision()?.violated().map(Policy::name).collect();
+    Some(violated.join(", "))
 }
 
 /// Why a store failed, from the outside in.

@@ -40,7 +40,7 @@ metrics! {
     CACHE: Counter "tollgate_cache_lookups_total", "Look-ups in caches of grants by what the cache knew.";
     BREAKER: Gauge "tollgate_breaker_state", "What a breaker does: 0 closed, 1 probing, 2 open.";
     BREAKER_TURNS: Counter "tollgate_breaker_transitions_total", "How often a breaker went into a state.";
-    THROTTLED: Counter "tollgate_failures_throttled_total", "Requests that were refused because their peer has failed too often.";
+    THROTTLED: Counter "tollgate_failures_throttled_total", "Requests of peers that have failed too often, refused or on trial.";
     REDIS_CHARGE: Histogram "tollgate_redis_charge_seconds", "How long charges at a Redis server took.";
     REDIS_DOWN: Gauge "tollgate_redis_down", "1 while the Redis server is lost, 0 otherwise.";
     REDIS_OUTAGES: Counter "tollgate_redis_outages_total", "How often the Redis server was lost.";

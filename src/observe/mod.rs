@@ -20,9 +20,10 @@ mod meter;
 #[cfg(all(test, feature = "metrics"))]
 mod tests;
 
-use crate::caller::Unauthenticated;
-use crate::decision::Verdict;
+use crate::caller::{CurrentGrant, Unauthenticated};
+use crate::decision::{Decision, Verdict};
 use crate::grant::GrantId;
+use crate::policy::Policy;
 use crate::rejection::{Rejection, RejectionKind};
 use crate::token::Carrier;
 
@@ -61,9 +62,29 @@ pub(crate) fn passed(why: Unauthenticated) {
     meter::passed(why);
 }
 
-/// A limiter has charged, or has not.
+/// A limiter has charged a caller, or has not: a part a policy. Parts that would fit beside one that refuses are not charged.
 #[inline]
-pub(crate) fn charged(policy: &str, verdict: Verdict) {
+pub(crate) fn charged(decision: &Decision, caller: Option<&CurrentGrant>) {
+    #[cfg(any(feature = "metrics", feature = "tracing"))]
+    for part in decision.parts() {
+        let Some(policy) = part.policy().map(Policy::name) else { continue };
+        match (part.verdict(), part.is_admitted(), decision.is_admitted()) {
+            (Verdict::Admitted, _, true) => {
+                decided(policy, Verdict::Admitted);
+                if part.is_near_limit() {
+                    near_limit(policy);
+                }
+            }
+            (Verdict::Admitted, _, false) => {}
+            (_, true, _) => would_refuse(policy, caller.map(CurrentGrant::id)),
+            (verdict, false, _) => decided(policy, verdict),
+        }
+    }
+}
+
+/// One policy has decided.
+#[inline]
+pub(crate) fn decided(policy: &str, verdict: Verdict) {
     #[cfg(feature = "metrics")]
     meter::by_policy(
         policy,
@@ -219,11 +240,11 @@ pub(crate) fn breaker_turned(name: &'static str, state: Breaker) {
     events::breaker_turned(name, state);
 }
 
-/// A request was refused unread, because its peer has failed too often.
+/// A peer has failed too often, and was refused, or would have been.
 #[inline]
-pub(crate) fn throttled() {
+pub(crate) fn throttled(is_dry_run: bool) {
     #[cfg(feature = "metrics")]
-    meter::THROTTLED.count(&[]);
+    meter::THROTTLED.count(&[("outcome", if is_dry_run { "dry_run" } else { "refused" })]);
 }
 
 /// A Redis server was lost, or is there again.
@@ -259,6 +280,7 @@ fn name(kind: RejectionKind) -> &'static str {
         RejectionKind::InvalidRequest => "invalid_request",
         RejectionKind::InsufficientScope => "insufficient_scope",
         RejectionKind::InsufficientUserAuthentication => "insufficient_user_authentication",
+        RejectionKind::TooManyFailures => "too_many_failures",
         RejectionKind::OverLimit => "over_limit",
         RejectionKind::CostAboveBurst => "cost_above_burst",
         RejectionKind::BodyTooLarge => "body_too_large",

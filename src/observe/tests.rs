@@ -32,7 +32,8 @@ fn assert_told<const N: usize>(tell: impl FnOnce(), expected: [(&str, f64); N]) 
 
 #[test]
 fn what_is_told_is_what_was_said() {
-    assert_told(throttled, [("tollgate_failures_throttled_total", 1.0)]);
+    assert_told(|| throttled(false), [("tollgate_failures_throttled_total outcome=refused", 1.0)]);
+    assert_told(|| throttled(true), [("tollgate_failures_throttled_total outcome=dry_run", 1.0)]);
     assert_told(|| near_limit("p"), [("tollgate_limit_near_total policy=p", 1.0)]);
     assert_told(|| would_refuse("p", Some(&"g".into())), [("tollgate_limit_dry_run_total policy=p", 1.0)]);
     assert_told(|| decided_without_redis("p"), [("tollgate_redis_local_decisions_total policy=p", 1.0)]);
@@ -49,14 +50,14 @@ fn what_is_told_is_what_was_said() {
         (Verdict::CostAboveBurst, "cost_above_burst"),
     ] {
         let series = format!("tollgate_limit_decisions_total policy=p,outcome={word}");
-        assert_told(|| charged("p", verdict), [(&*series, 1.0)]);
+        assert_told(|| decided("p", verdict), [(&*series, 1.0)]);
     }
 }
 
 /// Each series has a key of its own, and is counted by no other.
 #[test]
 fn each_number_is_its_own() {
-    let kinds = 16;
+    let kinds = 17;
     let told = told(|| {
         for kind in [
             RejectionKind::Missing,
@@ -68,6 +69,7 @@ fn each_number_is_its_own() {
             RejectionKind::InvalidRequest,
             RejectionKind::InsufficientScope,
             RejectionKind::InsufficientUserAuthentication,
+            RejectionKind::TooManyFailures,
             RejectionKind::OverLimit,
             RejectionKind::CostAboveBurst,
             RejectionKind::BodyTooLarge,
@@ -92,7 +94,7 @@ fn many_policies_are_counted_by_their_own_names() {
     let told = told(|| {
         for _ in 0..3 {
             for i in 0..100 {
-                charged(&format!("policy {i}"), Verdict::Admitted);
+                decided(&format!("policy {i}"), Verdict::Admitted);
             }
         }
     });
@@ -110,7 +112,7 @@ fn a_recorder_may_come_back() {
         fn describe_gauge(&self, _: KeyName, _: Option<Unit>, _: SharedString) {}
         fn describe_histogram(&self, _: KeyName, _: Option<Unit>, _: SharedString) {}
         fn register_counter(&self, key: &Key, metadata: &Metadata<'_>) -> metrics::Counter {
-            metrics::with_local_recorder(&self.0, || charged("inner", Verdict::Admitted));
+            metrics::with_local_recorder(&self.0, || decided("inner", Verdict::Admitted));
             self.0.register_counter(key, metadata)
         }
         fn register_gauge(&self, key: &Key, metadata: &Metadata<'_>) -> metrics::Gauge {
@@ -122,7 +124,7 @@ fn a_recorder_may_come_back() {
     }
 
     let again = Again(DebuggingRecorder::new());
-    metrics::with_local_recorder(&again, || charged("outer", Verdict::Admitted));
+    metrics::with_local_recorder(&again, || decided("outer", Verdict::Admitted));
     assert_eq!(again.0.snapshotter().snapshot().into_vec().len(), 2);
 }
 

@@ -127,7 +127,7 @@ fn status(kind: RejectionKind) -> StatusCode {
         RejectionKind::BodyTimeout => StatusCode::REQUEST_TIMEOUT,
         RejectionKind::BodyTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
         RejectionKind::InsufficientScope => StatusCode::FORBIDDEN,
-        RejectionKind::OverLimit => StatusCode::TOO_MANY_REQUESTS,
+        RejectionKind::TooManyFailures | RejectionKind::OverLimit => StatusCode::TOO_MANY_REQUESTS,
         RejectionKind::StoreUnavailable => StatusCode::SERVICE_UNAVAILABLE,
         RejectionKind::Misconfigured => StatusCode::INTERNAL_SERVER_ERROR,
     }
@@ -162,6 +162,7 @@ fn bearer_challenge(rejection: &Rejection, terms: &Terms) -> Option<HeaderValue>
             }
         }
         RejectionKind::CostAboveBurst
+        | RejectionKind::TooManyFailures
         | RejectionKind::OverLimit
         | RejectionKind::BodyTooLarge
         | RejectionKind::BodyUnreadable

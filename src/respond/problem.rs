@@ -4,6 +4,8 @@ use bytes::Bytes;
 use http::{HeaderValue, Response, header};
 
 use super::{Respond, head};
+use crate::decision::Decision;
+use crate::policy::Policy;
 use crate::rejection::{Protocol, Rejection, RejectionKind};
 
 /// Refuses with a problem details body (RFC 9457), `application/problem+json`: the default responder.
@@ -124,20 +126,30 @@ fn body(rejection: &Rejection) -> Bytes {
             blank!("503", "Service Unavailable", "The token could not be checked. This says nothing about the token.")
         }
         RejectionKind::Misconfigured => misconfigured(rejection.hint()),
+        RejectionKind::TooManyFailures => Bytes::from_static(TOO_MANY_FAILURES.as_bytes()),
         RejectionKind::OverLimit => over_limit(rejection),
     }
 }
+
+/// The problem type of draft-ietf-httpapi-ratelimit-headers-10 for 429 because of what looks like abuse.
+const TOO_MANY_FAILURES: &str = r#"{"type":"https://iana.org/assignments/http-problem-types#abnormal-usage-detected","title":"Too Many Requests","status":429,"detail":"Too many attempts to authenticate have failed.","violated-policies":["failures"]}"#;
 
 /// The problem type of draft-ietf-httpapi-ratelimit-headers-10 for 429.
 fn over_limit(rejection: &Rejection) -> Bytes {
     const BEFORE: &str = r#"{"type":"https://iana.org/assignments/http-problem-types#quota-exceeded","title":"Too Many Requests","status":429,"detail":"The budget of this token is spent.","violated-policies":["#;
     const AFTER: &str = "]}";
 
-    let name = rejection.decision().and_then(|decision| decision.policy()).map_or("", |policy| policy.name());
+    let violated = || rejection.decision().into_iter().flat_map(Decision::violated).map(Policy::name);
     // Exact for nearly all names, so that the bytes need no second allocation.
-    let mut body = String::with_capacity(BEFORE.len() + name.len() + 2 + AFTER.len());
+    let names: usize = violated().map(|name| name.len() + r#"",""#.len()).sum();
+    let mut body = String::with_capacity(BEFORE.len() + names.saturating_sub(1) + AFTER.len());
     body.push_str(BEFORE);
-    write_json_string(&mut body, name);
+    for (at, name) in violated().enumerate() {
+        if at > 0 {
+            body.push(',');
+        }
+        write_json_string(&mut body, name);
+    }
     body.push_str(AFTER);
     body.into()
 }

@@ -25,6 +25,7 @@ mod observe;
 #[cfg(all(feature = "sqlite", feature = "postgres"))]
 mod outages;
 mod peppers;
+mod policies;
 #[cfg(all(feature = "sqlite", feature = "postgres"))]
 mod proxy;
 mod quotas;
@@ -36,3 +37,4 @@ mod servers;
 mod sql;
 mod store_model;
 mod stores;
+mod throttle;

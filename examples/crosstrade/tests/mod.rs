@@ -25,6 +25,7 @@ mod alert;
 mod budget;
 mod crash;
 mod metrics;
+mod peers;
 mod program;
 mod rest;
 mod self_limit;

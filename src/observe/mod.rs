@@ -23,7 +23,6 @@ mod tests;
 use crate::caller::{CurrentGrant, Unauthenticated};
 use crate::decision::{Decision, Verdict};
 use crate::grant::GrantId;
-use crate::policy::Policy;
 use crate::rejection::{Rejection, RejectionKind};
 use crate::token::Carrier;
 
@@ -67,7 +66,7 @@ pub(crate) fn passed(why: Unauthenticated) {
 pub(crate) fn charged(decision: &Decision, caller: Option<&CurrentGrant>) {
     #[cfg(any(feature = "metrics", feature = "tracing"))]
     for part in decision.parts() {
-        let Some(policy) = part.policy().map(Policy::name) else { continue };
+        let Some(policy) = part.policy().map(|policy| policy.name()) else { continue };
         match (part.verdict(), part.is_admitted(), decision.is_admitted()) {
             (Verdict::Admitted, _, true) => {
                 decided(policy, Verdict::Admitted);

@@ -111,6 +111,22 @@ async fn what_is_admitted_is_no_event() {
     assert!(ear.take().is_empty());
 }
 
+#[test]
+fn policies_on_trial_say_whom_they_would_refuse() {
+    let ear = Ear::default();
+    let _listening = tracing::subscriber::set_default(ear.clone());
+    let limits = RateLimits::named("trial", Quota::per_minute(1)).unwrap().with_dry_run().with_clock(|| Duration::ZERO);
+    let who = tollgate::Authenticated::new(alice()).current();
+    for events in [0, 1] {
+        assert!(limits.check_now(&who, ONE).is_admitted());
+        let told = ear.take();
+        assert_eq!(told.len(), events);
+        for Told { level, fields } in told {
+            assert_eq!((&*level, &*fields["policy"], &*fields["grant"]), ("INFO", "trial", "alice"));
+        }
+    }
+}
+
 #[tokio::test]
 async fn breakers_are_told_of_when_they_turn() {
     let ear = Ear::default();

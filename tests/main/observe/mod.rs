@@ -11,6 +11,7 @@ use http::{Request, Response};
 use http_body::Frame;
 use http_body_util::StreamBody;
 use tollgate::gate::BodyDoors;
+use tollgate::limit::FailureThrottle;
 use tollgate::store::from_fn;
 use tollgate::{AuthLayer, Grant, MemoryStore, Quota, RateLimits, Rejection, TokenDigest};
 use tower::{Layer, Service};
@@ -94,6 +95,18 @@ async fn over(limits: RateLimits, requests: usize) -> Response<Body> {
     send(&service, with_token(TOKEN)).await
 }
 
+/// Fails by another gate, of which nobody is told.
+async fn failed_once(failures: &FailureThrottle) {
+    #[cfg(feature = "tracing")]
+    let _nobody = tracing::subscriber::set_default(tracing::subscriber::NoSubscriber::default());
+    #[cfg(feature = "metrics")]
+    let nothing = metrics::NoopRecorder;
+    #[cfg(feature = "metrics")]
+    let _nowhere = metrics::set_default_local_recorder(&nothing);
+    let gate = AuthLayer::new(MemoryStore::<()>::new()).with_failure_throttle(failures.clone());
+    assert_eq!(send(&gate.layer(echo()), with_token(TOKEN)).await.status(), 401);
+}
+
 /// One of each kind. All that present something present [`TOKEN`].
 pub fn cases() -> Vec<Case> {
     let (past, future) = (SystemTime::UNIX_EPOCH, SystemTime::now() + Duration::from_secs(3_600));
@@ -126,6 +139,22 @@ pub fn cases() -> Vec<Case> {
             let step_up = Rejection::insufficient_user_authentication(["myACR"], None).unwrap();
             gate(alice()).refuse(step_up)
         }),
+        Case {
+            retry_after_s: Some(3_600),
+            ..Case::new("too_many_failures", async {
+                let failures =
+                    FailureThrottle::new(Quota::per_hour(1), |_| Some("a peer")).with_clock(|| Duration::ZERO);
+                // One failure is let in, and not counted among those that the test looks at.
+                failed_once(&failures).await;
+                let gate = AuthLayer::new(MemoryStore::<()>::new()).with_failure_throttle(failures);
+                send(&gate.layer(echo()), with_token(TOKEN)).await
+            })
+        },
+        Case {
+            policy: Some("orders, all"),
+            retry_after_s: Some(60),
+            ..Case::new("over_limit", over(orders().and("all", Quota::per_minute(1)).unwrap(), 2)).of("alice")
+        },
         Case {
             policy: Some("orders"),
             retry_after_s: Some(60),

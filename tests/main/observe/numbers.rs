@@ -166,6 +166,51 @@ async fn charges_of_handlers_are_counted_and_looks_are_not() {
     assert_eq!(book.of(CHARGES), series(counted));
 }
 
+/// Of several policies each is counted by what it did; what was not charged is not counted.
+#[test]
+fn each_policy_of_a_limiter_is_counted_by_its_own_name() {
+    let book = Book::open();
+    let (small, large) = (Quota::per_minute(60).with_burst(2), Quota::per_minute(60).with_burst(10));
+    let limits = RateLimits::named("large", large)
+        .unwrap()
+        .with_near_limit(20)
+        .and("small", small)
+        .unwrap()
+        .and("trial", Quota::per_minute(60).with_burst(1))
+        .unwrap()
+        .with_dry_run()
+        .with_clock(|| Duration::ZERO);
+    let who = Authenticated::new(alice()).current();
+    let admitted = [(); 4].map(|()| limits.check_now(&who, ONE).is_admitted());
+    assert_eq!(admitted, [true, true, false, false]);
+    _ = limits.peek(&who);
+    let told: BTreeMap<String, f64> =
+        book.read().into_iter().filter(|(series, _)| !series.contains("accounts")).collect();
+    let expected = [
+        ("tollgate_limit_decisions_total{policy=large,outcome=admitted}", 2.0),
+        ("tollgate_limit_decisions_total{policy=small,outcome=admitted}", 2.0),
+        ("tollgate_limit_decisions_total{policy=small,outcome=over_limit}", 2.0),
+        ("tollgate_limit_decisions_total{policy=trial,outcome=admitted}", 1.0),
+        ("tollgate_limit_dry_run_total{policy=trial}", 3.0),
+        ("tollgate_limit_near_total{policy=large}", 1.0),
+    ];
+    assert_eq!(told, BTreeMap::from(expected.map(|(series, count)| (series.to_owned(), count))));
+}
+
+#[tokio::test]
+async fn throttled_peers_are_counted_on_trial_too() {
+    let book = Book::open();
+    let throttle = || FailureThrottle::new(Quota::per_hour(1), |_| Some("a peer")).with_clock(|| Duration::ZERO);
+    for (failures, outcome) in [(throttle(), "refused"), (throttle().with_dry_run(), "dry_run")] {
+        let gate = AuthLayer::new(MemoryStore::<()>::new()).with_failure_throttle(failures);
+        for _ in 0..3 {
+            send(&gate.clone().layer(echo()), with_token(TOKEN)).await;
+        }
+        let counted = book.of("tollgate_failures_throttled_total");
+        assert_eq!(counted, series([(&*format!("outcome={outcome}"), 2.0)]));
+    }
+}
+
 #[test]
 fn subjects_come_and_go() {
     let ((scraper, _writing), hands) = (scraper(), Hands::default());

@@ -12,6 +12,7 @@ use crate::caller::CurrentGrant;
 use crate::decision::Decision;
 use crate::grant::Subject;
 use crate::head::Head;
+use crate::observe;
 use crate::policy::{InvalidPolicyName, PolicyName};
 use crate::quota::Quota;
 use crate::refund::Refund;
@@ -328,11 +329,17 @@ impl RateLimits {
     /// The decision about a caller; `None` is an anonymous one.
     #[inline]
     fn decide(&self, grant: Option<&CurrentGrant>, charge: Charge<'_>) -> Decision {
-        if self.more.is_some() || self.has_refunds {
-            return self.decide_rare(grant, charge);
+        let decision = if self.more.is_some() || self.has_refunds {
+            self.decide_rare(grant, charge)
+        } else {
+            let (now, cost) = (self.time.now_ns(), self.first.rule().cost(charge));
+            self.first.charge(grant, now, cost).unwrap_or_else(Decision::unlimited)
+        };
+        // Who only looks charges nothing.
+        if !matches!(charge, Charge::Units(0)) {
+            observe::charged(&decision, grant);
         }
-        let (now, cost) = (self.time.now_ns(), self.first.rule().cost(charge));
-        self.first.charge(grant, now, cost).unwrap_or_else(Decision::unlimited)
+        decision
     }
 
     fn decide_rare(&self, grant: Option<&CurrentGrant>, charge: Charge<'_>) -> Decision {

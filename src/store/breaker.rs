@@ -11,6 +11,7 @@ use thiserror::Error;
 use super::{Lookup, TokenStore};
 use crate::answer::Answer;
 use crate::limit::{Clock, MonotonicClock};
+use crate::observe;
 use crate::patience::{BoxSleep, Patience, Sleep};
 use crate::rejection::StoreError;
 use crate::token::BearerToken;
@@ -51,6 +52,7 @@ struct Switch {
 
 #[derive(Clone)]
 struct Settings {
+    name: &'static str,
     patience: Patience,
     failures: u32,
     pauses: (Duration, Duration),
@@ -113,12 +115,30 @@ impl<T> Breaker<T> {
     /// gate a longer one, since who is dropped cannot count.
     pub fn new(store: T, deadline: Duration, sleep: impl Sleep) -> Self {
         let settings = Settings {
+            name: "default",
             patience: Patience::new(deadline, sleep),
             failures: FAILURES,
             pauses: (FIRST_PAUSE, LONGEST_PAUSE),
             clock: Arc::new(MonotonicClock::new()),
         };
         Self { store: Arc::new(store), switch: Switch { settings: Arc::new(settings), shared: Arc::default() } }
+    }
+
+    /// The same under a name of its own, by which [metrics and events](crate::observe) tell several breakers apart; `default`
+    /// if this is never called.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use tollgate::MemoryStore;
+    /// use tollgate::store::Breaker;
+    ///
+    /// let store = Breaker::new(MemoryStore::<()>::new(), Duration::from_secs(1), tokio::time::sleep).with_name("tokens");
+    /// # let _ = store;
+    /// ```
+    #[must_use]
+    pub fn with_name(mut self, name: &'static str) -> Self {
+        self.settings().name = name;
+        self
     }
 
     /// The same, open after so many failures in a row; 0 is taken as 1.
@@ -146,7 +166,7 @@ impl<T> Breaker<T> {
     /// What it does now.
     #[must_use]
     pub fn state(&self) -> BreakerState {
-        match *self.switch.shared.phase() {
+        match *self.switch.phase() {
             Phase::Closed => BreakerState::Closed,
             Phase::Open { .. } => BreakerState::Open,
             Phase::Probing { .. } => BreakerState::Probing,
@@ -169,13 +189,13 @@ impl Switch {
     fn probe(&self) -> Result<bool, StoreError> {
         let deadline = self.settings.patience.deadline;
         let now = self.settings.clock.now();
-        let mut phase = self.shared.phase();
+        let phase = self.phase();
         let wait = match *phase {
             Phase::Closed => return Ok(false),
             Phase::Open { until, pause } | Phase::Probing { until, pause } if now >= until => {
                 // Room to spare for one that is waited for: its deadline counts from its first poll.
                 let until = now.saturating_add(deadline.saturating_mul(2).max(FIRST_PAUSE));
-                *phase = Phase::Probing { until, pause };
+                self.turn(phase, Phase::Probing { until, pause });
                 return Ok(true);
             }
             Phase::Open { until, .. } => until - now,
@@ -191,8 +211,7 @@ impl Switch {
             self.shared.failures.store(0, Ordering::Relaxed);
         }
         if is_probe {
-            let mut phase = self.shared.phase();
-            self.shared.set(&mut phase, Phase::Closed);
+            self.turn(self.phase(), Phase::Closed);
         }
     }
 
@@ -201,14 +220,33 @@ impl Switch {
         let failures = self.shared.failures.fetch_add(1, Ordering::Relaxed).saturating_add(1);
         let now = self.settings.clock.now();
         let (first, longest) = self.settings.pauses;
-        let mut phase = self.shared.phase();
+        let phase = self.phase();
         let pause = match *phase {
             Phase::Probing { pause, .. } if is_probe => pause.saturating_mul(2).min(longest),
             Phase::Closed if failures >= self.settings.failures => first,
             // One that began before the breaker opened says nothing new.
             _ => return,
         };
-        self.shared.set(&mut phase, Phase::Open { until: now.saturating_add(pause), pause });
+        self.turn(phase, Phase::Open { until: now.saturating_add(pause), pause });
+    }
+
+    /// Under this lock only whole values are moved.
+    fn phase(&self) -> MutexGuard<'_, Phase> {
+        self.shared.phase.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    #[cold]
+    fn turn(&self, mut phase: MutexGuard<'_, Phase>, to: Phase) {
+        *phase = to;
+        self.shared.tripped.store(!matches!(to, Phase::Closed), Ordering::Release);
+        let state = match to {
+            Phase::Closed => observe::Breaker::Closed,
+            Phase::Open { .. } => observe::Breaker::Open,
+            Phase::Probing { .. } => observe::Breaker::Probing,
+        };
+        observe::breaker_is(self.settings.name, state);
+        drop(phase);
+        observe::breaker_turned(self.settings.name, state);
     }
 
     #[inline]
@@ -230,18 +268,6 @@ impl Switch {
     }
 }
 
-impl Shared {
-    /// Under this lock only whole values are moved.
-    fn phase(&self) -> MutexGuard<'_, Phase> {
-        self.phase.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn set(&self, phase: &mut Phase, to: Phase) {
-        *phase = to;
-        self.tripped.store(!matches!(to, Phase::Closed), Ordering::Release);
-    }
-}
-
 /// A look-up that asks the store, and has to be waited for.
 struct Pass {
     switch: Switch,
@@ -260,10 +286,9 @@ impl Drop for Pass {
     /// A probe that nobody waits for any more leaves the turn to the next look-up.
     fn drop(&mut self) {
         if self.is_probe && !self.has_ended {
-            let shared = &self.switch.shared;
-            let mut phase = shared.phase();
+            let phase = self.switch.phase();
             if let Phase::Probing { pause, .. } = *phase {
-                shared.set(&mut phase, Phase::Open { until: Duration::ZERO, pause });
+                self.switch.turn(phase, Phase::Open { until: Duration::ZERO, pause });
             }
         }
     }
@@ -328,7 +353,11 @@ impl<T> Clone for Breaker<T> {
 
 impl<T: fmt::Debug> fmt::Debug for Breaker<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Breaker").field("store", &self.store).field("state", &self.state()).finish_non_exhaustive()
+        f.debug_struct("Breaker")
+            .field("name", &self.switch.settings.name)
+            .field("store", &self.store)
+            .field("state", &self.state())
+            .finish_non_exhaustive()
     }
 }
 

@@ -20,6 +20,8 @@ mod kit;
 mod levels;
 mod limits;
 mod mint;
+#[cfg(any(feature = "metrics", feature = "tracing"))]
+mod observe;
 #[cfg(all(feature = "sqlite", feature = "postgres"))]
 mod outages;
 mod peppers;

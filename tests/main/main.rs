@@ -19,14 +19,20 @@ mod introspection;
 mod kit;
 mod levels;
 mod limits;
+#[cfg(any(feature = "redis", all(feature = "sqlite", feature = "postgres")))]
+mod machine;
 mod mint;
 #[cfg(all(feature = "sqlite", feature = "postgres"))]
 mod outages;
 mod peppers;
-#[cfg(all(feature = "sqlite", feature = "postgres"))]
+#[cfg(any(feature = "redis", all(feature = "sqlite", feature = "postgres")))]
+#[allow(dead_code, reason = "not every fault is for every server")]
 mod proxy;
 mod quotas;
 mod readiness;
+#[cfg(feature = "redis")]
+#[allow(dead_code, reason = "servers offer what tests may need")]
+mod redis_servers;
 mod secrets;
 #[cfg(all(feature = "sqlite", feature = "postgres"))]
 mod servers;

@@ -190,7 +190,7 @@ fn through(url: &str, address: SocketAddr) -> String {
 }
 
 /// A private `redis-server`, with a folder and a port of its own. It is killed when this goes, or the test's process.
-pub struct RedisServer {
+pub struct PrivateRedis {
     port: u16,
     folder: PathBuf,
     arguments: Vec<String>,
@@ -198,7 +198,7 @@ pub struct RedisServer {
     guard: Option<Child>,
 }
 
-impl RedisServer {
+impl PrivateRedis {
     /// Empty, and listening. Nothing is ever written to a disk.
     pub fn start(test: &str) -> Option<Self> {
         Self::start_with(test, &[])
@@ -272,7 +272,7 @@ impl RedisServer {
     }
 }
 
-impl Drop for RedisServer {
+impl Drop for PrivateRedis {
     fn drop(&mut self) {
         self.kill();
         _ = std::fs::remove_dir_all(&self.folder);
@@ -280,7 +280,7 @@ impl Drop for RedisServer {
 }
 
 /// A cluster of three masters, each with a third of the slots.
-pub struct RedisCluster(pub Vec<RedisServer>);
+pub struct RedisCluster(pub Vec<PrivateRedis>);
 
 impl RedisCluster {
     pub fn start(test: &str) -> Option<Self> {
@@ -290,7 +290,7 @@ impl RedisCluster {
             // A slot whose master is gone must not take the others with it.
             let arguments = ["--cluster-enabled", "yes", "--cluster-port", &bus, "--cluster-node-timeout", "1000"];
             let arguments = [&arguments[..], &["--cluster-require-full-coverage", "no"]].concat();
-            nodes.push((RedisServer::start_with(test, &arguments)?, bus));
+            nodes.push((PrivateRedis::start_with(test, &arguments)?, bus));
         }
         for (at, (node, _)) in nodes.iter().enumerate() {
             let slots: Vec<String> = (at * 16_384 / 3..(at + 1) * 16_384 / 3).map(|slot| slot.to_string()).collect();
@@ -313,20 +313,20 @@ impl RedisCluster {
     }
 
     pub fn urls(&self) -> Vec<String> {
-        self.0.iter().map(RedisServer::url).collect()
+        self.0.iter().map(PrivateRedis::url).collect()
     }
 }
 
 /// A master and a sentinel that watches it under the name `tollgate`.
 pub struct RedisSentinel {
-    pub master: RedisServer,
-    pub sentinel: RedisServer,
+    pub master: PrivateRedis,
+    pub sentinel: PrivateRedis,
 }
 
 impl RedisSentinel {
     pub fn start(test: &str) -> Option<Self> {
-        let master = RedisServer::start(test)?;
-        let mut sentinel = RedisServer::new(test)?;
+        let master = PrivateRedis::start(test)?;
+        let mut sentinel = PrivateRedis::new(test)?;
         let settings = sentinel.folder.join("sentinel.conf");
         let monitor = format!(
             "sentinel monitor tollgate 127.0.0.1 {} 1\nsentinel down-after-milliseconds tollgate 1000\n",
@@ -374,7 +374,7 @@ fn a_corner_is_empty_and_cleaned_up() {
 
 #[test]
 fn a_private_server_is_killed_and_comes_again_empty() {
-    let Some(mut server) = RedisServer::start("a_private_server_is_killed_and_comes_again_empty") else { return };
+    let Some(mut server) = PrivateRedis::start("a_private_server_is_killed_and_comes_again_empty") else { return };
     assert_eq!(server.ask(&["SET", "a", "1"]).unwrap(), Reply::Text("OK".to_owned()));
     server.kill();
     assert!(server.ask(&["PING"]).is_err());

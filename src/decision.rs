@@ -188,6 +188,7 @@ impl PolicyName {
 pub struct Decision {
     policy: Option<Policy>,
     verdict: Verdict,
+    is_local: bool,
     remaining: u32,
     more_in_ns: u64,
     full_in_ns: u64,
@@ -195,7 +196,7 @@ pub struct Decision {
     partition_key: Option<Box<Box<[u8]>>>,
 }
 
-/// The three ways in which a charge can end.
+/// The ways in which a charge can end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
     /// The charge was made.
@@ -204,6 +205,8 @@ pub enum Verdict {
     OverLimit,
     /// Nothing was charged; the charge is larger than the burst and can never fit.
     CostAboveBurst,
+    /// Nothing was charged; the limiter could not tell whether the charge fits.
+    Unavailable,
 }
 
 impl Decision {
@@ -220,7 +223,7 @@ impl Decision {
     }
 
     pub(crate) fn from_ns(policy: Policy, verdict: Verdict, remaining: u32, more_in_ns: u64, full_in_ns: u64) -> Self {
-        Self { policy: Some(policy), verdict, remaining, more_in_ns, full_in_ns, partition_key: None }
+        Self { policy: Some(policy), verdict, is_local: false, remaining, more_in_ns, full_in_ns, partition_key: None }
     }
 
     /// Admitted without any limit; such a decision writes no headers.
@@ -229,11 +232,35 @@ impl Decision {
         Self {
             policy: None,
             verdict: Verdict::Admitted,
+            is_local: false,
             remaining: u32::MAX,
             more_in_ns: 0,
             full_in_ns: 0,
             partition_key: None,
         }
+    }
+
+    /// Not admitted, because the limiter could not tell: 503. `retry_after` is when it may know again. Such a decision writes
+    /// no `RateLimit` headers.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use tollgate::{Decision, RejectionKind};
+    ///
+    /// let rejection = Decision::unavailable(Duration::from_millis(1_500)).or_refuse().unwrap_err();
+    /// assert_eq!(rejection.kind(), RejectionKind::LimiterUnavailable);
+    /// assert_eq!(rejection.retry_after_secs(), Some(2));
+    /// ```
+    #[must_use]
+    pub fn unavailable(retry_after: Duration) -> Self {
+        let more_in_ns = u64::try_from(retry_after.as_nanos()).unwrap_or(u64::MAX);
+        Self { verdict: Verdict::Unavailable, remaining: 0, more_in_ns, ..Self::unlimited() }
+    }
+
+    /// The same, made by one server for itself because what all share could not be asked: [`is_local`](Self::is_local).
+    #[must_use]
+    pub fn made_locally(self) -> Self {
+        Self { is_local: true, ..self }
     }
 
     /// The same with a partition key, which names the budget to the client in the `pk` parameter of draft-10.
@@ -251,8 +278,8 @@ impl Decision {
         self.verdict == Verdict::Admitted
     }
 
-    /// The decision itself if the charge was made, and otherwise the refusal that says so: 429, or 400 if the charge can
-    /// never fit. For handlers that charge by themselves.
+    /// The decision itself if the charge was made, and otherwise the refusal that says so: 429, 400 if the charge can never
+    /// fit, or 503 if the limiter could not tell. For handlers that charge by themselves.
     ///
     /// ```
     /// use http::Response;
@@ -276,7 +303,7 @@ impl Decision {
     pub fn or_refuse(self) -> Result<Self, Rejection> {
         match self.verdict {
             Verdict::Admitted => Ok(self),
-            Verdict::OverLimit | Verdict::CostAboveBurst => Err(Rejection::over_limit(self)),
+            Verdict::OverLimit | Verdict::CostAboveBurst | Verdict::Unavailable => Err(Rejection::over_limit(self)),
         }
     }
 
@@ -286,7 +313,14 @@ impl Decision {
         self.verdict
     }
 
-    /// The policy that decided; `None` if there is no limit.
+    /// Whether one server decided for itself, because what all share could not be asked. Only limiters that share budgets make
+    /// such decisions.
+    #[must_use]
+    pub fn is_local(&self) -> bool {
+        self.is_local
+    }
+
+    /// The policy that decided; `None` if there is no limit, or nobody could tell.
     #[must_use]
     pub fn policy(&self) -> Option<&Policy> {
         self.policy.as_ref()
@@ -298,10 +332,15 @@ impl Decision {
         self.remaining
     }
 
-    /// After [`Verdict::OverLimit`], the exact time after which the same charge fits, if nobody else spends meanwhile.
+    /// After [`Verdict::OverLimit`], the exact time after which the same charge fits, if nobody else spends meanwhile; after
+    /// [`Verdict::Unavailable`], a time after which the limiter may know.
     #[must_use]
     pub fn retry_after(&self) -> Option<Duration> {
-        (self.verdict == Verdict::OverLimit).then_some(Duration::from_nanos(self.more_in_ns))
+        self.has_to_wait().then_some(Duration::from_nanos(self.more_in_ns))
+    }
+
+    fn has_to_wait(&self) -> bool {
+        matches!(self.verdict, Verdict::OverLimit | Verdict::Unavailable)
     }
 
     /// The time until one unit more may be spent; after [`Verdict::OverLimit`], until the same charge fits.
@@ -324,7 +363,7 @@ impl Decision {
     /// 0, so that who waits it out alone is admitted.
     #[must_use]
     pub fn retry_after_secs(&self) -> Option<u64> {
-        (self.verdict == Verdict::OverLimit).then(|| secs_up(self.more_in_ns).max(1))
+        self.has_to_wait().then(|| secs_up(self.more_in_ns).max(1))
     }
 
     pub(crate) fn more_in_s(&self) -> u64 {

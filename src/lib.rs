@@ -60,12 +60,14 @@
 //! | `mint` | [`mint::Format`]: new tokens; [`store::Checked`] |
 //! | `pepper` | [`store::Peppered`]: HMAC-SHA-256 of digests |
 //! | `postgres`, `sqlite` | [`store::sql`]: tokens in a database, and their administration |
+//! | `redis` | [`limit::redis`]: budgets that several servers share, in Redis or Valkey |
 //! | `serde` | `Serialize` and `Deserialize` for [`Quota`] |
 //! | `test-util` | `store::contract`, checks that a store runs on itself |
 #![forbid(unsafe_code)]
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used))]
 
 mod answer;
+mod breaker;
 mod caller;
 mod decision;
 mod grant;

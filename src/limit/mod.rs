@@ -20,10 +20,12 @@ use std::num::NonZeroU32;
 use std::sync::Arc;
 
 pub(crate) mod accounts;
-mod clock;
+pub(crate) mod clock;
 mod decide;
 #[cfg(all(test, tollgate_shuttle))]
 mod interleavings;
+#[cfg(feature = "redis")]
+pub mod redis;
 
 use accounts::{Account, Accounts, Memo, Payer};
 use decide::Outcome;
@@ -290,11 +292,17 @@ fn decision(account: &Account, now: u64, cost: u32) -> Option<Decision> {
         Outcome::Admitted { tat } => (Verdict::Admitted, tat),
         Outcome::AboveBurst => (Verdict::CostAboveBurst, account.debt()?.max(now)),
     };
-    let (quota, full) = (policy.quota(), tat.saturating_sub(now));
+    Some(described(policy, verdict, tat.saturating_sub(now)))
+}
+
+/// The decision about a charge that need not wait, where the budget is full again after this time.
+#[inline]
+fn described(policy: Policy, verdict: Verdict, full: u64) -> Decision {
+    let quota = policy.quota();
     // Cells that are used, a started one included; the next comes back when the started one is over. After a change of plan
     // more can be owed than the bucket holds.
     let used = full.div_ceil(quota.interval_ns()).min(quota.burst().into());
     let remaining = quota.burst() - used as u32;
     let more_in = full.saturating_sub(used.saturating_sub(1) * quota.interval_ns());
-    Some(Decision::from_ns(policy, verdict, remaining, more_in, full))
+    Decision::from_ns(policy, verdict, remaining, more_in, full)
 }

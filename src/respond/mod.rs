@@ -126,7 +126,7 @@ fn status(kind: RejectionKind) -> StatusCode {
         RejectionKind::BodyTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
         RejectionKind::InsufficientScope => StatusCode::FORBIDDEN,
         RejectionKind::OverLimit => StatusCode::TOO_MANY_REQUESTS,
-        RejectionKind::StoreUnavailable => StatusCode::SERVICE_UNAVAILABLE,
+        RejectionKind::StoreUnavailable | RejectionKind::LimiterUnavailable => StatusCode::SERVICE_UNAVAILABLE,
         RejectionKind::Misconfigured => StatusCode::INTERNAL_SERVER_ERROR,
     }
 }
@@ -165,6 +165,7 @@ fn bearer_challenge(rejection: &Rejection, terms: &Terms) -> Option<HeaderValue>
         | RejectionKind::BodyUnreadable
         | RejectionKind::BodyTimeout
         | RejectionKind::StoreUnavailable
+        | RejectionKind::LimiterUnavailable
         | RejectionKind::Misconfigured => return None,
     })
 }

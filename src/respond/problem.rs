@@ -123,6 +123,9 @@ fn body(rejection: &Rejection) -> Bytes {
         RejectionKind::StoreUnavailable => {
             blank!("503", "Service Unavailable", "The token could not be checked. This says nothing about the token.")
         }
+        RejectionKind::LimiterUnavailable => {
+            blank!("503", "Service Unavailable", "The budget of this token could not be read.")
+        }
         RejectionKind::Misconfigured => misconfigured(rejection.hint()),
         RejectionKind::OverLimit => over_limit(rejection),
     }

@@ -31,6 +31,8 @@ mod proxy;
 mod quotas;
 mod readiness;
 #[cfg(feature = "redis")]
+mod redis;
+#[cfg(feature = "redis")]
 #[allow(dead_code, reason = "servers offer what tests may need")]
 mod redis_servers;
 mod secrets;

@@ -106,7 +106,10 @@ impl RedisLimits {
     /// If the prefix has a brace, which would say to a cluster where the key belongs.
     pub fn with_prefix(mut self, prefix: &str) -> Result<Self, RedisLimitsError> {
         let keys = Keys::clone(&self.shared.keys).with_prefix(prefix)?;
-        self.shared_mut().keys = Arc::new(keys);
+        let shared = self.shared_mut();
+        shared.keys = Arc::new(keys);
+        // These are other budgets.
+        shared.denied = Arc::default();
         Ok(self)
     }
 

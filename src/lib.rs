@@ -118,6 +118,7 @@ mod misuse;
     feature = "cache",
     feature = "introspection",
     feature = "mint",
+    feature = "redis",
     feature = "sqlite"
 ))]
 #[doc = include_str!("../README.md")]

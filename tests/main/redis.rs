@@ -347,9 +347,8 @@ async fn charges_that_are_dropped_leave_the_connection_as_it_was() {
 }
 
 #[tokio::test]
-async fn a_cluster_and_what_a_sentinel_watches_are_asked() {
-    let test = "a_cluster_and_what_a_sentinel_watches_are_asked";
-    let Some(cluster) = RedisCluster::start(test) else { return };
+async fn a_cluster_keeps_each_subject_on_one_node() {
+    let Some(cluster) = RedisCluster::start("a_cluster_keeps_each_subject_on_one_node") else { return };
     let urls = cluster.urls();
     let server = RedisServer::cluster(urls.iter().map(|url| &**url)).unwrap().with_connection_timeout(PATIENT);
     let limits = RedisLimits::new(RateLimits::new(FIVE), server, SECRET).unwrap().with_deadline(PATIENT);
@@ -363,14 +362,44 @@ async fn a_cluster_and_what_a_sentinel_watches_are_asked() {
     }
     let asked = cluster.0.iter().filter(|node| trips(node) > 0).count();
     assert!(asked > 1, "all subjects are on one node");
+}
 
-    let Some(servers) = RedisSentinel::start(test) else { return };
-    let url = servers.sentinel.url();
+#[tokio::test]
+async fn the_master_that_a_sentinel_names_is_asked_and_the_next_one_after_it() {
+    let test = "the_master_that_a_sentinel_names_is_asked_and_the_next_one_after_it";
+    let (Some(servers), Some(next)) = (RedisSentinel::start(test), PrivateRedis::start(test)) else { return };
+    let (url, hands) = (servers.sentinel.url(), Hands::default());
     let server = RedisServer::sentinel("redis://tollgate", [&*url]).unwrap().with_connection_timeout(PATIENT);
-    let limits = RedisLimits::new(RateLimits::new(FIVE), server, SECRET).unwrap().with_deadline(PATIENT);
+    let limits = RedisLimits::new(hands.limits(FIVE), server, SECRET).unwrap();
+    let limits = limits.with_deadline(PATIENT).with_failures(1).with_pauses(HOUR, HOUR);
     let decision = charge(&limits, 5).await;
     assert!(decision.is_admitted() && !decision.is_local(), "{decision:?}");
     assert!(trips(&servers.master) > 0);
+
+    // A failover, as the sentinel sees it: another master, and the old one only copies.
+    let (host, port) = ("127.0.0.1", next.port().to_string());
+    servers.master.ask(&["REPLICAOF", host, &port]).unwrap();
+    servers.sentinel.ask(&["SENTINEL", "REMOVE", "tollgate"]).unwrap();
+    servers.sentinel.ask(&["SENTINEL", "MONITOR", "tollgate", host, &port, "1"]).unwrap();
+    assert!(limits.charge(&CurrentGrant::new(Grant::new("bob", ())), ONE).await.is_local(), "it may not be written to");
+    hands.advance(HOUR);
+    assert_eq!(recovered(&limits, &hands).await.remaining(), 5);
+    assert!(trips(&next) > 0);
+}
+
+/// What the threat model says a user of Redis needs is enough.
+#[tokio::test]
+async fn few_rights_suffice_and_a_wrong_password_is_an_outage() {
+    let Some(server) = PrivateRedis::start("few_rights_suffice_and_a_wrong_password_is_an_outage") else { return };
+    let rights = ["~tollgate:*", "+evalsha", "+eval", "+time", "+get", "+set", "+pexpireat"];
+    server.ask(&[&["ACL", "SETUSER", "gate", "on", ">hunter2"], &rights[..]].concat()).unwrap();
+    for (password, is_local) in [("hunter2", false), ("hunter3", true)] {
+        let url = format!("redis://gate:{password}@{}/", server.address());
+        for _ in 0..2 {
+            let decision = charge(&to(&url, RateLimits::new(FIVE)), 1).await;
+            assert!(decision.is_admitted() && decision.is_local() == is_local, "{decision:?}");
+        }
+    }
 }
 
 #[test]

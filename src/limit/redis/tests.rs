@@ -54,7 +54,8 @@ const START_US: u64 = 4_102_444_800_000_000;
 
 fn quotas() -> impl Strategy<Value = Quota> {
     // Intervals with and without whole microseconds, shorter and longer than steps, and the longest there are.
-    let interval = prop_oneof![1..5_000_u64, 1_000_000..2_000_000_000_u64, Just(333_333_334_u64), Just(1_u64 << 55)];
+    let interval =
+        prop_oneof![1..5_000_u64, 1_000_000..2_000_000_000_u64, Just(333_333_334_u64), (1_u64 << 50)..(1_u64 << 57)];
     (interval, 1_u32..30).prop_map(|(interval, burst)| {
         Quota::try_per(1, std::time::Duration::from_nanos(interval)).unwrap().with_burst(burst)
     })

@@ -1,7 +1,7 @@
 -- Charges all budgets, or none. Before this comes one line that sets `now`, in whole microseconds (gcra.rs).
 -- KEYS: a budget each. ARGV, seven a budget: does its refusal bind (1 or 0), interval in ns, burst x interval and
 -- cost x interval in us and ns each, and whether the cost is above the burst (1 or 0).
--- Returns three numbers a budget: does the charge fit (1 or 0), and what is owed now, in us and ns.
+-- Returns three numbers a budget: does the charge fit (1 or 0), and what is owed now, in us and ns; and then the time.
 --
 -- A budget is the text "us ns interval": the theoretical arrival time in two parts, and the interval by which it is
 -- counted. Lua's numbers are exact up to 2^53, which is the year 2255 in us; both parts are whole numbers at all times.
@@ -51,4 +51,5 @@ for i, key in ipairs(KEYS) do
   end
   answer[3 * i - 2], answer[3 * i - 1], answer[3 * i] = fits and 1 or 0, us, ns
 end
+answer[#answer + 1] = now
 return answer

@@ -12,12 +12,15 @@ use std::sync::LazyLock;
 use redis::RedisResult;
 
 use super::connect::Open;
-use super::script::Script;
-use crate::decision::{Decision, Policy, Verdict};
-use crate::limit::described;
+use super::script::{Script, number};
+use crate::decision::{Decision, Verdict};
+use crate::limit::lane::described;
+use crate::policy::Policy;
 
 /// One of the budgets that a charge is paid from.
 pub(super) struct Part {
+    /// Which of the limiter's policies it is.
+    pub(super) at: usize,
     pub(super) key: Vec<u8>,
     pub(super) policy: Policy,
     pub(super) cost: u32,
@@ -33,36 +36,46 @@ pub(super) struct State {
     pub(super) owed_ns: u64,
 }
 
-static GCRA: LazyLock<Script> =
-    LazyLock::new(|| script("local t = redis.call('TIME') local now = t[1] * 1000000 + t[2]"));
+/// What Redis says of a charge.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Reply {
+    pub(super) states: Vec<State>,
+    /// When, by its clock, in microseconds since 1970.
+    pub(super) now_us: u64,
+}
+
+/// The first line of a script.
+pub(super) const CLOCK: &str = "local t = redis.call('TIME') local now = t[1] * 1000000 + t[2]";
 
 /// All but the clock is the same in tests.
-fn script(now: &str) -> Script {
-    Script::new(format!("{now}\n{}", include_str!("gcra.lua")))
+fn script(clock: &str) -> Script {
+    Script::new(format!("{clock}\n{}", include_str!("gcra.lua")))
 }
 
 /// Charges all parts, or none.
-pub(super) async fn charge(open: &mut Open, parts: &[Part]) -> RedisResult<Vec<State>> {
+pub(super) async fn charge(open: &mut Open, parts: &[Part]) -> RedisResult<Reply> {
+    static GCRA: LazyLock<Script> = LazyLock::new(|| script(CLOCK));
     run(&GCRA, open, parts, Vec::new()).await
 }
 
 /// The same at a time of one's own, in microseconds.
 #[cfg(test)]
-pub(super) async fn charge_at(open: &mut Open, parts: &[Part], now_us: u64) -> RedisResult<Vec<State>> {
+pub(super) async fn charge_at(open: &mut Open, parts: &[Part], now_us: u64) -> RedisResult<Reply> {
     static AT: LazyLock<Script> = LazyLock::new(|| script("local now = tonumber(ARGV[#ARGV])"));
-    run(&AT, open, parts, vec![now_us.to_string().into_bytes()]).await
+    run(&AT, open, parts, vec![number(now_us)]).await
 }
 
-async fn run(script: &Script, open: &mut Open, parts: &[Part], more: Vec<Vec<u8>>) -> RedisResult<Vec<State>> {
+async fn run(script: &Script, open: &mut Open, parts: &[Part], more: Vec<Vec<u8>>) -> RedisResult<Reply> {
     let keys: Vec<_> = parts.iter().map(|part| part.key.clone()).collect();
     let mut args: Vec<_> = parts.iter().flat_map(Part::args).collect();
     args.extend(more);
-    let numbers: Vec<u64> = script.run(open, &keys, &args).await?;
+    let mut numbers: Vec<u64> = script.run(open, &keys, &args).await?;
+    let now_us = numbers.pop().unwrap_or_default();
     if numbers.len() != 3 * parts.len() {
         return Err((redis::ErrorKind::UnexpectedReturnType, "the script answers for other budgets").into());
     }
     let state = |of: &[u64]| State { fits: of[0] == 1, owed_ns: of[1].saturating_mul(1_000).saturating_add(of[2]) };
-    Ok(numbers.chunks_exact(3).map(state).collect())
+    Ok(Reply { states: numbers.chunks_exact(3).map(state).collect(), now_us })
 }
 
 impl Part {
@@ -81,7 +94,7 @@ impl Part {
             cost_ns % 1_000,
             u64::from(is_above),
         ]
-        .map(|number| itoa::Buffer::new().format(number).into())
+        .map(number)
     }
 
     /// Whether the charge fits where at least so much is owed.

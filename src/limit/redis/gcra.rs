@@ -47,6 +47,10 @@ pub(super) struct Reply {
 /// The first line of a script.
 pub(super) const CLOCK: &str = "local t = redis.call('TIME') local now = t[1] * 1000000 + t[2]";
 
+/// The same in tests, by the last argument.
+#[cfg(test)]
+pub(super) const GIVEN_CLOCK: &str = "local now = tonumber(ARGV[#ARGV])";
+
 /// All but the clock is the same in tests.
 fn script(clock: &str) -> Script {
     Script::new(format!("{clock}\n{}", include_str!("gcra.lua")))
@@ -61,7 +65,7 @@ pub(super) async fn charge(open: &mut Open, parts: &[Part]) -> RedisResult<Reply
 /// The same at a time of one's own, in microseconds.
 #[cfg(test)]
 pub(super) async fn charge_at(open: &mut Open, parts: &[Part], now_us: u64) -> RedisResult<Reply> {
-    static AT: LazyLock<Script> = LazyLock::new(|| script("local now = tonumber(ARGV[#ARGV])"));
+    static AT: LazyLock<Script> = LazyLock::new(|| script(GIVEN_CLOCK));
     run(&AT, open, parts, vec![number(now_us)]).await
 }
 

@@ -66,7 +66,7 @@ impl RedisLimits {
             return Err(RedisLimitsError::SharedOnCluster);
         }
         let mut switch = Switch::new(DEADLINE);
-        switch.set_clock(Arc::clone(limits.time()) as Arc<dyn Clock>);
+        switch.set_clock(Arc::clone(&limits.time) as Arc<dyn Clock>);
         let shared = Shared {
             keys: Arc::new(keys),
             link: Arc::new(link),

@@ -43,3 +43,4 @@ mod servers;
 mod sql;
 mod store_model;
 mod stores;
+mod throttle;

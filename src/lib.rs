@@ -62,6 +62,7 @@
 //! | `mint` | [`mint::Format`]: new tokens; [`store::Checked`] |
 //! | `pepper` | [`store::Peppered`]: HMAC-SHA-256 of digests |
 //! | `postgres`, `sqlite` | [`store::sql`]: tokens in a database, and their administration |
+//! | `redis` | [`limit::redis`]: budgets that several servers share, in Redis or Valkey |
 //! | `serde` | `Serialize` and `Deserialize` for [`Quota`] |
 //! | `test-util` | `store::contract`, checks that a store runs on itself |
 //! | `tracing` | [an event for each refusal](observe) by the crate `tracing` |
@@ -69,6 +70,7 @@
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used))]
 
 mod answer;
+mod breaker;
 mod caller;
 mod decision;
 mod grant;
@@ -124,6 +126,7 @@ mod misuse;
     feature = "cache",
     feature = "introspection",
     feature = "mint",
+    feature = "redis",
     feature = "sqlite"
 ))]
 #[doc = include_str!("../README.md")]

@@ -48,7 +48,7 @@ pub(super) fn refused(rejection: &Rejection) {
         | RejectionKind::OverLimit
         | RejectionKind::CostAboveBurst => refusal!(INFO, rejection),
         // The service's own faults: one that passes, and one that somebody has to mend.
-        RejectionKind::StoreUnavailable => refusal!(WARN, rejection),
+        RejectionKind::StoreUnavailable | RejectionKind::LimiterUnavailable => refusal!(WARN, rejection),
         RejectionKind::Misconfigured => refusal!(ERROR, rejection),
     }
 }
@@ -81,20 +81,13 @@ pub(super) fn breaker_turned(breaker: &'static str, to: Breaker) {
     let state = to.name();
     match to {
         Breaker::Open => {
-            tracing::event!(target: TARGET, tracing::Level::WARN, breaker, state, "the store is not asked for a while");
+            tracing::event!(target: TARGET, tracing::Level::WARN, breaker, state, "what has failed is not asked for a while");
         }
         Breaker::Probing => {
-            tracing::event!(target: TARGET, tracing::Level::DEBUG, breaker, state, "one look-up tries the store");
+            tracing::event!(target: TARGET, tracing::Level::DEBUG, breaker, state, "one request tries it");
         }
         Breaker::Closed => {
-            tracing::event!(target: TARGET, tracing::Level::INFO, breaker, state, "the store is there again");
+            tracing::event!(target: TARGET, tracing::Level::INFO, breaker, state, "it is there again");
         }
-    }
-}
-
-pub(super) fn redis_turned(is_down: bool) {
-    match is_down {
-        true => tracing::event!(target: TARGET, tracing::Level::WARN, "the Redis server was lost"),
-        false => tracing::event!(target: TARGET, tracing::Level::INFO, "the Redis server is there again"),
     }
 }

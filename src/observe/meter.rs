@@ -42,8 +42,6 @@ metrics! {
     BREAKER_TURNS: Counter "tollgate_breaker_transitions_total", "How often a breaker went into a state.";
     THROTTLED: Counter "tollgate_failures_throttled_total", "Requests of peers that have failed too often, refused or on trial.";
     REDIS_CHARGE: Histogram "tollgate_redis_charge_seconds", "How long charges at a Redis server took.";
-    REDIS_DOWN: Gauge "tollgate_redis_down", "1 while the Redis server is lost, 0 otherwise.";
-    REDIS_OUTAGES: Counter "tollgate_redis_outages_total", "How often the Redis server was lost.";
     WITHOUT_REDIS: Counter "tollgate_redis_local_decisions_total", "Charges that were decided without the Redis server, by policy.";
 }
 

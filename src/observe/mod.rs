@@ -91,6 +91,8 @@ pub(crate) fn decided(policy: &str, verdict: Verdict) {
             Verdict::Admitted => meter::Charged::Admitted,
             Verdict::OverLimit => meter::Charged::OverLimit,
             Verdict::CostAboveBurst => meter::Charged::CostAboveBurst,
+            // Nobody has decided.
+            Verdict::Unavailable => return,
         },
     );
 }
@@ -246,21 +248,7 @@ pub(crate) fn throttled(is_dry_run: bool) {
     meter::THROTTLED.count(&[("outcome", if is_dry_run { "dry_run" } else { "refused" })]);
 }
 
-/// A Redis server was lost, or is there again.
-#[inline]
-pub(crate) fn redis_turned(is_down: bool) {
-    #[cfg(feature = "metrics")]
-    {
-        meter::REDIS_DOWN.set(&[], f64::from(u8::from(is_down)));
-        if is_down {
-            meter::REDIS_OUTAGES.count(&[]);
-        }
-    }
-    #[cfg(feature = "tracing")]
-    events::redis_turned(is_down);
-}
-
-/// A limiter has decided without the Redis server that should have.
+/// A policy's charge was decided without the Redis server that should have.
 #[inline]
 pub(crate) fn decided_without_redis(policy: &str) {
     #[cfg(feature = "metrics")]
@@ -286,6 +274,7 @@ fn name(kind: RejectionKind) -> &'static str {
         RejectionKind::BodyUnreadable => "body_unreadable",
         RejectionKind::BodyTimeout => "body_timeout",
         RejectionKind::StoreUnavailable => "store_unavailable",
+        RejectionKind::LimiterUnavailable => "limiter_unavailable",
         RejectionKind::Misconfigured => "misconfigured",
     }
 }

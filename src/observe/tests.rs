@@ -37,8 +37,6 @@ fn what_is_told_is_what_was_said() {
     assert_told(|| near_limit("p"), [("tollgate_limit_near_total policy=p", 1.0)]);
     assert_told(|| would_refuse("p", Some(&"g".into())), [("tollgate_limit_dry_run_total policy=p", 1.0)]);
     assert_told(|| decided_without_redis("p"), [("tollgate_redis_local_decisions_total policy=p", 1.0)]);
-    assert_told(|| redis_turned(true), [("tollgate_redis_down", 1.0), ("tollgate_redis_outages_total", 1.0)]);
-    assert_told(|| redis_turned(false), [("tollgate_redis_down", 0.0)]);
     assert_told(|| accounts("p", 7), [("tollgate_limit_accounts policy=p", 7.0)]);
     for (end, word) in [(AtRedis::Answered, "answered"), (AtRedis::Failed, "failed"), (AtRedis::Deadline, "deadline")] {
         let series = format!("tollgate_redis_charge_seconds outcome={word}");

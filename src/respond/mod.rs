@@ -128,7 +128,7 @@ fn status(kind: RejectionKind) -> StatusCode {
         RejectionKind::BodyTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
         RejectionKind::InsufficientScope => StatusCode::FORBIDDEN,
         RejectionKind::TooManyFailures | RejectionKind::OverLimit => StatusCode::TOO_MANY_REQUESTS,
-        RejectionKind::StoreUnavailable => StatusCode::SERVICE_UNAVAILABLE,
+        RejectionKind::StoreUnavailable | RejectionKind::LimiterUnavailable => StatusCode::SERVICE_UNAVAILABLE,
         RejectionKind::Misconfigured => StatusCode::INTERNAL_SERVER_ERROR,
     }
 }
@@ -168,6 +168,7 @@ fn bearer_challenge(rejection: &Rejection, terms: &Terms) -> Option<HeaderValue>
         | RejectionKind::BodyUnreadable
         | RejectionKind::BodyTimeout
         | RejectionKind::StoreUnavailable
+        | RejectionKind::LimiterUnavailable
         | RejectionKind::Misconfigured => return None,
     })
 }

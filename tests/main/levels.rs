@@ -9,12 +9,15 @@ use std::path::{Path, PathBuf};
 /// A file's level and, on the levels where rooms do not know each other, its room.
 fn place(file: &str) -> (u8, &str) {
     match file {
-        "answer.rs" | "caller.rs" | "decision.rs" | "grant.rs" | "head.rs" | "patience.rs" | "policy.rs"
-        | "quota.rs" | "refund.rs" | "rejection.rs" | "scopes.rs" | "sync.rs" | "token.rs" => (0, "words"),
+        "answer.rs" | "breaker.rs" | "caller.rs" | "decision.rs" | "grant.rs" | "head.rs" | "patience.rs"
+        | "policy.rs" | "quota.rs" | "refund.rs" | "rejection.rs" | "scopes.rs" | "sync.rs" | "token.rs" => {
+            (0, "words")
+        }
         // Told by all stations, and knows none.
         _ if file.starts_with("observe/") => (0, "words"),
         // What a grant remembers, and what a decision and a rejection are written with.
         "limit/accounts.rs"
+        | "limit/clock.rs"
         | "limit/decide.rs"
         | "respond/challenge.rs"
         | "respond/list.rs"

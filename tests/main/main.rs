@@ -19,6 +19,8 @@ mod introspection;
 mod kit;
 mod levels;
 mod limits;
+#[cfg(any(feature = "redis", all(feature = "sqlite", feature = "postgres")))]
+mod machine;
 mod mint;
 #[cfg(any(feature = "metrics", feature = "tracing"))]
 mod observe;
@@ -26,10 +28,16 @@ mod observe;
 mod outages;
 mod peppers;
 mod policies;
-#[cfg(all(feature = "sqlite", feature = "postgres"))]
+#[cfg(any(feature = "redis", all(feature = "sqlite", feature = "postgres")))]
+#[allow(dead_code, reason = "not every fault is for every server")]
 mod proxy;
 mod quotas;
 mod readiness;
+#[cfg(feature = "redis")]
+mod redis;
+#[cfg(feature = "redis")]
+#[allow(dead_code, reason = "servers offer what tests may need")]
+mod redis_servers;
 mod secrets;
 #[cfg(all(feature = "sqlite", feature = "postgres"))]
 mod servers;

@@ -13,6 +13,8 @@ mod challenges;
 mod cli;
 mod dialects;
 mod doors;
+#[cfg(feature = "redis")]
+mod fleet;
 mod gate;
 #[cfg(feature = "introspection")]
 mod introspection;

@@ -9,6 +9,7 @@ use super::denied::Denied;
 use super::gcra::{self, Part, State};
 use super::key::{Everybody, Keys, Tag};
 use super::outage::{Outage, Payer};
+use super::stocks::Stocks;
 use crate::answer::Answer;
 use crate::breaker::{Pass, Switch};
 use crate::caller::CurrentGrant;
@@ -25,14 +26,15 @@ pub(super) struct Shared {
     pub(super) denied: Arc<Denied>,
     pub(super) outage: Outage,
     pub(super) limits: RateLimits,
+    pub(super) stocks: Option<Arc<Stocks>>,
     pub(super) time: Arc<Time>,
 }
 
 /// A charge, and all that is needed to make it later.
 pub(super) struct Asked {
-    tag: Tag,
-    parts: Vec<Part>,
-    payer: Payer,
+    pub(super) tag: Tag,
+    pub(super) parts: Vec<Part>,
+    pub(super) payer: Payer,
     partition_key: Option<Vec<u8>>,
 }
 
@@ -69,6 +71,11 @@ impl Shared {
     }
 
     async fn ask(self: Arc<Self>, asked: Asked, mut pass: Pass) -> Decision {
+        if let Some(stocks) = &self.stocks {
+            if let Some(decision) = self.ask_ahead(stocks, &asked, &mut pass).await {
+                return decision;
+            }
+        }
         let asked_at = self.time.now_ns();
         let attempt = self.link.attempt(self.deadline);
         let charge = async {
@@ -90,19 +97,19 @@ impl Shared {
     }
 
     /// `wait` is the time after which Redis may be there again.
-    fn without_redis(&self, asked: &Asked, wait: Duration) -> Decision {
+    pub(super) fn without_redis(&self, asked: &Asked, wait: Duration) -> Decision {
         asked.named(self.outage.decide(&asked.payer, &asked.parts, wait))
     }
 }
 
 impl Asked {
-    fn decision(&self, states: &[State]) -> Decision {
+    pub(super) fn decision(&self, states: &[State]) -> Decision {
         let mut decisions = self.parts.iter().zip(states).map(|(part, state)| part.decision(*state));
         // TODO one policy for now
         self.named(decisions.next().unwrap_or_else(Decision::unlimited))
     }
 
-    fn named(&self, decision: Decision) -> Decision {
+    pub(super) fn named(&self, decision: Decision) -> Decision {
         match &self.partition_key {
             None => decision,
             Some(key) => decision.with_partition_key(key.clone()),

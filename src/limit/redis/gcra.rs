@@ -12,11 +12,13 @@ use std::sync::LazyLock;
 use redis::RedisResult;
 
 use super::connect::Open;
+use super::lease::Order;
 use super::script::Script;
 use crate::decision::{Decision, Policy, Verdict};
 use crate::limit::described;
 
 /// One of the budgets that a charge is paid from.
+#[derive(Clone)]
 pub(super) struct Part {
     pub(super) key: Vec<u8>,
     pub(super) policy: Policy,
@@ -43,26 +45,68 @@ fn script(now: &str) -> Script {
 
 /// Charges all parts, or none.
 pub(super) async fn charge(open: &mut Open, parts: &[Part]) -> RedisResult<Vec<State>> {
-    run(&GCRA, open, parts, Vec::new()).await
+    let bought = run(&GCRA, open, parts, &[], None).await?;
+    Ok(bought.into_iter().map(|bought| bought.state).collect())
 }
+
+/// Charges all parts, or none; if it did, it buys cells ahead, an order a part.
+pub(super) async fn buy(open: &mut Open, parts: &[Part], orders: &[Order]) -> RedisResult<Vec<Bought>> {
+    run(&GCRA, open, parts, orders, None).await
+}
+
+/// A state, with what was bought ahead.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Bought {
+    pub(super) state: State,
+    pub(super) cells: u32,
+}
+
+#[cfg(test)]
+static AT: LazyLock<Script> = LazyLock::new(|| script("local now = tonumber(table.remove(ARGV))"));
 
 /// The same at a time of one's own, in microseconds.
 #[cfg(test)]
 pub(super) async fn charge_at(open: &mut Open, parts: &[Part], now_us: u64) -> RedisResult<Vec<State>> {
-    static AT: LazyLock<Script> = LazyLock::new(|| script("local now = tonumber(ARGV[#ARGV])"));
-    run(&AT, open, parts, vec![now_us.to_string().into_bytes()]).await
+    let bought = buy_at(open, parts, &[], now_us).await?;
+    Ok(bought.into_iter().map(|bought| bought.state).collect())
 }
 
-async fn run(script: &Script, open: &mut Open, parts: &[Part], more: Vec<Vec<u8>>) -> RedisResult<Vec<State>> {
+/// The same at a time of one's own, in microseconds.
+#[cfg(test)]
+pub(super) async fn buy_at(open: &mut Open, parts: &[Part], orders: &[Order], now_us: u64) -> RedisResult<Vec<Bought>> {
+    run(&AT, open, parts, orders, Some(now_us)).await
+}
+
+async fn run(
+    script: &Script,
+    open: &mut Open,
+    parts: &[Part],
+    orders: &[Order],
+    now_us: Option<u64>,
+) -> RedisResult<Vec<Bought>> {
     let keys: Vec<_> = parts.iter().map(|part| part.key.clone()).collect();
     let mut args: Vec<_> = parts.iter().flat_map(Part::args).collect();
-    args.extend(more);
+    args.extend(parts.iter().zip(orders).flat_map(|(part, order)| order_args(part, *order)));
+    args.extend(now_us.map(text));
     let numbers: Vec<u64> = script.run(open, &keys, &args).await?;
     if numbers.len() != 3 * parts.len() {
         return Err((redis::ErrorKind::UnexpectedReturnType, "the script answers for other budgets").into());
     }
-    let state = |of: &[u64]| State { fits: of[0] == 1, owed_ns: of[1].saturating_mul(1_000).saturating_add(of[2]) };
-    Ok(numbers.chunks_exact(3).map(state).collect())
+    let bought = |of: &[u64]| Bought {
+        state: State { fits: of[0] > 0, owed_ns: of[1].saturating_mul(1_000).saturating_add(of[2]) },
+        cells: u32::try_from(of[0].saturating_sub(1)).unwrap_or(u32::MAX),
+    };
+    Ok(numbers.chunks_exact(3).map(bought).collect())
+}
+
+/// Four arguments of the script.
+fn order_args(part: &Part, order: Order) -> [Vec<u8>; 4] {
+    let interval_ns = part.policy.quota().interval_ns();
+    [order.hold_ns.div_ceil(1_000), order.cells.into(), interval_ns / 1_000, interval_ns % 1_000].map(text)
+}
+
+fn text(number: u64) -> Vec<u8> {
+    itoa::Buffer::new().format(number).into()
 }
 
 impl Part {
@@ -81,7 +125,7 @@ impl Part {
             cost_ns % 1_000,
             u64::from(is_above),
         ]
-        .map(|number| itoa::Buffer::new().format(number).into())
+        .map(text)
     }
 
     /// Whether the charge fits where at least so much is owed.

@@ -6,6 +6,7 @@ use std::time::Duration;
 use super::gcra::Part;
 use crate::caller::CurrentGrant;
 use crate::decision::{Decision, Verdict};
+use crate::grant::Subject;
 use crate::limit::{Charge, Limiter as _, RateLimits};
 use crate::quota::Quota;
 
@@ -41,6 +42,16 @@ impl Default for WhenDown {
 pub(super) enum Payer {
     Grant(CurrentGrant),
     Anonymous,
+}
+
+impl Payer {
+    /// `None` of an anonymous caller.
+    pub(super) fn subject(&self) -> Option<&Subject> {
+        match self {
+            Self::Grant(grant) => Some(grant.subject()),
+            Self::Anonymous => None,
+        }
+    }
 }
 
 #[derive(Clone)]

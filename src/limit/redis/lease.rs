@@ -165,7 +165,7 @@ impl Stock {
         let cells = by_pace.max(waiting).min(self.plan.most);
         let cells = if cells < FEWEST { 0 } else { cells };
         // As seen from Redis, a clock that runs slow ends a lease late.
-        Order { cells, hold_ns: self.plan.time_ns + self.plan.time_ns / 64 }
+        Order { cells, hold_ns: self.plan.time_ns + self.plan.time_ns.div_ceil(63) }
     }
 
     /// A charge was made in Redis, and this came of the order beside it.

@@ -24,6 +24,8 @@ mod denied;
 mod gcra;
 mod key;
 mod lease;
+#[cfg(test)]
+mod lease_tests;
 mod leased;
 mod outage;
 mod script;

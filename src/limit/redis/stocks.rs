@@ -187,6 +187,13 @@ impl Stocks {
         ended.unwrap_or(nothing)
     }
 
+    /// The cells that are there, ended or not.
+    #[cfg(test)]
+    pub(super) fn left(&self, who: Option<&Subject>) -> Vec<u32> {
+        let (subject, shard) = self.shard(who);
+        shard.shelves.get(subject).map_or(Vec::new(), |shelf| shelf.stocks.iter().map(|stock| stock.left(0)).collect())
+    }
+
     /// The subject's turn, on a shelf that fits these budgets.
     fn turn(&self, who: Option<&Subject>, now: u64, parts: &[Part]) -> Option<Arc<Turn>> {
         let plan = |part: &Part| Some((part.policy.clone(), self.leases.plan(part.policy.quota())?));

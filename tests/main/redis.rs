@@ -166,7 +166,7 @@ async fn who_was_refused_is_refused_again_without_a_trip() {
     // What may fit is asked for: nothing, another's, a plan that changed, and when the time has come.
     assert!(limits.check(&alice(), Charge::Units(0)).ready().is_none());
     assert!(limits.check(&CurrentGrant::new(Grant::new("bob", ())), ONE).ready().is_none());
-    let plan = CurrentGrant::new(Grant::new("alice", ()).with_quota(quota.with_burst(6)));
+    let plan = CurrentGrant::new(Grant::new("alice", ()).with_quota(Quota::per_second(1).with_burst(6)));
     assert!(limits.check(&plan, ONE).ready().is_none());
     hands.set_ns(3_000_000_000);
     assert!(limits.check(&alice(), ONE).ready().is_none());

@@ -124,6 +124,11 @@ impl CurrentGrant {
         self.decisions.iter()
     }
 
+    /// Gives back what the limiters charged for this request, see [`Authenticated::refund`].
+    pub async fn refund(&self) {
+        self.decisions.refund().await;
+    }
+
     pub(crate) fn record(&mut self, decision: Decision) {
         self.decisions.push(decision);
     }
@@ -257,6 +262,12 @@ impl<P> Authenticated<P> {
     /// What the limiters on the way decided about this request, outermost first.
     pub fn decisions(&self) -> impl Iterator<Item = &Decision> {
         self.decisions.iter()
+    }
+
+    /// Gives back what the limiters charged for this request, once: where its outcome should not count. Only limiters that
+    /// [were told](crate::RateLimits::with_refunds) that this may be wanted can do so.
+    pub async fn refund(&self) {
+        self.decisions.refund().await;
     }
 
     /// The form without the principal's type, which limiters take.

@@ -1,171 +1,9 @@
-use std::fmt;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::slice;
 use std::time::Duration;
 
-use http::HeaderValue;
-use thiserror::Error;
-
-use crate::quota::Quota;
+use crate::policy::Policy;
+use crate::refund::Refund;
 use crate::rejection::Rejection;
-use crate::respond::ratelimit;
-
-/// A quota with the name under which it is advertised in `RateLimit` headers. Cheap to clone.
-///
-/// ```
-/// use tollgate::{Policy, Quota};
-///
-/// let policy = Policy::new("orders", Quota::per_second(3))?;
-/// assert_eq!(policy.name(), "orders");
-/// assert!(Policy::new("", Quota::per_second(3)).is_err());
-/// # Ok::<_, tollgate::InvalidPolicyName>(())
-/// ```
-#[derive(Clone)]
-pub struct Policy(Repr);
-
-/// Every decision carries its policy, and every answer the policy's header value. A counted reference to them would be
-/// the one thing that all threads of a server write to at every request, so that the usual policies are kept for ever.
-#[derive(Clone)]
-enum Repr {
-    Kept(&'static Inner),
-    /// For processes with more plans than [`Policy::MOST_KEPT`].
-    Counted(Arc<Inner>),
-}
-
-struct Inner {
-    quota: Quota,
-    name: Box<str>,
-    /// `"name";q=20;w=7`, the draft-10 `RateLimit-Policy` item, rendered once.
-    advert: HeaderValue,
-    /// `"name";r=`, with which every draft-10 `RateLimit` item of this policy begins.
-    prefix: Box<[u8]>,
-    /// The whole item by what remains, `"name";r=19;t=1`, for a small bucket that gains a cell within a second.
-    items: Box<[HeaderValue]>,
-}
-
-/// A policy name that is empty, longer than 64 characters or not printable ASCII.
-#[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
-#[error("a policy name is 1 to 64 characters of printable ASCII")]
-pub struct InvalidPolicyName;
-
-impl Policy {
-    /// Names a quota.
-    ///
-    /// # Errors
-    ///
-    /// If the name is empty, longer than 64 characters, or has a character outside of printable ASCII (%x20-7E), which
-    /// a structured field string (RFC 9651, section 3.3.3) cannot hold.
-    pub fn new(name: &str, quota: Quota) -> Result<Self, InvalidPolicyName> {
-        let name = PolicyName::new(name)?;
-        Ok(Self::named(&name, quota))
-    }
-
-    /// How many different policies a process keeps for ever, some 200 bytes each, and 60 an item.
-    const MOST_KEPT: usize = 1_024;
-    /// The largest burst whose items are rendered beforehand.
-    const MOST_ITEMS: u32 = 64;
-
-    pub(crate) fn named(name: &PolicyName, quota: Quota) -> Self {
-        static KEPT: Mutex<Vec<&'static Inner>> = Mutex::new(Vec::new());
-
-        let mut kept = KEPT.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(inner) = kept.iter().find(|inner| inner.quota == quota && *inner.name == *name.0) {
-            return Self(Repr::Kept(inner));
-        }
-        let (advert, prefix) = ratelimit::render_policy(&name.0, quota);
-        let name = (*name.0).into();
-        if kept.len() < Self::MOST_KEPT {
-            let advert = HeaderValue::from_static(String::leak(advert));
-            let items = match quota.burst() <= Self::MOST_ITEMS && quota.interval() <= Duration::from_secs(1) {
-                true => ratelimit::render_items(&prefix, quota.burst()),
-                false => Box::default(),
-            };
-            let inner = Box::leak(Box::new(Inner { quota, name, advert, prefix, items }));
-            kept.push(inner);
-            Self(Repr::Kept(inner))
-        } else {
-            // The name was checked: printable ASCII.
-            let advert = HeaderValue::try_from(advert).unwrap_or(HeaderValue::from_static(""));
-            Self(Repr::Counted(Arc::new(Inner { quota, name, advert, prefix, items: Box::default() })))
-        }
-    }
-
-    fn inner(&self) -> &Inner {
-        match &self.0 {
-            Repr::Kept(inner) => inner,
-            Repr::Counted(inner) => inner,
-        }
-    }
-
-    /// The name.
-    #[must_use]
-    pub fn name(&self) -> &str {
-        &self.inner().name
-    }
-
-    /// The quota.
-    #[must_use]
-    pub fn quota(&self) -> Quota {
-        self.inner().quota
-    }
-
-    pub(crate) fn advert(&self) -> &HeaderValue {
-        &self.inner().advert
-    }
-
-    pub(crate) fn prefix(&self) -> &[u8] {
-        &self.inner().prefix
-    }
-
-    /// The `RateLimit` item of a decision, if it was rendered beforehand.
-    pub(crate) fn item(&self, decision: &Decision) -> Option<&HeaderValue> {
-        let (left, burst) = (decision.remaining(), self.quota().burst());
-        let as_usual = decision.partition_key().is_none() && decision.more_in_s() == u64::from(left < burst);
-        self.inner().items.get(left as usize).filter(|_| as_usual)
-    }
-
-    /// Whether an item of `RateLimit` or `RateLimit-Policy` has this policy's name.
-    pub(crate) fn is_told_by(&self, item: &[u8]) -> bool {
-        let name = self.prefix().strip_suffix(b"r=").unwrap_or_default();
-        item.starts_with(name)
-    }
-}
-
-impl PartialEq for Policy {
-    fn eq(&self, other: &Self) -> bool {
-        self.quota() == other.quota() && self.name() == other.name()
-    }
-}
-
-impl Eq for Policy {}
-
-impl fmt::Debug for Policy {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Policy").field("name", &self.name()).field("quota", &self.quota()).finish()
-    }
-}
-
-/// A name that was checked, for the quotas that grants bring.
-#[derive(Clone, Debug)]
-pub(crate) struct PolicyName(Arc<str>);
-
-impl PolicyName {
-    pub(crate) fn new(name: &str) -> Result<Self, InvalidPolicyName> {
-        match (1..=64).contains(&name.len()) && name.bytes().all(|b| (0x20..=0x7e).contains(&b)) {
-            true => Ok(Self(name.into())),
-            false => Err(InvalidPolicyName),
-        }
-    }
-
-    /// The name of a limiter that got none.
-    pub(crate) fn default_name() -> Self {
-        Self("default".into())
-    }
-
-    /// The name under which anonymous callers are limited.
-    pub(crate) fn anonymous() -> Self {
-        Self("anonymous".into())
-    }
-}
 
 /// What a [`Limiter`](crate::Limiter) decided about one charge.
 ///
@@ -184,22 +22,34 @@ impl PolicyName {
 /// assert!(!too_much.is_admitted());
 /// assert!(too_much.retry_after().is_some());
 /// ```
+///
+/// A decision of several policies says what the one says that is hardest to meet: what was refused for the longest time, or
+/// else what leaves least. [`parts`](Self::parts) has them all.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Decision {
     policy: Option<Policy>,
     verdict: Verdict,
+    is_dry_run: bool,
+    is_near_limit: bool,
     is_local: bool,
     remaining: u32,
     more_in_ns: u64,
     full_in_ns: u64,
-    /// Boxed twice: a key is rare, and this is moved with every decision.
-    partition_key: Option<Box<Box<[u8]>>>,
+    /// Boxed: little of it is usual, and this is moved with every decision.
+    rest: Option<Box<Rest>>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Rest {
+    partition_key: Option<Box<[u8]>>,
+    parts: Vec<Decision>,
+    refund: Option<Refund>,
 }
 
 /// The ways in which a charge can end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
-    /// The charge was made.
+    /// The charge was made. (Of one policy of several: it would fit. It is made if all fit.)
     Admitted,
     /// Nothing was charged; the same charge fits later.
     OverLimit,
@@ -223,7 +73,7 @@ impl Decision {
     }
 
     pub(crate) fn from_ns(policy: Policy, verdict: Verdict, remaining: u32, more_in_ns: u64, full_in_ns: u64) -> Self {
-        Self { policy: Some(policy), verdict, is_local: false, remaining, more_in_ns, full_in_ns, partition_key: None }
+        Self { policy: Some(policy), verdict, remaining, more_in_ns, full_in_ns, ..Self::unlimited() }
     }
 
     /// Admitted without any limit; such a decision writes no headers.
@@ -232,11 +82,13 @@ impl Decision {
         Self {
             policy: None,
             verdict: Verdict::Admitted,
+            is_dry_run: false,
+            is_near_limit: false,
             is_local: false,
             remaining: u32::MAX,
             more_in_ns: 0,
             full_in_ns: 0,
-            partition_key: None,
+            rest: None,
         }
     }
 
@@ -257,10 +109,67 @@ impl Decision {
         Self { verdict: Verdict::Unavailable, remaining: 0, more_in_ns, ..Self::unlimited() }
     }
 
-    /// The same, made by one server for itself because what all share could not be asked: [`is_local`](Self::is_local).
+    /// One decision of several policies, which charged all of them or none.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use tollgate::{Decision, Policy, Quota, Verdict};
+    ///
+    /// let (minute, second) = (Duration::from_secs(60), Duration::from_secs(1));
+    /// let plan = Policy::new("plan", Quota::per_minute(1))?;
+    /// let orders = Policy::new("orders", Quota::per_second(3))?;
+    /// let decision = Decision::all_of([
+    ///     Decision::new(plan, Verdict::OverLimit, 0, minute, minute),
+    ///     Decision::new(orders, Verdict::Admitted, 3, Duration::ZERO, Duration::ZERO),
+    /// ]);
+    /// assert!(!decision.is_admitted());
+    /// assert_eq!(decision.retry_after(), Some(minute));
+    /// assert_eq!(decision.parts().count(), 2);
+    /// assert_eq!(decision.violated().map(Policy::name).collect::<Vec<_>>(), ["plan"]);
+    /// # Ok::<_, tollgate::InvalidPolicyName>(())
+    /// ```
     #[must_use]
-    pub fn made_locally(self) -> Self {
-        Self { is_local: true, ..self }
+    pub fn all_of(parts: impl IntoIterator<Item = Self>) -> Self {
+        let mut parts: Vec<_> = parts.into_iter().flat_map(Self::into_parts).collect();
+        // What has no policy and no limit says nothing.
+        parts.retain(|part| part.policy.is_some() || part.verdict == Verdict::Unavailable);
+        if parts.len() < 2 {
+            return parts.pop().unwrap_or_else(Self::unlimited);
+        }
+        // The first one where several are as hard to meet.
+        let hardest = parts.iter().rev().max_by_key(|part| part.hardness()).cloned();
+        let is_near_limit = parts.iter().any(|part| part.is_near_limit);
+        let is_local = parts.iter().any(|part| part.is_local);
+        let rest = Some(Box::new(Rest { parts, ..Rest::default() }));
+        Self { is_near_limit, is_local, rest, ..hardest.unwrap_or_else(Self::unlimited) }
+    }
+
+    /// What has to be met last comes last.
+    fn hardness(&self) -> (u8, u64) {
+        match self.verdict {
+            _ if self.is_dry_run => (0, 0),
+            Verdict::Admitted => (1, (u32::MAX - self.remaining).into()),
+            Verdict::OverLimit => (2, self.more_in_ns),
+            Verdict::Unavailable => (3, self.more_in_ns),
+            Verdict::CostAboveBurst => (4, 0),
+        }
+    }
+
+    fn into_parts(mut self) -> Vec<Self> {
+        match self.rest.as_deref_mut() {
+            Some(rest) if !rest.parts.is_empty() => {
+                let mut parts = std::mem::take(&mut rest.parts);
+                if let (Some(first), Some(refund)) = (parts.first_mut(), rest.refund.take()) {
+                    first.rest_mut().refund.get_or_insert(refund);
+                }
+                parts
+            }
+            _ => vec![self],
+        }
+    }
+
+    fn rest_mut(&mut self) -> &mut Rest {
+        self.rest.get_or_insert_default()
     }
 
     /// The same with a partition key, which names the budget to the client in the `pk` parameter of draft-10.
@@ -268,17 +177,96 @@ impl Decision {
     /// Never make it of a token or the plain hash of one: a keyed hash of the subject is right.
     #[must_use]
     pub fn with_partition_key(mut self, key: impl Into<Vec<u8>>) -> Self {
-        self.partition_key = Some(Box::new(key.into().into()));
+        self.rest_mut().partition_key = Some(key.into().into());
         self
     }
 
-    /// Whether the charge was made.
+    /// The same, and the charge can be given back.
     #[must_use]
-    pub fn is_admitted(&self) -> bool {
-        self.verdict == Verdict::Admitted
+    pub fn with_refund(mut self, refund: Refund) -> Self {
+        self.rest_mut().refund = Some(refund);
+        self
     }
 
-    /// The decision itself if the charge was made, and otherwise the refusal that says so: 429, 400 if the charge can never
+    /// The same by a policy on trial: the caller may go on whatever the verdict, and is told nothing.
+    #[must_use]
+    pub fn on_trial(self) -> Self {
+        Self { is_dry_run: true, ..self }
+    }
+
+    /// The same, and not much is left, see [`RateLimits::with_near_limit`](crate::RateLimits::with_near_limit).
+    #[must_use]
+    pub fn near_limit(self) -> Self {
+        Self { is_near_limit: true, ..self }
+    }
+
+    /// The same, made by one server for itself because what all share could not be asked: [`is_local`](Self::is_local).
+    #[must_use]
+    pub fn made_locally(self) -> Self {
+        Self { is_local: true, ..self }
+    }
+
+    /// Whether the caller may go on: the charge was made, or the policy is on trial.
+    #[must_use]
+    pub fn is_admitted(&self) -> bool {
+        self.verdict == Verdict::Admitted || self.is_dry_run
+    }
+
+    /// Whether all policies that decided are on trial ("dry run").
+    #[must_use]
+    pub fn is_dry_run(&self) -> bool {
+        self.is_dry_run
+    }
+
+    /// Whether the caller goes on only because a policy is on trial.
+    #[must_use]
+    pub fn would_be_refused(&self) -> bool {
+        self.is_admitted() && self.parts().any(|part| part.is_dry_run && part.verdict != Verdict::Admitted)
+    }
+
+    /// Whether a policy has no more left than the fraction that it was to tell of.
+    #[must_use]
+    pub fn is_near_limit(&self) -> bool {
+        self.is_near_limit
+    }
+
+    /// Whether one server decided for itself, because what all share could not be asked. Only limiters that share budgets make
+    /// such decisions.
+    #[must_use]
+    pub fn is_local(&self) -> bool {
+        self.is_local
+    }
+
+    /// The decisions of all policies that were asked; the decision itself if that is one.
+    pub fn parts(&self) -> impl Iterator<Item = &Self> {
+        match self.rest.as_deref() {
+            Some(rest) if self.is_of_several() => rest.parts.iter(),
+            _ => slice::from_ref(self).iter(),
+        }
+    }
+
+    pub(crate) fn is_of_several(&self) -> bool {
+        self.rest.as_deref().is_some_and(|rest| !rest.parts.is_empty())
+    }
+
+    /// The policies that refused, those on trial left out.
+    pub fn violated(&self) -> impl Iterator<Item = &Policy> {
+        self.parts().filter(|part| !part.is_admitted()).filter_map(|part| part.policy())
+    }
+
+    /// Gives the charge back, once, if the limiter [was told](crate::RateLimits::with_refunds) that this may be wanted.
+    /// Budgets in memory do so at the first poll.
+    pub async fn refund(&self) {
+        let own = self.rest.iter().filter_map(|rest| rest.refund.as_ref());
+        let of_parts =
+            self.rest.iter().flat_map(|rest| &rest.parts).filter_map(|part| part.rest.as_ref()?.refund.as_ref());
+        let all: Vec<Refund> = own.chain(of_parts).cloned().collect();
+        for refund in all {
+            refund.give_back().await;
+        }
+    }
+
+    /// The decision itself if the caller may go on, and otherwise the refusal that says so: 429, 400 if the charge can never
     /// fit, or 503 if the limiter could not tell. For handlers that charge by themselves.
     ///
     /// ```
@@ -299,11 +287,11 @@ impl Decision {
     ///
     /// # Errors
     ///
-    /// If nothing was charged.
+    /// If the caller may not go on; then nothing was charged.
     pub fn or_refuse(self) -> Result<Self, Rejection> {
-        match self.verdict {
-            Verdict::Admitted => Ok(self),
-            Verdict::OverLimit | Verdict::CostAboveBurst | Verdict::Unavailable => Err(Rejection::over_limit(self)),
+        match self.is_admitted() {
+            true => Ok(self),
+            false => Err(Rejection::over_limit(self)),
         }
     }
 
@@ -311,13 +299,6 @@ impl Decision {
     #[must_use]
     pub fn verdict(&self) -> Verdict {
         self.verdict
-    }
-
-    /// Whether one server decided for itself, because what all share could not be asked. Only limiters that share budgets make
-    /// such decisions.
-    #[must_use]
-    pub fn is_local(&self) -> bool {
-        self.is_local
     }
 
     /// The policy that decided; `None` if there is no limit, or nobody could tell.
@@ -356,7 +337,7 @@ impl Decision {
     }
 
     pub(crate) fn partition_key(&self) -> Option<&[u8]> {
-        self.partition_key.as_deref().map(|key| &**key)
+        self.rest.as_ref()?.partition_key.as_deref()
     }
 
     /// [`retry_after`](Self::retry_after) in whole seconds, as the header field of that name has it: rounded up and never
@@ -403,5 +384,11 @@ impl Decisions {
 
     pub(crate) fn iter(&self) -> impl Iterator<Item = &Decision> {
         self.first.iter().chain(self.more.iter().flat_map(|more| more.iter()))
+    }
+
+    pub(crate) async fn refund(&self) {
+        for decision in self.iter() {
+            decision.refund().await;
+        }
     }
 }

@@ -192,6 +192,17 @@ impl Quota {
         Self::from_parts(1, self.interval(), burst)
     }
 
+    /// What each of so many nodes may admit, so that all of them together admit no more than this: rate and burst divided.
+    /// A burst is at least 1, so that it is more than this in sum where there are more nodes than the burst has cells.
+    pub(crate) fn divided_by(self, nodes: NonZeroU32) -> Self {
+        let burst = (self.burst() / nodes.get()).max(1);
+        let interval_ns = self.interval_ns().saturating_mul(nodes.get().into());
+        // A span of 146 years is no quota: as slow as there is, then.
+        let slowest = (MAX_SPAN_NS - 1) / u64::from(burst);
+        let interval = Duration::from_nanos(interval_ns.min(slowest));
+        Self::from_parts(1, interval, burst).unwrap_or(self)
+    }
+
     /// The one place where a quota is made and checked.
     const fn from_parts(n: u32, period: Duration, burst: u32) -> Result<Self, QuotaError> {
         let Some(burst) = NonZeroU32::new(burst) else { return Err(QuotaError::Zero) };

@@ -17,10 +17,10 @@ use std::num::NonZeroU32;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock, PoisonError};
 
-use super::decide::{FROZEN, Outcome, decide, read, swap};
+use super::decide::{FROZEN, Outcome, decide, give_back, read, swap};
 use crate::caller::Erased;
-use crate::decision::{Policy, PolicyName};
 use crate::grant::Subject;
+use crate::policy::{Policy, PolicyName};
 use crate::quota::Quota;
 use crate::sync::{InMemoryState, Mutex, MutexGuard};
 
@@ -51,6 +51,20 @@ impl Account {
     pub(super) fn debt(&self) -> Option<u64> {
         let tat = read(&self.cell);
         (tat < FROZEN).then_some(tat)
+    }
+
+    /// An account that owes as much now, for a decision that changes nothing; `None` if this one is frozen.
+    pub(super) fn copy(&self) -> Option<Self> {
+        Some(Self::owing(self.policy.clone(), self.debt()?))
+    }
+
+    /// Owes so many cells less. After a change of policy nothing is given back: what they are worth is no longer known.
+    /// `None` if the account is frozen.
+    pub(super) fn give_back(&self, quota: Quota, cost: NonZeroU32) -> Option<()> {
+        match self.policy.quota() == quota {
+            true => give_back(&self.cell, u64::from(cost.get()) * quota.interval_ns()).then_some(()),
+            false => self.debt().map(drop),
+        }
     }
 
     /// Freezes this account. Returns the theoretical arrival time with which another policy owes as many cells, rounded up.
@@ -208,14 +222,6 @@ impl Accounts {
         }
     }
 
-    pub(super) fn default_quota(&self) -> Quota {
-        self.default.quota()
-    }
-
-    pub(super) fn name(&self) -> &PolicyName {
-        &self.name
-    }
-
     /// Calls `f` with the account of the payer's subject under the payer's quota, until that account is not frozen.
     #[inline]
     pub(super) fn with<T>(&self, payer: Payer<'_>, now: u64, mut f: impl FnMut(&Account) -> Option<T>) -> T {
@@ -338,7 +344,7 @@ mod tests {
 
     /// Which grant the account of a subject stands in, or else the account.
     fn place(limits: &RateLimits, subject: &str) -> Result<*const (), Arc<Account>> {
-        match limits.accounts.lock().places[&Subject::from(subject)].clone() {
+        match limits.accounts().lock().places[&Subject::from(subject)].clone() {
             Place::Grant(grant) => Ok(Arc::as_ptr(&grant).cast()),
             Place::Apart(account) => Err(account),
         }
@@ -356,7 +362,7 @@ mod tests {
         let late = CurrentGrant::new(Arc::clone(&first));
         let head = late.erased().head();
         let payer = Payer { subject: head.subject(), memo: head.memo(), quota: None, grant: Some(late.erased()) };
-        assert!(limits.accounts.open(payer, 0).is_none());
+        assert!(limits.accounts().open(payer, 0).is_none());
         assert!(is_in(&first));
         drop(late);
 
@@ -408,7 +414,7 @@ mod tests {
         for grant in [&own, &other, &shared] {
             charge(&limits, grant, 1);
         }
-        let _lock = limits.accounts.lock();
+        let _lock = limits.accounts().lock();
         assert_eq!((charge(&limits, &own, 1), charge(&limits, &shared, 1)), (3, 2));
     }
 
@@ -444,7 +450,7 @@ mod tests {
         for (now, left) in [(0, 1), (999_999_999, 1), (1_000_000_000, 0)] {
             let limits = limits();
             assert!(limits.check_now(&CurrentGrant::new(Grant::new("s", ())), Charge::Units(1)).is_admitted());
-            limits.accounts.sweep(now);
+            limits.accounts().sweep(now);
             assert_eq!(limits.subjects(), left, "after {now} ns");
         }
     }

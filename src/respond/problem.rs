@@ -4,6 +4,8 @@ use bytes::Bytes;
 use http::{HeaderValue, Response, header};
 
 use super::{Respond, head};
+use crate::decision::Decision;
+use crate::policy::Policy;
 use crate::rejection::{Protocol, Rejection, RejectionKind};
 
 /// Refuses with a problem details body (RFC 9457), `application/problem+json`: the default responder.
@@ -136,11 +138,17 @@ fn over_limit(rejection: &Rejection) -> Bytes {
     const BEFORE: &str = r#"{"type":"https://iana.org/assignments/http-problem-types#quota-exceeded","title":"Too Many Requests","status":429,"detail":"The budget of this token is spent.","violated-policies":["#;
     const AFTER: &str = "]}";
 
-    let name = rejection.decision().and_then(|decision| decision.policy()).map_or("", |policy| policy.name());
+    let violated = || rejection.decision().into_iter().flat_map(Decision::violated).map(Policy::name);
     // Exact for nearly all names, so that the bytes need no second allocation.
-    let mut body = String::with_capacity(BEFORE.len() + name.len() + 2 + AFTER.len());
+    let names: usize = violated().map(|name| name.len() + r#"",""#.len()).sum();
+    let mut body = String::with_capacity(BEFORE.len() + names.saturating_sub(1) + AFTER.len());
     body.push_str(BEFORE);
-    write_json_string(&mut body, name);
+    for (at, name) in violated().enumerate() {
+        if at > 0 {
+            body.push(',');
+        }
+        write_json_string(&mut body, name);
+    }
     body.push_str(AFTER);
     body.into()
 }

@@ -6,7 +6,8 @@ use base64::prelude::{BASE64_STANDARD, Engine as _};
 use http::header::{HeaderMap, HeaderName, HeaderValue};
 
 use super::list::members;
-use crate::decision::{Decision, Policy, secs_up};
+use crate::decision::{Decision, secs_up};
+use crate::policy::Policy;
 use crate::quota::Quota;
 
 /// In which dialect a gate tells clients of their budget.
@@ -61,6 +62,8 @@ pub(crate) struct Advert {
 enum Fields {
     /// Lists, to which other policies can be joined.
     Draft10 { policy: Policy, state: HeaderValue },
+    /// The same of several policies.
+    Draft10List(Vec<(Policy, HeaderValue)>),
     /// One policy only: the tightest is told.
     Single { dialect: RateLimitHeaders, quota: Quota, reset: u64 },
 }
@@ -72,15 +75,18 @@ pub(crate) fn advert(
     now: impl FnOnce() -> SystemTime,
 ) -> Option<Advert> {
     let policy = decision.policy()?;
+    // Clients are told nothing of policies on trial.
+    if decision.is_dry_run() {
+        return None;
+    }
     let fields = match dialect {
         RateLimitHeaders::Off => return None,
-        RateLimitHeaders::Draft10 => {
-            let state = match policy.item(decision) {
-                Some(item) => item.clone(),
-                None => draft_10_state(policy.prefix(), decision)?,
-            };
-            Fields::Draft10 { policy: policy.clone(), state }
+        RateLimitHeaders::Draft10 if decision.is_of_several() => {
+            let told = decision.parts().filter(|part| !part.is_dry_run());
+            let item = |part| Some((Decision::policy(part)?.clone(), draft_10_item(part)?));
+            Fields::Draft10List(told.filter_map(item).collect())
         }
+        RateLimitHeaders::Draft10 => Fields::Draft10 { policy: policy.clone(), state: draft_10_item(decision)? },
         RateLimitHeaders::XEpoch => {
             let now_ns = now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_nanos());
             let reset = (now_ns + u128::from(decision.full_in_ns())).div_ceil(1_000_000_000) as u64;
@@ -105,6 +111,7 @@ impl Advert {
                 join(headers, || RATELIMIT_POLICY, &policy, policy.advert().clone());
                 join(headers, || RATELIMIT, &policy, state);
             }
+            Fields::Draft10List(items) => write_list(headers, &items),
             Fields::Single { dialect, quota, reset } => {
                 // An inner policy that leaves less is the one to obey.
                 if told(headers, dialect).is_none_or(|told| u64::from(self.remaining) < told) {
@@ -112,6 +119,25 @@ impl Advert {
                 }
             }
         }
+    }
+}
+
+/// Writes the items of several policies, in front of what inner layers have told.
+fn write_list(headers: &mut HeaderMap, items: &[(Policy, HeaderValue)]) {
+    if headers.contains_key(RATELIMIT) || headers.contains_key(RATELIMIT_POLICY) {
+        for (policy, state) in items.iter().rev() {
+            join(headers, || RATELIMIT_POLICY, policy, policy.advert().clone());
+            join(headers, || RATELIMIT, policy, state.clone());
+        }
+        return;
+    }
+    // Items joined by a comma are a value.
+    let joined = |items: Vec<&[u8]>| HeaderValue::try_from(items.join(&b", "[..])).ok();
+    let adverts = joined(items.iter().map(|(policy, _)| policy.advert().as_bytes()).collect());
+    let states = joined(items.iter().map(|(_, state)| state.as_bytes()).collect());
+    if let (Some(adverts), Some(states)) = (adverts, states) {
+        headers.insert(RATELIMIT_POLICY, adverts);
+        headers.insert(RATELIMIT, states);
     }
 }
 
@@ -209,6 +235,15 @@ pub(crate) fn render_items(prefix: &[u8], burst: u32) -> Box<[HeaderValue]> {
     let prefix = String::from_utf8_lossy(prefix);
     let item = |left| format!("{prefix}{left};t={}", u32::from(left < burst));
     (0..=burst).map(|left| HeaderValue::from_static(String::leak(item(left)))).collect()
+}
+
+/// The `RateLimit` item of one policy's decision.
+fn draft_10_item(decision: &Decision) -> Option<HeaderValue> {
+    let policy = decision.policy()?;
+    match policy.item(decision) {
+        Some(item) => Some(item.clone()),
+        None => draft_10_state(policy.prefix(), decision),
+    }
 }
 
 /// `"name";r=19;t=1`, in one allocation and without `fmt`: this is written into every answer.

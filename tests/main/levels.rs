@@ -10,7 +10,9 @@ use std::path::{Path, PathBuf};
 fn place(file: &str) -> (u8, &str) {
     match file {
         "answer.rs" | "breaker.rs" | "caller.rs" | "decision.rs" | "grant.rs" | "head.rs" | "patience.rs"
-        | "quota.rs" | "rejection.rs" | "scopes.rs" | "sync.rs" | "token.rs" => (0, "words"),
+        | "policy.rs" | "quota.rs" | "refund.rs" | "rejection.rs" | "scopes.rs" | "sync.rs" | "token.rs" => {
+            (0, "words")
+        }
         // What a grant remembers, and what a decision and a rejection are written with.
         "limit/accounts.rs"
         | "limit/clock.rs"

@@ -4,7 +4,7 @@
 -- Behind these, where cells are bought ahead (lease.rs), four a budget: how many, for how long in us, and the interval
 -- in us and ns.
 -- Returns three numbers a budget: 0 if the charge does not fit, or else 1 and the cells that were bought ahead; and what
--- is owed now, in us and ns.
+-- is owed now, in us and ns; and then the time.
 --
 -- A budget is the text "us ns interval": the theoretical arrival time in two parts, and the interval by which it is
 -- counted. Lua's numbers are exact up to 2^53, which is the year 2255 in us; both parts are whole numbers at all times.
@@ -48,10 +48,10 @@ for i, key in ipairs(KEYS) do
     us, ns, changed = sum_us, sum_ns, true
   end
   local ahead, at = 0, 7 * #KEYS + 4 * (i - 1)
-  local most = admitted and fits and tonumber(ARGV[at + 2]) or 0
+  local most = admitted and fits and tonumber(ARGV[at + 1]) or 0
   if most > 0 then
     -- As if they were spent at the end of their time; and a quarter of what is left at most, so that no rounding matters.
-    local hold_us, unit_us, unit_ns = tonumber(ARGV[at + 1]), tonumber(ARGV[at + 3]), tonumber(ARGV[at + 4])
+    local hold_us, unit_us, unit_ns = tonumber(ARGV[at + 2]), tonumber(ARGV[at + 3]), tonumber(ARGV[at + 4])
     local from_us, from_ns = us, ns
     if us < hold_us then
       from_us, from_ns = hold_us, 0
@@ -72,4 +72,5 @@ for i, key in ipairs(KEYS) do
   end
   answer[3 * i - 2], answer[3 * i - 1], answer[3 * i] = fits and 1 + ahead or 0, us, ns
 end
+answer[#answer + 1] = now
 return answer

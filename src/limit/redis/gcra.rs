@@ -13,13 +13,16 @@ use redis::RedisResult;
 
 use super::connect::Open;
 use super::lease::Order;
-use super::script::Script;
-use crate::decision::{Decision, Policy, Verdict};
-use crate::limit::described;
+use super::script::{Script, number};
+use crate::decision::{Decision, Verdict};
+use crate::limit::lane::described;
+use crate::policy::Policy;
 
 /// One of the budgets that a charge is paid from.
 #[derive(Clone)]
 pub(super) struct Part {
+    /// Which of the limiter's policies it is.
+    pub(super) at: usize,
     pub(super) key: Vec<u8>,
     pub(super) policy: Policy,
     pub(super) cost: u32,
@@ -35,45 +38,34 @@ pub(super) struct State {
     pub(super) owed_ns: u64,
 }
 
-static GCRA: LazyLock<Script> =
-    LazyLock::new(|| script("local t = redis.call('TIME') local now = t[1] * 1000000 + t[2]"));
+/// What Redis says of a charge.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Reply {
+    pub(super) states: Vec<State>,
+    /// The cells that were bought ahead.
+    pub(super) ahead: Vec<u32>,
+    /// When, by its clock, in microseconds since 1970.
+    pub(super) now_us: u64,
+}
+
+/// The first line of a script.
+pub(super) const CLOCK: &str = "local t = redis.call('TIME') local now = t[1] * 1000000 + t[2]";
 
 /// All but the clock is the same in tests.
-fn script(now: &str) -> Script {
-    Script::new(format!("{now}\n{}", include_str!("gcra.lua")))
+fn script(clock: &str) -> Script {
+    Script::new(format!("{clock}\n{}", include_str!("gcra.lua")))
 }
 
-/// Charges all parts, or none.
-pub(super) async fn charge(open: &mut Open, parts: &[Part]) -> RedisResult<Vec<State>> {
-    let bought = run(&GCRA, open, parts, &[], None).await?;
-    Ok(bought.into_iter().map(|bought| bought.state).collect())
-}
-
-/// Charges all parts, or none; if it did, it buys cells ahead, an order a part.
-pub(super) async fn buy(open: &mut Open, parts: &[Part], orders: &[Order]) -> RedisResult<Vec<Bought>> {
+/// Charges all parts, or none. If it did, it buys cells ahead, by an order a part; none if there are no orders.
+pub(super) async fn charge(open: &mut Open, parts: &[Part], orders: &[Order]) -> RedisResult<Reply> {
+    static GCRA: LazyLock<Script> = LazyLock::new(|| script(CLOCK));
     run(&GCRA, open, parts, orders, None).await
 }
 
-/// A state, with what was bought ahead.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Bought {
-    pub(super) state: State,
-    pub(super) cells: u32,
-}
-
-#[cfg(test)]
-static AT: LazyLock<Script> = LazyLock::new(|| script("local now = tonumber(table.remove(ARGV))"));
-
 /// The same at a time of one's own, in microseconds.
 #[cfg(test)]
-pub(super) async fn charge_at(open: &mut Open, parts: &[Part], now_us: u64) -> RedisResult<Vec<State>> {
-    let bought = buy_at(open, parts, &[], now_us).await?;
-    Ok(bought.into_iter().map(|bought| bought.state).collect())
-}
-
-/// The same at a time of one's own, in microseconds.
-#[cfg(test)]
-pub(super) async fn buy_at(open: &mut Open, parts: &[Part], orders: &[Order], now_us: u64) -> RedisResult<Vec<Bought>> {
+pub(super) async fn charge_at(open: &mut Open, parts: &[Part], orders: &[Order], now_us: u64) -> RedisResult<Reply> {
+    static AT: LazyLock<Script> = LazyLock::new(|| script("local now = tonumber(table.remove(ARGV))"));
     run(&AT, open, parts, orders, Some(now_us)).await
 }
 
@@ -83,30 +75,20 @@ async fn run(
     parts: &[Part],
     orders: &[Order],
     now_us: Option<u64>,
-) -> RedisResult<Vec<Bought>> {
+) -> RedisResult<Reply> {
     let keys: Vec<_> = parts.iter().map(|part| part.key.clone()).collect();
     let mut args: Vec<_> = parts.iter().flat_map(Part::args).collect();
-    args.extend(parts.iter().zip(orders).flat_map(|(part, order)| order_args(part, *order)));
-    args.extend(now_us.map(text));
-    let numbers: Vec<u64> = script.run(open, &keys, &args).await?;
+    args.extend(parts.iter().zip(orders).flat_map(|(part, order)| part.order_args(*order)));
+    args.extend(now_us.map(number));
+    let mut numbers: Vec<u64> = script.run(open, &keys, &args).await?;
+    let now_us = numbers.pop().unwrap_or_default();
     if numbers.len() != 3 * parts.len() {
         return Err((redis::ErrorKind::UnexpectedReturnType, "the script answers for other budgets").into());
     }
-    let bought = |of: &[u64]| Bought {
-        state: State { fits: of[0] > 0, owed_ns: of[1].saturating_mul(1_000).saturating_add(of[2]) },
-        cells: u32::try_from(of[0].saturating_sub(1)).unwrap_or(u32::MAX),
-    };
-    Ok(numbers.chunks_exact(3).map(bought).collect())
-}
-
-/// Four arguments of the script.
-fn order_args(part: &Part, order: Order) -> [Vec<u8>; 4] {
-    let interval_ns = part.policy.quota().interval_ns();
-    [order.hold_ns.div_ceil(1_000), order.cells.into(), interval_ns / 1_000, interval_ns % 1_000].map(text)
-}
-
-fn text(number: u64) -> Vec<u8> {
-    itoa::Buffer::new().format(number).into()
+    let state = |of: &[u64]| State { fits: of[0] > 0, owed_ns: of[1].saturating_mul(1_000).saturating_add(of[2]) };
+    let ahead = |of: &[u64]| u32::try_from(of[0].saturating_sub(1)).unwrap_or(u32::MAX);
+    let budgets = numbers.chunks_exact(3);
+    Ok(Reply { states: budgets.clone().map(state).collect(), ahead: budgets.map(ahead).collect(), now_us })
 }
 
 impl Part {
@@ -125,7 +107,13 @@ impl Part {
             cost_ns % 1_000,
             u64::from(is_above),
         ]
-        .map(text)
+        .map(number)
+    }
+
+    /// Four arguments of the script.
+    fn order_args(&self, order: Order) -> [Vec<u8>; 4] {
+        let interval_ns = self.policy.quota().interval_ns();
+        [order.cells.into(), order.hold_ns.div_ceil(1_000), interval_ns / 1_000, interval_ns % 1_000].map(number)
     }
 
     /// Whether the charge fits where at least so much is owed.

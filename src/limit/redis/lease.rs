@@ -34,9 +34,10 @@
 
 use std::time::Duration;
 
-use super::gcra::Bought;
-use crate::decision::{Decision, Policy, Verdict};
-use crate::limit::described;
+use super::gcra::State;
+use crate::decision::{Decision, Verdict};
+use crate::limit::lane::described;
+use crate::policy::Policy;
 use crate::quota::Quota;
 
 /// How long cells may be bought ahead, see [`RedisLimits::with_leases`](super::RedisLimits::with_leases).
@@ -169,20 +170,19 @@ impl Stock {
     }
 
     /// A charge was made in Redis, and this came of the order beside it.
-    pub(super) fn receive(&mut self, asked_at: u64, now: u64, charged: u32, order: Order, bought: Bought) {
-        if bought.cells > 0 || self.left(now) == 0 {
-            self.left = bought.cells;
+    pub(super) fn receive(&mut self, asked_at: u64, now: u64, charged: u32, order: Order, ahead: u32) {
+        if ahead > 0 || self.left(now) == 0 {
+            self.left = ahead;
             self.ends_at = asked_at.saturating_add(self.plan.time_ns);
             self.asked_at = asked_at;
-            self.came = charged.saturating_add(bought.cells);
+            self.came = charged.saturating_add(ahead);
             self.ordered = order.cells.max(1);
         }
-        self.hear(now, bought.state.owed_ns);
     }
 
     /// Redis has said what is owed.
-    pub(super) fn hear(&mut self, now: u64, owed_ns: u64) {
-        (self.owed_ns, self.told_at) = (owed_ns, now);
+    pub(super) fn hear(&mut self, now: u64, state: State) {
+        (self.owed_ns, self.told_at) = (state.owed_ns, now);
     }
 
     /// Whether nothing would be lost with this.

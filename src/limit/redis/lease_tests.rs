@@ -3,7 +3,7 @@
 use proptest::prelude::*;
 
 use super::connect::Open;
-use super::gcra::{Part, buy_at};
+use super::gcra::{Part, charge_at};
 use super::lease::Leases;
 use super::stocks::Stocks;
 use super::tests::{START_US, key, part, redis, remove};
@@ -45,19 +45,18 @@ fn charge(
 ) -> Vec<(u64, u32)> {
     let subject = subject();
     let who = Some(&subject);
-    let charges: Vec<_> = parts.iter().map(|part| (part.policy.quota(), part.cost)).collect();
-    if node.stocks.pay(who, node.clock(us), &charges).is_some() {
+    let costs: Vec<_> = parts.iter().map(|part| (part.at, part.policy.quota(), part.cost)).collect();
+    if node.stocks.pay(who, node.clock(us), &costs).is_some() {
         return vec![(us, parts[0].cost)];
     }
+    if !node.stocks.have_leases_of(parts) {
+        return exact(runtime, open, parts, us);
+    }
     let entered = runtime.block_on(node.stocks.enter(who, || node.clock(us), parts));
-    let Some(entered) = entered else {
-        let bought = runtime.block_on(buy_at(open, parts, &[], START_US + us)).unwrap();
-        return if bought[0].state.fits { vec![(us, parts[0].cost)] } else { Vec::new() };
-    };
     let (purchase, rest) = node.stocks.begin(who, node.clock(us), entered, parts);
-    let bought = runtime.block_on(buy_at(open, &rest, purchase.orders(), START_US + us + there)).unwrap();
+    let reply = runtime.block_on(charge_at(open, &rest, purchase.orders(), START_US + us + there)).unwrap();
     let times = (node.clock(us), node.clock(us + there + back));
-    let paid = node.stocks.end(who, times, &purchase, &rest, Some(&bought));
+    let paid = node.stocks.end(who, times, &purchase, &rest, Some(&reply));
     match &paid[0] {
         None => Vec::new(),
         Some(decision) => {
@@ -65,6 +64,11 @@ fn charge(
             vec![(us, parts[0].cost - rest[0].cost), (us + there, rest[0].cost)]
         }
     }
+}
+
+fn exact(runtime: &tokio::runtime::Runtime, open: &mut Open, parts: &[Part], us: u64) -> Vec<(u64, u32)> {
+    let reply = runtime.block_on(charge_at(open, parts, &[], START_US + us)).unwrap();
+    if reply.states[0].fits { vec![(us, parts[0].cost)] } else { Vec::new() }
 }
 
 fn quotas() -> impl Strategy<Value = Quota> {
@@ -97,10 +101,7 @@ fn no_window_admits_more_than_burst_and_rate() {
                     let parts = [part(&key, quota, cost)];
                     let cells = match nodes.get(who) {
                         Some(node) => charge(&runtime, &mut open, node, &parts, us, (trip, trip)),
-                        None => {
-                            let bought = runtime.block_on(buy_at(&mut open, &parts, &[], START_US + us)).unwrap();
-                            if bought[0].state.fits { vec![(us, cost)] } else { Vec::new() }
-                        }
+                        None => exact(&runtime, &mut open, &parts, us),
                     };
                     (at_once, all) = (at_once + usize::from(cells.len() == 1 && who < 3), all + 1);
                     // Then two trips have passed as well.
@@ -151,8 +152,8 @@ fn who_comes_seldom_and_who_has_little_buys_nothing_ahead() {
             let cells = charge(&runtime, &mut open, &node, &[part(&key, quota, 1)], at * pause_us, (0, 0));
             assert!(cells == [(at * pause_us, 0), (at * pause_us, 1)] || cells == [(at * pause_us, 1)]);
             let peek = [part(&key, quota, 0)];
-            let owed = runtime.block_on(buy_at(&mut open, &peek, &[], START_US + at * pause_us)).unwrap()[0];
-            assert!(owed.state.owed_ns <= 1_000_000, "{owed:?}");
+            let reply = runtime.block_on(charge_at(&mut open, &peek, &[], START_US + at * pause_us)).unwrap();
+            assert!(reply.states[0].owed_ns <= 1_000_000, "{reply:?}");
         }
         remove(&runtime, &mut open, &key);
     }

@@ -28,6 +28,7 @@ mod lease;
 mod lease_tests;
 mod leased;
 mod outage;
+mod refund;
 mod script;
 mod server;
 mod stocks;
@@ -41,6 +42,7 @@ pub use outage::WhenDown;
 pub use server::RedisServer;
 
 use super::clock::Clock;
+use super::rule::Scope;
 use super::{Charge, Limiter, RateLimits};
 use crate::answer::Answer;
 use crate::breaker::Switch;
@@ -54,6 +56,9 @@ use outage::Outage;
 use stocks::Stocks;
 
 /// Budgets in Redis, which all servers that name the same Redis, prefix and secret share.
+///
+/// With [refunds](RateLimits::with_refunds), no refusal is remembered, since another server may give something back, and
+/// each asks Redis. A refund that Redis does not take in time is lost.
 ///
 /// Clones share the connection and all that is remembered. Its policies, costs and clock are those of the [`RateLimits`] that
 /// it is made of; budgets in memory are used only while Redis is away.
@@ -80,29 +85,33 @@ pub struct RedisLimits {
 const DEADLINE: Duration = Duration::from_millis(250);
 
 impl RedisLimits {
-    /// These policies in that Redis. The secret is 32 random bytes or more, the same on all servers; it keeps subjects out of
+    /// These policies in that Redis, with their costs, dry runs and refunds. The secret is 32 random bytes or more, the same on all servers; it keeps subjects out of
     /// Redis, and another one begins with full budgets.
     ///
     /// Nothing is connected yet, and Redis need not be there.
     ///
     /// # Errors
     ///
-    /// If the secret is too short.
+    /// If the secret is too short, or Redis is a cluster and there are policies of each subject beside some that
+    /// [all share](RateLimits::shared_by_all): these are in different slots, and cannot be charged in one step.
     pub fn new(limits: RateLimits, redis: RedisServer, secret: impl AsRef<[u8]>) -> Result<Self, RedisLimitsError> {
         let keys = Keys::new(secret.as_ref())?;
-        let time = Arc::clone(&limits.time);
+        let link = Link::new(redis);
+        let has = |scope| limits.rules().any(|rule| rule.scope == scope);
+        if link.is_cluster() && has(Scope::Subject) && has(Scope::All) {
+            return Err(RedisLimitsError::SharedOnCluster);
+        }
         let mut switch = Switch::new(DEADLINE);
-        switch.set_clock(Arc::clone(&time) as Arc<dyn Clock>);
+        switch.set_clock(Arc::clone(limits.time()) as Arc<dyn Clock>);
         let shared = Shared {
             keys: Arc::new(keys),
-            link: Arc::new(Link::new(redis)),
+            link: Arc::new(link),
             deadline: DEADLINE,
             switch,
             denied: Arc::new(Denied::default()),
             outage: Outage::new(&limits, WhenDown::default()),
             limits,
             stocks: None,
-            time,
         };
         Ok(Self { shared: Arc::new(shared) })
     }
@@ -174,10 +183,12 @@ impl RedisLimits {
     /// ```
     ///
     /// Where the burst is below 16, where a lease would end in less than 5 milliseconds, and near the limit, Redis is asked
-    /// all the same.
+    /// all the same; and so it is by a limiter [with refunds](RateLimits::with_refunds), since what is given back there is
+    /// nobody's lease.
     #[must_use]
     pub fn with_leases(mut self, leases: Leases) -> Self {
-        self.shared_mut().stocks = Some(Arc::new(Stocks::new(leases)));
+        let shared = self.shared_mut();
+        shared.stocks = (!shared.limits.has_refunds()).then(|| Arc::new(Stocks::new(leases)));
         self
     }
 
@@ -202,20 +213,11 @@ impl Limiter for RedisLimits {
     type Future = RedisFuture;
 
     fn check(&self, grant: &CurrentGrant, charge: Charge<'_>) -> Answer<Self::Future> {
-        match self.shared.pay(Some(grant), charge) {
-            Some(decision) => Answer::Ready(decision),
-            None => self.shared.check(self.shared.asked(grant, charge)),
-        }
+        self.shared.check(Some(grant), charge)
     }
 
     fn check_anonymous(&self, charge: Charge<'_>) -> Answer<Self::Future> {
-        if let Some(decision) = self.shared.pay(None, charge) {
-            return Answer::Ready(decision);
-        }
-        match self.shared.asked_by_anonymous(charge) {
-            Some(asked) => self.shared.check(asked),
-            None => Answer::Ready(Decision::unlimited()),
-        }
+        self.shared.check(None, charge)
     }
 }
 
@@ -259,4 +261,7 @@ pub enum RedisLimitsError {
     /// A prefix has a brace.
     #[error("a prefix of keys has no braces")]
     Prefix,
+    /// On a cluster, policies that all share stand beside policies of each subject.
+    #[error("on a cluster a budget that all share cannot be charged in one step with one of a subject")]
+    SharedOnCluster,
 }

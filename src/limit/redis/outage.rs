@@ -3,12 +3,9 @@
 use std::num::NonZeroU32;
 use std::time::Duration;
 
-use super::gcra::Part;
-use crate::caller::CurrentGrant;
+use super::charge::Asked;
 use crate::decision::{Decision, Verdict};
-use crate::grant::Subject;
-use crate::limit::{Charge, Limiter as _, RateLimits};
-use crate::quota::Quota;
+use crate::limit::RateLimits;
 
 /// What is decided while Redis is away, or too slow. Such decisions say that they [are local](Decision::is_local).
 ///
@@ -23,9 +20,9 @@ pub enum WhenDown {
     /// Each server has budgets of its own, in memory, of the rate and burst divided by the number of servers. The default, with
     /// 1 server: set the true number.
     ///
-    /// Budgets are full when an outage begins. Per outage and subject, all servers together admit up to
-    /// `max(burst, nodes) + rate x t` beside what Redis had admitted: a burst cannot be less than 1 on each. A charge that is
-    /// larger than the divided burst is refused with 503, since only Redis could have admitted it.
+    /// Budgets are full when the first outage begins, and fill up between outages. In an outage of time `t`, all servers together
+    /// admit a subject up to `max(burst, nodes) + rate x t` beside what Redis had admitted: a burst cannot be less than 1 on
+    /// each. A charge that is larger than the divided burst is refused with 503, since only Redis could have admitted it.
     LocalBudget {
         /// How many servers share the budgets.
         nodes: NonZeroU32,
@@ -38,22 +35,7 @@ impl Default for WhenDown {
     }
 }
 
-/// Whose budgets are charged.
-pub(super) enum Payer {
-    Grant(CurrentGrant),
-    Anonymous,
-}
-
-impl Payer {
-    /// `None` of an anonymous caller.
-    pub(super) fn subject(&self) -> Option<&Subject> {
-        match self {
-            Self::Grant(grant) => Some(grant.subject()),
-            Self::Anonymous => None,
-        }
-    }
-}
-
+/// The same with budgets.
 #[derive(Clone)]
 pub(super) enum Outage {
     Refuse,
@@ -66,25 +48,22 @@ impl Outage {
         match when_down {
             WhenDown::Refuse => Self::Refuse,
             WhenDown::Admit => Self::Admit,
-            WhenDown::LocalBudget { nodes } => Self::Local(limits.clone()),
+            WhenDown::LocalBudget { nodes } => Self::Local(limits.divided_by(nodes)),
         }
     }
 
     /// Decides a charge without Redis, which may be there again after `wait`.
-    pub(super) fn decide(&self, payer: &Payer, parts: &[Part], wait: Duration) -> Decision {
+    pub(super) fn decide(&self, asked: &Asked, wait: Duration) -> Decision {
         let decision = match self {
             Self::Refuse => Decision::unavailable(wait),
             Self::Admit => Decision::unlimited(),
             Self::Local(limits) => {
-                let charge = Charge::Units(parts.first().map_or(0, |part| part.cost));
-                let decided = match payer {
-                    Payer::Grant(grant) => limits.check_now(grant, charge),
-                    Payer::Anonymous => limits.check_anonymous(charge).ready().unwrap_or_else(Decision::unlimited),
-                };
-                let could_fit = parts.iter().all(|part| part.cost <= part.policy.quota().burst());
-                match decided.verdict() {
-                    Verdict::CostAboveBurst if could_fit => Decision::unavailable(wait),
-                    _ => decided,
+                let decision = limits.decide_counted(asked.grant.as_ref(), &asked.costs);
+                let can_ever_fit =
+                    asked.parts.iter().all(|part| !part.binds || part.cost <= part.policy.quota().burst());
+                match decision.verdict() {
+                    Verdict::CostAboveBurst if can_ever_fit && !decision.is_admitted() => Decision::unavailable(wait),
+                    _ => decision,
                 }
             }
         };

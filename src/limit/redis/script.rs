@@ -33,3 +33,8 @@ impl Script {
         }
     }
 }
+
+/// A number as an argument.
+pub(super) fn number(number: u64) -> Vec<u8> {
+    itoa::Buffer::new().format(number).into()
+}

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::OwnedMutexGuard;
 
-use super::gcra::{Bought, Part};
+use super::gcra::{Part, Reply};
 use super::lease::{Leases, Order, Stock, Taken};
 use crate::decision::Decision;
 use crate::grant::Subject;
@@ -96,26 +96,31 @@ impl Stocks {
     }
 
     /// Pays from what is here, if there is enough of everything. Without a cost, tells what is known if that is new.
-    pub(super) fn pay(&self, who: Option<&Subject>, now: u64, charges: &[(Quota, u32)]) -> Option<Vec<Decision>> {
+    pub(super) fn pay(&self, who: Option<&Subject>, now: u64, costs: &[(usize, Quota, u32)]) -> Option<Vec<Decision>> {
         let (subject, mut shard) = self.shard(who);
-        let shelf =
-            shard.shelves.get_mut(subject).filter(|shelf| shelf.is_of(charges.iter().map(|(quota, _)| *quota)))?;
-        let pays = |(stock, (_, cost)): (&Stock, &(Quota, u32))| match cost {
+        let shelf = shard.shelves.get_mut(subject).filter(|shelf| shelf.is_of(costs.iter().map(|of| of.1)))?;
+        let can_pay = |(stock, &(_, _, cost)): (&Stock, &(usize, Quota, u32))| match cost {
             0 => stock.knows(now),
-            cost => stock.left(now) >= *cost,
+            cost => stock.left(now) >= cost,
         };
-        shelf.stocks.iter().zip(charges).all(pays).then(|| {
-            let told = shelf.stocks.iter_mut().zip(charges).map(|(stock, (_, cost))| {
-                _ = stock.take(now, *cost);
-                stock.admitted(now)
-            });
-            told.collect()
-        })
+        if !shelf.stocks.iter().zip(costs).all(can_pay) {
+            return None;
+        }
+        let pay = |(stock, &(_, _, cost)): (&mut Stock, &(usize, Quota, u32))| {
+            _ = stock.take(now, cost);
+            stock.admitted(now)
+        };
+        Some(shelf.stocks.iter_mut().zip(costs).map(pay).collect())
     }
 
-    /// Waits until nobody else buys for this subject, if that is of use. `None` if a quota has no leases.
-    pub(super) async fn enter(&self, who: Option<&Subject>, now: impl Fn() -> u64, parts: &[Part]) -> Option<Entered> {
-        let turn = self.turn(who, now(), parts)?;
+    /// Whether cells of all these budgets can be bought ahead.
+    pub(super) fn have_leases_of(&self, parts: &[Part]) -> bool {
+        parts.iter().all(|part| self.leases.plan(part.policy.quota()).is_some())
+    }
+
+    /// Waits until nobody else buys for this subject, if that is of use.
+    pub(super) async fn enter(&self, who: Option<&Subject>, now: impl Fn() -> u64, parts: &[Part]) -> Entered {
+        let turn = self.turn(who, now(), parts);
         let may_buy = || self.with(who, parts, |shelf| shelf.may_buy(now(), parts)).unwrap_or(false);
         let mut buyer = None;
         if may_buy() {
@@ -123,7 +128,7 @@ impl Stocks {
             buyer = Some(Arc::clone(&turn.buyer).lock_owned().await);
         }
         // If others were told meanwhile that there is little left, it is of no use to come one after the other.
-        Some(Entered { turn, buyer: buyer.filter(|_| may_buy()) })
+        Entered { turn, buyer: buyer.filter(|_| may_buy()) }
     }
 
     /// Takes what is here for a charge. Returns the parts that are left for Redis.
@@ -160,31 +165,25 @@ impl Stocks {
         (asked_at, now): (u64, u64),
         purchase: &Purchase,
         parts: &[Part],
-        bought: Option<&[Bought]>,
+        reply: Option<&Reply>,
     ) -> Vec<Option<Decision>> {
-        let nothing = vec![None; parts.len()];
-        let is_admitted = bought
-            .is_some_and(|bought| parts.iter().zip(bought).all(|(part, bought)| !part.binds || bought.state.fits));
+        let states = reply.map_or(&[][..], |reply| &reply.states);
+        let is_admitted = reply.is_some() && parts.iter().zip(states).all(|(part, state)| !part.binds || state.fits);
         let ended = self.with(who, parts, |shelf| {
-            let mut paid = nothing.clone();
-            for (at, stock) in shelf.stocks.iter_mut().enumerate() {
-                let (Some(taken), Some(order)) = (purchase.taken.get(at), purchase.orders.get(at)) else { continue };
-                match bought.and_then(|bought| bought.get(at)) {
-                    Some(of) if is_admitted && of.state.fits => {
-                        stock.receive(asked_at, now, parts[at].cost, *order, *of);
-                        paid[at] = Some(stock.admitted(now));
-                    }
-                    of => {
-                        stock.put_back(*taken);
-                        if let Some(of) = of {
-                            stock.hear(now, of.state.owed_ns);
-                        }
-                    }
+            let end = |at: usize, stock: &mut Stock| {
+                let (taken, order) = (purchase.taken.get(at)?, purchase.orders.get(at)?);
+                let state = states.get(at).inspect(|state| stock.hear(now, **state));
+                if !state.is_some_and(|state| is_admitted && state.fits) {
+                    stock.put_back(*taken);
+                    return None;
                 }
-            }
-            paid
+                let ahead = reply.and_then(|reply| reply.ahead.get(at)).copied().unwrap_or(0);
+                stock.receive(asked_at, now, parts[at].cost, *order, ahead);
+                Some(stock.admitted(now))
+            };
+            shelf.stocks.iter_mut().enumerate().map(|(at, stock)| end(at, stock)).collect()
         });
-        ended.unwrap_or(nothing)
+        ended.unwrap_or_else(|| vec![None; parts.len()])
     }
 
     /// The cells that are there, ended or not.
@@ -195,19 +194,17 @@ impl Stocks {
     }
 
     /// The subject's turn, on a shelf that fits these budgets.
-    fn turn(&self, who: Option<&Subject>, now: u64, parts: &[Part]) -> Option<Arc<Turn>> {
-        let plan = |part: &Part| Some((part.policy.clone(), self.leases.plan(part.policy.quota())?));
+    fn turn(&self, who: Option<&Subject>, now: u64, parts: &[Part]) -> Arc<Turn> {
         let (subject, mut shard) = self.shard(who);
         if let Some(shelf) = shard.shelves.get(subject) {
             if shelf.is_of(parts.iter().map(|part| part.policy.quota())) {
-                return Some(Arc::clone(&shelf.turn));
+                return Arc::clone(&shelf.turn);
             }
         }
-        let stocks = parts.iter().map(|part| plan(part).map(|(policy, plan)| Stock::new(policy, plan)));
-        let stocks = stocks.collect::<Option<Vec<_>>>()?;
-        let turn = Arc::<Turn>::default();
+        let stock = |part: &Part| Some(Stock::new(part.policy.clone(), self.leases.plan(part.policy.quota())?));
+        let (turn, stocks) = (Arc::<Turn>::default(), parts.iter().filter_map(stock).collect());
         shard.insert(subject, Shelf { turn: Arc::clone(&turn), stocks }, now);
-        Some(turn)
+        turn
     }
 
     /// Calls `f` with the subject's shelf, if it still is one of these budgets.

@@ -5,10 +5,10 @@ use std::num::NonZeroU32;
 use proptest::prelude::*;
 
 use super::connect::{Link, Open};
-use super::gcra::{Part, State, charge_at};
+use super::gcra::{self, Part, State};
 use super::server::RedisServer;
-use crate::decision::{Policy, PolicyName};
 use crate::limit::decide::{Outcome, decide, read};
+use crate::policy::{Policy, PolicyName};
 use crate::quota::Quota;
 use crate::sync::InMemoryState;
 
@@ -42,11 +42,17 @@ pub(super) fn key() -> Vec<u8> {
 
 pub(super) fn part(key: &[u8], quota: Quota, cost: u32) -> Part {
     let policy = Policy::named(&PolicyName::default_name(), quota);
-    Part { key: key.to_vec(), policy, cost, binds: true }
+    Part { at: 0, key: key.to_vec(), policy, cost, binds: true }
 }
 
 pub(super) fn remove(runtime: &tokio::runtime::Runtime, open: &mut Open, key: &[u8]) {
     runtime.block_on(open.query::<()>(redis::cmd("DEL").arg(key))).unwrap();
+}
+
+async fn charge_at(open: &mut Open, parts: &[Part], now_us: u64) -> redis::RedisResult<Vec<State>> {
+    let reply = gcra::charge_at(open, parts, &[], now_us).await?;
+    assert_eq!(reply.now_us, now_us);
+    Ok(reply.states)
 }
 
 /// Whole microseconds far ahead of Redis' clock, so that no key ends while a test runs.

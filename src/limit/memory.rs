@@ -1,0 +1,397 @@
+use std::fmt;
+#[cfg(feature = "redis")]
+use std::num::NonZeroU32;
+use std::sync::Arc;
+
+use super::lane::{Lane, Made};
+use super::rule::{PartitionKey, Rule, Scope};
+use super::together::{self, Turns};
+use super::{Charge, Clock, Limiter, Time};
+use crate::answer::{Answer, Immediate};
+use crate::caller::CurrentGrant;
+use crate::decision::Decision;
+use crate::grant::Subject;
+use crate::head::Head;
+use crate::policy::{InvalidPolicyName, PolicyName};
+use crate::quota::Quota;
+use crate::refund::Refund;
+
+/// Budgets in the memory of this process, one a subject and policy: GCRA by `governor`.
+///
+/// Clones share their budgets. Keep one beside the gate to charge the same budget from a handler, for each message of
+/// a WebSocket, say, or for each step of a long job:
+///
+/// ```
+/// use tollgate::limit::{Charge, RateLimits};
+/// use tollgate::{Authenticated, AuthLayer, Grant, MemoryStore, Quota};
+///
+/// let limits = RateLimits::new(Quota::per_minute(180).with_burst(20));
+/// let tokens = MemoryStore::from_iter([("a-token", Grant::new("alice", ()))]);
+/// let gate = AuthLayer::new(tokens).with_rate_limit(limits.clone());
+///
+/// // `limits` is the handler's state, `who` its extractor.
+/// fn on_message(limits: &RateLimits, who: &Authenticated<()>) -> &'static str {
+///     match limits.check_now(&who.current(), Charge::Units(1)).is_admitted() {
+///         true => "done",
+///         false => "slow down",
+///     }
+/// }
+/// # assert_eq!(on_message(&limits, &Authenticated::new(Grant::new("alice", ()))), "done");
+/// # let _ = gate;
+/// ```
+///
+/// # Several policies
+///
+/// A limiter with several policies charges all of them or none. What follows [`and`](Self::and) is said of the policy that
+/// was added last:
+///
+/// ```
+/// use tollgate::limit::{Charge, RateLimits};
+/// use tollgate::{CurrentGrant, Grant, Quota};
+///
+/// let limits = RateLimits::new(Quota::per_minute(180).with_burst(20))
+///     .and("day", Quota::per_day(5_000))?
+///     .and("orders", Quota::per_second(3))?
+///     .with_cost(|head| u32::from(head.uri.path() == "/orders"))
+///     .and("everybody", Quota::per_second(1_000))?
+///     .shared_by_all();
+///
+/// let alice = CurrentGrant::new(Grant::new("alice", ()));
+/// let refused = limits.check_now(&alice, Charge::Units(4));
+/// assert_eq!(refused.violated().map(|policy| policy.name()).collect::<Vec<_>>(), ["orders"]);
+/// assert_eq!(limits.peek(&alice).parts().map(|part| part.remaining()).collect::<Vec<_>>(), [20, 5_000, 3, 1_000]);
+/// # Ok::<_, tollgate::InvalidPolicyName>(())
+/// ```
+#[derive(Clone)]
+pub struct RateLimits {
+    first: Lane,
+    more: Option<Arc<Further>>,
+    time: Arc<Time>,
+    has_refunds: bool,
+}
+
+/// What a limiter with several policies has beside the usual.
+#[derive(Clone)]
+struct Further {
+    /// All of them, the first one too.
+    lanes: Vec<Lane>,
+    turns: Arc<Turns>,
+}
+
+impl RateLimits {
+    /// Budgets under the policy name `default`. The quota is for grants that bring none of their own.
+    #[must_use]
+    pub fn new(quota: Quota) -> Self {
+        Self::with_name(PolicyName::default_name(), quota)
+    }
+
+    /// Budgets under a policy name of your own, by which clients tell several policies apart.
+    ///
+    /// ```
+    /// use tollgate::Quota;
+    /// use tollgate::limit::RateLimits;
+    ///
+    /// let orders = RateLimits::named("orders", Quota::per_second(3))?;
+    /// # let _ = orders;
+    /// # Ok::<_, tollgate::InvalidPolicyName>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// If the name is not 1 to 64 characters of printable ASCII.
+    pub fn named(policy: &str, quota: Quota) -> Result<Self, InvalidPolicyName> {
+        Ok(Self::with_name(PolicyName::new(policy)?, quota))
+    }
+
+    fn with_name(name: PolicyName, quota: Quota) -> Self {
+        Self {
+            first: Lane::new(Rule::new(name, quota)),
+            more: None,
+            time: Arc::new(Time::counter()),
+            has_refunds: false,
+        }
+    }
+
+    /// One policy more. A charge that one of the policies refuses costs none of them anything, also where requests come at
+    /// the same time.
+    ///
+    /// Quotas that grants bring are in place of the first policy's; this one has its own for all subjects.
+    ///
+    /// # Errors
+    ///
+    /// If the name is not 1 to 64 characters of printable ASCII, or another policy of this limiter has it.
+    pub fn and(self, policy: &str, quota: Quota) -> Result<Self, InvalidPolicyName> {
+        let name = PolicyName::new(policy)?;
+        if self.lanes().iter().any(|lane| lane.rule().name == name) {
+            return Err(InvalidPolicyName::Taken);
+        }
+        let mut lanes = self.lanes().to_vec();
+        lanes.push(Lane::new(self.first.rule().further(name, quota)));
+        let turns = self.more.as_ref().map_or_else(|| Arc::new(Turns::new()), |more| Arc::clone(&more.turns));
+        Ok(Self { more: Some(Arc::new(Further { lanes, turns })), ..self })
+    }
+
+    /// What is decided by, in the order in which it was added.
+    #[cfg(feature = "redis")]
+    pub(crate) fn rules(&self) -> impl Iterator<Item = &Rule> {
+        self.lanes().iter().map(Lane::rule)
+    }
+
+    /// Budgets of one of so many nodes, which share the quotas, those of grants too.
+    #[cfg(feature = "redis")]
+    pub(crate) fn divided_by(&self, nodes: NonZeroU32) -> Self {
+        self.clone().map_all(|rule| rule.divided_by(nodes))
+    }
+
+    #[cfg(feature = "redis")]
+    pub(crate) fn time(&self) -> &Arc<Time> {
+        &self.time
+    }
+
+    #[cfg(feature = "redis")]
+    pub(crate) fn has_refunds(&self) -> bool {
+        self.has_refunds
+    }
+
+    fn lanes(&self) -> &[Lane] {
+        match &self.more {
+            None => std::slice::from_ref(&self.first),
+            Some(more) => &more.lanes,
+        }
+    }
+
+    /// Changes the policy that was added last.
+    fn map_last(mut self, change: impl FnOnce(&mut Rule)) -> Self {
+        match self.more.as_mut().map(Arc::make_mut) {
+            None => self.first = self.first.changed(change),
+            Some(more) => {
+                let last = more.lanes.pop().map(|last| last.changed(change));
+                more.lanes.extend(last);
+            }
+        }
+        self
+    }
+
+    /// The same with full budgets by changed rules.
+    fn map_all(self, change: impl Fn(&Rule) -> Rule) -> Self {
+        let new = |lane: &Lane| Lane::new(change(lane.rule()));
+        let more = self.more.as_ref().map(|more| {
+            Arc::new(Further { lanes: more.lanes.iter().map(new).collect(), turns: Arc::new(Turns::new()) })
+        });
+        Self { first: new(&self.first), more, ..self }
+    }
+
+    /// Reads the time from another clock. All budgets begin full, and clones made before are left behind.
+    #[must_use]
+    pub fn with_clock(self, clock: impl Clock) -> Self {
+        Self { time: Arc::new(Time::Given(Arc::new(clock))), ..self.map_all(Rule::clone) }
+    }
+
+    /// What a request costs by the policy that was added last, by its head; 1 if this is never called. A cost of 0 is free.
+    ///
+    /// A request that costs more than the burst can never pass and is refused with status 400. Clones with different
+    /// costs still share their budgets.
+    ///
+    /// ```
+    /// use tollgate::Quota;
+    /// use tollgate::limit::RateLimits;
+    ///
+    /// let limits = RateLimits::new(Quota::per_minute(180).with_burst(20))
+    ///     .with_cost(|head| if head.uri.path() == "/export" { 10 } else { 1 });
+    /// # let _ = limits;
+    /// ```
+    #[must_use]
+    pub fn with_cost(self, cost: impl Fn(&Head<'_>) -> u32 + Send + Sync + 'static) -> Self {
+        self.map_last(|rule| rule.cost = Some(Arc::new(cost)))
+    }
+
+    /// One budget for all subjects together, by the policy that was added last: what the service as a whole can bear.
+    /// Anonymous callers draw on it too. It begins full, and knows no quotas of grants.
+    #[must_use]
+    pub fn shared_by_all(self) -> Self {
+        self.map_last(|rule| rule.scope = Scope::All)
+    }
+
+    /// Limits anonymous callers, who all share one budget, under the policy name `anonymous`; where the policy was added
+    /// by [`and`](Self::and), under its own name. Without it they pass.
+    ///
+    /// Only a gate with optional authentication lets anonymous callers in at all.
+    #[must_use]
+    pub fn with_anonymous(self, quota: Quota) -> Self {
+        self.map_last(|rule| rule.anonymous = Some(quota))
+    }
+
+    /// Puts the policy that was added last on trial: it decides and reports, and refuses nobody ("dry run").
+    ///
+    /// What it would refuse is not charged, as in earnest, and says so in its [`Decision`], which handlers find in
+    /// [`Authenticated::decisions`](crate::Authenticated::decisions). Clients are told nothing of it.
+    ///
+    /// ```
+    /// use tollgate::limit::{Charge, RateLimits};
+    /// use tollgate::{CurrentGrant, Grant, Quota};
+    ///
+    /// let limits = RateLimits::new(Quota::per_minute(1)).with_dry_run();
+    /// let alice = CurrentGrant::new(Grant::new("alice", ()));
+    /// assert!(!limits.check_now(&alice, Charge::Units(1)).would_be_refused());
+    ///
+    /// let second = limits.check_now(&alice, Charge::Units(1));
+    /// assert!(second.would_be_refused());
+    /// assert!(second.is_admitted());
+    /// ```
+    #[must_use]
+    pub fn with_dry_run(self) -> Self {
+        self.map_last(|rule| rule.is_dry_run = true)
+    }
+
+    /// Signals, by [`Decision::is_near_limit`], that of the burst of the policy that was added last this many percent or more
+    /// are used. More than 100 is taken as 100.
+    ///
+    /// ```
+    /// use tollgate::limit::{Charge, RateLimits};
+    /// use tollgate::{CurrentGrant, Grant, Quota};
+    ///
+    /// let limits = RateLimits::new(Quota::per_minute(60).with_burst(10)).with_near_limit(80);
+    /// let alice = CurrentGrant::new(Grant::new("alice", ()));
+    /// assert!(!limits.check_now(&alice, Charge::Units(7)).is_near_limit());
+    /// assert!(limits.check_now(&alice, Charge::Units(1)).is_near_limit());
+    /// ```
+    #[must_use]
+    pub fn with_near_limit(self, percent: u8) -> Self {
+        self.map_last(|rule| rule.tell_near(percent))
+    }
+
+    /// The same, and charges can be [given back](Decision::refund), for one allocation more a request.
+    ///
+    /// A refund restores what the subject would have without the charge. It gives nothing back if the budget has been
+    /// refilled since, as a full bucket does not get fuller; nor after a change of plan, when nobody knows any more what the
+    /// charge would be worth.
+    ///
+    /// ```
+    /// use tollgate::{Authenticated, RateLimits, Quota};
+    ///
+    /// let limits = RateLimits::new(Quota::per_minute(60)).with_refunds();
+    ///
+    /// // A handler behind a gate with these limits.
+    /// async fn quote(who: Authenticated<()>) -> Result<String, &'static str> {
+    ///     match ask_the_exchange().await {
+    ///         Some(quote) => Ok(quote),
+    ///         None => {
+    ///             who.refund().await;
+    ///             Err("the exchange does not answer")
+    ///         }
+    ///     }
+    /// }
+    /// # async fn ask_the_exchange() -> Option<String> { None }
+    /// # let _ = (limits, quote);
+    /// ```
+    #[must_use]
+    pub fn with_refunds(self) -> Self {
+        Self { has_refunds: true, ..self }
+    }
+
+    /// Names the budgets of subjects to the client, in the `pk` parameter of draft-10. Not done by default.
+    ///
+    /// The key goes to the client and to every log between: it must not hold anything sensitive. A keyed hash (HMAC)
+    /// of the subject is right.
+    #[must_use]
+    pub fn with_partition_key(self, key: impl Fn(&Subject) -> Vec<u8> + Send + Sync + 'static) -> Self {
+        let key: Arc<PartitionKey> = Arc::new(key);
+        let mut limits = self;
+        let tell = |lane: &Lane| lane.clone().changed(|rule| rule.partition_key = Some(Arc::clone(&key)));
+        limits.first = tell(&limits.first);
+        if let Some(more) = limits.more.as_mut().map(Arc::make_mut) {
+            more.lanes = more.lanes.iter().map(tell).collect();
+        }
+        limits
+    }
+
+    /// [`check`](Limiter::check) without the wrapping: budgets in memory never wait.
+    #[must_use = "a decision that nobody looks at limits nobody"]
+    #[inline]
+    pub fn check_now(&self, grant: &CurrentGrant, charge: Charge<'_>) -> Decision {
+        self.decide(Some(grant), charge)
+    }
+
+    /// The state of a budget, without a charge.
+    #[must_use]
+    pub fn peek(&self, grant: &CurrentGrant) -> Decision {
+        self.check_now(grant, Charge::Units(0))
+    }
+
+    /// Forgets subjects who owe nothing and whose grants are gone. Happens by itself while new subjects come.
+    pub fn sweep(&self) {
+        let now = self.time.now_ns();
+        self.lanes().iter().for_each(|lane| lane.sweep(now));
+    }
+
+    /// How many subjects are remembered.
+    #[must_use]
+    pub fn subjects(&self) -> usize {
+        self.lanes().iter().map(Lane::subjects).max().unwrap_or(0)
+    }
+
+    /// The decision about a caller; `None` is an anonymous one.
+    #[inline]
+    fn decide(&self, grant: Option<&CurrentGrant>, charge: Charge<'_>) -> Decision {
+        if self.more.is_some() || self.has_refunds {
+            return self.decide_rare(grant, &|_, rule| rule.cost(charge));
+        }
+        let (now, cost) = (self.time.now_ns(), self.first.rule().cost(charge));
+        self.first.charge(grant, now, cost).unwrap_or_else(Decision::unlimited)
+    }
+
+    /// The same where it has been counted already what each policy costs.
+    #[cfg(feature = "redis")]
+    pub(crate) fn decide_counted(&self, grant: Option<&CurrentGrant>, costs: &[u32]) -> Decision {
+        self.decide_rare(grant, &|at, _| costs.get(at).copied().unwrap_or(0))
+    }
+
+    fn decide_rare(&self, grant: Option<&CurrentGrant>, cost: &dyn Fn(usize, &Rule) -> u32) -> Decision {
+        let now = self.time.now_ns();
+        let mut made: Vec<(Lane, Made)> = Vec::new();
+        let decision = match &self.more {
+            Some(more) => {
+                let keep = self.has_refunds.then_some(&mut made);
+                together::charge(&more.lanes, &more.turns, grant, now, cost, keep)
+            }
+            None => {
+                let cost = cost(0, self.first.rule());
+                let decision = self.first.charge(grant, now, cost).unwrap_or_else(Decision::unlimited);
+                made.extend(self.first.made(&decision, now, cost).map(|made| (self.first.clone(), made)));
+                decision
+            }
+        };
+        if made.is_empty() {
+            return decision;
+        }
+        let (time, grant) = (Arc::clone(&self.time), grant.cloned());
+        decision.with_refund(Refund::new(move || {
+            let now = time.now_ns();
+            made.iter().for_each(|(lane, made)| lane.give_back(grant.as_ref(), now, *made));
+            std::future::ready(())
+        }))
+    }
+}
+
+impl Limiter for RateLimits {
+    type Future = Immediate<Decision>;
+
+    #[inline]
+    fn check(&self, grant: &CurrentGrant, charge: Charge<'_>) -> Answer<Self::Future> {
+        Answer::Ready(self.check_now(grant, charge))
+    }
+
+    fn check_anonymous(&self, charge: Charge<'_>) -> Answer<Self::Future> {
+        Answer::Ready(self.decide(None, charge))
+    }
+}
+
+impl fmt::Debug for RateLimits {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let policies = self.lanes().iter().map(|lane| (&lane.rule().name, lane.rule().quota));
+        f.debug_struct("RateLimits")
+            .field("policies", &policies.collect::<Vec<_>>())
+            .field("time", &self.time)
+            .finish_non_exhaustive()
+    }
+}

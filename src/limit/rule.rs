@@ -1,0 +1,126 @@
+//! What a limiter was told of one of its policies.
+
+use std::num::NonZeroU32;
+use std::sync::Arc;
+
+use super::Charge;
+use crate::caller::CurrentGrant;
+use crate::decision::Decision;
+use crate::grant::Subject;
+use crate::head::Head;
+use crate::policy::PolicyName;
+use crate::quota::Quota;
+
+pub(super) type PartitionKey = dyn Fn(&Subject) -> Vec<u8> + Send + Sync;
+type Cost = dyn Fn(&Head<'_>) -> u32 + Send + Sync;
+
+/// A named policy, without the budgets.
+#[derive(Clone)]
+pub(crate) struct Rule {
+    pub(crate) name: PolicyName,
+    pub(crate) quota: Quota,
+    pub(crate) scope: Scope,
+    pub(super) cost: Option<Arc<Cost>>,
+    /// What all anonymous callers share, if they are limited.
+    pub(crate) anonymous: Option<Quota>,
+    pub(crate) is_dry_run: bool,
+    near_percent: Option<u8>,
+    pub(super) partition_key: Option<Arc<PartitionKey>>,
+    /// Whether the quota of a grant takes the place of this one's: that of the first policy.
+    is_plan: bool,
+    /// Among how many nodes each quota is divided.
+    nodes: NonZeroU32,
+}
+
+/// Who shares a budget.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Scope {
+    Subject,
+    All,
+}
+
+impl Rule {
+    pub(super) fn new(name: PolicyName, quota: Quota) -> Self {
+        Self {
+            name,
+            quota,
+            scope: Scope::Subject,
+            cost: None,
+            anonymous: None,
+            is_dry_run: false,
+            near_percent: None,
+            partition_key: None,
+            is_plan: true,
+            nodes: NonZeroU32::MIN,
+        }
+    }
+
+    /// One beside this, of the same limiter.
+    pub(super) fn further(&self, name: PolicyName, quota: Quota) -> Self {
+        let partition_key = self.partition_key.clone();
+        Self { partition_key, is_plan: false, nodes: self.nodes, ..Self::new(name, quota) }
+    }
+
+    #[inline]
+    pub(crate) fn cost(&self, charge: Charge<'_>) -> u32 {
+        match (charge, &self.cost) {
+            (Charge::Units(units), _) => units,
+            (Charge::Request(_), None) => 1,
+            (Charge::Request(head), Some(cost)) => cost(head),
+        }
+    }
+
+    /// What the grant brings, if it has a say here.
+    #[inline]
+    pub(super) fn quota_of(&self, grant: &CurrentGrant) -> Option<Quota> {
+        let quota = grant.quota().filter(|_| self.is_plan && self.scope == Scope::Subject);
+        quota.map(|quota| quota.divided_by(self.nodes))
+    }
+
+    /// The name under which anonymous callers are limited.
+    pub(crate) fn anonymous_name(&self) -> PolicyName {
+        if self.is_plan { PolicyName::anonymous() } else { self.name.clone() }
+    }
+
+    /// The same for one of so many nodes.
+    #[cfg(feature = "redis")]
+    pub(super) fn divided_by(&self, nodes: NonZeroU32) -> Self {
+        Self {
+            quota: self.quota.divided_by(nodes),
+            anonymous: self.anonymous.map(|quota| quota.divided_by(nodes)),
+            nodes,
+            ..self.clone()
+        }
+    }
+
+    pub(super) fn tell_near(&mut self, percent: u8) {
+        self.near_percent = Some(percent.min(100));
+    }
+
+    /// Puts into a decision what else is to be told of this policy.
+    #[inline]
+    pub(crate) fn mark(&self, decision: Decision, grant: Option<&CurrentGrant>) -> Decision {
+        match (self.is_dry_run, self.near_percent, &self.partition_key) {
+            (false, None, None) => decision,
+            _ => self.mark_rare(decision, grant),
+        }
+    }
+
+    #[cold]
+    fn mark_rare(&self, decision: Decision, grant: Option<&CurrentGrant>) -> Decision {
+        let decision = match (&self.partition_key, grant) {
+            (Some(key), Some(grant)) if self.scope == Scope::Subject => {
+                decision.with_partition_key(key(grant.subject()))
+            }
+            _ => decision,
+        };
+        let decision = if self.is_dry_run { decision.on_trial() } else { decision };
+        let (Some(percent), Some(policy)) = (self.near_percent, decision.policy()) else { return decision };
+        let burst = policy.quota().burst();
+        let used = u64::from(burst - decision.remaining().min(burst));
+        match used * 100 >= u64::from(burst) * u64::from(percent) {
+            true => decision.near_limit(),
+            false => decision,
+        }
+    }
+}

@@ -1,0 +1,65 @@
+use std::fmt;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// Gives a charge back, once: for requests whose outcome should not count.
+///
+/// A limiter that was told so puts one into its decisions: [`RateLimits::with_refunds`](crate::RateLimits::with_refunds).
+/// Copies share the one refund that there is; who keeps none of them keeps the charge.
+///
+/// ```
+/// use tollgate::limit::{Charge, RateLimits};
+/// use tollgate::{CurrentGrant, Grant, Quota};
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() {
+/// let limits = RateLimits::new(Quota::per_minute(60)).with_refunds();
+/// let alice = CurrentGrant::new(Grant::new("alice", ()));
+///
+/// let decision = limits.check_now(&alice, Charge::Units(10));
+/// assert_eq!(decision.remaining(), 50);
+/// // The exchange did not answer, which is not Alice's fault.
+/// decision.refund().await;
+/// assert_eq!(limits.peek(&alice).remaining(), 60);
+/// # }
+/// ```
+#[derive(Clone)]
+pub struct Refund(Arc<Mutex<Option<GiveBack>>>);
+
+type GiveBack = Box<dyn FnOnce() -> BoxDone + Send>;
+type BoxDone = Pin<Box<dyn Future<Output = ()> + Send>>;
+
+impl Refund {
+    /// A refund by a limiter of your own. The closure is called once, or never.
+    pub fn new<F, Fut>(give_back: F) -> Self
+    where
+        F: FnOnce() -> Fut + Send + 'static,
+        Fut: Future<Output = ()> + Send + 'static,
+    {
+        let give_back: GiveBack = Box::new(move || Box::pin(give_back()));
+        Self(Arc::new(Mutex::new(Some(give_back))))
+    }
+
+    /// Gives the charge back, unless that has been done.
+    pub async fn give_back(self) {
+        let give_back = self.0.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(give_back) = give_back {
+            give_back().await;
+        }
+    }
+}
+
+impl PartialEq for Refund {
+    /// Whether both give the same charge back.
+    fn eq(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+}
+
+impl Eq for Refund {}
+
+impl fmt::Debug for Refund {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Refund(..)")
+    }
+}

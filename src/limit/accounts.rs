@@ -58,12 +58,11 @@ impl Account {
         Some(Self::owing(self.policy.clone(), self.debt()?))
     }
 
-    /// Owes so many cells less. After a change of policy nothing is given back: what they are worth is no longer known.
-    /// `None` if the account is frozen.
-    pub(super) fn give_back(&self, quota: Quota, cost: NonZeroU32) -> Option<()> {
-        match self.policy.quota() == quota {
-            true => give_back(&self.cell, u64::from(cost.get()) * quota.interval_ns()).then_some(()),
-            false => self.debt().map(drop),
+    /// Owes so many nanoseconds less, by this quota. By another, or if the account is frozen, nothing changes: what they were
+    /// worth meanwhile is no longer known.
+    pub(super) fn give_back(&self, quota: Quota, ns: u64) {
+        if self.policy.quota() == quota {
+            give_back(&self.cell, ns);
         }
     }
 

@@ -15,6 +15,7 @@ use shuttle::thread;
 use super::{Charge, RateLimits};
 use crate::caller::CurrentGrant;
 use crate::grant::Grant;
+use crate::head::Head;
 use crate::quota::Quota;
 
 const ONE: Charge<'static> = Charge::Units(1);
@@ -209,4 +210,39 @@ fn a_late_charge() {
 #[test]
 fn a_late_charge_and_a_change_of_plan() {
     explore(a_late_charge);
+}
+
+/// What one request gives back is never what refuses another.
+fn turns() {
+    let limits = RateLimits::new(PLANS[0])
+        .with_clock(|| Duration::ZERO)
+        .and("second", PLANS[0])
+        .unwrap()
+        .with_cost(|head| head.uri.path().len() as u32 - 1)
+        .and("all", PLANS[1])
+        .unwrap()
+        .shared_by_all()
+        .and("all too", PLANS[1])
+        .unwrap()
+        .with_cost(|head| head.uri.path().len() as u32 - 1)
+        .shared_by_all();
+    let charge = |subject: &'static str, path: &'static str| {
+        let limits = limits.clone();
+        thread::spawn(move || {
+            let request = http::Request::get(path).body(()).unwrap();
+            let grant = CurrentGrant::new(Grant::new(subject, ()));
+            limits.check_now(&grant, Charge::Request(&Head::of(&request))).is_admitted()
+        })
+    };
+    // Three at a time never fit, and the first policy has room for two.
+    let requests = [("s", "/", true), ("s", "/123", false), ("s", "/", true), ("t", "/1234", false), ("t", "/1", true)];
+    let answers = requests.map(|(subject, path, fits)| (charge(subject, path), fits));
+    for (answer, fits) in answers {
+        assert_eq!(answer.join().unwrap(), fits);
+    }
+}
+
+#[test]
+fn several_policies_and_their_turns() {
+    explore(turns);
 }

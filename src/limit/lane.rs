@@ -121,12 +121,17 @@ impl Lane {
         Some(Made { cost: NonZeroU32::new(cost)?, quota, full_at: now.saturating_add(decision.full_in_ns()) })
     }
 
-    /// Gives a charge back, if the budget still owes it: a budget that was full meanwhile would not have more without it.
+    /// Gives back what of a charge is not yet paid off, by the order in which charges were made.
+    ///
+    /// So the budget never has more than it would have without the charge. It has owed something ever since, later charges
+    /// `s` on top, and so owes until `full_at + s`. Without the charge it would owe until `full_at - charge + s`, or, if it had
+    /// been full at some time since, until `s` after that at most. The later of the two, with now for that time, is what is
+    /// left here.
     pub(super) fn give_back(&self, grant: Option<&CurrentGrant>, now: u64, made: Made) {
-        if now < made.full_at {
-            if let Some((accounts, payer)) = self.payer(grant) {
-                accounts.with(payer, now, |account| account.give_back(made.quota, made.cost));
-            }
+        let charge = u64::from(made.cost.get()) * made.quota.interval_ns();
+        let unpaid = charge.min(made.full_at.saturating_sub(now));
+        if let Some((accounts, payer)) = self.payer(grant).filter(|_| unpaid > 0) {
+            accounts.with(payer, now, |account| Some(account.give_back(made.quota, unpaid)));
         }
     }
 

@@ -262,9 +262,9 @@ impl RateLimits {
 
     /// The same, and charges can be [given back](Decision::refund), for one allocation more a request.
     ///
-    /// A refund restores what the subject would have without the charge. It gives nothing back if the budget has been
-    /// refilled since, as a full bucket does not get fuller; nor after a change of plan, when nobody knows any more what the
-    /// charge would be worth.
+    /// What is given back is what of the charge has not been refilled yet, so that the subject never has more than without the
+    /// charge. After a change of plan, or when its budget has moved to another grant, it is nothing: nobody knows any more
+    /// what the charge would be worth.
     ///
     /// ```
     /// use tollgate::{Authenticated, RateLimits, Quota};
@@ -328,6 +328,11 @@ impl RateLimits {
     #[must_use]
     pub fn subjects(&self) -> usize {
         self.lanes().iter().map(Lane::subjects).max().unwrap_or(0)
+    }
+
+    #[cfg(test)]
+    pub(super) fn accounts(&self) -> &super::accounts::Accounts {
+        self.first.accounts()
     }
 
     /// The decision about a caller; `None` is an anonymous one.

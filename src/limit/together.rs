@@ -23,7 +23,7 @@ use crate::sync::{Mutex, MutexGuard};
 /// Whose turn it is.
 pub(super) struct Turns {
     hasher: RandomState,
-    subjects: [Turn; Self::SUBJECTS],
+    subjects: Box<[Turn]>,
     all: Turn,
 }
 
@@ -43,12 +43,13 @@ impl Turns {
     const SUBJECTS: usize = 64;
 
     pub(super) fn new() -> Self {
-        Self { hasher: RandomState::new(), subjects: std::array::from_fn(|_| Turn::default()), all: Turn::default() }
+        let subjects = std::iter::repeat_with(Turn::default).take(Self::SUBJECTS).collect();
+        Self { hasher: RandomState::new(), subjects, all: Turn::default() }
     }
 
     fn of(&self, grant: Option<&CurrentGrant>) -> &Turn {
         let hash = grant.map_or(0, |grant| self.hasher.hash_one(grant.subject()));
-        &self.subjects[hash as usize % Self::SUBJECTS]
+        &self.subjects[hash as usize % self.subjects.len()]
     }
 }
 

@@ -27,6 +27,7 @@ mod mint;
 #[cfg(all(feature = "sqlite", feature = "postgres"))]
 mod outages;
 mod peppers;
+mod policies;
 #[cfg(any(feature = "redis", all(feature = "sqlite", feature = "postgres")))]
 #[allow(dead_code, reason = "not every fault is for every server")]
 mod proxy;

@@ -1,6 +1,7 @@
 //! Budgets in Redis: exact over all servers, and what is said while Redis is away.
 
 use std::collections::BTreeSet;
+use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -170,6 +171,155 @@ async fn who_was_refused_is_refused_again_without_a_trip() {
     assert!(limits.check(&plan, ONE).ready().is_none());
     hands.set_ns(3_000_000_000);
     assert!(limits.check(&alice(), ONE).ready().is_none());
+
+    // However long one has to wait, Redis is asked again after some seconds: it may have been told to forgive.
+    let limits = to(&server.url(), hands.limits(FIVE)).with_prefix("other:").unwrap();
+    assert!(charge(&limits, 5).await.is_admitted() && !charge(&limits, 1).await.is_admitted());
+    hands.advance(Duration::from_secs(9));
+    assert!(limits.check(&alice(), ONE).ready().is_some());
+    hands.advance(Duration::from_secs(2));
+    assert!(limits.check(&alice(), ONE).ready().is_none());
+}
+
+/// Policies of all kinds, of which nothing comes back while a test runs.
+fn policies() -> RateLimits {
+    RateLimits::named("plan", Quota::one_per(HOUR).with_burst(12))
+        .unwrap()
+        .with_near_limit(50)
+        .and("narrow", Quota::one_per(HOUR).with_burst(7))
+        .unwrap()
+        .with_anonymous(Quota::one_per(HOUR).with_burst(3))
+        .and("trial", Quota::one_per(HOUR).with_burst(4))
+        .unwrap()
+        .with_dry_run()
+        .and("everybody", Quota::one_per(HOUR).with_burst(15))
+        .unwrap()
+        .shared_by_all()
+        .with_partition_key(|subject| vec![subject.as_str().len() as u8])
+}
+
+/// All of a decision but its times, which differ by what passes between.
+fn gist(decision: &Decision) -> Vec<impl Eq + std::fmt::Debug> {
+    [decision]
+        .into_iter()
+        .chain(decision.parts())
+        .map(|part| {
+            let policy = part.policy().map(|policy| (policy.name().to_owned(), policy.quota()));
+            let flags = (part.is_admitted(), part.is_dry_run(), part.would_be_refused(), part.is_near_limit());
+            let hours = (part.full_in().as_secs().div_ceil(60) / 60, part.retry_after().is_some());
+            (policy, part.verdict(), part.remaining(), flags, hours)
+        })
+        .collect()
+}
+
+#[tokio::test]
+async fn several_policies_are_charged_as_in_memory() {
+    let test = "several_policies_are_charged_as_in_memory";
+    let callers = [
+        Some(alice()),
+        Some(CurrentGrant::new(Grant::new("bob", ()).with_quota(Quota::one_per(HOUR).with_burst(9)))),
+        None,
+    ];
+    let mut random = 7_u64;
+    for _ in 0..12 {
+        let Some(home) = RedisHome::new(test) else { return };
+        // With refunds no refusal is remembered, which may be older than what the other server did.
+        let server = || at(&home, policies().with_refunds());
+        let (memory, servers) = (policies(), [server(), server()]);
+        for step in 0..25 {
+            random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            let (caller, units) = (&callers[(random >> 33) as usize % 3], (random >> 40) as u32 % 9);
+            let (expected, decided) = match caller {
+                Some(grant) => (
+                    memory.check_now(grant, Charge::Units(units)),
+                    servers[step % 2].charge(grant, Charge::Units(units)).await,
+                ),
+                None => (
+                    memory.check_anonymous(Charge::Units(units)).ready().unwrap(),
+                    servers[step % 2].check_anonymous(Charge::Units(units)).wait().await,
+                ),
+            };
+            assert!(!decided.is_local());
+            assert_eq!(gist(&decided), gist(&expected), "step {step}, {units} units, {caller:?}");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn at_the_same_time_a_charge_meets_all_policies_or_none() {
+    let Some(home) = RedisHome::new("at_the_same_time_a_charge_meets_all_policies_or_none") else { return };
+    let quota = |burst| Quota::one_per(HOUR).with_burst(burst);
+    let limits = || RateLimits::new(quota(60)).and("all", quota(100)).unwrap().shared_by_all();
+    let servers: Vec<_> = (0..4).map(|_| at(&home, limits())).collect();
+    let charges: Vec<_> = (0..300)
+        .map(|n: usize| {
+            let server = servers[n % 4].clone();
+            let grant = CurrentGrant::new(Grant::new(format!("subject-{}", n % 3), ()));
+            tokio::spawn(async move { (n % 3, server.charge(&grant, ONE).await.is_admitted()) })
+        })
+        .collect();
+    let mut admitted = [0; 3];
+    for charge in charges {
+        let (subject, is_admitted) = charge.await.unwrap();
+        admitted[subject] += u32::from(is_admitted);
+    }
+    assert_eq!(admitted.iter().sum::<u32>(), 100);
+    // What the common budget refused has cost nobody anything of his own.
+    for (subject, spent) in admitted.into_iter().enumerate() {
+        let grant = CurrentGrant::new(Grant::new(format!("subject-{subject}"), ()));
+        let left: Vec<_> =
+            servers[0].charge(&grant, Charge::Units(0)).await.parts().map(|part| part.remaining()).collect();
+        assert_eq!(left, [60 - spent, 0]);
+    }
+}
+
+#[tokio::test]
+async fn charges_are_given_back_while_they_are_owed() {
+    let Some(home) = RedisHome::new("charges_are_given_back_while_they_are_owed") else { return };
+    let quota = Quota::one_per(HOUR).with_burst(5);
+    let limits =
+        || RateLimits::new(quota).and("quick", Quota::one_per(Duration::from_millis(1)).with_burst(5)).unwrap();
+    let (one, other) = (at(&home, limits().with_refunds()), at(&home, limits()));
+    let first = charge(&one, 3).await;
+    assert_eq!(charge(&other, 1).await.remaining(), 1);
+    first.refund().await;
+    assert_eq!(charge(&other, 0).await.remaining(), 4);
+    first.refund().await;
+    assert_eq!(charge(&other, 0).await.remaining(), 4, "once");
+    // The quick one is full by itself, and gets no fuller; its key has ended.
+    assert!(home.keys().len() <= 2);
+    // Who was refused there asks again, since somebody may have given something back.
+    assert!(!charge(&one, 5).await.is_admitted());
+    assert!(one.check(&alice(), Charge::Units(5)).ready().is_none());
+    // By another quota nobody knows what it is worth, and what is paid off is not owed.
+    let second = charge(&one, 4).await;
+    assert!(second.is_admitted());
+    let plan = CurrentGrant::new(Grant::new("alice", ()).with_quota(Quota::one_per(HOUR / 2).with_burst(5)));
+    assert_eq!(one.charge(&plan, Charge::Units(0)).await.remaining(), 0);
+    second.refund().await;
+    assert_eq!(one.charge(&plan, Charge::Units(0)).await.remaining(), 0);
+}
+
+#[tokio::test]
+async fn local_budgets_are_divided_and_what_is_too_large_for_them_is_unknown() {
+    let Some(mut server) = PrivateRedis::start("local_budgets_are_divided") else { return };
+    server.kill();
+    let hands = Hands::default();
+    let quota = Quota::one_per(HOUR).with_burst(7);
+    let down = WhenDown::LocalBudget { nodes: NonZeroU32::new(3).unwrap() };
+    let limits = to(&server.url(), hands.limits(quota).and("few", quota.with_burst(2)).unwrap()).with_when_down(down);
+    let bursts: Vec<_> = charge(&limits, 0).await.parts().map(|part| part.policy().unwrap().quota()).collect();
+    // 7 / 3, and no less than 1.
+    assert_eq!(bursts, [Quota::one_per(3 * HOUR).with_burst(2), Quota::one_per(3 * HOUR)]);
+    let too_large = charge(&limits, 2).await;
+    assert_eq!((too_large.verdict(), too_large.is_local()), (Verdict::Unavailable, true));
+    assert!(too_large.retry_after().is_some());
+    assert_eq!(charge(&limits, 3).await.verdict(), Verdict::CostAboveBurst, "Redis would say so too");
+    assert!(charge(&limits, 1).await.is_admitted());
+    assert_eq!(charge(&limits, 1).await.verdict(), Verdict::OverLimit);
+    hands.advance(3 * HOUR);
+    let decision = charge(&limits, 1).await;
+    assert!(decision.is_admitted() && decision.is_local());
 }
 
 #[tokio::test]
@@ -360,6 +510,16 @@ async fn a_cluster_keeps_each_subject_on_one_node() {
         }
         assert!(!limits.charge(&grant, ONE).await.is_admitted());
     }
+    // All budgets of a subject are on its node; those of all are elsewhere.
+    let cluster_of = || RedisServer::cluster(urls.iter().map(|url| &**url)).unwrap();
+    let several = RateLimits::new(FIVE).and("day", FIVE.with_burst(4)).unwrap();
+    let limits = RedisLimits::new(several.clone(), cluster_of(), SECRET).unwrap().with_prefix("several:").unwrap();
+    let decision = charge(&limits.with_deadline(PATIENT), 2).await;
+    assert_eq!((decision.is_local(), decision.remaining()), (false, 2));
+    let all = several.and("all", FIVE).unwrap().shared_by_all();
+    assert_eq!(RedisLimits::new(all, cluster_of(), SECRET).unwrap_err(), RedisLimitsError::SharedOnCluster);
+    let only = RedisLimits::new(RateLimits::new(FIVE).shared_by_all(), cluster_of(), SECRET).unwrap();
+    assert!(!charge(&only.with_deadline(PATIENT), 2).await.is_local());
     let asked = cluster.0.iter().filter(|node| trips(node) > 0).count();
     assert!(asked > 1, "all subjects are on one node");
 }

@@ -7,7 +7,8 @@
 //! 2. What is left is counted from before Redis was asked, and a little fast, since two clocks never run alike: in doubt
 //!    Redis is asked. What a client is told to wait is counted from after.
 //! 3. Redis is asked again after ten seconds at the latest: somebody may have forgiven a debt there.
-//! 4. A limited number of subjects is remembered; others ask Redis.
+//! 4. What is told of the other policies of the limiter is as old as the refusal.
+//! 5. A limited number of subjects is remembered; others ask Redis.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};

@@ -1,15 +1,20 @@
--- Gives charges back. Before this comes one line that sets `now`, in whole microseconds (gcra.rs).
+-- Gives back what of charges is not yet paid off. Before this comes one line that sets `now`, in whole microseconds
+-- (gcra.rs).
 -- KEYS: a budget each. ARGV, five a budget: interval in ns, cost x interval in us and ns, and when the budget would be
--- full again if nobody charged it meanwhile, in us and ns: from then on it would not have more without the charge.
+-- full again if nobody charged it meanwhile, in us and ns.
 for i, key in ipairs(KEYS) do
   local at = 5 * (i - 1)
-  local full_us, full_ns = tonumber(ARGV[at + 4]), tonumber(ARGV[at + 5])
+  local cost_us, cost_ns = tonumber(ARGV[at + 2]), tonumber(ARGV[at + 3])
+  local left_us, left_ns = tonumber(ARGV[at + 4]) - now, tonumber(ARGV[at + 5])
+  if left_us < cost_us or (left_us == cost_us and left_ns < cost_ns) then
+    cost_us, cost_ns = left_us, left_ns
+  end
   local value = redis.call('GET', key)
-  if value and (now < full_us or (now == full_us and full_ns > 0)) then
+  if value and (cost_us > 0 or (cost_us == 0 and cost_ns > 0)) then
     local us, ns, counted_by = string.match(value, '^(%d+) (%d+) (%d+)$')
     -- By another quota nobody knows what the charge would be worth.
     if counted_by == ARGV[at + 1] then
-      us, ns = us - tonumber(ARGV[at + 2]), ns - tonumber(ARGV[at + 3])
+      us, ns = us - cost_us, ns - cost_ns
       if ns < 0 then
         us, ns = us - 1, ns + 1000
       end

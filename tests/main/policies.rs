@@ -1,0 +1,491 @@
+//! Several policies in one limiter: a charge meets all of them or none.
+
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::thread;
+use std::time::Duration;
+
+use http::Request;
+use proptest::prelude::*;
+use tollgate::limit::{Charge, RateLimits};
+use tollgate::{
+    AuthLayer, CurrentGrant, Decision, Grant, Head, InvalidPolicyName, MemoryStore, Policy, Quota, RateLimitHeaders,
+    Verdict,
+};
+use tower::Layer;
+
+use crate::kit::*;
+use crate::limits::grant_of;
+
+const SECOND: Duration = Duration::from_secs(1);
+
+/// What a request costs, by policy, is in its head: `/` and digits.
+fn digit(head: &Head<'_>, at: usize) -> u32 {
+    head.uri.path().as_bytes().get(1 + at).map_or(1, |digit| u32::from(digit - b'0'))
+}
+
+/// 5 a plan and 3 orders, for each subject, and 8 units of everything for all; costs are digits of the path.
+fn limits(hands: &Hands) -> RateLimits {
+    hands
+        .limits(Quota::one_per(SECOND).with_burst(5))
+        .with_cost(|head| digit(head, 0))
+        .and("orders", Quota::one_per(10 * SECOND).with_burst(3))
+        .unwrap()
+        .with_cost(|head| digit(head, 1))
+        .and("everything", Quota::one_per(SECOND).with_burst(8))
+        .unwrap()
+        .with_cost(|head| digit(head, 2))
+        .shared_by_all()
+}
+
+fn charge(limits: &RateLimits, grant: &CurrentGrant, costs: &str) -> Decision {
+    let request = Request::get(costs).body(()).unwrap();
+    limits.check_now(grant, Charge::Request(&Head::of(&request)))
+}
+
+fn remaining(decision: &Decision) -> Vec<u32> {
+    decision.parts().map(Decision::remaining).collect()
+}
+
+fn violated(decision: &Decision) -> Vec<&str> {
+    decision.violated().map(Policy::name).collect()
+}
+
+#[test]
+fn what_one_refuses_costs_none() {
+    let limits = limits(&Hands::default());
+    let (alice, bob) = (grant_of("alice", None), grant_of("bob", None));
+    assert_eq!(remaining(&charge(&limits, &alice, "/121")), [4, 1, 7]);
+
+    // The second refuses, the first was asked before it, the third after it.
+    let refused = charge(&limits, &alice, "/121");
+    assert_eq!((refused.verdict(), violated(&refused)), (Verdict::OverLimit, vec!["orders"]));
+    assert_eq!(refused.retry_after(), Some(10 * SECOND));
+    assert_eq!(remaining(&refused), [4, 0, 7]);
+    assert_eq!(remaining(&limits.peek(&alice)), [4, 1, 7]);
+
+    // The last refuses: it is Bob's as well.
+    assert_eq!(remaining(&charge(&limits, &bob, "/106")), [4, 3, 1]);
+    let refused = charge(&limits, &alice, "/112");
+    assert_eq!(violated(&refused), ["everything"]);
+    assert_eq!(remaining(&limits.peek(&alice)), [4, 1, 1]);
+
+    // All that refuse are named, and the longest wait is told.
+    let refused = charge(&limits, &alice, "/533");
+    assert_eq!(violated(&refused), ["default", "orders", "everything"]);
+    assert_eq!(refused.retry_after(), Some(20 * SECOND));
+
+    // What can never fit is another refusal than what can.
+    let refused = charge(&limits, &alice, "/191");
+    assert_eq!((refused.verdict(), violated(&refused)), (Verdict::CostAboveBurst, vec!["orders"]));
+    assert_eq!(refused.retry_after(), None);
+    assert_eq!(remaining(&limits.peek(&alice)), [4, 1, 1]);
+}
+
+/// GCRA as the textbook has it.
+#[derive(Clone)]
+struct Slow {
+    interval: u64,
+    burst: u64,
+    tat: u64,
+}
+
+impl Slow {
+    fn fits(&self, now: u64, cost: u64) -> bool {
+        cost == 0 || self.tat.max(now) + cost * self.interval <= now + self.burst * self.interval
+    }
+
+    fn charge(&mut self, now: u64, cost: u64) {
+        self.tat = self.tat.max(now) + cost * self.interval;
+    }
+}
+
+proptest! {
+    #[test]
+    fn decisions_are_those_of_a_slow_model(
+        quotas in prop::collection::vec((1..50_u64, 1..9_u32, any::<bool>()), 1..5),
+        steps in prop::collection::vec((0..100_u64, 0..2_usize, prop::array::uniform4(0..6_u32)), 1..80),
+    ) {
+        let hands = Hands::default();
+        hands.set_ns(1_000);
+        let mut limits = None;
+        for (at, &(interval, burst, shared)) in quotas.iter().enumerate() {
+            let quota = Quota::one_per(Duration::from_nanos(interval)).with_burst(burst);
+            let one = match limits {
+                None => hands.limits(quota),
+                Some(limits) => RateLimits::and(limits, &at.to_string(), quota).unwrap(),
+            };
+            let one = one.with_cost(move |head| digit(head, at));
+            limits = Some(if shared { one.shared_by_all() } else { one });
+        }
+        let limits = limits.unwrap();
+        let grants = ["a", "b"].map(|subject| grant_of(subject, None));
+        let slow = |&(interval, burst, _): &(u64, u32, bool)| Slow { interval, burst: burst.into(), tat: 0 };
+        // By subject, and once more for what is shared.
+        let mut models = [(); 2].map(|()| quotas.iter().map(slow).collect::<Vec<_>>());
+
+        for (pause, who, costs) in steps {
+            hands.set_ns(hands.ns() + pause);
+            let now = hands.ns();
+            let path: String = costs.iter().map(ToString::to_string).collect();
+            let decision = charge(&limits, &grants[who], &format!("/{path}"));
+
+            let place = |at: usize| if quotas[at].2 { 0 } else { who };
+            let fits: Vec<bool> =
+                (0..quotas.len()).map(|at| models[place(at)][at].fits(now, costs[at].into())).collect();
+            let all_fit = fits.iter().all(|fits| *fits);
+            prop_assert_eq!(decision.is_admitted(), all_fit);
+            for at in (0..quotas.len()).filter(|_| all_fit) {
+                models[place(at)][at].charge(now, costs[at].into());
+            }
+            // Those that all share come last.
+            let order = (0..quotas.len()).filter(|at| !quotas[*at].2).chain((0..quotas.len()).filter(|at| quotas[*at].2));
+            for (at, part) in order.zip(decision.parts()) {
+                prop_assert_eq!(part.is_admitted(), fits[at]);
+                let owed = models[place(at)][at].tat.saturating_sub(now);
+                prop_assert_eq!(part.full_in(), Duration::from_nanos(owed));
+            }
+        }
+    }
+
+    /// Gives one charge of a run back, and never more than the run would have left without it.
+    #[test]
+    fn a_refund_gives_back_what_was_taken_at_most(
+        steps in prop::collection::vec((0..3_000_u64, 1..4_u32), 2..20),
+        which in 0..20_usize,
+    ) {
+        let hands = Hands::default();
+        let (with, without) = (hands.limits(Quota::per_second(1).with_burst(5)).with_refunds(),
+            hands.limits(Quota::per_second(1).with_burst(5)));
+        let alice = grant_of("alice", None);
+        let which = which % steps.len();
+        let mut taken = None;
+        for (at, (pause, cost)) in steps.into_iter().enumerate() {
+            hands.advance(Duration::from_millis(pause));
+            let decision = with.check_now(&alice, Charge::Units(cost));
+            let is_admitted = decision.is_admitted();
+            if at == which {
+                taken = Some(decision);
+            } else if is_admitted {
+                prop_assert!(without.check_now(&alice, Charge::Units(cost)).is_admitted());
+            }
+        }
+        let taken = taken.unwrap();
+        let owed = |limits: &RateLimits| limits.peek(&alice).full_in();
+        let before = owed(&with);
+        now(taken.refund());
+        let after = owed(&with);
+        prop_assert!(after >= owed(&without), "{:?} is owed, and {:?} would be", after, owed(&without));
+        prop_assert!(taken.is_admitted() || after == before);
+        now(taken.clone().refund());
+        prop_assert_eq!(owed(&with), after, "given back twice");
+    }
+}
+
+/// Budgets in memory never wait.
+fn now(refund: impl Future<Output = ()>) {
+    use futures_util::FutureExt as _;
+    refund.now_or_never().unwrap();
+}
+
+#[test]
+fn a_charge_that_is_owed_is_given_back_whole() {
+    let hands = Hands::default();
+    let limits = limits(&hands).with_refunds();
+    let alice = grant_of("alice", None);
+    let first = charge(&limits, &alice, "/213");
+    let second = charge(&limits, &alice, "/111");
+    assert_eq!(remaining(&limits.peek(&alice)), [2, 1, 4]);
+    hands.advance(SECOND);
+    // The second has paid one unit of the first charge.
+    assert_eq!(remaining(&limits.peek(&alice)), [3, 1, 5]);
+    now(first.refund());
+    assert_eq!(remaining(&limits.peek(&alice)), [4, 2, 7]);
+    now(first.refund());
+    now(second.refund());
+    assert_eq!(remaining(&limits.peek(&alice)), [5, 3, 8]);
+
+    let refused = charge(&limits, &alice, "/141");
+    now(refused.refund());
+    assert_eq!(remaining(&limits.peek(&alice)), [5, 3, 8]);
+}
+
+#[test]
+fn a_budget_that_was_full_meanwhile_gets_nothing_back() {
+    let hands = Hands::default();
+    let limits = hands.limits(Quota::per_second(1).with_burst(5)).with_refunds();
+    let alice = grant_of("alice", None);
+    let early = limits.check_now(&alice, ONE);
+    hands.advance(SECOND);
+    assert_eq!(limits.check_now(&alice, Charge::Units(5)).remaining(), 0);
+    now(early.refund());
+    assert_eq!(limits.peek(&alice).remaining(), 0);
+}
+
+#[test]
+fn a_change_of_plan_leaves_nothing_to_give_back() {
+    let limits = Hands::default().limits(Quota::per_second(1).with_burst(5)).with_refunds();
+    let old = limits.check_now(&grant_of("alice", None), Charge::Units(2));
+    let alice = grant_of("alice", Some(Quota::per_second(1).with_burst(9)));
+    assert_eq!(limits.peek(&alice).remaining(), 7);
+    now(old.refund());
+    assert_eq!(limits.peek(&alice).remaining(), 7);
+    assert_eq!(limits.peek(&grant_of("alice", None)).remaining(), 3);
+}
+
+#[test]
+fn nothing_can_be_given_back_unless_that_was_wanted() {
+    let limits = Hands::default().limits(Quota::per_second(1).with_burst(5));
+    let alice = grant_of("alice", None);
+    now(limits.check_now(&alice, ONE).refund());
+    assert_eq!(limits.peek(&alice).remaining(), 4);
+}
+
+/// Two threads, of which each asks for what the other policy refuses as well.
+#[test]
+fn two_threads_charge_all_or_none() {
+    for round in 0..20 {
+        let limits = Hands::default()
+            .limits(Quota::one_per(SECOND).with_burst(400))
+            .with_cost(|head| digit(head, 0))
+            .and("second", Quota::one_per(SECOND).with_burst(300))
+            .unwrap()
+            .with_cost(|head| digit(head, 1))
+            .and("all", Quota::one_per(SECOND).with_burst(500))
+            .unwrap()
+            .with_cost(|head| digit(head, 2))
+            .shared_by_all()
+            .and("all too", Quota::one_per(SECOND).with_burst(450))
+            .unwrap()
+            .with_cost(|head| digit(head, 3))
+            .shared_by_all();
+        let spent: [AtomicU32; 4] = Default::default();
+        let subjects = if round % 2 == 0 { ["alice"; 2] } else { ["alice", "bob"] };
+        thread::scope(|scope| {
+            for (subject, costs) in subjects.into_iter().zip([["/1211", "/2112"], ["/1121", "/2101"]]) {
+                let (limits, spent) = (&limits, &spent);
+                scope.spawn(move || {
+                    let grant = grant_of(subject, None);
+                    for at in 0..600 {
+                        let costs = costs[at % 2];
+                        if charge(limits, &grant, costs).is_admitted() {
+                            for (spent, digit) in spent.iter().zip(costs[1..].bytes()) {
+                                spent.fetch_add(u32::from(digit - b'0'), Ordering::Relaxed);
+                            }
+                        }
+                    }
+                });
+            }
+        });
+        let grants = subjects.map(|subject| grant_of(subject, None));
+        let states = grants.each_ref().map(|grant| remaining(&limits.peek(grant)));
+        let [first, second, all, all_too] = spent.map(AtomicU32::into_inner);
+        match subjects[0] == subjects[1] {
+            true => assert_eq!(states[0], [400 - first, 300 - second, 500 - all, 450 - all_too]),
+            false => {
+                let owed = |at: usize, burst: u32| states.iter().map(|state| burst - state[at]).sum::<u32>();
+                assert_eq!((owed(0, 400), owed(1, 300)), (first, second));
+                assert_eq!(states[0][2..], [500 - all, 450 - all_too]);
+            }
+        }
+        // Nothing more fits: no refusal was for what another one gave back.
+        for (grant, costs) in grants.iter().zip(["/1111", "/1111"]) {
+            assert!(!charge(&limits, grant, costs).is_admitted());
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_gate_tells_all_policies_and_names_those_that_refuse() {
+    let tokens = MemoryStore::from_iter([(TOKEN, Grant::new("alice", ()))]);
+    let gate = AuthLayer::new(tokens).with_rate_limit(limits(&Hands::default()));
+    let service = gate.layer(echo());
+    let request = |path: &str| {
+        let mut request = with_token(TOKEN);
+        *request.uri_mut() = path.parse().unwrap();
+        request
+    };
+    let policies = r#""default";q=5;w=5, "orders";q=3;w=30, "everything";q=8;w=8"#;
+
+    let response = send(&service, request("/121")).await;
+    assert_eq!(response.status(), 200);
+    assert_eq!(field(response.headers(), "ratelimit-policy"), Some(policies));
+    let states = r#""default";r=4;t=1, "orders";r=1;t=10, "everything";r=7;t=1"#;
+    assert_eq!(field(response.headers(), "ratelimit"), Some(states));
+    assert_eq!(response.headers().get_all("ratelimit").iter().count(), 1);
+
+    let response = send(&service, request("/521")).await;
+    assert_eq!(response.status(), 429);
+    assert_eq!(field(response.headers(), "retry-after"), Some("10"));
+    assert_eq!(field(response.headers(), "ratelimit-policy"), Some(policies));
+    let states = r#""default";r=0;t=1, "orders";r=0;t=10, "everything";r=7;t=1"#;
+    assert_eq!(field(response.headers(), "ratelimit"), Some(states));
+    let problem = json(response).await;
+    assert_eq!(problem["type"], "https://iana.org/assignments/http-problem-types#quota-exceeded");
+    assert_eq!(problem["violated-policies"], serde_json::json!(["default", "orders"]));
+
+    // Older dialects know one policy: that which leaves least.
+    let service = gate.with_rate_limit_headers(RateLimitHeaders::XDelta).layer(echo());
+    let response = send(&service, request("/101")).await;
+    assert_eq!(field(response.headers(), "x-ratelimit-limit"), Some("3"));
+    assert_eq!(field(response.headers(), "x-ratelimit-remaining"), Some("1"));
+}
+
+#[tokio::test]
+async fn the_policies_of_an_inner_layer_come_behind() {
+    let tokens = MemoryStore::from_iter([(TOKEN, Grant::new("alice", ()))]);
+    let hands = Hands::default();
+    let gate = AuthLayer::new(tokens).with_rate_limit(limits(&hands));
+    let inner = RateLimits::named("a", Quota::per_minute(1)).unwrap().and("b", Quota::per_minute(2)).unwrap();
+    let service = gate.layer(gate.rate_limit(inner).layer(echo()));
+    let response = send(&service, with_token(TOKEN)).await;
+    let names = |name| -> Vec<String> {
+        let list = field(response.headers(), name).unwrap();
+        list.split(", ").map(|item| item.split(';').next().unwrap().to_owned()).collect()
+    };
+    for name in ["ratelimit", "ratelimit-policy"] {
+        assert_eq!(names(name), [r#""default""#, r#""orders""#, r#""everything""#, r#""a""#, r#""b""#]);
+    }
+}
+
+#[test]
+fn the_quota_of_a_grant_is_the_first_policys() {
+    let limits = limits(&Hands::default());
+    let rich = grant_of("rich", Some(Quota::per_minute(600).with_burst(50)));
+    assert_eq!(remaining(&limits.peek(&rich)), [50, 3, 8]);
+    let shared = RateLimits::new(Quota::per_minute(5)).shared_by_all();
+    assert_eq!(shared.peek(&rich).remaining(), 5);
+}
+
+#[test]
+fn what_all_share_they_share_with_strangers() {
+    use tollgate::Limiter as _;
+    let limits = limits(&Hands::default());
+    let stranger = || limits.check_anonymous(Charge::Units(3)).ready().unwrap();
+    assert_eq!(remaining(&stranger()), [5]);
+    assert_eq!(remaining(&limits.peek(&grant_of("alice", None))), [5, 3, 5]);
+    assert!(stranger().is_admitted());
+    assert_eq!(violated(&stranger()), ["everything"]);
+
+    let limits = limits.with_anonymous(Quota::per_minute(1));
+    assert_eq!(stranger_names(&limits), ["everything"], "it is shared already");
+    let limits = RateLimits::new(Quota::per_minute(1)).with_anonymous(Quota::per_minute(2));
+    let limits = limits.and("day", Quota::per_day(5)).unwrap().with_anonymous(Quota::per_day(3));
+    assert_eq!(stranger_names(&limits), ["anonymous", "day"]);
+}
+
+fn stranger_names(limits: &RateLimits) -> Vec<String> {
+    use tollgate::Limiter as _;
+    let decision = limits.check_anonymous(Charge::Units(0)).ready().unwrap();
+    decision.parts().map(|part| part.policy().unwrap().name().to_owned()).collect()
+}
+
+#[test]
+fn clones_share_what_they_had_when_they_were_made() {
+    let first = Hands::default().limits(Quota::per_minute(10));
+    let both = first.clone().and("day", Quota::per_day(20)).unwrap();
+    let alice = grant_of("alice", None);
+    assert!(first.check_now(&alice, Charge::Units(3)).is_admitted());
+    assert_eq!(remaining(&both.clone().check_now(&alice, ONE)), [6, 19]);
+    assert_eq!(first.peek(&alice).remaining(), 6);
+    assert_eq!((first.subjects(), both.subjects()), (1, 1));
+}
+
+#[test]
+fn names_are_checked_when_building() {
+    let limits = || RateLimits::new(Quota::per_minute(1));
+    assert_eq!(limits().and("", Quota::per_day(1)).unwrap_err(), InvalidPolicyName::Form);
+    assert_eq!(limits().and("default", Quota::per_day(1)).unwrap_err(), InvalidPolicyName::Taken);
+    let two = limits().and("day", Quota::per_day(1)).unwrap();
+    assert_eq!(two.and("day", Quota::per_day(2)).unwrap_err(), InvalidPolicyName::Taken);
+}
+
+#[tokio::test]
+async fn a_policy_on_trial_decides_and_refuses_nobody() {
+    let limits =
+        Hands::default().limits(Quota::per_minute(5)).and("trial", Quota::per_minute(2)).unwrap().with_dry_run();
+    let alice = grant_of("alice", None);
+    for (left, on_trial) in [(4, 1), (3, 0), (2, 0), (1, 0)] {
+        let decision = limits.check_now(&alice, ONE);
+        assert!(decision.is_admitted());
+        assert_eq!(remaining(&decision), [left, on_trial]);
+        assert_eq!(decision.would_be_refused(), left < 3);
+        assert!(!decision.is_dry_run(), "the other policy is in earnest");
+    }
+    // In earnest, the one does not hide the other, and what it refuses is not charged on trial.
+    let refused = limits.check_now(&alice, Charge::Units(2));
+    assert_eq!(violated(&refused), ["default"]);
+    assert!(!refused.would_be_refused());
+
+    let tokens = MemoryStore::from_iter([(TOKEN, Grant::new("alice", ()))]);
+    let service = AuthLayer::new(tokens).with_rate_limit(limits).layer(echo());
+    let response = send(&service, with_token(TOKEN)).await;
+    assert_eq!(field(response.headers(), "ratelimit"), Some(r#""default";r=0;t=12"#));
+
+    let alone = RateLimits::new(Quota::per_minute(1)).with_dry_run();
+    let tokens = MemoryStore::from_iter([(TOKEN, Grant::new("alice", ()))]);
+    let service = AuthLayer::new(tokens).with_rate_limit(alone.clone()).layer(echo());
+    for _ in 0..3 {
+        let response = send(&service, with_token(TOKEN)).await;
+        assert_eq!((response.status(), field(response.headers(), "ratelimit")), (http::StatusCode::OK, None));
+    }
+    assert!(alone.check_now(&alice, Charge::Units(2)).or_refuse().is_ok(), "not even what can never fit");
+}
+
+#[test]
+fn the_limit_is_near_from_the_fraction_on() {
+    for (percent, burst, near_from) in [(80, 10, 8), (100, 10, 10), (101, 10, 10), (0, 10, 0), (75, 3, 3), (50, 3, 2)] {
+        let limits = Hands::default().limits(Quota::per_minute(burst)).with_near_limit(percent);
+        let alice = grant_of("alice", None);
+        for used in 0..=burst {
+            assert_eq!(limits.peek(&alice).is_near_limit(), used >= near_from, "{used} of {burst}, {percent} %");
+            assert_eq!(limits.check_now(&alice, ONE).is_admitted(), used < burst);
+        }
+    }
+    let limits = limits(&Hands::default()).with_near_limit(50);
+    let alice = grant_of("alice", None);
+    assert!(!charge(&limits, &alice, "/113").is_near_limit());
+    let near = charge(&limits, &alice, "/111");
+    assert!(near.is_near_limit());
+    assert_eq!(near.parts().map(Decision::is_near_limit).collect::<Vec<_>>(), [false, false, true]);
+}
+
+#[test]
+fn only_budgets_of_subjects_have_a_partition_key() {
+    let limits = limits(&Hands::default()).with_partition_key(|subject| subject.as_str().into());
+    let limits = limits.and("late", Quota::per_minute(1)).unwrap();
+    let headers = RateLimitHeaders::default();
+    let tokens = MemoryStore::from_iter([(TOKEN, Grant::new("alice", ()))]);
+    let gate = AuthLayer::new(tokens).with_rate_limit_headers(headers);
+    let mut told = http::HeaderMap::new();
+    gate.advertise(&limits.check_now(&grant_of("alice", None), ONE), &mut told);
+    let keys: Vec<_> =
+        field(&told, "ratelimit").unwrap().split(", ").map(|item| item.contains(";pk=:YWxpY2U=:")).collect();
+    assert_eq!(keys, [true, true, true, false]);
+}
+
+#[test]
+fn parts_are_flat_and_the_hardest_speaks() {
+    let policy = |name: &str| Policy::new(name, Quota::per_minute(9)).unwrap();
+    let part = |name, verdict, left, wait| Decision::new(policy(name), verdict, left, wait, wait);
+    let easy = part("easy", Verdict::Admitted, 5, SECOND);
+    let tight = part("tight", Verdict::Admitted, 1, SECOND);
+    let over = part("over", Verdict::OverLimit, 0, 2 * SECOND);
+    let longer = part("longer", Verdict::OverLimit, 0, 3 * SECOND);
+    let never = part("never", Verdict::CostAboveBurst, 9, SECOND);
+    let trial = part("trial", Verdict::OverLimit, 0, 9 * SECOND).on_trial();
+    let speaker = |parts: &[&Decision]| {
+        let all = Decision::all_of(parts.iter().map(|&part| part.clone()));
+        all.policy().unwrap().name().to_owned()
+    };
+    assert_eq!(speaker(&[&easy, &tight]), "tight");
+    assert_eq!(speaker(&[&easy, &over, &tight, &longer]), "longer");
+    assert_eq!(speaker(&[&never, &longer]), "never");
+    assert_eq!(speaker(&[&trial, &easy]), "easy");
+    assert_eq!(speaker(&[&easy, &part("as easy", Verdict::Admitted, 5, SECOND)]), "easy");
+
+    let inner = Decision::all_of([easy.clone(), tight.clone()]);
+    let outer = Decision::all_of([inner, Decision::unlimited(), over.clone()]);
+    assert_eq!(outer.parts().collect::<Vec<_>>(), [&easy, &tight, &over]);
+    assert_eq!(Decision::all_of([over.clone(), Decision::unlimited()]), over);
+    assert_eq!(Decision::all_of([]), Decision::unlimited());
+}

@@ -65,7 +65,7 @@ pub(super) async fn charge(open: &mut Open, parts: &[Part], orders: &[Order]) ->
 /// The same at a time of one's own, in microseconds.
 #[cfg(test)]
 pub(super) async fn charge_at(open: &mut Open, parts: &[Part], orders: &[Order], now_us: u64) -> RedisResult<Reply> {
-    static AT: LazyLock<Script> = LazyLock::new(|| script("local now = tonumber(table.remove(ARGV))"));
+    static AT: LazyLock<Script> = LazyLock::new(|| script(GIVEN_CLOCK));
     run(&AT, open, parts, orders, Some(now_us)).await
 }
 

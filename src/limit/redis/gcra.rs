@@ -51,6 +51,10 @@ pub(super) struct Reply {
 /// The first line of a script.
 pub(super) const CLOCK: &str = "local t = redis.call('TIME') local now = t[1] * 1000000 + t[2]";
 
+/// The same in tests, by the last argument.
+#[cfg(test)]
+pub(super) const GIVEN_CLOCK: &str = "local now = tonumber(table.remove(ARGV))";
+
 /// All but the clock is the same in tests.
 fn script(clock: &str) -> Script {
     Script::new(format!("{clock}\n{}", include_str!("gcra.lua")))

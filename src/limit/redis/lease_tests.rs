@@ -73,15 +73,33 @@ fn exact(runtime: &tokio::runtime::Runtime, open: &mut Open, parts: &[Part], us:
     if reply.states[0].fits { vec![(us, parts[0].cost)] } else { Vec::new() }
 }
 
+/// Spends all there is at one moment, without leases.
+fn drain(runtime: &tokio::runtime::Runtime, open: &mut Open, key: &[u8], quota: Quota, us: u64) -> Vec<(u64, u32)> {
+    let halves = std::iter::successors(Some(quota.burst()), |cost| Some(cost / 2).filter(|half| *half > 0));
+    // Each twice, since half of an odd number is rounded.
+    halves.flat_map(|cost| [cost; 2]).flat_map(|cost| exact(runtime, open, &[part(key, quota, cost)], us)).collect()
+}
+
 fn quotas() -> impl Strategy<Value = Quota> {
     (300_u64..30_000, 12_u32..600)
         .prop_map(|(us, burst)| Quota::one_per(std::time::Duration::from_nanos(us * 1_000 + 333)).with_burst(burst))
 }
 
-/// Whose turn it is, how many charges come, in which fraction of a burst's time, and what each costs.
-fn steps() -> impl Strategy<Value = Vec<(usize, u32, u64, u32)>> {
-    let pause = prop_oneof![Just(0_u64), 1..20_u64, 1..300_u64, 100..1_500_u64];
-    prop::collection::vec((0_usize..4, 1_u32..40, pause, 1_u32..4), 1..25)
+/// What comes after a wait, in thousandths of the time that a burst takes to come back.
+#[derive(Clone, Debug)]
+enum Step {
+    /// So many charges on one of the servers, in so many thousandths, which cost so much each.
+    Charges { server: usize, count: u32, thousandths: u64, cost: u32 },
+    /// All that is left is spent at once, by a server without leases.
+    Drain,
+}
+
+fn steps() -> impl Strategy<Value = Vec<(u64, Step)>> {
+    let thousandths = || prop_oneof![Just(0_u64), 1..130_u64, 1..300_u64];
+    let charges = (0_usize..3, 1_u32..40, thousandths(), 1_u32..4)
+        .prop_map(|(server, count, thousandths, cost)| Step::Charges { server, count, thousandths, cost });
+    let wait = prop_oneof![3 => Just(0_u64), 2 => 1..130_u64, 1 => 100..1_500_u64];
+    prop::collection::vec((wait, prop_oneof![3 => charges, 1 => Just(Step::Drain)]), 1..25)
 }
 
 #[test]
@@ -93,19 +111,20 @@ fn no_window_admits_more_than_burst_and_rate() {
     runner
         .run(&(quotas(), steps(), 0_u64..3_000), |(quota, steps, trip)| {
             let mut open = open.borrow_mut();
-            // One whose clock is right, one that is as slow as may be, and one that is fast; and one without leases.
+            // One whose clock is right, one that is as slow as may be, and one that is fast.
             let nodes = [64, 63, 70].map(Node::new);
             let (key, mut us, mut spent) = (key(), 0_u64, Vec::new());
             let refill_us = quota.refill().as_micros() as u64;
-            for (who, count, thousandths, cost) in steps {
-                us += refill_us * thousandths / 1_000 / u64::from(count);
+            for (wait, step) in steps {
+                us += refill_us * wait / 1_000;
+                let Step::Charges { server, count, thousandths, cost } = step else {
+                    spent.extend(drain(&runtime, &mut open, &key, quota, us));
+                    continue;
+                };
                 for _ in 0..count {
                     let parts = [part(&key, quota, cost)];
-                    let cells = match nodes.get(who) {
-                        Some(node) => charge(&runtime, &mut open, node, &parts, us, (trip, trip)),
-                        None => exact(&runtime, &mut open, &parts, us),
-                    };
-                    at_once.set(at_once.get() + usize::from(cells.len() == 1 && who < 3));
+                    let cells = charge(&runtime, &mut open, &nodes[server], &parts, us, (trip, trip));
+                    at_once.set(at_once.get() + usize::from(cells.len() == 1));
                     all.set(all.get() + 1);
                     // Then two trips have passed as well.
                     us += if cells.len() == 2 { 2 * trip } else { 0 };
@@ -128,6 +147,30 @@ fn no_window_admits_more_than_burst_and_rate() {
     // Otherwise the property would say little.
     let (at_once, all) = (at_once.get(), all.get());
     assert!(at_once * 5 > all, "only {at_once} of {all} from stock");
+}
+
+/// The worst that can come: a lease is kept until its last moment, and then spent together with all that has come back.
+#[test]
+fn a_lease_that_is_kept_widens_no_burst() {
+    let Some((runtime, mut open)) = redis("a_lease_that_is_kept_widens_no_burst") else { return };
+    for pace in [64, 63, 70] {
+        let (node, key, quota) = (Node::new(pace), key(), Quota::per_second(1_000));
+        let one = [part(&key, quota, 1)];
+        let mut at = |us| charge(&runtime, &mut open, &node, &one, us, (0, 0)).len();
+        let bought_at = (1..).map(|charge| charge * 2_000).find(|us| at(*us) == 2 && *us > 200_000).unwrap();
+        let left = node.stocks.left(Some(&subject()))[0];
+        assert!(left > 20, "{left}");
+        let ends_at = node.clock(bought_at) + 125_000_000;
+        let last = (bought_at..).find(|us| node.clock(*us + 1) >= ends_at).unwrap();
+        let exact: u32 = drain(&runtime, &mut open, &key, quota, last).iter().map(|(_, cells)| cells).sum();
+        for _ in 0..left {
+            assert_eq!(charge(&runtime, &mut open, &node, &one, last, (0, 0)), [(last, 1)]);
+        }
+        assert!(exact + left <= 1_000, "{exact} and {left}");
+        // What is kept back is what comes back in the time by which the clock might be wrong.
+        assert!(exact + left >= 980, "{exact} and {left}");
+        remove(&runtime, &mut open, &key);
+    }
 }
 
 /// 1,000 charges at half of the rate, one behind the other.
@@ -168,15 +211,12 @@ fn who_comes_seldom_and_who_has_little_buys_nothing_ahead() {
 fn what_is_left_is_lost_when_the_lease_ends() {
     let Some((runtime, mut open)) = redis("what_is_left_is_lost_when_the_lease_ends") else { return };
     let (node, key, quota) = (Node::new(64), key(), Quota::per_second(1_000));
-    let mut us = 0;
     let mut at = |us: u64| charge(&runtime, &mut open, &node, &[part(&key, quota, 1)], us, (0, 0)).len();
-    // Until there is a lease of some cells.
-    let lease = (0..40).map(|_| {
-        us += 1_000;
-        at(us)
-    });
-    assert!(lease.filter(|steps| *steps == 1).count() > 20);
-    assert_eq!([at(us), at(us + 124_000), at(us + 126_000)], [1, 1, 2]);
+    // Until one is bought after some that were all spent.
+    let bought_at = (20..).map(|ms| ms * 1_000).find(|us| at(*us) == 2 && *us > 40_000).unwrap();
+    let left = node.stocks.left(Some(&subject()))[0];
+    assert!((4..=62).contains(&left), "{left}");
+    assert_eq!([at(bought_at + 124_999), at(bought_at + 125_000)], [1, 2]);
     remove(&runtime, &mut open, &key);
 }
 

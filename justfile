@@ -88,6 +88,10 @@ instructions *options:
 bench:
     cargo bench --bench road --features axum
 
+# What four policies cost beside one, and what a second thread brings.
+policies:
+    cargo bench --bench policies --features axum
+
 # What stores cost beside the one in memory; what a token takes.
 stores:
     cargo bench --bench stores --bench databases --features axum,cache,postgres,sqlite

@@ -212,21 +212,11 @@ fn a_late_charge_and_a_change_of_plan() {
     explore(a_late_charge);
 }
 
-/// What one request gives back is never what refuses another.
-fn turns() {
-    let limits = RateLimits::new(PLANS[0])
-        .with_clock(|| Duration::ZERO)
-        .and("second", PLANS[0])
-        .unwrap()
-        .with_cost(|head| head.uri.path().len() as u32 - 1)
-        .and("all", PLANS[1])
-        .unwrap()
-        .shared_by_all()
-        .and("all too", PLANS[1])
-        .unwrap()
-        .with_cost(|head| head.uri.path().len() as u32 - 1)
-        .shared_by_all();
-    let charge = |subject: &'static str, path: &'static str| {
+/// What one request gives back is never what refuses another: of one subject, or of several at budgets that all share.
+fn turns(subjects: [&'static str; 3], share: fn(RateLimits) -> RateLimits) {
+    let limits = share(RateLimits::new(PLANS[0]).with_clock(|| Duration::ZERO)).and("second", PLANS[0]).unwrap();
+    let limits = share(limits.with_cost(|head| head.uri.path().len() as u32 - 1));
+    let charge = |subject, path| {
         let limits = limits.clone();
         thread::spawn(move || {
             let request = http::Request::get(path).body(()).unwrap();
@@ -234,8 +224,9 @@ fn turns() {
             limits.check_now(&grant, Charge::Request(&Head::of(&request))).is_admitted()
         })
     };
-    // Three at a time never fit, and the first policy has room for two.
-    let requests = [("s", "/", true), ("s", "/123", false), ("s", "/", true), ("t", "/1234", false), ("t", "/1", true)];
+    // The first policy has room for two; the second would refuse the third of them for ever.
+    let [first, second, third] = subjects;
+    let requests = [(first, "/", true), (second, "/123", false), (third, "/", true)];
     let answers = requests.map(|(subject, path, fits)| (charge(subject, path), fits));
     for (answer, fits) in answers {
         assert_eq!(answer.join().unwrap(), fits);
@@ -243,6 +234,11 @@ fn turns() {
 }
 
 #[test]
-fn several_policies_and_their_turns() {
-    explore(turns);
+fn several_policies_and_one_subject() {
+    explore(|| turns(["s"; 3], |limits| limits));
+}
+
+#[test]
+fn several_policies_that_all_share() {
+    explore(|| turns(["s", "t", "u"], RateLimits::shared_by_all));
 }

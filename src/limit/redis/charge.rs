@@ -5,11 +5,11 @@ use std::time::Duration;
 
 use redis::RedisResult;
 
-use super::RedisFuture;
 use super::connect::{Link, Open};
 use super::denied::Denied;
 use super::gcra::{self, Part, State};
 use super::key::{Everybody, Keys, Tag};
+use super::limits::RedisFuture;
 use super::outage::Outage;
 use super::refund;
 use super::stocks::Stocks;
@@ -93,7 +93,7 @@ impl Shared {
         match self.switch.enter() {
             Ok(is_probe) => {
                 let pass = Pass::new(&self.switch, is_probe);
-                Answer::Pending(RedisFuture(Box::pin(Arc::clone(self).ask(asked, pass))))
+                Answer::Pending(RedisFuture::new(Arc::clone(self).ask(asked, pass)))
             }
             Err(wait) => Answer::Ready(self.outage.decide(&asked, wait)),
         }

@@ -1,24 +1,5 @@
-//! Cells that a server buys ahead, so that most charges are answered at once.
-//!
-//! # Rules
-//!
-//! 1. A lease is some cells of one budget, bought by one call of the script and spent here until it ends. What is left
-//!    then is lost: at most one lease a server and budget.
-//! 2. Redis charges a lease as cells that are spent at its end, and sells it only if they would fit now. Charges of other
-//!    servers, with leases and without, are made beside it as ever.
-//! 3. Over any time `t` of Redis' clock all servers together admit no more than `burst + rate x t` (the proof is below).
-//! 4. A lease is an eighth of the burst at most, and a quarter of what is left in the budget. It ends after the time in
-//!    which an eighth of the burst comes back, or [`Leases::with_longest`]. Of less than two cells, or for less than 5
-//!    milliseconds, there are none: where the burst is below 16, and near the limit, each charge asks Redis.
-//! 5. A lease is meant to last for half of its time at the pace of the charges before it, and is at most twice the one
-//!    before. So the first charge buys nothing ahead, and a subject with fewer than four charges in a lease's time never
-//!    does.
-//! 6. For a subject one purchase is under way at a time. Who comes meanwhile and does not find enough waits for it.
-//! 7. A charge of several budgets takes cells from all of them or from none.
-//! 8. A subject whose leases have ended is forgotten when others come.
-//!
-//! Two things only let more pass, each one lease a server at most: a budget that Redis has lost, and a change of quota,
-//! since other servers may spend what they bought under the old one until it ends.
+//! Cells that a server buys ahead: what is bought, when, and why no more is admitted by that. The rules are those of
+//! [`Leases`].
 //!
 //! # Proof of rule 3
 //!
@@ -40,7 +21,30 @@ use crate::limit::lane::described;
 use crate::policy::Policy;
 use crate::quota::Quota;
 
-/// How long cells may be bought ahead, see [`RedisLimits::with_leases`](super::RedisLimits::with_leases).
+/// How cells are bought ahead, see [`RedisLimits::with_leases`](super::RedisLimits::with_leases).
+///
+/// # Rules
+///
+/// 1. A lease is some cells of one budget, bought by one call of the script and spent on one server until it ends. What is
+///    left then is lost: at most one lease a server and budget. (Of a budget that all share: a server and subject.)
+/// 2. Redis charges a lease as cells that are spent at its end, and sells it only if they would fit now. Charges of other
+///    servers, with leases and without, are made beside it as ever.
+/// 3. Over any time `t` of Redis' clock all servers together admit no more than `burst + rate x t`.
+/// 4. A lease is an eighth of the burst at most, and a quarter of what is left in the budget. It ends after the time in
+///    which an eighth of the burst comes back, or [`with_longest`](Self::with_longest). Of less than two cells, or for less
+///    than 5 milliseconds, there are none: where the burst is below 16, and near the limit, each charge asks Redis.
+/// 5. A lease is meant to last for half of its time at the pace of the charges before it, and is at most twice the one
+///    before. So the first charge buys nothing ahead, and a subject with fewer than four charges in a lease's time never
+///    does.
+/// 6. For a subject one purchase is under way at a time on a server. Who comes meanwhile and does not find enough waits for
+///    it, within the deadline.
+/// 7. A charge of several budgets takes cells from all of them or from none. Where one of them has no leases, or is on trial
+///    and exhausted, Redis is asked.
+/// 8. What decisions say of a budget is what this server has heard of it last, at most the time of a lease ago.
+/// 9. No task runs. A subject whose leases have ended is forgotten when others come.
+///
+/// Two things only let more pass, one lease a server at most each: that Redis has lost a budget, and a change of quota, since
+/// other servers may spend what they bought under the old one until it ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Leases {
     longest_ns: u64,

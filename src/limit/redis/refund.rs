@@ -5,7 +5,7 @@ use std::sync::LazyLock;
 use redis::RedisResult;
 
 use super::connect::Open;
-use super::gcra::{CLOCK, Part, Reply};
+use super::gcra::{CLOCK, Part, Reply, State};
 use super::script::{Script, number};
 
 /// A charge that was made, by which it can be given back.
@@ -20,7 +20,7 @@ pub(super) struct Charged {
 
 /// What an admitted charge has cost.
 pub(super) fn charged(parts: Vec<Part>, reply: &Reply) -> Vec<Charged> {
-    let charged = |(part, state): (Part, &super::gcra::State)| {
+    let charged = |(part, state): (Part, &State)| {
         let interval_ns = part.policy.quota().interval_ns();
         // What does not fit and does not bind was not charged.
         (state.fits && part.cost > 0).then(|| Charged {
@@ -34,13 +34,29 @@ pub(super) fn charged(parts: Vec<Part>, reply: &Reply) -> Vec<Charged> {
     parts.into_iter().zip(&reply.states).filter_map(charged).collect()
 }
 
-/// Gives back what is still owed.
-pub(super) async fn give_back(open: &mut Open, charged: &[Charged]) -> RedisResult<()> {
-    static REFUND: LazyLock<Script> = LazyLock::new(|| Script::new(format!("{CLOCK}\n{}", include_str!("refund.lua"))));
+/// All but the clock is the same in tests.
+fn script(clock: &str) -> Script {
+    Script::new(format!("{clock}\n{}", include_str!("refund.lua")))
+}
 
+/// Gives back what is not yet paid off.
+pub(super) async fn give_back(open: &mut Open, charged: &[Charged]) -> RedisResult<()> {
+    static REFUND: LazyLock<Script> = LazyLock::new(|| script(CLOCK));
+    run(&REFUND, open, charged, Vec::new()).await
+}
+
+/// The same at a time of one's own, in microseconds.
+#[cfg(test)]
+pub(super) async fn give_back_at(open: &mut Open, charged: &[Charged], now_us: u64) -> RedisResult<()> {
+    static AT: LazyLock<Script> = LazyLock::new(|| script(super::gcra::GIVEN_CLOCK));
+    run(&AT, open, charged, vec![number(now_us)]).await
+}
+
+async fn run(script: &Script, open: &mut Open, charged: &[Charged], more: Vec<Vec<u8>>) -> RedisResult<()> {
     let keys: Vec<_> = charged.iter().map(|of| of.key.clone()).collect();
     let args = |of: &Charged| {
         [of.interval_ns, of.cost_ns / 1_000, of.cost_ns % 1_000, of.full_at_us, of.full_at_ns].map(number)
     };
-    REFUND.run(open, &keys, &charged.iter().flat_map(args).collect::<Vec<_>>()).await
+    let args: Vec<_> = charged.iter().flat_map(args).chain(more).collect();
+    script.run(open, &keys, &args).await
 }

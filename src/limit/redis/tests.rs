@@ -6,6 +6,7 @@ use proptest::prelude::*;
 
 use super::connect::{Link, Open};
 use super::gcra::{self, Part, State};
+use super::refund;
 use super::server::RedisServer;
 use crate::limit::decide::{Outcome, decide, read};
 use crate::policy::{Policy, PolicyName};
@@ -142,6 +143,44 @@ fn another_quota_is_never_a_fresh_burst() {
             remove(&runtime, &mut open, &key);
             Ok(())
         })
+        .unwrap();
+}
+
+/// As in memory: the charge, or what of it is not paid off, by the order in which charges were made.
+#[test]
+fn what_is_unpaid_is_given_back() {
+    let Some((runtime, mut open)) = redis("what_is_unpaid_is_given_back") else { return };
+    let mut runner = proptest::test_runner::TestRunner::new(ProptestConfig::with_cases(600));
+    let open = std::cell::RefCell::new(&mut open);
+    let cells = (1_u32..14, 1_u32..14);
+    // What is left and what was charged differ by less than a microsecond.
+    let quick = (1_u64..5_000).prop_map(|ns| Quota::one_per(std::time::Duration::from_nanos(ns)));
+    let time = || prop_oneof![3 => 0_u64..3, 1 => 0_u64..3_000_000];
+    runner
+        .run(
+            &(prop_oneof![quick, quotas()], cells, [time(), time(), time()]),
+            |(quota, (first, second), [before, between, after])| {
+                let mut open = open.borrow_mut();
+                let (key, quota) = (key(), quota.with_burst(30));
+                runtime.block_on(charge_at(&mut open, &[part(&key, quota, 1)], START_US)).unwrap();
+                let mut now = START_US + before;
+                let made = runtime.block_on(gcra::charge_at(&mut open, &[part(&key, quota, first)], now)).unwrap();
+                let full_at = u128::from(now) * 1_000 + u128::from(made.states[0].owed_ns);
+                now += between;
+                let owed =
+                    runtime.block_on(charge_at(&mut open, &[part(&key, quota, second)], now)).unwrap()[0].owed_ns;
+                now += after;
+                let charged = refund::charged(vec![part(&key, quota, first)], &made);
+                runtime.block_on(refund::give_back_at(&mut open, &charged, now)).unwrap();
+                let cost = u128::from(quota.interval_ns()) * u128::from(first);
+                let unpaid = cost.min(full_at.saturating_sub(u128::from(now) * 1_000));
+                let expected = u128::from(owed.saturating_sub(after * 1_000)).saturating_sub(unpaid);
+                let left = runtime.block_on(charge_at(&mut open, &[part(&key, quota, 0)], now)).unwrap()[0].owed_ns;
+                prop_assert_eq!(u128::from(left), expected, "{:?}: {} then {} cells", quota, first, second);
+                remove(&runtime, &mut open, &key);
+                Ok(())
+            },
+        )
         .unwrap();
 }
 

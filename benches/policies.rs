@@ -1,0 +1,142 @@
+//! What four policies cost beside one, and what a second thread brings: on subjects of its own, and on one that both have.
+//! `cargo bench --bench policies --features axum` ends with a table of ratios from the same run.
+
+#![allow(clippy::expect_used, clippy::print_stdout, reason = "a benchmark that panics and prints")]
+
+#[allow(dead_code, reason = "the road uses the rest")]
+mod floor;
+mod measured;
+
+use std::hint::black_box;
+use std::sync::Barrier;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use axum::Router;
+use axum::body::Body;
+use axum::routing::{RouterIntoService, get};
+use criterion::{Criterion, SamplingMode};
+use floor::{PLENTY, bearer, shuffled, token};
+use http::HeaderValue;
+use measured::{Measured, send};
+use sha2::{Digest as _, Sha256};
+use tollgate::limit::Charge;
+use tollgate::{AuthLayer, CurrentGrant, Grant, MemoryStore, Quota, RateLimits};
+
+const SUBJECTS: usize = 1_000;
+
+fn main() {
+    let measured = Measured::since_now();
+    let mut criterion = Criterion::default().configure_from_args().sample_size(60);
+    for (name, limits) in [("1 policy", one()), ("4 policies", four())] {
+        limiter(&mut criterion, name, &limits);
+        gate(&mut criterion, name, limits);
+    }
+    criterion.final_summary();
+    println!("\n| 4 policies beside 1 | ratio |\n|---|---:|");
+    for group in ["limiter", "gate"] {
+        let median = |row| measured.median_ns(&format!("{group}/{row}"));
+        if let (Some(four), Some(one)) = (median("4 policies"), median("1 policy")) {
+            println!("| {group} | {:.2} |", four / one);
+        }
+    }
+    scaling();
+}
+
+fn one() -> RateLimits {
+    RateLimits::new(PLENTY)
+}
+
+/// None of them refuses: for each subject, for some requests, and for all subjects together.
+fn four() -> RateLimits {
+    let further = |limits: RateLimits, name, quota| limits.and(name, quota).expect("a name");
+    let limits = further(one(), "day", Quota::per_second(1_000_000_000).with_burst(5_000));
+    let limits = further(limits, "orders", PLENTY).with_cost(|head| u32::from(head.uri.path() == "/orders"));
+    further(limits, "everybody", Quota::per_second(1_000_000_000)).shared_by_all()
+}
+
+fn limiter(criterion: &mut Criterion, name: &str, limits: &RateLimits) {
+    let grants: Vec<_> = shuffled(SUBJECTS).map(|i| CurrentGrant::new(Grant::new(format!("user-{i}"), ()))).collect();
+    let mut group = criterion.benchmark_group("limiter");
+    let mut at = 0;
+    group.bench_function(name, |bencher| {
+        bencher.iter(|| {
+            at = if at + 1 == grants.len() { 0 } else { at + 1 };
+            limits.check_now(black_box(&grants[at]), Charge::Units(1))
+        });
+    });
+    group.finish();
+}
+
+fn gate(criterion: &mut Criterion, name: &str, limits: RateLimits) {
+    let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
+    let service = service(limits);
+    let headers: Vec<HeaderValue> = shuffled(SUBJECTS).map(bearer).collect();
+    let mut group = criterion.benchmark_group("gate");
+    group.sampling_mode(SamplingMode::Flat);
+    let mut at = 0;
+    group.bench_function(name, |bencher| {
+        bencher.iter_custom(|iterations| runtime.block_on(send(&service, &headers, &mut at, iterations)));
+    });
+    group.finish();
+}
+
+fn service(limits: RateLimits) -> RouterIntoService<Body> {
+    let tokens: MemoryStore<()> = (0..SUBJECTS).map(|i| (token(i), Grant::new(format!("user-{i}"), ()))).collect();
+    Router::new().route("/", get(|| async {})).layer(AuthLayer::new(tokens).with_rate_limit(limits)).into_service()
+}
+
+const ROUNDS: usize = 15;
+const REQUESTS: u64 = 200_000;
+
+/// How much is done in a time by two threads, beside what one does. Rounds of all rows by turns; medians.
+fn scaling() {
+    let service = service(one());
+    let distinct: [Vec<HeaderValue>; 2] =
+        [0, 1].map(|half| shuffled(SUBJECTS).filter(|i| i % 2 == half).map(bearer).collect());
+    let hot: [Vec<HeaderValue>; 2] = [0, 0].map(|i| vec![bearer(i)]);
+    let requests = |headers: &[HeaderValue]| {
+        let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
+        runtime.block_on(send(&service, headers, &mut 0, REQUESTS));
+    };
+    // The same work as the hash of a token, with nothing shared.
+    let hashes = |_: &[HeaderValue]| {
+        let mut bytes = [0; 43];
+        for _ in 0..10 * REQUESTS {
+            bytes[..32].copy_from_slice(&Sha256::digest(black_box(&bytes)));
+        }
+    };
+    let mut ratios = [(); 3].map(|()| Vec::new());
+    for _ in 0..ROUNDS {
+        ratios[0].push(2.0 * elapsed(&distinct[..1], hashes) / elapsed(&distinct, hashes));
+        ratios[1].push(2.0 * elapsed(&distinct[..1], requests) / elapsed(&distinct, requests));
+        ratios[2].push(2.0 * elapsed(&hot[..1], requests) / elapsed(&hot, requests));
+    }
+    println!("\n| 2 threads beside 1, in the same time | times as much |\n|---|---:|");
+    let names = ["bare SHA-256", "requests of subjects of their own", "requests of one subject"];
+    for (name, ratios) in names.into_iter().zip(&mut ratios) {
+        ratios.sort_by(f64::total_cmp);
+        println!("| {name} | {:.2} |", ratios[ROUNDS / 2]);
+    }
+}
+
+/// Seconds until a thread for each has done its work.
+fn elapsed(shares: &[Vec<HeaderValue>], work: impl Fn(&[HeaderValue]) + Sync) -> f64 {
+    let (begin, end) = (Barrier::new(shares.len() + 1), Barrier::new(shares.len() + 1));
+    let mut elapsed = Duration::ZERO;
+    thread::scope(|scope| {
+        for share in shares {
+            let (work, begin, end) = (&work, &begin, &end);
+            scope.spawn(move || {
+                begin.wait();
+                work(share);
+                end.wait();
+            });
+        }
+        begin.wait();
+        let began = Instant::now();
+        end.wait();
+        elapsed = began.elapsed();
+    });
+    elapsed.as_secs_f64()
+}

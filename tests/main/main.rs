@@ -19,6 +19,8 @@ mod gate;
 #[cfg(feature = "introspection")]
 mod introspection;
 mod kit;
+#[cfg(feature = "redis")]
+mod leases;
 mod levels;
 mod limits;
 #[cfg(any(feature = "redis", all(feature = "sqlite", feature = "postgres")))]

@@ -246,3 +246,20 @@ fn a_refused_charge_leaves_every_stock_as_it_was() {
         remove(&runtime, &mut open, key);
     }
 }
+
+#[test]
+fn memory_is_bounded_by_those_who_came_of_late() {
+    let (node, quota) = (Node::new(64), Quota::per_second(1_000));
+    let one = [part(b"", quota, 1)];
+    let come = |name: u64, us: u64| {
+        let subject = Subject::from(name.to_string());
+        let entered = node.stocks.enter(Some(&subject), || node.clock(us), &one);
+        let mut entered = Box::pin(entered);
+        let mut context = std::task::Context::from_waker(std::task::Waker::noop());
+        assert!(std::future::Future::poll(entered.as_mut(), &mut context).is_ready());
+    };
+    for name in 0..100_000 {
+        come(name, name * 1_000);
+    }
+    assert!(node.stocks.len() <= 4_096, "{} are remembered", node.stocks.len());
+}

@@ -186,6 +186,12 @@ impl Stocks {
         ended.unwrap_or_else(|| vec![None; parts.len()])
     }
 
+    /// How many subjects are remembered.
+    #[cfg(test)]
+    pub(super) fn len(&self) -> usize {
+        self.shards.iter().map(|shard| shard.lock().unwrap_or_else(PoisonError::into_inner).shelves.len()).sum()
+    }
+
     /// The cells that are there, ended or not.
     #[cfg(test)]
     pub(super) fn left(&self, who: Option<&Subject>) -> Vec<u32> {

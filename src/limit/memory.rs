@@ -66,8 +66,8 @@ use crate::refund::Refund;
 pub struct RateLimits {
     first: Lane,
     more: Option<Arc<Further>>,
-    time: Arc<Time>,
-    has_refunds: bool,
+    pub(super) time: Arc<Time>,
+    pub(super) has_refunds: bool,
 }
 
 /// What a limiter with several policies has beside the usual.
@@ -141,16 +141,6 @@ impl RateLimits {
     #[cfg(feature = "redis")]
     pub(crate) fn divided_by(&self, nodes: NonZeroU32) -> Self {
         self.clone().map_all(|rule| rule.divided_by(nodes))
-    }
-
-    #[cfg(feature = "redis")]
-    pub(crate) fn time(&self) -> &Arc<Time> {
-        &self.time
-    }
-
-    #[cfg(feature = "redis")]
-    pub(crate) fn has_refunds(&self) -> bool {
-        self.has_refunds
     }
 
     fn lanes(&self) -> &[Lane] {
@@ -298,10 +288,10 @@ impl RateLimits {
         let key: Arc<PartitionKey> = Arc::new(key);
         let mut limits = self;
         let tell = |lane: &Lane| lane.clone().changed(|rule| rule.partition_key = Some(Arc::clone(&key)));
-        limits.first = tell(&limits.first);
         if let Some(more) = limits.more.as_mut().map(Arc::make_mut) {
-            more.lanes = more.lanes.iter().map(tell).collect();
+            more.lanes = more.lanes.iter().map(&tell).collect();
         }
+        limits.first = tell(&limits.first);
         limits
     }
 

@@ -68,7 +68,7 @@ pub enum Charge<'a> {
     note = "use `RateLimits::new(Quota::per_minute(180).with_burst(20))` or implement `Limiter`"
 )]
 pub trait Limiter: Send + Sync + 'static {
-    /// The future of a decision that has to be waited for; [`Immediate`] if there is none.
+    /// The future of a decision that has to be waited for; [`Immediate`](crate::Immediate) if there is none.
     type Future: Future<Output = Decision> + Send + 'static;
 
     /// Charges the budget of the grant's subject.

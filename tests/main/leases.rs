@@ -1,6 +1,5 @@
 //! Cells that are bought ahead, as callers see them.
 
-use std::future::Future as _;
 use std::task::{Context, Waker};
 use std::time::Duration;
 

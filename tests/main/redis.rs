@@ -242,6 +242,10 @@ async fn several_policies_are_charged_as_in_memory() {
             assert!(!decided.is_local());
             assert_eq!(gist(&decided), gist(&expected), "step {step}, {units} units, {caller:?}");
         }
+        let keys = home.keys();
+        for of_all in ["{shared}:everybody", "{anonymous}:narrow"] {
+            assert!(keys.contains(&format!("{}{of_all}", home.prefix())), "{keys:?}");
+        }
     }
 }
 

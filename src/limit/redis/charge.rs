@@ -87,7 +87,7 @@ impl Shared {
         if asked.parts.is_empty() {
             return Answer::Ready(Decision::unlimited());
         }
-        if let Some(states) = self.denied.recall(&asked.tag, &asked.parts, self.limits.time().now_ns()) {
+        if let Some(states) = self.denied.recall(&asked.tag, &asked.parts, self.limits.time.now_ns()) {
             return Answer::Ready(self.decision(&asked, &states));
         }
         match self.switch.enter() {
@@ -103,14 +103,14 @@ impl Shared {
         if let Some(stocks) = self.stocks.as_ref().filter(|stocks| stocks.have_leases_of(&asked.parts)) {
             return self.ask_ahead(stocks, &asked, pass).await;
         }
-        let asked_at = self.limits.time().now_ns();
+        let asked_at = self.limits.time.now_ns();
         let charge = async |open: &mut Open| gcra::charge(open, &asked.parts, &[]).await;
         let Some(reply) = self.with_redis(self.deadline, pass, charge).await else {
             return self.outage.decide(&asked, self.deadline);
         };
         let decision = self.decision(&asked, &reply.states);
-        if !self.limits.has_refunds() {
-            let told_at = self.limits.time().now_ns();
+        if !self.limits.has_refunds {
+            let told_at = self.limits.time.now_ns();
             self.denied.remember(asked.tag, &asked.parts, &reply.states, asked_at, told_at);
             return decision;
         }

@@ -256,7 +256,7 @@ fn memory_is_bounded_by_those_who_came_of_late() {
         let entered = node.stocks.enter(Some(&subject), || node.clock(us), &one);
         let mut entered = Box::pin(entered);
         let mut context = std::task::Context::from_waker(std::task::Waker::noop());
-        assert!(std::future::Future::poll(entered.as_mut(), &mut context).is_ready());
+        assert!(entered.as_mut().poll(&mut context).is_ready());
     };
     for name in 0..100_000 {
         come(name, name * 1_000);

@@ -27,7 +27,7 @@ impl Shared {
         grant: Option<&CurrentGrant>,
         costs: &[(usize, Quota, u32)],
     ) -> Option<Decision> {
-        let paid = stocks.pay(grant.map(CurrentGrant::subject), self.limits.time().now_ns(), costs)?;
+        let paid = stocks.pay(grant.map(CurrentGrant::subject), self.limits.time.now_ns(), costs)?;
         let marked = paid.into_iter().zip(costs).map(|(decision, (at, ..))| self.marked(*at, decision, grant));
         Some(Decision::all_of(marked))
     }
@@ -35,7 +35,7 @@ impl Shared {
     /// Asks Redis for what is not here, and for some more.
     pub(super) async fn ask_ahead(&self, stocks: &Stocks, asked: &Asked, pass: Pass) -> Decision {
         let who = asked.grant.as_ref().map(CurrentGrant::subject);
-        let now = || self.limits.time().now_ns();
+        let now = || self.limits.time.now_ns();
         let begin = tokio::time::Instant::now();
         let entering = stocks.enter(who, now, &asked.parts);
         let Ok(entered) = tokio::time::timeout(self.deadline, entering).await else {

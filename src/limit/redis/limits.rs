@@ -68,7 +68,7 @@ impl RedisLimits {
             return Err(RedisLimitsError::SharedOnCluster);
         }
         let mut switch = Switch::new(DEADLINE);
-        switch.set_clock(Arc::clone(limits.time()) as Arc<dyn Clock>);
+        switch.set_clock(Arc::clone(&limits.time) as Arc<dyn Clock>);
         let shared = Shared {
             keys: Arc::new(keys),
             link: Arc::new(link),
@@ -148,7 +148,7 @@ impl RedisLimits {
     #[must_use]
     pub fn with_leases(mut self, leases: Leases) -> Self {
         let shared = self.shared_mut();
-        shared.stocks = (!shared.limits.has_refunds()).then(|| Arc::new(Stocks::new(leases)));
+        shared.stocks = (!shared.limits.has_refunds).then(|| Arc::new(Stocks::new(leases)));
         self
     }
 

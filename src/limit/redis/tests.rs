@@ -164,7 +164,7 @@ fn what_is_unpaid_is_given_back() {
                 let (key, quota) = (key(), quota.with_burst(30));
                 runtime.block_on(charge_at(&mut open, &[part(&key, quota, 1)], START_US)).unwrap();
                 let mut now = START_US + before;
-                let made = runtime.block_on(gcra::charge_at(&mut open, &[part(&key, quota, first)], now)).unwrap();
+                let made = runtime.block_on(gcra::charge_at(&mut open, &[part(&key, quota, first)], &[], now)).unwrap();
                 let full_at = u128::from(now) * 1_000 + u128::from(made.states[0].owed_ns);
                 now += between;
                 let owed =

@@ -135,9 +135,9 @@ impl Stock {
         if now < self.ends_at { self.left } else { 0 }
     }
 
-    /// Takes so many cells, or as many as there are.
+    /// Takes so many cells, or as many as there are. For what is above the burst there are none, since it can never be.
     pub(super) fn take(&mut self, now: u64, cells: u32) -> Taken {
-        let cells = cells.min(self.left(now));
+        let cells = if cells > self.quota().burst() { 0 } else { cells.min(self.left(now)) };
         self.left -= cells;
         Taken { cells, ends_at: self.ends_at }
     }

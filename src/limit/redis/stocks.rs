@@ -178,7 +178,11 @@ impl Stocks {
                     return None;
                 }
                 let ahead = reply.and_then(|reply| reply.ahead.get(at)).copied().unwrap_or(0);
-                stock.receive(asked_at, now, parts[at].cost, *order, ahead);
+                let charged = parts.get(at).map_or(0, |part| part.cost);
+                // Who only looks says nothing of the pace.
+                if charged > 0 {
+                    stock.receive(asked_at, now, charged, *order, ahead);
+                }
                 Some(stock.admitted(now))
             };
             shelf.stocks.iter_mut().enumerate().map(|(at, stock)| end(at, stock)).collect()

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use tollgate::limit::redis::{Leases, RedisLimits, RedisServer, WhenDown};
-use tollgate::limit::{Charge, Limiter as _, RateLimits, Verdict};
+use tollgate::limit::{Charge, Limiter as _, RateLimits};
 use tollgate::{Answer, CurrentGrant, Decision, Grant, Quota};
 
 use crate::proxy::{Fault, Proxy};

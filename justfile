@@ -96,6 +96,10 @@ policies:
 stores:
     cargo bench --bench stores --bench databases --features axum,cache,postgres,sqlite
 
+# What budgets in Redis cost beside a bare call of the same script, and what leases save. Ends with a table of ratios.
+redis-bench:
+    cargo bench --bench redis --features redis
+
 # What the gate costs beside its peers, in one run; ends with ratios. `just compare --tokens 100 --rounds 3` is shorter.
 compare *options:
     cargo run --release --manifest-path benches/compare/Cargo.toml -- {{options}}

@@ -13,10 +13,14 @@ mod challenges;
 mod cli;
 mod dialects;
 mod doors;
+#[cfg(feature = "redis")]
+mod fleet;
 mod gate;
 #[cfg(feature = "introspection")]
 mod introspection;
 mod kit;
+#[cfg(feature = "redis")]
+mod leases;
 mod levels;
 mod limits;
 #[cfg(any(feature = "redis", all(feature = "sqlite", feature = "postgres")))]

@@ -1,7 +1,10 @@
 -- Charges all budgets, or none. Before this comes one line that sets `now`, in whole microseconds (gcra.rs).
 -- KEYS: a budget each. ARGV, seven a budget: does its refusal bind (1 or 0), interval in ns, burst x interval and
 -- cost x interval in us and ns each, and whether the cost is above the burst (1 or 0).
--- Returns three numbers a budget: does the charge fit (1 or 0), and what is owed now, in us and ns; and then the time.
+-- Behind these, where cells are bought ahead (lease.rs), four a budget: how many, for how long in us, and the interval
+-- in us and ns.
+-- Returns three numbers a budget: 0 if the charge does not fit, or else 1 and the cells that were bought ahead; and what
+-- is owed now, in us and ns; and then the time.
 --
 -- A budget is the text "us ns interval": the theoretical arrival time in two parts, and the interval by which it is
 -- counted. Lua's numbers are exact up to 2^53, which is the year 2255 in us; both parts are whole numbers at all times.
@@ -44,12 +47,30 @@ for i, key in ipairs(KEYS) do
   if admitted and is_charged then
     us, ns, changed = sum_us, sum_ns, true
   end
+  local ahead, at = 0, 7 * #KEYS + 4 * (i - 1)
+  local most = admitted and fits and tonumber(ARGV[at + 1]) or 0
+  if most > 0 then
+    -- As if they were spent at the end of their time; and a quarter of what is left at most, so that no rounding matters.
+    local hold_us, unit_us, unit_ns = tonumber(ARGV[at + 2]), tonumber(ARGV[at + 3]), tonumber(ARGV[at + 4])
+    local from_us, from_ns = us, ns
+    if us < hold_us then
+      from_us, from_ns = hold_us, 0
+    end
+    local burst_us = tonumber(ARGV[7 * (i - 1) + 3])
+    ahead = math.min(most, math.floor((burst_us - from_us) / (unit_us + unit_ns / 1000) / 4))
+    if ahead >= 2 then
+      ns = from_ns + ahead * unit_ns
+      us, ns, changed = from_us + ahead * unit_us + math.floor(ns / 1000), ns % 1000, true
+    else
+      ahead = 0
+    end
+  end
   if changed then
     redis.call('SET', key, string.format('%.0f %.0f %s', now + us, ns, interval))
     -- Not before the budget is full again; a time and no span, so that it does not matter when it is counted from.
     redis.call('PEXPIREAT', key, string.format('%.0f', math.ceil((now + us + 1) / 1000)))
   end
-  answer[3 * i - 2], answer[3 * i - 1], answer[3 * i] = fits and 1 or 0, us, ns
+  answer[3 * i - 2], answer[3 * i - 1], answer[3 * i] = fits and 1 + ahead or 0, us, ns
 end
 answer[#answer + 1] = now
 return answer

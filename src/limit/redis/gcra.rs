@@ -12,12 +12,14 @@ use std::sync::LazyLock;
 use redis::RedisResult;
 
 use super::connect::Open;
+use super::lease::Order;
 use super::script::{Script, number};
 use crate::decision::{Decision, Verdict};
 use crate::limit::lane::described;
 use crate::policy::Policy;
 
 /// One of the budgets that a charge is paid from.
+#[derive(Clone)]
 pub(super) struct Part {
     /// Which of the limiter's policies it is.
     pub(super) at: usize,
@@ -40,6 +42,8 @@ pub(super) struct State {
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Reply {
     pub(super) states: Vec<State>,
+    /// The cells that were bought ahead.
+    pub(super) ahead: Vec<u32>,
     /// When, by its clock, in microseconds since 1970.
     pub(super) now_us: u64,
 }
@@ -49,37 +53,46 @@ pub(super) const CLOCK: &str = "local t = redis.call('TIME') local now = t[1] * 
 
 /// The same in tests, by the last argument.
 #[cfg(test)]
-pub(super) const GIVEN_CLOCK: &str = "local now = tonumber(ARGV[#ARGV])";
+pub(super) const GIVEN_CLOCK: &str = "local now = tonumber(table.remove(ARGV))";
 
 /// All but the clock is the same in tests.
 fn script(clock: &str) -> Script {
     Script::new(format!("{clock}\n{}", include_str!("gcra.lua")))
 }
 
-/// Charges all parts, or none.
-pub(super) async fn charge(open: &mut Open, parts: &[Part]) -> RedisResult<Reply> {
+/// Charges all parts, or none. If it did, it buys cells ahead, by an order a part; none if there are no orders.
+pub(super) async fn charge(open: &mut Open, parts: &[Part], orders: &[Order]) -> RedisResult<Reply> {
     static GCRA: LazyLock<Script> = LazyLock::new(|| script(CLOCK));
-    run(&GCRA, open, parts, Vec::new()).await
+    run(&GCRA, open, parts, orders, None).await
 }
 
 /// The same at a time of one's own, in microseconds.
 #[cfg(test)]
-pub(super) async fn charge_at(open: &mut Open, parts: &[Part], now_us: u64) -> RedisResult<Reply> {
+pub(super) async fn charge_at(open: &mut Open, parts: &[Part], orders: &[Order], now_us: u64) -> RedisResult<Reply> {
     static AT: LazyLock<Script> = LazyLock::new(|| script(GIVEN_CLOCK));
-    run(&AT, open, parts, vec![number(now_us)]).await
+    run(&AT, open, parts, orders, Some(now_us)).await
 }
 
-async fn run(script: &Script, open: &mut Open, parts: &[Part], more: Vec<Vec<u8>>) -> RedisResult<Reply> {
+async fn run(
+    script: &Script,
+    open: &mut Open,
+    parts: &[Part],
+    orders: &[Order],
+    now_us: Option<u64>,
+) -> RedisResult<Reply> {
     let keys: Vec<_> = parts.iter().map(|part| part.key.clone()).collect();
     let mut args: Vec<_> = parts.iter().flat_map(Part::args).collect();
-    args.extend(more);
+    args.extend(parts.iter().zip(orders).flat_map(|(part, order)| part.order_args(*order)));
+    args.extend(now_us.map(number));
     let mut numbers: Vec<u64> = script.run(open, &keys, &args).await?;
     let now_us = numbers.pop().unwrap_or_default();
     if numbers.len() != 3 * parts.len() {
         return Err((redis::ErrorKind::UnexpectedReturnType, "the script answers for other budgets").into());
     }
-    let state = |of: &[u64]| State { fits: of[0] == 1, owed_ns: of[1].saturating_mul(1_000).saturating_add(of[2]) };
-    Ok(Reply { states: numbers.chunks_exact(3).map(state).collect(), now_us })
+    let state = |of: &[u64]| State { fits: of[0] > 0, owed_ns: of[1].saturating_mul(1_000).saturating_add(of[2]) };
+    let ahead = |of: &[u64]| u32::try_from(of[0].saturating_sub(1)).unwrap_or(u32::MAX);
+    let budgets = numbers.chunks_exact(3);
+    Ok(Reply { states: budgets.clone().map(state).collect(), ahead: budgets.map(ahead).collect(), now_us })
 }
 
 impl Part {
@@ -99,6 +112,12 @@ impl Part {
             u64::from(is_above),
         ]
         .map(number)
+    }
+
+    /// Four arguments of the script.
+    fn order_args(&self, order: Order) -> [Vec<u8>; 4] {
+        let interval_ns = self.policy.quota().interval_ns();
+        [order.cells.into(), order.hold_ns.div_ceil(1_000), interval_ns / 1_000, interval_ns % 1_000].map(number)
     }
 
     /// Whether the charge fits where at least so much is owed.

@@ -9,8 +9,10 @@ use super::charge::Shared;
 use super::connect::Link;
 use super::denied::Denied;
 use super::key::Keys;
+use super::lease::Leases;
 use super::outage::{Outage, WhenDown};
 use super::server::RedisServer;
+use super::stocks::Stocks;
 use crate::answer::Answer;
 use crate::breaker::{BreakerState, Switch};
 use crate::caller::CurrentGrant;
@@ -75,6 +77,7 @@ impl RedisLimits {
             denied: Arc::new(Denied::default()),
             outage: Outage::new(&limits, WhenDown::default()),
             limits,
+            stocks: None,
         };
         Ok(Self { shared: Arc::new(shared) })
     }
@@ -90,6 +93,7 @@ impl RedisLimits {
         shared.keys = Arc::new(keys);
         // These are other budgets.
         shared.denied = Arc::default();
+        shared.stocks = shared.stocks.as_deref().map(|stocks| Arc::new(stocks.emptied()));
         Ok(self)
     }
 
@@ -125,6 +129,29 @@ impl RedisLimits {
         self
     }
 
+    /// The same, buying cells ahead by the rules of [`Leases`], so that most charges are answered at once. Without it Redis is
+    /// asked at each charge.
+    ///
+    /// A limiter [with refunds](RateLimits::with_refunds) asks Redis all the same: what is given back belongs to no lease.
+    ///
+    /// ```
+    /// use tollgate::limit::redis::{Leases, RedisLimits, RedisServer};
+    /// use tollgate::{Quota, RateLimits};
+    ///
+    /// # let secret = [7; 32];
+    /// let policies = RateLimits::new(Quota::per_second(1_000));
+    /// let limits = RedisLimits::new(policies, RedisServer::single("redis://127.0.0.1:6379")?, secret)?
+    ///     .with_leases(Leases::default());
+    /// # let _ = limits;
+    /// # Ok::<_, tollgate::limit::redis::RedisLimitsError>(())
+    /// ```
+    #[must_use]
+    pub fn with_leases(mut self, leases: Leases) -> Self {
+        let shared = self.shared_mut();
+        shared.stocks = (!shared.limits.has_refunds).then(|| Arc::new(Stocks::new(leases)));
+        self
+    }
+
     /// Charges, or reads the state with [`Charge::Units`] of 0: for handlers that charge by themselves.
     #[must_use = "a decision that nobody looks at limits nobody"]
     pub async fn charge(&self, grant: &CurrentGrant, charge: Charge<'_>) -> Decision {
@@ -146,11 +173,11 @@ impl Limiter for RedisLimits {
     type Future = RedisFuture;
 
     fn check(&self, grant: &CurrentGrant, charge: Charge<'_>) -> Answer<Self::Future> {
-        self.shared.check(self.shared.asked(Some(grant), charge))
+        self.shared.check(Some(grant), charge)
     }
 
     fn check_anonymous(&self, charge: Charge<'_>) -> Answer<Self::Future> {
-        self.shared.check(self.shared.asked(None, charge))
+        self.shared.check(None, charge)
     }
 }
 

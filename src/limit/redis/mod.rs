@@ -7,7 +7,9 @@
 //! 2. What Redis has refused is refused here until the time that it named, without asking again.
 //! 3. Nobody waits longer than the [deadline](RedisLimits::with_deadline). While Redis is away, [`WhenDown`] decides, and
 //!    decisions say so ([`Decision::is_local`](crate::Decision::is_local)).
-//! 4. Redis sees no subject and no token (`key.rs`), and keeps nothing that is not owed: each key ends when its budget is
+//! 4. With [leases](RedisLimits::with_leases) servers buy cells ahead, so that most charges are answered at once. No more is
+//!    admitted by that.
+//! 5. Redis sees no subject and no token (`key.rs`), and keeps nothing that is not owed: each key ends when its budget is
 //!    full.
 
 use thiserror::Error;
@@ -17,16 +19,22 @@ mod connect;
 mod denied;
 mod gcra;
 mod key;
+mod lease;
+#[cfg(test)]
+mod lease_tests;
+mod leased;
 mod limits;
 mod outage;
 mod refund;
 mod script;
 mod server;
+mod stocks;
 #[cfg(test)]
 #[allow(clippy::unwrap_used, reason = "a test says by panicking that it failed")]
 mod tests;
 
 pub use crate::breaker::BreakerState;
+pub use lease::Leases;
 pub use limits::{RedisFuture, RedisLimits};
 pub use outage::WhenDown;
 pub use server::RedisServer;

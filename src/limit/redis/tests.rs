@@ -14,7 +14,7 @@ use crate::quota::Quota;
 use crate::sync::InMemoryState;
 
 /// `TOLLGATE_TEST_REDIS`, or what answers on this machine.
-fn redis(test: &str) -> Option<(tokio::runtime::Runtime, Open)> {
+pub(super) fn redis(test: &str) -> Option<(tokio::runtime::Runtime, Open)> {
     let url = std::env::var("TOLLGATE_TEST_REDIS").unwrap_or_else(|_| "redis://127.0.0.1:6379".to_owned());
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let link = Link::new(RedisServer::single(&url).unwrap());
@@ -35,29 +35,29 @@ fn redis(test: &str) -> Option<(tokio::runtime::Runtime, Open)> {
 }
 
 /// A key of its own, which is removed at once when this is dropped.
-fn key() -> Vec<u8> {
+pub(super) fn key() -> Vec<u8> {
     let mut random = [0; 8];
     getrandom::fill(&mut random).unwrap();
     format!("tollgate-test:{:016x}", u64::from_le_bytes(random)).into_bytes()
 }
 
-fn part(key: &[u8], quota: Quota, cost: u32) -> Part {
+pub(super) fn part(key: &[u8], quota: Quota, cost: u32) -> Part {
     let policy = Policy::named(&PolicyName::default_name(), quota);
     Part { at: 0, key: key.to_vec(), policy, cost, binds: true }
 }
 
-fn remove(runtime: &tokio::runtime::Runtime, open: &mut Open, key: &[u8]) {
+pub(super) fn remove(runtime: &tokio::runtime::Runtime, open: &mut Open, key: &[u8]) {
     runtime.block_on(open.query::<()>(redis::cmd("DEL").arg(key))).unwrap();
 }
 
 async fn charge_at(open: &mut Open, parts: &[Part], now_us: u64) -> redis::RedisResult<Vec<State>> {
-    let reply = gcra::charge_at(open, parts, now_us).await?;
+    let reply = gcra::charge_at(open, parts, &[], now_us).await?;
     assert_eq!(reply.now_us, now_us);
     Ok(reply.states)
 }
 
 /// Whole microseconds far ahead of Redis' clock, so that no key ends while a test runs.
-const START_US: u64 = 4_102_444_800_000_000;
+pub(super) const START_US: u64 = 4_102_444_800_000_000;
 
 fn quotas() -> impl Strategy<Value = Quota> {
     // Intervals with and without whole microseconds, shorter and longer than steps, and the longest there are.
@@ -164,7 +164,7 @@ fn what_is_unpaid_is_given_back() {
                 let (key, quota) = (key(), quota.with_burst(30));
                 runtime.block_on(charge_at(&mut open, &[part(&key, quota, 1)], START_US)).unwrap();
                 let mut now = START_US + before;
-                let made = runtime.block_on(gcra::charge_at(&mut open, &[part(&key, quota, first)], now)).unwrap();
+                let made = runtime.block_on(gcra::charge_at(&mut open, &[part(&key, quota, first)], &[], now)).unwrap();
                 let full_at = u128::from(now) * 1_000 + u128::from(made.states[0].owed_ns);
                 now += between;
                 let owed =

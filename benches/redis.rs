@@ -9,6 +9,7 @@ mod floor;
 mod measured;
 
 use std::cell::Cell;
+use std::num::NonZeroU32;
 use std::time::{Duration, Instant};
 
 use criterion::{Criterion, SamplingMode};
@@ -58,7 +59,7 @@ fn main() {
 
 fn limits(url: &str, prefix: &str, leases: Option<Leases>) -> RedisLimits {
     let server = RedisServer::single(url).expect("a URL");
-    let limits = RedisLimits::new(RateLimits::new(QUOTA), server, [7; 32]).expect("a secret");
+    let limits = RedisLimits::new(RateLimits::new(QUOTA), server, [7; 32], NonZeroU32::MIN).expect("a secret");
     let limits = limits.with_prefix(prefix).expect("a prefix").with_deadline(Duration::from_secs(10));
     match leases {
         None => limits,

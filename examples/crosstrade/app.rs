@@ -17,11 +17,11 @@ use axum::routing::{get, post};
 use tokio::sync::watch;
 use tollgate::gate::BodyDoors;
 use tollgate::limit::{Clock, MonotonicClock};
-use tollgate::{AuthLayer, BoxStore, Quota, RateLimits, Scopes};
+use tollgate::{AuthLayer, BoxStore, Quota, Scopes};
 
 use crate::broker::Broker;
 use crate::errors::Errors;
-use crate::self_limit::SelfLimits;
+use crate::ledger::{Budgets, Ledger};
 use crate::tokens::Tokens;
 use crate::{peers, problem, rest, stream, webhook};
 
@@ -47,7 +47,7 @@ pub(crate) struct User {
 /// What the service is made of, so that a test makes it of something else.
 pub(crate) struct Settings {
     pub(crate) tokens: Tokens,
-    pub(crate) limits: RateLimits,
+    pub(crate) ledger: Arc<dyn Ledger>,
     pub(crate) errors: Errors,
     pub(crate) clocks: Clocks,
     /// Takes what an operator should see.
@@ -79,8 +79,7 @@ pub(crate) struct Service {
     /// What orders need.
     pub(crate) trade: Scopes,
     pub(crate) tokens: Tokens,
-    pub(crate) limits: RateLimits,
-    pub(crate) self_limits: SelfLimits,
+    pub(crate) ledger: Arc<dyn Ledger>,
     pub(crate) broker: Broker,
     pub(crate) errors: Errors,
     pub(crate) clocks: Clocks,
@@ -90,7 +89,7 @@ pub(crate) struct Service {
 
 impl Service {
     pub(crate) fn new(settings: Settings) -> Result<Self, Box<dyn Error>> {
-        let Settings { tokens, limits, errors, clocks, log, closing } = settings;
+        let Settings { tokens, ledger, errors, clocks, log, closing } = settings;
         let wall = Arc::clone(&clocks.wall);
         let gate = AuthLayer::waiting(tokens.store(), STORE_DEADLINE, tokio::time::sleep)
             .with_realm("crosstrade")?
@@ -100,15 +99,15 @@ impl Service {
             // No handler has to see a token, so that each may log what it sees.
             .with_credentials_removed();
         let broker = Broker::new([("demo", "sim101"), ("demo", "sim102")]);
-        let (trade, self_limits) = (Scopes::new([TRADE])?, SelfLimits::default());
-        Ok(Self { gate, trade, tokens, limits, self_limits, broker, errors, clocks, log, closing })
+        let trade = Scopes::new([TRADE])?;
+        Ok(Self { gate, trade, tokens, ledger, broker, errors, clocks, log, closing })
     }
 }
 
 pub(crate) fn app(settings: Settings) -> Result<Router, Box<dyn Error>> {
     let service = Service::new(settings)?;
     let gate = service.gate.clone();
-    let metered = gate.clone().with_rate_limit(service.limits.clone());
+    let metered = gate.clone().with_rate_limit(Budgets(Arc::clone(&service.ledger)));
     let may_trade = metered.require_scopes(service.trade.iter())?;
     let body_doors =
         BodyDoors::new(BODY_DEADLINE, tokio::time::sleep).with_json("key")?.with_text("key")?.with_limit(MAX_BODY);

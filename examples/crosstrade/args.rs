@@ -1,13 +1,22 @@
 //! The command line.
 
 use std::net::{Ipv4Addr, SocketAddr};
+use std::num::NonZeroU32;
 
 use crate::errors::Errors;
+use crate::replicas::Replicas;
 
-pub(crate) const USAGE: &str = "usage: crosstrade [--listen ADDRESS:PORT] [--database URL] [--metrics ADDRESS:PORT] [--crosstrade-errors]
+/// The environment variable of what keeps users out of Redis.
+pub(crate) const SECRET: &str = "CROSSTRADE_SECRET";
+
+pub(crate) const USAGE: &str = "usage: crosstrade [--listen ADDRESS:PORT] [--database URL] [--redis URL --replicas N [--leases]] [--metrics ADDRESS:PORT] [--crosstrade-errors]
 
   --listen ADDRESS:PORT  where to listen, 127.0.0.1:8080 if not given; port 0 takes a free one
   --database URL         where the tokens are, sqlite://PATH or postgres://USER@HOST/NAME; a file beside the program if not given
+  --redis URL            where budgets are counted, redis://HOST:PORT, by several services that share a database; in memory if not
+                         given. The environment variable CROSSTRADE_SECRET, the same for all, keeps users out of it
+  --replicas N           how many services there are: what each may admit while Redis is away
+  --leases               buy from Redis ahead, so that most requests need not ask it
   --metrics ADDRESS:PORT where to tell a Prometheus scraper what is counted, at /metrics; nowhere if not given. It asks nobody
                          who he is: an address that only the scraper reaches
   --crosstrade-errors    answer 429 by CrossTrade's {\"error\": \"Rate limit exceeded\"} instead of a problem document
@@ -24,6 +33,8 @@ pub(crate) struct Options {
     pub(crate) listen: SocketAddr,
     /// `None` is a file beside the program.
     pub(crate) database: Option<String>,
+    /// `None` is this service alone.
+    pub(crate) replicas: Option<Replicas>,
     /// `None` is nowhere.
     pub(crate) metrics: Option<SocketAddr>,
     pub(crate) errors: Errors,
@@ -31,19 +42,34 @@ pub(crate) struct Options {
 
 pub(crate) fn parse(args: &[String]) -> Result<Command, String> {
     let listen = SocketAddr::from((Ipv4Addr::LOCALHOST, 8080));
-    let mut options = Options { listen, database: None, metrics: None, errors: Errors::Problem };
+    let mut options = Options { listen, database: None, replicas: None, metrics: None, errors: Errors::Problem };
+    let (mut redis, mut count, mut leases) = (None, None, false);
     let mut args = args.iter();
     while let Some(arg) = args.next() {
         match arg.as_str() {
             "-h" | "--help" => return Ok(Command::Help),
             "--crosstrade-errors" => options.errors = Errors::CrossTrade,
             "--database" => options.database = Some(args.next().ok_or("`--database` needs a URL")?.clone()),
+            "--redis" => redis = Some(args.next().ok_or("`--redis` needs a URL")?.clone()),
+            "--leases" => leases = true,
+            "--replicas" => count = Some(number(args.next())?),
             "--listen" => options.listen = address(arg, args.next())?,
             "--metrics" => options.metrics = Some(address(arg, args.next())?),
             unknown => return Err(format!("unknown argument `{unknown}`")),
         }
     }
+    options.replicas = match (redis, count) {
+        (None, None) if !leases => None,
+        (Some(redis), Some(count)) => Some(Replicas { redis, count, leases }),
+        (None, None) => return Err("`--leases` needs `--redis`".to_owned()),
+        _ => return Err("`--redis` and `--replicas` go together".to_owned()),
+    };
     Ok(Command::Serve(options))
+}
+
+fn number(given: Option<&String>) -> Result<NonZeroU32, String> {
+    let number = given.and_then(|given| given.parse().ok());
+    number.ok_or_else(|| "`--replicas` needs a number from 1 on".to_owned())
 }
 
 fn address(arg: &str, given: Option<&String>) -> Result<SocketAddr, String> {

@@ -12,6 +12,7 @@
 //! | `peers.rs` | who may fail how often to say who he is |
 //! | `server.rs` | bounds on what a stranger may send: the size of a head, and its time |
 //! | `metrics.rs` | what is counted, for Prometheus, on a listener of its own |
+//! | `ledger.rs`, `replicas.rs` | budgets in memory, or in Redis for several replicas |
 //! | `tokens.rs`, `database.rs` | tokens in SQLite or PostgreSQL, behind a cache that is told of every change |
 //! | `rest.rs`, `order.rs`, `broker.rs` | something to protect |
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "a program that talks to the terminal it runs in")]
@@ -28,7 +29,9 @@ use tokio::sync::watch;
 use tollgate::RateLimits;
 
 use app::{Clocks, QUOTA, Settings, app};
-use args::{Command, Options, USAGE};
+use args::{Command, Options, SECRET, USAGE};
+use ledger::{Ledger, Memory};
+use replicas::{Replicas, Shared};
 use server::GRACE;
 
 mod alert;
@@ -39,10 +42,12 @@ mod database;
 mod errors;
 mod fields;
 mod instructions;
+mod ledger;
 mod metrics;
 mod order;
 mod peers;
 mod problem;
+mod replicas;
 mod rest;
 mod rpc;
 mod self_limit;
@@ -91,7 +96,7 @@ async fn bind(addr: SocketAddr, arg: &str) -> Result<TcpListener, String> {
     bound.map_err(|error| format!("cannot listen on {addr}: {error}\nchoose another address by {arg}"))
 }
 
-async fn serve(Options { listen, database, metrics, errors }: Options) -> Result<(), Box<dyn Error>> {
+async fn serve(Options { listen, database, replicas, metrics, errors }: Options) -> Result<(), Box<dyn Error>> {
     let listener = bind(listen, "--listen").await?;
     let scraped = match metrics {
         None => None,
@@ -103,9 +108,9 @@ async fn serve(Options { listen, database, metrics, errors }: Options) -> Result
     let (trader, reader) = database::demo_tokens(&database).await?;
     let tokens = database::tokens(&database)?;
     let (close, closing) = watch::channel(false);
-    let limits = RateLimits::new(QUOTA);
     let (clocks, log) = (Clocks::system(), Arc::new(|line: &dyn Display| eprintln!("{line}")));
-    let app = app(Settings { tokens, limits, errors, clocks, log, closing })?;
+    let ledger = ledger(replicas, &clocks)?;
+    let app = app(Settings { tokens, ledger, errors, clocks, log, closing })?;
     if let Some((listener, handle)) = scraped {
         println!("metrics on http://{}/metrics", listener.local_addr()?);
         let mut closing = close.subscribe();
@@ -122,6 +127,16 @@ async fn serve(Options { listen, database, metrics, errors }: Options) -> Result
     // Sockets are no longer the server's: they are gone when nobody looks at `closing` any more.
     _ = tokio::time::timeout(GRACE, close.closed()).await;
     Ok(())
+}
+
+/// Counts in memory, or in Redis with all other replicas.
+fn ledger(replicas: Option<Replicas>, clocks: &Clocks) -> Result<Arc<dyn Ledger>, Box<dyn Error>> {
+    let limits = RateLimits::new(QUOTA);
+    let Some(replicas) = replicas else { return Ok(Arc::new(Memory::new(limits, Arc::clone(&clocks.steady)))) };
+    let secret = std::env::var(SECRET).map_err(|_| {
+        format!("`--redis` needs {SECRET}, the same for all replicas: 32 random characters or more\n`openssl rand -hex 32` makes one")
+    })?;
+    Ok(Arc::new(Shared::new(&replicas, secret.as_bytes(), limits)?))
 }
 
 /// Waits for ctrl-c or a polite kill; for ever where nobody can listen for them.

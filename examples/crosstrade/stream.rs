@@ -11,7 +11,7 @@ use axum::http::StatusCode;
 use axum::response::Response;
 use serde_json::{Value, json};
 use tokio::time::{MissedTickBehavior, interval, timeout};
-use tollgate::{Authenticated, Charge, CurrentGrant, Grant, GrantId, TokenDigest};
+use tollgate::{Authenticated, Charge, CurrentGrant, Grant, GrantId, TokenDigest, Verdict};
 
 use crate::app::{MAX_BODY, Service, User};
 use crate::problem::Problem;
@@ -98,11 +98,16 @@ impl Session {
                 return Ok(json!({ "op": "error", "status": 503, "error": "Tokens cannot be checked now" }));
             }
         };
-        let decision = self.service.limits.check_now(&CurrentGrant::new(Arc::clone(&grant)), Charge::Units(1));
+        let charge = self.service.ledger.charge(&CurrentGrant::new(Arc::clone(&grant)), Charge::Units(1));
+        let decision = charge.wait().await;
         if !decision.is_admitted() {
             // No reason to end the session: the client waits and goes on.
-            let (error, retry_after) = ("Rate limit exceeded", decision.retry_after_secs());
-            return Ok(json!({ "op": "error", "status": 429, "error": error, "retry_after": retry_after }));
+            let (status, error) = match decision.verdict() {
+                Verdict::Unavailable => (503, "Budgets cannot be charged now"),
+                _ => (429, "Rate limit exceeded"),
+            };
+            let retry_after = decision.retry_after_secs();
+            return Ok(json!({ "op": "error", "status": status, "error": error, "retry_after": retry_after }));
         }
         Ok(rpc::answer(&self.service, &grant, text))
     }

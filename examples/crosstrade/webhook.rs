@@ -10,7 +10,7 @@ use axum::extract::rejection::BytesRejection;
 use axum::http::HeaderMap;
 use axum::response::{IntoResponse, Response};
 use serde_json::json;
-use tollgate::{Authenticated, Carrier, Charge, Decision, Rejection};
+use tollgate::{Authenticated, Carrier, Decision, Rejection};
 
 use crate::alert::{Alert, Command};
 use crate::app::{Service, TRADE, User};
@@ -33,7 +33,7 @@ pub(crate) async fn receive(
         (service.log)(&Line { who: &who, body: &body });
         Alert::parse(&headers, &body)
     });
-    let charge = match pay(&service, &who, alert.as_ref()) {
+    let charge = match pay(&service, &who, alert.as_ref()).await {
         Ok(charge) => charge,
         Err(refusal) => return refusal.respond(&service, &who),
     };
@@ -85,16 +85,14 @@ impl From<Denied<Rejection>> for Refusal {
 }
 
 /// Charges the budget, and counts the alert towards its own limit.
-fn pay(service: &Service, who: &Authenticated<User>, alert: Result<&Alert, &Problem>) -> Result<Decision, Refusal> {
-    let charge = || service.limits.check_now(&who.current(), Charge::Units(1)).or_refuse();
-    match alert.ok().and_then(|alert| alert.limit.as_ref()) {
-        None => Ok(charge()?),
-        // Both or neither.
-        Some((id, limit)) => {
-            let key = (who.grant().subject().as_str().as_bytes(), id.as_bytes());
-            Ok(service.self_limits.admit(key, *limit, service.clocks.steady.now(), charge)?)
-        }
-    }
+async fn pay(
+    service: &Service,
+    who: &Authenticated<User>,
+    alert: Result<&Alert, &Problem>,
+) -> Result<Decision, Refusal> {
+    let own = alert.ok().and_then(|alert| alert.limit.as_ref());
+    let own = own.map(|(id, limit)| (id.as_bytes(), *limit));
+    Ok(service.ledger.pay_alert(&who.current(), own).await?)
 }
 
 fn execute(service: &Service, who: &Authenticated<User>, alert: Result<Alert, Problem>) -> Result<Vec<Order>, Refusal> {

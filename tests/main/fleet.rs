@@ -1,10 +1,11 @@
 //! Servers that share budgets in Redis, as properties of what all of them admit together, by Redis' clock.
 
+use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use tollgate::limit::redis::{Leases, RedisLimits, RedisServer, WhenDown};
+use tollgate::limit::redis::{Leases, RedisLimits, RedisServer};
 use tollgate::limit::{Charge, Limiter as _, RateLimits};
 use tollgate::{Answer, CurrentGrant, Decision, Grant, Quota};
 
@@ -23,10 +24,15 @@ enum Mode {
     Leased,
 }
 
+fn nodes() -> NonZeroU32 {
+    NODES.try_into().unwrap()
+}
+
 /// A server of a fleet: connections, memory and leases of its own.
 fn node(url: &str, prefix: &str, quota: Quota, mode: Mode) -> RedisLimits {
     let server = RedisServer::single(url).unwrap();
-    let limits = RedisLimits::new(RateLimits::new(quota), server, SECRET).unwrap().with_prefix(prefix).unwrap();
+    let limits =
+        RedisLimits::new(RateLimits::new(quota), server, SECRET, nodes()).unwrap().with_prefix(prefix).unwrap();
     match mode {
         Mode::Exact => limits,
         Mode::Leased => limits.with_leases(Leases::default()),
@@ -142,11 +148,10 @@ async fn a_fleet_with_leases_admits_what_the_quota_says() {
 async fn a_fleet_is_cut_off(mode: Mode, test: &str) {
     let Some(home) = RedisHome::new(test) else { return };
     let proxy = Proxy::to(home.address()).await;
-    let when_down = WhenDown::LocalBudget { nodes: NODES.try_into().unwrap() };
     let pauses = (Duration::from_millis(50), Duration::from_millis(200));
     let nodes: Vec<_> = fleet(&home.url_through(proxy.address), home.prefix(), mode)
         .into_iter()
-        .map(|node| node.with_when_down(when_down).with_pauses(pauses.0, pauses.1).with_deadline(PATIENT))
+        .map(|node| node.with_pauses(pauses.0, pauses.1).with_deadline(PATIENT))
         .collect();
     let told = Arc::new(Told::default());
     let begin = time_of(home.url());
@@ -191,11 +196,10 @@ async fn a_fleet_with_leases_that_is_cut_off_divides_the_quota() {
 async fn a_fleet_whose_redis_was_killed_begins_anew() {
     for mode in [Mode::Exact, Mode::Leased] {
         let Some(mut server) = PrivateRedis::start("a_fleet_whose_redis_was_killed_begins_anew") else { return };
-        let when_down = WhenDown::LocalBudget { nodes: NODES.try_into().unwrap() };
         let pauses = (Duration::from_millis(50), Duration::from_millis(200));
         let nodes: Vec<_> = fleet(&server.url(), "", mode)
             .into_iter()
-            .map(|node| node.with_when_down(when_down).with_pauses(pauses.0, pauses.1).with_deadline(PATIENT))
+            .map(|node| node.with_pauses(pauses.0, pauses.1).with_deadline(PATIENT))
             .collect();
         let told = Arc::new(Told::default());
         let begin = time_of(&server.url());
@@ -238,7 +242,7 @@ async fn leases_and_exact_charges_share_a_budget() {
     }
     assert_eq!(Told::of(&told.admitted), 200);
     assert!(Told::of(&told.at_once) > 10, "{}", Told::of(&told.at_once));
-    told.drain(&[exact.clone()]).await;
+    told.drain(std::slice::from_ref(&exact)).await;
     told.drain(&[leased, exact]).await;
     // The time of the longest lease is kept back: a second here, and so a cell of one an hour.
     assert!((399..=400).contains(&Told::of(&told.admitted)), "{}", Told::of(&told.admitted));

@@ -1,5 +1,6 @@
 //! Cells that are bought ahead, as callers see them.
 
+use std::num::NonZeroU32;
 use std::task::{Context, Waker};
 use std::time::Duration;
 
@@ -19,7 +20,7 @@ const MANY: Quota = Quota::one_per(HOUR).with_burst(8_000);
 
 fn leased(url: &str, limits: RateLimits) -> RedisLimits {
     let server = RedisServer::single(url).unwrap();
-    let limits = RedisLimits::new(limits, server, [7; 32]).unwrap().with_leases(Leases::default());
+    let limits = RedisLimits::new(limits, server, [7; 32], NonZeroU32::MIN).unwrap().with_leases(Leases::default());
     limits.with_deadline(Duration::from_secs(10))
 }
 

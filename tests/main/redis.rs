@@ -22,6 +22,9 @@ const FIVE: Quota = Quota::one_per(HOUR).with_burst(5);
 const NEVER: Duration = Duration::from_secs(30);
 const PATIENT: Duration = Duration::from_secs(10);
 
+/// Whose local budgets are not divided.
+const ALONE: NonZeroU32 = NonZeroU32::MIN;
+
 fn alice() -> CurrentGrant {
     CurrentGrant::new(Grant::new("alice", ()))
 }
@@ -29,11 +32,11 @@ fn alice() -> CurrentGrant {
 /// One server of several: a connection and a memory of its own.
 fn at(home: &RedisHome, limits: RateLimits) -> RedisLimits {
     let server = RedisServer::single(home.url()).unwrap();
-    RedisLimits::new(limits, server, SECRET).unwrap().with_prefix(home.prefix()).unwrap().with_deadline(PATIENT)
+    RedisLimits::new(limits, server, SECRET, ALONE).unwrap().with_prefix(home.prefix()).unwrap().with_deadline(PATIENT)
 }
 
 fn to(url: &str, limits: RateLimits) -> RedisLimits {
-    RedisLimits::new(limits, RedisServer::single(url).unwrap(), SECRET).unwrap().with_deadline(PATIENT)
+    RedisLimits::new(limits, RedisServer::single(url).unwrap(), SECRET, ALONE).unwrap().with_deadline(PATIENT)
 }
 
 async fn charge(limits: &RedisLimits, units: u32) -> Decision {
@@ -73,7 +76,7 @@ async fn servers_share_a_budget() {
     let bob = CurrentGrant::new(Grant::new("bob", ()));
     assert!(servers[0].charge(&bob, Charge::Units(5)).await.is_admitted());
     let server = RedisServer::single(home.url()).unwrap();
-    let other = RedisLimits::new(RateLimits::new(FIVE), server, [8; 32]).unwrap();
+    let other = RedisLimits::new(RateLimits::new(FIVE), server, [8; 32], ALONE).unwrap();
     let other = other.with_deadline(PATIENT).with_prefix(home.prefix()).unwrap();
     assert!(charge(&other, 5).await.is_admitted());
     let prefix = format!("{}-other", home.prefix());
@@ -310,8 +313,9 @@ async fn local_budgets_are_divided_and_what_is_too_large_for_them_is_unknown() {
     server.kill();
     let hands = Hands::default();
     let quota = Quota::one_per(HOUR).with_burst(7);
-    let down = WhenDown::LocalBudget { nodes: NonZeroU32::new(3).unwrap() };
-    let limits = to(&server.url(), hands.limits(quota).and("few", quota.with_burst(2)).unwrap()).with_when_down(down);
+    let (policies, nodes) = (hands.limits(quota).and("few", quota.with_burst(2)).unwrap(), NonZeroU32::new(3).unwrap());
+    let limits = RedisLimits::new(policies, RedisServer::single(&server.url()).unwrap(), SECRET, nodes).unwrap();
+    let limits = limits.with_deadline(PATIENT);
     let bursts: Vec<_> = charge(&limits, 0).await.parts().map(|part| part.policy().unwrap().quota()).collect();
     // 7 / 3, and no less than 1.
     assert_eq!(bursts, [Quota::one_per(3 * HOUR).with_burst(2), Quota::one_per(3 * HOUR)]);
@@ -342,7 +346,7 @@ async fn behind_a_proxy(home: &RedisHome, when_down: WhenDown) -> (RedisLimits, 
     let (proxy, hands) = (Proxy::to(home.address()).await, Hands::default());
     let server = RedisServer::single(&home.url_through(proxy.address)).unwrap();
     let server = server.with_connection_timeout(Duration::from_secs(1));
-    let limits = RedisLimits::new(hands.limits(FIVE), server, SECRET).unwrap();
+    let limits = RedisLimits::new(hands.limits(FIVE), server, SECRET, ALONE).unwrap();
     let limits = limits.with_prefix(home.prefix()).unwrap().with_deadline(Duration::from_millis(500));
     let limits = limits.with_failures(2).with_pauses(HOUR, HOUR).with_when_down(when_down);
     (limits, proxy, hands)
@@ -484,7 +488,7 @@ async fn charges_that_are_dropped_leave_the_connection_as_it_was() {
     let quota = Quota::one_per(HOUR).with_burst(1_000);
     let proxy = Proxy::to(home.address()).await;
     let server = RedisServer::single(&home.url_through(proxy.address)).unwrap();
-    let limits = RedisLimits::new(RateLimits::new(quota), server, SECRET).unwrap();
+    let limits = RedisLimits::new(RateLimits::new(quota), server, SECRET, ALONE).unwrap();
     let limits = limits.with_prefix(home.prefix()).unwrap().with_deadline(PATIENT);
     assert!(charge(&limits, 1).await.is_admitted());
     proxy.set(Fault::Delay(Duration::from_millis(20)));
@@ -505,7 +509,7 @@ async fn a_cluster_keeps_each_subject_on_one_node() {
     let Some(cluster) = RedisCluster::start("a_cluster_keeps_each_subject_on_one_node") else { return };
     let urls = cluster.urls();
     let server = RedisServer::cluster(urls.iter().map(|url| &**url)).unwrap().with_connection_timeout(PATIENT);
-    let limits = RedisLimits::new(RateLimits::new(FIVE), server, SECRET).unwrap().with_deadline(PATIENT);
+    let limits = RedisLimits::new(RateLimits::new(FIVE), server, SECRET, ALONE).unwrap().with_deadline(PATIENT);
     for subject in ["alice", "bob", "carol", "dave", "eve", "frank", "grace", "heidi"] {
         let grant = CurrentGrant::new(Grant::new(subject, ()));
         for left in (0..5).rev() {
@@ -517,12 +521,13 @@ async fn a_cluster_keeps_each_subject_on_one_node() {
     // All budgets of a subject are on its node; those of all are elsewhere.
     let cluster_of = || RedisServer::cluster(urls.iter().map(|url| &**url)).unwrap();
     let several = RateLimits::new(FIVE).and("day", FIVE.with_burst(4)).unwrap();
-    let limits = RedisLimits::new(several.clone(), cluster_of(), SECRET).unwrap().with_prefix("several:").unwrap();
+    let limits =
+        RedisLimits::new(several.clone(), cluster_of(), SECRET, ALONE).unwrap().with_prefix("several:").unwrap();
     let decision = charge(&limits.with_deadline(PATIENT), 2).await;
     assert_eq!((decision.is_local(), decision.remaining()), (false, 2));
     let all = several.and("all", FIVE).unwrap().shared_by_all();
-    assert_eq!(RedisLimits::new(all, cluster_of(), SECRET).unwrap_err(), RedisLimitsError::SharedOnCluster);
-    let only = RedisLimits::new(RateLimits::new(FIVE).shared_by_all(), cluster_of(), SECRET).unwrap();
+    assert_eq!(RedisLimits::new(all, cluster_of(), SECRET, ALONE).unwrap_err(), RedisLimitsError::SharedOnCluster);
+    let only = RedisLimits::new(RateLimits::new(FIVE).shared_by_all(), cluster_of(), SECRET, ALONE).unwrap();
     assert!(!charge(&only.with_deadline(PATIENT), 2).await.is_local());
     let asked = cluster.0.iter().filter(|node| trips(node) > 0).count();
     assert!(asked > 1, "all subjects are on one node");
@@ -534,7 +539,7 @@ async fn the_master_that_a_sentinel_names_is_asked_and_the_next_one_after_it() {
     let (Some(servers), Some(next)) = (RedisSentinel::start(test), PrivateRedis::start(test)) else { return };
     let (url, hands) = (servers.sentinel.url(), Hands::default());
     let server = RedisServer::sentinel("redis://tollgate", [&*url]).unwrap().with_connection_timeout(PATIENT);
-    let limits = RedisLimits::new(hands.limits(FIVE), server, SECRET).unwrap();
+    let limits = RedisLimits::new(hands.limits(FIVE), server, SECRET, ALONE).unwrap();
     let limits = limits.with_deadline(PATIENT).with_failures(1).with_pauses(HOUR, HOUR);
     let decision = charge(&limits, 5).await;
     assert!(decision.is_admitted() && !decision.is_local(), "{decision:?}");
@@ -580,13 +585,13 @@ fn what_is_wrong_is_said_when_building_and_shows_no_password() {
     assert!(RedisServer::cluster([]).is_err() && RedisServer::sentinel("redis://name", []).is_err());
     let server = RedisServer::single("rediss://user:hunter2@host:6380/1").unwrap();
     let shown = format!("{server:?}");
-    let limits = RedisLimits::new(RateLimits::new(FIVE), server, SECRET).unwrap();
+    let limits = RedisLimits::new(RateLimits::new(FIVE), server, SECRET, ALONE).unwrap();
     assert!(!format!("{shown} {limits:?}").contains("hunter2"));
     let server = RedisServer::single("redis://host").unwrap();
-    let short = RedisLimits::new(RateLimits::new(FIVE), server, [7; 31]);
+    let short = RedisLimits::new(RateLimits::new(FIVE), server, [7; 31], ALONE);
     assert_eq!(short.unwrap_err(), RedisLimitsError::ShortSecret);
     assert_eq!(limits.with_prefix("{x}").unwrap_err(), RedisLimitsError::Prefix);
     let _: Arc<dyn Limiter<Future = tollgate::limit::redis::RedisFuture>> = Arc::new(
-        RedisLimits::new(RateLimits::new(FIVE), RedisServer::single("redis://host").unwrap(), SECRET).unwrap(),
+        RedisLimits::new(RateLimits::new(FIVE), RedisServer::single("redis://host").unwrap(), SECRET, ALONE).unwrap(),
     );
 }

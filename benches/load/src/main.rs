@@ -20,6 +20,8 @@ mod broker;
 mod errors;
 #[path = "../../../examples/crosstrade/fields.rs"]
 mod fields;
+#[path = "../../../examples/crosstrade/ledger.rs"]
+mod ledger;
 #[path = "../../../examples/crosstrade/order.rs"]
 mod order;
 #[path = "../../../examples/crosstrade/peers.rs"]

@@ -13,6 +13,7 @@ use tollgate::{CurrentGrant, Grant, MemoryStore, Quota, RateLimits};
 
 use crate::app::{Clocks, MAX_BODY, QUOTA, Service, Settings, User, app};
 use crate::errors::Errors;
+use crate::ledger::Memory;
 use crate::{Result, problem, rest, server, stream, webhook};
 
 pub(crate) const TOKEN: &str = "ct_0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef";
@@ -51,8 +52,9 @@ fn settings(quota: Quota) -> Result<Settings> {
     let tokens = MemoryStore::from_iter(others);
     tokens.replace(TOKEN, grant("demo").with_scopes(["trade"])?);
     let (_, closing) = watch::channel(false);
-    let (limits, log) = (RateLimits::new(quota), Arc::new(|_: &dyn Display| {}));
-    Ok(Settings { tokens: tokens.into(), limits, errors: Errors::Problem, clocks: Clocks::system(), log, closing })
+    let (clocks, log) = (Clocks::system(), Arc::new(|_: &dyn Display| {}));
+    let ledger = Arc::new(Memory::new(RateLimits::new(quota), Arc::clone(&clocks.steady)));
+    Ok(Settings { tokens: tokens.into(), ledger, errors: Errors::Problem, clocks, log, closing })
 }
 
 fn grant(user: &str) -> Grant<User> {

@@ -1,25 +1,36 @@
 //! The program is killed without warning while it issues tokens. What it had shown of them works afterwards.
 
 use std::io::{BufRead as _, BufReader};
-use std::net::{Ipv4Addr, SocketAddr};
 use std::process::{Command, Stdio};
 
 use tollgate::mint::Format;
 use tollgate::{BearerToken, TokenStore as _};
 
 use super::*;
-use crate::args::Options;
+use crate::args;
 use crate::database;
 
-const CHILD: &str = "CROSSTRADE_TEST_DATABASE";
+const ARGS: &str = "CROSSTRADE_TEST_ARGS";
 
-/// No test, but the program, in a process that the test below can kill.
+/// No test, but the program, in a process that a test can kill.
 #[tokio::test]
-#[ignore = "run by `every_token_that_was_shown_works`"]
+#[ignore = "run by other tests"]
 async fn the_program() {
-    let Ok(url) = std::env::var(CHILD) else { return };
-    let listen = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
-    crate::serve(Options { listen, database: Some(url), metrics: None, errors: Errors::Problem }).await.unwrap();
+    let Ok(args) = std::env::var(ARGS) else { return };
+    let args: Vec<String> = args.lines().map(str::to_owned).collect();
+    let Ok(args::Command::Serve(options)) = args::parse(&args) else { panic!("no arguments: {args:?}") };
+    crate::serve(options).await.unwrap();
+}
+
+/// Starts it with these arguments, on a port of its own.
+pub(super) fn program(args: &[&str]) -> Command {
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command
+        .args(["--exact", "tests::crash::the_program", "--ignored", "--nocapture", "--test-threads", "1"])
+        .env(ARGS, [&["--listen", "127.0.0.1:0"], args].concat().join("\n"))
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null());
+    command
 }
 
 #[tokio::test]
@@ -31,13 +42,7 @@ async fn every_token_that_was_shown_works() {
     let mut shown = Vec::new();
     let mut died_early = 0;
     for round in 0..24 {
-        let mut child = Command::new(std::env::current_exe().unwrap())
-            .args(["--exact", "tests::crash::the_program", "--ignored", "--nocapture", "--test-threads", "1"])
-            .env(CHILD, &url)
-            .stdout(Stdio::piped())
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap();
+        let mut child = program(&["--database", &url]).spawn().unwrap();
         let out = BufReader::new(child.stdout.take().unwrap());
         if round % 4 == 0 {
             // As soon as both are shown.

@@ -18,6 +18,7 @@ use tollgate::{Grant, MemoryStore, RateLimits};
 
 use crate::app::{Clocks, QUOTA, Settings, User, app};
 use crate::errors::Errors;
+use crate::ledger::Memory;
 use crate::server::serve;
 use crate::tokens::Tokens;
 
@@ -27,6 +28,7 @@ mod crash;
 mod metrics;
 mod peers;
 mod program;
+mod replicas;
 mod rest;
 mod self_limit;
 mod server;
@@ -84,11 +86,12 @@ impl Server {
             steady: Arc::new(move || Duration::from_secs(steady.load(Ordering::SeqCst))),
         };
         let limits = RateLimits::new(QUOTA).with_clock(|| Duration::ZERO);
+        let ledger = Arc::new(Memory::new(limits, Arc::clone(&clocks.steady)));
         let (close, closing) = watch::channel(false);
         let lines = Arc::<Mutex<Vec<String>>>::default();
         let log = Arc::clone(&lines);
         let log = Arc::new(move |line: &dyn Display| log.lock().unwrap().push(line.to_string()));
-        let app = app(Settings { tokens, limits, errors, clocks, log, closing }).unwrap();
+        let app = app(Settings { tokens, ledger, errors, clocks, log, closing }).unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let addr = listener.local_addr().unwrap();
         let stopped = close.subscribe();

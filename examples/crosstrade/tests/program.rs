@@ -5,12 +5,19 @@ use axum::http::header;
 use super::*;
 use crate::args::{Command, Options, parse};
 use crate::instructions;
+use crate::replicas::Replicas;
 
 #[test]
 fn arguments() {
     let parse = |args: &[&str]| parse(&args.iter().map(ToString::to_string).collect::<Vec<_>>());
     let serve = |addr: &str, errors| {
-        Ok(Command::Serve(Options { listen: addr.parse().unwrap(), database: None, metrics: None, errors }))
+        Ok(Command::Serve(Options {
+            listen: addr.parse().unwrap(),
+            database: None,
+            replicas: None,
+            metrics: None,
+            errors,
+        }))
     };
     assert_eq!(parse(&[]), serve("127.0.0.1:8080", Errors::Problem));
     assert_eq!(parse(&["--listen", "[::1]:0"]), serve("[::1]:0", Errors::Problem));
@@ -22,8 +29,18 @@ fn arguments() {
     let Ok(Command::Serve(options)) = parse(&["--metrics", "127.0.0.1:9464"]) else { panic!("it serves") };
     assert_eq!(options.metrics, Some("127.0.0.1:9464".parse().unwrap()));
 
+    let Ok(Command::Serve(options)) = parse(&["--redis", "redis://[::1]", "--replicas", "2"]) else {
+        panic!("it serves")
+    };
+    let count = 2.try_into().unwrap();
+    assert_eq!(options.replicas, Some(Replicas { redis: "redis://[::1]".to_owned(), count, leases: false }));
+
     let error = |args: &[&str]| parse(args).unwrap_err();
     assert_eq!(error(&["--database"]), "`--database` needs a URL");
+    assert_eq!(error(&["--redis"]), "`--redis` needs a URL");
+    assert_eq!(error(&["--leases"]), "`--leases` needs `--redis`");
+    assert_eq!(error(&["--replicas", "0"]), "`--replicas` needs a number from 1 on");
+    assert_eq!(error(&["--redis", "redis://[::1]"]), "`--redis` and `--replicas` go together");
     assert_eq!(error(&["--listen"]), "`--listen` needs an address and a port");
     assert_eq!(error(&["--metrics"]), "`--metrics` needs an address and a port");
     assert_eq!(error(&["--metrics", "9464"]), "`9464` is no address and port, such as 127.0.0.1:8080");

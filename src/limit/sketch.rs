@@ -39,14 +39,14 @@ struct Cell {
 pub(super) struct Sketch {
     quota: Quota,
     cells: Box<[Cell]>,
-    turns: [Mutex<()>; TURNS],
+    turns: Box<[Mutex<()>]>,
 }
 
 impl Sketch {
     /// The width is that of a row, and is made a power of two.
     pub(super) fn new(quota: Quota, width: usize) -> Self {
         let cells = (0..width.next_power_of_two() * ROWS).map(|_| Cell::default()).collect();
-        Self { quota, cells, turns: std::array::from_fn(|_| Mutex::new(())) }
+        Self { quota, cells, turns: (0..TURNS).map(|_| Mutex::new(())).collect() }
     }
 
     pub(super) fn quota(&self) -> Quota {
@@ -58,7 +58,7 @@ impl Sketch {
     }
 
     pub(super) fn memory_bytes(&self) -> usize {
-        size_of::<Self>() + size_of_val(&*self.cells)
+        size_of::<Self>() + size_of_val(&*self.cells) + size_of_val(&*self.turns)
     }
 
     fn cells_of(&self, Peer(bits): Peer) -> impl Iterator<Item = &Cell> {

@@ -223,6 +223,22 @@ mod tests {
     }
 
     #[test]
+    fn a_full_cell_takes_part_all_the_same() {
+        let sketch = Sketch::new(quota(), 2);
+        // They share a cell in the first row.
+        let (other, one) = (Peer([0, 1, 1, 1]), Peer([0; ROWS]));
+        for (peer, now) in [(other, 0), (one, 5)] {
+            for _ in 0..3 {
+                sketch.begin(peer, now).unwrap();
+                sketch.fail(peer, now);
+            }
+        }
+        // The shared cell was full, and without the failures of the one it would have room sooner than theirs.
+        assert_eq!(sketch.begin(one, INTERVAL).map_err(NonZeroU64::get), Err(5));
+        assert_eq!(sketch.begin(one, INTERVAL + 5), Ok(()));
+    }
+
+    #[test]
     fn a_flood_is_forgotten_as_soon_as_the_failures_of_one() {
         let sketch = Sketch::new(quota(), 1);
         // A thousand peers that fail at once, each let in before the others were counted.

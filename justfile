@@ -25,7 +25,7 @@ test:
 features:
     cargo hack check --each-feature --lib
     cargo hack check --feature-powerset --depth 2 --lib \
-        --exclude-features default,cache,cli,introspection,postgres,sql,sqlite
+        --exclude-features default,cache,cli,introspection,postgres,redis,sql,sqlite
     cargo check --lib --features sqlite,postgres
     cargo clippy --bins --features cli,sqlite -- -D warnings
     cargo clippy --bins --features cli,postgres -- -D warnings
@@ -43,7 +43,7 @@ msrv: (where "Rust 1.85" "$rustc --version | grep -q '^rustc 1.85.'" "TOLLGATE_R
 
 [private]
 msrv-check:
-    for features in "" axum axum,body,cache,cli,introspection,mint,pepper,postgres,serde,sqlite,test-util; do \
+    for features in "" axum axum,body,cache,cli,introspection,metrics,mint,pepper,postgres,redis,serde,sqlite,test-util,tracing; do \
         RUSTC="$rustc" "${MSRV_CARGO:-/usr/bin/cargo}" check --locked --lib --bins \
             --no-default-features --features "$features" --target-dir target/msrv; \
     done
@@ -95,6 +95,10 @@ policies:
 # What stores cost beside the one in memory; what a token takes.
 stores:
     cargo bench --bench stores --bench databases --features axum,cache,postgres,sqlite
+
+# What budgets in Redis cost beside a bare call of the same script, and what leases save. Ends with a table of ratios.
+redis-bench:
+    cargo bench --bench redis --features redis
 
 # What the gate costs beside its peers, in one run; ends with ratios. `just compare --tokens 100 --rounds 3` is shorter.
 compare *options:

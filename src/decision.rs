@@ -31,6 +31,7 @@ pub struct Decision {
     verdict: Verdict,
     is_dry_run: bool,
     is_near_limit: bool,
+    is_local: bool,
     remaining: u32,
     more_in_ns: u64,
     full_in_ns: u64,
@@ -45,7 +46,7 @@ struct Rest {
     refund: Option<Refund>,
 }
 
-/// The three ways in which a charge can end.
+/// The ways in which a charge can end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
     /// The charge was made. (Of one policy of several: it would fit. It is made if all fit.)
@@ -54,6 +55,8 @@ pub enum Verdict {
     OverLimit,
     /// Nothing was charged; the charge is larger than the burst and can never fit.
     CostAboveBurst,
+    /// Nothing was charged; the limiter could not tell whether the charge fits.
+    Unavailable,
 }
 
 impl Decision {
@@ -81,11 +84,29 @@ impl Decision {
             verdict: Verdict::Admitted,
             is_dry_run: false,
             is_near_limit: false,
+            is_local: false,
             remaining: u32::MAX,
             more_in_ns: 0,
             full_in_ns: 0,
             rest: None,
         }
+    }
+
+    /// Not admitted, because the limiter could not tell: 503. `retry_after` is when it may know again. Such a decision writes
+    /// no `RateLimit` headers.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use tollgate::{Decision, RejectionKind};
+    ///
+    /// let rejection = Decision::unavailable(Duration::from_millis(1_500)).or_refuse().unwrap_err();
+    /// assert_eq!(rejection.kind(), RejectionKind::LimiterUnavailable);
+    /// assert_eq!(rejection.retry_after_secs(), Some(2));
+    /// ```
+    #[must_use]
+    pub fn unavailable(retry_after: Duration) -> Self {
+        let more_in_ns = u64::try_from(retry_after.as_nanos()).unwrap_or(u64::MAX);
+        Self { verdict: Verdict::Unavailable, remaining: 0, more_in_ns, ..Self::unlimited() }
     }
 
     /// One decision of several policies, which charged all of them or none.
@@ -110,15 +131,17 @@ impl Decision {
     #[must_use]
     pub fn all_of(parts: impl IntoIterator<Item = Self>) -> Self {
         let mut parts: Vec<_> = parts.into_iter().flat_map(Self::into_parts).collect();
-        parts.retain(|part| part.policy.is_some());
+        // What has no policy and no limit says nothing.
+        parts.retain(|part| part.policy.is_some() || part.verdict == Verdict::Unavailable);
         if parts.len() < 2 {
             return parts.pop().unwrap_or_else(Self::unlimited);
         }
         // The first one where several are as hard to meet.
         let hardest = parts.iter().rev().max_by_key(|part| part.hardness()).cloned();
         let is_near_limit = parts.iter().any(|part| part.is_near_limit);
+        let is_local = parts.iter().any(|part| part.is_local);
         let rest = Some(Box::new(Rest { parts, ..Rest::default() }));
-        Self { is_near_limit, rest, ..hardest.unwrap_or_else(Self::unlimited) }
+        Self { is_near_limit, is_local, rest, ..hardest.unwrap_or_else(Self::unlimited) }
     }
 
     /// What has to be met last comes last.
@@ -127,7 +150,8 @@ impl Decision {
             _ if self.is_dry_run => (0, 0),
             Verdict::Admitted => (1, (u32::MAX - self.remaining).into()),
             Verdict::OverLimit => (2, self.more_in_ns),
-            Verdict::CostAboveBurst => (3, 0),
+            Verdict::Unavailable => (3, self.more_in_ns),
+            Verdict::CostAboveBurst => (4, 0),
         }
     }
 
@@ -176,6 +200,12 @@ impl Decision {
         Self { is_near_limit: true, ..self }
     }
 
+    /// The same, made by one server for itself because what all share could not be asked: [`is_local`](Self::is_local).
+    #[must_use]
+    pub fn made_locally(self) -> Self {
+        Self { is_local: true, ..self }
+    }
+
     /// Whether the caller may go on: the charge was made, or the policy is on trial.
     #[must_use]
     pub fn is_admitted(&self) -> bool {
@@ -198,6 +228,13 @@ impl Decision {
     #[must_use]
     pub fn is_near_limit(&self) -> bool {
         self.is_near_limit
+    }
+
+    /// Whether one server decided for itself, because what all share could not be asked. Only limiters that share budgets make
+    /// such decisions.
+    #[must_use]
+    pub fn is_local(&self) -> bool {
+        self.is_local
     }
 
     /// The decisions of all policies that were asked; the decision itself if that is one.
@@ -229,8 +266,8 @@ impl Decision {
         }
     }
 
-    /// The decision itself if the caller may go on, and otherwise the refusal that says so: 429, or 400 if the charge can
-    /// never fit. For handlers that charge by themselves.
+    /// The decision itself if the caller may go on, and otherwise the refusal that says so: 429, 400 if the charge can never
+    /// fit, or 503 if the limiter could not tell. For handlers that charge by themselves.
     ///
     /// ```
     /// use http::Response;
@@ -264,7 +301,7 @@ impl Decision {
         self.verdict
     }
 
-    /// The policy that decided; `None` if there is no limit.
+    /// The policy that decided; `None` if there is no limit, or nobody could tell.
     #[must_use]
     pub fn policy(&self) -> Option<&Policy> {
         self.policy.as_ref()
@@ -276,10 +313,15 @@ impl Decision {
         self.remaining
     }
 
-    /// After [`Verdict::OverLimit`], the exact time after which the same charge fits, if nobody else spends meanwhile.
+    /// After [`Verdict::OverLimit`], the exact time after which the same charge fits, if nobody else spends meanwhile; after
+    /// [`Verdict::Unavailable`], a time after which the limiter may know.
     #[must_use]
     pub fn retry_after(&self) -> Option<Duration> {
-        (self.verdict == Verdict::OverLimit).then_some(Duration::from_nanos(self.more_in_ns))
+        self.has_to_wait().then_some(Duration::from_nanos(self.more_in_ns))
+    }
+
+    fn has_to_wait(&self) -> bool {
+        matches!(self.verdict, Verdict::OverLimit | Verdict::Unavailable)
     }
 
     /// The time until one unit more may be spent; after [`Verdict::OverLimit`], until the same charge fits.
@@ -302,7 +344,7 @@ impl Decision {
     /// 0, so that who waits it out alone is admitted.
     #[must_use]
     pub fn retry_after_secs(&self) -> Option<u64> {
-        (self.verdict == Verdict::OverLimit).then(|| secs_up(self.more_in_ns).max(1))
+        self.has_to_wait().then(|| secs_up(self.more_in_ns).max(1))
     }
 
     pub(crate) fn more_in_s(&self) -> u64 {

@@ -45,6 +45,7 @@
 //! | [`respond`] | say no: [`Challenge`](respond::Challenge), [`Problem`], `RateLimit` headers |
 //! | [`gate`] | the tower layers: [`AuthLayer`], [`RateLimitLayer`], [`RequireScopeLayer`] |
 //! | [`mint`] | beside the road: new tokens, and a check of tokens that needs no store |
+//! | [`observe`] | beside the road: every metric and every event, and what to be woken by |
 //!
 //! # Features
 //!
@@ -57,19 +58,24 @@
 //! | `cache` | [`store::CachedStore`]: a cache that can be told to forget |
 //! | `cli` | the command line `tollgate`, with `sqlite`, `postgres` or both |
 //! | `introspection` | [`store::IntrospectionStore`]: tokens that an authorization server knows (RFC 7662) |
+//! | `metrics` | [counters, gauges and histograms](observe) by the crate `metrics` |
 //! | `mint` | [`mint::Format`]: new tokens; [`store::Checked`] |
 //! | `pepper` | [`store::Peppered`]: HMAC-SHA-256 of digests |
 //! | `postgres`, `sqlite` | [`store::sql`]: tokens in a database, and their administration |
+//! | `redis` | [`limit::redis`]: budgets that several servers share, in Redis or Valkey |
 //! | `serde` | `Serialize` and `Deserialize` for [`Quota`] |
 //! | `test-util` | `store::contract`, checks that a store runs on itself |
+//! | `tracing` | [an event for each refusal](observe) by the crate `tracing` |
 #![forbid(unsafe_code)]
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used))]
 
 mod answer;
+mod breaker;
 mod caller;
 mod decision;
 mod grant;
 mod head;
+pub mod observe;
 mod patience;
 mod policy;
 mod quota;
@@ -120,6 +126,7 @@ mod misuse;
     feature = "cache",
     feature = "introspection",
     feature = "mint",
+    feature = "redis",
     feature = "sqlite"
 ))]
 #[doc = include_str!("../README.md")]

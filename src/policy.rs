@@ -163,6 +163,10 @@ impl PolicyName {
         }
     }
 
+    pub(crate) fn as_str(&self) -> &str {
+        &self.0
+    }
+
     /// The name of a limiter that got none.
     pub(crate) fn default_name() -> Self {
         Self("default".into())

@@ -88,6 +88,8 @@ pub enum RejectionKind {
     BodyTimeout,
     /// 503: the store could not tell, or not in time.
     StoreUnavailable,
+    /// 503: the limiter could not tell, or not in time.
+    LimiterUnavailable,
     /// 500: layers are missing or in the wrong order.
     Misconfigured,
 }
@@ -186,10 +188,11 @@ impl Rejection {
         Ok(Self { needs: Some(Box::new(Needs::Authentication(needs))), ..Self::new(kind) })
     }
 
-    /// What a charge that was not admitted is refused with: 429, or 400 if it can never be.
+    /// What a charge that was not admitted is refused with: 429, 400 if it can never be, or 503 if nobody knows.
     pub(crate) fn over_limit(decision: Decision) -> Self {
         let kind = match decision.verdict() {
             Verdict::CostAboveBurst => RejectionKind::CostAboveBurst,
+            Verdict::Unavailable => RejectionKind::LimiterUnavailable,
             Verdict::OverLimit | Verdict::Admitted => RejectionKind::OverLimit,
         };
         Self { decision: Some(Box::new(decision)), ..Self::new(kind) }
@@ -277,7 +280,7 @@ impl Rejection {
     }
 
     /// When to come back, in whole seconds, rounded up and never 0: when the budget allows it, or the next failure, or the
-    /// store expects to be there again. `None` where nobody knows. It is the header field `Retry-After`.
+    /// store or the limiter expects to be there again. `None` where nobody knows. It is the header field `Retry-After`.
     #[must_use]
     pub fn retry_after_secs(&self) -> Option<u64> {
         let budget = self.decision().and_then(Decision::retry_after_secs);
@@ -340,6 +343,7 @@ impl fmt::Display for Rejection {
             RejectionKind::BodyUnreadable => "the body could not be read",
             RejectionKind::BodyTimeout => "the body did not come in time",
             RejectionKind::StoreUnavailable => "the token store is unavailable",
+            RejectionKind::LimiterUnavailable => "the limiter is unavailable",
             RejectionKind::Misconfigured => "layers are missing or in the wrong order",
         })
     }

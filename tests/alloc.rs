@@ -79,7 +79,8 @@ where
 fn each_allocation_has_a_name() {
     let tokens = MemoryStore::from_iter([("a-token", Grant::new("alice", ()))]);
     let layer = AuthLayer::new(tokens);
-    // One grant for each limiter would do; the first request of a subject opens its account, which is not counted.
+    // One grant for each limiter would do; the first request of a subject opens its account, which is not counted, and the
+    // first of each kind makes what is kept to count it by (feature `metrics`).
     let small = RateLimits::new(Quota::per_second(1_000_000).with_burst(20));
     let large = RateLimits::new(Quota::per_second(1_000_000));
     let spent = RateLimits::new(Quota::one_per(Duration::from_secs(3_600)));
@@ -90,9 +91,15 @@ fn each_allocation_has_a_name() {
     let mut limited = layer.clone().with_rate_limit(small).layer(Inner);
     let mut largely = layer.clone().with_rate_limit(large).layer(Inner);
     let mut over = layer.with_rate_limit(spent).layer(Inner);
+    for (value, status) in
+        [(Some("Bearer a-token"), 200), (None, 401), (Some("Bearer unknown"), 401), (Some("Bearer a b"), 401)]
+    {
+        allocations(&mut authenticated, request(value), status);
+    }
     allocations(&mut limited, request(Some("Bearer a-token")), 200);
     allocations(&mut largely, request(Some("Bearer a-token")), 200);
     allocations(&mut over, request(Some("Bearer a-token")), 200);
+    allocations(&mut over, request(Some("Bearer a-token")), 429);
 
     // `http` boxes the extension that carries the grant.
     assert_eq!(allocations(&mut authenticated, request(Some("Bearer a-token")), 200) - bare, 1, "admitted");

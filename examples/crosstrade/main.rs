@@ -11,12 +11,14 @@
 //! | `errors.rs`, `problem.rs` | a responder of one's own, and the service's own errors |
 //! | `peers.rs` | who may fail how often to say who he is |
 //! | `server.rs` | bounds on what a stranger may send: the size of a head, and its time |
+//! | `metrics.rs` | what is counted, for Prometheus, on a listener of its own |
 //! | `tokens.rs`, `database.rs` | tokens in SQLite or PostgreSQL, behind a cache that is told of every change |
 //! | `rest.rs`, `order.rs`, `broker.rs` | something to protect |
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "a program that talks to the terminal it runs in")]
 
 use std::error::Error;
 use std::fmt::Display;
+use std::net::SocketAddr;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
@@ -37,6 +39,7 @@ mod database;
 mod errors;
 mod fields;
 mod instructions;
+mod metrics;
 mod order;
 mod peers;
 mod problem;
@@ -55,6 +58,8 @@ const HEAD_DEADLINE: Duration = Duration::from_secs(10);
 
 #[tokio::main]
 async fn main() -> ExitCode {
+    // Why requests are refused, for whoever reads the service's log.
+    tracing_subscriber::fmt().with_writer(std::io::stderr).with_ansi(false).with_max_level(tracing::Level::INFO).init();
     let args: Vec<String> = std::env::args_os().skip(1).map(|arg| arg.to_string_lossy().into_owned()).collect();
     let options = match args::parse(&args) {
         Ok(Command::Serve(options)) => options,
@@ -81,10 +86,17 @@ async fn main() -> ExitCode {
     }
 }
 
-async fn serve(Options { listen, database, errors }: Options) -> Result<(), Box<dyn Error>> {
-    let listener = TcpListener::bind(listen)
-        .await
-        .map_err(|error| format!("cannot listen on {listen}: {error}\nchoose another address by --listen"))?;
+async fn bind(addr: SocketAddr, arg: &str) -> Result<TcpListener, String> {
+    let bound = TcpListener::bind(addr).await;
+    bound.map_err(|error| format!("cannot listen on {addr}: {error}\nchoose another address by {arg}"))
+}
+
+async fn serve(Options { listen, database, metrics, errors }: Options) -> Result<(), Box<dyn Error>> {
+    let listener = bind(listen, "--listen").await?;
+    let scraped = match metrics {
+        None => None,
+        Some(addr) => Some((bind(addr, "--metrics").await?, metrics::install()?)),
+    };
     let url = database.unwrap_or_else(database::default_url);
     let database = database::open(&url).await?;
     // Two tokens of one user: they share the budget, because they share the subject.
@@ -94,6 +106,12 @@ async fn serve(Options { listen, database, errors }: Options) -> Result<(), Box<
     let limits = RateLimits::new(QUOTA);
     let (clocks, log) = (Clocks::system(), Arc::new(|line: &dyn Display| eprintln!("{line}")));
     let app = app(Settings { tokens, limits, errors, clocks, log, closing })?;
+    if let Some((listener, handle)) = scraped {
+        println!("metrics on http://{}/metrics", listener.local_addr()?);
+        let mut closing = close.subscribe();
+        let stop = async move { _ = closing.wait_for(|closing| *closing).await };
+        tokio::spawn(server::serve(listener, metrics::app(handle), HEAD_DEADLINE, stop));
+    }
     println!("{}", instructions::text(listener.local_addr()?, trader.expose(), reader.expose()));
 
     let stop = async {

@@ -14,6 +14,7 @@ use crate::answer::Answer;
 use crate::caller::{CurrentGrant, Unauthenticated};
 use crate::decision::Decision;
 use crate::limit::{Attempt, Limiter};
+use crate::observe::{self, LookedUp, Timer};
 use crate::patience::BoxSleep;
 use crate::rejection::{Protocol, Rejection, StoreError};
 use crate::respond::ratelimit::Advert;
@@ -60,9 +61,11 @@ impl Caller {
         match self {
             Self::Known(grant) => {
                 carrier = grant.carrier();
+                observe::admitted(carrier);
                 extensions.insert(grant);
             }
             Self::Unauthenticated(why, terms) => {
+                observe::passed(why);
                 // What a gate around this one found is not what this one lets pass.
                 extensions.remove::<CurrentGrant>();
                 extensions.insert(why);
@@ -82,7 +85,7 @@ pin_project_lite::pin_project! {
     /// What a parked request waits for.
     #[project = WaitProj]
     pub(super) enum Wait<F, G> {
-        Lookup { #[pin] future: F, deadline: Option<BoxSleep>, credential: Credential, attempt: Option<Attempt> },
+        Lookup { #[pin] future: F, deadline: Option<BoxSleep>, credential: Credential, timer: Timer, attempt: Option<Attempt> },
         Check { #[pin] future: G, caller: Option<Caller> },
     }
 }
@@ -225,14 +228,16 @@ impl<S, ReqB, A: Stations, R> Parked<S, ReqB, A, R> {
     fn poll_step(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Step<A>> {
         let parked = self.project();
         match parked.wait.project() {
-            WaitProj::Lookup { future, deadline, credential, attempt } => match future.poll(cx) {
+            WaitProj::Lookup { future, deadline, credential, timer, attempt } => match future.poll(cx) {
                 Poll::Ready(found) => {
+                    timer.looked_up(LookedUp::by(&found));
                     let Some((_, request)) = parked.rest else { completed() };
                     Poll::Ready(parked.shared.looked_up(found, *credential, attempt.take(), request))
                 }
                 Poll::Pending => {
                     let Some(sleep) = deadline else { return Poll::Pending };
                     ready!(sleep.as_mut().poll(cx));
+                    timer.looked_up(LookedUp::Deadline);
                     let patience = parked.shared.settings.patience.as_ref();
                     let deadline = patience.map(|patience| patience.deadline).unwrap_or_default();
                     let rejection = Rejection::unavailable(StoreError::deadline(deadline));

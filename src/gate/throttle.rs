@@ -8,6 +8,7 @@ use super::service::Found;
 use super::settings::Shared;
 use crate::head::Head;
 use crate::limit::{Attempt, WouldBeThrottled};
+use crate::observe::Timer;
 use crate::rejection::{Rejection, RejectionKind};
 use crate::token::Credential;
 
@@ -56,7 +57,7 @@ impl<A: Stations, R> Shared<A, R> {
         match self.attempt(request) {
             Ok(attempt) => {
                 let deadline = self.settings.patience.as_ref().map(|patience| patience.start());
-                Step::Wait(Wait::Lookup { future, deadline, credential, attempt })
+                Step::Wait(Wait::Lookup { future, deadline, credential, timer: Timer::start(), attempt })
             }
             Err(throttled) => Step::Refuse(throttled),
         }

@@ -20,6 +20,7 @@ use std::sync::{Arc, OnceLock, PoisonError};
 use super::decide::{FROZEN, Outcome, decide, give_back, read, swap};
 use crate::caller::Erased;
 use crate::grant::Subject;
+use crate::observe;
 use crate::policy::{Policy, PolicyName};
 use crate::quota::Quota;
 use crate::sync::{InMemoryState, Mutex, MutexGuard};
@@ -285,13 +286,23 @@ impl Accounts {
             }
         };
         gone.extend(map.places.insert(payer.subject.clone(), place));
+        self.tell(map);
         apart
     }
 
     /// Drops what nobody remembers and nobody owes.
     pub(super) fn sweep(&self, now: u64) {
         let mut gone = Vec::new();
-        self.lock().sweep(self.id, now, &mut gone);
+        let mut map = self.lock();
+        map.sweep(self.id, now, &mut gone);
+        self.tell(map);
+    }
+
+    /// How many there are, when nothing is locked any more.
+    fn tell(&self, map: MutexGuard<'_, Map>) {
+        let subjects = map.places.len();
+        drop(map);
+        observe::accounts(self.name.as_str(), subjects);
     }
 
     pub(super) fn len(&self) -> usize {

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use super::sketch::{Peer, Sketch};
 use super::{Clock, Time};
 use crate::head::Head;
+use crate::observe;
 use crate::quota::Quota;
 use crate::rejection::Rejection;
 
@@ -180,7 +181,10 @@ impl FailureThrottle {
             Ok(None) => return Ok(None),
             Ok(Some(peer)) => match self.sketch.begin(peer, self.time.now_ns()) {
                 Ok(()) => (Some(peer), None),
-                Err(wait) => (None, Some(Rejection::too_many_failures(wait))),
+                Err(wait) => {
+                    observe::throttled(self.dry_run);
+                    (None, Some(Rejection::too_many_failures(wait)))
+                }
             },
             Err(hint) => (None, Some(Rejection::misconfigured(hint))),
         };

@@ -9,7 +9,7 @@ use super::rule::{Rule, Scope};
 use crate::caller::CurrentGrant;
 use crate::decision::{Decision, Verdict};
 use crate::grant::Subject;
-use crate::policy::PolicyName;
+use crate::policy::{Policy, PolicyName};
 use crate::quota::Quota;
 
 /// Clones share their budgets.
@@ -176,11 +176,17 @@ fn decision(account: &Account, now: u64, cost: u32) -> Option<Decision> {
         Outcome::Admitted { tat } => (Verdict::Admitted, tat),
         Outcome::AboveBurst => (Verdict::CostAboveBurst, account.debt()?.max(now)),
     };
-    let (quota, full) = (policy.quota(), tat.saturating_sub(now));
+    Some(described(policy, verdict, tat.saturating_sub(now)))
+}
+
+/// The decision about a charge that has not to wait, where the budget is full after this time.
+#[inline]
+pub(super) fn described(policy: Policy, verdict: Verdict, full: u64) -> Decision {
+    let quota = policy.quota();
     // Cells that are used, a started one included; the next comes back when the started one is over. After a change of plan
     // more can be owed than the bucket holds.
     let used = full.div_ceil(quota.interval_ns()).min(quota.burst().into());
     let remaining = quota.burst() - used as u32;
     let more_in = full.saturating_sub(used.saturating_sub(1) * quota.interval_ns());
-    Some(Decision::from_ns(policy, verdict, remaining, more_in, full))
+    Decision::from_ns(policy, verdict, remaining, more_in, full)
 }

@@ -12,6 +12,7 @@ use crate::caller::CurrentGrant;
 use crate::decision::Decision;
 use crate::grant::Subject;
 use crate::head::Head;
+use crate::observe;
 use crate::policy::{InvalidPolicyName, PolicyName};
 use crate::quota::Quota;
 use crate::refund::Refund;
@@ -66,8 +67,8 @@ use crate::refund::Refund;
 pub struct RateLimits {
     first: Lane,
     more: Option<Arc<Further>>,
-    time: Arc<Time>,
-    has_refunds: bool,
+    pub(super) time: Arc<Time>,
+    pub(super) has_refunds: bool,
 }
 
 /// What a limiter with several policies has beside the usual.
@@ -288,10 +289,10 @@ impl RateLimits {
         let key: Arc<PartitionKey> = Arc::new(key);
         let mut limits = self;
         let tell = |lane: &Lane| lane.clone().changed(|rule| rule.partition_key = Some(Arc::clone(&key)));
-        limits.first = tell(&limits.first);
         if let Some(more) = limits.more.as_mut().map(Arc::make_mut) {
-            more.lanes = more.lanes.iter().map(tell).collect();
+            more.lanes = more.lanes.iter().map(&tell).collect();
         }
+        limits.first = tell(&limits.first);
         limits
     }
 
@@ -328,23 +329,35 @@ impl RateLimits {
     /// The decision about a caller; `None` is an anonymous one.
     #[inline]
     fn decide(&self, grant: Option<&CurrentGrant>, charge: Charge<'_>) -> Decision {
-        if self.more.is_some() || self.has_refunds {
-            return self.decide_rare(grant, charge);
+        let decision = if self.more.is_some() || self.has_refunds {
+            self.decide_rare(grant, &|_, rule| rule.cost(charge))
+        } else {
+            let (now, cost) = (self.time.now_ns(), self.first.rule().cost(charge));
+            self.first.charge(grant, now, cost).unwrap_or_else(Decision::unlimited)
+        };
+        // Who only looks charges nothing.
+        if !matches!(charge, Charge::Units(0)) {
+            observe::charged(&decision, grant);
         }
-        let (now, cost) = (self.time.now_ns(), self.first.rule().cost(charge));
-        self.first.charge(grant, now, cost).unwrap_or_else(Decision::unlimited)
+        decision
     }
 
-    fn decide_rare(&self, grant: Option<&CurrentGrant>, charge: Charge<'_>) -> Decision {
+    /// The same where it has been counted already what each policy costs.
+    #[cfg(feature = "redis")]
+    pub(crate) fn decide_counted(&self, grant: Option<&CurrentGrant>, costs: &[u32]) -> Decision {
+        self.decide_rare(grant, &|at, _| costs.get(at).copied().unwrap_or(0))
+    }
+
+    fn decide_rare(&self, grant: Option<&CurrentGrant>, cost: &dyn Fn(usize, &Rule) -> u32) -> Decision {
         let now = self.time.now_ns();
         let mut made: Vec<(Lane, Made)> = Vec::new();
         let decision = match &self.more {
             Some(more) => {
                 let keep = self.has_refunds.then_some(&mut made);
-                together::charge(&more.lanes, &more.turns, grant, now, charge, keep)
+                together::charge(&more.lanes, &more.turns, grant, now, cost, keep)
             }
             None => {
-                let cost = self.first.rule().cost(charge);
+                let cost = cost(0, self.first.rule());
                 let decision = self.first.charge(grant, now, cost).unwrap_or_else(Decision::unlimited);
                 made.extend(self.first.made(&decision, now, cost).map(|made| (self.first.clone(), made)));
                 decision

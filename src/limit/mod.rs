@@ -17,13 +17,15 @@
 //!    may be kept, with its principal, until the next [sweep](RateLimits::sweep), which happens while new subjects come.
 
 pub(crate) mod accounts;
-mod clock;
+pub(crate) mod clock;
 mod decide;
 mod failures;
 #[cfg(all(test, tollgate_shuttle))]
 mod interleavings;
 mod lane;
 mod memory;
+#[cfg(feature = "redis")]
+pub mod redis;
 mod rule;
 mod sketch;
 mod together;
@@ -70,7 +72,7 @@ pub enum Charge<'a> {
     note = "use `RateLimits::new(Quota::per_minute(180).with_burst(20))` or implement `Limiter`"
 )]
 pub trait Limiter: Send + Sync + 'static {
-    /// The future of a decision that has to be waited for; [`Immediate`] if there is none.
+    /// The future of a decision that has to be waited for; [`Immediate`](crate::Immediate) if there is none.
     type Future: Future<Output = Decision> + Send + 'static;
 
     /// Charges the budget of the grant's subject.

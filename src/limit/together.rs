@@ -14,9 +14,8 @@
 use std::hash::{BuildHasher as _, RandomState};
 use std::sync::PoisonError;
 
-use super::Charge;
 use super::lane::{Lane, Made};
-use super::rule::Scope;
+use super::rule::{Rule, Scope};
 use crate::caller::CurrentGrant;
 use crate::decision::Decision;
 use crate::sync::{Mutex, MutexGuard};
@@ -61,19 +60,19 @@ struct Part<'a> {
     decision: Decision,
 }
 
-/// Charges all lanes or none, and keeps what can be given back, if somebody wants it.
+/// Charges all lanes or none, each what it costs there, and keeps what can be given back, if somebody wants it.
 pub(super) fn charge(
     lanes: &[Lane],
     turns: &Turns,
     grant: Option<&CurrentGrant>,
     now: u64,
-    charge: Charge<'_>,
+    cost: &dyn Fn(usize, &Rule) -> u32,
     keep: Option<&mut Vec<(Lane, Made)>>,
 ) -> Decision {
-    let in_scope = |scope| lanes.iter().filter(move |lane| lane.rule().scope == scope);
+    let in_scope = |scope| lanes.iter().enumerate().filter(move |(_, lane)| lane.rule().scope == scope);
     let mut parts: Vec<Part<'_>> = in_scope(Scope::Subject)
         .chain(in_scope(Scope::All))
-        .map(|lane| Part { lane, cost: lane.rule().cost(charge), decision: Decision::unlimited() })
+        .map(|(at, lane)| Part { lane, cost: cost(at, lane.rule()), decision: Decision::unlimited() })
         .collect();
     let _turn = turns.of(grant).take();
     let _turn_of_all = (in_scope(Scope::All).count() > 1).then(|| turns.all.take());

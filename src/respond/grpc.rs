@@ -15,6 +15,7 @@ pub(super) fn head(rejection: &Rejection) -> Response<()> {
         RejectionKind::OverLimit => ("8", "the budget is spent"),
         RejectionKind::InsufficientScope => ("7", "the token lacks a scope"),
         RejectionKind::StoreUnavailable => ("14", "the token store is unavailable"),
+        RejectionKind::LimiterUnavailable => ("14", "the limiter is unavailable"),
         RejectionKind::Misconfigured => ("13", "the gate is not set up correctly"),
         // About a quota, and not about credentials: a client must not fetch a new token and try again.
         RejectionKind::CostAboveBurst => ("8", "the request costs more than the budget can ever hold"),

@@ -27,6 +27,7 @@ pub use challenge::{Challenge, ChallengeError, ErrorCode};
 pub use problem::{MapBody, Problem};
 pub use ratelimit::RateLimitHeaders;
 
+use crate::observe;
 use crate::rejection::{Protocol, Rejection, RejectionKind};
 use crate::token::Carrier;
 use terms::Terms;
@@ -61,8 +62,9 @@ pub trait Respond<B>: Send + Sync + 'static {
     fn respond(&self, rejection: &Rejection) -> Response<B>;
 
     /// Writes a refusal and puts it into the extensions of the response, as gates do, so that outer layers can count
-    /// and log it.
+    /// and log it. It is here that a refusal is [told](crate::observe) to recorders and subscribers.
     fn refuse(&self, rejection: Rejection) -> Response<B> {
+        observe::refused(&rejection);
         let mut response = self.respond(&rejection);
         response.extensions_mut().insert(rejection);
         response
@@ -126,7 +128,7 @@ fn status(kind: RejectionKind) -> StatusCode {
         RejectionKind::BodyTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
         RejectionKind::InsufficientScope => StatusCode::FORBIDDEN,
         RejectionKind::TooManyFailures | RejectionKind::OverLimit => StatusCode::TOO_MANY_REQUESTS,
-        RejectionKind::StoreUnavailable => StatusCode::SERVICE_UNAVAILABLE,
+        RejectionKind::StoreUnavailable | RejectionKind::LimiterUnavailable => StatusCode::SERVICE_UNAVAILABLE,
         RejectionKind::Misconfigured => StatusCode::INTERNAL_SERVER_ERROR,
     }
 }
@@ -166,6 +168,7 @@ fn bearer_challenge(rejection: &Rejection, terms: &Terms) -> Option<HeaderValue>
         | RejectionKind::BodyUnreadable
         | RejectionKind::BodyTimeout
         | RejectionKind::StoreUnavailable
+        | RejectionKind::LimiterUnavailable
         | RejectionKind::Misconfigured => return None,
     })
 }

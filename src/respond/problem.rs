@@ -125,6 +125,9 @@ fn body(rejection: &Rejection) -> Bytes {
         RejectionKind::StoreUnavailable => {
             blank!("503", "Service Unavailable", "The token could not be checked. This says nothing about the token.")
         }
+        RejectionKind::LimiterUnavailable => {
+            blank!("503", "Service Unavailable", "The budget of this token could not be read.")
+        }
         RejectionKind::Misconfigured => misconfigured(rejection.hint()),
         RejectionKind::TooManyFailures => Bytes::from_static(TOO_MANY_FAILURES.as_bytes()),
         RejectionKind::OverLimit => over_limit(rejection),

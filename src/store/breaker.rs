@@ -1,8 +1,7 @@
 use std::error::Error;
 use std::fmt;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -10,10 +9,13 @@ use thiserror::Error;
 
 use super::{Lookup, TokenStore};
 use crate::answer::Answer;
-use crate::limit::{Clock, MonotonicClock};
+use crate::breaker::{Pass, Switch};
+use crate::limit::Clock;
 use crate::patience::{BoxSleep, Patience, Sleep};
 use crate::rejection::StoreError;
 use crate::token::BearerToken;
+
+pub use crate::breaker::BreakerState;
 
 /// A store that is not asked while it is down, so that nobody waits for it, and it has time to come back.
 ///
@@ -40,56 +42,7 @@ use crate::token::BearerToken;
 pub struct Breaker<T> {
     store: Arc<T>,
     switch: Switch,
-}
-
-/// All of a breaker but its store.
-#[derive(Clone)]
-struct Switch {
-    settings: Arc<Settings>,
-    shared: Arc<Shared>,
-}
-
-#[derive(Clone)]
-struct Settings {
-    patience: Patience,
-    failures: u32,
-    pauses: (Duration, Duration),
-    clock: Arc<dyn Clock>,
-}
-
-#[derive(Default)]
-struct Shared {
-    /// How many look-ups in a row have failed.
-    failures: AtomicU32,
-    /// Whether `phase` is anything but closed, so that a closed breaker costs no lock.
-    tripped: AtomicBool,
-    phase: Mutex<Phase>,
-}
-
-#[derive(Clone, Copy, Default)]
-enum Phase {
-    #[default]
-    Closed,
-    Open {
-        until: Duration,
-        pause: Duration,
-    },
-    Probing {
-        /// When another may probe, because the one that does is not waited for, and not dropped either.
-        until: Duration,
-        pause: Duration,
-    },
-}
-
-/// What a [`Breaker`] does with look-ups, for those who watch it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum BreakerState {
-    /// It asks the store.
-    Closed,
-    /// It answers in the store's place.
-    Open,
-    /// It answers in the store's place, but for one look-up, which asks.
-    Probing,
+    patience: Arc<Patience>,
 }
 
 /// Why a look-up failed that the store did not answer.
@@ -104,27 +57,35 @@ pub enum BreakerError {
     Deadline,
 }
 
-const FAILURES: u32 = 5;
-const FIRST_PAUSE: Duration = Duration::from_secs(1);
-const LONGEST_PAUSE: Duration = Duration::from_secs(30);
-
 impl<T> Breaker<T> {
     /// Opens after 5 failures in a row, for 1 second at first, and for 30 at most. `deadline` is that of one look-up; give the
     /// gate a longer one, since who is dropped cannot count.
     pub fn new(store: T, deadline: Duration, sleep: impl Sleep) -> Self {
-        let settings = Settings {
-            patience: Patience::new(deadline, sleep),
-            failures: FAILURES,
-            pauses: (FIRST_PAUSE, LONGEST_PAUSE),
-            clock: Arc::new(MonotonicClock::new()),
-        };
-        Self { store: Arc::new(store), switch: Switch { settings: Arc::new(settings), shared: Arc::default() } }
+        let patience = Arc::new(Patience::new(deadline, sleep));
+        Self { store: Arc::new(store), switch: Switch::new(deadline), patience }
+    }
+
+    /// The same under a name of its own, by which [metrics and events](crate::observe) tell several breakers apart; `default`
+    /// if this is never called.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use tollgate::MemoryStore;
+    /// use tollgate::store::Breaker;
+    ///
+    /// let store = Breaker::new(MemoryStore::<()>::new(), Duration::from_secs(1), tokio::time::sleep).with_name("tokens");
+    /// # let _ = store;
+    /// ```
+    #[must_use]
+    pub fn with_name(mut self, name: &'static str) -> Self {
+        self.switch.set_name(name);
+        self
     }
 
     /// The same, open after so many failures in a row; 0 is taken as 1.
     #[must_use]
     pub fn with_failures(mut self, failures: u32) -> Self {
-        self.settings().failures = failures.max(1);
+        self.switch.set_failures(failures);
         self
     }
 
@@ -132,140 +93,21 @@ impl<T> Breaker<T> {
     /// doubling.
     #[must_use]
     pub fn with_pauses(mut self, first: Duration, longest: Duration) -> Self {
-        self.settings().pauses = (first, longest.max(first));
+        self.switch.set_pauses(first, longest);
         self
     }
 
     /// The same by another clock than the system's monotonic one.
     #[must_use]
     pub fn with_clock(mut self, clock: impl Clock) -> Self {
-        self.settings().clock = Arc::new(clock);
+        self.switch.set_clock(Arc::new(clock));
         self
     }
 
     /// What it does now.
     #[must_use]
     pub fn state(&self) -> BreakerState {
-        match *self.switch.shared.phase() {
-            Phase::Closed => BreakerState::Closed,
-            Phase::Open { .. } => BreakerState::Open,
-            Phase::Probing { .. } => BreakerState::Probing,
-        }
-    }
-
-    fn settings(&mut self) -> &mut Settings {
-        Arc::make_mut(&mut self.switch.settings)
-    }
-}
-
-impl Switch {
-    /// Lets a look-up pass, and says whether it is a probe, or when to come back.
-    #[inline]
-    fn enter(&self) -> Result<bool, StoreError> {
-        if self.shared.tripped.load(Ordering::Acquire) { self.probe() } else { Ok(false) }
-    }
-
-    #[cold]
-    fn probe(&self) -> Result<bool, StoreError> {
-        let deadline = self.settings.patience.deadline;
-        let now = self.settings.clock.now();
-        let mut phase = self.shared.phase();
-        let wait = match *phase {
-            Phase::Closed => return Ok(false),
-            Phase::Open { until, pause } | Phase::Probing { until, pause } if now >= until => {
-                // Room to spare for one that is waited for: its deadline counts from its first poll.
-                let until = now.saturating_add(deadline.saturating_mul(2).max(FIRST_PAUSE));
-                *phase = Phase::Probing { until, pause };
-                return Ok(true);
-            }
-            Phase::Open { until, .. } => until - now,
-            Phase::Probing { .. } => deadline,
-        };
-        Err(StoreError::new(BreakerError::Open).with_retry_after(wait))
-    }
-
-    #[inline]
-    fn succeeded(&self, is_probe: bool) {
-        // Read first: all look-ups share it, and it is 0 as a rule.
-        if self.shared.failures.load(Ordering::Relaxed) != 0 {
-            self.shared.failures.store(0, Ordering::Relaxed);
-        }
-        if is_probe {
-            let mut phase = self.shared.phase();
-            self.shared.set(&mut phase, Phase::Closed);
-        }
-    }
-
-    #[cold]
-    fn failed(&self, is_probe: bool) {
-        let failures = self.shared.failures.fetch_add(1, Ordering::Relaxed).saturating_add(1);
-        let now = self.settings.clock.now();
-        let (first, longest) = self.settings.pauses;
-        let mut phase = self.shared.phase();
-        let pause = match *phase {
-            Phase::Probing { pause, .. } if is_probe => pause.saturating_mul(2).min(longest),
-            Phase::Closed if failures >= self.settings.failures => first,
-            // One that began before the breaker opened says nothing new.
-            _ => return,
-        };
-        self.shared.set(&mut phase, Phase::Open { until: now.saturating_add(pause), pause });
-    }
-
-    #[inline]
-    fn end<P, E: Into<Box<dyn Error + Send + Sync>>>(
-        &self,
-        is_probe: bool,
-        found: Lookup<P, E>,
-    ) -> Lookup<P, StoreError> {
-        match found {
-            Ok(found) => {
-                self.succeeded(is_probe);
-                Ok(found)
-            }
-            Err(error) => {
-                self.failed(is_probe);
-                Err(StoreError::new(error))
-            }
-        }
-    }
-}
-
-impl Shared {
-    /// Under this lock only whole values are moved.
-    fn phase(&self) -> MutexGuard<'_, Phase> {
-        self.phase.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn set(&self, phase: &mut Phase, to: Phase) {
-        *phase = to;
-        self.tripped.store(!matches!(to, Phase::Closed), Ordering::Release);
-    }
-}
-
-/// A look-up that asks the store, and has to be waited for.
-struct Pass {
-    switch: Switch,
-    is_probe: bool,
-    has_ended: bool,
-}
-
-impl Pass {
-    fn end<P, E: Into<Box<dyn Error + Send + Sync>>>(&mut self, found: Lookup<P, E>) -> Lookup<P, StoreError> {
-        self.has_ended = true;
-        self.switch.end(self.is_probe, found)
-    }
-}
-
-impl Drop for Pass {
-    /// A probe that nobody waits for any more leaves the turn to the next look-up.
-    fn drop(&mut self) {
-        if self.is_probe && !self.has_ended {
-            let shared = &self.switch.shared;
-            let mut phase = shared.phase();
-            if let Phase::Probing { pause, .. } = *phase {
-                shared.set(&mut phase, Phase::Open { until: Duration::ZERO, pause });
-            }
-        }
+        self.switch.state()
     }
 }
 
@@ -277,13 +119,20 @@ impl<T: TokenStore> TokenStore for Breaker<T> {
     fn lookup(&self, token: &BearerToken<'_>) -> Answer<Self::Future> {
         let is_probe = match self.switch.enter() {
             Ok(is_probe) => is_probe,
-            Err(error) => return Answer::Ready(Err(error)),
+            Err(wait) => return Answer::Ready(Err(StoreError::new(BreakerError::Open).with_retry_after(wait))),
         };
         match self.store.lookup(token) {
-            Answer::Ready(found) => Answer::Ready(self.switch.end(is_probe, found)),
+            Answer::Ready(Ok(found)) => {
+                self.switch.succeeded(is_probe);
+                Answer::Ready(Ok(found))
+            }
+            Answer::Ready(Err(error)) => {
+                self.switch.failed(is_probe);
+                Answer::Ready(Err(StoreError::new(error)))
+            }
             Answer::Pending(future) => {
-                let pass = Pass { switch: self.switch.clone(), is_probe, has_ended: false };
-                Answer::Pending(BreakerFuture { future, deadline: None, pass })
+                let pass = Pass::new(&self.switch, is_probe);
+                Answer::Pending(BreakerFuture { future, deadline: None, patience: Arc::clone(&self.patience), pass })
             }
         }
     }
@@ -296,6 +145,7 @@ pin_project_lite::pin_project! {
         future: F,
         // Starts with the first poll, as the look-up does.
         deadline: Option<BoxSleep>,
+        patience: Arc<Patience>,
         pass: Pass,
     }
 }
@@ -310,19 +160,23 @@ where
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.project();
         if let Poll::Ready(found) = this.future.poll(cx) {
-            return Poll::Ready(this.pass.end(found));
+            this.pass.end(found.is_ok());
+            return Poll::Ready(found.map_err(StoreError::new));
         }
-        let deadline = this.deadline.get_or_insert_with(|| this.pass.switch.settings.patience.start());
+        let deadline = this.deadline.get_or_insert_with(|| this.patience.start());
         match deadline.as_mut().poll(cx) {
             Poll::Pending => Poll::Pending,
-            Poll::Ready(()) => Poll::Ready(this.pass.end(Err(BreakerError::Deadline))),
+            Poll::Ready(()) => {
+                this.pass.end(false);
+                Poll::Ready(Err(StoreError::new(BreakerError::Deadline)))
+            }
         }
     }
 }
 
 impl<T> Clone for Breaker<T> {
     fn clone(&self) -> Self {
-        Self { store: Arc::clone(&self.store), switch: self.switch.clone() }
+        Self { store: Arc::clone(&self.store), switch: self.switch.clone(), patience: Arc::clone(&self.patience) }
     }
 }
 

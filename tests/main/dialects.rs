@@ -80,7 +80,7 @@ fn made() -> impl Strategy<Value = Made> {
         let most = u32::try_from(((1_u64 << 62) - 1) / interval).unwrap_or(u32::MAX);
         Quota::one_per(Duration::from_nanos(interval)).with_burst(burst.clamp(1, most))
     });
-    let verdicts = vec![Verdict::Admitted, Verdict::OverLimit, Verdict::CostAboveBurst];
+    let verdicts = vec![Verdict::Admitted, Verdict::OverLimit, Verdict::CostAboveBurst, Verdict::Unavailable];
     let numbers = prop_oneof![0..40_u32, Just(u32::MAX), any::<u32>()];
     let key = prop::option::of(prop::collection::vec(any::<u8>(), 0..40));
     (("[ -~]{1,64}", quota, prop::sample::select(verdicts), numbers), (times(), times(), key, any::<u64>())).prop_map(
@@ -171,10 +171,15 @@ fn assert_verdict(made: &Made, response: &Response<Body>) -> Option<u64> {
         Verdict::Admitted => 200,
         Verdict::OverLimit => 429,
         Verdict::CostAboveBurst => 400,
+        Verdict::Unavailable => 503,
     };
     assert_eq!(response.status(), status);
     let wait = field(response.headers(), "retry-after").map(number);
-    assert_eq!(wait.is_some(), made.verdict == Verdict::OverLimit, "who waits is told how long, and nobody else");
+    assert_eq!(
+        wait.is_some(),
+        matches!(made.verdict, Verdict::OverLimit | Verdict::Unavailable),
+        "who waits is told how long, and nobody else"
+    );
     if let Some(wait) = wait {
         assert!(wait > 0 && (is_rounded_up(wait, kept(made.more_in)) || made.more_in.is_zero() && wait == 1));
     }

@@ -9,10 +9,15 @@ use std::path::{Path, PathBuf};
 /// A file's level and, on the levels where rooms do not know each other, its room.
 fn place(file: &str) -> (u8, &str) {
     match file {
-        "answer.rs" | "caller.rs" | "decision.rs" | "grant.rs" | "head.rs" | "patience.rs" | "policy.rs"
-        | "quota.rs" | "refund.rs" | "rejection.rs" | "scopes.rs" | "sync.rs" | "token.rs" => (0, "words"),
+        "answer.rs" | "breaker.rs" | "caller.rs" | "decision.rs" | "grant.rs" | "head.rs" | "patience.rs"
+        | "policy.rs" | "quota.rs" | "refund.rs" | "rejection.rs" | "scopes.rs" | "sync.rs" | "token.rs" => {
+            (0, "words")
+        }
+        // Told by all stations, and knows none.
+        _ if file.starts_with("observe/") => (0, "words"),
         // What a grant remembers, and what a decision and a rejection are written with.
         "limit/accounts.rs"
+        | "limit/clock.rs"
         | "limit/decide.rs"
         | "respond/challenge.rs"
         | "respond/list.rs"
@@ -123,5 +128,22 @@ fn only_the_gate_knows_tower() {
         let knows = text.lines().any(|line| line.contains("tower_service::") || line.contains("tower_layer::"));
         let in_gate = path.components().any(|part| part.as_os_str() == "gate");
         assert!(!knows || in_gate, "{} knows tower", path.display());
+    }
+}
+
+#[test]
+fn only_observe_names_tracing_and_metrics() {
+    let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let mut paths = Vec::new();
+    sources(&src, &mut paths);
+    for path in paths {
+        let text = fs::read_to_string(&path).unwrap();
+        let code = text.lines().filter(|line| !line.trim_start().starts_with("//"));
+        let names = code.filter(|line| {
+            let told = line.contains("tracing::") || line.contains("metrics::");
+            told || line.contains("\"tracing\"") || line.contains("\"metrics\"")
+        });
+        let observes = path.strip_prefix(&src).unwrap().components().any(|part| part.as_os_str() == "observe");
+        assert!(names.count() == 0 || observes, "{} names tracing or metrics", path.display());
     }
 }

@@ -62,6 +62,7 @@ proptest! {
                 Verdict::Admitted => admitted.push((hands.ns(), units)),
                 Verdict::OverLimit => prop_assert!(units <= quota.burst()),
                 Verdict::CostAboveBurst => prop_assert!(units > quota.burst()),
+                Verdict::Unavailable => prop_assert!(false, "memory is always there"),
             }
         }
         assert_bounded(&admitted, quota.burst(), interval)?;

@@ -13,21 +13,35 @@ mod challenges;
 mod cli;
 mod dialects;
 mod doors;
+#[cfg(feature = "redis")]
+mod fleet;
 mod gate;
 #[cfg(feature = "introspection")]
 mod introspection;
 mod kit;
+#[cfg(feature = "redis")]
+mod leases;
 mod levels;
 mod limits;
+#[cfg(any(feature = "redis", all(feature = "sqlite", feature = "postgres")))]
+mod machine;
 mod mint;
+#[cfg(any(feature = "metrics", feature = "tracing"))]
+mod observe;
 #[cfg(all(feature = "sqlite", feature = "postgres"))]
 mod outages;
 mod peppers;
 mod policies;
-#[cfg(all(feature = "sqlite", feature = "postgres"))]
+#[cfg(any(feature = "redis", all(feature = "sqlite", feature = "postgres")))]
+#[allow(dead_code, reason = "not every fault is for every server")]
 mod proxy;
 mod quotas;
 mod readiness;
+#[cfg(feature = "redis")]
+mod redis;
+#[cfg(feature = "redis")]
+#[allow(dead_code, reason = "servers offer what tests may need")]
+mod redis_servers;
 mod secrets;
 #[cfg(all(feature = "sqlite", feature = "postgres"))]
 mod servers;

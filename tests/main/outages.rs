@@ -11,8 +11,9 @@ use tollgate::store::sql::{Database, NewGrant};
 use tower::ServiceBuilder;
 
 use crate::kit::*;
+use crate::machine::say;
 use crate::proxy::{Fault, Proxy};
-use crate::servers::{Home, on_each_database, say};
+use crate::servers::{Home, on_each_database};
 
 const DEADLINE: Duration = Duration::from_secs(1);
 /// Nothing takes so long, on any machine, unless it hangs.

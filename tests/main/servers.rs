@@ -1,15 +1,16 @@
-//! The servers that tests talk to, where they are there.
+//! The databases that tests talk to, where they are there.
 //!
 //! Where one is missing its tests say `skipped: no PostgreSQL` with their names, and fail if `TOLLGATE_REQUIRE_SERVERS`
 //! is set.
 
 use std::future::Future;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use sqlx::{Connection as _, PgConnection};
 use tollgate::store::sql::Database;
+
+use crate::machine::{skip, unique};
 
 /// Runs a test on SQLite and on PostgreSQL, each with empty tables of its own.
 pub async fn on_each_database<F: Future<Output = ()>>(test: &str, run: impl Fn(Home) -> F) {
@@ -112,24 +113,6 @@ async fn postgres_server(test: &str) -> Option<String> {
         _ = connection.close().await;
         return Some(server);
     }
-    assert!(
-        std::env::var_os("TOLLGATE_REQUIRE_SERVERS").is_none(),
-        "{test}: no PostgreSQL, and TOLLGATE_REQUIRE_SERVERS is set"
-    );
-    say(format_args!("skipped: no PostgreSQL: {test}"));
+    skip("PostgreSQL", test);
     None
-}
-
-/// Past the capture of the test harness, so that it is seen.
-pub fn say(what: std::fmt::Arguments<'_>) {
-    use std::io::Write as _;
-    _ = writeln!(std::io::stderr(), "{what}");
-}
-
-fn unique() -> String {
-    static COUNT: AtomicU64 = AtomicU64::new(0);
-    let mut random = [0; 6];
-    getrandom::fill(&mut random).unwrap();
-    let random: String = random.iter().map(|byte| format!("{byte:02x}")).collect();
-    format!("{random}_{}", COUNT.fetch_add(1, Ordering::Relaxed))
 }

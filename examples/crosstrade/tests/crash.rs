@@ -19,7 +19,7 @@ const CHILD: &str = "CROSSTRADE_TEST_DATABASE";
 async fn the_program() {
     let Ok(url) = std::env::var(CHILD) else { return };
     let listen = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
-    crate::serve(Options { listen, database: Some(url), errors: Errors::Problem }).await.unwrap();
+    crate::serve(Options { listen, database: Some(url), metrics: None, errors: Errors::Problem }).await.unwrap();
 }
 
 #[tokio::test]

@@ -9,8 +9,9 @@ use crate::instructions;
 #[test]
 fn arguments() {
     let parse = |args: &[&str]| parse(&args.iter().map(ToString::to_string).collect::<Vec<_>>());
-    let serve =
-        |addr: &str, errors| Ok(Command::Serve(Options { listen: addr.parse().unwrap(), database: None, errors }));
+    let serve = |addr: &str, errors| {
+        Ok(Command::Serve(Options { listen: addr.parse().unwrap(), database: None, metrics: None, errors }))
+    };
     assert_eq!(parse(&[]), serve("127.0.0.1:8080", Errors::Problem));
     assert_eq!(parse(&["--listen", "[::1]:0"]), serve("[::1]:0", Errors::Problem));
     assert_eq!(parse(&["--crosstrade-errors", "--listen", "[::1]:0"]), serve("[::1]:0", Errors::CrossTrade));
@@ -18,9 +19,14 @@ fn arguments() {
     let Ok(Command::Serve(options)) = parse(&["--database", "sqlite://tokens.db"]) else { panic!("it serves") };
     assert_eq!(options.database.as_deref(), Some("sqlite://tokens.db"));
 
+    let Ok(Command::Serve(options)) = parse(&["--metrics", "127.0.0.1:9464"]) else { panic!("it serves") };
+    assert_eq!(options.metrics, Some("127.0.0.1:9464".parse().unwrap()));
+
     let error = |args: &[&str]| parse(args).unwrap_err();
     assert_eq!(error(&["--database"]), "`--database` needs a URL");
     assert_eq!(error(&["--listen"]), "`--listen` needs an address and a port");
+    assert_eq!(error(&["--metrics"]), "`--metrics` needs an address and a port");
+    assert_eq!(error(&["--metrics", "9464"]), "`9464` is no address and port, such as 127.0.0.1:8080");
     assert_eq!(error(&["--listen", "8080"]), "`8080` is no address and port, such as 127.0.0.1:8080");
     assert_eq!(error(&["--port", "8080"]), "unknown argument `--port`");
 }

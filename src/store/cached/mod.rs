@@ -15,6 +15,7 @@ use memory::{Memory, Remembered};
 use super::{Change, Lookup, TokenStore};
 use crate::answer::Answer;
 use crate::limit::{Clock, Time};
+use crate::observe::{self, Cached};
 use crate::rejection::StoreError;
 use crate::token::{BearerToken, TokenDigest};
 
@@ -313,16 +314,21 @@ impl<T: TokenStore> TokenStore for CachedStore<T> {
         let now = inner.settings.now();
         match inner.memory.recall(token.digest(), now) {
             Remembered::Known(known) if known.is_usable(now, Duration::ZERO) => {
+                observe::cached(Cached::Hit);
                 return Answer::Ready(Ok(Some(known.grant())));
             }
             Remembered::Known(known) if known.is_usable(now, inner.settings.stale_while_revalidate) => {
+                observe::cached(Cached::Stale);
                 return match inner.refresh(token, now) {
                     Some(Ok(found)) => Answer::Ready(Ok(found)),
                     Some(Err(_)) | None => Answer::Ready(Ok(Some(known.grant()))),
                 };
             }
-            Remembered::Unknown => return Answer::Ready(Ok(None)),
-            Remembered::Known(_) | Remembered::Nothing => {}
+            Remembered::Unknown => {
+                observe::cached(Cached::Unknown);
+                return Answer::Ready(Ok(None));
+            }
+            Remembered::Known(_) | Remembered::Nothing => observe::cached(Cached::Miss),
         }
         match inner.ask(token, now) {
             Answer::Ready(found) => Answer::Ready(found),

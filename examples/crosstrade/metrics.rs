@@ -1,0 +1,46 @@
+//! What the service counts, in the text format of Prometheus, on a listener of its own: `--metrics ADDRESS:PORT`.
+//!
+//! It is not for the world: it asks nobody who he is, and tells how many callers are refused and why. Listen on an address that
+//! only the scraper reaches.
+
+use std::error::Error;
+use std::time::Duration;
+
+use axum::Router;
+use axum::http::header;
+use axum::routing::get;
+use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle, PrometheusRecorder};
+
+/// The bounds of all histograms, which are of seconds. Those that OBSERVE.md suggests.
+const BUCKETS: [f64; 12] = [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5];
+/// How often what histograms have gathered is put into their buckets, so that it takes no memory where nobody scrapes.
+const UPKEEP: Duration = Duration::from_secs(5);
+
+pub(crate) fn recorder() -> Result<PrometheusRecorder, BuildError> {
+    let builder = PrometheusBuilder::new();
+    Ok(builder.set_buckets_for_metric(Matcher::Suffix("_seconds".to_owned()), &BUCKETS)?.build_recorder())
+}
+
+/// Makes the recorder that of the process, and has it looked after.
+pub(crate) fn install() -> Result<PrometheusHandle, Box<dyn Error>> {
+    let recorder = recorder()?;
+    let handle = recorder.handle();
+    metrics::set_global_recorder(recorder).map_err(|error| error.to_string())?;
+    tollgate::observe::describe_metrics();
+    let kept = handle.clone();
+    tokio::spawn(async move {
+        loop {
+            tokio::time::sleep(UPKEEP).await;
+            kept.run_upkeep();
+        }
+    });
+    Ok(handle)
+}
+
+pub(crate) fn app(handle: PrometheusHandle) -> Router {
+    let render = move || {
+        let text = handle.render();
+        async move { ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text) }
+    };
+    Router::new().route("/metrics", get(render))
+}

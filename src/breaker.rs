@@ -1,0 +1,221 @@
+//! A switch in front of what may be down, so that nobody waits for it, and it has time to come back.
+//!
+//! # Rules
+//!
+//! 1. Closed, it lets all pass. So many failures in a row open it, for a pause; a success in between starts the count anew.
+//! 2. Open, it lets nobody pass. After the pause it lets one pass, the probe, whose success closes it, and whose failure
+//!    opens it for twice as long.
+//! 3. Who is dropped on the way counts neither way, and leaves a probe's turn to the next.
+
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use crate::limit::clock::{Clock, MonotonicClock};
+use crate::observe;
+
+const FAILURES: u32 = 5;
+const FIRST_PAUSE: Duration = Duration::from_secs(1);
+const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+
+/// Clones share their state, and have settings of their own once these are changed.
+#[derive(Clone)]
+pub(crate) struct Switch {
+    settings: Arc<Settings>,
+    shared: Arc<Shared>,
+}
+
+#[derive(Clone)]
+struct Settings {
+    name: &'static str,
+    deadline: Duration,
+    failures: u32,
+    pauses: (Duration, Duration),
+    clock: Arc<dyn Clock>,
+}
+
+#[derive(Default)]
+struct Shared {
+    /// How many in a row have failed.
+    failures: AtomicU32,
+    /// Whether `phase` is anything but closed, so that a closed breaker costs no lock.
+    tripped: AtomicBool,
+    phase: Mutex<Phase>,
+}
+
+#[derive(Clone, Copy, Default)]
+enum Phase {
+    #[default]
+    Closed,
+    Open {
+        until: Duration,
+        pause: Duration,
+    },
+    Probing {
+        /// When another may probe, because the one that does is not waited for, and not dropped either.
+        until: Duration,
+        pause: Duration,
+    },
+}
+
+/// What a breaker does, for those who watch it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BreakerState {
+    /// It asks what stands behind it.
+    Closed,
+    /// It answers in its place.
+    Open,
+    /// It answers in its place, but for one, which asks.
+    Probing,
+}
+
+impl Switch {
+    /// Opens after 5 failures in a row, for 1 second at first, and for 30 at most. `deadline` is that of one who passes.
+    pub(crate) fn new(deadline: Duration) -> Self {
+        let settings = Settings {
+            name: "default",
+            deadline,
+            failures: FAILURES,
+            pauses: (FIRST_PAUSE, LONGEST_PAUSE),
+            clock: Arc::new(MonotonicClock::new()),
+        };
+        Self { settings: Arc::new(settings), shared: Arc::default() }
+    }
+
+    /// By which metrics and events tell breakers apart.
+    pub(crate) fn set_name(&mut self, name: &'static str) {
+        self.settings().name = name;
+    }
+
+    #[cfg(feature = "redis")]
+    pub(crate) fn set_deadline(&mut self, deadline: Duration) {
+        self.settings().deadline = deadline;
+    }
+
+    /// 0 is taken as 1.
+    pub(crate) fn set_failures(&mut self, failures: u32) {
+        self.settings().failures = failures.max(1);
+    }
+
+    pub(crate) fn set_pauses(&mut self, first: Duration, longest: Duration) {
+        self.settings().pauses = (first, longest.max(first));
+    }
+
+    pub(crate) fn set_clock(&mut self, clock: Arc<dyn Clock>) {
+        self.settings().clock = clock;
+    }
+
+    fn settings(&mut self) -> &mut Settings {
+        Arc::make_mut(&mut self.settings)
+    }
+
+    pub(crate) fn state(&self) -> BreakerState {
+        match *self.phase() {
+            Phase::Closed => BreakerState::Closed,
+            Phase::Open { .. } => BreakerState::Open,
+            Phase::Probing { .. } => BreakerState::Probing,
+        }
+    }
+
+    /// Lets one pass, and says whether it is a probe, or when to come back.
+    #[inline]
+    pub(crate) fn enter(&self) -> Result<bool, Duration> {
+        if self.shared.tripped.load(Ordering::Acquire) { self.probe() } else { Ok(false) }
+    }
+
+    #[cold]
+    fn probe(&self) -> Result<bool, Duration> {
+        let deadline = self.settings.deadline;
+        let now = self.settings.clock.now();
+        let phase = self.phase();
+        match *phase {
+            Phase::Closed => Ok(false),
+            Phase::Open { until, pause } | Phase::Probing { until, pause } if now >= until => {
+                // Room to spare for one that is waited for: its deadline counts from its first poll.
+                let until = now.saturating_add(deadline.saturating_mul(2).max(FIRST_PAUSE));
+                self.turn(phase, Phase::Probing { until, pause });
+                Ok(true)
+            }
+            Phase::Open { until, .. } => Err(until - now),
+            Phase::Probing { .. } => Err(deadline),
+        }
+    }
+
+    #[inline]
+    pub(crate) fn succeeded(&self, is_probe: bool) {
+        // Read first: all who pass share it, and it is 0 as a rule.
+        if self.shared.failures.load(Ordering::Relaxed) != 0 {
+            self.shared.failures.store(0, Ordering::Relaxed);
+        }
+        if is_probe {
+            self.turn(self.phase(), Phase::Closed);
+        }
+    }
+
+    #[cold]
+    pub(crate) fn failed(&self, is_probe: bool) {
+        let failures = self.shared.failures.fetch_add(1, Ordering::Relaxed).saturating_add(1);
+        let now = self.settings.clock.now();
+        let (first, longest) = self.settings.pauses;
+        let phase = self.phase();
+        let pause = match *phase {
+            Phase::Probing { pause, .. } if is_probe => pause.saturating_mul(2).min(longest),
+            Phase::Closed if failures >= self.settings.failures => first,
+            // One that began before the breaker opened says nothing new.
+            _ => return,
+        };
+        self.turn(phase, Phase::Open { until: now.saturating_add(pause), pause });
+    }
+
+    /// Under this lock only whole values are moved.
+    fn phase(&self) -> MutexGuard<'_, Phase> {
+        self.shared.phase.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    #[cold]
+    fn turn(&self, mut phase: MutexGuard<'_, Phase>, to: Phase) {
+        *phase = to;
+        self.shared.tripped.store(!matches!(to, Phase::Closed), Ordering::Release);
+        let state = match to {
+            Phase::Closed => observe::Breaker::Closed,
+            Phase::Open { .. } => observe::Breaker::Open,
+            Phase::Probing { .. } => observe::Breaker::Probing,
+        };
+        observe::breaker_is(self.settings.name, state);
+        drop(phase);
+        observe::breaker_turned(self.settings.name, state);
+    }
+}
+
+/// One that was let pass, and has to be waited for.
+pub(crate) struct Pass {
+    switch: Switch,
+    is_probe: bool,
+    has_ended: bool,
+}
+
+impl Pass {
+    pub(crate) fn new(switch: &Switch, is_probe: bool) -> Self {
+        Self { switch: switch.clone(), is_probe, has_ended: false }
+    }
+
+    pub(crate) fn end(&mut self, has_succeeded: bool) {
+        self.has_ended = true;
+        match has_succeeded {
+            true => self.switch.succeeded(self.is_probe),
+            false => self.switch.failed(self.is_probe),
+        }
+    }
+}
+
+impl Drop for Pass {
+    /// A probe that nobody waits for any more leaves the turn to the next.
+    fn drop(&mut self) {
+        if self.is_probe && !self.has_ended {
+            let phase = self.switch.phase();
+            if let Phase::Probing { pause, .. } = *phase {
+                self.switch.turn(phase, Phase::Open { until: Duration::ZERO, pause });
+            }
+        }
+    }
+}

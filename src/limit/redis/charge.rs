@@ -1,0 +1,174 @@
+//! One charge: what is remembered, then the breaker, then Redis, then what is decided without it.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use redis::RedisResult;
+
+use super::connect::{Link, Open};
+use super::denied::Denied;
+use super::gcra::{self, Part, State};
+use super::key::{Everybody, Keys, Tag};
+use super::limits::RedisFuture;
+use super::outage::Outage;
+use super::refund;
+use super::stocks::Stocks;
+use crate::answer::Answer;
+use crate::breaker::{Pass, Switch};
+use crate::caller::CurrentGrant;
+use crate::decision::Decision;
+use crate::limit::rule::{Rule, Scope};
+use crate::limit::{Charge, RateLimits, Refund};
+use crate::policy::Policy;
+use crate::quota::Quota;
+
+/// What all clones of a limiter share. A clone of this has settings of its own.
+#[derive(Clone)]
+pub(super) struct Shared {
+    pub(super) keys: Arc<Keys>,
+    pub(super) link: Arc<Link>,
+    pub(super) deadline: Duration,
+    pub(super) switch: Switch,
+    pub(super) denied: Arc<Denied>,
+    pub(super) outage: Outage,
+    pub(super) limits: RateLimits,
+    /// What was bought ahead, if that is wanted.
+    pub(super) stocks: Option<Arc<Stocks>>,
+}
+
+/// A charge, and all that is needed to make it later.
+pub(super) struct Asked {
+    pub(super) tag: Tag,
+    /// Those policies that limit this caller.
+    pub(super) parts: Vec<Part>,
+    /// What each policy costs.
+    pub(super) costs: Vec<u32>,
+    /// `None` is an anonymous caller.
+    pub(super) grant: Option<CurrentGrant>,
+}
+
+impl Shared {
+    /// Counts what a charge costs, and makes it.
+    pub(super) fn check(self: &Arc<Self>, grant: Option<&CurrentGrant>, charge: Charge<'_>) -> Answer<RedisFuture> {
+        let costs: Vec<_> = self.limits.rules().map(|rule| rule.cost(charge)).collect();
+        match self.pay(grant, &costs) {
+            Some(decision) => Answer::Ready(decision),
+            None => self.begin(self.asked(grant, costs)),
+        }
+    }
+
+    /// Finds the budgets of a charge.
+    fn asked(&self, grant: Option<&CurrentGrant>, costs: Vec<u32>) -> Asked {
+        let tag = grant.map_or_else(Tag::default, |grant| self.keys.tag(grant.subject()));
+        let part = |((at, rule), &cost): ((usize, &Rule), &u32)| {
+            let (key, policy) = self.budget(rule, grant, tag)?;
+            Some(Part { at, key, policy, cost, binds: !rule.is_dry_run })
+        };
+        let parts = self.limits.rules().enumerate().zip(&costs).filter_map(part).collect();
+        Asked { tag, parts, costs, grant: grant.cloned() }
+    }
+
+    /// Which budget a caller has by a rule, if it limits him.
+    fn budget(&self, rule: &Rule, grant: Option<&CurrentGrant>, tag: Tag) -> Option<(Vec<u8>, Policy)> {
+        let quota = quota_of(rule, grant)?;
+        let policy = match (rule.scope, grant) {
+            (Scope::Subject, None) => Policy::named(&rule.anonymous_name(), quota),
+            _ => Policy::named(&rule.name, quota),
+        };
+        let key = match (rule.scope, grant) {
+            (Scope::All, _) => self.keys.of_all(Everybody::Shared, policy.name()),
+            (Scope::Subject, Some(_)) => self.keys.of_subject(tag, policy.name()),
+            (Scope::Subject, None) => self.keys.of_all(Everybody::Anonymous, policy.name()),
+        };
+        Some((key, policy))
+    }
+
+    fn begin(self: &Arc<Self>, asked: Asked) -> Answer<RedisFuture> {
+        if asked.parts.is_empty() {
+            return Answer::Ready(Decision::unlimited());
+        }
+        if let Some(states) = self.denied.recall(&asked.tag, &asked.parts, self.limits.time.now_ns()) {
+            return Answer::Ready(self.decision(&asked, &states));
+        }
+        match self.switch.enter() {
+            Ok(is_probe) => {
+                let pass = Pass::new(&self.switch, is_probe);
+                Answer::Pending(RedisFuture::new(Arc::clone(self).ask(asked, pass)))
+            }
+            Err(wait) => Answer::Ready(self.outage.decide(&asked, wait)),
+        }
+    }
+
+    async fn ask(self: Arc<Self>, asked: Asked, pass: Pass) -> Decision {
+        if let Some(stocks) = self.stocks.as_ref().filter(|stocks| stocks.have_leases_of(&asked.parts)) {
+            return self.ask_ahead(stocks, &asked, pass).await;
+        }
+        let asked_at = self.limits.time.now_ns();
+        let charge = async |open: &mut Open| gcra::charge(open, &asked.parts, &[]).await;
+        let Some(reply) = self.with_redis(self.deadline, pass, charge).await else {
+            return self.outage.decide(&asked, self.deadline);
+        };
+        let decision = self.decision(&asked, &reply.states);
+        if !self.limits.has_refunds {
+            let told_at = self.limits.time.now_ns();
+            self.denied.remember(asked.tag, &asked.parts, &reply.states, asked_at, told_at);
+            return decision;
+        }
+        let charged = if decision.is_admitted() { refund::charged(asked.parts, &reply) } else { Vec::new() };
+        match charged.is_empty() {
+            true => decision,
+            false => decision.with_refund(Refund::new(move || self.give_back(charged))),
+        }
+    }
+
+    async fn give_back(self: Arc<Self>, charged: Vec<refund::Charged>) {
+        if let Ok(is_probe) = self.switch.enter() {
+            let pass = Pass::new(&self.switch, is_probe);
+            _ = self
+                .with_redis(self.deadline, pass, async |open: &mut Open| refund::give_back(open, &charged).await)
+                .await;
+        }
+    }
+
+    /// Runs a command within this time. `None`: Redis has failed.
+    pub(super) async fn with_redis<T>(
+        &self,
+        time: Duration,
+        mut pass: Pass,
+        command: impl AsyncFnOnce(&mut Open) -> RedisResult<T>,
+    ) -> Option<T> {
+        let attempt = self.link.attempt(self.deadline);
+        let command = async {
+            let mut open = attempt.clone().open().await?;
+            command(&mut open).await
+        };
+        let done = tokio::time::timeout(time, command).await.ok().and_then(Result::ok);
+        pass.end(done.is_some());
+        if done.is_none() {
+            self.link.forget(&attempt);
+        }
+        done
+    }
+
+    pub(super) fn decision(&self, asked: &Asked, states: &[State]) -> Decision {
+        let made = |(part, state): (&Part, &State)| self.marked(part.at, part.decision(*state), asked.grant.as_ref());
+        Decision::all_of(asked.parts.iter().zip(states).map(made))
+    }
+
+    /// The decision of one policy, with what else is to be told of it.
+    pub(super) fn marked(&self, at: usize, decision: Decision, grant: Option<&CurrentGrant>) -> Decision {
+        match self.limits.rules().nth(at) {
+            Some(rule) => rule.mark(decision, grant),
+            None => decision,
+        }
+    }
+}
+
+/// What a caller has by a rule, if it limits him.
+pub(super) fn quota_of(rule: &Rule, grant: Option<&CurrentGrant>) -> Option<Quota> {
+    match (rule.scope, grant) {
+        (Scope::All, _) => Some(rule.quota),
+        (Scope::Subject, Some(grant)) => Some(rule.quota_of(grant).unwrap_or(rule.quota)),
+        (Scope::Subject, None) => rule.anonymous,
+    }
+}

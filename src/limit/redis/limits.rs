@@ -1,0 +1,215 @@
+use std::fmt;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use super::RedisLimitsError;
+use super::charge::Shared;
+use super::connect::Link;
+use super::denied::Denied;
+use super::key::Keys;
+use super::lease::Leases;
+use super::outage::{Outage, WhenDown};
+use super::server::RedisServer;
+use super::stocks::Stocks;
+use crate::answer::Answer;
+use crate::breaker::{BreakerState, Switch};
+use crate::caller::CurrentGrant;
+use crate::decision::Decision;
+use crate::limit::clock::Clock;
+use crate::limit::rule::Scope;
+use crate::limit::{Charge, Limiter, RateLimits};
+
+/// Budgets in Redis, which all servers that name the same Redis, prefix and secret share.
+///
+/// With [refunds](RateLimits::with_refunds), no refusal is remembered, since another server may give something back, and
+/// each asks Redis. A refund that Redis does not take in time is lost.
+///
+/// Clones share the connection and all that is remembered. Its policies, costs and clock are those of the [`RateLimits`] that
+/// it is made of; budgets in memory are used only while Redis is away.
+///
+/// ```
+/// use tollgate::limit::redis::{RedisLimits, RedisServer};
+/// use tollgate::{AuthLayer, Grant, MemoryStore, Quota, RateLimits};
+///
+/// # let secret = [7; 32];
+/// let policies = RateLimits::new(Quota::per_minute(180).with_burst(20));
+/// let limits = RedisLimits::new(policies, RedisServer::single("redis://127.0.0.1:6379")?, secret)?;
+/// let tokens = MemoryStore::from_iter([("a-token", Grant::new("alice", ()))]);
+/// let gate = AuthLayer::new(tokens).with_rate_limit(limits);
+/// # let _ = gate;
+/// # Ok::<_, tollgate::limit::redis::RedisLimitsError>(())
+/// ```
+///
+/// It waits by tokio's clock, and so must be polled on tokio.
+#[derive(Clone)]
+pub struct RedisLimits {
+    shared: Arc<Shared>,
+}
+
+const DEADLINE: Duration = Duration::from_millis(250);
+
+impl RedisLimits {
+    /// These policies in that Redis, with their costs, dry runs and refunds. The secret is 32 random bytes or more, the same on all servers; it keeps subjects out of
+    /// Redis, and another one begins with full budgets.
+    ///
+    /// Nothing is connected yet, and Redis need not be there.
+    ///
+    /// # Errors
+    ///
+    /// If the secret is too short, or Redis is a cluster and there are policies of each subject beside some that
+    /// [all share](RateLimits::shared_by_all): these are in different slots, and cannot be charged in one step.
+    pub fn new(limits: RateLimits, redis: RedisServer, secret: impl AsRef<[u8]>) -> Result<Self, RedisLimitsError> {
+        let keys = Keys::new(secret.as_ref())?;
+        let link = Link::new(redis);
+        let has = |scope| limits.rules().any(|rule| rule.scope == scope);
+        if link.is_cluster() && has(Scope::Subject) && has(Scope::All) {
+            return Err(RedisLimitsError::SharedOnCluster);
+        }
+        let mut switch = Switch::new(DEADLINE);
+        switch.set_clock(Arc::clone(&limits.time) as Arc<dyn Clock>);
+        let shared = Shared {
+            keys: Arc::new(keys),
+            link: Arc::new(link),
+            deadline: DEADLINE,
+            switch,
+            denied: Arc::new(Denied::default()),
+            outage: Outage::new(&limits, WhenDown::default()),
+            limits,
+            stocks: None,
+        };
+        Ok(Self { shared: Arc::new(shared) })
+    }
+
+    /// The same under another prefix than `tollgate:`, by which budgets of several services are told apart.
+    ///
+    /// # Errors
+    ///
+    /// If the prefix has a brace, which would say to a cluster where the key belongs.
+    pub fn with_prefix(mut self, prefix: &str) -> Result<Self, RedisLimitsError> {
+        let keys = Keys::clone(&self.shared.keys).with_prefix(prefix)?;
+        let shared = self.shared_mut();
+        shared.keys = Arc::new(keys);
+        // These are other budgets.
+        shared.denied = Arc::default();
+        shared.stocks = shared.stocks.as_deref().map(|stocks| Arc::new(stocks.emptied()));
+        Ok(self)
+    }
+
+    /// The same with another time in which Redis has to have answered; 250 milliseconds if this is never called.
+    #[must_use]
+    pub fn with_deadline(mut self, deadline: Duration) -> Self {
+        let shared = self.shared_mut();
+        shared.deadline = deadline;
+        shared.switch.set_deadline(deadline);
+        self
+    }
+
+    /// The same with another answer while Redis is away.
+    #[must_use]
+    pub fn with_when_down(mut self, when_down: WhenDown) -> Self {
+        let shared = self.shared_mut();
+        shared.outage = Outage::new(&shared.limits, when_down);
+        self
+    }
+
+    /// The same, not asking Redis any more after so many failures in a row, rather than 5; 0 is taken as 1.
+    #[must_use]
+    pub fn with_failures(mut self, failures: u32) -> Self {
+        self.shared_mut().switch.set_failures(failures);
+        self
+    }
+
+    /// The same with other pauses before a charge may ask Redis again: the first one, and the longest, to which it grows by
+    /// doubling. 1 second and 30 if this is never called.
+    #[must_use]
+    pub fn with_pauses(mut self, first: Duration, longest: Duration) -> Self {
+        self.shared_mut().switch.set_pauses(first, longest);
+        self
+    }
+
+    /// The same, buying cells ahead by the rules of [`Leases`], so that most charges are answered at once. Without it Redis is
+    /// asked at each charge.
+    ///
+    /// A limiter [with refunds](RateLimits::with_refunds) asks Redis all the same: what is given back belongs to no lease.
+    ///
+    /// ```
+    /// use tollgate::limit::redis::{Leases, RedisLimits, RedisServer};
+    /// use tollgate::{Quota, RateLimits};
+    ///
+    /// # let secret = [7; 32];
+    /// let policies = RateLimits::new(Quota::per_second(1_000));
+    /// let limits = RedisLimits::new(policies, RedisServer::single("redis://127.0.0.1:6379")?, secret)?
+    ///     .with_leases(Leases::default());
+    /// # let _ = limits;
+    /// # Ok::<_, tollgate::limit::redis::RedisLimitsError>(())
+    /// ```
+    #[must_use]
+    pub fn with_leases(mut self, leases: Leases) -> Self {
+        let shared = self.shared_mut();
+        shared.stocks = (!shared.limits.has_refunds).then(|| Arc::new(Stocks::new(leases)));
+        self
+    }
+
+    /// Charges, or reads the state with [`Charge::Units`] of 0: for handlers that charge by themselves.
+    #[must_use = "a decision that nobody looks at limits nobody"]
+    pub async fn charge(&self, grant: &CurrentGrant, charge: Charge<'_>) -> Decision {
+        self.check(grant, charge).wait().await
+    }
+
+    /// Whether Redis is asked, for those who watch it.
+    #[must_use]
+    pub fn state(&self) -> BreakerState {
+        self.shared.switch.state()
+    }
+
+    fn shared_mut(&mut self) -> &mut Shared {
+        Arc::make_mut(&mut self.shared)
+    }
+}
+
+impl Limiter for RedisLimits {
+    type Future = RedisFuture;
+
+    fn check(&self, grant: &CurrentGrant, charge: Charge<'_>) -> Answer<Self::Future> {
+        self.shared.check(Some(grant), charge)
+    }
+
+    fn check_anonymous(&self, charge: Charge<'_>) -> Answer<Self::Future> {
+        self.shared.check(None, charge)
+    }
+}
+
+impl fmt::Debug for RedisLimits {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RedisLimits")
+            .field("limits", &self.shared.limits)
+            .field("state", &self.state())
+            .finish_non_exhaustive()
+    }
+}
+
+/// A decision that Redis is asked for. Dropped before it is over, it may or may not have charged.
+#[must_use = "futures do nothing unless they are polled"]
+pub struct RedisFuture(Pin<Box<dyn Future<Output = Decision> + Send>>);
+
+impl RedisFuture {
+    pub(super) fn new(decision: impl Future<Output = Decision> + Send + 'static) -> Self {
+        Self(Box::pin(decision))
+    }
+}
+
+impl Future for RedisFuture {
+    type Output = Decision;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Decision> {
+        self.0.as_mut().poll(cx)
+    }
+}
+
+impl fmt::Debug for RedisFuture {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("RedisFuture(..)")
+    }
+}

@@ -1,0 +1,58 @@
+//! Budgets that several servers share, in Redis (6 or later) or Valkey.
+//!
+//! # Rules
+//!
+//! 1. Redis decides, by its own clock, in one step a charge: over all servers together no more is admitted than
+//!    [`RateLimits`](super::RateLimits) in one process would admit.
+//! 2. What Redis has refused is refused here until the time that it named, without asking again.
+//! 3. Nobody waits longer than the [deadline](RedisLimits::with_deadline). While Redis is away, [`WhenDown`] decides, and
+//!    decisions say so ([`Decision::is_local`](crate::Decision::is_local)).
+//! 4. With [leases](RedisLimits::with_leases) servers buy cells ahead, so that most charges are answered at once. No more is
+//!    admitted by that.
+//! 5. Redis sees no subject and no token (`key.rs`), and keeps nothing that is not owed: each key ends when its budget is
+//!    full.
+
+use thiserror::Error;
+
+mod charge;
+mod connect;
+mod denied;
+mod gcra;
+mod key;
+mod lease;
+#[cfg(test)]
+mod lease_tests;
+mod leased;
+mod limits;
+mod outage;
+mod refund;
+mod script;
+mod server;
+mod stocks;
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test says by panicking that it failed")]
+mod tests;
+
+pub use crate::breaker::BreakerState;
+pub use lease::Leases;
+pub use limits::{RedisFuture, RedisLimits};
+pub use outage::WhenDown;
+pub use server::RedisServer;
+
+/// Why no [`RedisLimits`] can be made of this.
+#[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum RedisLimitsError {
+    /// An address is no URL of Redis, or the addresses of one set do not fit together. It is not shown: it may hold a password.
+    #[error("no URL of a Redis server, or URLs that do not belong together")]
+    Url,
+    /// The secret has fewer than 32 bytes.
+    #[error("a secret has 32 bytes or more")]
+    ShortSecret,
+    /// A prefix has a brace.
+    #[error("a prefix of keys has no braces")]
+    Prefix,
+    /// On a cluster, policies that all share stand beside policies of each subject.
+    #[error("on a cluster a budget that all share cannot be charged in one step with one of a subject")]
+    SharedOnCluster,
+}

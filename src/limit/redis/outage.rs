@@ -1,0 +1,72 @@
+//! What is decided while Redis is away.
+
+use std::num::NonZeroU32;
+use std::time::Duration;
+
+use super::charge::Asked;
+use crate::decision::{Decision, Verdict};
+use crate::limit::RateLimits;
+
+/// What is decided while Redis is away, or too slow. Such decisions say that they [are local](Decision::is_local).
+///
+/// When Redis is back its budgets are used again. What was spent meanwhile is not carried there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum WhenDown {
+    /// Nobody is let in: 503.
+    Refuse,
+    /// Everybody is let in, and nothing is counted.
+    Admit,
+    /// Each server has budgets of its own, in memory, of the rate and burst divided by the number of servers. The default, with
+    /// 1 server: set the true number.
+    ///
+    /// Budgets are full when the first outage begins, and fill up between outages. In an outage of time `t`, all servers together
+    /// admit a subject up to `max(burst, nodes) + rate x t` beside what Redis had admitted: a burst cannot be less than 1 on
+    /// each. A charge that is larger than the divided burst is refused with 503, since only Redis could have admitted it.
+    LocalBudget {
+        /// How many servers share the budgets.
+        nodes: NonZeroU32,
+    },
+}
+
+impl Default for WhenDown {
+    fn default() -> Self {
+        Self::LocalBudget { nodes: NonZeroU32::MIN }
+    }
+}
+
+/// The same with budgets.
+#[derive(Clone)]
+pub(super) enum Outage {
+    Refuse,
+    Admit,
+    Local(RateLimits),
+}
+
+impl Outage {
+    pub(super) fn new(limits: &RateLimits, when_down: WhenDown) -> Self {
+        match when_down {
+            WhenDown::Refuse => Self::Refuse,
+            WhenDown::Admit => Self::Admit,
+            WhenDown::LocalBudget { nodes } => Self::Local(limits.divided_by(nodes)),
+        }
+    }
+
+    /// Decides a charge without Redis, which may be there again after `wait`.
+    pub(super) fn decide(&self, asked: &Asked, wait: Duration) -> Decision {
+        let decision = match self {
+            Self::Refuse => Decision::unavailable(wait),
+            Self::Admit => Decision::unlimited(),
+            Self::Local(limits) => {
+                let decision = limits.decide_counted(asked.grant.as_ref(), &asked.costs);
+                let can_ever_fit =
+                    asked.parts.iter().all(|part| !part.binds || part.cost <= part.policy.quota().burst());
+                match decision.verdict() {
+                    Verdict::CostAboveBurst if can_ever_fit && !decision.is_admitted() => Decision::unavailable(wait),
+                    _ => decision,
+                }
+            }
+        };
+        decision.made_locally()
+    }
+}

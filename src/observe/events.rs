@@ -1,0 +1,93 @@
+use std::error::Error;
+use std::fmt::Write as _;
+
+use super::{Breaker, name};
+use crate::grant::GrantId;
+use crate::policy::Policy;
+use crate::rejection::{Protocol, Rejection, RejectionKind};
+
+const TARGET: &str = "tollgate";
+
+macro_rules! refusal {
+    ($level:ident, $rejection:ident) => {
+        tracing::event!(
+            target: TARGET,
+            tracing::Level::$level,
+            kind = name($rejection.kind()),
+            protocol = match $rejection.protocol() {
+                Protocol::Http => "http",
+                Protocol::Grpc => "grpc",
+            },
+            grant = $rejection.grant().map(GrantId::as_str),
+            policy = policies($rejection).as_deref(),
+            retry_after_s = $rejection.retry_after_secs(),
+            error = causes($rejection).as_deref(),
+            hint = Some($rejection.hint()).filter(|hint| !hint.is_empty()),
+            "{}", $rejection
+        )
+    };
+}
+
+pub(super) fn refused(rejection: &Rejection) {
+    match rejection.kind() {
+        // What anybody can send, as often as he likes: a log that is read every day must not be his to fill.
+        RejectionKind::Missing
+        | RejectionKind::MalformedToken
+        | RejectionKind::UnknownToken
+        | RejectionKind::InvalidRequest
+        | RejectionKind::BodyTooLarge
+        | RejectionKind::BodyUnreadable
+        | RejectionKind::BodyTimeout
+        | RejectionKind::TooManyFailures => refusal!(DEBUG, rejection),
+        // What needs a token that a store knows.
+        RejectionKind::NotYetValid
+        | RejectionKind::ExpiredToken
+        | RejectionKind::SenderConstrained
+        | RejectionKind::InsufficientScope
+        | RejectionKind::InsufficientUserAuthentication
+        | RejectionKind::OverLimit
+        | RejectionKind::CostAboveBurst => refusal!(INFO, rejection),
+        // The service's own faults: one that passes, and one that somebody has to mend.
+        RejectionKind::StoreUnavailable | RejectionKind::LimiterUnavailable => refusal!(WARN, rejection),
+        RejectionKind::Misconfigured => refusal!(ERROR, rejection),
+    }
+}
+
+/// Whose limits were met, separated by commas.
+fn policies(rejection: &Rejection) -> Option<String> {
+    let violated: Vec<&str> = rejection.decision()?.violated().map(Policy::name).collect();
+    Some(violated.join(", "))
+}
+
+/// Why a store failed, from the outside in.
+fn causes(rejection: &Rejection) -> Option<String> {
+    let mut cause = rejection.source()?.source();
+    let mut text = String::new();
+    while let Some(error) = cause {
+        let separator = if text.is_empty() { "" } else { ": " };
+        // Writing into a string does not fail.
+        _ = write!(text, "{separator}{error}");
+        cause = error.source();
+    }
+    Some(text)
+}
+
+pub(super) fn would_refuse(policy: &str, grant: Option<&GrantId>) {
+    let grant = grant.map(GrantId::as_str);
+    tracing::event!(target: TARGET, tracing::Level::INFO, policy, grant, "a policy that only watches would have refused");
+}
+
+pub(super) fn breaker_turned(breaker: &'static str, to: Breaker) {
+    let state = to.name();
+    match to {
+        Breaker::Open => {
+            tracing::event!(target: TARGET, tracing::Level::WARN, breaker, state, "what has failed is not asked for a while");
+        }
+        Breaker::Probing => {
+            tracing::event!(target: TARGET, tracing::Level::DEBUG, breaker, state, "one request tries it");
+        }
+        Breaker::Closed => {
+            tracing::event!(target: TARGET, tracing::Level::INFO, breaker, state, "it is there again");
+        }
+    }
+}

@@ -1,0 +1,229 @@
+use std::collections::BTreeMap;
+use std::fmt::{Debug, Write as _};
+use std::sync::{Arc, Mutex};
+
+use tollgate::store::Breaker;
+use tollgate::{Answer, BearerToken, TokenStore as _};
+use tracing::field::{Field, Visit};
+use tracing::span::{Attributes, Id, Record};
+use tracing::{Event, Metadata, Subscriber};
+
+use super::*;
+
+/// What was told: level, fields, and the message among them.
+#[derive(Debug)]
+struct Told {
+    level: String,
+    fields: BTreeMap<&'static str, String>,
+}
+
+/// A subscriber that keeps the events of the crate, and that sees all levels.
+#[derive(Clone, Default)]
+struct Ear(Arc<Mutex<Vec<Told>>>);
+
+impl Ear {
+    fn take(&self) -> Vec<Told> {
+        std::mem::take(&mut *self.0.lock().unwrap())
+    }
+}
+
+struct Fields<'a>(&'a mut BTreeMap<&'static str, String>);
+
+impl Visit for Fields<'_> {
+    fn record_str(&mut self, field: &Field, value: &str) {
+        self.0.insert(field.name(), value.to_owned());
+    }
+
+    fn record_debug(&mut self, field: &Field, value: &dyn Debug) {
+        self.0.insert(field.name(), format!("{value:?}"));
+    }
+}
+
+impl Subscriber for Ear {
+    fn enabled(&self, metadata: &Metadata<'_>) -> bool {
+        metadata.target().starts_with("tollgate")
+    }
+
+    fn event(&self, event: &Event<'_>) {
+        assert_eq!(event.metadata().target(), "tollgate");
+        let mut fields = BTreeMap::new();
+        event.record(&mut Fields(&mut fields));
+        self.0.lock().unwrap().push(Told { level: event.metadata().level().to_string(), fields });
+    }
+
+    fn new_span(&self, _: &Attributes<'_>) -> Id {
+        panic!("the gate makes no spans")
+    }
+
+    fn record(&self, _: &Id, _: &Record<'_>) {}
+    fn record_follows_from(&self, _: &Id, _: &Id) {}
+    fn enter(&self, _: &Id) {}
+    fn exit(&self, _: &Id) {}
+}
+
+#[tokio::test]
+async fn each_refusal_is_one_event_that_says_why() {
+    let ear = Ear::default();
+    let _listening = tracing::subscriber::set_default(ear.clone());
+    for case in cases() {
+        let rejection = case.answer.await.extensions().get::<Rejection>().cloned().unwrap();
+        let [told] = &ear.take()[..] else { panic!("{} is not told once", case.kind) };
+        let field = |name: &str| told.fields.get(name).map(String::as_str);
+        assert_eq!(told.level, kinds()[case.kind].0, "{}", case.kind);
+        assert_eq!(field("kind"), Some(case.kind));
+        assert_eq!(field("message"), Some(&*rejection.to_string()));
+        assert_eq!(field("protocol"), Some(if case.grpc { "grpc" } else { "http" }));
+        assert_eq!(field("grant"), case.grant, "{}", case.kind);
+        assert_eq!(field("policy"), case.policy, "{}", case.kind);
+        assert_eq!(field("retry_after_s"), case.retry_after_s.map(|s| s.to_string()).as_deref(), "{}", case.kind);
+        assert_eq!(field("error"), case.error, "{}", case.kind);
+        assert_eq!(field("hint").is_some(), case.kind == "misconfigured", "{}", case.kind);
+        let known: Vec<String> = table("field").iter().flat_map(|row| quoted(&row[0])).collect();
+        for name in told.fields.keys().filter(|name| **name != "message") {
+            assert!(known.iter().any(|known| known == name), "OBSERVE.md does not know `{name}`");
+        }
+    }
+}
+
+/// Handlers refuse by an extractor's rejection, or by the gate.
+#[tokio::test]
+async fn handlers_refusals_are_told_too() {
+    let ear = Ear::default();
+    let _listening = tracing::subscriber::set_default(ear.clone());
+    let handler = |_: tollgate::Authenticated<()>| async {};
+    let app: axum::Router = axum::Router::new().route("/", axum::routing::get(handler));
+    let request = Request::get("/").body(axum::body::Body::empty()).unwrap();
+    assert_eq!(tower::ServiceExt::oneshot(app, request).await.unwrap().status(), 500);
+    let told = ear.take();
+    assert_eq!(told.len(), 1);
+    assert_eq!((&*told[0].level, &*told[0].fields["kind"]), ("ERROR", "misconfigured"));
+    assert!(told[0].fields["hint"].contains("Perhaps you forgot to add `AuthLayer`"));
+}
+
+#[tokio::test]
+async fn what_is_admitted_is_no_event() {
+    let ear = Ear::default();
+    let _listening = tracing::subscriber::set_default(ear.clone());
+    let service = gate(alice()).with_optional_authentication().layer(echo());
+    for request in [with_token(TOKEN), get(), preflight()] {
+        assert_eq!(send(&service, request).await.status(), 200);
+    }
+    assert!(ear.take().is_empty());
+}
+
+#[test]
+fn policies_on_trial_say_whom_they_would_refuse() {
+    let ear = Ear::default();
+    let _listening = tracing::subscriber::set_default(ear.clone());
+    let limits = RateLimits::named("trial", Quota::per_minute(1)).unwrap().with_dry_run().with_clock(|| Duration::ZERO);
+    let who = tollgate::Authenticated::new(alice()).current();
+    for events in [0, 1] {
+        assert!(limits.check_now(&who, ONE).is_admitted());
+        let told = ear.take();
+        assert_eq!(told.len(), events);
+        for Told { level, fields } in told {
+            assert_eq!((&*level, &*fields["policy"], &*fields["grant"]), ("INFO", "trial", "alice"));
+        }
+    }
+}
+
+#[tokio::test]
+async fn breakers_are_told_of_when_they_turn() {
+    let ear = Ear::default();
+    let _listening = tracing::subscriber::set_default(ear.clone());
+    let ill = Arc::new(Mutex::new(true));
+    let asked = ill.clone();
+    let store = from_fn(move |_| {
+        let ill = *asked.lock().unwrap();
+        async move { if ill { Err("ill") } else { Ok(None::<Grant<()>>) } }
+    });
+    let hands = Hands::default();
+    let clock = hands.clone();
+    let breaker = Breaker::new(store, Duration::from_secs(1), tokio::time::sleep)
+        .with_name("database")
+        .with_failures(2)
+        .with_pauses(Duration::from_secs(1), Duration::from_secs(1))
+        .with_clock(move || Duration::from_nanos(clock.ns()));
+    let look_up = || async {
+        match breaker.lookup(&BearerToken::new(TOKEN)) {
+            Answer::Ready(found) => found.is_ok(),
+            Answer::Pending(future) => future.await.is_ok(),
+        }
+    };
+    for _ in 0..4 {
+        look_up().await;
+    }
+    hands.advance(Duration::from_secs(2));
+    *ill.lock().unwrap() = false;
+    assert!(look_up().await);
+    let told: Vec<_> = ear.take().into_iter().map(|told| (told.level, told.fields["state"].clone())).collect();
+    assert_eq!(told, [("WARN", "open"), ("DEBUG", "probing"), ("INFO", "closed")].map(|(a, b)| (a.into(), b.into())));
+}
+
+/// A subscriber may look at what it is told of: nothing is locked then.
+#[test]
+fn who_is_told_of_a_breaker_may_look_at_it() {
+    type Watched = Breaker<tollgate::BoxStore<()>>;
+
+    struct Looks(Arc<Mutex<Option<Watched>>>, Arc<Mutex<String>>);
+
+    impl Subscriber for Looks {
+        fn enabled(&self, metadata: &Metadata<'_>) -> bool {
+            metadata.target() == "tollgate"
+        }
+        fn event(&self, _: &Event<'_>) {
+            let breaker = self.0.lock().unwrap();
+            write!(self.1.lock().unwrap(), "{:?}", breaker.as_ref().unwrap().state()).unwrap();
+        }
+        fn new_span(&self, _: &Attributes<'_>) -> Id {
+            Id::from_u64(1)
+        }
+        fn record(&self, _: &Id, _: &Record<'_>) {}
+        fn record_follows_from(&self, _: &Id, _: &Id) {}
+        fn enter(&self, _: &Id) {}
+        fn exit(&self, _: &Id) {}
+    }
+
+    let store = tollgate::BoxStore::new(from_fn(|_| async { Err::<Option<Grant<()>>, _>("ill") }));
+    let breaker = Breaker::new(store, Duration::from_secs(1), tokio::time::sleep).with_failures(1);
+    let seen = Arc::<Mutex<String>>::default();
+    let looks = Looks(Arc::new(Mutex::new(Some(breaker.clone()))), seen.clone());
+    // Apart, so that a thread that waits for itself is noticed.
+    let (done, is_done) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        let _listening = tracing::subscriber::set_default(looks);
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+        let found = runtime.block_on(async { breaker.lookup(&BearerToken::new(TOKEN)).wait().await });
+        done.send(found.is_err()).unwrap();
+    });
+    assert_eq!(is_done.recv_timeout(Duration::from_secs(20)), Ok(true), "it waits for itself");
+    assert_eq!(*seen.lock().unwrap(), "Open");
+}
+
+#[tokio::test]
+async fn no_event_holds_a_token_or_a_digest() {
+    let ear = Ear::default();
+    let _listening = tracing::subscriber::set_default(ear.clone());
+    for case in cases() {
+        case.answer.await;
+    }
+    // And what goes through every other door.
+    let gate = gate(alice().with_expiry(SystemTime::UNIX_EPOCH))
+        .with_discouraged_query_token("access_token")
+        .unwrap()
+        .with_api_key_header(http::HeaderName::from_static("x-api-key"))
+        .unwrap();
+    let service = gate.layer(echo());
+    for (target, field, value) in [
+        (format!("/?access_token={TOKEN}"), "x-other", TOKEN),
+        ("/".to_owned(), "x-api-key", TOKEN),
+        (format!("/?access_token={TOKEN}"), "x-api-key", TOKEN),
+        (format!("/{TOKEN}"), "cookie", TOKEN),
+    ] {
+        let request = Request::get(target).header(field, value).body(Body::default()).unwrap();
+        assert!(send(&service, request).await.status().is_client_error());
+    }
+    let told = ear.take();
+    assert_eq!(told.len(), cases().len() + 4);
+    assert_clean(&format!("{told:?}"));
+}

@@ -1,0 +1,243 @@
+//! What the service can watch: each refusal, admission, charge and look-up is told once, and nothing told is a secret.
+
+use std::collections::BTreeMap;
+use std::convert::Infallible;
+use std::pin::Pin;
+use std::time::{Duration, SystemTime};
+
+use base64::prelude::{BASE64_STANDARD, BASE64_STANDARD_NO_PAD, BASE64_URL_SAFE_NO_PAD, Engine as _};
+use bytes::Bytes;
+use http::{Request, Response};
+use http_body::Frame;
+use http_body_util::StreamBody;
+use tollgate::gate::BodyDoors;
+use tollgate::limit::FailureThrottle;
+use tollgate::store::from_fn;
+use tollgate::{AuthLayer, Grant, MemoryStore, Quota, RateLimits, Rejection, TokenDigest};
+use tower::{Layer, Service};
+
+use crate::kit::*;
+
+#[cfg(feature = "tracing")]
+mod events;
+#[cfg(feature = "metrics")]
+mod numbers;
+#[cfg(feature = "metrics")]
+mod page;
+
+type Answer = Pin<Box<dyn Future<Output = Response<Body>>>>;
+
+/// A request that is refused, and what is to be told of it.
+pub struct Case {
+    pub kind: &'static str,
+    pub grpc: bool,
+    pub grant: Option<&'static str>,
+    pub policy: Option<&'static str>,
+    pub retry_after_s: Option<u64>,
+    pub error: Option<&'static str>,
+    pub answer: Answer,
+}
+
+impl Case {
+    fn new(kind: &'static str, answer: impl Future<Output = Response<Body>> + 'static) -> Self {
+        let answer = Box::pin(answer);
+        Self { kind, grpc: false, grant: None, policy: None, retry_after_s: None, error: None, answer }
+    }
+
+    fn of(self, grant: &'static str) -> Self {
+        Self { grant: Some(grant), ..self }
+    }
+}
+
+fn gate(grant: Grant<()>) -> AuthLayer<MemoryStore<()>> {
+    AuthLayer::new(MemoryStore::from_iter([(TOKEN, grant)]))
+}
+
+fn alice() -> Grant<()> {
+    Grant::new("alice", ())
+}
+
+/// An answer of a gate for this grant to a request with these `Authorization` lines.
+async fn to(grant: Grant<()>, lines: &'static [&'static str]) -> Response<Body> {
+    let mut request = get();
+    for line in lines {
+        request.headers_mut().append("authorization", line.replace("TOKEN", TOKEN).parse().unwrap());
+    }
+    send(&gate(grant).layer(echo()), request).await
+}
+
+/// A webhook whose body has these frames, and then never ends.
+async fn webhook(frames: Vec<Result<&'static str, &'static str>>) -> Response<Body> {
+    use futures_util::StreamExt as _;
+
+    let doors = BodyDoors::new(Duration::from_millis(20), tokio::time::sleep).with_json("key").unwrap().with_limit(64);
+    let service = gate(alice())
+        .with_body_doors(doors)
+        .layer(tower::service_fn(|_| async { Ok::<_, Infallible>(Response::new(Body::default())) }));
+    let frames =
+        frames.into_iter().map(|frame| frame.map(|text| Frame::data(Bytes::from(text.replace("TOKEN", TOKEN)))));
+    let body = StreamBody::new(futures_util::stream::iter(frames).chain(futures_util::stream::pending()));
+    answer_to(service, Request::post("/").header("content-type", "application/json").body(body).unwrap()).await
+}
+
+async fn answer_to<S, B>(mut service: S, request: Request<B>) -> Response<Body>
+where
+    S: Service<Request<B>, Response = Response<Body>, Error = Infallible>,
+{
+    service.call(request).await.unwrap_or_else(|never| match never {})
+}
+
+async fn over(limits: RateLimits, requests: usize) -> Response<Body> {
+    let service = gate(alice()).with_rate_limit(limits).layer(echo());
+    for _ in 1..requests {
+        send(&service, with_token(TOKEN)).await;
+    }
+    send(&service, with_token(TOKEN)).await
+}
+
+/// Fails by another gate, of which nobody is told.
+async fn failed_once(failures: &FailureThrottle) {
+    #[cfg(feature = "tracing")]
+    let _nobody = tracing::subscriber::set_default(tracing::subscriber::NoSubscriber::default());
+    #[cfg(feature = "metrics")]
+    let nothing = metrics::NoopRecorder;
+    #[cfg(feature = "metrics")]
+    let _nowhere = metrics::set_default_local_recorder(&nothing);
+    let gate = AuthLayer::new(MemoryStore::<()>::new()).with_failure_throttle(failures.clone());
+    assert_eq!(send(&gate.layer(echo()), with_token(TOKEN)).await.status(), 401);
+}
+
+/// One of each kind. All that present something present [`TOKEN`].
+pub fn cases() -> Vec<Case> {
+    let (past, future) = (SystemTime::UNIX_EPOCH, SystemTime::now() + Duration::from_secs(3_600));
+    let orders = || RateLimits::named("orders", Quota::per_minute(1)).unwrap().with_clock(|| Duration::ZERO);
+    let failing = || from_fn(|_| async { Err::<Option<Grant<()>>, _>(std::io::Error::other("connection refused")) });
+    let waiting = AuthLayer::waiting(failing(), Duration::from_secs(1), tokio::time::sleep);
+    vec![
+        Case::new("missing", to(alice(), &[])),
+        Case {
+            grpc: true,
+            ..Case::new("missing", async {
+                let request = Request::get("/").header("content-type", "application/grpc").body(Body::default());
+                send(&gate(alice()).layer(echo()), request.unwrap()).await
+            })
+        },
+        Case::new("malformed_token", to(alice(), &["Bearer TOKEN TOKEN"])),
+        Case::new("unknown_token", async {
+            send(&AuthLayer::new(MemoryStore::<()>::new()).layer(echo()), with_token(TOKEN)).await
+        }),
+        Case::new("not_yet_valid", to(alice().with_not_before(future), &["Bearer TOKEN"])).of("alice"),
+        Case::new("expired_token", to(alice().with_expiry(past), &["Bearer TOKEN"])).of("alice"),
+        Case::new("sender_constrained", to(alice().with_sender_constraint(), &["Bearer TOKEN"])).of("alice"),
+        Case::new("invalid_request", to(alice(), &["Bearer TOKEN", "Bearer TOKEN"])),
+        Case::new("insufficient_scope", async {
+            let gate = gate(alice());
+            send(&gate.layer(gate.require_scopes(["trade"]).unwrap().layer(echo())), with_token(TOKEN)).await
+        })
+        .of("alice"),
+        Case::new("insufficient_user_authentication", async {
+            let step_up = Rejection::insufficient_user_authentication(["myACR"], None).unwrap();
+            gate(alice()).refuse(step_up)
+        }),
+        Case {
+            retry_after_s: Some(3_600),
+            ..Case::new("too_many_failures", async {
+                let failures =
+                    FailureThrottle::new(Quota::per_hour(1), |_| Some("a peer")).with_clock(|| Duration::ZERO);
+                // One failure is let in, and not counted among those that the test looks at.
+                failed_once(&failures).await;
+                let gate = AuthLayer::new(MemoryStore::<()>::new()).with_failure_throttle(failures);
+                send(&gate.layer(echo()), with_token(TOKEN)).await
+            })
+        },
+        Case {
+            policy: Some("orders, all"),
+            retry_after_s: Some(60),
+            ..Case::new("over_limit", over(orders().and("all", Quota::per_minute(1)).unwrap(), 2)).of("alice")
+        },
+        Case {
+            policy: Some("orders"),
+            retry_after_s: Some(60),
+            ..Case::new("over_limit", over(orders(), 2)).of("alice")
+        },
+        Case {
+            policy: Some("orders"),
+            ..Case::new("cost_above_burst", over(orders().with_cost(|_| 2), 1)).of("alice")
+        },
+        Case::new(
+            "body_too_large",
+            webhook(vec![Ok(r#"{"key": "TOKEN", "and": "more than sixty-four bytes of it"}"#)]),
+        ),
+        Case::new("body_unreadable", webhook(vec![Ok(r#"{"key": "TOKEN"}"#), Err("it broke off")])),
+        Case::new("body_timeout", webhook(vec![Ok(r#"{"key": "TOKEN"}"#)])),
+        Case {
+            error: Some("connection refused"),
+            ..Case::new("store_unavailable", async move { send(&waiting.layer(echo()), with_token(TOKEN)).await })
+        },
+        Case::new("misconfigured", async {
+            let limits = RateLimits::new(Quota::per_minute(1));
+            send(&gate(alice()).rate_limit(limits).layer(echo()), with_token(TOKEN)).await
+        }),
+    ]
+}
+
+/// The rows of the table in OBSERVE.md whose head begins with this cell.
+fn table(first: &str) -> Vec<Vec<String>> {
+    const PAGE: &str = include_str!("../../../OBSERVE.md");
+
+    let rows = PAGE.lines().skip_while(|line| !line.starts_with(&format!("| {first} |"))).skip(2);
+    let rows: Vec<Vec<String>> = rows
+        .take_while(|line| line.starts_with('|'))
+        .map(|line| line.trim_matches('|').split(" | ").map(|cell| cell.trim().to_owned()).collect())
+        .collect();
+    assert!(!rows.is_empty(), "OBSERVE.md has no table of `{first}`");
+    rows
+}
+
+/// The words between backticks.
+fn quoted(cell: &str) -> Vec<String> {
+    cell.split('`').skip(1).step_by(2).map(str::to_owned).collect()
+}
+
+/// Level and status of each kind of refusal, by OBSERVE.md.
+fn kinds() -> BTreeMap<String, (String, u16)> {
+    let row = |row: Vec<String>| {
+        let (level, status) = (row[1].clone(), row[2].parse().unwrap());
+        quoted(&row[0]).into_iter().map(move |kind| (kind, (level.clone(), status)))
+    };
+    table("kind").into_iter().flat_map(row).collect()
+}
+
+/// Fails if the token, a piece of it, or its digest stands in the text, in any form in which it could.
+fn assert_clean(text: &str) {
+    let digest = TokenDigest::of(TOKEN).to_bytes();
+    let hex = digest.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+    let list = |bytes: &[u8]| format!("{bytes:?}").trim_matches(['[', ']']).to_owned();
+    let secrets = [
+        TOKEN[3..].to_owned(),
+        hex.to_uppercase(),
+        hex,
+        BASE64_STANDARD_NO_PAD.encode(digest),
+        BASE64_URL_SAFE_NO_PAD.encode(digest),
+        BASE64_STANDARD.encode(TOKEN).trim_end_matches('=').to_owned(),
+        list(&digest),
+        list(TOKEN.as_bytes()),
+    ];
+    for secret in secrets {
+        assert!(!text.contains(&secret), "{secret} was told:\n{text}");
+    }
+}
+
+#[test]
+fn there_is_a_case_of_each_kind_of_the_page() {
+    let cases: std::collections::BTreeSet<String> = cases().iter().map(|case| case.kind.to_owned()).collect();
+    assert_eq!(kinds().into_keys().collect::<std::collections::BTreeSet<_>>(), cases);
+}
+
+#[tokio::test]
+async fn the_page_says_how_each_kind_is_answered() {
+    for case in cases() {
+        let status = case.answer.await.status().as_u16();
+        assert_eq!(status, if case.grpc { 200 } else { kinds()[case.kind].1 }, "{}", case.kind);
+    }
+}

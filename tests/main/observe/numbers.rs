@@ -1,0 +1,353 @@
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
+
+use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
+use metrics_util::debugging::{DebugValue, DebuggingRecorder, Snapshotter};
+use tollgate::store::Breaker;
+use tollgate::{Authenticated, TokenStore as _};
+
+use super::*;
+
+/// A recorder for this thread, and all that it was told, by series as Prometheus writes them.
+pub struct Book {
+    snapshotter: Snapshotter,
+    _writing: metrics::LocalRecorderGuard<'static>,
+}
+
+impl Book {
+    pub fn open() -> Self {
+        // It lives for as long as the process, so that the guard may.
+        let recorder: &'static DebuggingRecorder = Box::leak(Box::default());
+        Self { snapshotter: recorder.snapshotter(), _writing: metrics::set_default_local_recorder(recorder) }
+    }
+
+    /// What was told since it was asked last; of histograms how often.
+    pub fn read(&self) -> BTreeMap<String, f64> {
+        let mut series = BTreeMap::new();
+        for (key, _, _, value) in self.snapshotter.snapshot().into_vec() {
+            let key = key.key();
+            let labels: Vec<String> = key.labels().map(|l| format!("{}={}", l.key(), l.value())).collect();
+            let value = match value {
+                DebugValue::Counter(count) => count as f64,
+                DebugValue::Gauge(value) => value.0,
+                DebugValue::Histogram(values) => values.len() as f64,
+            };
+            series.insert(format!("{}{{{}}}", key.name(), labels.join(",")), value);
+        }
+        series
+    }
+
+    /// The series of one metric that are not 0.
+    fn of(&self, metric: &str) -> Vec<(String, f64)> {
+        let prefix = format!("{metric}{{");
+        let all = self.read().into_iter().filter(|(series, value)| series.starts_with(&prefix) && *value != 0.0);
+        all.map(|(series, value)| (series[prefix.len()..series.len() - 1].to_owned(), value)).collect()
+    }
+}
+
+/// A recorder that remembers how a gauge stands, as the one above does not: reading it sets it to 0.
+fn scraper() -> (PrometheusHandle, metrics::LocalRecorderGuard<'static>) {
+    let recorder = Box::leak(Box::new(PrometheusBuilder::new().build_recorder()));
+    (recorder.handle(), metrics::set_default_local_recorder(recorder))
+}
+
+#[track_caller]
+fn assert_told(scraper: &PrometheusHandle, expected: &[&str]) {
+    let text = scraper.render();
+    for line in expected {
+        assert!(text.lines().any(|own| own == *line), "no `{line}` in\n{text}");
+    }
+}
+
+fn series<const N: usize>(expected: [(&str, f64); N]) -> Vec<(String, f64)> {
+    expected.map(|(labels, value)| (labels.to_owned(), value)).into()
+}
+
+const REQUESTS: &str = "tollgate_requests_total";
+const CHARGES: &str = "tollgate_limit_decisions_total";
+
+#[tokio::test]
+async fn each_refusal_is_counted_once() {
+    let book = Book::open();
+    for case in cases() {
+        case.answer.await;
+        let refused: Vec<_> =
+            book.of(REQUESTS).into_iter().filter(|(labels, _)| !labels.starts_with("outcome=admitted")).collect();
+        assert_eq!(refused, series([(&*format!("outcome={},carrier=none", case.kind), 1.0)]));
+    }
+}
+
+#[tokio::test]
+async fn what_passes_is_counted_by_where_its_token_was() {
+    let book = Book::open();
+    let gate = gate(alice())
+        .with_optional_authentication()
+        .with_discouraged_query_token("access_token")
+        .unwrap()
+        .with_api_key_header(http::HeaderName::from_static("x-api-key"))
+        .unwrap()
+        .with_websocket_token("token.")
+        .unwrap()
+        .with_door(|head| head.headers.get("x-mine").map(|value| value.as_bytes().to_vec()));
+    let service = gate.layer(echo());
+    let request = |target: &str, field: &str, value: &str| {
+        let request = Request::get(target).header("connection", "upgrade").header("upgrade", "websocket");
+        request.header(field, value).body(Body::default()).unwrap()
+    };
+    let protocol = format!("chat, token.{}", BASE64_URL_SAFE_NO_PAD.encode(TOKEN));
+    for (request, outcome, carrier) in [
+        (with_token(TOKEN), "admitted", "authorization_header"),
+        (request("/", "x-api-key", TOKEN), "admitted", "api_key_header"),
+        (request(&format!("/?access_token={TOKEN}"), "x-a", "b"), "admitted", "query"),
+        (request("/", "sec-websocket-protocol", &protocol), "admitted", "websocket_protocol"),
+        (request("/", "x-mine", TOKEN), "admitted", "other"),
+        (get(), "anonymous", "none"),
+        (preflight(), "preflight", "none"),
+    ] {
+        assert_eq!(send(&service, request).await.status(), 200);
+        assert_eq!(book.of(REQUESTS), series([(&*format!("outcome={outcome},carrier={carrier}"), 1.0)]));
+    }
+    let doors = BodyDoors::new(Duration::from_secs(1), tokio::time::sleep);
+    let doors = doors.with_json("key").unwrap().with_text("key").unwrap().with_form("key").unwrap();
+    let service = gate
+        .with_body_doors(doors)
+        .layer(tower::service_fn(|_| async { Ok::<_, Infallible>(Response::new(Body::default())) }));
+    for (content_type, body, carrier) in [
+        ("application/json", format!(r#"{{"key": "{TOKEN}"}}"#), "json_body"),
+        ("text/plain", format!("key={TOKEN};"), "text_body"),
+        ("application/x-www-form-urlencoded", format!("key={TOKEN}"), "form_body"),
+    ] {
+        let request = Request::post("/").header("content-type", content_type).body(Body::from(body)).unwrap();
+        assert_eq!(send(&service, request).await.status(), 200);
+        assert_eq!(book.of(REQUESTS), series([(&*format!("outcome=admitted,carrier={carrier}"), 1.0)]));
+    }
+}
+
+/// A request that passed a gate is not admitted again by the layers behind it.
+#[tokio::test]
+async fn layers_behind_a_gate_count_what_they_charge_and_refuse() {
+    let book = Book::open();
+    let limits =
+        |name| RateLimits::named(name, Quota::per_minute(1).with_burst(2)).unwrap().with_clock(|| Duration::ZERO);
+    let gate = gate(alice()).with_rate_limit(limits("all"));
+    let service = gate.layer(gate.rate_limit(limits("orders").with_cost(|_| 2)).layer(echo()));
+    let statuses = [send(&service, with_token(TOKEN)).await, send(&service, with_token(TOKEN)).await];
+    assert_eq!(statuses.map(|response| response.status().as_u16()), [200, 429]);
+    let told = book.read();
+    assert_eq!(told[&format!("{REQUESTS}{{outcome=admitted,carrier=authorization_header}}")], 2.0);
+    assert_eq!(told[&format!("{REQUESTS}{{outcome=over_limit,carrier=none}}")], 1.0);
+    assert_eq!(told[&format!("{CHARGES}{{policy=all,outcome=admitted}}")], 2.0);
+    assert_eq!(told[&format!("{CHARGES}{{policy=orders,outcome=admitted}}")], 1.0);
+    assert_eq!(told[&format!("{CHARGES}{{policy=orders,outcome=over_limit}}")], 1.0);
+}
+
+#[tokio::test]
+async fn charges_of_handlers_are_counted_and_looks_are_not() {
+    let book = Book::open();
+    let limits = RateLimits::new(Quota::per_minute(60).with_burst(2)).with_clock(|| Duration::ZERO);
+    let who = Authenticated::new(alice()).current();
+    for units in [1, 0, 1, 1, 3] {
+        _ = limits.check_now(&who, tollgate::Charge::Units(units));
+    }
+    _ = limits.peek(&who);
+    let counted = [
+        ("policy=default,outcome=admitted", 2.0),
+        ("policy=default,outcome=cost_above_burst", 1.0),
+        ("policy=default,outcome=over_limit", 1.0),
+    ];
+    assert_eq!(book.of(CHARGES), series(counted));
+
+    let limits = limits.with_anonymous(Quota::per_minute(60).with_burst(1)).with_clock(|| Duration::ZERO);
+    let service = gate(alice()).with_optional_authentication().with_rate_limit(limits).layer(echo());
+    for status in [200, 429] {
+        assert_eq!(send(&service, get()).await.status(), status);
+    }
+    let counted = [("policy=anonymous,outcome=admitted", 1.0), ("policy=anonymous,outcome=over_limit", 1.0)];
+    assert_eq!(book.of(CHARGES), series(counted));
+}
+
+/// Of several policies each is counted by what it did; what was not charged is not counted.
+#[test]
+fn each_policy_of_a_limiter_is_counted_by_its_own_name() {
+    let book = Book::open();
+    let (small, large) = (Quota::per_minute(60).with_burst(2), Quota::per_minute(60).with_burst(10));
+    let limits = RateLimits::named("large", large)
+        .unwrap()
+        .with_near_limit(20)
+        .and("small", small)
+        .unwrap()
+        .and("trial", Quota::per_minute(60).with_burst(1))
+        .unwrap()
+        .with_dry_run()
+        .with_clock(|| Duration::ZERO);
+    let who = Authenticated::new(alice()).current();
+    let admitted = [(); 4].map(|()| limits.check_now(&who, ONE).is_admitted());
+    assert_eq!(admitted, [true, true, false, false]);
+    _ = limits.peek(&who);
+    let told: BTreeMap<String, f64> =
+        book.read().into_iter().filter(|(series, _)| !series.contains("accounts")).collect();
+    let expected = [
+        ("tollgate_limit_decisions_total{policy=large,outcome=admitted}", 2.0),
+        ("tollgate_limit_decisions_total{policy=small,outcome=admitted}", 2.0),
+        ("tollgate_limit_decisions_total{policy=small,outcome=over_limit}", 2.0),
+        ("tollgate_limit_decisions_total{policy=trial,outcome=admitted}", 1.0),
+        ("tollgate_limit_dry_run_total{policy=trial}", 3.0),
+        ("tollgate_limit_near_total{policy=large}", 1.0),
+    ];
+    assert_eq!(told, BTreeMap::from(expected.map(|(series, count)| (series.to_owned(), count))));
+}
+
+#[tokio::test]
+async fn throttled_peers_are_counted_on_trial_too() {
+    let book = Book::open();
+    let throttle = || FailureThrottle::new(Quota::per_hour(1), |_| Some("a peer")).with_clock(|| Duration::ZERO);
+    for (failures, outcome) in [(throttle(), "refused"), (throttle().with_dry_run(), "dry_run")] {
+        let gate = AuthLayer::new(MemoryStore::<()>::new()).with_failure_throttle(failures);
+        for _ in 0..3 {
+            send(&gate.clone().layer(echo()), with_token(TOKEN)).await;
+        }
+        let counted = book.of("tollgate_failures_throttled_total");
+        assert_eq!(counted, series([(&*format!("outcome={outcome}"), 2.0)]));
+    }
+}
+
+#[test]
+fn subjects_come_and_go() {
+    let ((scraper, _writing), hands) = (scraper(), Hands::default());
+    let limits = hands.limits(Quota::per_second(1).with_burst(5));
+    for (subject, line) in ["a", "b", "c"].into_iter().zip(["1", "2", "3"]) {
+        _ = limits.check_now(&Authenticated::new(Grant::new(subject, ())).current(), ONE);
+        assert_told(&scraper, &[&*format!(r#"tollgate_limit_accounts{{policy="default"}} {line}"#)]);
+    }
+    hands.advance(Duration::from_secs(5));
+    limits.sweep();
+    assert_told(&scraper, &[r#"tollgate_limit_accounts{policy="default"} 0"#]);
+    assert_eq!(limits.subjects(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn look_ups_that_are_waited_for_are_measured_by_how_they_end() {
+    const LOOKUP: &str = "tollgate_store_lookup_seconds";
+
+    let book = Book::open();
+    let service = AuthLayer::waiting(slow(), Duration::from_secs(1), tokio::time::sleep).layer(echo());
+    for (token, outcome) in [(TOKEN, "found"), ("unknown", "unknown")] {
+        send(&service, with_token(token)).await;
+        assert_eq!(book.of(LOOKUP), series([(&*format!("outcome={outcome}"), 1.0)]));
+    }
+    for (name, outcome) in [("store_unavailable", "failed")] {
+        cases().into_iter().find(|case| case.kind == name).unwrap().answer.await;
+        assert_eq!(book.of(LOOKUP), series([(&*format!("outcome={outcome}"), 1.0)]));
+    }
+    let silent = from_fn(|_| std::future::pending::<Result<Option<Grant<()>>, std::io::Error>>());
+    let service = AuthLayer::waiting(silent, Duration::from_secs(1), tokio::time::sleep).layer(echo());
+    assert_eq!(send(&service, with_token(TOKEN)).await.status(), 503);
+    assert_eq!(book.of(LOOKUP), series([("outcome=deadline", 1.0)]));
+    // What is answered at once is not measured: a clock would cost as much as the look-up.
+    send(&gate(alice()).layer(echo()), with_token(TOKEN)).await;
+    assert_eq!(book.of(LOOKUP), []);
+}
+
+#[tokio::test]
+async fn breakers_say_what_they_do() {
+    let ((scraper, _writing), hands) = (scraper(), Hands::default());
+    let (ill, clock) = (Arc::new(AtomicU8::new(1)), hands.clone());
+    let asked = ill.clone();
+    let store = from_fn(move |_| {
+        let ill = asked.load(Ordering::SeqCst) == 1;
+        async move { if ill { Err("ill") } else { Ok(None::<Grant<()>>) } }
+    });
+    let second = Duration::from_secs(1);
+    let breaker = Breaker::new(store, second, tokio::time::sleep)
+        .with_name("database")
+        .with_failures(1)
+        .with_pauses(second, second)
+        .with_clock(move || Duration::from_nanos(clock.ns()));
+    let look_up = || breaker.lookup(&tollgate::BearerToken::new(TOKEN)).wait();
+    let state = |state: u8, turned: &str, times: u8| {
+        assert_told(
+            &scraper,
+            &[
+                &*format!(r#"tollgate_breaker_state{{breaker="database"}} {state}"#),
+                &*format!(r#"tollgate_breaker_transitions_total{{breaker="database",to="{turned}"}} {times}"#),
+            ],
+        );
+    };
+
+    assert!(look_up().await.is_err());
+    state(2, "open", 1);
+    hands.advance(second);
+    let tollgate::Answer::Pending(probe) = breaker.lookup(&tollgate::BearerToken::new(TOKEN)) else {
+        panic!("it waits")
+    };
+    state(1, "probing", 1);
+    // Who gives up probing leaves the turn to the next one.
+    drop(probe);
+    state(2, "open", 2);
+    ill.store(0, Ordering::SeqCst);
+    assert!(look_up().await.is_ok());
+    state(0, "probing", 2);
+    state(0, "closed", 1);
+}
+
+#[cfg(feature = "cache")]
+#[tokio::test]
+async fn caches_say_what_they_knew() {
+    use tollgate::store::CachedStore;
+
+    let (book, hands) = (Book::open(), Hands::default());
+    let (clock, second) = (hands.clone(), Duration::from_secs(1));
+    let cache = CachedStore::new(slow(), 10 * second)
+        .unwrap()
+        .with_stale_while_revalidate(10 * second, |refresh| _ = tokio::spawn(refresh))
+        .unwrap()
+        .with_clock(move || Duration::from_nanos(clock.ns()));
+    let ask = |token: &'static str| {
+        let cache = cache.clone();
+        async move { _ = cache.lookup(&tollgate::BearerToken::new(token)).wait().await }
+    };
+    for (token, knew) in [(TOKEN, "miss"), (TOKEN, "hit"), ("no", "miss"), ("no", "unknown")] {
+        ask(token).await;
+        assert_eq!(book.of("tollgate_cache_lookups_total"), series([(&*format!("outcome={knew}"), 1.0)]));
+    }
+    hands.advance(15 * second);
+    ask(TOKEN).await;
+    assert_eq!(book.of("tollgate_cache_lookups_total"), series([("outcome=stale", 1.0)]));
+}
+
+/// There are as many series after many tokens, subjects, targets and realms as after few.
+#[tokio::test]
+async fn no_input_becomes_a_label() {
+    let book = Book::open();
+    let mut sizes = Vec::new();
+    for many in [3, 300] {
+        for i in 0..many {
+            let (token, subject) = (format!("tg_token_number_{i}_of_{many}"), format!("subject {i} of {many}"));
+            let store = MemoryStore::from_iter([(&*token, Grant::new(&*subject, ()))]);
+            let gate = AuthLayer::new(store).with_realm(&format!("realm {i}")).unwrap();
+            let quota = Quota::per_minute(60 + i).with_burst(1);
+            let service = gate.with_rate_limit(RateLimits::new(quota).with_clock(|| Duration::ZERO)).layer(echo());
+            for token in [&*token, &*token, &format!("{token}x"), &format!("{token} {token}")] {
+                let mut request = with_token(token);
+                *request.uri_mut() = format!("/path/{i}?of={many}").parse().unwrap();
+                send(&service, request).await;
+            }
+        }
+        let told = book.read();
+        assert!(!format!("{told:?}").contains("number") && !format!("{told:?}").contains("subject"), "{told:?}");
+        assert_eq!(told[&format!("{CHARGES}{{policy=default,outcome=over_limit}}")], f64::from(many));
+        sizes.push(told.len());
+    }
+    assert_eq!(sizes[0], sizes[1]);
+}
+
+#[tokio::test]
+async fn no_series_holds_a_token_or_a_digest() {
+    let book = Book::open();
+    for case in cases() {
+        case.answer.await;
+    }
+    let told = format!("{:?}", book.read());
+    assert!(told.len() > 1_000);
+    assert_clean(&told);
+}

@@ -237,8 +237,9 @@ fn attempts_of_one_peer() {
             }
         })
     };
-    let threads = [attempt(one, false), attempt(one, true), attempt(one, false), attempt(other, false)];
-    threads.map(|thread| thread.join().unwrap());
+    for thread in [attempt(one, false), attempt(one, true), attempt(one, false), attempt(other, false)] {
+        thread.join().unwrap();
+    }
     // Whoever was let in and failed is owed for, and nothing else.
     let left = (0..2).take_while(|_| sketch.begin(one, 0).is_ok()).count() as u64;
     assert_eq!(left, 2 - counted.load(Ordering::SeqCst));

@@ -39,14 +39,14 @@ struct Cell {
 pub(super) struct Sketch {
     quota: Quota,
     cells: Box<[Cell]>,
-    turns: [Mutex<()>; TURNS],
+    turns: Box<[Mutex<()>]>,
 }
 
 impl Sketch {
     /// The width is that of a row, and is made a power of two.
     pub(super) fn new(quota: Quota, width: usize) -> Self {
         let cells = (0..width.next_power_of_two() * ROWS).map(|_| Cell::default()).collect();
-        Self { quota, cells, turns: std::array::from_fn(|_| Mutex::new(())) }
+        Self { quota, cells, turns: (0..TURNS).map(|_| Mutex::new(())).collect() }
     }
 
     pub(super) fn quota(&self) -> Quota {
@@ -58,7 +58,7 @@ impl Sketch {
     }
 
     pub(super) fn memory_bytes(&self) -> usize {
-        size_of::<Self>() + size_of_val(&*self.cells)
+        size_of::<Self>() + size_of_val(&*self.cells) + size_of_val(&*self.turns)
     }
 
     fn cells_of(&self, Peer(bits): Peer) -> impl Iterator<Item = &Cell> {
@@ -220,6 +220,22 @@ mod tests {
         }
         assert_eq!(sketch.begin(other, 0).map_err(NonZeroU64::get), Err(INTERVAL));
         assert_eq!(sketch.begin(Peer([1, 2, 3, 5]), 0), Ok(()));
+    }
+
+    #[test]
+    fn a_full_cell_takes_part_all_the_same() {
+        let sketch = Sketch::new(quota(), 2);
+        // They share a cell in the first row.
+        let (other, one) = (Peer([0, 1, 1, 1]), Peer([0; ROWS]));
+        for (peer, now) in [(other, 0), (one, 5)] {
+            for _ in 0..3 {
+                sketch.begin(peer, now).unwrap();
+                sketch.fail(peer, now);
+            }
+        }
+        // The shared cell was full, and without the failures of the one it would have room sooner than theirs.
+        assert_eq!(sketch.begin(one, INTERVAL).map_err(NonZeroU64::get), Err(5));
+        assert_eq!(sketch.begin(one, INTERVAL + 5), Ok(()));
     }
 
     #[test]

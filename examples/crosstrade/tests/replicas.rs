@@ -1,9 +1,9 @@
 //! Two services, each a process of its own, with one database and one Redis: together they admit what one would.
 
-use std::io::{BufRead as _, BufReader};
+use std::io::{BufRead as _, BufReader, Read as _};
 use std::net::TcpListener as StdListener;
 use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, ChildStdout, Command, Stdio};
 use std::time::Instant;
 
 use redis::{Client, Commands as _};
@@ -19,18 +19,21 @@ struct Replica {
     process: Child,
     address: String,
     token: String,
+    /// Kept, so that the program can go on to write.
+    _out: BufReader<ChildStdout>,
 }
 
 impl Replica {
     fn start(args: &[&str], secret: &str) -> Self {
         let mut process = crash::program(args).env(SECRET, secret).spawn().unwrap();
-        let lines = BufReader::new(process.stdout.take().unwrap()).lines().map_while(Result::ok);
+        let mut out = BufReader::new(process.stdout.take().unwrap());
         let token = regex::Regex::new(&Format::new("ct").unwrap().pattern()).unwrap();
         let address = regex::Regex::new(r"127\.0\.0\.1:\d+").unwrap();
         // The first line with a token has the address, and it is the token that may trade.
+        let lines = out.by_ref().lines().map_while(Result::ok);
         let shown = lines.filter_map(|line| Some((find(&address, &line)?, find(&token, &line)?))).next();
         let (address, token) = shown.expect("the program shows where it listens");
-        Self { process, address, token }
+        Self { process, address, token, _out: out }
     }
 
     /// Asks for the accounts.

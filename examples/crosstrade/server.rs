@@ -36,7 +36,7 @@ pub(crate) async fn serve(listener: TcpListener, app: Router, head_deadline: Dur
         };
         match accepted {
             Ok((stream, peer)) => {
-                _ = tokio::spawn(connection(http.clone(), stream, peer, app.clone(), stopped.clone()))
+                _ = tokio::spawn(connection(http.clone(), stream, peer, app.clone(), stopped.clone()));
             }
             // Mostly a lack of file descriptors, which takes time to pass.
             Err(_) => sleep(Duration::from_secs(1)).await,

@@ -41,7 +41,7 @@ metrics! {
     BREAKER: Gauge "tollgate_breaker_state", "What a breaker does: 0 closed, 1 probing, 2 open.";
     BREAKER_TURNS: Counter "tollgate_breaker_transitions_total", "How often a breaker went into a state.";
     THROTTLED: Counter "tollgate_failures_throttled_total", "Requests of peers that have failed too often, refused or on trial.";
-    REDIS_CHARGE: Histogram "tollgate_redis_charge_seconds", "How long charges at a Redis server took.";
+    REDIS_CALL: Histogram "tollgate_redis_call_seconds", "How long calls of Redis took: charges, purchases and refunds.";
     WITHOUT_REDIS: Counter "tollgate_redis_local_decisions_total", "Charges that were decided without the Redis server, by policy.";
 }
 

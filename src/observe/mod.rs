@@ -143,11 +143,11 @@ impl Timer {
         meter::LOOKUP.record(&[("outcome", end.name())], self.since.elapsed());
     }
 
-    /// A charge at a Redis server has ended.
+    /// A call of a script in Redis has ended.
     #[inline]
-    pub(crate) fn charged_at_redis(self, end: AtRedis) {
+    pub(crate) fn asked_redis(self, end: AtRedis) {
         #[cfg(feature = "metrics")]
-        meter::REDIS_CHARGE.record(&[("outcome", end.name())], self.since.elapsed());
+        meter::REDIS_CALL.record(&[("outcome", end.name())], self.since.elapsed());
     }
 }
 
@@ -188,7 +188,7 @@ impl LookedUp {
 }
 
 words! {
-    /// How a charge at a Redis server ended: with a decision, or without.
+    /// How a call of a script in Redis ended: with an answer, or without.
     AtRedis {
         Answered = "answered",
         Failed = "failed",

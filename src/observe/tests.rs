@@ -39,8 +39,8 @@ fn what_is_told_is_what_was_said() {
     assert_told(|| decided_without_redis("p"), [("tollgate_redis_local_decisions_total policy=p", 1.0)]);
     assert_told(|| accounts("p", 7), [("tollgate_limit_accounts policy=p", 7.0)]);
     for (end, word) in [(AtRedis::Answered, "answered"), (AtRedis::Failed, "failed"), (AtRedis::Deadline, "deadline")] {
-        let series = format!("tollgate_redis_charge_seconds outcome={word}");
-        assert_told(|| Timer::start().charged_at_redis(end), [(&*series, 1.0)]);
+        let series = format!("tollgate_redis_call_seconds outcome={word}");
+        assert_told(|| Timer::start().asked_redis(end), [(&*series, 1.0)]);
     }
     for (verdict, word) in [
         (Verdict::Admitted, "admitted"),

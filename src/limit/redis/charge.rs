@@ -1,5 +1,6 @@
 //! One charge: what is remembered, then the breaker, then Redis, then what is decided without it.
 
+use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -19,6 +20,7 @@ use crate::caller::CurrentGrant;
 use crate::decision::Decision;
 use crate::limit::rule::{Rule, Scope};
 use crate::limit::{Charge, RateLimits, Refund};
+use crate::observe::{self, AtRedis, Timer};
 use crate::policy::Policy;
 use crate::quota::Quota;
 
@@ -31,6 +33,7 @@ pub(super) struct Shared {
     pub(super) switch: Switch,
     pub(super) denied: Arc<Denied>,
     pub(super) outage: Outage,
+    pub(super) nodes: NonZeroU32,
     pub(super) limits: RateLimits,
     /// What was bought ahead, if that is wanted.
     pub(super) stocks: Option<Arc<Stocks>>,
@@ -45,27 +48,30 @@ pub(super) struct Asked {
     pub(super) costs: Vec<u32>,
     /// `None` is an anonymous caller.
     pub(super) grant: Option<CurrentGrant>,
+    /// Whether nothing is to be charged, so that there is no charge to tell of.
+    pub(super) is_look: bool,
 }
 
 impl Shared {
     /// Counts what a charge costs, and makes it.
     pub(super) fn check(self: &Arc<Self>, grant: Option<&CurrentGrant>, charge: Charge<'_>) -> Answer<RedisFuture> {
         let costs: Vec<_> = self.limits.rules().map(|rule| rule.cost(charge)).collect();
+        let is_look = matches!(charge, Charge::Units(0));
         match self.pay(grant, &costs) {
-            Some(decision) => Answer::Ready(decision),
-            None => self.begin(self.asked(grant, costs)),
+            Some(decision) => Answer::Ready(told(decision, grant, is_look)),
+            None => self.begin(self.asked(grant, costs, is_look)),
         }
     }
 
     /// Finds the budgets of a charge.
-    fn asked(&self, grant: Option<&CurrentGrant>, costs: Vec<u32>) -> Asked {
+    fn asked(&self, grant: Option<&CurrentGrant>, costs: Vec<u32>, is_look: bool) -> Asked {
         let tag = grant.map_or_else(Tag::default, |grant| self.keys.tag(grant.subject()));
         let part = |((at, rule), &cost): ((usize, &Rule), &u32)| {
             let (key, policy) = self.budget(rule, grant, tag)?;
             Some(Part { at, key, policy, cost, binds: !rule.is_dry_run })
         };
         let parts = self.limits.rules().enumerate().zip(&costs).filter_map(part).collect();
-        Asked { tag, parts, costs, grant: grant.cloned() }
+        Asked { tag, parts, costs, grant: grant.cloned(), is_look }
     }
 
     /// Which budget a caller has by a rule, if it limits him.
@@ -88,14 +94,17 @@ impl Shared {
             return Answer::Ready(Decision::unlimited());
         }
         if let Some(states) = self.denied.recall(&asked.tag, &asked.parts, self.limits.time.now_ns()) {
-            return Answer::Ready(self.decision(&asked, &states));
+            return Answer::Ready(told(self.decision(&asked, &states), asked.grant.as_ref(), asked.is_look));
         }
         match self.switch.enter() {
             Ok(is_probe) => {
-                let pass = Pass::new(&self.switch, is_probe);
-                Answer::Pending(RedisFuture::new(Arc::clone(self).ask(asked, pass)))
+                let (pass, shared) = (Pass::new(&self.switch, is_probe), Arc::clone(self));
+                Answer::Pending(RedisFuture::new(async move {
+                    let (grant, is_look) = (asked.grant.clone(), asked.is_look);
+                    told(shared.ask(asked, pass).await, grant.as_ref(), is_look)
+                }))
             }
-            Err(wait) => Answer::Ready(self.outage.decide(&asked, wait)),
+            Err(wait) => Answer::Ready(told(self.outage.decide(&asked, wait), asked.grant.as_ref(), asked.is_look)),
         }
     }
 
@@ -142,7 +151,14 @@ impl Shared {
             let mut open = attempt.clone().open().await?;
             command(&mut open).await
         };
-        let done = tokio::time::timeout(time, command).await.ok().and_then(Result::ok);
+        let timer = Timer::start();
+        let done = tokio::time::timeout(time, command).await;
+        timer.asked_redis(match &done {
+            Ok(Ok(_)) => AtRedis::Answered,
+            Ok(Err(_)) => AtRedis::Failed,
+            Err(_) => AtRedis::Deadline,
+        });
+        let done = done.ok().and_then(Result::ok);
         pass.end(done.is_some());
         if done.is_none() {
             self.link.forget(&attempt);
@@ -162,6 +178,14 @@ impl Shared {
             None => decision,
         }
     }
+}
+
+/// A decision that those who watch have been told of.
+fn told(decision: Decision, grant: Option<&CurrentGrant>, is_look: bool) -> Decision {
+    if !is_look {
+        observe::charged(&decision, grant);
+    }
+    decision
 }
 
 /// What a caller has by a rule, if it limits him.

@@ -1,4 +1,5 @@
 use std::fmt;
+use std::num::NonZeroU32;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -33,9 +34,9 @@ use crate::limit::{Charge, Limiter, RateLimits};
 /// use tollgate::limit::redis::{RedisLimits, RedisServer};
 /// use tollgate::{AuthLayer, Grant, MemoryStore, Quota, RateLimits};
 ///
-/// # let secret = [7; 32];
+/// # let (secret, nodes) = ([7; 32], std::num::NonZeroU32::MIN);
 /// let policies = RateLimits::new(Quota::per_minute(180).with_burst(20));
-/// let limits = RedisLimits::new(policies, RedisServer::single("redis://127.0.0.1:6379")?, secret)?;
+/// let limits = RedisLimits::new(policies, RedisServer::single("redis://127.0.0.1:6379")?, secret, nodes)?;
 /// let tokens = MemoryStore::from_iter([("a-token", Grant::new("alice", ()))]);
 /// let gate = AuthLayer::new(tokens).with_rate_limit(limits);
 /// # let _ = gate;
@@ -54,13 +55,21 @@ impl RedisLimits {
     /// These policies in that Redis, with their costs, dry runs and refunds. The secret is 32 random bytes or more, the same on all servers; it keeps subjects out of
     /// Redis, and another one begins with full budgets.
     ///
+    /// `nodes` is the number of servers that share the budgets, or more: while Redis is away each of them admits that part. With too
+    /// small a number they admit too much together then.
+    ///
     /// Nothing is connected yet, and Redis need not be there.
     ///
     /// # Errors
     ///
     /// If the secret is too short, or Redis is a cluster and there are policies of each subject beside some that
     /// [all share](RateLimits::shared_by_all): these are in different slots, and cannot be charged in one step.
-    pub fn new(limits: RateLimits, redis: RedisServer, secret: impl AsRef<[u8]>) -> Result<Self, RedisLimitsError> {
+    pub fn new(
+        limits: RateLimits,
+        redis: RedisServer,
+        secret: impl AsRef<[u8]>,
+        nodes: NonZeroU32,
+    ) -> Result<Self, RedisLimitsError> {
         let keys = Keys::new(secret.as_ref())?;
         let link = Link::new(redis);
         let has = |scope| limits.rules().any(|rule| rule.scope == scope);
@@ -68,6 +77,7 @@ impl RedisLimits {
             return Err(RedisLimitsError::SharedOnCluster);
         }
         let mut switch = Switch::new(DEADLINE);
+        switch.set_name("redis");
         switch.set_clock(Arc::clone(&limits.time) as Arc<dyn Clock>);
         let shared = Shared {
             keys: Arc::new(keys),
@@ -75,7 +85,8 @@ impl RedisLimits {
             deadline: DEADLINE,
             switch,
             denied: Arc::new(Denied::default()),
-            outage: Outage::new(&limits, WhenDown::default()),
+            outage: Outage::new(&limits, WhenDown::default(), nodes),
+            nodes,
             limits,
             stocks: None,
         };
@@ -110,7 +121,7 @@ impl RedisLimits {
     #[must_use]
     pub fn with_when_down(mut self, when_down: WhenDown) -> Self {
         let shared = self.shared_mut();
-        shared.outage = Outage::new(&shared.limits, when_down);
+        shared.outage = Outage::new(&shared.limits, when_down, shared.nodes);
         self
     }
 
@@ -138,9 +149,9 @@ impl RedisLimits {
     /// use tollgate::limit::redis::{Leases, RedisLimits, RedisServer};
     /// use tollgate::{Quota, RateLimits};
     ///
-    /// # let secret = [7; 32];
+    /// # let (secret, nodes) = ([7; 32], std::num::NonZeroU32::MIN);
     /// let policies = RateLimits::new(Quota::per_second(1_000));
-    /// let limits = RedisLimits::new(policies, RedisServer::single("redis://127.0.0.1:6379")?, secret)?
+    /// let limits = RedisLimits::new(policies, RedisServer::single("redis://127.0.0.1:6379")?, secret, nodes)?
     ///     .with_leases(Leases::default());
     /// # let _ = limits;
     /// # Ok::<_, tollgate::limit::redis::RedisLimitsError>(())

@@ -6,33 +6,25 @@ use std::time::Duration;
 use super::charge::Asked;
 use crate::decision::{Decision, Verdict};
 use crate::limit::RateLimits;
+use crate::observe;
 
 /// What is decided while Redis is away, or too slow. Such decisions say that they [are local](Decision::is_local).
 ///
 /// When Redis is back its budgets are used again. What was spent meanwhile is not carried there.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum WhenDown {
     /// Nobody is let in: 503.
     Refuse,
     /// Everybody is let in, and nothing is counted.
     Admit,
-    /// Each server has budgets of its own, in memory, of the rate and burst divided by the number of servers. The default, with
-    /// 1 server: set the true number.
+    /// Each server has budgets of its own, in memory, of the rate and burst divided by the number of servers: the default.
     ///
     /// Budgets are full when the first outage begins, and fill up between outages. In an outage of time `t`, all servers together
     /// admit a subject up to `max(burst, nodes) + rate x t` beside what Redis had admitted: a burst cannot be less than 1 on
     /// each. A charge that is larger than the divided burst is refused with 503, since only Redis could have admitted it.
-    LocalBudget {
-        /// How many servers share the budgets.
-        nodes: NonZeroU32,
-    },
-}
-
-impl Default for WhenDown {
-    fn default() -> Self {
-        Self::LocalBudget { nodes: NonZeroU32::MIN }
-    }
+    #[default]
+    LocalBudget,
 }
 
 /// The same with budgets.
@@ -44,16 +36,19 @@ pub(super) enum Outage {
 }
 
 impl Outage {
-    pub(super) fn new(limits: &RateLimits, when_down: WhenDown) -> Self {
+    pub(super) fn new(limits: &RateLimits, when_down: WhenDown, nodes: NonZeroU32) -> Self {
         match when_down {
             WhenDown::Refuse => Self::Refuse,
             WhenDown::Admit => Self::Admit,
-            WhenDown::LocalBudget { nodes } => Self::Local(limits.divided_by(nodes)),
+            WhenDown::LocalBudget => Self::Local(limits.divided_by(nodes)),
         }
     }
 
     /// Decides a charge without Redis, which may be there again after `wait`.
     pub(super) fn decide(&self, asked: &Asked, wait: Duration) -> Decision {
+        for part in asked.parts.iter().filter(|_| !asked.is_look) {
+            observe::decided_without_redis(part.policy.name());
+        }
         let decision = match self {
             Self::Refuse => Decision::unavailable(wait),
             Self::Admit => Decision::unlimited(),

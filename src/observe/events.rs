@@ -56,7 +56,8 @@ pub(super) fn refused(rejection: &Rejection) {
 /// Whose limits were met, separated by commas.
 fn policies(rejection: &Rejection) -> Option<String> {
     let violated: Vec<&str> = rejection.decision()?.violated().map(Policy::name).collect();
-    Some(violated.join(", "))
+    // None where it was no policy: the limiter's server did not answer.
+    (!violated.is_empty()).then(|| violated.join(", "))
 }
 
 /// Why a store failed, from the outside in.

@@ -112,6 +112,7 @@ static REFUSED: Keys<32> = Keys::new();
 static ADMITTED: Keys<16> = Keys::new();
 static PASSED: Keys<4> = Keys::new();
 static CACHED: Keys<4> = Keys::new();
+static OF_PEERS: Keys<2> = Keys::new();
 
 fn request(outcome: &'static str, carrier: &'static str) -> Key {
     REQUESTS.kept_key([("outcome", outcome), ("carrier", carrier)])
@@ -146,6 +147,11 @@ pub(super) fn passed(why: Unauthenticated) {
 
 pub(super) fn cached(what: Cached) {
     CACHED.count(what as usize, || CACHE.kept_key([("outcome", what.name())]));
+}
+
+pub(super) fn throttled(is_dry_run: bool) {
+    let outcome = if is_dry_run { "dry_run" } else { "refused" };
+    OF_PEERS.count(usize::from(is_dry_run), || THROTTLED.kept_key([("outcome", outcome)]));
 }
 
 /// What a policy's counters count.

@@ -245,7 +245,7 @@ pub(crate) fn breaker_turned(name: &'static str, state: Breaker) {
 #[inline]
 pub(crate) fn throttled(is_dry_run: bool) {
     #[cfg(feature = "metrics")]
-    meter::THROTTLED.count(&[("outcome", if is_dry_run { "dry_run" } else { "refused" })]);
+    meter::throttled(is_dry_run);
 }
 
 /// A policy's charge was decided without the Redis server that should have.

@@ -55,7 +55,7 @@ fn what_is_told_is_what_was_said() {
 /// Each series has a key of its own, and is counted by no other.
 #[test]
 fn each_number_is_its_own() {
-    let kinds = 17;
+    let kinds = 18;
     let told = told(|| {
         for kind in [
             RejectionKind::Missing,
@@ -74,6 +74,7 @@ fn each_number_is_its_own() {
             RejectionKind::BodyUnreadable,
             RejectionKind::BodyTimeout,
             RejectionKind::StoreUnavailable,
+            RejectionKind::LimiterUnavailable,
             RejectionKind::Misconfigured,
         ] {
             refused(&Rejection::new(kind));

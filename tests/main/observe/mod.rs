@@ -13,7 +13,10 @@ use http_body_util::StreamBody;
 use tollgate::gate::BodyDoors;
 use tollgate::limit::FailureThrottle;
 use tollgate::store::from_fn;
-use tollgate::{AuthLayer, Grant, MemoryStore, Quota, RateLimits, Rejection, TokenDigest};
+use tollgate::{
+    AuthLayer, Charge, CurrentGrant, Decision, Grant, Immediate, Limiter, MemoryStore, Quota, RateLimits, Rejection,
+    TokenDigest,
+};
 use tower::{Layer, Service};
 
 use crate::kit::*;
@@ -107,6 +110,17 @@ async fn failed_once(failures: &FailureThrottle) {
     assert_eq!(send(&gate.layer(echo()), with_token(TOKEN)).await.status(), 401);
 }
 
+/// A limiter whose server does not answer.
+struct Gone;
+
+impl Limiter for Gone {
+    type Future = Immediate<Decision>;
+
+    fn check(&self, _: &CurrentGrant, _: Charge<'_>) -> tollgate::Answer<Self::Future> {
+        tollgate::Answer::Ready(Decision::unavailable(Duration::from_secs(2)))
+    }
+}
+
 /// One of each kind. All that present something present [`TOKEN`].
 pub fn cases() -> Vec<Case> {
     let (past, future) = (SystemTime::UNIX_EPOCH, SystemTime::now() + Duration::from_secs(3_600));
@@ -173,6 +187,13 @@ pub fn cases() -> Vec<Case> {
         Case {
             error: Some("connection refused"),
             ..Case::new("store_unavailable", async move { send(&waiting.layer(echo()), with_token(TOKEN)).await })
+        },
+        Case {
+            retry_after_s: Some(2),
+            ..Case::new("limiter_unavailable", async {
+                send(&gate(alice()).with_rate_limit(Gone).layer(echo()), with_token(TOKEN)).await
+            })
+            .of("alice")
         },
         Case::new("misconfigured", async {
             let limits = RateLimits::new(Quota::per_minute(1));

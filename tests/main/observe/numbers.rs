@@ -147,7 +147,7 @@ async fn charges_of_handlers_are_counted_and_looks_are_not() {
     let limits = RateLimits::new(Quota::per_minute(60).with_burst(2)).with_clock(|| Duration::ZERO);
     let who = Authenticated::new(alice()).current();
     for units in [1, 0, 1, 1, 3] {
-        _ = limits.check_now(&who, tollgate::Charge::Units(units));
+        _ = limits.check_now(&who, Charge::Units(units));
     }
     _ = limits.peek(&who);
     let counted = [

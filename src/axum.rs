@@ -1,4 +1,4 @@
-//! The edge to axum (feature `axum`): extractors, and refusals as responses.
+//! The edge to axum (feature `axum`): extractors, refusals as responses, and the address of the connection.
 //!
 //! ```
 //! use axum::{Router, routing::get};
@@ -22,12 +22,18 @@
 //!     .route("/public", get(public).route_layer(gate.with_optional_authentication()));
 //! ```
 
+use std::net::SocketAddr;
+
+use axum::extract::ConnectInfo;
+use axum::extract::connect_info::MockConnectInfo;
 use axum_core::body::Body;
 use axum_core::extract::{FromRequestParts, OptionalFromRequestParts};
 use axum_core::response::{IntoResponse, Response};
 use http::request::Parts;
 
 use crate::caller::Authenticated;
+use crate::limit::{FailureThrottle, peer_of};
+use crate::quota::Quota;
 use crate::rejection::{Protocol, Rejection};
 use crate::respond::{Problem, Respond};
 
@@ -52,6 +58,42 @@ impl<S: Sync, P: Send + Sync + 'static> OptionalFromRequestParts<S> for Authenti
 fn in_words_of(parts: &Parts, rejection: Rejection) -> Rejection {
     rejection.with_protocol(Protocol::of(&parts.headers))
 }
+
+impl FailureThrottle {
+    /// By the address of the connection that axum knows, [`ConnectInfo`], grouped by [`peer_of`].
+    ///
+    /// The router has to be served by `into_make_service_with_connect_info::<SocketAddr>()`. In tests [`MockConnectInfo`]
+    /// will do, as a layer around the gate. A request without either that would have to be counted is refused with 500,
+    /// which says what was forgotten.
+    ///
+    /// ```
+    /// use std::net::SocketAddr;
+    /// use axum::{Router, routing::get};
+    /// use tollgate::limit::FailureThrottle;
+    /// use tollgate::{AuthLayer, Grant, MemoryStore, Quota};
+    ///
+    /// let tokens = MemoryStore::from_iter([("a-token", Grant::new("alice", ()))]);
+    /// let failures = FailureThrottle::by_connect_info(Quota::per_minute(10).with_burst(30));
+    /// let gate = AuthLayer::new(tokens).with_failure_throttle(failures);
+    /// let app = Router::new().route("/", get(|| async { "hello" })).layer(gate);
+    /// let service = app.into_make_service_with_connect_info::<SocketAddr>();
+    /// # let _ = service;
+    /// ```
+    #[must_use]
+    pub fn by_connect_info(quota: Quota) -> Self {
+        Self::required(quota, |head| {
+            let found = head.extensions.get().map(|ConnectInfo(address): &ConnectInfo<SocketAddr>| address);
+            let mocked = || head.extensions.get().map(|MockConnectInfo(address): &MockConnectInfo<SocketAddr>| address);
+            match found.or_else(mocked) {
+                Some(address) => Ok(Some(peer_of(address.ip()))),
+                None => Err(NO_CONNECT_INFO),
+            }
+        })
+    }
+}
+
+const NO_CONNECT_INFO: &str = "No `ConnectInfo` is in the request's extensions. Perhaps you forgot to serve the router by \
+                               `into_make_service_with_connect_info::<SocketAddr>()`.";
 
 impl IntoResponse for Rejection {
     /// Writes the refusal by [`Problem`], for the realm `api` unless a gate has given it another. To refuse with the

@@ -41,7 +41,7 @@
 //! |---|---|
 //! | [`extract`] | find the token, behind all open doors: bytes in, token out |
 //! | [`store`] | find the grant: [`TokenStore`], [`MemoryStore`] and others |
-//! | [`limit`] | charge the budget: [`RateLimits`], or a [`Limiter`] of your own |
+//! | [`limit`] | charge the budget: [`RateLimits`], or a [`Limiter`] of your own; count failures: [`FailureThrottle`](limit::FailureThrottle) |
 //! | [`respond`] | say no: [`Challenge`](respond::Challenge), [`Problem`], `RateLimit` headers |
 //! | [`gate`] | the tower layers: [`AuthLayer`], [`RateLimitLayer`], [`RequireScopeLayer`] |
 //! | [`mint`] | beside the road: new tokens, and a check of tokens that needs no store |
@@ -53,7 +53,7 @@
 //! | feature | adds |
 //! |---|---|
 //! | `body` | [`gate::BodyDoors`]: tokens in JSON, text and forms |
-//! | `axum` | [`Authenticated`] as extractor, [`Rejection`] as response |
+//! | `axum` | [`Authenticated`] as extractor, [`Rejection`] as response, `FailureThrottle::by_connect_info` |
 //! | `cache` | [`store::CachedStore`]: a cache that can be told to forget |
 //! | `cli` | the command line `tollgate`, with `sqlite`, `postgres` or both |
 //! | `introspection` | [`store::IntrospectionStore`]: tokens that an authorization server knows (RFC 7662) |

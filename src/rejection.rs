@@ -1,5 +1,6 @@
 use std::error::Error;
 use std::fmt;
+use std::num::NonZeroU64;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -39,6 +40,9 @@ pub struct Rejection {
     source: Option<StoreError>,
     /// For [`RejectionKind::Misconfigured`]: what was forgotten.
     hint: &'static str,
+    /// For [`RejectionKind::TooManyFailures`]: nanoseconds until the next attempt may be made.
+    wait: Option<NonZeroU64>,
+    would_be_throttled: bool,
 }
 
 /// What a caller would have to bring.
@@ -70,6 +74,8 @@ pub enum RejectionKind {
     InsufficientScope,
     /// 401 `insufficient_user_authentication`: the user has to authenticate again, or better (RFC 9470).
     InsufficientUserAuthentication,
+    /// 429: too many attempts of the peer to authenticate have failed. Says nothing of the token.
+    TooManyFailures,
     /// 429: the budget is spent.
     OverLimit,
     /// 400: the request costs more than the budget can ever hold.
@@ -137,6 +143,8 @@ impl Rejection {
             needs: None,
             source: None,
             hint: "",
+            wait: None,
+            would_be_throttled: false,
         }
     }
 
@@ -188,6 +196,16 @@ impl Rejection {
             Verdict::OverLimit | Verdict::Admitted => RejectionKind::OverLimit,
         };
         Self { decision: Some(Box::new(decision)), ..Self::new(kind) }
+    }
+
+    /// Too many attempts have failed: 429, for so many nanoseconds.
+    pub(crate) fn too_many_failures(wait: NonZeroU64) -> Self {
+        Self { wait: Some(wait), ..Self::new(RejectionKind::TooManyFailures) }
+    }
+
+    /// The same, and it says that only a dry run of the throttle has let it come so far.
+    pub(crate) fn let_in_by_dry_run(self) -> Self {
+        Self { would_be_throttled: true, ..self }
     }
 
     pub(crate) fn misconfigured(hint: &'static str) -> Self {
@@ -254,12 +272,19 @@ impl Rejection {
         self.terms.as_ref()?.bearer().realm()
     }
 
-    /// When to come back, in whole seconds, rounded up and never 0: when the budget allows it, or the store or the limiter expects to
-    /// be there again. `None` where nobody knows. It is the header field `Retry-After`.
+    /// Whether the throttle of failures would have refused this, had it not been a
+    /// [dry run](crate::limit::FailureThrottle::with_dry_run).
+    #[must_use]
+    pub fn would_be_throttled(&self) -> bool {
+        self.would_be_throttled
+    }
+
+    /// When to come back, in whole seconds, rounded up and never 0: when the budget allows it, or the next failure, or the
+    /// store or the limiter expects to be there again. `None` where nobody knows. It is the header field `Retry-After`.
     #[must_use]
     pub fn retry_after_secs(&self) -> Option<u64> {
         let budget = self.decision().and_then(Decision::retry_after_secs);
-        budget.or_else(|| {
+        budget.or(self.wait.map(|wait| secs_up(wait.get()))).or_else(|| {
             let wait = self.source.as_ref()?.retry_after()?;
             Some(secs_up(u64::try_from(wait.as_nanos()).unwrap_or(u64::MAX)).max(1))
         })
@@ -311,6 +336,7 @@ impl fmt::Display for Rejection {
             RejectionKind::InvalidRequest => "the request carries more than one credential",
             RejectionKind::InsufficientScope => "the grant lacks a scope",
             RejectionKind::InsufficientUserAuthentication => "the user has to authenticate again",
+            RejectionKind::TooManyFailures => "too many attempts to authenticate have failed",
             RejectionKind::OverLimit => "the budget is spent",
             RejectionKind::CostAboveBurst => "the request costs more than the budget can ever hold",
             RejectionKind::BodyTooLarge => "the body is too large",

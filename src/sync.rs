@@ -7,12 +7,14 @@
 #[cfg(not(all(test, tollgate_shuttle)))]
 pub(crate) use {
     governor::state::InMemoryState,
+    std::sync::atomic::AtomicU32,
     std::sync::{Mutex, MutexGuard},
 };
 
 #[cfg(all(test, tollgate_shuttle))]
 pub(crate) use {
     model::InMemoryState,
+    shuttle::sync::atomic::AtomicU32,
     shuttle::sync::{Mutex, MutexGuard},
 };
 

@@ -2,12 +2,14 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test says by panicking that it failed")]
 
 use std::convert::Infallible;
+use std::net::{Ipv6Addr, SocketAddr};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use allocation_counter::measure;
 use bytes::Bytes;
 use http::{HeaderValue, Request, Response};
+use tollgate::limit::FailureThrottle;
 use tollgate::{AuthLayer, Grant, MemoryStore, Quota, RateLimits};
 use tower::{Layer, Service};
 
@@ -110,6 +112,47 @@ fn each_allocation_has_a_name() {
     }
     // The same 5, and the boxed decision, the body, the value of `RateLimit` and that of `Retry-After`.
     assert_eq!(allocations(&mut over, request(Some("Bearer a-token")), 429), 9, "over limit");
+}
+
+/// A million peers fail, of which nothing is kept.
+#[test]
+fn a_million_peers_take_no_memory() {
+    let throttle = FailureThrottle::by_socket_addr(Quota::per_minute(1).with_burst(2));
+    let table = throttle.memory_bytes();
+    let tokens = MemoryStore::from_iter([("a-token", Grant::new("alice", ()))]);
+    let mut service = AuthLayer::new(tokens).with_failure_throttle(throttle.clone()).layer(Inner);
+    let mut cx = Context::from_waker(Waker::noop());
+    let mut answers = [0_u32; 2];
+    let all = measure(|| {
+        for peer in 0..1_000_000_u128 {
+            // A /64 each.
+            let address = Ipv6Addr::from_bits((0x2001_0db8 << 96) + (peer << 64) + 1);
+            let mut request = request(Some("Bearer not a token"));
+            request.extensions_mut().insert(SocketAddr::from((address, 80)));
+            let mut future = std::pin::pin!(service.call(request));
+            let Poll::Ready(Ok(response)) = future.as_mut().poll(&mut cx) else { panic!("nothing here waits") };
+            answers[usize::from(response.status() == 429)] += 1;
+        }
+    });
+    assert_eq!((all.bytes_current, throttle.memory_bytes()), (0, table), "nothing was kept");
+    assert!(all.bytes_max < 8_192, "{} bytes for one request", all.bytes_max);
+    // So many fill the table within seconds: from then on strangers are refused, and the rest of the world is not.
+    assert!(answers.iter().all(|&answers| answers > 16_384), "{answers:?}");
+    let mut holder = request(Some("Bearer a-token"));
+    holder.extensions_mut().insert(SocketAddr::from(([192, 0, 2, 1], 80)));
+    allocations(&mut service, holder, 200);
+}
+
+/// What is admitted costs the same with a throttle.
+#[test]
+fn a_throttle_costs_the_admitted_nothing() {
+    let tokens = MemoryStore::from_iter([("a-token", Grant::new("alice", ()))]);
+    // It would panic if it were asked.
+    let throttle = FailureThrottle::new(Quota::per_minute(1), |_| -> Option<()> { panic!("asked who the peer is") });
+    let mut without = AuthLayer::new(tokens.clone()).layer(Inner);
+    let mut with = AuthLayer::new(tokens).with_failure_throttle(throttle).layer(Inner);
+    let ask = || request(Some("Bearer a-token"));
+    assert_eq!(allocations(&mut with, ask(), 200), allocations(&mut without, ask(), 200));
 }
 
 /// What a door in the body allocates does not grow with the number of fields: nothing, unless the token is escaped.

@@ -23,7 +23,7 @@ use crate::broker::Broker;
 use crate::errors::Errors;
 use crate::self_limit::SelfLimits;
 use crate::tokens::Tokens;
-use crate::{problem, rest, stream, webhook};
+use crate::{peers, problem, rest, stream, webhook};
 
 /// 3 a second, 20 at once, and for all doors together.
 pub(crate) const QUOTA: Quota = Quota::per_minute(180).with_burst(20);
@@ -96,6 +96,7 @@ impl Service {
             .with_realm("crosstrade")?
             .with_responder(errors)
             .with_wall_clock(move || wall())
+            .with_failure_throttle(peers::throttle(Arc::clone(&clocks.steady)))
             // No handler has to see a token, so that each may log what it sees.
             .with_credentials_removed();
         let broker = Broker::new([("demo", "sim101"), ("demo", "sim102")]);

@@ -9,6 +9,7 @@
 //! | `self_limit.rs` | the limit that an alert sets itself: exact, and all of it without I/O |
 //! | `stream.rs`, `rpc.rs` | a WebSocket: a charge a message, and the end of it when the token ends |
 //! | `errors.rs`, `problem.rs` | a responder of one's own, and the service's own errors |
+//! | `peers.rs` | who may fail how often to say who he is |
 //! | `server.rs` | bounds on what a stranger may send: the size of a head, and its time |
 //! | `tokens.rs`, `database.rs` | tokens in SQLite or PostgreSQL, behind a cache that is told of every change |
 //! | `rest.rs`, `order.rs`, `broker.rs` | something to protect |
@@ -37,6 +38,7 @@ mod errors;
 mod fields;
 mod instructions;
 mod order;
+mod peers;
 mod problem;
 mod rest;
 mod rpc;

@@ -3,11 +3,13 @@
 //! `axum::serve` sets none: it waits for a head as long as a client likes. (HTTP/2 beside it would have to be told from
 //! HTTP/1 by its first bytes, and `hyper-util` waits for these without end as well.)
 
+use std::net::SocketAddr;
 use std::pin::pin;
 use std::time::Duration;
 
 use axum::Router;
 use hyper::server::conn::http1;
+use hyper::service::{Service as _, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use tokio::net::{TcpListener, TcpStream};
@@ -33,7 +35,9 @@ pub(crate) async fn serve(listener: TcpListener, app: Router, head_deadline: Dur
             () = &mut stop => break,
         };
         match accepted {
-            Ok((stream, _)) => _ = tokio::spawn(connection(http.clone(), stream, app.clone(), stopped.clone())),
+            Ok((stream, peer)) => {
+                _ = tokio::spawn(connection(http.clone(), stream, peer, app.clone(), stopped.clone()))
+            }
             // Mostly a lack of file descriptors, which takes time to pass.
             Err(_) => sleep(Duration::from_secs(1)).await,
         }
@@ -45,10 +49,22 @@ pub(crate) async fn serve(listener: TcpListener, app: Router, head_deadline: Dur
     _ = timeout(GRACE, stopping.closed()).await;
 }
 
-async fn connection(http: http1::Builder, stream: TcpStream, app: Router, mut stopped: watch::Receiver<()>) {
+async fn connection(
+    http: http1::Builder,
+    stream: TcpStream,
+    peer: SocketAddr,
+    app: Router,
+    mut stopped: watch::Receiver<()>,
+) {
     // Answers are small, and waiting to send more at once gains nothing.
     _ = stream.set_nodelay(true);
-    let mut served = pin!(http.serve_connection(TokioIo::new(stream), TowerToHyperService::new(app)).with_upgrades());
+    let app = TowerToHyperService::new(app);
+    // The gates want to know who it is that fails.
+    let app = service_fn(move |mut request| {
+        request.extensions_mut().insert(peer);
+        app.call(request)
+    });
+    let mut served = pin!(http.serve_connection(TokioIo::new(stream), app).with_upgrades());
     // What goes wrong on a connection is the client's affair: it was cut, or too slow.
     tokio::select! {
         _ = &mut served => {}

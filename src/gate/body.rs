@@ -101,7 +101,7 @@ where
                     let asked = shared.ask(presented, carrier);
                     shared.step(asked, &mut request)
                 }
-                Err(_) => Step::Refuse(Rejection::new(RejectionKind::InvalidRequest)),
+                Err(_) => shared.failed(Rejection::new(RejectionKind::InvalidRequest), &request),
             },
         };
         BodyFuture::gate(GateFuture::take(step, &mut self.inner, &self.shared, request.map(ReplayBody::untouched)))

@@ -9,10 +9,11 @@ use tower_service::Service;
 
 use super::admission::Stations;
 use super::settings::Shared;
+use super::throttle::ended;
 use crate::answer::Answer;
 use crate::caller::{CurrentGrant, Unauthenticated};
 use crate::decision::Decision;
-use crate::limit::Limiter;
+use crate::limit::{Attempt, Limiter};
 use crate::patience::BoxSleep;
 use crate::rejection::{Protocol, Rejection, StoreError};
 use crate::respond::ratelimit::Advert;
@@ -81,7 +82,7 @@ pin_project_lite::pin_project! {
     /// What a parked request waits for.
     #[project = WaitProj]
     pub(super) enum Wait<F, G> {
-        Lookup { #[pin] future: F, deadline: Option<BoxSleep>, credential: Credential },
+        Lookup { #[pin] future: F, deadline: Option<BoxSleep>, credential: Credential, attempt: Option<Attempt> },
         Check { #[pin] future: G, caller: Option<Caller> },
     }
 }
@@ -224,17 +225,18 @@ impl<S, ReqB, A: Stations, R> Parked<S, ReqB, A, R> {
     fn poll_step(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Step<A>> {
         let parked = self.project();
         match parked.wait.project() {
-            WaitProj::Lookup { future, deadline, credential } => match future.poll(cx) {
+            WaitProj::Lookup { future, deadline, credential, attempt } => match future.poll(cx) {
                 Poll::Ready(found) => {
                     let Some((_, request)) = parked.rest else { completed() };
-                    Poll::Ready(parked.shared.found(found, *credential, request))
+                    Poll::Ready(parked.shared.looked_up(found, *credential, attempt.take(), request))
                 }
                 Poll::Pending => {
                     let Some(sleep) = deadline else { return Poll::Pending };
                     ready!(sleep.as_mut().poll(cx));
                     let patience = parked.shared.settings.patience.as_ref();
                     let deadline = patience.map(|patience| patience.deadline).unwrap_or_default();
-                    Poll::Ready(Step::Refuse(Rejection::unavailable(StoreError::deadline(deadline))))
+                    let rejection = Rejection::unavailable(StoreError::deadline(deadline));
+                    Poll::Ready(Step::Refuse(ended(attempt.take(), rejection)))
                 }
             },
             WaitProj::Check { future, caller } => {

@@ -10,7 +10,7 @@ use super::service::AuthService;
 use super::settings::{Settings, Shared, WallClock};
 use crate::extract::{Alphabet, HeadDoors, InvalidDoor, TokenForm, door_name, open};
 use crate::head::Head;
-use crate::limit::Limiter;
+use crate::limit::{FailureThrottle, Limiter};
 use crate::patience::{Patience, Sleep};
 use crate::rejection::Rejection;
 use crate::respond::terms::Terms;
@@ -88,6 +88,7 @@ impl<T: TokenStore> AuthLayer<T> {
             remove_credentials: false,
             doors: HeadDoors::default(),
             wall_clock: WallClock::System,
+            throttle: None,
         };
         Self::of(Shared { stations: Arc::new(store), responder: Arc::new(Problem), terms: Arc::default(), settings })
     }
@@ -166,6 +167,15 @@ impl<A, R> AuthLayer<A, R> {
         F: Fn(&Rejection) -> Response<B> + Send + Sync + 'static,
     {
         self.with_responder(respond)
+    }
+
+    /// The same, and a peer whose authentications fail too often is refused with 429 before any store is waited for; see
+    /// [`FailureThrottle`]. Who presents a token that is known at once and valid gets in all the same.
+    ///
+    /// The order is: the throttle of failures, authenticate, charge. Give clones of one throttle to all gates of a service.
+    #[must_use]
+    pub fn with_failure_throttle(self, failures: FailureThrottle) -> Self {
+        self.map_settings(|settings| settings.throttle = Some(failures))
     }
 
     /// The same with another limit than 8192 on the bytes of a token. Longer ones are refused before any hashing.

@@ -13,6 +13,7 @@ mod replay;
 mod scope;
 mod service;
 mod settings;
+mod throttle;
 
 pub use crate::patience::Sleep;
 pub use admission::{Admission, Limited, Metered, Stations};

@@ -96,12 +96,9 @@ impl<A: Admission, R> Shared<A, R> {
         self.guard_secrets(carrier, request);
         match asked {
             Ok((Answer::Ready(found), credential)) => self.found(found, credential, request),
-            Ok((Answer::Pending(future), credential)) => {
-                let deadline = self.settings.patience.as_ref().map(|patience| patience.start());
-                Step::Wait(Wait::Lookup { future, deadline, credential })
-            }
+            Ok((Answer::Pending(future), credential)) => self.look_up(future, credential, request),
             Err(RejectionKind::Missing) if self.settings.anonymous => self.anonymous(request),
-            Err(kind) => Step::Refuse(Rejection::new(kind)),
+            Err(kind) => self.failed(Rejection::new(kind), request),
         }
     }
 }
@@ -211,24 +208,41 @@ impl<A, R> Shared<A, R> {
     }
 }
 
-type Found<A> =
+pub(super) type Found<A> =
     Lookup<<<A as Stations>::Store as TokenStore>::Principal, <<A as Stations>::Store as TokenStore>::Error>;
 
 impl<A: Stations, R> Shared<A, R> {
-    /// The store has answered.
+    /// The store has answered at once.
     #[inline]
-    pub(super) fn found<B>(&self, found: Found<A>, credential: Credential, request: &mut Request<B>) -> Step<A> {
+    fn found<B>(&self, found: Found<A>, credential: Credential, request: &mut Request<B>) -> Step<A> {
+        match self.judge(found, credential) {
+            Ok(grant) => self.known(grant, request),
+            Err(rejection) => self.failed(rejection, request),
+        }
+    }
+
+    /// Whether a grant was found that is valid.
+    #[inline]
+    pub(super) fn judge(&self, found: Found<A>, credential: Credential) -> Result<CurrentGrant, Rejection> {
         let grant = match found {
             Ok(Some(grant)) => grant,
-            Ok(None) => return Step::Refuse(Rejection::new(RejectionKind::UnknownToken)),
-            Err(error) => return Step::Refuse(Rejection::unavailable(StoreError::new(error))),
+            Ok(None) => return Err(Rejection::new(RejectionKind::UnknownToken)),
+            Err(error) => return Err(Rejection::unavailable(StoreError::new(error))),
         };
         let verdict = verdict(grant.head(), || self.settings.wall_clock.now());
         let grant = CurrentGrant::by(grant, credential);
-        match (verdict, self.stations.limiter()) {
-            (Err(kind), _) => Step::Refuse(Rejection::new(kind).of_grant(&grant)),
-            (Ok(()), None) => Caller::Known(grant).enter(request, None),
-            (Ok(()), Some(limiter)) => {
+        match verdict {
+            Ok(()) => Ok(grant),
+            Err(kind) => Err(Rejection::new(kind).of_grant(&grant)),
+        }
+    }
+
+    /// The caller is known, and pays.
+    #[inline]
+    pub(super) fn known<B>(&self, grant: CurrentGrant, request: &mut Request<B>) -> Step<A> {
+        match self.stations.limiter() {
+            None => Caller::Known(grant).enter(request, None),
+            Some(limiter) => {
                 let answer = limiter.check(&grant, Charge::Request(&Head::of(request)));
                 self.checked(Caller::Known(grant), answer, request)
             }

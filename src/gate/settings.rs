@@ -3,6 +3,7 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use crate::extract::{HeadDoors, TokenForm};
+use crate::limit::FailureThrottle;
 use crate::patience::Patience;
 use crate::respond::terms::Terms;
 
@@ -24,6 +25,7 @@ pub(super) struct Settings {
     pub(super) remove_credentials: bool,
     pub(super) doors: HeadDoors,
     pub(super) wall_clock: WallClock,
+    pub(super) throttle: Option<FailureThrottle>,
 }
 
 /// What tells whether a grant has expired.
@@ -63,7 +65,8 @@ impl<A, R> Shared<A, R> {
             .field("form", &self.settings.form)
             .field("doors", &self.settings.doors)
             .field("deadline", &self.settings.patience.as_ref().map(|patience| patience.deadline))
-            .field("anonymous", &self.settings.anonymous);
+            .field("anonymous", &self.settings.anonymous)
+            .field("failures", &self.settings.throttle);
         debug
     }
 }

@@ -98,6 +98,28 @@ impl Clock for Given {
     }
 }
 
+/// How long until a charge of so many cells fits, in nanoseconds; 0 if it does now. Nothing is charged.
+///
+/// What [`decide`] says, and goes on for charges above the burst: until so much is paid off that what is left of the
+/// charge is a burst.
+pub(super) fn wait_for(cell: &InMemoryState, quota: Quota, now: u64, cost: u32) -> u64 {
+    let charged = u128::from(read(cell).max(now)) + u128::from(quota.interval_ns()) * u128::from(cost);
+    let most = u128::from(now) + u128::from(quota.span_ns());
+    u64::try_from(charged.saturating_sub(most)).unwrap_or(u64::MAX)
+}
+
+/// Charges one cell, whether it fits or not; but the cell owes a full burst at the most.
+pub(super) fn owe(cell: &InMemoryState, quota: Quota, now: u64) {
+    // Below 2^64 nanoseconds: a time of arrival is below 2^63, an interval below 2^62.
+    let most = now + quota.span_ns();
+    let never_fails: Result<(), ()> = cell.measure_and_replace(&NotKeyed::NonKey, |old| {
+        let old = old.map_or(0, Nanos::as_u64);
+        let new = (old.max(now) + quota.interval_ns()).min(most).max(old);
+        Ok(((), Nanos::new(new)))
+    });
+    _ = never_fails;
+}
+
 /// Writes a theoretical arrival time and returns the one before.
 pub(super) fn swap(cell: &InMemoryState, tat: u64) -> u64 {
     let never_fails: Result<u64, ()> =
@@ -119,4 +141,77 @@ pub(super) fn read(cell: &InMemoryState) -> u64 {
     let always_fails: Result<(), u64> =
         cell.measure_and_replace(&NotKeyed::NonKey, |old| Err(old.map_or(0, Nanos::as_u64)));
     always_fails.err().unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn owing(tat: u64) -> InMemoryState {
+        let cell = InMemoryState::default();
+        swap(&cell, tat);
+        cell
+    }
+
+    proptest! {
+        #[test]
+        fn waits_and_debts_are_those_of_a_decision(
+            interval in 1..1_000_u64,
+            burst in 1..20_u32,
+            now in 0..20_000_u64,
+            owed in 0..20_000_u64,
+            cost in 1..20_u32,
+        ) {
+            let quota = Quota::one_per(Duration::from_nanos(interval)).with_burst(burst);
+            // No cell owes more.
+            let cell = || owing(owed.min(now + interval * u64::from(burst)));
+            let (decided, other) = (cell(), cell());
+            let wait = wait_for(&other, quota, now, cost);
+            prop_assert_eq!(read(&other), read(&cell()), "nothing was charged");
+            match decide(&decided, quota, now, NonZeroU32::new(cost).unwrap()) {
+                Outcome::Admitted { tat } => {
+                    prop_assert_eq!(wait, 0);
+                    (0..cost).for_each(|_| owe(&other, quota, now));
+                    prop_assert_eq!(read(&other), tat);
+                }
+                Outcome::Refused { wait: decided, .. } => prop_assert_eq!(wait, decided),
+                Outcome::AboveBurst => {
+                    prop_assert!(cost > burst);
+                    prop_assert_eq!(wait, wait_for(&other, quota, now, burst) + interval * u64::from(cost - burst));
+                }
+                Outcome::Frozen => prop_assert!(false, "nobody froze it"),
+            }
+        }
+
+        #[test]
+        fn a_full_cell_owes_a_burst_and_never_less_than_before(
+            burst in 1..20_u32,
+            times in prop::collection::vec(0..40_u64, 1..40),
+        ) {
+            let quota = Quota::one_per(Duration::from_nanos(1)).with_burst(burst);
+            let cell = InMemoryState::default();
+            for now in times {
+                let before = read(&cell);
+                owe(&cell, quota, now);
+                // A clock that steps back forgives nothing.
+                prop_assert!(read(&cell) >= before);
+                prop_assert!(read(&cell) <= before.max(now + u64::from(burst)));
+                prop_assert!(read(&cell) > now);
+            }
+        }
+    }
+
+    #[test]
+    fn the_longest_quotas_do_not_overflow() {
+        let quota = Quota::one_per(Duration::from_nanos(MAX_SPAN_NS - 1));
+        let cell = InMemoryState::default();
+        owe(&cell, quota, LATEST_NS);
+        assert_eq!(read(&cell), LATEST_NS + MAX_SPAN_NS - 1);
+        owe(&cell, quota, LATEST_NS);
+        assert_eq!(read(&cell), LATEST_NS + MAX_SPAN_NS - 1);
+        assert_eq!(wait_for(&cell, quota, LATEST_NS, 1), MAX_SPAN_NS - 1);
+        assert_eq!(wait_for(&cell, quota, LATEST_NS, u32::MAX), u64::MAX);
+    }
 }

@@ -12,6 +12,7 @@ use std::time::Duration;
 use shuttle::sync::atomic::{AtomicU64, Ordering};
 use shuttle::thread;
 
+use super::sketch::{Peer, Sketch};
 use super::{Charge, RateLimits};
 use crate::caller::CurrentGrant;
 use crate::grant::Grant;
@@ -210,6 +211,42 @@ fn a_late_charge() {
 #[test]
 fn a_late_charge_and_a_change_of_plan() {
     explore(a_late_charge);
+}
+
+/// Two attempts fit. Three of one peer come, of which one ends well, and one of a peer that shares half of its cells.
+fn attempts_of_one_peer() {
+    let sketch = Arc::new(Sketch::new(PLANS[0], 2));
+    let (one, other) = (Peer([0; 4]), Peer([0, 0, 1, 1]));
+    // What has failed or is under way: nothing is paid off at one instant.
+    let counted = Arc::new(AtomicU64::new(0));
+    let attempt = |peer, ends_well: bool| {
+        let (sketch, counted) = (Arc::clone(&sketch), Arc::clone(&counted));
+        thread::spawn(move || {
+            if sketch.begin(peer, 0).is_err() {
+                return;
+            }
+            if peer.0 == one.0 {
+                assert!(counted.fetch_add(1, Ordering::SeqCst) < 2, "three were let in");
+            }
+            match ends_well {
+                true => {
+                    counted.fetch_sub(1, Ordering::SeqCst);
+                    sketch.succeed(peer);
+                }
+                false => sketch.fail(peer, 0),
+            }
+        })
+    };
+    let threads = [attempt(one, false), attempt(one, true), attempt(one, false), attempt(other, false)];
+    threads.map(|thread| thread.join().unwrap());
+    // Whoever was let in and failed is owed for, and nothing else.
+    let left = (0..2).take_while(|_| sketch.begin(one, 0).is_ok()).count() as u64;
+    assert_eq!(left, 2 - counted.load(Ordering::SeqCst));
+}
+
+#[test]
+fn attempts_that_are_under_way() {
+    explore(attempts_of_one_peer);
 }
 
 /// What one request gives back is never what refuses another: of one subject, or of several at budgets that all share.

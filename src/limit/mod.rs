@@ -1,7 +1,7 @@
 //! The third station: charge the caller's budget.
 //!
 //! [`RateLimits`] is the limiter in memory: one GCRA cell a subject, decided by `governor`. Whoever keeps budgets
-//! elsewhere implements [`Limiter`].
+//! elsewhere implements [`Limiter`]. Beside it stands the [`FailureThrottle`], for who is nobody yet.
 //!
 //! # Rules
 //!
@@ -19,6 +19,7 @@
 pub(crate) mod accounts;
 pub(crate) mod clock;
 mod decide;
+mod failures;
 #[cfg(all(test, tollgate_shuttle))]
 mod interleavings;
 mod lane;
@@ -26,10 +27,13 @@ mod memory;
 #[cfg(feature = "redis")]
 pub mod redis;
 mod rule;
+mod sketch;
 mod together;
 
 pub(crate) use clock::Time;
 pub use clock::{Clock, MonotonicClock};
+pub(crate) use failures::Attempt;
+pub use failures::{FailureThrottle, WouldBeThrottled, peer_of};
 pub use memory::RateLimits;
 
 pub use crate::decision::{Decision, Verdict};

@@ -11,6 +11,7 @@ use crate::rejection::{Rejection, RejectionKind};
 pub(super) fn head(rejection: &Rejection) -> Response<()> {
     // The messages are ASCII without a percent sign, so that they need no percent-encoding.
     let (status, message) = match rejection.kind() {
+        RejectionKind::TooManyFailures => ("8", "too many attempts to authenticate have failed"),
         RejectionKind::OverLimit => ("8", "the budget is spent"),
         RejectionKind::InsufficientScope => ("7", "the token lacks a scope"),
         RejectionKind::StoreUnavailable => ("14", "the token store is unavailable"),

@@ -125,7 +125,7 @@ fn status(kind: RejectionKind) -> StatusCode {
         RejectionKind::BodyTimeout => StatusCode::REQUEST_TIMEOUT,
         RejectionKind::BodyTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
         RejectionKind::InsufficientScope => StatusCode::FORBIDDEN,
-        RejectionKind::OverLimit => StatusCode::TOO_MANY_REQUESTS,
+        RejectionKind::TooManyFailures | RejectionKind::OverLimit => StatusCode::TOO_MANY_REQUESTS,
         RejectionKind::StoreUnavailable | RejectionKind::LimiterUnavailable => StatusCode::SERVICE_UNAVAILABLE,
         RejectionKind::Misconfigured => StatusCode::INTERNAL_SERVER_ERROR,
     }
@@ -160,6 +160,7 @@ fn bearer_challenge(rejection: &Rejection, terms: &Terms) -> Option<HeaderValue>
             }
         }
         RejectionKind::CostAboveBurst
+        | RejectionKind::TooManyFailures
         | RejectionKind::OverLimit
         | RejectionKind::BodyTooLarge
         | RejectionKind::BodyUnreadable

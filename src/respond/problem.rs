@@ -129,9 +129,13 @@ fn body(rejection: &Rejection) -> Bytes {
             blank!("503", "Service Unavailable", "The budget of this token could not be read.")
         }
         RejectionKind::Misconfigured => misconfigured(rejection.hint()),
+        RejectionKind::TooManyFailures => Bytes::from_static(TOO_MANY_FAILURES.as_bytes()),
         RejectionKind::OverLimit => over_limit(rejection),
     }
 }
+
+/// The problem type of draft-ietf-httpapi-ratelimit-headers-10 for 429 because of what looks like abuse.
+const TOO_MANY_FAILURES: &str = r#"{"type":"https://iana.org/assignments/http-problem-types#abnormal-usage-detected","title":"Too Many Requests","status":429,"detail":"Too many attempts to authenticate have failed.","violated-policies":["failures"]}"#;
 
 /// The problem type of draft-ietf-httpapi-ratelimit-headers-10 for 429.
 fn over_limit(rejection: &Rejection) -> Bytes {

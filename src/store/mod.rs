@@ -69,8 +69,9 @@ pub type Lookup<P, E> = Result<Option<Arc<Grant<P>>>, E>;
 /// - Expiry, not-before and the sender constraint are not the store's business: it hands on the grant, and the gate
 ///   judges it.
 /// - [`Answer::Ready`] if the answer is at hand. The store must not block the thread.
-/// - The future of [`Answer::Pending`] is lazy, owns all it needs, and may be dropped at any time: a gate may decide
-///   to refuse without polling it, and drops it at the deadline.
+/// - The future of [`Answer::Pending`] is lazy, owns all it needs, and may be dropped at any time: a gate refuses
+///   without polling it on behalf of a peer that fails too often ([`FailureThrottle`](crate::limit::FailureThrottle)), and
+///   drops it at the deadline. What it costs is to be in the future, and not in the look-up that returns it.
 ///
 /// # Security
 ///

@@ -47,3 +47,4 @@ mod servers;
 mod sql;
 mod store_model;
 mod stores;
+mod throttle;

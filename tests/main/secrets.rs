@@ -7,7 +7,7 @@ use std::time::Duration;
 use http::{Request, Response};
 use tollgate::extract::{Alphabet, InvalidDoor, Presented, TokenForm, authorization};
 use tollgate::gate::{BodyDoors, ReplayBody};
-use tollgate::limit::{Charge, MonotonicClock, RateLimits};
+use tollgate::limit::{Charge, FailureThrottle, MonotonicClock, RateLimits};
 use tollgate::mint::Format;
 use tollgate::respond::{Challenge, Respond};
 use tollgate::store::contract::Contract;
@@ -126,6 +126,7 @@ async fn no_public_type_prints_a_token() {
     printed.debug(&limits.clone().with_clock(MonotonicClock::new()));
     printed.debug(&limits.check_now(&current, ONE));
     printed.debug(&Policy::new("p", Quota::per_minute(60)).unwrap());
+    printed.debug(&FailureThrottle::new(Quota::per_minute(60), |_| Some(TOKEN)));
     // As doors and cost functions see it: nothing is marked, and the target holds a token too.
     let mut unmarked = with_token(TOKEN);
     unmarked.headers_mut().insert("x-api-key", TOKEN.parse().unwrap());

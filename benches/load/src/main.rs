@@ -22,6 +22,8 @@ mod errors;
 mod fields;
 #[path = "../../../examples/crosstrade/order.rs"]
 mod order;
+#[path = "../../../examples/crosstrade/peers.rs"]
+mod peers;
 #[path = "../../../examples/crosstrade/problem.rs"]
 mod problem;
 #[path = "../../../examples/crosstrade/rest.rs"]

@@ -24,6 +24,7 @@ use crate::tokens::Tokens;
 mod alert;
 mod budget;
 mod crash;
+mod peers;
 mod program;
 mod rest;
 mod self_limit;

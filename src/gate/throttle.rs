@@ -1,0 +1,99 @@
+//! Where the gate meets the throttle of failures. A request that is admitted at once never comes here.
+
+use http::Request;
+
+use super::admission::Stations;
+use super::future::{Step, StoreFuture, Wait};
+use super::service::Found;
+use super::settings::Shared;
+use crate::head::Head;
+use crate::limit::{Attempt, WouldBeThrottled};
+use crate::rejection::{Rejection, RejectionKind};
+use crate::token::Credential;
+
+/// What counts as a failed attempt to authenticate. To present nothing is none, and a store that fails says nothing of the
+/// caller.
+fn is_failure(kind: RejectionKind) -> bool {
+    matches!(
+        kind,
+        RejectionKind::MalformedToken
+            | RejectionKind::UnknownToken
+            | RejectionKind::NotYetValid
+            | RejectionKind::ExpiredToken
+            | RejectionKind::SenderConstrained
+            | RejectionKind::InvalidRequest
+    )
+}
+
+impl<A: Stations, R> Shared<A, R> {
+    /// An attempt of the request's peer, if it is throttled: the one place that knows who is refused, or would be.
+    fn attempt<B>(&self, request: &Request<B>) -> Result<Option<Attempt>, Rejection> {
+        match &self.settings.throttle {
+            Some(throttle) => throttle.begin(&Head::of(request)),
+            None => Ok(None),
+        }
+    }
+
+    /// Refuses, but who fails too often in other words.
+    #[inline]
+    pub(super) fn failed<B>(&self, rejection: Rejection, request: &Request<B>) -> Step<A> {
+        if self.settings.throttle.is_none() || !is_failure(rejection.kind()) {
+            return Step::Refuse(rejection);
+        }
+        self.count(rejection, request)
+    }
+
+    #[cold]
+    fn count<B>(&self, rejection: Rejection, request: &Request<B>) -> Step<A> {
+        match self.attempt(request) {
+            Ok(attempt) => Step::Refuse(ended(attempt, rejection)),
+            Err(throttled) => Step::Refuse(throttled),
+        }
+    }
+
+    /// Waits for the store, but not on behalf of who fails too often: then the future is dropped unpolled.
+    pub(super) fn look_up<B>(&self, future: StoreFuture<A>, credential: Credential, request: &Request<B>) -> Step<A> {
+        match self.attempt(request) {
+            Ok(attempt) => {
+                let deadline = self.settings.patience.as_ref().map(|patience| patience.start());
+                Step::Wait(Wait::Lookup { future, deadline, credential, attempt })
+            }
+            Err(throttled) => Step::Refuse(throttled),
+        }
+    }
+
+    /// The store has answered at last.
+    pub(super) fn looked_up<B>(
+        &self,
+        found: Found<A>,
+        credential: Credential,
+        attempt: Option<Attempt>,
+        request: &mut Request<B>,
+    ) -> Step<A> {
+        match self.judge(found, credential) {
+            Ok(grant) => {
+                if let Some(attempt) = attempt {
+                    if attempt.would_be_throttled() {
+                        request.extensions_mut().insert(WouldBeThrottled);
+                    }
+                    attempt.succeed();
+                }
+                self.known(grant, request)
+            }
+            Err(rejection) => Step::Refuse(ended(attempt, rejection)),
+        }
+    }
+}
+
+/// Ends an attempt, as the failure that it was or not.
+pub(super) fn ended(attempt: Option<Attempt>, rejection: Rejection) -> Rejection {
+    let Some(attempt) = attempt else { return rejection };
+    let rejection = match attempt.would_be_throttled() {
+        true => rejection.let_in_by_dry_run(),
+        false => rejection,
+    };
+    if !is_failure(rejection.kind()) {
+        attempt.succeed();
+    }
+    rejection
+}

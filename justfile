@@ -96,7 +96,7 @@ policies:
 stores:
     cargo bench --bench stores --bench databases --features axum,cache,postgres,sqlite
 
-# What budgets in Redis cost beside a bare call of the same script, and what leases save. Ends with a table of ratios.
+# What budgets in Redis cost beside a bare call of the same script, and what leases save, in one table.
 redis-bench:
     cargo bench --bench redis --features redis
 

@@ -1,20 +1,14 @@
 //! What budgets in Redis cost beside a bare call of the same script, with 64 requests on their way, and what leases save.
-//! `just redis-bench` ends with a table of ratios from the same run. Where no Redis answers it says so.
+//! `just redis-bench` prints a table. The three are measured in turn, a short while each, many times, and compared round by
+//! round: what else the machine does meets all of them. Where no Redis answers it says so.
 
 #![allow(clippy::expect_used, clippy::print_stdout, reason = "a benchmark that panics and prints")]
-
-#[allow(dead_code, reason = "the road uses the rest")]
-mod floor;
-#[allow(dead_code, reason = "the road uses the rest")]
-mod measured;
 
 use std::cell::Cell;
 use std::num::NonZeroU32;
 use std::time::{Duration, Instant};
 
-use criterion::{Criterion, SamplingMode};
 use futures_util::future::join_all;
-use measured::Measured;
 use redis::aio::MultiplexedConnection;
 use tollgate::limit::redis::{Leases, RedisLimits, RedisServer};
 use tollgate::limit::{Charge, Limiter as _, RateLimits};
@@ -24,37 +18,56 @@ use tollgate::{CurrentGrant, Grant, Quota};
 const QUOTA: Quota = Quota::per_second(100_000);
 const SUBJECTS: usize = 1_000;
 const IN_FLIGHT: usize = 64;
-const ROWS: [&str; 3] = ["bare script", "exact", "leased"];
+const ROUNDS: usize = 45;
+/// Charges in a round: those of leases are more, so that most of them come when leases have grown.
+const BY_REDIS: u64 = 3_000;
+const BY_LEASE: u64 = 200_000;
 
 fn main() {
     let url = std::env::var("TOLLGATE_TEST_REDIS").unwrap_or_else(|_| "redis://127.0.0.1:6379".to_owned());
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
     let Some(connection) = runtime.block_on(connect(&url)) else { return println!("skipped: no Redis") };
-    let measured = Measured::since_now();
-    let mut criterion = Criterion::default().configure_from_args().sample_size(40);
-    let mut group = criterion.benchmark_group("redis");
-    group.warm_up_time(Duration::from_secs(2)).measurement_time(Duration::from_secs(6));
-    group.sampling_mode(SamplingMode::Flat);
-
     let prefix = format!("tollgate-bench-{}:", std::process::id());
     let script = Script::load(&runtime, connection, &prefix);
-    group.bench_function(ROWS[0], |bencher| {
-        bencher.iter_custom(|count| runtime.block_on(in_flight(count, |at| script.charge(at))));
-    });
-    for (row, leases) in [(ROWS[1], None), (ROWS[2], Some(Leases::default()))] {
-        let subjects: Vec<_> = (0..SUBJECTS).map(|i| CurrentGrant::new(Grant::new(format!("user-{i}"), ()))).collect();
-        let limits = limits(&url, &prefix, leases);
-        let charge = async |at: usize| {
-            let decision = limits.check(&subjects[at % SUBJECTS], Charge::Units(1)).wait().await;
-            assert!(decision.is_admitted() && !decision.is_local(), "Redis has to admit what is measured");
+    let subjects: Vec<_> = (0..SUBJECTS).map(|i| CurrentGrant::new(Grant::new(format!("user-{i}"), ()))).collect();
+    let (exact, leased) = (limits(&url, &prefix, None), limits(&url, &prefix, Some(Leases::default())));
+    let charge = async |limits: &RedisLimits, at: usize| {
+        let decision = limits.check(&subjects[at % SUBJECTS], Charge::Units(1)).wait().await;
+        assert!(decision.is_admitted() && !decision.is_local(), "Redis has to admit what is measured");
+    };
+    let mut rounds = Vec::new();
+    for round in 0..ROUNDS {
+        let bare = || runtime.block_on(in_flight(BY_REDIS, |at| script.charge(at)));
+        let through = || runtime.block_on(in_flight(BY_REDIS, |at| charge(&exact, at)));
+        let (bare, through) = match round % 2 {
+            0 => (bare(), through()),
+            _ => {
+                let through = through();
+                (bare(), through)
+            }
         };
-        group.bench_function(row, |bencher| {
-            bencher.iter_custom(|count| runtime.block_on(in_flight(count, charge)));
-        });
+        let ahead = runtime.block_on(in_flight(BY_LEASE, |at| charge(&leased, at)));
+        // The first ones connect, and fill caches.
+        if round > 4 {
+            rounds.push([bare, through, ahead]);
+        }
     }
-    group.finish();
-    criterion.final_summary();
-    print_ratios(&measured);
+    print(&rounds);
+}
+
+fn print(rounds: &[[f64; 3]]) {
+    let median = |of: &dyn Fn(&[f64; 3]) -> f64| {
+        let mut all: Vec<_> = rounds.iter().map(of).collect();
+        all.sort_by(f64::total_cmp);
+        all[all.len() / 2]
+    };
+    println!("A charge, with {IN_FLIGHT} on their way (medians of {} rounds):\n", rounds.len());
+    println!("| | us | beside the bare script | a second and core |\n|---|---:|---:|---:|");
+    for (at, row) in ["bare script", "exact", "leased"].into_iter().enumerate() {
+        let (ns, ratio) = (median(&|round| round[at]), median(&|round| round[at] / round[0]));
+        println!("| {row} | {:.2} | {ratio:.2} | {:.0} |", ns / 1_000.0, 1e9 / ns);
+    }
+    println!("\nWith leases a core answers {:.1} times as many.", median(&|round| round[1] / round[2]));
 }
 
 fn limits(url: &str, prefix: &str, leases: Option<Leases>) -> RedisLimits {
@@ -67,8 +80,8 @@ fn limits(url: &str, prefix: &str, leases: Option<Leases>) -> RedisLimits {
     }
 }
 
-/// The time of so many charges, of which so many are on their way at once.
-async fn in_flight<F: Future<Output = ()>>(count: u64, charge: impl Fn(usize) -> F) -> Duration {
+/// Nanoseconds a charge, of which so many are on their way at once.
+async fn in_flight<F: Future<Output = ()>>(count: u64, charge: impl Fn(usize) -> F) -> f64 {
     let left = Cell::new(count);
     let begin = Instant::now();
     let one_by_one = async || {
@@ -78,7 +91,7 @@ async fn in_flight<F: Future<Output = ()>>(count: u64, charge: impl Fn(usize) ->
         }
     };
     join_all((0..IN_FLIGHT).map(|_| one_by_one())).await;
-    begin.elapsed()
+    begin.elapsed().as_nanos() as f64 / count as f64
 }
 
 async fn connect(url: &str) -> Option<MultiplexedConnection> {
@@ -120,15 +133,4 @@ impl Script {
         let answer: (u64, u64, u64, u64) = call.query_async(&mut self.connection.clone()).await.expect("an answer");
         assert_eq!(answer.0, 1, "Redis has to admit what is measured");
     }
-}
-
-fn print_ratios(measured: &Measured) {
-    let [bare, exact, leased] = ROWS.map(|row| measured.median_ns(&format!("redis/{row}")));
-    let (Some(bare), Some(exact), Some(leased)) = (bare, exact, leased) else { return };
-    println!("\nA charge, with {IN_FLIGHT} on their way (medians):\n");
-    println!("| | us | beside the bare script | a second and core |\n|---|---:|---:|---:|");
-    for (row, ns) in ROWS.into_iter().zip([bare, exact, leased]) {
-        println!("| {row} | {:.2} | {:.2} | {:.0} |", ns / 1_000.0, ns / bare, 1e9 / ns);
-    }
-    println!("\nLeases answer {:.1} times as many as Redis does.", exact / leased);
 }

@@ -110,7 +110,8 @@ impl Shared {
 
     async fn ask(self: Arc<Self>, asked: Asked, pass: Pass) -> Decision {
         if let Some(stocks) = self.stocks.as_ref().filter(|stocks| stocks.have_leases_of(&asked.parts)) {
-            return self.ask_ahead(stocks, &asked, pass).await;
+            // Boxed, so that who has no leases moves no room for it.
+            return Box::pin(self.ask_ahead(stocks, &asked, pass)).await;
         }
         let asked_at = self.limits.time.now_ns();
         let charge = async |open: &mut Open| gcra::charge(open, &asked.parts, &[]).await;

@@ -95,7 +95,8 @@ impl RedisServer {
     async fn connect(&self, response_timeout: Duration) -> RedisResult<Open> {
         let config = AsyncConnectionConfig::new()
             .set_connection_timeout(Some(self.connection_timeout))
-            .set_response_timeout(Some(response_timeout))
+            // Each charge has its deadline already: no second timer.
+            .set_response_timeout(None)
             .set_pipeline_buffer_size(QUEUE);
         Ok(match &self.kind {
             Kind::Single(client) => Open::One(client.get_multiplexed_async_connection_with_config(&config).await?),

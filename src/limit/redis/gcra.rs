@@ -13,7 +13,7 @@ use redis::RedisResult;
 
 use super::connect::Open;
 use super::lease::Order;
-use super::script::{Script, number};
+use super::script::Script;
 use crate::decision::{Decision, Verdict};
 use crate::limit::lane::described;
 use crate::policy::Policy;
@@ -42,7 +42,7 @@ pub(super) struct State {
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Reply {
     pub(super) states: Vec<State>,
-    /// The cells that were bought ahead.
+    /// The cells that were bought ahead, if there were orders.
     pub(super) ahead: Vec<u32>,
     /// When, by its clock, in microseconds since 1970.
     pub(super) now_us: u64,
@@ -80,10 +80,10 @@ async fn run(
     orders: &[Order],
     now_us: Option<u64>,
 ) -> RedisResult<Reply> {
-    let keys: Vec<_> = parts.iter().map(|part| part.key.clone()).collect();
+    let keys: Vec<_> = parts.iter().map(|part| &*part.key).collect();
     let mut args: Vec<_> = parts.iter().flat_map(Part::args).collect();
     args.extend(parts.iter().zip(orders).flat_map(|(part, order)| part.order_args(*order)));
-    args.extend(now_us.map(number));
+    args.extend(now_us);
     let mut numbers: Vec<u64> = script.run(open, &keys, &args).await?;
     let now_us = numbers.pop().unwrap_or_default();
     if numbers.len() != 3 * parts.len() {
@@ -92,12 +92,14 @@ async fn run(
     let state = |of: &[u64]| State { fits: of[0] > 0, owed_ns: of[1].saturating_mul(1_000).saturating_add(of[2]) };
     let ahead = |of: &[u64]| u32::try_from(of[0].saturating_sub(1)).unwrap_or(u32::MAX);
     let budgets = numbers.chunks_exact(3);
-    Ok(Reply { states: budgets.clone().map(state).collect(), ahead: budgets.map(ahead).collect(), now_us })
+    let states = budgets.clone().map(state).collect();
+    let ahead = if orders.is_empty() { Vec::new() } else { budgets.map(ahead).collect() };
+    Ok(Reply { states, ahead, now_us })
 }
 
 impl Part {
     /// Seven arguments of the script.
-    fn args(&self) -> [Vec<u8>; 7] {
+    fn args(&self) -> [u64; 7] {
         let quota = self.policy.quota();
         let is_above = self.cost > quota.burst();
         // What is above the burst fits never, whatever it costs; what is not is below 2^62.
@@ -111,13 +113,12 @@ impl Part {
             cost_ns % 1_000,
             u64::from(is_above),
         ]
-        .map(number)
     }
 
     /// Four arguments of the script.
-    fn order_args(&self, order: Order) -> [Vec<u8>; 4] {
+    fn order_args(&self, order: Order) -> [u64; 4] {
         let interval_ns = self.policy.quota().interval_ns();
-        [order.cells.into(), order.hold_ns.div_ceil(1_000), interval_ns / 1_000, interval_ns % 1_000].map(number)
+        [order.cells.into(), order.hold_ns.div_ceil(1_000), interval_ns / 1_000, interval_ns % 1_000]
     }
 
     /// Whether the charge fits where at least so much is owed.

@@ -6,7 +6,7 @@ use redis::RedisResult;
 
 use super::connect::Open;
 use super::gcra::{CLOCK, Part, Reply, State};
-use super::script::{Script, number};
+use super::script::Script;
 
 /// A charge that was made, by which it can be given back.
 pub(super) struct Charged {
@@ -49,14 +49,12 @@ pub(super) async fn give_back(open: &mut Open, charged: &[Charged]) -> RedisResu
 #[cfg(test)]
 pub(super) async fn give_back_at(open: &mut Open, charged: &[Charged], now_us: u64) -> RedisResult<()> {
     static AT: LazyLock<Script> = LazyLock::new(|| script(super::gcra::GIVEN_CLOCK));
-    run(&AT, open, charged, vec![number(now_us)]).await
+    run(&AT, open, charged, vec![now_us]).await
 }
 
-async fn run(script: &Script, open: &mut Open, charged: &[Charged], more: Vec<Vec<u8>>) -> RedisResult<()> {
-    let keys: Vec<_> = charged.iter().map(|of| of.key.clone()).collect();
-    let args = |of: &Charged| {
-        [of.interval_ns, of.cost_ns / 1_000, of.cost_ns % 1_000, of.full_at_us, of.full_at_ns].map(number)
-    };
+async fn run(script: &Script, open: &mut Open, charged: &[Charged], more: Vec<u64>) -> RedisResult<()> {
+    let keys: Vec<_> = charged.iter().map(|of| &*of.key).collect();
+    let args = |of: &Charged| [of.interval_ns, of.cost_ns / 1_000, of.cost_ns % 1_000, of.full_at_us, of.full_at_ns];
     let args: Vec<_> = charged.iter().flat_map(args).chain(more).collect();
     script.run(open, &keys, &args).await
 }

@@ -14,12 +14,7 @@ impl Script {
 
     /// Runs it on the server that has the keys, which must be in one slot. `NOSCRIPT` means that nothing was done, so
     /// that the same may be sent again, this time with the script.
-    pub(super) async fn run<T: FromRedisValue>(
-        &self,
-        open: &mut Open,
-        keys: &[Vec<u8>],
-        args: &[Vec<u8>],
-    ) -> RedisResult<T> {
+    pub(super) async fn run<T: FromRedisValue>(&self, open: &mut Open, keys: &[&[u8]], args: &[u64]) -> RedisResult<T> {
         let call = |name: &str, script: &str| {
             let mut call = Cmd::new();
             call.arg(name).arg(script).arg(keys.len()).arg(keys).arg(args);
@@ -32,9 +27,4 @@ impl Script {
             done => done,
         }
     }
-}
-
-/// A number as an argument.
-pub(super) fn number(number: u64) -> Vec<u8> {
-    itoa::Buffer::new().format(number).into()
 }

@@ -238,7 +238,7 @@ async fn leases_and_exact_charges_share_a_budget() {
     }
     assert_eq!(Told::of(&told.admitted), 200);
     assert!(Told::of(&told.at_once) > 10, "{}", Told::of(&told.at_once));
-    told.drain(&[exact.clone()]).await;
+    told.drain(std::slice::from_ref(&exact)).await;
     told.drain(&[leased, exact]).await;
     // The time of the longest lease is kept back: a second here, and so a cell of one an hour.
     assert!((399..=400).contains(&Told::of(&told.admitted)), "{}", Told::of(&told.admitted));

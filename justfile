@@ -139,7 +139,7 @@ mutants FILES='src/{extract,limit,respond}/**/*.rs':
 mutants-run FILES *options:
     PROPTEST_CASES=32 cargo mutants --jobs 2 --file '{{ FILES }}' {{ options }} || case $? in 2 | 3) ;; *) exit 1 ;; esac
 
-# Each fuzz target for so many seconds, from the seeds that the vectors give. Fails on a finding.
+# Each fuzz target for so many seconds, two at a time, from the seeds that the vectors give. Fails on a finding.
 fuzz SECONDS='20': (where "cargo-fuzz for nightly Rust" "cargo +nightly fuzz --version" "TOLLGATE_REQUIRE_NIGHTLY" "just fuzz-run " + SECONDS)
 
 # Without a sanitizer: the crate has no unsafe code, and a check is several times as fast.
@@ -147,11 +147,10 @@ fuzz SECONDS='20': (where "cargo-fuzz for nightly Rust" "cargo +nightly fuzz --v
 [working-directory: 'fuzz']
 fuzz-run seconds:
     cargo run --quiet --example seeds
-    for target in $(cargo +nightly fuzz list --fuzz-dir .); do \
-        mkdir -p "corpus/$target"; \
-        cargo +nightly fuzz run --sanitizer none --fuzz-dir . "$target" "corpus/$target" "seeds/$target" -- \
-            -dict=tollgate.dict -max_total_time={{ seconds }} -max_len=4096 -timeout=10 -print_final_stats=1; \
-    done
+    mkdir -p $(cargo +nightly fuzz list --fuzz-dir . | sed 's|^|corpus/|')
+    cargo +nightly fuzz list --fuzz-dir . | xargs -P 2 -I '{}' \
+        cargo +nightly fuzz run --sanitizer none --fuzz-dir . '{}' 'corpus/{}' 'seeds/{}' -- \
+            -dict=tollgate.dict -max_total_time={{ seconds }} -max_len=4096 -timeout=10 -print_final_stats=1
 
 # Runs what needs something that not everybody has. Where that is missing it is skipped, or fails if the variable says that
 # it must be there.

@@ -10,7 +10,7 @@ use tollgate::{Answer, CurrentGrant, Grant, Quota};
 
 use crate::kit::*;
 use crate::proxy::{Fault, Proxy};
-use crate::redis_servers::{PrivateRedis, Reply};
+use crate::redis_servers::PrivateRedis;
 
 const HOUR: Duration = Duration::from_secs(3_600);
 /// Nothing takes so long, on any machine, unless it hangs.
@@ -26,16 +26,6 @@ fn leased(url: &str, limits: RateLimits) -> RedisLimits {
 
 fn who(subject: &str) -> CurrentGrant {
     CurrentGrant::new(Grant::new(subject, ()))
-}
-
-/// How many times the server has run a script.
-fn trips(server: &PrivateRedis) -> u64 {
-    let Reply::Text(stats) = server.ask(&["INFO", "commandstats"]).unwrap() else { panic!("no text") };
-    let calls = |name: &str| {
-        let line = stats.lines().find_map(|line| line.strip_prefix(&format!("cmdstat_{name}:calls=")));
-        line.map_or(0, |rest| rest.split(',').next().unwrap().parse().unwrap())
-    };
-    calls("evalsha") + calls("eval")
 }
 
 /// Spends so often one after the other, and returns the last decision.
@@ -54,7 +44,7 @@ async fn who_comes_while_others_buy_waits_and_buys_no_second_lease() {
     let Some(server) = PrivateRedis::start("who_comes_while_others_buy_waits_and_buys_no_second_lease") else { return };
     let limits = leased(&server.url(), RateLimits::new(MANY).with_anonymous(MANY));
     for caller in [Some(who("alice")), Some(who("bob")), None] {
-        let before = trips(&server);
+        let before = server.trips();
         let charges: Vec<_> = (0..256)
             .map(|_| {
                 let (limits, caller) = (limits.clone(), caller.clone());
@@ -70,7 +60,7 @@ async fn who_comes_while_others_buy_waits_and_buys_no_second_lease() {
             assert!(charge.await.unwrap().is_admitted());
         }
         // The first buys for itself alone. The second knows how many wait, and buys for all of them. (And a NOSCRIPT.)
-        let trips = trips(&server) - before;
+        let trips = server.trips() - before;
         assert!(trips <= 4, "{trips} trips");
     }
 }
@@ -102,11 +92,11 @@ async fn several_policies_are_paid_together() {
     let limits = leased(&server.url(), policies.and("trial", trial).unwrap().with_dry_run());
     let (alice, bob) = (who("alice"), who("bob"));
 
-    let before = trips(&server);
+    let before = server.trips();
     let decision = spend(&limits, &alice, 40).await;
     assert_eq!(decision.parts().count(), 4);
     assert!(!decision.would_be_refused());
-    assert!(trips(&server) - before < 30, "{} trips", trips(&server) - before);
+    assert!(server.trips() - before < 30, "{} trips", server.trips() - before);
     // What is on trial refuses nobody.
     let mut admitted = 40;
     loop {
@@ -142,7 +132,7 @@ async fn refunds_keep_a_limiter_exact() {
     let limits = leased(&server.url(), RateLimits::new(MANY).with_refunds());
     let last = spend(&limits, &who("alice"), 20).await;
     assert_eq!(last.remaining(), MANY.burst() - 20);
-    assert!(trips(&server) >= 20);
+    assert!(server.trips() >= 20);
     last.refund().await;
     assert_eq!(limits.charge(&who("alice"), Charge::Units(0)).await.remaining(), MANY.burst() - 19);
 }
@@ -152,12 +142,12 @@ async fn another_prefix_and_another_quota_are_another_stock() {
     let Some(server) = PrivateRedis::start("another_prefix_and_another_quota_are_another_stock") else { return };
     let limits = leased(&server.url(), RateLimits::new(MANY));
     spend(&limits, &who("alice"), 100).await;
-    let before = trips(&server);
+    let before = server.trips();
     let other = limits.clone().with_prefix("other:").unwrap();
     assert_eq!(spend(&other, &who("alice"), 1).await.remaining(), MANY.burst() - 1);
     let plan = CurrentGrant::new(Grant::new("alice", ()).with_quota(MANY.with_burst(4_000)));
     assert!(spend(&limits, &plan, 1).await.remaining() < 4_000 - 100);
-    assert_eq!(trips(&server) - before, 2);
+    assert_eq!(server.trips() - before, 2);
 }
 
 /// Who is dropped while it buys leaves its turn, and who waits for a silent Redis does not wait for ever.

@@ -43,16 +43,6 @@ async fn charge(limits: &RedisLimits, units: u32) -> Decision {
     tokio::time::timeout(NEVER, limits.charge(&alice(), Charge::Units(units))).await.expect("a charge hangs")
 }
 
-/// How many times the server has run our script.
-fn trips(server: &PrivateRedis) -> u64 {
-    let Reply::Text(stats) = server.ask(&["INFO", "commandstats"]).unwrap() else { panic!("no text") };
-    let calls = |name: &str| {
-        let line = stats.lines().find_map(|line| line.strip_prefix(&format!("cmdstat_{name}:calls=")));
-        line.map_or(0, |rest| rest.split(',').next().unwrap().parse().unwrap())
-    };
-    calls("evalsha") + calls("eval")
-}
-
 #[tokio::test]
 async fn servers_share_a_budget() {
     let Some(home) = RedisHome::new("servers_share_a_budget") else { return };
@@ -156,7 +146,7 @@ async fn who_was_refused_is_refused_again_without_a_trip() {
     let limits = to(&server.url(), hands.limits(quota));
     assert!(charge(&limits, 5).await.is_admitted());
     assert!(!charge(&limits, 1).await.is_admitted());
-    let before = trips(&server);
+    let before = server.trips();
     for passed in [0, 500, 1_000] {
         hands.set_ns(1_000_000_000 + passed * 1_000_000);
         let answer = limits.check(&alice(), ONE);
@@ -166,7 +156,7 @@ async fn who_was_refused_is_refused_again_without_a_trip() {
         assert!(wait <= Duration::from_millis(2_000 - passed), "{wait:?}");
         assert!(limits.check(&alice(), Charge::Units(3)).ready().is_some(), "what costs more does not fit either");
     }
-    assert_eq!(trips(&server), before);
+    assert_eq!(server.trips(), before);
     // What may fit is asked for: nothing, another's, a plan that changed, and when the time has come.
     assert!(limits.check(&alice(), Charge::Units(0)).ready().is_none());
     assert!(limits.check(&CurrentGrant::new(Grant::new("bob", ())), ONE).ready().is_none());
@@ -529,7 +519,7 @@ async fn a_cluster_keeps_each_subject_on_one_node() {
     assert_eq!(RedisLimits::new(all, cluster_of(), SECRET, ALONE).unwrap_err(), RedisLimitsError::SharedOnCluster);
     let only = RedisLimits::new(RateLimits::new(FIVE).shared_by_all(), cluster_of(), SECRET, ALONE).unwrap();
     assert!(!charge(&only.with_deadline(PATIENT), 2).await.is_local());
-    let asked = cluster.0.iter().filter(|node| trips(node) > 0).count();
+    let asked = cluster.0.iter().filter(|node| node.trips() > 0).count();
     assert!(asked > 1, "all subjects are on one node");
 }
 
@@ -543,7 +533,7 @@ async fn the_master_that_a_sentinel_names_is_asked_and_the_next_one_after_it() {
     let limits = limits.with_deadline(PATIENT).with_failures(1).with_pauses(HOUR, HOUR);
     let decision = charge(&limits, 5).await;
     assert!(decision.is_admitted() && !decision.is_local(), "{decision:?}");
-    assert!(trips(&servers.master) > 0);
+    assert!(servers.master.trips() > 0);
 
     // A failover, as the sentinel sees it: another master, and the old one only copies.
     let (host, port) = ("127.0.0.1", next.port().to_string());
@@ -553,7 +543,7 @@ async fn the_master_that_a_sentinel_names_is_asked_and_the_next_one_after_it() {
     assert!(limits.charge(&CurrentGrant::new(Grant::new("bob", ())), ONE).await.is_local(), "it may not be written to");
     hands.advance(HOUR);
     assert_eq!(recovered(&limits, &hands).await.remaining(), 5);
-    assert!(trips(&next) > 0);
+    assert!(next.trips() > 0);
 }
 
 /// What the threat model says a user of Redis needs is enough.

@@ -199,6 +199,16 @@ pub struct PrivateRedis {
 }
 
 impl PrivateRedis {
+    /// How many times it has run a script.
+    pub fn trips(&self) -> u64 {
+        let Reply::Text(stats) = self.ask(&["INFO", "commandstats"]).unwrap() else { panic!("no text") };
+        let calls = |name: &str| {
+            let line = stats.lines().find_map(|line| line.strip_prefix(&format!("cmdstat_{name}:calls=")));
+            line.map_or(0, |rest| rest.split(',').next().unwrap().parse().unwrap())
+        };
+        calls("evalsha") + calls("eval")
+    }
+
     /// Empty, and listening. Nothing is ever written to a disk.
     pub fn start(test: &str) -> Option<Self> {
         Self::start_with(test, &[])

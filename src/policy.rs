@@ -49,7 +49,7 @@ pub enum InvalidPolicyName {
     /// It is empty, longer than 64 characters, or not printable ASCII.
     #[error("a policy name is 1 to 64 characters of printable ASCII")]
     Form,
-    /// Another policy of the same limiter has it.
+    /// Another policy of the same limiter has it; `anonymous` is that of anonymous callers.
     #[error("two policies of one limiter have the same name")]
     Taken,
 }

@@ -23,6 +23,10 @@ use crate::self_limit::{Denied, MAX_IDS, SelfLimit};
 const DEADLINE: Duration = Duration::from_millis(250);
 const PREFIX: &str = "crosstrade:";
 
+/// Of an id of which nothing is left there is nothing to remember.
+const TAKE_BACK: &str = "redis.call('LREM', KEYS[1], -1, ARGV[1])
+    if redis.call('LLEN', KEYS[1]) == 0 then redis.call('ZREM', KEYS[2], ARGV[2]) end";
+
 /// Where the ledger is, and who shares it.
 #[derive(Debug, PartialEq)]
 pub(crate) struct Replicas {
@@ -60,7 +64,7 @@ impl Shared {
             redis: client.get_connection_manager_lazy(config)?,
             hmac: Hmac::new_from_slice(secret)?,
             admit: Script::new(include_str!("self_limit.lua")),
-            take_back: Script::new("redis.call('LREM', KEYS[1], -1, ARGV[1])"),
+            take_back: Script::new(TAKE_BACK),
         })
     }
 
@@ -86,12 +90,12 @@ impl Shared {
     }
 
     /// First the alert's own limit. If it cannot be paid, it is taken back there: for a moment it may have stood in the way
-    /// of another.
+    /// of another. Where Redis answers too late, or the sender has gone, it stays counted: the limit errs on the safe side.
     async fn pay_limited(&self, who: &CurrentGrant, id: &[u8], limit: SelfLimit) -> Paid {
         let [log, ids, id] = self.names(who, id);
         let window_us = u64::from(limit.window_s) * 1_000_000;
         let mut admit = self.admit.key(&log);
-        admit.key(ids).arg(limit.count).arg(window_us).arg(MAX_IDS).arg(id);
+        admit.key(&ids).arg(limit.count).arg(window_us).arg(MAX_IDS).arg(&id);
         let at = match self.run(&admit).await {
             Some((0, at_us)) => at_us,
             Some((1, wait_us)) => return Err(Denied::OverLimit(Duration::from_micros(wait_us))),
@@ -101,7 +105,7 @@ impl Shared {
         };
         let paid = self.pay(who).await;
         if paid.is_err() {
-            _ = self.run::<()>(self.take_back.key(log).arg(at)).await;
+            _ = self.run::<()>(self.take_back.key(log).key(ids).arg(at).arg(id)).await;
         }
         paid
     }

@@ -59,11 +59,12 @@ impl Account {
         Some(Self::owing(self.policy.clone(), self.debt()?))
     }
 
-    /// Owes so many nanoseconds less, by this quota. By another, or if the account is frozen, nothing changes: what they were
-    /// worth meanwhile is no longer known.
-    pub(super) fn give_back(&self, quota: Quota, ns: u64) {
-        if self.policy.quota() == quota {
-            give_back(&self.cell, ns);
+    /// Owes so many nanoseconds less, by this quota. By another nothing changes: what they were worth meanwhile is not known
+    /// any more. `None` if the account is frozen.
+    fn give_back(&self, quota: Quota, ns: u64) -> Option<()> {
+        match self.policy.quota() == quota {
+            true => give_back(&self.cell, ns).then_some(()),
+            false => self.debt().map(drop),
         }
     }
 
@@ -241,6 +242,16 @@ impl Accounts {
             if let Some(done) = done {
                 return done;
             }
+        }
+    }
+
+    /// Gives back so many nanoseconds of a charge by this quota, wherever the subject's account is by now. Opens none.
+    pub(super) fn give_back(&self, payer: Payer<'_>, quota: Quota, ns: u64) {
+        if payer.memo.charge(self.id, |account| account.give_back(quota, ns)).is_none() {
+            let map = self.lock();
+            let account = map.places.get(payer.subject).and_then(|place| place.account(self.id));
+            // One that the map has is not frozen.
+            _ = account.and_then(|account| account.give_back(quota, ns));
         }
     }
 

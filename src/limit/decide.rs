@@ -127,12 +127,13 @@ pub(super) fn swap(cell: &InMemoryState, tat: u64) -> u64 {
     never_fails.unwrap_or(0)
 }
 
-/// Takes a charge of so many nanoseconds back, unless the cell is closed.
-pub(super) fn give_back(cell: &InMemoryState, ns: u64) {
-    let _: Result<(), ()> = cell.measure_and_replace(&NotKeyed::NonKey, |old| match old.map_or(0, Nanos::as_u64) {
+/// Takes a charge of so many nanoseconds back; says whether the cell was not closed.
+pub(super) fn give_back(cell: &InMemoryState, ns: u64) -> bool {
+    let given: Result<(), ()> = cell.measure_and_replace(&NotKeyed::NonKey, |old| match old.map_or(0, Nanos::as_u64) {
         closed if closed >= FROZEN => Err(()),
         tat => Ok(((), Nanos::new(tat.saturating_sub(ns)))),
     });
+    given.is_ok()
 }
 
 /// The theoretical arrival time; 0 if nothing was ever charged.

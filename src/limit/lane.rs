@@ -131,10 +131,7 @@ impl Lane {
         let charge = u64::from(made.cost.get()) * made.quota.interval_ns();
         let unpaid = charge.min(made.full_at.saturating_sub(now));
         if let Some((accounts, payer)) = self.payer(grant).filter(|_| unpaid > 0) {
-            accounts.with(payer, now, |account| {
-                account.give_back(made.quota, unpaid);
-                Some(())
-            });
+            accounts.give_back(payer, made.quota, unpaid);
         }
     }
 

@@ -120,10 +120,11 @@ impl RateLimits {
     ///
     /// # Errors
     ///
-    /// If the name is not 1 to 64 characters of printable ASCII, or another policy of this limiter has it.
+    /// If the name is not 1 to 64 characters of printable ASCII, or another policy of this limiter has it, or it is `anonymous`.
     pub fn and(self, policy: &str, quota: Quota) -> Result<Self, InvalidPolicyName> {
         let name = PolicyName::new(policy)?;
-        if self.lanes().iter().any(|lane| lane.rule().name == name) {
+        let is_taken = name == PolicyName::anonymous() || self.lanes().iter().any(|lane| lane.rule().name == name);
+        if is_taken {
             return Err(InvalidPolicyName::Taken);
         }
         let mut lanes = self.lanes().to_vec();
@@ -254,8 +255,8 @@ impl RateLimits {
     /// The same, and charges can be [given back](Decision::refund), for one allocation more a request.
     ///
     /// What is given back is what of the charge has not been refilled yet, so that the subject never has more than without the
-    /// charge. After a change of plan, or when its budget has moved to another grant, it is nothing: nobody knows any more
-    /// what the charge would be worth.
+    /// charge. After a change of plan it is nothing: nobody knows any more what the charge would be worth. (Where the plan
+    /// has changed there and back, it may be as much as the charge, although the other plan has paid it off.)
     ///
     /// ```
     /// use tollgate::{Authenticated, RateLimits, Quota};

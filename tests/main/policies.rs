@@ -1,5 +1,6 @@
 //! Several policies in one limiter: a charge meets all of them or none.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
 use std::time::Duration;
@@ -232,6 +233,26 @@ fn a_change_of_plan_leaves_nothing_to_give_back() {
     assert_eq!(limits.peek(&grant_of("alice", None)).remaining(), 3);
 }
 
+/// Both tokens of a rotation: the account leaves the grant in which it stood, and what one policy refuses still costs the
+/// others nothing.
+#[test]
+fn what_is_given_back_finds_an_account_that_has_moved() {
+    let hands = Hands::default();
+    let limits = hands.limits(Quota::one_per(SECOND).with_burst(9)).with_cost(|head| digit(head, 0));
+    let limits = limits.and("few", Quota::one_per(SECOND).with_burst(2)).unwrap().with_cost(|head| digit(head, 1));
+    let limits = limits.with_refunds();
+    let kept = [(); 2].map(|()| Arc::new(Grant::new("alice", ())));
+    let [old, new] = kept.each_ref().map(|grant| CurrentGrant::new(Arc::clone(grant)));
+    let first = charge(&limits, &old, "/11");
+    assert!(charge(&limits, &new, "/11").is_admitted());
+    for grant in [&old, &new, &old] {
+        let refused = charge(&limits, grant, "/31");
+        assert_eq!((violated(&refused), remaining(&refused)), (vec!["few"], vec![7, 0]));
+    }
+    now(first.refund());
+    assert_eq!(remaining(&limits.peek(&new)), [8, 1]);
+}
+
 #[test]
 fn nothing_can_be_given_back_unless_that_was_wanted() {
     let limits = Hands::default().limits(Quota::per_second(1).with_burst(5));
@@ -395,6 +416,7 @@ fn names_are_checked_when_building() {
     let limits = || RateLimits::new(Quota::per_minute(1));
     assert_eq!(limits().and("", Quota::per_day(1)).unwrap_err(), InvalidPolicyName::Form);
     assert_eq!(limits().and("default", Quota::per_day(1)).unwrap_err(), InvalidPolicyName::Taken);
+    assert_eq!(limits().and("anonymous", Quota::per_day(1)).unwrap_err(), InvalidPolicyName::Taken);
     let two = limits().and("day", Quota::per_day(1)).unwrap();
     assert_eq!(two.and("day", Quota::per_day(2)).unwrap_err(), InvalidPolicyName::Taken);
 }

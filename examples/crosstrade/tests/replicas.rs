@@ -249,7 +249,7 @@ async fn the_limit_that_an_alert_sets_itself_is_one_for_all_replicas() {
     let another = pair.replicas[1].alert(alert(2)).await;
     assert!(another.headers()["ratelimit"].to_str().unwrap().starts_with(r#""default";r=1"#), "{another:?}");
 
-    // One that the budget refuses does not count.
+    // One that the budget refuses does not count, and leaves nothing behind.
     while pair.replicas[0].get(pair.token()).await.status() == StatusCode::OK {}
     while pair.replicas[1].alert(alert(3)).await.status() != StatusCode::OK {}
     tokio::time::sleep(Duration::from_secs(1)).await;

@@ -115,7 +115,7 @@ impl Shared {
         }
         let asked_at = self.limits.time.now_ns();
         let charge = async |open: &mut Open| gcra::charge(open, &asked.parts, &[]).await;
-        let Some(reply) = self.with_redis(self.deadline, pass, charge).await else {
+        let Some(reply) = self.with_redis(pass, charge).await else {
             return self.outage.decide(&asked, self.deadline);
         };
         let decision = self.decision(&asked, &reply.states);
@@ -134,16 +134,13 @@ impl Shared {
     async fn give_back(self: Arc<Self>, charged: Vec<refund::Charged>) {
         if let Ok(is_probe) = self.switch.enter() {
             let pass = Pass::new(&self.switch, is_probe);
-            _ = self
-                .with_redis(self.deadline, pass, async |open: &mut Open| refund::give_back(open, &charged).await)
-                .await;
+            _ = self.with_redis(pass, async |open: &mut Open| refund::give_back(open, &charged).await).await;
         }
     }
 
-    /// Runs a command within this time. `None`: Redis has failed.
+    /// Runs a command within the deadline. `None`: Redis has failed.
     pub(super) async fn with_redis<T>(
         &self,
-        time: Duration,
         mut pass: Pass,
         command: impl AsyncFnOnce(&mut Open) -> RedisResult<T>,
     ) -> Option<T> {
@@ -153,7 +150,7 @@ impl Shared {
             command(&mut open).await
         };
         let timer = Timer::start();
-        let done = tokio::time::timeout(time, command).await;
+        let done = tokio::time::timeout(self.deadline, command).await;
         timer.asked_redis(match &done {
             Ok(Ok(_)) => AtRedis::Answered,
             Ok(Err(_)) => AtRedis::Failed,

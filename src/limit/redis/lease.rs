@@ -28,7 +28,8 @@ use crate::quota::Quota;
 /// 1. A lease is some cells of one budget, bought by one call of the script and spent on one server until it ends. What is
 ///    left then is lost: at most one lease a server and budget. (Of a budget that all share: a server and subject.)
 /// 2. Redis charges a lease as cells that are spent at its end, and sells it only if they would fit now. Charges of other
-///    servers, with leases and without, are made beside it as ever.
+///    servers, with leases and without, are made beside it as ever. But no server of the same prefix may have
+///    [refunds](crate::RateLimits::with_refunds): the time until a lease's end would be given back as if it had been paid.
 /// 3. Over any time `t` of Redis' clock all servers together admit no more than `burst + rate x t`.
 /// 4. A lease is an eighth of the burst at most, and a quarter of what is left in the budget. It ends after the time in
 ///    which an eighth of the burst comes back, or [`with_longest`](Self::with_longest). Of less than two cells, or for less
@@ -37,7 +38,7 @@ use crate::quota::Quota;
 ///    before. So the first charge buys nothing ahead, and a subject with fewer than four charges in a lease's time never
 ///    does.
 /// 6. For a subject one purchase is under way at a time on a server. Who comes meanwhile and does not find enough waits for
-///    it, within the deadline.
+///    it, within the deadline, and has as long for what then is still missing.
 /// 7. A charge of several budgets takes cells from all of them or from none. Where one of them has no leases, or is on trial
 ///    and exhausted, Redis is asked.
 /// 8. What decisions say of a budget is what this server has heard of it last, at most the time of a lease ago.

@@ -36,7 +36,6 @@ impl Shared {
     pub(super) async fn ask_ahead(&self, stocks: &Stocks, asked: &Asked, pass: Pass) -> Decision {
         let who = asked.grant.as_ref().map(CurrentGrant::subject);
         let now = || self.limits.time.now_ns();
-        let begin = tokio::time::Instant::now();
         let entering = stocks.enter(who, now, &asked.parts);
         let Ok(entered) = tokio::time::timeout(self.deadline, entering).await else {
             // Those who were before have asked Redis, and say to the breaker how that ended.
@@ -52,7 +51,7 @@ impl Shared {
         let asked_at = now();
         let (purchase, parts) = stocks.begin(who, asked_at, entered, &asked.parts);
         let buy = async |open: &mut Open| gcra::charge(open, &parts, purchase.orders()).await;
-        let reply = self.with_redis(self.deadline.saturating_sub(begin.elapsed()), pass, buy).await;
+        let reply = self.with_redis(pass, buy).await;
         let told_at = now();
         let paid = stocks.end(who, (asked_at, told_at), &purchase, &parts, reply.as_ref());
         let Some(reply) = reply else { return self.outage.decide(asked, self.deadline) };

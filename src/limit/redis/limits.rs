@@ -143,7 +143,8 @@ impl RedisLimits {
     /// The same, buying cells ahead by the rules of [`Leases`], so that most charges are answered at once. Without it Redis is
     /// asked at each charge.
     ///
-    /// A limiter [with refunds](RateLimits::with_refunds) asks Redis all the same: what is given back belongs to no lease.
+    /// A limiter [with refunds](RateLimits::with_refunds) asks Redis all the same: what is given back belongs to no lease. All
+    /// servers of one prefix have leases or refunds, not some of them these and some those.
     ///
     /// ```
     /// use tollgate::limit::redis::{Leases, RedisLimits, RedisServer};

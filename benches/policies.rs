@@ -7,6 +7,8 @@
 mod floor;
 mod measured;
 
+use std::convert::Infallible;
+use std::future::ready;
 use std::hint::black_box;
 use std::sync::Barrier;
 use std::thread;
@@ -16,12 +18,13 @@ use axum::Router;
 use axum::body::Body;
 use axum::routing::{RouterIntoService, get};
 use criterion::{Criterion, SamplingMode};
-use floor::{PLENTY, bearer, shuffled, token};
-use http::HeaderValue;
+use floor::{PLENTY, bearer, request, shuffled, token};
+use http::{HeaderValue, Request, Response};
 use measured::{Measured, send};
 use sha2::{Digest as _, Sha256};
 use tollgate::limit::Charge;
-use tollgate::{AuthLayer, CurrentGrant, Grant, MemoryStore, Quota, RateLimits};
+use tollgate::{AuthLayer, CurrentGrant, Grant, Limited, MemoryStore, Quota, RateLimits};
+use tower::{Layer as _, Service as _, service_fn};
 
 const SUBJECTS: usize = 1_000;
 
@@ -82,8 +85,12 @@ fn gate(criterion: &mut Criterion, name: &str, limits: RateLimits) {
 }
 
 fn service(limits: RateLimits) -> RouterIntoService<Body> {
+    Router::new().route("/", get(|| async {})).layer(gate_of(limits)).into_service()
+}
+
+fn gate_of(limits: RateLimits) -> AuthLayer<Limited<MemoryStore<()>>> {
     let tokens: MemoryStore<()> = (0..SUBJECTS).map(|i| (token(i), Grant::new(format!("user-{i}"), ()))).collect();
-    Router::new().route("/", get(|| async {})).layer(AuthLayer::new(tokens).with_rate_limit(limits)).into_service()
+    AuthLayer::new(tokens).with_rate_limit(limits)
 }
 
 const ROUNDS: usize = 15;
@@ -91,13 +98,23 @@ const REQUESTS: u64 = 200_000;
 
 /// How much is done in a time by two threads, beside what one does. Rounds of all rows by turns; medians.
 fn scaling() {
-    let service = service(one());
+    let (routed, bare) = (service(one()), Router::new().route("/", get(|| async {})).into_service());
+    // The gate alone: each thread has a service of its own, as a connection has, and nobody clones it.
+    let alone =
+        gate_of(one()).layer(service_fn(|_: Request<Body>| ready(Ok::<_, Infallible>(Response::new(Body::empty())))));
     let distinct: [Vec<HeaderValue>; 2] =
         [0, 1].map(|half| shuffled(SUBJECTS).filter(|i| i % 2 == half).map(bearer).collect());
     let hot: [Vec<HeaderValue>; 2] = [0, 0].map(|i| vec![bearer(i)]);
-    let requests = |headers: &[HeaderValue]| {
-        let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
-        runtime.block_on(send(&service, headers, &mut 0, REQUESTS));
+    let runtime = || tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
+    let routed = |headers: &[HeaderValue]| _ = runtime().block_on(send(&routed, headers, &mut 0, REQUESTS));
+    let bare = |headers: &[HeaderValue]| _ = runtime().block_on(send(&bare, headers, &mut 0, REQUESTS));
+    let alone = |headers: &[HeaderValue]| {
+        let mut service = alone.clone();
+        runtime().block_on(async {
+            for header in headers.iter().cycle().take(REQUESTS as usize) {
+                black_box(service.call(request(header)).await.unwrap_or_else(|never| match never {}));
+            }
+        });
     };
     // The same work as the hash of a token, with nothing shared.
     let hashes = |_: &[HeaderValue]| {
@@ -107,14 +124,24 @@ fn scaling() {
             bytes[..32].copy_from_slice(&digest);
         }
     };
-    let mut ratios = [(); 3].map(|()| Vec::new());
+    let mut ratios = [(); 6].map(|()| Vec::new());
     for _ in 0..ROUNDS {
         ratios[0].push(2.0 * elapsed(&distinct[..1], hashes) / elapsed(&distinct, hashes));
-        ratios[1].push(2.0 * elapsed(&distinct[..1], requests) / elapsed(&distinct, requests));
-        ratios[2].push(2.0 * elapsed(&hot[..1], requests) / elapsed(&hot, requests));
+        ratios[1].push(2.0 * elapsed(&distinct[..1], alone) / elapsed(&distinct, alone));
+        ratios[2].push(2.0 * elapsed(&hot[..1], alone) / elapsed(&hot, alone));
+        ratios[3].push(2.0 * elapsed(&distinct[..1], bare) / elapsed(&distinct, bare));
+        ratios[4].push(2.0 * elapsed(&distinct[..1], routed) / elapsed(&distinct, routed));
+        ratios[5].push(2.0 * elapsed(&hot[..1], routed) / elapsed(&hot, routed));
     }
     println!("\n| 2 threads beside 1, in the same time | times as much |\n|---|---:|");
-    let names = ["bare SHA-256", "requests of subjects of their own", "requests of one subject"];
+    let names = [
+        "bare SHA-256",
+        "the gate alone, subjects of their own",
+        "the gate alone, one subject",
+        "an axum route without a gate",
+        "an axum route behind the gate, subjects of their own",
+        "an axum route behind the gate, one subject",
+    ];
     for (name, ratios) in names.into_iter().zip(&mut ratios) {
         ratios.sort_by(f64::total_cmp);
         println!("| {name} | {:.2} |", ratios[ROUNDS / 2]);

@@ -173,7 +173,12 @@ impl Switch {
     }
 
     #[cold]
-    fn turn(&self, mut phase: MutexGuard<'_, Phase>, to: Phase) {
+    fn turn(&self, phase: MutexGuard<'_, Phase>, to: Phase) {
+        let state = self.set(phase, to);
+        observe::breaker_turned(self.settings.name, state);
+    }
+
+    fn set(&self, mut phase: MutexGuard<'_, Phase>, to: Phase) -> observe::Breaker {
         *phase = to;
         self.shared.tripped.store(!matches!(to, Phase::Closed), Ordering::Release);
         let state = match to {
@@ -182,8 +187,7 @@ impl Switch {
             Phase::Probing { .. } => observe::Breaker::Probing,
         };
         observe::breaker_is(self.settings.name, state);
-        drop(phase);
-        observe::breaker_turned(self.settings.name, state);
+        state
     }
 }
 
@@ -214,7 +218,8 @@ impl Drop for Pass {
         if self.is_probe && !self.has_ended {
             let phase = self.switch.phase();
             if let Phase::Probing { pause, .. } = *phase {
-                self.switch.turn(phase, Phase::Open { until: Duration::ZERO, pause });
+                // Nothing was learned, and so there is no event: whoever gives up could make as many as he likes.
+                self.switch.set(phase, Phase::Open { until: Duration::ZERO, pause });
             }
         }
     }

@@ -101,7 +101,8 @@ where
                     let asked = shared.ask(presented, carrier);
                     shared.step(asked, &mut request)
                 }
-                Err(_) => shared.failed(Rejection::new(RejectionKind::InvalidRequest), &request),
+                // Credentials are marked before anybody looks at the head.
+                Err(_) => shared.step(Err(RejectionKind::InvalidRequest), &mut request),
             },
         };
         BodyFuture::gate(GateFuture::take(step, &mut self.inner, &self.shared, request.map(ReplayBody::untouched)))

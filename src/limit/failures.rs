@@ -186,7 +186,13 @@ impl FailureThrottle {
                     (None, Some(Rejection::too_many_failures(wait)))
                 }
             },
-            Err(hint) => (None, Some(Rejection::misconfigured(hint))),
+            Err(hint) => {
+                // On trial this is told as well: in earnest it would refuse everybody who has to be counted.
+                if self.dry_run {
+                    observe::throttled(true);
+                }
+                (None, Some(Rejection::misconfigured(hint)))
+            }
         };
         match refused {
             Some(rejection) if !self.dry_run => Err(rejection),

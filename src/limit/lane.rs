@@ -5,12 +5,14 @@ use std::sync::Arc;
 
 use super::accounts::{Account, Accounts, Memo, Payer};
 use super::decide::Outcome;
+use super::given::GivenBack;
 use super::rule::{Rule, Scope};
 use crate::caller::CurrentGrant;
 use crate::decision::{Decision, Verdict};
 use crate::grant::Subject;
 use crate::policy::{Policy, PolicyName};
 use crate::quota::Quota;
+use crate::sync::MutexGuard;
 
 /// Clones share their budgets.
 #[derive(Clone)]
@@ -47,8 +49,17 @@ impl Common {
 pub(super) struct Made {
     cost: NonZeroU32,
     quota: Quota,
-    /// When the budget would be full again if nobody charged it meanwhile.
+    /// When the budget would be full again if nobody charged it meanwhile, nor gave anything back.
     full_at: u64,
+    /// What had been given back before.
+    given: u64,
+}
+
+impl Made {
+    /// The same where so much had been given back before the charge.
+    pub(super) fn after(self, given: u64) -> Self {
+        Self { given, ..self }
+    }
 }
 
 impl Lane {
@@ -98,11 +109,11 @@ impl Lane {
         }
     }
 
-    /// Charges; `None` if this caller is not limited here.
+    /// Charges; `None` if this caller is not limited here. The decision is yet to be [marked](Rule::mark).
     #[inline]
     pub(super) fn charge(&self, grant: Option<&CurrentGrant>, now: u64, cost: u32) -> Option<Decision> {
         let (accounts, payer) = self.payer(grant)?;
-        Some(self.rule.mark(accounts.with(payer, now, |account| decision(account, now, cost)), grant))
+        Some(accounts.with(payer, now, |account| decision(account, now, cost)))
     }
 
     /// What [`charge`](Self::charge) would say, without a charge: the state of the budget where it would fit.
@@ -112,27 +123,41 @@ impl Lane {
             let decided = decision(&account.copy()?, now, cost)?;
             if decided.is_admitted() { decision(account, now, 0) } else { Some(decided) }
         };
-        Some(self.rule.mark(accounts.with(payer, now, outlook), grant))
+        Some(accounts.with(payer, now, outlook))
     }
 
     /// What gives a charge back, if it was made.
     pub(super) fn made(&self, decision: &Decision, now: u64, cost: u32) -> Option<Made> {
         let quota = decision.policy().filter(|_| decision.verdict() == Verdict::Admitted)?.quota();
-        Some(Made { cost: NonZeroU32::new(cost)?, quota, full_at: now.saturating_add(decision.full_in_ns()) })
+        Some(Made { cost: NonZeroU32::new(cost)?, quota, full_at: now.saturating_add(decision.full_in_ns()), given: 0 })
     }
 
-    /// Gives back what of a charge is not yet paid off, by the order in which charges were made.
+    /// What has been given back here so far.
+    pub(super) fn given_back<'a>(&self, all: &'a GivenBack, grant: Option<&CurrentGrant>) -> MutexGuard<'a, u64> {
+        let who = grant.filter(|_| self.rule.scope == Scope::Subject).map(CurrentGrant::subject);
+        all.sum(self.rule.name.as_str(), who)
+    }
+
+    /// Takes back a charge, for whom that may be wanted; `all` is what has been given back.
+    pub(super) fn refund(&self, all: &GivenBack, grant: Option<&CurrentGrant>, now: u64, made: Made) {
+        let mut given = self.given_back(all, grant);
+        let full_at = made.full_at.saturating_sub(*given - made.given);
+        *given += self.give_back(grant, now, Made { full_at, ..made });
+    }
+
+    /// Gives back what of a charge is not yet paid off, by the order in which charges were made, and says how much.
     ///
     /// So the budget never has more than it would have without the charge. It has owed something ever since, later charges
     /// `s` on top, and so owes until `full_at + s`. Without the charge it would owe until `full_at - charge + s`, or, if it had
     /// been full at some time since, until `s` after that at most. The later of the two, with now for that time, is what is
-    /// left here.
-    pub(super) fn give_back(&self, grant: Option<&CurrentGrant>, now: u64, made: Made) {
+    /// left here. (`full_at` is earlier by what was given back meanwhile, see [`refund`](Self::refund).)
+    pub(super) fn give_back(&self, grant: Option<&CurrentGrant>, now: u64, made: Made) -> u64 {
         let charge = u64::from(made.cost.get()) * made.quota.interval_ns();
         let unpaid = charge.min(made.full_at.saturating_sub(now));
         if let Some((accounts, payer)) = self.payer(grant).filter(|_| unpaid > 0) {
             accounts.give_back(payer, made.quota, unpaid);
         }
+        unpaid
     }
 
     pub(super) fn sweep(&self, now: u64) {

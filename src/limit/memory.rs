@@ -3,6 +3,7 @@ use std::fmt;
 use std::num::NonZeroU32;
 use std::sync::Arc;
 
+use super::given::GivenBack;
 use super::lane::{Lane, Made};
 use super::rule::{PartitionKey, Rule, Scope};
 use super::together::{self, Turns};
@@ -68,7 +69,8 @@ pub struct RateLimits {
     first: Lane,
     more: Option<Arc<Further>>,
     pub(super) time: Arc<Time>,
-    pub(super) has_refunds: bool,
+    /// For refunds, if they may be wanted.
+    given: Option<Arc<GivenBack>>,
 }
 
 /// What a limiter with several policies has beside the usual.
@@ -105,12 +107,7 @@ impl RateLimits {
     }
 
     fn with_name(name: PolicyName, quota: Quota) -> Self {
-        Self {
-            first: Lane::new(Rule::new(name, quota)),
-            more: None,
-            time: Arc::new(Time::counter()),
-            has_refunds: false,
-        }
+        Self { first: Lane::new(Rule::new(name, quota)), more: None, time: Arc::new(Time::counter()), given: None }
     }
 
     /// One policy more. A charge that one of the policies refuses costs none of them anything, also where requests come at
@@ -255,8 +252,8 @@ impl RateLimits {
     /// The same, and charges can be [given back](Decision::refund), for one allocation more a request.
     ///
     /// What is given back is what of the charge has not been refilled yet, so that the subject never has more than without the
-    /// charge. After a change of plan it is nothing: nobody knows any more what the charge would be worth. (Where the plan
-    /// has changed there and back, it may be as much as the charge, although the other plan has paid it off.)
+    /// charge. After a change of plan it is nothing: nobody knows any more what the charge would be worth. Only where the
+    /// plan has changed there and back may it be as much as the charge, although the other plan has paid it off.
     ///
     /// ```
     /// use tollgate::{Authenticated, RateLimits, Quota};
@@ -278,7 +275,7 @@ impl RateLimits {
     /// ```
     #[must_use]
     pub fn with_refunds(self) -> Self {
-        Self { has_refunds: true, ..self }
+        Self { given: Some(Arc::new(GivenBack::new())), ..self }
     }
 
     /// Names the budgets of subjects to the client, in the `pk` parameter of draft-10. Not done by default.
@@ -330,11 +327,12 @@ impl RateLimits {
     /// The decision about a caller; `None` is an anonymous one.
     #[inline]
     fn decide(&self, grant: Option<&CurrentGrant>, charge: Charge<'_>) -> Decision {
-        let decision = if self.more.is_some() || self.has_refunds {
+        let decision = if self.more.is_some() || self.has_refunds() {
             self.decide_rare(grant, &|_, rule| rule.cost(charge))
         } else {
             let (now, cost) = (self.time.now_ns(), self.first.rule().cost(charge));
-            self.first.charge(grant, now, cost).unwrap_or_else(Decision::unlimited)
+            let decision = self.first.charge(grant, now, cost);
+            decision.map_or_else(Decision::unlimited, |decision| self.first.rule().mark(decision, grant))
         };
         // Who only looks charges nothing.
         if !matches!(charge, Charge::Units(0)) {
@@ -351,28 +349,38 @@ impl RateLimits {
 
     fn decide_rare(&self, grant: Option<&CurrentGrant>, cost: &dyn Fn(usize, &Rule) -> u32) -> Decision {
         let now = self.time.now_ns();
-        let mut made: Vec<(Lane, Made)> = Vec::new();
+        let given = self.given.as_ref().map(|given| {
+            let before = |lane: &Lane| *lane.given_back(given, grant);
+            (given, self.lanes().iter().map(before).collect::<Vec<_>>())
+        });
+        let mut made: Vec<(usize, Made)> = Vec::new();
         let decision = match &self.more {
             Some(more) => {
-                let keep = self.has_refunds.then_some(&mut made);
+                let keep = given.is_some().then_some(&mut made);
                 together::charge(&more.lanes, &more.turns, grant, now, cost, keep)
             }
             None => {
-                let cost = cost(0, self.first.rule());
-                let decision = self.first.charge(grant, now, cost).unwrap_or_else(Decision::unlimited);
-                made.extend(self.first.made(&decision, now, cost).map(|made| (self.first.clone(), made)));
-                decision
+                let (rule, cost) = (self.first.rule(), cost(0, self.first.rule()));
+                let decision = self.first.charge(grant, now, cost);
+                made.extend(decision.iter().filter_map(|decision| Some((0, self.first.made(decision, now, cost)?))));
+                decision.map_or_else(Decision::unlimited, |decision| rule.mark(decision, grant))
             }
         };
-        if made.is_empty() {
-            return decision;
-        }
-        let (time, grant) = (Arc::clone(&self.time), grant.cloned());
+        let Some((given, before)) = given.filter(|_| !made.is_empty()) else { return decision };
+        let made: Vec<_> = made
+            .into_iter()
+            .filter_map(|(at, made)| Some((self.lanes().get(at)?.clone(), made.after(*before.get(at)?))))
+            .collect();
+        let (time, given, grant) = (Arc::clone(&self.time), Arc::clone(given), grant.cloned());
         decision.with_refund(Refund::new(move || {
             let now = time.now_ns();
-            made.iter().for_each(|(lane, made)| lane.give_back(grant.as_ref(), now, *made));
+            made.iter().for_each(|(lane, made)| lane.refund(&given, grant.as_ref(), now, *made));
             std::future::ready(())
         }))
+    }
+
+    pub(super) fn has_refunds(&self) -> bool {
+        self.given.is_some()
     }
 }
 

@@ -20,6 +20,7 @@ pub(crate) mod accounts;
 pub(crate) mod clock;
 mod decide;
 mod failures;
+mod given;
 #[cfg(all(test, tollgate_shuttle))]
 mod interleavings;
 mod lane;

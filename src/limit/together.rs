@@ -6,7 +6,7 @@
 //!    budgets that all share: one of them is charged last, by itself, and for more of them all charges take turns.
 //! 2. The budgets are charged one after the other. At the first refusal what was charged is given back, at the same
 //!    instant and before the turn ends, which restores each budget exactly.
-//! 3. What a request costs is the service's code, and is asked before the turn.
+//! 3. What a request costs and what a partition is called is the service's code, and is asked before the turn and after it.
 //!
 //! A turn is not a cell of its own: who holds a clone of the limiter from before it got further policies charges the
 //! first one without a turn, and may be refused for what is given back an instant later.
@@ -17,7 +17,7 @@ use std::sync::PoisonError;
 use super::lane::{Lane, Made};
 use super::rule::{Rule, Scope};
 use crate::caller::CurrentGrant;
-use crate::decision::Decision;
+use crate::decision::{Decision, Verdict};
 use crate::sync::{Mutex, MutexGuard};
 
 /// Whose turn it is.
@@ -55,6 +55,8 @@ impl Turns {
 
 /// One policy's part in a charge.
 struct Part<'a> {
+    /// Which lane it is.
+    at: usize,
     lane: &'a Lane,
     cost: u32,
     decision: Decision,
@@ -67,15 +69,15 @@ pub(super) fn charge(
     grant: Option<&CurrentGrant>,
     now: u64,
     cost: &dyn Fn(usize, &Rule) -> u32,
-    keep: Option<&mut Vec<(Lane, Made)>>,
+    keep: Option<&mut Vec<(usize, Made)>>,
 ) -> Decision {
     let in_scope = |scope| lanes.iter().enumerate().filter(move |(_, lane)| lane.rule().scope == scope);
     let mut parts: Vec<Part<'_>> = in_scope(Scope::Subject)
         .chain(in_scope(Scope::All))
-        .map(|(at, lane)| Part { lane, cost: cost(at, lane.rule()), decision: Decision::unlimited() })
+        .map(|(at, lane)| Part { at, lane, cost: cost(at, lane.rule()), decision: Decision::unlimited() })
         .collect();
-    let _turn = turns.of(grant).take();
-    let _turn_of_all = (in_scope(Scope::All).count() > 1).then(|| turns.all.take());
+    let turn = turns.of(grant).take();
+    let turn_of_all = (in_scope(Scope::All).count() > 1).then(|| turns.all.take());
 
     let mut refused = None;
     for (at, part) in parts.iter_mut().enumerate() {
@@ -84,7 +86,7 @@ pub(super) fn charge(
             Some(_) => part.lane.look(grant, now, part.cost),
         };
         part.decision = decided.unwrap_or_else(Decision::unlimited);
-        if !part.decision.is_admitted() {
+        if part.decision.verdict() != Verdict::Admitted && !part.lane.rule().is_dry_run {
             refused.get_or_insert(at);
         }
     }
@@ -98,7 +100,8 @@ pub(super) fn charge(
         }
     }
     if let (Some(keep), None) = (keep, refused) {
-        keep.extend(parts.iter().filter_map(|part| Some((part.lane.clone(), made(part)?))));
+        keep.extend(parts.iter().filter_map(|part| Some((part.at, made(part)?))));
     }
-    Decision::all_of(parts.into_iter().map(|part| part.decision))
+    drop((turn, turn_of_all));
+    Decision::all_of(parts.into_iter().map(|part| part.lane.rule().mark(part.decision, grant)))
 }

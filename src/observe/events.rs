@@ -39,6 +39,10 @@ pub(super) fn refused(rejection: &Rejection) {
         | RejectionKind::BodyUnreadable
         | RejectionKind::BodyTimeout
         | RejectionKind::TooManyFailures => refusal!(DEBUG, rejection),
+        // The same, of budgets that strangers share.
+        RejectionKind::OverLimit | RejectionKind::CostAboveBurst if rejection.grant().is_none() => {
+            refusal!(DEBUG, rejection);
+        }
         // What needs a token that a store knows.
         RejectionKind::NotYetValid
         | RejectionKind::ExpiredToken
@@ -74,8 +78,14 @@ fn causes(rejection: &Rejection) -> Option<String> {
 }
 
 pub(super) fn would_refuse(policy: &str, grant: Option<&GrantId>) {
-    let grant = grant.map(GrantId::as_str);
-    tracing::event!(target: TARGET, tracing::Level::INFO, policy, grant, "a policy that only watches would have refused");
+    match grant.map(GrantId::as_str) {
+        Some(grant) => {
+            tracing::event!(target: TARGET, tracing::Level::INFO, policy, grant, "a policy that only watches would have refused")
+        }
+        None => {
+            tracing::event!(target: TARGET, tracing::Level::DEBUG, policy, "a policy that only watches would have refused")
+        }
+    }
 }
 
 pub(super) fn breaker_turned(breaker: &'static str, to: Breaker) {

@@ -119,7 +119,7 @@ impl Shared {
             return self.outage.decide(&asked, self.deadline);
         };
         let decision = self.decision(&asked, &reply.states);
-        if !self.limits.has_refunds {
+        if !self.limits.has_refunds() {
             let told_at = self.limits.time.now_ns();
             self.denied.remember(asked.tag, &asked.parts, &reply.states, asked_at, told_at);
             return decision;

@@ -25,7 +25,9 @@ use crate::limit::{Charge, Limiter, RateLimits};
 /// Budgets in Redis, which all servers that name the same Redis, prefix and secret share.
 ///
 /// With [refunds](RateLimits::with_refunds), no refusal is remembered, since another server may give something back, and
-/// each asks Redis. A refund that Redis does not take in time is lost.
+/// each asks Redis. A refund that Redis does not take in time is lost. And refunds do not know of each other there: where several
+/// charges of one subject are given back while they are being paid off, each may give back what another has already, by its own
+/// charge at most.
 ///
 /// Clones share the connection and all that is remembered. Its policies, costs and clock are those of the [`RateLimits`] that
 /// it is made of; budgets in memory are used only while Redis is away.
@@ -160,7 +162,7 @@ impl RedisLimits {
     #[must_use]
     pub fn with_leases(mut self, leases: Leases) -> Self {
         let shared = self.shared_mut();
-        shared.stocks = (!shared.limits.has_refunds).then(|| Arc::new(Stocks::new(leases)));
+        shared.stocks = (!shared.limits.has_refunds()).then(|| Arc::new(Stocks::new(leases)));
         self
     }
 

@@ -78,13 +78,18 @@ fn causes(rejection: &Rejection) -> Option<String> {
 }
 
 pub(super) fn would_refuse(policy: &str, grant: Option<&GrantId>) {
+    macro_rules! told {
+        ($level:ident $(, $grant:ident)?) => {
+            tracing::event!(
+                target: TARGET, tracing::Level::$level, policy $(, $grant)?,
+                "a policy that only watches would have refused"
+            )
+        };
+    }
     match grant.map(GrantId::as_str) {
-        Some(grant) => {
-            tracing::event!(target: TARGET, tracing::Level::INFO, policy, grant, "a policy that only watches would have refused")
-        }
-        None => {
-            tracing::event!(target: TARGET, tracing::Level::DEBUG, policy, "a policy that only watches would have refused")
-        }
+        Some(grant) => told!(INFO, grant),
+        // Of budgets that strangers share.
+        None => told!(DEBUG),
     }
 }
 

@@ -179,16 +179,7 @@ impl RateLimits {
     /// What a request costs by the policy that was added last, by its head; 1 if this is never called. A cost of 0 is free.
     ///
     /// A request that costs more than the burst can never pass and is refused with status 400. Clones with different
-    /// costs still share their budgets.
-    ///
-    /// ```
-    /// use tollgate::Quota;
-    /// use tollgate::limit::RateLimits;
-    ///
-    /// let limits = RateLimits::new(Quota::per_minute(180).with_burst(20))
-    ///     .with_cost(|head| if head.uri.path() == "/export" { 10 } else { 1 });
-    /// # let _ = limits;
-    /// ```
+    /// costs still share their budgets. An example is [above](Self#several-policies).
     #[must_use]
     pub fn with_cost(self, cost: impl Fn(&Head<'_>) -> u32 + Send + Sync + 'static) -> Self {
         self.map_last(|rule| rule.cost = Some(Arc::new(cost)))

@@ -491,6 +491,20 @@ fn only_budgets_of_subjects_have_a_partition_key() {
     assert_eq!(keys, [true, true, true, false]);
 }
 
+/// The service's own code is called when no turn is held: it may ask the limiter.
+#[test]
+fn a_partition_key_may_be_made_of_the_budget() {
+    let limits = Hands::default().limits(Quota::per_minute(5)).and("day", Quota::per_day(9)).unwrap();
+    let asked = limits.clone();
+    let limits = limits.with_partition_key(move |subject| {
+        let left = asked.peek(&grant_of(subject.as_str(), None)).remaining();
+        left.to_string().into()
+    });
+    let (done, ended) = std::sync::mpsc::channel();
+    thread::spawn(move || done.send(limits.check_now(&grant_of("alice", None), ONE).is_admitted()));
+    assert_eq!(ended.recv_timeout(Duration::from_secs(20)), Ok(true), "it waits for itself");
+}
+
 #[test]
 fn parts_are_flat_and_the_hardest_speaks() {
     let policy = |name: &str| Policy::new(name, Quota::per_minute(9)).unwrap();

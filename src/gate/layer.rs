@@ -172,7 +172,7 @@ impl<A, R> AuthLayer<A, R> {
     /// The same, and a peer whose authentications fail too often is refused with 429 before any store is waited for; see
     /// [`FailureThrottle`]. Who presents a token that is known at once and valid gets in all the same.
     ///
-    /// The order is: ask the store; the throttle, before a wait and before a no; charge. Give clones of one throttle to all gates of a service.
+    /// The order is: ask the store; the throttle, before a wait and before a no; charge. Give clones of it to all gates.
     #[must_use]
     pub fn with_failure_throttle(self, failures: FailureThrottle) -> Self {
         self.map_settings(|settings| settings.throttle = Some(failures))

@@ -54,11 +54,11 @@ pub struct RedisLimits {
 const DEADLINE: Duration = Duration::from_millis(250);
 
 impl RedisLimits {
-    /// These policies in that Redis, with their costs, dry runs and refunds. The secret is 32 random bytes or more, the same on all servers; it keeps subjects out of
-    /// Redis, and another one begins with full budgets.
+    /// These policies in that Redis, with their costs, dry runs and refunds. The secret is 32 random bytes or more, the same on
+    /// all servers; it keeps subjects out of Redis, and another one begins with full budgets.
     ///
-    /// `nodes` is the number of servers that share the budgets, or more: while Redis is away each of them admits that part. With too
-    /// small a number they admit too much together then.
+    /// `nodes` is the number of servers that share the budgets, or more: while Redis is away each of them admits that part.
+    /// With too small a number they admit too much together then.
     ///
     /// Nothing is connected yet, and Redis need not be there.
     ///

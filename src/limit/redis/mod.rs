@@ -5,8 +5,9 @@
 //! 1. Redis decides, by its own clock, in one step a charge: over all servers together no more is admitted than
 //!    [`RateLimits`](super::RateLimits) in one process would admit.
 //! 2. What Redis has refused is refused here until the time that it named, without asking again.
-//! 3. Nobody waits longer than the [deadline](RedisLimits::with_deadline), or twice as long where cells are bought ahead. While Redis is away, [`WhenDown`] decides, and
-//!    decisions say so ([`Decision::is_local`](crate::Decision::is_local)).
+//! 3. Nobody waits longer than the [deadline](RedisLimits::with_deadline), or twice as long where cells are bought
+//!    ahead. While Redis is away, [`WhenDown`] decides, and decisions say so
+//!    ([`Decision::is_local`](crate::Decision::is_local)).
 //! 4. With [leases](RedisLimits::with_leases) servers buy cells ahead, so that most charges are answered at once. No more is
 //!    admitted by that.
 //! 5. Redis sees no subject and no token (`key.rs`), and keeps nothing that is not owed: each key ends when its budget is

@@ -227,3 +227,31 @@ async fn no_event_holds_a_token_or_a_digest() {
     assert_eq!(told.len(), cases().len() + 4);
     assert_clean(&format!("{told:?}"));
 }
+
+/// What anybody can cause is told at a level that no log keeps: budgets of strangers, and probes that are given up.
+#[tokio::test]
+async fn strangers_fill_no_log_that_is_kept() {
+    let ear = Ear::default();
+    let _listening = tracing::subscriber::set_default(ear.clone());
+    let one = Quota::per_hour(1);
+    let limits = RateLimits::new(one).with_anonymous(one.with_burst(2)).and("trial", one).unwrap();
+    let limits = limits.with_anonymous(one).with_dry_run();
+    let service = AuthLayer::new(memory()).with_optional_authentication().with_rate_limit(limits).layer(echo());
+    for status in [200, 200, 429] {
+        assert_eq!(send(&service, get()).await.status(), status);
+    }
+
+    let down = from_fn(|_| async { Err::<Option<Grant<User>>, _>(std::io::Error::other("down")) });
+    let breaker = Breaker::new(down, Duration::from_secs(9), tokio::time::sleep);
+    let breaker = breaker.with_failures(1).with_pauses(Duration::ZERO, Duration::ZERO);
+    let token = BearerToken::new(TOKEN);
+    let told = ear.take();
+    assert!(told.len() >= 3 && told.iter().all(|told| told.level == "DEBUG"), "{told:?}");
+    assert!(breaker.lookup(&token).wait().await.is_err());
+    assert_eq!(ear.take().iter().map(|told| &*told.level).collect::<Vec<_>>(), ["WARN"]);
+    for _ in 0..3 {
+        assert!(matches!(breaker.lookup(&token), Answer::Pending(_)), "a probe, which is dropped");
+    }
+    let told = ear.take();
+    assert!(told.len() == 3 && told.iter().all(|told| told.level == "DEBUG"), "{told:?}");
+}

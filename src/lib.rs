@@ -82,6 +82,7 @@ mod quota;
 mod refund;
 mod rejection;
 mod scopes;
+mod store_error;
 mod sync;
 mod token;
 
@@ -109,10 +110,11 @@ pub use limit::{Charge, Limiter, RateLimits};
 pub use policy::{InvalidPolicyName, Policy};
 pub use quota::{Quota, QuotaError};
 pub use refund::Refund;
-pub use rejection::{Protocol, Rejection, RejectionKind, StoreError};
+pub use rejection::{Protocol, Rejection, RejectionKind};
 pub use respond::{Empty, Problem, RateLimitHeaders};
 pub use scopes::{InvalidScope, Scopes};
 pub use store::{BoxStore, MemoryStore, TokenStore};
+pub use store_error::StoreError;
 pub use token::{BearerToken, Carrier, TokenDigest};
 
 #[cfg(doctest)]

@@ -16,11 +16,12 @@ use crate::decision::Decision;
 use crate::limit::{Attempt, Limiter};
 use crate::observe::{self, LookedUp, Timer};
 use crate::patience::BoxSleep;
-use crate::rejection::{Protocol, Rejection, StoreError};
+use crate::rejection::{Protocol, Rejection};
 use crate::respond::ratelimit::Advert;
 use crate::respond::terms::Terms;
 use crate::respond::{Respond, keep_private};
 use crate::store::TokenStore;
+use crate::store_error::StoreError;
 use crate::token::{Carrier, Credential};
 
 pub(super) type StoreFuture<A> = <<A as Stations>::Store as TokenStore>::Future;

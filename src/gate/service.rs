@@ -15,10 +15,11 @@ use crate::decision::Decision;
 use crate::extract::{Presented, authorization, has_bearer, has_query_door, without_parameter, without_token};
 use crate::head::Head;
 use crate::limit::{Charge, Limiter};
-use crate::rejection::{Rejection, RejectionKind, StoreError};
+use crate::rejection::{Rejection, RejectionKind};
 use crate::respond::Respond;
 use crate::respond::ratelimit::{Advert, advert};
 use crate::store::{Lookup, TokenStore};
+use crate::store_error::StoreError;
 use crate::token::{Carrier, Credential};
 
 /// The service of an [`AuthLayer`](crate::AuthLayer).

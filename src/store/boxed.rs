@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::{Lookup, TokenStore};
 use crate::answer::Answer;
-use crate::rejection::StoreError;
+use crate::store_error::StoreError;
 use crate::token::BearerToken;
 
 type BoxFuture<T> = Pin<Box<dyn Future<Output = T> + Send>>;

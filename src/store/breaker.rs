@@ -12,7 +12,7 @@ use crate::answer::Answer;
 use crate::breaker::{Pass, Switch};
 use crate::limit::Clock;
 use crate::patience::{BoxSleep, Patience, Sleep};
-use crate::rejection::StoreError;
+use crate::store_error::StoreError;
 use crate::token::BearerToken;
 
 pub use crate::breaker::BreakerState;

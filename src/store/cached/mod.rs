@@ -16,7 +16,7 @@ use super::{Change, Lookup, TokenStore};
 use crate::answer::Answer;
 use crate::limit::{Clock, Time};
 use crate::observe::{self, Cached};
-use crate::rejection::StoreError;
+use crate::store_error::StoreError;
 use crate::token::{BearerToken, TokenDigest};
 
 /// A cache in front of a store. Clones share it.

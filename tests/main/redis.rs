@@ -549,14 +549,34 @@ async fn the_master_that_a_sentinel_names_is_asked_and_the_next_one_after_it() {
 /// What the threat model says a user of Redis needs is enough.
 #[tokio::test]
 async fn few_rights_suffice_and_a_wrong_password_is_an_outage() {
-    let Some(server) = PrivateRedis::start("few_rights_suffice_and_a_wrong_password_is_an_outage") else { return };
-    let rights = ["~tollgate:*", "+evalsha", "+eval", "+time", "+get", "+set", "+pexpireat"];
-    server.ask(&[&["ACL", "SETUSER", "gate", "on", ">hunter2"], &rights[..]].concat()).unwrap();
+    let test = "few_rights_suffice_and_a_wrong_password_is_an_outage";
+    let (Some(server), Some(servers)) = (PrivateRedis::start(test), RedisSentinel::start(test)) else { return };
+    let Some(cluster) = RedisCluster::start(test) else { return };
+    let allow = |server: &PrivateRedis, more: &[&str]| {
+        let rights = ["~tollgate:*", "+evalsha", "+eval", "+time", "+get", "+set", "+pexpireat"];
+        server.ask(&[&["ACL", "SETUSER", "gate", "on", ">hunter2"], &rights[..], more].concat()).unwrap();
+    };
+    allow(&server, &[]);
+    allow(&servers.master, &["+role"]);
+    cluster.0.iter().for_each(|node| allow(node, &["+cluster|slots", "+ping"]));
     for (password, is_local) in [("hunter2", false), ("hunter3", true)] {
-        let url = format!("redis://gate:{password}@{}/", server.address());
-        for _ in 0..2 {
-            let decision = charge(&to(&url, RateLimits::new(FIVE)), 1).await;
-            assert!(decision.is_admitted() && decision.is_local() == is_local, "{decision:?}");
+        let of = |address: String| format!("redis://gate:{password}@{address}/");
+        let nodes: Vec<_> = cluster.0.iter().map(|node| of(node.address())).collect();
+        let ways = [
+            RedisServer::single(&of(server.address())),
+            RedisServer::sentinel(&of("tollgate".to_owned()), [&*servers.sentinel.url()]),
+            RedisServer::cluster(nodes.iter().map(|url| &**url)),
+        ];
+        for way in ways {
+            let limits = RateLimits::new(FIVE).with_refunds();
+            let way = way.unwrap().with_connection_timeout(PATIENT);
+            let limits = RedisLimits::new(limits, way, SECRET, ALONE).unwrap().with_deadline(PATIENT);
+            // On connections that others have not yet made.
+            let before = charge(&limits, 0).await.remaining();
+            let decision = charge(&limits, 2).await;
+            assert!(decision.is_admitted() && decision.is_local() == is_local, "{limits:?}: {decision:?}");
+            decision.refund().await;
+            assert_eq!(charge(&limits, 0).await.remaining(), before, "{limits:?}");
         }
     }
 }

@@ -296,22 +296,21 @@ impl RedisCluster {
     pub fn start(test: &str) -> Option<Self> {
         let mut nodes = Vec::new();
         for _ in 0..3 {
-            let bus = free_port().to_string();
             // A slot whose master is gone must not take the others with it.
-            let arguments = ["--cluster-enabled", "yes", "--cluster-port", &bus, "--cluster-node-timeout", "1000"];
+            let arguments = ["--cluster-enabled", "yes", "--cluster-node-timeout", "1000"];
             let arguments = [&arguments[..], &["--cluster-require-full-coverage", "no"]].concat();
-            nodes.push((PrivateRedis::start_with(test, &arguments)?, bus));
+            nodes.push(PrivateRedis::start_with(test, &arguments)?);
         }
-        for (at, (node, _)) in nodes.iter().enumerate() {
+        for (at, node) in nodes.iter().enumerate() {
             let slots: Vec<String> = (at * 16_384 / 3..(at + 1) * 16_384 / 3).map(|slot| slot.to_string()).collect();
             let words: Vec<&str> = ["CLUSTER", "ADDSLOTS"].into_iter().chain(slots.iter().map(|s| &**s)).collect();
             node.ask(&words).unwrap();
             node.ask(&["CLUSTER", "SET-CONFIG-EPOCH", &(at + 1).to_string()]).unwrap();
         }
-        for (node, bus) in &nodes[1..] {
-            nodes[0].0.ask(&["CLUSTER", "MEET", "127.0.0.1", &node.port().to_string(), bus]).unwrap();
+        for node in &nodes[1..] {
+            nodes[0].ask(&["CLUSTER", "MEET", "127.0.0.1", &node.port().to_string()]).unwrap();
         }
-        for (node, _) in &nodes {
+        for node in &nodes {
             until("a cluster agrees", || {
                 let info = node.ask(&["CLUSTER", "INFO"]).unwrap().text();
                 ["cluster_state:ok", "cluster_slots_ok:16384", "cluster_known_nodes:3"]
@@ -319,7 +318,7 @@ impl RedisCluster {
                     .all(|it| info.contains(it))
             });
         }
-        Some(Self(nodes.into_iter().map(|(node, _)| node).collect()))
+        Some(Self(nodes))
     }
 
     pub fn urls(&self) -> Vec<String> {
@@ -349,13 +348,14 @@ impl RedisSentinel {
     }
 }
 
-/// Below the ports that the system gives to outgoing connections: a server that was killed finds its port again.
+/// Below the ports that the system gives to outgoing connections: a server that was killed finds its port again. So is the
+/// port 10,000 above it, by which the nodes of a cluster talk.
 fn free_port() -> u16 {
     loop {
         let mut random = [0; 2];
         getrandom::fill(&mut random).unwrap();
-        let port = 16_000 + u16::from_ne_bytes(random) % 16_000;
-        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
+        let port = 12_000 + u16::from_ne_bytes(random) % 10_000;
+        if [port, port + 10_000].iter().all(|port| TcpListener::bind(("127.0.0.1", *port)).is_ok()) {
             return port;
         }
     }

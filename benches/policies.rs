@@ -98,8 +98,9 @@ const REQUESTS: u64 = 200_000;
 
 /// How much is done in a time by two threads, beside what one does. Rounds of all rows by turns; medians.
 fn scaling() {
-    // Two threads look at the clock at times that are apart: a usual burst of a nanosecond each would refuse the later one.
-    let lasting = || RateLimits::new(Quota::per_second(1_000_000_000).with_burst(1_000_000));
+    // A thread that is interrupted between its look at the clock and its charge comes with a time that is over, and is not to be
+    // refused for that: a burst of a second.
+    let lasting = || RateLimits::new(Quota::per_second(1_000_000_000));
     let (routed, bare) = (service(lasting()), Router::new().route("/", get(|| async {})).into_service());
     // The gate alone: each thread has a service of its own, as a connection has, and nobody clones it.
     let alone = gate_of(lasting())

@@ -119,25 +119,36 @@ load:
 fuzz-check: && (where "cargo-fuzz for nightly Rust" "cargo +nightly fuzz --version" "TOLLGATE_REQUIRE_NIGHTLY" "cd fuzz && cargo +nightly fuzz build --fuzz-dir . --sanitizer none")
     cd fuzz && cargo fmt --check && cargo clippy --all-targets -- -D warnings && cargo test
 
-# Tests that take more than a tenth of a second or are about other folders.
-mutants-later := "stores:: store_model:: levels:: readiness:: bodies::a_client_that_falls bodies::documents_come \
-    bodies::only_the_credential bodies::the_json_door_sees bodies::what_was_sent challenge_properties::a_gate_takes \
-    challenge_properties::a_sc challenge_properties::what_is limits::memory_is limits::two_threads quotas::a_rate \
-    quotas::another_burst quotas::every_decision quotas::no_"
+# Tests that take more than a twentieth of a second or are about other folders.
+mutants-later := "stores:: store_model:: levels:: mint:: peppers:: readiness:: bodies::a_client_that_falls \
+    bodies::documents_come bodies::only_the_credential bodies::the_json_door_sees bodies::what_was_sent \
+    challenge_properties::a_gate_takes challenge_properties::a_sc challenge_properties::what_is \
+    failures::tests::the_table_has limits::memory_is limits::two_threads policies::two_threads quotas::a_rate \
+    quotas::another_burst quotas::constructors quotas::every_decision quotas::no_"
 
-# Whether a test notices each small change to three stations. What survives the quick tests meets all of them; what
-# survives those is explained in `mutants.txt`, or the recipe fails. Needs `cargo-mutants`.
-mutants FILES='src/{extract,limit,respond}/**/*.rs':
-    just mutants-run '{{ FILES }}' -- -- $(printf -- '--skip=%s ' {{ mutants-later }})
-    cat mutants.out/timeout.txt >> mutants.out/caught.txt
-    just mutants-run '{{ FILES }}' --iterate
+# Whether a test notices each small change to three stations, in an hour. Needs `cargo-mutants`.
+mutants FILES='src/{extract,limit,respond}/*.rs': (mutants-of FILES '' prepend('--skip=', mutants-later))
+
+# The same of budgets in Redis, which must be there, in three quarters of an hour.
+mutants-redis FILES='src/limit/redis/*.rs': (mutants-of FILES '--features redis' 'redis:: leases:: --skip=no_window')
+
+# Unit tests first, which are built soonest; then what is quick of the others; then all. What survives all of them is
+# explained in `mutants.txt`, or the recipe fails.
+[private]
+mutants-of files features quick:
+    rm -rf mutants.out
+    just mutants-run '{{ files }}' {{ features }} --cargo-arg=--lib -- -- {{ quick }}
+    just mutants-run '{{ files }}' {{ features }} --cargo-arg=--test=main -- -- {{ quick }}
+    just mutants-run '{{ files }}' {{ features }} --cargo-arg=--lib --cargo-arg=--test=main
     comm -23 <(sed -E 's/:[0-9]+:[0-9]+:/:/' mutants.out/missed.txt | sort) <(grep '^src/' mutants.txt | sort) \
         | (! grep .) || { echo 'no test notices these changes' >&2; exit 1; }
 
-# Exits with 2 if mutants survived, and with 3 if tests hung, which is noticed as well.
+# What was not noticed before. Exits with 2 if mutants survived, and with 3 if tests hung, which is noticed as well.
 [private]
-mutants-run FILES *options:
-    PROPTEST_CASES=32 cargo mutants --jobs 2 --file '{{ FILES }}' {{ options }} || case $? in 2 | 3) ;; *) exit 1 ;; esac
+mutants-run files *options:
+    TOLLGATE_REQUIRE_SERVERS=1 PROPTEST_CASES=32 \
+        cargo mutants --jobs 2 --iterate --file '{{ files }}' {{ options }} || case $? in 2 | 3) ;; *) exit 1 ;; esac
+    cat mutants.out/timeout.txt >> mutants.out/caught.txt
 
 # Each fuzz target for so many seconds, two at a time, from the seeds that the vectors give. Fails on a finding.
 fuzz SECONDS='20': (where "cargo-fuzz for nightly Rust" "cargo +nightly fuzz --version" "TOLLGATE_REQUIRE_NIGHTLY" "just fuzz-run " + SECONDS)

@@ -92,12 +92,6 @@ impl Time {
     }
 }
 
-impl Clock for Time {
-    fn now(&self) -> Duration {
-        Duration::from_nanos(self.now_ns())
-    }
-}
-
 impl fmt::Debug for Time {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {

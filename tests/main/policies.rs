@@ -214,6 +214,11 @@ fn a_charge_that_is_owed_is_given_back_whole() {
     let refused = charge(&limits, &alice, "/141");
     now(refused.refund());
     assert_eq!(remaining(&limits.peek(&alice)), [5, 3, 8]);
+
+    // What was given back before it was charged is not its own.
+    let third = charge(&limits, &alice, "/213");
+    now(third.refund());
+    assert_eq!(remaining(&limits.peek(&alice)), [5, 3, 8]);
 }
 
 #[test]
@@ -415,6 +420,7 @@ fn clones_share_what_they_had_when_they_were_made() {
     assert_eq!(remaining(&both.clone().check_now(&alice, ONE)), [6, 19]);
     assert_eq!(first.peek(&alice).remaining(), 6);
     assert_eq!((first.subjects(), both.subjects()), (1, 1));
+    assert_eq!(first.with_anonymous(Quota::per_day(1)).peek(&alice).remaining(), 6);
 }
 
 #[test]

@@ -274,6 +274,19 @@ async fn a_holder_that_a_cache_knows_is_never_refused() {
     assert_eq!(remote.polled(), 1 + 3);
 }
 
+#[tokio::test]
+async fn by_another_clock_and_in_another_table_nothing_is_owed() {
+    async fn guesses(failures: FailureThrottle) -> u16 {
+        let gate = AuthLayer::new(memory()).with_failure_throttle(failures);
+        status(&gate.layer(echo()), guess(STRANGER)).await
+    }
+    let failures = FailureThrottle::by_socket_addr(Quota::per_hour(1)).with_clock(|| Duration::ZERO);
+    assert_eq!(guesses(failures.clone()).await, 401);
+    assert_eq!(guesses(failures.clone()).await, 429);
+    assert_eq!(guesses(failures.clone().with_clock(|| Duration::ZERO)).await, 401);
+    assert_eq!(guesses(failures.with_width(64)).await, 401);
+}
+
 #[tokio::test(start_paused = true)]
 async fn what_was_no_failure_is_given_back() {
     let remote = Remote::new();

@@ -126,11 +126,16 @@ mutants-later := "stores:: store_model:: levels:: mint:: peppers:: readiness:: b
     failures::tests::the_table_has limits::memory_is limits::two_threads policies::two_threads quotas::a_rate \
     quotas::another_burst quotas::constructors quotas::every_decision quotas::no_"
 
+# What of these files is compiled with the feature `redis` only.
+mutants-of-redis := 'RateLimits::rules|divided_by|decide_counted'
+
 # Whether a test notices each small change to three stations, in an hour. Needs `cargo-mutants`.
-mutants FILES='src/{extract,limit,respond}/*.rs': (mutants-of FILES '' prepend('--skip=', mutants-later))
+mutants FILES='src/{extract,limit,respond}/*.rs':
+    just mutants-of '{{ FILES }}' "--exclude-re '{{ mutants-of-redis }}'" "{{ prepend('--skip=', mutants-later) }}"
 
 # The same of budgets in Redis, which must be there, in three quarters of an hour.
-mutants-redis FILES='src/limit/redis/*.rs': (mutants-of FILES '--features redis' 'redis:: leases:: --skip=no_window')
+mutants-redis FILES='src/limit/{redis/*,memory,rule}.rs':
+    just mutants-of '{{ FILES }}' "--features redis --re 'limit/redis|{{ mutants-of-redis }}'" 'redis:: leases:: --skip=no_window'
 
 # Unit tests first, which are built soonest; then what is quick of the others; then all. What survives all of them is
 # explained in `mutants.txt`, or the recipe fails.

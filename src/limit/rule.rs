@@ -58,7 +58,7 @@ impl Rule {
     /// One beside this, of the same limiter.
     pub(super) fn further(&self, name: PolicyName, quota: Quota) -> Self {
         let partition_key = self.partition_key.clone();
-        Self { partition_key, is_plan: false, nodes: self.nodes, ..Self::new(name, quota) }
+        Self { partition_key, is_plan: false, ..Self::new(name, quota) }
     }
 
     #[inline]

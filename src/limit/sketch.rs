@@ -71,8 +71,8 @@ impl Sketch {
     ///
     /// Or else says in how many nanoseconds there is room, if all that is under way fails now.
     pub(super) fn begin(&self, peer: Peer, now: u64) -> Result<(), NonZeroU64> {
-        let turn = self.turns.get(peer.0[0] as usize % TURNS);
-        let _turn = turn.map(|turn| turn.lock().unwrap_or_else(PoisonError::into_inner));
+        let turn = &self.turns[peer.0[0] as usize % TURNS];
+        let _turn = turn.lock().unwrap_or_else(PoisonError::into_inner);
         let wait = self.cells_of(peer).map(|cell| {
             let under_way = cell.under_way.load(Ordering::Acquire);
             wait_for(&cell.debt, self.quota, now, under_way.saturating_add(1))

@@ -493,6 +493,8 @@ async fn answers_to_tokens_that_caches_do_not_know_are_private() {
 
 #[tokio::test]
 async fn the_authorization_header_can_be_of_another_purpose() {
+    let closed = AuthLayer::new(memory()).without_authorization_header();
+    assert_eq!(refusal(&closed, with_token(TOKEN)).await, RejectionKind::Missing);
     let layer = AuthLayer::new(memory()).with_api_key_header_unless_bearer(API_KEY).unwrap();
     let layer = layer.without_authorization_header().with_credentials_removed();
     assert_eq!(refusal(&layer, with_token(TOKEN)).await, RejectionKind::Missing);

@@ -5,14 +5,14 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use http::Request;
+use http::{HeaderValue, Request, Response};
 use proptest::prelude::*;
 use tollgate::limit::{Charge, RateLimits};
 use tollgate::{
     AuthLayer, CurrentGrant, Decision, Grant, Head, InvalidPolicyName, MemoryStore, Policy, Quota, RateLimitHeaders,
     Verdict,
 };
-use tower::Layer;
+use tower::{Layer, ServiceExt};
 
 use crate::kit::*;
 use crate::limits::grant_of;
@@ -228,9 +228,11 @@ fn a_budget_that_was_full_meanwhile_gets_nothing_back() {
     let alice = grant_of("alice", None);
     let early = limits.check_now(&alice, ONE);
     hands.advance(SECOND);
-    assert_eq!(limits.check_now(&alice, Charge::Units(5)).remaining(), 0);
+    let late = limits.check_now(&alice, Charge::Units(5));
     now(early.refund());
     assert_eq!(limits.peek(&alice).remaining(), 0);
+    now(late.refund());
+    assert_eq!(limits.peek(&alice).remaining(), 5);
 }
 
 #[test]
@@ -379,6 +381,23 @@ async fn the_policies_of_an_inner_layer_come_behind() {
     }
 }
 
+#[tokio::test]
+async fn what_a_handler_tells_in_one_field_comes_behind() {
+    let gate = AuthLayer::new(memory()).with_rate_limit(limits(&Hands::default()));
+    for told in ["ratelimit", "ratelimit-policy"] {
+        let handler = echo().map_response(move |mut response: Response<Body>| {
+            response.headers_mut().insert(told, HeaderValue::from_static("\"own\";x=1"));
+            response
+        });
+        let response = send(&gate.layer(handler), with_token(TOKEN)).await;
+        for name in ["ratelimit", "ratelimit-policy"] {
+            let list = field(response.headers(), name).unwrap();
+            assert!(list.starts_with(r#""default";"#), "{list}");
+            assert_eq!(list.ends_with(r#", "own";x=1"#), name == told, "{list}");
+        }
+    }
+}
+
 #[test]
 fn the_quota_of_a_grant_is_the_first_policys() {
     let limits = limits(&Hands::default());
@@ -421,6 +440,7 @@ fn clones_share_what_they_had_when_they_were_made() {
     assert_eq!(first.peek(&alice).remaining(), 6);
     assert_eq!((first.subjects(), both.subjects()), (1, 1));
     assert_eq!(first.with_anonymous(Quota::per_day(1)).peek(&alice).remaining(), 6);
+    assert_eq!(remaining(&both.with_clock(|| Duration::ZERO).peek(&alice)), [10, 20]);
 }
 
 #[test]

@@ -287,6 +287,24 @@ async fn by_another_clock_and_in_another_table_nothing_is_owed() {
     assert_eq!(guesses(failures.with_width(64)).await, 401);
 }
 
+#[tokio::test]
+async fn who_names_a_peer_sees_no_credentials_that_are_removed() {
+    let seen = Arc::new(AtomicUsize::new(0));
+    let told = Arc::clone(&seen);
+    let failures = FailureThrottle::new(QUOTA, move |head| {
+        assert!(!head.headers.contains_key("authorization"));
+        told.fetch_add(1, Ordering::SeqCst);
+        Some(())
+    });
+    let service = AuthLayer::new(memory()).with_credentials_removed().with_failure_throttle(failures).layer(echo());
+    for (nth, presented) in ["Bearer unknown", "Bearer mal formed", "Bearer one, Bearer two"].into_iter().enumerate() {
+        let mut request = get();
+        request.headers_mut().insert("authorization", presented.parse().unwrap());
+        assert!(send::<_, Body>(&service, request).await.status().is_client_error());
+        assert_eq!(seen.load(Ordering::SeqCst), nth + 1);
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn what_was_no_failure_is_given_back() {
     let remote = Remote::new();

@@ -127,14 +127,14 @@ mutants-later := "stores:: store_model:: levels:: mint:: peppers:: readiness:: b
     quotas::another_burst quotas::constructors quotas::every_decision quotas::no_"
 
 # What of these files is compiled with the feature `redis` only.
-mutants-of-redis := 'RateLimits::rules|divided_by|decide_counted'
+mutants-of-redis := 'RateLimits::rules|divided_by|decide_counted|impl Clock for Time'
 
 # Whether a test notices each small change to three stations, in an hour. Needs `cargo-mutants`.
 mutants FILES='src/{extract,limit,respond}/*.rs':
     just mutants-of '{{ FILES }}' "--exclude-re '{{ mutants-of-redis }}'" "{{ prepend('--skip=', mutants-later) }}"
 
 # The same of budgets in Redis, which must be there, in three quarters of an hour.
-mutants-redis FILES='src/limit/{redis/*,memory,rule}.rs':
+mutants-redis FILES='src/limit/{redis/*,clock,memory,rule}.rs':
     just mutants-of '{{ FILES }}' "--features redis --re 'limit/redis|{{ mutants-of-redis }}'" 'redis:: leases:: --skip=no_window'
 
 # Unit tests first, which are built soonest; then what is quick of the others; then all. What survives all of them is

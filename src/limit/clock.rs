@@ -92,6 +92,14 @@ impl Time {
     }
 }
 
+/// For the breaker of budgets in Redis.
+#[cfg(feature = "redis")]
+impl Clock for Time {
+    fn now(&self) -> Duration {
+        Duration::from_nanos(self.now_ns())
+    }
+}
+
 impl fmt::Debug for Time {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {

@@ -243,8 +243,9 @@ impl RateLimits {
     /// The same, and charges can be [given back](Decision::refund), for one allocation more a request.
     ///
     /// What is given back is what of the charge has not been refilled yet, so that the subject never has more than without the
-    /// charge. After a change of plan it is nothing: nobody knows any more what the charge would be worth. Only where the
-    /// plan has changed there and back may it be as much as the charge, although the other plan has paid it off.
+    /// charge. It is less where a later charge was given back before. After a change of plan it is nothing: nobody knows any more
+    /// what the charge would be worth. Only where the plan has changed there and back may it be as much as the charge, although
+    /// the other plan has paid it off.
     ///
     /// ```
     /// use tollgate::{Authenticated, RateLimits, Quota};

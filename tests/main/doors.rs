@@ -575,6 +575,10 @@ async fn websocket_items_are_taken_out_of_the_offer() {
         assert_eq!(values(&saw.headers, "sec-websocket-protocol"), [left], "{lines:?}");
         assert_eq!(values(&saw.headers, "upgrade"), ["websocket"]);
     }
+    // Where no WebSocket is opened nothing may be left.
+    let mut request = with_token(TOKEN);
+    request.headers_mut().insert("sec-websocket-protocol", own.parse().unwrap());
+    assert_eq!(values(&seen(&layer, request).await.headers, "sec-websocket-protocol"), [""; 0]);
     for (lines, kind) in [
         (vec!["chat".to_owned()], RejectionKind::Missing),
         (vec![], RejectionKind::Missing),

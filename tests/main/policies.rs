@@ -221,6 +221,28 @@ fn a_charge_that_is_owed_is_given_back_whole() {
     assert_eq!(remaining(&limits.peek(&alice)), [5, 3, 8]);
 }
 
+/// What others were given back has to do with a budget that all share, and with no other.
+#[test]
+fn a_refund_counts_for_its_own_budget() {
+    let hands = Hands::default();
+    let limits = || hands.limits(Quota::one_per(SECOND).with_burst(9)).with_refunds();
+    let [alice, bob] = ["alice", "bob"].map(|subject| grant_of(subject, None));
+    let own = limits();
+    let [of_alice, of_bob] = [(&alice, 3), (&bob, 2)].map(|(who, units)| own.check_now(who, Charge::Units(units)));
+    now(of_bob.refund());
+    now(of_alice.refund());
+    assert_eq!(own.peek(&alice).remaining(), 9);
+
+    let shared = limits().shared_by_all();
+    let [of_alice, of_bob] = [(&alice, 3), (&bob, 2)].map(|(who, units)| shared.check_now(who, Charge::Units(units)));
+    now(of_alice.refund());
+    hands.advance(SECOND);
+    // One unit of the two is paid off, and so they are one when two others come.
+    assert_eq!(shared.check_now(&alice, Charge::Units(2)).remaining(), 6);
+    now(of_bob.refund());
+    assert_eq!(shared.peek(&alice).remaining(), 7);
+}
+
 #[test]
 fn a_budget_that_was_full_meanwhile_gets_nothing_back() {
     let hands = Hands::default();

@@ -150,9 +150,10 @@ mutants-of files features quick:
 
 # What was not noticed before. Exits with 2 if mutants survived, and with 3 if tests hung, which is noticed as well.
 [private]
+[positional-arguments]
 mutants-run files *options:
     TOLLGATE_REQUIRE_SERVERS=1 PROPTEST_CASES=32 \
-        cargo mutants --jobs 2 --iterate --file '{{ files }}' {{ options }} || case $? in 2 | 3) ;; *) exit 1 ;; esac
+        cargo mutants --jobs 2 --iterate --file "$1" "${@:2}" || case $? in 2 | 3) ;; *) exit 1 ;; esac
     cat mutants.out/timeout.txt >> mutants.out/caught.txt
 
 # Each fuzz target for so many seconds, two at a time, from the seeds that the vectors give. Fails on a finding.

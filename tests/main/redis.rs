@@ -303,9 +303,11 @@ async fn local_budgets_are_divided_and_what_is_too_large_for_them_is_unknown() {
     server.kill();
     let hands = Hands::default();
     let quota = Quota::one_per(HOUR).with_burst(7);
-    let (policies, nodes) = (hands.limits(quota).and("few", quota.with_burst(2)).unwrap(), NonZeroU32::new(3).unwrap());
-    let limits = RedisLimits::new(policies, RedisServer::single(&server.url()).unwrap(), SECRET, nodes).unwrap();
-    let limits = limits.with_deadline(PATIENT);
+    let to_three = |url: &str, policies| {
+        let (server, nodes) = (RedisServer::single(url).unwrap(), NonZeroU32::new(3).unwrap());
+        RedisLimits::new(policies, server, SECRET, nodes).unwrap().with_deadline(PATIENT)
+    };
+    let limits = to_three(&server.url(), hands.limits(quota).and("few", quota.with_burst(2)).unwrap());
     let bursts: Vec<_> = charge(&limits, 0).await.parts().map(|part| part.policy().unwrap().quota()).collect();
     // 7 / 3, and no less than 1.
     assert_eq!(bursts, [Quota::one_per(3 * HOUR).with_burst(2), Quota::one_per(3 * HOUR)]);
@@ -318,6 +320,14 @@ async fn local_budgets_are_divided_and_what_is_too_large_for_them_is_unknown() {
     hands.advance(3 * HOUR);
     let decision = charge(&limits, 1).await;
     assert!(decision.is_admitted() && decision.is_local());
+
+    // Of a grant's own quota, and of what strangers share, each server has its part as well.
+    let limits = to_three(&server.url(), RateLimits::new(quota).with_anonymous(quota.with_burst(9)));
+    let plan = CurrentGrant::new(Grant::new("bob", ()).with_quota(quota.with_burst(12)));
+    for (decision, burst) in [(limits.charge(&plan, ONE).await, 4), (limits.check_anonymous(ONE).wait().await, 3)] {
+        assert!(decision.is_local());
+        assert_eq!(decision.policy().unwrap().quota(), Quota::one_per(3 * HOUR).with_burst(burst));
+    }
 }
 
 #[tokio::test]

@@ -14,9 +14,9 @@ use crate::redis_servers::{PrivateRedis, RedisHome, time_of};
 
 const NODES: u32 = 4;
 const SECRET: [u8; 32] = [7; 32];
-/// Some seconds of traffic, so that no refill is lost where a busy machine lets callers pause; and then so few that callers
+/// Two seconds of traffic, so that no refill is lost where a busy machine lets callers pause; and then so few that callers
 /// are faster on any machine.
-const QUOTA: Quota = Quota::per_second(200).with_burst(1_000);
+const QUOTA: Quota = Quota::per_second(200).with_burst(400);
 const PATIENT: Duration = Duration::from_secs(10);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -128,7 +128,7 @@ async fn a_fleet_is_exact(mode: Mode, test: &str) {
         told.charge(node, 1).await;
     }
     let connected = time_of(home.url());
-    told.traffic(&nodes, Duration::from_secs(3)).await;
+    told.traffic(&nodes, Duration::from_secs(5)).await;
     told.drain(&nodes).await;
     let end = time_of(home.url());
     let (least, most) = (bound(QUOTA, end - connected), bound(QUOTA, end - begin));
@@ -136,9 +136,7 @@ async fn a_fleet_is_exact(mode: Mode, test: &str) {
     assert_eq!(Told::of(&told.admitted_locally), 0);
     assert!(Told::of(&told.refused) > 0, "the quota was never exhausted");
     assert!(admitted <= most, "{admitted} of {most}");
-    // Each server may lose a lease that it has bought, an eighth of the burst at most.
-    let lost = if mode == Mode::Leased { u64::from(NODES * QUOTA.burst() / 8) } else { 0 };
-    assert!((admitted + lost) * 100 >= least * 95, "only {admitted} of {least}");
+    assert!(admitted * 100 >= least * 95, "only {admitted} of {least}");
     let at_once = Told::of(&told.at_once);
     assert!(at_once > 0 || mode == Mode::Exact, "nothing was bought ahead");
     assert!(at_once == 0 || mode == Mode::Leased);

@@ -120,7 +120,7 @@ fuzz-check: && (where "cargo-fuzz for nightly Rust" "cargo +nightly fuzz --versi
     cd fuzz && cargo fmt --check && cargo clippy --all-targets -- -D warnings && cargo test
 
 # Tests that take more than a twentieth of a second or are about other folders.
-mutants-later := "stores:: store_model:: levels:: mint:: peppers:: readiness:: bodies::a_client_that_falls \
+mutants-later := "store_model:: levels:: readiness:: bodies::a_client_that_falls \
     bodies::documents_come bodies::only_the_credential bodies::the_json_door_sees bodies::what_was_sent \
     challenge_properties::a_gate_takes challenge_properties::a_sc challenge_properties::what_is \
     failures::tests::the_table_has limits::memory_is limits::two_threads policies::two_threads quotas::a_rate \
@@ -144,7 +144,8 @@ mutants-of files features quick:
     rm -rf mutants.out
     just mutants-run '{{ files }}' {{ features }} --cargo-arg=--lib -- -- {{ quick }}
     just mutants-run '{{ files }}' {{ features }} --cargo-arg=--test=main -- -- {{ quick }}
-    just mutants-run '{{ files }}' {{ features }} --cargo-arg=--lib --cargo-arg=--test=main
+    just mutants-run '{{ files }}' {{ features }} --features mint,pepper,test-util \
+        --cargo-arg=--lib --cargo-arg=--test=main
     comm -23 <(sed -E 's/:[0-9]+:[0-9]+:/:/' mutants.out/missed.txt | sort) <(grep '^src/' mutants.txt | sort) \
         | (! grep .) || { echo 'no test notices these changes' >&2; exit 1; }
 

@@ -4,6 +4,7 @@
 
 mod axum_edge;
 mod bodies;
+#[cfg(feature = "test-util")]
 mod breaker;
 #[cfg(feature = "cache")]
 mod cached;
@@ -25,11 +26,13 @@ mod levels;
 mod limits;
 #[cfg(any(feature = "redis", all(feature = "sqlite", feature = "postgres")))]
 mod machine;
+#[cfg(feature = "mint")]
 mod mint;
 #[cfg(any(feature = "metrics", feature = "tracing"))]
 mod observe;
 #[cfg(all(feature = "sqlite", feature = "postgres"))]
 mod outages;
+#[cfg(all(feature = "pepper", feature = "test-util"))]
 mod peppers;
 mod policies;
 #[cfg(any(feature = "redis", all(feature = "sqlite", feature = "postgres")))]
@@ -42,11 +45,13 @@ mod redis;
 #[cfg(feature = "redis")]
 #[allow(dead_code, reason = "servers offer what tests may need")]
 mod redis_servers;
+#[cfg(all(feature = "mint", feature = "pepper", feature = "test-util"))]
 mod secrets;
 #[cfg(all(feature = "sqlite", feature = "postgres"))]
 mod servers;
 #[cfg(all(feature = "sqlite", feature = "postgres"))]
 mod sql;
 mod store_model;
+#[cfg(feature = "test-util")]
 mod stores;
 mod throttle;

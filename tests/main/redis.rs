@@ -426,6 +426,23 @@ async fn no_server_is_needed_to_start() {
     assert_eq!(recovered(&limits, &hands).await.remaining(), 5);
 }
 
+/// The next charge comes when the time for the connection is over that this one began.
+#[tokio::test]
+async fn a_connection_is_made_although_the_charge_that_began_it_could_not_wait() {
+    let test = "a_connection_is_made_although_the_charge_that_began_it_could_not_wait";
+    for fault in [Fault::Delay(Duration::from_millis(100)), Fault::Silence] {
+        let Some(home) = RedisHome::new(test) else { return };
+        let (limits, proxy, _) = behind_a_proxy(&home, WhenDown::default()).await;
+        proxy.set(fault);
+        let hurried = limits.clone().with_deadline(Duration::from_millis(10));
+        assert!(charge(&hurried, 1).await.is_local(), "{fault:?}");
+        proxy.set(Fault::None);
+        tokio::time::sleep(Duration::from_millis(1_500)).await;
+        let decision = charge(&limits.with_deadline(PATIENT), 1).await;
+        assert!(!decision.is_local(), "{fault:?}: {decision:?}");
+    }
+}
+
 #[tokio::test]
 async fn a_gate_refuses_admits_or_limits_while_redis_is_away() {
     let test = "a_gate_refuses_admits_or_limits_while_redis_is_away";
@@ -554,6 +571,20 @@ async fn the_master_that_a_sentinel_names_is_asked_and_the_next_one_after_it() {
     hands.advance(HOUR);
     assert_eq!(recovered(&limits, &hands).await.remaining(), 5);
     assert!(next.trips() > 0);
+}
+
+/// As where the machine of the master and of a Sentinel has lost its power.
+#[tokio::test]
+async fn a_sentinel_that_is_silent_keeps_nobody_from_the_others() {
+    let Some(servers) = RedisSentinel::start("a_sentinel_that_is_silent_keeps_nobody_from_the_others") else { return };
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let silent = format!("redis://{}", silent.local_addr().unwrap());
+    let (url, hands) = (servers.sentinel.url(), Hands::default());
+    let server = RedisServer::sentinel("redis://tollgate", [&*silent, &*url]).unwrap();
+    // Less than the client library waits for one of them.
+    let server = server.with_connection_timeout(Duration::from_millis(900));
+    let limits = RedisLimits::new(hands.limits(FIVE), server, SECRET, ALONE).unwrap().with_deadline(PATIENT);
+    assert_eq!(recovered(&limits, &hands).await.remaining(), 5);
 }
 
 /// What the threat model says a user of Redis needs is enough.

@@ -6,7 +6,8 @@
 //! 2. All charges go over one connection (one a node of a cluster), one behind the other without waiting for answers.
 //! 3. A connection that has failed, or did not answer in time, is not used again. The next charge makes a new one; on
 //!    the way Sentinels are asked again who is master, and a cluster who has which slot.
-//! 4. Making one goes on when the charge that began it is dropped, as soon as another waits for it.
+//! 4. Making one is a task, which ends within the connection timeout: charges may have less time than that takes, or be
+//!    dropped, and the next finds the connection made, or begins another.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -52,6 +53,10 @@ impl Attempt {
     pub(super) async fn open(self) -> Result<Open, RedisError> {
         self.0.await
     }
+
+    fn has_failed(&self) -> bool {
+        matches!(self.0.peek(), Some(Err(_)))
+    }
 }
 
 impl Link {
@@ -65,15 +70,18 @@ impl Link {
 
     /// The connection that charges share now.
     pub(super) fn attempt(&self, response_timeout: Duration) -> Attempt {
-        let connect = || {
-            let server = Arc::clone(&self.server);
-            let connection = async move {
-                let made = tokio::time::timeout(server.connection_timeout, server.connect(response_timeout)).await;
-                made.unwrap_or_else(|_| Err(std::io::Error::from(std::io::ErrorKind::TimedOut).into()))
-            };
-            Attempt(connection.boxed().shared())
+        let mut current = self.lock();
+        if let Some(attempt) = current.as_ref().filter(|attempt| !attempt.has_failed()) {
+            return attempt.clone();
+        }
+        let server = Arc::clone(&self.server);
+        let connection = async move {
+            let made = tokio::time::timeout(server.connection_timeout, server.connect(response_timeout)).await;
+            made.unwrap_or_else(|_| Err(std::io::Error::from(std::io::ErrorKind::TimedOut).into()))
         };
-        self.lock().get_or_insert_with(connect).clone()
+        let attempt = Attempt(connection.boxed().shared());
+        tokio::spawn(attempt.0.clone().map(drop));
+        current.insert(attempt).clone()
     }
 
     /// Lets go of a connection that has failed, unless somebody has done so already. One that is still being made stays,
@@ -101,7 +109,8 @@ impl RedisServer {
         Ok(match &self.kind {
             Kind::Single(client) => Open::One(client.get_multiplexed_async_connection_with_config(&config).await?),
             Kind::Sentinel(sentinels) => {
-                Open::One(sentinels.client()?.get_async_connection_with_config(&config).await?)
+                let master = sentinels.find_master().await?;
+                Open::One(master.get_multiplexed_async_connection_with_config(&config).await?)
             }
             Kind::Cluster(client) => {
                 let config = redis::cluster::ClusterConfig::new()

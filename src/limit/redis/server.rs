@@ -1,9 +1,11 @@
 use std::fmt;
 use std::time::Duration;
 
+use futures_util::FutureExt as _;
+use futures_util::future::select_ok;
 use redis::cluster::{ClusterClient, ClusterClientBuilder};
 use redis::sentinel::{SentinelClient, SentinelNodeConnectionInfo, SentinelServerType};
-use redis::{Client, ConnectionAddr, ConnectionInfo, IntoConnectionInfo as _, TlsMode};
+use redis::{Client, ConnectionAddr, ConnectionInfo, IntoConnectionInfo as _, RedisResult, TlsMode};
 
 use super::RedisLimitsError;
 
@@ -24,8 +26,9 @@ use super::RedisLimitsError;
 ///
 /// # Tasks
 ///
-/// The client library (the crate `redis`) runs one task a connection on tokio's runtime, that of the charge which made it, and
-/// one more for a cluster. They end with their connections.
+/// The client library (the crate `redis`) runs one task a connection on tokio's runtime, that of the charge which made it,
+/// and one more for a cluster. They end with their connections. Making a connection is a task too, which ends within
+/// [`with_connection_timeout`](Self::with_connection_timeout).
 pub struct RedisServer {
     pub(super) kind: Kind,
     pub(super) connection_timeout: Duration,
@@ -79,7 +82,9 @@ impl RedisServer {
         };
         let sentinels = Sentinels { addresses, name, master };
         // Checks the addresses; nothing is connected.
-        sentinels.client().map_err(|_| RedisLimitsError::Url)?;
+        if sentinels.clients().map_err(|_| RedisLimitsError::Url)?.is_empty() {
+            return Err(RedisLimitsError::Url);
+        }
         Ok(Self::of(Kind::Sentinel(sentinels)))
     }
 
@@ -106,9 +111,22 @@ impl RedisServer {
 }
 
 impl Sentinels {
-    pub(super) fn client(&self) -> redis::RedisResult<SentinelClient> {
-        let master = Some(self.master.clone());
-        SentinelClient::build(self.addresses.clone(), &self.name, master, SentinelServerType::Master)
+    /// The master that the first Sentinel knows of those that answer. All are asked at once: one that is silent, maybe
+    /// since the master of before is, would take the time of the others.
+    pub(super) async fn find_master(&self) -> RedisResult<Client> {
+        let asked =
+            self.clients()?.into_iter().map(|mut sentinel| async move { sentinel.async_get_client().await }.boxed());
+        let (master, _) = select_ok(asked).await?;
+        Ok(master)
+    }
+
+    /// One for each Sentinel.
+    fn clients(&self) -> RedisResult<Vec<SentinelClient>> {
+        let client = |address: &ConnectionInfo| {
+            let master = Some(self.master.clone());
+            SentinelClient::build(vec![address.clone()], &self.name, master, SentinelServerType::Master)
+        };
+        self.addresses.iter().map(client).collect()
     }
 }
 

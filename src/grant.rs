@@ -158,6 +158,8 @@ impl<P> Grant<P> {
     #[must_use]
     pub fn with_quota(mut self, quota: Quota) -> Self {
         self.head.quota = Some(quota);
+        // What was remembered is a budget by the former quota.
+        self.head.memo = Memo::default();
         self
     }
 

@@ -209,6 +209,11 @@ impl Place {
     }
 }
 
+/// What has left a map. To be dropped when nothing is locked: a grant's principal is the service's, and may do anything as it
+/// goes.
+#[derive(Default)]
+pub(super) struct Gone(Vec<Place>);
+
 impl Accounts {
     /// Below this number of accounts nothing is swept.
     const FEW: usize = 64;
@@ -223,16 +228,23 @@ impl Accounts {
         }
     }
 
-    /// Calls `f` with the account of the payer's subject under the payer's quota, until that account is not frozen.
+    /// Calls `f` with the account of the payer's subject under the payer's quota, until that account is not frozen. What has
+    /// left the map meanwhile comes to `gone`.
     #[inline]
-    pub(super) fn with<T>(&self, payer: Payer<'_>, now: u64, mut f: impl FnMut(&Account) -> Option<T>) -> T {
+    pub(super) fn with<T>(
+        &self,
+        payer: Payer<'_>,
+        now: u64,
+        gone: &mut Gone,
+        mut f: impl FnMut(&Account) -> Option<T>,
+    ) -> T {
         // A grant has one quota for life, and so have all accounts that it remembers.
         if let Some(done) = payer.memo.charge(self.id, &mut f) {
             return done;
         }
         loop {
             // Somebody with another quota may freeze it as soon as it is opened; then it is opened again.
-            let done = match self.open(payer, now) {
+            let done = match self.open(payer, now, gone) {
                 Some(account) => {
                     payer.memo.remember(self.id, &account);
                     f(&account)
@@ -257,13 +269,11 @@ impl Accounts {
 
     /// Opens the subject's account, or finds it: apart, or in the payer's own memory.
     #[cold]
-    fn open(&self, payer: Payer<'_>, now: u64) -> Option<Arc<Account>> {
+    fn open(&self, payer: Payer<'_>, now: u64, gone: &mut Gone) -> Option<Arc<Account>> {
         let quota = payer.quota.unwrap_or(self.default.quota());
-        // Dropped after the lock: a grant's principal is the service's, and may do anything as it goes.
-        let mut gone = Vec::new();
         let mut map = self.lock();
         if map.places.len() >= map.sweep_at {
-            map.sweep(self.id, now, &mut gone);
+            map.sweep(self.id, now, gone);
             // Twice what is left, so that the cost of a sweep is spread over as many openings.
             map.sweep_at = (map.places.len() * 2).max(Self::FEW);
         }
@@ -296,14 +306,14 @@ impl Accounts {
                 (Place::Apart(Arc::clone(&account)), Some(account))
             }
         };
-        gone.extend(map.places.insert(payer.subject.clone(), place));
+        gone.0.extend(map.places.insert(payer.subject.clone(), place));
         self.tell(map);
         apart
     }
 
     /// Drops what nobody remembers and nobody owes.
     pub(super) fn sweep(&self, now: u64) {
-        let mut gone = Vec::new();
+        let mut gone = Gone::default();
         let mut map = self.lock();
         map.sweep(self.id, now, &mut gone);
         self.tell(map);
@@ -327,11 +337,11 @@ impl Accounts {
 }
 
 impl Map {
-    fn sweep(&mut self, accounts: u64, now: u64, gone: &mut Vec<Place>) {
+    fn sweep(&mut self, accounts: u64, now: u64, gone: &mut Gone) {
         self.places.retain(|_, place| {
             let is_needed = place.is_needed(accounts, now);
             if !is_needed {
-                gone.push(place.clone());
+                gone.0.push(place.clone());
             }
             is_needed
         });
@@ -383,7 +393,7 @@ mod tests {
         let late = CurrentGrant::new(Arc::clone(&first));
         let head = late.erased().head();
         let payer = Payer { subject: head.subject(), memo: head.memo(), quota: None, grant: Some(late.erased()) };
-        assert!(limits.accounts().open(payer, 0).is_none());
+        assert!(limits.accounts().open(payer, 0, &mut Gone::default()).is_none());
         assert!(is_in(&first));
         drop(late);
 

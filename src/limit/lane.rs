@@ -3,7 +3,7 @@
 use std::num::NonZeroU32;
 use std::sync::Arc;
 
-use super::accounts::{Account, Accounts, Memo, Payer};
+use super::accounts::{Account, Accounts, Gone, Memo, Payer};
 use super::decide::Outcome;
 use super::given::GivenBack;
 use super::rule::{Rule, Scope};
@@ -111,19 +111,25 @@ impl Lane {
 
     /// Charges; `None` if this caller is not limited here. The decision is yet to be [marked](Rule::mark).
     #[inline]
-    pub(super) fn charge(&self, grant: Option<&CurrentGrant>, now: u64, cost: u32) -> Option<Decision> {
+    pub(super) fn charge(
+        &self,
+        grant: Option<&CurrentGrant>,
+        now: u64,
+        cost: u32,
+        gone: &mut Gone,
+    ) -> Option<Decision> {
         let (accounts, payer) = self.payer(grant)?;
-        Some(accounts.with(payer, now, |account| decision(account, now, cost)))
+        Some(accounts.with(payer, now, gone, |account| decision(account, now, cost)))
     }
 
     /// What [`charge`](Self::charge) would say, without a charge: the state of the budget where it would fit.
-    pub(super) fn look(&self, grant: Option<&CurrentGrant>, now: u64, cost: u32) -> Option<Decision> {
+    pub(super) fn look(&self, grant: Option<&CurrentGrant>, now: u64, cost: u32, gone: &mut Gone) -> Option<Decision> {
         let (accounts, payer) = self.payer(grant)?;
         let outlook = |account: &Account| {
             let decided = decision(&account.copy()?, now, cost)?;
             if decided.is_admitted() { decision(account, now, 0) } else { Some(decided) }
         };
-        Some(accounts.with(payer, now, outlook))
+        Some(accounts.with(payer, now, gone, outlook))
     }
 
     /// What gives a charge back, if it was made.
@@ -141,8 +147,9 @@ impl Lane {
     /// Takes back a charge, for whom that may be wanted; `all` is what has been given back.
     pub(super) fn refund(&self, all: &GivenBack, grant: Option<&CurrentGrant>, now: u64, made: Made) {
         let mut given = self.given_back(all, grant);
-        let full_at = made.full_at.saturating_sub(*given - made.given);
-        *given += self.give_back(grant, now, Made { full_at, ..made });
+        // The sum of all times may pass the end of its type; differences are right all the same.
+        let full_at = made.full_at.saturating_sub(given.wrapping_sub(made.given));
+        *given = given.wrapping_add(self.give_back(grant, now, Made { full_at, ..made }));
     }
 
     /// Gives back what of a charge is not yet paid off, by the order in which charges were made, and says how much.

@@ -3,6 +3,7 @@ use std::fmt;
 use std::num::NonZeroU32;
 use std::sync::Arc;
 
+use super::accounts::Gone;
 use super::given::GivenBack;
 use super::lane::{Lane, Made};
 use super::rule::{PartitionKey, Rule, Scope};
@@ -275,15 +276,14 @@ impl RateLimits {
     /// The key goes to the client and to every log between: it must not hold anything sensitive. A keyed hash (HMAC)
     /// of the subject is right.
     #[must_use]
-    pub fn with_partition_key(self, key: impl Fn(&Subject) -> Vec<u8> + Send + Sync + 'static) -> Self {
+    pub fn with_partition_key(mut self, key: impl Fn(&Subject) -> Vec<u8> + Send + Sync + 'static) -> Self {
         let key: Arc<PartitionKey> = Arc::new(key);
-        let mut limits = self;
         let tell = |lane: &Lane| lane.clone().changed(|rule| rule.partition_key = Some(Arc::clone(&key)));
-        if let Some(more) = limits.more.as_mut().map(Arc::make_mut) {
+        if let Some(more) = self.more.as_mut().map(Arc::make_mut) {
             more.lanes = more.lanes.iter().map(&tell).collect();
         }
-        limits.first = tell(&limits.first);
-        limits
+        self.first = tell(&self.first);
+        self
     }
 
     /// [`check`](Limiter::check) without the wrapping: budgets in memory never wait.
@@ -323,7 +323,7 @@ impl RateLimits {
             self.decide_rare(grant, &|_, rule| rule.cost(charge))
         } else {
             let (now, cost) = (self.time.now_ns(), self.first.rule().cost(charge));
-            let decision = self.first.charge(grant, now, cost);
+            let decision = self.first.charge(grant, now, cost, &mut Gone::default());
             decision.map_or_else(Decision::unlimited, |decision| self.first.rule().mark(decision, grant))
         };
         // Who only looks charges nothing.
@@ -353,7 +353,7 @@ impl RateLimits {
             }
             None => {
                 let (rule, cost) = (self.first.rule(), cost(0, self.first.rule()));
-                let decision = self.first.charge(grant, now, cost);
+                let decision = self.first.charge(grant, now, cost, &mut Gone::default());
                 made.extend(decision.iter().filter_map(|decision| Some((0, self.first.made(decision, now, cost)?))));
                 decision.map_or_else(Decision::unlimited, |decision| rule.mark(decision, grant))
             }

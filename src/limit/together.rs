@@ -6,7 +6,8 @@
 //!    budgets that all share: one of them is charged last, by itself, and for more of them all charges take turns.
 //! 2. The budgets are charged one after the other. At the first refusal what was charged is given back, at the same
 //!    instant and before the turn ends, which restores each budget exactly.
-//! 3. What a request costs and what a partition is called is the service's code, and is asked before the turn and after it.
+//! 3. What a request costs, what a partition is called, and how principals are dropped is the service's code, and runs before
+//!    the turn or after it.
 //!
 //! A turn is not a cell of its own: who holds a clone of the limiter from before it got further policies charges the
 //! first one without a turn, and may be refused for what is given back an instant later.
@@ -14,6 +15,7 @@
 use std::hash::{BuildHasher as _, RandomState};
 use std::sync::PoisonError;
 
+use super::accounts::Gone;
 use super::lane::{Lane, Made};
 use super::rule::{Rule, Scope};
 use crate::caller::CurrentGrant;
@@ -76,14 +78,15 @@ pub(super) fn charge(
         .chain(in_scope(Scope::All))
         .map(|(at, lane)| Part { at, lane, cost: cost(at, lane.rule()), decision: Decision::unlimited() })
         .collect();
+    let mut gone = Gone::default();
     let turn = turns.of(grant).take();
     let turn_of_all = (in_scope(Scope::All).count() > 1).then(|| turns.all.take());
 
     let mut refused = None;
     for (at, part) in parts.iter_mut().enumerate() {
         let decided = match refused {
-            None => part.lane.charge(grant, now, part.cost),
-            Some(_) => part.lane.look(grant, now, part.cost),
+            None => part.lane.charge(grant, now, part.cost, &mut gone),
+            Some(_) => part.lane.look(grant, now, part.cost, &mut gone),
         };
         part.decision = decided.unwrap_or_else(Decision::unlimited);
         if part.decision.verdict() != Verdict::Admitted && !part.lane.rule().is_dry_run {
@@ -95,7 +98,7 @@ pub(super) fn charge(
         if let Some(made) = made(part) {
             part.lane.give_back(grant, now, made);
             // How the budget stands without the charge.
-            let stands = part.lane.look(grant, now, part.cost);
+            let stands = part.lane.look(grant, now, part.cost, &mut gone);
             part.decision = stands.unwrap_or_else(Decision::unlimited);
         }
     }
@@ -103,5 +106,6 @@ pub(super) fn charge(
         keep.extend(parts.iter().filter_map(|part| Some((part.at, made(part)?))));
     }
     drop((turn, turn_of_all));
+    drop(gone);
     Decision::all_of(parts.into_iter().map(|part| part.lane.rule().mark(part.decision, grant)))
 }

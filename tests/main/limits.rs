@@ -300,6 +300,19 @@ fn a_budget_outlives_the_grant_that_holds_it() {
     assert_eq!((limits.subjects(), gone.upgrade().is_some()), (0, false));
 }
 
+/// It remembers no budget by its former quota.
+#[test]
+fn a_grant_that_gets_another_quota_is_charged_by_it() {
+    let limits = Hands::default().limits(Quota::per_minute(60).with_burst(5));
+    let [mut grant, other] = [(); 2].map(|()| Arc::new(Grant::new("s", ())));
+    for grant in [&grant, &other, &grant] {
+        assert!(limits.check_now(&CurrentGrant::new(Arc::clone(grant)), ONE).is_admitted());
+    }
+    let changed = Arc::try_unwrap(grant).expect("the account stands apart");
+    grant = Arc::new(changed.with_quota(Quota::per_minute(60).with_burst(9)));
+    assert_eq!(limits.peek(&CurrentGrant::new(grant)).remaining(), 6);
+}
+
 /// A principal may do anything as it goes, the limiter's lock included.
 #[test]
 fn principals_are_dropped_outside_of_the_lock() {

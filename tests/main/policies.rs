@@ -268,6 +268,40 @@ fn a_change_of_plan_leaves_nothing_to_give_back() {
     assert_eq!(limits.peek(&grant_of("alice", None)).remaining(), 3);
 }
 
+/// All that was ever given back is more nanoseconds than there are numbers.
+#[test]
+fn refunds_of_centuries_are_right() {
+    let century = Duration::from_secs(100 * 365 * 86_400);
+    let limits = Hands::default().limits(Quota::one_per(century)).with_refunds();
+    let alice = grant_of("alice", None);
+    for _ in 0..20 {
+        let charged = limits.check_now(&alice, ONE);
+        assert!(charged.is_admitted());
+        now(charged.refund());
+    }
+    assert_eq!(limits.peek(&alice).remaining(), 1);
+}
+
+/// A principal may charge as it goes, though the charge that let it go was one of several policies.
+#[test]
+fn principals_are_dropped_when_no_turn_is_taken() {
+    struct Last(RateLimits, std::sync::mpsc::Sender<u32>);
+    impl Drop for Last {
+        fn drop(&mut self) {
+            let left = self.0.check_now(&grant_of("alice", None), ONE).remaining();
+            _ = self.1.send(left);
+        }
+    }
+    let limits = Hands::default().limits(Quota::one_per(SECOND).with_burst(9));
+    let limits = limits.and("few", Quota::one_per(SECOND).with_burst(7)).unwrap();
+    let (told, left) = std::sync::mpsc::channel();
+    let replaced = Arc::new(Grant::new("alice", Last(limits.clone(), told)));
+    assert!(limits.check_now(&CurrentGrant::new(Arc::clone(&replaced)), ONE).is_admitted());
+    drop(replaced);
+    thread::spawn(move || limits.check_now(&grant_of("alice", None), ONE));
+    assert_eq!(left.recv_timeout(Duration::from_secs(30)), Ok(4), "the one before, the one that let it go, its own");
+}
+
 /// Both tokens of a rotation: the account leaves the grant in which it stood, and what one policy refuses still costs the
 /// others nothing.
 #[test]

@@ -120,6 +120,24 @@ impl<P> MemoryStore<P> {
         self.revoke_if(|grant| grant.subject() == subject)
     }
 
+    /// Removes tokens whose grants have expired, or whose grace has ended, by this moment. Returns how many. They are refused
+    /// all the same, and only take memory.
+    ///
+    /// ```
+    /// use std::time::{Duration, SystemTime};
+    /// use tollgate::{Grant, MemoryStore};
+    ///
+    /// let tokens = MemoryStore::from_iter([("old", Grant::new("alice", ()))]);
+    /// tokens.rotate("old", "new", Duration::from_secs(3_600))?;
+    /// assert_eq!(tokens.purge(SystemTime::now()), 0);
+    /// assert_eq!(tokens.purge(SystemTime::now() + Duration::from_secs(7_200)), 1);
+    /// assert!(tokens.get("old").is_none() && tokens.get("new").is_some());
+    /// # Ok::<_, tollgate::store::RotateError>(())
+    /// ```
+    pub fn purge(&self, before: SystemTime) -> usize {
+        self.revoke_if(|grant| grant.head().is_expired(before))
+    }
+
     fn revoke_if(&self, revoked: impl Fn(&Grant<P>) -> bool) -> usize {
         let mut gone = Vec::new();
         // All at once: a rotation must not move a token from a shard that comes to one that was.
@@ -140,7 +158,8 @@ impl<P> MemoryStore<P> {
     /// the grant of the new token.
     ///
     /// Both tokens stand for one grant, with the same id, subject and so budget. Nobody sees a moment in which neither
-    /// works, nor one in which the old one has lost its expiry.
+    /// works, nor one in which the old one has lost its expiry. The old one is refused after the grace, and stays until it is
+    /// [purged](Self::purge).
     ///
     /// ```
     /// use std::time::Duration;

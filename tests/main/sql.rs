@@ -365,9 +365,7 @@ async fn rows_that_no_grant_can_have_are_no_verdict() {
         "expires_ms = -1",
         "created_ms = -1",
     ] {
-        let mut change = pool.begin().await.unwrap();
-        sqlx::query(&format!("UPDATE tollgate_grants SET {wrong}")).execute(&mut *change).await.unwrap();
-        change.commit().await.unwrap();
+        sqlx::query(&format!("UPDATE tollgate_grants SET {wrong}")).execute(&pool).await.unwrap();
         let found = database.store::<()>().lookup(&BearerToken::new("a-token")).wait().await;
         assert!(matches!(found, Err(SqlError::Corrupt(_))), "{wrong}");
         let mend = "UPDATE tollgate_grants SET scopes = '', quota_interval_ns = NULL, quota_burst = NULL, \
@@ -375,6 +373,10 @@ async fn rows_that_no_grant_can_have_are_no_verdict() {
         sqlx::query(mend).execute(&pool).await.unwrap();
         assert!(find(&database.store::<()>(), "a-token").await.is_some());
     }
+    // A grace of before 1970 is none without an end.
+    sqlx::query("UPDATE tollgate_tokens SET outgoing_until_ms = -1").execute(&pool).await.unwrap();
+    let found = database.store::<()>().lookup(&BearerToken::new("a-token")).wait().await;
+    assert!(matches!(found, Err(SqlError::Corrupt(_))), "{found:?}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -198,6 +198,21 @@ fn a_rotation_shares_the_subject_and_has_a_grace() {
 }
 
 #[test]
+fn what_is_over_can_be_purged() {
+    let (hour, now) = (Duration::from_secs(3_600), SystemTime::now());
+    let store = MemoryStore::from_iter([
+        ("rotated", Grant::new("a", ())),
+        ("brief", Grant::new("b", ()).with_expiry(now + 2 * hour)),
+        ("for-ever", Grant::new("c", ())),
+    ]);
+    store.rotate_at("rotated", "new", hour, now).unwrap();
+    let last = |end: SystemTime| end - Duration::from_nanos(1);
+    assert_eq!((store.purge(last(now + hour)), store.purge(now + hour)), (0, 1));
+    assert_eq!((store.purge(last(now + 2 * hour)), store.purge(now + 2 * hour)), (0, 1));
+    assert!(["new", "for-ever"].into_iter().all(|token| store.get(token).is_some()) && store.len() == 2);
+}
+
+#[test]
 fn what_cannot_be_rotated_stays_as_it_is() {
     let hour = Duration::from_secs(3_600);
     let store = MemoryStore::from_iter([("one", Grant::new("a", ())), ("two", Grant::new("b", ()))]);

@@ -165,6 +165,8 @@ impl<P: Send + Sync + 'static> SqlStore<P> {
                 let grant = (store.principals)(record).await?;
                 Ok(Some(Arc::new(match outgoing {
                     None => grant,
+                    // Not what time cannot tell: a grace that ended long ago must not become one that has no end.
+                    Some(..0) => return Err(SqlError::Corrupt("outgoing_until_ms")),
                     Some(until) => grant.into_outgoing(from_unix_ms(until)),
                 })))
             };

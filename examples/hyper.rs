@@ -7,6 +7,7 @@
 
 use std::convert::Infallible;
 use std::error::Error;
+use std::io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::pin::pin;
 use std::process::ExitCode;
@@ -75,6 +76,8 @@ async fn serve(listener: TcpListener, gate: Gate, stop: impl Future<Output = ()>
                     }
                 });
             }
+            // Of one client, who has gone already.
+            Err(error) if matches!(error.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset) => {}
             Err(error) => {
                 // Mostly a lack of file descriptors, which takes time to pass.
                 eprintln!("cannot accept a connection: {error}");

@@ -22,6 +22,7 @@ use tollgate::{AuthLayer, BoxStore, Quota, Scopes};
 use crate::broker::Broker;
 use crate::errors::Errors;
 use crate::ledger::{Budgets, Ledger};
+use crate::sockets::Sockets;
 use crate::tokens::Tokens;
 use crate::{peers, problem, rest, stream, webhook};
 
@@ -81,6 +82,7 @@ pub(crate) struct Service {
     pub(crate) tokens: Tokens,
     pub(crate) ledger: Arc<dyn Ledger>,
     pub(crate) broker: Broker,
+    pub(crate) sockets: Sockets,
     pub(crate) errors: Errors,
     pub(crate) clocks: Clocks,
     pub(crate) log: Log,
@@ -100,7 +102,8 @@ impl Service {
             .with_credentials_removed();
         let broker = Broker::new([("demo", "sim101"), ("demo", "sim102")]);
         let trade = Scopes::new([TRADE])?;
-        Ok(Self { gate, trade, tokens, ledger, broker, errors, clocks, log, closing })
+        let sockets = Sockets::default();
+        Ok(Self { gate, trade, tokens, ledger, broker, sockets, errors, clocks, log, closing })
     }
 }
 

@@ -7,7 +7,8 @@
 //! | `app.rs` | the gates: which door takes which credential, and what draws on the budget |
 //! | `webhook.rs`, `alert.rs`, `fields.rs` | alerts whose token is in the body, charged by the handler |
 //! | `self_limit.rs` | the limit that an alert sets itself: exact, and all of it without I/O |
-//! | `stream.rs`, `rpc.rs` | a WebSocket: a charge a message, and the end of it when the token ends |
+//! | `stream.rs`, `rpc.rs` | a WebSocket: a charge a message, and the end of it when the token ends, or nobody is there |
+//! | `sockets.rs` | how many of them a user may have |
 //! | `errors.rs`, `problem.rs` | a responder of one's own, and the service's own errors |
 //! | `peers.rs` | who may fail how often to say who he is |
 //! | `server.rs` | bounds on what a stranger may send: the size of a head, and its time |
@@ -52,6 +53,7 @@ mod rest;
 mod rpc;
 mod self_limit;
 mod server;
+mod sockets;
 mod stream;
 #[cfg(test)]
 mod tests;

@@ -12,7 +12,7 @@ use hmac::{Hmac, Mac as _};
 use redis::aio::{ConnectionManager, ConnectionManagerConfig};
 use redis::{Client, FromRedisValue, Script, ScriptInvocation};
 use sha2::Sha256;
-use tollgate::limit::redis::{Leases, RedisLimits, RedisServer};
+use tollgate::limit::redis::{BreakerState, Leases, RedisLimits, RedisServer};
 use tollgate::limit::{Charge, Limiter};
 use tollgate::{Answer, CurrentGrant, Decision, RateLimits};
 
@@ -89,9 +89,19 @@ impl Shared {
         decision.or_refuse().map_err(Denied::NotAccepted)
     }
 
+    /// Whether Redis is away: then its breaker says so at once, but for one who asks, from time to time.
+    async fn is_away(&self, who: &CurrentGrant) -> bool {
+        self.limits.state() != BreakerState::Closed && self.limits.charge(who, Charge::Units(0)).await.is_local()
+    }
+
     /// First the alert's own limit. If it cannot be paid, it is taken back there: for a moment it may have stood in the way
     /// of another. Where Redis answers too late, or the sender has gone, it stays counted: the limit errs on the safe side.
     async fn pay_limited(&self, who: &CurrentGrant, id: &[u8], limit: SelfLimit) -> Paid {
+        // It is a safety limit: where nobody knows, the alert is not carried out.
+        let unknown = || Decision::unavailable(DEADLINE).or_refuse().map_err(Denied::NotAccepted);
+        if self.is_away(who).await {
+            return unknown();
+        }
         let [log, ids, id] = self.names(who, id);
         let window_us = u64::from(limit.window_s) * 1_000_000;
         let mut admit = self.admit.key(&log);
@@ -100,8 +110,7 @@ impl Shared {
             Some((0, at_us)) => at_us,
             Some((1, wait_us)) => return Err(Denied::OverLimit(Duration::from_micros(wait_us))),
             Some((_, wait_us)) => return Err(Denied::TooManyIds(Duration::from_micros(wait_us))),
-            // It is a safety limit: where nobody knows, the alert is not carried out.
-            None => return Decision::unavailable(DEADLINE).or_refuse().map_err(Denied::NotAccepted),
+            None => return unknown(),
         };
         let paid = self.pay(who).await;
         if paid.is_err() {

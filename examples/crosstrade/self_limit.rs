@@ -13,7 +13,7 @@
 //! 3. Only alerts that were accepted count, or else a sender that repeats itself would never recover.
 //! 4. Ids belong to their subject. A subject has [`MAX_IDS`] of them at the most.
 //! 5. Alerts of one id may differ in their limits. What was accepted is remembered for the largest window that the id was
-//!    asked with so far; a larger one finds what is left.
+//!    asked with so far; a larger one finds what is left. What is over is forgotten when the next alert comes, once a minute.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Mutex, PoisonError};
@@ -23,6 +23,8 @@ use std::time::Duration;
 pub(crate) const MAX_ID_LEN: usize = 128;
 /// The most alerts that a limit can allow in its window.
 const MAX_COUNT: usize = 1_000;
+/// How often what is over is forgotten.
+const SWEEP_EVERY: Duration = Duration::from_secs(60);
 /// The most ids of one subject that are remembered.
 pub(crate) const MAX_IDS: usize = 1_000;
 
@@ -89,7 +91,13 @@ fn trim(bytes: &[u8]) -> &[u8] {
 
 /// The alerts that were accepted, by subject and id.
 #[derive(Debug, Default)]
-pub(crate) struct SelfLimits(Mutex<HashMap<Box<[u8]>, Ids>>);
+pub(crate) struct SelfLimits(Mutex<Subjects>);
+
+#[derive(Debug, Default)]
+struct Subjects {
+    ids: HashMap<Box<[u8]>, Ids>,
+    sweep_at: Duration,
+}
 
 type Ids = HashMap<Box<[u8]>, Log>;
 
@@ -125,7 +133,8 @@ impl SelfLimits {
         accept: impl FnOnce() -> Result<T, E>,
     ) -> Result<T, Denied<E>> {
         let mut subjects = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let ids = subjects.entry(subject.into()).or_default();
+        subjects.sweep(now);
+        let ids = subjects.ids.entry(subject.into()).or_default();
         if !ids.contains_key(id) && ids.len() >= MAX_IDS {
             ids.retain(|_, log| !log.is_over(now));
             if ids.len() >= MAX_IDS {
@@ -138,6 +147,26 @@ impl SelfLimits {
         let done = accept().map_err(Denied::NotAccepted)?;
         ids.entry(id.into()).or_default().record(limit, now);
         Ok(done)
+    }
+
+    /// How many ids are remembered.
+    #[cfg(test)]
+    pub(crate) fn ids(&self) -> usize {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).ids.values().map(Ids::len).sum()
+    }
+}
+
+impl Subjects {
+    /// Forgets what is over, if that is due.
+    fn sweep(&mut self, now: Duration) {
+        if now < self.sweep_at {
+            return;
+        }
+        self.sweep_at = now + SWEEP_EVERY;
+        self.ids.retain(|_, ids| {
+            ids.retain(|_, log| !log.is_over(now));
+            !ids.is_empty()
+        });
     }
 }
 

@@ -3,6 +3,7 @@
 //! `axum::serve` sets none: it waits for a head as long as a client likes. (HTTP/2 beside it would have to be told from
 //! HTTP/1 by its first bytes, and `hyper-util` waits for these without end as well.)
 
+use std::io::ErrorKind;
 use std::net::SocketAddr;
 use std::pin::pin;
 use std::time::Duration;
@@ -38,6 +39,8 @@ pub(crate) async fn serve(listener: TcpListener, app: Router, head_deadline: Dur
             Ok((stream, peer)) => {
                 _ = tokio::spawn(connection(http.clone(), stream, peer, app.clone(), stopped.clone()));
             }
+            // Of one client, who has gone already.
+            Err(error) if is_of_client(error.kind()) => {}
             // Mostly a lack of file descriptors, which takes time to pass.
             Err(_) => sleep(Duration::from_secs(1)).await,
         }
@@ -47,6 +50,10 @@ pub(crate) async fn serve(listener: TcpListener, app: Router, head_deadline: Dur
     stopping.send_replace(());
     // Until no connection listens any more.
     _ = timeout(GRACE, stopping.closed()).await;
+}
+
+fn is_of_client(kind: ErrorKind) -> bool {
+    matches!(kind, ErrorKind::ConnectionAborted | ErrorKind::ConnectionRefused | ErrorKind::ConnectionReset)
 }
 
 async fn connection(

@@ -151,3 +151,23 @@ fn the_ids_of_a_subject_are_bounded() {
     }
     assert_eq!(admit("alice", MAX_IDS + 10, 60), Err(Denied::TooManyIds(secs(30))));
 }
+
+#[test]
+fn what_is_over_is_forgotten() {
+    let limits = SelfLimits::default();
+    let admit = |subject: &str, id: usize, window_s, now| {
+        let limit = SelfLimit { count: 1, window_s };
+        limits.admit((subject.as_bytes(), id.to_string().as_bytes()), limit, secs(now), || Ok::<_, ()>(()))
+    };
+    for id in 0..100 {
+        assert_eq!(admit("alice", id, if id < 10 { 300 } else { 30 }, 0), Ok(()));
+    }
+    assert_eq!(admit("bob", 0, 30, 59), Ok(()));
+    assert_eq!(limits.ids(), 101);
+    assert_eq!(admit("carol", 0, 30, 60), Ok(()));
+    assert_eq!(limits.ids(), 10 + 1 + 1);
+    assert_eq!(admit("alice", 0, 300, 299), Err(Denied::OverLimit(secs(1))), "it is not over");
+    assert_eq!(limits.ids(), 10);
+    assert_eq!(admit("bob", 0, 30, 360), Ok(()));
+    assert_eq!(limits.ids(), 1);
+}

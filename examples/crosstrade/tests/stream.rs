@@ -8,7 +8,8 @@ use tokio_tungstenite::tungstenite::protocol::CloseFrame;
 use tokio_tungstenite::tungstenite::{Error, Message};
 
 use super::*;
-use crate::stream::LOOK_EVERY;
+use crate::sockets::MAX_SOCKETS;
+use crate::stream::{LOOK_EVERY, PING_EVERY};
 
 type Client = tokio_tungstenite::WebSocketStream<tokio_tungstenite::MaybeTlsStream<tokio::net::TcpStream>>;
 
@@ -60,10 +61,16 @@ impl Socket {
         self.client.send(message.into()).await.unwrap();
     }
 
+    /// The next message. Pings are answered on the way.
     async fn next(&mut self) -> Message {
-        // So that a test that waits in vain fails; none waits for this time to pass.
-        let message = tokio::time::timeout(Duration::from_secs(600), self.client.next()).await;
-        message.expect("in time").expect("the server says goodbye first").unwrap()
+        loop {
+            // So that a test that waits in vain fails; none waits for this time to pass.
+            let message = tokio::time::timeout(Duration::from_secs(600), self.client.next()).await;
+            match message.expect("in time").expect("the server says goodbye first").unwrap() {
+                Message::Ping(_) => {}
+                message => return message,
+            }
+        }
     }
 
     /// The code with which the server closes.
@@ -206,6 +213,46 @@ async fn silent_sockets_end_with_their_token_too() {
     assert_eq!(expired.closed().await, 1008);
     tokio::time::advance(3 * LOOK_EVERY).await;
     assert_eq!(kept.ask(ping()).await["op"], "pong", "another token of the same user");
+}
+
+/// One client answers pings, as long as it reads, and one has gone without a word.
+#[tokio::test(start_paused = true)]
+async fn sockets_end_when_nobody_is_there() {
+    let server = Server::start().await;
+    let mut here = Socket::open(&server, TRADER).await;
+    let mut gone = Socket::open(&server, TRADER).await;
+    tokio::select! {
+        message = here.next() => panic!("nothing was asked: {message:?}"),
+        () = tokio::time::sleep(3 * PING_EVERY) => {}
+    }
+    // What it finds is the ping that it did not answer, and the end.
+    let end = async { while let Some(Ok(Message::Ping(_))) = gone.client.next().await {} };
+    tokio::time::timeout(3 * PING_EVERY, end).await.expect("the service has let it go");
+    assert_eq!(here.ask(ping()).await["op"], "pong");
+}
+
+/// The sockets of all tokens of a user count, and those that have ended do not.
+#[tokio::test]
+async fn a_user_has_so_many_sockets() {
+    let server = Server::start().await;
+    let open = |token| Socket::connect(handshake(&server, token));
+    let mut sockets = Vec::new();
+    for at in 0..MAX_SOCKETS {
+        sockets.push(open([TRADER, READER][at % 2]).await.unwrap());
+    }
+    assert_eq!(open(TRADER).await.err(), Some(StatusCode::TOO_MANY_REQUESTS));
+    assert!(open("ct_other").await.is_ok());
+    let mut last = sockets.pop().unwrap();
+    last.client.close(None).await.unwrap();
+    while last.client.next().await.is_some_and(|message| message.is_ok()) {}
+    // What the budget has left is enough for three more.
+    for _ in 0..3 {
+        if open(TRADER).await.is_ok() {
+            return;
+        }
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+    panic!("one has ended, and no other may take its place");
 }
 
 #[tokio::test]

@@ -119,7 +119,8 @@ impl CurrentGrant {
         Some(Authenticated { grant, credential: self.credential, decisions: self.decisions.clone() })
     }
 
-    /// What the limiters on the way decided about this request, outermost first.
+    /// What the limiters on the way decided about this request, outermost first. A gate begins anew: what one around it charged
+    /// is not among them.
     pub fn decisions(&self) -> impl Iterator<Item = &Decision> {
         self.decisions.iter()
     }
@@ -259,7 +260,8 @@ impl<P> Authenticated<P> {
         self.credential.digest
     }
 
-    /// What the limiters on the way decided about this request, outermost first.
+    /// What the limiters on the way decided about this request, outermost first. A gate begins anew: what one around it charged
+    /// is not among them.
     pub fn decisions(&self) -> impl Iterator<Item = &Decision> {
         self.decisions.iter()
     }
@@ -294,7 +296,8 @@ impl<P> fmt::Debug for Authenticated<P> {
 }
 
 /// The request extension of a request that a gate let pass without a grant, so that nothing behind it mistakes the
-/// absence of a grant for the absence of a gate.
+/// absence of a grant for the absence of a gate. If a further gate behind that one found a grant, there is a [`CurrentGrant`] too,
+/// which counts: ask for that first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Unauthenticated {

@@ -280,7 +280,8 @@ impl Decision {
     ///
     /// assert!(limits.check_now(&who, Charge::Units(1)).or_refuse().is_ok());
     /// let rejection = limits.check_now(&who, Charge::Units(1)).or_refuse().unwrap_err();
-    /// let response: Response<bytes::Bytes> = gate.refuse(rejection);
+    /// // Whose budget it is, for who logs it.
+    /// let response: Response<bytes::Bytes> = gate.refuse(rejection.of_grant(&who));
     /// assert_eq!(response.status(), 429);
     /// assert_eq!(response.headers()["ratelimit"], r#""default";r=0;t=60"#);
     /// ```

@@ -334,7 +334,7 @@ impl fmt::Display for Rejection {
             RejectionKind::NotYetValid => "the grant is not valid yet",
             RejectionKind::ExpiredToken => "the grant has expired",
             RejectionKind::SenderConstrained => "the token is bound to a key and came without proof",
-            RejectionKind::InvalidRequest => "the request carries more than one credential",
+            RejectionKind::InvalidRequest => "the request leaves open which credential is meant",
             RejectionKind::InsufficientScope => "the grant lacks a scope",
             RejectionKind::InsufficientUserAuthentication => "the user has to authenticate again",
             RejectionKind::TooManyFailures => "too many attempts to authenticate have failed",

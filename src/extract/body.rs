@@ -57,7 +57,7 @@ impl BodyDoors {
     ///
     /// 1. `POST`, `PUT` and `PATCH` only: RFC 6750, section 2.2, wants a method whose body has a meaning.
     /// 2. The type is compared without case and parameters. A body that is encoded in any way fits no door, and neither
-    ///    does gRPC, whose messages are framed, `application/grpc+json` too.
+    ///    does gRPC, gRPC-Web or a stream of Connect, whose messages are framed, `application/grpc+json` too.
     /// 3. Two types, and a charset that is neither UTF-8 nor US-ASCII, are contradictions; two types only if any door is
     ///    open.
     pub(crate) fn fitting(&self, head: &Head<'_>) -> Result<Option<Door>, Contradiction> {
@@ -76,10 +76,12 @@ impl BodyDoors {
             }
         };
         let is = |name: &[u8]| essence.eq_ignore_ascii_case(name);
+        let begins = |with: &[u8]| essence.get(..with.len()).is_some_and(|begin| begin.eq_ignore_ascii_case(with));
+        let is_framed = begins(b"application/grpc-web+") || begins(b"application/connect+");
         let json_suffix = essence.len() > 5 && essence[essence.len() - 5..].eq_ignore_ascii_case(b"+json");
         let door = if self.form.is_some() && is(b"application/x-www-form-urlencoded") {
             Door::Form
-        } else if self.json.is_some() && (is(b"application/json") || json_suffix) {
+        } else if self.json.is_some() && (is(b"application/json") || json_suffix && !is_framed) {
             Door::Json
         } else if (self.text.is_some() || self.sniffs()) && is(b"text/plain") {
             Door::Text

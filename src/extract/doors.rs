@@ -57,12 +57,19 @@ pub(crate) type OtherDoor = dyn Fn(&Head<'_>) -> (Option<Vec<u8>>, bool) + Send 
 impl HeadDoors {
     /// Opens the door of an API key.
     pub(crate) fn open_api_key(&mut self, name: HeaderName, yields: bool) -> Result<(), InvalidDoor> {
-        const OTHERWISE_USED: [HeaderName; 5] = [
+        const OTHERWISE_USED: [HeaderName; 12] = [
+            header::ACCESS_CONTROL_REQUEST_METHOD,
             header::AUTHORIZATION,
-            header::SEC_WEBSOCKET_PROTOCOL,
-            header::CONTENT_TYPE,
+            header::CONNECTION,
+            header::CONTENT_ENCODING,
             header::CONTENT_LENGTH,
+            header::CONTENT_TYPE,
+            header::COOKIE,
             header::HOST,
+            header::ORIGIN,
+            header::SEC_WEBSOCKET_PROTOCOL,
+            header::TRANSFER_ENCODING,
+            header::UPGRADE,
         ];
         if OTHERWISE_USED.contains(&name) {
             return Err(InvalidDoor::Field);

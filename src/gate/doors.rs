@@ -11,6 +11,9 @@ use crate::patience::{Patience, Sleep};
 /// door, not encoded. It is read up to the limit and handed on unchanged, byte for byte, with its trailers. While it is
 /// read the handler does not run; if it cannot be read to its end, never.
 ///
+/// The inner service that was made ready for the request waits meanwhile, with whatever permit that has, and for as long as a
+/// stranger likes to take, up to the deadline: keep that short, and bound concurrency outside of the gate, not behind it.
+///
 /// A route with an open door takes no larger bodies of that type than the limit, however the caller presented the token:
 /// a second token in the body would have to be noticed. So open doors on the routes that need them, and no others:
 ///

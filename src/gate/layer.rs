@@ -44,7 +44,7 @@ use crate::store::{AnswersAtOnce, TokenStore};
 /// - Outside of everything that must not run for strangers, such as reading bodies.
 /// - A request that waits for its store holds on to the inner service that was made ready for it, and to whatever
 ///   permit that has ([`ConcurrencyLimit`](https://docs.rs/tower/latest/tower/limit/concurrency/)): every wait has a
-///   deadline, therefore. A refused request leaves the permit with the instance.
+///   deadline, therefore. Who is refused at once leaves the permit with the instance; who waited gives it back.
 ///
 /// In axum, give two layers for one method router as a tuple or use `route_layer`: chained
 /// `MethodRouter::layer(..).layer(..)` leaves the type between them open.
@@ -128,7 +128,8 @@ impl<A, R> AuthLayer<A, R> {
         Ok(self.map_terms(|terms| terms.with_bearer(bearer)))
     }
 
-    /// The same with the challenge of another scheme that the service takes as well, in a field line of its own.
+    /// The same with the challenge of another scheme that the service takes as well, in a field line of its own. It is told
+    /// without an error, if it has one: whoever is refused here has not tried that scheme.
     #[must_use]
     pub fn with_challenge(self, challenge: Challenge) -> Self {
         self.map_terms(|terms| terms.with_other(challenge))
@@ -140,7 +141,8 @@ impl<A, R> AuthLayer<A, R> {
         self.map_terms(|terms| terms.with_ratelimit(dialect))
     }
 
-    /// The same with another responder: [`Empty`](crate::Empty), [`Problem::map_body`], or one of your own.
+    /// The same with another responder: [`Empty`](crate::Empty), [`Problem::map_body`], or one of your own. Where that leaves it
+    /// out the gate adds `Cache-Control: no-store`, and to a 401 how to authenticate (RFC 9110, section 15.5.2).
     #[must_use]
     pub fn with_responder<R2>(self, responder: R2) -> AuthLayer<A, R2> {
         let Shared { stations, terms, settings, .. } = Arc::unwrap_or_clone(self.shared);
@@ -150,14 +152,13 @@ impl<A, R> AuthLayer<A, R> {
     /// The same with a closure as responder. The closure is typed here, so that a mistake in it is told at its place.
     ///
     /// ```
-    /// use http::{HeaderName, Response};
-    /// use tollgate::{AuthLayer, Grant, MemoryStore};
+    /// use http::Response;
+    /// use tollgate::{AuthLayer, Empty, Grant, MemoryStore, respond::Respond};
     ///
     /// let tokens = MemoryStore::from_iter([("a-token", Grant::new("alice", ()))]);
     /// let gate = AuthLayer::new(tokens).with_response_fn(|rejection| {
-    ///     let mut response = Response::new(format!("no: {rejection}"));
-    ///     *response.status_mut() = http::StatusCode::IM_A_TEAPOT;
-    ///     response
+    ///     let head: Response<()> = Empty.respond(rejection);
+    ///     head.map(|()| format!("no: {rejection}"))
     /// });
     /// # let _ = gate;
     /// ```

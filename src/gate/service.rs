@@ -16,8 +16,8 @@ use crate::extract::{Presented, authorization, has_bearer, has_query_door, witho
 use crate::head::Head;
 use crate::limit::{Charge, Limiter};
 use crate::rejection::{Rejection, RejectionKind};
-use crate::respond::Respond;
 use crate::respond::ratelimit::{Advert, advert};
+use crate::respond::{Respond, keep_target};
 use crate::store::{Lookup, TokenStore};
 use crate::store_error::StoreError;
 use crate::token::{Carrier, Credential};
@@ -133,9 +133,14 @@ fn remove_parameter<B>(request: &mut Request<B>, name: &str) {
 fn guard_field(headers: &mut HeaderMap, name: &HeaderName, remove: bool) {
     if remove {
         headers.remove(name);
-    } else if let Some(line) = headers.get_mut(name) {
-        // There is only one: requests with more are refused.
-        line.set_sensitive(true);
+    } else {
+        if let Some(line) = headers.get_mut(name) {
+            line.set_sensitive(true);
+        }
+        // Where there are several lines the request is refused, or this door is closed: both times others look at it.
+        if headers.len() > headers.keys_len() {
+            mark_lines(headers, name);
+        }
     }
 }
 
@@ -197,6 +202,9 @@ impl<A, R> Shared<A, R> {
     {
         let advert = rejection.decision().and_then(|decision| self.advert(decision));
         let mut response = self.responder.refuse(rejection.under(&self.terms));
+        if self.settings.doors.query.is_some() {
+            keep_target(response.headers_mut());
+        }
         if let Some(advert) = advert {
             advert.write(response.headers_mut());
         }

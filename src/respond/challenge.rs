@@ -101,6 +101,11 @@ pub enum ChallengeError {
 }
 
 impl Challenge {
+    /// The same of somebody who has not tried yet.
+    pub(super) fn without_error(self) -> Self {
+        Self { error: None, error_description: None, error_uri: None, ..self }
+    }
+
     /// A Bearer challenge for this protection space.
     ///
     /// # Errors

@@ -5,7 +5,7 @@
 
 use http::{HeaderValue, Response, header};
 
-use super::{GRPC_MESSAGE, GRPC_STATUS, write_limits};
+use super::{GRPC_MESSAGE, GRPC_STATUS, NO_STORE, write_limits};
 use crate::rejection::{Rejection, RejectionKind};
 
 pub(super) fn head(rejection: &Rejection) -> Response<()> {
@@ -34,6 +34,8 @@ pub(super) fn head(rejection: &Rejection) -> Response<()> {
     let mut response = Response::new(());
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+    // To a cache it is an answer like any other, of status 200.
+    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static(NO_STORE));
     headers.insert(GRPC_STATUS, HeaderValue::from_static(status));
     headers.insert(GRPC_MESSAGE, HeaderValue::from_static(message));
     write_limits(headers, rejection);

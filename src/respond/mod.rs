@@ -63,12 +63,23 @@ pub trait Respond<B>: Send + Sync + 'static {
 
     /// Writes a refusal and puts it into the extensions of the response, as gates do, so that outer layers can count
     /// and log it. It is here that a refusal is [told](crate::observe) to recorders and subscribers.
+    ///
+    /// What [`respond`](Self::respond) leaves out is added: that no cache stores the answer, unless it speaks of caches, and
+    /// to a 401 how to authenticate (RFC 9110, section 15.5.2).
     fn refuse(&self, rejection: Rejection) -> Response<B> {
-        observe::refused(&rejection);
-        let mut response = self.respond(&rejection);
-        response.extensions_mut().insert(rejection);
+        let mut response = written(self, rejection);
+        complete(&mut response);
         response
     }
+}
+
+/// An answer that carries the refusal which it is about.
+#[inline]
+fn written<B>(responder: &(impl Respond<B> + ?Sized), rejection: Rejection) -> Response<B> {
+    observe::refused(&rejection);
+    let mut response = responder.respond(&rejection);
+    response.extensions_mut().insert(rejection);
+    response
 }
 
 impl<B, F> Respond<B> for F
@@ -83,6 +94,10 @@ where
 impl<B, R: Respond<B> + ?Sized> Respond<B> for std::sync::Arc<R> {
     fn respond(&self, rejection: &Rejection) -> Response<B> {
         (**self).respond(rejection)
+    }
+
+    fn refuse(&self, rejection: Rejection) -> Response<B> {
+        (**self).refuse(rejection)
     }
 }
 
@@ -183,6 +198,26 @@ pub(crate) fn write_challenges(headers: &mut http::HeaderMap, rejection: &Reject
     }
 }
 
+/// The same in the words of the gate that refuses.
+fn write_own_challenges(headers: &mut http::HeaderMap, rejection: &Rejection) {
+    match rejection.terms() {
+        Some(terms) => write_challenges(headers, rejection, terms),
+        None => write_challenges(headers, rejection, &Terms::default()),
+    }
+}
+
+/// Adds what no refusal may be without, and a responder of the service's own may have left out.
+fn complete<B>(response: &mut Response<B>) {
+    if !response.headers().contains_key(header::CACHE_CONTROL) {
+        response.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static(NO_STORE));
+    }
+    if response.status() == StatusCode::UNAUTHORIZED && !response.headers().contains_key(header::WWW_AUTHENTICATE) {
+        if let Some(rejection) = response.extensions().get::<Rejection>().cloned() {
+            write_own_challenges(response.headers_mut(), &rejection);
+        }
+    }
+}
+
 /// Everything of a refusal but its body.
 fn head(rejection: &Rejection) -> Response<()> {
     if rejection.protocol() == Protocol::Grpc {
@@ -191,11 +226,8 @@ fn head(rejection: &Rejection) -> Response<()> {
     let mut response = Response::new(());
     *response.status_mut() = status(rejection.kind());
     let headers = response.headers_mut();
-    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
-    match rejection.terms() {
-        Some(terms) => write_challenges(headers, rejection, terms),
-        None => write_challenges(headers, rejection, &Terms::default()),
-    }
+    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static(NO_STORE));
+    write_own_challenges(headers, rejection);
     write_limits(headers, rejection);
     response
 }
@@ -216,8 +248,14 @@ pub(crate) fn keep_private(headers: &mut http::HeaderMap, carrier: Carrier) {
         Entry::Vacant(free) => _ = free.insert(HeaderValue::from_static("private")),
         Entry::Occupied(_) => amend_cache_control(headers),
     }
-    if carrier == Carrier::Query && !headers.contains_key(header::REFERRER_POLICY) {
-        // Links on the page must not carry the token away (RFC 9700, section 4.3.2).
+    if carrier == Carrier::Query {
+        keep_target(headers);
+    }
+}
+
+/// Keeps links on a page from carrying the token away that is in its target (RFC 9700, section 4.3.2).
+pub(crate) fn keep_target(headers: &mut http::HeaderMap) {
+    if !headers.contains_key(header::REFERRER_POLICY) {
         headers.insert(header::REFERRER_POLICY, HeaderValue::from_static("no-referrer"));
     }
 }
@@ -244,5 +282,6 @@ fn amend_cache_control(headers: &mut http::HeaderMap) {
     }
 }
 
+const NO_STORE: &str = "no-store";
 const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
 const GRPC_MESSAGE: HeaderName = HeaderName::from_static("grpc-message");

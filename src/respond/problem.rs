@@ -3,7 +3,7 @@ use std::fmt::Write as _;
 use bytes::Bytes;
 use http::{HeaderValue, Response, header};
 
-use super::{Respond, head};
+use super::{Respond, head, written};
 use crate::decision::Decision;
 use crate::policy::Policy;
 use crate::rejection::{Protocol, Rejection, RejectionKind};
@@ -50,6 +50,11 @@ impl Problem {
 impl<B: From<Bytes>> Respond<B> for Problem {
     fn respond(&self, rejection: &Rejection) -> Response<B> {
         respond(rejection).map(B::from)
+    }
+
+    fn refuse(&self, rejection: Rejection) -> Response<B> {
+        // Its head is complete, which this saves a flood the look for.
+        written(self, rejection)
     }
 }
 
@@ -105,7 +110,11 @@ fn body(rejection: &Rejection) -> Bytes {
             blank!("401", "Unauthorized", "The user has to authenticate again, as the challenge says.")
         }
         RejectionKind::InvalidRequest => {
-            blank!("400", "Bad Request", "A request carries one credential, in one place and once.")
+            blank!(
+                "400",
+                "Bad Request",
+                "It is not clear which credential is meant: a request carries one, in one place and once, and a body that may hold it is well-formed."
+            )
         }
         RejectionKind::CostAboveBurst => {
             blank!(

@@ -32,7 +32,7 @@ impl Terms {
     }
 
     pub(crate) fn with_other(mut self, other: Challenge) -> Self {
-        self.others.push(other);
+        self.others.push(other.without_error());
         Self { rendered: Rendered::of(&self.bearer, &self.others), ..self }
     }
 

@@ -942,7 +942,14 @@ async fn a_door_opens_for_its_method_and_type_alone() {
     // The bodies of gRPC are framed, whatever is in the frames.
     let other =
         ["application/jsonp", "json", "+json", "+json/x", "text/plainer", "multipart/form-data; boundary=x", ""];
-    for content_type in [&other[..], &["application/grpc+json", "Application/GRPC+json; x=y"]].concat() {
+    let framed = [
+        "application/grpc+json",
+        "Application/GRPC+json; x=y",
+        "application/grpc-web+json",
+        "Application/gRPC-Web+json",
+        "application/connect+json",
+    ];
+    for content_type in [&other[..], &framed].concat() {
         let kind = refusal(&gate(), post(content_type, Script::of(json()))).await;
         assert_eq!(kind, RejectionKind::Missing, "{content_type}");
     }

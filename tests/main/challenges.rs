@@ -67,6 +67,8 @@ fn every_parameter_is_told() {
 #[tokio::test]
 async fn several_schemes_get_a_line_each() {
     let dpop = Challenge::new("DPoP").unwrap().with_parameter("algs", "ES256 \"x\"").unwrap();
+    let dpop = dpop.with_error(ErrorCode::InvalidToken).with_error_description("too old").unwrap();
+    let dpop = dpop.with_error_uri("https://example.com/errors").unwrap();
     let service = AuthLayer::new(memory()).with_challenge(dpop).layer(echo());
     for (request, bearer) in
         [(get(), "Bearer realm=\"api\""), (with_token("unknown"), "Bearer realm=\"api\", error=\"invalid_token\"")]

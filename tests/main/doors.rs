@@ -101,10 +101,6 @@ async fn refusal<T: TokenStore>(layer: &AuthLayer<T>, request: Request<Body>) ->
     response.extensions().get::<Rejection>().unwrap_or_else(|| panic!("admitted: {response:?}")).kind()
 }
 
-fn values(headers: &HeaderMap, name: &str) -> Vec<String> {
-    headers.get_all(name).iter().map(|value| value.to_str().unwrap().to_owned()).collect()
-}
-
 fn waiting() -> AuthLayer<tollgate::BoxStore<User>> {
     AuthLayer::waiting(slow(), Duration::from_secs(5), tokio::time::sleep)
 }
@@ -485,6 +481,10 @@ async fn answers_to_tokens_that_caches_do_not_know_are_private() {
     }
     check(AuthLayer::new(memory())).await;
     check(waiting()).await;
+    // The token of a refused request may be good tomorrow.
+    let refused =
+        send(&open(AuthLayer::new(memory())).layer(witness(&[])), presenting(get(), Carrier::Query, "x")).await;
+    assert_eq!(values(refused.headers(), "referrer-policy"), ["no-referrer"]);
     // Nobody presented anything, so that there is nothing to keep.
     let layer = open(AuthLayer::new(memory())).with_optional_authentication();
     let response = send(&layer.layer(witness(&[("cache-control", "public")])), get()).await;
@@ -503,6 +503,7 @@ async fn the_authorization_header_can_be_of_another_purpose() {
     let saw = seen(&layer, request).await;
     assert_eq!(saw.carrier, Some(Carrier::ApiKeyHeader));
     assert_eq!(values(&saw.headers, "authorization"), ["Bearer of-a-proxy", "Bearer another"], "not the gate's");
+    assert!(saw.headers.get_all("authorization").iter().all(HeaderValue::is_sensitive), "secrets all the same");
     assert_eq!(values(&saw.headers, "x-api-key"), [""; 0]);
 }
 
@@ -512,7 +513,20 @@ fn doors_that_nobody_could_use_do_not_open() {
     let name = |name: &str| HeaderName::try_from(name).unwrap();
     let refused = |opened: Result<AuthLayer<_>, InvalidDoor>| opened.map(drop).unwrap_err();
 
-    for used in ["authorization", "sec-websocket-protocol", "content-type", "content-length", "host"] {
+    for used in [
+        "access-control-request-method",
+        "authorization",
+        "connection",
+        "content-encoding",
+        "content-length",
+        "content-type",
+        "cookie",
+        "host",
+        "origin",
+        "sec-websocket-protocol",
+        "transfer-encoding",
+        "upgrade",
+    ] {
         assert_eq!(refused(gate().with_api_key_header(name(used))), InvalidDoor::Field, "{used}");
         assert_eq!(refused(gate().with_api_key_header_unless_bearer(name(used))), InvalidDoor::Field, "{used}");
     }

@@ -461,6 +461,7 @@ async fn grpc_is_refused_in_its_own_words() {
         assert_eq!(response.status(), 200);
         assert_eq!(response.headers()["content-type"], "application/grpc");
         assert_eq!(response.headers()["grpc-status"], status);
+        assert_eq!(response.headers()["cache-control"], "no-store", "caches see an answer to a GET");
         assert_eq!(response.extensions().get::<Rejection>().unwrap().protocol(), Protocol::Grpc);
         assert_eq!(text(response).await, "");
     }
@@ -493,6 +494,52 @@ async fn responders_can_be_chosen() {
     let shared: Arc<dyn tollgate::respond::Respond<Body>> = Arc::new(Problem);
     let erased = AuthLayer::new(memory()).with_responder(shared).layer(echo());
     assert_eq!(send(&erased, get()).await.status(), 401);
+}
+
+/// What a responder forgets, and what it says otherwise.
+#[tokio::test]
+async fn no_responder_leaves_out_what_standards_demand() {
+    const NO_STORE: HeaderValue = HeaderValue::from_static("no-store");
+    const BEARER: HeaderValue = HeaderValue::from_static("Bearer realm=\"trading\"");
+    let answer = |status: u16, fields: &'static [(&str, &str)]| {
+        let gate = AuthLayer::new(memory()).with_realm("trading").unwrap().with_response_fn(move |_| {
+            let mut response = Response::new(Body::default());
+            *response.status_mut() = StatusCode::from_u16(status).unwrap();
+            for &(name, value) in fields {
+                response.headers_mut().append(name, HeaderValue::from_static(value));
+            }
+            response
+        });
+        async move { send(&gate.layer(echo()), get()).await.headers().clone() }
+    };
+    let (cache, challenge) = ("cache-control", "www-authenticate");
+    let headers = answer(401, &[]).await;
+    assert_eq!((&headers[cache], &headers[challenge]), (&NO_STORE, &BEARER));
+    let headers = answer(404, &[]).await;
+    assert_eq!((&headers[cache], headers.get(challenge)), (&NO_STORE, None));
+    let headers = answer(401, &[("cache-control", "max-age=5"), ("www-authenticate", "Basic")]).await;
+    assert_eq!(values(&headers, cache), ["max-age=5"]);
+    assert_eq!(values(&headers, challenge), ["Basic"]);
+}
+
+/// Gates hold responders in an `Arc`, and so may services.
+#[tokio::test]
+async fn the_way_in_which_a_responder_refuses_is_its_own() {
+    struct Numbered;
+    impl tollgate::respond::Respond<Body> for Numbered {
+        fn respond(&self, rejection: &Rejection) -> Response<Body> {
+            Empty.respond(rejection)
+        }
+        fn refuse(&self, rejection: Rejection) -> Response<Body> {
+            let mut response = self.respond(&rejection);
+            response.headers_mut().insert("x-request-id", HeaderValue::from_static("17"));
+            response
+        }
+    }
+    let once = AuthLayer::new(memory()).with_responder(Numbered).layer(echo());
+    assert_eq!(send(&once, get()).await.headers()["x-request-id"], "17");
+    let twice = AuthLayer::new(memory()).with_responder(Arc::new(Numbered)).layer(echo());
+    assert_eq!(send(&twice, get()).await.headers()["x-request-id"], "17");
 }
 
 #[tokio::test]

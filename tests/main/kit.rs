@@ -139,6 +139,11 @@ where
     serde_json::from_str(&text(response).await).unwrap()
 }
 
+/// The lines of a field.
+pub fn values(headers: &HeaderMap, name: &str) -> Vec<String> {
+    headers.get_all(name).iter().map(|value| value.to_str().unwrap().to_owned()).collect()
+}
+
 pub fn field<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
     headers.get(name).map(|value| value.to_str().unwrap())
 }

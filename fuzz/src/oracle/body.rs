@@ -47,6 +47,10 @@ pub fn door(request: &Sent) -> Result<Option<(Door, bool)>, Found> {
         "application/x-www-form-urlencoded" => Door::Form,
         "application/json" => Door::Json,
         "text/plain" => Door::Text,
+        // Framed as well.
+        other if other.starts_with("application/grpc-web+") || other.starts_with("application/connect+") => {
+            return Ok(None);
+        }
         other if other.ends_with("+json") && other != "+json" => Door::Json,
         _ => return Ok(None),
     };

@@ -22,6 +22,9 @@ pub fn check(answer: &Answered, expected: &Expected, request: &Sent, options: &O
             assert_eq!(kind, Some(*should_be));
             assert_eq!(value(headers, "retry-after"), decision.and_then(retry_after));
             check_limits(headers, decision.as_ref(), options);
+            assert_eq!(value(headers, "cache-control").as_deref(), Some("no-store"));
+            let has_query = options.doors.query;
+            assert_eq!(value(headers, "referrer-policy").as_deref(), has_query.then_some("no-referrer"));
             if is_grpc(request) {
                 let code = value(headers, "grpc-status");
                 assert_eq!((answer.status().as_u16(), code.as_deref()), (200, Some(grpc_status(*should_be))));
@@ -29,7 +32,6 @@ pub fn check(answer: &Answered, expected: &Expected, request: &Sent, options: &O
             } else {
                 let (status, error) = status(*should_be);
                 assert_eq!(answer.status().as_u16(), status);
-                assert_eq!(value(headers, "cache-control").as_deref(), Some("no-store"));
                 check_challenge(&challenges, status, error);
                 let problem: serde_json::Value = serde_json::from_slice(answer.body()).expect("a problem is JSON");
                 assert_eq!(problem["status"], status);

@@ -32,7 +32,7 @@ const BODIES: [&str; 16] = [
     "access_token=a&access_token=a",
 ];
 
-const LINES: [(&str, &str); 40] = [
+const LINES: [(&str, &str); 42] = [
     ("authorization", "Bearer header-token"),
     ("authorization", "bEARER \t"),
     ("authorization", " Bearer   another-token=="),
@@ -66,6 +66,8 @@ const LINES: [(&str, &str); 40] = [
     ("content-type", "application/grpc"),
     ("content-type", "application/grpc+json"),
     ("content-type", "application/grpc-web"),
+    ("content-type", "application/grpc-web+json"),
+    ("content-type", "application/connect+json"),
     ("content-type", "image/png"),
     ("content-encoding", "gzip"),
     ("content-encoding", "identity, "),

@@ -36,6 +36,8 @@ mod rpc;
 mod self_limit;
 #[path = "../../../examples/crosstrade/server.rs"]
 mod server;
+#[path = "../../../examples/crosstrade/sockets.rs"]
+mod sockets;
 #[path = "../../../examples/crosstrade/stream.rs"]
 mod stream;
 #[path = "../../../examples/crosstrade/tokens.rs"]

@@ -219,6 +219,15 @@ async fn the_service_goes_on_without_redis_and_finds_it_again() {
     let most = quota(begin.elapsed());
     assert!(admitted <= most && admitted * 100 >= most * 90, "{admitted} of {most} without Redis");
 
+    // A limit for safety's sake: where nobody can tell whether it is reached, nothing is carried out.
+    let alert = || {
+        let fields = "command=cancelallorders;account=sim101;id=strategy;rate_limit=3/60;";
+        pair.replicas[0].alert(format!("key={};{fields}", pair.token()))
+    };
+    for _ in 0..3 {
+        assert_eq!(alert().await.status(), StatusCode::SERVICE_UNAVAILABLE);
+    }
+
     redis.restart();
     // A probe may come a pause later, and be paid for locally until then.
     tokio::time::sleep(Duration::from_secs(5)).await;
@@ -230,6 +239,8 @@ async fn the_service_goes_on_without_redis_and_finds_it_again() {
     let admitted = pair.drive(Duration::from_secs(4)).await;
     let most = quota(begin.elapsed());
     assert!(admitted <= most && admitted * 100 >= most * 90, "{admitted} of {most} with another Redis");
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert_eq!(alert().await.status(), StatusCode::OK);
 }
 
 #[tokio::test]

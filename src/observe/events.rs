@@ -39,18 +39,17 @@ pub(super) fn refused(rejection: &Rejection) {
         | RejectionKind::BodyUnreadable
         | RejectionKind::BodyTimeout
         | RejectionKind::TooManyFailures => refusal!(DEBUG, rejection),
-        // The same, of budgets that strangers share.
-        RejectionKind::OverLimit | RejectionKind::CostAboveBurst if rejection.grant().is_none() => {
-            refusal!(DEBUG, rejection);
-        }
-        // What needs a token that a store knows.
+        // What needs a token that a store knows, unless nobody is named: budgets that strangers share.
         RejectionKind::NotYetValid
         | RejectionKind::ExpiredToken
         | RejectionKind::SenderConstrained
         | RejectionKind::InsufficientScope
         | RejectionKind::InsufficientUserAuthentication
         | RejectionKind::OverLimit
-        | RejectionKind::CostAboveBurst => refusal!(INFO, rejection),
+        | RejectionKind::CostAboveBurst => match rejection.grant() {
+            Some(_) => refusal!(INFO, rejection),
+            None => refusal!(DEBUG, rejection),
+        },
         // The service's own faults: one that passes, and one that somebody has to mend.
         RejectionKind::StoreUnavailable | RejectionKind::LimiterUnavailable => refusal!(WARN, rejection),
         RejectionKind::Misconfigured => refusal!(ERROR, rejection),

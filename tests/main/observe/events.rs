@@ -3,7 +3,7 @@ use std::fmt::{Debug, Write as _};
 use std::sync::{Arc, Mutex};
 
 use tollgate::store::Breaker;
-use tollgate::{Answer, BearerToken, TokenStore as _};
+use tollgate::{Answer, BearerToken, Scopes, TokenStore as _};
 use tracing::field::{Field, Visit};
 use tracing::span::{Attributes, Id, Record};
 use tracing::{Event, Metadata, Subscriber};
@@ -59,6 +59,21 @@ impl Subscriber for Ear {
     fn record_follows_from(&self, _: &Id, _: &Id) {}
     fn enter(&self, _: &Id) {}
     fn exit(&self, _: &Id) {}
+}
+
+/// A log that is kept names callers, and is not filled by those whom a handler does not name.
+#[tokio::test]
+async fn what_names_nobody_is_debug() {
+    let ear = Ear::default();
+    let _listening = tracing::subscriber::set_default(ear.clone());
+    let gate = AuthLayer::new(memory());
+    let needs = || Rejection::insufficient_scope(Scopes::new(["trade"]).unwrap());
+    let who = CurrentGrant::new(Grant::new("alice", ()));
+    for (rejection, level) in [(needs(), "DEBUG"), (needs().of_grant(&who), "INFO")] {
+        let _: Response<Body> = gate.refuse(rejection);
+        let [told] = &ear.take()[..] else { panic!("told once") };
+        assert_eq!((&*told.level, told.fields.contains_key("grant")), (level, level == "INFO"));
+    }
 }
 
 #[tokio::test]

@@ -151,8 +151,9 @@ pub fn cases() -> Vec<Case> {
         .of("alice"),
         Case::new("insufficient_user_authentication", async {
             let step_up = Rejection::insufficient_user_authentication(["myACR"], None).unwrap();
-            gate(alice()).refuse(step_up)
-        }),
+            gate(alice()).refuse(step_up.of_grant(&CurrentGrant::new(alice())))
+        })
+        .of("alice"),
         Case {
             retry_after_s: Some(3_600),
             ..Case::new("too_many_failures", async {

@@ -129,7 +129,7 @@ mutants-later := "store_model:: levels:: readiness:: bodies::a_client_that_falls
 # What of these files is compiled with the feature `redis` only.
 mutants-of-redis := 'RateLimits::rules|divided_by|decide_counted|impl Clock for Time'
 
-# Whether a test notices each small change to three stations, in an hour or more. Needs `cargo-mutants`.
+# Whether a test notices each small change to three stations, within an hour on two cores. Needs `cargo-mutants`.
 mutants FILES='src/{extract,limit,respond}/*.rs':
     just mutants-of '{{ FILES }}' "--exclude-re '{{ mutants-of-redis }}'" "{{ prepend('--skip=', mutants-later) }}"
 

@@ -43,7 +43,7 @@ fn hits(criterion: &mut Criterion, size: usize) {
     let tokens: Vec<String> = shuffled(size).map(token).collect();
     let headers: Vec<HeaderValue> = shuffled(size).map(bearer).collect();
     let memory: MemoryStore<u32> = (0..size).map(|i| (token(i), Grant::new(format!("user-{i}"), i as u32))).collect();
-    // What cannot be had is asked for all the time: room for each of them, and some for the moments in which moka is behind.
+    // What cannot be had is asked for all the time: room for each of them, and some to spare.
     let cached = CachedStore::new(memory.clone(), TTL).and_then(|cache| cache.with_capacity(2 * size as u64));
     let cached = cached.expect("settings");
     let breaker = Breaker::new(memory.clone(), Duration::from_secs(1), tokio::time::sleep);

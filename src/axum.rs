@@ -1,26 +1,4 @@
 //! The edge to axum (feature `axum`): extractors, refusals as responses, and the address of the connection.
-//!
-//! ```
-//! use axum::{Router, routing::get};
-//! use tollgate::{AuthLayer, Authenticated, Grant, MemoryStore};
-//!
-//! #[derive(Debug)]
-//! struct User { name: &'static str }
-//!
-//! async fn private(who: Authenticated<User>) -> String {
-//!     format!("hello, {}", who.principal().name)
-//! }
-//!
-//! async fn public(who: Option<Authenticated<User>>) -> String {
-//!     format!("hello, {}", who.map_or("stranger", |who| who.principal().name))
-//! }
-//!
-//! let tokens = MemoryStore::from_iter([("a-token", Grant::new("alice", User { name: "Alice" }))]);
-//! let gate = AuthLayer::new(tokens);
-//! let app: Router = Router::new()
-//!     .route("/private", get(private).route_layer(gate.clone()))
-//!     .route("/public", get(public).route_layer(gate.with_optional_authentication()));
-//! ```
 
 use std::net::SocketAddr;
 

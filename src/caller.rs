@@ -151,7 +151,30 @@ impl fmt::Debug for CurrentGrant {
 
 /// The caller of the request at hand, for handlers: proof that a gate let them in, and what its store knows of them.
 ///
-/// With feature `axum` it is an extractor, and so is `Option<Authenticated<P>>`.
+/// With feature `axum` it is an extractor, and so is `Option<Authenticated<P>>`, behind a gate with optional authentication:
+///
+#[cfg_attr(feature = "axum", doc = "```")]
+#[cfg_attr(not(feature = "axum"), doc = "```ignore")]
+/// use axum::{Router, routing::get};
+/// use tollgate::{AuthLayer, Authenticated, Grant, MemoryStore};
+///
+/// #[derive(Debug)]
+/// struct User { name: &'static str }
+///
+/// async fn private(who: Authenticated<User>) -> String {
+///     format!("hello, {}", who.principal().name)
+/// }
+///
+/// async fn public(who: Option<Authenticated<User>>) -> String {
+///     format!("hello, {}", who.map_or("stranger", |who| who.principal().name))
+/// }
+///
+/// let tokens = MemoryStore::from_iter([("a-token", Grant::new("alice", User { name: "Alice" }))]);
+/// let gate = AuthLayer::new(tokens);
+/// let app: Router = Router::new()
+///     .route("/private", get(private).route_layer(gate.clone()))
+///     .route("/public", get(public).route_layer(gate.with_optional_authentication()));
+/// ```
 ///
 /// ```
 /// use tollgate::{Authenticated, Grant};

@@ -224,7 +224,8 @@ impl Decision {
         self.is_admitted() && self.parts().any(|part| part.is_dry_run && part.verdict != Verdict::Admitted)
     }
 
-    /// Whether a policy has no more left than the fraction that it was to tell of.
+    /// Whether of a policy's burst so much is used as [`RateLimits::with_near_limit`](crate::RateLimits::with_near_limit) names, or
+    /// more.
     #[must_use]
     pub fn is_near_limit(&self) -> bool {
         self.is_near_limit

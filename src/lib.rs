@@ -66,6 +66,7 @@
 //! | `serde` | `Serialize` and `Deserialize` for [`Quota`] |
 //! | `test-util` | `store::contract`, checks that a store runs on itself |
 //! | `tracing` | [an event for each refusal](observe) by the crate `tracing` |
+#![cfg_attr(docsrs, feature(doc_cfg))]
 #![forbid(unsafe_code)]
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used))]
 

@@ -9,7 +9,7 @@ pub(crate) const MAX_SPAN_NS: u64 = 1 << 62;
 
 const SECOND: Duration = Duration::from_secs(1);
 
-/// How much a subject may spend: a rate, and a burst on top of nothing.
+/// How much a subject may spend: a rate, and how much of it may come at once (the burst).
 ///
 /// A budget is a bucket of `burst` cells that is refilled one cell at a time, one each [`interval`](Self::interval).
 /// It is full at first. There is no moment at which it "resets".

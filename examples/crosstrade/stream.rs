@@ -11,7 +11,7 @@ use axum::extract::ws::{CloseFrame, Message, WebSocket, WebSocketUpgrade, close_
 use axum::http::StatusCode;
 use axum::response::Response;
 use serde_json::{Value, json};
-use tokio::time::{Instant, MissedTickBehavior, interval_at, timeout};
+use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at, timeout};
 use tollgate::{Authenticated, Charge, CurrentGrant, Grant, TokenDigest, Verdict};
 
 use crate::app::{MAX_BODY, Service, User};
@@ -67,8 +67,7 @@ enum Gone {
 impl Session {
     async fn run(mut self, mut socket: WebSocket) {
         let mut closing = self.service.closing.clone();
-        let [mut look, mut ping] = [LOOK_EVERY, PING_EVERY].map(|period| interval_at(Instant::now() + period, period));
-        look.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let [mut look, mut ping] = [LOOK_EVERY, PING_EVERY].map(every);
         let mut is_there = true;
         let end = loop {
             let message = tokio::select! {
@@ -146,6 +145,12 @@ impl Session {
             }
         }
     }
+}
+
+fn every(period: Duration) -> Interval {
+    let mut ticks = interval_at(Instant::now() + period, period);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    ticks
 }
 
 /// Whether the client has taken it.

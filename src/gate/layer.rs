@@ -43,8 +43,8 @@ use crate::store::{AnswersAtOnce, TokenStore};
 ///   where `*` does not cover it.
 /// - Outside of everything that must not run for strangers, such as reading bodies.
 /// - A request that waits for its store holds on to the inner service that was made ready for it, and to whatever
-///   permit that has ([`ConcurrencyLimit`](https://docs.rs/tower/latest/tower/limit/concurrency/)): every wait has a
-///   deadline, therefore. Who is refused at once leaves the permit with the instance; who waited gives it back.
+///   permit that has ([`ConcurrencyLimit`](https://docs.rs/tower/latest/tower/limit/concurrency/)): every wait for a
+///   store has a deadline, therefore. Who is refused at once leaves the permit with the instance; who waited gives it back.
 ///
 /// In axum, give two layers for one method router as a tuple or use `route_layer`: chained
 /// `MethodRouter::layer(..).layer(..)` leaves the type between them open.

@@ -138,7 +138,7 @@ impl FailureThrottle {
         }
     }
 
-    /// The same with another number of cells in a row, made a power of two from 16 to 2^24. Nothing is owed in it, and
+    /// The same with another number of cells in a row: from 16 to 2^24, rounded up to a power of two. Nothing is owed in it, and
     /// clones made before are left behind.
     #[must_use]
     pub fn with_width(self, width: usize) -> Self {

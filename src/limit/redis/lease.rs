@@ -44,8 +44,8 @@ use crate::quota::Quota;
 /// 8. What decisions say of a budget is what this server has heard of it last, at most the time of a lease ago.
 /// 9. No task runs. A subject whose leases have ended is forgotten when others come.
 ///
-/// Two things only let more pass, one lease a server at most each: that Redis has lost a budget, and a change of quota, since
-/// other servers may spend what they bought under the old one until it ends.
+/// Two things only let more pass, by one lease a server at most each: that Redis has lost a budget, which then begins full, and a
+/// change of quota, since other servers may spend what they bought under the old one until it ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Leases {
     longest_ns: u64,

@@ -4,7 +4,7 @@
 //!
 //! 1. Redis decides, by its own clock, in one step a charge: over all servers together no more is admitted than
 //!    [`RateLimits`](super::RateLimits) in one process would admit.
-//! 2. What Redis has refused is refused here until the time that it named, without asking again.
+//! 2. What Redis has refused is refused here until the time that it named, or for 10 seconds, without asking again.
 //! 3. Nobody waits longer than the [deadline](RedisLimits::with_deadline), or twice as long where cells are bought
 //!    ahead. While Redis is away, [`WhenDown`] decides, and decisions say so
 //!    ([`Decision::is_local`](crate::Decision::is_local)).

@@ -33,8 +33,8 @@ use error::Why;
 ///
 /// # Rules
 ///
-/// 1. The token goes to the endpoint and nowhere else: by POST, in a form, over TLS. Redirects are not followed, no proxy is
-///    used, and those that the environment names are not looked at.
+/// 1. The token goes to the endpoint and nowhere else: by POST, in a form, over TLS but on loopback addresses. Redirects are not
+///    followed, no proxy is used, and those that the environment names are not looked at.
 /// 2. `"active": false` is a token that is not known: 401. Nothing else of such an answer is looked at, but that it is JSON
 ///    and names no member twice.
 /// 3. Whatever is not an answer of this standard is an [`IntrospectionError`], which a gate answers by 503, never by 401: any

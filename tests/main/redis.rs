@@ -634,6 +634,10 @@ fn what_is_wrong_is_said_when_building_and_shows_no_password() {
         assert!(RedisServer::sentinel(url, ["redis://host"]).is_err());
     }
     assert!(RedisServer::cluster([]).is_err() && RedisServer::sentinel("redis://name", []).is_err());
+    assert!(
+        RedisServer::sentinel("rediss://name", ["redis://host"]).is_ok(),
+        "the servers may want TLS, and Sentinels not"
+    );
     let server = RedisServer::single("rediss://user:hunter2@host:6380/1").unwrap();
     let shown = format!("{server:?}");
     let limits = RedisLimits::new(RateLimits::new(FIVE), server, SECRET, ALONE).unwrap();

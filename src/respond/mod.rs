@@ -65,7 +65,7 @@ pub trait Respond<B>: Send + Sync + 'static {
     /// and log it. It is here that a refusal is [told](crate::observe) to recorders and subscribers.
     ///
     /// What [`respond`](Self::respond) leaves out is added: that no cache stores the answer, unless it speaks of caches, and
-    /// to a 401 how to authenticate (RFC 9110, section 15.5.2).
+    /// to a 401 how to authenticate (RFC 9110, section 15.5.2). Whoever writes this method anew does all of that himself.
     fn refuse(&self, rejection: Rejection) -> Response<B> {
         let mut response = written(self, rejection);
         complete(&mut response);

@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -26,6 +27,7 @@ pub enum Fault {
 pub struct Proxy {
     pub address: SocketAddr,
     fault: Arc<watch::Sender<Fault>>,
+    taken: Arc<AtomicUsize>,
 }
 
 impl Proxy {
@@ -33,14 +35,22 @@ impl Proxy {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let (fault, faults) = watch::channel(Fault::None);
+        let taken = Arc::<AtomicUsize>::default();
+        let count = Arc::clone(&taken);
         tokio::spawn(async move {
             loop {
                 let (client, _) = listener.accept().await.unwrap();
+                count.fetch_add(1, Ordering::SeqCst);
                 let (server, faults) = (server.clone(), faults.clone());
                 tokio::spawn(async move { serve(client, &server, faults).await });
             }
         });
-        Self { address, fault: fault.into() }
+        Self { address, fault: fault.into(), taken }
+    }
+
+    /// How many connections were made so far.
+    pub fn taken(&self) -> usize {
+        self.taken.load(Ordering::SeqCst)
     }
 
     pub fn set(&self, fault: Fault) {

@@ -443,6 +443,22 @@ async fn a_connection_is_made_although_the_charge_that_began_it_could_not_wait()
     }
 }
 
+/// Longer than a connection may take unless it is said. Who cannot wait for it leaves it to the next.
+#[tokio::test]
+async fn a_connection_may_take_as_long_as_was_said() {
+    let Some(home) = RedisHome::new("a_connection_may_take_as_long_as_was_said") else { return };
+    let proxy = Proxy::to(home.address()).await;
+    let server = RedisServer::single(&home.url_through(proxy.address)).unwrap().with_connection_timeout(NEVER);
+    let limits = RedisLimits::new(RateLimits::new(FIVE), server, SECRET, ALONE).unwrap();
+    let limits = limits.with_prefix(home.prefix()).unwrap().with_deadline(PATIENT);
+    proxy.set(Fault::Delay(Duration::from_millis(600)));
+    let hurried = limits.clone().with_deadline(Duration::from_millis(10));
+    assert!(charge(&hurried, 1).await.is_local());
+    let decision = charge(&limits, 1).await;
+    assert!(!decision.is_local(), "{decision:?}");
+    assert_eq!(proxy.taken(), 1);
+}
+
 #[tokio::test]
 async fn a_gate_refuses_admits_or_limits_while_redis_is_away() {
     let test = "a_gate_refuses_admits_or_limits_while_redis_is_away";

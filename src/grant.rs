@@ -151,7 +151,8 @@ impl<P> Grant<P> {
         self
     }
 
-    /// The same with a quota of its own, in place of the limiter's default.
+    /// Sets the quota of this grant, such as a customer's plan. It replaces the quota of the gate's limiter, and that of at most
+    /// one policy; see [Whose quota](crate::RateLimits#whose-quota).
     ///
     /// Give all tokens of one subject the same: where they differ, each turn of another opens an account anew, under the
     /// limiter's lock.

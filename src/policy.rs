@@ -167,9 +167,15 @@ impl PolicyName {
         &self.0
     }
 
+    const DEFAULT: &str = "default";
+
     /// The name of a limiter that got none.
     pub(crate) fn default_name() -> Self {
-        Self("default".into())
+        Self(Self::DEFAULT.into())
+    }
+
+    pub(crate) fn is_default(&self) -> bool {
+        *self.0 == *Self::DEFAULT
     }
 
     /// The name under which anonymous callers are limited.

@@ -18,7 +18,6 @@ use crate::limit::{Charge, Limiter, RateLimits};
 use crate::rejection::Rejection;
 use crate::respond::{Problem, Respond};
 use crate::scopes::{InvalidScope, Scopes};
-use crate::token::Carrier;
 
 /// The layers that stand behind a gate and speak as it does.
 impl<A, R> AuthLayer<A, R> {
@@ -62,10 +61,11 @@ impl<A, R> AuthLayer<A, R> {
         RequireScopeLayer::any_of(Scopes::new(scopes)?, self.inner_parts(()))
     }
 
-    /// A layer for routes behind this gate that draw on one more budget. It speaks with the gate's responder and
-    /// dialect of headers.
+    /// Returns a layer that adds a rate limit to routes behind this gate. It uses the responder and the dialect of headers
+    /// of the gate.
     ///
-    /// Give the limiter a policy name of its own: both policies are told to the client.
+    /// Give the limiter a policy name of its own: the headers list both policies. The limiter limits by its own quota, whatever
+    /// quotas grants have; [`RateLimits::with_grant_quotas`] changes this. CORS preflights are charged like anonymous callers.
     ///
     /// ```
     /// use axum::{Router, routing::post};
@@ -82,7 +82,7 @@ impl<A, R> AuthLayer<A, R> {
     /// ```
     #[must_use]
     pub fn rate_limit<L: Limiter>(&self, limiter: L) -> RateLimitLayer<L, R> {
-        RateLimitLayer::from_parts(self.inner_parts(Metered(limiter)))
+        RateLimitLayer::from_parts(self.inner_parts(Metered(limiter.for_route())))
     }
 
     /// Refuses as this gate does, with its realm and responder: for handlers that find out by themselves that a grant
@@ -152,7 +152,7 @@ pub(super) const NO_GATE: &str =
 
 /// One more budget for routes behind a gate, made by [`AuthLayer::rate_limit`](crate::AuthLayer::rate_limit).
 ///
-/// Without a gate around it every request is refused with 500. CORS preflights pass.
+/// Without a gate around it every request is refused with 500. CORS preflights are charged like anonymous callers.
 pub struct RateLimitLayer<L = RateLimits, R = Problem> {
     shared: Arc<Shared<Metered<L>, R>>,
 }
@@ -208,8 +208,8 @@ where
         let head = Head::of(&request);
         let answer = match Passage::of(&request) {
             Passage::Granted(grant) => Ok(limiter.check(grant, Charge::Request(&head))),
-            Passage::Anonymous => Ok(limiter.check_anonymous(Charge::Request(&head))),
-            Passage::Preflight => Err(Step::Admit(Carrier::AuthorizationHeader, None)),
+            // A preflight is nobody's either, and the handler runs for it.
+            Passage::Anonymous | Passage::Preflight => Ok(limiter.check_anonymous(Charge::Request(&head))),
             Passage::None => Err(Step::Refuse(Rejection::misconfigured(NO_GATE))),
         };
         let step = match answer {

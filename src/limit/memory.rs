@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::accounts::Gone;
 use super::given::GivenBack;
 use super::lane::{Lane, Made};
-use super::rule::{PartitionKey, Rule, Scope};
+use super::rule::{GrantQuotas, PartitionKey, Rule, Scope};
 use super::together::{self, Turns};
 use super::{Charge, Clock, Limiter, Time};
 use crate::answer::{Answer, Immediate};
@@ -65,6 +65,17 @@ use crate::refund::Refund;
 /// assert_eq!(limits.peek(&alice).parts().map(|part| part.remaining()).collect::<Vec<_>>(), [20, 5_000, 3, 1_000]);
 /// # Ok::<_, tollgate::InvalidPolicyName>(())
 /// ```
+///
+/// # Whose quota
+///
+/// The [quota of a grant](crate::Grant::with_quota), a customer's plan, replaces the quota of at most one policy of a limiter:
+///
+/// | policy | in a gate or called by a handler | on a route ([`AuthLayer::rate_limit`](crate::AuthLayer::rate_limit)) |
+/// |---|---|---|
+/// | of [`RateLimits::new`](Self::new) | quota of the grant | own quota |
+/// | of [`RateLimits::named`](Self::named) or [`and`](Self::and) | own quota | own quota |
+/// | the one with [`with_grant_quotas`](Self::with_grant_quotas) | quota of the grant | quota of the grant |
+/// | any policy [shared by all](Self::shared_by_all), and the bucket of anonymous callers | own quota | own quota |
 #[derive(Clone)]
 pub struct RateLimits {
     first: Lane,
@@ -83,13 +94,19 @@ struct Further {
 }
 
 impl RateLimits {
-    /// Budgets under the policy name `default`. The quota is for grants that bring none of their own.
+    /// Limits under the policy name `default`.
+    ///
+    /// In a gate the [quota of a grant](crate::Grant::with_quota) replaces this one, which is for grants without a quota. On
+    /// a [route](crate::AuthLayer::rate_limit) it does not; see [Whose quota](Self#whose-quota).
     #[must_use]
     pub fn new(quota: Quota) -> Self {
-        Self::with_name(PolicyName::default_name(), quota)
+        let mut rule = Rule::new(PolicyName::default_name(), quota);
+        rule.grant_quotas = GrantQuotas::FollowedByDefault;
+        Self::of(rule)
     }
 
-    /// Budgets under a policy name of your own, by which clients tell several policies apart.
+    /// Limits under a policy name of your own, by which clients tell several policies apart. Quotas of grants do not
+    /// change this one, unless you ask for it by [`with_grant_quotas`](Self::with_grant_quotas).
     ///
     /// ```
     /// use tollgate::Quota;
@@ -104,17 +121,17 @@ impl RateLimits {
     ///
     /// If the name is not 1 to 64 characters of printable ASCII.
     pub fn named(policy: &str, quota: Quota) -> Result<Self, InvalidPolicyName> {
-        Ok(Self::with_name(PolicyName::new(policy)?, quota))
+        Ok(Self::of(Rule::new(PolicyName::new(policy)?, quota)))
     }
 
-    fn with_name(name: PolicyName, quota: Quota) -> Self {
-        Self { first: Lane::new(Rule::new(name, quota)), more: None, time: Arc::new(Time::counter()), given: None }
+    fn of(rule: Rule) -> Self {
+        Self { first: Lane::new(rule), more: None, time: Arc::new(Time::counter()), given: None }
     }
 
     /// One policy more. A charge that one of the policies refuses costs none of them anything, also where requests come at
     /// the same time.
     ///
-    /// Quotas that grants bring are in place of the first policy's; this one has its own for all subjects.
+    /// Quotas of grants do not change this one, unless you ask for it by [`with_grant_quotas`](Self::with_grant_quotas).
     ///
     /// # Errors
     ///
@@ -162,6 +179,16 @@ impl RateLimits {
         self
     }
 
+    /// Changes all policies.
+    fn change_all(mut self, change: impl Fn(&mut Rule)) -> Self {
+        let changed = |lane: &Lane| lane.clone().changed(&change);
+        if let Some(more) = self.more.as_mut().map(Arc::make_mut) {
+            more.lanes = more.lanes.iter().map(changed).collect();
+        }
+        self.first = changed(&self.first);
+        self
+    }
+
     /// The same with full budgets by changed rules.
     fn map_all(self, change: impl Fn(&Rule) -> Rule) -> Self {
         let new = |lane: &Lane| Lane::new(change(lane.rule()));
@@ -187,19 +214,49 @@ impl RateLimits {
     }
 
     /// One budget for all subjects together, by the policy that was added last: what the service as a whole can bear.
-    /// Anonymous callers draw on it too. It begins full, and knows no quotas of grants.
+    /// Anonymous callers and CORS preflights draw on it too. It begins full, and quotas of grants do not change it.
     #[must_use]
     pub fn shared_by_all(self) -> Self {
         self.map_last(|rule| rule.scope = Scope::All)
     }
 
-    /// Limits anonymous callers, who all share one budget, under the policy name `anonymous`; where the policy was added
-    /// by [`and`](Self::and), under its own name. Without it they pass.
+    /// Limits anonymous callers and CORS preflights, which all share one bucket. Its policy has the name `anonymous` where
+    /// the policy that was added last is `default`, and otherwise the name of that policy. Without such a limit they pass.
     ///
-    /// Only a gate with optional authentication lets anonymous callers in at all.
+    /// Only a gate with optional authentication admits anonymous callers. Every gate admits CORS preflights, unless
+    /// [`without_preflight`](crate::AuthLayer::without_preflight) says otherwise.
+    ///
+    /// # Browsers
+    ///
+    /// A browser does not show a 429 on a preflight to scripts: they see a network error, for a caller with a valid token too.
+    /// So a peer that empties the shared bucket stops all scripts of other origins. Put a CORS layer outside of the gate
+    /// that answers preflights itself; then they cost nothing here.
     #[must_use]
     pub fn with_anonymous(self, quota: Quota) -> Self {
         self.map_last(|rule| rule.anonymous = Some(quota))
+    }
+
+    /// Lets the [quotas of grants](crate::Grant::with_quota) replace the quota of the policy that was added last, in gates
+    /// and on routes; see [Whose quota](Self#whose-quota).
+    ///
+    /// One policy of a limiter at most follows the grants. A second call moves this to another policy, and also away from the
+    /// policy of [`RateLimits::new`](Self::new). It has no effect on a policy [shared by all](Self::shared_by_all).
+    ///
+    /// ```
+    /// use tollgate::limit::{Charge, RateLimits};
+    /// use tollgate::{CurrentGrant, Grant, Quota};
+    ///
+    /// let limits = RateLimits::named("second", Quota::per_second(3))?
+    ///     .and("day", Quota::per_day(1_000))?
+    ///     .with_grant_quotas();
+    /// let alice = CurrentGrant::new(Grant::new("alice", ()).with_quota(Quota::per_day(50_000)));
+    /// assert_eq!(limits.peek(&alice).parts().map(|part| part.remaining()).collect::<Vec<_>>(), [3, 50_000]);
+    /// # Ok::<_, tollgate::InvalidPolicyName>(())
+    /// ```
+    #[must_use]
+    pub fn with_grant_quotas(self) -> Self {
+        self.change_all(|rule| rule.grant_quotas = GrantQuotas::Ignored)
+            .map_last(|rule| rule.grant_quotas = GrantQuotas::Followed)
     }
 
     /// Puts the policy that was added last on trial: it decides and reports, and refuses nobody ("dry run").
@@ -276,14 +333,9 @@ impl RateLimits {
     /// The key goes to the client and to every log between: it must not hold anything sensitive. A keyed hash (HMAC)
     /// of the subject is right.
     #[must_use]
-    pub fn with_partition_key(mut self, key: impl Fn(&Subject) -> Vec<u8> + Send + Sync + 'static) -> Self {
+    pub fn with_partition_key(self, key: impl Fn(&Subject) -> Vec<u8> + Send + Sync + 'static) -> Self {
         let key: Arc<PartitionKey> = Arc::new(key);
-        let tell = |lane: &Lane| lane.clone().changed(|rule| rule.partition_key = Some(Arc::clone(&key)));
-        if let Some(more) = self.more.as_mut().map(Arc::make_mut) {
-            more.lanes = more.lanes.iter().map(&tell).collect();
-        }
-        self.first = tell(&self.first);
-        self
+        self.change_all(|rule| rule.partition_key = Some(Arc::clone(&key)))
     }
 
     /// [`check`](Limiter::check) without the wrapping: budgets in memory never wait.
@@ -374,6 +426,15 @@ impl RateLimits {
     pub(super) fn has_refunds(&self) -> bool {
         self.given.is_some()
     }
+
+    /// Whether [`for_route`](Limiter::for_route) changes anything.
+    pub(super) fn follows_grants_by_default(&self) -> bool {
+        self.lanes().iter().any(|lane| lane.rule().grant_quotas == GrantQuotas::FollowedByDefault)
+    }
+
+    pub(super) fn limits_anonymous(&self) -> bool {
+        self.lanes().iter().any(|lane| lane.rule().limits_anonymous())
+    }
 }
 
 impl Limiter for RateLimits {
@@ -385,7 +446,22 @@ impl Limiter for RateLimits {
     }
 
     fn check_anonymous(&self, charge: Charge<'_>) -> Answer<Self::Future> {
-        Answer::Ready(self.decide(None, charge))
+        // The usual limiter does not limit them: then a preflight costs no reading of the clock.
+        match self.limits_anonymous() {
+            true => Answer::Ready(self.decide(None, charge)),
+            false => Answer::Ready(Decision::unlimited()),
+        }
+    }
+
+    fn for_route(self) -> Self {
+        match self.follows_grants_by_default() {
+            true => self.change_all(|rule| {
+                if rule.grant_quotas == GrantQuotas::FollowedByDefault {
+                    rule.grant_quotas = GrantQuotas::Ignored;
+                }
+            }),
+            false => self,
+        }
     }
 }
 

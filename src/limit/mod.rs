@@ -79,9 +79,22 @@ pub trait Limiter: Send + Sync + 'static {
     /// Charges the budget of the grant's subject.
     fn check(&self, grant: &CurrentGrant, charge: Charge<'_>) -> Answer<Self::Future>;
 
-    /// Charges what all anonymous callers share. They pass without limit unless a limiter says otherwise.
+    /// Charges what all anonymous callers and CORS preflights share. They pass without limit unless a limiter says otherwise.
     fn check_anonymous(&self, charge: Charge<'_>) -> Answer<Self::Future> {
         let _ = charge;
         Answer::Ready(Decision::unlimited())
+    }
+
+    /// Returns the form of this limiter that [`AuthLayer::rate_limit`](crate::AuthLayer::rate_limit) puts on a route.
+    ///
+    /// A limiter on a route limits by its own quota, and not by the [quotas of grants](crate::Grant::with_quota). A limiter that
+    /// follows these returns a form that does not, unless its configuration asks for it explicitly. A limiter that wraps
+    /// another one passes the call on. By default the limiter stays as it is.
+    #[must_use]
+    fn for_route(self) -> Self
+    where
+        Self: Sized,
+    {
+        self
     }
 }

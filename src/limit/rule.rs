@@ -26,8 +26,7 @@ pub(crate) struct Rule {
     pub(crate) is_dry_run: bool,
     near_percent: Option<u8>,
     pub(super) partition_key: Option<Arc<PartitionKey>>,
-    /// Whether the quota of a grant takes the place of this one's: that of the first policy.
-    is_plan: bool,
+    pub(super) grant_quotas: GrantQuotas,
     /// Among how many nodes each quota is divided.
     nodes: NonZeroU32,
 }
@@ -37,6 +36,16 @@ pub(crate) struct Rule {
 pub(crate) enum Scope {
     Subject,
     All,
+}
+
+/// Whether the quota of a grant replaces that of a policy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum GrantQuotas {
+    Ignored,
+    /// In a gate, but not on a route.
+    FollowedByDefault,
+    /// Everywhere, by [`RateLimits::with_grant_quotas`](super::RateLimits::with_grant_quotas).
+    Followed,
 }
 
 impl Rule {
@@ -50,7 +59,7 @@ impl Rule {
             is_dry_run: false,
             near_percent: None,
             partition_key: None,
-            is_plan: true,
+            grant_quotas: GrantQuotas::Ignored,
             nodes: NonZeroU32::MIN,
         }
     }
@@ -58,7 +67,7 @@ impl Rule {
     /// One beside this, of the same limiter.
     pub(super) fn further(&self, name: PolicyName, quota: Quota) -> Self {
         let partition_key = self.partition_key.clone();
-        Self { partition_key, is_plan: false, ..Self::new(name, quota) }
+        Self { partition_key, ..Self::new(name, quota) }
     }
 
     #[inline]
@@ -70,16 +79,28 @@ impl Rule {
         }
     }
 
-    /// What the grant brings, if it has a say here.
+    /// Returns the quota of the grant if it replaces that of this policy.
     #[inline]
     pub(super) fn quota_of(&self, grant: &CurrentGrant) -> Option<Quota> {
-        let quota = grant.quota().filter(|_| self.is_plan && self.scope == Scope::Subject);
+        let is_followed = self.grant_quotas != GrantQuotas::Ignored && self.scope == Scope::Subject;
+        let quota = grant.quota().filter(|_| is_followed);
         quota.map(|quota| quota.divided_by(self.nodes))
     }
 
-    /// The name under which anonymous callers are limited.
+    /// Whether this policy limits anonymous callers and CORS preflights.
+    pub(super) fn limits_anonymous(&self) -> bool {
+        self.scope == Scope::All || self.anonymous.is_some()
+    }
+
+    /// Returns the name under which anonymous callers are limited.
+    ///
+    /// A named policy keeps its name. Otherwise the limiter of a gate and that of a route, which share a Redis, would
+    /// share the bucket of anonymous callers too.
     pub(crate) fn anonymous_name(&self) -> PolicyName {
-        if self.is_plan { PolicyName::anonymous() } else { self.name.clone() }
+        match self.name.is_default() {
+            true => PolicyName::anonymous(),
+            false => self.name.clone(),
+        }
     }
 
     /// The same for one of so many nodes.

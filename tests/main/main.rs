@@ -17,6 +17,7 @@ mod doors;
 #[cfg(feature = "redis")]
 mod fleet;
 mod gate;
+mod grant_quotas;
 #[cfg(feature = "introspection")]
 mod introspection;
 mod kit;
@@ -35,6 +36,7 @@ mod outages;
 #[cfg(all(feature = "pepper", feature = "test-util"))]
 mod peppers;
 mod policies;
+mod preflights;
 #[cfg(any(feature = "redis", all(feature = "sqlite", feature = "postgres")))]
 #[allow(dead_code, reason = "not every fault is for every server")]
 mod proxy;

@@ -191,7 +191,22 @@ impl Limiter for RedisLimits {
     }
 
     fn check_anonymous(&self, charge: Charge<'_>) -> Answer<Self::Future> {
-        self.shared.check(None, charge)
+        match self.shared.limits.limits_anonymous() {
+            true => self.shared.check(None, charge),
+            false => Answer::Ready(Decision::unlimited()),
+        }
+    }
+
+    fn for_route(mut self) -> Self {
+        if self.shared.limits.follows_grants_by_default() {
+            let shared = self.shared_mut();
+            shared.limits = shared.limits.clone().for_route();
+            shared.outage = shared.outage.clone().for_route();
+            // What was remembered or bought is of other quotas.
+            shared.denied = Arc::default();
+            shared.stocks = shared.stocks.as_deref().map(|stocks| Arc::new(stocks.emptied()));
+        }
+        self
     }
 }
 

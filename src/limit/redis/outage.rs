@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::charge::Asked;
 use crate::decision::{Decision, Verdict};
-use crate::limit::RateLimits;
+use crate::limit::{Limiter as _, RateLimits};
 use crate::observe;
 
 /// What is decided while Redis is away, or too slow. Such decisions say that they [are local](Decision::is_local).
@@ -41,6 +41,14 @@ impl Outage {
             WhenDown::Refuse => Self::Refuse,
             WhenDown::Admit => Self::Admit,
             WhenDown::LocalBudget => Self::Local(limits.divided_by(nodes)),
+        }
+    }
+
+    /// Returns the form for a route, see [`Limiter::for_route`].
+    pub(super) fn for_route(self) -> Self {
+        match self {
+            Self::Local(limits) => Self::Local(limits.for_route()),
+            Self::Refuse | Self::Admit => self,
         }
     }
 

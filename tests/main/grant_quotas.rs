@@ -1,0 +1,252 @@
+//! Which policy the quota of a grant applies to.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::{Request, Response};
+use tollgate::limit::{Charge, Limiter, RateLimits};
+use tollgate::{AuthLayer, CurrentGrant, Grant, MemoryStore, Quota};
+use tower::Layer;
+
+use crate::kit::*;
+
+/// The quota of a customer: 600 a minute, 100 of them at the same time.
+const PLAN: Quota = Quota::per_minute(600).with_burst(100);
+const THREE: Quota = Quota::per_second(3);
+
+pub fn customer() -> CurrentGrant {
+    CurrentGrant::new(Grant::new("customer", ()).with_quota(PLAN))
+}
+
+fn tokens() -> MemoryStore<()> {
+    MemoryStore::from_iter([
+        (TOKEN, Grant::new("customer", ()).with_quota(PLAN)),
+        ("tg_a_token_without_a_plan", Grant::new("other", ())),
+    ])
+}
+
+fn orders() -> RateLimits {
+    RateLimits::named("orders", THREE).unwrap().with_clock(|| Duration::ZERO)
+}
+
+/// Sends so many requests at the same time and counts the admitted ones; all others must be answered with 429.
+async fn admitted<S>(service: &S, requests: usize) -> usize
+where
+    S: tower::Service<Request<Body>, Response = Response<Body>, Error = std::convert::Infallible, Future: Send>
+        + Clone
+        + Send
+        + Sync
+        + 'static,
+{
+    let barrier = Arc::new(tokio::sync::Barrier::new(requests));
+    let answers: Vec<_> = (0..requests)
+        .map(|_| {
+            let (service, barrier) = (service.clone(), Arc::clone(&barrier));
+            tokio::spawn(async move {
+                barrier.wait().await;
+                send(&service, with_token(TOKEN)).await.status().as_u16()
+            })
+        })
+        .collect();
+    let mut admitted = 0;
+    for answer in answers {
+        match answer.await.unwrap() {
+            200 => admitted += 1,
+            status => assert_eq!(status, 429),
+        }
+    }
+    admitted
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_route_limit_is_its_own_quota_whatever_the_grant_brings() {
+    for route in [orders(), RateLimits::new(THREE).with_clock(|| Duration::ZERO)] {
+        let gate = AuthLayer::new(tokens());
+        let service = gate.clone().layer(gate.rate_limit(route).layer(echo()));
+        assert_eq!(admitted(&service, 50).await, 3);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_grant_quota_still_replaces_that_of_the_gate() {
+    let plans = RateLimits::new(Quota::per_minute(1)).with_clock(|| Duration::ZERO);
+    let gate = AuthLayer::new(tokens()).with_rate_limit(plans);
+    assert_eq!(admitted(&gate.layer(echo()), 120).await, 100);
+    assert_eq!(send(&gate.layer(echo()), with_token("tg_a_token_without_a_plan")).await.status(), 200);
+    let second = send(&gate.layer(echo()), with_token("tg_a_token_without_a_plan")).await;
+    assert_eq!(second.status(), 429, "a grant without a quota has the quota of the policy");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_admin_gate_on_the_same_store_limits_by_its_own_quota() {
+    let store = tokens();
+    let plans = RateLimits::new(Quota::per_minute(1)).with_clock(|| Duration::ZERO);
+    let public = AuthLayer::new(store.clone()).with_rate_limit(plans).layer(echo());
+    let admin = RateLimits::named("admin", THREE).unwrap().with_clock(|| Duration::ZERO);
+    let admin = AuthLayer::new(store).with_rate_limit(admin).layer(echo());
+    assert_eq!(admitted(&admin, 50).await, 3);
+    assert_eq!(admitted(&public, 50).await, 50);
+}
+
+/// The names of the policies and their bursts for this caller.
+fn bursts(decision: &tollgate::Decision) -> Vec<(String, u32)> {
+    let burst = |part: &tollgate::Decision| {
+        let policy = part.policy().unwrap();
+        (policy.name().to_owned(), policy.quota().burst())
+    };
+    decision.parts().map(burst).collect()
+}
+
+fn named(expected: &[(&str, u32)]) -> Vec<(String, u32)> {
+    expected.iter().map(|(name, burst)| ((*name).to_owned(), *burst)).collect()
+}
+
+#[test]
+fn one_policy_follows_grant_quotas_and_the_last_call_names_it() {
+    let two = || RateLimits::new(Quota::per_minute(7)).and("day", Quota::per_day(9)).unwrap();
+    let of = |limits: &RateLimits| bursts(&limits.peek(&customer()));
+    assert_eq!(of(&two()), named(&[("default", 100), ("day", 9)]));
+    assert_eq!(of(&two().with_grant_quotas()), named(&[("default", 7), ("day", 100)]));
+    let three = two().with_grant_quotas().and("orders", THREE).unwrap();
+    assert_eq!(of(&three), named(&[("default", 7), ("day", 100), ("orders", 3)]));
+    assert_eq!(of(&three.with_grant_quotas()), named(&[("default", 7), ("day", 9), ("orders", 100)]));
+    assert_eq!(of(&orders()), named(&[("orders", 3)]));
+    assert_eq!(of(&orders().with_grant_quotas()), named(&[("orders", 100)]));
+    assert_eq!(of(&orders().with_grant_quotas().shared_by_all()), named(&[("orders", 3)]));
+    assert_eq!(of(&orders().shared_by_all().with_grant_quotas()), named(&[("orders", 3)]));
+}
+
+#[test]
+fn on_a_route_only_an_explicit_choice_follows_grant_quotas() {
+    let of = |limits: &RateLimits| bursts(&limits.clone().for_route().peek(&customer()));
+    let two = RateLimits::new(Quota::per_minute(7)).and("day", Quota::per_day(9)).unwrap();
+    assert_eq!(of(&two), named(&[("default", 7), ("day", 9)]));
+    assert_eq!(of(&two.with_grant_quotas()), named(&[("default", 7), ("day", 100)]));
+    assert_eq!(of(&RateLimits::new(THREE)), named(&[("default", 3)]));
+    assert_eq!(of(&RateLimits::new(THREE).with_grant_quotas()), named(&[("default", 100)]));
+}
+
+#[tokio::test]
+async fn a_handler_and_its_route_share_a_bucket() {
+    let (gate, orders) = (AuthLayer::new(tokens()), orders());
+    let service = gate.clone().layer(gate.rate_limit(orders.clone()).layer(echo()));
+    assert_eq!(send(&service, with_token(TOKEN)).await.status(), 200);
+    assert_eq!(orders.check_now(&customer(), ONE).remaining(), 1);
+    assert_eq!(send(&service, with_token(TOKEN)).await.status(), 200);
+    assert!(!orders.check_now(&customer(), ONE).is_admitted());
+}
+
+#[test]
+fn anonymous_callers_of_a_named_policy_have_its_name() {
+    let names = |limits: RateLimits| {
+        let decision = limits.check_anonymous(Charge::Units(0)).ready().unwrap();
+        decision.parts().map(|part| part.policy().unwrap().name().to_owned()).collect::<Vec<_>>()
+    };
+    let two = Quota::per_minute(2);
+    assert_eq!(names(RateLimits::new(two).with_anonymous(two)), ["anonymous"]);
+    assert_eq!(names(RateLimits::named("orders", two).unwrap().with_anonymous(two)), ["orders"]);
+}
+
+#[test]
+fn near_limit_and_dry_run_go_by_the_quota_that_applies() {
+    let limits = orders().with_near_limit(100).with_dry_run();
+    let decisions: Vec<_> = (0..4).map(|_| limits.check_now(&customer(), ONE)).collect();
+    assert_eq!(
+        decisions.iter().map(|decision| decision.is_near_limit()).collect::<Vec<_>>(),
+        [false, false, true, true]
+    );
+    assert_eq!(
+        decisions.iter().map(|decision| decision.would_be_refused()).collect::<Vec<_>>(),
+        [false, false, false, true]
+    );
+}
+
+/// The same limits in Redis.
+#[cfg(feature = "redis")]
+mod in_redis {
+    use std::num::NonZeroU32;
+
+    use tollgate::limit::redis::{Leases, RedisLimits, RedisServer, WhenDown};
+
+    use super::*;
+    use crate::redis_servers::RedisHome;
+
+    /// Nothing comes back while a test runs.
+    const SLOW: Quota = Quota::one_per(Duration::from_secs(3_600));
+
+    /// The limits by a name and without one, which are limited on a route all the same.
+    fn routes() -> [RateLimits; 2] {
+        [RateLimits::named("orders", SLOW.with_burst(3)).unwrap(), RateLimits::new(SLOW.with_burst(3))]
+    }
+
+    fn at(url: &str, limits: RateLimits, prefix: &str) -> RedisLimits {
+        let redis = RedisServer::single(url).unwrap();
+        let limits = RedisLimits::new(limits, redis, [7; 32], NonZeroU32::MIN).unwrap();
+        limits.with_prefix(prefix).unwrap().with_deadline(Duration::from_secs(10))
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_route_limit_in_redis_is_its_own_quota() {
+        for route in routes() {
+            let Some(home) = RedisHome::new("a_route_limit_in_redis_is_its_own_quota") else { return };
+            // Two servers of one application.
+            let services: Vec<_> = (0..2)
+                .map(|_| {
+                    let gate = AuthLayer::new(tokens());
+                    gate.clone().layer(gate.rate_limit(at(home.url(), route.clone(), home.prefix())).layer(echo()))
+                })
+                .collect();
+            let (first, second) = tokio::join!(admitted(&services[0], 50), admitted(&services[1], 50));
+            assert_eq!(first + second, 3);
+        }
+    }
+
+    #[tokio::test]
+    async fn cells_bought_ahead_for_a_route_are_of_its_own_quota() {
+        let many = SLOW.with_burst(8_000);
+        let tokens =
+            || MemoryStore::from_iter([(TOKEN, Grant::new("customer", ()).with_quota(SLOW.with_burst(90_000)))]);
+        for route in [RateLimits::named("orders", many).unwrap(), RateLimits::new(many)] {
+            let Some(home) = RedisHome::new("cells_bought_ahead_for_a_route_are_of_its_own_quota") else { return };
+            let route = route.with_cost(|head| head.headers["x-cost"].to_str().unwrap().parse().unwrap());
+            let limits = at(home.url(), route, home.prefix()).with_leases(Leases::default());
+            let gate = AuthLayer::new(tokens());
+            let service = gate.clone().layer(gate.rate_limit(limits).layer(echo()));
+            for (cost, status) in [("8001", 400), ("1", 200), ("1", 200), ("7998", 200), ("1", 429)] {
+                let mut request = with_token(TOKEN);
+                request.headers_mut().insert("x-cost", cost.parse().unwrap());
+                assert_eq!(send(&service, request).await.status(), status, "{cost}");
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn in_redis_too_an_explicit_choice_is_followed_on_a_route() {
+        let Some(home) = RedisHome::new("in_redis_too_an_explicit_choice_is_followed_on_a_route") else { return };
+        let own = || RateLimits::new(SLOW.with_burst(3));
+        let of = async |limits: &RedisLimits| bursts(&limits.charge(&customer(), Charge::Units(0)).await);
+        let limits = at(home.url(), own(), home.prefix());
+        assert_eq!(of(&limits).await, named(&[("default", 100)]));
+        assert_eq!(of(&limits.clone().for_route()).await, named(&[("default", 3)]));
+        assert_eq!(of(&limits).await, named(&[("default", 100)]), "a clone stays as it was");
+        let explicit = at(home.url(), own().with_grant_quotas(), home.prefix()).for_route();
+        assert_eq!(of(&explicit).await, named(&[("default", 100)]));
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn without_redis_a_route_limit_is_its_own_quota() {
+        // Nobody listens there.
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let url = format!("redis://{}", listener.local_addr().unwrap());
+        drop(listener);
+        for route in routes() {
+            for explicit in [false, true] {
+                let limits = at(&url, route.clone(), "nowhere:");
+                let limits = if explicit { limits.with_when_down(WhenDown::LocalBudget) } else { limits };
+                let gate = AuthLayer::new(tokens());
+                let service = gate.clone().layer(gate.rate_limit(limits).layer(echo()));
+                assert_eq!(admitted(&service, 50).await, 3);
+            }
+        }
+    }
+}

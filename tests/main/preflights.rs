@@ -1,0 +1,233 @@
+//! CORS preflights and rate limits.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use http::{Request, Response};
+use tollgate::limit::{Charge, FailureThrottle, Limiter};
+use tollgate::{
+    Answer, AuthLayer, CurrentGrant, Decision, Quota, RateLimits, Rejection, RejectionKind, Unauthenticated,
+};
+use tower::Layer;
+
+use crate::kit::*;
+
+const ONE_AN_HOUR: Quota = Quota::per_hour(1);
+
+fn limits() -> RateLimits {
+    RateLimits::new(Quota::per_minute(60)).with_clock(|| Duration::ZERO)
+}
+
+/// An inner service that counts the requests that reach it.
+fn counting(runs: &Arc<AtomicUsize>) -> impl Inner {
+    let runs = Arc::clone(runs);
+    tower::service_fn(move |request: Request<Body>| {
+        runs.fetch_add(1, Ordering::SeqCst);
+        let mut response = Response::new(Body::default());
+        *response.extensions_mut() = request.extensions().clone();
+        std::future::ready(Ok(response))
+    })
+}
+
+trait Inner:
+    tower::Service<Request<Body>, Response = Response<Body>, Error = std::convert::Infallible, Future: Send + 'static>
+    + Clone
+    + Send
+    + 'static
+{
+}
+
+impl<S> Inner for S where
+    S: tower::Service<
+            Request<Body>,
+            Response = Response<Body>,
+            Error = std::convert::Infallible,
+            Future: Send + 'static,
+        > + Clone
+        + Send
+        + 'static
+{
+}
+
+/// Sends three preflights, of which the first passes and the others are rejected with 429 before the inner service.
+async fn assert_one_passes<S>(service: &S, runs: &AtomicUsize)
+where
+    S: tower::Service<Request<Body>, Response = Response<Body>, Error = std::convert::Infallible> + Clone,
+{
+    let first = send(service, preflight()).await;
+    assert_eq!(first.status(), 200);
+    assert_eq!(first.extensions().get::<Unauthenticated>(), Some(&Unauthenticated::Preflight));
+    for _ in 0..2 {
+        let rejected: Response<Body> = send(service, preflight()).await;
+        assert_eq!(rejected.status(), 429);
+        assert_eq!(rejected.headers()["retry-after"], "3600");
+        let rejection = rejected.extensions().get::<Rejection>().unwrap();
+        assert_eq!(rejection.kind(), RejectionKind::OverLimit);
+        assert!(rejection.grant().is_none());
+    }
+    assert_eq!(runs.load(Ordering::SeqCst), 1);
+}
+
+/// A limiter whose answer is always pending.
+struct Remote(RateLimits);
+
+impl Limiter for Remote {
+    type Future = std::pin::Pin<Box<dyn Future<Output = Decision> + Send>>;
+
+    fn check(&self, grant: &CurrentGrant, charge: Charge<'_>) -> Answer<Self::Future> {
+        let decision = self.0.check_now(grant, charge);
+        Answer::Pending(Box::pin(async move {
+            tokio::task::yield_now().await;
+            decision
+        }))
+    }
+
+    fn check_anonymous(&self, charge: Charge<'_>) -> Answer<Self::Future> {
+        let decision = self.0.check_anonymous(charge).ready().unwrap();
+        Answer::Pending(Box::pin(async move {
+            tokio::task::yield_now().await;
+            decision
+        }))
+    }
+}
+
+#[tokio::test]
+async fn a_gate_charges_preflights_like_anonymous_callers() {
+    for limits in [
+        limits().with_anonymous(ONE_AN_HOUR),
+        limits().and("all", ONE_AN_HOUR).unwrap().shared_by_all(),
+        limits().and("day", Quota::per_day(9)).unwrap().with_anonymous(ONE_AN_HOUR),
+    ] {
+        let runs = Arc::<AtomicUsize>::default();
+        let gate = AuthLayer::new(memory()).with_rate_limit(limits.with_clock(|| Duration::ZERO));
+        assert_one_passes(&gate.layer(counting(&runs)), &runs).await;
+
+        let runs = Arc::<AtomicUsize>::default();
+        let gate = AuthLayer::new(memory()).with_rate_limit(Remote(
+            RateLimits::new(ONE_AN_HOUR).with_anonymous(ONE_AN_HOUR).with_clock(|| Duration::ZERO),
+        ));
+        assert_one_passes(&gate.layer(counting(&runs)), &runs).await;
+    }
+}
+
+#[tokio::test]
+async fn a_route_limiter_charges_preflights_like_anonymous_callers() {
+    let routes = [
+        limits().with_anonymous(ONE_AN_HOUR),
+        RateLimits::named("all", ONE_AN_HOUR).unwrap().shared_by_all().with_clock(|| Duration::ZERO),
+    ];
+    for route in routes {
+        let gate = AuthLayer::new(memory());
+        let runs = Arc::<AtomicUsize>::default();
+        let service = gate.clone().layer(gate.rate_limit(route.clone()).layer(counting(&runs)));
+        assert_one_passes(&service, &runs).await;
+
+        let runs = Arc::<AtomicUsize>::default();
+        let pending = Remote(route.with_clock(|| Duration::ZERO));
+        let service = gate.clone().layer(gate.rate_limit(pending).layer(counting(&runs)));
+        assert_one_passes(&service, &runs).await;
+    }
+}
+
+#[tokio::test]
+async fn preflights_and_anonymous_callers_share_a_bucket() {
+    let gate = AuthLayer::new(memory())
+        .with_optional_authentication()
+        .with_rate_limit(limits().with_anonymous(Quota::per_hour(2)));
+    let service = gate.layer(echo());
+    let first: Response<Body> = send(&service, preflight()).await;
+    assert_eq!(first.headers()["ratelimit"], "\"anonymous\";r=1;t=1800");
+    assert_eq!(send(&service, get()).await.status(), 200);
+    assert_eq!(send(&service, preflight()).await.status(), 429);
+    assert_eq!(send(&service, get()).await.status(), 429);
+    let holder: Response<Body> = send(&service, with_token(TOKEN)).await;
+    assert_eq!(holder.headers()["ratelimit"], "\"default\";r=59;t=1", "the bucket of a caller is untouched");
+}
+
+#[cfg(feature = "body")]
+#[tokio::test]
+async fn a_body_gate_charges_preflights() {
+    use tollgate::gate::BodyDoors;
+
+    let doors = BodyDoors::new(Duration::from_secs(5), tokio::time::sleep).with_json("key").unwrap();
+    let gate = AuthLayer::new(memory()).with_rate_limit(limits().with_anonymous(ONE_AN_HOUR)).with_body_doors(doors);
+    let runs = Arc::<AtomicUsize>::default();
+    let inner = counting(&runs);
+    let inner = tower::ServiceExt::map_request(inner, |request: Request<tollgate::gate::ReplayBody<Body>>| {
+        request.map(|_| Body::default())
+    });
+    let service = gate.layer(inner);
+    assert_one_passes(&service, &runs).await;
+}
+
+#[tokio::test]
+async fn without_such_policies_preflights_are_neither_charged_nor_counted() {
+    let costly = limits().with_cost(|_| panic!("a preflight costs nothing here")).and("day", ONE_AN_HOUR).unwrap();
+    let gate = AuthLayer::new(memory()).with_rate_limit(costly.clone());
+    let service = gate.clone().layer(gate.rate_limit(costly).layer(echo()));
+    for _ in 0..5 {
+        let response: Response<Body> = send(&service, preflight()).await;
+        assert_eq!(response.status(), 200);
+        assert!(!response.headers().keys().any(|name| name.as_str().contains("ratelimit")));
+    }
+}
+
+#[tokio::test]
+async fn a_rejected_preflight_is_no_failed_attempt() {
+    let throttle = FailureThrottle::new(Quota::per_hour(1), |_| Some(1_u8));
+    let gate =
+        AuthLayer::new(memory()).with_failure_throttle(throttle).with_rate_limit(limits().with_anonymous(ONE_AN_HOUR));
+    let service = gate.layer(echo());
+    for status in [200, 429, 429, 429] {
+        assert_eq!(send(&service, preflight()).await.status(), status);
+    }
+    assert_eq!(send(&service, with_token("unknown")).await.status(), 401, "the first failure of this peer");
+    let second: Response<Body> = send(&service, with_token("unknown")).await;
+    assert_eq!(second.extensions().get::<Rejection>().unwrap().kind(), RejectionKind::TooManyFailures);
+}
+
+#[tokio::test]
+async fn the_cost_of_a_preflight_is_computed_without_its_credentials() {
+    let seen = Arc::<AtomicUsize>::default();
+    let secrets = Arc::clone(&seen);
+    let limits = limits().with_anonymous(ONE_AN_HOUR).with_cost(move |head| {
+        secrets.fetch_add(usize::from(head.headers.contains_key("authorization")), Ordering::SeqCst);
+        u32::from(head.method == "OPTIONS")
+    });
+    let service = AuthLayer::new(memory()).with_rate_limit(limits).layer(echo());
+    let mut request = preflight();
+    request.headers_mut().insert("authorization", "Bearer secret".parse().unwrap());
+    assert_eq!(send(&service, request).await.status(), 200);
+    assert_eq!(send(&service, preflight()).await.status(), 429);
+    assert_eq!(seen.load(Ordering::SeqCst), 0);
+}
+
+#[cfg(feature = "redis")]
+#[tokio::test]
+async fn limits_in_redis_charge_preflights_too() {
+    use std::num::NonZeroU32;
+    use tollgate::limit::redis::{RedisLimits, RedisServer};
+
+    use crate::redis_servers::RedisHome;
+
+    for policies in [
+        RateLimits::new(Quota::per_minute(60)).with_anonymous(ONE_AN_HOUR),
+        RateLimits::named("all", ONE_AN_HOUR).unwrap().shared_by_all(),
+    ] {
+        for on_route in [false, true] {
+            let Some(home) = RedisHome::new("limits_in_redis_charge_preflights_too") else { return };
+            let redis = RedisServer::single(home.url()).unwrap();
+            let limits = RedisLimits::new(policies.clone(), redis, [7; 32], NonZeroU32::MIN).unwrap();
+            let limits = limits.with_prefix(home.prefix()).unwrap().with_deadline(Duration::from_secs(10));
+            let (gate, runs) = (AuthLayer::new(memory()), Arc::<AtomicUsize>::default());
+            match on_route {
+                false => assert_one_passes(&gate.with_rate_limit(limits).layer(counting(&runs)), &runs).await,
+                true => {
+                    let route = gate.rate_limit(limits).layer(counting(&runs));
+                    assert_one_passes(&gate.layer(route), &runs).await;
+                }
+            }
+        }
+    }
+}

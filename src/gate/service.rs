@@ -98,21 +98,23 @@ impl<A: Admission, R> Shared<A, R> {
         match asked {
             Ok((Answer::Ready(found), credential)) => self.found(found, credential, request),
             Ok((Answer::Pending(future), credential)) => self.look_up(future, credential, request),
-            Err(RejectionKind::Missing) if self.settings.anonymous => self.anonymous(request),
+            Err(RejectionKind::Missing) if self.settings.anonymous => {
+                self.unauthenticated(Unauthenticated::Anonymous, request)
+            }
             Err(kind) => self.failed(Rejection::new(kind), request),
         }
     }
 }
 
 impl<A: Stations, R> Shared<A, R> {
-    /// Lets a CORS preflight pass.
+    /// Admits a CORS preflight, within the limits of anonymous callers: the inner service runs for it.
     #[inline]
     pub(super) fn preflight<B>(&self, request: &mut Request<B>) -> Option<Step<A>> {
         if !self.settings.preflight || !is_preflight(request) {
             return None;
         }
         self.strip_credentials(request);
-        Some(Caller::Unauthenticated(Unauthenticated::Preflight, Arc::clone(&self.terms)).enter(request, None))
+        Some(self.unauthenticated(Unauthenticated::Preflight, request))
     }
 }
 
@@ -258,8 +260,9 @@ impl<A: Stations, R> Shared<A, R> {
         }
     }
 
-    fn anonymous<B>(&self, request: &mut Request<B>) -> Step<A> {
-        let caller = Caller::Unauthenticated(Unauthenticated::Anonymous, Arc::clone(&self.terms));
+    /// Charges a request without a grant.
+    fn unauthenticated<B>(&self, why: Unauthenticated, request: &mut Request<B>) -> Step<A> {
+        let caller = Caller::Unauthenticated(why, Arc::clone(&self.terms));
         match self.stations.limiter() {
             None => caller.enter(request, None),
             Some(limiter) => {

@@ -37,8 +37,7 @@ use crate::store::{AnswersAtOnce, TokenStore};
 ///
 /// # Where it stands
 ///
-/// - Inside of CORS, so that refusals get their headers too, and of anything that counts or logs refusals. A CORS layer that
-///   answers preflights itself also keeps them out of the buckets of anonymous callers.
+/// - Inside of CORS, so that refusals get its headers and preflights are not charged, and of anything that logs refusals.
 /// - Browsers show scripts `WWW-Authenticate`, `Retry-After` and `RateLimit` only if the CORS layer names them in
 ///   `Access-Control-Expose-Headers`, and send `Authorization` only if it is named in `Access-Control-Allow-Headers`,
 ///   where `*` does not cover it.
@@ -206,8 +205,7 @@ impl<A, R> AuthLayer<A, R> {
     ///
     /// For services behind a CORS layer that answers preflights by itself. By default a true preflight (`OPTIONS` with
     /// `Origin` and `Access-Control-Request-Method`) passes without a grant, marked as
-    /// [`Unauthenticated::Preflight`](crate::Unauthenticated::Preflight). The limiter charges it like an anonymous caller, see
-    /// [`RateLimits::with_anonymous`](crate::RateLimits::with_anonymous).
+    /// [`Unauthenticated::Preflight`](crate::Unauthenticated::Preflight). The limiter charges it like an anonymous caller.
     #[must_use]
     pub fn without_preflight(self) -> Self {
         self.map_settings(|settings| settings.preflight = false)

@@ -1,23 +1,19 @@
+mod charge;
+
 use std::fmt;
 #[cfg(feature = "redis")]
 use std::num::NonZeroU32;
 use std::sync::Arc;
 
-use super::accounts::Gone;
 use super::given::GivenBack;
-use super::lane::{Lane, Made};
+use super::lane::Lane;
 use super::rule::{GrantQuotas, PartitionKey, Rule, Scope};
-use super::together::{self, Turns};
-use super::{Charge, Clock, Limiter, Time};
-use crate::answer::{Answer, Immediate};
-use crate::caller::CurrentGrant;
-use crate::decision::Decision;
+use super::together::Turns;
+use super::{Clock, Time};
 use crate::grant::Subject;
 use crate::head::Head;
-use crate::observe;
 use crate::policy::{InvalidPolicyName, PolicyName};
 use crate::quota::Quota;
-use crate::refund::Refund;
 
 /// Budgets in the memory of this process, one a subject and policy: GCRA by `governor`.
 ///
@@ -261,7 +257,7 @@ impl RateLimits {
 
     /// Puts the policy that was added last on trial: it decides and reports, and refuses nobody ("dry run").
     ///
-    /// What it would refuse is not charged, as in earnest, and says so in its [`Decision`], which handlers find in
+    /// What it would refuse is not charged, as in earnest, and says so in its [`Decision`](crate::Decision), which handlers find in
     /// [`Authenticated::decisions`](crate::Authenticated::decisions). Clients are told nothing of it.
     ///
     /// ```
@@ -281,7 +277,7 @@ impl RateLimits {
         self.map_last(|rule| rule.is_dry_run = true)
     }
 
-    /// Signals, by [`Decision::is_near_limit`], that of the burst of the policy that was added last this many percent or more
+    /// Signals, by [`Decision::is_near_limit`](crate::Decision::is_near_limit), that of the burst of the policy that was added last this many percent or more
     /// are used. More than 100 is taken as 100.
     ///
     /// ```
@@ -298,7 +294,7 @@ impl RateLimits {
         self.map_last(|rule| rule.tell_near(percent))
     }
 
-    /// The same, and charges can be [given back](Decision::refund), for one allocation more a request.
+    /// The same, and charges can be [given back](crate::Decision::refund), for one allocation more a request.
     ///
     /// What is given back is what of the charge has not been refilled yet, so that the subject never has more than without the
     /// charge. It is less where a later charge was given back before. After a change of plan it is nothing: nobody knows any more
@@ -336,132 +332,6 @@ impl RateLimits {
     pub fn with_partition_key(self, key: impl Fn(&Subject) -> Vec<u8> + Send + Sync + 'static) -> Self {
         let key: Arc<PartitionKey> = Arc::new(key);
         self.change_all(|rule| rule.partition_key = Some(Arc::clone(&key)))
-    }
-
-    /// [`check`](Limiter::check) without the wrapping: budgets in memory never wait.
-    #[must_use = "a decision that nobody looks at limits nobody"]
-    #[inline]
-    pub fn check_now(&self, grant: &CurrentGrant, charge: Charge<'_>) -> Decision {
-        self.decide(Some(grant), charge)
-    }
-
-    /// The state of a budget, without a charge.
-    #[must_use]
-    pub fn peek(&self, grant: &CurrentGrant) -> Decision {
-        self.check_now(grant, Charge::Units(0))
-    }
-
-    /// Forgets subjects who owe nothing and whose grants are gone. Happens by itself while new subjects come.
-    pub fn sweep(&self) {
-        let now = self.time.now_ns();
-        self.lanes().iter().for_each(|lane| lane.sweep(now));
-    }
-
-    /// How many subjects are remembered.
-    #[must_use]
-    pub fn subjects(&self) -> usize {
-        self.lanes().iter().map(Lane::subjects).max().unwrap_or(0)
-    }
-
-    #[cfg(test)]
-    pub(super) fn accounts(&self) -> &super::accounts::Accounts {
-        self.first.accounts()
-    }
-
-    /// The decision about a caller; `None` is an anonymous one.
-    #[inline]
-    fn decide(&self, grant: Option<&CurrentGrant>, charge: Charge<'_>) -> Decision {
-        let decision = if self.more.is_some() || self.has_refunds() {
-            self.decide_rare(grant, &|_, rule| rule.cost(charge))
-        } else {
-            let (now, cost) = (self.time.now_ns(), self.first.rule().cost(charge));
-            let decision = self.first.charge(grant, now, cost, &mut Gone::default());
-            decision.map_or_else(Decision::unlimited, |decision| self.first.rule().mark(decision, grant))
-        };
-        // Who only looks charges nothing.
-        if !matches!(charge, Charge::Units(0)) {
-            observe::charged(&decision, grant);
-        }
-        decision
-    }
-
-    /// The same where it has been counted already what each policy costs.
-    #[cfg(feature = "redis")]
-    pub(crate) fn decide_counted(&self, grant: Option<&CurrentGrant>, costs: &[u32]) -> Decision {
-        self.decide_rare(grant, &|at, _| costs.get(at).copied().unwrap_or(0))
-    }
-
-    fn decide_rare(&self, grant: Option<&CurrentGrant>, cost: &dyn Fn(usize, &Rule) -> u32) -> Decision {
-        let now = self.time.now_ns();
-        let given = self.given.as_ref().map(|given| {
-            let before = |lane: &Lane| *lane.given_back(given, grant);
-            (given, self.lanes().iter().map(before).collect::<Vec<_>>())
-        });
-        let mut made: Vec<(usize, Made)> = Vec::new();
-        let decision = match &self.more {
-            Some(more) => {
-                let keep = given.is_some().then_some(&mut made);
-                together::charge(&more.lanes, &more.turns, grant, now, cost, keep)
-            }
-            None => {
-                let (rule, cost) = (self.first.rule(), cost(0, self.first.rule()));
-                let decision = self.first.charge(grant, now, cost, &mut Gone::default());
-                made.extend(decision.iter().filter_map(|decision| Some((0, self.first.made(decision, now, cost)?))));
-                decision.map_or_else(Decision::unlimited, |decision| rule.mark(decision, grant))
-            }
-        };
-        let Some((given, before)) = given.filter(|_| !made.is_empty()) else { return decision };
-        let made: Vec<_> = made
-            .into_iter()
-            .filter_map(|(at, made)| Some((self.lanes().get(at)?.clone(), made.after(*before.get(at)?))))
-            .collect();
-        let (time, given, grant) = (Arc::clone(&self.time), Arc::clone(given), grant.cloned());
-        decision.with_refund(Refund::new(move || {
-            let now = time.now_ns();
-            made.iter().for_each(|(lane, made)| lane.refund(&given, grant.as_ref(), now, *made));
-            std::future::ready(())
-        }))
-    }
-
-    pub(super) fn has_refunds(&self) -> bool {
-        self.given.is_some()
-    }
-
-    /// Whether [`for_route`](Limiter::for_route) changes anything.
-    pub(super) fn follows_grants_by_default(&self) -> bool {
-        self.lanes().iter().any(|lane| lane.rule().grant_quotas == GrantQuotas::FollowedByDefault)
-    }
-
-    pub(super) fn limits_anonymous(&self) -> bool {
-        self.lanes().iter().any(|lane| lane.rule().limits_anonymous())
-    }
-}
-
-impl Limiter for RateLimits {
-    type Future = Immediate<Decision>;
-
-    #[inline]
-    fn check(&self, grant: &CurrentGrant, charge: Charge<'_>) -> Answer<Self::Future> {
-        Answer::Ready(self.check_now(grant, charge))
-    }
-
-    fn check_anonymous(&self, charge: Charge<'_>) -> Answer<Self::Future> {
-        // The usual limiter does not limit them: then a preflight costs no reading of the clock.
-        match self.limits_anonymous() {
-            true => Answer::Ready(self.decide(None, charge)),
-            false => Answer::Ready(Decision::unlimited()),
-        }
-    }
-
-    fn for_route(self) -> Self {
-        match self.follows_grants_by_default() {
-            true => self.change_all(|rule| {
-                if rule.grant_quotas == GrantQuotas::FollowedByDefault {
-                    rule.grant_quotas = GrantQuotas::Ignored;
-                }
-            }),
-            false => self,
-        }
     }
 }
 

@@ -24,7 +24,7 @@ use crate::rejection::Rejection;
 /// ```
 ///
 /// A decision of several policies says what the one says that is hardest to meet: what was refused for the longest time, or
-/// else what leaves least. [`parts`](Self::parts) has them all.
+/// else what leaves least, and of several that leave as much the one whose next unit comes last. [`parts`](Self::parts) has them all.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Decision {
     policy: Option<Policy>,
@@ -145,13 +145,14 @@ impl Decision {
     }
 
     /// What has to be met last comes last.
-    fn hardness(&self) -> (u8, u64) {
+    fn hardness(&self) -> (u8, u32, u64) {
         match self.verdict {
-            _ if self.is_dry_run => (0, 0),
-            Verdict::Admitted => (1, (u32::MAX - self.remaining).into()),
-            Verdict::OverLimit => (2, self.more_in_ns),
-            Verdict::Unavailable => (3, self.more_in_ns),
-            Verdict::CostAboveBurst => (4, 0),
+            _ if self.is_dry_run => (0, 0, 0),
+            // Of several with nothing left, a client has to wait for the slowest.
+            Verdict::Admitted => (1, u32::MAX - self.remaining, self.more_in_ns),
+            Verdict::OverLimit => (2, 0, self.more_in_ns),
+            Verdict::Unavailable => (3, 0, self.more_in_ns),
+            Verdict::CostAboveBurst => (4, 0, 0),
         }
     }
 
@@ -353,8 +354,17 @@ impl Decision {
         secs_up(self.more_in_ns)
     }
 
-    pub(crate) fn full_in_s(&self) -> u64 {
-        secs_up(self.full_in_ns)
+    /// The time that `reset` of the older dialects of rate limit headers stands for, in nanoseconds.
+    ///
+    /// A client that has to wait obeys it: after a rejection until the same charge fits, and where nothing remains until the
+    /// next unit. Otherwise it is the time until the whole limit is available again.
+    pub(crate) fn reset_in_ns(&self) -> u64 {
+        match self.remaining {
+            // Never 0, like `Retry-After`.
+            _ if self.has_to_wait() => self.more_in_ns.max(1),
+            0 => self.more_in_ns,
+            _ => self.full_in_ns,
+        }
     }
 
     pub(crate) fn full_in_ns(&self) -> u64 {

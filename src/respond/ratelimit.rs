@@ -1,5 +1,6 @@
 //! `RateLimit`, `RateLimit-Policy` and their older dialects, as functions of a [`Decision`].
 
+use std::cmp::Reverse;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use base64::prelude::{BASE64_STANDARD, Engine as _};
@@ -10,27 +11,52 @@ use crate::decision::{Decision, secs_up};
 use crate::policy::Policy;
 use crate::quota::Quota;
 
-/// In which dialect a gate tells clients of their budget.
+/// The dialect of the rate limit headers of a gate.
 ///
-/// The header names of the drafts are the same while their syntax is not, so that one gate speaks one dialect. All
-/// times are whole seconds, rounded up.
+/// The header names of the drafts are the same while their syntax is not, so that one gate uses one dialect. All times are
+/// whole seconds, rounded up. `Retry-After` on a 429 is the same in all dialects: the time until the same request is admitted.
+///
+/// # Reset
+///
+/// The older dialects have a single time, `reset`:
+///
+/// | response | `reset` is the time until |
+/// |---|---|
+/// | 429 | the same request is admitted, as in `Retry-After` |
+/// | another one where nothing remains | one unit more is available |
+/// | another one where something remains | the whole limit is available again |
+///
+/// So a client that has to wait, and obeys `reset`, is admitted then, and not a second earlier. A bucket is refilled all the
+/// time: after this wait it has a unit, or as many as the request costs, and not the whole limit.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum RateLimitHeaders {
-    /// draft-ietf-httpapi-ratelimit-headers-10: `RateLimit: "default";r=19;t=1` and
-    /// `RateLimit-Policy: "default";q=20;w=7`, where `w` is the time in which the burst is refilled and `t` the time
-    /// until one unit more may be spent.
+    /// draft-ietf-httpapi-ratelimit-headers-10: `RateLimit: "default";r=19;t=1` and `RateLimit-Policy: "default";q=20;w=7`.
+    ///
+    /// `w` is the time in which an empty bucket is refilled. `t` is the number of seconds until one unit more is available; on
+    /// a 429 until the same request is admitted, as in `Retry-After`. All policies are listed.
     #[default]
     Draft10,
     /// draft-07: `RateLimit: limit=20, remaining=19, reset=1` and `RateLimit-Policy: 20;w=7`.
+    ///
+    /// `reset` is a number of seconds, [see above](Self#reset).
     Draft07,
     /// draft-05 and -06: `RateLimit-Limit: 20`, `RateLimit-Remaining`, `RateLimit-Reset`, `RateLimit-Policy: 20;w=7`.
+    ///
+    /// `RateLimit-Reset` is a number of seconds, [see above](Self#reset).
     Draft06,
     /// draft-03: `RateLimit-Limit: 20, 20;w=7`, `RateLimit-Remaining`, `RateLimit-Reset`.
+    ///
+    /// `RateLimit-Reset` is a number of seconds, [see above](Self#reset).
     Draft03,
-    /// `X-RateLimit-Limit`, `-Remaining` and `-Reset`, which is a time: seconds since 1970, as GitHub has it.
+    /// `X-RateLimit-Limit`, `-Remaining` and `-Reset`, as GitHub has them.
+    ///
+    /// `X-RateLimit-Reset` is a time of day in seconds since 1970-01-01 UTC, by the server's clock,
+    /// [see above](Self#reset). On a 429 it is at most one second later than `Retry-After`.
     XEpoch,
-    /// `X-RateLimit-Limit`, `-Remaining` and `-Reset`, which is a number of seconds from now.
+    /// `X-RateLimit-Limit`, `-Remaining` and `-Reset`.
+    ///
+    /// `X-RateLimit-Reset` is a number of seconds, [see above](Self#reset).
     XDelta,
     /// None. `Retry-After` is sent all the same.
     Off,
@@ -64,7 +90,7 @@ enum Fields {
     Draft10 { policy: Policy, state: HeaderValue },
     /// The same of several policies.
     Draft10List(Vec<(Policy, HeaderValue)>),
-    /// One policy only: the tightest is told.
+    /// One policy only: the tightest.
     Single { dialect: RateLimitHeaders, quota: Quota, reset: u64 },
 }
 
@@ -89,14 +115,14 @@ pub(crate) fn advert(
         RateLimitHeaders::Draft10 => Fields::Draft10 { policy: policy.clone(), state: draft_10_item(decision)? },
         RateLimitHeaders::XEpoch => {
             let now_ns = now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_nanos());
-            let reset = (now_ns + u128::from(decision.full_in_ns())).div_ceil(1_000_000_000) as u64;
+            let reset = (now_ns + u128::from(decision.reset_in_ns())).div_ceil(1_000_000_000) as u64;
             Fields::Single { dialect, quota: policy.quota(), reset }
         }
-        RateLimitHeaders::XDelta => Fields::Single { dialect, quota: policy.quota(), reset: decision.full_in_s() },
-        RateLimitHeaders::Draft07 | RateLimitHeaders::Draft06 | RateLimitHeaders::Draft03 => {
-            // These drafts want the same moment as in `Retry-After`, where there is one.
-            let reset = decision.retry_after_secs().unwrap_or(decision.full_in_s());
-            Fields::Single { dialect, quota: policy.quota(), reset }
+        RateLimitHeaders::XDelta
+        | RateLimitHeaders::Draft07
+        | RateLimitHeaders::Draft06
+        | RateLimitHeaders::Draft03 => {
+            Fields::Single { dialect, quota: policy.quota(), reset: secs_up(decision.reset_in_ns()) }
         }
     };
     Some(Advert { fields, remaining: decision.remaining() })
@@ -113,8 +139,9 @@ impl Advert {
             }
             Fields::Draft10List(items) => write_list(headers, &items),
             Fields::Single { dialect, quota, reset } => {
-                // An inner policy that leaves less is the one to obey.
-                if told(headers, dialect).is_none_or(|told| u64::from(self.remaining) < told) {
+                // An inner policy that leaves less is the one to obey, or of two that leave as much the later one.
+                let own = (self.remaining.into(), Reverse(reset));
+                if told(headers, dialect).is_none_or(|(remaining, reset)| own < (remaining, Reverse(reset))) {
                     write_single(headers, dialect, quota, self.remaining, reset);
                 }
             }
@@ -169,16 +196,19 @@ fn join_lines(headers: &mut HeaderMap, name: HeaderName, policy: &Policy) {
     }
 }
 
-/// The smallest number that is told to be left already.
-fn told(headers: &HeaderMap, dialect: RateLimitHeaders) -> Option<u64> {
-    match dialect {
+/// Returns what an inner layer has written: what remains, and its reset.
+fn told(headers: &HeaderMap, dialect: RateLimitHeaders) -> Option<(u64, u64)> {
+    let number = |name| headers.get(name)?.to_str().ok()?.parse().ok();
+    let (remaining, reset) = match dialect {
         RateLimitHeaders::Draft07 => {
             let value = headers.get(RATELIMIT)?.to_str().ok()?;
-            value.split(", ").find_map(|member| member.strip_prefix("remaining="))?.parse().ok()
+            let member = |key| value.split(", ").find_map(|member| member.strip_prefix(key))?.parse().ok();
+            (member("remaining="), member("reset="))
         }
-        RateLimitHeaders::XEpoch | RateLimitHeaders::XDelta => headers.get(&X_TRIPLE[1])?.to_str().ok()?.parse().ok(),
-        _ => headers.get(&TRIPLE[1])?.to_str().ok()?.parse().ok(),
-    }
+        RateLimitHeaders::XEpoch | RateLimitHeaders::XDelta => (number(&X_TRIPLE[1]), number(&X_TRIPLE[2])),
+        _ => (number(&TRIPLE[1]), number(&TRIPLE[2])),
+    };
+    Some((remaining?, reset.unwrap_or(0)))
 }
 
 fn write_single(headers: &mut HeaderMap, dialect: RateLimitHeaders, quota: Quota, remaining: u32, reset: u64) {

@@ -235,11 +235,16 @@ proptest! {
                 prop_assert_eq!(limit, u64::from(made.quota.burst()));
                 prop_assert!(window > 0 && is_rounded_up(window, made.quota.refill().as_nanos()));
             }
-            let full = kept(made.full_in);
-            match (dialect, wait) {
-                (RateLimitHeaders::XEpoch, _) => prop_assert!(is_rounded_up(reset, made.now.as_nanos() + full)),
-                (RateLimitHeaders::XDelta, _) | (_, None) => prop_assert!(is_rounded_up(reset, full)),
-                (_, Some(wait)) => prop_assert_eq!(reset, wait, "the moment of Retry-After"),
+            let (more, full) = (kept(made.more_in), kept(made.full_in));
+            let wanted = match (wait, remaining) {
+                // `Retry-After` is never 0.
+                (Some(_), _) => more.max(1),
+                (None, 0) => more,
+                (None, _) => full,
+            };
+            match dialect {
+                RateLimitHeaders::XEpoch => prop_assert!(is_rounded_up(reset, made.now.as_nanos() + wanted)),
+                _ => prop_assert!(is_rounded_up(reset, wanted) && wait.is_none_or(|wait| wait == reset)),
             }
         }
     }

@@ -47,6 +47,7 @@ mod redis;
 #[cfg(feature = "redis")]
 #[allow(dead_code, reason = "servers offer what tests may need")]
 mod redis_servers;
+mod resets;
 #[cfg(all(feature = "mint", feature = "pepper", feature = "test-util"))]
 mod secrets;
 #[cfg(all(feature = "sqlite", feature = "postgres"))]

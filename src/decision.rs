@@ -136,7 +136,6 @@ impl Decision {
         if parts.len() < 2 {
             return parts.pop().unwrap_or_else(Self::unlimited);
         }
-        // The first one where several are as hard to meet.
         let hardest = parts.iter().rev().max_by_key(|part| part.hardness()).cloned();
         let is_near_limit = parts.iter().any(|part| part.is_near_limit);
         let is_local = parts.iter().any(|part| part.is_local);
@@ -144,11 +143,10 @@ impl Decision {
         Self { is_near_limit, is_local, rest, ..hardest.unwrap_or_else(Self::unlimited) }
     }
 
-    /// What has to be met last comes last.
+    /// What has to be met last comes last: of several with nothing left the slowest. Reverse them for the first one of equals.
     fn hardness(&self) -> (u8, u32, u64) {
         match self.verdict {
             _ if self.is_dry_run => (0, 0, 0),
-            // Of several with nothing left, a client has to wait for the slowest.
             Verdict::Admitted => (1, u32::MAX - self.remaining, self.more_in_ns),
             Verdict::OverLimit => (2, 0, self.more_in_ns),
             Verdict::Unavailable => (3, 0, self.more_in_ns),
@@ -354,13 +352,9 @@ impl Decision {
         secs_up(self.more_in_ns)
     }
 
-    /// The time that `reset` of the older dialects of rate limit headers stands for, in nanoseconds.
-    ///
-    /// A client that has to wait obeys it: after a rejection until the same charge fits, and where nothing remains until the
-    /// next unit. Otherwise it is the time until the whole limit is available again.
+    /// The nanoseconds of `reset`, see [`RateLimitHeaders`](crate::RateLimitHeaders#reset). After a rejection never 0.
     pub(crate) fn reset_in_ns(&self) -> u64 {
         match self.remaining {
-            // Never 0, like `Retry-After`.
             _ if self.has_to_wait() => self.more_in_ns.max(1),
             0 => self.more_in_ns,
             _ => self.full_in_ns,

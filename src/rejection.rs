@@ -95,6 +95,35 @@ pub enum RejectionKind {
     Misconfigured,
 }
 
+impl RejectionKind {
+    /// Returns the word for this kind in metrics and events, as in `OBSERVE.md`: `over_limit`, for example.
+    ///
+    /// For operators: it tells kinds apart that look the same to clients.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Missing => "missing",
+            Self::MalformedToken => "malformed_token",
+            Self::UnknownToken => "unknown_token",
+            Self::NotYetValid => "not_yet_valid",
+            Self::ExpiredToken => "expired_token",
+            Self::SenderConstrained => "sender_constrained",
+            Self::InvalidRequest => "invalid_request",
+            Self::InsufficientScope => "insufficient_scope",
+            Self::InsufficientUserAuthentication => "insufficient_user_authentication",
+            Self::TooManyFailures => "too_many_failures",
+            Self::OverLimit => "over_limit",
+            Self::CostAboveBurst => "cost_above_burst",
+            Self::BodyTooLarge => "body_too_large",
+            Self::BodyUnreadable => "body_unreadable",
+            Self::BodyTimeout => "body_timeout",
+            Self::StoreUnavailable => "store_unavailable",
+            Self::LimiterUnavailable => "limiter_unavailable",
+            Self::Misconfigured => "misconfigured",
+        }
+    }
+}
+
 /// In whose words an answer is to be written.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]
@@ -322,31 +351,6 @@ impl fmt::Debug for Rejection {
             .field("decision", &self.decision)
             .field("source", &self.source)
             .finish_non_exhaustive()
-    }
-}
-
-impl fmt::Display for Rejection {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self.kind {
-            RejectionKind::Missing => "no credentials were presented",
-            RejectionKind::MalformedToken => "the credentials are no token",
-            RejectionKind::UnknownToken => "the token is unknown or revoked",
-            RejectionKind::NotYetValid => "the grant is not valid yet",
-            RejectionKind::ExpiredToken => "the grant has expired",
-            RejectionKind::SenderConstrained => "the token is bound to a key and came without proof",
-            RejectionKind::InvalidRequest => "the request leaves open which credential is meant",
-            RejectionKind::InsufficientScope => "the grant lacks a scope",
-            RejectionKind::InsufficientUserAuthentication => "the user has to authenticate again",
-            RejectionKind::TooManyFailures => "too many attempts to authenticate have failed",
-            RejectionKind::OverLimit => "the budget is spent",
-            RejectionKind::CostAboveBurst => "the request costs more than the budget can ever hold",
-            RejectionKind::BodyTooLarge => "the body is too large",
-            RejectionKind::BodyUnreadable => "the body could not be read",
-            RejectionKind::BodyTimeout => "the body did not come in time",
-            RejectionKind::StoreUnavailable => "the token store is unavailable",
-            RejectionKind::LimiterUnavailable => "the limiter is unavailable",
-            RejectionKind::Misconfigured => "layers are missing or in the wrong order",
-        })
     }
 }
 

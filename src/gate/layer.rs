@@ -158,7 +158,7 @@ impl<A, R> AuthLayer<A, R> {
     /// let tokens = MemoryStore::from_iter([("a-token", Grant::new("alice", ()))]);
     /// let gate = AuthLayer::new(tokens).with_response_fn(|rejection| {
     ///     let head: Response<()> = Empty.respond(rejection);
-    ///     head.map(|()| format!("no: {rejection}"))
+    ///     head.map(|()| rejection.detail().into_owned())
     /// });
     /// # let _ = gate;
     /// ```

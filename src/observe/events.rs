@@ -1,7 +1,7 @@
 use std::error::Error;
 use std::fmt::Write as _;
 
-use super::{Breaker, name};
+use super::Breaker;
 use crate::grant::GrantId;
 use crate::policy::Policy;
 use crate::rejection::{Protocol, Rejection, RejectionKind};
@@ -13,7 +13,7 @@ macro_rules! refusal {
         tracing::event!(
             target: TARGET,
             tracing::Level::$level,
-            kind = name($rejection.kind()),
+            kind = $rejection.kind().as_str(),
             protocol = match $rejection.protocol() {
                 Protocol::Http => "http",
                 Protocol::Grpc => "grpc",

@@ -3,7 +3,7 @@ use std::time::Duration;
 
 use metrics::{Key, KeyName, Label, Level, Metadata, SharedString, Unit, with_recorder};
 
-use super::{Cached, name};
+use super::Cached;
 use crate::caller::Unauthenticated;
 use crate::rejection::RejectionKind;
 use crate::token::Carrier;
@@ -119,7 +119,7 @@ fn request(outcome: &'static str, carrier: &'static str) -> Key {
 }
 
 pub(super) fn refused(kind: RejectionKind) {
-    REFUSED.count(kind as usize, || request(name(kind), "none"));
+    REFUSED.count(kind as usize, || request(kind.as_str(), "none"));
 }
 
 pub(super) fn admitted(carrier: Carrier) {

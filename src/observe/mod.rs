@@ -23,7 +23,7 @@ mod tests;
 use crate::caller::{CurrentGrant, Unauthenticated};
 use crate::decision::{Decision, Verdict};
 use crate::grant::GrantId;
-use crate::rejection::{Rejection, RejectionKind};
+use crate::rejection::Rejection;
 use crate::token::Carrier;
 
 /// Tells the recorder what each metric means and counts, so that an exporter can say it: as `# HELP` lines, for Prometheus.
@@ -253,28 +253,4 @@ pub(crate) fn throttled(is_dry_run: bool) {
 pub(crate) fn decided_without_redis(policy: &str) {
     #[cfg(feature = "metrics")]
     meter::by_policy(policy, meter::Charged::WithoutRedis);
-}
-
-/// The word for a reason, in events and labels.
-fn name(kind: RejectionKind) -> &'static str {
-    match kind {
-        RejectionKind::Missing => "missing",
-        RejectionKind::MalformedToken => "malformed_token",
-        RejectionKind::UnknownToken => "unknown_token",
-        RejectionKind::NotYetValid => "not_yet_valid",
-        RejectionKind::ExpiredToken => "expired_token",
-        RejectionKind::SenderConstrained => "sender_constrained",
-        RejectionKind::InvalidRequest => "invalid_request",
-        RejectionKind::InsufficientScope => "insufficient_scope",
-        RejectionKind::InsufficientUserAuthentication => "insufficient_user_authentication",
-        RejectionKind::TooManyFailures => "too_many_failures",
-        RejectionKind::OverLimit => "over_limit",
-        RejectionKind::CostAboveBurst => "cost_above_burst",
-        RejectionKind::BodyTooLarge => "body_too_large",
-        RejectionKind::BodyUnreadable => "body_unreadable",
-        RejectionKind::BodyTimeout => "body_timeout",
-        RejectionKind::StoreUnavailable => "store_unavailable",
-        RejectionKind::LimiterUnavailable => "limiter_unavailable",
-        RejectionKind::Misconfigured => "misconfigured",
-    }
 }

@@ -8,6 +8,7 @@ use metrics::{Key, KeyName, Metadata, Recorder, SharedString, Unit};
 use metrics_util::debugging::{DebugValue, DebuggingRecorder};
 
 use super::*;
+use crate::rejection::RejectionKind;
 
 /// All series that are told by the function, as Prometheus writes them, and their values; of histograms how many.
 fn told(tell: impl FnOnce()) -> BTreeMap<String, f64> {

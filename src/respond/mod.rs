@@ -17,6 +17,7 @@ use http::header::Entry;
 use http::{HeaderName, HeaderValue, Response, StatusCode, header};
 
 pub(crate) mod challenge;
+pub(crate) mod detail;
 mod grpc;
 pub(crate) mod list;
 mod problem;
@@ -126,28 +127,6 @@ impl<B: Default> Respond<B> for Empty {
     }
 }
 
-/// The status of a refusal over HTTP.
-fn status(kind: RejectionKind) -> StatusCode {
-    match kind {
-        RejectionKind::Missing
-        | RejectionKind::MalformedToken
-        | RejectionKind::UnknownToken
-        | RejectionKind::NotYetValid
-        | RejectionKind::ExpiredToken
-        | RejectionKind::SenderConstrained
-        | RejectionKind::InsufficientUserAuthentication => StatusCode::UNAUTHORIZED,
-        RejectionKind::InvalidRequest | RejectionKind::CostAboveBurst | RejectionKind::BodyUnreadable => {
-            StatusCode::BAD_REQUEST
-        }
-        RejectionKind::BodyTimeout => StatusCode::REQUEST_TIMEOUT,
-        RejectionKind::BodyTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
-        RejectionKind::InsufficientScope => StatusCode::FORBIDDEN,
-        RejectionKind::TooManyFailures | RejectionKind::OverLimit => StatusCode::TOO_MANY_REQUESTS,
-        RejectionKind::StoreUnavailable | RejectionKind::LimiterUnavailable => StatusCode::SERVICE_UNAVAILABLE,
-        RejectionKind::Misconfigured => StatusCode::INTERNAL_SERVER_ERROR,
-    }
-}
-
 /// The Bearer challenge of a refusal: none, one without an error, or one with.
 fn bearer_challenge(rejection: &Rejection, terms: &Terms) -> Option<HeaderValue> {
     Some(match rejection.kind() {
@@ -224,7 +203,7 @@ fn head(rejection: &Rejection) -> Response<()> {
         return grpc::head(rejection);
     }
     let mut response = Response::new(());
-    *response.status_mut() = status(rejection.kind());
+    *response.status_mut() = rejection.status();
     let headers = response.headers_mut();
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static(NO_STORE));
     write_own_challenges(headers, rejection);

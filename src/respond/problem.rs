@@ -3,7 +3,7 @@ use std::fmt::Write as _;
 use bytes::Bytes;
 use http::{HeaderValue, Response, header};
 
-use super::{Respond, head, written};
+use super::{Respond, detail, head, written};
 use crate::decision::Decision;
 use crate::policy::Policy;
 use crate::rejection::{Protocol, Rejection, RejectionKind};
@@ -80,82 +80,30 @@ fn respond(rejection: &Rejection) -> Response<Bytes> {
     response.map(|()| body(rejection))
 }
 
-/// A problem of type `about:blank`, whose title is the phrase of its status (RFC 9457, section 4.2.1).
-macro_rules! blank {
-    ($status:literal, $title:literal, $detail:literal) => {
-        Bytes::from_static(
-            concat!(
-                r#"{"type":"about:blank","title":""#,
-                $title,
-                r#"","status":"#,
-                $status,
-                r#","detail":""#,
-                $detail,
-                r#""}"#
-            )
-            .as_bytes(),
-        )
-    };
-}
-
 fn body(rejection: &Rejection) -> Bytes {
-    match rejection.kind() {
-        RejectionKind::Missing => blank!("401", "Unauthorized", "This resource needs a token, and none was presented."),
-        RejectionKind::MalformedToken
-        | RejectionKind::UnknownToken
-        | RejectionKind::NotYetValid
-        | RejectionKind::SenderConstrained => blank!("401", "Unauthorized", "The token is not valid."),
-        RejectionKind::ExpiredToken => blank!("401", "Unauthorized", "The token has expired."),
-        RejectionKind::InsufficientUserAuthentication => {
-            blank!("401", "Unauthorized", "The user has to authenticate again, as the challenge says.")
-        }
-        RejectionKind::InvalidRequest => {
-            blank!(
-                "400",
-                "Bad Request",
-                "It is not clear which credential is meant: a request carries one, in one place and once, and a body that may hold it is well-formed."
-            )
-        }
-        RejectionKind::CostAboveBurst => {
-            blank!(
-                "400",
-                "Bad Request",
-                "This request costs more than the budget can ever hold; waiting does not help."
-            )
-        }
-        RejectionKind::InsufficientScope => {
-            blank!("403", "Forbidden", "The token does not have the scope that this resource needs.")
-        }
-        RejectionKind::BodyTooLarge => {
-            blank!("413", "Content Too Large", "The body is larger than this resource takes.")
-        }
-        RejectionKind::BodyUnreadable => blank!("400", "Bad Request", "The body could not be read to its end."),
-        RejectionKind::BodyTimeout => blank!("408", "Request Timeout", "The body did not come in time."),
-        RejectionKind::StoreUnavailable => {
-            blank!("503", "Service Unavailable", "The token could not be checked. This says nothing about the token.")
-        }
-        RejectionKind::LimiterUnavailable => {
-            blank!("503", "Service Unavailable", "The budget of this token could not be read.")
-        }
-        RejectionKind::Misconfigured => misconfigured(rejection.hint()),
-        RejectionKind::TooManyFailures => Bytes::from_static(TOO_MANY_FAILURES.as_bytes()),
-        RejectionKind::OverLimit => over_limit(rejection),
+    match detail::fixed_body(rejection.kind()) {
+        Some(body) => Bytes::from_static(body.as_bytes()),
+        None if rejection.kind() == RejectionKind::Misconfigured => misconfigured(rejection.hint()),
+        None => over_limit(rejection),
     }
 }
 
-/// The problem type of draft-ietf-httpapi-ratelimit-headers-10 for 429 because of what looks like abuse.
-const TOO_MANY_FAILURES: &str = r#"{"type":"https://iana.org/assignments/http-problem-types#abnormal-usage-detected","title":"Too Many Requests","status":429,"detail":"Too many attempts to authenticate have failed.","violated-policies":["failures"]}"#;
-
 /// The problem type of draft-ietf-httpapi-ratelimit-headers-10 for 429.
 fn over_limit(rejection: &Rejection) -> Bytes {
-    const BEFORE: &str = r#"{"type":"https://iana.org/assignments/http-problem-types#quota-exceeded","title":"Too Many Requests","status":429,"detail":"The budget of this token is spent.","violated-policies":["#;
+    const BEFORE: &str = r#"{"type":"https://iana.org/assignments/http-problem-types#quota-exceeded","title":"Too Many Requests","status":429,"detail":""#;
+    const BETWEEN: &str = r#"","violated-policies":["#;
     const AFTER: &str = "]}";
 
+    let mut digits = itoa::Buffer::new();
+    let text = detail::pieces(rejection, &mut digits);
     let violated = || rejection.decision().into_iter().flat_map(Decision::violated).map(Policy::name);
     // Exact for nearly all names, so that the bytes need no second allocation.
     let names: usize = violated().map(|name| name.len() + r#"",""#.len()).sum();
-    let mut body = String::with_capacity(BEFORE.len() + names.saturating_sub(1) + AFTER.len());
+    let around = BEFORE.len() + text.iter().map(|piece| piece.len()).sum::<usize>() + BETWEEN.len() + AFTER.len();
+    let mut body = String::with_capacity(around + names.saturating_sub(1));
     body.push_str(BEFORE);
+    body.extend(text);
+    body.push_str(BETWEEN);
     for (at, name) in violated().enumerate() {
         if at > 0 {
             body.push(',');

@@ -435,7 +435,7 @@ async fn costs_are_charged_and_impossible_ones_are_told() {
     assert_eq!(huge.headers()["cache-control"], "no-store");
     assert_eq!(huge.headers()["ratelimit"], "\"default\";r=3;t=1", "which a cheaper request may spend");
     assert_eq!(huge.extensions().get::<Rejection>().unwrap().kind(), RejectionKind::CostAboveBurst);
-    assert!(json(huge).await["detail"].as_str().unwrap().contains("more than the budget can ever hold"));
+    assert!(json(huge).await["detail"].as_str().unwrap().contains("more than the rate limit can ever allow"));
     assert_eq!(send(&service, at("/free")).await.headers()["ratelimit"], "\"default\";r=3;t=1");
 }
 
@@ -489,7 +489,7 @@ async fn responders_can_be_chosen() {
     let response = send(&closure, get()).await;
     assert_eq!(response.status(), 418);
     assert!(response.extensions().get::<Rejection>().is_some(), "whoever writes the answer");
-    assert_eq!(text(response).await, "no credentials were presented");
+    assert_eq!(text(response).await, "This resource requires a token. The request has none.");
 
     let shared: Arc<dyn tollgate::respond::Respond<Body>> = Arc::new(Problem);
     let erased = AuthLayer::new(memory()).with_responder(shared).layer(echo());

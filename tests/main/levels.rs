@@ -19,6 +19,7 @@ fn place(file: &str) -> (u8, &str) {
         | "limit/clock.rs"
         | "limit/decide.rs"
         | "respond/challenge.rs"
+        | "respond/detail.rs"
         | "respond/list.rs"
         | "respond/ratelimit.rs"
         | "respond/terms.rs" => (0, "words"),

@@ -12,6 +12,7 @@ mod challenge_properties;
 mod challenges;
 #[cfg(all(feature = "cli", feature = "sqlite", feature = "postgres"))]
 mod cli;
+mod details;
 mod dialects;
 mod doors;
 #[cfg(feature = "redis")]

@@ -119,7 +119,7 @@ async fn the_refusal_says_when_and_nothing_else() {
     hands.advance(Duration::from_millis(1_500));
     let response: Response<Body> = send(&service, guess(STRANGER)).await;
     let rejection = response.extensions().get::<Rejection>().unwrap().clone();
-    assert_eq!(rejection.to_string(), "too many attempts to authenticate have failed");
+    assert_eq!(rejection.to_string(), "Too many attempts to authenticate have failed.");
     assert_eq!((rejection.retry_after_secs(), rejection.would_be_throttled()), (Some(19), false));
     assert!(rejection.grant().is_none() && rejection.decision().is_none());
     let names: Vec<&str> = response.headers().keys().map(|name| name.as_str()).collect();

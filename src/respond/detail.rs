@@ -1,0 +1,299 @@
+//! Statuses and texts of rejections: the only place that has them.
+//!
+//! # Rules
+//!
+//! 1. Clients may read every text. It reveals no more than the challenge does: unknown, revoked, not yet valid and bound tokens
+//!    read the same, and no text has the error of a store. Operators find both in [`Rejection::kind`] and in the error's source.
+//! 2. A text is ASCII, without a quote, a backslash or a percent sign, so that JSON and gRPC need no escapes.
+
+use std::borrow::Cow;
+use std::fmt;
+
+use http::StatusCode;
+
+use crate::rejection::{Rejection, RejectionKind};
+
+/// Problem details (RFC 9457), with further members.
+macro_rules! problem {
+    ($type:literal, $status:literal, $title:literal, $text:expr, $more:literal) => {
+        concat!(
+            r#"{"type":""#,
+            $type,
+            r#"","title":""#,
+            $title,
+            r#"","status":"#,
+            $status,
+            r#","detail":""#,
+            $text,
+            r#"""#,
+            $more,
+            "}"
+        )
+    };
+}
+
+/// The text and the body of each kind whose body is always the same. The type is `about:blank`, with the phrase of the status
+/// as title (RFC 9457, section 4.2.1), or the given one with further members.
+macro_rules! fixed {
+    ($($(RejectionKind::$kind:ident)|+ => $status:literal $title:literal $text:literal $(($type:literal $more:literal))?,)+) => {
+        const fn fixed(kind: RejectionKind) -> Option<(&'static str, &'static str)> {
+            match kind {
+                $($(RejectionKind::$kind)|+ => Some(($text, fixed!(@body $status $title $text $(($type $more))?))),)+
+                RejectionKind::OverLimit | RejectionKind::Misconfigured => None,
+            }
+        }
+    };
+    (@body $status:literal $title:literal $text:literal) => {
+        problem!("about:blank", $status, $title, $text, "")
+    };
+    (@body $status:literal $title:literal $text:literal ($type:literal $more:literal)) => {
+        problem!($type, $status, $title, $text, $more)
+    };
+}
+
+fixed! {
+    RejectionKind::Missing => 401 "Unauthorized" "This resource requires a token. The request has none.",
+    RejectionKind::MalformedToken
+    | RejectionKind::UnknownToken
+    | RejectionKind::NotYetValid
+    | RejectionKind::SenderConstrained => 401 "Unauthorized" "The token is not valid.",
+    RejectionKind::ExpiredToken => 401 "Unauthorized" "The token has expired.",
+    RejectionKind::InsufficientUserAuthentication =>
+        401 "Unauthorized" "The user must authenticate again, as the challenge specifies.",
+    RejectionKind::InvalidRequest =>
+        400 "Bad Request" "Send exactly one credential. A body that may contain it must be well-formed.",
+    RejectionKind::CostAboveBurst =>
+        400 "Bad Request" "The request costs more than the rate limit can ever allow. Waiting does not help.",
+    RejectionKind::InsufficientScope => 403 "Forbidden" "The token does not have the required scope.",
+    RejectionKind::BodyTooLarge => 413 "Content Too Large" "The request body is too large.",
+    RejectionKind::BodyUnreadable => 400 "Bad Request" "The request body could not be read to its end.",
+    RejectionKind::BodyTimeout => 408 "Request Timeout" "The request body did not arrive in time.",
+    RejectionKind::StoreUnavailable =>
+        503 "Service Unavailable" "The service cannot check tokens at the moment. The token may be valid.",
+    RejectionKind::LimiterUnavailable =>
+        503 "Service Unavailable" "The service cannot check the rate limit at the moment.",
+    // The type of draft-ietf-httpapi-ratelimit-headers-10 for 429 because of what looks like abuse.
+    RejectionKind::TooManyFailures => 429 "Too Many Requests" "Too many attempts to authenticate have failed."
+        ("https://iana.org/assignments/http-problem-types#abnormal-usage-detected" r#","violated-policies":["failures"]"#),
+}
+
+/// Returns the body of problem details that is the same for all rejections of this kind, if there is one.
+pub(super) fn fixed_body(kind: RejectionKind) -> Option<&'static str> {
+    fixed(kind).map(|(_, body)| body)
+}
+
+/// The first sentence of a text.
+fn sentence(rejection: &Rejection) -> &'static str {
+    match (fixed(rejection.kind()), rejection.grant()) {
+        (Some((text, _)), _) => text,
+        (None, _) if rejection.kind() == RejectionKind::Misconfigured => rejection.hint(),
+        // Only a caller with a token has a grant.
+        (None, Some(_)) => "The rate limit for this token is exhausted.",
+        (None, None) => "The rate limit is exhausted.",
+    }
+}
+
+/// The number of seconds in a text, if it has one. Texts of a flood have none, so that they need no allocation.
+fn retry_after_secs(rejection: &Rejection) -> Option<u64> {
+    rejection.retry_after_secs().filter(|_| rejection.kind() == RejectionKind::OverLimit)
+}
+
+/// Returns the pieces of the text of a rejection, to be joined. A number is formatted into `digits`.
+pub(super) fn pieces<'a>(rejection: &Rejection, digits: &'a mut itoa::Buffer) -> [&'a str; 4] {
+    let sentence = sentence(rejection);
+    match retry_after_secs(rejection) {
+        None => [sentence, "", "", ""],
+        Some(1) => [sentence, " Retry after ", "1", " second."],
+        Some(seconds) => [sentence, " Retry after ", digits.format(seconds), " seconds."],
+    }
+}
+
+impl Rejection {
+    /// Returns the status of the response over HTTP. Over gRPC the status is 200, and the code is in `grpc-status`.
+    #[must_use]
+    pub fn status(&self) -> StatusCode {
+        status(self.kind())
+    }
+
+    /// Returns a text for the client: the `detail` of [`Problem`](crate::Problem) and the `Display` of the rejection.
+    ///
+    /// It reveals no more than the challenge. Unknown, revoked, not yet valid and bound tokens read the same, and the error of a
+    /// store is never part of it: operators find these in [`kind`](Self::kind) and in the [source](std::error::Error::source).
+    ///
+    /// ```
+    /// use tollgate::limit::{Charge, RateLimits};
+    /// use tollgate::{CurrentGrant, Grant, Quota};
+    ///
+    /// let limits = RateLimits::new(Quota::per_minute(20).with_burst(1));
+    /// let alice = CurrentGrant::new(Grant::new("alice", ()));
+    /// assert!(limits.check_now(&alice, Charge::Units(1)).or_refuse().is_ok());
+    /// let rejection = limits.check_now(&alice, Charge::Units(1)).or_refuse().unwrap_err().of_grant(&alice);
+    /// assert_eq!(rejection.status(), 429);
+    /// assert_eq!(rejection.detail(), "The rate limit for this token is exhausted. Retry after 3 seconds.");
+    /// ```
+    #[must_use]
+    pub fn detail(&self) -> Cow<'static, str> {
+        match retry_after_secs(self) {
+            None => Cow::Borrowed(sentence(self)),
+            Some(_) => Cow::Owned(pieces(self, &mut itoa::Buffer::new()).concat()),
+        }
+    }
+}
+
+/// Writes [`Rejection::detail`].
+impl fmt::Display for Rejection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        pieces(self, &mut itoa::Buffer::new()).into_iter().try_for_each(|piece| f.write_str(piece))
+    }
+}
+
+/// Returns the status of a rejection over HTTP.
+fn status(kind: RejectionKind) -> StatusCode {
+    match kind {
+        RejectionKind::Missing
+        | RejectionKind::MalformedToken
+        | RejectionKind::UnknownToken
+        | RejectionKind::NotYetValid
+        | RejectionKind::ExpiredToken
+        | RejectionKind::SenderConstrained
+        | RejectionKind::InsufficientUserAuthentication => StatusCode::UNAUTHORIZED,
+        RejectionKind::InvalidRequest | RejectionKind::CostAboveBurst | RejectionKind::BodyUnreadable => {
+            StatusCode::BAD_REQUEST
+        }
+        RejectionKind::BodyTimeout => StatusCode::REQUEST_TIMEOUT,
+        RejectionKind::BodyTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
+        RejectionKind::InsufficientScope => StatusCode::FORBIDDEN,
+        RejectionKind::TooManyFailures | RejectionKind::OverLimit => StatusCode::TOO_MANY_REQUESTS,
+        RejectionKind::StoreUnavailable | RejectionKind::LimiterUnavailable => StatusCode::SERVICE_UNAVAILABLE,
+        RejectionKind::Misconfigured => StatusCode::INTERNAL_SERVER_ERROR,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+    use std::num::NonZeroU64;
+    use std::time::Duration;
+
+    use bytes::Bytes;
+    use http::Response;
+
+    use super::*;
+    use crate::caller::CurrentGrant;
+    use crate::decision::{Decision, Verdict};
+    use crate::grant::Grant;
+    use crate::policy::Policy;
+    use crate::quota::Quota;
+    use crate::respond::{Problem, Respond};
+    use crate::scopes::Scopes;
+    use crate::store_error::StoreError;
+
+    const SECRET: &str = "postgres://user:password@db7/tokens";
+
+    /// All kinds: whoever adds one is reminded by the compiler.
+    fn all() -> Vec<RejectionKind> {
+        use RejectionKind::*;
+        let next = |kind| match kind {
+            Missing => Some(MalformedToken),
+            MalformedToken => Some(UnknownToken),
+            UnknownToken => Some(NotYetValid),
+            NotYetValid => Some(ExpiredToken),
+            ExpiredToken => Some(SenderConstrained),
+            SenderConstrained => Some(InvalidRequest),
+            InvalidRequest => Some(InsufficientScope),
+            InsufficientScope => Some(InsufficientUserAuthentication),
+            InsufficientUserAuthentication => Some(TooManyFailures),
+            TooManyFailures => Some(OverLimit),
+            OverLimit => Some(CostAboveBurst),
+            CostAboveBurst => Some(BodyTooLarge),
+            BodyTooLarge => Some(BodyUnreadable),
+            BodyUnreadable => Some(BodyTimeout),
+            BodyTimeout => Some(StoreUnavailable),
+            StoreUnavailable => Some(LimiterUnavailable),
+            LimiterUnavailable => Some(Misconfigured),
+            Misconfigured => None,
+        };
+        std::iter::successors(Some(Missing), |kind| next(*kind)).collect()
+    }
+
+    /// A rejection of this kind with all that it can know.
+    fn rejection(kind: RejectionKind) -> Rejection {
+        let decision = |verdict| {
+            let policy = Policy::new("odd \"policy\"", Quota::per_hour(1)).unwrap();
+            Decision::new(policy, verdict, 0, Duration::from_millis(2_500), Duration::from_secs(9))
+        };
+        let rejection = match kind {
+            RejectionKind::OverLimit => Rejection::over_limit(decision(Verdict::OverLimit)),
+            RejectionKind::CostAboveBurst => Rejection::over_limit(decision(Verdict::CostAboveBurst)),
+            RejectionKind::LimiterUnavailable => Rejection::over_limit(Decision::unavailable(Duration::from_secs(3))),
+            RejectionKind::TooManyFailures => Rejection::too_many_failures(NonZeroU64::MIN),
+            RejectionKind::StoreUnavailable => Rejection::unavailable(StoreError::new(std::io::Error::other(SECRET))),
+            RejectionKind::InsufficientScope => Rejection::insufficient_scope(Scopes::new(["trade"]).unwrap()),
+            RejectionKind::InsufficientUserAuthentication => {
+                Rejection::insufficient_user_authentication(["myACR"], None).unwrap()
+            }
+            RejectionKind::Misconfigured => Rejection::misconfigured("No gate has seen this request."),
+            other => Rejection::new(other),
+        };
+        assert_eq!(rejection.kind(), kind);
+        rejection.of_grant(&CurrentGrant::new(Grant::new("grant-17", ()).with_subject("alice")))
+    }
+
+    #[test]
+    fn detail_display_and_problem_details_are_one_text() {
+        for kind in all() {
+            let rejection = rejection(kind);
+            let response: Response<Bytes> = Problem.respond(&rejection);
+            let body: serde_json::Value = serde_json::from_slice(response.body()).unwrap();
+            assert_eq!(body["detail"], *rejection.detail(), "{kind:?}");
+            assert_eq!(rejection.to_string(), rejection.detail(), "{kind:?}");
+            assert_eq!(
+                (body["status"].as_u64(), response.status()),
+                (Some(rejection.status().as_u16().into()), rejection.status())
+            );
+            assert_eq!(
+                body["title"].as_str(),
+                rejection.status().canonical_reason().map(|reason| match reason {
+                    // RFC 9110, section 15.5.14: the name that the crate `http` does not have yet.
+                    "Payload Too Large" => "Content Too Large",
+                    other => other,
+                })
+            );
+        }
+    }
+
+    #[test]
+    fn no_text_reveals_what_the_challenge_hides() {
+        let text = |kind| rejection(kind).detail().into_owned();
+        let hidden = [RejectionKind::MalformedToken, RejectionKind::NotYetValid, RejectionKind::SenderConstrained];
+        for kind in hidden {
+            assert_eq!(text(kind), text(RejectionKind::UnknownToken), "{kind:?}");
+        }
+        for kind in all() {
+            let text = text(kind);
+            assert!(text.is_ascii() && !text.contains(['"', '\\', '%']) && text.ends_with('.'), "{kind:?}: {text}");
+            for word in ["db7", "password", "grant-17", "alice", "revoked", "not yet", "bound", "proof", "odd"] {
+                assert!(!text.contains(word), "{kind:?}: {text}");
+            }
+        }
+        assert_eq!(
+            text(RejectionKind::OverLimit),
+            "The rate limit for this token is exhausted. Retry after 3 seconds."
+        );
+    }
+
+    #[test]
+    fn words_of_kinds_are_those_of_the_operators_page() {
+        let page = include_str!("../../OBSERVE.md");
+        let section = page.split("| kind | level | HTTP |").nth(1).unwrap().split("\n\n").next().unwrap();
+        let rows = section.lines().filter(|line| line.contains('`')).map(|row| row.split('|').collect::<Vec<_>>());
+        let mut told: BTreeSet<(String, u16)> = BTreeSet::new();
+        for row in rows {
+            let words =
+                row[1].split('`').skip(1).step_by(2).map(|word| (word.to_owned(), row[3].trim().parse().unwrap()));
+            told.extend(words);
+        }
+        let own = all().into_iter().map(|kind| (kind.as_str().to_owned(), rejection(kind).status().as_u16()));
+        assert_eq!(own.collect::<BTreeSet<_>>(), told);
+    }
+}

@@ -1,0 +1,88 @@
+//! The texts of rejections, which clients may read.
+
+use std::time::{Duration, SystemTime};
+
+use http::{Response, StatusCode};
+use tollgate::{AuthLayer, Grant, MemoryStore, Quota, RateLimits, Rejection, RejectionKind};
+use tower::Layer;
+
+use crate::kit::*;
+
+/// All that a client or a careless log could be shown of a rejection.
+async fn shown(response: Response<Body>) -> (String, serde_json::Value) {
+    let rejection = response.extensions().get::<Rejection>().unwrap().clone();
+    assert_eq!(rejection.status(), response.status());
+    let body = json(response).await;
+    assert_eq!(body["detail"], *rejection.detail());
+    assert_eq!(rejection.to_string(), rejection.detail());
+    (rejection.to_string(), body)
+}
+
+#[tokio::test]
+async fn tokens_that_the_challenge_does_not_tell_apart_read_the_same() {
+    let tomorrow = SystemTime::now() + Duration::from_secs(86_400);
+    let tokens = MemoryStore::from_iter([
+        ("tg_early", Grant::new("early", ()).with_not_before(tomorrow)),
+        ("tg_bound", Grant::new("bound", ()).with_sender_constraint()),
+        ("tg_revoked", Grant::new("revoked", ())),
+    ]);
+    tokens.revoke("tg_revoked");
+    let service = AuthLayer::new(tokens).layer(echo());
+    let mut answers = Vec::new();
+    for (token, kind) in [
+        ("tg_never", RejectionKind::UnknownToken),
+        ("tg_revoked", RejectionKind::UnknownToken),
+        ("tg_early", RejectionKind::NotYetValid),
+        ("tg_bound", RejectionKind::SenderConstrained),
+        ("mal formed", RejectionKind::MalformedToken),
+    ] {
+        let response: Response<Body> = send(&service, with_token(token)).await;
+        assert_eq!(response.extensions().get::<Rejection>().unwrap().kind(), kind);
+        answers.push((response.headers().clone(), shown(response).await));
+    }
+    assert!(answers.iter().all(|answer| *answer == answers[0]), "{answers:#?}");
+}
+
+#[tokio::test]
+async fn no_text_has_the_error_of_the_store() {
+    use tollgate::store::from_fn;
+
+    let store =
+        from_fn(|_| async { Err::<Option<Grant<()>>, _>(std::io::Error::other("db7.internal: row 17 is broken")) });
+    let service = AuthLayer::waiting(store, Duration::from_secs(5), tokio::time::sleep).layer(echo());
+    let response: Response<Body> = send(&service, with_token(TOKEN)).await;
+    assert_eq!(response.status(), StatusCode::SERVICE_UNAVAILABLE);
+    let source = std::error::Error::source(response.extensions().get::<Rejection>().unwrap()).unwrap();
+    let causes: Vec<_> = std::iter::successors(Some(source), |error| error.source()).map(|e| e.to_string()).collect();
+    assert!(causes.concat().contains("db7.internal"), "operators find it in the sources: {causes:?}");
+    let (text, body) = shown(response).await;
+    assert!(!format!("{text}{body}").contains("db7"), "{text} {body}");
+}
+
+#[tokio::test]
+async fn only_callers_with_a_token_read_of_their_token() {
+    let limits = Hands::default()
+        .limits(Quota::per_minute(20).with_burst(1))
+        .with_anonymous(Quota::per_minute(60).with_burst(1));
+    let service = AuthLayer::new(memory()).with_optional_authentication().with_rate_limit(limits).layer(echo());
+    for (request, text) in [
+        (with_token as fn(&str) -> _, "The rate limit for this token is exhausted. Retry after 3 seconds."),
+        (|_: &str| get(), "The rate limit is exhausted. Retry after 1 second."),
+        (|_: &str| preflight(), "The rate limit is exhausted. Retry after 1 second."),
+    ] {
+        send::<_, Body>(&service, request(TOKEN)).await;
+        let response: Response<Body> = send(&service, request(TOKEN)).await;
+        assert_eq!(response.status(), 429);
+        let (shown, _) = shown(response).await;
+        assert_eq!(shown, text);
+    }
+    // On a route as well.
+    let gate = AuthLayer::new(memory()).with_optional_authentication();
+    let route = RateLimits::named("orders", Quota::per_hour(1)).unwrap().with_anonymous(Quota::per_hour(1));
+    let service = gate.clone().layer(gate.rate_limit(route).layer(echo()));
+    for (request, text) in [(with_token(TOKEN), "for this token"), (get(), "The rate limit is")] {
+        send::<_, Body>(&service, request.clone()).await;
+        let (shown, _) = shown(send(&service, request).await).await;
+        assert!(shown.contains(text), "{shown}");
+    }
+}

@@ -95,7 +95,7 @@ impl<T: TokenStore> AuthLayer<T> {
 }
 
 impl<T: TokenStore, R> AuthLayer<T, R> {
-    /// The same, and every request is charged to the budget of its caller's subject.
+    /// Charges every request to its caller's subject. For the quota see [`RateLimits`](crate::RateLimits#whose-quota).
     ///
     /// The order is: authenticate, then charge. A request that is refused with 401 costs nobody anything.
     #[must_use]

@@ -180,6 +180,7 @@ fn policies() -> RateLimits {
     RateLimits::named("plan", Quota::one_per(HOUR).with_burst(12))
         .unwrap()
         .with_near_limit(50)
+        .with_grant_quotas()
         .and("narrow", Quota::one_per(HOUR).with_burst(7))
         .unwrap()
         .with_anonymous(Quota::one_per(HOUR).with_burst(3))

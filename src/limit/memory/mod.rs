@@ -277,8 +277,8 @@ impl RateLimits {
         self.map_last(|rule| rule.is_dry_run = true)
     }
 
-    /// Signals, by [`Decision::is_near_limit`](crate::Decision::is_near_limit), that of the burst of the policy that was added last this many percent or more
-    /// are used. More than 100 is taken as 100.
+    /// Signals, by [`Decision::is_near_limit`](crate::Decision::is_near_limit), that of the burst of the policy that was added
+    /// last this many percent or more are used. More than 100 is taken as 100.
     ///
     /// ```
     /// use tollgate::limit::{Charge, RateLimits};

@@ -11,12 +11,19 @@ use crate::servers::{Home, on_each_database};
 
 fn tollgate(args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_tollgate"));
-    command.args(args).env_remove("TOLLGATE_DATABASE").stdin(Stdio::null());
+    command.args(args).env_remove("TOLLGATE_DATABASE").env_remove("TOLLGATE_PREFIX").stdin(Stdio::null());
     command
 }
 
 fn run(home: &Home, args: &[&str]) -> Output {
     tollgate(args).env("TOLLGATE_DATABASE", home.url()).output().unwrap()
+}
+
+/// An empty database with tables, in a file.
+async fn sqlite() -> Home {
+    let home = Home::sqlite();
+    home.database().await.migrate().await.unwrap();
+    home
 }
 
 /// Standard output of a command that has to succeed.
@@ -180,7 +187,7 @@ async fn a_wrong_command_line_exits_with_2_and_does_nothing() {
 
 #[tokio::test]
 async fn a_database_is_named_by_the_argument_first_and_its_password_is_shown_nowhere() {
-    let (home, other) = (Home::sqlite(), Home::sqlite());
+    let (home, other) = (Home::sqlite(), sqlite().await);
     secret(&home, &["token", "issue", "--subject", "alice", "--database", other.url()]);
     // Nothing was made in the other place, and nothing is by looking.
     let output = run(&home, &["token", "list"]);
@@ -209,7 +216,7 @@ fn full() -> std::fs::File {
 #[cfg(target_os = "linux")]
 #[tokio::test]
 async fn a_secret_that_nobody_got_is_told() {
-    let home = Home::sqlite();
+    let home = sqlite().await;
     let mut command = tollgate(&["token", "issue", "--subject", "alice", "--database", home.url()]);
     let output = command.stdout(full()).stderr(Stdio::piped()).spawn().unwrap().wait_with_output().unwrap();
     assert_eq!(code(&output), 1);
@@ -219,7 +226,7 @@ async fn a_secret_that_nobody_got_is_told() {
 #[cfg(target_os = "linux")]
 #[tokio::test]
 async fn a_secret_is_handed_over_though_nobody_reads_what_it_belongs_to() {
-    let home = Home::sqlite();
+    let home = sqlite().await;
     let (_, grant) = secret(&home, &["token", "issue", "--subject", "alice"]);
     let id = grant["id"].as_str().unwrap();
     let database = home.database().await;
@@ -278,7 +285,7 @@ async fn a_command_that_is_refused_makes_no_file() {
 
 #[tokio::test]
 async fn who_may_only_read_can_look() {
-    let home = Home::sqlite();
+    let home = sqlite().await;
     secret(&home, &["token", "issue", "--subject", "alice", "--quota", "180/min", "--burst", "20"]);
     let url = format!("{}?mode=ro", home.url());
     let output = tollgate(&["token", "list", "--database", &url]).output().unwrap();
@@ -320,21 +327,21 @@ async fn what_was_written_before_a_kill_works_after_it() {
 }
 
 #[tokio::test]
-async fn processes_that_find_no_tables_make_them_once() {
+async fn processes_that_migrate_at_the_same_time_create_the_tables_once() {
     let mut homes = vec![Home::sqlite()];
-    homes.extend(Home::postgres("processes_that_find_no_tables_make_them_once").await);
+    homes.extend(Home::postgres("processes_that_migrate_at_the_same_time_create_the_tables_once").await);
     for home in homes {
-        let at_once: Vec<_> = (0..4)
+        let processes: Vec<_> = (0..6)
             .map(|_| {
-                let mut command = tollgate(&["token", "issue", "--subject", "alice", "--database", home.url()]);
+                let mut command = tollgate(&["migrate", "--database", home.url()]);
                 command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
             })
             .collect();
-        let database = home.database().await;
-        for process in at_once {
+        for process in processes {
             let output = process.wait_with_output().unwrap();
             assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-            assert!(works(&database, String::from_utf8(output.stdout).unwrap().trim_end()).await);
         }
+        let (token, _) = secret(&home, &["token", "issue", "--subject", "alice"]);
+        assert!(works(&home.database().await, &token).await);
     }
 }

@@ -13,6 +13,8 @@ mod challenges;
 #[cfg(all(feature = "cli", feature = "sqlite", feature = "postgres"))]
 mod cli;
 mod details;
+#[cfg(all(feature = "cli", feature = "sqlite", feature = "postgres"))]
+mod cli_outputs;
 mod dialects;
 mod doors;
 #[cfg(feature = "redis")]
@@ -55,6 +57,8 @@ mod secrets;
 mod servers;
 #[cfg(all(feature = "sqlite", feature = "postgres"))]
 mod sql;
+#[cfg(all(feature = "sqlite", feature = "postgres"))]
+mod sqlite_files;
 mod store_model;
 #[cfg(feature = "test-util")]
 mod stores;

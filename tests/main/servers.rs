@@ -63,9 +63,10 @@ impl Home {
         matches!(*self._remains, Remains::Schema { .. })
     }
 
-    /// Connections of their own, as another process would have.
+    /// Connects as another process would. Creates the file on SQLite.
     pub async fn database(&self) -> Database {
-        Database::connect(&self.url).await.unwrap()
+        let create = if self.is_postgres() { "" } else { "?mode=rwc" };
+        Database::connect(&format!("{}{create}", self.url)).await.unwrap()
     }
 
     /// The same through another address, such as a proxy's.

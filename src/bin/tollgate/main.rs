@@ -1,16 +1,19 @@
-//! `tollgate`: tokens in a database, from the command line.
+//! `tollgate`: the command line that manages tokens in a database.
 //!
 //! ```text
 //! $ export TOLLGATE_DATABASE=sqlite://tokens.db
+//! $ tollgate migrate
 //! $ tollgate token issue --subject alice --scope trade --quota 180/min --burst 20 --expires 90d
 //! $ tollgate token list
 //! $ tollgate token rotate ID --grace 1h
 //! $ tollgate token revoke ID
 //! ```
 //!
-//! The secret of a new token is the only thing on standard output of `issue` and `rotate`, so that it can be piped to where it
-//! belongs; what else there is to say goes to standard error. Exits with 0; with 1 if there is no such grant, it is refused, or
-//! the database fails; with 2 for a wrong command line.
+//! `issue` and `rotate` write the new token to standard output, so that it can be piped, and everything else to standard
+//! error. Exit codes: 0 for success; 1 if there is no such grant, the grant does not allow it, or the database fails; 2 for a
+//! wrong command line.
+//!
+//! Only `migrate` creates files and tables. No error repeats an argument: a mistyped URL may contain a password.
 #![forbid(unsafe_code)]
 
 #[cfg(not(any(feature = "sqlite", feature = "postgres")))]

@@ -4,15 +4,13 @@ use std::borrow::Cow;
 use std::error::Error;
 use std::fmt;
 use std::io::{self, Write as _};
-use std::path::Path;
 use std::time::SystemTime;
 
-use percent_encoding::percent_decode_str;
-use tollgate::mint::Secret;
+use tollgate::mint::{Format, Secret};
 use tollgate::store::sql::{Database, GrantRecord, Issued, NewGrant, SqlError};
 use tollgate::{GrantId, InvalidScope, Quota, QuotaError, Subject};
 
-use crate::args::{Cli, Issue, Noun, Place, Rate, Verb};
+use crate::args::{Cli, Issue, Noun, Place, Rate, Tables, Verb, default_format};
 use crate::show;
 
 /// Why a command was not done, and what it exits with.
@@ -38,18 +36,25 @@ impl fmt::Display for Failure {
         match self {
             Self::Usage(text) | Self::Refused(text) => f.write_str(text),
             Self::Database(error) => {
-                write!(f, "{error}")?;
                 let mut text = error.to_string();
                 let mut source = error.source();
                 while let Some(error) = source {
                     let cause = error.to_string();
-                    // Some errors end with what their source says.
-                    if !text.ends_with(&cause) {
+                    // Some errors contain the text of their source.
+                    if !text.contains(&cause) {
                         text = text + ": " + &cause;
                     }
                     source = error.source();
                 }
-                f.write_str(&text)
+                f.write_str(&text)?;
+                f.write_str(match error {
+                    SqlError::NoFile => "; check `--database`, or create the file with `tollgate migrate`",
+                    SqlError::NoTables => {
+                        "; check `--database` and `--table-prefix`, or create the tables with `tollgate migrate`"
+                    }
+                    SqlError::Older { .. } => "; upgrade the tables with `tollgate migrate`",
+                    _ => "",
+                })
             }
         }
     }
@@ -62,8 +67,9 @@ impl From<SqlError> for Failure {
 }
 
 impl From<InvalidScope> for Failure {
-    fn from(error: InvalidScope) -> Self {
-        Self::Usage(error.to_string())
+    /// The error itself repeats the scope.
+    fn from(_: InvalidScope) -> Self {
+        Self::Usage("a scope is made of printable ASCII characters, without spaces, quotes and backslashes".to_owned())
     }
 }
 
@@ -79,42 +85,61 @@ impl From<io::Error> for Failure {
     }
 }
 
-pub(crate) async fn run(Cli { noun: Noun::Token(verb) }: Cli) -> Result<(), Failure> {
+pub(crate) async fn run(Cli { noun }: Cli) -> Result<(), Failure> {
+    match noun {
+        Noun::Migrate(tables) => migrate(&tables).await,
+        Noun::Token(verb) => token(verb).await,
+    }
+}
+
+async fn migrate(tables: &Tables) -> Result<(), Failure> {
+    // A wrong prefix is an error before anything is created.
+    Database::connect_lazily(&with_creation(&tables.database, false))?.with_table_prefix(&tables.table_prefix)?;
+    let database = Database::connect(&with_creation(&tables.database, true)).await?;
+    database.with_table_prefix(&tables.table_prefix)?.migrate().await?;
+    Ok(show::print("the tables are up to date")?)
+}
+
+async fn token(verb: Verb) -> Result<(), Failure> {
     match verb {
         Verb::Issue(issue) => {
             let grant = new_grant(&issue)?;
-            let database = open(&issue.place, true).await?;
+            let database = open(&issue.place).await?;
             let issued = database.issue(&issue.prefix, &grant).await?;
             hand_over(&issued, issue.place.json)
         }
         Verb::List { place, subject } => {
-            let database = open(&place, false).await?;
+            let database = open(&place).await?;
             let grants = database.list(subject.map(Into::into).as_ref()).await?;
             let text = if place.json { show::json_list(&grants) } else { show::table(&grants) };
             Ok(show::print(&text)?)
         }
         Verb::Show { place, id } => {
-            let grant = find(&open(&place, false).await?, &id).await?;
+            let grant = find(&open(&place).await?, &id).await?;
             Ok(show::print(&if place.json { show::json(&grant) } else { show::details(&grant) })?)
         }
         Verb::Rotate { place, id, grace, prefix } => {
-            let database = open(&place, false).await?;
-            let issued = database.rotate(&id.into(), &prefix, grace).await?;
+            let database = open(&place).await?;
+            let format = match prefix {
+                Some(format) => format,
+                None => same_format(&find(&database, &id).await?, place.json)?,
+            };
+            let issued = database.rotate(&id.into(), &format, grace).await?;
             hand_over(&issued, place.json)
         }
         Verb::Revoke { place, id: Some(id), .. } => {
-            let database = open(&place, false).await?;
+            let database = open(&place).await?;
             let id = GrantId::from(id);
             if !database.revoke(&id).await? {
-                let grant = find(&database, id.as_str()).await?;
-                return Err(Failure::Refused(format!("the grant {} is revoked already", grant.id)));
+                find(&database, id.as_str()).await?;
+                return Err(Failure::Refused("the grant is already revoked".to_owned()));
             }
             let grant = find(&database, id.as_str()).await?;
             Ok(show::print(&if place.json { show::json(&grant) } else { format!("revoked {id}") })?)
         }
         Verb::Revoke { place, subject, .. } => {
             let subject = Subject::from(subject.unwrap_or_default());
-            let database = open(&place, false).await?;
+            let database = open(&place).await?;
             let revoked = |grants: Vec<GrantRecord>| grants.into_iter().filter(|grant| grant.revoked_at.is_some());
             let before: Vec<GrantId> = revoked(database.list(Some(&subject)).await?).map(|grant| grant.id).collect();
             if database.revoke_subject(&subject).await? == 0 {
@@ -126,7 +151,7 @@ pub(crate) async fn run(Cli { noun: Noun::Token(verb) }: Cli) -> Result<(), Fail
             Ok(show::print(&text)?)
         }
         Verb::Purge { place, ended_before } => {
-            let database = open(&place, false).await?;
+            let database = open(&place).await?;
             let before = SystemTime::now().checked_sub(ended_before).unwrap_or(SystemTime::UNIX_EPOCH);
             let count = database.purge(before).await?;
             Ok(show::print(&if place.json { format!(r#"{{"purged":{count}}}"#) } else { format!("purged {count}") })?)
@@ -151,25 +176,43 @@ fn new_grant(issue: &Issue) -> Result<NewGrant, Failure> {
     Ok(grant)
 }
 
-/// Connects, and brings the tables to this version.
-async fn open(place: &Place, create: bool) -> Result<Database, Failure> {
-    // A file that is mistyped is not made: it would have no tokens in it.
-    if let (false, Some(path)) = (create, sqlite_file(&place.database)) {
-        if !Path::new(&*path).exists() {
-            return Err(Failure::Refused(format!("there is no database {path}")));
-        }
-    }
-    // Nor is one made for a command line that is wrong.
-    Database::connect_lazily(&place.database)?.with_table_prefix(&place.table_prefix)?;
-    let database = Database::connect(&place.database).await?.with_table_prefix(&place.table_prefix)?;
-    database.migrate().await?;
+/// Connects. Neither a file nor tables are created: for a mistyped URL or prefix they would be empty.
+async fn open(Place { tables, .. }: &Place) -> Result<Database, Failure> {
+    let url = with_creation(&tables.database, false);
+    // A wrong prefix is an error before a server is asked.
+    Database::connect_lazily(&url)?.with_table_prefix(&tables.table_prefix)?;
+    let database = Database::connect(&url).await?.with_table_prefix(&tables.table_prefix)?;
+    database.check_tables().await?;
     Ok(database)
 }
 
-fn sqlite_file(url: &str) -> Option<Cow<'_, str>> {
-    let path = url.strip_prefix("sqlite://").or_else(|| url.strip_prefix("sqlite:"))?;
-    let path = path.split('?').next().unwrap_or(path);
-    (path != ":memory:").then(|| percent_decode_str(path).decode_utf8_lossy())
+/// The URL with or without the order to create a SQLite file. A `mode` that says otherwise (`rw`, `ro`) is kept.
+fn with_creation(url: &str, create: bool) -> Cow<'_, str> {
+    let (path, query) = url.split_once('?').unwrap_or((url, ""));
+    let is_sqlite = url.starts_with("sqlite:");
+    let has_mode = query.split('&').any(|pair| pair.starts_with("mode="));
+    match create {
+        true if is_sqlite && query.is_empty() => format!("{path}?mode=rwc").into(),
+        true if is_sqlite && !has_mode => format!("{path}?{query}&mode=rwc").into(),
+        false if is_sqlite && has_mode => format!("{path}?{}", query.replace("mode=rwc", "mode=rw")).into(),
+        _ => url.into(),
+    }
+}
+
+/// The format of a grant's newest token, if it is known.
+fn same_format(grant: &GrantRecord, json: bool) -> Result<Format, Failure> {
+    if let Some(format) = grant.token_prefix.as_deref().and_then(|prefix| Format::new(prefix).ok()) {
+        return Ok(format);
+    }
+    let format = default_format().map_err(|error| Failure::Usage(error.to_string()))?;
+    // In JSON the prefix is a member of the grant.
+    if !json {
+        show::say(&format!(
+            "the prefix of the old token is not known; the new token has the prefix {}",
+            format.prefix()
+        ));
+    }
+    Ok(format)
 }
 
 async fn find(database: &Database, id: &str) -> Result<GrantRecord, Failure> {

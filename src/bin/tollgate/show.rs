@@ -70,6 +70,7 @@ pub(crate) fn details(grant: &GrantRecord) -> String {
     line("expires", grant.expires_at.map(time).unwrap_or_default());
     line("revoked", grant.revoked_at.map(time).unwrap_or_default());
     line("last used", grant.last_used.map(time).unwrap_or_default());
+    line("prefix", plain(grant.token_prefix.as_deref().unwrap_or_default()));
     text.trim_end().to_owned()
 }
 
@@ -102,6 +103,7 @@ fn value(grant: &GrantRecord) -> Value {
         "expires_at": grant.expires_at.map(time),
         "revoked_at": grant.revoked_at.map(time),
         "last_used": grant.last_used.map(time),
+        "token_prefix": grant.token_prefix,
     })
 }
 
@@ -116,9 +118,12 @@ fn state(grant: &GrantRecord, now: SystemTime) -> &'static str {
 
 /// RFC 3339, in UTC. What has no such date is cut to the last one.
 fn time(time: SystemTime) -> String {
-    // 9999-12-31T23:59:59Z, after which dates have five digits.
-    let last = SystemTime::UNIX_EPOCH + Duration::from_secs(253_402_300_799);
-    humantime::format_rfc3339_millis(time.min(last)).to_string()
+    humantime::format_rfc3339_millis(time.min(last_date())).to_string()
+}
+
+/// 9999-12-31T23:59:59Z, after which years have five digits.
+pub(crate) fn last_date() -> SystemTime {
+    SystemTime::UNIX_EPOCH + Duration::from_secs(253_402_300_799)
 }
 
 /// As it is written on the command line, if it can be.

@@ -19,7 +19,7 @@ impl Database {
     /// If the grant's id is taken, a name is too long, there is no randomness, or the database fails.
     pub async fn issue(&self, format: &Format, grant: &NewGrant) -> Result<Issued, SqlError> {
         let secret = format.mint()?;
-        let grant = self.import(secret.digest(), grant).await?;
+        let grant = self.insert(secret.digest(), Some(format.prefix()), grant).await?;
         Ok(Issued { secret, grant })
     }
 
@@ -40,7 +40,15 @@ impl Database {
     ///
     /// If the token or the grant's id is taken, a name is too long, or the database fails.
     pub async fn import(&self, token: impl Into<TokenDigest>, grant: &NewGrant) -> Result<GrantRecord, SqlError> {
-        let digest: TokenDigest = token.into();
+        self.insert(token.into(), None, grant).await
+    }
+
+    async fn insert(
+        &self,
+        digest: TokenDigest,
+        prefix: Option<&str>,
+        grant: &NewGrant,
+    ) -> Result<GrantRecord, SqlError> {
         grant.check()?;
         let id = match &grant.id {
             Some(id) => id.clone(),
@@ -50,8 +58,8 @@ impl Database {
         let (interval, burst) = quota_columns(grant.quota);
         let insert = self.sql(
             "INSERT INTO {p}grants (id, subject, label, scopes, quota_interval_ns, quota_burst, not_before_ms, expires_ms, \
-             sender_constrained, principal, created_ms) \
-             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, CAST($10 AS {json}), $11)",
+             sender_constrained, principal, created_ms, token_prefix) \
+             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, CAST($10 AS {json}), $11, $12)",
         );
         on_pool!(self, pool => {
             let mut transaction = pool.begin_with(self.0.schema.begin()).await?;
@@ -67,6 +75,7 @@ impl Database {
                 .bind(grant.sender_constrained)
                 .bind(grant.principal.as_deref())
                 .bind(now)
+                .bind(prefix)
                 .execute(&mut *transaction)
                 .await?;
             sqlx::query(&self.sql(INSERT_TOKEN))
@@ -185,6 +194,7 @@ impl Database {
     /// if that is zero. Tokens from before that keep their own grace.
     ///
     /// Both tokens stand for one grant, with the same id, subject and so budget. Nobody sees a moment in which neither works.
+    /// [`GrantRecord::token_prefix`] says which prefix the old token has.
     ///
     /// # Errors
     ///
@@ -205,7 +215,7 @@ impl Database {
             let mut transaction = pool.begin_with(self.0.schema.begin()).await?;
             // Locked, so that two rotations come one after the other, and none while it is revoked.
             let row = sqlx::query(&describe).bind(id.as_str()).fetch_optional(&mut *transaction).await?;
-            let grant = read(&row.ok_or(SqlError::NotFound)?)?;
+            let mut grant = read(&row.ok_or(SqlError::NotFound)?)?;
             check_alive(&grant, now)?;
             let until = grant.expires_at.map_or(grace_ends, |end| grace_ends.min(unix_ms(end)));
             sqlx::query(&outgoing).bind(id.as_str()).bind(until).execute(&mut *transaction).await?;
@@ -215,7 +225,10 @@ impl Database {
                 .bind(unix_ms(now))
                 .execute(&mut *transaction)
                 .await?;
+            let prefix = self.sql("UPDATE {p}grants SET token_prefix = $2 WHERE id = $1");
+            sqlx::query(&prefix).bind(id.as_str()).bind(format.prefix()).execute(&mut *transaction).await?;
             transaction.commit().await?;
+            grant.token_prefix = Some(format.prefix().to_owned());
             Ok(Issued { secret, grant })
         })
     }

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 #[cfg(feature = "postgres")]
 use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};
 #[cfg(feature = "sqlite")]
-use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions};
+use sqlx::sqlite::{SqlitePool, SqlitePoolOptions};
 
 use tokio::time::timeout;
 
@@ -66,29 +66,36 @@ const CONNECT_DEADLINE: Duration = Duration::from_secs(5);
 #[cfg(feature = "postgres")]
 const TRUSTED_IDLE: Duration = Duration::from_secs(1);
 
-#[cfg(all(feature = "sqlite", feature = "postgres"))]
-const URLS: &str = "sqlite:, postgres:, postgresql:";
-#[cfg(all(feature = "sqlite", not(feature = "postgres")))]
-const URLS: &str = "sqlite: (for postgres: the feature `postgres` is needed)";
-#[cfg(all(feature = "postgres", not(feature = "sqlite")))]
-const URLS: &str = "postgres:, postgresql: (for sqlite: the feature `sqlite` is needed)";
-
 impl Database {
-    /// Connects to `sqlite://path`, which is created if there is no such file, or to
-    /// `postgres://user:password@host:port/database`, with the parameters of libpq, such as `sslmode=verify-full` and
-    /// `sslrootcert`. Opens up to 10 connections as they are needed; 4 for SQLite, which has one writer at a time, and
-    /// 1 in memory.
+    /// Connects to a database.
+    ///
+    /// | URL | database |
+    /// |---|---|
+    /// | `sqlite://path` | a file that exists |
+    /// | `sqlite://path?mode=rwc` | a file, which is created if it is missing, with the mode 0600 on Unix |
+    /// | `sqlite::memory:` | memory |
+    /// | `postgres://user:password@host:port/database` | PostgreSQL, with parameters of libpq, such as `sslmode=verify-full` and `sslrootcert` |
+    ///
+    /// A missing file is an error unless the URL says `mode=rwc`: an empty database knows no token. Special characters in a
+    /// user, password or database name are percent-encoded. Unknown parameters are errors.
+    ///
+    /// Opens up to 10 connections as they are needed; 4 for a SQLite file, which has one writer at a time, and 1 in memory.
     ///
     /// # Errors
     ///
-    /// If the URL is none of these, or if the database cannot be reached.
+    /// [`SqlError::Url`], [`SqlError::NoFile`], [`SqlError::NotCreated`], or if the database cannot be reached. No error
+    /// repeats any part of the URL.
     pub async fn connect(url: &str) -> Result<Self, SqlError> {
         use sqlx::{ConnectOptions as _, Connection as _};
         let database = Self::connect_lazily(url)?;
+        #[cfg(feature = "sqlite")]
+        if super::url::sqlite(url)?.is_some_and(|sqlite| sqlite.is_missing()) {
+            return Err(SqlError::NoFile);
+        }
         on_pool!(database, pool => {
             // Not by the pool, which would try again for a while, and then say nothing of why it failed.
             let connection = timeout(CONNECT_DEADLINE, pool.connect_options().connect()).await;
-            _ = connection.map_err(|_| SqlError::Deadline)??.close().await;
+            _ = connection.map_err(|_| SqlError::Deadline)?.map_err(super::url::rejected)?.close().await;
         });
         Ok(database)
     }
@@ -97,29 +104,23 @@ impl Database {
     ///
     /// # Errors
     ///
-    /// If the URL is none of these.
+    /// [`SqlError::Url`], or [`SqlError::NotCreated`] for `mode=rwc`, which creates the file immediately.
     pub fn connect_lazily(url: &str) -> Result<Self, SqlError> {
         #[cfg(feature = "sqlite")]
-        if url.starts_with("sqlite:") {
-            let options: SqliteConnectOptions = url.parse()?;
-            let in_memory = url.starts_with("sqlite::memory:") || url.contains("mode=memory");
-            // Another process may write: wait for it, and let those who read go on meanwhile.
-            let options = options
-                .create_if_missing(true)
-                .foreign_keys(true)
-                .busy_timeout(Duration::from_secs(5))
-                .journal_mode(if in_memory { SqliteJournalMode::Memory } else { SqliteJournalMode::Wal });
+        if let Some(sqlite) = super::url::sqlite(url)? {
+            sqlite.create_if_asked()?;
+            // Another process may write: wait for it.
+            let options = sqlite.options.foreign_keys(true).busy_timeout(Duration::from_secs(5));
             let pool = SqlitePoolOptions::new().acquire_timeout(CONNECT_DEADLINE);
-            let pool = match in_memory {
+            let pool = match sqlite.in_memory {
                 // Each connection to memory would have tables of its own, which end with it.
                 true => pool.max_connections(1).min_connections(1).idle_timeout(None).max_lifetime(None),
                 false => pool.max_connections(4),
             };
-            return Ok(Self::from_sqlite(pool.connect_lazy_with(options)));
+            return Ok(Self::of(Pool::Sqlite(pool.connect_lazy_with(options)), Schema::own_sqlite()));
         }
         #[cfg(feature = "postgres")]
-        if url.starts_with("postgres:") || url.starts_with("postgresql:") {
-            let options: PgConnectOptions = url.parse()?;
+        if let Some(options) = super::url::postgres(url)? {
             let pool = PgPoolOptions::new()
                 .max_connections(10)
                 .acquire_timeout(CONNECT_DEADLINE)
@@ -137,7 +138,7 @@ impl Database {
                 Renewable { current: Arc::new(Mutex::new(current)), renewal: Some(Arc::new((pool, options))) };
             return Ok(Self::of(Pool::Postgres(renewable), Schema::postgres()));
         }
-        Err(SqlError::Url(URLS))
+        Err(SqlError::Url(super::url::SCHEMES))
     }
 
     /// On a pool of the service's own.

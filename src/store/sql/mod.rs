@@ -10,7 +10,7 @@
 //! use tollgate::store::sql::{Database, NewGrant};
 //!
 //! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
-//! let database = Database::connect("sqlite://tokens.db").await?;
+//! let database = Database::connect("sqlite://tokens.db?mode=rwc").await?;
 //! database.migrate().await?;
 //!
 //! let issued = database.issue(&Format::new("acme")?, &NewGrant::new("alice").with_scopes(["trade"])?).await?;
@@ -51,6 +51,7 @@ mod last_used;
 mod lookup;
 mod record;
 mod schema;
+mod url;
 
 pub use database::Database;
 pub use last_used::{LastUsed, Noted, NotedFuture};
@@ -65,12 +66,29 @@ use crate::mint::RandomnessError;
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum SqlError {
-    /// The URL is of no database that this program was compiled for.
-    #[error("the database URL must begin with one of: {0}")]
+    /// The URL is malformed, or names a database that this program was not compiled for. The text repeats nothing of it.
+    #[error("invalid database URL: {0}")]
     Url(&'static str),
+    /// There is no such SQLite file.
+    #[error("no such database file")]
+    NoFile,
+    /// The SQLite file could not be created.
+    #[error("the database file could not be created")]
+    NotCreated(#[source] std::io::Error),
     /// A table prefix has up to 32 lower-case letters, digits and underscores, and begins with no digit.
     #[error("a table prefix has up to 32 lower-case letters, digits and underscores, and begins with no digit")]
     Prefix,
+    /// There are no tables with this prefix.
+    #[error("the database has no tables with this prefix")]
+    NoTables,
+    /// The tables are those of an older version of this crate.
+    #[error("the tables are of an older version ({found}) than this program needs ({known})")]
+    Older {
+        /// The version of the tables.
+        found: i64,
+        /// The version that is needed.
+        known: i64,
+    },
     /// The tables are those of a newer version of this crate.
     #[error("the tables are of a newer version ({found}) than this program knows ({known})")]
     Newer {
@@ -119,6 +137,16 @@ impl From<sqlx::Error> for SqlError {
             // What the database says of it would show the digest.
             sqlx::Error::Database(said) if said.is_unique_violation() => Self::Occupied,
             sqlx::Error::PoolTimedOut => Self::Deadline,
+            // The server repeats the user and the database of the URL: of a mistyped one they may be the password.
+            sqlx::Error::Database(said) => match said.code() {
+                Some(code) if code.starts_with("28") => {
+                    Self::Database(format!("the server rejected the user or the password ({code})").into())
+                }
+                Some(code) if code == "3D000" => {
+                    Self::Database(format!("the server has no such database ({code})").into())
+                }
+                _ => Self::Database(Box::new(error)),
+            },
             _ => Self::Database(Box::new(error)),
         }
     }

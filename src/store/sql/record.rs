@@ -191,6 +191,9 @@ pub struct GrantRecord {
     /// When it was used last, if that is noted (see [`LastUsed`](super::LastUsed)), and as of the last time that it was
     /// written.
     pub last_used: Option<SystemTime>,
+    /// What its newest token begins with, before the underscore: the [prefix](crate::mint::Format::prefix) of the format that
+    /// it was minted in. `None` if it was [imported](super::Database::import). It is no secret.
+    pub token_prefix: Option<String>,
 }
 
 impl GrantRecord {
@@ -215,7 +218,8 @@ impl GrantRecord {
 macro_rules! columns {
     () => {
         "g.id, g.subject, g.label, g.scopes, g.quota_interval_ns, g.quota_burst, g.not_before_ms, g.expires_ms, \
-         g.sender_constrained, CAST(g.principal AS TEXT) AS principal, g.created_ms, g.revoked_ms, g.last_used_ms"
+         g.sender_constrained, CAST(g.principal AS TEXT) AS principal, g.created_ms, g.revoked_ms, g.last_used_ms, \
+         g.token_prefix"
     };
 }
 pub(super) use columns;
@@ -256,6 +260,7 @@ where
         created_at: moment("created_ms")?.ok_or(SqlError::Corrupt("created_ms"))?,
         revoked_at: moment("revoked_ms")?,
         last_used: moment("last_used_ms")?,
+        token_prefix: row.try_get("token_prefix")?,
     })
 }
 

@@ -1,3 +1,6 @@
+use std::cmp::Ordering;
+use std::time::Duration;
+
 use sqlx::Executor as _;
 
 use super::database::on_pool;
@@ -37,26 +40,48 @@ struct Dialect {
     json: &'static str,
     /// Ends a `SELECT` of a row that is about to be changed.
     for_update: &'static str,
+    /// Ends a `CREATE TABLE`.
+    keyed: &'static str,
+    /// Runs before the tables are created, outside of a transaction.
+    prepare: Option<&'static str>,
     /// Begins a transaction that will write.
     begin: &'static str,
     /// Keeps other migrations out until the transaction ends, where `begin` does not: two that create a table at once would
     /// fail, even if they say `IF NOT EXISTS`.
     lock: &'static str,
+    /// Counts those of the three tables that exist.
+    count: &'static str,
     migration: fn(&Migration) -> &'static str,
 }
 
+#[cfg(feature = "sqlite")]
+const SQLITE: Dialect = Dialect {
+    bytes: "BLOB",
+    json: "TEXT",
+    for_update: "",
+    // With row ids, a statement could replace a row by that number, which no trigger sees.
+    keyed: " WITHOUT ROWID",
+    prepare: None,
+    // Two that read first and write then could not both go on.
+    begin: "BEGIN IMMEDIATE",
+    lock: "SELECT 1",
+    count: "SELECT COUNT(*) FROM sqlite_master WHERE type = 'table' \
+        AND name IN ('{p}migrations', '{p}grants', '{p}tokens')",
+    migration: |migration| migration.sqlite,
+};
+
 impl Schema {
+    /// In a file that the service opens.
     #[cfg(feature = "sqlite")]
     pub(super) fn sqlite() -> Self {
-        static DIALECT: Dialect = Dialect {
-            bytes: "BLOB",
-            json: "TEXT",
-            for_update: "",
-            // Two that read first and write then could not both go on.
-            begin: "BEGIN IMMEDIATE",
-            lock: "SELECT 1",
-            migration: |migration| migration.sqlite,
-        };
+        Self::of(DEFAULT_PREFIX.into(), &SQLITE)
+    }
+
+    /// In a file that this crate opens. In WAL mode readers do not wait for writers. The mode stays with the file, so that
+    /// it is set with the tables: connecting changes no file.
+    #[cfg(feature = "sqlite")]
+    pub(super) fn own_sqlite() -> Self {
+        static DIALECT: Dialect = Dialect { prepare: Some("PRAGMA journal_mode = WAL"), ..SQLITE };
         Self::of(DEFAULT_PREFIX.into(), &DIALECT)
     }
 
@@ -66,8 +91,12 @@ impl Schema {
             bytes: "BYTEA",
             json: "JSONB",
             for_update: "FOR UPDATE",
+            keyed: "",
+            prepare: None,
             begin: "BEGIN",
             lock: "SELECT pg_advisory_xact_lock(hashtext('{p}migrations'))",
+            count: "SELECT CAST(num_nonnulls(to_regclass('{p}migrations'), to_regclass('{p}grants'), \
+                to_regclass('{p}tokens')) AS BIGINT)",
             migration: |migration| migration.postgres,
         };
         Self::of(DEFAULT_PREFIX.into(), &DIALECT)
@@ -100,6 +129,7 @@ impl Schema {
             .replace("{bytes}", self.dialect.bytes)
             .replace("{json}", self.dialect.json)
             .replace("{for_update}", self.dialect.for_update)
+            .replace("{keyed}", self.dialect.keyed)
     }
 }
 
@@ -113,13 +143,16 @@ impl Database {
     ///
     /// If the database fails, or if the tables are of a newer version.
     pub async fn migrate(&self) -> Result<(), SqlError> {
-        let known = i64::try_from(MIGRATIONS.len()).unwrap_or(i64::MAX);
+        let known = known();
         let schema = &self.0.schema;
-        let last = self.sql("SELECT COALESCE(MAX(version), 0) FROM {p}migrations");
+        let last = self.sql(LAST);
         // As a rule there is nothing to do, and who may only read need not write for that. Where there are no tables this fails.
         let found = on_pool!(self, pool => sqlx::query_scalar::<_, i64>(&last).fetch_one(pool).await);
         if found.is_ok_and(|found| found == known) {
             return Ok(());
+        }
+        if let Some(prepare) = schema.dialect.prepare {
+            self.prepare(prepare).await?;
         }
         on_pool!(self, pool => {
             let mut transaction = pool.begin_with(schema.begin()).await?;
@@ -143,4 +176,58 @@ impl Database {
         });
         Ok(())
     }
+
+    /// Several processes may do it at the same time, of which SQLite lets one through, and does not make the others wait.
+    async fn prepare(&self, statement: &str) -> Result<(), SqlError> {
+        let mut attempts = 0;
+        loop {
+            let done = on_pool!(self, pool => sqlx::query(statement).execute(pool).await.map(drop));
+            match done {
+                Err(sqlx::Error::Database(said)) if said.code().as_deref() == Some("5") && attempts < 500 => {
+                    attempts += 1;
+                    tokio::time::sleep(Duration::from_millis(10)).await;
+                }
+                done => return Ok(done?),
+            }
+        }
+    }
+
+    /// Checks that the tables exist and are of this version. Changes nothing.
+    ///
+    /// ```no_run
+    /// use tollgate::store::sql::{Database, SqlError};
+    ///
+    /// # async fn example() -> Result<(), SqlError> {
+    /// let database = Database::connect("postgres://127.0.0.1/acme").await?;
+    /// // Deployments run `tollgate migrate`; the service itself may not change tables.
+    /// database.check_tables().await?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// [`SqlError::NoTables`], [`SqlError::Older`], [`SqlError::Newer`], or if the database fails.
+    pub async fn check_tables(&self) -> Result<(), SqlError> {
+        let (count, last) = (self.sql(self.0.schema.dialect.count), self.sql(LAST));
+        let found: i64 = on_pool!(self, pool => {
+            let tables: i64 = sqlx::query_scalar(&count).fetch_one(pool).await?;
+            if tables < 3 {
+                return Err(SqlError::NoTables);
+            }
+            sqlx::query_scalar(&last).fetch_one(pool).await?
+        });
+        match found.cmp(&known()) {
+            Ordering::Less => Err(SqlError::Older { found, known: known() }),
+            Ordering::Equal => Ok(()),
+            Ordering::Greater => Err(SqlError::Newer { found, known: known() }),
+        }
+    }
+}
+
+const LAST: &str = "SELECT COALESCE(MAX(version), 0) FROM {p}migrations";
+
+/// The version that this program knows.
+fn known() -> i64 {
+    i64::try_from(MIGRATIONS.len()).unwrap_or(i64::MAX)
 }

@@ -12,8 +12,10 @@ CREATE TABLE {p}grants (
     created_ms BIGINT NOT NULL,
     revoked_ms BIGINT,
     last_used_ms BIGINT,
+    -- What the newest token begins with, before `_`; null if that is not known.
+    token_prefix TEXT,
     CHECK ((quota_interval_ns IS NULL) = (quota_burst IS NULL))
-);
+){keyed};
 
 CREATE INDEX {p}grants_by_subject ON {p}grants (subject);
 
@@ -23,7 +25,7 @@ CREATE TABLE {p}tokens (
     created_ms BIGINT NOT NULL,
     -- When its grace ends; not null if it has a successor.
     outgoing_until_ms BIGINT
-);
+){keyed};
 
 CREATE INDEX {p}tokens_by_grant ON {p}tokens (grant_id);
 

@@ -23,3 +23,14 @@ BEGIN UPDATE {p}changes SET changed = changed + 1; END;
 
 CREATE TRIGGER {p}token_deleted AFTER DELETE ON {p}tokens
 BEGIN UPDATE {p}changes SET changed = changed + 1; END;
+
+-- `REPLACE` and `OR REPLACE` delete rows without running the triggers of `DELETE`. Updates are counted above in any case.
+CREATE TRIGGER {p}grant_replaced BEFORE INSERT ON {p}grants
+WHEN EXISTS (SELECT 1 FROM {p}grants WHERE id = NEW.id)
+BEGIN UPDATE {p}changes SET changed = changed + 1; END;
+
+CREATE TRIGGER {p}token_replaced BEFORE INSERT ON {p}tokens
+WHEN EXISTS (SELECT 1 FROM {p}tokens WHERE digest = NEW.digest)
+    OR (NEW.outgoing_until_ms IS NULL
+        AND EXISTS (SELECT 1 FROM {p}tokens WHERE grant_id = NEW.grant_id AND outgoing_until_ms IS NULL))
+BEGIN UPDATE {p}changes SET changed = changed + 1; END;

@@ -1,0 +1,153 @@
+//! SQLite files: who creates them, their mode, and changes that fire no DELETE trigger.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use sqlx::sqlite::SqliteConnectOptions;
+use sqlx::{ConnectOptions as _, Connection as _, Executor as _, SqliteConnection};
+use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
+use tollgate::store::Change;
+use tollgate::store::sql::{Database, NewGrant};
+
+use crate::servers::Home;
+
+fn path(home: &Home) -> PathBuf {
+    home.url().strip_prefix("sqlite://").unwrap().into()
+}
+
+/// Connects as the program `sqlite3` does: no pragma is set, so foreign keys and recursive triggers are off.
+async fn raw(file: &Path) -> SqliteConnection {
+    SqliteConnectOptions::new().filename(file).foreign_keys(false).connect().await.unwrap()
+}
+
+async fn next(changes: &mut UnboundedReceiver<Change>) -> Option<Change> {
+    // A watchdog: a change that is never reported fails the test.
+    tokio::time::timeout(Duration::from_secs(5), changes.recv()).await.ok().flatten()
+}
+
+#[tokio::test]
+async fn replaced_rows_are_reported_to_followers() {
+    // Each deletes a row, or overwrites it, as the conflict resolution of another statement.
+    let replacements = [
+        "REPLACE INTO tollgate_grants (id, subject, created_ms, revoked_ms) VALUES ('one', 'alice', 0, 1)",
+        "INSERT OR REPLACE INTO tollgate_grants (id, subject, created_ms, revoked_ms) VALUES ('one', 'alice', 0, 1)",
+        "INSERT OR REPLACE INTO tollgate_grants (id, subject, scopes, created_ms) SELECT id, subject, 'none', created_ms \
+         FROM tollgate_grants WHERE id = 'one'",
+        "UPDATE OR REPLACE tollgate_grants SET id = 'one' WHERE id = 'two'",
+        "REPLACE INTO tollgate_tokens (digest, grant_id, created_ms) SELECT digest, 'new', 0 FROM tollgate_tokens WHERE \
+         grant_id = 'one'",
+        "REPLACE INTO tollgate_tokens (digest, grant_id, created_ms, outgoing_until_ms) SELECT digest, grant_id, 0, 1 FROM \
+         tollgate_tokens WHERE grant_id = 'one'",
+        // The current token of the grant is another one now.
+        "REPLACE INTO tollgate_tokens (digest, grant_id, created_ms) VALUES (zeroblob(32), 'one', 0)",
+        "UPDATE OR REPLACE tollgate_tokens SET grant_id = 'one' WHERE grant_id = 'two'",
+        "INSERT INTO tollgate_tokens (digest, grant_id, created_ms) SELECT digest, 'two', 0 FROM tollgate_tokens WHERE \
+         grant_id = 'one' ON CONFLICT (digest) DO UPDATE SET outgoing_until_ms = 1",
+    ];
+    for replacement in replacements {
+        let home = Home::sqlite();
+        let database = home.database().await;
+        database.migrate().await.unwrap();
+        for id in ["one", "two"] {
+            database.import(id, &NewGrant::new("alice").with_id(id)).await.unwrap();
+        }
+        let (tell, mut changes) = unbounded_channel();
+        let followed = database.clone();
+        let following = tokio::spawn(async move {
+            followed.follow(Duration::from_millis(1), move |change| _ = tell.send(change)).await;
+        });
+        assert_eq!(next(&mut changes).await, Some(Change::Everything), "following begins");
+        let mut connection = raw(&path(&home)).await;
+        connection.execute(replacement).await.unwrap();
+        assert_eq!(next(&mut changes).await, Some(Change::Everything), "{replacement}");
+        following.abort();
+    }
+}
+
+#[tokio::test]
+async fn a_new_token_is_reported_as_added_only() {
+    let home = Home::sqlite();
+    let database = home.database().await;
+    database.migrate().await.unwrap();
+    database.import("one", &NewGrant::new("alice").with_id("one")).await.unwrap();
+    let (tell, mut changes) = unbounded_channel();
+    let followed = database.clone();
+    let following = tokio::spawn(async move {
+        followed.follow(Duration::from_millis(1), move |change| _ = tell.send(change)).await;
+    });
+    assert_eq!(next(&mut changes).await, Some(Change::Everything), "following begins");
+    database.import("two", &NewGrant::new("alice").with_id("two")).await.unwrap();
+    assert_eq!(next(&mut changes).await, Some(Change::Added));
+    let mut connection = raw(&path(&home)).await;
+    let statements = "BEGIN; \
+         INSERT INTO tollgate_grants (id, subject, created_ms) VALUES ('three', 'bob', 0); \
+         INSERT INTO tollgate_tokens (digest, grant_id, created_ms) VALUES (zeroblob(32), 'three', 0); \
+         COMMIT";
+    connection.execute(statements).await.unwrap();
+    assert_eq!(next(&mut changes).await, Some(Change::Added), "by another process");
+    following.abort();
+}
+
+#[cfg(unix)]
+fn mode(path: impl AsRef<Path>) -> u32 {
+    use std::os::unix::fs::PermissionsExt as _;
+    std::fs::metadata(path).unwrap().permissions().mode() & 0o777
+}
+
+#[cfg(unix)]
+#[tokio::test]
+async fn created_files_are_readable_by_their_owner_only() {
+    let home = Home::sqlite();
+    let file = path(&home);
+    let database = Database::connect(&format!("{}?mode=rwc", home.url())).await.unwrap();
+    assert_eq!(mode(&file), 0o600);
+    database.migrate().await.unwrap();
+    database.import("a-token", &NewGrant::new("alice")).await.unwrap();
+    for suffix in ["", "-wal", "-shm"] {
+        let file = format!("{}{suffix}", file.display());
+        assert_eq!(mode(&file), 0o600, "{file}");
+    }
+}
+
+#[cfg(unix)]
+#[tokio::test]
+async fn an_existing_file_keeps_its_mode() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let home = Home::sqlite();
+    let file = path(&home);
+    std::fs::write(&file, "").unwrap();
+    std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o640)).unwrap();
+    let database = Database::connect(&format!("{}?mode=rwc", home.url())).await.unwrap();
+    database.migrate().await.unwrap();
+    assert_eq!((mode(&file), mode(format!("{}-wal", file.display()))), (0o640, 0o640));
+}
+
+#[tokio::test]
+async fn connecting_creates_no_file() {
+    let home = Home::sqlite();
+    for url in [home.url().to_owned(), format!("{}?mode=rw", home.url()), format!("{}?mode=ro", home.url())] {
+        let error = Database::connect(&url).await.unwrap_err();
+        assert_eq!(error.to_string(), "no such database file", "{url}");
+        let lazy = Database::connect_lazily(&url).unwrap();
+        assert!(lazy.list(None).await.is_err() && lazy.migrate().await.is_err(), "{url}");
+        assert_eq!(std::fs::read_dir(path(&home).parent().unwrap()).unwrap().count(), 0, "{url}");
+    }
+}
+
+#[tokio::test]
+async fn connecting_changes_no_existing_file() {
+    let home = Home::sqlite();
+    let file = path(&home);
+    for statements in ["", "CREATE TABLE others (id INTEGER); INSERT INTO others VALUES (1)"] {
+        std::fs::write(&file, "").unwrap();
+        let mut connection = raw(&file).await;
+        connection.execute(statements).await.unwrap();
+        connection.close().await.unwrap();
+        let before = std::fs::read(&file).unwrap();
+        let database = Database::connect(home.url()).await.unwrap();
+        assert!(database.list(None).await.is_err());
+        drop(database);
+        assert_eq!(std::fs::read(&file).unwrap(), before, "{statements}");
+        std::fs::remove_file(&file).unwrap();
+    }
+}

@@ -27,7 +27,7 @@ fn main() {
     println!("| a look-up, as a multiple of the store in memory | |\n|---|---:|");
     let folder = std::env::temp_dir().join(format!("tollgate-bench-{}", std::process::id()));
     std::fs::create_dir_all(&folder).expect("a folder");
-    let sqlite = format!("sqlite://{}", folder.join("tokens.db").display());
+    let sqlite = format!("sqlite://{}?mode=rwc", folder.join("tokens.db").display());
     let misses = runtime.block_on(miss(&sqlite, "tollgate_")).expect("SQLite");
     println!("| SQLite | {:.0} |", misses / in_memory);
     std::fs::remove_dir_all(&folder).expect("the folder goes");

@@ -12,7 +12,8 @@ pub(crate) const SECRET: &str = "CROSSTRADE_SECRET";
 pub(crate) const USAGE: &str = "usage: crosstrade [--listen ADDRESS:PORT] [--database URL] [--redis URL --replicas N [--leases]] [--metrics ADDRESS:PORT] [--crosstrade-errors]
 
   --listen ADDRESS:PORT  where to listen, 127.0.0.1:8080 if not given; port 0 takes a free one
-  --database URL         where the tokens are, sqlite://PATH or postgres://USER@HOST/NAME; a file beside the program if not given
+  --database URL         database of the tokens, sqlite://PATH or postgres://USER@HOST/NAME; sqlite://PATH?mode=rwc creates a
+                         missing file; default: a file beside the program
   --redis URL            where budgets are counted, redis://HOST:PORT, by several services that share a database; in memory if not
                          given. The environment variable CROSSTRADE_SECRET, the same for all, keeps users out of it
   --replicas N           how many services there are: what each may admit while Redis is away
@@ -44,6 +45,8 @@ pub(crate) fn parse(args: &[String]) -> Result<Command, String> {
     let listen = SocketAddr::from((Ipv4Addr::LOCALHOST, 8080));
     let mut options = Options { listen, database: None, replicas: None, metrics: None, errors: Errors::Problem };
     let (mut redis, mut count, mut leases) = (None, None, false);
+    // No error repeats an argument: a mistyped URL may contain a password.
+    let total = args.len();
     let mut args = args.iter();
     while let Some(arg) = args.next() {
         match arg.as_str() {
@@ -55,7 +58,7 @@ pub(crate) fn parse(args: &[String]) -> Result<Command, String> {
             "--replicas" => count = Some(number(args.next())?),
             "--listen" => options.listen = address(arg, args.next())?,
             "--metrics" => options.metrics = Some(address(arg, args.next())?),
-            unknown => return Err(format!("unknown argument `{unknown}`")),
+            _ => return Err(format!("argument {} is unknown", total - args.len())),
         }
     }
     options.replicas = match (redis, count) {
@@ -73,6 +76,6 @@ fn number(given: Option<&String>) -> Result<NonZeroU32, String> {
 }
 
 fn address(arg: &str, given: Option<&String>) -> Result<SocketAddr, String> {
-    let given = given.ok_or_else(|| format!("`{arg}` needs an address and a port"))?;
-    given.parse().map_err(|_| format!("`{given}` is no address and port, such as 127.0.0.1:8080"))
+    let address = given.and_then(|given| given.parse().ok());
+    address.ok_or_else(|| format!("`{arg}` needs an address and a port, such as 127.0.0.1:8080"))
 }

@@ -22,13 +22,13 @@ const DEADLINE: Duration = Duration::from_secs(2);
 /// The tokens of one run of the program.
 const DAY: Duration = Duration::from_secs(86_400);
 
-/// A file beside the program.
+/// A file beside the program, which is created if it is missing.
 pub(crate) fn default_url() -> String {
     let program = std::env::current_exe().unwrap_or_else(|_| "crosstrade".into());
-    format!("sqlite://{}", program.with_extension("db").display())
+    format!("sqlite://{}?mode=rwc", program.with_extension("db").display())
 }
 
-/// Opens the database, and makes its tables where there are none.
+/// Opens the database, and creates its tables if they are missing.
 pub(crate) async fn open(url: &str) -> Result<Database, Box<dyn Error>> {
     let database = Database::connect(url).await?.with_deadline(DEADLINE);
     database.migrate().await?;

@@ -65,30 +65,40 @@ const HEAD_DEADLINE: Duration = Duration::from_secs(10);
 
 #[tokio::main]
 async fn main() -> ExitCode {
+    let args: Vec<String> = std::env::args_os().skip(1).map(|arg| arg.to_string_lossy().into_owned()).collect();
+    ExitCode::from(run(&args).await)
+}
+
+/// Runs the program until it is asked to stop. Returns its exit code.
+async fn run(args: &[String]) -> u8 {
     // Why requests are refused, for whoever reads the service's log.
     tracing_subscriber::fmt().with_writer(std::io::stderr).with_ansi(false).with_max_level(tracing::Level::INFO).init();
-    let args: Vec<String> = std::env::args_os().skip(1).map(|arg| arg.to_string_lossy().into_owned()).collect();
-    let options = match args::parse(&args) {
+    let options = match args::parse(args) {
         Ok(Command::Serve(options)) => options,
         Ok(Command::Help) => {
             println!("{USAGE}");
-            return ExitCode::SUCCESS;
+            return 0;
         }
         Err(error) => {
             eprintln!("error: {error}\n\n{USAGE}");
-            return ExitCode::from(2);
+            return 2;
         }
     };
     match serve(options).await {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(()) => 0,
         Err(error) => {
-            eprintln!("error: {error}");
+            let mut text = error.to_string();
             let mut source = error.source();
             while let Some(error) = source {
-                eprintln!("  because: {error}");
+                let cause = error.to_string();
+                // Some errors contain the text of their source.
+                if !text.contains(&cause) {
+                    text = text + ": " + &cause;
+                }
                 source = error.source();
             }
-            ExitCode::FAILURE
+            eprintln!("error: {text}");
+            1
         }
     }
 }

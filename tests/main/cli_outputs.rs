@@ -303,7 +303,10 @@ async fn errors_repeat_no_part_of_a_database_url() {
     let server = home.address();
     for (url, error) in [
         (format!("postgres://postgres@{server}/sesame"), "the server has no such database (3D000)"),
-        (format!("postgres://sesame@{server}/postgres"), "the server rejected the user or the password (28000)"),
+        (
+            format!("postgres://sesame@{server}/postgres"),
+            "the server rejected the user, the password or this host (28000)",
+        ),
         (format!("{}&options[role]=sesame", home.url()), "the server rejected a parameter of the URL (22023)"),
         (format!("{}&options[sesame]=on", home.url()), "the server rejected a parameter of the URL (42704)"),
     ] {

@@ -37,7 +37,7 @@ pub(super) fn program(args: &[&str]) -> Command {
 async fn every_token_that_was_shown_works() {
     let folder = std::env::temp_dir().join(format!("crosstrade-{}", std::process::id()));
     std::fs::create_dir_all(&folder).unwrap();
-    let url = format!("sqlite://{}", folder.join("tokens.db").display());
+    let url = format!("sqlite://{}?mode=rwc", folder.join("tokens.db").display());
     let pattern = regex::Regex::new(&Format::new("ct").unwrap().pattern()).unwrap();
     let mut shown = Vec::new();
     let mut died_early = 0;
@@ -99,7 +99,7 @@ async fn every_token_that_was_shown_works() {
 async fn tokens_survive_a_restart_and_are_revoked_in_a_running_service() {
     let folder = std::env::temp_dir().join(format!("crosstrade-restart-{}", std::process::id()));
     std::fs::create_dir_all(&folder).unwrap();
-    let url = format!("sqlite://{}", folder.join("tokens.db").display());
+    let url = format!("sqlite://{}?mode=rwc", folder.join("tokens.db").display());
     let database = database::open(&url).await.unwrap();
     let (trader, _) = database::demo_tokens(&database).await.unwrap();
     for restart in 0..2 {

@@ -26,6 +26,7 @@ mod alert;
 mod budget;
 mod crash;
 mod metrics;
+mod outputs;
 mod peers;
 mod program;
 mod replicas;

@@ -41,11 +41,11 @@ fn arguments() {
     assert_eq!(error(&["--leases"]), "`--leases` needs `--redis`");
     assert_eq!(error(&["--replicas", "0"]), "`--replicas` needs a number from 1 on");
     assert_eq!(error(&["--redis", "redis://[::1]"]), "`--redis` and `--replicas` go together");
-    assert_eq!(error(&["--listen"]), "`--listen` needs an address and a port");
-    assert_eq!(error(&["--metrics"]), "`--metrics` needs an address and a port");
-    assert_eq!(error(&["--metrics", "9464"]), "`9464` is no address and port, such as 127.0.0.1:8080");
-    assert_eq!(error(&["--listen", "8080"]), "`8080` is no address and port, such as 127.0.0.1:8080");
-    assert_eq!(error(&["--port", "8080"]), "unknown argument `--port`");
+    assert_eq!(error(&["--listen"]), "`--listen` needs an address and a port, such as 127.0.0.1:8080");
+    assert_eq!(error(&["--metrics"]), "`--metrics` needs an address and a port, such as 127.0.0.1:8080");
+    assert_eq!(error(&["--metrics", "9464"]), "`--metrics` needs an address and a port, such as 127.0.0.1:8080");
+    assert_eq!(error(&["--listen", "8080"]), "`--listen` needs an address and a port, such as 127.0.0.1:8080");
+    assert_eq!(error(&["--leases", "--port", "8080"]), "argument 2 is unknown");
 }
 
 /// Every line that is printed does what it says.

@@ -72,7 +72,7 @@ impl Pair {
         let secret: String = random.iter().map(|byte| format!("{byte:02x}")).collect();
         let folder = std::env::temp_dir().join(format!("crosstrade-{secret}"));
         std::fs::create_dir(&folder).unwrap();
-        let database = format!("sqlite://{}", folder.join("tokens.db").display());
+        let database = format!("sqlite://{}?mode=rwc", folder.join("tokens.db").display());
         let args = [&["--database", &database, "--redis", redis, "--replicas", "2"], more].concat();
         Self { replicas: [(); 2].map(|()| Replica::start(&args, &secret)), folder }
     }

@@ -140,7 +140,7 @@ impl From<sqlx::Error> for SqlError {
             // The server repeats the user and the database of the URL: of a mistyped one they may be the password.
             sqlx::Error::Database(said) => match said.code() {
                 Some(code) if code.starts_with("28") => {
-                    Self::Database(format!("the server rejected the user or the password ({code})").into())
+                    Self::Database(format!("the server rejected the user, the password or this host ({code})").into())
                 }
                 Some(code) if code == "3D000" => {
                     Self::Database(format!("the server has no such database ({code})").into())

@@ -151,3 +151,17 @@ async fn connecting_changes_no_existing_file() {
         std::fs::remove_file(&file).unwrap();
     }
 }
+
+#[tokio::test]
+async fn a_migration_waits_for_readers_of_the_file() {
+    let home = Home::sqlite();
+    let database = home.database().await;
+    let mut reader = raw(&path(&home)).await;
+    reader.execute("BEGIN; SELECT COUNT(*) FROM sqlite_master").await.unwrap();
+    let migration = tokio::spawn(async move { database.migrate().await });
+    // Long enough for the migration to meet the reader. If it begins later, it succeeds as well.
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    reader.execute("COMMIT").await.unwrap();
+    migration.await.unwrap().unwrap();
+    home.database().await.check_tables().await.unwrap();
+}

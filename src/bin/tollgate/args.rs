@@ -96,7 +96,7 @@ pub(crate) struct Issue {
     /// Scope of the grant; may be given several times
     #[arg(long = "scope", value_name = "SCOPE")]
     pub(crate) scopes: Vec<String>,
-    /// Rate limit of the subject: a number per second, minute, hour or day, such as 3/s, 180/min, 5000/h or 10000/day
+    /// Rate limit in place of the default: a number per second, minute, hour or day, such as 3/s, 180/min, 5000/h or 10000/day
     #[arg(long, value_name = "RATE", value_parser = rate)]
     pub(crate) quota: Option<Rate>,
     /// Number of requests that are admitted at the same time; default: the number of the rate

@@ -1,5 +1,4 @@
 use std::cmp::Ordering;
-use std::time::Duration;
 
 use sqlx::Executor as _;
 
@@ -42,7 +41,7 @@ struct Dialect {
     for_update: &'static str,
     /// Ends a `CREATE TABLE`.
     keyed: &'static str,
-    /// Runs before the tables are created, outside of a transaction.
+    /// Runs before the first tables are created, outside of a transaction.
     prepare: Option<&'static str>,
     /// Begins a transaction that will write.
     begin: &'static str,
@@ -77,8 +76,8 @@ impl Schema {
         Self::of(DEFAULT_PREFIX.into(), &SQLITE)
     }
 
-    /// In a file that this crate opens. In WAL mode readers do not wait for writers. The mode stays with the file, so that
-    /// it is set with the tables: connecting changes no file.
+    /// In a file that this crate opens. The file keeps WAL mode, so that it is set once, with the first tables: connecting
+    /// changes no file.
     #[cfg(feature = "sqlite")]
     pub(super) fn own_sqlite() -> Self {
         static DIALECT: Dialect = Dialect { prepare: Some("PRAGMA journal_mode = WAL"), ..SQLITE };
@@ -137,7 +136,8 @@ impl Database {
     /// Creates the tables, or brings them to this version. Does nothing where they are. Several processes may do it at once.
     ///
     /// The versions are kept in a table of their own, whose name begins with the same prefix, so that they are in nobody's
-    /// way who migrates the same database by sqlx or another tool.
+    /// way who migrates the same database by sqlx or another tool. A SQLite file that [`connect`](Self::connect) opened gets
+    /// WAL mode with its first tables, so that readers do not wait for writers.
     ///
     /// # Errors
     ///
@@ -148,11 +148,10 @@ impl Database {
         let last = self.sql(LAST);
         // As a rule there is nothing to do, and who may only read need not write for that. Where there are no tables this fails.
         let found = on_pool!(self, pool => sqlx::query_scalar::<_, i64>(&last).fetch_one(pool).await);
-        if found.is_ok_and(|found| found == known) {
-            return Ok(());
-        }
-        if let Some(prepare) = schema.dialect.prepare {
-            self.prepare(prepare).await?;
+        match (found, schema.dialect.prepare) {
+            (Ok(found), _) if found == known => return Ok(()),
+            (Err(_), Some(prepare)) => on_pool!(self, pool => _ = sqlx::query(prepare).execute(pool).await?),
+            _ => {}
         }
         on_pool!(self, pool => {
             let mut transaction = pool.begin_with(schema.begin()).await?;
@@ -175,21 +174,6 @@ impl Database {
             transaction.commit().await?;
         });
         Ok(())
-    }
-
-    /// Several processes may do it at the same time, of which SQLite lets one through, and does not make the others wait.
-    async fn prepare(&self, statement: &str) -> Result<(), SqlError> {
-        let mut attempts = 0;
-        loop {
-            let done = on_pool!(self, pool => sqlx::query(statement).execute(pool).await.map(drop));
-            match done {
-                Err(sqlx::Error::Database(said)) if said.code().as_deref() == Some("5") && attempts < 500 => {
-                    attempts += 1;
-                    tokio::time::sleep(Duration::from_millis(10)).await;
-                }
-                done => return Ok(done?),
-            }
-        }
     }
 
     /// Checks that the tables exist and are of this version. Changes nothing.

@@ -243,7 +243,8 @@ const SQLITE: &str =
     "invalid database URL: it must have the form sqlite://PATH, and its parameters are mode, cache, immutable and vfs";
 const POSTGRES: &str = "invalid database URL: it must have the form postgres://USER:PASSWORD@HOST:PORT/DATABASE, with special \
      characters percent-encoded";
-const PARAMETER: &str = "invalid database URL: a parameter is unknown";
+const PARAMETER: &str = "invalid database URL: a parameter is not supported; supported are application_name, dbname, host, \
+     hostaddr, options, options[NAME], password, port, sslcert, sslkey, sslmode, sslrootcert, statement-cache-capacity and user";
 
 /// URLs with a password somewhere, and the error that `token list` prints.
 const MISTYPED: [(&str, i32, &str); 31] = [
@@ -352,6 +353,15 @@ fn usage_errors_repeat_no_argument() {
         }
         let by_environment = outcome(tollgate(&issue).env("TOLLGATE_PREFIX", format!("{secret}!")));
         assert_eq!((by_environment.0, by_environment.2.contains("sesame")), (2, false), "{by_environment:?}");
+    }
+    #[cfg(unix)]
+    {
+        use std::os::unix::ffi::OsStrExt as _;
+        let url = std::ffi::OsStr::from_bytes(b"postgres://user:sesame\xff@h/x");
+        for mut command in [tollgate(&["token", "list", "--database"]), tollgate(&["token", "list"]), tollgate(&[])] {
+            let outcome = outcome(command.arg(url).env("TOLLGATE_DATABASE", url));
+            assert!(outcome.0 == 2 && !format!("{outcome:?}").contains("sesame"), "{outcome:?}");
+        }
     }
     let usage = "\n\nUsage: tollgate token list [OPTIONS] --database <URL>\n\nFor more information, try '--help'.";
     let unknown = failure(2, &format!("unexpected argument '(not shown)' found{usage}"));

@@ -76,6 +76,10 @@ fn create(file: &Path) -> Result<(), SqlError> {
 const POSTGRES: &str =
     "it must have the form postgres://USER:PASSWORD@HOST:PORT/DATABASE, with special characters percent-encoded";
 
+#[cfg(feature = "postgres")]
+const SUPPORTED: &str = "a parameter is not supported; supported are application_name, dbname, host, hostaddr, options, \
+     options[NAME], password, port, sslcert, sslkey, sslmode, sslrootcert, statement-cache-capacity and user";
+
 /// What sqlx knows.
 #[cfg(feature = "postgres")]
 const PARAMETERS: [&str; 18] = [
@@ -132,7 +136,7 @@ pub(super) fn postgres(url: &str) -> Result<Option<PgConnectOptions>, SqlError> 
     };
     // A mistyped `sslmode` must not be ignored, and sqlx writes what it ignores to the log.
     if !query.split('&').filter(|pair| !pair.is_empty()).all(is_known) {
-        return Err(SqlError::Url("a parameter is unknown"));
+        return Err(SqlError::Url(SUPPORTED));
     }
     url.parse().map(Some).map_err(|_| SqlError::Url(POSTGRES))
 }

@@ -55,7 +55,7 @@ impl Sqlite {
     }
 
     pub(super) fn is_missing(&self) -> bool {
-        self.file.as_deref().is_some_and(|file| !file.exists())
+        self.file.as_deref().is_some_and(|file| matches!(file.try_exists(), Ok(false)))
     }
 }
 

@@ -7,7 +7,6 @@
 //! | `/ws/stream` | the same, or a sub-protocol | the gate for opening it, the handler for each message |
 
 use std::error::Error;
-use std::fmt::Display;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -36,8 +35,8 @@ pub(crate) const TOKEN_PROTOCOL: &str = "base64url.bearer.authorization.crosstra
 pub(crate) const MAX_BODY: usize = 65_536;
 /// What is remembered is answered at once; this is for a database that does not answer.
 const STORE_DEADLINE: Duration = Duration::from_millis(2_500);
-/// TradingView gives up after 3 seconds.
-const BODY_DEADLINE: Duration = Duration::from_secs(2);
+/// The time for the body of an alert: TradingView gives up after 3 seconds. `server.rs` limits the time of all bodies.
+pub(crate) const BODY_DEADLINE: Duration = Duration::from_secs(2);
 
 /// What this service knows of its callers.
 #[derive(Debug)]
@@ -51,14 +50,9 @@ pub(crate) struct Settings {
     pub(crate) ledger: Arc<dyn Ledger>,
     pub(crate) errors: Errors,
     pub(crate) clocks: Clocks,
-    /// Takes what an operator should see.
-    pub(crate) log: Log,
     /// Turns true when the service is about to stop.
     pub(crate) closing: watch::Receiver<bool>,
 }
-
-/// What is logged is formatted only by who wants to see it.
-pub(crate) type Log = Arc<dyn Fn(&dyn Display) + Send + Sync>;
 
 /// The time, in two kinds: tokens expire at a date, self-limits count what has passed.
 #[derive(Clone)]
@@ -85,13 +79,12 @@ pub(crate) struct Service {
     pub(crate) sockets: Sockets,
     pub(crate) errors: Errors,
     pub(crate) clocks: Clocks,
-    pub(crate) log: Log,
     pub(crate) closing: watch::Receiver<bool>,
 }
 
 impl Service {
     pub(crate) fn new(settings: Settings) -> Result<Self, Box<dyn Error>> {
-        let Settings { tokens, ledger, errors, clocks, log, closing } = settings;
+        let Settings { tokens, ledger, errors, clocks, closing } = settings;
         let wall = Arc::clone(&clocks.wall);
         let gate = AuthLayer::waiting(tokens.store(), STORE_DEADLINE, tokio::time::sleep)
             .with_realm("crosstrade")?
@@ -103,7 +96,7 @@ impl Service {
         let broker = Broker::new([("demo", "sim101"), ("demo", "sim102")]);
         let trade = Scopes::new([TRADE])?;
         let sockets = Sockets::default();
-        Ok(Self { gate, trade, tokens, ledger, broker, sockets, errors, clocks, log, closing })
+        Ok(Self { gate, trade, tokens, ledger, broker, sockets, errors, clocks, closing })
     }
 }
 

@@ -21,7 +21,14 @@ pub(crate) const USAGE: &str = "usage: crosstrade [--listen ADDRESS:PORT] [--dat
   --metrics ADDRESS:PORT where to tell a Prometheus scraper what is counted, at /metrics; nowhere if not given. It asks nobody
                          who he is: an address that only the scraper reaches
   --crosstrade-errors    answer 429 by CrossTrade's {\"error\": \"Rate limit exceeded\"} instead of a problem document
-  -h, --help             this text";
+  -h, --help             this text
+
+limits:
+  connections            three quarters of the open files that the process may have (ulimit -n), a quarter of these for one
+                         address; 503 beyond
+  request                10 s for the head (16 KiB, 64 fields), 5 s for the body (64 KiB; 2 s for alerts), 10 s to read the answer
+  log                    64 lines of each token and kind in 10 s, 512 bytes of an alert
+  SIGTERM, ctrl-c        10 s for requests and WebSockets to end, 2 s for idle connections";
 
 #[derive(Debug, PartialEq)]
 pub(crate) enum Command {

@@ -10,20 +10,35 @@
 //! | `stream.rs`, `rpc.rs` | a WebSocket: a charge a message, and the end of it when the token ends, or nobody is there |
 //! | `sockets.rs` | how many of them a user may have |
 //! | `errors.rs`, `problem.rs` | a responder of one's own, and the service's own errors |
-//! | `peers.rs` | who may fail how often to say who he is |
-//! | `server.rs` | bounds on what a stranger may send: the size of a head, and its time |
+//! | `peers.rs` | the limit of failed authentications for each peer |
+//! | `server.rs`, `connections.rs` | HTTP/1 with limits on connections, per peer and in total, and a stop that loses no request |
+//! | `body.rs`, `io.rs` | timeouts for request bodies, and for clients that do not read |
+//! | `log.rs`, `excerpt.rs` | a log that no client can fill, and that never blocks a request |
 //! | `metrics.rs` | what is counted, for Prometheus, on a listener of its own |
 //! | `ledger.rs`, `replicas.rs` | budgets in memory, or in Redis for several replicas |
 //! | `tokens.rs`, `database.rs` | tokens in SQLite or PostgreSQL, behind a cache that is told of every change |
 //! | `rest.rs`, `order.rs`, `broker.rs` | something to protect |
+//!
+//! # Limits
+//!
+//! | what | limit | beyond it |
+//! |---|---|---|
+//! | open connections | three quarters of the open files that the process may have (`ulimit -n`) | 503, `Connection: close` |
+//! | open connections of one IPv4 address or IPv6 /64 network | a quarter of that; none for TradingView | 503, `Connection: close` |
+//! | a request's head | 16 KiB, 64 fields, 10 s; idle connections too | 431; closed after the time |
+//! | a request's body | 64 KiB, 5 s; 2 s for alerts | 413; 408 |
+//! | the client's reading of an answer | 10 s since the buffer of the kernel was full | closed |
+//! | the stop, after SIGTERM or ctrl-c | 10 s; 2 s for idle connections; `Connection: close` on all answers | closed |
+//! | the log | 64 lines of each token and kind in 10 s; 512 bytes of an alert | summaries |
+//!
+//! Behind a reverse proxy all connections come from one address. Then `peers.rs` has to exempt it, and to take the client's
+//! address from a header that the proxy sets.
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "a program that talks to the terminal it runs in")]
 
 use std::error::Error;
-use std::fmt::Display;
 use std::net::SocketAddr;
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::time::Duration;
 
 use tokio::net::TcpListener;
 use tokio::sync::watch;
@@ -33,17 +48,22 @@ use app::{Clocks, QUOTA, Settings, app};
 use args::{Command, Options, SECRET, USAGE};
 use ledger::{Ledger, Memory};
 use replicas::{Replicas, Shared};
-use server::GRACE;
+use server::Limits;
 
 mod alert;
 mod app;
 mod args;
+mod body;
 mod broker;
+mod connections;
 mod database;
 mod errors;
+mod excerpt;
 mod fields;
 mod instructions;
+mod io;
 mod ledger;
+mod log;
 mod metrics;
 mod order;
 mod peers;
@@ -60,8 +80,8 @@ mod tests;
 mod tokens;
 mod webhook;
 
-/// How long a client may take to send the head of a request.
-const HEAD_DEADLINE: Duration = Duration::from_secs(10);
+/// The number of connections of scrapers. They do not count among those of clients.
+const SCRAPERS: usize = 8;
 
 #[tokio::main]
 async fn main() -> ExitCode {
@@ -71,8 +91,7 @@ async fn main() -> ExitCode {
 
 /// Runs the program until it is asked to stop. Returns its exit code.
 async fn run(args: &[String]) -> u8 {
-    // Why requests are refused, for whoever reads the service's log.
-    tracing_subscriber::fmt().with_writer(std::io::stderr).with_ansi(false).with_max_level(tracing::Level::INFO).init();
+    let _guard = log::start();
     let options = match args::parse(args) {
         Ok(Command::Serve(options)) => options,
         Ok(Command::Help) => {
@@ -120,24 +139,24 @@ async fn serve(Options { listen, database, replicas, metrics, errors }: Options)
     let (trader, reader) = database::demo_tokens(&database).await?;
     let tokens = database::tokens(&database)?;
     let (close, closing) = watch::channel(false);
-    let (clocks, log) = (Clocks::system(), Arc::new(|line: &dyn Display| eprintln!("{line}")));
+    let (clocks, limits) = (Clocks::system(), Limits::for_this_process());
     let ledger = ledger(replicas, &clocks)?;
-    let app = app(Settings { tokens, ledger, errors, clocks, log, closing })?;
+    let app = app(Settings { tokens, ledger, errors, clocks, closing })?;
     if let Some((listener, handle)) = scraped {
         println!("metrics on http://{}/metrics", listener.local_addr()?);
         let mut closing = close.subscribe();
         let stop = async move { _ = closing.wait_for(|closing| *closing).await };
-        tokio::spawn(server::serve(listener, metrics::app(handle), HEAD_DEADLINE, stop));
+        let limits = Limits { connections: SCRAPERS, connections_per_peer: SCRAPERS, rejections: 0, ..limits.clone() };
+        tokio::spawn(server::serve(listener, metrics::app(handle), limits, stop));
     }
+    let signal = stop_signal()?;
     println!("{}", instructions::text(listener.local_addr()?, trader.expose(), reader.expose()));
 
     let stop = async {
-        asked_to_stop().await;
+        signal.await;
         _ = close.send(true);
     };
-    server::serve(listener, app, HEAD_DEADLINE, stop).await;
-    // Sockets are no longer the server's: they are gone when nobody looks at `closing` any more.
-    _ = tokio::time::timeout(GRACE, close.closed()).await;
+    server::serve(listener, app, limits, stop).await;
     Ok(())
 }
 
@@ -151,24 +170,26 @@ fn ledger(replicas: Option<Replicas>, clocks: &Clocks) -> Result<Arc<dyn Ledger>
     Ok(Arc::new(Shared::new(&replicas, secret.as_bytes(), limits)?))
 }
 
-/// Waits for ctrl-c or a polite kill; for ever where nobody can listen for them.
-async fn asked_to_stop() {
-    let ctrl_c = async {
+/// Waits for ctrl-c or SIGTERM. Signals are caught from the call on, not from the first poll.
+#[cfg(unix)]
+fn stop_signal() -> std::io::Result<impl Future<Output = ()>> {
+    use tokio::signal::unix::{SignalKind, signal};
+
+    let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+    Ok(async move {
+        tokio::select! {
+            _ = interrupt.recv() => {}
+            _ = terminate.recv() => {}
+        }
+    })
+}
+
+/// Waits for ctrl-c.
+#[cfg(not(unix))]
+fn stop_signal() -> std::io::Result<impl Future<Output = ()>> {
+    Ok(async {
         if tokio::signal::ctrl_c().await.is_err() {
             std::future::pending::<()>().await;
         }
-    };
-    #[cfg(unix)]
-    let terminate = async {
-        match tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate()) {
-            Ok(mut signal) => _ = signal.recv().await,
-            Err(_) => std::future::pending().await,
-        }
-    };
-    #[cfg(not(unix))]
-    let terminate = std::future::pending::<()>();
-    tokio::select! {
-        () = ctrl_c => {}
-        () = terminate => {}
-    }
+    })
 }

@@ -19,16 +19,20 @@ const TRADINGVIEW: [Ipv4Addr; 4] = [
     Ipv4Addr::new(52, 32, 178, 7),
 ];
 
-/// By the address of the connection, which `server.rs` puts into each request.
-pub(crate) fn throttle(clock: Arc<dyn Clock>) -> FailureThrottle {
-    let peer = |address: IpAddr| match peer_of(address) {
+/// Returns by what a peer is counted: an IPv4 address, or the network of an IPv6 address. `None` if it is not limited.
+pub(crate) fn key(address: IpAddr) -> Option<IpAddr> {
+    match peer_of(address) {
         IpAddr::V4(v4) if TRADINGVIEW.contains(&v4) => None,
         peer => Some(peer),
-    };
+    }
+}
+
+/// By the address of the connection, which `server.rs` puts into each request.
+pub(crate) fn throttle(clock: Arc<dyn Clock>) -> FailureThrottle {
     // Whoever came some other way is one peer, all together: nobody is let off.
     let nowhere = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
     FailureThrottle::new(FAILURES, move |head| {
-        peer(head.extensions.get().map_or(nowhere, |address: &SocketAddr| address.ip()))
+        key(head.extensions.get().map_or(nowhere, |address: &SocketAddr| address.ip()))
     })
     .with_clock(move || clock.now())
 }

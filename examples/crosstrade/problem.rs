@@ -1,11 +1,14 @@
 //! The errors that are the service's own and not the gate's, as problem documents (RFC 9457).
 
+use std::error::Error;
 use std::time::Duration;
 
 use axum::extract::rejection::{BytesRejection, JsonRejection, PathRejection};
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde_json::json;
+
+use crate::body::BodyTimeout;
 
 /// An error with a status and a sentence for the client.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -22,6 +25,14 @@ impl Problem {
 
     pub(crate) fn bad_request(detail: impl Into<String>) -> Self {
         Self::new(StatusCode::BAD_REQUEST, detail)
+    }
+
+    /// The status and text of an extractor's error, or 408 if the body did not arrive in time.
+    fn of_body(error: &(dyn Error + 'static), status: StatusCode, text: String) -> Self {
+        match BodyTimeout::caused(error) {
+            true => Self::new(StatusCode::REQUEST_TIMEOUT, "The body did not arrive in time."),
+            false => Self::new(status, text),
+        }
     }
 
     /// 429, until this much time has passed.
@@ -49,13 +60,17 @@ impl IntoResponse for Problem {
         if let Some(wait) = self.retry_after {
             response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(whole_seconds(wait)));
         }
+        // The rest of the body is not read, so that the connection cannot be used again.
+        if matches!(self.status, StatusCode::REQUEST_TIMEOUT | StatusCode::PAYLOAD_TOO_LARGE) {
+            response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+        }
         response
     }
 }
 
 impl From<JsonRejection> for Problem {
     fn from(rejection: JsonRejection) -> Self {
-        Self::new(rejection.status(), rejection.body_text())
+        Self::of_body(&rejection, rejection.status(), rejection.body_text())
     }
 }
 
@@ -67,7 +82,7 @@ impl From<PathRejection> for Problem {
 
 impl From<BytesRejection> for Problem {
     fn from(rejection: BytesRejection) -> Self {
-        Self::new(rejection.status(), rejection.body_text())
+        Self::of_body(&rejection, rejection.status(), rejection.body_text())
     }
 }
 

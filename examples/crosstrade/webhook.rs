@@ -1,6 +1,5 @@
 //! The webhook door. The gate has found out who calls; the alert's own limit and the budget are checked here.
 
-use std::fmt;
 use std::sync::Arc;
 
 use axum::Json;
@@ -15,6 +14,7 @@ use tollgate::{Authenticated, Carrier, Decision, Rejection};
 use crate::alert::{Alert, Command};
 use crate::app::{Service, TRADE, User};
 use crate::broker::Order;
+use crate::excerpt::Excerpt;
 use crate::problem::Problem;
 use crate::self_limit::Denied;
 
@@ -29,14 +29,16 @@ pub(crate) async fn receive(
     headers: HeaderMap,
     body: Result<Bytes, BytesRejection>,
 ) -> Response {
-    let alert = body.map_err(Problem::from).and_then(|body| {
-        (service.log)(&Line { who: &who, body: &body });
-        Alert::parse(&headers, &body)
-    });
+    let body = body.map_err(Problem::from);
+    let alert = body.as_ref().map_err(Problem::clone).and_then(|body| Alert::parse(&headers, body));
     let charge = match pay(&service, &who, alert.as_ref()).await {
         Ok(charge) => charge,
         Err(refusal) => return refusal.respond(&service, &who),
     };
+    // After the charge: the rate limit of a token limits its lines in the log too.
+    if let Ok(body) = &body {
+        log(&who, body);
+    }
     let mut response = match execute(&service, &who, alert) {
         Ok(orders) => Json(json!({ "success": true, "orders": orders })).into_response(),
         Err(refusal) => refusal.respond(&service, &who),
@@ -56,7 +58,10 @@ impl Refusal {
     fn respond(self, service: &Service, who: &Authenticated<User>) -> Response {
         match self {
             Self::AsGate(rejection) => service.gate.refuse(rejection.of_grant(&who.current())),
-            Self::AsService(problem) => service.errors.refuse(problem),
+            Self::AsService(problem) => {
+                tracing::info!(grant = who.grant().id().as_str(), status = problem.status.as_u16(), "alert rejected");
+                service.errors.refuse(problem)
+            }
         }
     }
 }
@@ -124,20 +129,12 @@ fn trade(service: &Service, user: &str, command: Command) -> Result<Vec<Order>, 
     }
 }
 
-/// An alert in the log. Alerts are what users ask about, so that they are logged as they came: the gate has overwritten
-/// the key if it was in the body. If it was not, nobody has looked for keys there, and the body is not logged.
-struct Line<'a> {
-    who: &'a Authenticated<User>,
-    body: &'a [u8],
-}
-
-impl fmt::Display for Line<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (user, body) = (&self.who.principal().name, self.body);
-        match self.who.carrier() {
-            // Escaped, so that no alert can begin a line of its own.
-            Carrier::TextBody | Carrier::JsonBody => write!(f, "alert of {user}: \"{}\"", body.escape_ascii()),
-            _ => write!(f, "alert of {user}: {} bytes", body.len()),
-        }
+/// Logs an alert, because users ask what became of theirs. The gate has overwritten the key if it was in the body. If it was
+/// not, nobody has looked for keys there, and the body is not logged.
+fn log(who: &Authenticated<User>, body: &[u8]) {
+    let (grant, user) = (who.grant().id().as_str(), &*who.principal().name);
+    match who.carrier() {
+        Carrier::TextBody | Carrier::JsonBody => tracing::info!(grant, user, body = %Excerpt(body), "alert"),
+        _ => tracing::info!(grant, user, bytes = body.len(), "alert"),
     }
 }

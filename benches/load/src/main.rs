@@ -14,12 +14,20 @@ use std::time::Duration;
 mod alert;
 #[path = "../../../examples/crosstrade/app.rs"]
 mod app;
+#[path = "../../../examples/crosstrade/body.rs"]
+mod body;
 #[path = "../../../examples/crosstrade/broker.rs"]
 mod broker;
+#[path = "../../../examples/crosstrade/connections.rs"]
+mod connections;
 #[path = "../../../examples/crosstrade/errors.rs"]
 mod errors;
+#[path = "../../../examples/crosstrade/excerpt.rs"]
+mod excerpt;
 #[path = "../../../examples/crosstrade/fields.rs"]
 mod fields;
+#[path = "../../../examples/crosstrade/io.rs"]
+mod io;
 #[path = "../../../examples/crosstrade/ledger.rs"]
 mod ledger;
 #[path = "../../../examples/crosstrade/order.rs"]

@@ -1,9 +1,7 @@
 //! The service and its twins, each in a process of its own.
 
-use std::fmt::Display;
 use std::io::Write;
 use std::sync::Arc;
-use std::time::Duration;
 
 use axum::routing::{get, post};
 use axum::{Extension, Router};
@@ -14,6 +12,7 @@ use tollgate::{CurrentGrant, Grant, MemoryStore, Quota, RateLimits};
 use crate::app::{Clocks, MAX_BODY, QUOTA, Service, Settings, User, app};
 use crate::errors::Errors;
 use crate::ledger::Memory;
+use crate::server::Limits;
 use crate::{Result, problem, rest, server, stream, webhook};
 
 pub(crate) const TOKEN: &str = "ct_0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef";
@@ -52,9 +51,9 @@ fn settings(quota: Quota) -> Result<Settings> {
     let tokens = MemoryStore::from_iter(others);
     tokens.replace(TOKEN, grant("demo").with_scopes(["trade"])?);
     let (_, closing) = watch::channel(false);
-    let (clocks, log) = (Clocks::system(), Arc::new(|_: &dyn Display| {}));
+    let clocks = Clocks::system();
     let ledger = Arc::new(Memory::new(RateLimits::new(quota), Arc::clone(&clocks.steady)));
-    Ok(Settings { tokens: tokens.into(), ledger, errors: Errors::Problem, clocks, log, closing })
+    Ok(Settings { tokens: tokens.into(), ledger, errors: Errors::Problem, clocks, closing })
 }
 
 fn grant(user: &str) -> Grant<User> {
@@ -94,7 +93,7 @@ pub(crate) fn serve(twin: Twin) -> Result<()> {
         let listener = TcpListener::bind("127.0.0.1:0").await?;
         println!("{}", listener.local_addr()?);
         std::io::stdout().flush()?;
-        server::serve(listener, app, Duration::from_secs(10), std::future::pending()).await;
+        server::serve(listener, app, Limits::for_this_process(), std::future::pending()).await;
         Ok(())
     })
 }

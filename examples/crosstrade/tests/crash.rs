@@ -19,6 +19,7 @@ async fn the_program() {
     let Ok(args) = std::env::var(ARGS) else { return };
     let args: Vec<String> = args.lines().map(str::to_owned).collect();
     let Ok(args::Command::Serve(options)) = args::parse(&args) else { panic!("no arguments: {args:?}") };
+    let _guard = crate::log::start();
     crate::serve(options).await.unwrap();
 }
 

@@ -18,7 +18,7 @@ async fn start(
     };
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let addr = listener.local_addr().unwrap();
-    tokio::spawn(serve(listener, metrics::app(handle), HEAD_DEADLINE, std::future::pending()));
+    tokio::spawn(serve(listener, metrics::app(handle), limits(), std::future::pending()));
     (server, addr, guard)
 }
 

@@ -1,10 +1,9 @@
 //! Real sockets and real clients, by clocks that the tests turn: nothing is refilled and nothing expires by itself.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test says by panicking that it failed")]
 
-use std::fmt::Display;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
 use std::time::{Duration, UNIX_EPOCH};
 
 use axum::http::{Request, Response, StatusCode};
@@ -19,20 +18,25 @@ use tollgate::{Grant, MemoryStore, RateLimits};
 use crate::app::{Clocks, QUOTA, Settings, User, app};
 use crate::errors::Errors;
 use crate::ledger::Memory;
-use crate::server::serve;
+use crate::server::{Limits, serve};
 use crate::tokens::Tokens;
 
 mod alert;
 mod budget;
+mod connections;
 mod crash;
+mod log;
 mod metrics;
 mod outputs;
 mod peers;
+#[cfg(unix)]
+mod process;
 mod program;
 mod replicas;
 mod rest;
 mod self_limit;
 mod server;
+mod shutdown;
 mod stream;
 mod webhook;
 
@@ -48,11 +52,15 @@ pub(crate) struct Server {
     /// Seconds, since 1970 by the wall clock and since the start by the steady one.
     pub(crate) seconds: Arc<AtomicU64>,
     pub(crate) close: watch::Sender<bool>,
-    pub(crate) log: Arc<Mutex<Vec<String>>>,
 }
 
 /// Short, for tests that wait for it.
 pub(crate) const HEAD_DEADLINE: Duration = Duration::from_millis(500);
+
+/// No limit that a test could meet by chance, but for the time of heads.
+pub(crate) fn limits() -> Limits {
+    Limits { head: HEAD_DEADLINE, ..Limits::for_descriptors(20_000) }
+}
 
 async fn stop(mut stopped: watch::Receiver<bool>) {
     // A server that is dropped goes on: some tests look at what is left of it.
@@ -80,24 +88,34 @@ impl Server {
 
     /// With tokens from elsewhere, and none in memory.
     pub(crate) async fn start_on(tokens: Tokens, errors: Errors) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        Self::start_at(listener, limits(), tokens, errors)
+    }
+
+    /// With other limits, and tokens in memory.
+    pub(crate) async fn start_limited(limits: Limits) -> Self {
+        let trader = Grant::new("demo-1", User { name: "demo".to_owned() }).with_scopes(["trade"]).unwrap();
+        let tokens = MemoryStore::from_iter([(TRADER, trader)]);
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        Self::start_at(listener, limits, tokens.into(), Errors::Problem)
+    }
+
+    /// Serves on this listener with these limits.
+    pub(crate) fn start_at(listener: TcpListener, limits: Limits, tokens: Tokens, errors: Errors) -> Self {
         let seconds = Arc::new(AtomicU64::new(0));
         let (wall, steady) = (Arc::clone(&seconds), Arc::clone(&seconds));
         let clocks = Clocks {
             wall: Arc::new(move || UNIX_EPOCH + Duration::from_secs(wall.load(Ordering::SeqCst))),
             steady: Arc::new(move || Duration::from_secs(steady.load(Ordering::SeqCst))),
         };
-        let limits = RateLimits::new(QUOTA).with_clock(|| Duration::ZERO);
-        let ledger = Arc::new(Memory::new(limits, Arc::clone(&clocks.steady)));
+        let quota = RateLimits::new(QUOTA).with_clock(|| Duration::ZERO);
+        let ledger = Arc::new(Memory::new(quota, Arc::clone(&clocks.steady)));
         let (close, closing) = watch::channel(false);
-        let lines = Arc::<Mutex<Vec<String>>>::default();
-        let log = Arc::clone(&lines);
-        let log = Arc::new(move |line: &dyn Display| log.lock().unwrap().push(line.to_string()));
-        let app = app(Settings { tokens, ledger, errors, clocks, log, closing }).unwrap();
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let app = app(Settings { tokens, ledger, errors, clocks, closing }).unwrap();
         let addr = listener.local_addr().unwrap();
         let stopped = close.subscribe();
-        tokio::spawn(async move { serve(listener, app, HEAD_DEADLINE, stop(stopped)).await });
-        Self { addr, tokens: MemoryStore::new(), seconds, close, log: lines }
+        tokio::spawn(async move { serve(listener, app, limits, stop(stopped)).await });
+        Self { addr, tokens: MemoryStore::new(), seconds, close }
     }
 
     pub(crate) fn set_clocks(&self, seconds: u64) {

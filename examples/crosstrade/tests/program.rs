@@ -3,9 +3,13 @@
 use axum::http::header;
 
 use super::*;
-use crate::args::{Command, Options, parse};
+use crate::app::{BODY_DEADLINE, MAX_BODY};
+use crate::args::{Command, Options, USAGE, parse};
+use crate::excerpt::MAX_EXCERPT;
 use crate::instructions;
+use crate::log::{MAX_LINES, WINDOW};
 use crate::replicas::Replicas;
+use crate::server::{MAX_FIELDS, MAX_HEAD};
 
 #[test]
 fn arguments() {
@@ -46,6 +50,34 @@ fn arguments() {
     assert_eq!(error(&["--metrics", "9464"]), "`--metrics` needs an address and a port, such as 127.0.0.1:8080");
     assert_eq!(error(&["--listen", "8080"]), "`--listen` needs an address and a port, such as 127.0.0.1:8080");
     assert_eq!(error(&["--leases", "--port", "8080"]), "argument 2 is unknown");
+}
+
+/// The help states the limits that are in force.
+#[test]
+fn limits_of_the_help() {
+    let seconds = |time: Duration| time.as_secs();
+    let limits = Limits::for_descriptors(1_024);
+    assert_eq!((limits.connections, limits.connections_per_peer), (1_024 / 4 * 3, 1_024 / 4 * 3 / 4));
+    for line in [
+        format!(
+            "  request                {} s for the head ({} KiB, {MAX_FIELDS} fields), {} s for the body ({} KiB; {} s for alerts), \
+             {} s to read the answer\n",
+            seconds(limits.head),
+            MAX_HEAD / 1_024,
+            seconds(limits.body),
+            MAX_BODY / 1_024,
+            seconds(BODY_DEADLINE),
+            seconds(limits.write)
+        ),
+        format!("{MAX_LINES} lines of each token and kind in {} s, {MAX_EXCERPT} bytes", seconds(WINDOW)),
+        format!(
+            "{} s for requests and WebSockets to end, {} s for idle connections",
+            seconds(limits.grace),
+            seconds(limits.drain)
+        ),
+    ] {
+        assert!(USAGE.contains(&line), "{line}");
+    }
 }
 
 /// Every line that is printed does what it says.

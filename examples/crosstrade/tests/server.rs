@@ -77,6 +77,7 @@ async fn a_service_that_stops_ends_what_has_begun() {
     stream.write_all(body.as_bytes()).await.unwrap();
     let mut answer = Vec::new();
     timeout(PATIENCE, stream.read_to_end(&mut answer)).await.expect("the server closes").unwrap();
-    assert!(answer.starts_with(b"HTTP/1.1 200 "), "{}", answer.escape_ascii());
+    let answer = String::from_utf8(answer).unwrap();
+    assert!(answer.starts_with("HTTP/1.1 200 ") && answer.contains("\r\nconnection: close\r\n"), "{answer}");
     assert!(TcpStream::connect(server.addr).await.is_err(), "nobody listens any more");
 }

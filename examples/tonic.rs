@@ -209,7 +209,7 @@ mod tests {
             .with_responder(Empty);
         let status = check(start(gate).await, Some("tg_secret")).await.unwrap_err();
         assert_eq!((status.code(), status.message()), (Code::Unavailable, "the token store is unavailable"));
-        assert_eq!(status.metadata().get("retry-after"), None);
+        assert_eq!(status.metadata().get("retry-after").unwrap(), "1");
     }
 
     #[tokio::test]

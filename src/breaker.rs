@@ -5,7 +5,9 @@
 //! 1. Closed, it lets all pass. So many failures in a row open it, for a pause; a success in between starts the count anew.
 //! 2. Open, it lets nobody pass. After the pause it lets one pass, the probe, whose success closes it, and whose failure
 //!    opens it for twice as long.
-//! 3. Who is dropped on the way counts neither way, and leaves a probe's turn to the next.
+//! 3. A request that is dropped counts neither way, and a probe that is dropped leaves its turn to the next. Exception: one
+//!    that was [measured](Pass::start) and waited for half of its deadline or longer counts as a failure.
+//! 4. [`probe_now`](Switch::probe_now) ends the pause: the next request probes. If that fails, the pauses start anew.
 
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -49,6 +51,7 @@ enum Phase {
     Closed,
     Open {
         until: Duration,
+        /// Zero after [`Switch::probe_now`].
         pause: Duration,
     },
     Probing {
@@ -159,12 +162,28 @@ impl Switch {
         let (first, longest) = self.settings.pauses;
         let phase = self.phase();
         let pause = match *phase {
-            Phase::Probing { pause, .. } if is_probe => pause.saturating_mul(2).min(longest),
+            Phase::Probing { pause, .. } if is_probe => pause.saturating_mul(2).clamp(first, longest),
             Phase::Closed if failures >= self.settings.failures => first,
             // One that began before the breaker opened says nothing new.
             _ => return,
         };
         self.turn(phase, Phase::Open { until: now.saturating_add(pause), pause });
+    }
+
+    /// Lets the next request probe, if the breaker is not closed. A probe that is already waiting may take until its deadline,
+    /// so that another one is let through beside it.
+    pub(crate) fn probe_now(&self) {
+        if !self.shared.tripped.load(Ordering::Acquire) {
+            return;
+        }
+        let next = Phase::Open { until: Duration::ZERO, pause: Duration::ZERO };
+        let mut phase = self.phase();
+        match *phase {
+            Phase::Closed => {}
+            // No transition, and so nothing to count.
+            Phase::Open { .. } => *phase = next,
+            Phase::Probing { .. } => _ = self.set(phase, next),
+        }
     }
 
     /// Under this lock only whole values are moved.
@@ -196,11 +215,24 @@ pub(crate) struct Pass {
     switch: Switch,
     is_probe: bool,
     has_ended: bool,
+    /// When the wait began, if it is measured.
+    since: Option<Duration>,
 }
 
 impl Pass {
     pub(crate) fn new(switch: &Switch, is_probe: bool) -> Self {
-        Self { switch: switch.clone(), is_probe, has_ended: false }
+        Self { switch: switch.clone(), is_probe, has_ended: false, since: None }
+    }
+
+    /// Measures from now on how long this one waits.
+    pub(crate) fn start(&mut self) {
+        self.since = Some(self.switch.settings.clock.now());
+    }
+
+    /// Whether half of the deadline has passed since the [start](Self::start).
+    fn has_waited_long(&self) -> bool {
+        let Settings { clock, deadline, .. } = &*self.switch.settings;
+        self.since.is_some_and(|since| clock.now().saturating_sub(since) >= *deadline / 2)
     }
 
     pub(crate) fn end(&mut self, has_succeeded: bool) {
@@ -215,7 +247,12 @@ impl Pass {
 impl Drop for Pass {
     /// A probe that nobody waits for any more leaves the turn to the next.
     fn drop(&mut self) {
-        if self.is_probe && !self.has_ended {
+        if self.has_ended {
+            return;
+        }
+        if self.has_waited_long() {
+            self.switch.failed(self.is_probe);
+        } else if self.is_probe {
             let phase = self.switch.phase();
             if let Phase::Probing { pause, .. } = *phase {
                 // Nothing was learned, and so there is no event: whoever gives up could make as many as he likes.

@@ -309,15 +309,22 @@ impl Rejection {
         self.would_be_throttled
     }
 
-    /// When to come back, in whole seconds, rounded up and never 0: when the budget allows it, or the next failure, or the
-    /// store or the limiter expects to be there again. `None` where nobody knows. It is the header field `Retry-After`.
+    /// Returns the value of the header field `Retry-After`: the time after which the client may try again, in whole seconds,
+    /// rounded up and never 0.
+    ///
+    /// `Some` for each 429 and each 503. While a store or a limiter is unavailable and does not say for how long, it is 1
+    /// second.
     #[must_use]
     pub fn retry_after_secs(&self) -> Option<u64> {
         let budget = self.decision().and_then(Decision::retry_after_secs);
-        budget.or(self.wait.map(|wait| secs_up(wait.get()))).or_else(|| {
+        let known = budget.or(self.wait.map(|wait| secs_up(wait.get()))).or_else(|| {
             let wait = self.source.as_ref()?.retry_after()?;
-            Some(secs_up(u64::try_from(wait.as_nanos()).unwrap_or(u64::MAX)).max(1))
-        })
+            Some(secs_up(u64::try_from(wait.as_nanos()).unwrap_or(u64::MAX)))
+        });
+        match self.kind {
+            RejectionKind::StoreUnavailable | RejectionKind::LimiterUnavailable => Some(known.unwrap_or(1).max(1)),
+            _ => known,
+        }
     }
 
     pub(crate) fn with_required_scopes(self, scopes: Scopes) -> Self {
@@ -334,6 +341,11 @@ impl Rejection {
 
     pub(crate) fn terms(&self) -> Option<&Arc<Terms>> {
         self.terms.as_ref()
+    }
+
+    /// Why the store could not tell, if that is the reason.
+    pub(crate) fn store_error(&self) -> Option<&StoreError> {
+        self.source.as_ref()
     }
 
     pub(crate) fn hint(&self) -> &'static str {

@@ -3,31 +3,78 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// A store could not find out whether a token is good.
+/// The error of a lookup: a store could not find out whether a token is valid. A gate answers 503.
 ///
-/// Opaque, with the store's own error as [`source`](Error::source). A store must not put the token into its errors.
+/// An error concerns either the store or one token:
+///
+/// | | about the store | about one token |
+/// |---|---|---|
+/// | made by | [`new`](Self::new) | [`for_token`](Self::for_token) |
+/// | for example | connection refused, timeout, HTTP 500 | a row that cannot be read, a token that the authorization server answers with HTTP 400 |
+/// | [`Breaker`](crate::store::Breaker) | counts a failure | counts a success, because the store has answered |
+/// | `CachedStore` | may serve an older answer | never serves an older answer |
+/// | [`FailureThrottle`](crate::limit::FailureThrottle) | counts nothing | counts a failed attempt of the peer |
+///
+/// What a client can cause by the choice of its token concerns that token. Otherwise one client could open the circuit breaker
+/// for everybody. If in doubt between the two, use `for_token`.
+///
+/// A store's own error is the [`source`](Error::source). It must contain neither the token nor its digest.
+///
+/// ```
+/// use tollgate::{Grant, StoreError, store};
+///
+/// let users = store::from_fn(|_digest| async {
+///     let row: Option<&str> = Some("{ not JSON"); // or `StoreError::new(error)` if the database fails
+///     row.map(|json| serde_json::from_str::<u64>(json).map(|user| Grant::new("alice", user)))
+///         .transpose()
+///         .map_err(StoreError::for_token)
+/// });
+/// # let _ = users;
+/// ```
 #[derive(Clone, Debug)]
 pub struct StoreError {
     source: Arc<dyn Error + Send + Sync>,
     retry_after: Option<Duration>,
+    concerns_token: bool,
 }
 
 impl StoreError {
-    /// Keeps what a store says. What is a `StoreError` already stays as it is.
+    /// Wraps an error about the store.
+    ///
+    /// A `StoreError` is returned unchanged. An error that has one among its [sources](Error::source) takes over whether it
+    /// concerns a token, and its [`retry_after`](Self::retry_after).
     pub fn new(error: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
-        match error.into().downcast::<Self>() {
-            Ok(same) => *same,
-            Err(other) => Self { source: Arc::from(other), retry_after: None },
+        let error = match error.into().downcast::<Self>() {
+            Ok(same) => return *same,
+            Err(other) => other,
+        };
+        let mut inner = error.source();
+        while let Some(source) = inner.filter(|source| !source.is::<Self>()) {
+            inner = source.source();
         }
+        let inner = inner.and_then(|source| source.downcast_ref::<Self>());
+        let (retry_after, concerns_token) = inner.map_or((None, false), |same| (same.retry_after, same.concerns_token));
+        Self { source: Arc::from(error), retry_after, concerns_token }
     }
 
-    /// The same, and callers are told, by `Retry-After`, not to come back before so long.
+    /// Wraps an error about one token, such as a row that cannot be read. The store itself works.
+    pub fn for_token(error: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
+        Self { concerns_token: true, ..Self::new(error) }
+    }
+
+    /// Returns true if only this token could not be checked, and false if the store failed.
+    #[must_use]
+    pub fn concerns_token(&self) -> bool {
+        self.concerns_token
+    }
+
+    /// Sets the time that clients are asked to wait by `Retry-After`. Default: 1 second.
     #[must_use]
     pub fn with_retry_after(self, retry_after: Duration) -> Self {
         Self { retry_after: Some(retry_after), ..self }
     }
 
-    /// When to come back, if the store knows.
+    /// Returns the time that clients are asked to wait, if the store has set one.
     #[must_use]
     pub fn retry_after(&self) -> Option<Duration> {
         self.retry_after
@@ -40,12 +87,55 @@ impl StoreError {
 
 impl fmt::Display for StoreError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("the store could not tell whether the token is good")
+        f.write_str(match self.concerns_token {
+            false => "the store failed",
+            true => "the store could not check this token",
+        })
     }
 }
 
 impl Error for StoreError {
     fn source(&self) -> Option<&(dyn Error + 'static)> {
         Some(&*self.source)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Debug)]
+    struct Wrapped(StoreError);
+
+    impl fmt::Display for Wrapped {
+        fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("wrapped")
+        }
+    }
+
+    impl Error for Wrapped {
+        fn source(&self) -> Option<&(dyn Error + 'static)> {
+            Some(&self.0)
+        }
+    }
+
+    #[test]
+    fn wrapping_keeps_the_classification() {
+        assert!(!StoreError::new("down").concerns_token());
+        let second = Duration::from_secs(1);
+        for (error, concerns_token) in [
+            (StoreError::new("down").with_retry_after(second), false),
+            (StoreError::for_token("a bad row").with_retry_after(second), true),
+        ] {
+            let once = StoreError::new(error.clone());
+            let wrapped = StoreError::new(Wrapped(error.clone()));
+            let twice = StoreError::new(Wrapped(wrapped.clone()));
+            for other in [&error, &once, &wrapped, &twice] {
+                assert_eq!((other.concerns_token(), other.retry_after()), (concerns_token, Some(second)));
+            }
+            assert!(once.source().is_some_and(|source| source.to_string() != error.to_string()), "one level");
+            assert!(wrapped.source().is_some_and(|source| source.is::<Wrapped>()));
+            assert!(StoreError::for_token(Wrapped(error)).concerns_token());
+        }
     }
 }

@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime};
 
 use tollgate::mint::{Format, Secret};
 use tollgate::store::sql::{Database, GrantRecord, LastUsed, NewGrant};
-use tollgate::store::{Breaker, CachedStore, Checked};
+use tollgate::store::{Breaker, CachedStore, Change, Checked};
 use tollgate::{BoxStore, StoreError};
 
 use crate::app::{TRADE, User};
@@ -52,16 +52,20 @@ pub(crate) fn tokens(database: &Database) -> Result<Tokens, Box<dyn Error>> {
     let store = database
         .store_with(|grant: GrantRecord| async move { Ok::<_, StoreError>(User { name: grant.subject.to_string() }) });
     let breaker = Breaker::new(store.clone(), DEADLINE, tokio::time::sleep);
-    let cache = CachedStore::new(breaker, TTL)?;
+    let cache = CachedStore::new(breaker.clone(), TTL)?;
     let last_used = LastUsed::new(database);
     // Tokens that were issued under another prefix, or come from elsewhere, are asked for as they are.
     let checked = Checked::new(last_used.note(cache.clone()), Format::new("ct")?).with_imported_tokens();
 
     let followed = database.clone();
-    tokio::spawn(async move { followed.follow(FOLLOW_EVERY, move |change| cache.invalidate(&change)).await });
+    let on_change = move |change: Change| {
+        cache.invalidate(&change);
+        if change == Change::Everything {
+            // Perhaps the database is back.
+            breaker.probe_now();
+        }
+    };
+    tokio::spawn(async move { followed.follow(FOLLOW_EVERY, on_change).await });
     tokio::spawn(async move { last_used.run(NOTE_EVERY).await });
-    Ok(Tokens::new(BoxStore::new(checked), move |token| {
-        let current = store.get(token);
-        async move { current.await.map_err(StoreError::new) }
-    }))
+    Ok(Tokens::new(BoxStore::new(checked), move |token| store.get(token)))
 }

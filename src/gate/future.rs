@@ -231,6 +231,7 @@ impl<S, ReqB, A: Stations, R> Parked<S, ReqB, A, R> {
         match parked.wait.project() {
             WaitProj::Lookup { future, deadline, credential, timer, attempt } => match future.poll(cx) {
                 Poll::Ready(found) => {
+                    let found = found.map_err(StoreError::new);
                     timer.looked_up(LookedUp::by(&found));
                     let Some((_, request)) = parked.rest else { completed() };
                     Poll::Ready(parked.shared.looked_up(found, *credential, attempt.take(), request))

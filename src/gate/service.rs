@@ -96,7 +96,7 @@ impl<A: Admission, R> Shared<A, R> {
         let carrier = asked.as_ref().ok().map(|(_, credential)| credential.carrier);
         self.guard_secrets(carrier, request);
         match asked {
-            Ok((Answer::Ready(found), credential)) => self.found(found, credential, request),
+            Ok((Answer::Ready(found), credential)) => self.found(found.map_err(StoreError::new), credential, request),
             Ok((Answer::Pending(future), credential)) => self.look_up(future, credential, request),
             Err(RejectionKind::Missing) if self.settings.anonymous => {
                 self.unauthenticated(Unauthenticated::Anonymous, request)
@@ -219,8 +219,7 @@ impl<A, R> Shared<A, R> {
     }
 }
 
-pub(super) type Found<A> =
-    Lookup<<<A as Stations>::Store as TokenStore>::Principal, <<A as Stations>::Store as TokenStore>::Error>;
+pub(super) type Found<A> = Lookup<<<A as Stations>::Store as TokenStore>::Principal, StoreError>;
 
 impl<A: Stations, R> Shared<A, R> {
     /// The store has answered at once.
@@ -238,7 +237,7 @@ impl<A: Stations, R> Shared<A, R> {
         let grant = match found {
             Ok(Some(grant)) => grant,
             Ok(None) => return Err(Rejection::new(RejectionKind::UnknownToken)),
-            Err(error) => return Err(Rejection::unavailable(StoreError::new(error))),
+            Err(error) => return Err(Rejection::unavailable(error)),
         };
         let verdict = verdict(grant.head(), || self.settings.wall_clock.now());
         let grant = CurrentGrant::by(grant, credential);

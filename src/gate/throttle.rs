@@ -10,20 +10,22 @@ use crate::head::Head;
 use crate::limit::{Attempt, WouldBeThrottled};
 use crate::observe::Timer;
 use crate::rejection::{Rejection, RejectionKind};
+use crate::store_error::StoreError;
 use crate::token::Credential;
 
-/// What counts as a failed attempt to authenticate. To present nothing is none, and a store that fails says nothing of the
-/// caller.
-fn is_failure(kind: RejectionKind) -> bool {
-    matches!(
-        kind,
+/// Returns whether this is a failed attempt to authenticate. A request without credentials is none. A store that fails says
+/// nothing about the client, but a token that a working store cannot check may be the client's choice.
+fn is_failure(rejection: &Rejection) -> bool {
+    match rejection.kind() {
         RejectionKind::MalformedToken
-            | RejectionKind::UnknownToken
-            | RejectionKind::NotYetValid
-            | RejectionKind::ExpiredToken
-            | RejectionKind::SenderConstrained
-            | RejectionKind::InvalidRequest
-    )
+        | RejectionKind::UnknownToken
+        | RejectionKind::NotYetValid
+        | RejectionKind::ExpiredToken
+        | RejectionKind::SenderConstrained
+        | RejectionKind::InvalidRequest => true,
+        RejectionKind::StoreUnavailable => rejection.store_error().is_some_and(StoreError::concerns_token),
+        _ => false,
+    }
 }
 
 impl<A: Stations, R> Shared<A, R> {
@@ -38,7 +40,7 @@ impl<A: Stations, R> Shared<A, R> {
     /// Refuses, but who fails too often in other words.
     #[inline]
     pub(super) fn failed<B>(&self, rejection: Rejection, request: &Request<B>) -> Step<A> {
-        if self.settings.throttle.is_none() || !is_failure(rejection.kind()) {
+        if self.settings.throttle.is_none() || !is_failure(&rejection) {
             return Step::Refuse(rejection);
         }
         self.count(rejection, request)
@@ -54,9 +56,14 @@ impl<A: Stations, R> Shared<A, R> {
 
     /// Waits for the store, but not on behalf of who fails too often: then the future is dropped unpolled.
     pub(super) fn look_up<B>(&self, future: StoreFuture<A>, credential: Credential, request: &Request<B>) -> Step<A> {
+        let patience = self.settings.patience.as_ref();
         match self.attempt(request) {
             Ok(attempt) => {
-                let deadline = self.settings.patience.as_ref().map(|patience| patience.start());
+                let attempt = match patience {
+                    Some(patience) => attempt.map(|attempt| attempt.with_deadline(patience.deadline)),
+                    None => attempt,
+                };
+                let deadline = patience.map(|patience| patience.start());
                 Step::Wait(Wait::Lookup { future, deadline, credential, timer: Timer::start(), attempt })
             }
             Err(throttled) => Step::Refuse(throttled),
@@ -93,8 +100,9 @@ pub(super) fn ended(attempt: Option<Attempt>, rejection: Rejection) -> Rejection
         true => rejection.let_in_by_dry_run(),
         false => rejection,
     };
-    if !is_failure(rejection.kind()) {
-        attempt.succeed();
+    match is_failure(&rejection) {
+        true => attempt.fail(),
+        false => attempt.succeed(),
     }
     rejection
 }

@@ -2,6 +2,7 @@ use std::fmt;
 use std::hash::{BuildHasher as _, Hash, RandomState};
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::sketch::{Peer, Sketch};
 use super::{Clock, Time};
@@ -29,13 +30,15 @@ use crate::rejection::Rejection;
 /// # Rules
 ///
 /// 1. A failure is what gets a 401 `invalid_token` or a 400 `invalid_request`: a token that is malformed, unknown, not yet
-///    valid, expired or bound to a key, or more than one. To present nothing is no attempt: it is neither counted nor
-///    refused. No failure touches the budget of a subject.
+///    valid, expired or bound to a key, or more than one. So is a 503 that [concerns only the
+///    token](crate::StoreError::concerns_token), such as junk that an authorization server rejects with HTTP 400. To present
+///    nothing is no attempt: it is neither counted nor refused. No failure touches the budget of a subject.
 /// 2. Over any time `t` a peer gets no more than `burst + rate x t` failures answered otherwise than by 429. Where others
 ///    share all of its cells it may get fewer, never more.
 /// 3. Before a store is waited for, room for one failure is kept. It is given back, exactly, when a grant is found and
 ///    valid, or the store fails or misses its deadline. A look-up that is dropped, because its client went away, counts as
-///    a failure. So a peer never has more look-ups under way than it has failures left: the burst is for those as well.
+///    a failure if less than half of the gate's deadline has passed; later the store is too slow, and the client did nothing
+///    wrong. So a peer never has more look-ups under way than it has failures left: the burst is for those as well.
 /// 4. A peer over its limit is refused before its look-up is polled, and so is a valid token of which nothing is
 ///    remembered. What the store answers at once is looked at first: valid tokens pass, all else is refused.
 /// 5. A refusal has status 429 and `Retry-After`, and tells nothing of the token.
@@ -196,7 +199,10 @@ impl FailureThrottle {
         };
         match refused {
             Some(rejection) if !self.dry_run => Err(rejection),
-            _ => Ok(Some(Attempt { sketch: Arc::clone(&self.sketch), time: Arc::clone(&self.time), peer })),
+            _ => {
+                let (sketch, time) = (Arc::clone(&self.sketch), Arc::clone(&self.time));
+                Ok(Some(Attempt { sketch, time, peer, excused_from_ns: u64::MAX }))
+            }
         }
     }
 }
@@ -217,19 +223,35 @@ impl fmt::Debug for FailureThrottle {
 #[non_exhaustive]
 pub struct WouldBeThrottled;
 
-/// An attempt to authenticate. Unless it [succeeds](Self::succeed), it has failed when it is dropped.
+/// An attempt to authenticate. If it is dropped before it has ended, the client has gone away.
 pub(crate) struct Attempt {
     sketch: Arc<Sketch>,
     time: Arc<Time>,
     /// `None`: a dry run has let it in, and it is counted no more than if it had been refused.
     peer: Option<Peer>,
+    /// From this time on it is no failure to go away.
+    excused_from_ns: u64,
 }
 
 impl Attempt {
+    /// Allows the client to go away when half of this time has passed from now on.
+    pub(crate) fn with_deadline(mut self, deadline: Duration) -> Self {
+        let half = u64::try_from(deadline.as_nanos() / 2).unwrap_or(u64::MAX);
+        self.excused_from_ns = self.time.now_ns().saturating_add(half);
+        self
+    }
+
     /// It is no failure.
     pub(crate) fn succeed(mut self) {
         if let Some(peer) = self.peer.take() {
             self.sketch.succeed(peer);
+        }
+    }
+
+    /// It is a failure.
+    pub(crate) fn fail(mut self) {
+        if let Some(peer) = self.peer.take() {
+            self.sketch.fail(peer, self.time.now_ns());
         }
     }
 
@@ -241,8 +263,10 @@ impl Attempt {
 
 impl Drop for Attempt {
     fn drop(&mut self) {
-        if let Some(peer) = self.peer.take() {
-            self.sketch.fail(peer, self.time.now_ns());
+        let Some(peer) = self.peer.take() else { return };
+        match self.time.now_ns() {
+            now if now < self.excused_from_ns => self.sketch.fail(peer, now),
+            _ => self.sketch.succeed(peer),
         }
     }
 }
@@ -269,8 +293,6 @@ pub fn peer_of(address: IpAddr) -> IpAddr {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use http::Request;
 
     use super::*;

@@ -5,6 +5,7 @@ use super::Breaker;
 use crate::grant::GrantId;
 use crate::policy::Policy;
 use crate::rejection::{Protocol, Rejection, RejectionKind};
+use crate::store_error::StoreError;
 
 const TARGET: &str = "tollgate";
 
@@ -21,6 +22,7 @@ macro_rules! refusal {
             grant = $rejection.grant().map(GrantId::as_str),
             policy = policies($rejection).as_deref(),
             retry_after_s = $rejection.retry_after_secs(),
+            concerns = $rejection.store_error().map(|error| if error.concerns_token() { "token" } else { "store" }),
             error = causes($rejection).as_deref(),
             hint = Some($rejection.hint()).filter(|hint| !hint.is_empty()),
             "{}", $rejection
@@ -50,6 +52,10 @@ pub(super) fn refused(rejection: &Rejection) {
             Some(_) => refusal!(INFO, rejection),
             None => refusal!(DEBUG, rejection),
         },
+        // A client may cause this by its choice of a token.
+        RejectionKind::StoreUnavailable if rejection.store_error().is_some_and(StoreError::concerns_token) => {
+            refusal!(DEBUG, rejection);
+        }
         // The service's own faults: one that passes, and one that somebody has to mend.
         RejectionKind::StoreUnavailable | RejectionKind::LimiterUnavailable => refusal!(WARN, rejection),
         RejectionKind::Misconfigured => refusal!(ERROR, rejection),

@@ -38,6 +38,7 @@ metrics! {
     ACCOUNTS: Gauge "tollgate_limit_accounts", "Subjects whose budgets a limiter in memory remembers, by policy.";
     LOOKUP: Histogram "tollgate_store_lookup_seconds", "How long look-ups took that had to be waited for.";
     CACHE: Counter "tollgate_cache_lookups_total", "Look-ups in caches of grants by what the cache knew.";
+    FOLLOWED: Counter "tollgate_store_changes_total", "Changes in databases that caches follow, reported or merged.";
     BREAKER: Gauge "tollgate_breaker_state", "What a breaker does: 0 closed, 1 probing, 2 open.";
     BREAKER_TURNS: Counter "tollgate_breaker_transitions_total", "How often a breaker went into a state.";
     THROTTLED: Counter "tollgate_failures_throttled_total", "Requests of peers that have failed too often, refused or on trial.";

@@ -24,6 +24,7 @@ use crate::caller::{CurrentGrant, Unauthenticated};
 use crate::decision::{Decision, Verdict};
 use crate::grant::GrantId;
 use crate::rejection::Rejection;
+use crate::store_error::StoreError;
 use crate::token::Carrier;
 
 /// Tells the recorder what each metric means and counts, so that an exporter can say it: as `# HELP` lines, for Prometheus.
@@ -171,17 +172,21 @@ words! {
     LookedUp {
         Found = "found",
         Unknown = "unknown",
+        /// The store failed.
         Failed = "failed",
+        /// The store works, and could not check this token.
+        FailedForToken = "failed_for_token",
         Deadline = "deadline",
     }
 }
 
 impl LookedUp {
     #[inline]
-    pub(crate) fn by<G, E>(found: &Result<Option<G>, E>) -> Self {
+    pub(crate) fn by<G>(found: &Result<Option<G>, StoreError>) -> Self {
         match found {
             Ok(Some(_)) => Self::Found,
             Ok(None) => Self::Unknown,
+            Err(error) if error.concerns_token() => Self::FailedForToken,
             Err(_) => Self::Failed,
         }
     }
@@ -215,6 +220,24 @@ words! {
         Probing = "probing",
         Open = "open",
     }
+}
+
+words! {
+    /// What became of a change in a database that is followed.
+    Followed {
+        Named = "named",
+        Added = "added",
+        Everything = "everything",
+        /// It waits, or a later one stands for it.
+        Merged = "merged",
+    }
+}
+
+/// A change was reported, or merged.
+#[inline]
+pub(crate) fn followed(what: Followed) {
+    #[cfg(feature = "metrics")]
+    meter::FOLLOWED.count(&[("change", what.name())]);
 }
 
 /// A cache was asked.

@@ -39,6 +39,15 @@ fn what_is_told_is_what_was_said() {
     assert_told(|| would_refuse("p", Some(&"g".into())), [("tollgate_limit_dry_run_total policy=p", 1.0)]);
     assert_told(|| decided_without_redis("p"), [("tollgate_redis_local_decisions_total policy=p", 1.0)]);
     assert_told(|| accounts("p", 7), [("tollgate_limit_accounts policy=p", 7.0)]);
+    for (change, word) in [
+        (Followed::Named, "named"),
+        (Followed::Added, "added"),
+        (Followed::Everything, "everything"),
+        (Followed::Merged, "merged"),
+    ] {
+        let series = format!("tollgate_store_changes_total change={word}");
+        assert_told(|| followed(change), [(&*series, 1.0)]);
+    }
     for (end, word) in [(AtRedis::Answered, "answered"), (AtRedis::Failed, "failed"), (AtRedis::Deadline, "deadline")] {
         let series = format!("tollgate_redis_call_seconds outcome={word}");
         assert_told(|| Timer::start().asked_redis(end), [(&*series, 1.0)]);

@@ -10,7 +10,7 @@
 //!    wrong: 400 `invalid_request`. Rights are missing: 403. The server cannot tell: 503.
 //! 2. Every 400 to 403 that speaks of credentials has a challenge; 429 and 5xx have none.
 //! 3. No refusal may be stored: `Cache-Control: no-store`.
-//! 4. `Retry-After` is in whole seconds, rounded up and never 0.
+//! 4. `Retry-After` is in whole seconds, rounded up and never 0. Every 429 and every 503 has it.
 //! 5. A gRPC request is refused in gRPC's own words, since its clients read nothing else.
 
 use http::header::Entry;
@@ -65,8 +65,9 @@ pub trait Respond<B>: Send + Sync + 'static {
     /// Writes a refusal and puts it into the extensions of the response, as gates do, so that outer layers can count
     /// and log it. It is here that a refusal is [told](crate::observe) to recorders and subscribers.
     ///
-    /// What [`respond`](Self::respond) leaves out is added: that no cache stores the answer, unless it speaks of caches, and
-    /// to a 401 how to authenticate (RFC 9110, section 15.5.2). Whoever writes this method anew does all of that himself.
+    /// What [`respond`](Self::respond) leaves out is added: that no cache stores the answer, unless it speaks of caches, to a
+    /// 401 how to authenticate (RFC 9110, section 15.5.2), and to a 503 `Retry-After`. Whoever writes this method anew does all
+    /// of that himself.
     fn refuse(&self, rejection: Rejection) -> Response<B> {
         let mut response = written(self, rejection);
         complete(&mut response);
@@ -189,6 +190,12 @@ fn write_own_challenges(headers: &mut http::HeaderMap, rejection: &Rejection) {
 fn complete<B>(response: &mut Response<B>) {
     if !response.headers().contains_key(header::CACHE_CONTROL) {
         response.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static(NO_STORE));
+    }
+    if response.status() == StatusCode::SERVICE_UNAVAILABLE && !response.headers().contains_key(header::RETRY_AFTER) {
+        let seconds = response.extensions().get().and_then(Rejection::retry_after_secs);
+        if let Some(seconds) = seconds {
+            response.headers_mut().insert(header::RETRY_AFTER, ratelimit::number(seconds));
+        }
     }
     if response.status() == StatusCode::UNAUTHORIZED && !response.headers().contains_key(header::WWW_AUTHENTICATE) {
         if let Some(rejection) = response.extensions().get::<Rejection>().cloned() {

@@ -25,7 +25,23 @@ pub use crate::breaker::BreakerState;
 /// | [open](BreakerState::Open), after failures in a row | fails at once: 503 with `Retry-After`, never 401 |
 /// | [probing](BreakerState::Probing), after a pause | one of them asks the store; its success closes the breaker, its failure opens it for twice as long |
 ///
-/// A store that says "unknown" has not failed. A look-up that its caller drops counts neither way.
+/// # What counts
+///
+/// | a lookup | counts as |
+/// |---|---|
+/// | a grant, or "unknown" | success |
+/// | an error [about one token](StoreError::concerns_token) | success, because the store has answered |
+/// | an error about the store, or the breaker's own deadline | failure |
+/// | dropped after half of the breaker's own deadline or later, for example because clients gave up | failure |
+/// | dropped earlier | nothing |
+///
+/// The time of a lookup is measured from its first poll. The gate has a deadline too, which ends the wait of one request; it
+/// should be longer than the breaker's.
+///
+/// # Recovery
+///
+/// [`probe_now`](Self::probe_now) ends a pause early. Call it when something else shows that the store is back, such as
+/// `Database::follow`.
 ///
 /// ```
 /// use std::time::Duration;
@@ -58,8 +74,8 @@ pub enum BreakerError {
 }
 
 impl<T> Breaker<T> {
-    /// Opens after 5 failures in a row, for 1 second at first, and for 30 at most. `deadline` is that of one look-up; give the
-    /// gate a longer one, since who is dropped cannot count.
+    /// Opens after 5 failures in a row, for 1 second at first, and for 30 at most. `deadline` is that of one lookup. Give the
+    /// gate a longer one.
     pub fn new(store: T, deadline: Duration, sleep: impl Sleep) -> Self {
         let patience = Arc::new(Patience::new(deadline, sleep));
         Self { store: Arc::new(store), switch: Switch::new(deadline), patience }
@@ -104,6 +120,14 @@ impl<T> Breaker<T> {
         self
     }
 
+    /// Lets the next lookup probe the store, instead of waiting for the end of the pause. Does nothing while the breaker is
+    /// closed.
+    ///
+    /// If that lookup fails, the pauses start anew with the shortest one.
+    pub fn probe_now(&self) {
+        self.switch.probe_now();
+    }
+
     /// What it does now.
     #[must_use]
     pub fn state(&self) -> BreakerState {
@@ -127,8 +151,12 @@ impl<T: TokenStore> TokenStore for Breaker<T> {
                 Answer::Ready(Ok(found))
             }
             Answer::Ready(Err(error)) => {
-                self.switch.failed(is_probe);
-                Answer::Ready(Err(StoreError::new(error)))
+                let error = StoreError::new(error);
+                match error.concerns_token() {
+                    true => self.switch.succeeded(is_probe),
+                    false => self.switch.failed(is_probe),
+                }
+                Answer::Ready(Err(error))
             }
             Answer::Pending(future) => {
                 let pass = Pass::new(&self.switch, is_probe);
@@ -160,10 +188,14 @@ where
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.project();
         if let Poll::Ready(found) = this.future.poll(cx) {
-            this.pass.end(found.is_ok());
-            return Poll::Ready(found.map_err(StoreError::new));
+            let found = found.map_err(StoreError::new);
+            this.pass.end(found.as_ref().err().is_none_or(StoreError::concerns_token));
+            return Poll::Ready(found);
         }
-        let deadline = this.deadline.get_or_insert_with(|| this.patience.start());
+        let deadline = this.deadline.get_or_insert_with(|| {
+            this.pass.start();
+            this.patience.start()
+        });
         match deadline.as_mut().poll(cx) {
             Poll::Pending => Poll::Pending,
             Poll::Ready(()) => {

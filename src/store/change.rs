@@ -16,6 +16,7 @@ pub enum Change {
     Subject(Subject),
     /// A token was added, so that one which was unknown may be known now.
     Added,
-    /// Nobody knows what, such as after a lost connection.
+    /// Anything may have changed, for example while a connection was lost. A cache does not remove its entries, but asks the
+    /// store before it uses them again, and uses them without an answer only while the store fails.
     Everything,
 }

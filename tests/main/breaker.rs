@@ -4,10 +4,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
+use futures_util::FutureExt as _;
 use http::StatusCode;
 use tollgate::store::contract::Contract;
 use tollgate::store::{Breaker, BreakerState, from_fn};
-use tollgate::{Answer, AuthLayer, BearerToken, BoxStore, Grant, TokenDigest, TokenStore};
+use tollgate::{Answer, AuthLayer, BearerToken, BoxStore, Grant, StoreError, TokenDigest, TokenStore};
 use tower::ServiceBuilder;
 
 use crate::kit::*;
@@ -19,6 +20,8 @@ const SECOND: Duration = Duration::from_secs(1);
 #[derive(Clone, Default)]
 struct Patient {
     ill: Arc<AtomicBool>,
+    /// Its errors concern one token.
+    about_tokens: Arc<AtomicBool>,
     /// Does not answer at all while it is ill.
     silent: Arc<AtomicBool>,
     asked: Arc<AtomicUsize>,
@@ -36,7 +39,8 @@ impl Patient {
                     std::future::pending::<()>().await;
                 }
                 match patient.ill.load(Ordering::SeqCst) {
-                    true => Err("ill"),
+                    true if patient.about_tokens.load(Ordering::SeqCst) => Err(StoreError::for_token("a bad row")),
+                    true => Err(StoreError::new("ill")),
                     false => Ok((digest == TokenDigest::of(TOKEN)).then(|| Grant::new("alice", ()))),
                 }
             }
@@ -158,6 +162,120 @@ async fn silence_is_a_failure_and_a_caller_who_leaves_is_none() {
 }
 
 #[tokio::test]
+async fn errors_about_one_token_count_as_successes() {
+    let (patient, hands) = (Patient::default(), Hands::default());
+    let store = breaker(&patient, &hands);
+    patient.set(true);
+    for _ in 0..3 {
+        for about_tokens in [false, false, true] {
+            patient.about_tokens.store(about_tokens, Ordering::SeqCst);
+            let error = store.lookup(&BearerToken::new(TOKEN)).wait().await.unwrap_err();
+            assert_eq!((error.concerns_token(), store.state()), (about_tokens, BreakerState::Closed));
+        }
+    }
+    patient.about_tokens.store(false, Ordering::SeqCst);
+    for _ in 0..3 {
+        assert_eq!(ask(&store, TOKEN).await, Err(None));
+    }
+    assert_eq!(store.state(), BreakerState::Open);
+    hands.advance(SECOND);
+    // The probe shows that the store works.
+    patient.about_tokens.store(true, Ordering::SeqCst);
+    assert_eq!(ask(&store, TOKEN).await, Err(None));
+    assert_eq!(store.state(), BreakerState::Closed);
+
+    // Of a store that answers immediately, too.
+    struct Immediately(bool);
+    impl TokenStore for Immediately {
+        type Principal = ();
+        type Error = StoreError;
+        type Future = tollgate::Immediate<tollgate::store::Lookup<(), StoreError>>;
+
+        fn lookup(&self, _: &BearerToken<'_>) -> Answer<Self::Future> {
+            Answer::Ready(Err(if self.0 { StoreError::for_token("a bad row") } else { StoreError::new("down") }))
+        }
+    }
+    for about_tokens in [true, false] {
+        let store = Breaker::new(Immediately(about_tokens), DEADLINE, tokio::time::sleep);
+        for _ in 0..20 {
+            assert!(store.lookup(&BearerToken::new(TOKEN)).ready().unwrap().is_err());
+        }
+        assert_eq!(store.state() == BreakerState::Closed, about_tokens);
+    }
+}
+
+/// Half of the breaker's deadline, from the first poll, makes the difference.
+#[tokio::test]
+async fn lookups_that_are_dropped_late_are_failures() {
+    let (patient, hands) = (Patient::default(), Hands::default());
+    let store = breaker(&patient, &hands);
+    patient.silent.store(true, Ordering::SeqCst);
+    let drop_after = |waited: Duration| {
+        let Answer::Pending(mut lookup) = store.lookup(&BearerToken::new(TOKEN)) else { panic!("it has to wait") };
+        // The time before the first poll does not count.
+        hands.advance(10 * SECOND);
+        assert!((&mut lookup).now_or_never().is_none());
+        hands.advance(waited);
+    };
+    for _ in 0..20 {
+        drop_after(DEADLINE / 2 - Duration::from_nanos(1));
+    }
+    assert_eq!(store.state(), BreakerState::Closed);
+    for failures in 1..=3 {
+        assert_eq!(store.state(), BreakerState::Closed, "{failures}");
+        drop_after(DEADLINE / 2);
+    }
+    assert_eq!(store.state(), BreakerState::Open);
+    // A probe that is dropped late opens it for twice as long.
+    hands.advance(SECOND);
+    drop_after(DEADLINE / 2);
+    assert_eq!(ask(&store, TOKEN).await, Err(Some(2 * SECOND)));
+    hands.advance(2 * SECOND);
+    drop_after(DEADLINE / 2 - Duration::from_nanos(1));
+    patient.silent.store(false, Ordering::SeqCst);
+    assert_eq!(ask(&store, TOKEN).await, Ok(true));
+    assert_eq!(store.state(), BreakerState::Closed);
+}
+
+#[tokio::test]
+async fn probe_now_ends_the_pause() {
+    let (patient, hands) = (Patient::default(), Hands::default());
+    let store = breaker(&patient, &hands);
+    store.probe_now();
+    assert_eq!(store.state(), BreakerState::Closed);
+    patient.set(true);
+    for _ in 0..3 {
+        _ = ask(&store, TOKEN).await;
+    }
+    for _ in 0..3 {
+        hands.advance(5 * SECOND);
+        _ = ask(&store, TOKEN).await;
+    }
+    assert_eq!(ask(&store, TOKEN).await, Err(Some(5 * SECOND)));
+    // If the probe fails, the pauses start anew.
+    for _ in 0..2 {
+        store.probe_now();
+        store.probe_now();
+        assert_eq!(ask(&store, TOKEN).await, Err(None), "asked");
+        assert_eq!(ask(&store, TOKEN).await, Err(Some(SECOND)));
+    }
+    // A probe that was asked in vain does not keep the next one waiting.
+    hands.advance(SECOND);
+    patient.silent.store(true, Ordering::SeqCst);
+    let Answer::Pending(mut in_vain) = store.lookup(&BearerToken::new(TOKEN)) else { panic!("it probes") };
+    assert!((&mut in_vain).now_or_never().is_none());
+    assert_eq!(store.state(), BreakerState::Probing);
+    patient.silent.store(false, Ordering::SeqCst);
+    patient.set(false);
+    store.probe_now();
+    assert_eq!(ask(&store, TOKEN).await, Ok(true));
+    assert_eq!(store.state(), BreakerState::Closed);
+    hands.advance(DEADLINE);
+    drop(in_vain);
+    assert_eq!(store.state(), BreakerState::Closed, "one failure");
+}
+
+#[tokio::test]
 async fn callers_are_told_when_to_come_back() {
     let (patient, hands) = (Patient::default(), Hands::default());
     let store = breaker(&patient, &hands).with_failures(0);
@@ -165,7 +283,7 @@ async fn callers_are_told_when_to_come_back() {
     let gate = AuthLayer::waiting(store, SECOND, tokio::time::sleep);
     let service = ServiceBuilder::new().layer(gate).service(echo());
     let first = send(&service, with_token(TOKEN)).await;
-    assert_eq!((first.status(), field(first.headers(), "retry-after")), (StatusCode::SERVICE_UNAVAILABLE, None));
+    assert_eq!((first.status(), field(first.headers(), "retry-after")), (StatusCode::SERVICE_UNAVAILABLE, Some("1")));
     hands.advance(SECOND / 3);
     for (protocol, status) in [("text/plain", 503), ("application/grpc", 200)] {
         let mut request = with_token(TOKEN);
@@ -260,7 +378,6 @@ async fn a_probe_that_is_kept_and_never_polled_holds_up_nobody() {
 
 #[test]
 fn no_wait_is_too_long_or_too_short_to_be_told() {
-    use tollgate::StoreError;
     use tollgate::store::from_fn_with;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
     for (wait, told) in

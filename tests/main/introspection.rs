@@ -23,24 +23,24 @@ use tollgate::store::contract::Contract;
 use tollgate::store::{
     Checked, Claims, ClientAuth, IntrospectionBuilder, IntrospectionConfigError, IntrospectionError, IntrospectionStore,
 };
-use tollgate::{Answer, AuthLayer, BearerToken, BoxStore, Grant, Quota, TokenStore};
+use tollgate::{Answer, AuthLayer, BearerToken, BoxStore, Grant, Quota, StoreError, TokenStore};
 use tower::Layer;
 
 use crate::kit::*;
 
 /// What a server saw of a request.
 #[derive(Clone, Debug)]
-struct Seen {
+pub struct Seen {
     method: Method,
     uri: Uri,
     headers: HeaderMap,
     body: String,
 }
 
-type Log = Arc<Mutex<Vec<Seen>>>;
+pub type Log = Arc<Mutex<Vec<Seen>>>;
 
 /// A server that answers by a function of the token, and what it saw.
-async fn server(answer: impl Fn(&str) -> Response<Body> + Send + Sync + 'static) -> (SocketAddr, Log) {
+pub async fn server(answer: impl Fn(&str) -> Response<Body> + Send + Sync + 'static) -> (SocketAddr, Log) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let (log, answer) = (Log::default(), Arc::new(answer));
@@ -60,7 +60,7 @@ async fn server(answer: impl Fn(&str) -> Response<Body> + Send + Sync + 'static)
     (address, seen)
 }
 
-fn answer(body: impl Into<Bytes>) -> Response<Body> {
+pub fn answer(body: impl Into<Bytes>) -> Response<Body> {
     Response::builder().header(header::CONTENT_TYPE, "application/json").body(Body::new(body.into())).unwrap()
 }
 
@@ -75,7 +75,7 @@ fn auth() -> ClientAuth {
     ClientAuth::basic("gate", "s3cret").unwrap()
 }
 
-fn builder(address: SocketAddr) -> IntrospectionBuilder {
+pub fn builder(address: SocketAddr) -> IntrospectionBuilder {
     // In case that a test hangs, this is not what ends it.
     IntrospectionStore::builder(&format!("http://{address}/introspect"), auth()).with_timeout(Duration::from_secs(60))
 }
@@ -84,10 +84,20 @@ fn store(address: SocketAddr) -> IntrospectionStore {
     builder(address).build().unwrap()
 }
 
-async fn ask<P: Send + Sync + 'static>(
-    store: &IntrospectionStore<P>,
-) -> Result<Option<Arc<Grant<P>>>, IntrospectionError> {
-    store.lookup(&BearerToken::new(TOKEN)).wait().await
+/// The error of a lookup, which can be used as its cause.
+#[derive(Debug)]
+struct Failure(StoreError);
+
+impl std::ops::Deref for Failure {
+    type Target = IntrospectionError;
+
+    fn deref(&self) -> &IntrospectionError {
+        self.0.source().and_then(|source| source.downcast_ref()).unwrap()
+    }
+}
+
+async fn ask<P: Send + Sync + 'static>(store: &IntrospectionStore<P>) -> Result<Option<Arc<Grant<P>>>, Failure> {
+    store.lookup(&BearerToken::new(TOKEN)).wait().await.map_err(Failure)
 }
 
 /// The grant of a token of which the server says this, of the subject `alice` unless that is said too.
@@ -116,9 +126,10 @@ fn everything_printed(error: &IntrospectionError) -> String {
 }
 
 /// The look-up fails, and a gate answers that as an outage.
-async fn fails<P: Send + Sync + 'static>(store: IntrospectionStore<P>, what: &str) -> IntrospectionError {
+async fn fails<P: Send + Sync + 'static>(store: IntrospectionStore<P>, what: &str) -> Failure {
     let Err(error) = ask(&store).await else { panic!("{what}: not an error") };
-    let printed = everything_printed(&error);
+    let printed = format!("{} {:?} {}", error.0, error.0, everything_printed(&error));
+    assert_eq!(error.0.concerns_token(), error.concerns_token(), "{what}");
     assert!(
         !printed.contains(TOKEN) && !printed.contains("s3cret") && !printed.contains("CANARY"),
         "{what}: {printed}"
@@ -484,6 +495,48 @@ async fn other_heads_are_outages() {
         assert_eq!(error.is_credentials(), status == 401 || status == 403, "{status}");
         assert!(error.to_string().contains(&status.to_string()) && !error.is_timeout());
     }
+}
+
+/// The table of the documentation.
+#[tokio::test]
+async fn errors_concern_the_store_or_one_token() {
+    let about_the_token = [400, 402, 404, 409, 410, 413, 414, 422, 431, 451];
+    let about_the_store = [201, 204, 301, 302, 401, 403, 405, 407, 408, 415, 429, 500, 501, 502, 503, 504];
+    let statuses = about_the_token.map(|status| (status, true)).into_iter();
+    for (status, concerns_token) in statuses.chain(about_the_store.map(|status| (status, false))) {
+        let (address, _) = server(move |_| {
+            let mut answer = answer(json!({"error": "invalid_request"}).to_string());
+            *answer.status_mut() = StatusCode::from_u16(status).unwrap();
+            answer
+        })
+        .await;
+        assert_eq!(fails(store(address), &status.to_string()).await.concerns_token(), concerns_token, "{status}");
+    }
+    for (body, concerns_token) in [
+        (r#"{"active":true}"#, true),
+        (r#"{"active":true,"sub":7}"#, true),
+        (r#"{"active":true,"sub":"alice","exp":"tomorrow"}"#, true),
+        (r#"{"active":true,"sub":"alice","sub":"bob"}"#, true),
+        (r#"{"active":true,"sub":"alice","token_type":"mac"}"#, true),
+        (r#"{"error":"invalid_token"}"#, true),
+        ("[]", true),
+        (r#"{"active":true,"sub":"a name that is much longer than the limit allows"}"#, true),
+        ("", false),
+        ("Internal error", false),
+        (r#"{"active":true,"sub":"#, false),
+    ] {
+        let (address, _) = server(move |_| answer(body)).await;
+        let store = builder(address).with_max_answer(64).build().unwrap();
+        assert_eq!(fails(store, body).await.concerns_token(), concerns_token, "{body}");
+    }
+    let (address, _) = server(|_| Response::new(Body::new("<html>Maintenance</html>".into()))).await;
+    assert!(!fails(store(address), "HTML").await.concerns_token());
+
+    let address = says(json!({"active": true, "sub": "alice"})).await.0;
+    let rejecting = builder(address).with_principal(|_| Err::<(), _>("no such user"));
+    assert!(fails(rejecting.build().unwrap(), "a principal").await.concerns_token());
+    let failing = builder(address).with_principal(|_| Err::<(), _>(StoreError::new("the directory is down")));
+    assert!(!fails(failing.build().unwrap(), "a directory").await.concerns_token());
 }
 
 #[tokio::test]

@@ -19,6 +19,8 @@ mod dialects;
 mod doors;
 #[cfg(feature = "redis")]
 mod fleet;
+#[cfg(all(feature = "cache", feature = "sqlite", feature = "postgres"))]
+mod follow;
 mod gate;
 mod grant_quotas;
 #[cfg(feature = "introspection")]
@@ -51,6 +53,8 @@ mod redis;
 #[allow(dead_code, reason = "servers offer what tests may need")]
 mod redis_servers;
 mod resets;
+#[cfg(all(feature = "cache", feature = "axum"))]
+mod retry_after;
 #[cfg(all(feature = "mint", feature = "pepper", feature = "test-util"))]
 mod secrets;
 #[cfg(all(feature = "sqlite", feature = "postgres"))]
@@ -59,6 +63,8 @@ mod servers;
 mod sql;
 #[cfg(all(feature = "sqlite", feature = "postgres"))]
 mod sqlite_files;
+#[cfg(all(feature = "introspection", feature = "cache", feature = "sqlite", feature = "postgres"))]
+mod store_errors;
 mod store_model;
 #[cfg(feature = "test-util")]
 mod stores;

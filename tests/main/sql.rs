@@ -6,9 +6,10 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 use tollgate::mint::Format;
+use tollgate::store::Lookup;
 use tollgate::store::contract::Contract;
 use tollgate::store::sql::{Database, GrantRecord, LastUsed, NewGrant, SqlError, SqlStore};
-use tollgate::{BearerToken, BoxStore, Grant, GrantId, Quota, Scopes, Subject, TokenDigest, TokenStore};
+use tollgate::{BearerToken, BoxStore, Grant, GrantId, Quota, Scopes, StoreError, Subject, TokenDigest, TokenStore};
 
 use crate::servers::{Home, on_each_database};
 
@@ -18,6 +19,14 @@ fn format() -> Format {
 
 async fn find<P: Send + Sync + 'static>(store: &SqlStore<P>, token: &str) -> Option<Arc<Grant<P>>> {
     store.lookup(&BearerToken::new(token)).wait().await.unwrap()
+}
+
+/// Why a lookup failed, and whether that concerns only the token.
+fn cause<P>(found: &Lookup<P, StoreError>) -> Option<(&SqlError, bool)> {
+    let error = found.as_ref().err()?;
+    let cause = std::error::Error::source(error).and_then(|source| source.downcast_ref::<SqlError>()).unwrap();
+    assert_eq!(cause.concerns_token(), error.concerns_token());
+    Some((cause, error.concerns_token()))
 }
 
 async fn knows(database: &Database, token: &str) -> bool {
@@ -334,7 +343,7 @@ async fn principals_that_cannot_be_read_are_no_verdict() {
         let database = home.database().await;
         database.import("a-token", &NewGrant::new("alice").with_principal("a text").unwrap()).await.unwrap();
         let found = database.store::<u64>().lookup(&BearerToken::new("a-token")).wait().await;
-        assert!(matches!(found, Err(SqlError::Principal(_))));
+        assert!(matches!(cause(&found), Some((SqlError::Principal(_), true))), "{:?}", found.err());
         assert_eq!(find(&database.store::<String>(), "a-token").await.unwrap().principal(), "a text");
 
         let own = database.store_with(|grant: GrantRecord| async move {
@@ -346,6 +355,69 @@ async fn principals_that_cannot_be_read_are_no_verdict() {
         assert_eq!(find(&own, "a-token").await.unwrap().principal(), "alice of the service");
         database.import("bob-token", &NewGrant::new("bob")).await.unwrap();
         assert!(own.lookup(&BearerToken::new("bob-token")).wait().await.is_err());
+    })
+    .await;
+}
+
+/// A query for the principal fails because of its row, or because of the database.
+#[tokio::test]
+async fn errors_concern_the_database_or_one_row() {
+    on_each_database("errors_concern_the_database_or_one_row", |home| async move {
+        let database = home.database().await;
+        database.import("a-token", &NewGrant::new("alice")).await.unwrap();
+        async fn concerns_token<E>(database: &Database, error: impl Fn() -> E + Send + Sync + 'static) -> bool
+        where
+            E: Into<Box<dyn std::error::Error + Send + Sync>> + Send + 'static,
+        {
+            let store = database.store_with(move |_| std::future::ready(Err::<(), _>(error())));
+            let found = store.lookup(&BearerToken::new("a-token")).wait().await;
+            let (cause, concerns_token) = cause(&found).unwrap();
+            assert!(matches!(cause, SqlError::Principal(_)));
+            concerns_token
+        }
+        let json = || serde_json::from_str::<u64>("x").unwrap_err();
+        for (what, is_about_the_row) in [
+            ("JSON", concerns_token(&database, json).await),
+            ("no row", concerns_token(&database, || sqlx::Error::RowNotFound).await),
+            ("a column", concerns_token(&database, || sqlx::Error::Decode("NULL".into())).await),
+            ("by the service", concerns_token(&database, || StoreError::for_token("no such user")).await),
+        ] {
+            assert!(is_about_the_row, "{what}");
+        }
+        for (what, is_about_the_row) in [
+            ("a text", concerns_token(&database, || "no connection").await),
+            ("the pool", concerns_token(&database, || sqlx::Error::PoolTimedOut).await),
+            ("the network", concerns_token(&database, || sqlx::Error::Io(std::io::Error::other("reset"))).await),
+            ("by the service", concerns_token(&database, || StoreError::new("no connection")).await),
+        ] {
+            assert!(!is_about_the_row, "{what}");
+        }
+
+        // By real queries, of a value that cannot be converted and of a table that is not there.
+        let wrong_value = "SELECT CAST(CAST(g.subject AS TEXT) AS INTEGER) FROM tollgate_grants g";
+        for (query, is_about_the_row) in [(wrong_value, true), ("SELECT 1 FROM nothing_of_this_name", false)] {
+            let url = home.url().to_owned();
+            let store = database.store_with(move |_| {
+                let url = url.clone();
+                async move {
+                    let pool = sqlx::PgPool::connect(&url).await?;
+                    sqlx::query(query).execute(&pool).await.map(|_| ())
+                }
+            });
+            if home.is_postgres() {
+                let found = store.lookup(&BearerToken::new("a-token")).wait().await;
+                assert_eq!(cause(&found).unwrap().1, is_about_the_row, "{query}: {found:?}");
+            }
+        }
+        // The tables are gone.
+        database
+            .with_table_prefix("gone_")
+            .unwrap()
+            .store::<()>()
+            .lookup(&BearerToken::new("a-token"))
+            .wait()
+            .await
+            .map_or_else(|error| assert!(!error.concerns_token(), "{error:?}"), |found| panic!("{found:?}"));
     })
     .await;
 }
@@ -367,7 +439,7 @@ async fn rows_that_no_grant_can_have_are_no_verdict() {
     ] {
         sqlx::query(&format!("UPDATE tollgate_grants SET {wrong}")).execute(&pool).await.unwrap();
         let found = database.store::<()>().lookup(&BearerToken::new("a-token")).wait().await;
-        assert!(matches!(found, Err(SqlError::Corrupt(_))), "{wrong}");
+        assert!(matches!(cause(&found), Some((SqlError::Corrupt(_), true))), "{wrong}");
         let mend = "UPDATE tollgate_grants SET scopes = '', quota_interval_ns = NULL, quota_burst = NULL, \
              expires_ms = NULL, created_ms = 0";
         sqlx::query(mend).execute(&pool).await.unwrap();
@@ -376,7 +448,7 @@ async fn rows_that_no_grant_can_have_are_no_verdict() {
     // A grace of before 1970 is none without an end.
     sqlx::query("UPDATE tollgate_tokens SET outgoing_until_ms = -1").execute(&pool).await.unwrap();
     let found = database.store::<()>().lookup(&BearerToken::new("a-token")).wait().await;
-    assert!(matches!(found, Err(SqlError::Corrupt(_))), "{found:?}");
+    assert!(matches!(cause(&found), Some((SqlError::Corrupt(_), true))), "{found:?}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

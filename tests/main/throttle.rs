@@ -14,7 +14,8 @@ use tollgate::gate::BodyDoors;
 use tollgate::limit::{FailureThrottle, RateLimits, WouldBeThrottled};
 use tollgate::store::{Lookup, from_fn_with};
 use tollgate::{
-    Answer, AuthLayer, BearerToken, BoxStore, Grant, MemoryStore, Quota, Rejection, RejectionKind, TokenStore,
+    Answer, AuthLayer, BearerToken, BoxStore, Grant, MemoryStore, Quota, Rejection, RejectionKind, StoreError,
+    TokenStore,
 };
 use tower::{Layer, Service, ServiceExt};
 
@@ -172,8 +173,8 @@ struct Verdicts;
 
 impl TokenStore for Verdicts {
     type Principal = ();
-    type Error = &'static str;
-    type Future = Ready<Lookup<(), &'static str>>;
+    type Error = StoreError;
+    type Future = Ready<Lookup<(), StoreError>>;
 
     fn lookup(&self, token: &BearerToken<'_>) -> Answer<Self::Future> {
         let grant = Grant::new("g", ());
@@ -181,7 +182,9 @@ impl TokenStore for Verdicts {
             b"future" => Ok(Some(grant.with_not_before(SystemTime::now() + Duration::from_secs(60)))),
             b"expired" => Ok(Some(grant.with_expiry(SystemTime::UNIX_EPOCH))),
             b"bound" => Ok(Some(grant.with_sender_constraint())),
-            b"down" => Err("down"),
+            b"down" => Err(StoreError::new("down")),
+            b"unreadable" => Err(StoreError::for_token("a bad row")),
+            b"unreadable-later" => return Answer::Pending(ready(Err(StoreError::for_token("a bad row")))),
             b"later" => return Answer::Pending(ready(Ok(None))),
             _ => Ok(None),
         };
@@ -203,6 +206,8 @@ async fn each_failure_counts_and_nothing_else_does() {
         ("Bearer expired", RejectionKind::ExpiredToken, 401),
         ("Bearer bound", RejectionKind::SenderConstrained, 401),
         ("Bearer a, Bearer b", RejectionKind::InvalidRequest, 400),
+        ("Bearer unreadable", RejectionKind::StoreUnavailable, 503),
+        ("Bearer unreadable-later", RejectionKind::StoreUnavailable, 503),
     ] {
         let service = gate().layer(echo());
         let ask = || {
@@ -340,6 +345,36 @@ async fn a_look_up_that_is_dropped_counts() {
     assert_eq!(status(&service, guess(STRANGER)).await, 429);
     hands.advance(Duration::from_secs(20));
     assert_eq!(status(&service, guess(STRANGER)).await, 401);
+}
+
+/// A client that gives up after half of the gate's deadline did nothing wrong.
+#[tokio::test]
+async fn a_lookup_that_is_dropped_late_does_not_count() {
+    let (remote, hands) = (Remote::new(), Hands::default());
+    let service = remote.gate(throttle(&hands)).layer(echo());
+    remote.answers.forget_permits(Semaphore::MAX_PERMITS);
+    let half = Duration::from_secs(1);
+    let drop_after = async |waited: Duration| {
+        let mut dropped = std::pin::pin!(send::<_, Body>(&service, guess(STRANGER)));
+        assert!(dropped.as_mut().now_or_never().is_none());
+        hands.advance(waited);
+    };
+    for _ in 0..20 {
+        drop_after(half).await;
+    }
+    assert_eq!(remote.polled(), 20);
+    // An answer that is late counts as what it is.
+    let mut late = std::pin::pin!(send::<_, Body>(&service, guess(STRANGER)));
+    assert!(late.as_mut().now_or_never().is_none());
+    hands.advance(half);
+    remote.answers.add_permits(Semaphore::MAX_PERMITS);
+    assert_eq!(late.await.status(), 401);
+    remote.answers.forget_permits(Semaphore::MAX_PERMITS);
+    for _ in 0..2 {
+        drop_after(Duration::ZERO).await;
+    }
+    remote.answers.add_permits(Semaphore::MAX_PERMITS);
+    assert_eq!(status(&service, guess(STRANGER)).await, 429);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]

@@ -19,10 +19,13 @@ pub(super) struct Memory<P> {
     /// Those of strangers, by a hash that they do not know.
     unknown: Table<Unknown, RandomState>,
     fates: Mutex<Fates>,
-    /// Grows with every invalidation, under the lock of `fates`: what a store was asked for before is not kept.
+    /// Grows with every invalidation, under the lock of `fates`. An answer has the epoch in which the store was asked.
     epoch: AtomicU64,
-    /// The epochs in which all grants, and all that was unknown, were forgotten.
-    known_since: AtomicU64,
+    /// Grants of earlier epochs were removed.
+    cleared: AtomicU64,
+    /// Grants of earlier epochs may be outdated, and are for use while the store fails. Never less than `cleared`.
+    doubted: AtomicU64,
+    /// "Unknown" of earlier epochs was removed.
     unknown_since: AtomicU64,
 }
 
@@ -35,8 +38,15 @@ pub(super) struct Known<P> {
     until: Duration,
     /// When the grant expires.
     ends: Duration,
-    epoch: u64,
+    asked: Asked,
     fates: [Fate; 2],
+}
+
+/// When a store was asked: the order in which answers replace each other.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Asked {
+    pub(super) epoch: u64,
+    pub(super) at: Duration,
 }
 
 #[derive(Clone, Copy)]
@@ -52,11 +62,41 @@ type Fate = Arc<AtomicBool>;
 struct Fates {
     grants: HashMap<GrantId, Weak<AtomicBool>>,
     subjects: HashMap<Subject, Weak<AtomicBool>>,
+    removed: Removed,
+}
+
+/// The epochs in which tokens, grants and subjects were removed last, by a hash with random keys. Those that share a place only
+/// appear to be removed later than they were: an answer is then not kept, and the store is asked once more.
+struct Removed {
+    epochs: Box<[u64]>,
+    keys: RandomState,
+}
+
+impl Default for Removed {
+    fn default() -> Self {
+        Self { epochs: vec![0; 4_096].into(), keys: RandomState::new() }
+    }
+}
+
+impl Removed {
+    fn last(&self, key: impl Hash) -> u64 {
+        self.epochs[self.place(key)]
+    }
+
+    fn set(&mut self, key: impl Hash, epoch: u64) {
+        let place = self.place(key);
+        self.epochs[place] = epoch;
+    }
+
+    fn place(&self, key: impl Hash) -> usize {
+        self.keys.hash_one(key) as usize % self.epochs.len()
+    }
 }
 
 pub(super) enum Remembered<P> {
     Known(Arc<Known<P>>),
     Unknown,
+    /// Nothing that may be used without asking the store.
     Nothing,
 }
 
@@ -67,7 +107,8 @@ impl<P: Send + Sync + 'static> Memory<P> {
             unknown: table(capacity),
             fates: Mutex::default(),
             epoch: AtomicU64::new(0),
-            known_since: AtomicU64::new(0),
+            cleared: AtomicU64::new(0),
+            doubted: AtomicU64::new(0),
             unknown_since: AtomicU64::new(0),
         }
     }
@@ -81,19 +122,19 @@ impl<P: Send + Sync + 'static> Memory<P> {
         self.known.len()
     }
 
-    /// A grant, however old, unless it was forgotten.
-    #[inline]
+    /// A grant, however old, also if it may be outdated, unless it was removed.
     pub(super) fn known(&self, digest: &TokenDigest) -> Option<Arc<Known<P>>> {
         let known = self.known.get(digest)?;
-        let forgotten = known.epoch < self.known_since.load(Ordering::Acquire)
-            || known.fates.iter().any(|fate| fate.load(Ordering::Acquire));
-        (!forgotten).then_some(known)
+        (known.asked.epoch >= self.cleared.load(Ordering::Acquire) && !known.is_removed()).then_some(known)
     }
 
+    /// What may be used without asking the store, if it is not too old.
     #[inline]
     pub(super) fn recall(&self, digest: &TokenDigest, now: Duration) -> Remembered<P> {
-        if let Some(known) = self.known(digest) {
-            return Remembered::Known(known);
+        if let Some(known) = self.known.get(digest) {
+            if known.asked.epoch >= self.doubted.load(Ordering::Acquire) && !known.is_removed() {
+                return Remembered::Known(known);
+            }
         }
         match self.unknown.get(digest) {
             Some(unknown) if now < unknown.until && unknown.epoch >= self.unknown_since.load(Ordering::Acquire) => {
@@ -103,59 +144,104 @@ impl<P: Send + Sync + 'static> Memory<P> {
         }
     }
 
-    pub(super) fn keep(&self, digest: TokenDigest, epoch: u64, grant: Arc<Grant<P>>, until: Duration, ends: Duration) {
+    /// Keeps an answer, unless it was removed after the store was asked. One that may be outdated by now is kept as well, because
+    /// it is newer than what it replaces.
+    pub(super) fn keep(
+        &self,
+        digest: TokenDigest,
+        asked: Asked,
+        grant: Arc<Grant<P>>,
+        until: Duration,
+        ends: Duration,
+    ) {
         // Principals are somebody else's code, and dropped when nothing is locked.
         let (_replaced, mut evicted) = (self.known.peek(&digest), Default::default());
+        let _older;
         let mut fates = self.fates();
-        if self.epoch() != epoch {
+        let removed = [fates.removed.last(digest), fates.removed.last(grant.id()), fates.removed.last(grant.subject())];
+        let cleared = self.cleared.load(Ordering::Relaxed);
+        if removed.iter().any(|removed| asked.epoch < cleared.max(*removed)) {
+            // Nor is what it would have replaced of any use: the store has said something newer.
+            _older = self.take_older(&digest, asked);
+            return;
+        }
+        if self.known.peek(&digest).is_some_and(|known| known.asked > asked) {
             return;
         }
         let fates = [of(&mut fates.grants, grant.id()), of(&mut fates.subjects, grant.subject())];
-        let known = Arc::new(Known { grant, until, ends, epoch, fates });
+        let known = Arc::new(Known { grant, until, ends, asked, fates });
         self.known.insert_with_lifecycle(digest, known, &mut evicted);
         self.unknown.remove(&digest);
     }
 
-    pub(super) fn keep_unknown(&self, digest: TokenDigest, epoch: u64, until: Duration) {
-        let _removed = self.known.peek(&digest);
-        let _fates = self.fates();
-        // Even if what was said is too old to be kept: at worst a grant is asked for once more.
-        self.known.remove(&digest);
-        if self.epoch() == epoch {
-            self.unknown.insert(digest, Unknown { until, epoch });
+    pub(super) fn keep_unknown(&self, digest: TokenDigest, asked: Asked, until: Duration) {
+        let _older;
+        let fates = self.fates();
+        // Even if this answer is too old to be kept: at worst a grant is asked for once more.
+        _older = self.take_older(&digest, asked);
+        let removed = fates.removed.last(digest).max(self.unknown_since.load(Ordering::Relaxed));
+        if asked.epoch >= removed && self.known.peek(&digest).is_none() {
+            self.unknown.insert(digest, Unknown { until, epoch: asked.epoch });
         }
     }
 
+    /// The store could not check a token, so that its earlier answer must not be used any more.
+    pub(super) fn remove(&self, digest: &TokenDigest, asked: Asked) {
+        let _older;
+        let _fates = self.fates();
+        _older = self.take_older(digest, asked);
+    }
+
+    /// Under the lock of `fates`. What is returned has to be dropped outside of it.
+    #[must_use]
+    fn take_older(&self, digest: &TokenDigest, asked: Asked) -> Option<(TokenDigest, Arc<Known<P>>)> {
+        self.known.peek(digest).filter(|known| known.asked <= asked)?;
+        self.known.remove(digest)
+    }
+
     pub(super) fn forget(&self, change: &Change) {
-        let _removed = match change {
-            Change::Token(digest) => self.known.peek(digest),
-            _ => None,
-        };
+        let _taken;
         let mut fates = self.fates();
         let epoch = self.epoch.load(Ordering::Relaxed) + 1;
         match change {
             Change::Token(digest) => {
-                self.known.remove(digest);
+                fates.removed.set(digest, epoch);
+                _taken = self.known.remove(digest);
                 self.unknown.remove(digest);
             }
-            Change::Grant(id) => end(fates.grants.remove(id)),
-            Change::Subject(subject) => end(fates.subjects.remove(subject)),
+            Change::Grant(id) => {
+                fates.removed.set(id, epoch);
+                end(fates.grants.remove(id));
+            }
+            Change::Subject(subject) => {
+                fates.removed.set(subject, epoch);
+                end(fates.subjects.remove(subject));
+            }
             Change::Added => self.unknown_since.store(epoch, Ordering::Release),
             Change::Everything => {
-                self.known_since.store(epoch, Ordering::Release);
+                self.doubted.store(epoch, Ordering::Release);
                 self.unknown_since.store(epoch, Ordering::Release);
-                *fates = Fates::default();
             }
         }
         self.epoch.store(epoch, Ordering::Release);
         drop(fates);
         // Nobody sees it any more; this is for its memory. What has come meanwhile may go too.
-        if matches!(change, Change::Everything) {
-            self.known.clear();
-        }
         if matches!(change, Change::Added | Change::Everything) {
             self.unknown.clear();
         }
+    }
+
+    /// Removes everything.
+    pub(super) fn clear(&self) {
+        let mut fates = self.fates();
+        let epoch = self.epoch.load(Ordering::Relaxed) + 1;
+        (fates.grants, fates.subjects) = Default::default();
+        for since in [&self.cleared, &self.doubted, &self.unknown_since, &self.epoch] {
+            since.store(epoch, Ordering::Release);
+        }
+        drop(fates);
+        self.known.clear();
+        self.unknown.clear();
     }
 
     /// Nothing of a principal's runs under this lock.
@@ -203,6 +289,11 @@ fn end(fate: Option<Weak<AtomicBool>>) {
 }
 
 impl<P> Known<P> {
+    #[inline]
+    fn is_removed(&self) -> bool {
+        self.fates.iter().any(|fate| fate.load(Ordering::Acquire))
+    }
+
     /// Whether it is no older than it may be and this much, and its grant has not expired.
     #[inline]
     pub(super) fn is_usable(&self, now: Duration, stale: Duration) -> bool {

@@ -10,7 +10,7 @@ mod flight;
 mod memory;
 
 use flight::{Flight, Flights};
-use memory::{Memory, Remembered};
+use memory::{Asked, Memory, Remembered};
 
 use super::{Change, Lookup, TokenStore};
 use crate::answer::Answer;
@@ -36,7 +36,7 @@ use crate::token::{BearerToken, TokenDigest};
 /// # Ok::<_, tollgate::store::CacheSettingsError>(())
 /// ```
 ///
-/// # How old an answer may be
+/// # How stale an answer can be
 ///
 /// | | at most |
 /// |---|---|
@@ -44,13 +44,29 @@ use crate::token::{BearerToken, TokenDigest};
 /// | a grant, while the store fails | `ttl`, and the bound of [`with_stale_on_error`](Self::with_stale_on_error) on top |
 /// | "unknown" | [`with_unknown_ttl`](Self::with_unknown_ttl), 5 seconds by default, and never more than `ttl` |
 ///
-/// All of it is counted from the moment at which the store was asked. Who joins a look-up that is under way gets what it says,
-/// which was asked for at most 5 seconds before.
+/// All of it is counted from the moment at which the store was asked. A request that joins a lookup gets its answer, for which
+/// the store was asked at most 5 seconds before.
 ///
 /// A grant is asked for anew when it expires, whatever these say, and the gate refuses what has expired anyway.
 ///
-/// [`invalidate`](Self::invalidate) makes it forget at once: look-ups that begin after it returned do not see what was before
-/// it, nor wait for look-ups that began before it. What is under way when it is called is answered, but not remembered.
+/// The store "fails" if it returns an error [about the store](StoreError::concerns_token). An error about one token is an
+/// answer of a working store: it is returned, and nothing older is served instead.
+///
+/// # Invalidation
+///
+/// After [`invalidate`](Self::invalidate) returns, no lookup sees the entries that it removed, nor joins lookups that began
+/// before it. Requests that are already waiting get their answer, but what was read before its invalidation is not kept.
+///
+/// [`Change::Everything`] removes no grant, because it is reported when a connection was lost: when the store is least able to
+/// answer. It marks all entries as possibly outdated. The next lookup of each entry asks the store.
+///
+/// - If the store answers, its answer counts.
+/// - If the store fails, or a [`Breaker`](crate::store::Breaker) in front of it is open, the old grant is served, but no longer
+///   than the table allows. The next lookup asks again.
+///
+/// So a token that was revoked without a message is accepted until the first lookup that the store answers after
+/// `Change::Everything`, and no longer than `ttl` plus the bound of `with_stale_on_error` in any case. To remove everything
+/// immediately, call [`clear`](Self::clear).
 ///
 /// [`Change::Token`] names a token by the digest that *this cache* is asked by. Put the cache next to the store, inside of
 /// `Peppered`, and that is the one that the store knows.
@@ -228,9 +244,14 @@ impl<T: TokenStore> CachedStore<T> {
         Self::of(Arc::clone(&self.0.store), settings)
     }
 
-    /// Forgets what has changed, at once.
+    /// Removes what has changed; after [`Change::Everything`], marks all grants as possibly outdated.
     pub fn invalidate(&self, change: &Change) {
         self.0.memory.forget(change);
+    }
+
+    /// Removes all entries, also if the store cannot be asked for them again: for an emergency, such as a leak of tokens.
+    pub fn clear(&self) {
+        self.0.memory.clear();
     }
 }
 
@@ -243,12 +264,15 @@ impl<T: TokenStore> Inner<T> {
             return Answer::Pending(flight);
         }
         match self.store.lookup(token) {
-            Answer::Ready(found) => Answer::Ready(self.land(digest, epoch, now, found.map_err(StoreError::new))),
+            Answer::Ready(found) => {
+                let asked = Asked { epoch, at: now };
+                Answer::Ready(self.land(digest, asked, found.map_err(StoreError::new)))
+            }
             Answer::Pending(future) => {
                 let inner = Arc::clone(self);
                 let flight = async move {
-                    let asked = inner.settings.now();
-                    inner.land(digest, epoch, asked, future.await.map_err(StoreError::new))
+                    let asked = Asked { epoch, at: inner.settings.now() };
+                    inner.land(digest, asked, future.await.map_err(StoreError::new))
                 };
                 Answer::Pending(self.flights.start(digest, epoch, now, flight))
             }
@@ -260,8 +284,7 @@ impl<T: TokenStore> Inner<T> {
     fn land(
         &self,
         digest: TokenDigest,
-        epoch: u64,
-        asked: Duration,
+        asked: Asked,
         found: Lookup<T::Principal, StoreError>,
     ) -> Lookup<T::Principal, StoreError> {
         let Settings { ttl, unknown_ttl, stale_on_error, .. } = self.settings;
@@ -271,17 +294,19 @@ impl<T: TokenStore> Inner<T> {
                 let left =
                     grant.expires_at().map(|end| end.duration_since((self.settings.wall_clock)()).unwrap_or_default());
                 let ends = left.map_or(Duration::MAX, |left| now.saturating_add(left));
-                self.memory.keep(digest, epoch, Arc::clone(&grant), asked.saturating_add(ttl).min(ends), ends);
+                self.memory.keep(digest, asked, Arc::clone(&grant), asked.at.saturating_add(ttl).min(ends), ends);
                 Ok(Some(grant))
             }
             Ok(None) => {
-                self.memory.keep_unknown(digest, epoch, asked.saturating_add(unknown_ttl));
+                self.memory.keep_unknown(digest, asked, asked.at.saturating_add(unknown_ttl));
                 Ok(None)
             }
+            Err(error) if error.concerns_token() => {
+                self.memory.remove(&digest, asked);
+                Err(error)
+            }
             Err(error) => match self.memory.known(&digest) {
-                Some(known) if !stale_on_error.is_zero() && known.is_usable(now, stale_on_error) => {
-                    Ok(Some(known.grant()))
-                }
+                Some(known) if known.is_usable(now, stale_on_error) => Ok(Some(known.grant())),
                 _ => Err(error),
             },
         }
@@ -321,6 +346,7 @@ impl<T: TokenStore> TokenStore for CachedStore<T> {
                 observe::cached(Cached::Stale);
                 return match inner.refresh(token, now) {
                     Some(Ok(found)) => Answer::Ready(Ok(found)),
+                    Some(Err(error)) if error.concerns_token() => Answer::Ready(Err(error)),
                     Some(Err(_)) | None => Answer::Ready(Ok(Some(known.grant()))),
                 };
             }

@@ -94,7 +94,8 @@ impl<P> IntrospectionBuilder<P> {
         self
     }
 
-    /// The same with principals of the service's own type. If none can be made, the look-up fails and is answered by 503.
+    /// Sets how a principal of the service's own type is made. If it returns an error, the answer is 503. The error concerns
+    /// this token, unless it is made by [`StoreError::new`](crate::StoreError::new).
     pub fn with_principal<Q, E>(
         self,
         principal: impl Fn(Claims) -> Result<Q, E> + Send + Sync + 'static,

@@ -4,6 +4,8 @@ use std::fmt;
 use http::StatusCode;
 use thiserror::Error as ThisError;
 
+use crate::store_error::StoreError;
+
 /// Why an [`IntrospectionStore`](super::IntrospectionStore) could not be built.
 #[derive(Debug, ThisError, PartialEq, Eq)]
 #[non_exhaustive]
@@ -98,12 +100,48 @@ impl IntrospectionError {
         matches!(self.0, Why::Credentials(_))
     }
 
+    /// Returns true if the endpoint works and has answered, but its answer about this token cannot be used. See the table of
+    /// [`IntrospectionStore`](super::IntrospectionStore#errors).
+    #[must_use]
+    pub fn concerns_token(&self) -> bool {
+        match &self.0 {
+            Why::Timeout | Why::Transport(_) | Why::Credentials(_) | Why::MediaType | Why::Json(..) => false,
+            Why::Status(status) => is_about_the_token(*status),
+            // What a client may cause by its choice of a token.
+            Why::TooLarge(_) | Why::Twice | Why::Active | Why::Member(_) | Why::TokenType | Why::NoSubject => true,
+            Why::Principal(error) => error.downcast_ref().is_none_or(StoreError::concerns_token),
+        }
+    }
+
     /// The status of the endpoint's answer, where that was what is wrong.
     #[must_use]
     pub fn status(&self) -> Option<StatusCode> {
         match self.0 {
             Why::Credentials(status) | Why::Status(status) => Some(status),
             _ => None,
+        }
+    }
+}
+
+/// The endpoint rejects the token that it was asked about. 401 and 403 reject the service's own credentials.
+fn is_about_the_token(status: StatusCode) -> bool {
+    // These depend on the configuration, or on the moment.
+    let is_about_the_service = matches!(
+        status,
+        StatusCode::METHOD_NOT_ALLOWED
+            | StatusCode::PROXY_AUTHENTICATION_REQUIRED
+            | StatusCode::REQUEST_TIMEOUT
+            | StatusCode::UNSUPPORTED_MEDIA_TYPE
+            | StatusCode::TOO_MANY_REQUESTS
+    );
+    status.is_client_error() && !is_about_the_service
+}
+
+impl From<IntrospectionError> for StoreError {
+    fn from(error: IntrospectionError) -> Self {
+        match error.concerns_token() {
+            true => Self::for_token(error),
+            false => Self::new(error),
         }
     }
 }

@@ -14,6 +14,7 @@ use super::{Lookup, TokenStore};
 use crate::answer::Answer;
 use crate::grant::Grant;
 use crate::quota::Quota;
+use crate::store_error::StoreError;
 use crate::token::{BearerToken, TokenDigest};
 
 mod auth;
@@ -49,6 +50,26 @@ use error::Why;
 ///    looked at: the endpoint answers for its own server.
 /// 7. `"token_use": "refresh_token"`, as Ory Hydra writes it, is not known: refresh tokens are active too, and only the
 ///    authorization server takes them.
+///
+/// # Errors
+///
+/// | the endpoint | the error concerns |
+/// |---|---|
+/// | cannot be reached, or its answer is cut off or late | the store |
+/// | answers 5xx, 429, 408, or any status below 400 but 200, such as a redirect | the store |
+/// | answers 401, 403 or 407: the credentials of this service are wrong | the store |
+/// | answers 405 or 415: it is no introspection endpoint | the store |
+/// | answers something other than JSON | the store |
+/// | answers any other 4xx, such as 400 to a token that it cannot parse | this token |
+/// | answers JSON with a malformed, missing or repeated member, without a subject, or with too many bytes | this token |
+/// | answers what [`with_principal`](IntrospectionBuilder::with_principal) rejects | this token, unless it returns [`StoreError::new`] |
+///
+/// An error about the store counts for a [`Breaker`](super::Breaker), and a cache may serve an older answer. An error about a
+/// token does neither, so that a client cannot open the breaker by its choice of tokens; it counts for a
+/// [`FailureThrottle`](crate::limit::FailureThrottle). The source of the [`StoreError`] is an [`IntrospectionError`].
+///
+/// If a filter (WAF) in front of the endpoint answers 403 to some tokens, exempt the endpoint from it, or put `Checked` before
+/// the store: otherwise such tokens look like wrong credentials.
 ///
 /// # Whose budget
 ///
@@ -127,7 +148,7 @@ impl IntrospectionStore {
 
 impl<P: Send + Sync + 'static> TokenStore for IntrospectionStore<P> {
     type Principal = P;
-    type Error = IntrospectionError;
+    type Error = StoreError;
     type Future = IntrospectionFuture<P>;
 
     fn lookup(&self, token: &BearerToken<'_>) -> Answer<Self::Future> {
@@ -135,8 +156,8 @@ impl<P: Send + Sync + 'static> TokenStore for IntrospectionStore<P> {
         let form = form(token.expose());
         let digest = *token.digest();
         Answer::Pending(IntrospectionFuture(Box::pin(async move {
-            let answer = inner.ask(form).await?;
-            inner.reading.read(&answer, digest)
+            let found = async { inner.reading.read(&inner.ask(form).await?, digest) };
+            found.await.map_err(|why| IntrospectionError::from(why).into())
         })))
     }
 }
@@ -200,7 +221,7 @@ fn is_json(headers: &HeaderMap) -> bool {
 }
 
 impl<P> Reading<P> {
-    fn read(&self, answer: &[u8], token: TokenDigest) -> Lookup<P, IntrospectionError> {
+    fn read(&self, answer: &[u8], token: TokenDigest) -> Lookup<P, Why> {
         let members: Members = serde_json::from_slice(answer).map_err(|error| Why::json(&error))?;
         if !members.active()? {
             return Ok(None);
@@ -211,7 +232,7 @@ impl<P> Reading<P> {
         if !is_meant_for_us || claims.is_refresh_token() {
             return Ok(None);
         }
-        self.grant(claims, token).map(|grant| Some(Arc::new(grant))).map_err(Into::into)
+        self.grant(claims, token).map(|grant| Some(Arc::new(grant)))
     }
 
     fn grant(&self, claims: Claims, token: TokenDigest) -> Result<Grant<P>, Why> {
@@ -263,10 +284,10 @@ impl<P> fmt::Debug for IntrospectionStore<P> {
 }
 
 /// The future of an [`IntrospectionStore`]. The request begins when it is polled, and ends when it is dropped.
-pub struct IntrospectionFuture<P>(Pin<Box<dyn Future<Output = Lookup<P, IntrospectionError>> + Send>>);
+pub struct IntrospectionFuture<P>(Pin<Box<dyn Future<Output = Lookup<P, StoreError>> + Send>>);
 
 impl<P> Future for IntrospectionFuture<P> {
-    type Output = Lookup<P, IntrospectionError>;
+    type Output = Lookup<P, StoreError>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         self.0.as_mut().poll(cx)

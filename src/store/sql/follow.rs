@@ -5,38 +5,64 @@ use super::Database;
 #[cfg(feature = "sqlite")]
 use super::SqlError;
 use super::database::Pool;
+use super::report::Reporter;
 use crate::store::Change;
 
 impl Database {
-    /// Tells what is changed in the tables, by whichever process, for ever: for a task of its own, in front of a cache.
+    /// Reports what is changed in the tables, by whichever process, for ever: for a task of its own, in front of a cache.
     ///
     /// ```no_run
     /// # #[cfg(feature = "cache")]
     /// # async fn example() -> Result<(), Box<dyn std::error::Error>> {
     /// use std::time::Duration;
-    /// use tollgate::store::CachedStore;
     /// use tollgate::store::sql::Database;
+    /// use tollgate::store::{Breaker, CachedStore, Change};
     ///
     /// let database = Database::connect("postgres://127.0.0.1/acme").await?;
-    /// let cache = CachedStore::new(database.store::<()>(), Duration::from_secs(60))?;
-    /// let told = cache.clone();
-    /// tokio::spawn(async move { database.follow(Duration::from_secs(5), move |change| told.invalidate(&change)).await });
+    /// let breaker = Breaker::new(database.store::<()>(), Duration::from_secs(2), tokio::time::sleep);
+    /// let cache = CachedStore::new(breaker.clone(), Duration::from_secs(60))?;
+    /// let followed = cache.clone();
+    /// let on_change = move |change: Change| {
+    ///     followed.invalidate(&change);
+    ///     if change == Change::Everything {
+    ///         // Perhaps the database is back.
+    ///         breaker.probe_now();
+    ///     }
+    /// };
+    /// tokio::spawn(async move { database.follow(Duration::from_secs(5), on_change).await });
     /// # Ok(())
     /// # }
     /// ```
     ///
     /// # How late
     ///
-    /// | | a change is told after |
+    /// | | a change is reported after |
     /// |---|---|
     /// | SQLite | at most `interval`, and the time of one small query: a counter is read so often |
     /// | PostgreSQL, connected | the time that the server's `NOTIFY` takes |
     /// | PostgreSQL, connection lost | at most `interval` and one [deadline](Database::with_deadline) until that is noticed, then as soon as it is connected again |
     ///
-    /// PostgreSQL forgets what was told while nobody listened, so that [`Change::Everything`] is told whenever listening
-    /// begins, first of all at the first time. Until then a cache answers what it remembers, for as long as it was told to:
-    /// while the database cannot be reached, the worst delay of a revocation is the cache's own.
-    pub async fn follow(&self, interval: Duration, mut on_change: impl FnMut(Change) + Send) -> Infallible {
+    /// PostgreSQL does not keep notifications for a client that is not connected. So [`Change::Everything`] is reported whenever
+    /// listening begins, the first time as well. A cache then asks the database before it uses an entry again; see
+    /// `CachedStore`.
+    ///
+    /// # Revocations during an outage
+    ///
+    /// While the database cannot be reached, a cache serves what it has, for as long as its own settings allow. When the
+    /// database is back, a connection is made within 500 ms (or `interval`, if that is shorter) and two deadlines: one that an
+    /// attempt to connect may still be waiting for, and one for the attempt that succeeds. From then on, a token that was revoked
+    /// during the outage is rejected as soon as its look-up is answered by the database. No revoked token is accepted for
+    /// longer than the cache's own `ttl` and `stale_on_error`.
+    ///
+    /// # Floods of notifications
+    ///
+    /// Every role of a PostgreSQL database may send notifications on any channel. So they are merged, and none is lost:
+    /// `Everything` and `Added` are reported immediately, and then at most once in each `interval`, at its end. Of named grants,
+    /// at most 100 are reported in each `interval`; more of them are reported as `Everything`. A flood can make a cache
+    /// ask the database once in each `interval` for each entry in use, and no more. The metric `tollgate_store_changes_total`
+    /// counts what is reported and what is merged.
+    pub async fn follow(&self, interval: Duration, on_change: impl FnMut(Change) + Send) -> Infallible {
+        let mut reporter = Reporter::new(interval, on_change);
         match &self.0.pool {
             #[cfg(feature = "sqlite")]
             Pool::Sqlite(_) => {
@@ -45,10 +71,10 @@ impl Database {
                     // A failure shows itself in look-ups, and the counters wait.
                     if let Ok(now) = self.counters().await {
                         match last {
-                            Some((_, changed)) if changed != now.1 => on_change(Change::Everything),
-                            Some((added, _)) if added != now.0 => on_change(Change::Added),
+                            Some((_, changed)) if changed != now.1 => reporter.report_now(Change::Everything),
+                            Some((added, _)) if added != now.0 => reporter.report_now(Change::Added),
                             Some(_) => {}
-                            None => on_change(Change::Everything),
+                            None => reporter.report_now(Change::Everything),
                         }
                         last = Some(now);
                     }
@@ -59,9 +85,18 @@ impl Database {
             Pool::Postgres(pool) => {
                 let channel =
                     self.sql("SELECT '{p}changes_' || relnamespace FROM pg_class WHERE oid = '{p}grants'::regclass");
+                let mut lost = None;
                 loop {
+                    let on_connection = || {
+                        if let Some(lost) = lost {
+                            // The connections of look-ups were lost at the same time, and may not know it yet.
+                            self.0.pool.renew(lost);
+                        }
+                    };
                     // Ends when the connection does.
-                    _ = listen(&pool.current(), &channel, interval, self.0.deadline, &mut on_change).await;
+                    _ = listen(&pool.current(), &channel, self.0.deadline, on_connection, &mut reporter).await;
+                    reporter.report_waiting();
+                    lost = Some(std::time::Instant::now());
                     tokio::time::sleep(interval.min(RECONNECT)).await;
                 }
             }
@@ -81,15 +116,15 @@ impl Database {
 const RECONNECT: Duration = Duration::from_millis(500);
 
 #[cfg(feature = "postgres")]
-async fn listen(
+async fn listen<F: FnMut(Change) + Send>(
     pool: &sqlx::PgPool,
     channel: &str,
-    interval: Duration,
     deadline: Duration,
-    on_change: &mut (impl FnMut(Change) + Send),
+    on_connection: impl FnOnce() + Send,
+    reporter: &mut Reporter<F>,
 ) -> Result<Infallible, Box<dyn std::error::Error + Send + Sync>> {
     use sqlx::postgres::{PgListener, PgPoolOptions};
-    use tokio::time::timeout;
+    use tokio::time::{Instant, timeout};
 
     // A connection of its own: it must not wait for one of those that look-ups use.
     let own = PgPoolOptions::new().max_connections(1).idle_timeout(None).max_lifetime(None).acquire_timeout(deadline);
@@ -103,15 +138,27 @@ async fn listen(
         Ok::<_, sqlx::Error>(listener)
     };
     let mut listener = timeout(deadline, begin).await??;
-    on_change(Change::Everything);
+    on_connection();
+    reporter.report_now(Change::Everything);
+    let interval = reporter.interval();
+    let mut heard = Instant::now();
     loop {
+        let due = reporter.report_due().unwrap_or(interval);
         // A wait that is cut short loses nothing: what has come of a message stays with the connection.
-        match timeout(interval, listener.try_recv()).await {
-            Ok(Ok(Some(told))) => on_change(read(told.payload())),
+        match timeout(due.min(interval.saturating_sub(heard.elapsed())), listener.try_recv()).await {
+            Ok(Ok(Some(told))) => {
+                heard = Instant::now();
+                reporter.report(read(told.payload()));
+            }
             Ok(Ok(None)) => return Err("the connection was closed".into()),
             Ok(Err(error)) => return Err(error.into()),
+            // A merged change is due.
+            Err(_) if heard.elapsed() < interval => {}
             // Nothing was told for a while: does the server live? A connection that is dead says nothing either.
-            Err(_) => _ = timeout(deadline, sqlx::query("SELECT 1").execute(&mut listener)).await??,
+            Err(_) => {
+                timeout(deadline, sqlx::query("SELECT 1").execute(&mut listener)).await??;
+                heard = Instant::now();
+            }
         }
     }
 }

@@ -14,6 +14,7 @@ use super::{Database, GrantRecord, SqlError};
 use crate::answer::Answer;
 use crate::grant::Grant;
 use crate::store::{Lookup, TokenStore};
+use crate::store_error::StoreError;
 use crate::token::{BearerToken, TokenDigest};
 
 /// The one statement of a look-up: the digest is a primary key.
@@ -23,8 +24,8 @@ pub(super) const STATEMENT: &str = concat!(
     " FROM {p}tokens t JOIN {p}grants g ON g.id = t.grant_id WHERE t.digest = $1 AND g.revoked_ms IS NULL"
 );
 
-/// The future of a [`SqlStore`].
-pub type SqlFuture<P> = Pin<Box<dyn Future<Output = Lookup<P, SqlError>> + Send>>;
+/// The future of a [`SqlStore`]. The source of its error is an [`SqlError`].
+pub type SqlFuture<P> = Pin<Box<dyn Future<Output = Lookup<P, StoreError>> + Send>>;
 
 type Principals<P> = dyn Fn(GrantRecord) -> PrincipalFuture<P> + Send + Sync;
 type PrincipalFuture<P> = Pin<Box<dyn Future<Output = Result<Grant<P>, SqlError>> + Send>>;
@@ -33,6 +34,9 @@ type PrincipalFuture<P> = Pin<Box<dyn Future<Output = Result<Grant<P>, SqlError>
 ///
 /// A token costs one statement, which finds it by a unique index; that its digest is the one which was asked for is then
 /// confirmed in constant time. Tokens of revoked grants are unknown.
+///
+/// A row that cannot be read, or whose principal cannot, is an error [about one token](StoreError::concerns_token); see
+/// [`SqlError::concerns_token`]. The database works, and a [`Breaker`](crate::store::Breaker) stays closed.
 pub struct SqlStore<P> {
     database: Database,
     principals: Arc<Principals<P>>,
@@ -40,7 +44,7 @@ pub struct SqlStore<P> {
 
 impl Database {
     /// The store whose principals stand in the column `principal`, as JSON; a missing one is read as `null`, which `()` and
-    /// `Option` can be read from. A principal that cannot be read is a failure of the store, and answered by 503.
+    /// `Option` can be read from. A principal that cannot be read is an error about that token, and answered by 503.
     #[must_use]
     pub fn store<P: DeserializeOwned + Send + Sync + 'static>(&self) -> SqlStore<P> {
         SqlStore::new(self, |record| {
@@ -52,7 +56,11 @@ impl Database {
     }
 
     /// The store whose principals the service finds by itself, by a query on tables of its own. It has the deadline of the
-    /// look-up, together with it. An error is a failure of the store, and answered by 503.
+    /// look-up, together with it. An error is answered by 503.
+    ///
+    /// An error is taken to concern the store, such as one of the database, unless it says that it is about the row: an error
+    /// made by [`StoreError::for_token`], one of `serde_json`, or one of `sqlx` for a row that was not found or cannot be
+    /// decoded.
     ///
     /// ```no_run
     /// use tollgate::store::sql::{Database, GrantRecord};
@@ -123,6 +131,55 @@ fn was_cut(error: &(dyn Error + Send + Sync + 'static)) -> bool {
     }
 }
 
+impl SqlError {
+    /// Returns true if the database works and only one row could not be read, so that the error concerns one token and not the
+    /// store.
+    #[must_use]
+    pub fn concerns_token(&self) -> bool {
+        match self {
+            Self::Corrupt(_) => true,
+            Self::Principal(error) | Self::Database(error) => is_about_a_row(&**error),
+            _ => false,
+        }
+    }
+}
+
+fn is_about_a_row(error: &(dyn Error + Send + Sync + 'static)) -> bool {
+    if let Some(error) = error.downcast_ref::<StoreError>() {
+        return error.concerns_token();
+    }
+    if let Some(error) = error.downcast_ref::<SqlError>() {
+        return error.concerns_token();
+    }
+    if let Some(error) = error.downcast_ref::<serde_json::Error>() {
+        return !error.is_io();
+    }
+    match error.downcast_ref::<sqlx::Error>() {
+        Some(sqlx::Error::RowNotFound | sqlx::Error::ColumnDecode { .. } | sqlx::Error::Decode(_)) => true,
+        Some(sqlx::Error::Database(said)) => is_data_exception(&**said),
+        _ => false,
+    }
+}
+
+/// Class 22 of SQLSTATE: a value that a query could not convert.
+#[cfg_attr(not(feature = "postgres"), allow(unused_variables, reason = "SQLite has no such codes"))]
+fn is_data_exception(error: &(dyn sqlx::error::DatabaseError + 'static)) -> bool {
+    #[cfg(feature = "postgres")]
+    if let Some(error) = error.try_downcast_ref::<sqlx::postgres::PgDatabaseError>() {
+        return error.code().starts_with("22");
+    }
+    false
+}
+
+impl From<SqlError> for StoreError {
+    fn from(error: SqlError) -> Self {
+        match error.concerns_token() {
+            true => Self::for_token(error),
+            false => Self::new(error),
+        }
+    }
+}
+
 impl<P: Send + Sync + 'static> SqlStore<P> {
     fn new(
         database: &Database,
@@ -134,7 +191,7 @@ impl<P: Send + Sync + 'static> SqlStore<P> {
 
 impl<P: Send + Sync + 'static> TokenStore for SqlStore<P> {
     type Principal = P;
-    type Error = SqlError;
+    type Error = StoreError;
     type Future = SqlFuture<P>;
 
     fn lookup(&self, token: &BearerToken<'_>) -> Answer<Self::Future> {
@@ -150,7 +207,7 @@ impl<P: Send + Sync + 'static> SqlStore<P> {
     /// use tollgate::store::sql::SqlStore;
     /// use tollgate::TokenDigest;
     ///
-    /// async fn is_alive(store: &SqlStore<()>, token: TokenDigest) -> Result<bool, tollgate::store::sql::SqlError> {
+    /// async fn is_alive(store: &SqlStore<()>, token: TokenDigest) -> Result<bool, tollgate::StoreError> {
     ///     Ok(store.get(token).await?.is_some_and(|grant| grant.is_valid_at(std::time::SystemTime::now())))
     /// }
     /// ```
@@ -170,10 +227,11 @@ impl<P: Send + Sync + 'static> SqlStore<P> {
                     Some(until) => grant.into_outgoing(from_unix_ms(until)),
                 })))
             };
-            timeout(database.0.deadline, find).await.unwrap_or_else(|_| {
+            let found = timeout(database.0.deadline, find).await.unwrap_or_else(|_| {
                 database.0.pool.renew(since);
                 Err(SqlError::Deadline)
-            })
+            });
+            Ok(found?)
         })
     }
 }

@@ -50,6 +50,7 @@ mod follow;
 mod last_used;
 mod lookup;
 mod record;
+mod report;
 mod schema;
 mod url;
 

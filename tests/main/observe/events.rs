@@ -76,6 +76,26 @@ async fn what_names_nobody_is_debug() {
     }
 }
 
+/// A client may cause an error about its token as often as it likes.
+#[tokio::test]
+async fn store_errors_say_what_they_concern() {
+    let ear = Ear::default();
+    let _listening = tracing::subscriber::set_default(ear.clone());
+    for (error, level, concerns) in [
+        (tollgate::StoreError::new("connection refused"), "WARN", "store"),
+        (tollgate::StoreError::for_token("a bad row"), "DEBUG", "token"),
+    ] {
+        let cause = std::error::Error::source(&error).unwrap().to_string();
+        let store = from_fn(move |_| std::future::ready(Err::<Option<Grant<()>>, _>(error.clone())));
+        let gate = AuthLayer::waiting(store, Duration::from_secs(1), tokio::time::sleep);
+        assert_eq!(send(&gate.layer(echo()), with_token(TOKEN)).await.status(), 503);
+        let [told] = &ear.take()[..] else { panic!("told once") };
+        let field = |name: &str| told.fields.get(name).map(String::as_str);
+        assert_eq!((&*told.level, field("kind")), (level, Some("store_unavailable")));
+        assert_eq!((field("concerns"), field("error")), (Some(concerns), Some(&*cause)));
+    }
+}
+
 #[tokio::test]
 async fn each_refusal_is_one_event_that_says_why() {
     let ear = Ear::default();

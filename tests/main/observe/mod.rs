@@ -186,6 +186,7 @@ pub fn cases() -> Vec<Case> {
         Case::new("body_unreadable", webhook(vec![Ok(r#"{"key": "TOKEN"}"#), Err("it broke off")])),
         Case::new("body_timeout", webhook(vec![Ok(r#"{"key": "TOKEN"}"#)])),
         Case {
+            retry_after_s: Some(1),
             error: Some("connection refused"),
             ..Case::new("store_unavailable", async move { send(&waiting.layer(echo()), with_token(TOKEN)).await })
         },

@@ -239,6 +239,10 @@ async fn look_ups_that_are_waited_for_are_measured_by_how_they_end() {
         cases().into_iter().find(|case| case.kind == name).unwrap().answer.await;
         assert_eq!(book.of(LOOKUP), series([(&*format!("outcome={outcome}"), 1.0)]));
     }
+    let unreadable = from_fn(|_| async { Err::<Option<Grant<()>>, _>(tollgate::StoreError::for_token("a bad row")) });
+    let service = AuthLayer::waiting(unreadable, Duration::from_secs(1), tokio::time::sleep).layer(echo());
+    assert_eq!(send(&service, with_token(TOKEN)).await.status(), 503);
+    assert_eq!(book.of(LOOKUP), series([("outcome=failed_for_token", 1.0)]));
     let silent = from_fn(|_| std::future::pending::<Result<Option<Grant<()>>, std::io::Error>>());
     let service = AuthLayer::waiting(silent, Duration::from_secs(1), tokio::time::sleep).layer(echo());
     assert_eq!(send(&service, with_token(TOKEN)).await.status(), 503);

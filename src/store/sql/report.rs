@@ -1,0 +1,227 @@
+//! Reports changes to whoever follows a database.
+//!
+//! # Rules
+//!
+//! 1. What is asked to be reported is reported, or an `Everything` after it, which stands for all of it.
+//! 2. `Everything` and `Added` are reported immediately, and then at most once in each interval, at its end.
+//! 3. At most [`MOST_NAMED`] named grants are reported in each interval. More of them become `Everything`.
+
+use std::time::Duration;
+
+#[cfg(feature = "postgres")]
+use tokio::time::Instant;
+
+use crate::observe::{self, Followed};
+use crate::store::Change;
+
+#[cfg(feature = "postgres")]
+const MOST_NAMED: u32 = 100;
+
+pub(super) struct Reporter<F> {
+    on_change: F,
+    #[cfg(feature = "postgres")]
+    pace: Pace,
+}
+
+/// How often what anybody can announce is reported.
+#[cfg(feature = "postgres")]
+struct Pace {
+    interval: Duration,
+    everything: Merged,
+    added: Merged,
+    /// When the interval began in which so many named grants were reported.
+    named_since: Option<Instant>,
+    named: u32,
+}
+
+#[cfg(feature = "postgres")]
+#[derive(Default)]
+struct Merged {
+    last: Option<Instant>,
+    is_waiting: bool,
+}
+
+#[cfg(feature = "postgres")]
+impl Merged {
+    /// Returns true if it is to be reported immediately. Otherwise it waits.
+    fn admit(&mut self, now: Instant, interval: Duration) -> bool {
+        self.is_waiting = self.last.is_some_and(|last| now.saturating_duration_since(last) < interval);
+        if !self.is_waiting {
+            self.last = Some(now);
+        }
+        !self.is_waiting
+    }
+
+    /// The time until it is to be reported, if it waits.
+    fn due_in(&self, now: Instant, interval: Duration) -> Option<Duration> {
+        let last = self.last.filter(|_| self.is_waiting)?;
+        Some(interval.saturating_sub(now.saturating_duration_since(last)))
+    }
+}
+
+impl<F: FnMut(Change)> Reporter<F> {
+    #[cfg_attr(not(feature = "postgres"), allow(unused_variables, reason = "a counter is read once in each interval"))]
+    pub(super) fn new(interval: Duration, on_change: F) -> Self {
+        Self {
+            on_change,
+            #[cfg(feature = "postgres")]
+            pace: Pace {
+                interval,
+                everything: Merged::default(),
+                added: Merged::default(),
+                named_since: None,
+                named: 0,
+            },
+        }
+    }
+
+    /// Reports a change, however recently there was another one.
+    pub(super) fn report_now(&mut self, change: Change) {
+        #[cfg(feature = "postgres")]
+        if change == Change::Everything {
+            self.pace.everything = Merged { last: Some(Instant::now()), is_waiting: false };
+            self.pace.added.is_waiting = false;
+        }
+        observe::followed(match change {
+            Change::Added => Followed::Added,
+            Change::Everything => Followed::Everything,
+            Change::Token(_) | Change::Grant(_) | Change::Subject(_) => Followed::Named,
+        });
+        (self.on_change)(change);
+    }
+}
+
+#[cfg(feature = "postgres")]
+impl<F: FnMut(Change)> Reporter<F> {
+    pub(super) fn interval(&self) -> Duration {
+        self.pace.interval
+    }
+
+    /// Reports a change that anybody may have announced.
+    pub(super) fn report(&mut self, change: Change) {
+        let (now, pace) = (Instant::now(), &mut self.pace);
+        let change = match change {
+            Change::Added | Change::Everything => change,
+            named if pace.admits_named(now) => named,
+            _ => Change::Everything,
+        };
+        let is_admitted = match change {
+            Change::Added => pace.added.admit(now, pace.interval),
+            Change::Everything => pace.everything.admit(now, pace.interval),
+            _ => true,
+        };
+        match is_admitted {
+            true => self.report_now(change),
+            false => observe::followed(Followed::Merged),
+        }
+    }
+
+    /// Reports what has waited long enough, and returns the time until the next one is due.
+    pub(super) fn report_due(&mut self) -> Option<Duration> {
+        let (now, interval) = (Instant::now(), self.pace.interval);
+        let is_due = |merged: &Merged| merged.due_in(now, interval).is_some_and(|wait| wait.is_zero());
+        if is_due(&self.pace.everything) {
+            self.report_now(Change::Everything);
+        } else if is_due(&self.pace.added) {
+            self.pace.added = Merged { last: Some(now), is_waiting: false };
+            self.report_now(Change::Added);
+        }
+        let (everything, added) = (&self.pace.everything, &self.pace.added);
+        everything.due_in(now, interval).into_iter().chain(added.due_in(now, interval)).min()
+    }
+
+    /// Reports all that waits.
+    pub(super) fn report_waiting(&mut self) {
+        if self.pace.everything.is_waiting || self.pace.added.is_waiting {
+            self.report_now(Change::Everything);
+        }
+    }
+}
+
+#[cfg(feature = "postgres")]
+impl Pace {
+    fn admits_named(&mut self, now: Instant) -> bool {
+        let is_over = self.named_since.is_none_or(|since| now.saturating_duration_since(since) >= self.interval);
+        if is_over {
+            (self.named_since, self.named) = (Some(now), 0);
+        }
+        self.named = self.named.saturating_add(1);
+        self.named <= MOST_NAMED
+    }
+}
+
+#[cfg(all(test, feature = "postgres"))]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const INTERVAL: Duration = Duration::from_secs(5);
+
+    #[derive(Clone, Debug)]
+    enum Step {
+        Pass(u64),
+        Announce(Change, usize),
+    }
+
+    fn step() -> impl Strategy<Value = Step> {
+        prop_oneof![
+            (0..3_000_u64).prop_map(Step::Pass),
+            (1..5_usize).prop_map(|times| Step::Announce(Change::Everything, times)),
+            (1..5_usize).prop_map(|times| Step::Announce(Change::Added, times)),
+            (1..80_usize).prop_map(|times| Step::Announce(Change::Grant("a".into()), times)),
+        ]
+    }
+
+    proptest! {
+        /// Whatever is announced when: it is reported within an interval, by itself or by what stands for it, and nothing is
+        /// reported more often than the rules say.
+        #[test]
+        fn nothing_is_lost_and_little_is_reported(steps in prop::collection::vec(step(), 1..100)) {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
+            runtime.block_on(async {
+                let mut reported: Vec<(Change, Instant)> = Vec::new();
+                let mut announced: Vec<(Change, Instant)> = Vec::new();
+                let mut reporter = Reporter::new(INTERVAL, |change| reported.push((change, Instant::now())));
+                let end = Step::Pass(u64::try_from(INTERVAL.as_millis()).unwrap());
+                for step in steps.into_iter().chain([end]) {
+                    match step {
+                        Step::Pass(ms) => {
+                            let until = Instant::now() + Duration::from_millis(ms);
+                            loop {
+                                let due = reporter.report_due().map(|due| Instant::now() + due);
+                                let next = due.map_or(until, |due| due.min(until));
+                                tokio::time::sleep_until(next).await;
+                                if next == until {
+                                    break;
+                                }
+                            }
+                            reporter.report_due();
+                        }
+                        Step::Announce(change, times) => {
+                            for _ in 0..times {
+                                announced.push((change.clone(), Instant::now()));
+                                reporter.report(change.clone());
+                            }
+                        }
+                    }
+                }
+                drop(reporter);
+                for (change, at) in &announced {
+                    let is_reported = reported.iter().any(|(reported, told)| {
+                        told >= at && *told <= *at + INTERVAL && (reported == change || *reported == Change::Everything)
+                    });
+                    prop_assert!(is_reported, "{change:?}");
+                }
+                for kind in [Change::Everything, Change::Added] {
+                    let times: Vec<_> = reported.iter().filter(|(change, _)| *change == kind).map(|(_, at)| *at).collect();
+                    prop_assert!(times.windows(2).all(|pair| pair[1] - pair[0] >= INTERVAL), "{kind:?}");
+                }
+                let named: Vec<_> = reported.iter().filter(|(change, _)| matches!(change, Change::Grant(_))).collect();
+                let first_and_last = named.windows(2 * MOST_NAMED as usize + 1);
+                prop_assert!(first_and_last.into_iter().all(|many| many[many.len() - 1].1 - many[0].1 >= INTERVAL));
+                Ok(())
+            })?;
+        }
+    }
+}

@@ -1,0 +1,372 @@
+//! Caches that follow a PostgreSQL database: through outages, and through floods of notifications.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use http::{Request, Response};
+use sqlx::{Connection as _, PgConnection};
+use tokio::sync::mpsc;
+use tollgate::store::sql::{Database, NewGrant};
+use tollgate::store::{Breaker, CachedStore, Change};
+use tollgate::{Answer, AuthLayer, BearerToken, GrantId, TokenStore};
+use tower::ServiceBuilder;
+
+use crate::kit::*;
+use crate::machine::say;
+use crate::proxy::{Fault, Proxy};
+use crate::servers::Home;
+
+/// The timeout of the database. An outage that is silent takes at least so long to be noticed.
+const TIMEOUT: Duration = Duration::from_secs(1);
+const INTERVAL: Duration = Duration::from_millis(100);
+/// No test waits for so long, on any machine, unless something hangs.
+const WATCHDOG: Duration = Duration::from_secs(60);
+const HOUR: Duration = Duration::from_secs(3_600);
+
+type Service = tower::util::BoxCloneSyncService<Request<Body>, Response<Body>, std::convert::Infallible>;
+
+async fn status(service: &Service, token: &str) -> u16 {
+    tokio::time::timeout(WATCHDOG, send(service, with_token(token))).await.expect("a request hangs").status().as_u16()
+}
+
+async fn until<F: Future<Output = bool>>(what: &str, mut holds: impl FnMut() -> F) {
+    let wait = async {
+        while !holds().await {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(WATCHDOG, wait).await.unwrap_or_else(|_| panic!("never: {what}"));
+}
+
+/// A generator of numbers below a bound. The seed is printed, because a failure depends on it.
+struct Random(u64);
+
+impl Random {
+    fn new(test: &str) -> Self {
+        let mut seed = [0; 8];
+        getrandom::fill(&mut seed).unwrap();
+        let seed = u64::from_le_bytes(seed) | 1;
+        say(format_args!("{test}: seed {seed}"));
+        Self(seed)
+    }
+
+    fn below(&mut self, bound: u64) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0 % bound
+    }
+}
+
+/// A gate with a cache that follows the database, as the documentation recommends it.
+fn process(database: &Database, pause: Duration) -> (Service, mpsc::UnboundedReceiver<Change>) {
+    let breaker = Breaker::new(database.store::<()>(), TIMEOUT * 2, tokio::time::sleep).with_pauses(pause, pause * 4);
+    let cache = CachedStore::new(breaker.clone(), HOUR).unwrap();
+    let (tell, told) = mpsc::unbounded_channel();
+    let (followed, invalidated) = (database.clone(), cache.clone());
+    tokio::spawn(async move {
+        let on_change = move |change: Change| {
+            invalidated.invalidate(&change);
+            if change == Change::Everything {
+                breaker.probe_now();
+            }
+            _ = tell.send(change);
+        };
+        followed.follow(INTERVAL, on_change).await
+    });
+    let gate = AuthLayer::waiting(cache, WATCHDOG / 2, tokio::time::sleep);
+    (Service::new(ServiceBuilder::new().layer(gate).service(echo())), told)
+}
+
+struct Holder {
+    token: String,
+    grant: GrantId,
+    /// Set before the revocation is written.
+    is_being_revoked: AtomicBool,
+    /// Set when a request was rejected with 401.
+    is_rejected: AtomicBool,
+}
+
+/// Cached holders send requests all the time, while the database goes away and comes back at random moments. Tokens are
+/// revoked during the outages.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn outages_reject_no_cached_holder_and_keep_no_revoked_one() {
+    let test = "outages_reject_no_cached_holder_and_keep_no_revoked_one";
+    let Some(home) = Home::postgres(test).await else { return };
+    let mut random = Random::new(test);
+    let direct = home.database().await;
+    direct.migrate().await.unwrap();
+    let proxy = Proxy::to(home.address()).await;
+    let database = Database::connect_lazily(&home.url_through(proxy.address)).unwrap().with_deadline(TIMEOUT);
+    let (service, mut told) = process(&database, Duration::from_millis(500));
+    assert_eq!(told.recv().await, Some(Change::Everything), "the first connection");
+
+    let mut holders = Vec::new();
+    for number in 0..40 {
+        let token = format!("holder-token-{number}");
+        let grant = direct.import(&*token, &NewGrant::new(format!("user-{number}"))).await.unwrap().id;
+        until("a holder is cached", || async { status(&service, &token).await == 200 }).await;
+        let (is_being_revoked, is_rejected) = (AtomicBool::new(false), AtomicBool::new(false));
+        holders.push(Arc::new(Holder { token, grant, is_being_revoked, is_rejected }));
+    }
+    let (stop, unavailable, sent) =
+        (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+    let mut clients = Vec::new();
+    for holder in &holders {
+        let (holder, service, stop) = (Arc::clone(holder), service.clone(), Arc::clone(&stop));
+        let (unavailable, sent, seed) = (Arc::clone(&unavailable), Arc::clone(&sent), random.below(1 << 32) | 1);
+        clients.push(tokio::spawn(async move {
+            let mut random = Random(seed);
+            while !stop.load(Ordering::SeqCst) {
+                let status = status(&service, &holder.token).await;
+                sent.fetch_add(1, Ordering::SeqCst);
+                let is_being_revoked = holder.is_being_revoked.load(Ordering::SeqCst);
+                match status {
+                    200 => assert!(!holder.is_rejected.load(Ordering::SeqCst), "a token was valid again"),
+                    401 if is_being_revoked => holder.is_rejected.store(true, Ordering::SeqCst),
+                    503 if !is_being_revoked => _ = unavailable.fetch_add(1, Ordering::SeqCst),
+                    503 => {}
+                    other => panic!("{} got {other}", holder.token),
+                }
+                tokio::time::sleep(Duration::from_millis(random.below(20))).await;
+            }
+        }));
+    }
+    // Tokens that no cache holds open the breaker during the outages.
+    for client in 0..4 {
+        let (service, stop) = (service.clone(), Arc::clone(&stop));
+        clients.push(tokio::spawn(async move {
+            for number in 0.. {
+                if stop.load(Ordering::SeqCst) {
+                    break;
+                }
+                assert_ne!(status(&service, &format!("unknown-{client}-{number}")).await, 200);
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        }));
+    }
+
+    let mut valid: Vec<_> = holders.clone();
+    let mut slowest = Duration::ZERO;
+    for fault in [Fault::Cut, Fault::Silence, Fault::Garbage, Fault::Cut, Fault::Delay(WATCHDOG), Fault::Cut] {
+        tokio::time::sleep(Duration::from_millis(random.below(300))).await;
+        proxy.set(fault);
+        tokio::time::sleep(Duration::from_millis(200 + random.below(1_800))).await;
+        let revoked: Vec<_> = (0..2).map(|_| valid.swap_remove(random.below(valid.len() as u64) as usize)).collect();
+        for holder in &revoked {
+            holder.is_being_revoked.store(true, Ordering::SeqCst);
+            assert!(direct.revoke(&holder.grant).await.unwrap());
+        }
+        tokio::time::sleep(Duration::from_millis(random.below(500))).await;
+        proxy.set(Fault::None);
+        let since = Instant::now();
+        for holder in &revoked {
+            until("a token that was revoked in an outage is rejected", || async {
+                holder.is_rejected.load(Ordering::SeqCst)
+            })
+            .await;
+        }
+        slowest = slowest.max(since.elapsed());
+    }
+    stop.store(true, Ordering::SeqCst);
+    for client in clients {
+        client.await.unwrap();
+    }
+    let (unavailable, sent) = (unavailable.load(Ordering::SeqCst), sent.load(Ordering::SeqCst));
+    say(format_args!("{test}: {sent} requests, revocations took effect at most {slowest:?} after the return"));
+    assert_eq!(unavailable, 0, "answers 503 for cached holders, of {sent}");
+}
+
+/// The pause of the breaker is longer than the test may take.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn uncached_holders_recover_as_soon_as_the_connection_is_back() {
+    let test = "uncached_holders_recover_as_soon_as_the_connection_is_back";
+    let Some(home) = Home::postgres(test).await else { return };
+    let direct = home.database().await;
+    direct.migrate().await.unwrap();
+    for number in 0..8 {
+        direct.import(format!("uncached-{number}"), &NewGrant::new("alice")).await.unwrap();
+    }
+    for fault in [Fault::Cut, Fault::Garbage, Fault::Silence] {
+        let proxy = Proxy::to(home.address()).await;
+        let database = Database::connect_lazily(&home.url_through(proxy.address)).unwrap().with_deadline(TIMEOUT * 5);
+        let (service, mut told) = process(&database, HOUR);
+        assert_eq!(told.recv().await, Some(Change::Everything), "the first connection");
+        assert_eq!(status(&service, "uncached-0").await, 200);
+        proxy.set(fault);
+        // The breaker opens.
+        until("an open breaker", || async {
+            let request = with_token("uncached-1");
+            let response = send(&service, request).await;
+            let retry_after = response.headers().get("retry-after").unwrap().to_str().unwrap().parse::<u64>().unwrap();
+            response.status() == 503 && retry_after > 1_000
+        })
+        .await;
+        // Whether the loss is noticed before the return or after it.
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        while told.try_recv().is_ok() {}
+        proxy.set(Fault::None);
+        until("uncached holders recover", || async {
+            let mut all = true;
+            for number in 0..8 {
+                all &= status(&service, &format!("uncached-{number}")).await == 200;
+            }
+            all
+        })
+        .await;
+    }
+}
+
+/// The channel on which the database announces changes.
+async fn channel(connection: &mut PgConnection) -> String {
+    let name = "SELECT 'tollgate_changes_' || relnamespace FROM pg_class WHERE oid = 'tollgate_grants'::regclass";
+    sqlx::query_scalar(name).fetch_one(connection).await.unwrap()
+}
+
+/// Sends notifications with different payloads until it is stopped.
+async fn flood(home: &Home, payload: &'static str, batch: usize, stop: Arc<AtomicBool>, sent: Arc<AtomicUsize>) {
+    let mut connection = PgConnection::connect(home.url()).await.unwrap();
+    let channel = channel(&mut connection).await;
+    while !stop.load(Ordering::SeqCst) {
+        let notify = format!("SELECT pg_notify($1, $2 || i) FROM generate_series(1, {batch}) i");
+        sqlx::query(&notify).bind(&channel).bind(payload).execute(&mut connection).await.unwrap();
+        sent.fetch_add(batch, Ordering::SeqCst);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_flood_of_notifications_is_merged_and_no_change_is_lost() {
+    let test = "a_flood_of_notifications_is_merged_and_no_change_is_lost";
+    let Some(home) = Home::postgres(test).await else { return };
+    let database = home.database().await;
+    database.migrate().await.unwrap();
+    let interval = Duration::from_millis(500);
+    let (tell, mut told) = mpsc::unbounded_channel();
+    let followed = database.clone();
+    tokio::spawn(async move { followed.follow(interval, move |change| _ = tell.send((change, Instant::now()))).await });
+    assert_eq!(told.recv().await.unwrap().0, Change::Everything, "the first connection");
+
+    let began = Instant::now();
+    let (stop, sent) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
+    let attackers: Vec<_> = ["everything ", "nonsense ", "grant junk-"]
+        .map(|payload| {
+            let (home, stop, sent) = (home.clone(), Arc::clone(&stop), Arc::clone(&sent));
+            tokio::spawn(async move { flood(&home, payload, 500, stop, sent).await })
+        })
+        .into();
+    let mut revoked = Vec::new();
+    for number in 0..10 {
+        let grant = database.import(format!("token-{number}"), &NewGrant::new("alice")).await.unwrap();
+        tokio::time::sleep(Duration::from_millis(150)).await;
+        assert!(database.revoke(&grant.id).await.unwrap());
+        revoked.push((Change::Grant(grant.id), Instant::now()));
+    }
+    stop.store(true, Ordering::SeqCst);
+    for attacker in attackers {
+        attacker.await.unwrap();
+    }
+    // The last one. It is reported, however recently another one was.
+    let last = Instant::now();
+    let mut connection = PgConnection::connect(home.url()).await.unwrap();
+    let channel = channel(&mut connection).await;
+    sqlx::query("SELECT pg_notify($1, 'everything')").bind(&channel).execute(&mut connection).await.unwrap();
+
+    let (mut everything, mut named, mut added) = (0, 0, 0);
+    loop {
+        let next = tokio::time::timeout(WATCHDOG, told.recv()).await.expect("the last change is lost").unwrap();
+        match next {
+            (Change::Everything, at) => {
+                everything += 1;
+                // It stands for all that was committed before it.
+                revoked.retain(|(_, committed)| *committed > at);
+                if at > last && revoked.is_empty() {
+                    break;
+                }
+            }
+            (Change::Added, _) => added += 1,
+            (change, _) => {
+                named += 1;
+                revoked.retain(|(grant, _)| *grant != change);
+            }
+        }
+    }
+    let (intervals, sent) = (began.elapsed().as_millis() / interval.as_millis(), sent.load(Ordering::SeqCst));
+    say(format_args!("{test}: {everything} and {named} grants of {sent} were reported in {intervals} intervals"));
+    assert!(sent > 5_000 && everything <= intervals + 2, "{everything} reported in {intervals} intervals");
+    assert!(named <= 100 * (intervals + 2) && added <= intervals + 2, "{named}, {added} in {intervals} intervals");
+}
+
+/// Counts the lookups of a store.
+struct Counted<T>(T, Arc<AtomicUsize>);
+
+impl<T: TokenStore> TokenStore for Counted<T> {
+    type Principal = T::Principal;
+    type Error = T::Error;
+    type Future = T::Future;
+
+    fn lookup(&self, token: &BearerToken<'_>) -> Answer<T::Future> {
+        self.1.fetch_add(1, Ordering::SeqCst);
+        self.0.lookup(token)
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn notifications_of_unknown_grants_do_not_empty_a_cache() {
+    let test = "notifications_of_unknown_grants_do_not_empty_a_cache";
+    let Some(home) = Home::postgres(test).await else { return };
+    let database = home.database().await;
+    database.migrate().await.unwrap();
+    let tokens: Vec<String> = (0..30).map(|number| format!("token-{number}")).collect();
+    for token in &tokens {
+        database.import(&**token, &NewGrant::new("alice").with_id(token)).await.unwrap();
+    }
+    let asked = Arc::new(AtomicUsize::new(0));
+    let cache = CachedStore::new(Counted(database.store::<()>(), Arc::clone(&asked)), HOUR).unwrap();
+    let (named, everything) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+    let (followed, invalidated) = (database.clone(), cache.clone());
+    let counts = (Arc::clone(&named), Arc::clone(&everything));
+    tokio::spawn(async move {
+        let on_change = move |change: Change| {
+            let count = if change == Change::Everything { &counts.1 } else { &counts.0 };
+            count.fetch_add(1, Ordering::SeqCst);
+            invalidated.invalidate(&change);
+        };
+        followed.follow(Duration::from_millis(500), on_change).await
+    });
+    let (stop, sent) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
+    let attackers: Vec<_> = ["grant a", "grant b", "grant c"]
+        .map(|payload| {
+            let (home, stop, sent) = (home.clone(), Arc::clone(&stop), Arc::clone(&sent));
+            tokio::spawn(async move { flood(&home, payload, 20, stop, sent).await })
+        })
+        .into();
+    until("the flood arrives", || async { named.load(Ordering::SeqCst) >= 100 }).await;
+    let mut rounds = 0;
+    while rounds < 20 || everything.load(Ordering::SeqCst) < 4 {
+        for token in &tokens {
+            assert!(cache.lookup(&BearerToken::new(token)).wait().await.unwrap().is_some());
+        }
+        rounds += 1;
+        tokio::task::yield_now().await;
+    }
+    stop.store(true, Ordering::SeqCst);
+    for attacker in attackers {
+        attacker.await.unwrap();
+    }
+    let (asked, named, everything) =
+        (asked.load(Ordering::SeqCst), named.load(Ordering::SeqCst), everything.load(Ordering::SeqCst));
+    let sent = sent.load(Ordering::SeqCst);
+    say(format_args!(
+        "{test}: {asked} lookups in {rounds} rounds; {named} and {everything} times `Everything` reported of {sent}"
+    ));
+    // Once for each `Everything`, and now and then because two names share a place in a table.
+    assert!(asked <= tokens.len() * (everything + 2), "{asked} lookups, {everything} times `Everything`");
+    assert!(rounds * tokens.len() > asked);
+    // A grant that the cache holds is removed all the same.
+    assert!(database.revoke(&tokens[0].as_str().into()).await.unwrap());
+    until("a revoked token is unknown", || async {
+        cache.lookup(&BearerToken::new(&tokens[0])).wait().await.unwrap().is_none()
+    })
+    .await;
+}

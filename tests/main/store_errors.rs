@@ -1,0 +1,172 @@
+//! Errors about one token, and errors about the whole store: only the latter open a circuit breaker.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use http::{Request, Response, StatusCode};
+use serde::Deserialize;
+use serde_json::json;
+use tollgate::limit::FailureThrottle;
+use tollgate::store::sql::NewGrant;
+use tollgate::store::{Breaker, BreakerState, CachedStore};
+use tollgate::{AuthLayer, Quota, TokenStore};
+use tower::{Layer, ServiceBuilder};
+
+use crate::introspection::{answer, builder, server};
+use crate::kit::*;
+use crate::servers::Home;
+
+/// Long enough for a loaded machine. No test waits for it.
+const TIMEOUT: Duration = Duration::from_secs(60);
+const HOLDERS: usize = 200;
+
+fn holder(number: usize) -> String {
+    format!("holder-token-{number}")
+}
+
+/// Sends the requests of all holders at the same time, and counts the answers other than 200.
+async fn rejected_holders(service: &(impl AnyService + Clone + Send + 'static)) -> usize {
+    let answers: Vec<_> = (0..HOLDERS)
+        .map(|number| {
+            let service = service.clone();
+            tokio::spawn(async move { service.status(with_token(&holder(number))).await })
+        })
+        .collect();
+    let mut rejected = 0;
+    for answer in answers {
+        rejected += usize::from(answer.await.unwrap() != 200);
+    }
+    rejected
+}
+
+/// A gate with an inner service, whatever its type.
+trait AnyService {
+    fn status(&self, request: Request<Body>) -> impl Future<Output = u16> + Send;
+}
+
+type Boxed = tower::util::BoxCloneSyncService<Request<Body>, Response<Body>, std::convert::Infallible>;
+
+impl AnyService for Boxed {
+    async fn status(&self, request: Request<Body>) -> u16 {
+        send(self, request).await.status().as_u16()
+    }
+}
+
+/// What a service puts in front of a store: a gate, a cache and a breaker.
+fn guarded<T: TokenStore>(store: T) -> (Boxed, Breaker<T>) {
+    let breaker = Breaker::new(store, TIMEOUT, tokio::time::sleep).with_pauses(TIMEOUT, TIMEOUT);
+    let cache = CachedStore::new(breaker.clone(), TIMEOUT).unwrap();
+    let gate = AuthLayer::waiting(cache, TIMEOUT * 2, tokio::time::sleep);
+    (Boxed::new(ServiceBuilder::new().layer(gate).service(echo())), breaker)
+}
+
+#[derive(Deserialize)]
+struct User {
+    #[allow(dead_code, reason = "read from the row")]
+    name: String,
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_unreadable_row_does_not_affect_other_tokens() {
+    let test = "one_unreadable_row_does_not_affect_other_tokens";
+    let Some(home) = Home::postgres(test).await else { return };
+    let database = home.database().await.with_deadline(TIMEOUT);
+    database.migrate().await.unwrap();
+    for number in 0..HOLDERS {
+        let grant = NewGrant::new(format!("user-{number}")).with_principal(&json!({ "name": "A" })).unwrap();
+        database.import(holder(number), &grant).await.unwrap();
+    }
+    let unreadable = NewGrant::new("mallory").with_principal("no object").unwrap();
+    database.import("unreadable-token", &unreadable).await.unwrap();
+
+    let (service, breaker) = guarded(database.store::<User>());
+    for _ in 0..50 {
+        assert_eq!(service.status(with_token("unreadable-token")).await, 503);
+    }
+    assert_eq!(breaker.state(), BreakerState::Closed);
+    assert_eq!(rejected_holders(&service).await, 0);
+}
+
+/// An authorization server that knows the holders, and gives everybody else this answer.
+async fn authorization_server(junk: fn() -> Response<Body>) -> (SocketAddr, Arc<AtomicUsize>) {
+    let junk_calls = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&junk_calls);
+    let (address, _) = server(move |token| match token.strip_prefix("holder-token-") {
+        Some(number) => answer(json!({"active": true, "sub": number}).to_string()),
+        None => {
+            count.fetch_add(1, Ordering::SeqCst);
+            junk()
+        }
+    })
+    .await;
+    (address, junk_calls)
+}
+
+fn bad_request() -> Response<Body> {
+    let mut response = answer(json!({"error": "invalid_request"}).to_string());
+    *response.status_mut() = StatusCode::BAD_REQUEST;
+    response
+}
+
+fn active_without_subject() -> Response<Body> {
+    answer(json!({"active": true}).to_string())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn junk_that_the_endpoint_rejects_does_not_affect_other_tokens() {
+    for junk in [bad_request, active_without_subject] {
+        let (address, _) = authorization_server(junk).await;
+        let (service, breaker) = guarded(builder(address).build().unwrap());
+        let attack = |number: usize| {
+            let service = service.clone();
+            async move { service.status(with_token(&format!("junk-{number}"))).await }
+        };
+        for number in 0..50 {
+            assert_eq!(attack(number).await, 503);
+        }
+        assert_eq!(breaker.state(), BreakerState::Closed);
+        // The attack goes on while the holders come.
+        let stop = Arc::new(AtomicBool::new(false));
+        let attacker = tokio::spawn({
+            let (stop, service) = (Arc::clone(&stop), service.clone());
+            async move {
+                let mut number = 50;
+                while !stop.load(Ordering::SeqCst) {
+                    assert_eq!(service.status(with_token(&format!("junk-{number}"))).await, 503);
+                    number += 1;
+                }
+            }
+        });
+        let rejected = rejected_holders(&service).await;
+        stop.store(true, Ordering::SeqCst);
+        attacker.await.unwrap();
+        assert_eq!(rejected, 0);
+    }
+}
+
+#[tokio::test]
+async fn junk_costs_no_more_calls_of_the_endpoint_than_the_failure_throttle_allows() {
+    for junk in [bad_request, active_without_subject] {
+        let (address, calls) = authorization_server(junk).await;
+        let throttle = FailureThrottle::new(Quota::per_hour(1).with_burst(20), |head| {
+            head.headers.get("x-peer").map(|peer| peer.as_bytes().to_vec())
+        });
+        let gate = AuthLayer::waiting(builder(address).build().unwrap(), TIMEOUT, tokio::time::sleep)
+            .with_failure_throttle(throttle.with_clock(|| Duration::ZERO));
+        let service = Boxed::new(gate.layer(echo()));
+        let mut statuses = Vec::new();
+        for number in 0..500 {
+            let mut request = with_token(&format!("junk-{number}"));
+            request.headers_mut().insert("x-peer", "attacker".parse().unwrap());
+            statuses.push(service.status(request).await);
+        }
+        assert_eq!(calls.load(Ordering::SeqCst), 20);
+        assert_eq!(statuses[..20], [503; 20]);
+        assert!(statuses[20..].iter().all(|status| *status == 429));
+        let mut other = with_token(&holder(1));
+        other.headers_mut().insert("x-peer", "holder".parse().unwrap());
+        assert_eq!(service.status(other).await, 200);
+    }
+}

@@ -23,11 +23,11 @@ use std::time::Duration;
 /// ```
 /// use tollgate::{Grant, StoreError, store};
 ///
+/// # async fn query() -> std::io::Result<String> { Ok("17".to_owned()) }
 /// let users = store::from_fn(|_digest| async {
-///     let row: Option<&str> = Some("{ not JSON"); // or `StoreError::new(error)` if the database fails
-///     row.map(|json| serde_json::from_str::<u64>(json).map(|user| Grant::new("alice", user)))
-///         .transpose()
-///         .map_err(StoreError::for_token)
+///     let row = query().await.map_err(StoreError::new)?;
+///     let user: u64 = row.parse().map_err(StoreError::for_token)?;
+///     Ok::<_, StoreError>(Some(Grant::new("alice", user)))
 /// });
 /// # let _ = users;
 /// ```

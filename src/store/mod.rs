@@ -66,6 +66,8 @@ pub type Lookup<P, E> = Result<Option<Arc<Grant<P>>>, E>;
 ///
 /// - `Ok(None)`: no grant belongs to the token. Unknown and revoked are the same.
 /// - `Err`: the store could not find out. It answers 503, never 401; an outage must not look like a revocation.
+///   If the store works and only this token could not be checked, return [`StoreError::for_token`](crate::StoreError::for_token),
+///   so that the token of one client cannot open a [`Breaker`] for everybody. Any other error concerns the store.
 /// - Expiry, not-before and the sender constraint are not the store's business: it hands on the grant, and the gate
 ///   judges it.
 /// - [`Answer::Ready`] if the answer is at hand. The store must not block the thread.

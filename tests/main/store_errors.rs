@@ -170,3 +170,40 @@ async fn junk_costs_no_more_calls_of_the_endpoint_than_the_failure_throttle_allo
         assert_eq!(service.status(other).await, 200);
     }
 }
+
+/// An authorization server that is silent, and clients that give up before anybody else does.
+#[tokio::test]
+async fn lookups_that_clients_abandon_late_open_the_breaker_and_are_not_charged_to_the_client() {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let connections = tokio::spawn(async move {
+        let mut open = Vec::new();
+        while let Ok((connection, _)) = listener.accept().await {
+            open.push(connection);
+        }
+    });
+    let timeout = Duration::from_secs(2);
+    let breaker =
+        Breaker::new(builder(address).build().unwrap(), timeout, tokio::time::sleep).with_pauses(TIMEOUT, TIMEOUT);
+    let cache = CachedStore::new(breaker.clone(), TIMEOUT).unwrap();
+    let throttle = FailureThrottle::new(Quota::per_hour(1).with_burst(5), |_| Some("the client"));
+    let gate = AuthLayer::waiting(cache, timeout, tokio::time::sleep).with_failure_throttle(throttle);
+    let service = Boxed::new(gate.layer(echo()));
+    // As many as the burst allows at the same time.
+    let clients: Vec<_> = (0..5)
+        .map(|number| {
+            let service = service.clone();
+            let request = async move { service.status(with_token(&holder(number))).await };
+            tokio::spawn(async move { tokio::time::timeout(timeout * 3 / 4, request).await })
+        })
+        .collect();
+    for client in clients {
+        // On a machine that is very slow the gate was faster.
+        assert!(matches!(client.await.unwrap(), Err(_) | Ok(503)));
+    }
+    assert_eq!(breaker.state(), BreakerState::Open);
+    for number in 0..20 {
+        assert_eq!(service.status(with_token(&holder(number))).await, 503, "429 if it had been charged");
+    }
+    connections.abort();
+}

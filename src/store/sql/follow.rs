@@ -49,10 +49,10 @@ impl Database {
     /// # Revocations during an outage
     ///
     /// While the database cannot be reached, a cache serves what it has, for as long as its own settings allow. When the
-    /// database is back, a connection is made within 500 ms (or `interval`, if that is shorter) and two deadlines: one that an
-    /// attempt to connect may still be waiting for, and one for the attempt that succeeds. From then on, a token that was revoked
-    /// during the outage is rejected as soon as its look-up is answered by the database. No revoked token is accepted for
-    /// longer than the cache's own `ttl` and `stale_on_error`.
+    /// database is back, a connection is made within `interval`, two deadlines and 500 ms: the loss of the old connection may
+    /// not be noticed yet, or an attempt to connect may still be waiting. From then on, a token that was revoked during the
+    /// outage is rejected as soon as its look-up is answered by the database. No revoked token is accepted for longer than the
+    /// cache's own `ttl` and `stale_on_error`.
     ///
     /// # Floods of notifications
     ///

@@ -206,7 +206,6 @@ mod tests {
                         }
                     }
                 }
-                drop(reporter);
                 for (change, at) in &announced {
                     let is_reported = reported.iter().any(|(reported, told)| {
                         told >= at && *told <= *at + INTERVAL && (reported == change || *reported == Change::Everything)

@@ -200,9 +200,9 @@ async fn uncached_holders_recover_as_soon_as_the_connection_is_back() {
         let refused = send(&service, with_token("uncached-1")).await;
         let retry_after: u64 = field(refused.headers(), "retry-after").unwrap().parse().unwrap();
         assert!(refused.status() == 503 && retry_after > 1_000, "an open breaker: {retry_after}");
-        // Whether the loss is noticed before the return or after it.
-        tokio::time::sleep(Duration::from_millis(50)).await;
-        while told.try_recv().is_ok() {}
+        // Only what has noticed the loss of its connection connects again.
+        let taken = proxy.taken();
+        until("a new connection", || async { proxy.taken() > taken }).await;
         proxy.set(Fault::None);
         until("uncached holders recover", || async {
             let mut all = true;

@@ -12,9 +12,9 @@ mod challenge_properties;
 mod challenges;
 #[cfg(all(feature = "cli", feature = "sqlite", feature = "postgres"))]
 mod cli;
-mod details;
 #[cfg(all(feature = "cli", feature = "sqlite", feature = "postgres"))]
 mod cli_outputs;
+mod details;
 mod dialects;
 mod doors;
 #[cfg(feature = "redis")]

@@ -63,7 +63,14 @@ mod servers;
 mod sql;
 #[cfg(all(feature = "sqlite", feature = "postgres"))]
 mod sqlite_files;
-#[cfg(all(feature = "introspection", feature = "cache", feature = "sqlite", feature = "postgres"))]
+#[cfg(all(
+    feature = "introspection",
+    feature = "cache",
+    feature = "mint",
+    feature = "pepper",
+    feature = "sqlite",
+    feature = "postgres"
+))]
 mod store_errors;
 mod store_model;
 #[cfg(feature = "test-util")]

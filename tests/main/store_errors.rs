@@ -9,9 +9,10 @@ use http::{Request, Response, StatusCode};
 use serde::Deserialize;
 use serde_json::json;
 use tollgate::limit::FailureThrottle;
-use tollgate::store::sql::NewGrant;
-use tollgate::store::{Breaker, BreakerState, CachedStore};
-use tollgate::{AuthLayer, Quota, TokenStore};
+use tollgate::mint::Format;
+use tollgate::store::sql::{LastUsed, NewGrant};
+use tollgate::store::{Breaker, BreakerState, CachedStore, Checked, FromFn, Pepper, Peppered, from_fn};
+use tollgate::{Answer, AuthLayer, BearerToken, BoxStore, Grant, Quota, StoreError, TokenDigest, TokenStore};
 use tower::{Layer, ServiceBuilder};
 
 use crate::introspection::{answer, builder, server};
@@ -206,4 +207,47 @@ async fn lookups_that_clients_abandon_late_open_the_breaker_and_are_not_charged_
         assert_eq!(service.status(with_token(&holder(number))).await, 503, "429 if it had been charged");
     }
     connections.abort();
+}
+
+/// A store whose errors are of both kinds.
+fn failing() -> FromFn<impl Fn(TokenDigest) -> std::future::Ready<Result<Option<Grant<()>>, StoreError>>> {
+    from_fn(|digest| {
+        std::future::ready(Err(match digest == TokenDigest::of("unreadable") {
+            true => StoreError::for_token("a bad row"),
+            false => StoreError::new("down"),
+        }))
+    })
+}
+
+#[tokio::test]
+async fn every_wrapper_keeps_what_an_error_concerns() {
+    async fn check<T: TokenStore>(wrapper: &str, store: T) {
+        for token in ["unreadable", "another"] {
+            let error = store.lookup(&BearerToken::new(token)).wait().await.err().map(StoreError::new);
+            assert_eq!(error.map(|error| error.concerns_token()), Some(token == "unreadable"), "{wrapper}");
+        }
+    }
+    /// The digest of a token as the store inside of a pepper sees it.
+    struct Unpeppered<T>(T);
+    impl<T: TokenStore> TokenStore for Unpeppered<T> {
+        type Principal = T::Principal;
+        type Error = T::Error;
+        type Future = T::Future;
+
+        fn lookup(&self, token: &BearerToken<'_>) -> Answer<T::Future> {
+            self.0.lookup(&BearerToken::new(token.expose()))
+        }
+    }
+    let home = Home::sqlite();
+    let database = home.database().await;
+    check("no wrapper", failing()).await;
+    check("Arc", Arc::new(failing())).await;
+    check("BoxStore", BoxStore::new(failing())).await;
+    check("Breaker", Breaker::new(failing(), TIMEOUT, tokio::time::sleep)).await;
+    check("CachedStore", CachedStore::new(failing(), TIMEOUT).unwrap()).await;
+    check("Checked", Checked::new(failing(), Format::new("acme").unwrap()).with_imported_tokens()).await;
+    check("Peppered", Peppered::new(Unpeppered(failing()), Pepper::new([7; 32]).unwrap())).await;
+    check("Noted", LastUsed::new(&database).note(failing())).await;
+    let cache = CachedStore::new(Breaker::new(failing(), TIMEOUT, tokio::time::sleep), TIMEOUT).unwrap();
+    check("all", BoxStore::new(Arc::new(LastUsed::new(&database).note(BoxStore::new(cache))))).await;
 }

@@ -63,8 +63,8 @@ where
     }
 }
 
-/// What a store says of a credential, or why it was not asked.
-type Asked<A> = Result<(Answer<StoreFuture<A>>, Credential), RejectionKind>;
+/// The answer of a store about a credential, and whether that [is cached](TokenStore::is_cached); or why it was not asked.
+type Asked<A> = Result<(Answer<StoreFuture<A>>, Credential, bool), RejectionKind>;
 
 impl<A: Admission, R> Shared<A, R> {
     /// The credential in the head of a request.
@@ -82,7 +82,12 @@ impl<A: Admission, R> Shared<A, R> {
         match presented {
             Presented::Token(token) => {
                 let credential = Credential { carrier, digest: Some(*token.digest()) };
-                Ok((self.stations.store().lookup(&token), credential))
+                let store = self.stations.store();
+                let answer = store.lookup(&token);
+                // Nobody else wants to know.
+                let may_be_throttled = self.settings.throttle.is_some() && matches!(answer, Answer::Pending(_));
+                let is_cached = may_be_throttled && store.is_cached(&token);
+                Ok((answer, credential, is_cached))
             }
             Presented::Nothing => Err(RejectionKind::Missing),
             Presented::Malformed => Err(RejectionKind::MalformedToken),
@@ -93,11 +98,14 @@ impl<A: Admission, R> Shared<A, R> {
     /// The step after the store was asked.
     #[inline]
     pub(super) fn step<B>(&self, asked: Asked<A>, request: &mut Request<B>) -> Step<A> {
-        let carrier = asked.as_ref().ok().map(|(_, credential)| credential.carrier);
+        let carrier = asked.as_ref().ok().map(|(_, credential, _)| credential.carrier);
         self.guard_secrets(carrier, request);
         match asked {
-            Ok((Answer::Ready(found), credential)) => self.found(found.map_err(StoreError::new), credential, request),
-            Ok((Answer::Pending(future), credential)) => self.look_up(future, credential, request),
+            Ok((Answer::Ready(found), credential, _)) => {
+                self.found(found.map_err(StoreError::new), credential, request)
+            }
+            Ok((Answer::Pending(future), credential, true)) => self.wait(future, credential, None),
+            Ok((Answer::Pending(future), credential, false)) => self.look_up(future, credential, request),
             Err(RejectionKind::Missing) if self.settings.anonymous => {
                 self.unauthenticated(Unauthenticated::Anonymous, request)
             }

@@ -56,18 +56,20 @@ impl<A: Stations, R> Shared<A, R> {
 
     /// Waits for the store, but not on behalf of who fails too often: then the future is dropped unpolled.
     pub(super) fn look_up<B>(&self, future: StoreFuture<A>, credential: Credential, request: &Request<B>) -> Step<A> {
-        let patience = self.settings.patience.as_ref();
         match self.attempt(request) {
-            Ok(attempt) => {
-                let attempt = match patience {
-                    Some(patience) => attempt.map(|attempt| attempt.with_deadline(patience.deadline)),
-                    None => attempt,
-                };
-                let deadline = patience.map(|patience| patience.start());
-                Step::Wait(Wait::Lookup { future, deadline, credential, timer: Timer::start(), attempt })
-            }
+            Ok(attempt) => self.wait(future, credential, attempt),
             Err(throttled) => Step::Refuse(throttled),
         }
+    }
+
+    pub(super) fn wait(&self, future: StoreFuture<A>, credential: Credential, attempt: Option<Attempt>) -> Step<A> {
+        let patience = self.settings.patience.as_ref();
+        let attempt = match patience {
+            Some(patience) => attempt.map(|attempt| attempt.with_deadline(patience.deadline)),
+            None => attempt,
+        };
+        let deadline = patience.map(|patience| patience.start());
+        Step::Wait(Wait::Lookup { future, deadline, credential, timer: Timer::start(), attempt })
     }
 
     /// The store has answered at last.
@@ -88,7 +90,9 @@ impl<A: Stations, R> Shared<A, R> {
                 }
                 self.known(grant, request)
             }
-            Err(rejection) => Step::Refuse(ended(attempt, rejection)),
+            Err(rejection) if attempt.is_some() => Step::Refuse(ended(attempt, rejection)),
+            // It was not counted before.
+            Err(rejection) => self.failed(rejection, request),
         }
     }
 }

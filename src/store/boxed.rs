@@ -42,6 +42,10 @@ impl<P: Send + Sync + 'static> TokenStore for BoxStore<P> {
     fn lookup(&self, token: &BearerToken<'_>) -> Answer<Self::Future> {
         self.0.lookup(token)
     }
+
+    fn is_cached(&self, token: &BearerToken<'_>) -> bool {
+        self.0.is_cached(token)
+    }
 }
 
 impl<P> Clone for BoxStore<P> {
@@ -68,5 +72,9 @@ impl<T: TokenStore> TokenStore for Erase<T> {
             Answer::Ready(found) => Answer::Ready(found.map_err(StoreError::new)),
             Answer::Pending(future) => Answer::Pending(Box::pin(async move { future.await.map_err(StoreError::new) })),
         }
+    }
+
+    fn is_cached(&self, token: &BearerToken<'_>) -> bool {
+        self.0.is_cached(token)
     }
 }

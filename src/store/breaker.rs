@@ -164,6 +164,10 @@ impl<T: TokenStore> TokenStore for Breaker<T> {
             }
         }
     }
+
+    fn is_cached(&self, token: &BearerToken<'_>) -> bool {
+        self.store.is_cached(token)
+    }
 }
 
 pin_project_lite::pin_project! {

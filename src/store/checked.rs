@@ -65,4 +65,8 @@ impl<T: TokenStore> TokenStore for Checked<T> {
     fn lookup(&self, token: &BearerToken<'_>) -> Answer<Self::Future> {
         if self.admits(token.expose()) { self.store.lookup(token) } else { Answer::Ready(Ok(None)) }
     }
+
+    fn is_cached(&self, token: &BearerToken<'_>) -> bool {
+        self.store.is_cached(token)
+    }
 }

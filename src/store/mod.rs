@@ -118,6 +118,16 @@ pub trait TokenStore: Send + Sync + 'static {
 
     /// Looks a token up.
     fn lookup(&self, token: &BearerToken<'_>) -> Answer<Self::Future>;
+
+    /// Returns true if the store has a grant for this token at hand, which it serves if [`lookup`](Self::lookup) cannot find out
+    /// anything newer, as a cache does. Default: false.
+    ///
+    /// Such a token is no guess. So a [`FailureThrottle`](crate::limit::FailureThrottle) does not keep its lookup from waiting,
+    /// and counts it only if the token turns out to be invalid. A store that wraps another one calls this method of that store.
+    fn is_cached(&self, token: &BearerToken<'_>) -> bool {
+        _ = token;
+        false
+    }
 }
 
 impl<T: TokenStore + ?Sized> TokenStore for Arc<T> {
@@ -127,6 +137,10 @@ impl<T: TokenStore + ?Sized> TokenStore for Arc<T> {
 
     fn lookup(&self, token: &BearerToken<'_>) -> Answer<Self::Future> {
         (**self).lookup(token)
+    }
+
+    fn is_cached(&self, token: &BearerToken<'_>) -> bool {
+        (**self).is_cached(token)
     }
 }
 

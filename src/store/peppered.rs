@@ -95,6 +95,10 @@ impl<T: TokenStore> TokenStore for Peppered<T> {
             }
         }
     }
+
+    fn is_cached(&self, token: &BearerToken<'_>) -> bool {
+        self.digests(token).any(|digest| self.store.is_cached(&token.with_digest(digest)))
+    }
 }
 
 /// The first answer that is anything but "unknown", or that has to be waited for.

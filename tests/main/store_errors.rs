@@ -11,7 +11,7 @@ use serde_json::json;
 use tollgate::limit::FailureThrottle;
 use tollgate::mint::Format;
 use tollgate::store::sql::{LastUsed, NewGrant};
-use tollgate::store::{Breaker, BreakerState, CachedStore, Checked, FromFn, Pepper, Peppered, from_fn};
+use tollgate::store::{Breaker, BreakerState, CachedStore, Checked, Pepper, Peppered, from_fn};
 use tollgate::{Answer, AuthLayer, BearerToken, BoxStore, Grant, Quota, StoreError, TokenDigest, TokenStore};
 use tower::{Layer, ServiceBuilder};
 
@@ -210,13 +210,39 @@ async fn lookups_that_clients_abandon_late_open_the_breaker_and_are_not_charged_
 }
 
 /// A store whose errors are of both kinds.
-fn failing() -> FromFn<impl Fn(TokenDigest) -> std::future::Ready<Result<Option<Grant<()>>, StoreError>>> {
-    from_fn(|digest| {
-        std::future::ready(Err(match digest == TokenDigest::of("unreadable") {
+fn failing() -> BoxStore<()> {
+    BoxStore::new(from_fn(|digest| async move {
+        Err::<Option<Grant<()>>, _>(match digest == TokenDigest::of("unreadable") {
             true => StoreError::for_token("a bad row"),
             false => StoreError::new("down"),
-        }))
-    })
+        })
+    }))
+}
+
+/// The throttle of failures asks for it.
+#[tokio::test]
+async fn every_wrapper_tells_whether_a_token_is_cached() {
+    async fn check<T: TokenStore>(wrapper: &str, store: T) {
+        let found = store.lookup(&BearerToken::new(TOKEN)).wait().await;
+        assert!(found.is_ok_and(|found| found.is_some()), "{wrapper}");
+        assert!(
+            store.is_cached(&BearerToken::new(TOKEN)) && !store.is_cached(&BearerToken::new("another")),
+            "{wrapper}"
+        );
+    }
+    let known = || from_fn(|_| std::future::ready(Ok::<_, StoreError>(Some(Grant::new("alice", ())))));
+    let cache = || CachedStore::new(known(), TIMEOUT).unwrap();
+    let home = Home::sqlite();
+    let database = home.database().await;
+    check("no wrapper", cache()).await;
+    check("Arc", Arc::new(cache())).await;
+    check("BoxStore", BoxStore::new(cache())).await;
+    check("Breaker", Breaker::new(cache(), TIMEOUT, tokio::time::sleep)).await;
+    check("Checked", Checked::new(cache(), Format::new("acme").unwrap()).with_imported_tokens()).await;
+    let peppered = Peppered::new(cache(), Pepper::new([7; 32]).unwrap());
+    check("Peppered", peppered.with_older(Pepper::new([8; 32]).unwrap())).await;
+    check("Noted", LastUsed::new(&database).note(cache())).await;
+    assert!(!known().is_cached(&BearerToken::new(TOKEN)), "a store is no cache");
 }
 
 #[tokio::test]

@@ -279,6 +279,54 @@ async fn a_holder_that_a_cache_knows_is_never_refused() {
     assert_eq!(remote.polled(), 1 + 3);
 }
 
+/// After an outage a cache asks for all its entries again. They are no guesses.
+#[cfg(feature = "cache")]
+#[tokio::test]
+async fn cached_holders_are_not_throttled_when_everything_may_have_changed() {
+    use tollgate::store::{CachedStore, Change};
+
+    let (remote, hands) = (Remote::new(), Hands::default());
+    let names: Vec<String> = (0..40).map(|number| format!("tg_holder_{number}")).collect();
+    for name in &names {
+        remote.tokens.insert(name, Grant::new(name, User("a holder"))).unwrap();
+    }
+    let cache = CachedStore::new(remote.store(), Duration::from_secs(60)).unwrap().with_clock(|| Duration::ZERO);
+    // As the reference service wraps it.
+    let gate = AuthLayer::waiting(BoxStore::new(cache.clone()), Duration::from_secs(2), tokio::time::sleep);
+    let service = gate.with_failure_throttle(throttle(&hands)).layer(echo());
+    for name in &names {
+        assert_eq!(status(&service, from(STRANGER, with_token(name))).await, 200);
+    }
+    for nth in 0..5 {
+        let refused = if nth < 3 { 401 } else { 429 };
+        assert_eq!(status(&service, from(STRANGER, with_token(&format!("tg_guess_{nth}")))).await, refused);
+    }
+    cache.invalidate(&Change::Everything);
+    remote.polled();
+    remote.answers.forget_permits(Semaphore::MAX_PERMITS);
+    let waiting: Vec<_> = names[..39]
+        .iter()
+        .map(|name| {
+            let (service, request) = (service.clone(), from(STRANGER, with_token(name)));
+            tokio::spawn(async move { status(&service, request).await })
+        })
+        .collect();
+    tokio::task::yield_now().await;
+    remote.answers.add_permits(Semaphore::MAX_PERMITS);
+    for answer in waiting {
+        assert_eq!(answer.await.unwrap(), 200);
+    }
+    assert_eq!(remote.polled(), 39);
+    // One that was revoked is a failure, and is asked for once.
+    remote.tokens.revoke(&*names[39]);
+    for _ in 0..3 {
+        assert_eq!(status(&service, from(STRANGER, with_token(&names[39]))).await, 429);
+    }
+    assert_eq!(remote.polled(), 1);
+    hands.advance(Duration::from_secs(20));
+    assert_eq!(status(&service, guess(STRANGER)).await, 401);
+}
+
 #[tokio::test]
 async fn by_another_clock_and_in_another_table_nothing_is_owed() {
     async fn guesses(failures: FailureThrottle) -> u16 {

@@ -45,31 +45,26 @@ use crate::token::{BearerToken, TokenDigest};
 /// | "unknown" | [`with_unknown_ttl`](Self::with_unknown_ttl), 5 seconds by default, and never more than `ttl` |
 ///
 /// All of it is counted from the moment at which the store was asked. A request that joins a lookup gets its answer, for which
-/// the store was asked at most 5 seconds before.
+/// the store was asked at most 5 seconds before. A grant that has expired is asked for anew in any case.
 ///
-/// A grant is asked for anew when it expires, whatever these say, and the gate refuses what has expired anyway.
-///
-/// The store "fails" if it returns an error [about the store](StoreError::concerns_token). An error about one token is an
-/// answer of a working store: it is returned, and nothing older is served instead.
+/// The store fails if it returns an error [about the store](StoreError::concerns_token). Nothing older is served instead of an
+/// error about one token, because that is the answer of a working store.
 ///
 /// # Invalidation
 ///
 /// After [`invalidate`](Self::invalidate) returns, no lookup sees the entries that it removed, nor joins lookups that began
-/// before it. Requests that are already waiting get their answer, but what was read before its invalidation is not kept.
+/// before. Requests that are already waiting get their answer, but what was read before its invalidation is not kept.
 ///
 /// [`Change::Everything`] removes no grant, because it is reported when a connection was lost: when the store is least able to
-/// answer. It marks all entries as possibly outdated. The next lookup of each entry asks the store.
-///
-/// - If the store answers, its answer counts.
-/// - If the store fails, or a [`Breaker`](crate::store::Breaker) in front of it is open, the old grant is served, but no longer
-///   than the table allows. The next lookup asks again.
+/// answer. It marks all entries as possibly outdated, and the next lookup of each entry asks the store. If the store answers,
+/// its answer counts. If the store fails, or a [`Breaker`](crate::store::Breaker) in front of it is open, the old grant is
+/// served, but no longer than the table allows, and the next lookup asks again.
 ///
 /// So a token that was revoked without a message is accepted until the first lookup that the store answers after
-/// `Change::Everything`, and no longer than `ttl` plus the bound of `with_stale_on_error` in any case. To remove everything
-/// immediately, call [`clear`](Self::clear).
+/// `Change::Everything`, and never longer than `ttl` plus the bound of `with_stale_on_error`. To remove everything immediately,
+/// call [`clear`](Self::clear).
 ///
-/// [`Change::Token`] names a token by the digest that *this cache* is asked by. Put the cache next to the store, inside of
-/// `Peppered`, and that is the one that the store knows.
+/// [`Change::Token`] names a token by the digest that this cache is asked by: put it next to the store, inside of `Peppered`.
 ///
 /// # Memory
 ///
@@ -360,6 +355,11 @@ impl<T: TokenStore> TokenStore for CachedStore<T> {
             Answer::Ready(found) => Answer::Ready(found),
             Answer::Pending(flight) => Answer::Pending(CachedFuture(flight)),
         }
+    }
+
+    fn is_cached(&self, token: &BearerToken<'_>) -> bool {
+        let Inner { settings, memory, .. } = &*self.0;
+        memory.known(token.digest()).is_some_and(|known| known.is_usable(settings.now(), settings.stale_on_error))
     }
 }
 

@@ -170,6 +170,10 @@ impl<T: TokenStore> TokenStore for Noted<T> {
             }
         }
     }
+
+    fn is_cached(&self, token: &BearerToken<'_>) -> bool {
+        self.store.is_cached(token)
+    }
 }
 
 impl LastUsed {

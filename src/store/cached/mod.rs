@@ -180,8 +180,7 @@ impl<T: TokenStore> CachedStore<T> {
     /// use tollgate::MemoryStore;
     /// use tollgate::store::CachedStore;
     ///
-    /// # let store = MemoryStore::<()>::new();
-    /// let cache = CachedStore::new(store, Duration::from_secs(30))?
+    /// let cache = CachedStore::new(MemoryStore::<()>::new(), Duration::from_secs(30))?
     ///     .with_stale_while_revalidate(Duration::from_secs(30), |refresh| _ = tokio::spawn(refresh))?;
     /// # let _ = cache;
     /// # Ok::<_, tollgate::store::CacheSettingsError>(())

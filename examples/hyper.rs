@@ -14,7 +14,8 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{Request, Response};
+use http::header::CONTENT_LENGTH;
+use http::{Method, Request, Response};
 use http_body_util::Full;
 use hyper::body::Incoming;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
@@ -22,7 +23,7 @@ use hyper_util::server::conn::auto;
 use hyper_util::server::graceful::GracefulShutdown;
 use hyper_util::service::TowerToHyperService;
 use tokio::net::TcpListener;
-use tollgate::{AuthLayer, Authenticated, Grant, Limited, MemoryStore, Quota, RateLimits};
+use tollgate::{AuthLayer, Authenticated, Grant, Head, Limited, MemoryStore, Quota, RateLimits};
 use tower::ServiceBuilder;
 
 const QUOTA: Quota = Quota::per_minute(180).with_burst(20);
@@ -41,10 +42,18 @@ fn gate(token: &str, limits: RateLimits) -> Gate {
 
 async fn hello(gate: Gate, request: Request<Incoming>) -> Result<Response<Full<Bytes>>, Infallible> {
     Ok(match Authenticated::<User>::from_extensions(request.extensions()) {
-        Ok(who) => Response::new(Full::from(format!("hello, {}\n", who.principal().name))),
-        // A CORS preflight, which passes the gate. Refused in the gate's own words.
-        Err(rejection) => gate.refuse(rejection),
+        Ok(who) => respond(request.method(), format!("hello, {}\n", who.principal().name)),
+        // A CORS preflight, which passes the gate.
+        Err(rejection) => gate.refuse(rejection.for_request(&Head::of(&request))),
     })
+}
+
+/// hyper does not remove the content of a response to HEAD over HTTP/2, and clients treat it as a protocol error.
+fn respond(method: &Method, text: String) -> Response<Full<Bytes>> {
+    let length = text.len();
+    let mut response = Response::new(if method == Method::HEAD { Full::default() } else { Full::from(text) });
+    response.headers_mut().insert(CONTENT_LENGTH, length.into());
+    response
 }
 
 /// Serves until `stop`, and then what has begun.
@@ -195,6 +204,22 @@ mod tests {
             assert_eq!(response.body(), "hello, Alice\n");
             assert_eq!(response.headers()["ratelimit-policy"], r#""default";q=20;w=7"#);
             assert_eq!(response.headers()["ratelimit"], format!(r#""default";r={remaining};t=1"#));
+        }
+        server.stop().await;
+    }
+
+    #[tokio::test]
+    async fn responses_to_head_have_no_content_over_both_versions() {
+        let server = Server::start("tg_secret").await;
+        for version in [Version::HTTP_11, Version::HTTP_2] {
+            for authorization in ["Bearer tg_secret", "Bearer tg_guess"] {
+                let request = |method| server.get().method(method).header("authorization", authorization);
+                let get = send(version, request("GET")).await;
+                let head = send(version, request("HEAD")).await;
+                assert_eq!(head.status(), get.status());
+                assert_eq!(head.headers()["content-length"], get.body().len().to_string());
+                assert_eq!(head.body(), "", "{version:?} {authorization}");
+            }
         }
         server.stop().await;
     }

@@ -178,9 +178,9 @@ mod tests {
     async fn refuses_strangers_in_grpcs_words() {
         let channel = start(gate("tg_secret", limits())).await;
         for (token, message) in [
-            (None, "no credentials were presented"),
-            (Some("tg_guess"), "the token is not valid"),
-            (Some("no token"), "the token is not valid"),
+            (None, "This resource requires a token. The request has none."),
+            (Some("tg_guess"), "The token is not valid."),
+            (Some("no token"), "The token is not valid."),
         ] {
             let status = check(channel.clone(), token).await.unwrap_err();
             assert_eq!((status.code(), status.message()), (Code::Unauthenticated, message));
@@ -208,7 +208,8 @@ mod tests {
             .with_rate_limit(limits())
             .with_responder(Empty);
         let status = check(start(gate).await, Some("tg_secret")).await.unwrap_err();
-        assert_eq!((status.code(), status.message()), (Code::Unavailable, "the token store is unavailable"));
+        let message = "The service cannot check tokens at the moment. The token may be valid.";
+        assert_eq!((status.code(), status.message()), (Code::Unavailable, message));
         assert_eq!(status.metadata().get("retry-after").unwrap(), "1");
     }
 

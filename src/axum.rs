@@ -10,9 +10,10 @@ use axum_core::response::{IntoResponse, Response};
 use http::request::Parts;
 
 use crate::caller::Authenticated;
+use crate::head::Head;
 use crate::limit::{FailureThrottle, peer_of};
 use crate::quota::Quota;
-use crate::rejection::{Protocol, Rejection};
+use crate::rejection::Rejection;
 use crate::respond::{Problem, Respond};
 
 impl<S: Sync, P: Send + Sync + 'static> FromRequestParts<S> for Authenticated<P> {
@@ -20,7 +21,7 @@ impl<S: Sync, P: Send + Sync + 'static> FromRequestParts<S> for Authenticated<P>
 
     /// [`Authenticated::from_extensions`].
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Rejection> {
-        Self::from_extensions(&parts.extensions).map_err(|rejection| in_words_of(parts, rejection))
+        Self::from_extensions(&parts.extensions).map_err(|rejection| rejection.for_request(&Head::from(&*parts)))
     }
 }
 
@@ -29,12 +30,8 @@ impl<S: Sync, P: Send + Sync + 'static> OptionalFromRequestParts<S> for Authenti
 
     /// [`Authenticated::from_extensions_if_any`].
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Option<Self>, Rejection> {
-        Self::from_extensions_if_any(&parts.extensions).map_err(|rejection| in_words_of(parts, rejection))
+        Self::from_extensions_if_any(&parts.extensions).map_err(|rejection| rejection.for_request(&Head::from(&*parts)))
     }
-}
-
-fn in_words_of(parts: &Parts, rejection: Rejection) -> Rejection {
-    rejection.with_protocol(Protocol::of(&parts.headers))
 }
 
 impl FailureThrottle {

@@ -4,11 +4,11 @@ use std::num::NonZeroU64;
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::{HeaderMap, header};
-
 use crate::caller::CurrentGrant;
 use crate::decision::{Decision, Verdict, secs_up};
 use crate::grant::GrantId;
+use crate::head::Head;
+use crate::protocol::{Protocol, Reply};
 use crate::respond::challenge::{Challenge, ChallengeError};
 use crate::respond::terms::Terms;
 use crate::scopes::Scopes;
@@ -31,7 +31,7 @@ use crate::store_error::StoreError;
 #[derive(Clone)]
 pub struct Rejection {
     kind: RejectionKind,
-    protocol: Protocol,
+    reply: Reply,
     /// How the gate speaks; `None` until a gate has seen it.
     terms: Option<Arc<Terms>>,
     grant: Option<GrantId>,
@@ -124,49 +124,11 @@ impl RejectionKind {
     }
 }
 
-/// In whose words an answer is to be written.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-#[non_exhaustive]
-pub enum Protocol {
-    /// Status, header fields, body.
-    #[default]
-    Http,
-    /// gRPC: status 200 and `grpc-status` in the head ("Trailers-Only").
-    Grpc,
-}
-
-impl Protocol {
-    /// The protocol of a request, by its content type: gRPC is `application/grpc`, alone or followed by `+` or `;`.
-    /// gRPC-Web is not gRPC.
-    ///
-    /// ```
-    /// use http::HeaderMap;
-    /// use tollgate::Protocol;
-    ///
-    /// let mut headers = HeaderMap::new();
-    /// assert_eq!(Protocol::of(&headers), Protocol::Http);
-    /// headers.insert("content-type", "application/grpc+proto".parse()?);
-    /// assert_eq!(Protocol::of(&headers), Protocol::Grpc);
-    /// # Ok::<_, http::header::InvalidHeaderValue>(())
-    /// ```
-    #[must_use]
-    pub fn of(headers: &HeaderMap) -> Self {
-        let is_grpc = headers.get(header::CONTENT_TYPE).is_some_and(|value| {
-            // White space around a value is not part of it; a value has no other than spaces and tabs.
-            let value = value.as_bytes().trim_ascii();
-            value.len() >= 16
-                && value[..16].eq_ignore_ascii_case(b"application/grpc")
-                && matches!(value.get(16), None | Some(b'+' | b';'))
-        });
-        if is_grpc { Self::Grpc } else { Self::Http }
-    }
-}
-
 impl Rejection {
     pub(crate) fn new(kind: RejectionKind) -> Self {
         Self {
             kind,
-            protocol: Protocol::Http,
+            reply: Reply::default(),
             terms: None,
             grant: None,
             decision: None,
@@ -252,11 +214,34 @@ impl Rejection {
         Self { grant: Some(grant.id().clone()), ..self }
     }
 
-    /// The same in the words of another protocol than HTTP: [`Protocol::of`] knows that of a request. A gate sees to it
-    /// by itself.
+    /// Sets the protocol of the response: [`Protocol::of`] returns that of a request.
+    ///
+    /// Gates and extractors do this themselves. A handler that has the request calls [`for_request`](Self::for_request).
     #[must_use]
     pub fn with_protocol(self, protocol: Protocol) -> Self {
-        Self { protocol, ..self }
+        Self { reply: self.reply.with_protocol(protocol), ..self }
+    }
+
+    /// Adapts the response to the request: to its [protocol](Protocol::of), to `HEAD`, whose responses have no content, and to a
+    /// body that will not be read, after which a connection of HTTP/1 has to be closed.
+    ///
+    /// Gates and extractors do this themselves.
+    ///
+    /// ```
+    /// use http::{Request, Response};
+    /// use tollgate::{AuthLayer, Grant, Head, MemoryStore, Rejection, Scopes};
+    ///
+    /// let gate = AuthLayer::new(MemoryStore::from_iter([("a-token", Grant::new("alice", ()))]));
+    /// let request = Request::head("/orders").body(())?;
+    /// let rejection = Rejection::insufficient_scope(Scopes::new(["orders:read"])?);
+    /// let response: Response<bytes::Bytes> = gate.refuse(rejection.for_request(&Head::of(&request)));
+    /// assert_eq!(response.status(), 403);
+    /// assert!(response.body().is_empty());
+    /// # Ok::<_, Box<dyn std::error::Error>>(())
+    /// ```
+    #[must_use]
+    pub fn for_request(self, head: &Head<'_>) -> Self {
+        Self { reply: Reply::to(head), ..self }
     }
 
     pub(crate) fn under(self, terms: &Arc<Terms>) -> Self {
@@ -269,10 +254,21 @@ impl Rejection {
         self.kind
     }
 
-    /// In whose words the answer has to be written.
+    /// The protocol of the response.
     #[must_use]
     pub fn protocol(&self) -> Protocol {
-        self.protocol
+        self.reply.protocol()
+    }
+
+    /// Returns whether the request is a `HEAD` request, so that the response must not have content. HTTP/2 clients treat content
+    /// as a protocol error (RFC 9113, section 8.1.1), and hyper sends what it is given.
+    #[must_use]
+    pub fn is_head(&self) -> bool {
+        self.reply.is_head
+    }
+
+    pub(crate) fn reply(&self) -> &Reply {
+        &self.reply
     }
 
     /// The grant that was refused, if one was found and is what was refused.
@@ -309,6 +305,20 @@ impl Rejection {
         self.would_be_throttled
     }
 
+    /// The time after which the request may succeed, if it is known. While a store or a limiter is unavailable and does not say
+    /// for how long, it is 1 second.
+    pub(crate) fn retry_after(&self) -> Option<Duration> {
+        let limit = self.decision().and_then(Decision::retry_after);
+        let attempt = || self.wait.map(|wait| Duration::from_nanos(wait.get()));
+        let known = limit.or_else(attempt).or_else(|| self.source.as_ref()?.retry_after());
+        match self.kind {
+            RejectionKind::StoreUnavailable | RejectionKind::LimiterUnavailable => {
+                Some(known.unwrap_or(Duration::from_secs(1)))
+            }
+            _ => known,
+        }
+    }
+
     /// Returns the value of the header field `Retry-After`: the time after which the client may try again, in whole seconds,
     /// rounded up and never 0.
     ///
@@ -316,15 +326,8 @@ impl Rejection {
     /// second.
     #[must_use]
     pub fn retry_after_secs(&self) -> Option<u64> {
-        let budget = self.decision().and_then(Decision::retry_after_secs);
-        let known = budget.or(self.wait.map(|wait| secs_up(wait.get()))).or_else(|| {
-            let wait = self.source.as_ref()?.retry_after()?;
-            Some(secs_up(u64::try_from(wait.as_nanos()).unwrap_or(u64::MAX)))
-        });
-        match self.kind {
-            RejectionKind::StoreUnavailable | RejectionKind::LimiterUnavailable => Some(known.unwrap_or(1).max(1)),
-            _ => known,
-        }
+        let ns = u64::try_from(self.retry_after()?.as_nanos()).unwrap_or(u64::MAX);
+        Some(secs_up(ns).max(1))
     }
 
     pub(crate) fn with_required_scopes(self, scopes: Scopes) -> Self {
@@ -357,7 +360,7 @@ impl fmt::Debug for Rejection {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Rejection")
             .field("kind", &self.kind)
-            .field("protocol", &self.protocol)
+            .field("protocol", &self.protocol())
             .field("realm", &self.realm())
             .field("grant", &self.grant)
             .field("decision", &self.decision)

@@ -8,7 +8,7 @@ use http::{HeaderMap, Method, header};
 use super::header::strip_ows;
 use super::{InvalidDoor, Presented, TokenForm, door_name, form, json, open, text};
 use crate::head::Head;
-use crate::rejection::Protocol;
+use crate::protocol::Protocol;
 use crate::token::Carrier;
 
 /// The open doors in the body, by the name of the field that holds the token.
@@ -62,7 +62,7 @@ impl BodyDoors {
     ///    open.
     pub(crate) fn fitting(&self, head: &Head<'_>) -> Result<Option<Door>, Contradiction> {
         let has_body = matches!(*head.method, Method::POST | Method::PUT | Method::PATCH);
-        if self.are_closed() || !has_body || is_encoded(head.headers) || Protocol::of(head.headers) == Protocol::Grpc {
+        if self.are_closed() || !has_body || is_encoded(head.headers) || Protocol::of(head) == Protocol::Grpc {
             return Ok(None);
         }
         let mut types = head.headers.get_all(header::CONTENT_TYPE).iter();

@@ -20,6 +20,7 @@ use crate::extract::body::Door;
 use crate::head::Head;
 use crate::limit::Limiter;
 use crate::patience::BoxSleep;
+use crate::protocol::BodyRead;
 use crate::rejection::{Rejection, RejectionKind};
 use crate::respond::{Problem, Respond};
 use crate::store::TokenStore;
@@ -321,6 +322,7 @@ where
         let step = match failed {
             Some(kind) => Step::Refuse(Rejection::new(kind)),
             None => {
+                request.extensions_mut().insert(BodyRead);
                 let (in_head, carrier_in_head) = shared.look(&request);
                 let body = request.body().as_bytes();
                 let (in_body, carrier_in_body, span) = this.doors.doors.look(*this.door, body, shared.settings.form);

@@ -13,10 +13,11 @@ use super::throttle::ended;
 use crate::answer::Answer;
 use crate::caller::{CurrentGrant, Unauthenticated};
 use crate::decision::Decision;
+use crate::head::Head;
 use crate::limit::{Attempt, Limiter};
 use crate::observe::{self, LookedUp, Timer};
 use crate::patience::BoxSleep;
-use crate::rejection::{Protocol, Rejection};
+use crate::rejection::Rejection;
 use crate::respond::ratelimit::Advert;
 use crate::respond::terms::Terms;
 use crate::respond::{Respond, keep_private};
@@ -172,8 +173,8 @@ where
             Some(caller) if rejection.grant().is_none() => rejection.of_grant(caller),
             _ => rejection,
         };
-        let rejection = rejection.with_protocol(Protocol::of(request.headers()));
-        Self { state: State::Refused { response: Some(shared.refuse(rejection)) } }
+        let response = shared.refuse(rejection.for_request(&Head::of(request)));
+        Self { state: State::Refused { response: Some(response) } }
     }
 }
 

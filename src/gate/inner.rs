@@ -88,8 +88,8 @@ impl<A, R> AuthLayer<A, R> {
     /// Refuses as this gate does, with its realm and responder: for handlers that find out by themselves that a grant
     /// does not suffice. Keep a clone of the gate in the handler's state.
     ///
-    /// It never sees the request. If that may be gRPC, say so by [`Rejection::with_protocol`], and whose it was by
-    /// [`Rejection::of_grant`], which events name.
+    /// It never sees the request: adapt the rejection to the method and the protocol by [`Rejection::for_request`], and name the
+    /// grant for events by [`Rejection::of_grant`].
     ///
     /// ```
     /// use http::{HeaderName, Response};

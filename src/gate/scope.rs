@@ -10,7 +10,8 @@ use tower_service::Service;
 use super::future::once;
 use super::inner::{NO_GATE, Passage};
 use super::settings::Shared;
-use crate::rejection::{Protocol, Rejection, RejectionKind};
+use crate::head::Head;
+use crate::rejection::{Rejection, RejectionKind};
 use crate::respond::{Problem, Respond};
 use crate::scopes::{InvalidScope, Scopes};
 
@@ -111,8 +112,8 @@ where
         let state = match rejection {
             None => Guard::Running { future: self.inner.call(request) },
             Some(rejection) => {
-                let rejection = rejection.with_protocol(Protocol::of(request.headers()));
-                Guard::Refused { response: Some(self.shared.refuse(rejection)) }
+                let response = self.shared.refuse(rejection.for_request(&Head::of(&request)));
+                Guard::Refused { response: Some(response) }
             }
         };
         GuardFuture { state }

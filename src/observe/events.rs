@@ -4,7 +4,8 @@ use std::fmt::Write as _;
 use super::Breaker;
 use crate::grant::GrantId;
 use crate::policy::Policy;
-use crate::rejection::{Protocol, Rejection, RejectionKind};
+use crate::protocol::Protocol;
+use crate::rejection::{Rejection, RejectionKind};
 use crate::store_error::StoreError;
 
 const TARGET: &str = "tollgate";
@@ -15,10 +16,7 @@ macro_rules! refusal {
             target: TARGET,
             tracing::Level::$level,
             kind = $rejection.kind().as_str(),
-            protocol = match $rejection.protocol() {
-                Protocol::Http => "http",
-                Protocol::Grpc => "grpc",
-            },
+            protocol = protocol($rejection.protocol()),
             grant = $rejection.grant().map(GrantId::as_str),
             policy = policies($rejection).as_deref(),
             retry_after_s = $rejection.retry_after_secs(),
@@ -28,6 +26,15 @@ macro_rules! refusal {
             "{}", $rejection
         )
     };
+}
+
+fn protocol(protocol: Protocol) -> &'static str {
+    match protocol {
+        Protocol::Http => "http",
+        Protocol::Grpc => "grpc",
+        Protocol::GrpcWeb => "grpc-web",
+        Protocol::Connect | Protocol::ConnectStream => "connect",
+    }
 }
 
 pub(super) fn refused(rejection: &Rejection) {

@@ -11,12 +11,17 @@
 //! 2. Every 400 to 403 that speaks of credentials has a challenge; 429 and 5xx have none.
 //! 3. No refusal may be stored: `Cache-Control: no-store`.
 //! 4. `Retry-After` is in whole seconds, rounded up and never 0. Every 429 and every 503 has it.
-//! 5. A gRPC request is refused in gRPC's own words, since its clients read nothing else.
+//! 5. A request of gRPC, gRPC-Web or Connect is rejected in the format of its [`Protocol`](crate::Protocol), since its clients read
+//!    nothing else. [`Problem`] writes all of them, [`Empty`] those without content: gRPC and gRPC-Web.
+//! 6. A rejection of `HEAD` has no content (RFC 9110, section 9.3.2).
+//! 7. A rejection of an HTTP/1 request whose body was not read has `Connection: close` (RFC 9112, section 9.6): the server closes
+//!    the connection, and a client that sent its next request on it would fail.
 
 use http::header::Entry;
-use http::{HeaderName, HeaderValue, Response, StatusCode, header};
+use http::{HeaderValue, Response, StatusCode, header};
 
 pub(crate) mod challenge;
+mod connect;
 pub(crate) mod detail;
 mod grpc;
 pub(crate) mod list;
@@ -29,7 +34,8 @@ pub use problem::{MapBody, Problem};
 pub use ratelimit::RateLimitHeaders;
 
 use crate::observe;
-use crate::rejection::{Protocol, Rejection, RejectionKind};
+use crate::protocol::Protocol;
+use crate::rejection::{Rejection, RejectionKind};
 use crate::token::Carrier;
 use terms::Terms;
 
@@ -38,14 +44,21 @@ use terms::Terms;
 /// Closures implement it; [`AuthLayer::with_response_fn`](crate::AuthLayer::with_response_fn) takes one. A responder
 /// never sees the request: what it may say is in the [`Rejection`].
 ///
+/// A responder must not write content if [`Rejection::is_head`] returns true, and content of its own only if
+/// [`Rejection::protocol`] returns [`Protocol::Http`](crate::Protocol::Http). Gates cannot enforce this: they do not know the type of
+/// the body.
+///
 /// ```
 /// use http::{Response, StatusCode};
 /// use tollgate::respond::Respond;
-/// use tollgate::{Rejection, RejectionKind};
+/// use tollgate::{Protocol, Rejection, RejectionKind};
 ///
 /// /// Takes the standard head and writes a body of its own.
 /// fn crosstrade(rejection: &Rejection) -> Response<String> {
 ///     let response: Response<String> = tollgate::Empty.respond(rejection);
+///     if rejection.is_head() || rejection.protocol() != Protocol::Http {
+///         return response;
+///     }
 ///     match rejection.kind() {
 ///         RejectionKind::OverLimit => response.map(|_| r#"{"error": "Rate limit exceeded"}"#.to_owned()),
 ///         _ => response,
@@ -66,8 +79,8 @@ pub trait Respond<B>: Send + Sync + 'static {
     /// and log it. It is here that a refusal is [told](crate::observe) to recorders and subscribers.
     ///
     /// What [`respond`](Self::respond) leaves out is added: that no cache stores the answer, unless it speaks of caches, to a
-    /// 401 how to authenticate (RFC 9110, section 15.5.2), and to a 503 `Retry-After`. Whoever writes this method anew does all
-    /// of that himself.
+    /// 401 how to authenticate (RFC 9110, section 15.5.2), and to a 503 `Retry-After`. `Connection: close` is added where the
+    /// connection cannot be used again. Whoever writes this method anew does all of that himself.
     fn refuse(&self, rejection: Rejection) -> Response<B> {
         let mut response = written(self, rejection);
         complete(&mut response);
@@ -80,6 +93,9 @@ pub trait Respond<B>: Send + Sync + 'static {
 fn written<B>(responder: &(impl Respond<B> + ?Sized), rejection: Rejection) -> Response<B> {
     observe::refused(&rejection);
     let mut response = responder.respond(&rejection);
+    if rejection.reply().closes {
+        response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+    }
     response.extensions_mut().insert(rejection);
     response
 }
@@ -104,6 +120,8 @@ impl<B, R: Respond<B> + ?Sized> Respond<B> for std::sync::Arc<R> {
 }
 
 /// Refuses with the head alone: for bodies that are only [`Default`], such as tonic's.
+///
+/// Clients of Connect then get an HTTP status without an error, and derive the code from it: they read 429 as UNAVAILABLE.
 ///
 /// ```
 /// use http::Response;
@@ -206,11 +224,13 @@ fn complete<B>(response: &mut Response<B>) {
 
 /// Everything of a refusal but its body.
 fn head(rejection: &Rejection) -> Response<()> {
-    if rejection.protocol() == Protocol::Grpc {
-        return grpc::head(rejection);
-    }
+    let status = match rejection.protocol() {
+        Protocol::Grpc | Protocol::GrpcWeb => return grpc::head(rejection),
+        Protocol::Connect | Protocol::ConnectStream => connect::status(rejection.kind()),
+        Protocol::Http => rejection.status(),
+    };
     let mut response = Response::new(());
-    *response.status_mut() = rejection.status();
+    *response.status_mut() = status;
     let headers = response.headers_mut();
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static(NO_STORE));
     write_own_challenges(headers, rejection);
@@ -269,5 +289,3 @@ fn amend_cache_control(headers: &mut http::HeaderMap) {
 }
 
 const NO_STORE: &str = "no-store";
-const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
-const GRPC_MESSAGE: HeaderName = HeaderName::from_static("grpc-message");

@@ -3,10 +3,11 @@ use std::fmt::Write as _;
 use bytes::Bytes;
 use http::{HeaderValue, Response, header};
 
-use super::{Respond, detail, head, written};
+use super::{Respond, connect, detail, head, ratelimit, written};
 use crate::decision::Decision;
 use crate::policy::Policy;
-use crate::rejection::{Protocol, Rejection, RejectionKind};
+use crate::protocol::Protocol;
+use crate::rejection::{Rejection, RejectionKind};
 
 /// Refuses with a problem details body (RFC 9457), `application/problem+json`: the default responder.
 ///
@@ -72,12 +73,20 @@ where
 }
 
 fn respond(rejection: &Rejection) -> Response<Bytes> {
-    let mut response = head(rejection);
-    if rejection.protocol() == Protocol::Grpc {
-        return response.map(|()| Bytes::new());
+    let (mut response, mut content) = match rejection.protocol() {
+        Protocol::Http => (head(rejection), body(rejection)),
+        Protocol::Grpc | Protocol::GrpcWeb => (head(rejection), Bytes::new()),
+        Protocol::Connect => (head(rejection), connect::error(rejection).into()),
+        Protocol::ConnectStream => (connect::stream_head(rejection), connect::end_of_stream(rejection).into()),
+    };
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(rejection.reply().content_type()));
+    if rejection.is_head() {
+        // The length that GET would have. Servers would add the length of what is left, which is 0.
+        headers.insert(header::CONTENT_LENGTH, ratelimit::number(content.len() as u64));
+        content = Bytes::new();
     }
-    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
-    response.map(|()| body(rejection))
+    response.map(|()| content)
 }
 
 fn body(rejection: &Rejection) -> Bytes {
@@ -122,7 +131,7 @@ fn misconfigured(hint: &str) -> Bytes {
 }
 
 /// RFC 8259, section 7.
-fn write_json_string(out: &mut String, text: &str) {
+pub(super) fn write_json_string(out: &mut String, text: &str) {
     out.push('"');
     for c in text.chars() {
         match c {

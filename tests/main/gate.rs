@@ -456,6 +456,7 @@ async fn grpc_is_refused_in_its_own_words() {
         // White space around a value is not part of it, and not everything strips it.
         (grpc(" \tapplication/grpc", None), "16"),
         (grpc("application/grpc\t", None), "16"),
+        (grpc("application/grpc ; x=y", None), "16"),
     ] {
         let response = send(&service, request).await;
         assert_eq!(response.status(), 200);
@@ -465,7 +466,7 @@ async fn grpc_is_refused_in_its_own_words() {
         assert_eq!(response.extensions().get::<Rejection>().unwrap().protocol(), Protocol::Grpc);
         assert_eq!(text(response).await, "");
     }
-    for other in ["application/grpc-web", "application/grpcx", "application/json"] {
+    for other in ["application/grpcx", "application/grpc-webx", "application/connect", "application/json", "grpc", ""] {
         assert_eq!(send(&service, grpc(other, None)).await.status(), 401, "{other}");
     }
 }

@@ -2,6 +2,8 @@
 
 use std::convert::Infallible;
 use std::fmt::Debug;
+use std::io::{ErrorKind, Write as _};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -9,6 +11,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::{HeaderMap, Request, Response, header};
 use http_body_util::{BodyExt, Full};
+use tokio::net::TcpListener;
+use tokio::process::Command;
 use tollgate::limit::{Charge, RateLimits};
 use tollgate::store::from_fn_with;
 use tollgate::{BoxStore, Grant, MemoryStore, Quota};
@@ -146,4 +150,35 @@ pub fn values(headers: &HeaderMap, name: &str) -> Vec<String> {
 
 pub fn field<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
     headers.get(name).map(|value| value.to_str().unwrap())
+}
+
+/// Serves HTTP/1 and HTTP/2 on a free port until the runtime of the test ends.
+pub async fn serve(app: axum::Router) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let addr = listener.local_addr().unwrap();
+    tokio::spawn(async move { axum::serve(listener, app).await });
+    addr
+}
+
+/// Runs a client of another language and returns its output, or `None`, with a message, where its program is missing.
+pub async fn run(program: &str, args: &[&str], test: &str) -> Option<String> {
+    let output = Command::new(program).args(args).kill_on_drop(true).output();
+    let output = tokio::time::timeout(Duration::from_secs(60), output).await.expect("a client that ends");
+    match output {
+        Ok(output) => {
+            let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+            assert!(output.status.success(), "{test}: {program}: {}{}", text(&output.stdout), text(&output.stderr));
+            Some(text(&output.stdout))
+        }
+        Err(error) if error.kind() == ErrorKind::NotFound => {
+            say(&format!("skipped: no {program}: {test}"));
+            None
+        }
+        Err(error) => panic!("{program}: {error}"),
+    }
+}
+
+/// Writes past the capture of the test harness.
+pub fn say(what: &str) {
+    _ = writeln!(std::io::stderr(), "{what}");
 }

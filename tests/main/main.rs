@@ -23,8 +23,10 @@ mod fleet;
 mod follow;
 mod gate;
 mod grant_quotas;
+mod head_requests;
 #[cfg(feature = "introspection")]
 mod introspection;
+mod keep_alive;
 mod kit;
 #[cfg(feature = "redis")]
 mod leases;
@@ -55,6 +57,7 @@ mod redis_servers;
 mod resets;
 #[cfg(all(feature = "cache", feature = "axum"))]
 mod retry_after;
+mod rpc;
 #[cfg(all(feature = "mint", feature = "pepper", feature = "test-util"))]
 mod secrets;
 #[cfg(all(feature = "sqlite", feature = "postgres"))]

@@ -140,7 +140,7 @@ async fn the_refusal_says_when_and_nothing_else() {
     let response: Response<Body> = send(&service, request).await;
     assert_eq!(response.status(), 200);
     assert_eq!(field(response.headers(), "grpc-status"), Some("8"));
-    assert_eq!(field(response.headers(), "grpc-message"), Some("too many attempts to authenticate have failed"));
+    assert_eq!(field(response.headers(), "grpc-message"), Some("Too many attempts to authenticate have failed."));
     assert_eq!(field(response.headers(), "retry-after"), Some("19"));
     assert_eq!(text(response).await, "");
 }

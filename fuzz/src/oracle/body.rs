@@ -1,4 +1,4 @@
-use super::{Form, Found, is_grpc, latin_1, strip};
+use super::{Form, Found, Speaks, latin_1, protocol, strip};
 use crate::request::Sent;
 
 /// A text body of `name=value;` fields.
@@ -33,7 +33,7 @@ pub fn door(request: &Sent) -> Result<Option<(Door, bool)>, Found> {
     let encodings = super::list(&request.lines("content-encoding"));
     let is_encoded = encodings.iter().any(|coding| !coding.eq_ignore_ascii_case("identity"));
     // What gRPC sends is framed, and is no JSON either if it says so.
-    if !["POST", "PUT", "PATCH"].contains(&&*request.method) || is_encoded || is_grpc(request) {
+    if !["POST", "PUT", "PATCH"].contains(&&*request.method) || is_encoded || protocol(request) == Speaks::Grpc {
         return Ok(None);
     }
     let types = request.lines("content-type");

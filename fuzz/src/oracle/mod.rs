@@ -37,7 +37,7 @@ pub use header::{api_key, authorization, list, websocket};
 pub use json::json;
 pub use mint::{Misfit, checksum, checksum_text, minted};
 pub use param::{form, query, query_of};
-pub use request::{Doors, Verdict, is_grpc, look};
+pub use request::{Doors, Speaks, Verdict, look, protocol};
 pub use self_limit::{Invalid, Window, self_limit};
 
 /// What a carrier holds.

@@ -123,9 +123,34 @@ fn in_body(request: &Sent, doors: &Doors) -> (Carrier, Found) {
     }
 }
 
-/// Whether the client reads nothing but gRPC.
-pub fn is_grpc(request: &Sent) -> bool {
+/// The protocol that the client reads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Speaks {
+    Http,
+    Grpc,
+    GrpcWeb,
+    Connect,
+    ConnectStream,
+}
+
+pub fn protocol(request: &Sent) -> Speaks {
     let value = request.lines("content-type").into_iter().next().unwrap_or_default().to_ascii_lowercase();
-    let rest = strip(&value).strip_prefix("application/grpc");
-    rest.is_some_and(|rest| rest.is_empty() || rest.starts_with(['+', ';']))
+    let essence = strip(value.split(';').next().unwrap_or_default());
+    let (format, codec) = essence.split_once('+').unwrap_or((essence, ""));
+    let query = super::query_of(&request.target).unwrap_or_default();
+    match (format, codec) {
+        ("application/grpc", _) => Speaks::Grpc,
+        ("application/grpc-web" | "application/grpc-web-text", _) => Speaks::GrpcWeb,
+        ("application/connect", "json" | "proto") => Speaks::ConnectStream,
+        _ if request.method == "POST" => match request.lines("connect-protocol-version").first() {
+            Some(version) if version == "1" => Speaks::Connect,
+            _ => Speaks::Http,
+        },
+        _ if request.method == "GET" || request.method == "HEAD" => match query.split('&').any(|it| it == "connect=v1")
+        {
+            true => Speaks::Connect,
+            false => Speaks::Http,
+        },
+        _ => Speaks::Http,
+    }
 }

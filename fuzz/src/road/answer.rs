@@ -9,7 +9,7 @@ use tollgate::{Rejection, RejectionKind};
 use super::gate::{Answered, Gate};
 use super::model::Expected;
 use super::options::{INTERVAL_NS, OTHER, Options};
-use crate::oracle::{Decision, is_grpc, latin_1, query_of, seconds_up};
+use crate::oracle::{Decision, Speaks, latin_1, protocol, query_of, seconds_up};
 use crate::request::{Carrier, Sent};
 
 /// The answer says what it is to say, in a form that other parsers read.
@@ -25,16 +25,35 @@ pub fn check(answer: &Answered, expected: &Expected, request: &Sent, options: &O
             assert_eq!(value(headers, "cache-control").as_deref(), Some("no-store"));
             let has_query = options.doors.query;
             assert_eq!(value(headers, "referrer-policy").as_deref(), has_query.then_some("no-referrer"));
-            if is_grpc(request) {
-                let code = value(headers, "grpc-status");
-                assert_eq!((answer.status().as_u16(), code.as_deref()), (200, Some(grpc_status(*should_be))));
-                assert!(answer.body().is_empty() && challenges.is_empty());
-            } else {
-                let (status, error) = status(*should_be);
-                assert_eq!(answer.status().as_u16(), status);
-                check_challenge(&challenges, status, error);
-                let problem: serde_json::Value = serde_json::from_slice(answer.body()).expect("a problem is JSON");
-                assert_eq!(problem["status"], status);
+            let speaks = protocol(request);
+            let (status, error) = match (speaks, status(*should_be)) {
+                (Speaks::Http, expected) => expected,
+                (Speaks::Connect, (_, error)) => (connect_code(*should_be).1, error),
+                _ => (200, None),
+            };
+            assert_eq!(answer.status().as_u16(), status);
+            check_challenge(&challenges, status, error);
+            let mut content = &answer.body()[..];
+            if request.method == "HEAD" {
+                let length = value(headers, "content-length").expect("the length that GET would have");
+                assert!(content.is_empty() && length.parse::<usize>().is_ok(), "{length}");
+                return;
+            }
+            if let Speaks::Grpc | Speaks::GrpcWeb = speaks {
+                assert_eq!(value(headers, "grpc-status").as_deref(), Some(grpc_status(*should_be)));
+                assert!(content.is_empty());
+                return;
+            }
+            if speaks == Speaks::ConnectStream {
+                let prefix;
+                (prefix, content) = content.split_first_chunk::<5>().expect("an envelope");
+                assert_eq!((prefix[0], usize::from(prefix[3]) << 8 | usize::from(prefix[4])), (2, content.len()));
+            }
+            let json: serde_json::Value = serde_json::from_slice(content).expect("JSON");
+            match speaks {
+                Speaks::Connect => assert_eq!(json["code"], connect_code(*should_be).0),
+                Speaks::ConnectStream => assert_eq!(json["error"]["code"], connect_code(*should_be).0),
+                _ => assert_eq!(json["status"], status),
             }
         }
         Expected::Admitted { carrier, decision, .. } => {
@@ -69,6 +88,15 @@ fn grpc_status(kind: RejectionKind) -> &'static str {
         RejectionKind::OverLimit | RejectionKind::BodyTooLarge => "8",
         RejectionKind::StoreUnavailable => "14",
         _ => "16",
+    }
+}
+
+/// The code of Connect, and its status.
+fn connect_code(kind: RejectionKind) -> (&'static str, u16) {
+    match grpc_status(kind) {
+        "8" => ("resource_exhausted", 429),
+        "14" => ("unavailable", 503),
+        _ => ("unauthenticated", 401),
     }
 }
 

@@ -32,7 +32,7 @@ const BODIES: [&str; 16] = [
     "access_token=a&access_token=a",
 ];
 
-const LINES: [(&str, &str); 42] = [
+const LINES: [(&str, &str); 44] = [
     ("authorization", "Bearer header-token"),
     ("authorization", "bEARER \t"),
     ("authorization", " Bearer   another-token=="),
@@ -67,6 +67,8 @@ const LINES: [(&str, &str); 42] = [
     ("content-type", "application/grpc+json"),
     ("content-type", "application/grpc-web"),
     ("content-type", "application/grpc-web+json"),
+    ("content-type", "application/grpc-web-text ; x=y"),
+    ("connect-protocol-version", "1"),
     ("content-type", "application/connect+json"),
     ("content-type", "image/png"),
     ("content-encoding", "gzip"),

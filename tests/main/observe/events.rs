@@ -120,6 +120,24 @@ async fn each_refusal_is_one_event_that_says_why() {
     }
 }
 
+#[tokio::test]
+async fn events_name_the_protocol() {
+    let ear = Ear::default();
+    let _listening = tracing::subscriber::set_default(ear.clone());
+    let service = AuthLayer::new(memory()).layer(echo());
+    for (content_type, protocol) in [
+        ("text/plain", "http"),
+        ("application/grpc", "grpc"),
+        ("application/grpc-web-text", "grpc-web"),
+        ("application/connect+json", "connect"),
+    ] {
+        send(&service, Request::post("/").header("content-type", content_type).body(Body::default()).unwrap()).await;
+        let [told] = &ear.take()[..] else { panic!("told once") };
+        assert_eq!(told.fields["protocol"], protocol);
+        assert!(table("field").iter().any(|row| quoted(&row[1]).contains(&protocol.to_owned())), "{protocol}");
+    }
+}
+
 /// Handlers refuse by an extractor's rejection, or by the gate.
 #[tokio::test]
 async fn handlers_refusals_are_told_too() {

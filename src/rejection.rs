@@ -260,11 +260,13 @@ impl Rejection {
         self.reply.protocol()
     }
 
-    /// Returns whether the request is a `HEAD` request, so that the response must not have content. HTTP/2 clients treat content
-    /// as a protocol error (RFC 9113, section 8.1.1), and hyper sends what it is given.
+    /// Returns whether a responder may write content of its own: over HTTP, and not in response to `HEAD`.
+    ///
+    /// HTTP/2 clients treat content in response to `HEAD` as a protocol error (RFC 9113, section 8.1.1), and hyper sends what it is
+    /// given. The other [protocols](Self::protocol) prescribe the content.
     #[must_use]
-    pub fn is_head(&self) -> bool {
-        self.reply.is_head
+    pub fn allows_content(&self) -> bool {
+        self.protocol() == Protocol::Http && !self.reply.is_head
     }
 
     pub(crate) fn reply(&self) -> &Reply {

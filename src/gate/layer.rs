@@ -40,8 +40,7 @@ use crate::store::{AnswersAtOnce, TokenStore};
 /// - Inside of CORS, so that refusals get its headers and preflights are not charged, and of anything that logs refusals.
 /// - Browsers show scripts `WWW-Authenticate`, `Retry-After` and `RateLimit` only if the CORS layer names them in
 ///   `Access-Control-Expose-Headers`, and send `Authorization` only if it is named in `Access-Control-Allow-Headers`,
-///   where `*` does not cover it. Clients of gRPC-Web also need `Grpc-Status`, `Grpc-Message`, `Grpc-Status-Details-Bin` and
-///   `Grpc-Retry-Pushback-Ms` in `Access-Control-Expose-Headers`.
+///   where `*` does not cover it. Expose `Grpc-Status`, `Grpc-Message` and `Grpc-Status-Details-Bin` to clients of gRPC-Web.
 /// - Outside of everything that must not run for strangers, such as reading bodies.
 /// - A request that waits for its store holds on to the inner service that was made ready for it, and to whatever
 ///   permit that has ([`ConcurrencyLimit`](https://docs.rs/tower/latest/tower/limit/concurrency/)): every wait for a
@@ -150,19 +149,16 @@ impl<A, R> AuthLayer<A, R> {
         AuthLayer::of(Shared { stations, responder: Arc::new(responder), terms, settings })
     }
 
-    /// The same with a closure as responder. The closure is typed here, so that a mistake in it is told at its place.
-    ///
-    /// It must not write content in response to `HEAD`, and not its own over gRPC; see [`Respond`](crate::respond::Respond).
+    /// Sets a closure as the responder. It must follow [`Rejection::allows_content`].
     ///
     /// ```
     /// use http::Response;
-    /// use tollgate::{AuthLayer, Empty, Grant, MemoryStore, Protocol, respond::Respond};
+    /// use tollgate::{AuthLayer, Empty, Grant, MemoryStore, respond::Respond};
     ///
     /// let tokens = MemoryStore::from_iter([("a-token", Grant::new("alice", ()))]);
     /// let gate = AuthLayer::new(tokens).with_response_fn(|rejection| {
-    ///     let head: Response<String> = Empty.respond(rejection);
-    ///     let has_content = !rejection.is_head() && rejection.protocol() == Protocol::Http;
-    ///     if has_content { head.map(|_| rejection.detail().into_owned()) } else { head }
+    ///     let response: Response<String> = Empty.respond(rejection);
+    ///     if rejection.allows_content() { response.map(|_| rejection.detail().into_owned()) } else { response }
     /// });
     /// # let _ = gate;
     /// ```

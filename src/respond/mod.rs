@@ -44,23 +44,21 @@ use terms::Terms;
 /// Closures implement it; [`AuthLayer::with_response_fn`](crate::AuthLayer::with_response_fn) takes one. A responder
 /// never sees the request: what it may say is in the [`Rejection`].
 ///
-/// A responder must not write content if [`Rejection::is_head`] returns true, and content of its own only if
-/// [`Rejection::protocol`] returns [`Protocol::Http`](crate::Protocol::Http). Gates cannot enforce this: they do not know the type of
-/// the body.
+/// A responder must not write content of its own unless [`Rejection::allows_content`] returns true. Gates cannot enforce this: they
+/// do not know the type of the body.
 ///
 /// ```
 /// use http::{Response, StatusCode};
 /// use tollgate::respond::Respond;
-/// use tollgate::{Protocol, Rejection, RejectionKind};
+/// use tollgate::{Rejection, RejectionKind};
 ///
 /// /// Takes the standard head and writes a body of its own.
 /// fn crosstrade(rejection: &Rejection) -> Response<String> {
 ///     let response: Response<String> = tollgate::Empty.respond(rejection);
-///     if rejection.is_head() || rejection.protocol() != Protocol::Http {
-///         return response;
-///     }
 ///     match rejection.kind() {
-///         RejectionKind::OverLimit => response.map(|_| r#"{"error": "Rate limit exceeded"}"#.to_owned()),
+///         RejectionKind::OverLimit if rejection.allows_content() => {
+///             response.map(|_| r#"{"error": "Rate limit exceeded"}"#.to_owned())
+///         }
 ///         _ => response,
 ///     }
 /// }

@@ -81,7 +81,7 @@ fn respond(rejection: &Rejection) -> Response<Bytes> {
     };
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(rejection.reply().content_type()));
-    if rejection.is_head() {
+    if rejection.reply().is_head {
         // The length that GET would have. Servers would add the length of what is left, which is 0.
         headers.insert(header::CONTENT_LENGTH, ratelimit::number(content.len() as u64));
         content = Bytes::new();

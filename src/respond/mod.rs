@@ -11,7 +11,7 @@
 //! 2. Every 400 to 403 that speaks of credentials has a challenge; 429 and 5xx have none.
 //! 3. No refusal may be stored: `Cache-Control: no-store`.
 //! 4. `Retry-After` is in whole seconds, rounded up and never 0. Every 429 and every 503 has it.
-//! 5. A request of gRPC, gRPC-Web or Connect is rejected in the format of its [`Protocol`](crate::Protocol), since its clients read
+//! 5. A request of gRPC, gRPC-Web or Connect is rejected in the format of its [`Protocol`], since its clients read
 //!    nothing else. [`Problem`] writes all of them, [`Empty`] those without content: gRPC and gRPC-Web.
 //! 6. A rejection of `HEAD` has no content (RFC 9110, section 9.3.2).
 //! 7. A rejection of an HTTP/1 request whose body was not read has `Connection: close` (RFC 9112, section 9.6): the server closes

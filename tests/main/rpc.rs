@@ -123,13 +123,14 @@ async fn grpc_clients_are_told_not_to_retry_what_cannot_succeed() {
     let service = AuthLayer::new(memory()).with_rate_limit(too_dear).layer(echo());
     let response = send(&service, post("application/grpc", TOKEN)).await;
     assert_eq!(pushback(response.headers()), ("8".to_owned(), Some("-1".to_owned()), None));
-    // UNAUTHENTICATED and UNAVAILABLE without a known time: the client decides.
+    // UNAUTHENTICATED: the client decides.
     let response = send(&service, post("application/grpc", "unknown")).await;
     assert_eq!(pushback(response.headers()), ("16".to_owned(), None, None));
     let down = from_fn(|_| async { Err::<Option<Grant<()>>, _>(std::io::Error::other("down")) });
     let down = AuthLayer::waiting(down, Duration::from_secs(60), tokio::time::sleep).layer(echo());
     let response = send(&down, post("application/grpc", TOKEN)).await;
-    assert_eq!(pushback(response.headers()), ("14".to_owned(), None, None));
+    let (status, pushback, _) = pushback(response.headers());
+    assert_eq!((status.as_str(), pushback.as_deref()), ("14", Some("1000")), "as Retry-After says");
 }
 
 #[tokio::test]

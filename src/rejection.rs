@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use crate::caller::CurrentGrant;
 use crate::decision::{Decision, Verdict, secs_up};
+use crate::extract::InvalidRequest;
 use crate::grant::GrantId;
 use crate::head::Head;
 use crate::protocol::{Protocol, Reply};
@@ -41,6 +42,8 @@ pub struct Rejection {
     source: Option<StoreError>,
     /// For [`RejectionKind::Misconfigured`]: what was forgotten.
     hint: &'static str,
+    /// For [`RejectionKind::InvalidRequest`].
+    reason: InvalidRequest,
     /// For [`RejectionKind::TooManyFailures`]: nanoseconds until the next attempt may be made.
     wait: Option<NonZeroU64>,
     would_be_throttled: bool,
@@ -135,6 +138,7 @@ impl Rejection {
             needs: None,
             source: None,
             hint: "",
+            reason: InvalidRequest::SeveralCredentials,
             wait: None,
             would_be_throttled: false,
         }
@@ -198,6 +202,11 @@ impl Rejection {
     /// The same, and it says that only a dry run of the throttle has let it come so far.
     pub(crate) fn let_in_by_dry_run(self) -> Self {
         Self { would_be_throttled: true, ..self }
+    }
+
+    /// The request is wrong, for this reason: 400.
+    pub(crate) fn invalid_request(reason: InvalidRequest) -> Self {
+        Self { reason, ..Self::new(RejectionKind::InvalidRequest) }
     }
 
     pub(crate) fn misconfigured(hint: &'static str) -> Self {
@@ -351,6 +360,11 @@ impl Rejection {
     /// Why the store could not tell, if that is the reason.
     pub(crate) fn store_error(&self) -> Option<&StoreError> {
         self.source.as_ref()
+    }
+
+    /// The reason of [`RejectionKind::InvalidRequest`].
+    pub(crate) fn reason(&self) -> InvalidRequest {
+        self.reason
     }
 
     pub(crate) fn hint(&self) -> &'static str {

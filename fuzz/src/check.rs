@@ -136,7 +136,7 @@ fn same(is: Presented<'_>, should_be: Found) {
             (Found::Token(latin_1(token.expose())), format!("{:?}", Presented::Token(BearerToken::new("another"))))
         }
         Presented::Malformed => (Found::BadToken, "Malformed".to_owned()),
-        Presented::Ambiguous => (Found::BadRequest, "Ambiguous".to_owned()),
+        Presented::Ambiguous(reason) => (Found::BadRequest, format!("Ambiguous({reason:?})")),
     };
     assert_eq!(found, should_be);
     assert_eq!(printed, prints);

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use http::{HeaderMap, Method, header};
 
 use super::header::strip_ows;
-use super::{InvalidDoor, Presented, TokenForm, door_name, form, json, open, text};
+use super::{InvalidDoor, InvalidRequest, Presented, TokenForm, door_name, form, json, open, text};
 use crate::head::Head;
 use crate::protocol::Protocol;
 use crate::token::Carrier;
@@ -30,10 +30,6 @@ pub(crate) enum Door {
     Json,
     Text,
 }
-
-/// A request whose head says two things about its body.
-#[derive(Debug, PartialEq, Eq)]
-pub(crate) struct Contradiction;
 
 impl Default for BodyDoors {
     fn default() -> Self {
@@ -60,7 +56,7 @@ impl BodyDoors {
     ///    does gRPC, gRPC-Web or a stream of Connect, whose messages are framed, `application/grpc+json` too.
     /// 3. Two types, and a charset that is neither UTF-8 nor US-ASCII, are contradictions; two types only if any door is
     ///    open.
-    pub(crate) fn fitting(&self, head: &Head<'_>) -> Result<Option<Door>, Contradiction> {
+    pub(crate) fn fitting(&self, head: &Head<'_>) -> Result<Option<Door>, InvalidRequest> {
         let has_body = matches!(*head.method, Method::POST | Method::PUT | Method::PATCH);
         if self.are_closed() || !has_body || is_encoded(head.headers) || Protocol::of(head) == Protocol::Grpc {
             return Ok(None);
@@ -68,7 +64,7 @@ impl BodyDoors {
         let mut types = head.headers.get_all(header::CONTENT_TYPE).iter();
         let (essence, parameters) = match (types.next(), types.next()) {
             (None, _) => return Ok(None),
-            (Some(_), Some(_)) => return Err(Contradiction),
+            (Some(_), Some(_)) => return Err(InvalidRequest::SeveralContentTypes),
             (Some(value), None) => {
                 let value = value.as_bytes();
                 let end = value.iter().position(|&byte| byte == b';').unwrap_or(value.len());
@@ -88,7 +84,7 @@ impl BodyDoors {
         } else {
             return Ok(None);
         };
-        if has_other_charset(parameters) { Err(Contradiction) } else { Ok(Some(door)) }
+        if has_other_charset(parameters) { Err(InvalidRequest::OtherCharset) } else { Ok(Some(door)) }
     }
 
     /// What the body holds behind this door, the carrier, and where the credential stands.
@@ -98,7 +94,7 @@ impl BodyDoors {
         body: &'a [u8],
         form_of_token: TokenForm,
     ) -> (Presented<'a>, Carrier, Range<usize>) {
-        let is_json = door == Door::Json || (door == Door::Text && self.is_json_in_text(body));
+        let is_json = door == Door::Json || (door == Door::Text && self.sniffs() && json::begins_object(body));
         let ((presented, span), carrier) = match (door, &self.form, &self.json, &self.text) {
             (Door::Form, Some(name), ..) => (form::locate(body, name, form_of_token), Carrier::FormBody),
             (_, _, Some(name), _) if is_json => {
@@ -118,11 +114,6 @@ impl BodyDoors {
     /// Only if there is a JSON door to go through.
     fn sniffs(&self) -> bool {
         self.sniff && self.json.is_some()
-    }
-
-    fn is_json_in_text(&self, body: &[u8]) -> bool {
-        let body = body.strip_prefix(super::BOM).unwrap_or(body);
-        self.sniffs() && body.trim_ascii_start().starts_with(b"{")
     }
 }
 

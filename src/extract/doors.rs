@@ -6,7 +6,7 @@ use std::sync::Arc;
 use http::{HeaderMap, HeaderName, header};
 use thiserror::Error;
 
-use super::{Presented, TokenForm, api_key, authorization, is_tchar, query, websocket};
+use super::{InvalidRequest, Presented, TokenForm, api_key, authorization, is_tchar, query, websocket};
 use crate::head::Head;
 use crate::token::Carrier;
 
@@ -130,7 +130,7 @@ impl HeadDoors {
             let presented = match other(head) {
                 (None, _) => Presented::Nothing,
                 (Some(value), false) => Presented::value(value, form),
-                (Some(_), true) => Presented::Ambiguous,
+                (Some(_), true) => Presented::Ambiguous(InvalidRequest::SeveralCredentials),
             };
             add(presented, Carrier::Other);
         }

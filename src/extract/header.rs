@@ -1,6 +1,6 @@
 use http::{HeaderMap, HeaderName, header};
 
-use super::{Presented, TokenForm, is_tchar, is_token};
+use super::{InvalidRequest, Presented, TokenForm, is_tchar, is_token};
 use crate::token::BearerToken;
 
 /// The token of the `Authorization` header, by RFC 6750, section 2.1, and RFC 9110, section 11.
@@ -35,7 +35,7 @@ use crate::token::BearerToken;
 /// assert_eq!(token.expose(), b"mF_9.B5f-4.1JqM");
 ///
 /// headers.append(AUTHORIZATION, HeaderValue::from_static("Basic Zm9v"));
-/// assert!(matches!(authorization(&headers, TokenForm::default()), Presented::Ambiguous));
+/// assert!(matches!(authorization(&headers, TokenForm::default()), Presented::Ambiguous(_)));
 /// ```
 pub fn authorization(headers: &HeaderMap, form: TokenForm) -> Presented<'_> {
     one_line(headers, &header::AUTHORIZATION, |value| credentials(value, form))
@@ -62,7 +62,7 @@ pub fn authorization(headers: &HeaderMap, form: TokenForm) -> Presented<'_> {
 /// ```
 pub fn api_key<'a>(headers: &'a HeaderMap, name: &HeaderName, form: TokenForm) -> Presented<'a> {
     one_line(headers, name, |value| match value.contains(&b',') {
-        true => Presented::Ambiguous,
+        true => Presented::Ambiguous(InvalidRequest::SeveralCredentials),
         false => Presented::value(value, form),
     })
 }
@@ -77,7 +77,7 @@ fn one_line<'a>(
     match (lines.next(), lines.next()) {
         (None, _) => Presented::Nothing,
         (Some(line), None) => look(strip_ows(line.as_bytes())),
-        (Some(_), Some(_)) => Presented::Ambiguous,
+        (Some(_), Some(_)) => Presented::Ambiguous(InvalidRequest::SeveralCredentials),
     }
 }
 
@@ -104,7 +104,7 @@ fn credentials(value: &[u8], form: TokenForm) -> Presented<'_> {
         // No alphabet has a comma in it, so that this is not two lines joined.
         Presented::Token(BearerToken::new(token))
     } else if rest.contains(&b',') {
-        Presented::Ambiguous
+        Presented::Ambiguous(InvalidRequest::SeveralCredentials)
     } else {
         Presented::Malformed
     }

@@ -5,7 +5,7 @@ use std::ops::Range;
 use serde::de::{DeserializeSeed, Deserializer as _, IgnoredAny, MapAccess, Visitor};
 use serde_json::value::RawValue;
 
-use super::{Presented, TokenForm};
+use super::{InvalidRequest, Presented, TokenForm};
 
 /// The token of a JSON body: the member of the top-level object with this name (RFC 8259).
 ///
@@ -28,7 +28,7 @@ use super::{Presented, TokenForm};
 /// assert_eq!(token.expose(), b"S3cret");
 ///
 /// let twice = br#"{"key": "S3cret", "\u006bey": "evil"}"#;
-/// assert!(matches!(json(twice, "key", TokenForm::default()), Presented::Ambiguous));
+/// assert!(matches!(json(twice, "key", TokenForm::default()), Presented::Ambiguous(_)));
 /// ```
 pub fn json<'a>(body: &'a [u8], name: &str, form: TokenForm) -> Presented<'a> {
     locate(body, name, form, MAX_DEPTH).0
@@ -37,6 +37,17 @@ pub fn json<'a>(body: &'a [u8], name: &str, form: TokenForm) -> Presented<'a> {
 /// How deep arrays and objects may be nested, unless something else is said.
 pub(super) const MAX_DEPTH: usize = 64;
 
+/// White space of RFC 8259, section 2.
+const SPACE: [char; 4] = [' ', '\t', '\r', '\n'];
+
+/// Returns whether a body whose type says nothing of JSON begins as an object: `{` after at most one byte order mark and
+/// white space.
+pub(super) fn begins_object(body: &[u8]) -> bool {
+    let body = body.strip_prefix(super::BOM).unwrap_or(body);
+    let first = body.iter().find(|&&byte| !SPACE.contains(&char::from(byte)));
+    first == Some(&b'{')
+}
+
 pub(super) fn locate<'a>(
     body: &'a [u8],
     name: &str,
@@ -44,31 +55,36 @@ pub(super) fn locate<'a>(
     max_depth: usize,
 ) -> (Presented<'a>, Range<usize>) {
     let nothing = (Presented::Nothing, 0..0);
-    let wrong = (Presented::Ambiguous, 0..0);
-    let Ok(text) = std::str::from_utf8(body.strip_prefix(super::BOM).unwrap_or(body)) else { return wrong };
-    let text = text.trim_matches([' ', '\t', '\r', '\n']);
+    let wrong = |reason| (Presented::Ambiguous(reason), 0..0);
+    let Ok(text) = std::str::from_utf8(body.strip_prefix(super::BOM).unwrap_or(body)) else {
+        return wrong(InvalidRequest::InvalidUtf8);
+    };
+    let text = text.trim_matches(SPACE);
     if text.is_empty() {
         return nothing;
     }
     // `serde_json` walks what it skips to any depth, and does not look into escapes there.
-    if !is_shallow_and_paired(text.as_bytes(), max_depth) {
-        return wrong;
+    if let Err(reason) = check_depth_and_pairs(text.as_bytes(), max_depth) {
+        return wrong(reason);
     }
     let raw = match top_level(text, name) {
         Ok(Member::Absent) => return nothing,
         Ok(Member::Once(raw)) => raw.get(),
-        Ok(Member::Repeated) | Err(_) => return wrong,
+        Ok(Member::Repeated) => return wrong(InvalidRequest::RepeatedField),
+        Err(_) => return wrong(InvalidRequest::InvalidJson),
     };
     if raw == "null" {
         return nothing;
     }
-    let Some(written) = raw.strip_prefix('"').and_then(|rest| rest.strip_suffix('"')) else { return wrong };
+    let Some(written) = raw.strip_prefix('"').and_then(|rest| rest.strip_suffix('"')) else {
+        return wrong(InvalidRequest::NotAString);
+    };
     let value = match written.contains('\\') {
         // It was checked when it was skipped, and nothing in it stands for something else.
         false => Cow::Borrowed(written.as_bytes()),
         true => match serde_json::from_str::<String>(raw) {
             Ok(text) => Cow::Owned(text.into_bytes()),
-            Err(_) => return wrong,
+            Err(_) => return wrong(InvalidRequest::InvalidJson),
         },
     };
     // The slice lies in the body, which is where it is found.
@@ -145,11 +161,11 @@ impl Visitor<'_> for IsName<'_> {
 /// Checks what `serde_json` does not check in values that it skips: the depth, and that surrogates come in pairs.
 ///
 /// Reads tokens only as far as it must, to know what is a string. What is no JSON may pass here: it fails next.
-fn is_shallow_and_paired(text: &[u8], max_depth: usize) -> bool {
+fn check_depth_and_pairs(text: &[u8], max_depth: usize) -> Result<(), InvalidRequest> {
     // Alerts have few brackets, and no escapes of that kind.
     let has_units = memchr::memchr_iter(b'\\', text).any(|at| text.get(at + 1) == Some(&b'u'));
     if !has_units && count_opened(text) <= max_depth {
-        return true;
+        return Ok(());
     }
     let mut depth = 0_usize;
     let mut at = 0;
@@ -159,18 +175,18 @@ fn is_shallow_and_paired(text: &[u8], max_depth: usize) -> bool {
             b'{' | b'[' => {
                 depth += 1;
                 if depth > max_depth {
-                    return false;
+                    return Err(InvalidRequest::DeepJson);
                 }
             }
             b'}' | b']' => depth = depth.saturating_sub(1),
             b'"' => match end_of_string(text, at) {
                 Some(end) => at = end,
-                None => return false,
+                None => return Err(InvalidRequest::InvalidJson),
             },
             _ => {}
         }
     }
-    true
+    Ok(())
 }
 
 /// How many brackets and braces are opened, in strings too.

@@ -18,6 +18,7 @@ mod doors;
 #[cfg(feature = "body")]
 mod form;
 mod header;
+mod invalid;
 #[cfg(feature = "body")]
 mod json;
 mod query;
@@ -29,6 +30,7 @@ pub use doors::InvalidDoor;
 #[cfg(feature = "body")]
 pub use form::form;
 pub use header::{api_key, authorization};
+pub use invalid::InvalidRequest;
 #[cfg(feature = "body")]
 pub use json::json;
 pub use query::query;
@@ -83,8 +85,8 @@ pub enum Presented<'a> {
     Token(BearerToken<'a>),
     /// A credential, but not a well-formed token: refused like an unknown token.
     Malformed,
-    /// More than one credential, or a form that leaves open which is meant: the request is wrong.
-    Ambiguous,
+    /// The request is wrong, for this reason: it has more than one credential, or a body that cannot be parsed.
+    Ambiguous(InvalidRequest),
 }
 
 impl<'a> Presented<'a> {
@@ -102,7 +104,9 @@ impl<'a> Presented<'a> {
         match (self, other) {
             (this, Self::Nothing) => (this, carrier),
             (Self::Nothing, other) => (other, of),
-            _ => (Self::Ambiguous, carrier),
+            // The first reason: a client that removes it is told the next.
+            (Self::Ambiguous(reason), _) | (_, Self::Ambiguous(reason)) => (Self::Ambiguous(reason), carrier),
+            _ => (Self::Ambiguous(InvalidRequest::SeveralCredentials), carrier),
         }
     }
 }

@@ -3,7 +3,7 @@ use std::borrow::Cow;
 use http::{Method, Uri};
 use percent_encoding::percent_decode;
 
-use super::{Presented, TokenForm};
+use super::{InvalidRequest, Presented, TokenForm};
 
 /// The token of a query parameter (RFC 6750, section 2.3), of `GET` and `HEAD` requests.
 ///
@@ -76,7 +76,12 @@ pub(super) fn one_value<'a>(
         let (own, value) = split_pair(pair);
         if escapes.decoded(own).eq(name.bytes()) {
             if found.is_some() {
-                return (Presented::Ambiguous, 0..0);
+                let reason = match escapes {
+                    Escapes::Percent => InvalidRequest::SeveralCredentials,
+                    #[cfg(feature = "body")]
+                    Escapes::Form => InvalidRequest::RepeatedField,
+                };
+                return (Presented::Ambiguous(reason), 0..0);
             }
             found = Some((value, at + pair.len() - value.len()..at + pair.len()));
         }

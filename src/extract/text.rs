@@ -1,4 +1,4 @@
-use super::{Presented, TokenForm};
+use super::{InvalidRequest, Presented, TokenForm};
 
 /// The token of a text body of `name=value;` fields, as CrossTrade's webhook takes it.
 ///
@@ -19,7 +19,7 @@ use super::{Presented, TokenForm};
 /// assert_eq!(token.expose(), b"S3cret");
 ///
 /// let injected = b"key=S3cret; comment=;key=evil;";
-/// assert!(matches!(text(injected, "key", TokenForm::default()), Presented::Ambiguous));
+/// assert!(matches!(text(injected, "key", TokenForm::default()), Presented::Ambiguous(_)));
 /// ```
 pub fn text<'a>(body: &'a [u8], name: &str, form: TokenForm) -> Presented<'a> {
     locate(body, name, form).0
@@ -27,7 +27,7 @@ pub fn text<'a>(body: &'a [u8], name: &str, form: TokenForm) -> Presented<'a> {
 
 pub(super) fn locate<'a>(body: &'a [u8], name: &str, form: TokenForm) -> (Presented<'a>, std::ops::Range<usize>) {
     if std::str::from_utf8(body).is_err() {
-        return (Presented::Ambiguous, 0..0);
+        return (Presented::Ambiguous(InvalidRequest::InvalidUtf8), 0..0);
     }
     let mut found = None;
     let mut at = 0;
@@ -50,7 +50,8 @@ pub(super) fn locate<'a>(body: &'a [u8], name: &str, form: TokenForm) -> (Presen
                 let value = trim(value);
                 found = Some((value, begin..begin + value.len()));
             }
-            _ => return (Presented::Ambiguous, 0..0),
+            Some(_) => return (Presented::Ambiguous(InvalidRequest::RepeatedField), 0..0),
+            None => return (Presented::Ambiguous(InvalidRequest::FieldWithoutValue), 0..0),
         }
     }
     match found {

@@ -2,7 +2,7 @@ use base64::prelude::{BASE64_URL_SAFE_NO_PAD, Engine as _};
 use http::{HeaderMap, HeaderValue, Method, Version, header};
 
 use super::header::strip_ows;
-use super::{Presented, TokenForm};
+use super::{InvalidRequest, Presented, TokenForm};
 use crate::head::Head;
 
 /// The token among the sub-protocols that a WebSocket client offers, where scripts in browsers can put one.
@@ -42,13 +42,14 @@ pub fn websocket<'a>(head: &Head<'a>, prefix: &str, form: TokenForm) -> Presente
         match item.strip_prefix(prefix.as_bytes()) {
             None => others += 1,
             Some(encoded) if found.is_none() => found = Some(encoded),
-            Some(_) => return Presented::Ambiguous,
+            Some(_) => return Presented::Ambiguous(InvalidRequest::SeveralCredentials),
         }
     }
     match found.map(|encoded| BASE64_URL_SAFE_NO_PAD.decode(encoded)) {
         None => Presented::Nothing,
         Some(Ok(token)) if others > 0 => Presented::value(token, form),
-        Some(_) => Presented::Ambiguous,
+        Some(Ok(_)) => Presented::Ambiguous(InvalidRequest::OnlyTokenProtocol),
+        Some(Err(_)) => Presented::Ambiguous(InvalidRequest::EncodedToken),
     }
 }
 

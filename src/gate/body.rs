@@ -14,6 +14,7 @@ use super::doors::BodyDoors;
 use super::future::{GateFuture, Step, once};
 use super::layer::AuthLayer;
 use super::replay::ReplayBody;
+use super::service::NotAsked;
 use super::settings::Shared;
 use crate::extract::Presented;
 use crate::extract::body::Door;
@@ -103,7 +104,7 @@ where
                     shared.step(asked, &mut request)
                 }
                 // Credentials are marked before anybody looks at the head.
-                Err(_) => shared.step(Err(RejectionKind::InvalidRequest), &mut request),
+                Err(reason) => shared.step(Err(NotAsked::Invalid(reason)), &mut request),
             },
         };
         BodyFuture::gate(GateFuture::take(step, &mut self.inner, &self.shared, request.map(ReplayBody::untouched)))

@@ -82,8 +82,24 @@ impl BodyDoors {
         Ok(self)
     }
 
-    /// The same, and a `text/plain` body that begins with `{` goes through the JSON door, if that is open: for senders
-    /// that do not say what they send.
+    /// Parses a `text/plain` body as JSON if its first character is `{`, for senders that send JSON as text, as TradingView
+    /// does at times. Needs [`with_json`](Self::with_json), whose member it reads.
+    ///
+    /// The first character is what follows at most one byte order mark and any spaces, tabs and line ends. It alone decides:
+    ///
+    /// - A body that begins with `{` is JSON. Fields such as `key=...;` in it are not looked at. If it is not valid JSON, the
+    ///   request is rejected with 400, and is not parsed as a text.
+    /// - Any other body is a text, also one that has JSON in a value. If [`with_text`](Self::with_text) is not set, it has no
+    ///   token.
+    ///
+    /// # Security
+    ///
+    /// The handler must parse the body by the same rule; otherwise it may act on fields that the gate did not check.
+    /// [`CurrentGrant::carrier`](crate::CurrentGrant::carrier) is [`Carrier::JsonBody`](crate::Carrier::JsonBody) if the gate
+    /// found the token in JSON, whatever the content type.
+    ///
+    /// Whoever writes the first character of a text chooses the parser. So let no text begin with a placeholder that somebody
+    /// else can fill.
     #[must_use]
     pub fn with_json_in_text(mut self) -> Self {
         self.doors.sniff = true;

@@ -12,7 +12,9 @@ use crate::answer::Answer;
 use crate::authenticate::verdict;
 use crate::caller::{CurrentGrant, Unauthenticated};
 use crate::decision::Decision;
-use crate::extract::{Presented, authorization, has_bearer, has_query_door, without_parameter, without_token};
+use crate::extract::{
+    InvalidRequest, Presented, authorization, has_bearer, has_query_door, without_parameter, without_token,
+};
 use crate::head::Head;
 use crate::limit::{Charge, Limiter};
 use crate::rejection::{Rejection, RejectionKind};
@@ -64,7 +66,24 @@ where
 }
 
 /// The answer of a store about a credential, and whether that [is cached](TokenStore::is_cached); or why it was not asked.
-type Asked<A> = Result<(Answer<StoreFuture<A>>, Credential, bool), RejectionKind>;
+type Asked<A> = Result<(Answer<StoreFuture<A>>, Credential, bool), NotAsked>;
+
+/// Explains why there is no token to ask a store for.
+pub(super) enum NotAsked {
+    Missing,
+    Malformed,
+    Invalid(InvalidRequest),
+}
+
+impl From<NotAsked> for Rejection {
+    fn from(why: NotAsked) -> Self {
+        match why {
+            NotAsked::Missing => Self::missing(),
+            NotAsked::Malformed => Self::new(RejectionKind::MalformedToken),
+            NotAsked::Invalid(reason) => Self::invalid_request(reason),
+        }
+    }
+}
 
 impl<A: Admission, R> Shared<A, R> {
     /// The credential in the head of a request.
@@ -89,9 +108,9 @@ impl<A: Admission, R> Shared<A, R> {
                 let is_cached = may_be_throttled && store.is_cached(&token);
                 Ok((answer, credential, is_cached))
             }
-            Presented::Nothing => Err(RejectionKind::Missing),
-            Presented::Malformed => Err(RejectionKind::MalformedToken),
-            Presented::Ambiguous => Err(RejectionKind::InvalidRequest),
+            Presented::Nothing => Err(NotAsked::Missing),
+            Presented::Malformed => Err(NotAsked::Malformed),
+            Presented::Ambiguous(reason) => Err(NotAsked::Invalid(reason)),
         }
     }
 
@@ -106,10 +125,10 @@ impl<A: Admission, R> Shared<A, R> {
             }
             Ok((Answer::Pending(future), credential, true)) => self.wait(future, credential, None),
             Ok((Answer::Pending(future), credential, false)) => self.look_up(future, credential, request),
-            Err(RejectionKind::Missing) if self.settings.anonymous => {
+            Err(NotAsked::Missing) if self.settings.anonymous => {
                 self.unauthenticated(Unauthenticated::Anonymous, request)
             }
-            Err(kind) => self.failed(Rejection::new(kind), request),
+            Err(why) => self.failed(why.into(), request),
         }
     }
 }

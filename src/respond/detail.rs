@@ -39,7 +39,7 @@ macro_rules! fixed {
         const fn fixed(kind: RejectionKind) -> Option<(&'static str, &'static str)> {
             match kind {
                 $($(RejectionKind::$kind)|+ => Some(($text, fixed!(@body $status $title $text $(($type $more))?))),)+
-                RejectionKind::OverLimit | RejectionKind::Misconfigured => None,
+                RejectionKind::InvalidRequest | RejectionKind::OverLimit | RejectionKind::Misconfigured => None,
             }
         }
     };
@@ -60,8 +60,6 @@ fixed! {
     RejectionKind::ExpiredToken => 401 "Unauthorized" "The token has expired.",
     RejectionKind::InsufficientUserAuthentication =>
         401 "Unauthorized" "The user must authenticate again, as the challenge specifies.",
-    RejectionKind::InvalidRequest =>
-        400 "Bad Request" "Send exactly one credential. A body that may contain it must be well-formed.",
     RejectionKind::CostAboveBurst =>
         400 "Bad Request" "The request costs more than the rate limit can ever allow. Waiting does not help.",
     RejectionKind::InsufficientScope => 403 "Forbidden" "The token does not have the required scope.",
@@ -77,9 +75,12 @@ fixed! {
         ("https://iana.org/assignments/http-problem-types#abnormal-usage-detected" r#","violated-policies":["failures"]"#),
 }
 
-/// Returns the body of problem details that is the same for all rejections of this kind, if there is one.
-pub(super) fn fixed_body(kind: RejectionKind) -> Option<&'static str> {
-    fixed(kind).map(|(_, body)| body)
+/// Returns the body of problem details that is the same for all rejections of this kind or reason, if there is one.
+pub(super) fn fixed_body(rejection: &Rejection) -> Option<&'static str> {
+    match rejection.kind() {
+        RejectionKind::InvalidRequest => Some(rejection.reason().problem()),
+        kind => fixed(kind).map(|(_, body)| body),
+    }
 }
 
 /// The first sentence of a text.
@@ -87,6 +88,7 @@ fn sentence(rejection: &Rejection) -> &'static str {
     match (fixed(rejection.kind()), rejection.grant()) {
         (Some((text, _)), _) => text,
         (None, _) if rejection.kind() == RejectionKind::Misconfigured => rejection.hint(),
+        (None, _) if rejection.kind() == RejectionKind::InvalidRequest => rejection.reason().detail(),
         // Only a caller with a token has a grant.
         (None, Some(_)) => "The rate limit for this token is exhausted.",
         (None, None) => "The rate limit is exhausted.",

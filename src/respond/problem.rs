@@ -90,7 +90,7 @@ fn respond(rejection: &Rejection) -> Response<Bytes> {
 }
 
 fn body(rejection: &Rejection) -> Bytes {
-    match detail::fixed_body(rejection.kind()) {
+    match detail::fixed_body(rejection) {
         Some(body) => Bytes::from_static(body.as_bytes()),
         None if rejection.kind() == RejectionKind::Misconfigured => misconfigured(rejection.hint()),
         None => over_limit(rejection),

@@ -525,7 +525,7 @@ impl From<Presented<'_>> for Verdict {
             Presented::Nothing => Self::Nothing,
             Presented::Token(token) => Self::Token(token.expose().to_vec()),
             Presented::Malformed => Self::Malformed,
-            Presented::Ambiguous => Self::Ambiguous,
+            Presented::Ambiguous(_) => Self::Ambiguous,
         }
     }
 }

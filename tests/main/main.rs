@@ -27,6 +27,7 @@ mod head_requests;
 #[cfg(feature = "introspection")]
 mod introspection;
 mod keep_alive;
+mod invalid_requests;
 mod kit;
 #[cfg(feature = "redis")]
 mod leases;

@@ -105,8 +105,12 @@ pub(crate) fn app(settings: Settings) -> Result<Router, Box<dyn Error>> {
     let gate = service.gate.clone();
     let metered = gate.clone().with_rate_limit(Budgets(Arc::clone(&service.ledger)));
     let may_trade = metered.require_scopes(service.trade.iter())?;
-    let body_doors =
-        BodyDoors::new(BODY_DEADLINE, tokio::time::sleep).with_json("key")?.with_text("key")?.with_limit(MAX_BODY);
+    let body_doors = BodyDoors::new(BODY_DEADLINE, tokio::time::sleep)
+        .with_json("key")?
+        .with_text("key")?
+        // TradingView sends JSON as `text/plain` when it is not sure that it is JSON.
+        .with_json_in_text()
+        .with_limit(MAX_BODY);
 
     let rest = Router::new()
         .route("/accounts", get(rest::accounts))

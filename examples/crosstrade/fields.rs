@@ -12,7 +12,7 @@ use serde::de::{Deserializer, Error as _, Visitor};
 
 use crate::problem::Problem;
 
-/// What may stand around names and values: the same as for the gate, and no other white space of Unicode.
+/// White space around names and values, and before JSON: the same as for the gate, and no other white space of Unicode.
 const SPACE: [char; 4] = [' ', '\t', '\r', '\n'];
 
 /// The fields of an alert that mean something here; there may be others, `key` first.
@@ -32,21 +32,26 @@ pub(crate) struct Fields {
 }
 
 impl Fields {
-    /// The content type decides, as it does for the gate.
+    /// Parses a body by its content type and, for `text/plain`, by its first character: the rule of the gate
+    /// (`BodyDoors::with_json_in_text`), so that both read the same fields.
     pub(crate) fn parse(headers: &HeaderMap, body: &[u8]) -> Result<Self, Problem> {
         let content_type = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
         let essence = content_type.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
         // One byte order mark is no part of the text.
         let body = body.strip_prefix(b"\xef\xbb\xbf").unwrap_or(body);
         match essence.as_str() {
+            "text/plain" if begins_object(body) => Self::from_json(body),
             "text/plain" => Self::from_text(body).map_err(|error| Problem::bad_request(error.to_string())),
-            json if json == "application/json" || json.ends_with("+json") => serde_json::from_slice(body)
-                .map_err(|error| Problem::bad_request(format!("The alert cannot be read: {error}"))),
+            json if json == "application/json" || json.ends_with("+json") => Self::from_json(body),
             _ => {
                 let detail = "An alert is `text/plain` or `application/json`.";
                 Err(Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, detail))
             }
         }
+    }
+
+    fn from_json(body: &[u8]) -> Result<Self, Problem> {
+        serde_json::from_slice(body).map_err(|error| Problem::bad_request(format!("The alert cannot be read: {error}")))
     }
 
     /// `name=value;` with names in any case. A piece without `=` is an error unless it is blank: it may be a limit.
@@ -60,6 +65,10 @@ impl Fields {
         let pairs: Vec<_> = pairs.collect::<Result<_, _>>()?;
         Self::deserialize(MapDeserializer::new(pairs.into_iter()))
     }
+}
+
+fn begins_object(body: &[u8]) -> bool {
+    body.iter().find(|&&byte| !SPACE.contains(&char::from(byte))) == Some(&b'{')
 }
 
 /// A value without white space around it. In JSON it may be a number; how it was written counts: `3.0` is not 3.

@@ -17,6 +17,7 @@ fn both_forms_say_the_same() {
         ("text/plain", "\u{feff}key=***;command=CANCELALLORDERS;id= a ;rate_limit= 3/900 "),
         ("text/plain; charset=utf-8", "KEY=***; Command=cancelAllOrders;\r\nID=a;\r\nRate_Limit=3/900;\r\n"),
         ("application/json", r#"{"key":"***","command":"CANCELALLORDERS","id":"a","rate_limit":"3/900"}"#),
+        ("text/plain", "\u{feff}\n {\"command\":\"CANCELALLORDERS\",\"id\":\"a\",\"rate_limit\":\"3/900\"}"),
         (
             "Application/Vnd.Alert+JSON",
             "\u{feff}{\"command\":\"CancelAllOrders\",\"id\":\" a\",\"rate_limit\":\"3/900\"}",

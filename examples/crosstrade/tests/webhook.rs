@@ -27,6 +27,56 @@ async fn text_and_json_alerts_trade() {
     assert_eq!(response.headers()["cache-control"], "private");
 }
 
+/// TradingView sends JSON as text when it is not sure. The gate and the handler read it by the same rule.
+#[tokio::test]
+async fn json_alerts_sent_as_text_trade() {
+    let server = Server::start().await;
+    let order = |qty: u32| {
+        format!(
+            r#"{{"key": "{TRADER}", "command": "PLACE", "account": "sim101", "instrument": "ES", "action": "BUY",
+            "qty": {qty}, "comment": ";key={READER};qty=9;"}}"#
+        )
+    };
+    for content_type in ["text/plain", "Text/Plain; charset=utf-8"] {
+        let response = server.alert(content_type, &order(1)).await;
+        assert_eq!(response.status(), StatusCode::OK, "{response:?}");
+    }
+    assert_eq!(server.alert("text/plain", &format!("\u{feff}\r\n {}", order(2))).await.status(), StatusCode::OK);
+    assert_eq!(positions(&server).await[0]["qty"], 4);
+    // The token in the header, and the body parsed by the handler alone.
+    let request = Request::post(server.uri("/v1/webhook"))
+        .header("authorization", format!("Bearer {TRADER}"))
+        .header("content-type", "text/plain")
+        .body(order(1).replace(&format!(r#""key": "{TRADER}", "#), ""))
+        .unwrap();
+    assert_eq!(send(request).await.status(), StatusCode::OK);
+    assert_eq!(positions(&server).await[0]["qty"], 5);
+    assert!(!server.log.lock().unwrap().join("\n").contains(TRADER), "the key is overwritten before it is logged");
+
+    let last = json(&server.alert("text/plain", &order(1).replace(TRADER, "")).await);
+    assert_eq!(last["detail"], "The token is not valid.");
+}
+
+#[tokio::test]
+async fn a_broken_json_alert_is_told_that_it_is_not_json() {
+    let server = Server::start().await;
+    let broken = format!(r#"{{"key": "{TRADER}", "command": "CANCELALLORDERS",}}"#);
+    for (content_type, body) in [
+        ("application/json", broken.as_str()),
+        ("text/plain", &broken),
+        ("text/plain; charset=utf-8", "\u{feff}{"),
+        ("application/json", "key=ct_trader;command=CANCELALLORDERS;"),
+    ] {
+        let response = server.alert(content_type, body).await;
+        assert_problem(&response, StatusCode::BAD_REQUEST);
+        assert_eq!(json(&response)["detail"], "The request body is not valid JSON.", "{content_type}: {body}");
+        assert!(response.headers()["www-authenticate"].to_str().unwrap().contains("invalid_request"));
+    }
+    // Valid JSON without a key is another matter.
+    let response = server.alert("text/plain", r#"{"command": "CANCELALLORDERS"}"#).await;
+    assert_problem(&response, StatusCode::UNAUTHORIZED);
+}
+
 #[tokio::test]
 async fn the_other_commands() {
     let server = Server::start().await;

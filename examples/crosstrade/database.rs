@@ -46,8 +46,8 @@ pub(crate) async fn demo_tokens(database: &Database) -> Result<(Secret, Secret),
     Ok((database.issue(&format, &trader).await?.secret, database.issue(&format, &reader).await?.secret))
 }
 
-/// The road to the database: junk is refused by its form, what is remembered is answered at once, a database that is down
-/// is not asked. What is changed by whichever process is told to the cache.
+/// Stacks the stores in front of the database: junk is rejected by its form, cached grants are returned immediately, and a database
+/// that is down is not asked. Changes by any process are told to the cache and to the open sockets.
 pub(crate) fn tokens(database: &Database) -> Result<Tokens, Box<dyn Error>> {
     let store = database
         .store_with(|grant: GrantRecord| async move { Ok::<_, StoreError>(User { name: grant.subject.to_string() }) });
@@ -57,9 +57,12 @@ pub(crate) fn tokens(database: &Database) -> Result<Tokens, Box<dyn Error>> {
     // Tokens that were issued under another prefix, or come from elsewhere, are asked for as they are.
     let checked = Checked::new(last_used.note(cache.clone()), Format::new("ct")?).with_imported_tokens();
 
-    let followed = database.clone();
+    // Sockets ask the database itself: they have to know what is true now.
+    let tokens = Tokens::new(BoxStore::new(checked), move |token| store.get(token));
+    let (followed, live) = (database.clone(), tokens.live().clone());
     let on_change = move |change: Change| {
         cache.invalidate(&change);
+        live.tell(&change);
         if change == Change::Everything {
             // Perhaps the database is back.
             breaker.probe_now();
@@ -67,5 +70,5 @@ pub(crate) fn tokens(database: &Database) -> Result<Tokens, Box<dyn Error>> {
     };
     tokio::spawn(async move { followed.follow(FOLLOW_EVERY, on_change).await });
     tokio::spawn(async move { last_used.run(NOTE_EVERY).await });
-    Ok(Tokens::new(BoxStore::new(checked), move |token| store.get(token)))
+    Ok(tokens)
 }

@@ -8,6 +8,8 @@
 //! | `webhook.rs`, `alert.rs`, `fields.rs` | alerts whose token is in the body, charged by the handler |
 //! | `self_limit.rs` | the limit that an alert sets itself: exact, and all of it without I/O |
 //! | `stream.rs`, `rpc.rs` | a WebSocket: a charge a message, and the end of it when the token ends, or nobody is there |
+//! | `socket.rs` | the frames of a WebSocket, and how the connection ends |
+//! | `live.rs` | the grants of open sockets, looked up when they change |
 //! | `sockets.rs` | how many of them a user may have |
 //! | `errors.rs`, `problem.rs` | a responder of one's own, and the service's own errors |
 //! | `peers.rs` | the limit of failed authentications for each peer |
@@ -63,6 +65,7 @@ mod fields;
 mod instructions;
 mod io;
 mod ledger;
+mod live;
 mod log;
 mod metrics;
 mod order;
@@ -73,6 +76,7 @@ mod rest;
 mod rpc;
 mod self_limit;
 mod server;
+mod socket;
 mod sockets;
 mod stream;
 #[cfg(test)]

@@ -1,38 +1,34 @@
-//! Where the tokens are: asked by the gates at every request, and by a socket again and again.
-
-use std::pin::Pin;
-use std::sync::Arc;
+//! The tokens: looked up by the gates at each request, and by open sockets when they change.
 
 use tollgate::store::Lookup;
-use tollgate::{BoxStore, Grant, MemoryStore, StoreError, TokenDigest};
+use tollgate::{BoxStore, MemoryStore, StoreError, TokenDigest};
 
 use crate::app::User;
+use crate::live::LiveGrants;
 
-/// Who knows the tokens. Cheap to clone.
+/// Clones are the same.
 #[derive(Clone)]
 pub(crate) struct Tokens {
     store: BoxStore<User>,
-    current: Arc<Current>,
+    live: LiveGrants,
 }
 
-type Current = dyn Fn(TokenDigest) -> Pin<Box<dyn Future<Output = Lookup<User, StoreError>> + Send>> + Send + Sync;
-
 impl Tokens {
-    /// A store for gates, and a way to ask for the grant of a token that a gate has let in, by its digest.
-    pub(crate) fn new<F>(store: BoxStore<User>, current: impl Fn(TokenDigest) -> F + Send + Sync + 'static) -> Self
+    /// Takes a store for gates, and a function that looks up the grant of a token that a gate has let in, by its digest.
+    pub(crate) fn new<F>(store: BoxStore<User>, find: impl Fn(TokenDigest) -> F + Send + Sync + 'static) -> Self
     where
         F: Future<Output = Lookup<User, StoreError>> + Send + 'static,
     {
-        Self { store, current: Arc::new(move |token| Box::pin(current(token))) }
+        Self { store, live: LiveGrants::new(find) }
     }
 
     pub(crate) fn store(&self) -> BoxStore<User> {
         self.store.clone()
     }
 
-    /// The grant as it is now.
-    pub(crate) async fn current(&self, token: TokenDigest) -> Result<Option<Arc<Grant<User>>>, StoreError> {
-        (self.current)(token).await
+    /// The grants of open sockets, to which changes are to be told.
+    pub(crate) fn live(&self) -> &LiveGrants {
+        &self.live
     }
 }
 

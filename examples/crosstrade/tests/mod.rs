@@ -4,6 +4,8 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, UNIX_EPOCH};
 
 use axum::http::{Request, Response, StatusCode};
@@ -19,6 +21,8 @@ use crate::app::{Clocks, QUOTA, Settings, User, app};
 use crate::errors::Errors;
 use crate::ledger::Memory;
 use crate::server::{Limits, serve};
+use crate::live::LiveGrants;
+use crate::server::serve;
 use crate::tokens::Tokens;
 
 mod alert;
@@ -26,6 +30,8 @@ mod budget;
 mod connections;
 mod crash;
 mod log;
+mod frames;
+mod live;
 mod metrics;
 mod outputs;
 mod peers;
@@ -49,6 +55,8 @@ pub(crate) const READER: &str = "ct_reader";
 pub(crate) struct Server {
     pub(crate) addr: SocketAddr,
     pub(crate) tokens: MemoryStore<User>,
+    /// To tell open sockets of changes.
+    pub(crate) live: LiveGrants,
     /// Seconds, since 1970 by the wall clock and since the start by the steady one.
     pub(crate) seconds: Arc<AtomicU64>,
     pub(crate) close: watch::Sender<bool>,
@@ -110,12 +118,17 @@ impl Server {
         };
         let quota = RateLimits::new(QUOTA).with_clock(|| Duration::ZERO);
         let ledger = Arc::new(Memory::new(quota, Arc::clone(&clocks.steady)));
+        let limits = RateLimits::new(QUOTA).with_clock(|| Duration::ZERO);
+        let ledger = Arc::new(Memory::new(limits, Arc::clone(&clocks.steady)));
+        let live = tokens.live().clone();
         let (close, closing) = watch::channel(false);
         let app = app(Settings { tokens, ledger, errors, clocks, closing }).unwrap();
         let addr = listener.local_addr().unwrap();
         let stopped = close.subscribe();
         tokio::spawn(async move { serve(listener, app, limits, stop(stopped)).await });
         Self { addr, tokens: MemoryStore::new(), seconds, close }
+        tokio::spawn(async move { serve(listener, app, HEAD_DEADLINE, stop(stopped)).await });
+        Self { addr, tokens: MemoryStore::new(), live, seconds, close, log: lines }
     }
 
     pub(crate) fn set_clocks(&self, seconds: u64) {

@@ -6,10 +6,12 @@ use tokio_tungstenite::tungstenite::client::IntoClientRequest;
 use tokio_tungstenite::tungstenite::handshake::client::{Request as Handshake, Response as Opened};
 use tokio_tungstenite::tungstenite::protocol::CloseFrame;
 use tokio_tungstenite::tungstenite::{Error, Message};
+use tollgate::store::Change;
 
+use super::live::short_steps;
 use super::*;
 use crate::sockets::MAX_SOCKETS;
-use crate::stream::{LOOK_EVERY, PING_EVERY};
+use crate::stream::PING_EVERY;
 
 type Client = tokio_tungstenite::WebSocketStream<tokio_tungstenite::MaybeTlsStream<tokio::net::TcpStream>>;
 
@@ -197,10 +199,10 @@ async fn nor_does_one_that_has_expired_or_changed_hands() {
     assert_eq!(sold.closed().await, 1008);
 }
 
-/// Nothing is sent here. Time is the runtime's own, which jumps to the next timer when there is nothing else to do: the
-/// service's look at the token, if it has one.
+/// Nothing is sent here. Time is the runtime's own, which jumps to the next timer when there is nothing else to do.
 #[tokio::test(start_paused = true)]
 async fn silent_sockets_end_with_their_token_too() {
+    short_steps();
     let server = Server::start().await;
     let brief = Grant::new("brief", User { name: "demo".to_owned() }).with_expiry(UNIX_EPOCH + Duration::from_secs(60));
     server.tokens.insert("ct_brief", brief).unwrap();
@@ -208,16 +210,17 @@ async fn silent_sockets_end_with_their_token_too() {
     let mut expired = Socket::open(&server, "ct_brief").await;
     let mut kept = Socket::open(&server, READER).await;
     server.tokens.revoke(TRADER);
+    server.live.tell(&Change::Grant("demo-1".into()));
     assert_eq!(revoked.closed().await, 1008);
     server.set_clocks(60);
     assert_eq!(expired.closed().await, 1008);
-    tokio::time::advance(3 * LOOK_EVERY).await;
     assert_eq!(kept.ask(ping()).await["op"], "pong", "another token of the same user");
 }
 
 /// One client answers pings, as long as it reads, and one has gone without a word.
 #[tokio::test(start_paused = true)]
 async fn sockets_end_when_nobody_is_there() {
+    short_steps();
     let server = Server::start().await;
     let mut here = Socket::open(&server, TRADER).await;
     let mut gone = Socket::open(&server, TRADER).await;

@@ -40,6 +40,7 @@ mod process;
 mod program;
 mod replicas;
 mod rest;
+mod revocation;
 mod self_limit;
 mod server;
 mod shutdown;

@@ -119,7 +119,7 @@ fn redis_server(test: &str) -> Option<String> {
 }
 
 /// Says so, past the capture of the test harness.
-fn skipped<T>(what: &str, test: &str) -> Option<T> {
+pub(super) fn skipped<T>(what: &str, test: &str) -> Option<T> {
     use std::io::Write as _;
     assert!(
         std::env::var_os("TOLLGATE_REQUIRE_SERVERS").is_none(),

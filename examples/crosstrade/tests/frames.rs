@@ -106,7 +106,11 @@ pub(super) struct Raw {
 
 impl Raw {
     pub(super) async fn open(server: &Server, token: &str) -> Self {
-        let mut stream = TcpStream::connect(server.addr).await.unwrap();
+        Self::open_at(server.addr, token).await
+    }
+
+    pub(super) async fn open_at(addr: SocketAddr, token: &str) -> Self {
+        let mut stream = TcpStream::connect(addr).await.unwrap();
         let key = BASE64_STANDARD.encode([7; 16]);
         let head = format!(
             "GET /ws/stream HTTP/1.1\r\nhost: a\r\nauthorization: Bearer {token}\r\nconnection: Upgrade\r\n\
@@ -267,6 +271,20 @@ async fn frames_that_break_the_protocol_end_with_its_codes() {
         assert_eq!(raw.reader.next().await, Some(Frame::Close(Some(code))), "{what}");
         raw.writer.shutdown().await.unwrap();
         assert_eq!(raw.reader.next().await, None, "{what}");
+    }
+}
+
+/// Its answers would have to be kept. So nothing more is read until they were sent, and not for ever.
+#[tokio::test(start_paused = true)]
+async fn a_client_that_sends_pings_and_reads_nothing_is_dropped() {
+    live::short_steps();
+    let server = Server::start().await;
+    let mut raw = Raw::open(&server, TRADER).await;
+    let pings = frame(FIN | PING, [1; 4], &[0; 125]).repeat(1_000);
+    let mut sent = 0;
+    while timeout(WATCHDOG, raw.writer.write_all(&pings)).await.expect("in time").is_ok() {
+        sent += pings.len();
+        assert!(sent < 64 << 20, "more than the buffers of two connections hold");
     }
 }
 

@@ -32,6 +32,7 @@ mod crash;
 mod log;
 mod frames;
 mod live;
+mod memory;
 mod metrics;
 mod outputs;
 mod peers;

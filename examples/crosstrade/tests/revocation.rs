@@ -98,13 +98,17 @@ async fn start<const N: usize>(home: &Home, subjects: [&str; N]) -> (Server, [Se
 
 /// Waits for the Close frame. Pings are answered on the way.
 async fn closed(socket: &mut Raw) -> Option<u16> {
-    loop {
-        match socket.reader.next().await {
-            Some(Frame::Ping) => socket.pong().await,
-            Some(Frame::Close(code)) => return code,
-            other => panic!("{other:?}"),
+    let closed = async {
+        loop {
+            match socket.reader.next().await {
+                Some(Frame::Ping) => socket.pong().await,
+                Some(Frame::Close(code)) => return code,
+                other => panic!("{other:?}"),
+            }
         }
-    }
+    };
+    // A watchdog: it takes a second at the most.
+    tokio::time::timeout(Duration::from_secs(60), closed).await.expect("the socket is closed")
 }
 
 async fn changes_by_another_process_close_sockets(home: Home) {

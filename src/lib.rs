@@ -76,6 +76,7 @@ mod caller;
 mod decision;
 mod grant;
 mod head;
+mod invalid_request;
 pub mod observe;
 mod patience;
 mod policy;

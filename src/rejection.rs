@@ -6,9 +6,9 @@ use std::time::Duration;
 
 use crate::caller::CurrentGrant;
 use crate::decision::{Decision, Verdict, secs_up};
-use crate::extract::InvalidRequest;
 use crate::grant::GrantId;
 use crate::head::Head;
+use crate::invalid_request::InvalidRequest;
 use crate::protocol::{Protocol, Reply};
 use crate::respond::challenge::{Challenge, ChallengeError};
 use crate::respond::terms::Terms;

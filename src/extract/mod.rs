@@ -18,7 +18,6 @@ mod doors;
 #[cfg(feature = "body")]
 mod form;
 mod header;
-mod invalid;
 #[cfg(feature = "body")]
 mod json;
 mod query;
@@ -30,7 +29,6 @@ pub use doors::InvalidDoor;
 #[cfg(feature = "body")]
 pub use form::form;
 pub use header::{api_key, authorization};
-pub use invalid::InvalidRequest;
 #[cfg(feature = "body")]
 pub use json::json;
 pub use query::query;
@@ -43,6 +41,7 @@ pub(crate) use header::has_bearer;
 pub(crate) use query::{has_query_door, without_parameter};
 pub(crate) use websocket::without_token;
 
+pub use crate::invalid_request::InvalidRequest;
 use crate::token::{BearerToken, Carrier};
 
 /// Which bytes make a token.

@@ -36,7 +36,7 @@ impl Drop for Program {
 async fn an_idle_socket_takes_less_than_24_kib() {
     let folder = std::env::temp_dir().join(format!("crosstrade-memory-{}", std::process::id()));
     std::fs::create_dir_all(&folder).unwrap();
-    let url = format!("sqlite://{}", folder.join("tokens.db").display());
+    let url = format!("sqlite://{}?mode=rwc", folder.join("tokens.db").display());
     let users = 20;
     let database = database::open(&url).await.unwrap();
     let mut secrets = Vec::new();

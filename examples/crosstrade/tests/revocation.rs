@@ -47,7 +47,7 @@ impl Home {
 
     fn url(&self) -> String {
         match self {
-            Self::Sqlite(folder) => format!("sqlite://{}", folder.join("tokens.db").display()),
+            Self::Sqlite(folder) => format!("sqlite://{}?mode=rwc", folder.join("tokens.db").display()),
             #[cfg(feature = "postgres")]
             Self::Postgres { server, name } => {
                 let (scheme, rest) = server.split_once("://").unwrap();

@@ -73,5 +73,5 @@ async fn an_idle_socket_takes_less_than_24_kib() {
     let each = program.resident_kib().saturating_sub(before) / (MAX_SOCKETS * (users - 1));
     assert!(each < 24, "{each} KiB");
     drop((program, out));
-    std::fs::remove_dir_all(&folder).unwrap();
+    _ = std::fs::remove_dir_all(&folder);
 }

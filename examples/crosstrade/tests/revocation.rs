@@ -73,7 +73,8 @@ impl Home {
 
     async fn remove(self) {
         match self {
-            Self::Sqlite(folder) => std::fs::remove_dir_all(folder).unwrap(),
+            // The service may be writing there still.
+            Self::Sqlite(folder) => _ = std::fs::remove_dir_all(folder),
             #[cfg(feature = "postgres")]
             Self::Postgres { server, name } => {
                 let mut connection = sqlx::PgConnection::connect(&server).await.unwrap();

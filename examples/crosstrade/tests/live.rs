@@ -1,6 +1,6 @@
 //! Open sockets learn of changes without asking for them.
 
-use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::{AtomicBool, AtomicUsize};
 
 use tokio::task::JoinSet;
 use tollgate::store::Change;

@@ -49,6 +49,7 @@ async fn alerts_are_logged_without_their_keys() {
     let (log, _, _guard) = Captured::start();
     server.alert("text/plain", "command=CANCELALLORDERS;\n key = ct_trader ;").await;
     server.alert("application/json", r#"{"\u006bey":"ct\u005ftrader","command":"CANCELALLORDERS"}"#).await;
+    server.alert("text/plain", r#"{"key":"ct_trader","command":"CANCELALLORDERS"}"#).await;
     // The gate did not look for a key in this body, nor does the log show it.
     server.post(TRADER, "/v1/webhook", r#"{"inner":{"key":"ct_trader"},"command":"CANCELALLORDERS"}"#).await;
     assert_eq!(
@@ -56,6 +57,7 @@ async fn alerts_are_logged_without_their_keys() {
         [
             r#"INFO crosstrade::webhook: alert grant="demo-1" user="demo" body="command=CANCELALLORDERS;\n key = ********* ;""#,
             r#"INFO crosstrade::webhook: alert grant="demo-1" user="demo" body="{\"\\u006bey\":\"**************\",\"command\":\"CANCELALLORDERS\"}""#,
+            r#"INFO crosstrade::webhook: alert grant="demo-1" user="demo" body="{\"key\":\"*********\",\"command\":\"CANCELALLORDERS\"}""#,
             r#"INFO crosstrade::webhook: alert grant="demo-1" user="demo" bytes=57"#,
         ]
     );

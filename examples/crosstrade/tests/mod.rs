@@ -4,8 +4,6 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
 use std::time::{Duration, UNIX_EPOCH};
 
 use axum::http::{Request, Response, StatusCode};
@@ -20,18 +18,17 @@ use tollgate::{Grant, MemoryStore, RateLimits};
 use crate::app::{Clocks, QUOTA, Settings, User, app};
 use crate::errors::Errors;
 use crate::ledger::Memory;
-use crate::server::{Limits, serve};
 use crate::live::LiveGrants;
-use crate::server::serve;
+use crate::server::{Limits, serve};
 use crate::tokens::Tokens;
 
 mod alert;
 mod budget;
 mod connections;
 mod crash;
-mod log;
 mod frames;
 mod live;
+mod log;
 mod memory;
 mod metrics;
 mod outputs;
@@ -120,17 +117,13 @@ impl Server {
         };
         let quota = RateLimits::new(QUOTA).with_clock(|| Duration::ZERO);
         let ledger = Arc::new(Memory::new(quota, Arc::clone(&clocks.steady)));
-        let limits = RateLimits::new(QUOTA).with_clock(|| Duration::ZERO);
-        let ledger = Arc::new(Memory::new(limits, Arc::clone(&clocks.steady)));
         let live = tokens.live().clone();
         let (close, closing) = watch::channel(false);
         let app = app(Settings { tokens, ledger, errors, clocks, closing }).unwrap();
         let addr = listener.local_addr().unwrap();
         let stopped = close.subscribe();
         tokio::spawn(async move { serve(listener, app, limits, stop(stopped)).await });
-        Self { addr, tokens: MemoryStore::new(), seconds, close }
-        tokio::spawn(async move { serve(listener, app, HEAD_DEADLINE, stop(stopped)).await });
-        Self { addr, tokens: MemoryStore::new(), live, seconds, close, log: lines }
+        Self { addr, tokens: MemoryStore::new(), live, seconds, close }
     }
 
     pub(crate) fn set_clocks(&self, seconds: u64) {

@@ -4,8 +4,9 @@
 //! is looked up once, however many sockets have it, and [`WORKERS`] at a time, however many tokens there are. A change that
 //! comes while many are being looked up adds each token once more at most, so that nothing is lost and nothing piles up.
 //!
-//! If a lookup fails, it is repeated every [`RETRY`]. Until then a socket keeps the grant that it has: it can do nothing by it, since
-//! each message is checked by a lookup of its own.
+//! If the database cannot be asked, each worker tries again every [`RETRY`]. If one token cannot be read, it is not looked up again
+//! before the next change of its grant. Until then a socket keeps the grant that it has: it can do nothing by it, since each
+//! message is checked by a lookup of its own.
 
 use std::collections::{BTreeMap, HashMap};
 use std::pin::Pin;
@@ -129,6 +130,7 @@ impl LiveGrants {
         while let Some(token) = self.next() {
             match self.find(token).await {
                 Ok(current) => self.publish(token, current),
+                Err(error) if error.concerns_token() => {}
                 Err(_) => {
                     self.state().enqueue(token, End::Back);
                     tokio::time::sleep(RETRY).await;

@@ -1,5 +1,6 @@
 //! Open sockets learn of changes without asking for them.
 
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicUsize};
 
 use tokio::task::JoinSet;
@@ -20,6 +21,8 @@ struct Counted {
     most_at_a_time: Arc<AtomicUsize>,
     takes_ms: Arc<AtomicU64>,
     is_down: Arc<AtomicBool>,
+    /// The token whose row cannot be read.
+    unreadable: Arc<Mutex<Option<TokenDigest>>>,
 }
 
 impl Counted {
@@ -41,6 +44,9 @@ impl Counted {
                 store.most_at_a_time.fetch_max(at_a_time, Ordering::SeqCst);
                 tokio::time::sleep(Duration::from_millis(store.takes_ms.load(Ordering::SeqCst))).await;
                 store.at_a_time.fetch_sub(1, Ordering::SeqCst);
+                if *store.unreadable.lock().unwrap() == Some(token) {
+                    return Err(StoreError::for_token(std::io::Error::other("a row cannot be read")));
+                }
                 match store.is_down.load(Ordering::SeqCst) {
                     true => Err(StoreError::new(std::io::Error::other("the database is down"))),
                     false => Ok(store.memory.get(token)),
@@ -220,6 +226,25 @@ async fn an_outage_delays_the_end_and_causes_no_stampede() {
     tokio::time::sleep(Duration::from_secs(60)).await;
     assert!(open.try_join_next().is_none());
     Raw::open(&server, &token(4)).await.ask_ping().await;
+}
+
+/// A lookup that is repeated would fail again, and delay those of others.
+#[tokio::test(start_paused = true)]
+async fn a_token_that_cannot_be_read_is_looked_up_again_with_its_next_change() {
+    short_steps();
+    let store = Counted::with_users(2);
+    let server = Server::start_on(store.tokens(), Errors::Problem).await;
+    let mut open = open(&server, [0, 1]).await;
+    store.looked_up(2).await;
+    *store.unreadable.lock().unwrap() = Some(TokenDigest::of(token(0)));
+    store.memory.revoke(token(0));
+    server.live.tell(&Change::Everything);
+    tokio::time::sleep(20 * RETRY).await;
+    assert_eq!(store.lookups(), 4);
+    assert!(open.try_join_next().is_none(), "nobody can tell");
+    *store.unreadable.lock().unwrap() = None;
+    server.live.tell(&Change::Grant("grant-0".into()));
+    assert_eq!(open.join_next().await.unwrap().unwrap(), (0, Some(1008)));
 }
 
 /// Sockets that have ended leave nothing behind, in whichever order.

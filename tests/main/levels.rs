@@ -9,9 +9,9 @@ use std::path::{Path, PathBuf};
 /// A file's level and, on the levels where rooms do not know each other, its room.
 fn place(file: &str) -> (u8, &str) {
     match file {
-        "answer.rs" | "breaker.rs" | "caller.rs" | "decision.rs" | "grant.rs" | "head.rs" | "invalid_request.rs" | "patience.rs"
-        | "policy.rs" | "protocol.rs" | "quota.rs" | "refund.rs" | "rejection.rs" | "scopes.rs" | "store_error.rs"
-        | "sync.rs" | "token.rs" => (0, "words"),
+        "answer.rs" | "breaker.rs" | "caller.rs" | "decision.rs" | "grant.rs" | "head.rs" | "invalid_request.rs"
+        | "patience.rs" | "policy.rs" | "protocol.rs" | "quota.rs" | "refund.rs" | "rejection.rs" | "scopes.rs"
+        | "store_error.rs" | "sync.rs" | "token.rs" => (0, "words"),
         // Told by all stations, and knows none.
         _ if file.starts_with("observe/") => (0, "words"),
         // What a grant remembers, and what a decision and a rejection are written with.

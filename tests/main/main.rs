@@ -26,8 +26,8 @@ mod grant_quotas;
 mod head_requests;
 #[cfg(feature = "introspection")]
 mod introspection;
-mod keep_alive;
 mod invalid_requests;
+mod keep_alive;
 mod kit;
 #[cfg(feature = "redis")]
 mod leases;

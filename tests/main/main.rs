@@ -14,6 +14,8 @@ mod challenges;
 mod cli;
 #[cfg(all(feature = "cli", feature = "sqlite", feature = "postgres"))]
 mod cli_outputs;
+#[cfg(all(feature = "sqlite", feature = "postgres"))]
+mod connections;
 mod details;
 mod dialects;
 mod doors;

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
+use sqlx::Executor as _;
 use tollgate::mint::Format;
 use tollgate::store::Lookup;
 use tollgate::store::contract::Contract;
@@ -338,6 +339,24 @@ async fn the_purge_takes_what_has_ended_and_nothing_else() {
 }
 
 #[tokio::test]
+async fn purge_deletes_more_than_one_batch() {
+    on_each_database("purge_deletes_more_than_one_batch", |home| async move {
+        let database = home.database().await;
+        let alive = database.import("a-token", &NewGrant::new("alice")).await.unwrap();
+        let rows = "WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 20001) \
+             INSERT INTO tollgate_grants (id, subject, created_ms, expires_ms) SELECT 'g' || i, 'bob', 0, 1 FROM n";
+        match home.is_postgres() {
+            true => _ = sqlx::PgPool::connect(home.url()).await.unwrap().execute(rows).await.unwrap(),
+            false => _ = sqlx::SqlitePool::connect(home.url()).await.unwrap().execute(rows).await.unwrap(),
+        }
+        assert_eq!(database.purge(SystemTime::now()).await.unwrap(), 20_001);
+        assert_eq!(database.list(None).await.unwrap()[0].id, alive.id);
+        assert!(knows(&database, "a-token").await);
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn principals_that_cannot_be_read_are_no_verdict() {
     on_each_database("principals_that_cannot_be_read_are_no_verdict", |home| async move {
         let database = home.database().await;
@@ -456,6 +475,45 @@ async fn rows_that_no_grant_can_have_are_no_verdict() {
     sqlx::query("UPDATE tollgate_tokens SET outgoing_until_ms = -1").execute(&pool).await.unwrap();
     let found = database.store::<()>().lookup(&BearerToken::new("a-token")).wait().await;
     assert!(matches!(cause(&found), Some((SqlError::Corrupt(_), true))), "{found:?}");
+}
+
+/// A database that compares digests in its own way.
+#[tokio::test]
+async fn row_with_another_digest_is_an_error() {
+    use sqlx::Connection as _;
+    let home = Home::sqlite();
+    let database = home.database().await;
+    database.migrate().await.unwrap();
+    database.import("a-token", &NewGrant::new("alice")).await.unwrap();
+    let pool = sqlx::SqlitePool::connect(home.url()).await.unwrap();
+    // SQLite evaluates the column of the view once for the comparison and once for the answer.
+    let view = "ALTER TABLE tollgate_tokens RENAME TO real_tokens; CREATE VIEW tollgate_tokens AS \
+         SELECT iif(random() % 2, digest, zeroblob(32)) AS digest, grant_id, outgoing_until_ms FROM real_tokens";
+    pool.execute(view).await.unwrap();
+    let mut wrong = 0;
+    for _ in 0..200 {
+        let found = database.store::<()>().lookup(&BearerToken::new("a-token")).wait().await;
+        match cause(&found) {
+            Some((SqlError::Corrupt("digest"), true)) => wrong += 1,
+            Some((error, _)) => panic!("{error}"),
+            // The row was found, or the comparison failed as well.
+            None => {}
+        }
+    }
+    assert!(wrong > 0, "the other digest was taken for an unknown token");
+
+    let Some(home) = Home::postgres("row_with_another_digest_is_an_error").await else { return };
+    let database = home.database().await;
+    database.migrate().await.unwrap();
+    database.import("a-token", &NewGrant::new("alice")).await.unwrap();
+    let mut admin = sqlx::PgConnection::connect(home.url()).await.unwrap();
+    let operator = "CREATE FUNCTION same(bytea, bytea) RETURNS boolean LANGUAGE sql AS 'SELECT true'; \
+         CREATE OPERATOR = (FUNCTION = same, LEFTARG = bytea, RIGHTARG = bytea)";
+    admin.execute(operator).await.unwrap();
+    // The operator comes before the one of the system.
+    let database = Database::connect(&format!("{},pg_catalog", home.url())).await.unwrap();
+    let found = database.store::<()>().lookup(&BearerToken::new("another-token")).wait().await;
+    assert!(matches!(cause(&found), Some((SqlError::Corrupt("digest"), true))), "{found:?}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -601,7 +659,7 @@ async fn subjects_share_a_budget_over_a_rotation() {
 
 #[tokio::test]
 async fn who_may_only_read_finds_the_tables_as_they_should_be() {
-    use sqlx::{Connection as _, Executor as _, PgConnection};
+    use sqlx::{Connection as _, PgConnection};
     let test = "who_may_only_read_finds_the_tables_as_they_should_be";
     let Some(home) = Home::postgres(test).await else { return };
     home.database().await.migrate().await.unwrap();

@@ -59,7 +59,11 @@ async fn replaced_rows_are_reported_to_followers() {
         assert_eq!(next(&mut changes).await, Some(Change::Everything), "following begins");
         let mut connection = raw(&path(&home)).await;
         connection.execute(replacement).await.unwrap();
-        assert_eq!(next(&mut changes).await, Some(Change::Everything), "{replacement}");
+        let mut change = next(&mut changes).await;
+        while change != Some(Change::Grant("one".into())) {
+            assert!(change.is_some(), "{replacement}");
+            change = next(&mut changes).await;
+        }
         following.abort();
     }
 }

@@ -1,6 +1,6 @@
 use std::time::{Duration, SystemTime};
 
-use super::database::{on_pool, unix_ms};
+use super::database::{administer, unix_ms};
 use super::record::{columns, quota_columns, read};
 use super::{Database, GrantRecord, Issued, NewGrant, SqlError};
 use crate::grant::{GrantId, Subject};
@@ -9,8 +9,8 @@ use crate::quota::Quota;
 use crate::scopes::Scopes;
 use crate::token::TokenDigest;
 
-/// Administration. None of it has a deadline of its own: drop the future of what takes too long. What was dropped, or
-/// failed on the way to the database, may or may not have been done.
+/// Administration. Each operation is a transaction, and has a [timeout](Self::with_admin_timeout). If an operation fails by
+/// [`SqlError::Deadline`] or [`SqlError::Database`], or if its future is dropped, it may or may not have been committed.
 impl Database {
     /// Issues a grant with a new token. When this returns, the token works; the secret is in nobody else's hands.
     ///
@@ -61,8 +61,7 @@ impl Database {
              sender_constrained, principal, created_ms, token_prefix) \
              VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, CAST($10 AS {json}), $11, $12)",
         );
-        on_pool!(self, pool => {
-            let mut transaction = pool.begin_with(self.0.schema.begin()).await?;
+        administer!(self, Writes, transaction => {
             sqlx::query(&insert)
                 .bind(id.as_str())
                 .bind(grant.subject.as_str())
@@ -85,9 +84,7 @@ impl Database {
                 .execute(&mut *transaction)
                 .await?;
             let row = sqlx::query(&self.sql(DESCRIBE)).bind(id.as_str()).fetch_one(&mut *transaction).await?;
-            let record = read(&row)?;
-            transaction.commit().await?;
-            Ok(record)
+            read(&row)
         })
     }
 
@@ -103,9 +100,9 @@ impl Database {
             columns!(),
             " FROM {p}grants g WHERE g.subject = $1 OR $1 IS NULL ORDER BY g.created_ms, g.id"
         ));
-        on_pool!(self, pool => {
+        administer!(self, Reads, transaction => {
             let subject = subject.map(Subject::as_str);
-            let rows = sqlx::query(&statement).bind(subject).fetch_all(pool).await?;
+            let rows = sqlx::query(&statement).bind(subject).fetch_all(&mut *transaction).await?;
             rows.iter().map(read).collect()
         })
     }
@@ -116,8 +113,8 @@ impl Database {
     ///
     /// If the database fails.
     pub async fn describe(&self, id: &GrantId) -> Result<Option<GrantRecord>, SqlError> {
-        on_pool!(self, pool => {
-            let row = sqlx::query(&self.sql(DESCRIBE)).bind(id.as_str()).fetch_optional(pool).await?;
+        administer!(self, Reads, transaction => {
+            let row = sqlx::query(&self.sql(DESCRIBE)).bind(id.as_str()).fetch_optional(&mut *transaction).await?;
             row.as_ref().map(read).transpose()
         })
     }
@@ -130,10 +127,10 @@ impl Database {
     pub async fn relabel(&self, id: &GrantId, label: &str) -> Result<(), SqlError> {
         NewGrant::new("subject").with_label(label).check()?;
         let statement = self.sql("UPDATE {p}grants SET label = $2 WHERE id = $1");
-        let changed = on_pool!(self, pool => {
-            sqlx::query(&statement).bind(id.as_str()).bind(label).execute(pool).await?.rows_affected()
-        });
-        one(changed)
+        administer!(self, Writes, transaction => {
+            let update = sqlx::query(&statement).bind(id.as_str()).bind(label);
+            one(update.execute(&mut *transaction).await?.rows_affected())
+        })
     }
 
     /// Gives a grant other scopes.
@@ -143,10 +140,10 @@ impl Database {
     /// If there is no such grant, or the database fails.
     pub async fn set_scopes(&self, id: &GrantId, scopes: &Scopes) -> Result<(), SqlError> {
         let statement = self.sql("UPDATE {p}grants SET scopes = $2 WHERE id = $1");
-        let changed = on_pool!(self, pool => {
-            sqlx::query(&statement).bind(id.as_str()).bind(scopes.to_string()).execute(pool).await?.rows_affected()
-        });
-        one(changed)
+        administer!(self, Writes, transaction => {
+            let update = sqlx::query(&statement).bind(id.as_str()).bind(scopes.to_string());
+            one(update.execute(&mut *transaction).await?.rows_affected())
+        })
     }
 
     /// Gives a grant another quota; `None` is the limiter's default.
@@ -157,10 +154,10 @@ impl Database {
     pub async fn set_quota(&self, id: &GrantId, quota: Option<Quota>) -> Result<(), SqlError> {
         let statement = self.sql("UPDATE {p}grants SET quota_interval_ns = $2, quota_burst = $3 WHERE id = $1");
         let (interval, burst) = quota_columns(quota);
-        let changed = on_pool!(self, pool => {
-            sqlx::query(&statement).bind(id.as_str()).bind(interval).bind(burst).execute(pool).await?.rows_affected()
-        });
-        one(changed)
+        administer!(self, Writes, transaction => {
+            let update = sqlx::query(&statement).bind(id.as_str()).bind(interval).bind(burst);
+            one(update.execute(&mut *transaction).await?.rows_affected())
+        })
     }
 
     /// Revokes a grant with all its tokens, for ever. Returns whether there was one to revoke: `false` if there is none, or
@@ -185,8 +182,9 @@ impl Database {
     async fn revoke_where(&self, column: &'static str, value: &str) -> Result<u64, SqlError> {
         let statement =
             self.sql("UPDATE {p}grants SET revoked_ms = $2 WHERE revoked_ms IS NULL AND ") + column + " = $1";
-        on_pool!(self, pool => {
-            Ok(sqlx::query(&statement).bind(value).bind(self.now_ms()).execute(pool).await?.rows_affected())
+        administer!(self, Writes, transaction => {
+            let update = sqlx::query(&statement).bind(value).bind(self.now_ms());
+            Ok(update.execute(&mut *transaction).await?.rows_affected())
         })
     }
 
@@ -211,8 +209,7 @@ impl Database {
             false => self
                 .sql("UPDATE {p}tokens SET outgoing_until_ms = $2 WHERE grant_id = $1 AND outgoing_until_ms IS NULL"),
         };
-        on_pool!(self, pool => {
-            let mut transaction = pool.begin_with(self.0.schema.begin()).await?;
+        administer!(self, Writes, transaction => {
             // Locked, so that two rotations come one after the other, and none while it is revoked.
             let row = sqlx::query(&describe).bind(id.as_str()).fetch_optional(&mut *transaction).await?;
             let mut grant = read(&row.ok_or(SqlError::NotFound)?)?;
@@ -227,32 +224,50 @@ impl Database {
                 .await?;
             let prefix = self.sql("UPDATE {p}grants SET token_prefix = $2 WHERE id = $1");
             sqlx::query(&prefix).bind(id.as_str()).bind(format.prefix()).execute(&mut *transaction).await?;
-            transaction.commit().await?;
             grant.token_prefix = Some(format.prefix().to_owned());
-            Ok(Issued { secret, grant })
+            Ok(grant)
         })
+        .map(|grant| Issued { secret, grant })
     }
 
     /// Deletes grants that were revoked or have expired before this moment, with their tokens, and tokens whose grace had
     /// ended by then. Returns how many grants.
+    ///
+    /// Deletes up to 10,000 rows in a transaction, each with a [timeout](Self::with_admin_timeout). After an error some are
+    /// deleted.
     ///
     /// # Errors
     ///
     /// If the database fails.
     pub async fn purge(&self, before: SystemTime) -> Result<u64, SqlError> {
         let before = unix_ms(before);
-        let tokens = self.sql("DELETE FROM {p}tokens WHERE outgoing_until_ms < $1");
-        let grants = self.sql("DELETE FROM {p}grants WHERE revoked_ms < $1 OR expires_ms < $1");
-        on_pool!(self, pool => {
-            let mut transaction = pool.begin_with(self.0.schema.begin()).await?;
-            sqlx::query(&tokens).bind(before).execute(&mut *transaction).await?;
-            let gone = sqlx::query(&grants).bind(before).execute(&mut *transaction).await?.rows_affected();
-            transaction.commit().await?;
-            Ok(gone)
-        })
+        let tokens = self.sql(
+            "DELETE FROM {p}tokens WHERE digest IN (SELECT digest FROM {p}tokens WHERE outgoing_until_ms < $1 LIMIT $2)",
+        );
+        let grants = self.sql(
+            "DELETE FROM {p}grants WHERE id IN (SELECT id FROM {p}grants WHERE revoked_ms < $1 OR expires_ms < $1 LIMIT $2)",
+        );
+        self.purge_by(&tokens, before).await?;
+        self.purge_by(&grants, before).await
+    }
+
+    async fn purge_by(&self, statement: &str, before: i64) -> Result<u64, SqlError> {
+        let mut purged = 0;
+        loop {
+            let gone = administer!(self, Writes, transaction => {
+                let delete = sqlx::query(statement).bind(before).bind(PURGE);
+                Ok(delete.execute(&mut *transaction).await?.rows_affected())
+            })?;
+            purged += gone;
+            if gone < PURGE.unsigned_abs() {
+                return Ok(purged);
+            }
+        }
     }
 }
 
+/// The number of rows that a transaction deletes.
+const PURGE: i64 = 10_000;
 const DESCRIBE: &str = concat!("SELECT ", columns!(), " FROM {p}grants g WHERE g.id = $1");
 const INSERT_TOKEN: &str = "INSERT INTO {p}tokens (digest, grant_id, created_ms) VALUES ($1, $2, $3)";
 

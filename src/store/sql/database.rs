@@ -1,17 +1,17 @@
 use std::fmt;
 use std::sync::Arc;
-#[cfg(feature = "postgres")]
-use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 #[cfg(feature = "postgres")]
-use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};
+use sqlx::postgres::PgPool;
 #[cfg(feature = "sqlite")]
 use sqlx::sqlite::{SqlitePool, SqlitePoolOptions};
-
+#[cfg(feature = "sqlite")]
 use tokio::time::timeout;
 
 use super::SqlError;
+#[cfg(feature = "postgres")]
+use super::connections::Connections;
 use super::schema::Schema;
 
 /// A database with grants. Clones share its connections.
@@ -25,6 +25,7 @@ pub(super) struct Inner {
     pub(super) pool: Pool,
     pub(super) schema: Schema,
     pub(super) deadline: Duration,
+    pub(super) admin_timeout: Duration,
     clock: Arc<dyn Fn() -> SystemTime + Send + Sync>,
 }
 
@@ -33,38 +34,70 @@ pub(super) enum Pool {
     #[cfg(feature = "sqlite")]
     Sqlite(SqlitePool),
     #[cfg(feature = "postgres")]
-    Postgres(Renewable),
+    Postgres(Connections),
 }
 
-/// A pool, when it was opened, and how another one is.
-#[cfg(feature = "postgres")]
-#[derive(Clone)]
-pub(super) struct Renewable {
-    current: Arc<Mutex<(PgPool, Instant)>>,
-    renewal: Option<Arc<(PgPoolOptions, PgConnectOptions)>>,
-}
-
-/// The same code for each kind of pool.
-macro_rules! on_pool {
-    ($database:expr, $pool:ident => $body:expr) => {
+/// Runs the same code on a connection to either database. The caller has a timeout for it.
+macro_rules! on_connection {
+    ($database:expr, $work:ident, $connection:ident => $body:expr) => {
         match &$database.0.pool {
             #[cfg(feature = "sqlite")]
-            $crate::store::sql::database::Pool::Sqlite($pool) => $body,
-            #[cfg(feature = "postgres")]
-            $crate::store::sql::database::Pool::Postgres(renewable) => {
-                let $pool = &renewable.current();
+            $crate::store::sql::database::Pool::Sqlite(pool) => {
+                let mut pooled = pool.acquire().await?;
+                let $connection = &mut *pooled;
                 $body
+            }
+            #[cfg(feature = "postgres")]
+            $crate::store::sql::database::Pool::Postgres(connections) => {
+                let work = $crate::store::sql::connections::Work::$work;
+                let mut held = connections.acquire(work).await?;
+                let outcome: Result<_, $crate::store::sql::SqlError> = async {
+                    let $connection = &mut *held;
+                    $body
+                }
+                .await;
+                held.end(outcome)
             }
         }
     };
 }
-pub(super) use on_pool;
+pub(super) use on_connection;
+
+/// Runs the same code in a transaction on either database, which is committed if the code returns `Ok`. The transaction `Reads`
+/// or `Writes`.
+macro_rules! administer {
+    ($database:expr, $access:ident, $transaction:ident => $body:expr) => {{
+        use sqlx::Connection as _;
+        use $crate::store::sql::SqlError;
+        use $crate::store::sql::database::{Access, on_connection};
+
+        let begin = $database.begin(Access::$access);
+        let work = async {
+            on_connection!($database, Writing, connection => {
+                let mut $transaction = connection.begin_with(begin).await?;
+                let outcome: Result<_, SqlError> = async { $body }.await;
+                let outcome = outcome?;
+                $transaction.commit().await?;
+                Ok(outcome)
+            })
+        };
+        tokio::time::timeout($database.0.admin_timeout, work).await.unwrap_or(Err(SqlError::Deadline))
+    }};
+}
+pub(super) use administer;
+
+/// What a transaction does.
+pub(super) enum Access {
+    Reads,
+    Writes,
+}
 
 const DEFAULT_DEADLINE: Duration = Duration::from_secs(2);
-const CONNECT_DEADLINE: Duration = Duration::from_secs(5);
-/// Connections are asked whether they live if they were idle for longer.
+const DEFAULT_ADMIN_TIMEOUT: Duration = Duration::from_secs(30);
+/// The longest time that administration waits for a lock.
 #[cfg(feature = "postgres")]
-const TRUSTED_IDLE: Duration = Duration::from_secs(1);
+const LOCK_TIMEOUT: Duration = Duration::from_secs(5);
+pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
 impl Database {
     /// Connects to a database.
@@ -81,22 +114,31 @@ impl Database {
     ///
     /// Opens up to 10 connections as they are needed; 4 for a SQLite file, which has one writer at a time, and 1 in memory.
     ///
+    /// Sessions on PostgreSQL get timeouts (`statement_timeout`, `idle_in_transaction_session_timeout`,
+    /// `idle_session_timeout`, `tcp_keepalives_*`, `tcp_user_timeout`), unless they have stricter ones. A pooler in transaction
+    /// mode would hand them on to other clients: use [`from_postgres`](Self::from_postgres) behind one.
+    ///
     /// # Errors
     ///
     /// [`SqlError::Url`], [`SqlError::NoFile`], [`SqlError::NotCreated`], or if the database cannot be reached. No error
     /// repeats any part of the URL.
     pub async fn connect(url: &str) -> Result<Self, SqlError> {
-        use sqlx::{ConnectOptions as _, Connection as _};
         let database = Self::connect_lazily(url)?;
         #[cfg(feature = "sqlite")]
         if super::url::sqlite(url)?.is_some_and(|sqlite| sqlite.is_missing()) {
             return Err(SqlError::NoFile);
         }
-        on_pool!(database, pool => {
-            // Not by the pool, which would try again for a while, and then say nothing of why it failed.
-            let connection = timeout(CONNECT_DEADLINE, pool.connect_options().connect()).await;
-            _ = connection.map_err(|_| SqlError::Deadline)?.map_err(super::url::rejected)?.close().await;
-        });
+        match &database.0.pool {
+            #[cfg(feature = "sqlite")]
+            Pool::Sqlite(pool) => {
+                use sqlx::{ConnectOptions as _, Connection as _};
+                // Not by the pool, which would repeat failures for a while and then report a timeout.
+                let connection = timeout(CONNECT_TIMEOUT, pool.connect_options().connect()).await;
+                _ = connection.map_err(|_| SqlError::Deadline)?.map_err(super::url::rejected)?.close().await;
+            }
+            #[cfg(feature = "postgres")]
+            Pool::Postgres(connections) => connections.probe().await?,
+        }
         Ok(database)
     }
 
@@ -111,7 +153,7 @@ impl Database {
             sqlite.create_if_asked()?;
             // Another process may write: wait for it.
             let options = sqlite.options.foreign_keys(true).busy_timeout(Duration::from_secs(5));
-            let pool = SqlitePoolOptions::new().acquire_timeout(CONNECT_DEADLINE);
+            let pool = SqlitePoolOptions::new().acquire_timeout(CONNECT_TIMEOUT);
             let pool = match sqlite.in_memory {
                 // Each connection to memory would have tables of its own, which end with it.
                 true => pool.max_connections(1).min_connections(1).idle_timeout(None).max_lifetime(None),
@@ -121,22 +163,8 @@ impl Database {
         }
         #[cfg(feature = "postgres")]
         if let Some(options) = super::url::postgres(url)? {
-            let pool = PgPoolOptions::new()
-                .max_connections(10)
-                .acquire_timeout(CONNECT_DEADLINE)
-                .test_before_acquire(false)
-                .before_acquire(|connection, state| {
-                    Box::pin(async move {
-                        if state.idle_for > TRUSTED_IDLE {
-                            sqlx::Connection::ping(connection).await?;
-                        }
-                        Ok(true)
-                    })
-                });
-            let current = (pool.clone().connect_lazy_with(options.clone()), Instant::now());
-            let renewable =
-                Renewable { current: Arc::new(Mutex::new(current)), renewal: Some(Arc::new((pool, options))) };
-            return Ok(Self::of(Pool::Postgres(renewable), Schema::postgres()));
+            let connections = Connections::open(options, DEFAULT_DEADLINE);
+            return Ok(Self::of(Pool::Postgres(connections), Schema::postgres()));
         }
         Err(SqlError::Url(super::url::SCHEMES))
     }
@@ -148,18 +176,21 @@ impl Database {
         Self::of(Pool::Sqlite(pool), Schema::sqlite())
     }
 
-    /// On a pool of the service's own. That its connections are dead is found out by its own means, which may take minutes:
-    /// [`connect`](Self::connect) leaves them after the first deadline.
+    /// Uses a pool of the service's own.
+    ///
+    /// A connection that misses a deadline is closed, as with [`connect`](Self::connect). Everything else is as the pool is
+    /// configured. Its sessions get no `statement_timeout` and no TCP keepalive, so that the server may keep a connection as
+    /// long as a statement runs, or for hours after its client was lost: set them for the role or in the URL. Each idle
+    /// connection that was lost costs one lookup its deadline.
     #[cfg(feature = "postgres")]
     #[must_use]
     pub fn from_postgres(pool: PgPool) -> Self {
-        let current = Arc::new(Mutex::new((pool, Instant::now())));
-        Self::of(Pool::Postgres(Renewable { current, renewal: None }), Schema::postgres())
+        Self::of(Pool::Postgres(Connections::shared(pool, DEFAULT_DEADLINE)), Schema::postgres())
     }
 
     fn of(pool: Pool, schema: Schema) -> Self {
         let clock = Arc::new(SystemTime::now);
-        Self(Arc::new(Inner { pool, schema, deadline: DEFAULT_DEADLINE, clock }))
+        Self(Arc::new(Inner { pool, schema, deadline: DEFAULT_DEADLINE, admin_timeout: DEFAULT_ADMIN_TIMEOUT, clock }))
     }
 
     /// The same with other names of tables: `acme_` gives `acme_grants` and `acme_tokens`.
@@ -172,11 +203,33 @@ impl Database {
         Ok(self.map(|inner| inner.schema = schema))
     }
 
-    /// The same with another time that a look-up may take, in place of 2 seconds. Give the gate a little more: who is
-    /// dropped before its deadline cannot tell that a connection is dead.
+    /// Sets the timeout of a lookup. Default: 2 seconds. Give the gate a little more, so that lookups that fail by this timeout
+    /// close their connections.
+    ///
+    /// A PostgreSQL server cancels the statement after nine tenths of this time (`statement_timeout`), so that a database that is
+    /// only slow keeps its connections. The sessions of a pool depend on it: with [`connect`](Self::connect), the returned
+    /// database has connections of its own, and shares none with clones that were made before.
     #[must_use]
     pub fn with_deadline(self, deadline: Duration) -> Self {
-        self.map(|inner| inner.deadline = deadline)
+        self.map(|inner| {
+            inner.deadline = deadline;
+            match &mut inner.pool {
+                #[cfg(feature = "sqlite")]
+                Pool::Sqlite(_) => {}
+                #[cfg(feature = "postgres")]
+                Pool::Postgres(connections) => *connections = connections.with_deadline(deadline),
+            }
+        })
+    }
+
+    /// Sets the timeout of each administrative operation, such as [`issue`](Self::issue) or [`revoke`](Self::revoke). Default: 30
+    /// seconds. An operation fails with [`SqlError::Deadline`] when the time is over.
+    ///
+    /// On PostgreSQL an operation waits for at most 5 seconds, and at most half of this time, for a lock of another transaction,
+    /// and then fails with [`SqlError::Locked`]. SQLite has a `busy_timeout` of 5 seconds.
+    #[must_use]
+    pub fn with_admin_timeout(self, timeout: Duration) -> Self {
+        self.map(|inner| inner.admin_timeout = timeout)
     }
 
     /// The same with another clock for what is written: when something was created, revoked, or has to end.
@@ -199,43 +252,36 @@ impl Database {
         (self.0.clock)()
     }
 
+    /// The statement that begins an administrative transaction. On PostgreSQL it also bounds how long the transaction waits for
+    /// locks, how long each of its statements runs, and how long it waits for a client that has fallen silent.
+    pub(super) fn begin(&self, access: Access) -> String {
+        match &self.0.pool {
+            #[cfg(feature = "sqlite")]
+            Pool::Sqlite(_) => match access {
+                Access::Reads => "BEGIN".to_owned(),
+                // Two transactions that read first and write then could not both go on.
+                Access::Writes => "BEGIN IMMEDIATE".to_owned(),
+            },
+            #[cfg(feature = "postgres")]
+            Pool::Postgres(_) => {
+                use super::connections::millis;
+                let begin = match access {
+                    Access::Reads => "BEGIN READ ONLY",
+                    Access::Writes => "BEGIN",
+                };
+                let timeout = self.0.admin_timeout;
+                let (lock, statement) = (millis(LOCK_TIMEOUT.min(timeout / 2)), millis(timeout));
+                format!(
+                    "{begin}; SET LOCAL lock_timeout = {lock}; SET LOCAL statement_timeout = {statement}; \
+                     SET LOCAL idle_in_transaction_session_timeout = {lock}"
+                )
+            }
+        }
+    }
+
     /// The text of a statement, with this database's names and types in it.
     pub(super) fn sql(&self, template: &str) -> String {
         self.0.schema.render(template)
-    }
-}
-
-#[cfg(feature = "postgres")]
-impl Renewable {
-    pub(super) fn current(&self) -> PgPool {
-        self.lock().0.clone()
-    }
-
-    fn lock(&self) -> MutexGuard<'_, (PgPool, Instant)> {
-        // Under this lock only whole values are moved.
-        self.current.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Pool {
-    /// A connection that was there at this moment did not answer, or was cut: so may be all of that time, and after a
-    /// partition of the network nothing but silence says so. They are left to themselves, and others are opened. (A pool waits
-    /// without a deadline for what comes back to it, and for what it closes, and gives nobody the place meanwhile.)
-    pub(super) fn renew(&self, since: Instant) {
-        match self {
-            #[cfg(feature = "sqlite")]
-            Self::Sqlite(_) => _ = since,
-            #[cfg(feature = "postgres")]
-            Self::Postgres(Renewable { renewal: None, .. }) => {}
-            #[cfg(feature = "postgres")]
-            Self::Postgres(renewable @ Renewable { renewal: Some(renewal), .. }) => {
-                let (options, to) = &**renewal;
-                let mut current = renewable.lock();
-                if current.1 <= since {
-                    *current = (options.clone().connect_lazy_with(to.clone()), Instant::now());
-                }
-            }
-        }
     }
 }
 

@@ -1,9 +1,17 @@
 use std::convert::Infallible;
 use std::time::Duration;
 
+#[cfg(feature = "postgres")]
+use sqlx::postgres::PgListener;
+#[cfg(feature = "postgres")]
+use tokio::time::Instant;
+use tokio::time::timeout;
+
 use super::Database;
 #[cfg(feature = "sqlite")]
 use super::SqlError;
+#[cfg(feature = "postgres")]
+use super::connections;
 use super::database::Pool;
 use super::report::Reporter;
 use crate::store::Change;
@@ -38,7 +46,7 @@ impl Database {
     ///
     /// | | a change is reported after |
     /// |---|---|
-    /// | SQLite | at most `interval`, and the time of one small query: a counter is read so often |
+    /// | SQLite | at most `interval`, and the time of one small query: a table of changes is read so often |
     /// | PostgreSQL, connected | the time that the server's `NOTIFY` takes |
     /// | PostgreSQL, connection lost | at most `interval` and one [deadline](Database::with_deadline) until that is noticed, then as soon as it is connected again |
     ///
@@ -65,49 +73,70 @@ impl Database {
         let mut reporter = Reporter::new(interval, on_change);
         match &self.0.pool {
             #[cfg(feature = "sqlite")]
-            Pool::Sqlite(_) => {
+            Pool::Sqlite(pool) => {
                 let mut last = None;
                 loop {
-                    // A failure shows itself in look-ups, and the counters wait.
-                    if let Ok(now) = self.counters().await {
-                        match last {
-                            Some((_, changed)) if changed != now.1 => reporter.report_now(Change::Everything),
-                            Some((added, _)) if added != now.0 => reporter.report_now(Change::Added),
-                            Some(_) => {}
-                            None => reporter.report_now(Change::Everything),
-                        }
-                        last = Some(now);
+                    // A failure shows itself in lookups, and the changes wait.
+                    if let Ok(newest) = self.changes_since(pool, last, &mut reporter).await {
+                        last = Some(newest);
                     }
                     tokio::time::sleep(interval).await;
                 }
             }
             #[cfg(feature = "postgres")]
-            Pool::Postgres(pool) => {
+            Pool::Postgres(connections) => {
                 let channel =
                     self.sql("SELECT '{p}changes_' || relnamespace FROM pg_class WHERE oid = '{p}grants'::regclass");
+                // A connection of its own: it must not wait for one of those that lookups use.
+                let own = connections.for_listening();
                 let mut lost = None;
                 loop {
                     let on_connection = || {
                         if let Some(lost) = lost {
                             // The connections of look-ups were lost at the same time, and may not know it yet.
-                            self.0.pool.renew(lost);
+                            connections.distrust_before(lost);
                         }
                     };
                     // Ends when the connection does.
-                    _ = listen(&pool.current(), &channel, self.0.deadline, on_connection, &mut reporter).await;
+                    _ = listen(&own, &channel, self.0.deadline, on_connection, &mut reporter).await;
                     reporter.report_waiting();
-                    lost = Some(std::time::Instant::now());
+                    lost = Some(Instant::now());
                     tokio::time::sleep(interval.min(RECONNECT)).await;
                 }
             }
         }
     }
 
-    /// How many tokens were added, and how many changes there were.
+    /// Reports the changes after the one with this number, and returns the number of the newest.
     #[cfg(feature = "sqlite")]
-    async fn counters(&self) -> Result<(i64, i64), SqlError> {
-        let statement = self.sql("SELECT added, changed FROM {p}changes");
-        super::database::on_pool!(self, pool => Ok(sqlx::query_as(&statement).fetch_one(pool).await?))
+    async fn changes_since<F: FnMut(Change) + Send>(
+        &self,
+        pool: &sqlx::SqlitePool,
+        last: Option<i64>,
+        reporter: &mut Reporter<F>,
+    ) -> Result<i64, SqlError> {
+        let statement = self.sql(match last {
+            // The last one too: if it is gone, so may be others.
+            Some(_) => "SELECT id, grant_id FROM {p}changes WHERE id >= $1 ORDER BY id",
+            None => "SELECT id, grant_id FROM {p}changes WHERE $1 IS NULL ORDER BY id DESC LIMIT 1",
+        });
+        let select = sqlx::query_as(&statement).bind(last).fetch_all(pool);
+        let changes = timeout(self.0.deadline, select).await.map_err(|_| SqlError::Deadline)?;
+        let mut changes: Vec<(i64, Option<String>)> = changes?;
+        let newest = changes.last().map_or(0, |(id, _)| *id);
+        match (changes.first(), last) {
+            (Some((first, _)), Some(last)) if *first == last => {
+                // Deleting a grant deletes its tokens, each of which is a change of the same grant.
+                changes.dedup_by(|(_, this), (id, previous)| *id != last && this == previous);
+                for (_, grant) in changes.drain(1..) {
+                    reporter.report_now(grant.map_or(Change::Added, |id| Change::Grant(id.into())));
+                }
+            }
+            // The table is still empty, which it is if somebody has emptied it.
+            (None, Some(0)) => {}
+            _ => reporter.report_now(Change::Everything),
+        }
+        Ok(newest)
     }
 }
 
@@ -117,27 +146,36 @@ const RECONNECT: Duration = Duration::from_millis(500);
 
 #[cfg(feature = "postgres")]
 async fn listen<F: FnMut(Change) + Send>(
-    pool: &sqlx::PgPool,
+    own: &sqlx::PgPool,
     channel: &str,
     deadline: Duration,
     on_connection: impl FnOnce() + Send,
     reporter: &mut Reporter<F>,
 ) -> Result<Infallible, Box<dyn std::error::Error + Send + Sync>> {
-    use sqlx::postgres::{PgListener, PgPoolOptions};
-    use tokio::time::{Instant, timeout};
+    let began = Instant::now();
+    let mut listener = timeout(deadline, PgListener::connect_with(own)).await??;
+    let left = deadline.saturating_sub(began.elapsed());
+    let ended = hear(&mut listener, channel, (left, deadline), on_connection, reporter).await;
+    connections::close(listener);
+    ended
+}
 
-    // A connection of its own: it must not wait for one of those that look-ups use.
-    let own = PgPoolOptions::new().max_connections(1).idle_timeout(None).max_lifetime(None).acquire_timeout(deadline);
-    let own = own.connect_lazy_with((*pool.connect_options()).clone());
+/// Listens until the connection is lost. The timeouts are those of the first question and of later ones.
+#[cfg(feature = "postgres")]
+async fn hear<F: FnMut(Change) + Send>(
+    listener: &mut PgListener,
+    channel: &str,
+    (left, deadline): (Duration, Duration),
+    on_connection: impl FnOnce() + Send,
+    reporter: &mut Reporter<F>,
+) -> Result<Infallible, Box<dyn std::error::Error + Send + Sync>> {
+    // What was told in between would be lost: the caller begins anew.
+    listener.eager_reconnect(false);
     let begin = async {
-        let mut listener = PgListener::connect_with(&own).await?;
-        // What was told in between would be lost: the caller begins anew.
-        listener.eager_reconnect(false);
-        let name: String = sqlx::query_scalar(channel).fetch_one(&mut listener).await?;
-        listener.listen(&name).await?;
-        Ok::<_, sqlx::Error>(listener)
+        let name: String = sqlx::query_scalar(channel).fetch_one(&mut *listener).await?;
+        listener.listen(&name).await
     };
-    let mut listener = timeout(deadline, begin).await??;
+    timeout(left, begin).await??;
     on_connection();
     reporter.report_now(Change::Everything);
     let interval = reporter.interval();
@@ -156,7 +194,7 @@ async fn listen<F: FnMut(Change) + Send>(
             Err(_) if heard.elapsed() < interval => {}
             // Nothing was told for a while: does the server live? A connection that is dead says nothing either.
             Err(_) => {
-                timeout(deadline, sqlx::query("SELECT 1").execute(&mut listener)).await??;
+                timeout(deadline, sqlx::query("SELECT 1").execute(&mut *listener)).await??;
                 heard = Instant::now();
             }
         }

@@ -7,7 +7,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use super::database::{on_pool, unix_ms};
+#[cfg(feature = "postgres")]
+use sqlx::{Executor as _, Row as _};
+use tokio::time::timeout;
+
+use super::database::{Pool, unix_ms};
 use super::{Database, SqlError};
 use crate::answer::Answer;
 use crate::grant::GrantId;
@@ -46,8 +50,32 @@ struct Notes {
 
 const FILTER: usize = 4_096;
 const RESOLUTION_MS: i64 = 60_000;
-/// Rows a transaction, so that none holds its locks for long.
+/// Rows of a statement, so that none holds its locks for long.
 const BATCH: usize = 500;
+
+#[cfg(feature = "sqlite")]
+const SQLITE: &str = "UPDATE {p}grants SET last_used_ms = notes.used \
+    FROM (SELECT value ->> 0 AS id, value ->> 1 AS used FROM json_each($1)) AS notes \
+    WHERE {p}grants.id = notes.id AND (last_used_ms IS NULL OR last_used_ms < notes.used)";
+
+/// One message of the simple protocol, which the server runs and commits when it has come whole. In the extended protocol the
+/// locks are held until another message comes, `Sync`, which the network may lose. The simple protocol has no parameters: the
+/// notes come as the hexadecimal digits of their JSON.
+///
+/// Rows that are locked are skipped instead of waited for, so that no locks are held meanwhile, and returned.
+#[cfg(feature = "postgres")]
+const POSTGRES: &str = "WITH notes AS (\
+        SELECT note ->> 0 AS id, (note ->> 1)::bigint AS used \
+        FROM json_array_elements(convert_from(decode('{notes}', 'hex'), 'UTF8')::json) AS note\
+    ), free AS (\
+        SELECT g.id, notes.used FROM {p}grants g JOIN notes ON notes.id = g.id \
+        WHERE g.last_used_ms IS NULL OR g.last_used_ms < notes.used ORDER BY g.id \
+        FOR NO KEY UPDATE OF g SKIP LOCKED\
+    ), written AS (\
+        UPDATE {p}grants g SET last_used_ms = free.used FROM free WHERE g.id = free.id RETURNING g.id\
+    ) \
+    SELECT notes.id FROM notes JOIN {p}grants g ON g.id = notes.id \
+    WHERE (g.last_used_ms IS NULL OR g.last_used_ms < notes.used) AND notes.id NOT IN (SELECT id FROM written)";
 
 impl LastUsed {
     /// Nothing is noted yet.
@@ -63,27 +91,33 @@ impl LastUsed {
         Noted { store, notes: self.clone() }
     }
 
-    /// Writes what was noted. Returns how many grants.
+    /// Writes the notes, in statements of 500 rows. Returns the number of grants whose notes were processed.
+    ///
+    /// Each statement commits by itself and never waits for a lock on a row, so that neither a flush nor its loss on the network
+    /// holds up a revocation. Each has the timeout of a [lookup](Database::with_deadline).
     ///
     /// # Errors
     ///
-    /// If the database fails. What was not written is kept for the next time.
+    /// If the database fails. What was not written is kept for the next time, as are notes of grants that another transaction
+    /// holds a lock on.
     pub async fn flush(&self) -> Result<usize, SqlError> {
-        let mut notes: Vec<(GrantId, i64)> = std::mem::take(&mut *self.pending()).into_iter().collect();
-        // All processes write in the same order, so that no two wait for each other.
-        notes.sort_unstable();
+        let notes = std::mem::take(&mut *self.pending()).into_iter().collect();
         let mut unwritten = Unwritten { notes, to: self };
         let mut written = 0;
         while !unwritten.notes.is_empty() {
             let rest = unwritten.notes.len().saturating_sub(BATCH);
-            self.write(&unwritten.notes[rest..]).await?;
-            written += unwritten.notes.len() - rest;
-            unwritten.notes.truncate(rest);
+            let locked = self.write(&unwritten.notes[rest..]).await?;
+            for (id, used) in unwritten.notes.drain(rest..) {
+                match locked.iter().any(|locked| *locked == id.as_str()) {
+                    true => keep(&mut self.pending(), &id, used),
+                    false => written += 1,
+                }
+            }
         }
         Ok(written)
     }
 
-    /// Writes what was noted, again and again, for ever: for a task of its own. Failures are left to the next time.
+    /// Writes the notes at each interval, forever: for a task of its own. After a failure the next flush writes them.
     pub async fn run(&self, interval: Duration) -> Infallible {
         loop {
             tokio::time::sleep(interval).await;
@@ -91,19 +125,33 @@ impl LastUsed {
         }
     }
 
-    async fn write(&self, notes: &[(GrantId, i64)]) -> Result<(), SqlError> {
+    /// Writes notes by one statement. Returns the ids of grants that are locked, whose notes were not written.
+    async fn write(&self, notes: &[(GrantId, i64)]) -> Result<Vec<String>, SqlError> {
         let database = &self.0.database;
-        let statement = database.sql(
-            "UPDATE {p}grants SET last_used_ms = $2 WHERE id = $1 AND (last_used_ms IS NULL OR last_used_ms < $2)",
-        );
-        on_pool!(database, pool => {
-            let mut transaction = pool.begin_with(database.0.schema.begin()).await?;
-            for (id, used) in notes {
-                sqlx::query(&statement).bind(id.as_str()).bind(used).execute(&mut *transaction).await?;
+        let notes: Vec<(&str, i64)> = notes.iter().map(|(id, used)| (id.as_str(), *used)).collect();
+        let notes = serde_json::to_string(&notes).map_err(|error| SqlError::Database(error.into()))?;
+        let work = async {
+            match &database.0.pool {
+                #[cfg(feature = "sqlite")]
+                Pool::Sqlite(pool) => {
+                    sqlx::query(&database.sql(SQLITE)).bind(notes).execute(pool).await?;
+                    Ok(Vec::new())
+                }
+                #[cfg(feature = "postgres")]
+                Pool::Postgres(connections) => {
+                    use super::connections::{Work, statement_timeout};
+                    let limit = statement_timeout(database.0.deadline);
+                    let notes: String = notes.bytes().map(|byte| format!("{byte:02x}")).collect();
+                    let script = format!("SET LOCAL statement_timeout = {limit}; ") + &database.sql(POSTGRES);
+                    let mut held = connections.acquire(Work::Writing).await?;
+                    let locked = held.fetch_all(&*script.replace("{notes}", &notes)).await.map_err(SqlError::from);
+                    let locked =
+                        locked.and_then(|rows| Ok(rows.iter().map(|row| row.try_get(0)).collect::<Result<_, _>>()?));
+                    held.end(locked)
+                }
             }
-            transaction.commit().await?;
-        });
-        Ok(())
+        };
+        timeout(database.0.deadline, work).await.unwrap_or(Err(SqlError::Deadline))
     }
 
     fn used(&self, id: &GrantId, digest: &TokenDigest, now_ms: i64) {
@@ -111,7 +159,8 @@ impl LastUsed {
         let bits = digest.shard_bits();
         let seen = (minute << 32) | (bits as u64 >> 12 & 0xffff_ffff);
         let place = &self.0.filter[bits % FILTER];
-        if place.load(Ordering::Relaxed) != seen {
+        // No database has an id with a null character, and PostgreSQL would refuse all notes because of one.
+        if place.load(Ordering::Relaxed) != seen && !id.as_str().contains('\0') {
             place.store(seen, Ordering::Relaxed);
             keep(&mut self.pending(), id, now_ms);
         }

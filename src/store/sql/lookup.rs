@@ -2,13 +2,12 @@ use std::error::Error;
 use std::fmt;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::time::Instant;
 
 use serde::de::DeserializeOwned;
 use sqlx::Row;
 use tokio::time::timeout;
 
-use super::database::{from_unix_ms, on_pool};
+use super::database::{from_unix_ms, on_connection};
 use super::record::{columns, digest_of, read};
 use super::{Database, GrantRecord, SqlError};
 use crate::answer::Answer;
@@ -96,33 +95,29 @@ impl Database {
 
     /// The row of a token, and the end of its grace.
     async fn find(&self, digest: TokenDigest) -> Result<Option<(GrantRecord, Option<i64>)>, SqlError> {
-        on_pool!(self, pool => {
-            let found = sqlx::query(&self.0.schema.lookup).bind(digest.to_bytes().to_vec()).fetch_optional(pool).await;
-            let Some(row) = found? else { return Ok(None) };
+        on_connection!(self, Reading, connection => {
+            let statement = sqlx::query(&self.0.schema.lookup).bind(digest.to_bytes().to_vec());
+            let Some(row) = statement.fetch_optional(connection).await? else { return Ok(None) };
+            // The comparison takes the same time wherever the digests differ.
             match digest_of(row.try_get("digest")?)? == digest {
                 true => Ok(Some((read(&row)?, row.try_get("outgoing_until_ms")?))),
-                false => Ok(None),
+                // The database did not do what it was asked to, so its answer says nothing about this token.
+                false => Err(SqlError::Corrupt("digest")),
             }
         })
     }
 
-    /// The same, and once more if the connection turned out to have been cut, as all are when a server restarts.
-    async fn find_again(
-        &self,
-        digest: TokenDigest,
-        since: Instant,
-    ) -> Result<Option<(GrantRecord, Option<i64>)>, SqlError> {
+    /// Repeats [`find`](Self::find) if the connection turned out to have been cut, as all are when a server restarts.
+    async fn find_again(&self, digest: TokenDigest) -> Result<Option<(GrantRecord, Option<i64>)>, SqlError> {
         match self.find(digest).await {
-            Err(SqlError::Database(error)) if was_cut(&*error) => {
-                self.0.pool.renew(since);
-                self.find(digest).await
-            }
+            Err(SqlError::Database(error)) if was_cut(&*error) => self.find(digest).await,
             found => found,
         }
     }
 }
 
-fn was_cut(error: &(dyn Error + Send + Sync + 'static)) -> bool {
+/// Whether the connection is lost, so that the statement may succeed on another one.
+pub(super) fn was_cut(error: &(dyn Error + Send + Sync + 'static)) -> bool {
     match error.downcast_ref::<sqlx::Error>() {
         Some(sqlx::Error::Io(_) | sqlx::Error::Protocol(_)) => true,
         // PostgreSQL says good-bye when it is shut down (57P01) or falls over (57P02).
@@ -216,9 +211,8 @@ impl<P: Send + Sync + 'static> SqlStore<P> {
         let (digest, store) = (token.into(), self.clone());
         Box::pin(async move {
             let database = &store.database;
-            let since = Instant::now();
             let find = async {
-                let Some((record, outgoing)) = database.find_again(digest, since).await? else { return Ok(None) };
+                let Some((record, outgoing)) = database.find_again(digest).await? else { return Ok(None) };
                 let grant = (store.principals)(record).await?;
                 Ok(Some(Arc::new(match outgoing {
                     None => grant,
@@ -227,10 +221,7 @@ impl<P: Send + Sync + 'static> SqlStore<P> {
                     Some(until) => grant.into_outgoing(from_unix_ms(until)),
                 })))
             };
-            let found = timeout(database.0.deadline, find).await.unwrap_or_else(|_| {
-                database.0.pool.renew(since);
-                Err(SqlError::Deadline)
-            });
+            let found = timeout(database.0.deadline, find).await.unwrap_or(Err(SqlError::Deadline));
             Ok(found?)
         })
     }

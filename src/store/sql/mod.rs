@@ -36,15 +36,24 @@
 //!
 //! # When the database is down
 //!
-//! Each look-up has a [deadline](Database::with_deadline), and fails when it is over; the gate answers 503. After one that
-//! did, all connections are opened anew. Put the store behind [`Breaker`](super::Breaker) to fail at once while the
-//! database is down.
+//! Each lookup has a [deadline](Database::with_deadline); the gate answers 503 to one that misses it. A PostgreSQL connection
+//! that misses a deadline is closed, and so are all connections that have been idle since. Put the store behind
+//! [`Breaker`](super::Breaker) to fail immediately while the database is down.
+//!
+//! # How many connections
+//!
+//! [`Database::connect`] opens up to 10 connections to PostgreSQL, and [`Database::follow`] one more. No more sockets are open at
+//! any time, also in an outage. The server may keep a connection for longer than its client, because it does not notice that
+//! the network lost it: for about a minute (TCP keepalive), or for 5 minutes behind a proxy (`idle_session_timeout`, PostgreSQL
+//! 14 or later). So plan for twice as many in `max_connections`.
 
 use std::error::Error;
 
 use thiserror::Error;
 
 mod admin;
+#[cfg(feature = "postgres")]
+mod connections;
 mod database;
 mod follow;
 mod last_used;
@@ -127,6 +136,9 @@ pub enum SqlError {
     /// The database did not answer within the deadline.
     #[error("the database did not answer in time")]
     Deadline,
+    /// Another transaction holds a lock on the rows or tables, and did not end in time. Nothing was changed.
+    #[error("the grants are locked by another transaction")]
+    Locked,
     /// The database failed, or could not be reached.
     #[error("the database failed")]
     Database(#[source] Box<dyn Error + Send + Sync>),
@@ -139,13 +151,15 @@ impl From<sqlx::Error> for SqlError {
             sqlx::Error::Database(said) if said.is_unique_violation() => Self::Occupied,
             sqlx::Error::PoolTimedOut => Self::Deadline,
             // The server repeats the user and the database of the URL: of a mistyped one they may be the password.
-            sqlx::Error::Database(said) => match said.code() {
+            sqlx::Error::Database(said) => match said.code().as_deref() {
                 Some(code) if code.starts_with("28") => {
                     Self::Database(format!("the server rejected the user, the password or this host ({code})").into())
                 }
-                Some(code) if code == "3D000" => {
-                    Self::Database(format!("the server has no such database ({code})").into())
-                }
+                Some(code @ "3D000") => Self::Database(format!("the server has no such database ({code})").into()),
+                // PostgreSQL: `query_canceled`, which is how it reports its `statement_timeout`.
+                Some("57014") => Self::Deadline,
+                // PostgreSQL: `lock_not_available`. SQLite: `SQLITE_BUSY` with its extended codes, and `SQLITE_LOCKED`.
+                Some("55P03" | "5" | "261" | "517" | "773" | "6" | "262") => Self::Locked,
                 _ => Self::Database(Box::new(error)),
             },
             _ => Self::Database(Box::new(error)),

@@ -60,7 +60,7 @@ impl Merged {
 }
 
 impl<F: FnMut(Change)> Reporter<F> {
-    #[cfg_attr(not(feature = "postgres"), allow(unused_variables, reason = "a counter is read once in each interval"))]
+    #[cfg_attr(not(feature = "postgres"), allow(unused_variables, reason = "changes are read once in each interval"))]
     pub(super) fn new(interval: Duration, on_change: F) -> Self {
         Self {
             on_change,

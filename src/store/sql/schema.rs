@@ -1,8 +1,9 @@
 use std::cmp::Ordering;
 
 use sqlx::Executor as _;
+use tokio::time::timeout;
 
-use super::database::on_pool;
+use super::database::{administer, on_connection};
 use super::{Database, SqlError};
 
 const DEFAULT_PREFIX: &str = "tollgate_";
@@ -43,9 +44,7 @@ struct Dialect {
     keyed: &'static str,
     /// Runs before the first tables are created, outside of a transaction.
     prepare: Option<&'static str>,
-    /// Begins a transaction that will write.
-    begin: &'static str,
-    /// Keeps other migrations out until the transaction ends, where `begin` does not: two that create a table at once would
+    /// Keeps other migrations out until the transaction ends, where `BEGIN` does not: two that create a table at once would
     /// fail, even if they say `IF NOT EXISTS`.
     lock: &'static str,
     /// Counts those of the three tables that exist.
@@ -61,8 +60,6 @@ const SQLITE: Dialect = Dialect {
     // With row ids, a statement could replace a row by that number, which no trigger sees.
     keyed: " WITHOUT ROWID",
     prepare: None,
-    // Two that read first and write then could not both go on.
-    begin: "BEGIN IMMEDIATE",
     lock: "SELECT 1",
     count: "SELECT COUNT(*) FROM sqlite_master WHERE type = 'table' \
         AND name IN ('{p}migrations', '{p}grants', '{p}tokens')",
@@ -92,8 +89,8 @@ impl Schema {
             for_update: "FOR UPDATE",
             keyed: "",
             prepare: None,
-            begin: "BEGIN",
-            lock: "SELECT pg_advisory_xact_lock(hashtext('{p}migrations'))",
+            // Another migration may take longer than other locks are waited for.
+            lock: "SELECT set_config('lock_timeout', '0', true), pg_advisory_xact_lock(hashtext('{p}migrations'))",
             count: "SELECT CAST(num_nonnulls(to_regclass('{p}migrations'), to_regclass('{p}grants'), \
                 to_regclass('{p}tokens')) AS BIGINT)",
             migration: |migration| migration.postgres,
@@ -116,10 +113,6 @@ impl Schema {
 
     pub(super) fn prefix(&self) -> &str {
         &self.prefix
-    }
-
-    pub(super) fn begin(&self) -> &'static str {
-        self.dialect.begin
     }
 
     pub(super) fn render(&self, template: &str) -> String {
@@ -147,14 +140,15 @@ impl Database {
         let schema = &self.0.schema;
         let last = self.sql(LAST);
         // As a rule there is nothing to do, and who may only read need not write for that. Where there are no tables this fails.
-        let found = on_pool!(self, pool => sqlx::query_scalar::<_, i64>(&last).fetch_one(pool).await);
+        let found = administer!(self, Reads, transaction => {
+            Ok(sqlx::query_scalar::<_, i64>(&last).fetch_one(&mut *transaction).await?)
+        });
         match (found, schema.dialect.prepare) {
             (Ok(found), _) if found == known => return Ok(()),
-            (Err(_), Some(prepare)) => on_pool!(self, pool => _ = sqlx::query(prepare).execute(pool).await?),
+            (Err(_), Some(prepare)) => self.prepare(prepare).await?,
             _ => {}
         }
-        on_pool!(self, pool => {
-            let mut transaction = pool.begin_with(schema.begin()).await?;
+        administer!(self, Writes, transaction => {
             sqlx::query(&self.sql(schema.dialect.lock)).execute(&mut *transaction).await?;
             let table = self.sql("CREATE TABLE IF NOT EXISTS {p}migrations \
                  (version BIGINT NOT NULL PRIMARY KEY, applied_ms BIGINT NOT NULL)");
@@ -171,9 +165,19 @@ impl Database {
                 let applied = self.sql("INSERT INTO {p}migrations (version, applied_ms) VALUES ($1, $2)");
                 sqlx::query(&applied).bind(version).bind(self.now_ms()).execute(&mut *transaction).await?;
             }
-            transaction.commit().await?;
-        });
-        Ok(())
+            Ok(())
+        })
+    }
+
+    /// Runs a statement outside of a transaction.
+    async fn prepare(&self, statement: &str) -> Result<(), SqlError> {
+        let work = async {
+            on_connection!(self, Writing, connection => {
+                sqlx::query(statement).execute(connection).await?;
+                Ok(())
+            })
+        };
+        timeout(self.0.admin_timeout, work).await.unwrap_or(Err(SqlError::Deadline))
     }
 
     /// Checks that the tables exist and are of this version. Changes nothing.
@@ -194,13 +198,13 @@ impl Database {
     /// [`SqlError::NoTables`], [`SqlError::Older`], [`SqlError::Newer`], or if the database fails.
     pub async fn check_tables(&self) -> Result<(), SqlError> {
         let (count, last) = (self.sql(self.0.schema.dialect.count), self.sql(LAST));
-        let found: i64 = on_pool!(self, pool => {
-            let tables: i64 = sqlx::query_scalar(&count).fetch_one(pool).await?;
+        let found: i64 = administer!(self, Reads, transaction => {
+            let tables: i64 = sqlx::query_scalar(&count).fetch_one(&mut *transaction).await?;
             if tables < 3 {
                 return Err(SqlError::NoTables);
             }
-            sqlx::query_scalar(&last).fetch_one(pool).await?
-        });
+            Ok(sqlx::query_scalar(&last).fetch_one(&mut *transaction).await?)
+        })?;
         match found.cmp(&known()) {
             Ordering::Less => Err(SqlError::Older { found, known: known() }),
             Ordering::Equal => Ok(()),

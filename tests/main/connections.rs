@@ -1,0 +1,423 @@
+//! Connections to PostgreSQL in outages: how many are open, what they lock, and what administration reports.
+
+use std::error::Error as _;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::{Duration, SystemTime};
+
+use sqlx::{Connection as _, Executor as _, PgConnection};
+use tollgate::mint::Format;
+use tollgate::store::sql::{Database, GrantRecord, LastUsed, NewGrant, SqlError, SqlStore};
+use tollgate::{BearerToken, GrantId, StoreError, TokenStore};
+
+use crate::machine::{say, unique};
+use crate::proxy::{Fault, Proxy};
+use crate::servers::Home;
+
+const DEADLINE: Duration = Duration::from_secs(1);
+/// Nothing takes so long, on any machine, unless it hangs.
+const NEVER: Duration = Duration::from_secs(30);
+
+/// The size of the pool, and the connection of `follow`.
+const CLIENT_BOUND: usize = 11;
+/// The server may keep as many connections again that it does not know to be lost.
+const SERVER_BOUND: usize = 22;
+
+struct Setting {
+    home: Home,
+    proxy: Proxy,
+    /// Not through the proxy.
+    direct: Database,
+    admin: PgConnection,
+    /// The name of the connections that come through the proxy.
+    name: String,
+}
+
+impl Setting {
+    async fn new(test: &str) -> Option<Self> {
+        let home = Home::postgres(test).await?;
+        let direct = home.database().await;
+        direct.migrate().await.unwrap();
+        let proxy = Proxy::to(home.address()).await;
+        let admin = PgConnection::connect(home.url()).await.unwrap();
+        Some(Self { home, proxy, direct, admin, name: unique() })
+    }
+
+    fn url(&self) -> String {
+        format!("{}&application_name={}", self.home.url_through(self.proxy.address), self.name)
+    }
+
+    fn database(&self) -> Database {
+        Database::connect_lazily(&self.url()).unwrap().with_deadline(DEADLINE)
+    }
+
+    async fn sessions(&mut self, condition: &str) -> usize {
+        let count =
+            format!("SELECT count(*) FROM pg_stat_activity WHERE application_name = '{}' AND {condition}", self.name);
+        let count: i64 = sqlx::query_scalar(&count).fetch_one(&mut self.admin).await.unwrap();
+        count.try_into().unwrap()
+    }
+}
+
+async fn find(store: &SqlStore<()>, token: &str) -> Result<bool, StoreError> {
+    let found = tokio::time::timeout(NEVER, store.lookup(&BearerToken::new(token)).wait()).await;
+    Ok(found.expect("a lookup hangs")?.is_some_and(|grant| grant.is_valid_at(SystemTime::now())))
+}
+
+async fn in_time<F: Future>(work: F) -> F::Output {
+    tokio::time::timeout(NEVER, work).await.expect("it hangs")
+}
+
+/// Issues grants, and uses each of them once.
+async fn used(direct: &Database, last_used: &LastUsed, count: usize) -> Vec<GrantId> {
+    let store = last_used.note(direct.store::<()>());
+    let mut ids = Vec::new();
+    for at in 0..count {
+        let token = format!("token-{at}-{}", unique());
+        ids.push(direct.import(token.as_str(), &NewGrant::new(format!("subject-{at}"))).await.unwrap().id);
+        assert!(store.lookup(&BearerToken::new(&token)).wait().await.unwrap().is_some());
+    }
+    ids
+}
+
+async fn record(direct: &Database, id: &GrantId) -> GrantRecord {
+    direct.describe(id).await.unwrap().unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn revocation_succeeds_while_a_flush_is_cut_off() {
+    let test = "revocation_succeeds_while_a_flush_is_cut_off";
+    let Some(setting) = Setting::new(test).await else { return };
+    for round in 0..4 {
+        let database = setting.database();
+        let last_used = LastUsed::new(&database);
+        let ids = used(&setting.direct, &last_used, 500).await;
+        // Connects first, so that the flush itself is what is cut.
+        assert!(!find(&database.store::<()>(), "unknown").await.unwrap());
+
+        let mut random = [0; 4];
+        getrandom::fill(&mut random).unwrap();
+        // A flush of 500 notes sends more than this.
+        let cut = usize::try_from(u32::from_le_bytes(random)).unwrap() % 30_000;
+        say(format_args!("round {round}: the network is silent after {cut} bytes"));
+        setting.proxy.silence_after(cut);
+        let writer = last_used.clone();
+        let task = tokio::spawn(async move { writer.run(Duration::from_millis(20)).await });
+        in_time(setting.proxy.fails()).await;
+
+        for id in [&ids[0], &ids[250], &ids[499]] {
+            assert!(in_time(setting.direct.revoke(id)).await.unwrap(), "after {cut} bytes");
+            assert!(record(&setting.direct, id).await.revoked_at.is_some());
+        }
+
+        setting.proxy.set(Fault::None);
+        let written = async {
+            for id in &ids {
+                while record(&setting.direct, id).await.last_used.is_none() {
+                    tokio::time::sleep(Duration::from_millis(20)).await;
+                }
+            }
+        };
+        in_time(written).await;
+        task.abort();
+    }
+}
+
+#[tokio::test]
+async fn flush_skips_locked_rows_and_writes_them_later() {
+    let test = "flush_skips_locked_rows_and_writes_them_later";
+    let Some(mut setting) = Setting::new(test).await else { return };
+    let last_used = LastUsed::new(&setting.direct);
+    let ids = used(&setting.direct, &last_used, 20).await;
+    let mut transaction = setting.admin.begin().await.unwrap();
+    let lock = sqlx::query("SELECT 1 FROM tollgate_grants WHERE id = $1 FOR UPDATE").bind(ids[7].as_str());
+    lock.execute(&mut *transaction).await.unwrap();
+
+    assert_eq!(in_time(last_used.flush()).await.unwrap(), 19);
+    assert_eq!(in_time(last_used.flush()).await.unwrap(), 0, "the row is still locked");
+    transaction.rollback().await.unwrap();
+    assert_eq!(in_time(last_used.flush()).await.unwrap(), 1);
+    for id in &ids {
+        assert!(record(&setting.direct, id).await.last_used.is_some());
+    }
+}
+
+#[tokio::test]
+async fn administration_reports_a_lock_and_then_succeeds() {
+    let test = "administration_reports_a_lock_and_then_succeeds";
+    let Some(mut setting) = Setting::new(test).await else { return };
+    let (short, format) = (Duration::from_millis(400), Format::new("acme").unwrap());
+    let database = setting.direct.clone().with_admin_timeout(short);
+    let issued = database.issue(&format, &NewGrant::new("alice")).await.unwrap();
+    let id = &issued.grant.id;
+    let mut transaction = setting.admin.begin().await.unwrap();
+    transaction.execute("LOCK TABLE tollgate_grants IN EXCLUSIVE MODE").await.unwrap();
+
+    let revoked = in_time(database.revoke(id)).await;
+    assert!(matches!(revoked, Err(SqlError::Locked)), "{revoked:?}");
+    let rotated = in_time(database.rotate(id, &format, short)).await;
+    assert!(matches!(rotated, Err(SqlError::Locked)), "{rotated:?}");
+    let other = in_time(database.issue(&format, &NewGrant::new("bob"))).await;
+    assert!(matches!(other, Err(SqlError::Locked)), "{other:?}");
+    transaction.rollback().await.unwrap();
+    assert!(database.revoke(id).await.unwrap());
+}
+
+#[tokio::test]
+async fn administration_fails_in_time_on_a_silent_network() {
+    let test = "administration_fails_in_time_on_a_silent_network";
+    let Some(mut setting) = Setting::new(test).await else { return };
+    let database = setting.database().with_admin_timeout(DEADLINE);
+    let issued = database.issue(&Format::new("acme").unwrap(), &NewGrant::new("alice")).await.unwrap();
+    let id = &issued.grant.id;
+    for cut in [1, 100, 200, 250, 300, 400] {
+        setting.proxy.silence_after(cut);
+        let mut outcome = Ok(());
+        while outcome.is_ok() {
+            outcome = in_time(database.relabel(id, "another label")).await;
+        }
+        assert!(matches!(outcome, Err(SqlError::Deadline)), "{outcome:?}");
+        // The server ends a transaction whose client is silent, also while the network stays so.
+        in_time(setting.direct.relabel(id, "the last label")).await.unwrap();
+        setting.proxy.set(Fault::None);
+        in_time(database.relabel(id, "healed")).await.unwrap();
+    }
+    assert_eq!(setting.sessions("state LIKE 'idle in transaction%'").await, 0);
+}
+
+/// An operation that is dropped at any moment must not leave its transaction to the next user of the connection.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn dropped_administration_leaves_no_transaction_behind() {
+    let test = "dropped_administration_leaves_no_transaction_behind";
+    let Some(mut setting) = Setting::new(test).await else { return };
+    let database = setting.database();
+    let id = database.import("a-token", &NewGrant::new("alice")).await.unwrap().id;
+    setting.proxy.set(Fault::Delay(Duration::from_millis(3)));
+    for at in 0..60 {
+        _ = tokio::time::timeout(Duration::from_millis(at), database.relabel(&id, "dropped")).await;
+    }
+    setting.proxy.set(Fault::None);
+    for at in 0..20 {
+        let label = format!("label {at}");
+        in_time(database.relabel(&id, &label)).await.unwrap();
+        assert_eq!(record(&setting.direct, &id).await.label, label);
+        assert!(find(&database.store::<()>(), "a-token").await.unwrap());
+    }
+    let mut left = 1;
+    while left > 0 {
+        left = in_time(setting.sessions("state LIKE 'idle in transaction%'")).await;
+    }
+}
+
+/// The number of open sockets of this process to the proxy.
+async fn sockets_to(proxy: &Proxy) -> usize {
+    let port = format!(":{:04X}", proxy.address.port());
+    let is_open = |line: &&str| {
+        let mut fields = line.split_whitespace().skip(2);
+        // Established, or about to be.
+        fields.next().is_some_and(|remote| remote.ends_with(&port)) && matches!(fields.next(), Some("01" | "02"))
+    };
+    let mut count = usize::MAX;
+    // The list is no snapshot: it may have a socket that is closed while it is read, and the one that takes its place.
+    for _ in 0..3 {
+        let Ok(sockets) = std::fs::read_to_string("/proc/self/net/tcp") else { return proxy.open() };
+        count = count.min(sockets.lines().filter(is_open).count());
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    count
+}
+
+/// Opens all connections of the pool.
+async fn open_all(database: &Database) {
+    let store = database.store::<()>();
+    for _ in 0..3 {
+        for found in futures_util::future::join_all((0..30).map(|_| find(&store, "a-token"))).await {
+            assert!(found.unwrap());
+        }
+    }
+}
+
+/// Sends lookups without a pause for this time. Returns the largest numbers of connections that the client and the server had,
+/// and the number of lookups that failed.
+async fn load(setting: &mut Setting, database: &Database, time: Duration) -> (usize, usize, usize) {
+    let stop = Arc::new(AtomicBool::new(false));
+    let failures = Arc::new(AtomicUsize::new(0));
+    let tasks: Vec<_> = (0..30)
+        .map(|_| {
+            let (store, stop, failures) = (database.store::<()>(), stop.clone(), failures.clone());
+            tokio::spawn(async move {
+                while !stop.load(Ordering::SeqCst) {
+                    if find(&store, "a-token").await.is_err() {
+                        failures.fetch_add(1, Ordering::SeqCst);
+                    }
+                }
+            })
+        })
+        .collect();
+    let (mut client, mut server) = (0, 0);
+    let end = tokio::time::Instant::now() + time;
+    while tokio::time::Instant::now() < end {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        client = client.max(sockets_to(&setting.proxy).await);
+        server = server.max(setting.sessions("true").await);
+    }
+    stop.store(true, Ordering::SeqCst);
+    for task in tasks {
+        task.await.unwrap();
+    }
+    (client, server, failures.load(Ordering::SeqCst))
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn connections_stay_bounded_on_a_silent_network() {
+    let test = "connections_stay_bounded_on_a_silent_network";
+    let Some(mut setting) = Setting::new(test).await else { return };
+    setting.direct.import("a-token", &NewGrant::new("alice")).await.unwrap();
+    let database = setting.database();
+    let followed = database.clone();
+    let follower = tokio::spawn(async move { followed.follow(Duration::from_millis(100), drop).await });
+    for fault in [Fault::Silence, Fault::Delay(DEADLINE * 12 / 10), Fault::Silence] {
+        open_all(&database).await;
+        setting.proxy.set(fault);
+        let (client, server, failures) = load(&mut setting, &database, DEADLINE * 6).await;
+        say(format_args!("{fault:?}: {client} connections of the client, {server} of the server"));
+        assert!(failures > 30, "there was no outage");
+        assert!(client <= CLIENT_BOUND && server <= SERVER_BOUND, "{fault:?}: {client} and {server}");
+        setting.proxy.set(Fault::None);
+        assert!(find(&database.store::<()>(), "a-token").await.unwrap(), "after {fault:?}");
+    }
+    follower.abort();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn connections_stay_bounded_on_a_slow_database() {
+    let test = "connections_stay_bounded_on_a_slow_database";
+    let Some(mut setting) = Setting::new(test).await else { return };
+    setting.direct.import("a-token", &NewGrant::new("alice")).await.unwrap();
+    setting.admin.execute("ALTER TABLE tollgate_grants RENAME TO real_grants").await.unwrap();
+    let view = "CREATE OR REPLACE VIEW tollgate_grants AS SELECT g.* FROM real_grants g, pg_sleep";
+    let database = setting.database();
+    for seconds in ["1.2", "60"] {
+        setting.admin.execute(&*format!("{view}(0)")).await.unwrap();
+        assert!(find(&database.store::<()>(), "a-token").await.unwrap());
+        setting.admin.execute(&*format!("{view}({seconds})")).await.unwrap();
+        let (client, server, failures) = load(&mut setting, &database, DEADLINE * 6).await;
+        say(format_args!("{seconds} s a statement: {client} connections of the client, {server} of the server"));
+        assert!(failures > 30, "there was no outage");
+        assert!(client <= CLIENT_BOUND && server <= SERVER_BOUND, "{seconds} s: {client} and {server}");
+        setting.admin.execute(&*format!("{view}(0)")).await.unwrap();
+        assert!(find(&database.store::<()>(), "a-token").await.unwrap(), "after {seconds} s a statement");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn pool_of_the_service_loses_no_places_to_a_silent_network() {
+    let test = "pool_of_the_service_loses_no_places_to_a_silent_network";
+    let Some(mut setting) = Setting::new(test).await else { return };
+    setting.direct.import("a-token", &NewGrant::new("alice")).await.unwrap();
+    let options = sqlx::postgres::PgPoolOptions::new().max_connections(3).test_before_acquire(false);
+    let pool = options.connect(&setting.url()).await.unwrap();
+    let database = Database::from_postgres(pool.clone()).with_deadline(DEADLINE);
+    for _ in 0..2 {
+        open_all(&database).await;
+        setting.proxy.set(Fault::Silence);
+        let (client, server, failures) = load(&mut setting, &database, DEADLINE * 3).await;
+        assert!(failures > 30, "there was no outage");
+        assert!(client <= 3 && server <= 6, "{client} and {server}");
+        setting.proxy.set(Fault::None);
+        assert!(find(&database.store::<()>(), "a-token").await.unwrap());
+    }
+    for _ in 0..3 {
+        in_time(pool.acquire()).await.unwrap().detach();
+    }
+}
+
+/// A random schedule of faults, and everything that a service does with its database at the same time.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn connections_stay_bounded_on_a_network_that_fails_at_random() {
+    let test = "connections_stay_bounded_on_a_network_that_fails_at_random";
+    let Some(mut setting) = Setting::new(test).await else { return };
+    let id = setting.direct.import("a-token", &NewGrant::new("alice")).await.unwrap().id;
+    let database = setting.database().with_admin_timeout(DEADLINE);
+    let last_used = LastUsed::new(&database);
+    let store = last_used.note(database.store::<()>());
+    let (writer, followed, changed) = (last_used.clone(), database.clone(), database.clone());
+    let others = [
+        tokio::spawn(async move { _ = writer.run(Duration::from_millis(30)).await }),
+        tokio::spawn(async move { _ = followed.follow(Duration::from_millis(100), drop).await }),
+        tokio::spawn(async move {
+            loop {
+                _ = changed.relabel(&id, "a label").await;
+            }
+        }),
+        // Clients that hang up.
+        tokio::spawn(async move {
+            loop {
+                let lookup = store.lookup(&BearerToken::new("a-token")).wait();
+                _ = tokio::time::timeout(Duration::from_millis(5), lookup).await;
+            }
+        }),
+    ];
+    let mut seed = [0; 8];
+    getrandom::fill(&mut seed).unwrap();
+    say(format_args!("{test}: seed {seed:?}"));
+    let mut random = u64::from_le_bytes(seed) | 1;
+    for _ in 0..12 {
+        random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        let (kind, millis) = (random >> 61, random >> 32 & 0x3ff);
+        setting.proxy.set(match kind {
+            0..3 => Fault::Silence,
+            3 => Fault::Cut,
+            4 => Fault::Delay(DEADLINE / 2),
+            5 => Fault::Delay(DEADLINE * 2),
+            _ => Fault::None,
+        });
+        let (client, server, _) = load(&mut setting, &database, Duration::from_millis(millis + 50)).await;
+        assert!(client <= CLIENT_BOUND && server <= SERVER_BOUND, "{kind}: {client} and {server}");
+    }
+    setting.proxy.set(Fault::None);
+    in_time(until_found(&database)).await;
+    for other in others {
+        other.abort();
+    }
+}
+
+async fn until_found(database: &Database) {
+    let store = database.store::<()>();
+    while !find(&store, "a-token").await.unwrap_or(false) {}
+}
+
+#[tokio::test]
+async fn stricter_statement_timeout_of_the_url_stays() {
+    let test = "stricter_statement_timeout_of_the_url_stays";
+    let Some(mut setting) = Setting::new(test).await else { return };
+    setting.direct.import("a-token", &NewGrant::new("alice")).await.unwrap();
+    setting.admin.execute("ALTER TABLE tollgate_grants RENAME TO real_grants").await.unwrap();
+    let view = "CREATE VIEW tollgate_grants AS SELECT g.* FROM real_grants g, pg_sleep(2)";
+    setting.admin.execute(view).await.unwrap();
+    let url = format!("{}&options[statement_timeout]=300", setting.home.url());
+    let strict = Database::connect(&url).await.unwrap().with_deadline(NEVER);
+    let error = find(&strict.store::<()>(), "a-token").await.unwrap_err();
+    let cause = error.source().and_then(|source| source.downcast_ref());
+    assert!(matches!(cause, Some(SqlError::Deadline)), "{error:?}");
+    let database = setting.direct.clone().with_deadline(NEVER);
+    assert!(find(&database.store::<()>(), "a-token").await.unwrap());
+}
+
+#[tokio::test]
+async fn administration_reports_a_locked_file() {
+    let home = Home::sqlite();
+    let database = home.database().await;
+    database.migrate().await.unwrap();
+    let grant = database.import("a-token", &NewGrant::new("alice")).await.unwrap();
+    let mut other = sqlx::SqliteConnection::connect(home.url()).await.unwrap();
+    other.execute("BEGIN IMMEDIATE").await.unwrap();
+    let revoked = in_time(database.revoke(&grant.id)).await;
+    assert!(matches!(revoked, Err(SqlError::Locked)), "{revoked:?}");
+    let timed = in_time(database.clone().with_admin_timeout(Duration::from_millis(50)).revoke(&grant.id)).await;
+    assert!(matches!(timed, Err(SqlError::Deadline)), "{timed:?}");
+    assert!(find(&database.store::<()>(), "a-token").await.unwrap(), "reading goes on");
+    assert_eq!(in_time(database.list(None)).await.unwrap().len(), 1);
+    other.execute("ROLLBACK").await.unwrap();
+    assert!(in_time(database.revoke(&grant.id)).await.unwrap());
+}

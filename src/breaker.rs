@@ -235,6 +235,15 @@ impl Pass {
         self.since.is_some_and(|since| clock.now().saturating_sub(since) >= *deadline / 2)
     }
 
+    /// Asks the breaker again, for a caller that has waited since. Returns the time to wait if the breaker has opened meanwhile.
+    #[cfg(feature = "redis")]
+    pub(crate) fn renew(&mut self) -> Result<(), Duration> {
+        if !self.is_probe {
+            self.is_probe = self.switch.enter()?;
+        }
+        Ok(())
+    }
+
     pub(crate) fn end(&mut self, has_succeeded: bool) {
         self.has_ended = true;
         match has_succeeded {

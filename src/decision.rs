@@ -109,6 +109,12 @@ impl Decision {
         Self { verdict: Verdict::Unavailable, remaining: 0, more_in_ns, ..Self::unlimited() }
     }
 
+    /// [`unavailable`](Self::unavailable) for one policy of a limiter.
+    #[cfg(feature = "redis")]
+    pub(crate) fn unavailable_for(policy: Policy, retry_after: Duration) -> Self {
+        Self { policy: Some(policy), ..Self::unavailable(retry_after) }
+    }
+
     /// One decision of several policies, which charged all of them or none.
     ///
     /// ```

@@ -44,6 +44,7 @@ metrics! {
     THROTTLED: Counter "tollgate_failures_throttled_total", "Requests of peers that have failed too often, refused or on trial.";
     REDIS_CALL: Histogram "tollgate_redis_call_seconds", "How long calls of Redis took: charges, purchases and refunds.";
     WITHOUT_REDIS: Counter "tollgate_redis_local_decisions_total", "Charges that were decided without the Redis server, by policy.";
+    QUEUE_TIMEOUTS: Counter "tollgate_redis_queue_timeouts_total", "Charges and refunds that were not sent to Redis within the queue timeout.";
 }
 
 static METADATA: Metadata<'static> = Metadata::new("tollgate", Level::INFO, Some("tollgate"));

@@ -277,3 +277,10 @@ pub(crate) fn decided_without_redis(policy: &str) {
     #[cfg(feature = "metrics")]
     meter::by_policy(policy, meter::Charged::WithoutRedis);
 }
+
+/// A charge or a refund could not be sent to Redis within the queue timeout.
+#[inline]
+pub(crate) fn queue_timed_out() {
+    #[cfg(feature = "metrics")]
+    meter::QUEUE_TIMEOUTS.count(&[]);
+}

@@ -38,6 +38,7 @@ fn what_is_told_is_what_was_said() {
     assert_told(|| near_limit("p"), [("tollgate_limit_near_total policy=p", 1.0)]);
     assert_told(|| would_refuse("p", Some(&"g".into())), [("tollgate_limit_dry_run_total policy=p", 1.0)]);
     assert_told(|| decided_without_redis("p"), [("tollgate_redis_local_decisions_total policy=p", 1.0)]);
+    assert_told(queue_timed_out, [("tollgate_redis_queue_timeouts_total", 1.0)]);
     assert_told(|| accounts("p", 7), [("tollgate_limit_accounts policy=p", 7.0)]);
     for (change, word) in [
         (Followed::Named, "named"),

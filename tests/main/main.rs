@@ -55,6 +55,8 @@ mod readiness;
 #[cfg(feature = "redis")]
 mod redis;
 #[cfg(feature = "redis")]
+mod redis_contention;
+#[cfg(feature = "redis")]
 #[allow(dead_code, reason = "servers offer what tests may need")]
 mod redis_servers;
 mod resets;
@@ -65,6 +67,8 @@ mod rpc;
 mod secrets;
 #[cfg(all(feature = "sqlite", feature = "postgres"))]
 mod servers;
+#[cfg(feature = "redis")]
+mod slow_wire;
 #[cfg(all(feature = "sqlite", feature = "postgres"))]
 mod sql;
 #[cfg(all(feature = "sqlite", feature = "postgres"))]

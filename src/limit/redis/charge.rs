@@ -5,15 +5,17 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use redis::RedisResult;
+use tokio::sync::{Semaphore, SemaphorePermit};
 
 use super::connect::{Link, Open};
 use super::denied::Denied;
 use super::gcra::{self, Part, State};
 use super::key::{Everybody, Keys, Tag};
 use super::limits::RedisFuture;
-use super::outage::Outage;
+use super::outage::{Outage, undecided};
 use super::refund;
 use super::stocks::Stocks;
+use super::timeout::within;
 use crate::answer::Answer;
 use crate::breaker::{Pass, Switch};
 use crate::caller::CurrentGrant;
@@ -35,6 +37,10 @@ pub(super) struct Shared {
     pub(super) outage: Outage,
     pub(super) nodes: NonZeroU32,
     pub(super) limits: RateLimits,
+    /// A permit for each command that may wait for its reply at the same time.
+    pub(super) in_flight: Arc<Semaphore>,
+    /// How long a charge may wait for a permit; `None` is twice the deadline.
+    pub(super) queue_timeout: Option<Duration>,
     /// What was bought ahead, if that is wanted.
     pub(super) stocks: Option<Arc<Stocks>>,
 }
@@ -108,14 +114,18 @@ impl Shared {
         }
     }
 
-    async fn ask(self: Arc<Self>, asked: Asked, pass: Pass) -> Decision {
+    async fn ask(self: Arc<Self>, asked: Asked, mut pass: Pass) -> Decision {
         if let Some(stocks) = self.stocks.as_ref().filter(|stocks| stocks.have_leases_of(&asked.parts)) {
             // Boxed, so that who has no leases moves no room for it.
             return Box::pin(self.ask_ahead(stocks, &asked, pass)).await;
         }
+        let permit = match self.queue(&asked, &mut pass).await {
+            Ok(permit) => permit,
+            Err(decision) => return *decision,
+        };
         let asked_at = self.limits.time.now_ns();
         let charge = async |open: &mut Open| gcra::charge(open, &asked.parts, &[]).await;
-        let Some(reply) = self.with_redis(pass, charge).await else {
+        let Some(reply) = self.with_redis(permit, pass, charge).await else {
             return self.outage.decide(&asked, self.deadline);
         };
         let decision = self.decision(&asked, &reply.states);
@@ -132,31 +142,69 @@ impl Shared {
     }
 
     async fn give_back(self: Arc<Self>, charged: Vec<refund::Charged>) {
-        if let Ok(is_probe) = self.switch.enter() {
-            let pass = Pass::new(&self.switch, is_probe);
-            _ = self.with_redis(pass, async |open: &mut Open| refund::give_back(open, &charged).await).await;
+        let Ok(is_probe) = self.switch.enter() else { return };
+        let mut pass = Pass::new(&self.switch, is_probe);
+        let Some(permit) = self.permit().await else { return };
+        if pass.renew().is_ok() {
+            _ = self.with_redis(permit, pass, async |open: &mut Open| refund::give_back(open, &charged).await).await;
         }
     }
 
-    /// Runs a command within the deadline. `None`: Redis has failed.
+    /// Waits until a charge may be sent to Redis. Returns a decision instead if Redis need not or must not be asked any more:
+    /// the budget is known to be spent, the breaker has opened, or the queue timeout has passed.
+    pub(super) async fn queue(&self, asked: &Asked, pass: &mut Pass) -> Result<SemaphorePermit<'_>, Box<Decision>> {
+        let permit = match self.in_flight.try_acquire() {
+            Ok(permit) => permit,
+            Err(_) => {
+                let Some(permit) = self.permit().await else {
+                    return Err(undecided(asked, self.queue_timeout()).into());
+                };
+                if let Some(states) = self.denied.recall(&asked.tag, &asked.parts, self.limits.time.now_ns()) {
+                    return Err(self.decision(asked, &states).into());
+                }
+                permit
+            }
+        };
+        pass.renew().map(|()| permit).map_err(|wait| self.outage.decide(asked, wait).into())
+    }
+
+    /// A place among the commands that are in flight; `None` after the queue timeout.
+    async fn permit(&self) -> Option<SemaphorePermit<'_>> {
+        let permit = within(self.queue_timeout(), self.in_flight.acquire()).await;
+        if permit.is_none() {
+            observe::queue_timed_out();
+        }
+        // The semaphore is never closed.
+        permit?.ok()
+    }
+
+    fn queue_timeout(&self) -> Duration {
+        self.queue_timeout.unwrap_or(self.deadline.saturating_mul(2))
+    }
+
+    /// Sends a command. Returns `None` if Redis has failed: no connection within the deadline, no reply within the deadline
+    /// after the command was handed to the connection, or an error.
     pub(super) async fn with_redis<T>(
         &self,
+        _permit: SemaphorePermit<'_>,
         mut pass: Pass,
         command: impl AsyncFnOnce(&mut Open) -> RedisResult<T>,
     ) -> Option<T> {
-        let attempt = self.link.attempt(self.deadline);
-        let command = async {
-            let mut open = attempt.clone().open().await?;
-            command(&mut open).await
-        };
         let timer = Timer::start();
-        let done = tokio::time::timeout(self.deadline, command).await;
+        let attempt = self.link.attempt(self.deadline);
+        let done = match within(self.deadline, attempt.clone().open()).await {
+            // A connection that took long leaves the command all of its time: otherwise the command would fail, and with it
+            // the connection.
+            Some(Ok(mut open)) => within(self.deadline, command(&mut open)).await,
+            Some(Err(error)) => Some(Err(error)),
+            None => None,
+        };
         timer.asked_redis(match &done {
-            Ok(Ok(_)) => AtRedis::Answered,
-            Ok(Err(_)) => AtRedis::Failed,
-            Err(_) => AtRedis::Deadline,
+            Some(Ok(_)) => AtRedis::Answered,
+            Some(Err(_)) => AtRedis::Failed,
+            None => AtRedis::Deadline,
         });
-        let done = done.ok().and_then(Result::ok);
+        let done = done.and_then(Result::ok);
         pass.end(done.is_some());
         if done.is_none() {
             self.link.forget(&attempt);

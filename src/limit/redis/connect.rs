@@ -19,6 +19,7 @@ use redis::cluster_async::ClusterConnection;
 use redis::{AsyncConnectionConfig, Cmd, FromRedisValue, RedisError, RedisResult};
 
 use super::server::{Kind, RedisServer};
+use super::timeout::within;
 
 /// How many commands may wait to be written.
 const QUEUE: usize = 1_024;
@@ -76,8 +77,8 @@ impl Link {
         }
         let server = Arc::clone(&self.server);
         let connection = async move {
-            let made = tokio::time::timeout(server.connection_timeout, server.connect(response_timeout)).await;
-            made.unwrap_or_else(|_| Err(std::io::Error::from(std::io::ErrorKind::TimedOut).into()))
+            let made = within(server.connection_timeout, server.connect(response_timeout)).await;
+            made.unwrap_or_else(|| Err(std::io::Error::from(std::io::ErrorKind::TimedOut).into()))
         };
         let attempt = Attempt(connection.boxed().shared());
         tokio::spawn(attempt.0.clone().map(drop));

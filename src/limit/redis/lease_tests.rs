@@ -1,6 +1,7 @@
 //! Leases by the script on a real Redis, at times of the test's own: the bound of rule 3, and what is lost.
 
 use std::cell::Cell;
+use std::time::Duration;
 
 use proptest::prelude::*;
 
@@ -11,6 +12,9 @@ use super::stocks::Stocks;
 use super::tests::{START_US, key, part, redis, remove};
 use crate::grant::Subject;
 use crate::quota::Quota;
+
+/// Nothing takes so long, unless it hangs.
+const NEVER: Duration = Duration::from_secs(30);
 
 /// A server with a clock of its own, which began at another time and runs at another pace.
 struct Node {
@@ -54,7 +58,7 @@ fn charge(
     if !node.stocks.have_leases_of(parts) {
         return exact(runtime, open, parts, us);
     }
-    let entered = runtime.block_on(node.stocks.enter(who, || node.clock(us), parts));
+    let entered = runtime.block_on(node.stocks.enter(who, || node.clock(us), parts, NEVER));
     let (purchase, rest) = node.stocks.begin(who, node.clock(us), entered, parts);
     let reply = runtime.block_on(charge_at(open, &rest, purchase.orders(), START_US + us + there)).unwrap();
     let times = (node.clock(us), node.clock(us + there + back));
@@ -82,7 +86,7 @@ fn drain(runtime: &tokio::runtime::Runtime, open: &mut Open, key: &[u8], quota: 
 
 fn quotas() -> impl Strategy<Value = Quota> {
     (300_u64..30_000, 12_u32..600)
-        .prop_map(|(us, burst)| Quota::one_per(std::time::Duration::from_nanos(us * 1_000 + 333)).with_burst(burst))
+        .prop_map(|(us, burst)| Quota::one_per(Duration::from_nanos(us * 1_000 + 333)).with_burst(burst))
 }
 
 /// What comes after a wait, in thousandths of the time that a burst takes to come back.
@@ -253,7 +257,7 @@ fn memory_is_bounded_by_those_who_came_of_late() {
     let one = [part(b"", quota, 1)];
     let come = |name: u64, us: u64| {
         let subject = Subject::from(name.to_string());
-        let entered = node.stocks.enter(Some(&subject), || node.clock(us), &one);
+        let entered = node.stocks.enter(Some(&subject), || node.clock(us), &one, NEVER);
         let mut entered = Box::pin(entered);
         let mut context = std::task::Context::from_waker(std::task::Waker::noop());
         assert!(entered.as_mut().poll(&mut context).is_ready());

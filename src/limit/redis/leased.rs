@@ -33,25 +33,30 @@ impl Shared {
     }
 
     /// Asks Redis for what is not here, and for some more.
-    pub(super) async fn ask_ahead(&self, stocks: &Stocks, asked: &Asked, pass: Pass) -> Decision {
+    pub(super) async fn ask_ahead(&self, stocks: &Stocks, asked: &Asked, mut pass: Pass) -> Decision {
         let who = asked.grant.as_ref().map(CurrentGrant::subject);
         let now = || self.limits.time.now_ns();
-        let entering = stocks.enter(who, now, &asked.parts);
-        let Ok(entered) = tokio::time::timeout(self.deadline, entering).await else {
-            // Those who were before have asked Redis, and say to the breaker how that ended.
-            return self.outage.decide(asked, self.deadline);
-        };
+        let entered = stocks.enter(who, now, &asked.parts, self.deadline / 2).await;
+        // What others have bought or were told meanwhile.
         let costs: Costs = asked.parts.iter().map(|part| (part.at, part.policy.quota(), part.cost)).collect();
-        if let Some(paid) = self.pay_counted(stocks, asked.grant.as_ref(), &costs) {
-            return paid;
+        let known = || {
+            let paid = self.pay_counted(stocks, asked.grant.as_ref(), &costs);
+            paid.or_else(|| Some(self.decision(asked, &self.denied.recall(&asked.tag, &asked.parts, now())?)))
+        };
+        if let Some(decision) = known() {
+            return decision;
         }
-        if let Some(states) = self.denied.recall(&asked.tag, &asked.parts, now()) {
-            return self.decision(asked, &states);
+        let permit = match self.queue(asked, &mut pass).await {
+            Ok(permit) => permit,
+            Err(decision) => return *decision,
+        };
+        if let Some(decision) = known() {
+            return decision;
         }
         let asked_at = now();
         let (purchase, parts) = stocks.begin(who, asked_at, entered, &asked.parts);
         let buy = async |open: &mut Open| gcra::charge(open, &parts, purchase.orders()).await;
-        let reply = self.with_redis(pass, buy).await;
+        let reply = self.with_redis(permit, pass, buy).await;
         let told_at = now();
         let paid = stocks.end(who, (asked_at, told_at), &purchase, &parts, reply.as_ref());
         let Some(reply) = reply else { return self.outage.decide(asked, self.deadline) };

@@ -5,6 +5,8 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use tokio::sync::Semaphore;
+
 use super::RedisLimitsError;
 use super::charge::Shared;
 use super::connect::Link;
@@ -52,6 +54,7 @@ pub struct RedisLimits {
 }
 
 const DEADLINE: Duration = Duration::from_millis(250);
+const IN_FLIGHT: usize = 256;
 
 impl RedisLimits {
     /// These policies in that Redis, with their costs, dry runs and refunds. The secret is 32 random bytes or more, the same on
@@ -90,6 +93,8 @@ impl RedisLimits {
             outage: Outage::new(&limits, WhenDown::default(), nodes),
             nodes,
             limits,
+            in_flight: Arc::new(Semaphore::new(IN_FLIGHT)),
+            queue_timeout: None,
             stocks: None,
         };
         Ok(Self { shared: Arc::new(shared) })
@@ -110,12 +115,39 @@ impl RedisLimits {
         Ok(self)
     }
 
-    /// The same with another time in which Redis has to have answered; 250 milliseconds if this is never called.
+    /// Sets the time in which Redis has to reply to a command. Default: 250 milliseconds.
+    ///
+    /// The time begins when the command is handed to the connection. Making a connection has as much time for itself. Time in
+    /// which this process stands still, or its tasks wait for the processor, is not counted as silence of Redis.
     #[must_use]
     pub fn with_deadline(mut self, deadline: Duration) -> Self {
         let shared = self.shared_mut();
         shared.deadline = deadline;
         shared.switch.set_deadline(deadline);
+        self
+    }
+
+    /// Sets how many commands may wait for their replies at the same time. Default: 256. Further charges wait in a queue.
+    ///
+    /// A server makes no more charges in a second than this number divided by the round trip time: at 256 commands and 2
+    /// milliseconds, 128,000. A larger number helps only where Redis is far away, and makes each reply wait for more others.
+    #[must_use]
+    pub fn with_max_in_flight(mut self, commands: NonZeroU32) -> Self {
+        let commands = usize::try_from(commands.get()).unwrap_or(usize::MAX).min(Semaphore::MAX_PERMITS);
+        self.shared_mut().in_flight = Arc::new(Semaphore::new(commands));
+        self
+    }
+
+    /// Sets how long a charge may wait until there are fewer commands in flight than
+    /// [`with_max_in_flight`](Self::with_max_in_flight) allows. Default: twice the deadline.
+    ///
+    /// A charge that has waited so long is rejected with 503 ([`Verdict::Unavailable`](crate::Verdict::Unavailable)), whatever
+    /// [`WhenDown`] says: Redis is there, so that a local decision would add to what Redis admits. Policies that are dry runs
+    /// reject nothing. The circuit breaker does not count it. A time below the deadline makes the first charges of an outage
+    /// end so.
+    #[must_use]
+    pub fn with_queue_timeout(mut self, queue_timeout: Duration) -> Self {
+        self.shared_mut().queue_timeout = Some(queue_timeout);
         self
     }
 

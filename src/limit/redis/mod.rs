@@ -33,6 +33,7 @@ mod stocks;
 #[cfg(test)]
 #[allow(clippy::unwrap_used, reason = "a test says by panicking that it failed")]
 mod tests;
+mod timeout;
 
 pub use crate::breaker::BreakerState;
 pub use lease::Leases;

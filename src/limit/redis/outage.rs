@@ -58,7 +58,7 @@ impl Outage {
             observe::decided_without_redis(part.policy.name());
         }
         let decision = match self {
-            Self::Refuse => Decision::unavailable(wait),
+            Self::Refuse => undecided(asked, wait),
             Self::Admit => Decision::unlimited(),
             Self::Local(limits) => {
                 let decision = limits.decide_counted(asked.grant.as_ref(), &asked.costs);
@@ -72,4 +72,13 @@ impl Outage {
         };
         decision.made_locally()
     }
+}
+
+/// Decides a charge that nobody could decide. Rejects it unless all of its policies are dry runs.
+pub(super) fn undecided(asked: &Asked, wait: Duration) -> Decision {
+    if asked.parts.iter().any(|part| part.binds) {
+        return Decision::unavailable(wait);
+    }
+    let parts = asked.parts.iter().map(|part| Decision::unavailable_for(part.policy.clone(), wait).on_trial());
+    Decision::all_of(parts)
 }

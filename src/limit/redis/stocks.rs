@@ -4,11 +4,13 @@ use std::collections::HashMap;
 use std::hash::{BuildHasher as _, RandomState};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use tokio::sync::OwnedMutexGuard;
 
 use super::gcra::{Part, Reply};
 use super::lease::{Leases, Order, Stock, Taken};
+use super::timeout::within;
 use crate::decision::Decision;
 use crate::grant::Subject;
 use crate::quota::Quota;
@@ -63,6 +65,8 @@ pub(super) struct Entered {
     turn: Arc<Turn>,
     /// Held by the one who may buy ahead.
     buyer: Option<OwnedMutexGuard<()>>,
+    /// Whether somebody else still buys.
+    is_late: bool,
 }
 
 /// A charge that is on its way to Redis, and what this server gives to it.
@@ -70,7 +74,7 @@ pub(super) struct Purchase {
     taken: Vec<Taken>,
     orders: Vec<Order>,
     /// Nobody else buys ahead until this goes, and the shelf stays.
-    _entered: Entered,
+    entered: Entered,
 }
 
 impl Purchase {
@@ -118,17 +122,28 @@ impl Stocks {
         parts.iter().all(|part| self.leases.plan(part.policy.quota()).is_some())
     }
 
-    /// Waits until nobody else buys for this subject, if that is of use.
-    pub(super) async fn enter(&self, who: Option<&Subject>, now: impl Fn() -> u64, parts: &[Part]) -> Entered {
+    /// Waits until nobody else buys for this subject, if that is of use, and for at most `longest`. A charge that has waited so
+    /// long asks Redis by itself, and buys nothing ahead: that others buy slowly is no sign that Redis is away.
+    pub(super) async fn enter(
+        &self,
+        who: Option<&Subject>,
+        now: impl Fn() -> u64,
+        parts: &[Part],
+        longest: Duration,
+    ) -> Entered {
         let turn = self.turn(who, now(), parts);
         let may_buy = || self.with(who, parts, |shelf| shelf.may_buy(now(), parts)).unwrap_or(false);
-        let mut buyer = None;
+        let (mut buyer, mut is_late) = (None, false);
         if may_buy() {
-            let _waiting = Waiting::begin(&turn.waiting);
-            buyer = Some(Arc::clone(&turn.buyer).lock_owned().await);
+            buyer = Arc::clone(&turn.buyer).try_lock_owned().ok();
+            if buyer.is_none() {
+                let _waiting = Waiting::begin(&turn.waiting);
+                buyer = within(longest, Arc::clone(&turn.buyer).lock_owned()).await;
+                is_late = buyer.is_none();
+            }
         }
         // If others were told meanwhile that there is little left, it is of no use to come one after the other.
-        Entered { turn, buyer: buyer.filter(|_| may_buy()) }
+        Entered { turn, buyer: buyer.filter(|_| may_buy()), is_late }
     }
 
     /// Takes what is here for a charge. Returns the parts that are left for Redis.
@@ -154,7 +169,7 @@ impl Stocks {
         let (taken, orders): (Vec<Taken>, Vec<Order>) = begun.unwrap_or_default();
         let here = taken.iter().map(|taken| taken.cells).chain(std::iter::repeat(0));
         let rest = parts.iter().zip(here).map(|(part, here)| Part { cost: part.cost - here, ..part.clone() }).collect();
-        (Purchase { taken, orders, _entered: entered }, rest)
+        (Purchase { taken, orders, entered }, rest)
     }
 
     /// Ends a purchase with what Redis has said of the parts that were left for it; `None` if it has said nothing. Puts
@@ -179,8 +194,8 @@ impl Stocks {
                 }
                 let ahead = reply.and_then(|reply| reply.ahead.get(at)).copied().unwrap_or(0);
                 let charged = parts.get(at).map_or(0, |part| part.cost);
-                // Who only looks says nothing of the pace.
-                if charged > 0 {
+                // A look says nothing of the pace, and neither does a charge beside a purchase that is being made.
+                if charged > 0 && !purchase.entered.is_late {
                     stock.receive(asked_at, now, charged, *order, ahead);
                 }
                 Some(stock.admitted(now))

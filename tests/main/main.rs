@@ -55,6 +55,8 @@ mod readiness;
 #[cfg(feature = "redis")]
 mod redis;
 #[cfg(feature = "redis")]
+mod redis_cluster;
+#[cfg(feature = "redis")]
 mod redis_contention;
 #[cfg(feature = "redis")]
 #[allow(dead_code, reason = "servers offer what tests may need")]

@@ -185,17 +185,25 @@ fn charges_of_one_subject_at_the_same_time_keep_to_the_bound_and_are_never_local
 async fn a_charge_that_waits_too_long_for_a_purchase_asks_redis_itself() {
     let test = "a_charge_that_waits_too_long_for_a_purchase_asks_redis_itself";
     for when_down in OUTAGE_POLICIES {
-        let Some((server, wire)) = start(test, Duration::from_millis(20)) else { return };
-        let limits = node(&server, &wire, RateLimits::new(Quota::one_per(HOUR).with_burst(180)));
-        let limits = limits.with_when_down(when_down).with_leases(Leases::default());
-        // Half of it is for the purchase of others: one of a few hundred charges is served by then.
-        let limits = limits.with_deadline(Duration::from_secs(1));
-        let decisions = all_at_once(&[limits.clone()], [1; 1_000]).await;
-        assert_eq!(count(&decisions, Decision::is_local), 0, "{when_down:?}");
-        assert_eq!(count(&decisions, |decision| decision.verdict() == Verdict::Unavailable), 0, "{when_down:?}");
-        // A lease keeps back what comes back in its time: less than one cell.
-        assert!((179..=180).contains(&admitted(&decisions)), "{when_down:?}: {}", admitted(&decisions));
-        assert_eq!(limits.state(), BreakerState::Closed);
+        for (burst, charges) in [(180, 300), (1_500, 4_000)] {
+            let Some((server, wire)) = start(test, Duration::from_millis(20)) else { return };
+            let limits = node(&server, &wire, RateLimits::new(Quota::one_per(HOUR).with_burst(burst)));
+            let limits = limits.with_when_down(when_down).with_leases(Leases::default());
+            let heartbeat = wire.watch();
+            let decisions = all_at_once(&[limits.clone()], (0..charges).map(|_| 1)).await;
+            let longest = heartbeat.longest();
+            if longest > Duration::from_millis(125) {
+                println!("Redis took {longest:?} to reply, which says nothing of {test}");
+                continue;
+            }
+            assert_eq!(count(&decisions, Decision::is_local), 0, "{when_down:?}");
+            assert_eq!(count(&decisions, |decision| decision.verdict() == Verdict::Unavailable), 0, "{when_down:?}");
+            // What is left of a lease, an eighth of the burst, is there for those who come later. And a lease keeps back what comes
+            // back in its time, less than one cell.
+            let (admitted, burst) = (admitted(&decisions), u64::from(burst));
+            assert!((burst - burst / 8 - 1..=burst).contains(&admitted), "{when_down:?}: {admitted}");
+            assert_eq!(limits.state(), BreakerState::Closed);
+        }
     }
 }
 
@@ -217,7 +225,9 @@ async fn six_thousand_charges_at_the_same_time_are_decided_by_redis() {
         }
         assert_eq!(count(&decisions, Decision::is_local), 0);
         assert_eq!(count(&decisions, |decision| decision.verdict() == Verdict::Unavailable), 0);
-        assert!((1_999..=2_000).contains(&admitted(&decisions)), "{}", admitted(&decisions));
+        // And maybe a lease that is left over for those who come later.
+        let least = if leases.is_some() { 1_749 } else { 2_000 };
+        assert!((least..=2_000).contains(&admitted(&decisions)), "{}", admitted(&decisions));
         assert_eq!(limits.state(), BreakerState::Closed);
     }
 }
@@ -404,11 +414,8 @@ async fn charges_that_are_dropped_leave_their_places() {
         for _ in 0..20 {
             let mut charges: Vec<_> = (0..12).map(|_| Box::pin(limits.charge(&grant, ONE))).collect();
             let mut context = Context::from_waker(Waker::noop());
-            for charge in &mut charges {
-                _ = charge.as_mut().poll(&mut context);
-            }
             // Some go before anything has happened, and some in the middle.
-            charges.retain(|_| random.below(3) > 0);
+            charges.retain_mut(|charge| charge.as_mut().poll(&mut context).is_pending() && random.below(3) > 0);
             let patience = Duration::from_millis(random.below(15));
             _ = tokio::time::timeout(patience, futures_util::future::join_all(charges)).await;
         }

@@ -125,7 +125,7 @@ impl Shared {
         };
         let asked_at = self.limits.time.now_ns();
         let charge = async |open: &mut Open| gcra::charge(open, &asked.parts, &[]).await;
-        let Some(reply) = self.with_redis(permit, pass, charge).await else {
+        let Some(reply) = self.with_redis(&asked.parts[0].key, permit, pass, charge).await else {
             return self.outage.decide(&asked, self.deadline);
         };
         let decision = self.decision(&asked, &reply.states);
@@ -146,7 +146,8 @@ impl Shared {
         let mut pass = Pass::new(&self.switch, is_probe);
         let Some(permit) = self.permit().await else { return };
         if pass.renew().is_ok() {
-            _ = self.with_redis(permit, pass, async |open: &mut Open| refund::give_back(open, &charged).await).await;
+            let give_back = async |open: &mut Open| refund::give_back(open, &charged).await;
+            _ = self.with_redis(charged[0].key(), permit, pass, give_back).await;
         }
     }
 
@@ -182,20 +183,21 @@ impl Shared {
         self.queue_timeout.unwrap_or(self.deadline.saturating_mul(2))
     }
 
-    /// Sends a command. Returns `None` if Redis has failed: no connection within the deadline, no reply within the deadline
+    /// Sends a command for a key. Returns `None` if Redis has failed: no connection within the deadline, no reply within the deadline
     /// after the command was handed to the connection, or an error.
     pub(super) async fn with_redis<T>(
         &self,
+        key: &[u8],
         _permit: SemaphorePermit<'_>,
         mut pass: Pass,
         command: impl AsyncFnOnce(&mut Open) -> RedisResult<T>,
     ) -> Option<T> {
         let timer = Timer::start();
-        let attempt = self.link.attempt(self.deadline);
-        let done = match within(self.deadline, attempt.clone().open()).await {
+        let mut open = None;
+        let done = match within(self.deadline, self.link.open(key)).await {
             // A connection that took long leaves the command all of its time: otherwise the command would fail, and with it
             // the connection.
-            Some(Ok(mut open)) => within(self.deadline, command(&mut open)).await,
+            Some(Ok(made)) => within(self.deadline, command(open.insert(made))).await,
             Some(Err(error)) => Some(Err(error)),
             None => None,
         };
@@ -207,7 +209,7 @@ impl Shared {
         let done = done.and_then(Result::ok);
         pass.end(done.is_some());
         if done.is_none() {
-            self.link.forget(&attempt);
+            self.link.failed(open.as_ref());
         }
         done
     }

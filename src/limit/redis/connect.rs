@@ -1,11 +1,11 @@
-//! Where Redis is, and the one connection to it.
+//! The connections to Redis.
 //!
 //! # Rules
 //!
 //! 1. Nothing is connected before the first charge, and no server is needed to start.
-//! 2. All charges go over one connection (one a node of a cluster), one behind the other without waiting for answers.
-//! 3. A connection that has failed, or did not answer in time, is not used again. The next charge makes a new one; on
-//!    the way Sentinels are asked again who is master, and a cluster who has which slot.
+//! 2. All charges go over one connection (one a node of a cluster), one behind the other without waiting for replies.
+//! 3. A connection that has failed, or did not reply in time, is not used again. The next charge makes a new one. Sentinels are
+//!    then asked again for the master, and a cluster for its slots.
 //! 4. Making one is a task, which ends within the connection timeout: charges may have less time than that takes, or be
 //!    dropped, and the next finds the connection made, or begins another.
 
@@ -14,28 +14,27 @@ use std::time::Duration;
 
 use futures_util::FutureExt as _;
 use futures_util::future::{BoxFuture, Shared};
-use redis::aio::MultiplexedConnection;
-use redis::cluster_async::ClusterConnection;
-use redis::{AsyncConnectionConfig, Cmd, FromRedisValue, RedisError, RedisResult};
+use redis::{Cmd, FromRedisValue, RedisResult};
 
+use super::cluster::{Cluster, Route};
+use super::node::Node;
 use super::server::{Kind, RedisServer};
 use super::timeout::within;
 
-/// How many commands may wait to be written.
-const QUEUE: usize = 1_024;
-
-/// A connection. Clones are the same one.
-#[derive(Clone)]
-pub(super) enum Open {
-    One(MultiplexedConnection),
-    Cluster(ClusterConnection),
+/// A connection for a charge, and what to forget if it fails.
+pub(super) struct Open {
+    pub(super) node: Node,
+    pub(super) attempt: Attempt<Node>,
+    /// Of a node of a cluster.
+    pub(super) route: Option<Route>,
 }
 
 impl Open {
     pub(super) async fn query<T: FromRedisValue>(&mut self, command: &Cmd) -> RedisResult<T> {
-        match self {
-            Self::One(connection) => command.query_async(connection).await,
-            Self::Cluster(connection) => command.query_async(connection).await,
+        let done = self.node.query(command).await;
+        match (done, self.route.is_some()) {
+            (Err(error), true) => self.follow(error, command).await,
+            (done, _) => done,
         }
     }
 }
@@ -43,82 +42,116 @@ impl Open {
 /// The way to Redis.
 pub(super) struct Link {
     server: Arc<RedisServer>,
-    current: Mutex<Option<Attempt>>,
-}
-
-/// A connection that is made, or is being made.
-#[derive(Clone)]
-pub(super) struct Attempt(Shared<BoxFuture<'static, RedisResult<Open>>>);
-
-impl Attempt {
-    pub(super) async fn open(self) -> Result<Open, RedisError> {
-        self.0.await
-    }
-
-    fn has_failed(&self) -> bool {
-        matches!(self.0.peek(), Some(Err(_)))
-    }
+    one: Made<Node>,
+    cluster: Option<Arc<Cluster>>,
 }
 
 impl Link {
     pub(super) fn new(server: RedisServer) -> Self {
-        Self { server: Arc::new(server), current: Mutex::new(None) }
+        let cluster = match &server.kind {
+            Kind::Cluster(seeds) => Some(Arc::new(Cluster::new(seeds.clone(), server.connection_timeout))),
+            _ => None,
+        };
+        Self { server: Arc::new(server), one: Made::default(), cluster }
     }
 
     pub(super) fn is_cluster(&self) -> bool {
-        matches!(self.server.kind, Kind::Cluster(_))
+        self.cluster.is_some()
     }
 
-    /// The connection that charges share now.
-    pub(super) fn attempt(&self, response_timeout: Duration) -> Attempt {
-        let mut current = self.lock();
-        if let Some(attempt) = current.as_ref().filter(|attempt| !attempt.has_failed()) {
-            return attempt.clone();
+    /// The connection to the server that has a key. Waits while it is being made.
+    pub(super) async fn open(&self, key: &[u8]) -> RedisResult<Open> {
+        if let Some(cluster) = &self.cluster {
+            return cluster.open(key).await;
         }
         let server = Arc::clone(&self.server);
-        let connection = async move {
-            let made = within(server.connection_timeout, server.connect(response_timeout)).await;
+        let attempt = self.one.attempt(server.connection_timeout, async move { server.connect().await });
+        Ok(Open { node: attempt.clone().done().await?, attempt, route: None })
+    }
+
+    /// A charge has failed, on this connection if there was one. It is not used again.
+    pub(super) fn failed(&self, open: Option<&Open>) {
+        match &self.cluster {
+            Some(cluster) => cluster.failed(open),
+            None => open.into_iter().for_each(|open| self.one.forget(&open.attempt)),
+        }
+    }
+}
+
+/// A value that charges share, and that is made when one needs it.
+pub(super) struct Made<T>(Mutex<Option<Attempt<T>>>);
+
+impl<T> Default for Made<T> {
+    fn default() -> Self {
+        Self(Mutex::new(None))
+    }
+}
+
+/// A value that is made, or is being made.
+pub(super) struct Attempt<T>(Shared<BoxFuture<'static, RedisResult<T>>>);
+
+impl<T: Clone + Send + Sync + 'static> Made<T> {
+    /// The value that is there or is being made. If there is none, a task makes it, within `limit`.
+    pub(super) fn attempt(
+        &self,
+        limit: Duration,
+        make: impl Future<Output = RedisResult<T>> + Send + 'static,
+    ) -> Attempt<T> {
+        let mut current = self.lock();
+        if let Some(attempt) = current.as_ref().filter(|attempt| !matches!(attempt.0.peek(), Some(Err(_)))) {
+            return attempt.clone();
+        }
+        let made = async move {
+            let made = within(limit, make).await;
             made.unwrap_or_else(|| Err(std::io::Error::from(std::io::ErrorKind::TimedOut).into()))
         };
-        let attempt = Attempt(connection.boxed().shared());
+        let attempt = Attempt(made.boxed().shared());
         tokio::spawn(attempt.0.clone().map(drop));
         current.insert(attempt).clone()
     }
 
-    /// Lets go of a connection that has failed, unless somebody has done so already. One that is still being made stays,
-    /// since a charge may have less time than that takes.
-    pub(super) fn forget(&self, failed: &Attempt) {
+    /// Forgets a value, unless somebody has done so already. One that is still being made stays, since a charge may have less
+    /// time than that takes.
+    pub(super) fn forget(&self, failed: &Attempt<T>) {
         let mut current = self.lock();
-        if current.as_ref().is_some_and(|attempt| attempt.0.ptr_eq(&failed.0) && attempt.0.peek().is_some()) {
-            *current = None;
+        if current.as_ref().is_some_and(|attempt| attempt.0.ptr_eq(&failed.0)) {
+            current.take_if(|attempt| attempt.0.peek().is_some());
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, Option<Attempt>> {
+    /// Forgets whatever value there is, but not one that is still being made.
+    pub(super) fn forget_any(&self) {
+        self.lock().take_if(|attempt| attempt.0.peek().is_some());
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Option<Attempt<T>>> {
         // Under the lock only whole values are moved.
-        self.current.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl<T: Clone> Attempt<T> {
+    pub(super) async fn done(self) -> RedisResult<T> {
+        self.0.await
+    }
+}
+
+impl<T> Clone for Attempt<T> {
+    fn clone(&self) -> Self {
+        Self(self.0.clone())
     }
 }
 
 impl RedisServer {
-    async fn connect(&self, response_timeout: Duration) -> RedisResult<Open> {
-        let config = AsyncConnectionConfig::new()
-            .set_connection_timeout(Some(self.connection_timeout))
-            // Each charge has its deadline already: no second timer.
-            .set_response_timeout(None)
-            .set_pipeline_buffer_size(QUEUE);
-        Ok(match &self.kind {
-            Kind::Single(client) => Open::One(client.get_multiplexed_async_connection_with_config(&config).await?),
-            Kind::Sentinel(sentinels) => {
-                let master = sentinels.find_master().await?;
-                Open::One(master.get_multiplexed_async_connection_with_config(&config).await?)
+    /// Connects to the server that is there, or to the master.
+    async fn connect(&self) -> RedisResult<Node> {
+        match &self.kind {
+            Kind::Single(endpoint) => Node::connect(endpoint).await,
+            Kind::Sentinel(sentinels) => sentinels.connect().await,
+            // Of a cluster there are several connections.
+            Kind::Cluster(_) => {
+                Err((redis::ErrorKind::InvalidClientConfig, "a cluster has no single connection").into())
             }
-            Kind::Cluster(client) => {
-                let config = redis::cluster::ClusterConfig::new()
-                    .set_connection_timeout(self.connection_timeout)
-                    .set_response_timeout(response_timeout);
-                Open::Cluster(client.get_async_connection_with_config(config).await?)
-            }
-        })
+        }
     }
 }

@@ -56,7 +56,7 @@ impl Shared {
         let asked_at = now();
         let (purchase, parts) = stocks.begin(who, asked_at, entered, &asked.parts);
         let buy = async |open: &mut Open| gcra::charge(open, &parts, purchase.orders()).await;
-        let reply = self.with_redis(permit, pass, buy).await;
+        let reply = self.with_redis(&parts[0].key, permit, pass, buy).await;
         let told_at = now();
         let paid = stocks.end(who, (asked_at, told_at), &purchase, &parts, reply.as_ref());
         let Some(reply) = reply else { return self.outage.decide(asked, self.deadline) };
@@ -66,6 +66,11 @@ impl Shared {
         let decisions = parts.map(|((part, state), paid)| {
             self.marked(part.at, paid.unwrap_or_else(|| part.decision(*state)), asked.grant.as_ref())
         });
-        Decision::all_of(decisions)
+        let decision = Decision::all_of(decisions);
+        if decision.is_admitted() {
+            return decision;
+        }
+        // Redis has nothing left for this charge, maybe since others have bought it meanwhile.
+        self.pay_counted(stocks, asked.grant.as_ref(), &costs).unwrap_or(decision)
     }
 }

@@ -16,6 +16,7 @@
 use thiserror::Error;
 
 mod charge;
+mod cluster;
 mod connect;
 mod denied;
 mod gcra;
@@ -25,6 +26,7 @@ mod lease;
 mod lease_tests;
 mod leased;
 mod limits;
+mod node;
 mod outage;
 mod refund;
 mod script;
@@ -34,6 +36,7 @@ mod stocks;
 #[allow(clippy::unwrap_used, reason = "a test says by panicking that it failed")]
 mod tests;
 mod timeout;
+mod tls;
 
 pub use crate::breaker::BreakerState;
 pub use lease::Leases;

@@ -18,6 +18,12 @@ pub(super) struct Charged {
     full_at_ns: u64,
 }
 
+impl Charged {
+    pub(super) fn key(&self) -> &[u8] {
+        &self.key
+    }
+}
+
 /// What an admitted charge has cost.
 pub(super) fn charged(parts: Vec<Part>, reply: &Reply) -> Vec<Charged> {
     let charged = |(part, state): (Part, &State)| {

@@ -3,11 +3,10 @@ use std::time::Duration;
 
 use futures_util::FutureExt as _;
 use futures_util::future::select_ok;
-use redis::cluster::{ClusterClient, ClusterClientBuilder};
-use redis::sentinel::{SentinelClient, SentinelNodeConnectionInfo, SentinelServerType};
-use redis::{Client, ConnectionAddr, ConnectionInfo, IntoConnectionInfo as _, RedisResult, TlsMode};
+use redis::{Cmd, RedisResult, Value};
 
 use super::RedisLimitsError;
+use super::node::{Endpoint, Node, unexpected};
 
 /// Where Redis (6 or later) or Valkey is: one server, those that Sentinels watch, or a cluster.
 ///
@@ -26,31 +25,37 @@ use super::RedisLimitsError;
 ///
 /// # Tasks
 ///
-/// The client library (the crate `redis`) runs one task a connection on tokio's runtime, that of the charge which made it,
-/// and one more for a cluster. They end with their connections. Making a connection is a task too, which ends within
-/// [`with_connection_timeout`](Self::with_connection_timeout).
+/// Each connection has a task on tokio's runtime, that of the charge which made it. It ends with the connection. Making a
+/// connection is a task too, which ends within [`with_connection_timeout`](Self::with_connection_timeout).
+///
+/// # TLS
+///
+/// `rediss://` uses the provider of cryptography that the application has installed for rustls, and `ring` if it has installed
+/// none. It installs none itself.
 pub struct RedisServer {
     pub(super) kind: Kind,
     pub(super) connection_timeout: Duration,
 }
 
+#[derive(Debug)]
 pub(super) enum Kind {
-    Single(Client),
+    Single(Endpoint),
     Sentinel(Sentinels),
-    Cluster(Box<ClusterClient>),
+    /// Some nodes. There is one at least.
+    Cluster(Vec<Endpoint>),
 }
 
-/// Those who know which server is the master.
+/// The servers that know which server is the master.
+#[derive(Debug)]
 pub(super) struct Sentinels {
-    addresses: Vec<ConnectionInfo>,
-    /// What the master is called.
+    sentinels: Vec<Endpoint>,
+    /// The name of the set.
     name: String,
-    master: SentinelNodeConnectionInfo,
+    /// Its host and port are unknown.
+    master: Endpoint,
 }
 
 const CONNECTION_TIMEOUT: Duration = Duration::from_secs(1);
-/// How often a cluster may say that a slot has moved before a charge fails.
-const REDIRECTS: u32 = 3;
 
 impl RedisServer {
     /// One server, or a proxy or name behind which there is always the right one.
@@ -59,8 +64,7 @@ impl RedisServer {
     ///
     /// [`RedisLimitsError::Url`] if this is no such URL.
     pub fn single(url: &str) -> Result<Self, RedisLimitsError> {
-        let client = Client::open(info(url)?).map_err(|_| RedisLimitsError::Url)?;
-        Ok(Self::of(Kind::Single(client)))
+        Ok(Self::of(Kind::Single(Endpoint::parse(url)?)))
     }
 
     /// The master of a set of servers that Sentinels watch.
@@ -72,20 +76,15 @@ impl RedisServer {
     ///
     /// [`RedisLimitsError::Url`] if one of these is no such URL, or there is no Sentinel.
     pub fn sentinel<'a>(master: &str, sentinels: impl IntoIterator<Item = &'a str>) -> Result<Self, RedisLimitsError> {
-        let addresses = sentinels.into_iter().map(info).collect::<Result<Vec<_>, _>>()?;
-        let master = info(master)?;
-        let node = SentinelNodeConnectionInfo::default().set_redis_connection_info(master.redis_settings().clone());
-        let (name, master) = match master.addr() {
-            ConnectionAddr::Tcp(name, _) => (name.clone(), node),
-            ConnectionAddr::TcpTls { host, insecure: false, .. } => (host.clone(), node.set_tls_mode(TlsMode::Secure)),
-            _ => return Err(RedisLimitsError::Url),
-        };
-        let sentinels = Sentinels { addresses, name, master };
-        // Checks the addresses; nothing is connected.
-        if sentinels.clients().map_err(|_| RedisLimitsError::Url)?.is_empty() {
-            return Err(RedisLimitsError::Url);
+        let sentinels = sentinels.into_iter().map(Endpoint::parse).collect::<Result<Vec<_>, _>>()?;
+        let master = Endpoint::parse(master)?;
+        match master.address() {
+            Some((name, _)) if !sentinels.is_empty() => {
+                let name = name.to_owned();
+                Ok(Self::of(Kind::Sentinel(Sentinels { sentinels, name, master })))
+            }
+            _ => Err(RedisLimitsError::Url),
         }
-        Ok(Self::of(Kind::Sentinel(sentinels)))
     }
 
     /// A cluster, found through any of these nodes.
@@ -94,9 +93,13 @@ impl RedisServer {
     ///
     /// [`RedisLimitsError::Url`] if one of these is no such URL, they differ in user, password or TLS, or there is none.
     pub fn cluster<'a>(nodes: impl IntoIterator<Item = &'a str>) -> Result<Self, RedisLimitsError> {
-        let nodes = nodes.into_iter().map(info).collect::<Result<Vec<_>, _>>()?;
-        let client = ClusterClientBuilder::new(nodes).retries(REDIRECTS).build().map_err(|_| RedisLimitsError::Url)?;
-        Ok(Self::of(Kind::Cluster(Box::new(client))))
+        let nodes = nodes.into_iter().map(|url| Ok(Endpoint::parse(url)?.without_database()));
+        let nodes = nodes.collect::<Result<Vec<_>, RedisLimitsError>>()?;
+        let is_node = |node: &Endpoint| node.address().is_some() && node.agrees_with(&nodes[0]);
+        match !nodes.is_empty() && nodes.iter().all(is_node) {
+            true => Ok(Self::of(Kind::Cluster(nodes))),
+            false => Err(RedisLimitsError::Url),
+        }
     }
 
     /// The same with another time in which a connection has to be made; 1 second if this is never called.
@@ -111,36 +114,32 @@ impl RedisServer {
 }
 
 impl Sentinels {
-    /// The master that the first Sentinel knows of those that answer. All are asked at once: one that is silent, maybe
-    /// since the master of before is, would take the time of the others.
-    pub(super) async fn find_master(&self) -> RedisResult<Client> {
-        let asked =
-            self.clients()?.into_iter().map(|mut sentinel| async move { sentinel.async_get_client().await }.boxed());
-        let (master, _) = select_ok(asked).await?;
+    /// Connects to the master that the first Sentinel names of those that reply. All are asked at the same time: one that is
+    /// silent, maybe since the master of before is, would take the time of the others.
+    pub(super) async fn connect(&self) -> RedisResult<Node> {
+        let (master, _) = select_ok(self.sentinels.iter().map(|sentinel| self.ask(sentinel).boxed())).await?;
         Ok(master)
     }
 
-    /// One for each Sentinel.
-    fn clients(&self) -> RedisResult<Vec<SentinelClient>> {
-        let client = |address: &ConnectionInfo| {
-            let master = Some(self.master.clone());
-            SentinelClient::build(vec![address.clone()], &self.name, master, SentinelServerType::Master)
+    async fn ask(&self, sentinel: &Endpoint) -> RedisResult<Node> {
+        let command = |words: &[&str]| {
+            let mut command = Cmd::new();
+            command.arg(words);
+            command
         };
-        self.addresses.iter().map(client).collect()
-    }
-}
-
-/// The library's own error may quote the URL, password and all.
-fn info(url: &str) -> Result<ConnectionInfo, RedisLimitsError> {
-    let info = url.into_connection_info().map_err(|_| RedisLimitsError::Url)?;
-    if matches!(info.addr(), ConnectionAddr::TcpTls { .. }) {
-        // Where the build has several, rustls does not choose one by itself, and panics.
-        if rustls::crypto::CryptoProvider::get_default().is_none() {
-            // Somebody else may have been faster: then there is one.
-            _ = rustls::crypto::ring::default_provider().install_default();
+        let mut sentinel = Node::connect(sentinel).await?;
+        let found = sentinel.query(&command(&["SENTINEL", "GET-MASTER-ADDR-BY-NAME", &self.name])).await?;
+        let Some((host, port)): Option<(String, u16)> = found else {
+            return Err(unexpected("the Sentinel does not know this name"));
+        };
+        let mut master = Node::connect(&self.master.at(host, port)).await?;
+        // A Sentinel may not have heard yet of another master.
+        let role: Vec<Value> = master.query(&command(&["ROLE"])).await?;
+        match role.first() {
+            Some(Value::BulkString(role)) if role == b"master" => Ok(master),
+            _ => Err(unexpected("the server is no master")),
         }
     }
-    Ok(info)
 }
 
 impl fmt::Debug for RedisServer {

@@ -19,7 +19,7 @@ pub(super) fn redis(test: &str) -> Option<(tokio::runtime::Runtime, Open)> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let link = Link::new(RedisServer::single(&url).unwrap());
     let open = runtime.block_on(async {
-        let mut open = link.attempt(std::time::Duration::from_secs(5)).open().await.ok()?;
+        let mut open = link.open(b"").await.ok()?;
         open.query::<String>(&redis::cmd("PING")).await.ok()?;
         Some(open)
     });

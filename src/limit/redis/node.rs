@@ -1,0 +1,140 @@
+//! One server: its address, and a connection to it.
+
+use std::fmt;
+use std::sync::Arc;
+
+use redis::aio::{ConnectionLike as _, MultiplexedConnection};
+use redis::io::tcp::TcpSettings;
+use redis::{
+    AsyncConnectionConfig, Client, Cmd, ConnectionAddr, ConnectionInfo, FromRedisValue, IntoConnectionInfo as _,
+};
+use redis::{RedisError, RedisResult};
+use tokio::task::AbortHandle;
+
+use super::{RedisLimitsError, tls};
+
+/// How many commands may wait to be written.
+const QUEUE: usize = 1_024;
+
+/// Where a server is, and what it wants to know of its clients.
+#[derive(Clone)]
+pub(super) struct Endpoint {
+    info: ConnectionInfo,
+    is_tls: bool,
+}
+
+impl Endpoint {
+    pub(super) fn parse(url: &str) -> Result<Self, RedisLimitsError> {
+        // The client library is built without TLS and refuses these schemes. See `tls.rs`.
+        let tls = |scheme: &str| ["rediss", "valkeys"].iter().any(|tls| scheme.eq_ignore_ascii_case(tls));
+        let tls_rest = url.split_once("://").filter(|(scheme, _)| tls(scheme)).map(|(_, rest)| rest);
+        // A fragment would ask for TLS without a check of certificates.
+        if tls_rest.is_some_and(|rest| rest.contains('#')) {
+            return Err(RedisLimitsError::Url);
+        }
+        let plain = tls_rest.map(|rest| format!("redis://{rest}"));
+        // The library's own error may quote the URL, password and all.
+        let info = plain.as_deref().unwrap_or(url).into_connection_info().map_err(|_| RedisLimitsError::Url)?;
+        // Commands are small and many: none waits until the packet before it was acknowledged.
+        let info = info.set_tcp_settings(TcpSettings::default().set_nodelay(true));
+        Ok(Self { info, is_tls: tls_rest.is_some() })
+    }
+
+    /// Host and port, but for sockets of the file system.
+    pub(super) fn address(&self) -> Option<(&str, u16)> {
+        match self.info.addr() {
+            ConnectionAddr::Tcp(host, port) => Some((host, *port)),
+            _ => None,
+        }
+    }
+
+    /// Another server that wants to know the same.
+    pub(super) fn at(&self, host: impl Into<String>, port: u16) -> Self {
+        let info = self.info.clone().set_addr(ConnectionAddr::Tcp(host.into(), port));
+        Self { info, is_tls: self.is_tls }
+    }
+
+    /// A node of a cluster, which has one database.
+    pub(super) fn without_database(self) -> Self {
+        let redis = self.info.redis_settings().clone().set_db(0);
+        Self { info: self.info.set_redis_settings(redis), ..self }
+    }
+
+    /// Whether both want to know the same.
+    pub(super) fn agrees_with(&self, other: &Self) -> bool {
+        let of = |endpoint: &Self| {
+            let redis = endpoint.info.redis_settings();
+            let text = |text: Option<&str>| text.map(str::to_owned);
+            (endpoint.is_tls, text(redis.username()), text(redis.password()), redis.protocol())
+        };
+        of(self) == of(other)
+    }
+}
+
+impl fmt::Debug for Endpoint {
+    /// Shows nothing: an address may hold a password.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Endpoint").finish_non_exhaustive()
+    }
+}
+
+/// A connection to a server. Clones are the same one, and its task ends with the last of them.
+#[derive(Clone)]
+pub(super) struct Node {
+    connection: MultiplexedConnection,
+    /// The client library ends the tasks that it has started by itself.
+    _task: Option<Arc<Task>>,
+}
+
+struct Task(AbortHandle);
+
+impl Drop for Task {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+impl Node {
+    /// Connects. The caller sets a timeout.
+    pub(super) async fn connect(endpoint: &Endpoint) -> RedisResult<Self> {
+        let config = AsyncConnectionConfig::new()
+            .set_connection_timeout(None)
+            .set_response_timeout(None)
+            .set_pipeline_buffer_size(QUEUE);
+        let Some((host, port)) = endpoint.address().filter(|_| endpoint.is_tls) else {
+            let client = Client::open(endpoint.info.clone())?;
+            let connection = client.get_multiplexed_async_connection_with_config(&config).await?;
+            return Ok(Self { connection, _task: None });
+        };
+        let stream = tls::connect(host, port).await?;
+        Self::over(endpoint, stream, config).await
+    }
+
+    async fn over<S>(endpoint: &Endpoint, stream: S, config: AsyncConnectionConfig) -> RedisResult<Self>
+    where
+        S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Send + Unpin + 'static,
+    {
+        let redis = endpoint.info.redis_settings();
+        let (connection, task) = MultiplexedConnection::new_with_config(redis, stream, config).await?;
+        let task = Task(tokio::spawn(task).abort_handle());
+        Ok(Self { connection, _task: Some(Arc::new(task)) })
+    }
+
+    pub(super) async fn query<T: FromRedisValue>(&mut self, command: &Cmd) -> RedisResult<T> {
+        command.query_async(&mut self.connection).await
+    }
+
+    /// Sends a command to a node of a cluster that does not have the slot yet.
+    pub(super) async fn query_asking<T: FromRedisValue>(&mut self, command: &Cmd) -> RedisResult<T> {
+        let mut both = redis::pipe();
+        both.cmd("ASKING").add_command(command.clone());
+        let reply = self.connection.req_packed_commands(&both, 1, 1).await?.pop();
+        let reply = reply.ok_or_else(|| unexpected("no reply behind ASKING"))?.extract_error()?;
+        Ok(T::from_redis_value(reply)?)
+    }
+}
+
+/// A reply that is not what the command promises.
+pub(super) fn unexpected(what: &'static str) -> RedisError {
+    (redis::ErrorKind::UnexpectedReturnType, what).into()
+}

@@ -29,7 +29,7 @@ async fn charge(limits: &RedisLimits, subject: &str) -> Decision {
     tokio::time::timeout(NEVER, limits.charge(&grant, ONE)).await.expect("a charge hangs")
 }
 
-/// A subject whose budget is on this node, and the number of nodes that were tried.
+/// A subject whose bucket is on this node.
 async fn subject_on(limits: &RedisLimits, node: &PrivateRedis) -> String {
     for at in 0..1_000 {
         let (subject, before) = (format!("subject-{at}"), node.trips());
@@ -106,6 +106,23 @@ async fn a_silent_node_takes_only_its_own_subjects() {
                 assert!(!decision.is_local(), "{subject}: {decision:?}");
             }
         }
+    }
+    // Many that wait for that node, and few places for commands.
+    let few = before.clone().with_max_in_flight(2.try_into().unwrap()).with_queue_timeout(Duration::from_millis(1));
+    assert!(charge(&few.clone().with_deadline(Duration::from_millis(300)), &first).await.is_local());
+    let waiting: Vec<_> = (0..50)
+        .map(|_| {
+            let (few, first) = (few.clone(), first.clone());
+            tokio::spawn(async move { charge(&few, &first).await })
+        })
+        .collect();
+    for _ in 0..50 {
+        tokio::task::yield_now().await;
+        let decision = charge(&few, &second).await;
+        assert!(decision.is_admitted() && !decision.is_local(), "{decision:?}");
+    }
+    for waiting in waiting {
+        assert!(waiting.await.unwrap().is_local());
     }
     drop(stopped);
     let begin = Instant::now();

@@ -58,6 +58,22 @@ pub(super) struct Asked {
     pub(super) is_look: bool,
 }
 
+/// A charge's turn to send a command.
+pub(super) struct Turn<'a> {
+    open: Open,
+    /// Whether there were too many commands in flight before.
+    has_waited: bool,
+    _permit: SemaphorePermit<'a>,
+}
+
+/// Why a charge cannot send a command.
+enum NoTurn {
+    /// The queue timeout has passed.
+    Busy,
+    /// Redis has failed. It may be there again after this time.
+    Down(Duration),
+}
+
 impl Shared {
     /// Counts what a charge costs, and makes it.
     pub(super) fn check(self: &Arc<Self>, grant: Option<&CurrentGrant>, charge: Charge<'_>) -> Answer<RedisFuture> {
@@ -119,13 +135,13 @@ impl Shared {
             // Boxed, so that who has no leases moves no room for it.
             return Box::pin(self.ask_ahead(stocks, &asked, pass)).await;
         }
-        let permit = match self.queue(&asked, &mut pass).await {
-            Ok(permit) => permit,
+        let turn = match self.queue(&asked, &mut pass).await {
+            Ok(turn) => turn,
             Err(decision) => return *decision,
         };
         let asked_at = self.limits.time.now_ns();
         let charge = async |open: &mut Open| gcra::charge(open, &asked.parts, &[]).await;
-        let Some(reply) = self.with_redis(&asked.parts[0].key, permit, pass, charge).await else {
+        let Some(reply) = self.with_redis(turn, pass, charge).await else {
             return self.outage.decide(&asked, self.deadline);
         };
         let decision = self.decision(&asked, &reply.states);
@@ -144,63 +160,77 @@ impl Shared {
     async fn give_back(self: Arc<Self>, charged: Vec<refund::Charged>) {
         let Ok(is_probe) = self.switch.enter() else { return };
         let mut pass = Pass::new(&self.switch, is_probe);
-        let Some(permit) = self.permit().await else { return };
-        if pass.renew().is_ok() {
+        if let Ok(turn) = self.turn(charged[0].key(), &mut pass).await {
             let give_back = async |open: &mut Open| refund::give_back(open, &charged).await;
-            _ = self.with_redis(charged[0].key(), permit, pass, give_back).await;
+            _ = self.with_redis(turn, pass, give_back).await;
         }
     }
 
     /// Waits until a charge may be sent to Redis. Returns a decision instead if Redis need not or must not be asked any more:
-    /// the budget is known to be spent, the breaker has opened, or the queue timeout has passed.
-    pub(super) async fn queue(&self, asked: &Asked, pass: &mut Pass) -> Result<SemaphorePermit<'_>, Box<Decision>> {
-        let permit = match self.in_flight.try_acquire() {
-            Ok(permit) => permit,
-            Err(_) => {
-                let Some(permit) = self.permit().await else {
-                    return Err(undecided(asked, self.queue_timeout()).into());
-                };
-                if let Some(states) = self.denied.recall(&asked.tag, &asked.parts, self.limits.time.now_ns()) {
-                    return Err(self.decision(asked, &states).into());
-                }
-                permit
-            }
+    /// the budget is known to be spent, there is no connection, the breaker has opened, or the queue timeout has passed.
+    pub(super) async fn queue(&self, asked: &Asked, pass: &mut Pass) -> Result<Turn<'_>, Box<Decision>> {
+        let turn = match self.turn(&asked.parts[0].key, pass).await {
+            Ok(turn) => turn,
+            Err(NoTurn::Busy) => return Err(undecided(asked, self.queue_timeout()).into()),
+            Err(NoTurn::Down(wait)) => return Err(self.outage.decide(asked, wait).into()),
         };
-        pass.renew().map(|()| permit).map_err(|wait| self.outage.decide(asked, wait).into())
+        let recall = || self.denied.recall(&asked.tag, &asked.parts, self.limits.time.now_ns());
+        match turn.has_waited.then(recall).flatten() {
+            Some(states) => Err(self.decision(asked, &states).into()),
+            None => Ok(turn),
+        }
     }
 
-    /// A place among the commands that are in flight; `None` after the queue timeout.
-    async fn permit(&self) -> Option<SemaphorePermit<'_>> {
-        let permit = within(self.queue_timeout(), self.in_flight.acquire()).await;
-        if permit.is_none() {
-            observe::queue_timed_out();
-        }
-        // The semaphore is never closed.
-        permit?.ok()
+    /// Waits for a connection, and for a place among the commands that are in flight.
+    async fn turn(&self, key: &[u8], pass: &mut Pass) -> Result<Turn<'_>, NoTurn> {
+        // First the connection: those that wait for a node of a cluster which is away take no places from others.
+        let mut open = self.connection(key, pass).await?;
+        let (permit, has_waited) = match self.in_flight.try_acquire() {
+            Ok(permit) => (permit, false),
+            Err(_) => {
+                let waited = within(self.queue_timeout(), self.in_flight.acquire()).await;
+                // The semaphore is never closed.
+                let Some(Ok(permit)) = waited else {
+                    observe::queue_timed_out();
+                    return Err(NoTurn::Busy);
+                };
+                pass.renew().map_err(NoTurn::Down)?;
+                // The one before may have failed meanwhile.
+                open = self.connection(key, pass).await?;
+                (permit, true)
+            }
+        };
+        pass.renew().map_err(NoTurn::Down)?;
+        Ok(Turn { open, has_waited, _permit: permit })
+    }
+
+    /// Waits for a connection, within the deadline.
+    async fn connection(&self, key: &[u8], pass: &mut Pass) -> Result<Open, NoTurn> {
+        let timer = Timer::start();
+        let end = match within(self.deadline, self.link.open(key)).await {
+            Some(Ok(open)) => return Ok(open),
+            Some(Err(_)) => AtRedis::Failed,
+            None => AtRedis::Deadline,
+        };
+        timer.asked_redis(end);
+        pass.end(false);
+        self.link.failed(None);
+        Err(NoTurn::Down(self.deadline))
     }
 
     fn queue_timeout(&self) -> Duration {
         self.queue_timeout.unwrap_or(self.deadline.saturating_mul(2))
     }
 
-    /// Sends a command for a key. Returns `None` if Redis has failed: no connection within the deadline, no reply within the deadline
-    /// after the command was handed to the connection, or an error.
+    /// Sends a command. Returns `None` if Redis has failed: no reply within the deadline, or an error.
     pub(super) async fn with_redis<T>(
         &self,
-        key: &[u8],
-        _permit: SemaphorePermit<'_>,
+        mut turn: Turn<'_>,
         mut pass: Pass,
         command: impl AsyncFnOnce(&mut Open) -> RedisResult<T>,
     ) -> Option<T> {
         let timer = Timer::start();
-        let mut open = None;
-        let done = match within(self.deadline, self.link.open(key)).await {
-            // A connection that took long leaves the command all of its time: otherwise the command would fail, and with it
-            // the connection.
-            Some(Ok(made)) => within(self.deadline, command(open.insert(made))).await,
-            Some(Err(error)) => Some(Err(error)),
-            None => None,
-        };
+        let done = within(self.deadline, command(&mut turn.open)).await;
         timer.asked_redis(match &done {
             Some(Ok(_)) => AtRedis::Answered,
             Some(Err(_)) => AtRedis::Failed,
@@ -209,7 +239,7 @@ impl Shared {
         let done = done.and_then(Result::ok);
         pass.end(done.is_some());
         if done.is_none() {
-            self.link.failed(open.as_ref());
+            self.link.failed(Some(&turn.open));
         }
         done
     }

@@ -24,6 +24,8 @@ use super::node::{Endpoint, Node, unexpected};
 const REDIRECTS: u32 = 4;
 /// How long to wait before a command is sent again of whose keys some have moved.
 const TRY_AGAIN: Duration = Duration::from_millis(20);
+/// How long one node has to reply before the next one is asked for the slots as well.
+const NEXT_NODE: Duration = Duration::from_millis(50);
 const SLOTS: u16 = 16_384;
 
 type Address = (String, u16);
@@ -97,8 +99,9 @@ impl Cluster {
         known.dedup();
         let first = self.asked.fetch_add(1, Ordering::Relaxed) % known.len().max(1);
         known.rotate_left(first);
-        // All have been asked by half of the time.
+        // Soon enough for charges that wait, and all by half of the time.
         let step = self.connection_timeout / 2 / u32::try_from(known.len().max(1)).unwrap_or(u32::MAX);
+        let step = step.min(NEXT_NODE);
         let asked = known.iter().zip(0..).map(|(address, place)| {
             async move {
                 tokio::time::sleep(step * place).await;
@@ -179,7 +182,7 @@ impl Slots {
     /// which is meant where a node does not know its own name.
     fn read(reply: &Value, asked: &str) -> RedisResult<Self> {
         let range = |range: &Value| {
-            let [Value::Int(from), Value::Int(to), Value::Array(master), ..] = &*list(range)? else { return None };
+            let [Value::Int(from), Value::Int(to), Value::Array(master), ..] = list(range)? else { return None };
             let [host, Value::Int(port), ..] = &**master else { return None };
             let host = match host {
                 Value::Nil => asked.to_owned(),

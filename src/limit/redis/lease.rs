@@ -37,8 +37,8 @@ use crate::quota::Quota;
 /// 5. A lease is meant to last for half of its time at the pace of the charges before it, and is at most twice the one
 ///    before. So the first charge buys nothing ahead, and a subject with fewer than four charges in a lease's time never
 ///    does.
-/// 6. For a subject one purchase is under way at a time on a server. Who comes meanwhile and does not find enough waits for
-///    it, within the deadline, and has as long for what then is still missing.
+/// 6. For a subject one purchase is pending at a time on a server. A charge that comes meanwhile and does not find enough waits
+///    for it, for half of the deadline. After that it asks Redis itself, and buys nothing ahead. The bound of rule 3 holds.
 /// 7. A charge of several budgets takes cells from all of them or from none. Where one of them has no leases, or is on trial
 ///    and exhausted, Redis is asked.
 /// 8. What decisions say of a budget is what this server has heard of it last, at most the time of a lease ago.

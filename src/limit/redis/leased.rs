@@ -46,8 +46,8 @@ impl Shared {
         if let Some(decision) = known() {
             return decision;
         }
-        let permit = match self.queue(asked, &mut pass).await {
-            Ok(permit) => permit,
+        let turn = match self.queue(asked, &mut pass).await {
+            Ok(turn) => turn,
             Err(decision) => return *decision,
         };
         if let Some(decision) = known() {
@@ -56,7 +56,7 @@ impl Shared {
         let asked_at = now();
         let (purchase, parts) = stocks.begin(who, asked_at, entered, &asked.parts);
         let buy = async |open: &mut Open| gcra::charge(open, &parts, purchase.orders()).await;
-        let reply = self.with_redis(&parts[0].key, permit, pass, buy).await;
+        let reply = self.with_redis(turn, pass, buy).await;
         let told_at = now();
         let paid = stocks.end(who, (asked_at, told_at), &purchase, &parts, reply.as_ref());
         let Some(reply) = reply else { return self.outage.decide(asked, self.deadline) };

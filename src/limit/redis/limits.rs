@@ -47,6 +47,13 @@ use crate::limit::{Charge, Limiter, RateLimits};
 /// # Ok::<_, tollgate::limit::redis::RedisLimitsError>(())
 /// ```
 ///
+/// # Timeouts
+///
+/// A charge waits for at most the [deadline](Self::with_deadline) for the reply, before that the
+/// [queue timeout](Self::with_queue_timeout) for its turn, and the deadline once or twice more where a connection has to be made:
+/// 1.25 seconds by default. With [leases](Self::with_leases) it may wait for another purchase before, for half of the deadline.
+/// The rules of [this module](crate::limit::redis) say what follows each.
+///
 /// It waits by tokio's clock, and so must be polled on tokio.
 #[derive(Clone)]
 pub struct RedisLimits {

@@ -110,7 +110,8 @@ impl Node {
         Self::over(endpoint, stream, config).await
     }
 
-    async fn over<S>(endpoint: &Endpoint, stream: S, config: AsyncConnectionConfig) -> RedisResult<Self>
+    /// Speaks to a server over a stream.
+    pub(super) async fn over<S>(endpoint: &Endpoint, stream: S, config: AsyncConnectionConfig) -> RedisResult<Self>
     where
         S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Send + Unpin + 'static,
     {

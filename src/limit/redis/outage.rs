@@ -8,13 +8,17 @@ use crate::decision::{Decision, Verdict};
 use crate::limit::{Limiter as _, RateLimits};
 use crate::observe;
 
-/// What is decided while Redis is away, or too slow. Such decisions say that they [are local](Decision::is_local).
+/// What is decided while Redis is away, or replies too slowly. Such decisions [are local](Decision::is_local).
+///
+/// The cause is always a failure of Redis, see the rules of [this module](crate::limit::redis). A charge that waits too long in
+/// this process is rejected with 503 instead, see [`with_queue_timeout`](super::RedisLimits::with_queue_timeout). Policies that
+/// are dry runs reject nothing, whatever is chosen here.
 ///
 /// When Redis is back its budgets are used again. What was spent meanwhile is not carried there.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum WhenDown {
-    /// Nobody is let in: 503.
+    /// Charges are rejected with 503.
     Refuse,
     /// Everybody is let in, and nothing is counted.
     Admit,

@@ -102,7 +102,7 @@ impl RedisServer {
         }
     }
 
-    /// The same with another time in which a connection has to be made; 1 second if this is never called.
+    /// Sets the time in which a connection has to be made, to a server or to a node of a cluster. Default: 1 second.
     #[must_use]
     pub fn with_connection_timeout(self, connection_timeout: Duration) -> Self {
         Self { connection_timeout, ..self }

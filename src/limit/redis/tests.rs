@@ -24,14 +24,17 @@ pub(super) fn redis(test: &str) -> Option<(tokio::runtime::Runtime, Open)> {
         Some(open)
     });
     if open.is_none() {
-        assert!(
-            std::env::var_os("TOLLGATE_REQUIRE_SERVERS").is_none(),
-            "{test}: no Redis, and TOLLGATE_REQUIRE_SERVERS is set"
-        );
-        use std::io::Write as _;
-        _ = writeln!(std::io::stderr(), "skipped: no Redis: {test}");
+        skip("Redis", test);
     }
     Some((runtime, open?))
+}
+
+/// Says that a test cannot run without something that is missing.
+pub(super) fn skip(what: &str, test: &str) {
+    let required = std::env::var_os("TOLLGATE_REQUIRE_SERVERS");
+    assert!(required.is_none(), "{test}: no {what}, and TOLLGATE_REQUIRE_SERVERS is set");
+    use std::io::Write as _;
+    _ = writeln!(std::io::stderr(), "skipped: no {what}: {test}");
 }
 
 /// A key of its own, which is removed at once when this is dropped.

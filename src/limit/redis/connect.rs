@@ -9,12 +9,12 @@
 //! 4. Making one is a task, which ends within the connection timeout: charges may have less time than that takes, or be
 //!    dropped, and the next finds the connection made, or begins another.
 
+use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use futures_util::FutureExt as _;
-use futures_util::future::{BoxFuture, Shared};
-use redis::{Cmd, FromRedisValue, RedisResult};
+use redis::{Cmd, FromRedisValue, RedisError, RedisResult};
+use tokio::sync::watch;
 
 use super::cluster::{Cluster, Route};
 use super::node::Node;
@@ -87,8 +87,10 @@ impl<T> Default for Made<T> {
     }
 }
 
-/// A value that is made, or is being made.
-pub(super) struct Attempt<T>(Shared<BoxFuture<'static, RedisResult<T>>>);
+/// A value that is made, or is being made. The task that makes it has the sender: charges that wait do not run when it does, only
+/// when it has ended.
+#[derive(Clone)]
+pub(super) struct Attempt<T>(watch::Receiver<Option<RedisResult<T>>>);
 
 impl<T: Clone + Send + Sync + 'static> Made<T> {
     /// The value that is there or is being made. If there is none, a task makes it, within `limit`.
@@ -98,30 +100,26 @@ impl<T: Clone + Send + Sync + 'static> Made<T> {
         make: impl Future<Output = RedisResult<T>> + Send + 'static,
     ) -> Attempt<T> {
         let mut current = self.lock();
-        if let Some(attempt) = current.as_ref().filter(|attempt| !matches!(attempt.0.peek(), Some(Err(_)))) {
+        if let Some(attempt) = current.as_ref().filter(|attempt| !attempt.has_failed()) {
             return attempt.clone();
         }
-        let made = async move {
-            let made = within(limit, make).await;
-            made.unwrap_or_else(|| Err(std::io::Error::from(std::io::ErrorKind::TimedOut).into()))
-        };
-        let attempt = Attempt(made.boxed().shared());
-        tokio::spawn(attempt.0.clone().map(drop));
-        current.insert(attempt).clone()
+        let (made, attempt) = watch::channel(None);
+        tokio::spawn(async move {
+            let done = within(limit, make).await;
+            made.send_replace(Some(done.unwrap_or_else(|| Err(io::Error::from(io::ErrorKind::TimedOut).into()))));
+        });
+        current.insert(Attempt(attempt)).clone()
     }
 
     /// Forgets a value, unless somebody has done so already. One that is still being made stays, since a charge may have less
     /// time than that takes.
     pub(super) fn forget(&self, failed: &Attempt<T>) {
-        let mut current = self.lock();
-        if current.as_ref().is_some_and(|attempt| attempt.0.ptr_eq(&failed.0)) {
-            current.take_if(|attempt| attempt.0.peek().is_some());
-        }
+        self.lock().take_if(|attempt| attempt.0.same_channel(&failed.0) && attempt.is_over());
     }
 
     /// Forgets whatever value there is, but not one that is still being made.
     pub(super) fn forget_any(&self) {
-        self.lock().take_if(|attempt| attempt.0.peek().is_some());
+        self.lock().take_if(|attempt| attempt.is_over());
     }
 
     fn lock(&self) -> MutexGuard<'_, Option<Attempt<T>>> {
@@ -131,15 +129,28 @@ impl<T: Clone + Send + Sync + 'static> Made<T> {
 }
 
 impl<T: Clone> Attempt<T> {
-    pub(super) async fn done(self) -> RedisResult<T> {
-        self.0.await
+    pub(super) async fn done(mut self) -> RedisResult<T> {
+        match self.0.wait_for(Option::is_some).await {
+            Ok(made) => made.clone().unwrap_or_else(|| Err(gone())),
+            Err(_) => Err(gone()),
+        }
+    }
+
+    fn is_over(&self) -> bool {
+        self.0.borrow().is_some() || self.has_failed()
+    }
+
+    fn has_failed(&self) -> bool {
+        match &*self.0.borrow() {
+            Some(made) => made.is_err(),
+            // Its task has gone without a word: with its runtime, or by a panic.
+            None => self.0.has_changed().is_err(),
+        }
     }
 }
 
-impl<T> Clone for Attempt<T> {
-    fn clone(&self) -> Self {
-        Self(self.0.clone())
-    }
+fn gone() -> RedisError {
+    io::Error::from(io::ErrorKind::ConnectionAborted).into()
 }
 
 impl RedisServer {

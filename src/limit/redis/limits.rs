@@ -27,7 +27,7 @@ use crate::limit::{Charge, Limiter, RateLimits};
 /// Budgets in Redis, which all servers that name the same Redis, prefix and secret share.
 ///
 /// With [refunds](RateLimits::with_refunds), no refusal is remembered, since another server may give something back, and
-/// each asks Redis. A refund that Redis does not take in time is lost. And refunds do not know of each other there: where several
+/// each asks Redis. A refund that Redis does not take in time, or that cannot be sent within the queue timeout, is lost. And refunds do not know of each other there: where several
 /// charges of one subject are given back while they are being paid off, each may give back what another has already, by its own
 /// charge at most.
 ///
@@ -125,7 +125,7 @@ impl RedisLimits {
     /// Sets the time in which Redis has to reply to a command. Default: 250 milliseconds.
     ///
     /// The time begins when the command is handed to the connection. Making a connection has as much time for itself. Time in
-    /// which this process stands still, or its tasks wait for the processor, is not counted as silence of Redis.
+    /// which the whole process stands still is not counted as silence of Redis.
     #[must_use]
     pub fn with_deadline(mut self, deadline: Duration) -> Self {
         let shared = self.shared_mut();

@@ -1,9 +1,11 @@
 //! One charge: what is remembered, then the breaker, then Redis, then what is decided without it.
 
 use std::num::NonZeroU32;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::FutureExt as _;
 use redis::RedisResult;
 use tokio::sync::{Semaphore, SemaphorePermit};
 
@@ -206,8 +208,14 @@ impl Shared {
 
     /// Waits for a connection, within the deadline.
     async fn connection(&self, key: &[u8], pass: &mut Pass) -> Result<Open, NoTurn> {
+        let mut open = pin!(self.link.open(key));
+        // The usual one is there, and needs no timer.
         let timer = Timer::start();
-        let end = match within(self.deadline, self.link.open(key)).await {
+        let opened = match open.as_mut().now_or_never() {
+            Some(opened) => Some(opened),
+            None => within(self.deadline, open).await,
+        };
+        let end = match opened {
             Some(Ok(open)) => return Ok(open),
             Some(Err(_)) => AtRedis::Failed,
             None => AtRedis::Deadline,

@@ -58,15 +58,15 @@ impl Cluster {
     /// The connection to the node that has a key. Waits while it is being made.
     pub(super) async fn open(self: &Arc<Self>, key: &[u8]) -> RedisResult<Open> {
         let cluster = Arc::clone(self);
-        let slots = self.slots.attempt(self.connection_timeout, async move { cluster.find_slots().await });
+        let mut slots = self.slots.attempt(self.connection_timeout, async move { cluster.find_slots().await });
         let slots = slots.done().await?;
         let address = slots.node_of(slot(key)).ok_or_else(|| unexpected("no node has this slot"))?;
         self.open_at(address.clone()).await
     }
 
     async fn open_at(self: &Arc<Self>, address: Address) -> RedisResult<Open> {
-        let attempt = self.connection(&address)?;
-        let node = attempt.clone().done().await?;
+        let mut attempt = self.connection(&address)?;
+        let node = attempt.done().await?;
         Ok(Open { node, attempt, route: Some(Route { cluster: Arc::clone(self), address }) })
     }
 
@@ -119,8 +119,7 @@ impl Cluster {
     }
 
     async fn ask_for_slots(&self, address: &Address) -> RedisResult<Slots> {
-        let attempt = self.connection(address)?;
-        let mut node = attempt.clone().done().await?;
+        let mut node = self.connection(address)?.done().await?;
         let mut command = Cmd::new();
         command.arg("CLUSTER").arg("SLOTS");
         Slots::read(&node.query(&command).await?, &address.0)

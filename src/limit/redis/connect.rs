@@ -65,8 +65,8 @@ impl Link {
             return cluster.open(key).await;
         }
         let server = Arc::clone(&self.server);
-        let attempt = self.one.attempt(server.connection_timeout, async move { server.connect().await });
-        Ok(Open { node: attempt.clone().done().await?, attempt, route: None })
+        let mut attempt = self.one.attempt(server.connection_timeout, async move { server.connect().await });
+        Ok(Open { node: attempt.done().await?, attempt, route: None })
     }
 
     /// A charge has failed, on this connection if there was one. It is not used again.
@@ -129,7 +129,8 @@ impl<T: Clone + Send + Sync + 'static> Made<T> {
 }
 
 impl<T: Clone> Attempt<T> {
-    pub(super) async fn done(mut self) -> RedisResult<T> {
+    /// Waits until it is made.
+    pub(super) async fn done(&mut self) -> RedisResult<T> {
         match self.0.wait_for(Option::is_some).await {
             Ok(made) => made.clone().unwrap_or_else(|| Err(gone())),
             Err(_) => Err(gone()),

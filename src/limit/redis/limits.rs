@@ -137,7 +137,8 @@ impl RedisLimits {
     /// Sets how many commands may wait for their replies at the same time. Default: 256. Further charges wait in a queue.
     ///
     /// A server makes no more charges in a second than this number divided by the round trip time: at 256 commands and 2
-    /// milliseconds, 128,000. A larger number helps only where Redis is far away, and makes each reply wait for more others.
+    /// milliseconds, 128,000. A larger number helps only where Redis is far away, and makes each reply wait for more others. Clones that
+    /// are made after this count together.
     #[must_use]
     pub fn with_max_in_flight(mut self, commands: NonZeroU32) -> Self {
         let commands = usize::try_from(commands.get()).unwrap_or(usize::MAX).min(Semaphore::MAX_PERMITS);

@@ -10,8 +10,8 @@ use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use http::{Request, Response};
 use http_body_util::{BodyExt, Full};
 use serde::de::IgnoredAny;
-use tollgate::extract::{Presented, TokenForm, form, json, text};
-use tollgate::gate::{BodyDoors, ReplayBody};
+use tollgate::extract::{Extracted, TokenSyntax, form, json, text};
+use tollgate::gate::{BodyTokens, ReplayBody};
 use tollgate::{AuthLayer, Grant, MemoryStore};
 use tower::{Layer, ServiceExt};
 
@@ -32,7 +32,7 @@ fn long_alert() -> String {
 }
 
 fn doors(criterion: &mut Criterion) {
-    let token = |presented: Presented<'_>| assert!(matches!(presented, Presented::Token(_)));
+    let token = |presented: Extracted<'_>| assert!(matches!(presented, Extracted::Token(_)));
     for (name, body) in [("300 bytes", alert()), ("16 KiB, key last", long_alert())] {
         let mut group = criterion.benchmark_group(format!("JSON, {name}"));
         group.warm_up_time(Duration::from_secs(1)).measurement_time(Duration::from_secs(3));
@@ -45,7 +45,7 @@ fn doors(criterion: &mut Criterion) {
             });
         });
         group.bench_function("door", |bencher| {
-            bencher.iter(|| token(json(black_box(body.as_bytes()), "key", TokenForm::default())));
+            bencher.iter(|| token(json(black_box(body.as_bytes()), "key", TokenSyntax::default())));
         });
         group.finish();
     }
@@ -53,11 +53,11 @@ fn doors(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("120 bytes");
     group.throughput(Throughput::Bytes(body.len() as u64));
     group.bench_function("text", |bencher| {
-        bencher.iter(|| token(text(black_box(body.as_bytes()), "key", TokenForm::default())));
+        bencher.iter(|| token(text(black_box(body.as_bytes()), "key", TokenSyntax::default())));
     });
     let body = format!("command=PLACE&account=sim101&instrument=ES+12-26&action=BUY&qty=2&access_token={TOKEN}");
     group.bench_function("form", |bencher| {
-        bencher.iter(|| token(form(black_box(body.as_bytes()), "access_token", TokenForm::default())));
+        bencher.iter(|| token(form(black_box(body.as_bytes()), "access_token", TokenSyntax::default())));
     });
     group.finish();
 }
@@ -69,8 +69,8 @@ fn layer(criterion: &mut Criterion) {
     let tokens = MemoryStore::from_iter([(TOKEN, Grant::new("alice", ()))]);
     let sleep = tokio::time::sleep;
     let opened =
-        BodyDoors::new(Duration::from_secs(2), sleep).with_json("key").and_then(|doors| doors.with_text("key"));
-    let gate = AuthLayer::new(tokens).with_body_doors(opened.expect("names"));
+        BodyTokens::new(Duration::from_secs(2), sleep).with_json("key").and_then(|doors| doors.with_text("key"));
+    let gate = AuthLayer::new(tokens).with_body_tokens(opened.expect("names"));
     let service = gate.layer(tower::service_fn(|request: Request<ReplayBody<Full<Bytes>>>| async {
         let body = request.into_body().collect().await?.to_bytes();
         Ok::<_, std::convert::Infallible>(Response::new(Full::new(body)))

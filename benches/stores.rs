@@ -21,7 +21,7 @@ use criterion::{BenchmarkId, Criterion, SamplingMode};
 use floor::{PLENTY, bearer, shuffled, token};
 use http::HeaderValue;
 use measured::{Measured, send};
-use tollgate::store::{Breaker, CachedStore, from_fn};
+use tollgate::store::{CachedStore, CircuitBreaker, from_fn};
 use tollgate::{Answer, AuthLayer, BearerToken, Grant, MemoryStore, RateLimits, TokenStore};
 
 const SIZES: [usize; 2] = [100, 10_000];
@@ -46,7 +46,7 @@ fn hits(criterion: &mut Criterion, size: usize) {
     // What cannot be had is asked for all the time: room for each of them, and some to spare.
     let cached = CachedStore::new(memory.clone(), TTL).and_then(|cache| cache.with_capacity(2 * size as u64));
     let cached = cached.expect("settings");
-    let breaker = Breaker::new(memory.clone(), Duration::from_secs(1), tokio::time::sleep);
+    let breaker = CircuitBreaker::new(memory.clone(), Duration::from_secs(1), tokio::time::sleep);
     // Everything is remembered before anything is measured.
     for token in &tokens {
         assert!(cached.lookup(&BearerToken::new(token)).ready().is_some_and(|found| found.is_ok()));

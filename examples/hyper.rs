@@ -23,7 +23,7 @@ use hyper_util::server::conn::auto;
 use hyper_util::server::graceful::GracefulShutdown;
 use hyper_util::service::TowerToHyperService;
 use tokio::net::TcpListener;
-use tollgate::{AuthLayer, Authenticated, Grant, Head, Limited, MemoryStore, Quota, RateLimits};
+use tollgate::{AuthLayer, Authenticated, Grant, Limited, MemoryStore, Quota, RateLimits, RequestHead};
 use tower::ServiceBuilder;
 
 const QUOTA: Quota = Quota::per_minute(180).with_burst(20);
@@ -44,7 +44,7 @@ async fn hello(gate: Gate, request: Request<Incoming>) -> Result<Response<Full<B
     Ok(match Authenticated::<User>::from_extensions(request.extensions()) {
         Ok(who) => respond(request.method(), format!("hello, {}\n", who.principal().name)),
         // A CORS preflight, which passes the gate.
-        Err(rejection) => gate.refuse(rejection.for_request(&Head::of(&request))),
+        Err(rejection) => gate.reject(rejection.for_request(&RequestHead::of(&request))),
     })
 }
 

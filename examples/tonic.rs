@@ -2,7 +2,7 @@
 //! 127.0.0.1:50051. It prints what to type to call it, by the client that is in it as well.
 //!
 //! The service is tonic's own for health checks. tonic's bodies are made by nobody else, so that the responder is
-//! [`Empty`]; to a gRPC request a gate speaks gRPC, and clients get UNAUTHENTICATED, RESOURCE_EXHAUSTED or UNAVAILABLE.
+//! [`EmptyBody`]; to a gRPC request a gate speaks gRPC, and clients get UNAUTHENTICATED, RESOURCE_EXHAUSTED or UNAVAILABLE.
 #![allow(clippy::print_stdout, clippy::print_stderr)]
 
 use std::error::Error;
@@ -11,7 +11,7 @@ use std::process::ExitCode;
 
 use tokio::net::TcpListener;
 use tollgate::gate::Admission;
-use tollgate::{AuthLayer, Empty, Grant, Limited, MemoryStore, Quota, RateLimits};
+use tollgate::{AuthLayer, EmptyBody, Grant, Limited, MemoryStore, Quota, RateLimits};
 use tonic::transport::server::TcpIncoming;
 use tonic::transport::{Channel, Endpoint, Server};
 use tonic::{Request, Response, Status};
@@ -20,14 +20,14 @@ use tonic_health::pb::{HealthCheckRequest, HealthCheckResponse};
 
 const QUOTA: Quota = Quota::per_minute(5).with_burst(5);
 
-fn gate(token: &str, limits: RateLimits) -> AuthLayer<Limited<MemoryStore<()>>, Empty> {
+fn gate(token: &str, limits: RateLimits) -> AuthLayer<Limited<MemoryStore<()>>, EmptyBody> {
     let tokens = MemoryStore::from_iter([(token, Grant::new("alice", ()))]);
-    AuthLayer::new(tokens).with_rate_limit(limits).with_responder(Empty)
+    AuthLayer::new(tokens).with_rate_limit(limits).with_responder(EmptyBody)
 }
 
 async fn serve<A>(
     listener: TcpListener,
-    gate: AuthLayer<A, Empty>,
+    gate: AuthLayer<A, EmptyBody>,
     stop: impl Future<Output = ()>,
 ) -> Result<(), tonic::transport::Error>
 where
@@ -155,7 +155,7 @@ mod tests {
     use super::*;
 
     /// Serves on a free port.
-    async fn start<A: Admission>(gate: AuthLayer<A, Empty>) -> Channel {
+    async fn start<A: Admission>(gate: AuthLayer<A, EmptyBody>) -> Channel {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let addr = listener.local_addr().unwrap();
         tokio::spawn(serve(listener, gate, std::future::pending()));
@@ -206,7 +206,7 @@ mod tests {
         let down = from_fn(|_| async { Err::<Option<Grant<()>>, _>(io::Error::other("connection refused")) });
         let gate = AuthLayer::waiting(down, Duration::from_secs(5), tokio::time::sleep)
             .with_rate_limit(limits())
-            .with_responder(Empty);
+            .with_responder(EmptyBody);
         let status = check(start(gate).await, Some("tg_secret")).await.unwrap_err();
         let message = "The service cannot check tokens at the moment. The token may be valid.";
         assert_eq!((status.code(), status.message()), (Code::Unavailable, message));

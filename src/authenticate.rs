@@ -9,11 +9,11 @@
 
 use std::time::SystemTime;
 
-use crate::grant::Head;
+use crate::grant::GrantHead;
 use crate::rejection::RejectionKind;
 
 /// Judges a grant that a store found. The clock is asked only if the grant depends on it.
-pub(crate) fn verdict(head: &Head, now: impl FnOnce() -> SystemTime) -> Result<(), RejectionKind> {
+pub(crate) fn verdict(head: &GrantHead, now: impl FnOnce() -> SystemTime) -> Result<(), RejectionKind> {
     if head.is_bounded_in_time() {
         let now = now();
         // Expiry last, so that it is said only of tokens that were valid once.

@@ -10,18 +10,18 @@ use axum_core::response::{IntoResponse, Response};
 use http::request::Parts;
 
 use crate::caller::Authenticated;
-use crate::head::Head;
-use crate::limit::{FailureThrottle, peer_of};
+use crate::head::RequestHead;
+use crate::limit::{FailureThrottle, ip_prefix};
 use crate::quota::Quota;
 use crate::rejection::Rejection;
-use crate::respond::{Problem, Respond};
+use crate::respond::{ProblemDetails, Respond};
 
 impl<S: Sync, P: Send + Sync + 'static> FromRequestParts<S> for Authenticated<P> {
     type Rejection = Rejection;
 
     /// [`Authenticated::from_extensions`].
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Rejection> {
-        Self::from_extensions(&parts.extensions).map_err(|rejection| rejection.for_request(&Head::from(&*parts)))
+        Self::from_extensions(&parts.extensions).map_err(|rejection| rejection.for_request(&RequestHead::from(&*parts)))
     }
 }
 
@@ -30,12 +30,13 @@ impl<S: Sync, P: Send + Sync + 'static> OptionalFromRequestParts<S> for Authenti
 
     /// [`Authenticated::from_extensions_if_any`].
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Option<Self>, Rejection> {
-        Self::from_extensions_if_any(&parts.extensions).map_err(|rejection| rejection.for_request(&Head::from(&*parts)))
+        Self::from_extensions_if_any(&parts.extensions)
+            .map_err(|rejection| rejection.for_request(&RequestHead::from(&*parts)))
     }
 }
 
 impl FailureThrottle {
-    /// By the address of the connection that axum knows, [`ConnectInfo`], grouped by [`peer_of`].
+    /// By the address of the connection that axum knows, [`ConnectInfo`], grouped by [`ip_prefix`].
     ///
     /// The router has to be served by `into_make_service_with_connect_info::<SocketAddr>()`. In tests [`MockConnectInfo`]
     /// will do, as a layer around the gate. A request without either that would have to be counted is refused with 500,
@@ -60,7 +61,7 @@ impl FailureThrottle {
             let found = head.extensions.get().map(|ConnectInfo(address): &ConnectInfo<SocketAddr>| address);
             let mocked = || head.extensions.get().map(|MockConnectInfo(address): &MockConnectInfo<SocketAddr>| address);
             match found.or_else(mocked) {
-                Some(address) => Ok(Some(peer_of(address.ip()))),
+                Some(address) => Ok(Some(ip_prefix(address.ip()))),
                 None => Err(NO_CONNECT_INFO),
             }
         })
@@ -71,9 +72,9 @@ const NO_CONNECT_INFO: &str = "No `ConnectInfo` is in the request's extensions. 
                                `into_make_service_with_connect_info::<SocketAddr>()`.";
 
 impl IntoResponse for Rejection {
-    /// Writes the refusal by [`Problem`], for the realm `api` unless a gate has given it another. To refuse with the
-    /// gate's own realm and responder use [`AuthLayer::refuse`](crate::AuthLayer::refuse).
+    /// Writes the refusal by [`ProblemDetails`], for the realm `api` unless a gate has given it another. To refuse with the
+    /// gate's own realm and responder use [`AuthLayer::reject`](crate::AuthLayer::reject).
     fn into_response(self) -> Response {
-        Respond::<Body>::refuse(&Problem, self)
+        Respond::<Body>::reject(&ProblemDetails, self)
     }
 }

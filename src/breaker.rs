@@ -54,7 +54,7 @@ enum Phase {
         /// Zero after [`Switch::probe_now`].
         pause: Duration,
     },
-    Probing {
+    HalfOpen {
         /// When another may probe, because the one that does is not waited for, and not dropped either.
         until: Duration,
         pause: Duration,
@@ -69,7 +69,7 @@ pub enum BreakerState {
     /// It answers in its place.
     Open,
     /// It answers in its place, but for one, which asks.
-    Probing,
+    HalfOpen,
 }
 
 impl Switch {
@@ -116,7 +116,7 @@ impl Switch {
         match *self.phase() {
             Phase::Closed => BreakerState::Closed,
             Phase::Open { .. } => BreakerState::Open,
-            Phase::Probing { .. } => BreakerState::Probing,
+            Phase::HalfOpen { .. } => BreakerState::HalfOpen,
         }
     }
 
@@ -133,14 +133,14 @@ impl Switch {
         let phase = self.phase();
         match *phase {
             Phase::Closed => Ok(false),
-            Phase::Open { until, pause } | Phase::Probing { until, pause } if now >= until => {
+            Phase::Open { until, pause } | Phase::HalfOpen { until, pause } if now >= until => {
                 // Room to spare for one that is waited for: its deadline counts from its first poll.
                 let until = now.saturating_add(deadline.saturating_mul(2).max(FIRST_PAUSE));
-                self.turn(phase, Phase::Probing { until, pause });
+                self.turn(phase, Phase::HalfOpen { until, pause });
                 Ok(true)
             }
             Phase::Open { until, .. } => Err(until - now),
-            Phase::Probing { .. } => Err(deadline),
+            Phase::HalfOpen { .. } => Err(deadline),
         }
     }
 
@@ -162,7 +162,7 @@ impl Switch {
         let (first, longest) = self.settings.pauses;
         let phase = self.phase();
         let pause = match *phase {
-            Phase::Probing { pause, .. } if is_probe => pause.saturating_mul(2).clamp(first, longest),
+            Phase::HalfOpen { pause, .. } if is_probe => pause.saturating_mul(2).clamp(first, longest),
             Phase::Closed if failures >= self.settings.failures => first,
             // One that began before the breaker opened says nothing new.
             _ => return,
@@ -182,7 +182,7 @@ impl Switch {
             Phase::Closed => {}
             // No transition, and so nothing to count.
             Phase::Open { .. } => *phase = next,
-            Phase::Probing { .. } => _ = self.set(phase, next),
+            Phase::HalfOpen { .. } => _ = self.set(phase, next),
         }
     }
 
@@ -203,7 +203,7 @@ impl Switch {
         let state = match to {
             Phase::Closed => observe::Breaker::Closed,
             Phase::Open { .. } => observe::Breaker::Open,
-            Phase::Probing { .. } => observe::Breaker::Probing,
+            Phase::HalfOpen { .. } => observe::Breaker::HalfOpen,
         };
         observe::breaker_is(self.settings.name, state);
         state
@@ -263,7 +263,7 @@ impl Drop for Pass {
             self.switch.failed(self.is_probe);
         } else if self.is_probe {
             let phase = self.switch.phase();
-            if let Phase::Probing { pause, .. } = *phase {
+            if let Phase::HalfOpen { pause, .. } = *phase {
                 // Nothing was learned, and so there is no event: whoever gives up could make as many as he likes.
                 self.switch.set(phase, Phase::Open { until: Duration::ZERO, pause });
             }

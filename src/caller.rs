@@ -5,12 +5,12 @@ use std::sync::Arc;
 use http::Extensions;
 
 use crate::decision::{Decision, Decisions};
-use crate::grant::{Grant, GrantId, Head, Subject};
+use crate::grant::{Grant, GrantHead, GrantId, Subject};
 use crate::quota::Quota;
 use crate::rejection::Rejection;
 use crate::respond::terms::Terms;
 use crate::scopes::Scopes;
-use crate::token::{Carrier, Credential, TokenDigest};
+use crate::token::{Credential, TokenDigest, TokenLocation};
 
 /// The grant behind the request at hand, whatever the type of its principal: the one request extension that a gate
 /// sets.
@@ -37,13 +37,13 @@ pub struct CurrentGrant {
 
 /// A grant without the type of its principal. (Trait upcasting would save `into_any`, but needs Rust 1.86.)
 pub(crate) trait Erased: Send + Sync {
-    fn head(&self) -> &Head;
+    fn head(&self) -> &GrantHead;
     fn principal(&self) -> &dyn Any;
     fn into_any(self: Arc<Self>) -> Arc<dyn Any + Send + Sync>;
 }
 
 impl<P: Send + Sync + 'static> Erased for Grant<P> {
-    fn head(&self) -> &Head {
+    fn head(&self) -> &GrantHead {
         Grant::head(self)
     }
 
@@ -92,8 +92,8 @@ impl CurrentGrant {
 
     /// Where in the request the token was.
     #[must_use]
-    pub fn carrier(&self) -> Carrier {
-        self.credential.carrier
+    pub fn location(&self) -> TokenLocation {
+        self.credential.location
     }
 
     /// The digest of the token that was presented; `None` if no gate has seen one.
@@ -144,7 +144,7 @@ impl fmt::Debug for CurrentGrant {
         f.debug_struct("CurrentGrant")
             .field("id", self.id())
             .field("subject", self.subject())
-            .field("carrier", &self.carrier())
+            .field("location", &self.location())
             .finish_non_exhaustive()
     }
 }
@@ -173,7 +173,7 @@ impl fmt::Debug for CurrentGrant {
 /// let gate = AuthLayer::new(tokens);
 /// let app: Router = Router::new()
 ///     .route("/private", get(private).route_layer(gate.clone()))
-///     .route("/public", get(public).route_layer(gate.with_optional_authentication()));
+///     .route("/public", get(public).route_layer(gate.allow_anonymous()));
 /// ```
 ///
 /// ```
@@ -211,12 +211,12 @@ impl<P> Authenticated<P> {
     ///
     /// ```
     /// use http::{Request, Response};
-    /// use tollgate::{Authenticated, Problem, respond::Respond};
+    /// use tollgate::{Authenticated, ProblemDetails, respond::Respond};
     ///
     /// fn hello(request: &Request<()>) -> Response<bytes::Bytes> {
     ///     match Authenticated::<String>::from_extensions(request.extensions()) {
     ///         Ok(who) => Response::new(format!("hello, {}", who.principal()).into()),
-    ///         Err(rejection) => Problem.refuse(rejection),
+    ///         Err(rejection) => ProblemDetails.reject(rejection),
     ///     }
     /// }
     /// # assert_eq!(hello(&Request::new(())).status(), 500);
@@ -271,8 +271,8 @@ impl<P> Authenticated<P> {
 
     /// Where in the request the token was.
     #[must_use]
-    pub fn carrier(&self) -> Carrier {
-        self.credential.carrier
+    pub fn location(&self) -> TokenLocation {
+        self.credential.location
     }
 
     /// The digest of the token that was presented; `None` if no gate has seen one.
@@ -314,7 +314,7 @@ impl<P> Clone for Authenticated<P> {
 
 impl<P> fmt::Debug for Authenticated<P> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Authenticated").field("grant", &self.grant).field("carrier", &self.carrier()).finish()
+        f.debug_struct("Authenticated").field("grant", &self.grant).field("location", &self.location()).finish()
     }
 }
 

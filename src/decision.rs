@@ -99,7 +99,7 @@ impl Decision {
     /// use std::time::Duration;
     /// use tollgate::{Decision, RejectionKind};
     ///
-    /// let rejection = Decision::unavailable(Duration::from_millis(1_500)).or_refuse().unwrap_err();
+    /// let rejection = Decision::unavailable(Duration::from_millis(1_500)).into_result().unwrap_err();
     /// assert_eq!(rejection.kind(), RejectionKind::LimiterUnavailable);
     /// assert_eq!(rejection.retry_after_secs(), Some(2));
     /// ```
@@ -132,7 +132,7 @@ impl Decision {
     /// assert_eq!(decision.retry_after(), Some(minute));
     /// assert_eq!(decision.parts().count(), 2);
     /// assert_eq!(decision.violated().map(Policy::name).collect::<Vec<_>>(), ["plan"]);
-    /// # Ok::<_, tollgate::InvalidPolicyName>(())
+    /// # Ok::<_, tollgate::PolicyNameError>(())
     /// ```
     #[must_use]
     pub fn all_of(parts: impl IntoIterator<Item = Self>) -> Self {
@@ -195,19 +195,19 @@ impl Decision {
 
     /// The same by a policy on trial: the caller may go on whatever the verdict, and is told nothing.
     #[must_use]
-    pub fn on_trial(self) -> Self {
+    pub fn with_dry_run(self) -> Self {
         Self { is_dry_run: true, ..self }
     }
 
     /// The same, and not much is left, see [`RateLimits::with_near_limit`](crate::RateLimits::with_near_limit).
     #[must_use]
-    pub fn near_limit(self) -> Self {
+    pub fn with_near_limit(self) -> Self {
         Self { is_near_limit: true, ..self }
     }
 
     /// The same, made by one server for itself because what all share could not be asked: [`is_local`](Self::is_local).
     #[must_use]
-    pub fn made_locally(self) -> Self {
+    pub fn with_local(self) -> Self {
         Self { is_local: true, ..self }
     }
 
@@ -284,10 +284,10 @@ impl Decision {
     /// let (gate, limits) = (AuthLayer::new(tokens), RateLimits::new(Quota::per_minute(1)));
     /// let who = Authenticated::new(Grant::new("alice", ())).current();
     ///
-    /// assert!(limits.check_now(&who, Charge::Units(1)).or_refuse().is_ok());
-    /// let rejection = limits.check_now(&who, Charge::Units(1)).or_refuse().unwrap_err();
+    /// assert!(limits.check_now(&who, Charge::Units(1)).into_result().is_ok());
+    /// let rejection = limits.check_now(&who, Charge::Units(1)).into_result().unwrap_err();
     /// // Whose budget it is, for who logs it.
-    /// let response: Response<bytes::Bytes> = gate.refuse(rejection.of_grant(&who));
+    /// let response: Response<bytes::Bytes> = gate.reject(rejection.of_grant(&who));
     /// assert_eq!(response.status(), 429);
     /// assert_eq!(response.headers()["ratelimit"], r#""default";r=0;t=60"#);
     /// ```
@@ -295,7 +295,7 @@ impl Decision {
     /// # Errors
     ///
     /// If the caller may not go on; then nothing was charged.
-    pub fn or_refuse(self) -> Result<Self, Rejection> {
+    pub fn into_result(self) -> Result<Self, Rejection> {
         match self.is_admitted() {
             true => Ok(self),
             false => Err(Rejection::over_limit(self)),

@@ -4,7 +4,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use crate::limit::accounts::Memo;
 use crate::quota::Quota;
-use crate::scopes::{InvalidScope, Scopes};
+use crate::scopes::{ScopeError, Scopes};
 
 macro_rules! name {
     ($(#[$doc:meta])* $Name:ident) => {
@@ -66,11 +66,11 @@ name! {
 ///     .with_quota(Quota::per_minute(600).with_burst(50))
 ///     .with_expiry(SystemTime::now() + Duration::from_secs(3_600));
 /// assert_eq!(grant.subject().as_str(), "alice");
-/// # Ok::<_, tollgate::InvalidScope>(())
+/// # Ok::<_, tollgate::ScopeError>(())
 /// ```
 #[repr(C)]
 pub struct Grant<P> {
-    head: Head,
+    head: GrantHead,
     /// Shared, because a rotation makes two grants of one, and a principal need not be `Clone` for that.
     principal: Arc<P>,
 }
@@ -88,7 +88,7 @@ impl<P> Clone for Grant<P> {
 /// request waits for.
 #[derive(Clone)]
 #[repr(C)]
-pub(crate) struct Head {
+pub(crate) struct GrantHead {
     quota: Option<Quota>,
     /// Nanoseconds since 1970; 0 is "always was".
     not_before_ns: u64,
@@ -107,7 +107,7 @@ impl<P> Grant<P> {
     /// A grant that is its own subject, may do what needs no scope, is valid at all times and has no quota of its own.
     pub fn new(id: impl Into<GrantId>, principal: P) -> Self {
         let id = id.into();
-        let head = Head {
+        let head = GrantHead {
             memo: Memo::default(),
             quota: None,
             not_before_ns: 0,
@@ -135,7 +135,7 @@ impl<P> Grant<P> {
     /// # Errors
     ///
     /// If one of them is empty or has a character that RFC 6749 does not allow.
-    pub fn with_scopes<I>(mut self, scopes: I) -> Result<Self, InvalidScope>
+    pub fn with_scopes<I>(mut self, scopes: I) -> Result<Self, ScopeError>
     where
         I: IntoIterator,
         I::Item: AsRef<str>,
@@ -263,12 +263,12 @@ impl<P> Grant<P> {
         &self.principal
     }
 
-    pub(crate) fn head(&self) -> &Head {
+    pub(crate) fn head(&self) -> &GrantHead {
         &self.head
     }
 }
 
-impl Head {
+impl GrantHead {
     pub(crate) fn id(&self) -> &GrantId {
         &self.id
     }

@@ -6,7 +6,7 @@ use http::{Extensions, HeaderMap, Method, Request, Uri, Version};
 /// The head of a request, borrowed: what cost functions and doors of one's own may look at.
 #[derive(Clone, Copy)]
 #[non_exhaustive]
-pub struct Head<'a> {
+pub struct RequestHead<'a> {
     /// The method.
     pub method: &'a Method,
     /// The target.
@@ -19,7 +19,7 @@ pub struct Head<'a> {
     pub extensions: &'a Extensions,
 }
 
-impl<'a> Head<'a> {
+impl<'a> RequestHead<'a> {
     /// The head of this request.
     pub fn of<B>(request: &'a Request<B>) -> Self {
         Self {
@@ -32,7 +32,7 @@ impl<'a> Head<'a> {
     }
 }
 
-impl<'a> From<&'a Parts> for Head<'a> {
+impl<'a> From<&'a Parts> for RequestHead<'a> {
     fn from(parts: &'a Parts) -> Self {
         Self {
             method: &parts.method,
@@ -44,7 +44,7 @@ impl<'a> From<&'a Parts> for Head<'a> {
     }
 }
 
-impl fmt::Debug for Head<'_> {
+impl fmt::Debug for RequestHead<'_> {
     /// Method, path and the names of header fields. Values and the query may hold a token, and are left out.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let names: Vec<&str> = self.headers.keys().map(http::HeaderName::as_str).collect();

@@ -5,13 +5,13 @@ macro_rules! reasons {
     ($($(#[$doc:meta])* $reason:ident => $text:literal,)+) => {
         /// Explains why a request is answered with 400 `invalid_request`.
         ///
-        /// [`detail`](Self::detail) is the text that [`Problem`](crate::Problem) sends as `detail`.
+        /// [`detail`](Self::detail) is the text that [`ProblemDetails`](crate::ProblemDetails) sends as `detail`.
         ///
         /// ```
-        /// use tollgate::extract::{InvalidRequest, Presented, TokenForm, json};
+        /// use tollgate::extract::{InvalidRequest, Extracted, TokenSyntax, json};
         ///
         /// let broken = br#"{"key": "S3cret", "qty": }"#;
-        /// let Presented::Ambiguous(reason) = json(broken, "key", TokenForm::default()) else { panic!() };
+        /// let Extracted::Ambiguous(reason) = json(broken, "key", TokenSyntax::default()) else { panic!() };
         /// assert_eq!(reason, InvalidRequest::InvalidJson);
         /// assert_eq!(reason.detail(), "The request body is not valid JSON.");
         /// ```

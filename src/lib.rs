@@ -33,7 +33,7 @@
 //! ```
 //!
 //! hyper users write the same with `tower::ServiceBuilder` and find the grant in the request's extensions, as
-//! [`CurrentGrant`]. tonic and boxed bodies choose the responder [`Empty`] or [`Problem::map_body`].
+//! [`CurrentGrant`]. tonic and boxed bodies choose the responder [`EmptyBody`] or [`ProblemDetails::map_body`].
 //!
 //! # The modules, along the road
 //!
@@ -42,7 +42,7 @@
 //! | [`extract`] | find the token, behind all open doors: bytes in, token out |
 //! | [`store`] | find the grant: [`TokenStore`], [`MemoryStore`] and others |
 //! | [`limit`] | charge the budget: [`RateLimits`], or a [`Limiter`] of your own; count failures: [`FailureThrottle`](limit::FailureThrottle) |
-//! | [`respond`] | say no: [`Challenge`](respond::Challenge), [`Problem`], `RateLimit` headers |
+//! | [`respond`] | say no: [`Challenge`](respond::Challenge), [`ProblemDetails`], `RateLimit` headers |
 //! | [`gate`] | the tower layers: [`AuthLayer`], [`RateLimitLayer`], [`RequireScopeLayer`] |
 //! | [`mint`] | beside the road: new tokens, and a check of tokens that needs no store |
 //! | [`observe`] | beside the road: every metric and every event, and what to be woken by |
@@ -53,14 +53,14 @@
 //!
 //! | feature | adds |
 //! |---|---|
-//! | `body` | [`gate::BodyDoors`]: tokens in JSON, text and forms |
+//! | `body` | [`gate::BodyTokens`]: tokens in JSON, text and forms |
 //! | `axum` | [`Authenticated`] as extractor, [`Rejection`] as response, `FailureThrottle::by_connect_info` |
 //! | `cache` | [`store::CachedStore`]: a cache that can be told to forget |
 //! | `cli` | the command line `tollgate`, with `sqlite`, `postgres` or both |
 //! | `introspection` | [`store::IntrospectionStore`]: tokens that an authorization server knows (RFC 7662) |
 //! | `metrics` | [counters, gauges and histograms](observe) by the crate `metrics` |
-//! | `mint` | [`mint::Format`]: new tokens; [`store::Checked`] |
-//! | `pepper` | [`store::Peppered`]: HMAC-SHA-256 of digests |
+//! | `mint` | [`mint::TokenFormat`]: new tokens; [`store::CheckedStore`] |
+//! | `pepper` | [`store::PepperedStore`]: HMAC-SHA-256 of digests |
 //! | `postgres`, `sqlite` | [`store::sql`]: tokens in a database, and their administration |
 //! | `redis` | [`limit::redis`]: budgets that several servers share, in Redis or Valkey |
 //! | `serde` | `Serialize` and `Deserialize` for [`Quota`] |
@@ -106,20 +106,22 @@ mod axum;
 pub use answer::{Answer, Immediate};
 pub use caller::{Authenticated, CurrentGrant, Unauthenticated};
 pub use decision::{Decision, Verdict};
-pub use gate::{AuthLayer, AuthService, Limited, RateLimitLayer, RateLimitService, RequireScope, RequireScopeLayer};
+pub use gate::{
+    AuthLayer, AuthService, Limited, RateLimitLayer, RateLimitService, RequireScopeLayer, RequireScopeService,
+};
 pub use grant::{Grant, GrantId, Subject};
-pub use head::Head;
+pub use head::RequestHead;
 pub use limit::{Charge, Limiter, RateLimits};
-pub use policy::{InvalidPolicyName, Policy};
+pub use policy::{Policy, PolicyNameError};
 pub use protocol::Protocol;
 pub use quota::{Quota, QuotaError};
 pub use refund::Refund;
 pub use rejection::{Rejection, RejectionKind};
-pub use respond::{Empty, Problem, RateLimitHeaders};
-pub use scopes::{InvalidScope, Scopes};
+pub use respond::{EmptyBody, ProblemDetails, RateLimitHeaders};
+pub use scopes::{ScopeError, Scopes};
 pub use store::{BoxStore, MemoryStore, TokenStore};
 pub use store_error::StoreError;
-pub use token::{BearerToken, Carrier, TokenDigest};
+pub use token::{BearerToken, TokenDigest, TokenLocation};
 
 #[cfg(doctest)]
 mod misuse;

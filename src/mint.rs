@@ -34,9 +34,9 @@
 //! # Example
 //!
 //! ```
-//! use tollgate::{AuthLayer, Grant, MemoryStore, mint::{CheckError, Format}, store::Checked};
+//! use tollgate::{AuthLayer, Grant, MemoryStore, mint::{CheckError, TokenFormat}, store::CheckedStore};
 //!
-//! let format = Format::new("acme")?;
+//! let format = TokenFormat::new("acme")?;
 //! let tokens = MemoryStore::new();
 //!
 //! let secret = format.mint()?;
@@ -45,7 +45,7 @@
 //!
 //! // Typing errors and junk are refused before the store is asked.
 //! assert_eq!(format.check("acme_4nQzH0vJ2cUe"), Err(CheckError::Length));
-//! let gate = AuthLayer::new(Checked::new(tokens, format));
+//! let gate = AuthLayer::new(CheckedStore::new(tokens, format));
 //! # let _ = gate;
 //! # Ok::<_, Box<dyn std::error::Error>>(())
 //! ```
@@ -63,14 +63,14 @@ use crate::token::TokenDigest;
 /// A service has one, and keeps it for ever: tokens that were minted in another shape do not fit. Give environments prefixes of
 /// their own (`acme_live`, `acme_test`).
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Format {
+pub struct TokenFormat {
     /// The prefix with its underscore.
     lead: Box<str>,
     random_bits: u32,
     body_len: usize,
 }
 
-impl Format {
+impl TokenFormat {
     /// Tokens with this prefix and 256 random bits.
     ///
     /// The prefix has up to 32 letters, digits and underscores; it begins with a letter, and no underscore stands at its end
@@ -166,7 +166,7 @@ impl Format {
             return Err(CheckError::Length);
         }
         if !rest.iter().all(u8::is_ascii_alphanumeric) {
-            return Err(CheckError::Alphabet);
+            return Err(CheckError::TokenCharset);
         }
         let (covered, presented) = token.split_at(token.len() - CHECKSUM_LEN);
         // In whatever time: whoever presents a token can compute its checksum.
@@ -184,9 +184,9 @@ impl Format {
     ///
     /// ```
     /// use regex::Regex;
-    /// use tollgate::mint::Format;
+    /// use tollgate::mint::TokenFormat;
     ///
-    /// let format = Format::new("acme")?;
+    /// let format = TokenFormat::new("acme")?;
     /// assert_eq!(format.pattern(), "acme_[0-9A-Za-z]{49}");
     ///
     /// let log = format!("POST /webhook?key%3D{} 200", format.mint()?.expose());
@@ -240,7 +240,7 @@ impl fmt::Debug for Secret {
     }
 }
 
-/// Why tokens cannot have such a [`Format`].
+/// Why tokens cannot have such a [`TokenFormat`].
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum FormatError {
@@ -255,7 +255,7 @@ pub enum FormatError {
     TooManyBits,
 }
 
-/// Why a text is no token of a [`Format`]. For people who mistyped, and for tests; a gate does not tell.
+/// Why a text is no token of a [`TokenFormat`]. For people who mistyped, and for tests; a gate does not tell.
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum CheckError {
@@ -267,7 +267,7 @@ pub enum CheckError {
     Length,
     /// It has a character that is no letter or digit.
     #[error("the token has a character that none can have")]
-    Alphabet,
+    TokenCharset,
     /// It is mistyped, or made up.
     #[error("the token's checksum is wrong")]
     Checksum,
@@ -330,7 +330,7 @@ mod tests {
     #[test]
     fn every_character_is_as_likely_as_every_other() {
         // Two turns through the values of a byte, of which 8 are dropped each time.
-        let format = Format { body_len: 2 * 248, ..Format::new("t").unwrap() };
+        let format = TokenFormat { body_len: 2 * 248, ..TokenFormat::new("t").unwrap() };
         let secret = format.mint_from(counting()).unwrap();
         let body = &secret.expose()[2..498];
         for digit in BASE62 {
@@ -340,7 +340,7 @@ mod tests {
 
     #[test]
     fn a_source_that_fails_gives_no_token() {
-        let format = Format::new("t").unwrap();
+        let format = TokenFormat::new("t").unwrap();
         assert_eq!(format.mint_from(|_| Err("no randomness")).map(drop), Err("no randomness"));
         // Also when it fails in the middle of a token.
         let mut fills = 0;
@@ -357,7 +357,7 @@ mod tests {
     #[test]
     fn secrets_do_not_outlive_themselves() {
         fn is_zeroised<T: zeroize::ZeroizeOnDrop>(_: &T) {}
-        let secret = Format::new("acme").unwrap().mint().unwrap();
+        let secret = TokenFormat::new("acme").unwrap().mint().unwrap();
         is_zeroised(&secret.0);
         assert_eq!(secret.0.len(), 54);
         assert_eq!(secret.0.capacity(), 54, "it has not grown, which leaves a copy behind");

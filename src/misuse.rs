@@ -51,17 +51,17 @@ struct SerialisedToken;
 /// A minted token is shown where its owner sees it, by the one method that says so, and has no copies.
 ///
 /// ```
-/// let secret = tollgate::mint::Format::new("acme").unwrap().mint().unwrap();
+/// let secret = tollgate::mint::TokenFormat::new("acme").unwrap().mint().unwrap();
 /// println!("{}", secret.expose());
 /// ```
 ///
 /// ```compile_fail,E0277
-/// let secret = tollgate::mint::Format::new("acme").unwrap().mint().unwrap();
+/// let secret = tollgate::mint::TokenFormat::new("acme").unwrap().mint().unwrap();
 /// println!("{}", secret);
 /// ```
 ///
 /// ```compile_fail,E0599
-/// let secret = tollgate::mint::Format::new("acme").unwrap().mint().unwrap();
+/// let secret = tollgate::mint::TokenFormat::new("acme").unwrap().mint().unwrap();
 /// let copy = secret.clone();
 /// ```
 #[cfg(feature = "mint")]
@@ -100,7 +100,7 @@ struct KeptToken;
 /// Nor can such a store be declared one that never waits:
 ///
 /// ```compile_fail,E0119
-/// use tollgate::store::{AnswersAtOnce, Lookup, TokenStore};
+/// use tollgate::store::{ImmediateStore, Lookup, TokenStore};
 /// use tollgate::{Answer, BearerToken};
 ///
 /// struct Slow;
@@ -115,7 +115,7 @@ struct KeptToken;
 ///     }
 /// }
 ///
-/// impl AnswersAtOnce for Slow {}
+/// impl ImmediateStore for Slow {}
 /// ```
 struct WaitingWithoutDeadline;
 

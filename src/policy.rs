@@ -17,7 +17,7 @@ use crate::respond::ratelimit;
 /// let policy = Policy::new("orders", Quota::per_second(3))?;
 /// assert_eq!(policy.name(), "orders");
 /// assert!(Policy::new("", Quota::per_second(3)).is_err());
-/// # Ok::<_, tollgate::InvalidPolicyName>(())
+/// # Ok::<_, tollgate::PolicyNameError>(())
 /// ```
 #[derive(Clone)]
 pub struct Policy(Repr);
@@ -45,7 +45,7 @@ struct Inner {
 /// A name by which clients could not tell a policy.
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
 #[non_exhaustive]
-pub enum InvalidPolicyName {
+pub enum PolicyNameError {
     /// It is empty, longer than 64 characters, or not printable ASCII.
     #[error("a policy name is 1 to 64 characters of printable ASCII")]
     Form,
@@ -61,7 +61,7 @@ impl Policy {
     ///
     /// If the name is empty, longer than 64 characters, or has a character outside of printable ASCII (%x20-7E), which
     /// a structured field string (RFC 9651, section 3.3.3) cannot hold.
-    pub fn new(name: &str, quota: Quota) -> Result<Self, InvalidPolicyName> {
+    pub fn new(name: &str, quota: Quota) -> Result<Self, PolicyNameError> {
         let name = PolicyName::new(name)?;
         Ok(Self::named(&name, quota))
     }
@@ -156,10 +156,10 @@ impl fmt::Debug for Policy {
 pub(crate) struct PolicyName(Arc<str>);
 
 impl PolicyName {
-    pub(crate) fn new(name: &str) -> Result<Self, InvalidPolicyName> {
+    pub(crate) fn new(name: &str) -> Result<Self, PolicyNameError> {
         match (1..=64).contains(&name.len()) && name.bytes().all(|b| (0x20..=0x7e).contains(&b)) {
             true => Ok(Self(name.into())),
-            false => Err(InvalidPolicyName::Form),
+            false => Err(PolicyNameError::Form),
         }
     }
 

@@ -1,6 +1,6 @@
 use http::{HeaderValue, Method, Version, header};
 
-use crate::head::Head;
+use crate::head::RequestHead;
 
 /// The protocol that a client speaks, and so the format of a rejection.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -35,16 +35,16 @@ impl Protocol {
     ///
     /// ```
     /// use http::Request;
-    /// use tollgate::{Head, Protocol};
+    /// use tollgate::{RequestHead, Protocol};
     ///
     /// let mut request = Request::new(());
-    /// assert_eq!(Protocol::of(&Head::of(&request)), Protocol::Http);
+    /// assert_eq!(Protocol::of(&RequestHead::of(&request)), Protocol::Http);
     /// request.headers_mut().insert("content-type", "application/grpc+proto".parse()?);
-    /// assert_eq!(Protocol::of(&Head::of(&request)), Protocol::Grpc);
+    /// assert_eq!(Protocol::of(&RequestHead::of(&request)), Protocol::Grpc);
     /// # Ok::<_, http::header::InvalidHeaderValue>(())
     /// ```
     #[must_use]
-    pub fn of(head: &Head<'_>) -> Self {
+    pub fn of(head: &RequestHead<'_>) -> Self {
         Format::of_request(head).parts().0
     }
 }
@@ -53,7 +53,7 @@ impl Protocol {
 /// is repeated in a rejection.
 #[derive(Clone, Copy, Debug)]
 enum Format {
-    Problem,
+    ProblemDetails,
     Grpc,
     GrpcWeb,
     GrpcWebProto,
@@ -80,7 +80,7 @@ impl Format {
 
     fn parts(self) -> (Protocol, &'static str) {
         match self {
-            Self::Problem => (Protocol::Http, "application/problem+json"),
+            Self::ProblemDetails => (Protocol::Http, "application/problem+json"),
             Self::Grpc => (Protocol::Grpc, "application/grpc"),
             Self::GrpcWeb => (Protocol::GrpcWeb, "application/grpc-web"),
             Self::GrpcWebProto => (Protocol::GrpcWeb, "application/grpc-web+proto"),
@@ -96,7 +96,7 @@ impl Format {
     /// The format of a protocol, if no more is known.
     fn of(protocol: Protocol) -> Self {
         match protocol {
-            Protocol::Http => Self::Problem,
+            Protocol::Http => Self::ProblemDetails,
             Protocol::Grpc => Self::Grpc,
             Protocol::GrpcWeb => Self::GrpcWebProto,
             Protocol::Connect => Self::Connect,
@@ -104,16 +104,16 @@ impl Format {
         }
     }
 
-    fn of_request(head: &Head<'_>) -> Self {
+    fn of_request(head: &RequestHead<'_>) -> Self {
         match Self::framed(head) {
             Some(format) => format,
             None if is_unary_connect(head) => Self::Connect,
-            None => Self::Problem,
+            None => Self::ProblemDetails,
         }
     }
 
     /// By the content type. A suffix that is not listed is left out of the response's, if there is such a type.
-    fn framed(head: &Head<'_>) -> Option<Self> {
+    fn framed(head: &RequestHead<'_>) -> Option<Self> {
         let value = head.headers.get(header::CONTENT_TYPE)?.as_bytes();
         let until = |value: &'_ [u8], end: u8| value.iter().position(|&byte| byte == end).unwrap_or(value.len());
         let essence = value[..until(value, b';')].trim_ascii();
@@ -137,12 +137,12 @@ pub(crate) struct Reply {
 
 impl Default for Reply {
     fn default() -> Self {
-        Self { format: Format::Problem, is_head: false, closes: false }
+        Self { format: Format::ProblemDetails, is_head: false, closes: false }
     }
 }
 
 impl Reply {
-    pub(crate) fn to(head: &Head<'_>) -> Self {
+    pub(crate) fn to(head: &RequestHead<'_>) -> Self {
         let is_head = head.method == Method::HEAD;
         Self { format: Format::of_request(head), is_head, closes: has_unread_body(head) }
     }
@@ -160,7 +160,7 @@ impl Reply {
     }
 }
 
-fn is_unary_connect(head: &Head<'_>) -> bool {
+fn is_unary_connect(head: &RequestHead<'_>) -> bool {
     match *head.method {
         Method::POST => head.headers.get("connect-protocol-version").is_some_and(|version| version == "1"),
         Method::GET | Method::HEAD => {
@@ -177,7 +177,7 @@ pub(crate) struct BodyRead;
 
 /// Whether a request of HTTP/1 announces a body (RFC 9112, section 6.3) that nobody has read. Later versions end a request
 /// without its connection.
-fn has_unread_body(head: &Head<'_>) -> bool {
+fn has_unread_body(head: &RequestHead<'_>) -> bool {
     let ends_by_its_connection = matches!(head.version, Version::HTTP_09 | Version::HTTP_10 | Version::HTTP_11);
     let is_some = |length: &HeaderValue| length != "0";
     let announced = || {

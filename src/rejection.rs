@@ -7,7 +7,7 @@ use std::time::Duration;
 use crate::caller::CurrentGrant;
 use crate::decision::{Decision, Verdict, secs_up};
 use crate::grant::GrantId;
-use crate::head::Head;
+use crate::head::RequestHead;
 use crate::invalid_request::InvalidRequest;
 use crate::protocol::{Protocol, Reply};
 use crate::respond::challenge::{Challenge, ChallengeError};
@@ -20,14 +20,14 @@ use crate::store_error::StoreError;
 /// A gate puts it into the extensions of its answer, so that outer layers can count and log it. It holds no token.
 ///
 /// A handler that finds out by itself that a grant does not suffice makes one, and
-/// [`AuthLayer::refuse`](crate::AuthLayer::refuse) writes it with the realm and the responder of the gate:
+/// [`AuthLayer::reject`](crate::AuthLayer::reject) writes it with the realm and the responder of the gate:
 ///
 /// ```
 /// use tollgate::{Rejection, RejectionKind, Scopes};
 ///
 /// let missing = Rejection::insufficient_scope(Scopes::new(["orders:write"])?);
 /// assert_eq!(missing.kind(), RejectionKind::InsufficientScope);
-/// # Ok::<_, tollgate::InvalidScope>(())
+/// # Ok::<_, tollgate::ScopeError>(())
 /// ```
 #[derive(Clone)]
 pub struct Rejection {
@@ -238,18 +238,18 @@ impl Rejection {
     ///
     /// ```
     /// use http::{Request, Response};
-    /// use tollgate::{AuthLayer, Grant, Head, MemoryStore, Rejection, Scopes};
+    /// use tollgate::{AuthLayer, Grant, RequestHead, MemoryStore, Rejection, Scopes};
     ///
     /// let gate = AuthLayer::new(MemoryStore::from_iter([("a-token", Grant::new("alice", ()))]));
     /// let request = Request::head("/orders").body(())?;
     /// let rejection = Rejection::insufficient_scope(Scopes::new(["orders:read"])?);
-    /// let response: Response<bytes::Bytes> = gate.refuse(rejection.for_request(&Head::of(&request)));
+    /// let response: Response<bytes::Bytes> = gate.reject(rejection.for_request(&RequestHead::of(&request)));
     /// assert_eq!(response.status(), 403);
     /// assert!(response.body().is_empty());
     /// # Ok::<_, Box<dyn std::error::Error>>(())
     /// ```
     #[must_use]
-    pub fn for_request(self, head: &Head<'_>) -> Self {
+    pub fn for_request(self, head: &RequestHead<'_>) -> Self {
         Self { reply: Reply::to(head), ..self }
     }
 

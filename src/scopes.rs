@@ -11,7 +11,7 @@ use thiserror::Error;
 /// assert!(scopes.contains("orders:read"));
 /// assert_eq!(scopes.to_string(), "orders:read orders:write");
 /// assert!(Scopes::new(["two words"]).is_err());
-/// # Ok::<_, tollgate::InvalidScope>(())
+/// # Ok::<_, tollgate::ScopeError>(())
 /// ```
 #[derive(Clone, Default, PartialEq, Eq)]
 pub struct Scopes(Box<[Box<str>]>);
@@ -19,9 +19,9 @@ pub struct Scopes(Box<[Box<str>]>);
 /// A scope that is empty or has a space, a quote, a backslash, a control or a non-ASCII character.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 #[error("{0:?} is no scope: one or more of %x21 / %x23-5B / %x5D-7E")]
-pub struct InvalidScope(Box<str>);
+pub struct ScopeError(Box<str>);
 
-impl InvalidScope {
+impl ScopeError {
     /// For lists that must not be empty.
     pub(crate) fn empty() -> Self {
         Self("".into())
@@ -34,7 +34,7 @@ impl Scopes {
     /// # Errors
     ///
     /// If one of them is empty or has a character that RFC 6749 does not allow.
-    pub fn new<I>(scopes: I) -> Result<Self, InvalidScope>
+    pub fn new<I>(scopes: I) -> Result<Self, ScopeError>
     where
         I: IntoIterator,
         I::Item: AsRef<str>,
@@ -60,10 +60,10 @@ impl Scopes {
     }
 }
 
-fn check_scope(scope: &str) -> Result<Box<str>, InvalidScope> {
+fn check_scope(scope: &str) -> Result<Box<str>, ScopeError> {
     match !scope.is_empty() && scope.bytes().all(|b| matches!(b, 0x21 | 0x23..=0x5b | 0x5d..=0x7e)) {
         true => Ok(scope.into()),
-        false => Err(InvalidScope(scope.into())),
+        false => Err(ScopeError(scope.into())),
     }
 }
 

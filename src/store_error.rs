@@ -11,7 +11,7 @@ use std::time::Duration;
 /// |---|---|---|
 /// | made by | [`new`](Self::new) | [`for_token`](Self::for_token) |
 /// | for example | connection refused, timeout, HTTP 500 | a row that cannot be read, a token that the authorization server answers with HTTP 400 |
-/// | [`Breaker`](crate::store::Breaker) | counts a failure | counts a success, because the store has answered |
+/// | [`CircuitBreaker`](crate::store::CircuitBreaker) | counts a failure | counts a success, because the store has answered |
 /// | `CachedStore` | may serve an older answer | never serves an older answer |
 /// | [`FailureThrottle`](crate::limit::FailureThrottle) | counts nothing | counts a failed attempt of the peer |
 ///

@@ -42,7 +42,7 @@ impl<'a> BearerToken<'a> {
         BearerToken { bytes: Cow::Borrowed(&self.bytes), digest }
     }
 
-    /// The SHA-256 digest of the token; for a store behind `store::Peppered`, the HMAC of it.
+    /// The SHA-256 digest of the token; for a store behind `store::PepperedStore`, the HMAC of it.
     #[must_use]
     pub fn digest(&self) -> &TokenDigest {
         &self.digest
@@ -255,7 +255,7 @@ impl From<&BearerToken<'_>> for TokenDigest {
 /// Where in a request a token was found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
-pub enum Carrier {
+pub enum TokenLocation {
     /// `Authorization: Bearer` (RFC 6750, section 2.1).
     AuthorizationHeader,
     /// A header field of the service's own, such as `X-API-Key`.
@@ -277,14 +277,14 @@ pub enum Carrier {
 /// What a request presented, when the token itself is gone.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Credential {
-    pub(crate) carrier: Carrier,
+    pub(crate) location: TokenLocation,
     pub(crate) digest: Option<TokenDigest>,
 }
 
 impl Default for Credential {
     /// What a test presents that puts a grant into a request by itself.
     fn default() -> Self {
-        Self { carrier: Carrier::AuthorizationHeader, digest: None }
+        Self { location: TokenLocation::AuthorizationHeader, digest: None }
     }
 }
 

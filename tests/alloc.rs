@@ -175,7 +175,7 @@ fn a_throttle_costs_the_admitted_nothing() {
 #[test]
 fn doors_in_the_body_allocate_nothing() {
     use http::{Method, Uri};
-    use tollgate::extract::{Presented, TokenForm, form, json, query, text};
+    use tollgate::extract::{Extracted, TokenSyntax, form, json, query, text};
 
     let count = |look: &dyn Fn() -> bool| measure(|| assert!(look())).count_total;
     for fields in [1, 10, 1_000] {
@@ -185,11 +185,11 @@ fn doors_in_the_body_allocate_nothing() {
         // Escaped or not.
         let in_form = format!("{}access_token=a-token", "field=value&f%69el+d=v%61lue&".repeat(fields));
         let target: Uri = format!("/?{}", in_form.replace('+', "%20")).parse().unwrap();
-        let is_token = |presented| matches!(presented, Presented::Token(_));
-        assert_eq!(count(&|| is_token(text(in_text.as_bytes(), "key", TokenForm::default()))), 0);
-        assert_eq!(count(&|| is_token(form(in_form.as_bytes(), "access_token", TokenForm::default()))), 0);
-        assert_eq!(count(&|| is_token(query(&Method::GET, &target, "access_token", TokenForm::default()))), 0);
+        let is_token = |presented| matches!(presented, Extracted::Token(_));
+        assert_eq!(count(&|| is_token(text(in_text.as_bytes(), "key", TokenSyntax::default()))), 0);
+        assert_eq!(count(&|| is_token(form(in_form.as_bytes(), "access_token", TokenSyntax::default()))), 0);
+        assert_eq!(count(&|| is_token(query(&Method::GET, &target, "access_token", TokenSyntax::default()))), 0);
         // The parser's buffer for names and strings with escapes, of which this has some.
-        assert!(count(&|| is_token(json(in_json.as_bytes(), "key", TokenForm::default()))) <= 1, "{fields} fields");
+        assert!(count(&|| is_token(json(in_json.as_bytes(), "key", TokenSyntax::default()))) <= 1, "{fields} fields");
     }
 }

@@ -27,10 +27,10 @@ use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::{runtime, time};
-use tollgate::gate::{BodyDoors, ReplayBody};
+use tollgate::gate::{BodyTokens, ReplayBody};
 use tollgate::respond::{Challenge, ErrorCode, RateLimitHeaders};
 use tollgate::store::{Lookup, MemoryStore, TokenStore};
-use tollgate::{Answer, AuthLayer, BearerToken, Carrier, Charge, CurrentGrant, Decision, Grant, Limited, Quota};
+use tollgate::{Answer, AuthLayer, BearerToken, Charge, CurrentGrant, Decision, Grant, Limited, Quota, TokenLocation};
 use tollgate::{RateLimits, Rejection, RejectionKind, Scopes, Unauthenticated, Verdict};
 use tower::util::{ServiceExt, ServiceFn, service_fn};
 use tower::{Layer, Service, ServiceBuilder};
@@ -340,14 +340,14 @@ impl Seen {
     }
 
     fn source(&self) -> Option<&'static str> {
-        match self.caller()?.carrier() {
-            Carrier::AuthorizationHeader => Some("header"),
-            Carrier::ApiKeyHeader => Some("api_key"),
-            Carrier::Query => Some("query"),
-            Carrier::WebSocketProtocol => Some("ws"),
-            Carrier::FormBody => Some("form"),
-            Carrier::JsonBody => Some("json"),
-            Carrier::TextBody => Some("text"),
+        match self.caller()?.location() {
+            TokenLocation::AuthorizationHeader => Some("header"),
+            TokenLocation::ApiKeyHeader => Some("api_key"),
+            TokenLocation::Query => Some("query"),
+            TokenLocation::WebSocketProtocol => Some("ws"),
+            TokenLocation::FormBody => Some("form"),
+            TokenLocation::JsonBody => Some("json"),
+            TokenLocation::TextBody => Some("text"),
             _ => None,
         }
     }
@@ -420,8 +420,8 @@ impl TokenStore for Script {
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Opens the doors that a vector names: those in the head at the gate, those in the body behind it.
-fn open_doors<A>(mut gate: AuthLayer<A>, config: &Value) -> Outcome<(AuthLayer<A>, BodyDoors)> {
-    let mut doors = BodyDoors::new(PATIENCE, time::sleep);
+fn open_doors<A>(mut gate: AuthLayer<A>, config: &Value) -> Outcome<(AuthLayer<A>, BodyTokens)> {
+    let mut doors = BodyTokens::new(PATIENCE, time::sleep);
     if let Some(limit) = read!(config["max_body"])? {
         doors = doors.with_limit(limit);
     }
@@ -429,11 +429,11 @@ fn open_doors<A>(mut gate: AuthLayer<A>, config: &Value) -> Outcome<(AuthLayer<A
         doors = doors.with_max_depth(depth);
     }
     let carriers = texts(&config["carriers"])?;
-    if config.get("carriers").is_some() && !carriers.iter().any(|carrier| carrier == "header") {
+    if config.get("carriers").is_some() && !carriers.iter().any(|location| location == "header") {
         gate = gate.without_authorization_header();
     }
-    for carrier in carriers {
-        match carrier.as_str() {
+    for location in carriers {
+        match location.as_str() {
             "query" => gate = gate.with_discouraged_query_token("access_token")?,
             "api_key" => gate = gate.with_api_key_header(HeaderName::from_static("x-api-key"))?,
             "ws" => gate = gate.with_websocket_token(&text(&config["ws_prefix"])?)?,
@@ -475,14 +475,14 @@ fn gated<B: http_body::Body>(vector: &Value, waits: bool, log: &Log) -> Outcome<
         seen.inner = Some(request.into_parts().0);
         let condition = seen.caller().and_then(|caller| caller.principal::<String>());
         let is_too_weak = condition.is_some_and(|condition| condition == "step_up");
-        ready(Ok(if is_too_weak { inner_gate.refuse(step_up.clone()) } else { answer.clone() }))
+        ready(Ok(if is_too_weak { inner_gate.reject(step_up.clone()) } else { answer.clone() }))
     };
     let note_refusal = move |answer: Response<Body>| {
         outer_log.lock().unwrap().refusal = answer.extensions().get().map(Rejection::kind);
         answer
     };
     let scopes = gate.require_scopes([SCOPE])?;
-    let gate = gate.with_body_doors(doors);
+    let gate = gate.with_body_tokens(doors);
     Ok(ServiceBuilder::new().map_response(note_refusal).layer(gate).layer(scopes).service_fn(inner))
 }
 

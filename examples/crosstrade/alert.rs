@@ -7,7 +7,7 @@ use axum::http::HeaderMap;
 
 use crate::fields::{Field, Fields};
 use crate::order::{Ticket, instrument};
-use crate::problem::Problem;
+use crate::problem::ProblemDetails;
 use crate::self_limit::{self, SelfLimit};
 
 /// What an alert wants, and how often at the most.
@@ -37,18 +37,18 @@ pub(crate) enum Command {
 }
 
 impl Alert {
-    pub(crate) fn parse(headers: &HeaderMap, body: &[u8]) -> Result<Self, Problem> {
+    pub(crate) fn parse(headers: &HeaderMap, body: &[u8]) -> Result<Self, ProblemDetails> {
         let mut fields = Fields::parse(headers, body)?;
         let (rate_limit, id) = (fields.rate_limit.0.take(), fields.id.0.take());
         let limit = self_limit::parse(rate_limit.as_deref().map(str::as_bytes), id.as_deref().map(str::as_bytes))
-            .map_err(|invalid| Problem::bad_request(invalid.as_str()))?;
+            .map_err(|invalid| ProblemDetails::bad_request(invalid.as_str()))?;
         let limit = limit.zip(id).map(|(limit, id)| (id, limit));
         Ok(Self { command: Command::of(fields)?, limit })
     }
 }
 
 impl Command {
-    fn of(fields: Fields) -> Result<Self, Problem> {
+    fn of(fields: Fields) -> Result<Self, ProblemDetails> {
         let command: String = required(fields.command, "command")?;
         let account = fields.account.0;
         let named = |account: Option<String>| account.ok_or_else(|| missing("account"));
@@ -73,21 +73,21 @@ impl Command {
             "CANCELALLORDERS" => Self::CancelAllOrders { account },
             _ => {
                 let known = "PLACE, CLOSEPOSITION, FLATTENEVERYTHING, CANCELALLORDERS";
-                return Err(Problem::bad_request(format!("`command` is one of {known}.")));
+                return Err(ProblemDetails::bad_request(format!("`command` is one of {known}.")));
             }
         })
     }
 }
 
-fn required<T: FromStr<Err: Display>>(field: Field, name: &str) -> Result<T, Problem> {
+fn required<T: FromStr<Err: Display>>(field: Field, name: &str) -> Result<T, ProblemDetails> {
     optional(field, name)?.ok_or_else(|| missing(name))
 }
 
-fn optional<T: FromStr<Err: Display>>(field: Field, name: &str) -> Result<Option<T>, Problem> {
-    let wrong = |error| Problem::bad_request(format!("`{name}` cannot be read: {error}"));
+fn optional<T: FromStr<Err: Display>>(field: Field, name: &str) -> Result<Option<T>, ProblemDetails> {
+    let wrong = |error| ProblemDetails::bad_request(format!("`{name}` cannot be read: {error}"));
     field.0.map(|text| text.parse().map_err(wrong)).transpose()
 }
 
-fn missing(name: &str) -> Problem {
-    Problem::bad_request(format!("The alert has no `{name}`."))
+fn missing(name: &str) -> ProblemDetails {
+    ProblemDetails::bad_request(format!("The alert has no `{name}`."))
 }

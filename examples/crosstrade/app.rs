@@ -14,7 +14,7 @@ use axum::Router;
 use axum::extract::DefaultBodyLimit;
 use axum::routing::{get, post};
 use tokio::sync::watch;
-use tollgate::gate::BodyDoors;
+use tollgate::gate::BodyTokens;
 use tollgate::limit::{Clock, MonotonicClock};
 use tollgate::{AuthLayer, BoxStore, Quota, Scopes};
 
@@ -105,7 +105,7 @@ pub(crate) fn app(settings: Settings) -> Result<Router, Box<dyn Error>> {
     let gate = service.gate.clone();
     let metered = gate.clone().with_rate_limit(Budgets(Arc::clone(&service.ledger)));
     let may_trade = metered.require_scopes(service.trade.iter())?;
-    let body_doors = BodyDoors::new(BODY_DEADLINE, tokio::time::sleep)
+    let body_doors = BodyTokens::new(BODY_DEADLINE, tokio::time::sleep)
         .with_json("key")?
         .with_text("key")?
         // TradingView sends JSON as `text/plain` when it is not sure that it is JSON.
@@ -119,7 +119,7 @@ pub(crate) fn app(settings: Settings) -> Result<Router, Box<dyn Error>> {
         .route("/accounts/{account}/orders/place", post(rest::place).route_layer(may_trade.clone()))
         .route("/accounts/{account}/positions/flatten", post(rest::flatten).route_layer(may_trade))
         .route_layer(metered.clone());
-    let webhook = post(webhook::receive).route_layer(gate.with_body_doors(body_doors));
+    let webhook = post(webhook::receive).route_layer(gate.with_body_tokens(body_doors));
     let stream = get(stream::open).route_layer(metered.with_websocket_token(TOKEN_PROTOCOL)?);
     Ok(Router::new()
         .nest("/v1/api", rest)

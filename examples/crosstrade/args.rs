@@ -50,7 +50,7 @@ pub(crate) struct Options {
 
 pub(crate) fn parse(args: &[String]) -> Result<Command, String> {
     let listen = SocketAddr::from((Ipv4Addr::LOCALHOST, 8080));
-    let mut options = Options { listen, database: None, replicas: None, metrics: None, errors: Errors::Problem };
+    let mut options = Options { listen, database: None, replicas: None, metrics: None, errors: Errors::ProblemDetails };
     let (mut redis, mut count, mut leases) = (None, None, false);
     // No error repeats an argument: a mistyped URL may contain a password.
     let total = args.len();

@@ -7,7 +7,7 @@ use axum::http::StatusCode;
 use serde::Serialize;
 
 use crate::order::{Action, OrderType, Ticket, TimeInForce};
-use crate::problem::Problem;
+use crate::problem::ProblemDetails;
 
 /// The most orders, and the most positions, that an account keeps: finished orders make room, working ones do not.
 const MAX_KEPT: usize = 1_000;
@@ -72,7 +72,7 @@ impl Broker {
         self.book().accounts.keys().filter(|(owner, _)| owner == user).map(|(_, name)| name.clone()).collect()
     }
 
-    pub(crate) fn positions(&self, user: &str, account: &str) -> Result<Vec<Position>, Problem> {
+    pub(crate) fn positions(&self, user: &str, account: &str) -> Result<Vec<Position>, ProblemDetails> {
         let mut book = self.book();
         let positions = &book.account(user, account)?.positions;
         let position = |(instrument, &qty): (&String, _)| {
@@ -83,17 +83,22 @@ impl Broker {
     }
 
     /// The orders of an account, oldest first.
-    pub(crate) fn orders(&self, user: &str, account: &str) -> Result<Vec<Order>, Problem> {
+    pub(crate) fn orders(&self, user: &str, account: &str) -> Result<Vec<Order>, ProblemDetails> {
         Ok(self.book().account(user, account)?.orders.iter().cloned().collect())
     }
 
     /// Takes an order that was [checked](Ticket::checked).
-    pub(crate) fn place(&self, user: &str, account: &str, ticket: Ticket) -> Result<Order, Problem> {
+    pub(crate) fn place(&self, user: &str, account: &str, ticket: Ticket) -> Result<Order, ProblemDetails> {
         self.book().place(user, account, ticket)
     }
 
     /// Sells what is held of an instrument, or buys back what was sold; of all instruments if none is named.
-    pub(crate) fn close(&self, user: &str, account: &str, instrument: Option<&str>) -> Result<Vec<Order>, Problem> {
+    pub(crate) fn close(
+        &self,
+        user: &str,
+        account: &str,
+        instrument: Option<&str>,
+    ) -> Result<Vec<Order>, ProblemDetails> {
         let mut book = self.book();
         let positions = book.account(user, account)?.positions.clone();
         let named = positions.into_iter().filter(|(name, _)| instrument.is_none_or(|named| named == name));
@@ -107,7 +112,7 @@ impl Broker {
     }
 
     /// Cancels the working orders of an account.
-    pub(crate) fn cancel_all(&self, user: &str, account: &str) -> Result<Vec<Order>, Problem> {
+    pub(crate) fn cancel_all(&self, user: &str, account: &str) -> Result<Vec<Order>, ProblemDetails> {
         let mut book = self.book();
         let working = book.account(user, account)?.orders.iter_mut().filter(|order| order.status == Status::Working);
         let cancelled = working.map(|order| {
@@ -124,13 +129,13 @@ impl Broker {
 
 impl Book {
     /// An account of this user. That of another user looks like one that is not there.
-    fn account(&mut self, user: &str, account: &str) -> Result<&mut Account, Problem> {
+    fn account(&mut self, user: &str, account: &str) -> Result<&mut Account, ProblemDetails> {
         self.accounts
             .get_mut(&(user.to_owned(), account.to_owned()))
-            .ok_or_else(|| Problem::new(StatusCode::NOT_FOUND, "You have no account of this name."))
+            .ok_or_else(|| ProblemDetails::new(StatusCode::NOT_FOUND, "You have no account of this name."))
     }
 
-    fn place(&mut self, user: &str, name: &str, ticket: Ticket) -> Result<Order, Problem> {
+    fn place(&mut self, user: &str, name: &str, ticket: Ticket) -> Result<Order, ProblemDetails> {
         let id = self.last_id + 1;
         let account = self.account(user, name)?;
         account.make_room(&ticket.instrument)?;
@@ -162,9 +167,10 @@ impl Book {
 }
 
 impl Account {
-    fn make_room(&mut self, instrument: &str) -> Result<(), Problem> {
-        let full =
-            |what| Err(Problem::new(StatusCode::CONFLICT, format!("The account has {MAX_KEPT} {what} already.")));
+    fn make_room(&mut self, instrument: &str) -> Result<(), ProblemDetails> {
+        let full = |what| {
+            Err(ProblemDetails::new(StatusCode::CONFLICT, format!("The account has {MAX_KEPT} {what} already.")))
+        };
         if self.positions.len() >= MAX_KEPT && !self.positions.contains_key(instrument) {
             return full("positions");
         }

@@ -4,9 +4,9 @@
 use std::error::Error;
 use std::time::{Duration, SystemTime};
 
-use tollgate::mint::{Format, Secret};
+use tollgate::mint::{Secret, TokenFormat};
 use tollgate::store::sql::{Database, GrantRecord, LastUsed, NewGrant};
-use tollgate::store::{Breaker, CachedStore, Change, Checked};
+use tollgate::store::{CachedStore, CheckedStore, CircuitBreaker, Invalidation};
 use tollgate::{BoxStore, StoreError};
 
 use crate::app::{TRADE, User};
@@ -42,7 +42,7 @@ pub(crate) async fn demo_tokens(database: &Database) -> Result<(Secret, Secret),
     let grant = NewGrant::new("demo").with_expiry(SystemTime::now() + DAY);
     let trader = grant.clone().with_label("may trade").with_scopes([TRADE])?;
     let reader = grant.with_label("may only read");
-    let format = Format::new("ct")?;
+    let format = TokenFormat::new("ct")?;
     Ok((database.issue(&format, &trader).await?.secret, database.issue(&format, &reader).await?.secret))
 }
 
@@ -51,24 +51,24 @@ pub(crate) async fn demo_tokens(database: &Database) -> Result<(Secret, Secret),
 pub(crate) fn tokens(database: &Database) -> Result<Tokens, Box<dyn Error>> {
     let store = database
         .store_with(|grant: GrantRecord| async move { Ok::<_, StoreError>(User { name: grant.subject.to_string() }) });
-    let breaker = Breaker::new(store.clone(), DEADLINE, tokio::time::sleep);
+    let breaker = CircuitBreaker::new(store.clone(), DEADLINE, tokio::time::sleep);
     let cache = CachedStore::new(breaker.clone(), TTL)?;
     let last_used = LastUsed::new(database);
     // Tokens that were issued under another prefix, or come from elsewhere, are asked for as they are.
-    let checked = Checked::new(last_used.note(cache.clone()), Format::new("ct")?).with_imported_tokens();
+    let checked = CheckedStore::new(last_used.note(cache.clone()), TokenFormat::new("ct")?).with_imported_tokens();
 
     // Sockets ask the database itself: they have to know what is true now.
     let tokens = Tokens::new(BoxStore::new(checked), move |token| store.get(token));
     let (followed, live) = (database.clone(), tokens.live().clone());
-    let on_change = move |change: Change| {
+    let on_change = move |change: Invalidation| {
         cache.invalidate(&change);
         live.tell(&change);
-        if change == Change::Everything {
+        if change == Invalidation::Everything {
             // Perhaps the database is back.
             breaker.probe_now();
         }
     };
-    tokio::spawn(async move { followed.follow(FOLLOW_EVERY, on_change).await });
+    tokio::spawn(async move { followed.watch(FOLLOW_EVERY, on_change).await });
     tokio::spawn(async move { last_used.run(NOTE_EVERY).await });
     Ok(tokens)
 }

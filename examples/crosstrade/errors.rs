@@ -4,15 +4,15 @@ use axum::body::Body;
 use axum::http::{HeaderValue, Response, StatusCode, header};
 use axum::response::IntoResponse;
 use tollgate::respond::Respond;
-use tollgate::{Problem as StandardWords, Rejection};
+use tollgate::{ProblemDetails as StandardWords, Rejection};
 
-use crate::problem::Problem;
+use crate::problem::ProblemDetails;
 
 /// The body of answers with status 429. All other answers are problem documents (RFC 9457) in any case.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Errors {
     /// A problem document as well.
-    Problem,
+    ProblemDetails,
     /// What CrossTrade's own clients expect.
     CrossTrade,
 }
@@ -27,7 +27,7 @@ impl Respond<Body> for Errors {
 
 impl Errors {
     /// What handlers ask when they refuse.
-    pub(crate) fn refuse(self, problem: Problem) -> Response<Body> {
+    pub(crate) fn reject(self, problem: ProblemDetails) -> Response<Body> {
         self.dress(problem.into_response())
     }
 

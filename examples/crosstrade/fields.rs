@@ -10,7 +10,7 @@ use serde::Deserialize;
 use serde::de::value::{Error as FieldError, MapDeserializer};
 use serde::de::{Deserializer, Error as _, Visitor};
 
-use crate::problem::Problem;
+use crate::problem::ProblemDetails;
 
 /// White space around names and values, and before JSON: the same as for the gate, and no other white space of Unicode.
 const SPACE: [char; 4] = [' ', '\t', '\r', '\n'];
@@ -33,25 +33,26 @@ pub(crate) struct Fields {
 
 impl Fields {
     /// Parses a body by its content type and, for `text/plain`, by its first character: the rule of the gate
-    /// (`BodyDoors::with_json_in_text`), so that both read the same fields.
-    pub(crate) fn parse(headers: &HeaderMap, body: &[u8]) -> Result<Self, Problem> {
+    /// (`BodyTokens::with_json_in_text`), so that both read the same fields.
+    pub(crate) fn parse(headers: &HeaderMap, body: &[u8]) -> Result<Self, ProblemDetails> {
         let content_type = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
         let essence = content_type.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
         // One byte order mark is no part of the text.
         let body = body.strip_prefix(b"\xef\xbb\xbf").unwrap_or(body);
         match essence.as_str() {
             "text/plain" if begins_object(body) => Self::from_json(body),
-            "text/plain" => Self::from_text(body).map_err(|error| Problem::bad_request(error.to_string())),
+            "text/plain" => Self::from_text(body).map_err(|error| ProblemDetails::bad_request(error.to_string())),
             json if json == "application/json" || json.ends_with("+json") => Self::from_json(body),
             _ => {
                 let detail = "An alert is `text/plain` or `application/json`.";
-                Err(Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, detail))
+                Err(ProblemDetails::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, detail))
             }
         }
     }
 
-    fn from_json(body: &[u8]) -> Result<Self, Problem> {
-        serde_json::from_slice(body).map_err(|error| Problem::bad_request(format!("The alert cannot be read: {error}")))
+    fn from_json(body: &[u8]) -> Result<Self, ProblemDetails> {
+        serde_json::from_slice(body)
+            .map_err(|error| ProblemDetails::bad_request(format!("The alert cannot be read: {error}")))
     }
 
     /// `name=value;` with names in any case. A piece without `=` is an error unless it is blank: it may be a limit.

@@ -53,7 +53,7 @@ impl Ledger for Memory {
     }
 
     fn pay_alert<'a>(&'a self, who: &'a CurrentGrant, own: Option<(&'a [u8], SelfLimit)>) -> Later<'a, Paid> {
-        let charge = || self.limits.check_now(who, Charge::Units(1)).or_refuse();
+        let charge = || self.limits.check_now(who, Charge::Units(1)).into_result();
         let paid = match own {
             None => charge().map_err(Denied::NotAccepted),
             Some((id, limit)) => {

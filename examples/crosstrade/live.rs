@@ -14,7 +14,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::watch;
-use tollgate::store::{Change, Lookup};
+use tollgate::store::{Invalidation, Lookup};
 use tollgate::{Grant, GrantId, StoreError, Subject, TokenDigest};
 
 use crate::app::User;
@@ -95,20 +95,20 @@ impl LiveGrants {
     }
 
     /// Has all grants looked up that a change concerns.
-    pub(crate) fn tell(&self, change: &Change) {
+    pub(crate) fn tell(&self, change: &Invalidation) {
         let mut state = self.state();
         let concerns = |digest: &TokenDigest, token: &Token| match change {
-            Change::Token(changed) => changed == digest,
-            Change::Grant(changed) => *changed == token.grant,
-            Change::Subject(changed) => *changed == token.subject,
+            Invalidation::Token(changed) => changed == digest,
+            Invalidation::Grant(changed) => *changed == token.grant,
+            Invalidation::Subject(changed) => *changed == token.subject,
             // An open socket has a token that is known.
-            Change::Added => false,
+            Invalidation::Added => false,
             // Changes of a kind that is not known here are about everything.
             _ => true,
         };
         // A revocation does not wait for what may not have changed at all.
         let end = match change {
-            Change::Token(_) | Change::Grant(_) | Change::Subject(_) => End::Front,
+            Invalidation::Token(_) | Invalidation::Grant(_) | Invalidation::Subject(_) => End::Front,
             _ => End::Back,
         };
         let tokens = state.tokens.iter().filter(|(digest, token)| concerns(digest, token));

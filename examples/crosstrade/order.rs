@@ -4,7 +4,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-use crate::problem::Problem;
+use crate::problem::ProblemDetails;
 
 /// The most of one instrument that one order is about.
 const MAX_QTY: u64 = 1_000_000;
@@ -34,16 +34,16 @@ impl Ticket {
     }
 
     /// The ticket in the form in which the broker takes it.
-    pub(crate) fn checked(mut self) -> Result<Self, Problem> {
+    pub(crate) fn checked(mut self) -> Result<Self, ProblemDetails> {
         self.instrument = instrument(&self.instrument)?;
         if !(1..=MAX_QTY).contains(&self.qty) {
-            return Err(Problem::bad_request(format!("`qty` is a whole number from 1 to {MAX_QTY}.")));
+            return Err(ProblemDetails::bad_request(format!("`qty` is a whole number from 1 to {MAX_QTY}.")));
         }
         self.limit_price = match self.order_type {
             OrderType::Market => None,
             OrderType::Limit => match self.limit_price {
                 Some(price) if price.is_finite() && price > 0.0 => Some(price),
-                _ => return Err(Problem::bad_request("A LIMIT order needs a `limit_price` above 0.")),
+                _ => return Err(ProblemDetails::bad_request("A LIMIT order needs a `limit_price` above 0.")),
             },
         };
         Ok(self)
@@ -51,12 +51,12 @@ impl Ticket {
 }
 
 /// The name of an instrument, as positions show it: `ES 12-26`, `MES1!`, `BRK.B`.
-pub(crate) fn instrument(name: &str) -> Result<String, Problem> {
+pub(crate) fn instrument(name: &str) -> Result<String, ProblemDetails> {
     let name = name.trim();
     let is_fine = |byte: u8| byte.is_ascii_alphanumeric() || b" -._!/:^".contains(&byte);
     match name.len() {
         1..=MAX_INSTRUMENT_LEN if name.bytes().all(is_fine) => Ok(name.to_ascii_uppercase()),
-        _ => Err(Problem::bad_request("`instrument` is a name such as ES 12-26, of at most 64 characters.")),
+        _ => Err(ProblemDetails::bad_request("`instrument` is a name such as ES 12-26, of at most 64 characters.")),
     }
 }
 

@@ -4,7 +4,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 
 use tollgate::Quota;
-use tollgate::limit::{Clock, FailureThrottle, peer_of};
+use tollgate::limit::{Clock, FailureThrottle, ip_prefix};
 
 /// One every 2 seconds, 60 at once: of an address, at all doors. A household that has mistyped its token stays below it,
 /// and so many look-ups of one address may be under way at the same time.
@@ -21,7 +21,7 @@ const TRADINGVIEW: [Ipv4Addr; 4] = [
 
 /// Returns by what a peer is counted: an IPv4 address, or the network of an IPv6 address. `None` if it is not limited.
 pub(crate) fn key(address: IpAddr) -> Option<IpAddr> {
-    match peer_of(address) {
+    match ip_prefix(address) {
         IpAddr::V4(v4) if TRADINGVIEW.contains(&v4) => None,
         peer => Some(peer),
     }

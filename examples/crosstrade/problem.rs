@@ -12,13 +12,13 @@ use crate::body::BodyTimeout;
 
 /// An error with a status and a sentence for the client.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Problem {
+pub(crate) struct ProblemDetails {
     pub(crate) status: StatusCode,
     pub(crate) detail: String,
     retry_after: Option<Duration>,
 }
 
-impl Problem {
+impl ProblemDetails {
     pub(crate) fn new(status: StatusCode, detail: impl Into<String>) -> Self {
         Self { status, detail: detail.into(), retry_after: None }
     }
@@ -46,7 +46,7 @@ fn whole_seconds(wait: Duration) -> u64 {
     (wait.as_secs() + u64::from(wait.subsec_nanos() > 0)).max(1)
 }
 
-impl IntoResponse for Problem {
+impl IntoResponse for ProblemDetails {
     fn into_response(self) -> Response {
         let title = self.status.canonical_reason().unwrap_or("Error");
         let body = json!({
@@ -68,30 +68,30 @@ impl IntoResponse for Problem {
     }
 }
 
-impl From<JsonRejection> for Problem {
+impl From<JsonRejection> for ProblemDetails {
     fn from(rejection: JsonRejection) -> Self {
         Self::of_body(&rejection, rejection.status(), rejection.body_text())
     }
 }
 
-impl From<PathRejection> for Problem {
+impl From<PathRejection> for ProblemDetails {
     fn from(rejection: PathRejection) -> Self {
         Self::new(rejection.status(), rejection.body_text())
     }
 }
 
-impl From<BytesRejection> for Problem {
+impl From<BytesRejection> for ProblemDetails {
     fn from(rejection: BytesRejection) -> Self {
         Self::of_body(&rejection, rejection.status(), rejection.body_text())
     }
 }
 
 /// For paths that there are not.
-pub(crate) async fn not_found() -> Problem {
-    Problem::new(StatusCode::NOT_FOUND, "There is nothing at this path.")
+pub(crate) async fn not_found() -> ProblemDetails {
+    ProblemDetails::new(StatusCode::NOT_FOUND, "There is nothing at this path.")
 }
 
 /// For methods that a path does not have.
-pub(crate) async fn method_not_allowed() -> Problem {
-    Problem::new(StatusCode::METHOD_NOT_ALLOWED, "This path does not take this method.")
+pub(crate) async fn method_not_allowed() -> ProblemDetails {
+    ProblemDetails::new(StatusCode::METHOD_NOT_ALLOWED, "This path does not take this method.")
 }

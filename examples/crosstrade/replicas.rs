@@ -86,7 +86,7 @@ impl Shared {
 
     async fn pay(&self, who: &CurrentGrant) -> Paid {
         let decision = self.limits.charge(who, Charge::Units(1)).await;
-        decision.or_refuse().map_err(Denied::NotAccepted)
+        decision.into_result().map_err(Denied::NotAccepted)
     }
 
     /// Whether Redis is away: then its breaker says so at once, but for one who asks, from time to time.
@@ -98,7 +98,7 @@ impl Shared {
     /// of another. Where Redis answers too late, or the sender has gone, it stays counted: the limit errs on the safe side.
     async fn pay_limited(&self, who: &CurrentGrant, id: &[u8], limit: SelfLimit) -> Paid {
         // It is a safety limit: where nobody knows, the alert is not carried out.
-        let unknown = || Decision::unavailable(DEADLINE).or_refuse().map_err(Denied::NotAccepted);
+        let unknown = || Decision::unavailable(DEADLINE).into_result().map_err(Denied::NotAccepted);
         if self.is_away(who).await {
             return unknown();
         }

@@ -11,9 +11,9 @@ use tollgate::Authenticated;
 use crate::app::{Service, User};
 use crate::broker::Order;
 use crate::order::Ticket;
-use crate::problem::Problem;
+use crate::problem::ProblemDetails;
 
-type Answer<T> = Result<Json<T>, Problem>;
+type Answer<T> = Result<Json<T>, ProblemDetails>;
 /// The account in the path, if that can be read.
 type Account = Result<Path<String>, PathRejection>;
 
@@ -47,7 +47,7 @@ pub(crate) async fn place(
 ) -> Answer<Order> {
     let (Path(account), Json(ticket)) = (account?, ticket?);
     if ticket.account.as_ref().is_some_and(|named| *named != account) {
-        return Err(Problem::bad_request("`account` is not the account in the path."));
+        return Err(ProblemDetails::bad_request("`account` is not the account in the path."));
     }
     service.broker.place(&who.principal().name, &account, ticket.checked()?).map(Json)
 }

@@ -9,7 +9,7 @@ use axum::http::StatusCode;
 
 use crate::app::{Service, TRADE, User};
 use crate::order::Ticket;
-use crate::problem::Problem;
+use crate::problem::ProblemDetails;
 
 /// A message of the client.
 #[derive(Debug, Deserialize)]
@@ -35,7 +35,9 @@ struct In {
 /// Answers a message that was paid for.
 pub(crate) fn answer(service: &Service, grant: &Grant<User>, text: &str) -> Value {
     match serde_json::from_str(text) {
-        Err(error) => failed(&Value::Null, &Problem::bad_request(format!("The message cannot be read: {error}"))),
+        Err(error) => {
+            failed(&Value::Null, &ProblemDetails::bad_request(format!("The message cannot be read: {error}")))
+        }
         Ok(Message::Ping) => json!({ "op": "pong" }),
         Ok(Message::Rpc { id, method, params }) => match call(service, grant, &method, params) {
             Ok(result) => json!({ "op": "result", "id": id, "method": method, "result": result }),
@@ -44,15 +46,15 @@ pub(crate) fn answer(service: &Service, grant: &Grant<User>, text: &str) -> Valu
     }
 }
 
-pub(crate) fn failed(id: &Value, problem: &Problem) -> Value {
+pub(crate) fn failed(id: &Value, problem: &ProblemDetails) -> Value {
     json!({ "op": "error", "id": id, "status": problem.status.as_u16(), "error": problem.detail })
 }
 
-fn call(service: &Service, grant: &Grant<User>, method: &str, params: Value) -> Result<Value, Problem> {
+fn call(service: &Service, grant: &Grant<User>, method: &str, params: Value) -> Result<Value, ProblemDetails> {
     let (broker, user) = (&service.broker, &grant.principal().name);
     let may_trade = || match grant.scopes().contains(TRADE) {
         true => Ok(()),
-        false => Err(Problem::new(StatusCode::FORBIDDEN, "The token does not have the scope `trade`.")),
+        false => Err(ProblemDetails::new(StatusCode::FORBIDDEN, "The token does not have the scope `trade`.")),
     };
     Ok(match method {
         "accounts" => json!({ "accounts": broker.accounts(user) }),
@@ -61,7 +63,8 @@ fn call(service: &Service, grant: &Grant<User>, method: &str, params: Value) -> 
         "place" => {
             may_trade()?;
             let ticket = read::<Ticket>(params)?.checked()?;
-            let account = ticket.account.clone().ok_or_else(|| Problem::bad_request("The order has no `account`."))?;
+            let account =
+                ticket.account.clone().ok_or_else(|| ProblemDetails::bad_request("The order has no `account`."))?;
             json!(broker.place(user, &account, ticket)?)
         }
         "flatten" => {
@@ -70,11 +73,11 @@ fn call(service: &Service, grant: &Grant<User>, method: &str, params: Value) -> 
         }
         _ => {
             let detail = "The methods are accounts, positions, orders, place and flatten.";
-            return Err(Problem::new(StatusCode::NOT_FOUND, detail));
+            return Err(ProblemDetails::new(StatusCode::NOT_FOUND, detail));
         }
     })
 }
 
-fn read<T: DeserializeOwned>(params: Value) -> Result<T, Problem> {
-    serde_json::from_value(params).map_err(|error| Problem::bad_request(format!("`params`: {error}")))
+fn read<T: DeserializeOwned>(params: Value) -> Result<T, ProblemDetails> {
+    serde_json::from_value(params).map_err(|error| ProblemDetails::bad_request(format!("`params`: {error}")))
 }

@@ -22,7 +22,7 @@ use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Role, WebSocketConfig
 use tokio_tungstenite::tungstenite::{Error, Message, Utf8Bytes};
 
 use crate::app::MAX_BODY;
-use crate::problem::Problem;
+use crate::problem::ProblemDetails;
 
 /// How long a client may take to read a message, and to close.
 const TIMEOUT: Duration = Duration::from_secs(10);
@@ -57,9 +57,9 @@ impl Socket {
     pub(crate) fn accept(
         request: Request,
         protocol: &'static str,
-    ) -> Result<(Response, impl Future<Output = Option<Self>> + Send + 'static), Problem> {
+    ) -> Result<(Response, impl Future<Output = Option<Self>> + Send + 'static), ProblemDetails> {
         let mut response = create_response_with_body(&request, Body::empty)
-            .map_err(|error| Problem::bad_request(format!("This is not a WebSocket handshake. {error}.")))?;
+            .map_err(|error| ProblemDetails::bad_request(format!("This is not a WebSocket handshake. {error}.")))?;
         let lines = request.headers().get_all(header::SEC_WEBSOCKET_PROTOCOL).iter();
         let mut offers = lines.flat_map(|line| line.as_bytes().split(|&byte| byte == b','));
         if offers.any(|offer| offer.trim_ascii() == protocol.as_bytes()) {

@@ -22,7 +22,7 @@ use tollgate::{Authenticated, Charge, CurrentGrant, Grant, Verdict};
 
 use crate::app::{Service, User};
 use crate::live::Subscription;
-use crate::problem::Problem;
+use crate::problem::ProblemDetails;
 use crate::rpc;
 use crate::socket::{End, Received, Socket};
 use crate::sockets::Place;
@@ -37,13 +37,16 @@ pub(crate) async fn open(
     State(service): State<Arc<Service>>,
     who: Authenticated<User>,
     request: Request,
-) -> Result<Response, Problem> {
+) -> Result<Response, ProblemDetails> {
     let (response, socket) = Socket::accept(request, PROTOCOL)?;
     let Some(token) = who.token_digest() else {
-        return Err(Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "The gate has not said which token opens this."));
+        return Err(ProblemDetails::new(
+            StatusCode::INTERNAL_SERVER_ERROR,
+            "The gate has not said which token opens this.",
+        ));
     };
     let Some(place) = service.sockets.enter(who.grant().subject()) else {
-        return Err(Problem::new(StatusCode::TOO_MANY_REQUESTS, "You have as many sockets open as you may."));
+        return Err(ProblemDetails::new(StatusCode::TOO_MANY_REQUESTS, "You have as many sockets open as you may."));
     };
     tokio::spawn(async move {
         if let Some(socket) = socket.await {

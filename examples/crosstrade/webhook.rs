@@ -9,13 +9,13 @@ use axum::extract::rejection::BytesRejection;
 use axum::http::HeaderMap;
 use axum::response::{IntoResponse, Response};
 use serde_json::json;
-use tollgate::{Authenticated, Carrier, Decision, Rejection};
+use tollgate::{Authenticated, Decision, Rejection, TokenLocation};
 
 use crate::alert::{Alert, Command};
 use crate::app::{Service, TRADE, User};
 use crate::broker::Order;
 use crate::excerpt::Excerpt;
-use crate::problem::Problem;
+use crate::problem::ProblemDetails;
 use crate::self_limit::Denied;
 
 /// Takes an alert.
@@ -29,8 +29,8 @@ pub(crate) async fn receive(
     headers: HeaderMap,
     body: Result<Bytes, BytesRejection>,
 ) -> Response {
-    let body = body.map_err(Problem::from);
-    let alert = body.as_ref().map_err(Problem::clone).and_then(|body| Alert::parse(&headers, body));
+    let body = body.map_err(ProblemDetails::from);
+    let alert = body.as_ref().map_err(ProblemDetails::clone).and_then(|body| Alert::parse(&headers, body));
     let charge = match pay(&service, &who, alert.as_ref()).await {
         Ok(charge) => charge,
         Err(refusal) => return refusal.respond(&service, &who),
@@ -51,16 +51,16 @@ pub(crate) async fn receive(
 /// Why an alert was not carried out, and in whose words that is said.
 enum Refusal {
     AsGate(Rejection),
-    AsService(Problem),
+    AsService(ProblemDetails),
 }
 
 impl Refusal {
     fn respond(self, service: &Service, who: &Authenticated<User>) -> Response {
         match self {
-            Self::AsGate(rejection) => service.gate.refuse(rejection.of_grant(&who.current())),
+            Self::AsGate(rejection) => service.gate.reject(rejection.of_grant(&who.current())),
             Self::AsService(problem) => {
                 tracing::info!(grant = who.grant().id().as_str(), status = problem.status.as_u16(), "alert rejected");
-                service.errors.refuse(problem)
+                service.errors.reject(problem)
             }
         }
     }
@@ -72,8 +72,8 @@ impl From<Rejection> for Refusal {
     }
 }
 
-impl From<Problem> for Refusal {
-    fn from(problem: Problem) -> Self {
+impl From<ProblemDetails> for Refusal {
+    fn from(problem: ProblemDetails) -> Self {
         Self::AsService(problem)
     }
 }
@@ -85,7 +85,7 @@ impl From<Denied<Rejection>> for Refusal {
             Denied::OverLimit(wait) => ("The alert's own `rate_limit` is reached for its `id`.", wait),
             Denied::TooManyIds(wait) => ("You limit more ids at a time than can be kept.", wait),
         };
-        Self::AsService(Problem::too_many(detail, wait))
+        Self::AsService(ProblemDetails::too_many(detail, wait))
     }
 }
 
@@ -93,21 +93,25 @@ impl From<Denied<Rejection>> for Refusal {
 async fn pay(
     service: &Service,
     who: &Authenticated<User>,
-    alert: Result<&Alert, &Problem>,
+    alert: Result<&Alert, &ProblemDetails>,
 ) -> Result<Decision, Refusal> {
     let own = alert.ok().and_then(|alert| alert.limit.as_ref());
     let own = own.map(|(id, limit)| (id.as_bytes(), *limit));
     Ok(service.ledger.pay_alert(&who.current(), own).await?)
 }
 
-fn execute(service: &Service, who: &Authenticated<User>, alert: Result<Alert, Problem>) -> Result<Vec<Order>, Refusal> {
+fn execute(
+    service: &Service,
+    who: &Authenticated<User>,
+    alert: Result<Alert, ProblemDetails>,
+) -> Result<Vec<Order>, Refusal> {
     if !who.grant().scopes().contains(TRADE) {
         return Err(Rejection::insufficient_scope(service.trade.clone()).into());
     }
     Ok(trade(service, &who.principal().name, alert?.command)?)
 }
 
-fn trade(service: &Service, user: &str, command: Command) -> Result<Vec<Order>, Problem> {
+fn trade(service: &Service, user: &str, command: Command) -> Result<Vec<Order>, ProblemDetails> {
     let broker = &service.broker;
     let named_or_all = |account: Option<String>| account.map_or_else(|| broker.accounts(user), |name| vec![name]);
     match command {
@@ -133,8 +137,10 @@ fn trade(service: &Service, user: &str, command: Command) -> Result<Vec<Order>, 
 /// not, nobody has looked for keys there, and the body is not logged.
 fn log(who: &Authenticated<User>, body: &[u8]) {
     let (grant, user) = (who.grant().id().as_str(), &*who.principal().name);
-    match who.carrier() {
-        Carrier::TextBody | Carrier::JsonBody => tracing::info!(grant, user, body = %Excerpt(body), "alert"),
+    match who.location() {
+        TokenLocation::TextBody | TokenLocation::JsonBody => {
+            tracing::info!(grant, user, body = %Excerpt(body), "alert")
+        }
         _ => tracing::info!(grant, user, bytes = body.len(), "alert"),
     }
 }

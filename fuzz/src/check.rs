@@ -1,9 +1,9 @@
-//! The targets for the parsers. Their input is what the carrier holds, byte for byte; header lines end in LF.
+//! The targets for the parsers. Their input is what the location holds, byte for byte; header lines end in LF.
 
 use http::header::{AUTHORIZATION, SEC_WEBSOCKET_PROTOCOL, UPGRADE};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Uri};
-use tollgate::extract::{self, Alphabet, Presented, TokenForm};
-use tollgate::{BearerToken, Head};
+use tollgate::extract::{self, TokenCharset, Extracted, TokenSyntax};
+use tollgate::{BearerToken, RequestHead};
 
 use crate::oracle::{self, Form, Found, latin_1};
 
@@ -14,9 +14,9 @@ pub const API_KEY: HeaderName = HeaderName::from_static("x-api-key");
 pub const PREFIX: &str = "base64url.bearer.authorization.example.";
 
 /// The same in the crate's words.
-pub fn token_form(form: Form) -> TokenForm {
-    let alphabet = if form.lenient { Alphabet::Lenient } else { Alphabet::B64Token };
-    TokenForm { alphabet, max_len: form.max_len }
+pub fn token_form(form: Form) -> TokenSyntax {
+    let alphabet = if form.lenient { TokenCharset::Lenient } else { TokenCharset::B64Token };
+    TokenSyntax { alphabet, max_len: form.max_len }
 }
 
 pub fn header(data: &[u8]) {
@@ -106,11 +106,11 @@ pub fn websocket(data: &[u8]) {
     let Some(headers) = headers(SEC_WEBSOCKET_PROTOCOL, data) else { return };
     let mut request = Request::new(());
     *request.headers_mut() = headers;
-    same(extract::websocket(&Head::of(&request), PREFIX, TokenForm::default()), Found::Absent);
+    same(extract::websocket(&RequestHead::of(&request), PREFIX, TokenSyntax::default()), Found::Absent);
     request.headers_mut().insert(UPGRADE, HeaderValue::from_static("h2c, WebSocket"));
     for form in FORMS {
         let should_be = oracle::websocket(&lines(data), PREFIX, form);
-        same(extract::websocket(&Head::of(&request), PREFIX, token_form(form)), should_be);
+        same(extract::websocket(&RequestHead::of(&request), PREFIX, token_form(form)), should_be);
     }
 }
 
@@ -128,15 +128,15 @@ fn headers(name: HeaderName, data: &[u8]) -> Option<HeaderMap> {
 }
 
 /// What the crate has found is what the oracle has found, and does not print it.
-fn same(is: Presented<'_>, should_be: Found) {
+fn same(is: Extracted<'_>, should_be: Found) {
     let printed = format!("{is:?}");
     let (found, prints) = match is {
-        Presented::Nothing => (Found::Absent, "Nothing".to_owned()),
-        Presented::Token(token) => {
-            (Found::Token(latin_1(token.expose())), format!("{:?}", Presented::Token(BearerToken::new("another"))))
+        Extracted::Nothing => (Found::Absent, "Nothing".to_owned()),
+        Extracted::Token(token) => {
+            (Found::Token(latin_1(token.expose())), format!("{:?}", Extracted::Token(BearerToken::new("another"))))
         }
-        Presented::Malformed => (Found::BadToken, "Malformed".to_owned()),
-        Presented::Ambiguous(reason) => (Found::BadRequest, format!("Ambiguous({reason:?})")),
+        Extracted::Malformed => (Found::BadToken, "Malformed".to_owned()),
+        Extracted::Ambiguous(reason) => (Found::BadRequest, format!("Ambiguous({reason:?})")),
     };
     assert_eq!(found, should_be);
     assert_eq!(printed, prints);
@@ -148,21 +148,21 @@ mod tests {
 
     #[test]
     fn no_line_is_nothing() {
-        assert!(matches!(extract::authorization(&HeaderMap::new(), TokenForm::default()), Presented::Nothing));
+        assert!(matches!(extract::authorization(&HeaderMap::new(), TokenSyntax::default()), Extracted::Nothing));
         assert_eq!(oracle::authorization(&[], Form::DEFAULT), Found::Absent);
-        assert!(matches!(extract::api_key(&HeaderMap::new(), &API_KEY, TokenForm::default()), Presented::Nothing));
+        assert!(matches!(extract::api_key(&HeaderMap::new(), &API_KEY, TokenSyntax::default()), Extracted::Nothing));
         assert_eq!(oracle::api_key(&[], Form::DEFAULT), Found::Absent);
     }
 
     #[test]
     #[should_panic]
     fn another_token_is_noticed() {
-        same(Presented::Token(BearerToken::new("a")), Found::Token("b".to_owned()));
+        same(Extracted::Token(BearerToken::new("a")), Found::Token("b".to_owned()));
     }
 
     #[test]
     #[should_panic]
     fn another_verdict_is_noticed() {
-        same(Presented::Malformed, Found::Absent);
+        same(Extracted::Malformed, Found::Absent);
     }
 }

@@ -6,8 +6,8 @@
 use std::convert::Infallible;
 use std::sync::Arc;
 
-use tollgate::mint::{CheckError, Format};
-use tollgate::store::{Checked, Lookup};
+use tollgate::mint::{CheckError, TokenFormat};
+use tollgate::store::{CheckedStore, Lookup};
 use tollgate::{Answer, BearerToken, Grant, Immediate, TokenStore};
 
 use crate::oracle::{self, Misfit, bytes, latin_1};
@@ -17,7 +17,7 @@ const FORMATS: [(&str, u32, usize); 4] = [("acme", 256, 43), ("acme_live", 256, 
 
 pub fn check(data: &[u8]) {
     let formats = FORMATS.map(|(prefix, bits, _)| {
-        Format::new(prefix).and_then(|format| format.with_random_bits(bits)).expect("a good format")
+        TokenFormat::new(prefix).and_then(|format| format.with_random_bits(bits)).expect("a good format")
     });
     same(&formats, data);
     for (format, (prefix, _, body)) in formats.iter().zip(FORMATS) {
@@ -53,21 +53,21 @@ fn changed(token: &[u8], data: &[u8]) -> Vec<u8> {
 }
 
 /// The crate and the oracle say the same of a token, for each format; and the store is asked for what fits one of two.
-fn same(formats: &[Format; 4], token: &[u8]) {
+fn same(formats: &[TokenFormat; 4], token: &[u8]) {
     let text = latin_1(token);
     let should_be = FORMATS.map(|(prefix, _, body)| oracle::minted(&text, prefix, body));
     for (format, should_be) in formats.iter().zip(should_be) {
         let is = format.check(token).map_err(|error| match error {
             CheckError::Prefix => Misfit::Prefix,
             CheckError::Length => Misfit::Length,
-            CheckError::Alphabet => Misfit::Alphabet,
+            CheckError::TokenCharset => Misfit::TokenCharset,
             CheckError::Checksum => Misfit::Checksum,
             other => panic!("a new error: {other}"),
         });
         assert_eq!(is, should_be, "{format:?} {text:?}");
     }
     let [acme, acme_live, t, _] = formats.clone();
-    let checked = Checked::new(Everybody, acme_live).with_format(t);
+    let checked = CheckedStore::new(Everybody, acme_live).with_format(t);
     let fits = should_be[1].is_ok() || should_be[2].is_ok();
     assert_eq!(lets_through(&checked, token), fits, "{text:?}");
     let is_foreign = !text.starts_with("acme_live_") && !text.starts_with("t_");
@@ -78,7 +78,7 @@ fn same(formats: &[Format; 4], token: &[u8]) {
     assert_eq!(lets_through(&checked, token), fits || should_be[0].is_ok() || is_foreign, "{text:?}");
 }
 
-fn lets_through(store: &Checked<Everybody>, token: &[u8]) -> bool {
+fn lets_through(store: &CheckedStore<Everybody>, token: &[u8]) -> bool {
     let Some(Ok(found)) = store.lookup(&BearerToken::new(token)).ready() else { panic!("it never waits or fails") };
     found.is_some()
 }
@@ -118,7 +118,7 @@ mod tests {
         assert_eq!(oracle::minted(token, "acme", 43), Ok(()));
         assert_eq!(oracle::minted("t_000000000000000000033000QrWt", "t", 22), Ok(()));
         assert_eq!(oracle::minted(&token.replace('q', "Q"), "acme", 43), Err(Misfit::Checksum));
-        assert_eq!(oracle::minted(&token.replace('q', "="), "acme", 43), Err(Misfit::Alphabet));
+        assert_eq!(oracle::minted(&token.replace('q', "="), "acme", 43), Err(Misfit::TokenCharset));
         assert_eq!(oracle::minted(&token.replace('q', ""), "acme", 43), Err(Misfit::Length));
         assert_eq!(oracle::minted(&token.replace('_', "-"), "acme", 43), Err(Misfit::Prefix));
     }

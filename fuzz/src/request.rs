@@ -6,7 +6,7 @@ use crate::oracle::{bytes, latin_1};
 
 /// Where a token was found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Carrier {
+pub enum TokenLocation {
     Header,
     ApiKey,
     Query,

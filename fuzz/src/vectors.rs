@@ -50,7 +50,7 @@ pub fn request(vector: &Value) -> Sent {
 /// The carriers that a vector enables.
 pub fn carriers(vector: &Value) -> Vec<&str> {
     let carriers = vector["config"]["carriers"].as_array();
-    carriers.into_iter().flatten().map(|carrier| carrier.as_str().expect("a name")).collect()
+    carriers.into_iter().flatten().map(|location| location.as_str().expect("a name")).collect()
 }
 
 /// A byte string, or hexadecimal digits, which win.
@@ -64,7 +64,7 @@ pub fn octets(object: &Value, key: &str, hex_key: &str) -> Vec<u8> {
     }
 }
 
-/// Inputs of a target. What the vectors say about a carrier is the input of its parser, byte for byte.
+/// Inputs of a target. What the vectors say about a location is the input of its parser, byte for byte.
 pub fn seeds(target: &str) -> BTreeSet<Vec<u8>> {
     all().iter().filter_map(|vector| seed(target, vector)).chain(at_limits(target)).collect()
 }

@@ -6,14 +6,14 @@ use std::sync::Arc;
 use http::{HeaderMap, Method, header};
 
 use super::header::strip_ows;
-use super::{InvalidDoor, InvalidRequest, Presented, TokenForm, door_name, form, json, open, text};
-use crate::head::Head;
+use super::{Extracted, InvalidRequest, TokenLocationError, TokenSyntax, door_name, form, json, open, text};
+use crate::head::RequestHead;
 use crate::protocol::Protocol;
-use crate::token::Carrier;
+use crate::token::TokenLocation;
 
 /// The open doors in the body, by the name of the field that holds the token.
 #[derive(Clone, Debug)]
-pub(crate) struct BodyDoors {
+pub(crate) struct BodyTokens {
     pub(crate) form: Option<Arc<str>>,
     pub(crate) json: Option<Arc<str>>,
     pub(crate) text: Option<Arc<str>>,
@@ -31,19 +31,19 @@ pub(crate) enum Door {
     Text,
 }
 
-impl Default for BodyDoors {
+impl Default for BodyTokens {
     fn default() -> Self {
         Self { form: None, json: None, text: None, sniff: false, max_depth: json::MAX_DEPTH }
     }
 }
 
-impl BodyDoors {
+impl BodyTokens {
     /// Opens the door in texts, whose fields have no quotes.
-    pub(crate) fn open_text(&mut self, field: &str) -> Result<(), InvalidDoor> {
+    pub(crate) fn open_text(&mut self, field: &str) -> Result<(), TokenLocationError> {
         let field = door_name(field)?;
         match text::is_name(&field) {
             true => open(&mut self.text, field),
-            false => Err(InvalidDoor::Name),
+            false => Err(TokenLocationError::Name),
         }
     }
 
@@ -56,7 +56,7 @@ impl BodyDoors {
     ///    does gRPC, gRPC-Web or a stream of Connect, whose messages are framed, `application/grpc+json` too.
     /// 3. Two types, and a charset that is neither UTF-8 nor US-ASCII, are contradictions; two types only if any door is
     ///    open.
-    pub(crate) fn fitting(&self, head: &Head<'_>) -> Result<Option<Door>, InvalidRequest> {
+    pub(crate) fn fitting(&self, head: &RequestHead<'_>) -> Result<Option<Door>, InvalidRequest> {
         let has_body = matches!(*head.method, Method::POST | Method::PUT | Method::PATCH);
         if self.are_closed() || !has_body || is_encoded(head.headers) || Protocol::of(head) == Protocol::Grpc {
             return Ok(None);
@@ -87,24 +87,24 @@ impl BodyDoors {
         if has_other_charset(parameters) { Err(InvalidRequest::OtherCharset) } else { Ok(Some(door)) }
     }
 
-    /// What the body holds behind this door, the carrier, and where the credential stands.
+    /// What the body holds behind this door, the location, and where the credential stands.
     pub(crate) fn look<'a>(
         &self,
         door: Door,
         body: &'a [u8],
-        form_of_token: TokenForm,
-    ) -> (Presented<'a>, Carrier, Range<usize>) {
+        form_of_token: TokenSyntax,
+    ) -> (Extracted<'a>, TokenLocation, Range<usize>) {
         let is_json = door == Door::Json || (door == Door::Text && self.sniffs() && json::begins_object(body));
-        let ((presented, span), carrier) = match (door, &self.form, &self.json, &self.text) {
-            (Door::Form, Some(name), ..) => (form::locate(body, name, form_of_token), Carrier::FormBody),
+        let ((presented, span), location) = match (door, &self.form, &self.json, &self.text) {
+            (Door::Form, Some(name), ..) => (form::locate(body, name, form_of_token), TokenLocation::FormBody),
             (_, _, Some(name), _) if is_json => {
-                (json::locate(body, name, form_of_token, self.max_depth), Carrier::JsonBody)
+                (json::locate(body, name, form_of_token, self.max_depth), TokenLocation::JsonBody)
             }
-            (Door::Text, _, _, Some(name)) => (text::locate(body, name, form_of_token), Carrier::TextBody),
+            (Door::Text, _, _, Some(name)) => (text::locate(body, name, form_of_token), TokenLocation::TextBody),
             // A text, where only JSON in texts is looked for.
-            _ => ((Presented::Nothing, 0..0), Carrier::TextBody),
+            _ => ((Extracted::Nothing, 0..0), TokenLocation::TextBody),
         };
-        (presented, carrier, span)
+        (presented, location, span)
     }
 
     fn are_closed(&self) -> bool {

@@ -6,14 +6,14 @@ use std::sync::Arc;
 use http::{HeaderMap, HeaderName, header};
 use thiserror::Error;
 
-use super::{InvalidRequest, Presented, TokenForm, api_key, authorization, is_tchar, query, websocket};
-use crate::head::Head;
-use crate::token::Carrier;
+use super::{Extracted, InvalidRequest, TokenSyntax, api_key, authorization, is_tchar, query, websocket};
+use crate::head::RequestHead;
+use crate::token::TokenLocation;
 
 /// A door that cannot be opened, found when a gate is set up.
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
 #[non_exhaustive]
-pub enum InvalidDoor {
+pub enum TokenLocationError {
     /// The name is empty, or has a character that it cannot have where it would be looked for.
     #[error("no request can hold a credential under this name")]
     Name,
@@ -26,16 +26,16 @@ pub enum InvalidDoor {
 }
 
 /// Opens a door that was closed.
-pub(crate) fn open<T>(door: &mut Option<T>, name: T) -> Result<(), InvalidDoor> {
+pub(crate) fn open<T>(door: &mut Option<T>, name: T) -> Result<(), TokenLocationError> {
     match door.replace(name) {
         None => Ok(()),
-        Some(_) => Err(InvalidDoor::Open),
+        Some(_) => Err(TokenLocationError::Open),
     }
 }
 
 /// The name of a parameter, field or member, for doors that find any name but none.
-pub(crate) fn door_name(name: &str) -> Result<Arc<str>, InvalidDoor> {
-    if name.is_empty() { Err(InvalidDoor::Name) } else { Ok(name.into()) }
+pub(crate) fn door_name(name: &str) -> Result<Arc<str>, TokenLocationError> {
+    if name.is_empty() { Err(TokenLocationError::Name) } else { Ok(name.into()) }
 }
 
 /// The open doors in the head of a request.
@@ -52,11 +52,11 @@ pub(crate) struct HeadDoors {
 }
 
 /// A door of the service's own: what is behind it, and whether there is more.
-pub(crate) type OtherDoor = dyn Fn(&Head<'_>) -> (Option<Vec<u8>>, bool) + Send + Sync;
+pub(crate) type OtherDoor = dyn Fn(&RequestHead<'_>) -> (Option<Vec<u8>>, bool) + Send + Sync;
 
 impl HeadDoors {
     /// Opens the door of an API key.
-    pub(crate) fn open_api_key(&mut self, name: HeaderName, yields: bool) -> Result<(), InvalidDoor> {
+    pub(crate) fn open_api_key(&mut self, name: HeaderName, yields: bool) -> Result<(), TokenLocationError> {
         const OTHERWISE_USED: [HeaderName; 12] = [
             header::ACCESS_CONTROL_REQUEST_METHOD,
             header::AUTHORIZATION,
@@ -72,18 +72,18 @@ impl HeadDoors {
             header::UPGRADE,
         ];
         if OTHERWISE_USED.contains(&name) {
-            return Err(InvalidDoor::Field);
+            return Err(TokenLocationError::Field);
         }
         self.api_key_yields = yields;
         open(&mut self.api_key, name)
     }
 
     /// Opens the door in WebSocket sub-protocols, which are HTTP tokens.
-    pub(crate) fn open_websocket(&mut self, prefix: &str) -> Result<(), InvalidDoor> {
+    pub(crate) fn open_websocket(&mut self, prefix: &str) -> Result<(), TokenLocationError> {
         let prefix = door_name(prefix)?;
         match prefix.bytes().all(is_tchar) {
             true => open(&mut self.websocket, prefix),
-            false => Err(InvalidDoor::Name),
+            false => Err(TokenLocationError::Name),
         }
     }
 
@@ -97,42 +97,42 @@ impl HeadDoors {
             && self.others.is_empty()
     }
 
-    fn authorization<'a>(&self, headers: &'a HeaderMap, form: TokenForm) -> Presented<'a> {
+    fn authorization<'a>(&self, headers: &'a HeaderMap, form: TokenSyntax) -> Extracted<'a> {
         match self.authorization_closed {
-            true => Presented::Nothing,
+            true => Extracted::Nothing,
             false => authorization(headers, form),
         }
     }
 
     /// The field of the API key, if it is looked at beside what `Authorization` holds.
-    pub(crate) fn api_key_beside(&self, headers: &HeaderMap, form: TokenForm) -> Option<&HeaderName> {
-        let yields = || self.api_key_yields && !matches!(self.authorization(headers, form), Presented::Nothing);
+    pub(crate) fn api_key_beside(&self, headers: &HeaderMap, form: TokenSyntax) -> Option<&HeaderName> {
+        let yields = || self.api_key_yields && !matches!(self.authorization(headers, form), Extracted::Nothing);
         self.api_key.as_ref().filter(|_| !yields())
     }
 
     /// What the head of a request holds, behind all open doors together.
-    pub(crate) fn look<'a>(&self, head: &Head<'a>, form: TokenForm) -> (Presented<'a>, Carrier) {
-        let mut found = (self.authorization(head.headers, form), Carrier::AuthorizationHeader);
-        let mut add = |presented: Presented<'a>, carrier| {
-            let (before, of) = std::mem::replace(&mut found, (Presented::Nothing, carrier));
-            found = before.and(of, presented, carrier);
+    pub(crate) fn look<'a>(&self, head: &RequestHead<'a>, form: TokenSyntax) -> (Extracted<'a>, TokenLocation) {
+        let mut found = (self.authorization(head.headers, form), TokenLocation::AuthorizationHeader);
+        let mut add = |presented: Extracted<'a>, location| {
+            let (before, of) = std::mem::replace(&mut found, (Extracted::Nothing, location));
+            found = before.and(of, presented, location);
         };
         if let Some(name) = self.api_key_beside(head.headers, form) {
-            add(api_key(head.headers, name, form), Carrier::ApiKeyHeader);
+            add(api_key(head.headers, name, form), TokenLocation::ApiKeyHeader);
         }
         if let Some(name) = &self.query {
-            add(query(head.method, head.uri, name, form), Carrier::Query);
+            add(query(head.method, head.uri, name, form), TokenLocation::Query);
         }
         if let Some(prefix) = &self.websocket {
-            add(websocket(head, prefix, form), Carrier::WebSocketProtocol);
+            add(websocket(head, prefix, form), TokenLocation::WebSocketProtocol);
         }
         for other in &self.others {
             let presented = match other(head) {
-                (None, _) => Presented::Nothing,
-                (Some(value), false) => Presented::value(value, form),
-                (Some(_), true) => Presented::Ambiguous(InvalidRequest::SeveralCredentials),
+                (None, _) => Extracted::Nothing,
+                (Some(value), false) => Extracted::value(value, form),
+                (Some(_), true) => Extracted::Ambiguous(InvalidRequest::SeveralCredentials),
             };
-            add(presented, Carrier::Other);
+            add(presented, TokenLocation::Other);
         }
         found
     }

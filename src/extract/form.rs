@@ -1,5 +1,5 @@
 use super::query::{Escapes, one_value};
-use super::{Presented, TokenForm};
+use super::{Extracted, TokenSyntax};
 
 /// The token of a form field (RFC 6750, section 2.2), in a body of `application/x-www-form-urlencoded`.
 ///
@@ -7,19 +7,19 @@ use super::{Presented, TokenForm};
 ///
 /// 1. Fields are separated by `&`, never by `;`. A name without `=` has an empty value.
 /// 2. `+` is a space, then names and values are percent-decoded once; a broken escape stays as it is.
-/// 3. More than one such field is [`Presented::Ambiguous`], an empty one [`Presented::Malformed`].
+/// 3. More than one such field is [`Extracted::Ambiguous`], an empty one [`Extracted::Malformed`].
 /// 4. Bytes outside of ASCII in other fields do not matter.
 ///
 /// ```
-/// use tollgate::extract::{Presented, TokenForm, form};
+/// use tollgate::extract::{Extracted, TokenSyntax, form};
 ///
-/// let Presented::Token(token) = form(b"qty=1&access_token=abc", "access_token", TokenForm::default()) else { panic!() };
+/// let Extracted::Token(token) = form(b"qty=1&access_token=abc", "access_token", TokenSyntax::default()) else { panic!() };
 /// assert_eq!(token.expose(), b"abc");
 /// ```
-pub fn form<'a>(body: &'a [u8], name: &str, form: TokenForm) -> Presented<'a> {
+pub fn form<'a>(body: &'a [u8], name: &str, form: TokenSyntax) -> Extracted<'a> {
     locate(body, name, form).0
 }
 
-pub(super) fn locate<'a>(body: &'a [u8], name: &str, form: TokenForm) -> (Presented<'a>, std::ops::Range<usize>) {
+pub(super) fn locate<'a>(body: &'a [u8], name: &str, form: TokenSyntax) -> (Extracted<'a>, std::ops::Range<usize>) {
     one_value(body, name, Escapes::Form, form)
 }

@@ -1,6 +1,6 @@
 use http::{HeaderMap, HeaderName, header};
 
-use super::{InvalidRequest, Presented, TokenForm, is_tchar, is_token};
+use super::{Extracted, InvalidRequest, TokenSyntax, is_tchar, is_token};
 use crate::token::BearerToken;
 
 /// The token of the `Authorization` header, by RFC 6750, section 2.1, and RFC 9110, section 11.
@@ -8,8 +8,8 @@ use crate::token::BearerToken;
 /// # Rules
 ///
 /// 1. Bytes, never text: a value that is no UTF-8 is malformed, not missing.
-/// 2. No field line, an empty value or another scheme is [`Presented::Nothing`]. More than one line, whatever the
-///    schemes, is [`Presented::Ambiguous`], and so is a comma in Bearer credentials, which is what a proxy makes of two
+/// 2. No field line, an empty value or another scheme is [`Extracted::Nothing`]. More than one line, whatever the
+///    schemes, is [`Extracted::Ambiguous`], and so is a comma in Bearer credentials, which is what a proxy makes of two
 ///    lines.
 /// 3. Spaces and tabs around the value are not part of it; no other white space is white space.
 /// 4. The scheme is matched without case. One or more spaces (never tabs) follow, then the token, and nothing else.
@@ -25,19 +25,19 @@ use crate::token::BearerToken;
 ///
 /// ```
 /// use http::{HeaderMap, HeaderValue, header::AUTHORIZATION};
-/// use tollgate::extract::{Presented, TokenForm, authorization};
+/// use tollgate::extract::{Extracted, TokenSyntax, authorization};
 ///
 /// let mut headers = HeaderMap::new();
-/// assert!(matches!(authorization(&headers, TokenForm::default()), Presented::Nothing));
+/// assert!(matches!(authorization(&headers, TokenSyntax::default()), Extracted::Nothing));
 ///
 /// headers.insert(AUTHORIZATION, HeaderValue::from_static("bearer  mF_9.B5f-4.1JqM"));
-/// let Presented::Token(token) = authorization(&headers, TokenForm::default()) else { panic!() };
+/// let Extracted::Token(token) = authorization(&headers, TokenSyntax::default()) else { panic!() };
 /// assert_eq!(token.expose(), b"mF_9.B5f-4.1JqM");
 ///
 /// headers.append(AUTHORIZATION, HeaderValue::from_static("Basic Zm9v"));
-/// assert!(matches!(authorization(&headers, TokenForm::default()), Presented::Ambiguous(_)));
+/// assert!(matches!(authorization(&headers, TokenSyntax::default()), Extracted::Ambiguous(_)));
 /// ```
-pub fn authorization(headers: &HeaderMap, form: TokenForm) -> Presented<'_> {
+pub fn authorization(headers: &HeaderMap, form: TokenSyntax) -> Extracted<'_> {
     one_line(headers, &header::AUTHORIZATION, |value| credentials(value, form))
 }
 
@@ -45,25 +45,25 @@ pub fn authorization(headers: &HeaderMap, form: TokenForm) -> Presented<'_> {
 ///
 /// # Rules
 ///
-/// 1. No field line is [`Presented::Nothing`]. An empty value is [`Presented::Malformed`]: a field of one purpose was
+/// 1. No field line is [`Extracted::Nothing`]. An empty value is [`Extracted::Malformed`]: a field of one purpose was
 ///    sent for that purpose.
-/// 2. More than one line, or a comma in the value, is [`Presented::Ambiguous`].
+/// 2. More than one line, or a comma in the value, is [`Extracted::Ambiguous`].
 /// 3. Spaces and tabs around the value are not part of it.
 ///
 /// ```
 /// use http::{HeaderMap, HeaderName, HeaderValue};
-/// use tollgate::extract::{Presented, TokenForm, api_key};
+/// use tollgate::extract::{Extracted, TokenSyntax, api_key};
 ///
 /// let name = HeaderName::from_static("x-api-key");
 /// let mut headers = HeaderMap::new();
 /// headers.insert(&name, HeaderValue::from_static("k_123"));
-/// let Presented::Token(token) = api_key(&headers, &name, TokenForm::default()) else { panic!() };
+/// let Extracted::Token(token) = api_key(&headers, &name, TokenSyntax::default()) else { panic!() };
 /// assert_eq!(token.expose(), b"k_123");
 /// ```
-pub fn api_key<'a>(headers: &'a HeaderMap, name: &HeaderName, form: TokenForm) -> Presented<'a> {
+pub fn api_key<'a>(headers: &'a HeaderMap, name: &HeaderName, form: TokenSyntax) -> Extracted<'a> {
     one_line(headers, name, |value| match value.contains(&b',') {
-        true => Presented::Ambiguous(InvalidRequest::SeveralCredentials),
-        false => Presented::value(value, form),
+        true => Extracted::Ambiguous(InvalidRequest::SeveralCredentials),
+        false => Extracted::value(value, form),
     })
 }
 
@@ -71,13 +71,13 @@ pub fn api_key<'a>(headers: &'a HeaderMap, name: &HeaderName, form: TokenForm) -
 fn one_line<'a>(
     headers: &'a HeaderMap,
     name: &HeaderName,
-    look: impl FnOnce(&'a [u8]) -> Presented<'a>,
-) -> Presented<'a> {
+    look: impl FnOnce(&'a [u8]) -> Extracted<'a>,
+) -> Extracted<'a> {
     let mut lines = headers.get_all(name).iter();
     match (lines.next(), lines.next()) {
-        (None, _) => Presented::Nothing,
+        (None, _) => Extracted::Nothing,
         (Some(line), None) => look(strip_ows(line.as_bytes())),
-        (Some(_), Some(_)) => Presented::Ambiguous(InvalidRequest::SeveralCredentials),
+        (Some(_), Some(_)) => Extracted::Ambiguous(InvalidRequest::SeveralCredentials),
     }
 }
 
@@ -97,16 +97,16 @@ pub(crate) fn has_bearer(headers: &HeaderMap) -> bool {
     lines.any(|line| after_scheme(strip_ows(line.as_bytes())).is_some())
 }
 
-fn credentials(value: &[u8], form: TokenForm) -> Presented<'_> {
-    let Some(rest) = after_scheme(value) else { return Presented::Nothing };
+fn credentials(value: &[u8], form: TokenSyntax) -> Extracted<'_> {
+    let Some(rest) = after_scheme(value) else { return Extracted::Nothing };
     let token = &rest[rest.iter().take_while(|&&byte| byte == b' ').count()..];
     if token.len() < rest.len() && is_token(token, form) {
         // No alphabet has a comma in it, so that this is not two lines joined.
-        Presented::Token(BearerToken::new(token))
+        Extracted::Token(BearerToken::new(token))
     } else if rest.contains(&b',') {
-        Presented::Ambiguous(InvalidRequest::SeveralCredentials)
+        Extracted::Ambiguous(InvalidRequest::SeveralCredentials)
     } else {
-        Presented::Malformed
+        Extracted::Malformed
     }
 }
 
@@ -127,14 +127,14 @@ mod tests {
 
     #[test]
     fn a_space_stands_between_the_scheme_which_is_bearer_and_the_token() {
-        let form = TokenForm::default();
-        assert!(matches!(credentials(b"Bearer /abc", form), Presented::Token(_)));
+        let form = TokenSyntax::default();
+        assert!(matches!(credentials(b"Bearer /abc", form), Extracted::Token(_)));
         // No character of a scheme, but one of a token.
-        assert!(matches!(credentials(b"Bearer/abc", form), Presented::Malformed));
-        assert!(matches!(credentials(b"Bearer\tabc", form), Presented::Malformed));
-        assert!(matches!(credentials(b"Bearer", form), Presented::Malformed));
+        assert!(matches!(credentials(b"Bearer/abc", form), Extracted::Malformed));
+        assert!(matches!(credentials(b"Bearer\tabc", form), Extracted::Malformed));
+        assert!(matches!(credentials(b"Bearer", form), Extracted::Malformed));
         for other in [&b"Bearerabc"[..], b"Bearers abc", b"Digest abc", b"Digest", b"Basic abc", b""] {
-            assert!(matches!(credentials(other, form), Presented::Nothing));
+            assert!(matches!(credentials(other, form), Extracted::Nothing));
         }
     }
 }

@@ -5,32 +5,32 @@ use std::ops::Range;
 use serde::de::{DeserializeSeed, Deserializer as _, IgnoredAny, MapAccess, Visitor};
 use serde_json::value::RawValue;
 
-use super::{InvalidRequest, Presented, TokenForm};
+use super::{Extracted, InvalidRequest, TokenSyntax};
 
 /// The token of a JSON body: the member of the top-level object with this name (RFC 8259).
 ///
 /// # Rules
 ///
 /// 1. The whole body is checked, not only what stands before the member: UTF-8 (one byte order mark at the beginning is
-///    dropped), grammar, escapes, and a depth of 64 at the most. What fails is [`Presented::Ambiguous`].
+///    dropped), grammar, escapes, and a depth of 64 at the most. What fails is [`Extracted::Ambiguous`].
 /// 2. The name is compared after unescaping, with case. Members of nested objects do not count.
-/// 3. A second such member, however it is written, is [`Presented::Ambiguous`]: which of two counts depends on the
+/// 3. A second such member, however it is written, is [`Extracted::Ambiguous`]: which of two counts depends on the
 ///    parser, and the handler may have another one.
-/// 4. `null`, no such member, a top level that is no object and an empty body are [`Presented::Nothing`]. Any other value
-///    that is no string is [`Presented::Ambiguous`]. A string is taken as it is, without trimming.
+/// 4. `null`, no such member, a top level that is no object and an empty body are [`Extracted::Nothing`]. Any other value
+///    that is no string is [`Extracted::Ambiguous`]. A string is taken as it is, without trimming.
 /// 5. Numbers are checked and not converted, so that none is too large.
 ///
 /// ```
-/// use tollgate::extract::{Presented, TokenForm, json};
+/// use tollgate::extract::{Extracted, TokenSyntax, json};
 ///
 /// let alert = br#"{"key": "S3cret", "command": "PLACE", "qty": 1}"#;
-/// let Presented::Token(token) = json(alert, "key", TokenForm::default()) else { panic!() };
+/// let Extracted::Token(token) = json(alert, "key", TokenSyntax::default()) else { panic!() };
 /// assert_eq!(token.expose(), b"S3cret");
 ///
 /// let twice = br#"{"key": "S3cret", "\u006bey": "evil"}"#;
-/// assert!(matches!(json(twice, "key", TokenForm::default()), Presented::Ambiguous(_)));
+/// assert!(matches!(json(twice, "key", TokenSyntax::default()), Extracted::Ambiguous(_)));
 /// ```
-pub fn json<'a>(body: &'a [u8], name: &str, form: TokenForm) -> Presented<'a> {
+pub fn json<'a>(body: &'a [u8], name: &str, form: TokenSyntax) -> Extracted<'a> {
     locate(body, name, form, MAX_DEPTH).0
 }
 
@@ -51,11 +51,11 @@ pub(super) fn begins_object(body: &[u8]) -> bool {
 pub(super) fn locate<'a>(
     body: &'a [u8],
     name: &str,
-    form: TokenForm,
+    form: TokenSyntax,
     max_depth: usize,
-) -> (Presented<'a>, Range<usize>) {
-    let nothing = (Presented::Nothing, 0..0);
-    let wrong = |reason| (Presented::Ambiguous(reason), 0..0);
+) -> (Extracted<'a>, Range<usize>) {
+    let nothing = (Extracted::Nothing, 0..0);
+    let wrong = |reason| (Extracted::Ambiguous(reason), 0..0);
     let Ok(text) = std::str::from_utf8(body.strip_prefix(super::BOM).unwrap_or(body)) else {
         return wrong(InvalidRequest::InvalidUtf8);
     };
@@ -89,7 +89,7 @@ pub(super) fn locate<'a>(
     };
     // The slice lies in the body, which is where it is found.
     let begin = written.as_ptr() as usize - body.as_ptr() as usize;
-    (Presented::value(value, form), begin..begin + written.len())
+    (Extracted::value(value, form), begin..begin + written.len())
 }
 
 fn top_level<'a>(text: &'a str, name: &str) -> serde_json::Result<Member<'a>> {

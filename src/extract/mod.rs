@@ -1,6 +1,6 @@
 //! The first station: find the caller's token.
 //!
-//! Each place where a token can be is a *carrier*; one that a gate looks into is an open *door*. A parser is a function
+//! Each place where a token can be is a *location*; one that a gate looks into is an open *door*. A parser is a function
 //! of bytes: total and linear, so that it can be fuzzed alone. What the doors hold is combined by one rule: a request
 //! carries one credential.
 //!
@@ -25,7 +25,7 @@ mod query;
 mod text;
 mod websocket;
 
-pub use doors::InvalidDoor;
+pub use doors::TokenLocationError;
 #[cfg(feature = "body")]
 pub use form::form;
 pub use header::{api_key, authorization};
@@ -42,12 +42,12 @@ pub(crate) use query::{has_query_door, without_parameter};
 pub(crate) use websocket::without_token;
 
 pub use crate::invalid_request::InvalidRequest;
-use crate::token::{BearerToken, Carrier};
+use crate::token::{BearerToken, TokenLocation};
 
 /// Which bytes make a token.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
-pub enum Alphabet {
+pub enum TokenCharset {
     /// `b64token` of RFC 6750, section 2.1: letters, digits, `-._~+/`, then any number of `=`.
     #[default]
     B64Token,
@@ -57,28 +57,28 @@ pub enum Alphabet {
 
 /// The form of tokens, the same for all carriers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct TokenForm {
+pub struct TokenSyntax {
     /// The bytes that may be in it.
-    pub alphabet: Alphabet,
+    pub alphabet: TokenCharset,
     /// The most bytes that it may have. More are refused before anything is hashed.
     pub max_len: usize,
 }
 
-impl TokenForm {
+impl TokenSyntax {
     /// The most bytes of a token unless something else is said.
     pub const DEFAULT_MAX_LEN: usize = 8_192;
 }
 
-impl Default for TokenForm {
+impl Default for TokenSyntax {
     fn default() -> Self {
-        Self { alphabet: Alphabet::default(), max_len: Self::DEFAULT_MAX_LEN }
+        Self { alphabet: TokenCharset::default(), max_len: Self::DEFAULT_MAX_LEN }
     }
 }
 
-/// What a carrier holds.
+/// What a location holds.
 #[derive(Debug)]
-pub enum Presented<'a> {
-    /// Nothing that this carrier is about.
+pub enum Extracted<'a> {
+    /// Nothing that this location is about.
     Nothing,
     /// A well-formed token.
     Token(BearerToken<'a>),
@@ -88,9 +88,9 @@ pub enum Presented<'a> {
     Ambiguous(InvalidRequest),
 }
 
-impl<'a> Presented<'a> {
-    /// A value that some carrier holds, if it has the form of a token.
-    fn value(bytes: impl Into<Cow<'a, [u8]>>, form: TokenForm) -> Self {
+impl<'a> Extracted<'a> {
+    /// A value that some location holds, if it has the form of a token.
+    fn value(bytes: impl Into<Cow<'a, [u8]>>, form: TokenSyntax) -> Self {
         let bytes = bytes.into();
         match is_token(&bytes, form) {
             true => Self::Token(BearerToken::decoded(bytes)),
@@ -98,14 +98,14 @@ impl<'a> Presented<'a> {
         }
     }
 
-    /// What two doors hold together, and the carrier of it.
-    pub(crate) fn and(self, carrier: Carrier, other: Self, of: Carrier) -> (Self, Carrier) {
+    /// What two doors hold together, and the location of it.
+    pub(crate) fn and(self, location: TokenLocation, other: Self, of: TokenLocation) -> (Self, TokenLocation) {
         match (self, other) {
-            (this, Self::Nothing) => (this, carrier),
+            (this, Self::Nothing) => (this, location),
             (Self::Nothing, other) => (other, of),
             // The first reason: a client that removes it is told the next.
-            (Self::Ambiguous(reason), _) | (_, Self::Ambiguous(reason)) => (Self::Ambiguous(reason), carrier),
-            _ => (Self::Ambiguous(InvalidRequest::SeveralCredentials), carrier),
+            (Self::Ambiguous(reason), _) | (_, Self::Ambiguous(reason)) => (Self::Ambiguous(reason), location),
+            _ => (Self::Ambiguous(InvalidRequest::SeveralCredentials), location),
         }
     }
 }
@@ -143,17 +143,17 @@ const fn is_tchar(byte: u8) -> bool {
 }
 
 /// Whether the bytes are a token of this form.
-fn is_token(bytes: &[u8], form: TokenForm) -> bool {
+fn is_token(bytes: &[u8], form: TokenSyntax) -> bool {
     if bytes.is_empty() || bytes.len() > form.max_len {
         return false;
     }
     match form.alphabet {
-        Alphabet::B64Token => {
+        TokenCharset::B64Token => {
             let padding = bytes.iter().rev().take_while(|&&byte| byte == b'=').count();
             let body = &bytes[..bytes.len() - padding];
             !body.is_empty() && all(body, is_b64)
         }
-        Alphabet::Lenient => all(bytes, is_lenient),
+        TokenCharset::Lenient => all(bytes, is_lenient),
     }
 }
 
@@ -187,13 +187,13 @@ mod tests {
 
     #[test]
     fn the_form_bounds_a_token() {
-        let form = TokenForm { max_len: 4, ..TokenForm::default() };
+        let form = TokenSyntax { max_len: 4, ..TokenSyntax::default() };
         for (token, expected) in
             [("", false), ("a", true), ("abcd", true), ("abcde", false), ("ab==", true), ("=", false), ("a=b", false)]
         {
             assert_eq!(is_token(token.as_bytes(), form), expected, "{token}");
         }
-        let lenient = TokenForm { alphabet: Alphabet::Lenient, ..TokenForm::default() };
+        let lenient = TokenSyntax { alphabet: TokenCharset::Lenient, ..TokenSyntax::default() };
         for (token, expected) in [("a:b%20", true), ("=", true), ("a b", false), ("a,b", false), ("caf\u{e9}", false)] {
             assert_eq!(is_token(token.as_bytes(), lenient), expected, "{token}");
         }
@@ -203,11 +203,11 @@ mod tests {
     fn a_wrong_byte_is_found_wherever_it_is_and_two_are_as_well() {
         for len in 1..50 {
             let good = vec![b'a'; len];
-            assert!(is_token(&good, TokenForm::default()), "{len}");
+            assert!(is_token(&good, TokenSyntax::default()), "{len}");
             for (one, other) in (0..len).flat_map(|one| (one..len).map(move |other| (one, other))) {
                 let mut bad = good.clone();
                 (bad[one], bad[other]) = (b',', b',');
-                assert!(!is_token(&bad, TokenForm::default()), "{one} and {other} of {len}");
+                assert!(!is_token(&bad, TokenSyntax::default()), "{one} and {other} of {len}");
             }
         }
     }

@@ -3,7 +3,7 @@ use std::borrow::Cow;
 use http::{Method, Uri};
 use percent_encoding::percent_decode;
 
-use super::{InvalidRequest, Presented, TokenForm};
+use super::{Extracted, InvalidRequest, TokenSyntax};
 
 /// The token of a query parameter (RFC 6750, section 2.3), of `GET` and `HEAD` requests.
 ///
@@ -12,20 +12,20 @@ use super::{InvalidRequest, Presented, TokenForm};
 /// 1. Parameters are separated by `&`, never by `;`. A name without `=` has an empty value.
 /// 2. Names and values are percent-decoded once; a broken escape stays as it is. `+` is a plus: RFC 6750 cites RFC 3986
 ///    for the query, which knows no other meaning, and no token has a space in it.
-/// 3. More than one such parameter is [`Presented::Ambiguous`], an empty one [`Presented::Malformed`].
+/// 3. More than one such parameter is [`Extracted::Ambiguous`], an empty one [`Extracted::Malformed`].
 ///
 /// ```
 /// use http::{Method, Uri};
-/// use tollgate::extract::{Presented, TokenForm, query};
+/// use tollgate::extract::{Extracted, TokenSyntax, query};
 ///
 /// let uri = Uri::from_static("/quotes?symbol=ES&access%5Ftoken=mF_9.B5f%2D4.1JqM");
-/// let Presented::Token(token) = query(&Method::GET, &uri, "access_token", TokenForm::default()) else { panic!() };
+/// let Extracted::Token(token) = query(&Method::GET, &uri, "access_token", TokenSyntax::default()) else { panic!() };
 /// assert_eq!(token.expose(), b"mF_9.B5f-4.1JqM");
 /// ```
-pub fn query<'a>(method: &Method, uri: &'a Uri, name: &str, form: TokenForm) -> Presented<'a> {
+pub fn query<'a>(method: &Method, uri: &'a Uri, name: &str, form: TokenSyntax) -> Extracted<'a> {
     match uri.query() {
         Some(query) if has_query_door(method) => one_value(query.as_bytes(), name, Escapes::Percent, form).0,
-        _ => Presented::Nothing,
+        _ => Extracted::Nothing,
     }
 }
 
@@ -68,8 +68,8 @@ pub(super) fn one_value<'a>(
     pairs: &'a [u8],
     name: &str,
     escapes: Escapes,
-    form: TokenForm,
-) -> (Presented<'a>, std::ops::Range<usize>) {
+    form: TokenSyntax,
+) -> (Extracted<'a>, std::ops::Range<usize>) {
     let mut found = None;
     let mut at = 0;
     for pair in pairs.split(|&byte| byte == b'&') {
@@ -81,15 +81,15 @@ pub(super) fn one_value<'a>(
                     #[cfg(feature = "body")]
                     Escapes::Form => InvalidRequest::RepeatedField,
                 };
-                return (Presented::Ambiguous(reason), 0..0);
+                return (Extracted::Ambiguous(reason), 0..0);
             }
             found = Some((value, at + pair.len() - value.len()..at + pair.len()));
         }
         at += pair.len() + 1;
     }
     match found {
-        None => (Presented::Nothing, 0..0),
-        Some((value, span)) => (Presented::value(escapes.decode(value), form), span),
+        None => (Extracted::Nothing, 0..0),
+        Some((value, span)) => (Extracted::value(escapes.decode(value), form), span),
     }
 }
 

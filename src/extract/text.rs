@@ -1,33 +1,33 @@
-use super::{InvalidRequest, Presented, TokenForm};
+use super::{Extracted, InvalidRequest, TokenSyntax};
 
 /// The token of a text body of `name=value;` fields, as CrossTrade's webhook takes it.
 ///
 /// # Rules
 ///
-/// 1. The body is UTF-8, or else [`Presented::Ambiguous`]. One byte order mark at the beginning is dropped.
+/// 1. The body is UTF-8, or else [`Extracted::Ambiguous`]. One byte order mark at the beginning is dropped.
 /// 2. Fields are separated by `;` only; line ends are white space. Each is split at its first `=`; spaces, tabs and line
 ///    ends around name and value are not part of them. The last field needs no `;`.
 /// 3. The name is matched without case, the value is taken as it is: no escapes, no quotes.
-/// 4. A second such field, or one without `=`, is [`Presented::Ambiguous`]: alert texts have placeholders, and what fills
-///    one could hold a field of its own. An empty value is [`Presented::Malformed`].
+/// 4. A second such field, or one without `=`, is [`Extracted::Ambiguous`]: alert texts have placeholders, and what fills
+///    one could hold a field of its own. An empty value is [`Extracted::Malformed`].
 ///
 /// ```
-/// use tollgate::extract::{Presented, TokenForm, text};
+/// use tollgate::extract::{Extracted, TokenSyntax, text};
 ///
 /// let alert = b"key=S3cret; command=PLACE; account=sim101; qty=1;";
-/// let Presented::Token(token) = text(alert, "key", TokenForm::default()) else { panic!() };
+/// let Extracted::Token(token) = text(alert, "key", TokenSyntax::default()) else { panic!() };
 /// assert_eq!(token.expose(), b"S3cret");
 ///
 /// let injected = b"key=S3cret; comment=;key=evil;";
-/// assert!(matches!(text(injected, "key", TokenForm::default()), Presented::Ambiguous(_)));
+/// assert!(matches!(text(injected, "key", TokenSyntax::default()), Extracted::Ambiguous(_)));
 /// ```
-pub fn text<'a>(body: &'a [u8], name: &str, form: TokenForm) -> Presented<'a> {
+pub fn text<'a>(body: &'a [u8], name: &str, form: TokenSyntax) -> Extracted<'a> {
     locate(body, name, form).0
 }
 
-pub(super) fn locate<'a>(body: &'a [u8], name: &str, form: TokenForm) -> (Presented<'a>, std::ops::Range<usize>) {
+pub(super) fn locate<'a>(body: &'a [u8], name: &str, form: TokenSyntax) -> (Extracted<'a>, std::ops::Range<usize>) {
     if std::str::from_utf8(body).is_err() {
-        return (Presented::Ambiguous(InvalidRequest::InvalidUtf8), 0..0);
+        return (Extracted::Ambiguous(InvalidRequest::InvalidUtf8), 0..0);
     }
     let mut found = None;
     let mut at = 0;
@@ -50,13 +50,13 @@ pub(super) fn locate<'a>(body: &'a [u8], name: &str, form: TokenForm) -> (Presen
                 let value = trim(value);
                 found = Some((value, begin..begin + value.len()));
             }
-            Some(_) => return (Presented::Ambiguous(InvalidRequest::RepeatedField), 0..0),
-            None => return (Presented::Ambiguous(InvalidRequest::FieldWithoutValue), 0..0),
+            Some(_) => return (Extracted::Ambiguous(InvalidRequest::RepeatedField), 0..0),
+            None => return (Extracted::Ambiguous(InvalidRequest::FieldWithoutValue), 0..0),
         }
     }
     match found {
-        None => (Presented::Nothing, 0..0),
-        Some((value, span)) => (Presented::value(value, form), span),
+        None => (Extracted::Nothing, 0..0),
+        Some((value, span)) => (Extracted::value(value, form), span),
     }
 }
 

@@ -2,8 +2,8 @@ use base64::prelude::{BASE64_URL_SAFE_NO_PAD, Engine as _};
 use http::{HeaderMap, HeaderValue, Method, Version, header};
 
 use super::header::strip_ows;
-use super::{InvalidRequest, Presented, TokenForm};
-use crate::head::Head;
+use super::{Extracted, InvalidRequest, TokenSyntax};
+use crate::head::RequestHead;
 
 /// The token among the sub-protocols that a WebSocket client offers, where scripts in browsers can put one.
 ///
@@ -13,14 +13,14 @@ use crate::head::Head;
 ///    HTTP/3 (RFC 8441).
 /// 2. One item of all `Sec-WebSocket-Protocol` lines begins with the prefix; the rest of it is the token in base64url
 ///    without padding, since sub-protocols are HTTP tokens. A second such item, one that cannot be decoded, and a client
-///    that offers no other protocol are [`Presented::Ambiguous`]. What decodes to no token is [`Presented::Malformed`].
+///    that offers no other protocol are [`Extracted::Ambiguous`]. What decodes to no token is [`Extracted::Malformed`].
 ///
 /// The gate removes the item, so that no server can choose it, and send it back.
 ///
 /// ```
 /// use http::Request;
-/// use tollgate::Head;
-/// use tollgate::extract::{Presented, TokenForm, websocket};
+/// use tollgate::RequestHead;
+/// use tollgate::extract::{Extracted, TokenSyntax, websocket};
 ///
 /// let request = Request::get("/ws/stream")
 ///     .header("connection", "Upgrade")
@@ -28,13 +28,13 @@ use crate::head::Head;
 ///     .header("sec-websocket-protocol", "base64url.bearer.authorization.example.dG9rLTE, chat")
 ///     .body(())?;
 /// let prefix = "base64url.bearer.authorization.example.";
-/// let Presented::Token(token) = websocket(&Head::of(&request), prefix, TokenForm::default()) else { panic!() };
+/// let Extracted::Token(token) = websocket(&RequestHead::of(&request), prefix, TokenSyntax::default()) else { panic!() };
 /// assert_eq!(token.expose(), b"tok-1");
 /// # Ok::<_, http::Error>(())
 /// ```
-pub fn websocket<'a>(head: &Head<'a>, prefix: &str, form: TokenForm) -> Presented<'a> {
+pub fn websocket<'a>(head: &RequestHead<'a>, prefix: &str, form: TokenSyntax) -> Extracted<'a> {
     if !opens_websocket(head) {
-        return Presented::Nothing;
+        return Extracted::Nothing;
     }
     let mut others = 0;
     let mut found = None;
@@ -42,18 +42,18 @@ pub fn websocket<'a>(head: &Head<'a>, prefix: &str, form: TokenForm) -> Presente
         match item.strip_prefix(prefix.as_bytes()) {
             None => others += 1,
             Some(encoded) if found.is_none() => found = Some(encoded),
-            Some(_) => return Presented::Ambiguous(InvalidRequest::SeveralCredentials),
+            Some(_) => return Extracted::Ambiguous(InvalidRequest::SeveralCredentials),
         }
     }
     match found.map(|encoded| BASE64_URL_SAFE_NO_PAD.decode(encoded)) {
-        None => Presented::Nothing,
-        Some(Ok(token)) if others > 0 => Presented::value(token, form),
-        Some(Ok(_)) => Presented::Ambiguous(InvalidRequest::OnlyTokenProtocol),
-        Some(Err(_)) => Presented::Ambiguous(InvalidRequest::EncodedToken),
+        None => Extracted::Nothing,
+        Some(Ok(token)) if others > 0 => Extracted::value(token, form),
+        Some(Ok(_)) => Extracted::Ambiguous(InvalidRequest::OnlyTokenProtocol),
+        Some(Err(_)) => Extracted::Ambiguous(InvalidRequest::EncodedToken),
     }
 }
 
-fn opens_websocket(head: &Head<'_>) -> bool {
+fn opens_websocket(head: &RequestHead<'_>) -> bool {
     match *head.method {
         Method::GET => head.headers.get_all(header::UPGRADE).iter().any(|value| {
             value.as_bytes().split(|&byte| byte == b',').any(|item| strip_ows(item).eq_ignore_ascii_case(b"websocket"))

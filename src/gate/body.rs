@@ -10,32 +10,32 @@ use tower_layer::Layer;
 use tower_service::Service;
 
 use super::admission::{Admission, Limited};
-use super::doors::BodyDoors;
-use super::future::{GateFuture, Step, once};
+use super::doors::BodyTokens;
+use super::future::{AuthFuture, Step, once};
 use super::layer::AuthLayer;
 use super::replay::ReplayBody;
 use super::service::NotAsked;
 use super::settings::Shared;
-use crate::extract::Presented;
+use crate::extract::Extracted;
 use crate::extract::body::Door;
-use crate::head::Head;
+use crate::head::RequestHead;
 use crate::limit::Limiter;
 use crate::patience::BoxSleep;
 use crate::protocol::BodyRead;
 use crate::rejection::{Rejection, RejectionKind};
-use crate::respond::{Problem, Respond};
+use crate::respond::{ProblemDetails, Respond};
 use crate::store::TokenStore;
 
-/// An [`AuthLayer`] that also looks into bodies, made by [`AuthLayer::with_body_doors`].
+/// An [`AuthLayer`] that also looks into bodies, made by [`AuthLayer::with_body_tokens`].
 ///
 /// The inner service gets a [`ReplayBody`].
-pub struct BodyAuthLayer<A, R = Problem> {
+pub struct BodyAuthLayer<A, R = ProblemDetails> {
     shared: Arc<Shared<A, R>>,
-    doors: Arc<BodyDoors>,
+    doors: Arc<BodyTokens>,
 }
 
 impl<A, R> BodyAuthLayer<A, R> {
-    pub(super) fn new(shared: Arc<Shared<A, R>>, doors: BodyDoors) -> Self {
+    pub(super) fn new(shared: Arc<Shared<A, R>>, doors: BodyTokens) -> Self {
         Self { shared, doors: Arc::new(doors) }
     }
 }
@@ -70,10 +70,10 @@ impl<A, R> fmt::Debug for BodyAuthLayer<A, R> {
 }
 
 /// The service of a [`BodyAuthLayer`].
-pub struct BodyAuthService<S, A, R = Problem> {
+pub struct BodyAuthService<S, A, R = ProblemDetails> {
     inner: S,
     shared: Arc<Shared<A, R>>,
-    doors: Arc<BodyDoors>,
+    doors: Arc<BodyTokens>,
 }
 
 impl<S, A, R, ReqB, ResB> Service<Request<ReqB>> for BodyAuthService<S, A, R>
@@ -96,18 +96,18 @@ where
         let shared = &*self.shared;
         let step = match shared.preflight(&mut request) {
             Some(pass) => pass,
-            None => match self.doors.doors.fitting(&Head::of(&request)) {
+            None => match self.doors.doors.fitting(&RequestHead::of(&request)) {
                 Ok(Some(door)) => return self.read(door, request),
                 Ok(None) => {
-                    let (presented, carrier) = shared.look(&request);
-                    let asked = shared.ask(presented, carrier);
+                    let (presented, location) = shared.look(&request);
+                    let asked = shared.ask(presented, location);
                     shared.step(asked, &mut request)
                 }
                 // Credentials are marked before anybody looks at the head.
                 Err(reason) => shared.step(Err(NotAsked::Invalid(reason)), &mut request),
             },
         };
-        BodyFuture::gate(GateFuture::take(step, &mut self.inner, &self.shared, request.map(ReplayBody::untouched)))
+        BodyFuture::gate(AuthFuture::take(step, &mut self.inner, &self.shared, request.map(ReplayBody::untouched)))
     }
 }
 
@@ -174,7 +174,7 @@ pin_project_lite::pin_project! {
         A: Admission,
     {
         Reading { #[pin] reading: Reading<S, ReqB, A, R> },
-        Gate { #[pin] future: GateFuture<S, ReplayBody<ReqB>, A, R, ResB> },
+        Gate { #[pin] future: AuthFuture<S, ReplayBody<ReqB>, A, R, ResB> },
     }
 }
 
@@ -189,7 +189,7 @@ pin_project_lite::pin_project! {
         door: Door,
         rest: Option<(S, request::Parts)>,
         shared: Arc<Shared<A, R>>,
-        doors: Arc<BodyDoors>,
+        doors: Arc<BodyTokens>,
     }
 }
 
@@ -232,7 +232,7 @@ where
     S: Service<Request<ReplayBody<ReqB>>, Response = Response<ResB>>,
     A: Admission,
 {
-    fn gate(future: GateFuture<S, ReplayBody<ReqB>, A, R, ResB>) -> Self {
+    fn gate(future: AuthFuture<S, ReplayBody<ReqB>, A, R, ResB>) -> Self {
         Self { state: State::Gate { future } }
     }
 }
@@ -310,7 +310,7 @@ where
     }
 
     /// Goes on down the road, with what was read or with why it was not.
-    fn go_on<ResB>(self: Pin<&mut Self>, failed: Option<RejectionKind>) -> GateFuture<S, ReplayBody<ReqB>, A, R, ResB>
+    fn go_on<ResB>(self: Pin<&mut Self>, failed: Option<RejectionKind>) -> AuthFuture<S, ReplayBody<ReqB>, A, R, ResB>
     where
         S: Service<Request<ReplayBody<ReqB>>, Response = Response<ResB>> + Clone,
         A: Admission,
@@ -327,16 +327,16 @@ where
                 let (in_head, carrier_in_head) = shared.look(&request);
                 let body = request.body().as_bytes();
                 let (in_body, carrier_in_body, span) = this.doors.doors.look(*this.door, body, shared.settings.form);
-                let is_in_body = matches!(in_body, Presented::Token(_));
-                let (presented, carrier) = in_head.and(carrier_in_head, in_body, carrier_in_body);
-                let asked = shared.ask(presented, carrier);
+                let is_in_body = matches!(in_body, Extracted::Token(_));
+                let (presented, location) = in_head.and(carrier_in_head, in_body, carrier_in_body);
+                let asked = shared.ask(presented, location);
                 if is_in_body && shared.settings.remove_credentials {
                     request.body_mut().mask(span);
                 }
                 shared.step(asked, &mut request)
             }
         };
-        GateFuture::take(step, &mut inner, this.shared, request)
+        AuthFuture::take(step, &mut inner, this.shared, request)
     }
 }
 

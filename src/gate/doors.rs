@@ -1,8 +1,8 @@
 use std::fmt;
 use std::time::Duration;
 
-use crate::extract::body::BodyDoors as Doors;
-use crate::extract::{InvalidDoor, door_name, open};
+use crate::extract::body::BodyTokens as Doors;
+use crate::extract::{TokenLocationError, door_name, open};
 use crate::patience::{Patience, Sleep};
 
 /// The doors in the body: for callers who cannot set headers, such as TradingView's webhooks.
@@ -20,25 +20,25 @@ use crate::patience::{Patience, Sleep};
 /// ```
 /// use std::time::Duration;
 /// use axum::{Router, routing::{get, post}};
-/// use tollgate::gate::BodyDoors;
+/// use tollgate::gate::BodyTokens;
 /// use tollgate::{AuthLayer, Grant, MemoryStore};
 ///
 /// let tokens = MemoryStore::from_iter([("a-token", Grant::new("alice", ()))]);
 /// let gate = AuthLayer::new(tokens);
-/// let doors = BodyDoors::new(Duration::from_secs(2), tokio::time::sleep).with_json("key")?.with_text("key")?;
+/// let doors = BodyTokens::new(Duration::from_secs(2), tokio::time::sleep).with_json("key")?.with_text("key")?;
 /// let app: Router = Router::new()
 ///     .route("/orders", get(|| async {}).route_layer(gate.clone()))
-///     .route("/webhook", post(|| async {}).route_layer(gate.with_body_doors(doors)));
-/// # Ok::<_, tollgate::extract::InvalidDoor>(())
+///     .route("/webhook", post(|| async {}).route_layer(gate.with_body_tokens(doors)));
+/// # Ok::<_, tollgate::extract::TokenLocationError>(())
 /// ```
 #[derive(Clone)]
-pub struct BodyDoors {
+pub struct BodyTokens {
     pub(super) doors: Doors,
     pub(super) limit: usize,
     pub(super) patience: Patience,
 }
 
-impl BodyDoors {
+impl BodyTokens {
     /// The most bytes of a body unless something else is said: 64 KiB.
     pub const DEFAULT_LIMIT: usize = 65_536;
 
@@ -54,7 +54,7 @@ impl BodyDoors {
     /// # Errors
     ///
     /// If the name is empty, or the door is open already.
-    pub fn with_json(mut self, member: &str) -> Result<Self, InvalidDoor> {
+    pub fn with_json(mut self, member: &str) -> Result<Self, TokenLocationError> {
         open(&mut self.doors.json, door_name(member)?)?;
         Ok(self)
     }
@@ -66,7 +66,7 @@ impl BodyDoors {
     ///
     /// If no field can have this name (it is empty, has `=` or `;` in it, or white space around it), or the door is open
     /// already.
-    pub fn with_text(mut self, field: &str) -> Result<Self, InvalidDoor> {
+    pub fn with_text(mut self, field: &str) -> Result<Self, TokenLocationError> {
         self.doors.open_text(field)?;
         Ok(self)
     }
@@ -77,7 +77,7 @@ impl BodyDoors {
     /// # Errors
     ///
     /// If the name is empty, or the door is open already.
-    pub fn with_form(mut self, field: &str) -> Result<Self, InvalidDoor> {
+    pub fn with_form(mut self, field: &str) -> Result<Self, TokenLocationError> {
         open(&mut self.doors.form, door_name(field)?)?;
         Ok(self)
     }
@@ -95,7 +95,7 @@ impl BodyDoors {
     /// # Security
     ///
     /// The handler must parse the body by the same rule; otherwise it may act on fields that the gate did not check.
-    /// [`CurrentGrant::carrier`](crate::CurrentGrant::carrier) is [`Carrier::JsonBody`](crate::Carrier::JsonBody) if the gate
+    /// [`CurrentGrant::location`](crate::CurrentGrant::location) is [`TokenLocation::JsonBody`](crate::TokenLocation::JsonBody) if the gate
     /// found the token in JSON, whatever the content type.
     ///
     /// Whoever writes the first character of a text chooses the parser. So let no text begin with a placeholder that somebody
@@ -122,9 +122,9 @@ impl BodyDoors {
     }
 }
 
-impl fmt::Debug for BodyDoors {
+impl fmt::Debug for BodyTokens {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("BodyDoors")
+        f.debug_struct("BodyTokens")
             .field("doors", &self.doors)
             .field("limit", &self.limit)
             .field("deadline", &self.patience.deadline)

@@ -13,7 +13,7 @@ use super::throttle::ended;
 use crate::answer::Answer;
 use crate::caller::{CurrentGrant, Unauthenticated};
 use crate::decision::Decision;
-use crate::head::Head;
+use crate::head::RequestHead;
 use crate::limit::{Attempt, Limiter};
 use crate::observe::{self, LookedUp, Timer};
 use crate::patience::BoxSleep;
@@ -23,7 +23,7 @@ use crate::respond::terms::Terms;
 use crate::respond::{Respond, keep_private};
 use crate::store::TokenStore;
 use crate::store_error::StoreError;
-use crate::token::{Carrier, Credential};
+use crate::token::{Credential, TokenLocation};
 
 pub(super) type StoreFuture<A> = <<A as Stations>::Store as TokenStore>::Future;
 type LimitFuture<A> = <<A as Stations>::Limiter as Limiter>::Future;
@@ -31,7 +31,7 @@ type LimitFuture<A> = <<A as Stations>::Limiter as Limiter>::Future;
 /// Where a request stands after a station.
 pub(super) enum Step<A: Stations> {
     /// The caller is in the request's extensions.
-    Admit(Carrier, Option<Advert>),
+    Admit(TokenLocation, Option<Advert>),
     Refuse(Rejection),
     Wait(Wait<StoreFuture<A>, LimitFuture<A>>),
 }
@@ -58,12 +58,12 @@ impl Caller {
     #[inline]
     pub(super) fn enter<A: Stations, B>(self, request: &mut Request<B>, advert: Option<Advert>) -> Step<A> {
         let extensions = request.extensions_mut();
-        // Where there is no token, or another gate has seen to it, nothing is left to do for the carrier.
-        let mut carrier = Carrier::AuthorizationHeader;
+        // Where there is no token, or another gate has seen to it, nothing is left to do for the location.
+        let mut location = TokenLocation::AuthorizationHeader;
         match self {
             Self::Known(grant) => {
-                carrier = grant.carrier();
-                observe::admitted(carrier);
+                location = grant.location();
+                observe::admitted(location);
                 extensions.insert(grant);
             }
             Self::Unauthenticated(why, terms) => {
@@ -79,7 +79,7 @@ impl Caller {
                 }
             }
         }
-        Step::Admit(carrier, advert)
+        Step::Admit(location, advert)
     }
 }
 
@@ -99,7 +99,7 @@ pin_project_lite::pin_project! {
     ///
     /// If it is polled again after it was ready.
     #[must_use = "futures do nothing unless you `.await` or poll them"]
-    pub struct GateFuture<S, ReqB, A, R, ResB>
+    pub struct AuthFuture<S, ReqB, A, R, ResB>
     where
         S: Service<Request<ReqB>>,
         A: Stations,
@@ -117,7 +117,7 @@ pin_project_lite::pin_project! {
         A: Stations,
     {
         Refused { response: Option<Response<ResB>> },
-        Running { #[pin] future: S::Future, advert: Option<Advert>, carrier: Carrier },
+        Running { #[pin] future: S::Future, advert: Option<Advert>, location: TokenLocation },
         Parked { parked: Pin<Box<Parked<S, ReqB, A, R>>> },
     }
 }
@@ -134,7 +134,7 @@ pin_project_lite::pin_project! {
     }
 }
 
-impl<S, ReqB, A, R, ResB> GateFuture<S, ReqB, A, R, ResB>
+impl<S, ReqB, A, R, ResB> AuthFuture<S, ReqB, A, R, ResB>
 where
     S: Service<Request<ReqB>, Response = Response<ResB>>,
     A: Stations,
@@ -147,8 +147,8 @@ where
         S: Clone,
     {
         match step {
-            Step::Admit(carrier, advert) => Self::run(inner, request, carrier, advert),
-            Step::Refuse(rejection) => Self::refuse(shared, rejection, &request),
+            Step::Admit(location, advert) => Self::run(inner, request, location, advert),
+            Step::Refuse(rejection) => Self::reject(shared, rejection, &request),
             Step::Wait(wait) => {
                 // The instance that was made ready goes with the request; a clone, which nobody has asked whether it
                 // is ready, stays behind.
@@ -162,23 +162,23 @@ where
     }
 
     #[inline]
-    fn run(inner: &mut S, request: Request<ReqB>, carrier: Carrier, advert: Option<Advert>) -> Self {
-        Self { state: State::Running { future: inner.call(request), advert, carrier } }
+    fn run(inner: &mut S, request: Request<ReqB>, location: TokenLocation, advert: Option<Advert>) -> Self {
+        Self { state: State::Running { future: inner.call(request), advert, location } }
     }
 
-    fn refuse(shared: &Shared<A, R>, rejection: Rejection, request: &Request<ReqB>) -> Self {
+    fn reject(shared: &Shared<A, R>, rejection: Rejection, request: &Request<ReqB>) -> Self {
         // Behind a gate the caller is known by the request alone.
         let caller = request.extensions().get::<CurrentGrant>().filter(|_| rejection.decision().is_some());
         let rejection = match caller {
             Some(caller) if rejection.grant().is_none() => rejection.of_grant(caller),
             _ => rejection,
         };
-        let response = shared.refuse(rejection.for_request(&Head::of(request)));
+        let response = shared.reject(rejection.for_request(&RequestHead::of(request)));
         Self { state: State::Refused { response: Some(response) } }
     }
 }
 
-impl<S, ReqB, A, R, ResB> Future for GateFuture<S, ReqB, A, R, ResB>
+impl<S, ReqB, A, R, ResB> Future for AuthFuture<S, ReqB, A, R, ResB>
 where
     S: Service<Request<ReqB>, Response = Response<ResB>>,
     A: Stations,
@@ -191,10 +191,10 @@ where
         loop {
             let next = match state.as_mut().project() {
                 StateProj::Refused { response } => return Poll::Ready(Ok(once(response))),
-                StateProj::Running { future, advert, carrier } => {
+                StateProj::Running { future, advert, location } => {
                     let mut response = ready!(future.poll(cx))?;
-                    if *carrier != Carrier::AuthorizationHeader {
-                        keep_private(response.headers_mut(), *carrier);
+                    if *location != TokenLocation::AuthorizationHeader {
+                        keep_private(response.headers_mut(), *location);
                     }
                     if let Some(advert) = advert.take() {
                         advert.write(response.headers_mut());
@@ -209,13 +209,13 @@ where
                             parked.wait.set(wait);
                             continue;
                         }
-                        Step::Admit(carrier, advert) => {
+                        Step::Admit(location, advert) => {
                             let (mut inner, request) = once(parked.rest);
-                            Self::run(&mut inner, request, carrier, advert)
+                            Self::run(&mut inner, request, location, advert)
                         }
                         Step::Refuse(rejection) => {
                             let (_, request) = once(parked.rest);
-                            Self::refuse(parked.shared, rejection, &request)
+                            Self::reject(parked.shared, rejection, &request)
                         }
                     }
                 }
@@ -269,12 +269,12 @@ fn completed() -> ! {
     panic!("polled after completion")
 }
 
-impl<S, ReqB, A, R, ResB> fmt::Debug for GateFuture<S, ReqB, A, R, ResB>
+impl<S, ReqB, A, R, ResB> fmt::Debug for AuthFuture<S, ReqB, A, R, ResB>
 where
     S: Service<Request<ReqB>>,
     A: Stations,
 {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("GateFuture(..)")
+        f.write_str("AuthFuture(..)")
     }
 }

@@ -7,17 +7,17 @@ use tower_layer::Layer;
 use tower_service::Service;
 
 use super::admission::Metered;
-use super::future::{Caller, GateFuture, Step};
+use super::future::{AuthFuture, Caller, Step};
 use super::layer::AuthLayer;
 use super::scope::RequireScopeLayer;
 use super::settings::Shared;
 use crate::caller::{CurrentGrant, Unauthenticated};
 use crate::decision::Decision;
-use crate::head::Head;
+use crate::head::RequestHead;
 use crate::limit::{Charge, Limiter, RateLimits};
 use crate::rejection::Rejection;
-use crate::respond::{Problem, Respond};
-use crate::scopes::{InvalidScope, Scopes};
+use crate::respond::{ProblemDetails, Respond};
+use crate::scopes::{ScopeError, Scopes};
 
 /// The layers that stand behind a gate and speak as it does.
 impl<A, R> AuthLayer<A, R> {
@@ -33,13 +33,13 @@ impl<A, R> AuthLayer<A, R> {
     /// let app: Router = Router::new()
     ///     .route("/orders", post(|| async { "placed" }).route_layer(gate.require_scopes(["trade"])?))
     ///     .layer(gate);
-    /// # Ok::<_, tollgate::InvalidScope>(())
+    /// # Ok::<_, tollgate::ScopeError>(())
     /// ```
     ///
     /// # Errors
     ///
     /// If there is no scope, or one has a character that RFC 6749 does not allow.
-    pub fn require_scopes<I>(&self, scopes: I) -> Result<RequireScopeLayer<R>, InvalidScope>
+    pub fn require_scopes<I>(&self, scopes: I) -> Result<RequireScopeLayer<R>, ScopeError>
     where
         I: IntoIterator,
         I::Item: AsRef<str>,
@@ -53,7 +53,7 @@ impl<A, R> AuthLayer<A, R> {
     /// # Errors
     ///
     /// If there is no scope, or one has a character that RFC 6749 does not allow.
-    pub fn require_any_scope<I>(&self, scopes: I) -> Result<RequireScopeLayer<R>, InvalidScope>
+    pub fn require_any_scope<I>(&self, scopes: I) -> Result<RequireScopeLayer<R>, ScopeError>
     where
         I: IntoIterator,
         I::Item: AsRef<str>,
@@ -74,14 +74,14 @@ impl<A, R> AuthLayer<A, R> {
     ///
     /// let tokens = MemoryStore::from_iter([("a-token", Grant::new("alice", ()))]);
     /// let gate = AuthLayer::new(tokens).with_rate_limit(RateLimits::new(Quota::per_minute(180)));
-    /// let orders = gate.rate_limit(RateLimits::named("orders", Quota::per_second(3))?);
+    /// let orders = gate.route_rate_limit(RateLimits::named("orders", Quota::per_second(3))?);
     /// let app: Router = Router::new()
     ///     .route("/orders", post(|| async { "placed" }).route_layer(orders))
     ///     .layer(gate);
-    /// # Ok::<_, tollgate::InvalidPolicyName>(())
+    /// # Ok::<_, tollgate::PolicyNameError>(())
     /// ```
     #[must_use]
-    pub fn rate_limit<L: Limiter>(&self, limiter: L) -> RateLimitLayer<L, R> {
+    pub fn route_rate_limit<L: Limiter>(&self, limiter: L) -> RateLimitLayer<L, R> {
         RateLimitLayer::from_parts(self.inner_parts(Metered(limiter.for_route())))
     }
 
@@ -98,7 +98,7 @@ impl<A, R> AuthLayer<A, R> {
     /// let tokens = MemoryStore::from_iter([("a-token", Grant::new("alice", ()))]);
     /// let gate = AuthLayer::new(tokens).with_realm("trading")?;
     /// let response: Response<bytes::Bytes> =
-    ///     gate.refuse(Rejection::insufficient_scope(Scopes::new(["trade"])?));
+    ///     gate.reject(Rejection::insufficient_scope(Scopes::new(["trade"])?));
     /// assert_eq!(response.status(), 403);
     /// assert_eq!(
     ///     response.headers()["www-authenticate"],
@@ -106,11 +106,11 @@ impl<A, R> AuthLayer<A, R> {
     /// );
     /// # Ok::<_, Box<dyn std::error::Error>>(())
     /// ```
-    pub fn refuse<B>(&self, rejection: Rejection) -> Response<B>
+    pub fn reject<B>(&self, rejection: Rejection) -> Response<B>
     where
         R: Respond<B>,
     {
-        self.shared().refuse(rejection)
+        self.shared().reject(rejection)
     }
 
     /// Tells the client of a charge that a handler made by itself, in the gate's dialect of rate limit headers, as the gate
@@ -153,7 +153,7 @@ pub(super) const NO_GATE: &str =
 /// One more budget for routes behind a gate, made by [`AuthLayer::rate_limit`](crate::AuthLayer::rate_limit).
 ///
 /// Without a gate around it every request is refused with 500. CORS preflights are charged like anonymous callers.
-pub struct RateLimitLayer<L = RateLimits, R = Problem> {
+pub struct RateLimitLayer<L = RateLimits, R = ProblemDetails> {
     shared: Arc<Shared<Metered<L>, R>>,
 }
 
@@ -184,7 +184,7 @@ impl<L, R> fmt::Debug for RateLimitLayer<L, R> {
 }
 
 /// The service of a [`RateLimitLayer`].
-pub struct RateLimitService<S, L = RateLimits, R = Problem> {
+pub struct RateLimitService<S, L = RateLimits, R = ProblemDetails> {
     inner: S,
     shared: Arc<Shared<Metered<L>, R>>,
 }
@@ -197,7 +197,7 @@ where
 {
     type Response = Response<ResB>;
     type Error = S::Error;
-    type Future = GateFuture<S, ReqB, Metered<L>, R, ResB>;
+    type Future = AuthFuture<S, ReqB, Metered<L>, R, ResB>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
         self.inner.poll_ready(cx)
@@ -205,7 +205,7 @@ where
 
     fn call(&mut self, mut request: Request<ReqB>) -> Self::Future {
         let Metered(limiter) = &*self.shared.stations;
-        let head = Head::of(&request);
+        let head = RequestHead::of(&request);
         let answer = match Passage::of(&request) {
             Passage::Granted(grant) => Ok(limiter.check(grant, Charge::Request(&head))),
             // A preflight is nobody's either, and the handler runs for it.
@@ -216,7 +216,7 @@ where
             Ok(answer) => self.shared.checked(Caller::Behind(None), answer, &mut request),
             Err(step) => step,
         };
-        GateFuture::take(step, &mut self.inner, &self.shared, request)
+        AuthFuture::take(step, &mut self.inner, &self.shared, request)
     }
 }
 

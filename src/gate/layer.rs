@@ -8,14 +8,14 @@ use tower_layer::Layer;
 use super::admission::Limited;
 use super::service::AuthService;
 use super::settings::{Settings, Shared, WallClock};
-use crate::extract::{Alphabet, HeadDoors, InvalidDoor, TokenForm, door_name, open};
-use crate::head::Head;
+use crate::extract::{HeadDoors, TokenCharset, TokenLocationError, TokenSyntax, door_name, open};
+use crate::head::RequestHead;
 use crate::limit::{FailureThrottle, Limiter};
 use crate::patience::{Patience, Sleep};
 use crate::rejection::Rejection;
 use crate::respond::terms::Terms;
-use crate::respond::{Challenge, ChallengeError, Problem, RateLimitHeaders};
-use crate::store::{AnswersAtOnce, TokenStore};
+use crate::respond::{Challenge, ChallengeError, ProblemDetails, RateLimitHeaders};
+use crate::store::{ImmediateStore, TokenStore};
 
 /// The gate: finds the caller's token, looks it up, charges the budget, and refuses in the words of the standards.
 ///
@@ -48,18 +48,18 @@ use crate::store::{AnswersAtOnce, TokenStore};
 ///
 /// In axum, give two layers for one method router as a tuple or use `route_layer`: chained
 /// `MethodRouter::layer(..).layer(..)` leaves the type between them open.
-pub struct AuthLayer<A, R = Problem> {
+pub struct AuthLayer<A, R = ProblemDetails> {
     shared: Arc<Shared<A, R>>,
 }
 
 impl<T: TokenStore> AuthLayer<T> {
     /// A gate for a store that never waits, such as [`MemoryStore`](crate::MemoryStore).
     ///
-    /// It takes tokens from the `Authorization` header, speaks for the realm `api`, and refuses by [`Problem`].
+    /// It takes tokens from the `Authorization` header, speaks for the realm `api`, and refuses by [`ProblemDetails`].
     #[must_use]
     pub fn new(store: T) -> Self
     where
-        T: AnswersAtOnce,
+        T: ImmediateStore,
     {
         Self::with_patience(store, None)
     }
@@ -81,7 +81,7 @@ impl<T: TokenStore> AuthLayer<T> {
 
     fn with_patience(store: T, patience: Option<Patience>) -> Self {
         let settings = Settings {
-            form: TokenForm::default(),
+            form: TokenSyntax::default(),
             patience,
             anonymous: false,
             preflight: true,
@@ -90,7 +90,12 @@ impl<T: TokenStore> AuthLayer<T> {
             wall_clock: WallClock::System,
             throttle: None,
         };
-        Self::of(Shared { stations: Arc::new(store), responder: Arc::new(Problem), terms: Arc::default(), settings })
+        Self::of(Shared {
+            stations: Arc::new(store),
+            responder: Arc::new(ProblemDetails),
+            terms: Arc::default(),
+            settings,
+        })
     }
 }
 
@@ -141,7 +146,7 @@ impl<A, R> AuthLayer<A, R> {
         self.map_terms(|terms| terms.with_ratelimit(dialect))
     }
 
-    /// The same with another responder: [`Empty`](crate::Empty), [`Problem::map_body`], or one of your own. Where that leaves it
+    /// The same with another responder: [`EmptyBody`](crate::EmptyBody), [`ProblemDetails::map_body`], or one of your own. Where that leaves it
     /// out the gate adds `Cache-Control: no-store`, and to a 401 how to authenticate (RFC 9110, section 15.5.2).
     #[must_use]
     pub fn with_responder<R2>(self, responder: R2) -> AuthLayer<A, R2> {
@@ -153,11 +158,11 @@ impl<A, R> AuthLayer<A, R> {
     ///
     /// ```
     /// use http::Response;
-    /// use tollgate::{AuthLayer, Empty, Grant, MemoryStore, respond::Respond};
+    /// use tollgate::{AuthLayer, EmptyBody, Grant, MemoryStore, respond::Respond};
     ///
     /// let tokens = MemoryStore::from_iter([("a-token", Grant::new("alice", ()))]);
     /// let gate = AuthLayer::new(tokens).with_response_fn(|rejection| {
-    ///     let response: Response<String> = Empty.respond(rejection);
+    ///     let response: Response<String> = EmptyBody.respond(rejection);
     ///     if rejection.allows_content() { response.map(|_| rejection.detail().into_owned()) } else { response }
     /// });
     /// # let _ = gate;
@@ -187,7 +192,7 @@ impl<A, R> AuthLayer<A, R> {
 
     /// The same with another alphabet of tokens.
     #[must_use]
-    pub fn with_alphabet(self, alphabet: Alphabet) -> Self {
+    pub fn with_charset(self, alphabet: TokenCharset) -> Self {
         self.map_settings(|settings| settings.form.alphabet = alphabet)
     }
 
@@ -197,7 +202,7 @@ impl<A, R> AuthLayer<A, R> {
     /// [`RateLimits::with_anonymous`](crate::RateLimits::with_anonymous). A handler takes
     /// `Option<Authenticated<P>>`.
     #[must_use]
-    pub fn with_optional_authentication(self) -> Self {
+    pub fn allow_anonymous(self) -> Self {
         self.map_settings(|settings| settings.anonymous = true)
     }
 
@@ -207,7 +212,7 @@ impl<A, R> AuthLayer<A, R> {
     /// `Origin` and `Access-Control-Request-Method`) passes without a grant, marked as
     /// [`Unauthenticated::Preflight`](crate::Unauthenticated::Preflight). The limiter charges it like an anonymous caller.
     #[must_use]
-    pub fn without_preflight(self) -> Self {
+    pub fn without_preflight_bypass(self) -> Self {
         self.map_settings(|settings| settings.preflight = false)
     }
 
@@ -245,13 +250,13 @@ impl<A, R> AuthLayer<A, R> {
     /// let tokens = MemoryStore::from_iter([("a-token", Grant::new("alice", ()))]);
     /// let gate = AuthLayer::new(tokens).with_api_key_header(HeaderName::from_static("x-api-key"))?;
     /// # let _ = gate;
-    /// # Ok::<_, tollgate::extract::InvalidDoor>(())
+    /// # Ok::<_, tollgate::extract::TokenLocationError>(())
     /// ```
     ///
     /// # Errors
     ///
     /// If the field has another purpose, such as `Authorization`, or the door is open already.
-    pub fn with_api_key_header(self, name: HeaderName) -> Result<Self, InvalidDoor> {
+    pub fn with_api_key_header(self, name: HeaderName) -> Result<Self, TokenLocationError> {
         self.open_door(|doors| doors.open_api_key(name, false))
     }
 
@@ -261,7 +266,7 @@ impl<A, R> AuthLayer<A, R> {
     /// # Errors
     ///
     /// Those of [`with_api_key_header`](Self::with_api_key_header).
-    pub fn with_api_key_header_unless_bearer(self, name: HeaderName) -> Result<Self, InvalidDoor> {
+    pub fn with_api_key_header_unless_bearer(self, name: HeaderName) -> Result<Self, TokenLocationError> {
         self.open_door(|doors| doors.open_api_key(name, true))
     }
 
@@ -275,7 +280,7 @@ impl<A, R> AuthLayer<A, R> {
     /// # Errors
     ///
     /// If the name is empty, or the door is open already.
-    pub fn with_discouraged_query_token(self, parameter: &str) -> Result<Self, InvalidDoor> {
+    pub fn with_discouraged_query_token(self, parameter: &str) -> Result<Self, TokenLocationError> {
         self.open_door(|doors| open(&mut doors.query, door_name(parameter)?))
     }
 
@@ -288,14 +293,14 @@ impl<A, R> AuthLayer<A, R> {
     /// let tokens = MemoryStore::from_iter([("a-token", Grant::new("alice", ()))]);
     /// let gate = AuthLayer::new(tokens).with_websocket_token("base64url.bearer.authorization.example.")?;
     /// # let _ = gate;
-    /// # Ok::<_, tollgate::extract::InvalidDoor>(())
+    /// # Ok::<_, tollgate::extract::TokenLocationError>(())
     /// ```
     ///
     /// # Errors
     ///
     /// If the prefix is empty or has a character that a sub-protocol cannot have (RFC 9110, section 5.6.2: `token`), or
     /// the door is open already.
-    pub fn with_websocket_token(self, prefix: &str) -> Result<Self, InvalidDoor> {
+    pub fn with_websocket_token(self, prefix: &str) -> Result<Self, TokenLocationError> {
         self.open_door(|doors| doors.open_websocket(prefix))
     }
 
@@ -310,29 +315,29 @@ impl<A, R> AuthLayer<A, R> {
     /// use tollgate::{AuthLayer, Grant, MemoryStore};
     ///
     /// let tokens = MemoryStore::from_iter([("a-token", Grant::new("alice", ()))]);
-    /// let gate = AuthLayer::new(tokens).with_door(|head| {
+    /// let gate = AuthLayer::new(tokens).with_token_from(|head| {
     ///     let lines = head.headers.get_all("authorization").iter();
     ///     lines.filter_map(|line| line.as_bytes().strip_prefix(b"Token ")).map(<[u8]>::to_vec).collect::<Vec<_>>()
     /// });
     /// # let _ = gate;
     /// ```
     #[must_use]
-    pub fn with_door<I>(self, find: impl Fn(&Head<'_>) -> I + Send + Sync + 'static) -> Self
+    pub fn with_token_from<I>(self, find: impl Fn(&RequestHead<'_>) -> I + Send + Sync + 'static) -> Self
     where
         I: IntoIterator<Item = Vec<u8>>,
     {
-        let other = move |head: &Head<'_>| {
+        let other = move |head: &RequestHead<'_>| {
             let mut found = find(head).into_iter();
             (found.next(), found.next().is_some())
         };
         self.map_settings(|settings| settings.doors.others.push(Arc::new(other)))
     }
 
-    /// The same with doors in the body, as a layer that reads bodies; see [`BodyDoors`](super::BodyDoors). The gate is to
+    /// The same with doors in the body, as a layer that reads bodies; see [`BodyTokens`](super::BodyTokens). The gate is to
     /// be set up before.
     #[cfg(feature = "body")]
     #[must_use]
-    pub fn with_body_doors(self, doors: super::BodyDoors) -> super::BodyAuthLayer<A, R> {
+    pub fn with_body_tokens(self, doors: super::BodyTokens) -> super::BodyAuthLayer<A, R> {
         super::BodyAuthLayer::new(self.shared, doors)
     }
 
@@ -360,7 +365,10 @@ impl<A, R> AuthLayer<A, R> {
         self.shared
     }
 
-    fn open_door(self, open: impl FnOnce(&mut HeadDoors) -> Result<(), InvalidDoor>) -> Result<Self, InvalidDoor> {
+    fn open_door(
+        self,
+        open: impl FnOnce(&mut HeadDoors) -> Result<(), TokenLocationError>,
+    ) -> Result<Self, TokenLocationError> {
         let mut opened = Ok(());
         let gate = self.map_settings(|settings| opened = open(&mut settings.doors));
         opened.map(|()| gate)

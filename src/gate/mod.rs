@@ -20,11 +20,11 @@ pub use admission::{Admission, Limited, Metered, Stations};
 #[cfg(feature = "body")]
 pub use body::{BodyAuthLayer, BodyAuthService, BodyFuture};
 #[cfg(feature = "body")]
-pub use doors::BodyDoors;
-pub use future::GateFuture;
+pub use doors::BodyTokens;
+pub use future::AuthFuture;
 pub use inner::{RateLimitLayer, RateLimitService};
 pub use layer::AuthLayer;
 #[cfg(feature = "body")]
 pub use replay::ReplayBody;
-pub use scope::{GuardFuture, RequireScope, RequireScopeLayer};
+pub use scope::{RequireScopeFuture, RequireScopeLayer, RequireScopeService};
 pub use service::AuthService;

@@ -10,16 +10,16 @@ use tower_service::Service;
 use super::future::once;
 use super::inner::{NO_GATE, Passage};
 use super::settings::Shared;
-use crate::head::Head;
+use crate::head::RequestHead;
 use crate::rejection::{Rejection, RejectionKind};
-use crate::respond::{Problem, Respond};
-use crate::scopes::{InvalidScope, Scopes};
+use crate::respond::{ProblemDetails, Respond};
+use crate::scopes::{ScopeError, Scopes};
 
 /// A guard for routes behind a gate, made by [`AuthLayer::require_scopes`](crate::AuthLayer::require_scopes).
 ///
 /// A grant without the scopes is refused with 403, an anonymous caller with 401. Without a gate around it every request
 /// is refused with 500. CORS preflights pass.
-pub struct RequireScopeLayer<R = Problem> {
+pub struct RequireScopeLayer<R = ProblemDetails> {
     shared: Arc<Shared<Demand, R>>,
 }
 
@@ -40,18 +40,18 @@ impl Demand {
 }
 
 impl<R> RequireScopeLayer<R> {
-    pub(super) fn all_of(scopes: Scopes, parts: Shared<(), R>) -> Result<Self, InvalidScope> {
+    pub(super) fn all_of(scopes: Scopes, parts: Shared<(), R>) -> Result<Self, ScopeError> {
         Self::new(scopes, true, parts)
     }
 
-    pub(super) fn any_of(scopes: Scopes, parts: Shared<(), R>) -> Result<Self, InvalidScope> {
+    pub(super) fn any_of(scopes: Scopes, parts: Shared<(), R>) -> Result<Self, ScopeError> {
         Self::new(scopes, false, parts)
     }
 
-    fn new(scopes: Scopes, all: bool, parts: Shared<(), R>) -> Result<Self, InvalidScope> {
+    fn new(scopes: Scopes, all: bool, parts: Shared<(), R>) -> Result<Self, ScopeError> {
         if scopes.is_empty() {
             // An empty list would mean "everybody" or "nobody", and neither is what anybody meant.
-            return Err(InvalidScope::empty());
+            return Err(ScopeError::empty());
         }
         let Shared { responder, terms, settings, .. } = parts;
         let stations = Arc::new(Demand { scopes, all });
@@ -60,10 +60,10 @@ impl<R> RequireScopeLayer<R> {
 }
 
 impl<S, R> Layer<S> for RequireScopeLayer<R> {
-    type Service = RequireScope<S, R>;
+    type Service = RequireScopeService<S, R>;
 
     fn layer(&self, inner: S) -> Self::Service {
-        RequireScope { inner, shared: Arc::clone(&self.shared) }
+        RequireScopeService { inner, shared: Arc::clone(&self.shared) }
     }
 }
 
@@ -80,19 +80,19 @@ impl<R> fmt::Debug for RequireScopeLayer<R> {
 }
 
 /// The service of a [`RequireScopeLayer`].
-pub struct RequireScope<S, R = Problem> {
+pub struct RequireScopeService<S, R = ProblemDetails> {
     inner: S,
     shared: Arc<Shared<Demand, R>>,
 }
 
-impl<S, R, ReqB, ResB> Service<Request<ReqB>> for RequireScope<S, R>
+impl<S, R, ReqB, ResB> Service<Request<ReqB>> for RequireScopeService<S, R>
 where
     S: Service<Request<ReqB>, Response = Response<ResB>>,
     R: Respond<ResB>,
 {
     type Response = Response<ResB>;
     type Error = S::Error;
-    type Future = GuardFuture<S::Future, ResB>;
+    type Future = RequireScopeFuture<S::Future, ResB>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
         self.inner.poll_ready(cx)
@@ -112,34 +112,34 @@ where
         let state = match rejection {
             None => Guard::Running { future: self.inner.call(request) },
             Some(rejection) => {
-                let response = self.shared.refuse(rejection.for_request(&Head::of(&request)));
+                let response = self.shared.reject(rejection.for_request(&RequestHead::of(&request)));
                 Guard::Refused { response: Some(response) }
             }
         };
-        GuardFuture { state }
+        RequireScopeFuture { state }
     }
 }
 
-impl<S: Clone, R> Clone for RequireScope<S, R> {
+impl<S: Clone, R> Clone for RequireScopeService<S, R> {
     fn clone(&self) -> Self {
         Self { inner: self.inner.clone(), shared: Arc::clone(&self.shared) }
     }
 }
 
-impl<S, R> fmt::Debug for RequireScope<S, R> {
+impl<S, R> fmt::Debug for RequireScopeService<S, R> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("RequireScope").field(&self.shared.stations.scopes).finish()
+        f.debug_tuple("RequireScopeService").field(&self.shared.stations.scopes).finish()
     }
 }
 
 pin_project_lite::pin_project! {
-    /// The future of a [`RequireScope`] service.
+    /// The future of a [`RequireScopeService`] service.
     ///
     /// # Panics
     ///
     /// If it is polled again after it was ready.
     #[must_use = "futures do nothing unless you `.await` or poll them"]
-    pub struct GuardFuture<F, B> {
+    pub struct RequireScopeFuture<F, B> {
         #[pin]
         state: Guard<F, B>,
     }
@@ -153,7 +153,7 @@ pin_project_lite::pin_project! {
     }
 }
 
-impl<F, B, E> Future for GuardFuture<F, B>
+impl<F, B, E> Future for RequireScopeFuture<F, B>
 where
     F: Future<Output = Result<Response<B>, E>>,
 {
@@ -167,8 +167,8 @@ where
     }
 }
 
-impl<F, B> fmt::Debug for GuardFuture<F, B> {
+impl<F, B> fmt::Debug for RequireScopeFuture<F, B> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("GuardFuture(..)")
+        f.write_str("RequireScopeFuture(..)")
     }
 }

@@ -6,26 +6,26 @@ use http::{HeaderMap, HeaderName, Method, Request, Response, header};
 use tower_service::Service;
 
 use super::admission::{Admission, Stations};
-use super::future::{Caller, GateFuture, Step, StoreFuture, Wait};
+use super::future::{AuthFuture, Caller, Step, StoreFuture, Wait};
 use super::settings::{Settings, Shared};
 use crate::answer::Answer;
 use crate::authenticate::verdict;
 use crate::caller::{CurrentGrant, Unauthenticated};
 use crate::decision::Decision;
 use crate::extract::{
-    InvalidRequest, Presented, authorization, has_bearer, has_query_door, without_parameter, without_token,
+    Extracted, InvalidRequest, authorization, has_bearer, has_query_door, without_parameter, without_token,
 };
-use crate::head::Head;
+use crate::head::RequestHead;
 use crate::limit::{Charge, Limiter};
 use crate::rejection::{Rejection, RejectionKind};
 use crate::respond::ratelimit::{Advert, advert};
 use crate::respond::{Respond, keep_target};
 use crate::store::{Lookup, TokenStore};
 use crate::store_error::StoreError;
-use crate::token::{Carrier, Credential};
+use crate::token::{Credential, TokenLocation};
 
 /// The service of an [`AuthLayer`](crate::AuthLayer).
-pub struct AuthService<S, A, R = crate::Problem> {
+pub struct AuthService<S, A, R = crate::ProblemDetails> {
     inner: S,
     shared: Arc<Shared<A, R>>,
 }
@@ -44,7 +44,7 @@ where
 {
     type Response = Response<ResB>;
     type Error = S::Error;
-    type Future = GateFuture<S, ReqB, A, R, ResB>;
+    type Future = AuthFuture<S, ReqB, A, R, ResB>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
         self.inner.poll_ready(cx)
@@ -56,12 +56,12 @@ where
         let step = match shared.preflight(&mut request) {
             Some(pass) => pass,
             None => {
-                let (presented, carrier) = shared.look(&request);
-                let asked = shared.ask(presented, carrier);
+                let (presented, location) = shared.look(&request);
+                let asked = shared.ask(presented, location);
                 shared.step(asked, &mut request)
             }
         };
-        GateFuture::take(step, &mut self.inner, &self.shared, request)
+        AuthFuture::take(step, &mut self.inner, &self.shared, request)
     }
 }
 
@@ -88,19 +88,19 @@ impl From<NotAsked> for Rejection {
 impl<A: Admission, R> Shared<A, R> {
     /// The credential in the head of a request.
     #[inline]
-    pub(super) fn look<'a, B>(&self, request: &'a Request<B>) -> (Presented<'a>, Carrier) {
+    pub(super) fn look<'a, B>(&self, request: &'a Request<B>) -> (Extracted<'a>, TokenLocation) {
         match self.settings.doors.are_usual() {
-            true => (authorization(request.headers(), self.settings.form), Carrier::AuthorizationHeader),
-            false => self.settings.doors.look(&Head::of(request), self.settings.form),
+            true => (authorization(request.headers(), self.settings.form), TokenLocation::AuthorizationHeader),
+            false => self.settings.doors.look(&RequestHead::of(request), self.settings.form),
         }
     }
 
     /// Asks the store. From here on nothing of the request is borrowed.
     #[inline]
-    pub(super) fn ask(&self, presented: Presented<'_>, carrier: Carrier) -> Asked<A> {
+    pub(super) fn ask(&self, presented: Extracted<'_>, location: TokenLocation) -> Asked<A> {
         match presented {
-            Presented::Token(token) => {
-                let credential = Credential { carrier, digest: Some(*token.digest()) };
+            Extracted::Token(token) => {
+                let credential = Credential { location, digest: Some(*token.digest()) };
                 let store = self.stations.store();
                 let answer = store.lookup(&token);
                 // Nobody else wants to know.
@@ -108,17 +108,17 @@ impl<A: Admission, R> Shared<A, R> {
                 let is_cached = may_be_throttled && store.is_cached(&token);
                 Ok((answer, credential, is_cached))
             }
-            Presented::Nothing => Err(NotAsked::Missing),
-            Presented::Malformed => Err(NotAsked::Malformed),
-            Presented::Ambiguous(reason) => Err(NotAsked::Invalid(reason)),
+            Extracted::Nothing => Err(NotAsked::Missing),
+            Extracted::Malformed => Err(NotAsked::Malformed),
+            Extracted::Ambiguous(reason) => Err(NotAsked::Invalid(reason)),
         }
     }
 
     /// The step after the store was asked.
     #[inline]
     pub(super) fn step<B>(&self, asked: Asked<A>, request: &mut Request<B>) -> Step<A> {
-        let carrier = asked.as_ref().ok().map(|(_, credential, _)| credential.carrier);
-        self.guard_secrets(carrier, request);
+        let location = asked.as_ref().ok().map(|(_, credential, _)| credential.location);
+        self.guard_secrets(location, request);
         match asked {
             Ok((Answer::Ready(found), credential, _)) => {
                 self.found(found.map_err(StoreError::new), credential, request)
@@ -196,13 +196,13 @@ impl<A, R> Shared<A, R> {
 
     /// Sees to it that nothing behind the gate prints the token, or, by choice, has it at all.
     #[inline]
-    fn guard_secrets<B>(&self, carrier: Option<Carrier>, request: &mut Request<B>) {
+    fn guard_secrets<B>(&self, location: Option<TokenLocation>, request: &mut Request<B>) {
         if !self.settings.doors.are_usual() {
             self.guard_other_doors(request);
         }
         // What is of another scheme is not this gate's to take; a token that was found there is not.
         let Settings { remove_credentials, doors, .. } = &self.settings;
-        let is_bearer = || carrier == Some(Carrier::AuthorizationHeader) || has_bearer(request.headers());
+        let is_bearer = || location == Some(TokenLocation::AuthorizationHeader) || has_bearer(request.headers());
         let remove = *remove_credentials && !doors.authorization_closed && is_bearer();
         guard_field(request.headers_mut(), &header::AUTHORIZATION, remove);
     }
@@ -225,12 +225,12 @@ impl<A, R> Shared<A, R> {
         }
     }
 
-    pub(super) fn refuse<B>(&self, rejection: Rejection) -> Response<B>
+    pub(super) fn reject<B>(&self, rejection: Rejection) -> Response<B>
     where
         R: Respond<B>,
     {
         let advert = rejection.decision().and_then(|decision| self.advert(decision));
-        let mut response = self.responder.refuse(rejection.under(&self.terms));
+        let mut response = self.responder.reject(rejection.under(&self.terms));
         if self.settings.doors.query.is_some() {
             keep_target(response.headers_mut());
         }
@@ -280,7 +280,7 @@ impl<A: Stations, R> Shared<A, R> {
         match self.stations.limiter() {
             None => Caller::Known(grant).enter(request, None),
             Some(limiter) => {
-                let answer = limiter.check(&grant, Charge::Request(&Head::of(request)));
+                let answer = limiter.check(&grant, Charge::Request(&RequestHead::of(request)));
                 self.checked(Caller::Known(grant), answer, request)
             }
         }
@@ -292,7 +292,7 @@ impl<A: Stations, R> Shared<A, R> {
         match self.stations.limiter() {
             None => caller.enter(request, None),
             Some(limiter) => {
-                let answer = limiter.check_anonymous(Charge::Request(&Head::of(request)));
+                let answer = limiter.check_anonymous(Charge::Request(&RequestHead::of(request)));
                 self.checked(caller, answer, request)
             }
         }
@@ -310,7 +310,7 @@ impl<A: Stations, R> Shared<A, R> {
             Answer::Ready(decision) => decision,
             Answer::Pending(future) => return Step::Wait(Wait::Check { future, caller: Some(caller) }),
         };
-        match decision.or_refuse() {
+        match decision.into_result() {
             Ok(decision) => {
                 let advert = self.advert(&decision);
                 caller.record(decision);

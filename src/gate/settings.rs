@@ -2,7 +2,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use crate::extract::{HeadDoors, TokenForm};
+use crate::extract::{HeadDoors, TokenSyntax};
 use crate::limit::FailureThrottle;
 use crate::patience::Patience;
 use crate::respond::terms::Terms;
@@ -18,7 +18,7 @@ pub(super) struct Shared<A, R> {
 
 #[derive(Clone)]
 pub(super) struct Settings {
-    pub(super) form: TokenForm,
+    pub(super) form: TokenSyntax,
     pub(super) patience: Option<Patience>,
     pub(super) anonymous: bool,
     pub(super) preflight: bool,

@@ -6,7 +6,7 @@ use super::admission::Stations;
 use super::future::{Step, StoreFuture, Wait};
 use super::service::Found;
 use super::settings::Shared;
-use crate::head::Head;
+use crate::head::RequestHead;
 use crate::limit::{Attempt, WouldBeThrottled};
 use crate::observe::Timer;
 use crate::rejection::{Rejection, RejectionKind};
@@ -32,7 +32,7 @@ impl<A: Stations, R> Shared<A, R> {
     /// An attempt of the request's peer, if it is throttled: the one place that knows who is refused, or would be.
     fn attempt<B>(&self, request: &Request<B>) -> Result<Option<Attempt>, Rejection> {
         match &self.settings.throttle {
-            Some(throttle) => throttle.begin(&Head::of(request)),
+            Some(throttle) => throttle.begin(&RequestHead::of(request)),
             None => Ok(None),
         }
     }

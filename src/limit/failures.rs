@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::sketch::{Peer, Sketch};
 use super::{Clock, Time};
-use crate::head::Head;
+use crate::head::RequestHead;
 use crate::observe;
 use crate::quota::Quota;
 use crate::rejection::Rejection;
@@ -55,13 +55,13 @@ use crate::rejection::Rejection;
 ///
 /// ```
 /// use std::net::{IpAddr, Ipv4Addr};
-/// use tollgate::limit::{FailureThrottle, peer_of};
-/// use tollgate::{Head, Quota};
+/// use tollgate::limit::{FailureThrottle, ip_prefix};
+/// use tollgate::{RequestHead, Quota};
 ///
-/// fn behind_one_proxy(head: &Head<'_>) -> Option<IpAddr> {
+/// fn behind_one_proxy(head: &RequestHead<'_>) -> Option<IpAddr> {
 ///     let last = head.headers.get_all("x-forwarded-for").iter().next_back()?.to_str().ok()?;
 ///     let address = last.rsplit(',').next()?.trim().parse().ok()?;
-///     Some(peer_of(address))
+///     Some(ip_prefix(address))
 /// }
 ///
 /// // What did not come through the proxy is one peer; `None` would let it try as often as it likes.
@@ -100,7 +100,7 @@ pub struct FailureThrottle {
 }
 
 /// `None` is not throttled; an error says what was forgotten.
-type PeerOf = dyn Fn(&Head<'_>) -> Result<Option<Peer>, &'static str> + Send + Sync;
+type PeerOf = dyn Fn(&RequestHead<'_>) -> Result<Option<Peer>, &'static str> + Send + Sync;
 
 impl FailureThrottle {
     /// The width of a row unless something else is said.
@@ -111,18 +111,18 @@ impl FailureThrottle {
     ///
     /// The head is what handlers see of it: credentials are marked sensitive, or removed.
     #[must_use]
-    pub fn new<K: Hash>(quota: Quota, peer: impl Fn(&Head<'_>) -> Option<K> + Send + Sync + 'static) -> Self {
+    pub fn new<K: Hash>(quota: Quota, peer: impl Fn(&RequestHead<'_>) -> Option<K> + Send + Sync + 'static) -> Self {
         Self::required(quota, move |head| Ok(peer(head)))
     }
 
-    /// By the [`SocketAddr`] in the extensions of a request, grouped by [`peer_of`]: for services on hyper, which know it
+    /// By the [`SocketAddr`] in the extensions of a request, grouped by [`ip_prefix`]: for services on hyper, which know it
     /// from `accept`.
     ///
     /// A request without one that would have to be counted is refused with 500, which says what was forgotten.
     #[must_use]
     pub fn by_socket_addr(quota: Quota) -> Self {
         Self::required(quota, |head| match head.extensions.get::<SocketAddr>() {
-            Some(address) => Ok(Some(peer_of(address.ip()))),
+            Some(address) => Ok(Some(ip_prefix(address.ip()))),
             None => Err("No address of the peer is in the request's extensions. \
                          Perhaps you forgot to insert the `SocketAddr` of the connection."),
         })
@@ -130,7 +130,7 @@ impl FailureThrottle {
 
     pub(crate) fn required<K: Hash>(
         quota: Quota,
-        peer: impl Fn(&Head<'_>) -> Result<Option<K>, &'static str> + Send + Sync + 'static,
+        peer: impl Fn(&RequestHead<'_>) -> Result<Option<K>, &'static str> + Send + Sync + 'static,
     ) -> Self {
         let keys = RandomState::new();
         // A hash a row, since 64 bits are too few for four wide rows.
@@ -181,7 +181,7 @@ impl FailureThrottle {
     }
 
     /// Lets an attempt in, or refuses it. `None`: its peer is not throttled.
-    pub(crate) fn begin(&self, head: &Head<'_>) -> Result<Option<Attempt>, Rejection> {
+    pub(crate) fn begin(&self, head: &RequestHead<'_>) -> Result<Option<Attempt>, Rejection> {
         let (peer, refused) = match (self.peer)(head) {
             Ok(None) => return Ok(None),
             Ok(Some(peer)) => match self.sketch.begin(peer, self.time.now_ns()) {
@@ -277,16 +277,16 @@ impl Drop for Attempt {
 /// IPv6 addresses stand for their /64, which is what one customer has at the least.
 ///
 /// ```
-/// use tollgate::limit::peer_of;
+/// use tollgate::limit::ip_prefix;
 ///
-/// let peer = |address: &str| address.parse().map(peer_of);
+/// let peer = |address: &str| address.parse().map(ip_prefix);
 /// assert_eq!(peer("2001:db8:1:2:3:4:5:6")?, peer("2001:db8:1:2::")?);
 /// assert_ne!(peer("2001:db8:1:3::1")?, peer("2001:db8:1:2::1")?);
 /// assert_eq!(peer("::ffff:192.0.2.1")?, peer("192.0.2.1")?);
 /// # Ok::<_, std::net::AddrParseError>(())
 /// ```
 #[must_use]
-pub fn peer_of(address: IpAddr) -> IpAddr {
+pub fn ip_prefix(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V6(v6) => IpAddr::V6(Ipv6Addr::from_bits(v6.to_bits() & (!0 << 64))),
         v4 => v4,
@@ -301,7 +301,7 @@ mod tests {
 
     #[test]
     fn addresses_are_grouped_by_who_has_them() {
-        let peer = |address: &str| peer_of(address.parse().unwrap()).to_string();
+        let peer = |address: &str| ip_prefix(address.parse().unwrap()).to_string();
         for (address, expected) in [
             ("192.0.2.1", "192.0.2.1"),
             ("::ffff:192.0.2.1", "192.0.2.1"),
@@ -338,7 +338,7 @@ mod tests {
             let mut is_refused = |peer: &u32| {
                 request.extensions_mut().insert(*peer);
                 // One that is let in fails, as it is dropped.
-                throttle.begin(&Head::of(&request)).is_err()
+                throttle.begin(&RequestHead::of(&request)).is_err()
             };
             peers.filter(|peer| is_refused(peer)).count()
         };

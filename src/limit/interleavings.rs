@@ -16,7 +16,7 @@ use super::sketch::{Peer, Sketch};
 use super::{Charge, RateLimits};
 use crate::caller::CurrentGrant;
 use crate::grant::Grant;
-use crate::head::Head;
+use crate::head::RequestHead;
 use crate::quota::Quota;
 
 const ONE: Charge<'static> = Charge::Units(1);
@@ -259,7 +259,7 @@ fn turns(subjects: [&'static str; 3], share: fn(RateLimits) -> RateLimits) {
         thread::spawn(move || {
             let request = http::Request::get(path).body(()).unwrap();
             let grant = CurrentGrant::new(Grant::new(subject, ()));
-            limits.check_now(&grant, Charge::Request(&Head::of(&request))).is_admitted()
+            limits.check_now(&grant, Charge::Request(&RequestHead::of(&request))).is_admitted()
         })
     };
     // The first policy has room for two; the second would refuse the third of them for ever.

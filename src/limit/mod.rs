@@ -34,16 +34,16 @@ mod together;
 pub(crate) use clock::Time;
 pub use clock::{Clock, MonotonicClock};
 pub(crate) use failures::Attempt;
-pub use failures::{FailureThrottle, WouldBeThrottled, peer_of};
+pub use failures::{FailureThrottle, WouldBeThrottled, ip_prefix};
 pub use memory::RateLimits;
 
 pub use crate::decision::{Decision, Verdict};
-pub use crate::policy::{InvalidPolicyName, Policy};
+pub use crate::policy::{Policy, PolicyNameError};
 pub use crate::refund::Refund;
 
 use crate::answer::Answer;
 use crate::caller::CurrentGrant;
-use crate::head::Head;
+use crate::head::RequestHead;
 
 /// What is to be paid for.
 #[derive(Clone, Copy, Debug)]
@@ -52,7 +52,7 @@ pub enum Charge<'a> {
     /// reads the state of the budget.
     Units(u32),
     /// A request; the limiter knows what it costs.
-    Request(&'a Head<'a>),
+    Request(&'a RequestHead<'a>),
 }
 
 /// Decides whether a caller may go on, and charges them if so.

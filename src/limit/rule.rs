@@ -7,12 +7,12 @@ use super::Charge;
 use crate::caller::CurrentGrant;
 use crate::decision::Decision;
 use crate::grant::Subject;
-use crate::head::Head;
+use crate::head::RequestHead;
 use crate::policy::PolicyName;
 use crate::quota::Quota;
 
 pub(super) type PartitionKey = dyn Fn(&Subject) -> Vec<u8> + Send + Sync;
-type Cost = dyn Fn(&Head<'_>) -> u32 + Send + Sync;
+type Cost = dyn Fn(&RequestHead<'_>) -> u32 + Send + Sync;
 
 /// A named policy, without the budgets.
 #[derive(Clone)]
@@ -135,12 +135,12 @@ impl Rule {
             }
             _ => decision,
         };
-        let decision = if self.is_dry_run { decision.on_trial() } else { decision };
+        let decision = if self.is_dry_run { decision.with_dry_run() } else { decision };
         let (Some(percent), Some(policy)) = (self.near_percent, decision.policy()) else { return decision };
         let burst = policy.quota().burst();
         let used = u64::from(burst - decision.remaining().min(burst));
         match used * 100 >= u64::from(burst) * u64::from(percent) {
-            true => decision.near_limit(),
+            true => decision.with_near_limit(),
             false => decision,
         }
     }

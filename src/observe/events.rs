@@ -111,7 +111,7 @@ pub(super) fn breaker_turned(breaker: &'static str, to: Breaker) {
         Breaker::Open => {
             tracing::event!(target: TARGET, tracing::Level::WARN, breaker, state, "what has failed is not asked for a while");
         }
-        Breaker::Probing => {
+        Breaker::HalfOpen => {
             tracing::event!(target: TARGET, tracing::Level::DEBUG, breaker, state, "one request tries it");
         }
         Breaker::Closed => {

@@ -6,7 +6,7 @@ use metrics::{Key, KeyName, Label, Level, Metadata, SharedString, Unit, with_rec
 use super::Cached;
 use crate::caller::Unauthenticated;
 use crate::rejection::RejectionKind;
-use crate::token::Carrier;
+use crate::token::TokenLocation;
 
 /// What a recorder is told of a metric.
 pub(super) struct Metric {
@@ -39,7 +39,7 @@ metrics! {
     LOOKUP: Histogram "tollgate_store_lookup_seconds", "How long look-ups took that had to be waited for.";
     CACHE: Counter "tollgate_cache_lookups_total", "Look-ups in caches of grants by what the cache knew.";
     FOLLOWED: Counter "tollgate_store_changes_total", "Changes in databases that caches follow, reported or merged.";
-    BREAKER: Gauge "tollgate_breaker_state", "What a breaker does: 0 closed, 1 probing, 2 open.";
+    BREAKER: Gauge "tollgate_breaker_state", "What a breaker does: 0 closed, 1 half_open, 2 open.";
     BREAKER_TURNS: Counter "tollgate_breaker_transitions_total", "How often a breaker went into a state.";
     THROTTLED: Counter "tollgate_failures_throttled_total", "Requests of peers that have failed too often, refused or on trial.";
     REDIS_CALL: Histogram "tollgate_redis_call_seconds", "How long calls of Redis took: charges, purchases and refunds.";
@@ -116,27 +116,27 @@ static PASSED: Keys<4> = Keys::new();
 static CACHED: Keys<4> = Keys::new();
 static OF_PEERS: Keys<2> = Keys::new();
 
-fn request(outcome: &'static str, carrier: &'static str) -> Key {
-    REQUESTS.kept_key([("outcome", outcome), ("carrier", carrier)])
+fn request(outcome: &'static str, location: &'static str) -> Key {
+    REQUESTS.kept_key([("outcome", outcome), ("location", location)])
 }
 
 pub(super) fn refused(kind: RejectionKind) {
     REFUSED.count(kind as usize, || request(kind.as_str(), "none"));
 }
 
-pub(super) fn admitted(carrier: Carrier) {
-    ADMITTED.count(carrier as usize, || {
-        let carrier = match carrier {
-            Carrier::AuthorizationHeader => "authorization_header",
-            Carrier::ApiKeyHeader => "api_key_header",
-            Carrier::Query => "query",
-            Carrier::WebSocketProtocol => "websocket_protocol",
-            Carrier::FormBody => "form_body",
-            Carrier::JsonBody => "json_body",
-            Carrier::TextBody => "text_body",
-            Carrier::Other => "other",
+pub(super) fn admitted(location: TokenLocation) {
+    ADMITTED.count(location as usize, || {
+        let location = match location {
+            TokenLocation::AuthorizationHeader => "authorization_header",
+            TokenLocation::ApiKeyHeader => "api_key_header",
+            TokenLocation::Query => "query",
+            TokenLocation::WebSocketProtocol => "websocket_protocol",
+            TokenLocation::FormBody => "form_body",
+            TokenLocation::JsonBody => "json_body",
+            TokenLocation::TextBody => "text_body",
+            TokenLocation::Other => "other",
         };
-        request("admitted", carrier)
+        request("admitted", location)
     });
 }
 

@@ -25,7 +25,7 @@ use crate::decision::{Decision, Verdict};
 use crate::grant::GrantId;
 use crate::rejection::Rejection;
 use crate::store_error::StoreError;
-use crate::token::Carrier;
+use crate::token::TokenLocation;
 
 /// Tells the recorder what each metric means and counts, so that an exporter can say it: as `# HELP` lines, for Prometheus.
 ///
@@ -50,9 +50,9 @@ pub(crate) fn refused(rejection: &Rejection) {
 
 /// A gate lets a request with a grant pass.
 #[inline]
-pub(crate) fn admitted(carrier: Carrier) {
+pub(crate) fn admitted(location: TokenLocation) {
     #[cfg(feature = "metrics")]
-    meter::admitted(carrier);
+    meter::admitted(location);
 }
 
 /// A gate lets a request without a grant pass.
@@ -217,7 +217,7 @@ words! {
     /// What a breaker does.
     Breaker {
         Closed = "closed",
-        Probing = "probing",
+        HalfOpen = "half_open",
         Open = "open",
     }
 }

@@ -13,7 +13,7 @@ use http::StatusCode;
 
 use crate::rejection::{Rejection, RejectionKind};
 
-/// Problem details (RFC 9457), with further members.
+/// ProblemDetails details (RFC 9457), with further members.
 macro_rules! problem {
     ($type:literal, $status:literal, $title:literal, $text:expr, $more:literal) => {
         concat!(
@@ -117,7 +117,7 @@ impl Rejection {
         status(self.kind())
     }
 
-    /// Returns a text for the client: the `detail` of [`Problem`](crate::Problem) and the `Display` of the rejection.
+    /// Returns a text for the client: the `detail` of [`ProblemDetails`](crate::ProblemDetails) and the `Display` of the rejection.
     ///
     /// It reveals no more than the challenge. Unknown, revoked, not yet valid and bound tokens read the same, and the error of a
     /// store is never part of it: operators find these in [`kind`](Self::kind) and in the [source](std::error::Error::source).
@@ -128,8 +128,8 @@ impl Rejection {
     ///
     /// let limits = RateLimits::new(Quota::per_minute(20).with_burst(1));
     /// let alice = CurrentGrant::new(Grant::new("alice", ()));
-    /// assert!(limits.check_now(&alice, Charge::Units(1)).or_refuse().is_ok());
-    /// let rejection = limits.check_now(&alice, Charge::Units(1)).or_refuse().unwrap_err().of_grant(&alice);
+    /// assert!(limits.check_now(&alice, Charge::Units(1)).into_result().is_ok());
+    /// let rejection = limits.check_now(&alice, Charge::Units(1)).into_result().unwrap_err().of_grant(&alice);
     /// assert_eq!(rejection.status(), 429);
     /// assert_eq!(rejection.detail(), "The rate limit for this token is exhausted. Retry after 3 seconds.");
     /// ```
@@ -186,7 +186,7 @@ mod tests {
     use crate::grant::Grant;
     use crate::policy::Policy;
     use crate::quota::Quota;
-    use crate::respond::{Problem, Respond};
+    use crate::respond::{ProblemDetails, Respond};
     use crate::scopes::Scopes;
     use crate::store_error::StoreError;
 
@@ -245,7 +245,7 @@ mod tests {
     fn detail_display_and_problem_details_are_one_text() {
         for kind in all() {
             let rejection = rejection(kind);
-            let response: Response<Bytes> = Problem.respond(&rejection);
+            let response: Response<Bytes> = ProblemDetails.respond(&rejection);
             let body: serde_json::Value = serde_json::from_slice(response.body()).unwrap();
             assert_eq!(body["detail"], *rejection.detail(), "{kind:?}");
             assert_eq!(rejection.to_string(), rejection.detail(), "{kind:?}");

@@ -1,7 +1,7 @@
 //! The last station: say no, in the words of the standards.
 //!
-//! This is the only place that knows the status codes and header fields of answers. [`Problem`] is the default
-//! responder, [`Empty`] is for bodies that can only be empty, [`Problem::map_body`] for any other body, and a closure
+//! This is the only place that knows the status codes and header fields of answers. [`ProblemDetails`] is the default
+//! responder, [`EmptyBody`] is for bodies that can only be empty, [`ProblemDetails::map_body`] for any other body, and a closure
 //! from `&Rejection` to a response is a responder too.
 //!
 //! # Rules
@@ -12,7 +12,7 @@
 //! 3. No refusal may be stored: `Cache-Control: no-store`.
 //! 4. `Retry-After` is in whole seconds, rounded up and never 0. Every 429 and every 503 has it.
 //! 5. A request of gRPC, gRPC-Web or Connect is rejected in the format of its [`Protocol`], since its clients read
-//!    nothing else. [`Problem`] writes all of them, [`Empty`] those without content: gRPC and gRPC-Web.
+//!    nothing else. [`ProblemDetails`] writes all of them, [`EmptyBody`] those without content: gRPC and gRPC-Web.
 //! 6. A rejection of `HEAD` has no content (RFC 9110, section 9.3.2).
 //! 7. A rejection of an HTTP/1 request whose body was not read has `Connection: close` (RFC 9112, section 9.6): the server closes
 //!    the connection, and a client that sent its next request on it would fail.
@@ -30,13 +30,13 @@ pub(crate) mod ratelimit;
 pub(crate) mod terms;
 
 pub use challenge::{Challenge, ChallengeError, ErrorCode};
-pub use problem::{MapBody, Problem};
+pub use problem::{MappedBody, ProblemDetails};
 pub use ratelimit::RateLimitHeaders;
 
 use crate::observe;
 use crate::protocol::Protocol;
 use crate::rejection::{Rejection, RejectionKind};
-use crate::token::Carrier;
+use crate::token::TokenLocation;
 use terms::Terms;
 
 /// Writes refusals.
@@ -54,7 +54,7 @@ use terms::Terms;
 ///
 /// /// Takes the standard head and writes a body of its own.
 /// fn crosstrade(rejection: &Rejection) -> Response<String> {
-///     let response: Response<String> = tollgate::Empty.respond(rejection);
+///     let response: Response<String> = tollgate::EmptyBody.respond(rejection);
 ///     match rejection.kind() {
 ///         RejectionKind::OverLimit if rejection.allows_content() => {
 ///             response.map(|_| r#"{"error": "Rate limit exceeded"}"#.to_owned())
@@ -66,8 +66,8 @@ use terms::Terms;
 /// ```
 #[diagnostic::on_unimplemented(
     message = "`{Self}` cannot write a refusal into a body of type `{B}`",
-    note = "`Problem` needs `{B}: From<Bytes>`",
-    note = "use `.with_responder(Empty)` where `{B}: Default` (tonic), `.with_responder(Problem.map_body(..))` for a boxed body, or `.with_response_fn(|rejection| ..)`"
+    note = "`ProblemDetails` needs `{B}: From<Bytes>`",
+    note = "use `.with_responder(EmptyBody)` where `{B}: Default` (tonic), `.with_responder(ProblemDetails.map_body(..))` for a boxed body, or `.with_response_fn(|rejection| ..)`"
 )]
 pub trait Respond<B>: Send + Sync + 'static {
     /// Writes a refusal.
@@ -79,7 +79,7 @@ pub trait Respond<B>: Send + Sync + 'static {
     /// What [`respond`](Self::respond) leaves out is added: that no cache stores the answer, unless it speaks of caches, to a
     /// 401 how to authenticate (RFC 9110, section 15.5.2), and to a 503 `Retry-After`. `Connection: close` is added where the
     /// connection cannot be used again. Whoever writes this method anew does all of that himself.
-    fn refuse(&self, rejection: Rejection) -> Response<B> {
+    fn reject(&self, rejection: Rejection) -> Response<B> {
         let mut response = written(self, rejection);
         complete(&mut response);
         response
@@ -112,8 +112,8 @@ impl<B, R: Respond<B> + ?Sized> Respond<B> for std::sync::Arc<R> {
         (**self).respond(rejection)
     }
 
-    fn refuse(&self, rejection: Rejection) -> Response<B> {
-        (**self).refuse(rejection)
+    fn reject(&self, rejection: Rejection) -> Response<B> {
+        (**self).reject(rejection)
     }
 }
 
@@ -123,22 +123,22 @@ impl<B, R: Respond<B> + ?Sized> Respond<B> for std::sync::Arc<R> {
 ///
 /// ```
 /// use http::Response;
-/// use tollgate::respond::{Empty, Respond};
+/// use tollgate::respond::{EmptyBody, Respond};
 /// use tollgate::{Rejection, Scopes};
 ///
 /// let rejection = Rejection::insufficient_scope(Scopes::new(["trade"])?);
-/// let response: Response<()> = Empty.respond(&rejection);
+/// let response: Response<()> = EmptyBody.respond(&rejection);
 /// assert_eq!(response.status(), 403);
 /// assert_eq!(
 ///     response.headers()["www-authenticate"],
 ///     r#"Bearer realm="api", error="insufficient_scope", scope="trade""#,
 /// );
-/// # Ok::<_, tollgate::InvalidScope>(())
+/// # Ok::<_, tollgate::ScopeError>(())
 /// ```
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Empty;
+pub struct EmptyBody;
 
-impl<B: Default> Respond<B> for Empty {
+impl<B: Default> Respond<B> for EmptyBody {
     fn respond(&self, rejection: &Rejection) -> Response<B> {
         head(rejection).map(|()| B::default())
     }
@@ -246,13 +246,13 @@ fn write_limits(headers: &mut http::HeaderMap, rejection: &Rejection) {
 
 /// Keeps shared caches from an answer to a request whose token they do not know as one (RFC 9111, section 3.5, protects
 /// requests with `Authorization` only).
-pub(crate) fn keep_private(headers: &mut http::HeaderMap, carrier: Carrier) {
+pub(crate) fn keep_private(headers: &mut http::HeaderMap, location: TokenLocation) {
     match headers.entry(header::CACHE_CONTROL) {
         // What most answers are.
         Entry::Vacant(free) => _ = free.insert(HeaderValue::from_static("private")),
         Entry::Occupied(_) => amend_cache_control(headers),
     }
-    if carrier == Carrier::Query {
+    if location == TokenLocation::Query {
         keep_target(headers);
     }
 }

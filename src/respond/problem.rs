@@ -14,56 +14,56 @@ use crate::rejection::{Rejection, RejectionKind};
 /// ```
 /// use bytes::Bytes;
 /// use http::Response;
-/// use tollgate::{Problem, Rejection, Scopes, respond::Respond};
+/// use tollgate::{ProblemDetails, Rejection, Scopes, respond::Respond};
 ///
 /// let rejection = Rejection::insufficient_scope(Scopes::new(["trade"])?);
-/// let response: Response<Bytes> = Problem.respond(&rejection);
+/// let response: Response<Bytes> = ProblemDetails.respond(&rejection);
 /// assert_eq!(response.headers()["content-type"], "application/problem+json");
-/// # Ok::<_, tollgate::InvalidScope>(())
+/// # Ok::<_, tollgate::ScopeError>(())
 /// ```
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Problem;
+pub struct ProblemDetails;
 
-impl Problem {
+impl ProblemDetails {
     /// The same for any other type of body, which the function makes of the bytes.
     ///
     /// ```
     /// use bytes::Bytes;
     /// use http_body_util::{BodyExt, Full, combinators::BoxBody};
-    /// use tollgate::{AuthLayer, Grant, MemoryStore, Problem};
+    /// use tollgate::{AuthLayer, Grant, MemoryStore, ProblemDetails};
     ///
     /// fn boxed(bytes: Bytes) -> BoxBody<Bytes, std::io::Error> {
     ///     Full::new(bytes).map_err(|never| match never {}).boxed()
     /// }
     ///
     /// let tokens = MemoryStore::from_iter([("a-token", Grant::new("alice", ()))]);
-    /// let gate = AuthLayer::new(tokens).with_responder(Problem.map_body(boxed));
+    /// let gate = AuthLayer::new(tokens).with_responder(ProblemDetails.map_body(boxed));
     /// # let _ = gate;
     /// ```
-    pub fn map_body<B, F>(self, body: F) -> MapBody<F>
+    pub fn map_body<B, F>(self, body: F) -> MappedBody<F>
     where
         F: Fn(Bytes) -> B + Send + Sync + 'static,
     {
-        MapBody(body)
+        MappedBody(body)
     }
 }
 
-impl<B: From<Bytes>> Respond<B> for Problem {
+impl<B: From<Bytes>> Respond<B> for ProblemDetails {
     fn respond(&self, rejection: &Rejection) -> Response<B> {
         respond(rejection).map(B::from)
     }
 
-    fn refuse(&self, rejection: Rejection) -> Response<B> {
+    fn reject(&self, rejection: Rejection) -> Response<B> {
         // Its head is complete, which this saves a flood the look for.
         written(self, rejection)
     }
 }
 
-/// A responder made by [`Problem::map_body`].
+/// A responder made by [`ProblemDetails::map_body`].
 #[derive(Clone, Copy, Debug)]
-pub struct MapBody<F>(F);
+pub struct MappedBody<F>(F);
 
-impl<B, F> Respond<B> for MapBody<F>
+impl<B, F> Respond<B> for MappedBody<F>
 where
     F: Fn(Bytes) -> B + Send + Sync + 'static,
 {

@@ -23,7 +23,7 @@ pub use crate::breaker::BreakerState;
 /// |---|---|
 /// | [closed](BreakerState::Closed) | asks the store, and fails if it takes longer than the deadline |
 /// | [open](BreakerState::Open), after failures in a row | fails at once: 503 with `Retry-After`, never 401 |
-/// | [probing](BreakerState::Probing), after a pause | one of them asks the store; its success closes the breaker, its failure opens it for twice as long |
+/// | [probing](BreakerState::HalfOpen), after a pause | one of them asks the store; its success closes the breaker, its failure opens it for twice as long |
 ///
 /// # What counts
 ///
@@ -41,21 +41,21 @@ pub use crate::breaker::BreakerState;
 /// # Recovery
 ///
 /// [`probe_now`](Self::probe_now) ends a pause early. Call it when something else shows that the store is back, such as
-/// `Database::follow`.
+/// `Database::watch`.
 ///
 /// ```
 /// use std::time::Duration;
-/// use tollgate::store::{Breaker, from_fn};
+/// use tollgate::store::{CircuitBreaker, from_fn};
 /// use tollgate::{AuthLayer, Grant};
 ///
 /// let database = from_fn(|_digest| async { Ok::<Option<Grant<()>>, std::io::Error>(None) });
-/// let store = Breaker::new(database, Duration::from_millis(500), tokio::time::sleep);
+/// let store = CircuitBreaker::new(database, Duration::from_millis(500), tokio::time::sleep);
 /// let gate = AuthLayer::waiting(store, Duration::from_secs(2), tokio::time::sleep);
 /// # let _ = gate;
 /// ```
 ///
 /// Put a cache outside of it: what is remembered is answered in all states.
-pub struct Breaker<T> {
+pub struct CircuitBreaker<T> {
     store: Arc<T>,
     switch: Switch,
     patience: Arc<Patience>,
@@ -64,7 +64,7 @@ pub struct Breaker<T> {
 /// Why a look-up failed that the store did not answer.
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
 #[non_exhaustive]
-pub enum BreakerError {
+pub enum CircuitBreakerError {
     /// The store has failed, and is given time.
     #[error("the store has failed, and is not asked for a while")]
     Open,
@@ -73,7 +73,7 @@ pub enum BreakerError {
     Deadline,
 }
 
-impl<T> Breaker<T> {
+impl<T> CircuitBreaker<T> {
     /// Opens after 5 failures in a row, for 1 second at first, and for 30 at most. `deadline` is that of one lookup. Give the
     /// gate a longer one.
     pub fn new(store: T, deadline: Duration, sleep: impl Sleep) -> Self {
@@ -87,9 +87,9 @@ impl<T> Breaker<T> {
     /// ```
     /// use std::time::Duration;
     /// use tollgate::MemoryStore;
-    /// use tollgate::store::Breaker;
+    /// use tollgate::store::CircuitBreaker;
     ///
-    /// let store = Breaker::new(MemoryStore::<()>::new(), Duration::from_secs(1), tokio::time::sleep).with_name("tokens");
+    /// let store = CircuitBreaker::new(MemoryStore::<()>::new(), Duration::from_secs(1), tokio::time::sleep).with_name("tokens");
     /// # let _ = store;
     /// ```
     #[must_use]
@@ -100,7 +100,7 @@ impl<T> Breaker<T> {
 
     /// The same, open after so many failures in a row; 0 is taken as 1.
     #[must_use]
-    pub fn with_failures(mut self, failures: u32) -> Self {
+    pub fn with_failure_threshold(mut self, failures: u32) -> Self {
         self.switch.set_failures(failures);
         self
     }
@@ -108,7 +108,7 @@ impl<T> Breaker<T> {
     /// The same with other pauses before a look-up may probe the store: the first one, and the longest, to which it grows by
     /// doubling.
     #[must_use]
-    pub fn with_pauses(mut self, first: Duration, longest: Duration) -> Self {
+    pub fn with_backoff(mut self, first: Duration, longest: Duration) -> Self {
         self.switch.set_pauses(first, longest);
         self
     }
@@ -135,15 +135,15 @@ impl<T> Breaker<T> {
     }
 }
 
-impl<T: TokenStore> TokenStore for Breaker<T> {
+impl<T: TokenStore> TokenStore for CircuitBreaker<T> {
     type Principal = T::Principal;
     type Error = StoreError;
-    type Future = BreakerFuture<T::Future>;
+    type Future = CircuitBreakerFuture<T::Future>;
 
     fn lookup(&self, token: &BearerToken<'_>) -> Answer<Self::Future> {
         let is_probe = match self.switch.enter() {
             Ok(is_probe) => is_probe,
-            Err(wait) => return Answer::Ready(Err(StoreError::new(BreakerError::Open).with_retry_after(wait))),
+            Err(wait) => return Answer::Ready(Err(StoreError::new(CircuitBreakerError::Open).with_retry_after(wait))),
         };
         match self.store.lookup(token) {
             Answer::Ready(Ok(found)) => {
@@ -160,7 +160,12 @@ impl<T: TokenStore> TokenStore for Breaker<T> {
             }
             Answer::Pending(future) => {
                 let pass = Pass::new(&self.switch, is_probe);
-                Answer::Pending(BreakerFuture { future, deadline: None, patience: Arc::clone(&self.patience), pass })
+                Answer::Pending(CircuitBreakerFuture {
+                    future,
+                    deadline: None,
+                    patience: Arc::clone(&self.patience),
+                    pass,
+                })
             }
         }
     }
@@ -171,8 +176,8 @@ impl<T: TokenStore> TokenStore for Breaker<T> {
 }
 
 pin_project_lite::pin_project! {
-    /// The future of a [`Breaker`].
-    pub struct BreakerFuture<F> {
+    /// The future of a [`CircuitBreaker`].
+    pub struct CircuitBreakerFuture<F> {
         #[pin]
         future: F,
         // Starts with the first poll, as the look-up does.
@@ -182,7 +187,7 @@ pin_project_lite::pin_project! {
     }
 }
 
-impl<F, P, E> Future for BreakerFuture<F>
+impl<F, P, E> Future for CircuitBreakerFuture<F>
 where
     F: Future<Output = Lookup<P, E>>,
     E: Into<Box<dyn Error + Send + Sync>>,
@@ -204,26 +209,29 @@ where
             Poll::Pending => Poll::Pending,
             Poll::Ready(()) => {
                 this.pass.end(false);
-                Poll::Ready(Err(StoreError::new(BreakerError::Deadline)))
+                Poll::Ready(Err(StoreError::new(CircuitBreakerError::Deadline)))
             }
         }
     }
 }
 
-impl<T> Clone for Breaker<T> {
+impl<T> Clone for CircuitBreaker<T> {
     fn clone(&self) -> Self {
         Self { store: Arc::clone(&self.store), switch: self.switch.clone(), patience: Arc::clone(&self.patience) }
     }
 }
 
-impl<T: fmt::Debug> fmt::Debug for Breaker<T> {
+impl<T: fmt::Debug> fmt::Debug for CircuitBreaker<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Breaker").field("store", &self.store).field("state", &self.state()).finish_non_exhaustive()
+        f.debug_struct("CircuitBreaker")
+            .field("store", &self.store)
+            .field("state", &self.state())
+            .finish_non_exhaustive()
     }
 }
 
-impl<F> fmt::Debug for BreakerFuture<F> {
+impl<F> fmt::Debug for CircuitBreakerFuture<F> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("BreakerFuture(..)")
+        f.write_str("CircuitBreakerFuture(..)")
     }
 }

@@ -3,11 +3,11 @@ use crate::token::TokenDigest;
 
 /// What has changed where grants are kept, told to whoever remembers them.
 ///
-/// `CachedStore::invalidate` takes it; a database tells it by `sql::Database::follow`, and an administration of one's
+/// `CachedStore::invalidate` takes it; a database tells it by `sql::Database::watch`, and an administration of one's
 /// own by whatever brings messages to its processes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
-pub enum Change {
+pub enum Invalidation {
     /// A token, by the digest that the store knows it by.
     Token(TokenDigest),
     /// All tokens of a grant.

@@ -1,44 +1,44 @@
 use super::TokenStore;
 use crate::answer::Answer;
-use crate::mint::Format;
+use crate::mint::TokenFormat;
 use crate::token::BearerToken;
 
 /// A store that is asked only for tokens that can be the service's by their form. Anything else is unknown at once, also
 /// while the store is down.
 ///
-/// That a token has the form of a [`Format`] can be seen by anybody who knows it, so that the time which this saves tells
+/// That a token has the form of a [`TokenFormat`] can be seen by anybody who knows it, so that the time which this saves tells
 /// nothing. Clients are told the same as of any unknown token.
 ///
 /// ```
-/// use tollgate::{AuthLayer, Grant, MemoryStore, mint::Format, store::Checked};
+/// use tollgate::{AuthLayer, Grant, MemoryStore, mint::TokenFormat, store::CheckedStore};
 ///
-/// let format = Format::new("acme")?;
+/// let format = TokenFormat::new("acme")?;
 /// let secret = format.mint()?;
 /// let tokens = MemoryStore::new();
 /// tokens.insert(&secret, Grant::new("alice", ()))?;
 /// tokens.insert("a-token-of-the-system-before", Grant::new("bob", ()))?;
 ///
-/// let gate = AuthLayer::new(Checked::new(tokens, format).with_imported_tokens());
+/// let gate = AuthLayer::new(CheckedStore::new(tokens, format).with_imported_tokens());
 /// # let _ = gate;
 /// # Ok::<_, Box<dyn std::error::Error>>(())
 /// ```
 #[derive(Clone, Debug)]
-pub struct Checked<T> {
+pub struct CheckedStore<T> {
     store: T,
-    formats: Vec<Format>,
+    formats: Vec<TokenFormat>,
     imported: bool,
 }
 
-impl<T> Checked<T> {
+impl<T> CheckedStore<T> {
     /// Asks the store for tokens of this format only.
     #[must_use]
-    pub fn new(store: T, format: Format) -> Self {
+    pub fn new(store: T, format: TokenFormat) -> Self {
         Self { store, formats: vec![format], imported: false }
     }
 
     /// The same for tokens of one more format, such as that of an older version.
     #[must_use]
-    pub fn with_format(mut self, format: Format) -> Self {
+    pub fn with_format(mut self, format: TokenFormat) -> Self {
         self.formats.push(format);
         self
     }
@@ -57,7 +57,7 @@ impl<T> Checked<T> {
     }
 }
 
-impl<T: TokenStore> TokenStore for Checked<T> {
+impl<T: TokenStore> TokenStore for CheckedStore<T> {
     type Principal = T::Principal;
     type Error = T::Error;
     type Future = T::Future;

@@ -43,11 +43,11 @@ const SHARDS: usize = 64;
 /// The token is in the store already. Holds the grant that was to be inserted.
 #[derive(Error)]
 #[error("the token is in the store already")]
-pub struct Occupied<P>(pub Box<Grant<P>>);
+pub struct OccupiedError<P>(pub Box<Grant<P>>);
 
-impl<P> fmt::Debug for Occupied<P> {
+impl<P> fmt::Debug for OccupiedError<P> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("Occupied").field(&self.0).finish()
+        f.debug_tuple("OccupiedError").field(&self.0).finish()
     }
 }
 
@@ -78,10 +78,10 @@ impl<P> MemoryStore<P> {
     /// # Errors
     ///
     /// If the token is there already; the error returns the grant.
-    pub fn insert(&self, token: impl Into<TokenDigest>, grant: Grant<P>) -> Result<(), Occupied<P>> {
+    pub fn insert(&self, token: impl Into<TokenDigest>, grant: Grant<P>) -> Result<(), OccupiedError<P>> {
         let digest = token.into();
         match self.write(&digest).entry(digest) {
-            Entry::Occupied(_) => Err(Occupied(Box::new(grant))),
+            Entry::Occupied(_) => Err(OccupiedError(Box::new(grant))),
             Entry::Vacant(vacant) => {
                 vacant.insert(Arc::new(grant));
                 Ok(())

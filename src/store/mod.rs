@@ -5,10 +5,10 @@
 //! | [`MemoryStore`] | tokens in this process, changed while requests are served |
 //! | [`from_fn`], [`from_fn_with`] | a closure that asks whoever knows |
 //! | [`BoxStore`] | any store, without its type |
-//! | [`Breaker`] | any store, not asked while it is down |
+//! | [`CircuitBreaker`] | any store, not asked while it is down |
 //! | `CachedStore` | any store, remembered for a while and forgotten at once (feature `cache`) |
-//! | `Checked` | any store, asked only for tokens that have the form of the service's (feature `mint`) |
-//! | `Peppered` | any store, which keeps HMACs of digests instead of digests (feature `pepper`) |
+//! | `CheckedStore` | any store, asked only for tokens that have the form of the service's (feature `mint`) |
+//! | `PepperedStore` | any store, which keeps HMACs of digests instead of digests (feature `pepper`) |
 //! | `sql::SqlStore` | SQLite and PostgreSQL, with administration (features `sqlite`, `postgres`) |
 //! | `IntrospectionStore` | tokens that an authorization server knows (RFC 7662, feature `introspection`) |
 //! | `contract` | checks that every store can run on itself (feature `test-util`) |
@@ -36,22 +36,22 @@ mod peppered;
 pub mod sql;
 
 pub use boxed::BoxStore;
-pub use breaker::{Breaker, BreakerError, BreakerFuture, BreakerState};
+pub use breaker::{BreakerState, CircuitBreaker, CircuitBreakerError, CircuitBreakerFuture};
 #[cfg(feature = "cache")]
 pub use cached::{CacheSettingsError, CachedFuture, CachedStore};
 #[cfg(any(feature = "cache", feature = "sqlite", feature = "postgres"))]
-pub use change::Change;
+pub use change::Invalidation;
 #[cfg(feature = "mint")]
-pub use checked::Checked;
+pub use checked::CheckedStore;
 pub use from_fn::{FromFn, FromFnFuture, from_fn, from_fn_with};
 #[cfg(feature = "introspection")]
 pub use introspection::{
     Claims, ClientAuth, IntrospectionBuilder, IntrospectionConfigError, IntrospectionError, IntrospectionFuture,
     IntrospectionStore,
 };
-pub use memory::{MemoryStore, Occupied, RotateError};
+pub use memory::{MemoryStore, OccupiedError, RotateError};
 #[cfg(feature = "pepper")]
-pub use peppered::{Pepper, Peppered, PepperedFuture, ShortPepper};
+pub use peppered::{Pepper, PepperLengthError, PepperedStore, PepperedStoreFuture};
 
 use crate::answer::{Answer, Immediate};
 use crate::grant::Grant;
@@ -67,7 +67,7 @@ pub type Lookup<P, E> = Result<Option<Arc<Grant<P>>>, E>;
 /// - `Ok(None)`: no grant belongs to the token. Unknown and revoked are the same.
 /// - `Err`: the store could not find out. It answers 503, never 401; an outage must not look like a revocation.
 ///   If the store works and only this token could not be checked, return [`StoreError::for_token`](crate::StoreError::for_token),
-///   so that the token of one client cannot open a [`Breaker`] for everybody. Any other error concerns the store.
+///   so that the token of one client cannot open a [`CircuitBreaker`] for everybody. Any other error concerns the store.
 /// - Expiry, not-before and the sender constraint are not the store's business: it hands on the grant, and the gate
 ///   judges it.
 /// - [`Answer::Ready`] if the answer is at hand. The store must not block the thread.
@@ -147,9 +147,9 @@ impl<T: TokenStore + ?Sized> TokenStore for Arc<T> {
 /// A store that never waits, by its type: its future cannot exist, as [`Immediate`] cannot. Such stores need no deadline.
 ///
 /// Every such store has this trait, and no other can: what may wait has to be given a deadline.
-pub trait AnswersAtOnce: TokenStore<Future: sealed::NeverWaits> {}
+pub trait ImmediateStore: TokenStore<Future: sealed::NeverWaits> {}
 
-impl<T: TokenStore<Future: sealed::NeverWaits> + ?Sized> AnswersAtOnce for T {}
+impl<T: TokenStore<Future: sealed::NeverWaits> + ?Sized> ImmediateStore for T {}
 
 mod sealed {
     #[diagnostic::on_unimplemented(

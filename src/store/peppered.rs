@@ -31,11 +31,11 @@ use crate::token::{BearerToken, TokenDigest};
 ///    before.
 ///
 /// ```
-/// use tollgate::{AuthLayer, Grant, MemoryStore, store::{Pepper, Peppered}};
+/// use tollgate::{AuthLayer, Grant, MemoryStore, store::{Pepper, PepperedStore}};
 ///
 /// # let (new, old) = ([1; 32], [2; 32]);
 /// let tokens = MemoryStore::new();
-/// let store = Peppered::new(tokens.clone(), Pepper::new(new)?).with_older(Pepper::new(old)?);
+/// let store = PepperedStore::new(tokens.clone(), Pepper::new(new)?).with_older(Pepper::new(old)?);
 ///
 /// tokens.insert(store.digest("a-new-token"), Grant::new("alice", ()))?;
 /// // To revoke one, whichever pepper it has:
@@ -47,14 +47,14 @@ use crate::token::{BearerToken, TokenDigest};
 /// # Ok::<_, Box<dyn std::error::Error>>(())
 /// ```
 #[derive(Debug)]
-pub struct Peppered<T> {
+pub struct PepperedStore<T> {
     store: T,
     current: Pepper,
     /// From new to old.
     older: Vec<Pepper>,
 }
 
-impl<T> Peppered<T> {
+impl<T> PepperedStore<T> {
     /// A store that keeps grants under this pepper.
     #[must_use]
     pub fn new(store: T, pepper: Pepper) -> Self {
@@ -80,10 +80,10 @@ impl<T> Peppered<T> {
     }
 }
 
-impl<T: TokenStore> TokenStore for Peppered<T> {
+impl<T: TokenStore> TokenStore for PepperedStore<T> {
     type Principal = T::Principal;
     type Error = T::Error;
-    type Future = PepperedFuture<T::Future>;
+    type Future = PepperedStoreFuture<T::Future>;
 
     fn lookup(&self, token: &BearerToken<'_>) -> Answer<Self::Future> {
         let mut answers = self.digests(token).map(|digest| self.store.lookup(&token.with_digest(digest)));
@@ -91,7 +91,7 @@ impl<T: TokenStore> TokenStore for Peppered<T> {
             Answer::Ready(found) => Answer::Ready(found),
             // Those behind are lazy, so that to ask for them now costs nothing, and nobody has to keep the token for them.
             Answer::Pending(current) => {
-                Answer::Pending(PepperedFuture { current, older: answers.collect::<Vec<_>>().into_iter() })
+                Answer::Pending(PepperedStoreFuture { current, older: answers.collect::<Vec<_>>().into_iter() })
             }
         }
     }
@@ -110,15 +110,15 @@ where
 }
 
 pin_project_lite::pin_project! {
-    /// The future of a [`Peppered`] store. There is none if the store never waits.
-    pub struct PepperedFuture<F: Future> {
+    /// The future of a [`PepperedStore`] store. There is none if the store never waits.
+    pub struct PepperedStoreFuture<F: Future> {
         #[pin]
         current: F,
         older: vec::IntoIter<Answer<F>>,
     }
 }
 
-impl<F, P, E> Future for PepperedFuture<F>
+impl<F, P, E> Future for PepperedStoreFuture<F>
 where
     F: Future<Output = Lookup<P, E>>,
 {
@@ -140,15 +140,15 @@ where
 }
 
 // It holds a future that cannot exist, and so cannot exist either.
-impl<F: Future + NeverWaits> NeverWaits for PepperedFuture<F> {}
+impl<F: Future + NeverWaits> NeverWaits for PepperedStoreFuture<F> {}
 
-impl<F: Future> fmt::Debug for PepperedFuture<F> {
+impl<F: Future> fmt::Debug for PepperedStoreFuture<F> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("PepperedFuture(..)")
+        f.write_str("PepperedStoreFuture(..)")
     }
 }
 
-/// The secret key of a [`Peppered`] store: 32 random bytes or more, from a secrets manager, kept apart from the store.
+/// The secret key of a [`PepperedStore`] store: 32 random bytes or more, from a secrets manager, kept apart from the store.
 ///
 /// `Debug` is redacted, and the bytes are overwritten when it is dropped. Those that it was made of are the caller's, and
 /// what HMAC has on the stack while it computes is not overwritten.
@@ -160,10 +160,10 @@ impl Pepper {
     /// # Errors
     ///
     /// If there are fewer than 32.
-    pub fn new(bytes: impl AsRef<[u8]>) -> Result<Self, ShortPepper> {
+    pub fn new(bytes: impl AsRef<[u8]>) -> Result<Self, PepperLengthError> {
         let bytes = bytes.as_ref();
         if bytes.len() < MIN_LEN {
-            return Err(ShortPepper(()));
+            return Err(PepperLengthError(()));
         }
         Ok(Self::of(bytes))
     }
@@ -187,7 +187,7 @@ impl Pepper {
     ///
     /// let pepper = Pepper::new([7; 32])?;
     /// assert_eq!(pepper.digest("a-token"), pepper.digest(TokenDigest::of("a-token")));
-    /// # Ok::<_, tollgate::store::ShortPepper>(())
+    /// # Ok::<_, tollgate::store::PepperLengthError>(())
     /// ```
     pub fn digest(&self, token: impl Into<TokenDigest>) -> TokenDigest {
         TokenDigest::from_bytes(self.hmac(&token.into().to_bytes()))
@@ -208,7 +208,7 @@ impl fmt::Debug for Pepper {
 /// The pepper has fewer than 32 bytes.
 #[derive(Debug, Error, PartialEq, Eq)]
 #[error("a pepper has 32 bytes or more")]
-pub struct ShortPepper(());
+pub struct PepperLengthError(());
 
 const MIN_LEN: usize = 32;
 /// The block of SHA-256.

@@ -42,7 +42,7 @@ async fn handlers_get_their_caller() {
     let gate = AuthLayer::new(tokens());
     let app = Router::new()
         .route("/private", get(private).route_layer(gate.clone()))
-        .route("/public", get(public).route_layer(gate.clone().with_optional_authentication()))
+        .route("/public", get(public).route_layer(gate.clone().allow_anonymous()))
         .route("/orders", post(private).route_layer((gate.clone(), gate.require_scopes(["trade"]).unwrap())))
         .route("/admin", post(private).route_layer((gate.clone(), gate.require_scopes(["admin"]).unwrap())));
     assert_eq!(text(ask(&app, "GET", "/private", Some(TOKEN)).await).await, "hello, Alice");
@@ -91,7 +91,7 @@ async fn extractors_honour_the_mark_of_a_preflight() {
 async fn the_challenge_of_an_extractor_is_the_gates() {
     let gate = AuthLayer::new(tokens()).with_realm("trading").unwrap();
     let gate = gate.with_resource_metadata("https://api.example/.well-known/oauth-protected-resource").unwrap();
-    let app = Router::new().route("/", get(private)).layer(gate.with_optional_authentication());
+    let app = Router::new().route("/", get(private)).layer(gate.allow_anonymous());
     let response = ask(&app, "GET", "/", None).await;
     assert_eq!(response.status(), 401);
     let challenge =
@@ -169,6 +169,6 @@ async fn layers_can_be_named_stored_and_returned() {
     let app = App { gate: gate() };
     let router = Router::<()>::new().route("/", get(private)).layer(app.gate.clone());
     assert_eq!(ask(&router, "GET", "/", Some(TOKEN)).await.status(), 200);
-    let refused: axum::response::Response = app.gate.refuse(Rejection::insufficient_scope(Scopes::default()));
+    let refused: axum::response::Response = app.gate.reject(Rejection::insufficient_scope(Scopes::default()));
     assert_eq!(refused.status(), 403);
 }

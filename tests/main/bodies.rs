@@ -27,12 +27,13 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Notify;
 use tokio::task::JoinHandle;
-use tollgate::extract::{Presented, TokenForm, form as form_door, json as json_door, text as text_door};
-use tollgate::gate::{Admission, BodyAuthLayer, BodyDoors, ReplayBody};
+use tollgate::extract::{Extracted, TokenSyntax, form as form_door, json as json_door, text as text_door};
+use tollgate::gate::{Admission, BodyAuthLayer, BodyTokens, ReplayBody};
 use tollgate::limit::RateLimits;
 use tollgate::store::from_fn;
 use tollgate::{
-    AuthLayer, BoxStore, Carrier, CurrentGrant, Grant, MemoryStore, Quota, Rejection, RejectionKind, Unauthenticated,
+    AuthLayer, BoxStore, CurrentGrant, Grant, MemoryStore, Quota, Rejection, RejectionKind, TokenLocation,
+    Unauthenticated,
 };
 use tower::{Layer, Service, ServiceBuilder, ServiceExt};
 use tower_test::mock;
@@ -45,8 +46,8 @@ const TEXT: &str = "text/plain";
 const FORM: &str = "application/x-www-form-urlencoded";
 
 /// All doors in the body, open.
-fn doors() -> BodyDoors {
-    BodyDoors::new(DEADLINE, tokio::time::sleep)
+fn doors() -> BodyTokens {
+    BodyTokens::new(DEADLINE, tokio::time::sleep)
         .with_json("key")
         .unwrap()
         .with_text("key")
@@ -56,7 +57,7 @@ fn doors() -> BodyDoors {
 }
 
 fn gate() -> BodyAuthLayer<MemoryStore<User>> {
-    AuthLayer::new(memory()).with_body_doors(doors())
+    AuthLayer::new(memory()).with_body_tokens(doors())
 }
 
 fn waiting() -> AuthLayer<BoxStore<User>> {
@@ -143,15 +144,15 @@ where
 }
 
 /// Where the token was, and the bytes that the handler read.
-async fn admission<A: Admission, B>(layer: &BodyAuthLayer<A>, request: Request<B>) -> (Carrier, Bytes)
+async fn admission<A: Admission, B>(layer: &BodyAuthLayer<A>, request: Request<B>) -> (TokenLocation, Bytes)
 where
     B: http_body::Body + Send + 'static,
     B::Error: Debug,
 {
     let (response, runs) = ask(layer, request).await;
     assert_eq!((response.status().as_u16(), runs), (200, 1), "{:?}", response.extensions().get::<Rejection>());
-    let carrier = response.extensions().get::<CurrentGrant>().expect("a grant").carrier();
-    (carrier, response.into_body().collect().await.unwrap().to_bytes())
+    let location = response.extensions().get::<CurrentGrant>().expect("a grant").location();
+    (location, response.into_body().collect().await.unwrap().to_bytes())
 }
 
 fn block_on<T>(future: impl Future<Output = T>) -> T {
@@ -296,11 +297,11 @@ proptest! {
         let (response, runs) = block_on(async {
             // With the token in the head, there is nothing to overwrite in the body either.
             match (slowly, removed) {
-                (false, false) => ask(&AuthLayer::new(memory()).with_body_doors(doors), request).await,
+                (false, false) => ask(&AuthLayer::new(memory()).with_body_tokens(doors), request).await,
                 (false, true) => {
-                    ask(&AuthLayer::new(memory()).with_credentials_removed().with_body_doors(doors), request).await
+                    ask(&AuthLayer::new(memory()).with_credentials_removed().with_body_tokens(doors), request).await
                 }
-                (true, _) => ask(&waiting().with_body_doors(doors), request).await,
+                (true, _) => ask(&waiting().with_body_tokens(doors), request).await,
             }
         });
         if body.len() > LIMIT {
@@ -323,7 +324,7 @@ const ODD: &str = "tg/a+b-C.9_~==";
 #[derive(Clone, Debug)]
 struct Document {
     content_type: &'static str,
-    carrier: Carrier,
+    location: TokenLocation,
     before: String,
     secret: String,
     after: String,
@@ -379,7 +380,7 @@ fn json_documents() -> impl Strategy<Value = Document> {
             .collect();
         Document {
             content_type: JSON,
-            carrier: Carrier::JsonBody,
+            location: TokenLocation::JsonBody,
             before: format!("{mark}{a}{{{}{b}\"{name}\"{c}:{d}\"", join(before, ",").0),
             secret,
             after: format!("\"{e}{}}}{a}", join(after, ",").1),
@@ -395,7 +396,7 @@ fn text_documents() -> impl Strategy<Value = Document> {
     (mark(), fields(), names, spaces(), spaces(), fields(), last).prop_map(
         |(mark, before, name, left, right, after, last)| Document {
             content_type: TEXT,
-            carrier: Carrier::TextBody,
+            location: TokenLocation::TextBody,
             before: format!("{mark}{}{name}={left}", join(before, ";").0),
             secret: ODD.to_owned(),
             after: format!("{right}{}{last}", join(after, ";").1),
@@ -419,7 +420,7 @@ fn form_documents() -> impl Strategy<Value = Document> {
             .collect();
         Document {
             content_type: FORM,
-            carrier: Carrier::FormBody,
+            location: TokenLocation::FormBody,
             before: format!("{}{name}=", join(before, "&").0),
             secret,
             after: join(after, "&").1,
@@ -437,7 +438,7 @@ proptest! {
         waits in prop::collection::vec(any::<bool>(), 0..10),
         trailers in any::<Option<u8>>(),
     ) {
-        let Document { content_type, carrier, before, secret, after } = document;
+        let Document { content_type, location, before, secret, after } = document;
         let sent = format!("{before}{secret}{after}");
         let masked = format!("{before}{}{after}", "*".repeat(secret.len()));
         let tokens = || MemoryStore::from_iter([(ODD, Grant::new("odd", ()))]);
@@ -447,9 +448,9 @@ proptest! {
         ] {
             let steps = pieces(sent.as_bytes(), &cuts, &waits, trailers);
             let request = post(content_type, Script::new(steps));
-            let (response, runs) = block_on(ask(&layer.with_body_doors(doors()), request));
+            let (response, runs) = block_on(ask(&layer.with_body_tokens(doors()), request));
             prop_assert_eq!((response.status().as_u16(), runs), (200, 1));
-            prop_assert_eq!(response.extensions().get::<CurrentGrant>().unwrap().carrier(), carrier);
+            prop_assert_eq!(response.extensions().get::<CurrentGrant>().unwrap().location(), location);
             prop_assert_eq!(response.extensions().get::<Trailers>().unwrap(), &Trailers(trailers.map(sums)));
             let read = block_on(response.into_body().collect()).unwrap().to_bytes();
             prop_assert_eq!(&read, expected.as_bytes());
@@ -460,9 +461,9 @@ proptest! {
 #[tokio::test]
 async fn bytes_that_somebody_else_holds_are_not_overwritten() {
     let sent = Bytes::from(json_with(TOKEN));
-    let layer = AuthLayer::new(memory()).with_credentials_removed().with_body_doors(doors());
-    let (carrier, read) = admission(&layer, post(JSON, Body::from(sent.clone()))).await;
-    assert_eq!(carrier, Carrier::JsonBody);
+    let layer = AuthLayer::new(memory()).with_credentials_removed().with_body_tokens(doors());
+    let (location, read) = admission(&layer, post(JSON, Body::from(sent.clone()))).await;
+    assert_eq!(location, TokenLocation::JsonBody);
     assert_eq!(read, json_with(&"*".repeat(TOKEN.len())));
     assert_eq!(sent, json_with(TOKEN));
 }
@@ -519,13 +520,13 @@ enum Verdict {
     Ambiguous,
 }
 
-impl From<Presented<'_>> for Verdict {
-    fn from(presented: Presented<'_>) -> Self {
+impl From<Extracted<'_>> for Verdict {
+    fn from(presented: Extracted<'_>) -> Self {
         match presented {
-            Presented::Nothing => Self::Nothing,
-            Presented::Token(token) => Self::Token(token.expose().to_vec()),
-            Presented::Malformed => Self::Malformed,
-            Presented::Ambiguous(_) => Self::Ambiguous,
+            Extracted::Nothing => Self::Nothing,
+            Extracted::Token(token) => Self::Token(token.expose().to_vec()),
+            Extracted::Malformed => Self::Malformed,
+            Extracted::Ambiguous(_) => Self::Ambiguous,
         }
     }
 }
@@ -765,7 +766,7 @@ proptest! {
     ) {
         let body = mutated(document, &mutations);
         if let Some(expected) = oracle(&body) {
-            let presented = Verdict::from(json_door(&body, "key", TokenForm::default()));
+            let presented = Verdict::from(json_door(&body, "key", TokenSyntax::default()));
             prop_assert_eq!(presented, expected, "{}", String::from_utf8_lossy(&body));
         }
     }
@@ -792,7 +793,7 @@ fn documents_come_to_every_verdict() {
 
 #[test]
 fn json_at_its_edges() {
-    let verdict = |body: &[u8]| Verdict::from(json_door(body, "key", TokenForm::default()));
+    let verdict = |body: &[u8]| Verdict::from(json_door(body, "key", TokenSyntax::default()));
     let nested = |depth: usize| format!("{}{}", "[".repeat(depth), "]".repeat(depth));
     let member = |depth: usize| format!(r#"{{"a":{},"key":"abc"}}"#, nested(depth));
     let abc = Verdict::Token(b"abc".to_vec());
@@ -851,7 +852,7 @@ fn json_at_its_edges() {
 
 #[test]
 fn forms_at_their_edges() {
-    let verdict = |body: &[u8], name: &str| Verdict::from(form_door(body, name, TokenForm::default()));
+    let verdict = |body: &[u8], name: &str| Verdict::from(form_door(body, name, TokenSyntax::default()));
     let abc = || Verdict::Token(b"abc".to_vec());
     for (body, name, expected) in [
         (&b"access_token=abc"[..], "access_token", abc()),
@@ -879,7 +880,7 @@ fn forms_at_their_edges() {
 
 #[test]
 fn texts_at_their_edges() {
-    let verdict = |body: &[u8]| Verdict::from(text_door(body, "key", TokenForm::default()));
+    let verdict = |body: &[u8]| Verdict::from(text_door(body, "key", TokenSyntax::default()));
     let abc = || Verdict::Token(b"abc".to_vec());
     for (body, expected) in [
         (&b"key=abc"[..], abc()),
@@ -910,27 +911,27 @@ fn texts_at_their_edges() {
 
 #[tokio::test]
 async fn a_door_opens_for_its_method_and_type_alone() {
-    let sniffing = AuthLayer::new(memory()).with_body_doors(doors().with_json_in_text());
+    let sniffing = AuthLayer::new(memory()).with_body_tokens(doors().with_json_in_text());
     let json = || json_with(TOKEN);
     let (in_text, in_form) = (format!("key={TOKEN};"), format!("access_token={TOKEN}"));
     for method in [Method::POST, Method::PUT, Method::PATCH] {
-        for (content_type, body, carrier) in [
-            (JSON, json(), Carrier::JsonBody),
-            ("Application/JSON;charset=UTF-8", json(), Carrier::JsonBody),
-            ("application/json ; charset=\"utf-8\" ; v=1", json(), Carrier::JsonBody),
-            ("application/vnd.api+json", json(), Carrier::JsonBody),
-            ("application/ld+JSON; profile=x", json(), Carrier::JsonBody),
-            (TEXT, in_text.clone(), Carrier::TextBody),
-            ("text/plain; charset=us-ascii", in_text.clone(), Carrier::TextBody),
-            (TEXT, json(), Carrier::JsonBody),
-            (TEXT, format!("\u{feff} {}", json()), Carrier::JsonBody),
-            (FORM, in_form.clone(), Carrier::FormBody),
-            ("application/x-www-form-urlencoded;charset=utf-8", in_form.clone(), Carrier::FormBody),
+        for (content_type, body, location) in [
+            (JSON, json(), TokenLocation::JsonBody),
+            ("Application/JSON;charset=UTF-8", json(), TokenLocation::JsonBody),
+            ("application/json ; charset=\"utf-8\" ; v=1", json(), TokenLocation::JsonBody),
+            ("application/vnd.api+json", json(), TokenLocation::JsonBody),
+            ("application/ld+JSON; profile=x", json(), TokenLocation::JsonBody),
+            (TEXT, in_text.clone(), TokenLocation::TextBody),
+            ("text/plain; charset=us-ascii", in_text.clone(), TokenLocation::TextBody),
+            (TEXT, json(), TokenLocation::JsonBody),
+            (TEXT, format!("\u{feff} {}", json()), TokenLocation::JsonBody),
+            (FORM, in_form.clone(), TokenLocation::FormBody),
+            ("application/x-www-form-urlencoded;charset=utf-8", in_form.clone(), TokenLocation::FormBody),
         ] {
             let mut request = post(content_type, Script::of(&body));
             *request.method_mut() = method.clone();
             let (found, read) = admission(&sniffing, request).await;
-            assert_eq!(found, carrier, "{method} {content_type}");
+            assert_eq!(found, location, "{method} {content_type}");
             assert_eq!(read, body);
         }
     }
@@ -962,7 +963,7 @@ async fn a_door_opens_for_its_method_and_type_alone() {
 #[tokio::test]
 async fn bodies_behind_closed_doors_are_not_touched() {
     let json_only = AuthLayer::new(memory())
-        .with_body_doors(BodyDoors::new(DEADLINE, tokio::time::sleep).with_json("key").unwrap().with_limit(8));
+        .with_body_tokens(BodyTokens::new(DEADLINE, tokio::time::sleep).with_json("key").unwrap().with_limit(8));
     // Longer than the limit, never at an end, and full of tokens.
     let endless = || Script::new([Step::Data(format!("access_token={TOKEN}&key={TOKEN};").into()), Step::Silence]);
     let ignoring = tower::service_fn(|request: Request<ReplayBody<Script>>| async move {
@@ -1006,22 +1007,26 @@ async fn encoded_bodies_fit_no_door() {
             request
         };
         if open {
-            assert_eq!(admission(&gate(), request()).await.0, Carrier::JsonBody, "{lines:?}");
+            assert_eq!(admission(&gate(), request()).await.0, TokenLocation::JsonBody, "{lines:?}");
         } else {
             assert_eq!(refusal(&gate(), request()).await, RejectionKind::Missing, "{lines:?}");
             // Absent, so that it does not count beside another credential.
-            assert_eq!(admission(&gate(), authorized(request())).await.0, Carrier::AuthorizationHeader, "{lines:?}");
+            assert_eq!(
+                admission(&gate(), authorized(request())).await.0,
+                TokenLocation::AuthorizationHeader,
+                "{lines:?}"
+            );
         }
     }
 }
 
 #[tokio::test]
 async fn two_content_types_are_no_contradiction_where_no_door_is_open() {
-    let closed = AuthLayer::new(memory()).with_body_doors(BodyDoors::new(DEADLINE, tokio::time::sleep));
+    let closed = AuthLayer::new(memory()).with_body_tokens(BodyTokens::new(DEADLINE, tokio::time::sleep));
     let mut twice = post(JSON, Body::default());
     twice.headers_mut().append("content-type", HeaderValue::from_static(TEXT));
     assert_eq!(refusal(&closed, twice.clone()).await, RejectionKind::Missing);
-    assert_eq!(admission(&closed, authorized(twice)).await.0, Carrier::AuthorizationHeader);
+    assert_eq!(admission(&closed, authorized(twice)).await.0, TokenLocation::AuthorizationHeader);
 }
 
 #[tokio::test]
@@ -1049,12 +1054,12 @@ async fn contradictions_about_the_body_are_wrong_before_it_is_read() {
     }
     // A charset says nothing to a door that is closed.
     let request = authorized(of_type("text/html; charset=iso-8859-1"));
-    assert_eq!(admission(&gate(), request).await.0, Carrier::AuthorizationHeader);
+    assert_eq!(admission(&gate(), request).await.0, TokenLocation::AuthorizationHeader);
 }
 
 #[tokio::test]
 async fn a_second_credential_in_the_body_is_wrong() {
-    let layers = [gate(), AuthLayer::new(memory()).with_optional_authentication().with_body_doors(doors())];
+    let layers = [gate(), AuthLayer::new(memory()).allow_anonymous().with_body_tokens(doors())];
     for layer in layers {
         for (content_type, body) in [
             (JSON, json_with(TOKEN)),
@@ -1077,8 +1082,8 @@ async fn a_second_credential_in_the_body_is_wrong() {
         assert_eq!(refusal(&layer, malformed).await, RejectionKind::InvalidRequest);
     }
     for (content_type, body) in [(JSON, r#"{"key":null}"#), (JSON, ""), (TEXT, "a=b"), (FORM, "key=x"), (JSON, "[]")] {
-        let (carrier, read) = admission(&gate(), authorized(post(content_type, Script::of(body)))).await;
-        assert_eq!((carrier, &read[..]), (Carrier::AuthorizationHeader, body.as_bytes()));
+        let (location, read) = admission(&gate(), authorized(post(content_type, Script::of(body)))).await;
+        assert_eq!((location, &read[..]), (TokenLocation::AuthorizationHeader, body.as_bytes()));
     }
 }
 
@@ -1100,7 +1105,7 @@ async fn a_body_has_to_come_within_the_deadline() {
     // Slow is not too slow.
     let body = json_with(TOKEN);
     let slowly = body.bytes().flat_map(|byte| [Step::Pause(Duration::from_millis(50)), Step::Data(vec![byte])]);
-    assert_eq!(admission(&gate(), post(JSON, Script::new(slowly))).await, (Carrier::JsonBody, body.into()));
+    assert_eq!(admission(&gate(), post(JSON, Script::new(slowly))).await, (TokenLocation::JsonBody, body.into()));
 }
 
 #[tokio::test]
@@ -1123,9 +1128,9 @@ async fn the_default_limit_is_64_kib() {
         let body = json_with(TOKEN);
         body.clone() + &" ".repeat(bytes - body.len())
     };
-    assert_eq!(BodyDoors::DEFAULT_LIMIT, 65_536);
-    let (carrier, read) = admission(&gate(), post(JSON, Script::of(filled(65_536)))).await;
-    assert_eq!((carrier, read.len()), (Carrier::JsonBody, 65_536));
+    assert_eq!(BodyTokens::DEFAULT_LIMIT, 65_536);
+    let (location, read) = admission(&gate(), post(JSON, Script::of(filled(65_536)))).await;
+    assert_eq!((location, read.len()), (TokenLocation::JsonBody, 65_536));
     let (response, runs) = ask(&gate(), post(JSON, Script::of(filled(65_537)))).await;
     assert_eq!((response.status().as_u16(), runs), (413, 0));
     assert!(!response.headers().contains_key("www-authenticate"));
@@ -1259,7 +1264,7 @@ async fn bodies_come_over_sockets_in_any_framing() {
 
 #[tokio::test]
 async fn a_client_that_falls_silent_is_told_so() {
-    let hasty = BodyDoors::new(Duration::from_millis(300), tokio::time::sleep).with_json("key").unwrap();
+    let hasty = BodyTokens::new(Duration::from_millis(300), tokio::time::sleep).with_json("key").unwrap();
     for (framing, body) in [
         ("content-length: 1000", ""),
         ("content-length: 1000", "{\"key\":"),
@@ -1267,7 +1272,7 @@ async fn a_client_that_falls_silent_is_told_so() {
         ("transfer-encoding: chunked", "3\r\n{\"k\r\n"),
         ("transfer-encoding: chunked", "3\r\n{\"k\r\n3\r\ney"),
     ] {
-        let server = Server::start(AuthLayer::new(memory()).with_body_doors(hasty.clone())).await;
+        let server = Server::start(AuthLayer::new(memory()).with_body_tokens(hasty.clone())).await;
         let mut client = server.connect().await;
         client.write_all(format!("{}{body}", head(framing)).as_bytes()).await.unwrap();
         let answer = read_to_end(&mut client).await;
@@ -1330,19 +1335,19 @@ async fn bodies_that_are_too_long_are_not_read() {
     let read = Arc::clone(&server.read);
     assert_eq!(server.end().await, 0);
     let read = read.load(Ordering::SeqCst);
-    assert!(read <= BodyDoors::DEFAULT_LIMIT + 512 * 1024, "{read} bytes were read");
+    assert!(read <= BodyTokens::DEFAULT_LIMIT + 512 * 1024, "{read} bytes were read");
 }
 
 #[tokio::test]
 async fn in_front_of_axums_handlers() {
     use axum::routing::post as route;
     async fn handler(who: tollgate::Authenticated<User>, axum::Json(body): axum::Json<serde_json::Value>) -> String {
-        format!("{} {} {:?}", who.principal().0, body["key"], who.carrier())
+        format!("{} {} {:?}", who.principal().0, body["key"], who.location())
     }
     let layer = AuthLayer::new(memory()).with_credentials_removed();
     let app = axum::Router::new()
-        .route("/fast", route(handler).route_layer(layer.with_body_doors(doors())))
-        .route("/slow", route(handler).route_layer(waiting().with_body_doors(doors()).with_rate_limit(plenty())));
+        .route("/fast", route(handler).route_layer(layer.with_body_tokens(doors())))
+        .route("/slow", route(handler).route_layer(waiting().with_body_tokens(doors()).with_rate_limit(plenty())));
     let ask = |path: &str, body: String| {
         let mut request = post(JSON, axum::body::Body::from(body));
         *request.uri_mut() = path.parse().unwrap();
@@ -1362,24 +1367,24 @@ async fn in_front_of_axums_handlers() {
 
 #[tokio::test(start_paused = true)]
 async fn stores_may_wait_after_the_body() {
-    let layer = waiting().with_body_doors(doors());
+    let layer = waiting().with_body_tokens(doors());
     let body = json_with(TOKEN);
     let steps = || pieces(body.as_bytes(), &[], &[true], Some(3));
     let (response, _) = ask(&layer, post(JSON, Script::new(steps()))).await;
     assert_eq!(response.extensions().get::<Trailers>(), Some(&Trailers(Some(sums(3)))));
-    assert_eq!(response.extensions().get::<CurrentGrant>().unwrap().carrier(), Carrier::JsonBody);
+    assert_eq!(response.extensions().get::<CurrentGrant>().unwrap().location(), TokenLocation::JsonBody);
     assert_eq!(response.headers()["cache-control"], "private");
     assert_eq!(text(response).await, body);
     assert_eq!(refusal(&layer, post(JSON, Script::of(json_with("unknown")))).await, RejectionKind::UnknownToken);
 
-    let masking = waiting().with_credentials_removed().with_body_doors(doors());
+    let masking = waiting().with_credentials_removed().with_body_tokens(doors());
     let (_, read) = admission(&masking, post(JSON, Script::new(steps()))).await;
     assert_eq!(read, json_with(&"*".repeat(TOKEN.len())));
 
     // A store that never answers: 503, at its own deadline.
     let silent = from_fn(|_| std::future::pending::<Result<Option<Grant<()>>, Infallible>>());
     let patience = Duration::from_secs(1);
-    let layer = AuthLayer::waiting(silent, patience, tokio::time::sleep).with_body_doors(doors());
+    let layer = AuthLayer::waiting(silent, patience, tokio::time::sleep).with_body_tokens(doors());
     let slowly = [Step::Pause(Duration::from_secs(4)), Step::Data(body.into())];
     let begin = tokio::time::Instant::now();
     assert_eq!(refusal(&layer, post(JSON, Script::new(slowly))).await, RejectionKind::StoreUnavailable);
@@ -1392,7 +1397,7 @@ async fn optional_authentication_reads_bodies_too() {
         AuthLayer::waiting(BoxStore::new(memory()), DEADLINE, tokio::time::sleep),
         AuthLayer::waiting(BoxStore::new(slow()), DEADLINE, tokio::time::sleep),
     ] {
-        let layer = layer.with_optional_authentication().with_credentials_removed().with_body_doors(doors());
+        let layer = layer.allow_anonymous().with_credentials_removed().with_body_tokens(doors());
         for (content_type, body) in [
             (JSON, r#"{"qty": 1, "Key": "x"}"#),
             (JSON, r#"{"key": null}"#),
@@ -1408,7 +1413,7 @@ async fn optional_authentication_reads_bodies_too() {
             assert!(!response.headers().contains_key("cache-control"));
             assert_eq!(text(response).await, body);
         }
-        assert_eq!(admission(&layer, post(JSON, Script::of(json_with(TOKEN)))).await.0, Carrier::JsonBody);
+        assert_eq!(admission(&layer, post(JSON, Script::of(json_with(TOKEN)))).await.0, TokenLocation::JsonBody);
         for (content_type, body, kind) in [
             (JSON, json_with("unknown"), RejectionKind::UnknownToken),
             (JSON, json_with("mal formed"), RejectionKind::MalformedToken),
@@ -1441,8 +1446,8 @@ fn plenty() -> RateLimits {
 async fn limits_can_be_set_before_and_after_the_doors() {
     let limits = || Hands::default().limits(Quota::per_minute(60).with_burst(2));
     for layer in [
-        AuthLayer::new(memory()).with_rate_limit(limits()).with_body_doors(doors()),
-        AuthLayer::new(memory()).with_body_doors(doors()).with_rate_limit(limits()),
+        AuthLayer::new(memory()).with_rate_limit(limits()).with_body_tokens(doors()),
+        AuthLayer::new(memory()).with_body_tokens(doors()).with_rate_limit(limits()),
     ] {
         let request = || post(JSON, Script::of(json_with(TOKEN)));
         // These cost nobody anything.
@@ -1465,7 +1470,7 @@ async fn limits_can_be_set_before_and_after_the_doors() {
     let layer = gate();
     let limited = layer.clone().with_rate_limit(limits());
     for _ in 0..3 {
-        assert_eq!(admission(&layer, post(JSON, Script::of(json_with(TOKEN)))).await.0, Carrier::JsonBody);
+        assert_eq!(admission(&layer, post(JSON, Script::of(json_with(TOKEN)))).await.0, TokenLocation::JsonBody);
         ask(&limited, post(JSON, Script::of(json_with(TOKEN)))).await;
     }
     assert_eq!(refusal(&limited, post(JSON, Script::of(json_with(TOKEN)))).await, RejectionKind::OverLimit);
@@ -1506,9 +1511,9 @@ impl Service<Request<ReplayBody<Script>>> for Strict {
 
 macro_rules! in_both_branches {
     (|$layer:ident| $body:expr) => {{
-        let $layer = AuthLayer::new(memory()).with_rate_limit(plenty()).with_body_doors(doors());
+        let $layer = AuthLayer::new(memory()).with_rate_limit(plenty()).with_body_tokens(doors());
         $body;
-        let $layer = waiting().with_body_doors(doors()).with_rate_limit(plenty());
+        let $layer = waiting().with_body_tokens(doors()).with_rate_limit(plenty());
         $body;
     }};
 }
@@ -1653,9 +1658,9 @@ async fn a_body_that_is_always_ready_cannot_put_the_deadline_off() {
             if polls < 3 { Poll::Pending } else { Poll::Ready(()) }
         })
     };
-    let doors = BodyDoors::new(DEADLINE, sleep).with_json("key").unwrap();
+    let doors = BodyTokens::new(DEADLINE, sleep).with_json("key").unwrap();
     let runs = Runs::default();
-    let service = AuthLayer::new(memory()).with_body_doors(doors).layer(reader::<Empties>(&runs));
+    let service = AuthLayer::new(memory()).with_body_tokens(doors).layer(reader::<Empties>(&runs));
     let response = service.oneshot(post(JSON, Empties)).await.unwrap();
     assert_eq!(response.status(), 408);
     assert_eq!(runs.count(), 0);
@@ -1672,7 +1677,7 @@ async fn the_depth_of_json_is_a_setting() {
             None => doors(),
             Some(depth) => doors().with_max_depth(depth),
         };
-        let layer = AuthLayer::new(memory()).with_body_doors(doors);
+        let layer = AuthLayer::new(memory()).with_body_tokens(doors);
         for (depth, status) in [(limit, 200), (limit + 1, 400)] {
             let (response, _) = ask(&layer, post(JSON, Script::of(nested(depth)))).await;
             assert_eq!(response.status(), status, "{depth} of {limit}");
@@ -1688,7 +1693,7 @@ async fn a_body_that_is_there_needs_no_timer() {
         counting.fetch_add(1, Ordering::SeqCst);
         tokio::time::sleep(duration)
     };
-    let layer = AuthLayer::new(memory()).with_body_doors(BodyDoors::new(DEADLINE, sleep).with_json("key").unwrap());
+    let layer = AuthLayer::new(memory()).with_body_tokens(BodyTokens::new(DEADLINE, sleep).with_json("key").unwrap());
     let (response, runs) = ask(&layer, post(JSON, Body::from(json_with(TOKEN)))).await;
     assert_eq!((response.status().as_u16(), runs, started.load(Ordering::SeqCst)), (200, 1, 0));
     // As soon as it has to wait there is one, however often it waits.
@@ -1699,8 +1704,8 @@ async fn a_body_that_is_there_needs_no_timer() {
 
 #[tokio::test]
 async fn without_a_json_door_a_text_that_looks_like_json_is_text() {
-    let doors = BodyDoors::new(DEADLINE, tokio::time::sleep).with_text("key").unwrap().with_json_in_text();
-    let service = AuthLayer::new(memory()).with_body_doors(doors).layer(reader::<Script>(&Runs::default()));
+    let doors = BodyTokens::new(DEADLINE, tokio::time::sleep).with_text("key").unwrap().with_json_in_text();
+    let service = AuthLayer::new(memory()).with_body_tokens(doors).layer(reader::<Script>(&Runs::default()));
     let mut request = post(TEXT, Script::of("{;key=other;"));
     request.headers_mut().insert("authorization", format!("Bearer {TOKEN}").parse().unwrap());
     // A second credential, which nobody must overlook.

@@ -7,7 +7,7 @@ use std::time::Duration;
 use futures_util::FutureExt as _;
 use http::StatusCode;
 use tollgate::store::contract::Contract;
-use tollgate::store::{Breaker, BreakerState, from_fn};
+use tollgate::store::{BreakerState, CircuitBreaker, from_fn};
 use tollgate::{Answer, AuthLayer, BearerToken, BoxStore, Grant, StoreError, TokenDigest, TokenStore};
 use tower::ServiceBuilder;
 
@@ -56,15 +56,15 @@ impl Patient {
     }
 }
 
-fn breaker(patient: &Patient, hands: &Hands) -> Breaker<BoxStore<()>> {
+fn breaker(patient: &Patient, hands: &Hands) -> CircuitBreaker<BoxStore<()>> {
     let hands = hands.clone();
-    Breaker::new(patient.store(), DEADLINE, tokio::time::sleep)
-        .with_failures(3)
-        .with_pauses(SECOND, 5 * SECOND)
+    CircuitBreaker::new(patient.store(), DEADLINE, tokio::time::sleep)
+        .with_failure_threshold(3)
+        .with_backoff(SECOND, 5 * SECOND)
         .with_clock(move || Duration::from_nanos(hands.ns()))
 }
 
-async fn ask(store: &Breaker<BoxStore<()>>, token: &str) -> Result<bool, Option<Duration>> {
+async fn ask(store: &CircuitBreaker<BoxStore<()>>, token: &str) -> Result<bool, Option<Duration>> {
     let found = store.lookup(&BearerToken::new(token)).wait().await;
     found.map(|found| found.is_some()).map_err(|error| error.retry_after())
 }
@@ -113,7 +113,7 @@ async fn failures_in_a_row_open_it_and_one_probe_at_a_time_closes_it() {
         hands.advance(pause * SECOND - SECOND / 4);
 
         let probe = store.lookup(&BearerToken::new(TOKEN));
-        assert_eq!(store.state(), BreakerState::Probing);
+        assert_eq!(store.state(), BreakerState::HalfOpen);
         assert_eq!(ask(&store, TOKEN).await, Err(Some(DEADLINE)), "one at a time");
         assert!(probe.wait().await.is_err());
         assert_eq!(patient.asked(), 1);
@@ -196,7 +196,7 @@ async fn errors_about_one_token_count_as_successes() {
         }
     }
     for about_tokens in [true, false] {
-        let store = Breaker::new(Immediately(about_tokens), DEADLINE, tokio::time::sleep);
+        let store = CircuitBreaker::new(Immediately(about_tokens), DEADLINE, tokio::time::sleep);
         for _ in 0..20 {
             assert!(store.lookup(&BearerToken::new(TOKEN)).ready().unwrap().is_err());
         }
@@ -264,7 +264,7 @@ async fn probe_now_ends_the_pause() {
     patient.silent.store(true, Ordering::SeqCst);
     let Answer::Pending(mut in_vain) = store.lookup(&BearerToken::new(TOKEN)) else { panic!("it probes") };
     assert!((&mut in_vain).now_or_never().is_none());
-    assert_eq!(store.state(), BreakerState::Probing);
+    assert_eq!(store.state(), BreakerState::HalfOpen);
     patient.silent.store(false, Ordering::SeqCst);
     patient.set(false);
     store.probe_now();
@@ -278,7 +278,7 @@ async fn probe_now_ends_the_pause() {
 #[tokio::test]
 async fn callers_are_told_when_to_come_back() {
     let (patient, hands) = (Patient::default(), Hands::default());
-    let store = breaker(&patient, &hands).with_failures(0);
+    let store = breaker(&patient, &hands).with_failure_threshold(0);
     patient.set(true);
     let gate = AuthLayer::waiting(store, SECOND, tokio::time::sleep);
     let service = ServiceBuilder::new().layer(gate).service(echo());
@@ -321,7 +321,7 @@ fn an_ill_store_is_left_alone_in_whatever_order_things_happen() {
                             BreakerState::Closed => prop_assert!(asks),
                             BreakerState::Open => prop_assert!(!asks || now_ms >= may_probe_from_ms),
                             // One that is kept and never polled holds the turn for a second.
-                            BreakerState::Probing => {
+                            BreakerState::HalfOpen => {
                                 prop_assert!(!asks || probes.into_iter().all(|began| now_ms >= began + 1_000));
                             }
                         }
@@ -337,7 +337,7 @@ fn an_ill_store_is_left_alone_in_whatever_order_things_happen() {
                         let was_asked = matches!(answer, Answer::Pending(_));
                         prop_assert!(answer.wait().await.is_err());
                         prop_assert_eq!(patient.asked(), usize::from(was_asked));
-                        let reopened = probe.is_some() && before == BreakerState::Probing;
+                        let reopened = probe.is_some() && before == BreakerState::HalfOpen;
                         if reopened || (before == BreakerState::Closed && store.state() == BreakerState::Open) {
                             may_probe_from_ms = now_ms + 1_000;
                         }
@@ -362,7 +362,7 @@ fn an_ill_store_is_left_alone_in_whatever_order_things_happen() {
 #[tokio::test]
 async fn a_probe_that_is_kept_and_never_polled_holds_up_nobody() {
     let (patient, hands) = (Patient::default(), Hands::default());
-    let store = breaker(&patient, &hands).with_failures(1);
+    let store = breaker(&patient, &hands).with_failure_threshold(1);
     patient.set(true);
     assert_eq!(ask(&store, TOKEN).await, Err(None));
     patient.set(false);

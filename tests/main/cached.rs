@@ -11,7 +11,7 @@ use http::StatusCode;
 use proptest::prelude::*;
 use tokio::sync::Semaphore;
 use tollgate::store::contract::Contract;
-use tollgate::store::{Breaker, CacheSettingsError, CachedStore, Change, from_fn, from_fn_with};
+use tollgate::store::{CacheSettingsError, CachedStore, CircuitBreaker, Invalidation, from_fn, from_fn_with};
 use tollgate::{Answer, AuthLayer, BearerToken, BoxStore, Grant, MemoryStore, StoreError, TokenDigest, TokenStore};
 use tower::ServiceBuilder;
 
@@ -145,7 +145,7 @@ async fn entries_that_may_be_outdated_are_used_only_while_the_store_fails() {
             assert!(knows(&cache, token).await.is_some());
         }
         remote.down.store(true, Ordering::SeqCst);
-        cache.invalidate(&Change::Everything);
+        cache.invalidate(&Invalidation::Everything);
         remote.asked();
         for round in 1..=3 {
             assert_eq!(at_once(&cache, TOKEN), None, "it asks first");
@@ -155,7 +155,7 @@ async fn entries_that_may_be_outdated_are_used_only_while_the_store_fails() {
             remote.asked();
         }
         // A revocation that was reported by name counts.
-        cache.invalidate(&Change::Grant("bob".into()));
+        cache.invalidate(&Invalidation::Grant("bob".into()));
         assert_eq!(knows(&cache, "bob-token-1").await, None);
         hands.advance(bound - Duration::from_nanos(1));
         assert_eq!(knows(&cache, TOKEN).await, Some(true), "counted from when it was read");
@@ -173,7 +173,7 @@ async fn once_the_store_has_answered_the_answer_counts() {
     }
     remote.tokens.revoke(TOKEN);
     remote.tokens.replace("alice-token-2", Grant::new("alice-2", ()).with_subject("another"));
-    cache.invalidate(&Change::Everything);
+    cache.invalidate(&Invalidation::Everything);
     remote.asked();
     assert_eq!(knows(&cache, TOKEN).await, Some(false));
     assert_eq!(knows(&cache, "bob-token-1").await, Some(true));
@@ -187,7 +187,7 @@ async fn once_the_store_has_answered_the_answer_counts() {
     };
     assert_eq!(subject(&cache).await, "another");
     remote.down.store(true, Ordering::SeqCst);
-    cache.invalidate(&Change::Everything);
+    cache.invalidate(&Invalidation::Everything);
     assert_eq!((knows(&cache, TOKEN).await, knows(&cache, "bob-token-1").await), (None, Some(true)));
     assert_eq!(subject(&cache).await, "another");
 }
@@ -198,7 +198,7 @@ async fn an_answer_that_may_be_outdated_replaces_what_is_older() {
     let (remote, hands) = (Remote::new(), Hands::default());
     let cache = remote.cache(&hands);
     assert_eq!(knows(&cache, "alice-token-2").await, Some(true));
-    cache.invalidate(&Change::Everything);
+    cache.invalidate(&Invalidation::Everything);
     remote.tokens.replace("alice-token-2", Grant::new("alice-2", ()).with_subject("another"));
     remote.hold();
     let waiting = tokio::spawn({
@@ -206,7 +206,7 @@ async fn an_answer_that_may_be_outdated_replaces_what_is_older() {
         async move { knows(&cache, "alice-token-2").await }
     });
     tokio::task::yield_now().await;
-    cache.invalidate(&Change::Everything);
+    cache.invalidate(&Invalidation::Everything);
     remote.release();
     assert_eq!(waiting.await.unwrap(), Some(true));
     assert_eq!(at_once(&cache, "alice-token-2"), None, "asked again");
@@ -220,7 +220,7 @@ async fn a_thousand_lookups_of_an_outdated_entry_ask_once() {
     let (remote, hands) = (Remote::new(), Hands::default());
     let cache = remote.cache(&hands);
     assert_eq!(knows(&cache, TOKEN).await, Some(true));
-    cache.invalidate(&Change::Everything);
+    cache.invalidate(&Invalidation::Everything);
     remote.asked();
     remote.hold();
     let waiting: Vec<_> = (0..1_000)
@@ -273,8 +273,11 @@ async fn an_error_about_a_token_is_not_answered_by_an_older_entry() {
 /// Otherwise a flood of messages about grants that nobody has would keep the cache empty.
 #[tokio::test]
 async fn an_answer_is_kept_if_something_else_was_invalidated_meanwhile() {
-    let changes =
-        [Change::Grant("nobody".into()), Change::Subject("nobody".into()), Change::Token(TokenDigest::of("nobody"))];
+    let changes = [
+        Invalidation::Grant("nobody".into()),
+        Invalidation::Subject("nobody".into()),
+        Invalidation::Token(TokenDigest::of("nobody")),
+    ];
     for token in [TOKEN, "unknown"] {
         let (remote, hands) = (Remote::new(), Hands::default());
         // Those that share a place by chance are not kept, which two caches do not do alike.
@@ -369,13 +372,13 @@ async fn nobody_joins_a_look_up_that_does_not_come_back() {
 async fn what_has_changed_is_forgotten_and_nothing_else() {
     let everyone = [TOKEN, "alice-token-2", "bob-token-1", "unknown"];
     for (change, forgotten) in [
-        (Change::Token(TokenDigest::of(TOKEN)), &everyone[..1]),
-        (Change::Token(TokenDigest::of("unknown")), &everyone[3..]),
-        (Change::Grant("alice-1".into()), &everyone[..1]),
-        (Change::Subject("alice".into()), &everyone[..2]),
-        (Change::Added, &everyone[3..]),
-        (Change::Everything, &everyone[..]),
-        (Change::Grant("nobody".into()), &[]),
+        (Invalidation::Token(TokenDigest::of(TOKEN)), &everyone[..1]),
+        (Invalidation::Token(TokenDigest::of("unknown")), &everyone[3..]),
+        (Invalidation::Grant("alice-1".into()), &everyone[..1]),
+        (Invalidation::Subject("alice".into()), &everyone[..2]),
+        (Invalidation::Added, &everyone[3..]),
+        (Invalidation::Everything, &everyone[..]),
+        (Invalidation::Grant("nobody".into()), &[]),
     ] {
         let (remote, hands) = (Remote::new(), Hands::default());
         let cache = remote.cache(&hands);
@@ -395,7 +398,9 @@ async fn what_has_changed_is_forgotten_and_nothing_else() {
 /// The race that a cache has to win: the store has read the grant, the grant is revoked, the answer comes.
 #[tokio::test]
 async fn an_answer_from_before_an_invalidation_is_not_kept_nor_joined() {
-    for change in [Change::Grant("alice-1".into()), Change::Token(TokenDigest::of(TOKEN)), Change::Everything] {
+    for change in
+        [Invalidation::Grant("alice-1".into()), Invalidation::Token(TokenDigest::of(TOKEN)), Invalidation::Everything]
+    {
         let (remote, hands) = (Remote::new(), Hands::default());
         let cache = remote.cache(&hands);
         remote.hold();
@@ -428,7 +433,7 @@ async fn a_token_that_becomes_known_is_known_when_it_is_told() {
     assert_eq!(knows(&cache, "new").await, Some(false));
     remote.tokens.insert("new", Grant::new("new", ())).unwrap();
     assert_eq!(knows(&cache, "new").await, Some(false));
-    cache.invalidate(&Change::Added);
+    cache.invalidate(&Invalidation::Added);
     assert_eq!(knows(&cache, "new").await, Some(true));
 
     let patient = remote.cache(&hands).with_unknown_ttl(10 * TTL).unwrap();
@@ -474,7 +479,7 @@ async fn the_old_is_answered_while_a_task_asks_anew() {
     // What was forgotten is not answered, however young.
     assert_eq!(knows(&cache, "bob-token-1").await, Some(true));
     hands.advance(TTL);
-    cache.invalidate(&Change::Grant("bob".into()));
+    cache.invalidate(&Invalidation::Grant("bob".into()));
     assert_eq!(at_once(&cache, "bob-token-1"), None);
 }
 
@@ -494,7 +499,7 @@ async fn the_old_is_answered_while_the_store_is_down_for_as_long_as_was_said() {
     assert_eq!(status("alice-token-2").await, StatusCode::SERVICE_UNAVAILABLE, "it was never seen");
     hands.advance(TTL + 30 * SECOND - Duration::from_nanos(1));
     assert_eq!(status(TOKEN).await, StatusCode::OK);
-    cache.invalidate(&Change::Subject("bob".into()));
+    cache.invalidate(&Invalidation::Subject("bob".into()));
     assert_eq!(status("bob-token-1").await, StatusCode::SERVICE_UNAVAILABLE, "forgotten is forgotten");
     hands.advance(Duration::from_nanos(1));
     assert_eq!(status(TOKEN).await, StatusCode::SERVICE_UNAVAILABLE);
@@ -524,14 +529,14 @@ async fn a_flood_of_junk_pushes_out_no_grant_and_memory_is_bounded() {
 async fn an_error_keeps_what_it_knows_through_the_layers() {
     let (remote, hands) = (Remote::new(), Hands::default());
     remote.down.store(true, Ordering::SeqCst);
-    let breaker = Breaker::new(remote.store(), SECOND, tokio::time::sleep).with_failures(1);
+    let breaker = CircuitBreaker::new(remote.store(), SECOND, tokio::time::sleep).with_failure_threshold(1);
     let cache = CachedStore::new(BoxStore::new(breaker), TTL).unwrap();
     let store = BoxStore::new(cache);
     assert!(store.lookup(&BearerToken::new(TOKEN)).wait().await.is_err());
     let error = store.lookup(&BearerToken::new(TOKEN)).wait().await.unwrap_err();
     assert!(error.retry_after().is_some_and(|wait| wait > Duration::ZERO && wait <= SECOND));
     let source = std::error::Error::source(&error).unwrap();
-    assert!(source.is::<tollgate::store::BreakerError>(), "one level, not one a layer: {source:?}");
+    assert!(source.is::<tollgate::store::CircuitBreakerError>(), "one level, not one a layer: {source:?}");
     _ = hands;
 }
 
@@ -577,9 +582,9 @@ fn no_thread_sees_a_grant_after_its_revocation_was_told() {
                 for (at, token) in tokens.iter().enumerate() {
                     assert_eq!(memory.revoke_grant(&token.into()), 1);
                     cache.invalidate(&match round % 3 {
-                        0 => Change::Grant(token.into()),
-                        1 => Change::Subject(token.into()),
-                        _ => Change::Token(TokenDigest::of(token)),
+                        0 => Invalidation::Grant(token.into()),
+                        1 => Invalidation::Subject(token.into()),
+                        _ => Invalidation::Token(TokenDigest::of(token)),
                     });
                     told[at].store(true, Ordering::SeqCst);
                     std::thread::yield_now();
@@ -641,11 +646,11 @@ proptest! {
                 }
                 Step::Tell(token, how) => {
                     let change = match how {
-                        0 => Change::Token(TokenDigest::of(&tokens[token])),
+                        0 => Invalidation::Token(TokenDigest::of(&tokens[token])),
                         // A grant cannot be told by who does not know it: "unknown" goes with `Added`.
-                        1 => Change::Grant(format!("grant-{token}").into()),
-                        2 => Change::Added,
-                        _ => Change::Everything,
+                        1 => Invalidation::Grant(format!("grant-{token}").into()),
+                        2 => Invalidation::Added,
+                        _ => Invalidation::Everything,
                     };
                     cache.invalidate(&change);
                     match how {
@@ -728,7 +733,7 @@ async fn a_grant_that_is_not_found_any_more_is_no_help_in_an_outage() {
         async move { knows(&cache, TOKEN).await }
     });
     tokio::task::yield_now().await;
-    cache.invalidate(&Change::Added);
+    cache.invalidate(&Invalidation::Added);
     remote.release();
     assert_eq!(late.await.unwrap(), Some(false));
     remote.down.store(true, Ordering::SeqCst);
@@ -758,8 +763,9 @@ async fn a_breaker_between_cache_and_store_makes_a_failure_of_silence() {
         let hands = hands.clone();
         move || Duration::from_nanos(hands.ns())
     };
-    let breaker =
-        Breaker::new(remote.store(), SECOND / 2, tokio::time::sleep).with_failures(2).with_clock(clock.clone());
+    let breaker = CircuitBreaker::new(remote.store(), SECOND / 2, tokio::time::sleep)
+        .with_failure_threshold(2)
+        .with_clock(clock.clone());
     let behind_breaker = CachedStore::new(BoxStore::new(breaker), TTL).unwrap().with_clock(clock);
     for (cache, status) in [(remote.cache(&hands), 503), (behind_breaker, 200)] {
         let cache = cache.with_stale_on_error(TTL).unwrap();
@@ -845,10 +851,10 @@ fn no_thread_sees_a_version_older_than_was_told() {
                 while !is_over.load(Ordering::SeqCst) {
                     let version = current.fetch_add(1, Ordering::SeqCst) + 1;
                     cache.invalidate(&match round % 4 {
-                        0 => Change::Grant("alice".into()),
-                        1 => Change::Subject("everybody".into()),
-                        2 => Change::Token(TokenDigest::of(TOKEN)),
-                        _ => Change::Everything,
+                        0 => Invalidation::Grant("alice".into()),
+                        1 => Invalidation::Subject("everybody".into()),
+                        2 => Invalidation::Token(TokenDigest::of(TOKEN)),
+                        _ => Invalidation::Everything,
                     });
                     told.store(version, Ordering::SeqCst);
                     std::thread::yield_now();

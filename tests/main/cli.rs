@@ -3,7 +3,7 @@
 use std::process::{Command, Output, Stdio};
 
 use serde_json::Value;
-use tollgate::mint::Format;
+use tollgate::mint::TokenFormat;
 use tollgate::store::sql::Database;
 use tollgate::{BearerToken, TokenStore};
 
@@ -81,7 +81,7 @@ async fn a_token_from_its_issue_to_its_end() {
                 "90d",
             ],
         );
-        Format::new("tg").unwrap().check(&first).unwrap();
+        TokenFormat::new("tg").unwrap().check(&first).unwrap();
         let id = grant["id"].as_str().unwrap();
         assert!(works(&database, &first).await);
         assert_eq!((grant["subject"].as_str(), grant["label"].as_str()), (Some("alice"), Some("the robot")));
@@ -92,7 +92,7 @@ async fn a_token_from_its_issue_to_its_end() {
         assert_eq!(shown["id"], grant["id"]);
         assert!(humantime::parse_rfc3339(shown["expires_at"].as_str().unwrap()).is_ok());
         let (other, bob) = secret(&home, &["token", "issue", "--subject", "bob", "--prefix", "acme_test"]);
-        Format::new("acme_test").unwrap().check(&other).unwrap();
+        TokenFormat::new("acme_test").unwrap().check(&other).unwrap();
         let listed = json(&home, &["token", "list", "--json"]);
         assert_eq!(listed.as_array().unwrap().len(), 2);
         let of_bob = json(&home, &["token", "list", "--subject", "bob", "--json"]);
@@ -244,7 +244,7 @@ async fn a_secret_is_handed_over_though_nobody_reads_what_it_belongs_to() {
 #[tokio::test]
 async fn what_is_not_understood_is_not_repeated_if_it_may_be_secret() {
     let url = "postgres://alice:sesame@127.0.0.1:9/x";
-    let token = Format::new("tg").unwrap().mint().unwrap();
+    let token = TokenFormat::new("tg").unwrap().mint().unwrap();
     let token = token.expose();
     let inline = format!("--grace={url}");
     for args in [
@@ -319,7 +319,7 @@ async fn what_was_written_before_a_kill_works_after_it() {
         assert!(issued.len() >= works_by.len());
         for grant in &issued {
             let next =
-                database.rotate(&grant.id, &Format::new("tg").unwrap(), std::time::Duration::ZERO).await.unwrap();
+                database.rotate(&grant.id, &TokenFormat::new("tg").unwrap(), std::time::Duration::ZERO).await.unwrap();
             assert!(works(&database, next.secret.expose()).await);
         }
     })

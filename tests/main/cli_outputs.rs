@@ -5,7 +5,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, SystemTime};
 
 use sqlx::{Connection as _, Executor as _, PgConnection};
-use tollgate::mint::Format;
+use tollgate::mint::TokenFormat;
 use tollgate::store::sql::{GrantRecord, NewGrant};
 
 use crate::servers::{Home, on_each_database};
@@ -184,7 +184,7 @@ async fn a_rotated_token_has_the_prefix_of_the_old_one() {
         let database = home.database().await;
         let has_prefix = |prefix: &str, outcome: &Outcome| {
             assert_eq!(outcome.0, 0, "{}", outcome.2);
-            Format::new(prefix).unwrap().check(outcome.1.strip_suffix('\n').unwrap()).unwrap();
+            TokenFormat::new(prefix).unwrap().check(outcome.1.strip_suffix('\n').unwrap()).unwrap();
         };
         let issued = run(home.url(), &["token", "issue", "--subject", "alice", "--prefix", "acme_live"]);
         has_prefix("acme_live", &issued);
@@ -230,7 +230,7 @@ async fn a_token_without_a_known_prefix_is_rotated_with_the_default_one() {
             let grant = database.describe(&id.as_str().into()).await.unwrap().unwrap();
             let said = format!("the prefix of the old token is not known; the new token has the prefix {prefix}\n");
             assert_eq!((rotated.0, rotated.2), (0, said + &details(&grant)));
-            Format::new(prefix).unwrap().check(rotated.1.trim_end()).unwrap();
+            TokenFormat::new(prefix).unwrap().check(rotated.1.trim_end()).unwrap();
             // From then on the prefix is known.
             assert_eq!(grant.token_prefix.as_deref(), Some(prefix));
         }

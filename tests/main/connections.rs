@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, SystemTime};
 
 use sqlx::{Connection as _, Executor as _, PgConnection};
-use tollgate::mint::Format;
+use tollgate::mint::TokenFormat;
 use tollgate::store::sql::{Database, GrantRecord, LastUsed, NewGrant, SqlError, SqlStore};
 use tollgate::{BearerToken, GrantId, StoreError, TokenStore};
 
@@ -146,7 +146,7 @@ async fn flush_skips_locked_rows_and_writes_them_later() {
 async fn administration_reports_a_lock_and_then_succeeds() {
     let test = "administration_reports_a_lock_and_then_succeeds";
     let Some(mut setting) = Setting::new(test).await else { return };
-    let (short, format) = (Duration::from_millis(400), Format::new("acme").unwrap());
+    let (short, format) = (Duration::from_millis(400), TokenFormat::new("acme").unwrap());
     let database = setting.direct.clone().with_admin_timeout(short);
     let issued = database.issue(&format, &NewGrant::new("alice")).await.unwrap();
     let id = &issued.grant.id;
@@ -168,7 +168,7 @@ async fn administration_fails_in_time_on_a_silent_network() {
     let test = "administration_fails_in_time_on_a_silent_network";
     let Some(mut setting) = Setting::new(test).await else { return };
     let database = setting.database().with_admin_timeout(DEADLINE);
-    let issued = database.issue(&Format::new("acme").unwrap(), &NewGrant::new("alice")).await.unwrap();
+    let issued = database.issue(&TokenFormat::new("acme").unwrap(), &NewGrant::new("alice")).await.unwrap();
     let id = &issued.grant.id;
     for cut in [1, 100, 200, 250, 300, 400] {
         setting.proxy.silence_after(cut);
@@ -275,7 +275,7 @@ async fn connections_stay_bounded_on_a_silent_network() {
     setting.direct.import("a-token", &NewGrant::new("alice")).await.unwrap();
     let database = setting.database();
     let followed = database.clone();
-    let follower = tokio::spawn(async move { followed.follow(Duration::from_millis(100), drop).await });
+    let follower = tokio::spawn(async move { followed.watch(Duration::from_millis(100), drop).await });
     for fault in [Fault::Silence, Fault::Delay(DEADLINE * 12 / 10), Fault::Silence] {
         open_all(&database).await;
         setting.proxy.set(fault);
@@ -344,7 +344,7 @@ async fn connections_stay_bounded_on_a_network_that_fails_at_random() {
     let (writer, followed, changed) = (last_used.clone(), database.clone(), database.clone());
     let others = [
         tokio::spawn(async move { _ = writer.run(Duration::from_millis(30)).await }),
-        tokio::spawn(async move { _ = followed.follow(Duration::from_millis(100), drop).await }),
+        tokio::spawn(async move { _ = followed.watch(Duration::from_millis(100), drop).await }),
         tokio::spawn(async move {
             loop {
                 _ = changed.relabel(&id, "a label").await;

@@ -64,7 +64,7 @@ async fn only_callers_with_a_token_read_of_their_token() {
     let limits = Hands::default()
         .limits(Quota::per_minute(20).with_burst(1))
         .with_anonymous(Quota::per_minute(60).with_burst(1));
-    let service = AuthLayer::new(memory()).with_optional_authentication().with_rate_limit(limits).layer(echo());
+    let service = AuthLayer::new(memory()).allow_anonymous().with_rate_limit(limits).layer(echo());
     for (request, text) in [
         (with_token as fn(&str) -> _, "The rate limit for this token is exhausted. Retry after 3 seconds."),
         (|_: &str| get(), "The rate limit is exhausted. Retry after 1 second."),
@@ -77,9 +77,9 @@ async fn only_callers_with_a_token_read_of_their_token() {
         assert_eq!(shown, text);
     }
     // On a route as well.
-    let gate = AuthLayer::new(memory()).with_optional_authentication();
+    let gate = AuthLayer::new(memory()).allow_anonymous();
     let route = RateLimits::named("orders", Quota::per_hour(1)).unwrap().with_anonymous(Quota::per_hour(1));
-    let service = gate.clone().layer(gate.rate_limit(route).layer(echo()));
+    let service = gate.clone().layer(gate.route_rate_limit(route).layer(echo()));
     for (request, text) in [(with_token(TOKEN), "for this token"), (get(), "The rate limit is")] {
         send::<_, Body>(&service, request.clone()).await;
         let (shown, _) = shown(send(&service, request).await).await;

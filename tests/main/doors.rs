@@ -7,11 +7,11 @@ use std::time::Duration;
 use base64::prelude::{BASE64_URL_SAFE_NO_PAD, Engine as _};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, Uri, Version};
 use proptest::prelude::*;
-use tollgate::extract::{InvalidDoor, Presented, TokenForm, api_key, query, websocket};
-use tollgate::gate::BodyDoors;
+use tollgate::extract::{Extracted, TokenLocationError, TokenSyntax, api_key, query, websocket};
+use tollgate::gate::BodyTokens;
 use tollgate::{
-    AuthLayer, Carrier, CurrentGrant, Grant, Head, MemoryStore, Quota, Rejection, RejectionKind, TokenDigest,
-    TokenStore,
+    AuthLayer, CurrentGrant, Grant, MemoryStore, Quota, Rejection, RejectionKind, RequestHead, TokenDigest,
+    TokenLocation, TokenStore,
 };
 use tower::{Layer, Service, ServiceExt};
 
@@ -29,39 +29,44 @@ fn open<A, R>(layer: AuthLayer<A, R>) -> AuthLayer<A, R> {
         .unwrap()
         .with_websocket_token(PREFIX)
         .unwrap()
-        .with_door(|head| {
+        .with_token_from(|head| {
             let cookies = head.headers.get_all("cookie").iter();
             cookies.filter_map(|cookie| Some(cookie.as_bytes().strip_prefix(b"session=")?.to_vec())).collect::<Vec<_>>()
         })
 }
 
-const CARRIERS: [Carrier; 5] =
-    [Carrier::AuthorizationHeader, Carrier::ApiKeyHeader, Carrier::Query, Carrier::WebSocketProtocol, Carrier::Other];
+const CARRIERS: [TokenLocation; 5] = [
+    TokenLocation::AuthorizationHeader,
+    TokenLocation::ApiKeyHeader,
+    TokenLocation::Query,
+    TokenLocation::WebSocketProtocol,
+    TokenLocation::Other,
+];
 
 /// The same request, which presents this as well.
-fn presenting(mut request: Request<Body>, carrier: Carrier, token: &str) -> Request<Body> {
+fn presenting(mut request: Request<Body>, location: TokenLocation, token: &str) -> Request<Body> {
     let line = |value: String| HeaderValue::try_from(value).unwrap();
-    match carrier {
-        Carrier::AuthorizationHeader => {
+    match location {
+        TokenLocation::AuthorizationHeader => {
             request.headers_mut().append("authorization", line(format!("Bearer {token}")));
         }
-        Carrier::ApiKeyHeader => {
+        TokenLocation::ApiKeyHeader => {
             request.headers_mut().append(API_KEY, line(token.to_owned()));
         }
-        Carrier::Query => {
+        TokenLocation::Query => {
             let encoded = token.replace('!', "%21").replace(' ', "%20");
             *request.uri_mut() = format!("/?qty=1&access_token={encoded}&side=buy").parse().unwrap();
         }
-        Carrier::WebSocketProtocol => {
+        TokenLocation::WebSocketProtocol => {
             let item = format!("chat, {PREFIX}{}, v2", BASE64_URL_SAFE_NO_PAD.encode(token));
             request.headers_mut().append("sec-websocket-protocol", line(item));
             request.headers_mut().append("connection", HeaderValue::from_static("Upgrade"));
             request.headers_mut().append("upgrade", HeaderValue::from_static("websocket"));
         }
-        Carrier::Other => {
+        TokenLocation::Other => {
             request.headers_mut().append("cookie", line(format!("session={token}")));
         }
-        other => panic!("{other:?} is no carrier in the head"),
+        other => panic!("{other:?} is no location in the head"),
     }
     request
 }
@@ -71,7 +76,7 @@ fn presenting(mut request: Request<Body>, carrier: Carrier, token: &str) -> Requ
 struct Seen {
     uri: Uri,
     headers: HeaderMap,
-    carrier: Option<Carrier>,
+    location: Option<TokenLocation>,
 }
 
 /// An inner service that answers with what it saw, under these header fields.
@@ -79,13 +84,13 @@ fn witness(
     fields: &'static [(&'static str, &'static str)],
 ) -> impl Service<Request<Body>, Response = Response<Body>, Error = Infallible, Future: Send + 'static> + Clone {
     tower::service_fn(move |request: Request<Body>| async move {
-        let carrier = request.extensions().get::<CurrentGrant>().map(CurrentGrant::carrier);
+        let location = request.extensions().get::<CurrentGrant>().map(CurrentGrant::location);
         let mut response = Response::new(Body::default());
         for (name, value) in fields {
             response.headers_mut().append(*name, HeaderValue::from_static(value));
         }
         let (head, _) = request.into_parts();
-        response.extensions_mut().insert(Seen { uri: head.uri, headers: head.headers, carrier });
+        response.extensions_mut().insert(Seen { uri: head.uri, headers: head.headers, location });
         Ok(response)
     })
 }
@@ -109,10 +114,13 @@ fn waiting() -> AuthLayer<tollgate::BoxStore<User>> {
 async fn each_door_admits_alone_and_its_carrier_is_told() {
     async fn check<T: TokenStore>(layer: AuthLayer<T>) {
         let layer = open(layer);
-        for carrier in CARRIERS {
-            assert_eq!(seen(&layer, presenting(get(), carrier, TOKEN)).await.carrier, Some(carrier));
-            assert_eq!(refusal(&layer, presenting(get(), carrier, "unknown")).await, RejectionKind::UnknownToken);
-            assert_eq!(refusal(&layer, presenting(get(), carrier, "mal formed!")).await, RejectionKind::MalformedToken);
+        for location in CARRIERS {
+            assert_eq!(seen(&layer, presenting(get(), location, TOKEN)).await.location, Some(location));
+            assert_eq!(refusal(&layer, presenting(get(), location, "unknown")).await, RejectionKind::UnknownToken);
+            assert_eq!(
+                refusal(&layer, presenting(get(), location, "mal formed!")).await,
+                RejectionKind::MalformedToken
+            );
         }
         assert_eq!(refusal(&layer, get()).await, RejectionKind::Missing);
     }
@@ -122,7 +130,7 @@ async fn each_door_admits_alone_and_its_carrier_is_told() {
 
 #[tokio::test]
 async fn two_credentials_are_wrong_even_if_equal() {
-    for layer in [AuthLayer::new(memory()), AuthLayer::new(memory()).with_optional_authentication()] {
+    for layer in [AuthLayer::new(memory()), AuthLayer::new(memory()).allow_anonymous()] {
         let layer = open(layer);
         for first in CARRIERS {
             for second in CARRIERS.into_iter().filter(|&second| second != first) {
@@ -137,7 +145,7 @@ async fn two_credentials_are_wrong_even_if_equal() {
                 }
             }
         }
-        let all = CARRIERS.into_iter().fold(get(), |request, carrier| presenting(request, carrier, TOKEN));
+        let all = CARRIERS.into_iter().fold(get(), |request, location| presenting(request, location, TOKEN));
         assert_eq!(refusal(&layer, all).await, RejectionKind::InvalidRequest);
     }
 }
@@ -146,7 +154,7 @@ async fn two_credentials_are_wrong_even_if_equal() {
 async fn what_is_wrong_behind_one_door_is_not_made_right_by_another() {
     let layer = open(AuthLayer::new(memory()));
     let with = |name: &'static str, value: &str| {
-        let mut request = presenting(get(), Carrier::Query, TOKEN);
+        let mut request = presenting(get(), TokenLocation::Query, TOKEN);
         request.headers_mut().append(name, value.parse().unwrap());
         request
     };
@@ -157,7 +165,7 @@ async fn what_is_wrong_behind_one_door_is_not_made_right_by_another() {
     }
     // Another scheme, and another cookie, are no credentials of this gate.
     for (name, value) in [("authorization", "Basic Zm9v"), ("authorization", ""), ("cookie", "theme=dark")] {
-        assert_eq!(seen(&layer, with(name, value)).await.carrier, Some(Carrier::Query), "{name}: {value}");
+        assert_eq!(seen(&layer, with(name, value)).await.location, Some(TokenLocation::Query), "{name}: {value}");
     }
 }
 
@@ -165,20 +173,20 @@ async fn what_is_wrong_behind_one_door_is_not_made_right_by_another() {
 async fn closed_doors_neither_count_nor_hurt() {
     let closed = AuthLayer::new(memory()).with_credentials_removed();
     for token in [TOKEN, "mal formed!"] {
-        let others = CARRIERS[1..].iter().fold(get(), |request, &carrier| presenting(request, carrier, token));
+        let others = CARRIERS[1..].iter().fold(get(), |request, &location| presenting(request, location, token));
         let (uri, headers) = (others.uri().clone(), others.headers().clone());
         assert_eq!(refusal(&closed, presenting(get(), CARRIERS[1], token)).await, RejectionKind::Missing);
-        let saw = seen(&closed, presenting(others, Carrier::AuthorizationHeader, TOKEN)).await;
-        assert_eq!(saw.carrier, Some(Carrier::AuthorizationHeader));
+        let saw = seen(&closed, presenting(others, TokenLocation::AuthorizationHeader, TOKEN)).await;
+        assert_eq!(saw.location, Some(TokenLocation::AuthorizationHeader));
         // Handed on as they came, since they are none of the gate's business.
         assert_eq!((saw.uri, saw.headers), (uri, headers));
     }
     // One more door, and only that counts.
     let one = AuthLayer::new(memory()).with_api_key_header(API_KEY).unwrap();
-    let request = presenting(presenting(get(), Carrier::Query, TOKEN), Carrier::WebSocketProtocol, TOKEN);
+    let request = presenting(presenting(get(), TokenLocation::Query, TOKEN), TokenLocation::WebSocketProtocol, TOKEN);
     assert_eq!(refusal(&one, request).await, RejectionKind::Missing);
-    let request = presenting(presenting(get(), Carrier::Query, TOKEN), Carrier::ApiKeyHeader, TOKEN);
-    assert_eq!(seen(&one, request).await.carrier, Some(Carrier::ApiKeyHeader));
+    let request = presenting(presenting(get(), TokenLocation::Query, TOKEN), TokenLocation::ApiKeyHeader, TOKEN);
+    assert_eq!(seen(&one, request).await.location, Some(TokenLocation::ApiKeyHeader));
 }
 
 #[tokio::test]
@@ -194,7 +202,7 @@ async fn api_key_headers_hold_nothing_but_the_token() {
     let token = TOKEN.as_bytes();
     for good in [token.to_vec(), [b" \t", token, b"\t "].concat()] {
         let saw = seen(&layer, with(&[&good])).await;
-        assert_eq!(saw.carrier, Some(Carrier::ApiKeyHeader));
+        assert_eq!(saw.location, Some(TokenLocation::ApiKeyHeader));
         assert!(saw.headers[API_KEY].is_sensitive());
         assert_eq!(saw.headers[API_KEY].as_bytes(), good, "handed on as it came");
     }
@@ -220,24 +228,24 @@ async fn api_key_headers_hold_nothing_but_the_token() {
 #[tokio::test]
 async fn an_api_key_header_can_yield_to_bearer_credentials() {
     let layer = AuthLayer::new(memory()).with_api_key_header_unless_bearer(API_KEY).unwrap().with_credentials_removed();
-    let both = presenting(with_token(TOKEN), Carrier::ApiKeyHeader, "of another purpose");
+    let both = presenting(with_token(TOKEN), TokenLocation::ApiKeyHeader, "of another purpose");
     let saw = seen(&layer, both).await;
-    assert_eq!(saw.carrier, Some(Carrier::AuthorizationHeader));
+    assert_eq!(saw.location, Some(TokenLocation::AuthorizationHeader));
     assert_eq!(saw.headers[API_KEY], "of another purpose", "no credential, and so not removed");
 
-    let mut basic = presenting(get(), Carrier::ApiKeyHeader, TOKEN);
+    let mut basic = presenting(get(), TokenLocation::ApiKeyHeader, TOKEN);
     basic.headers_mut().insert("authorization", HeaderValue::from_static("Basic Zm9v"));
-    for request in [presenting(get(), Carrier::ApiKeyHeader, TOKEN), basic] {
+    for request in [presenting(get(), TokenLocation::ApiKeyHeader, TOKEN), basic] {
         let saw = seen(&layer, request).await;
-        assert_eq!(saw.carrier, Some(Carrier::ApiKeyHeader));
+        assert_eq!(saw.location, Some(TokenLocation::ApiKeyHeader));
         assert!(!saw.headers.contains_key(API_KEY));
     }
-    let malformed = presenting(with_token("mal formed"), Carrier::ApiKeyHeader, TOKEN);
+    let malformed = presenting(with_token("mal formed"), TokenLocation::ApiKeyHeader, TOKEN);
     assert_eq!(send(&layer.layer(echo()), malformed).await.status(), 401, "presence counts");
 
     // No credential here, and so not refused when it is repeated: all the more nothing may print it.
-    let twice = presenting(with_token(TOKEN), Carrier::ApiKeyHeader, "one");
-    let saw = seen(&layer, presenting(twice, Carrier::ApiKeyHeader, "two")).await;
+    let twice = presenting(with_token(TOKEN), TokenLocation::ApiKeyHeader, "one");
+    let saw = seen(&layer, presenting(twice, TokenLocation::ApiKeyHeader, "two")).await;
     let lines: Vec<_> = saw.headers.get_all(API_KEY).iter().map(|line| (line, line.is_sensitive())).collect();
     assert!(lines.len() == 2 && lines.iter().all(|(_, is_sensitive)| *is_sensitive), "{lines:?}");
 }
@@ -246,24 +254,24 @@ async fn an_api_key_header_can_yield_to_bearer_credentials() {
 async fn credentials_are_removed_from_wherever_they_stood() {
     async fn check<T: TokenStore>(layer: AuthLayer<T>) {
         let layer = open(layer).with_credentials_removed();
-        for carrier in CARRIERS {
-            let request = presenting(get(), carrier, TOKEN);
+        for location in CARRIERS {
+            let request = presenting(get(), location, TOKEN);
             let before =
-                Seen { uri: request.uri().clone(), headers: request.headers().clone(), carrier: Some(carrier) };
+                Seen { uri: request.uri().clone(), headers: request.headers().clone(), location: Some(location) };
             let saw = seen(&layer, request).await;
-            assert_eq!(saw.carrier, before.carrier);
+            assert_eq!(saw.location, before.location);
             let (mut headers, mut uri) = (before.headers, before.uri);
-            match carrier {
-                Carrier::AuthorizationHeader => _ = headers.remove("authorization"),
-                Carrier::ApiKeyHeader => _ = headers.remove(API_KEY),
-                Carrier::Query => uri = Uri::from_static("/?qty=1&side=buy"),
-                Carrier::WebSocketProtocol => {
+            match location {
+                TokenLocation::AuthorizationHeader => _ = headers.remove("authorization"),
+                TokenLocation::ApiKeyHeader => _ = headers.remove(API_KEY),
+                TokenLocation::Query => uri = Uri::from_static("/?qty=1&side=buy"),
+                TokenLocation::WebSocketProtocol => {
                     headers.insert("sec-websocket-protocol", HeaderValue::from_static("chat, v2"));
                 }
                 // A gate does not know where it stands.
                 _ => {}
             }
-            assert_eq!((saw.uri, saw.headers), (uri, headers), "{carrier:?}: nothing else is touched");
+            assert_eq!((saw.uri, saw.headers), (uri, headers), "{location:?}: nothing else is touched");
         }
     }
     check(AuthLayer::new(memory())).await;
@@ -273,16 +281,16 @@ async fn credentials_are_removed_from_wherever_they_stood() {
 #[tokio::test]
 async fn credentials_that_stay_are_marked() {
     let layer = open(AuthLayer::new(memory()));
-    for carrier in CARRIERS {
-        let request = presenting(get(), carrier, TOKEN);
+    for location in CARRIERS {
+        let request = presenting(get(), location, TOKEN);
         let before = (request.uri().clone(), request.headers().clone());
         let saw = seen(&layer, request).await;
         for (name, value) in &saw.headers {
             let secret = name == "authorization" || name == API_KEY;
             assert_eq!(value.is_sensitive(), secret, "{name}");
         }
-        if carrier != Carrier::WebSocketProtocol {
-            assert_eq!((saw.uri, saw.headers), before, "{carrier:?}");
+        if location != TokenLocation::WebSocketProtocol {
+            assert_eq!((saw.uri, saw.headers), before, "{location:?}");
         }
     }
 }
@@ -291,10 +299,10 @@ async fn credentials_that_stay_are_marked() {
 async fn preflights_hand_no_credentials_on_whatever_the_door() {
     let layer = open(AuthLayer::new(memory()));
     for layer in [layer.clone(), layer.with_credentials_removed()] {
-        for carrier in [Carrier::AuthorizationHeader, Carrier::ApiKeyHeader, Carrier::Query] {
-            let saw = seen(&layer, presenting(preflight(), carrier, TOKEN)).await;
-            assert_eq!((saw.carrier, saw.headers), (None, preflight().headers().clone()), "{carrier:?}");
-            assert!(!saw.uri.to_string().contains(TOKEN), "{carrier:?}");
+        for location in [TokenLocation::AuthorizationHeader, TokenLocation::ApiKeyHeader, TokenLocation::Query] {
+            let saw = seen(&layer, presenting(preflight(), location, TOKEN)).await;
+            assert_eq!((saw.location, saw.headers), (None, preflight().headers().clone()), "{location:?}");
+            assert!(!saw.uri.to_string().contains(TOKEN), "{location:?}");
         }
     }
 }
@@ -388,7 +396,7 @@ proptest! {
                 seen(&layer.with_credentials_removed(), request).await
             }
         });
-        prop_assert_eq!(saw.carrier, Some(Carrier::Query));
+        prop_assert_eq!(saw.location, Some(TokenLocation::Query));
         prop_assert_eq!(saw.uri.to_string(), expected);
     }
 
@@ -408,12 +416,12 @@ proptest! {
             })
             .collect();
         let uri: Uri = format!("/?{name}=abc").parse().unwrap();
-        let presented = query(&Method::GET, &uri, "access_token", TokenForm::default());
-        prop_assert!(matches!(presented, Presented::Token(token) if token.expose() == b"abc"));
+        let presented = query(&Method::GET, &uri, "access_token", TokenSyntax::default());
+        prop_assert!(matches!(presented, Extracted::Token(token) if token.expose() == b"abc"));
         // Twice is not once: what decodes to an escape is not decoded again.
         let uri: Uri = format!("/?{}=abc", name.replace('%', "%25")).parse().unwrap();
-        let presented = query(&Method::GET, &uri, "access_token", TokenForm::default());
-        prop_assert_eq!(matches!(presented, Presented::Nothing), name.contains('%'));
+        let presented = query(&Method::GET, &uri, "access_token", TokenSyntax::default());
+        prop_assert_eq!(matches!(presented, Extracted::Nothing), name.contains('%'));
     }
 }
 
@@ -433,8 +441,8 @@ async fn a_target_as_long_as_targets_can_be_is_read_to_its_end() {
 #[tokio::test]
 async fn answers_to_tokens_that_caches_do_not_know_are_private() {
     type Fields = &'static [(&'static str, &'static str)];
-    async fn answer<T: TokenStore>(layer: &AuthLayer<T>, carrier: Carrier, fields: Fields) -> HeaderMap {
-        let response = send(&open(layer.clone()).layer(witness(fields)), presenting(get(), carrier, TOKEN)).await;
+    async fn answer<T: TokenStore>(layer: &AuthLayer<T>, location: TokenLocation, fields: Fields) -> HeaderMap {
+        let response = send(&open(layer.clone()).layer(witness(fields)), presenting(get(), location, TOKEN)).await;
         assert_eq!(response.status(), 200);
         response.headers().clone()
     }
@@ -463,30 +471,30 @@ async fn answers_to_tokens_that_caches_do_not_know_are_private() {
             (&[("cache-control", "max-age=60"), ("cache-control", "no-store")], &["max-age=60", "no-store"]),
         ];
         for (fields, expected) in table {
-            for carrier in CARRIERS {
-                let headers = answer(&layer, carrier, fields).await;
+            for location in CARRIERS {
+                let headers = answer(&layer, location, fields).await;
                 let cached = values(&headers, "cache-control");
-                if carrier == Carrier::AuthorizationHeader {
+                if location == TokenLocation::AuthorizationHeader {
                     let unchanged: Vec<_> = fields.iter().map(|(_, value)| *value).collect();
-                    assert_eq!(cached, unchanged, "{carrier:?}: caches know this one");
+                    assert_eq!(cached, unchanged, "{location:?}: caches know this one");
                 } else {
-                    assert_eq!(cached, expected, "{carrier:?} {fields:?}");
+                    assert_eq!(cached, expected, "{location:?} {fields:?}");
                 }
-                let referrer = if carrier == Carrier::Query { vec!["no-referrer"] } else { vec![] };
-                assert_eq!(values(&headers, "referrer-policy"), referrer, "{carrier:?}");
+                let referrer = if location == TokenLocation::Query { vec!["no-referrer"] } else { vec![] };
+                assert_eq!(values(&headers, "referrer-policy"), referrer, "{location:?}");
             }
         }
-        let headers = answer(&layer, Carrier::Query, &[("referrer-policy", "same-origin")]).await;
+        let headers = answer(&layer, TokenLocation::Query, &[("referrer-policy", "same-origin")]).await;
         assert_eq!(values(&headers, "referrer-policy"), ["same-origin"], "the handler's own is kept");
     }
     check(AuthLayer::new(memory())).await;
     check(waiting()).await;
     // The token of a refused request may be good tomorrow.
     let refused =
-        send(&open(AuthLayer::new(memory())).layer(witness(&[])), presenting(get(), Carrier::Query, "x")).await;
+        send(&open(AuthLayer::new(memory())).layer(witness(&[])), presenting(get(), TokenLocation::Query, "x")).await;
     assert_eq!(values(refused.headers(), "referrer-policy"), ["no-referrer"]);
     // Nobody presented anything, so that there is nothing to keep.
-    let layer = open(AuthLayer::new(memory())).with_optional_authentication();
+    let layer = open(AuthLayer::new(memory())).allow_anonymous();
     let response = send(&layer.layer(witness(&[("cache-control", "public")])), get()).await;
     assert_eq!(values(response.headers(), "cache-control"), ["public"]);
 }
@@ -498,10 +506,10 @@ async fn the_authorization_header_can_be_of_another_purpose() {
     let layer = AuthLayer::new(memory()).with_api_key_header_unless_bearer(API_KEY).unwrap();
     let layer = layer.without_authorization_header().with_credentials_removed();
     assert_eq!(refusal(&layer, with_token(TOKEN)).await, RejectionKind::Missing);
-    let mut request = presenting(with_token("of-a-proxy"), Carrier::ApiKeyHeader, TOKEN);
+    let mut request = presenting(with_token("of-a-proxy"), TokenLocation::ApiKeyHeader, TOKEN);
     request.headers_mut().append("authorization", "Bearer another".parse().unwrap());
     let saw = seen(&layer, request).await;
-    assert_eq!(saw.carrier, Some(Carrier::ApiKeyHeader));
+    assert_eq!(saw.location, Some(TokenLocation::ApiKeyHeader));
     assert_eq!(values(&saw.headers, "authorization"), ["Bearer of-a-proxy", "Bearer another"], "not the gate's");
     assert!(saw.headers.get_all("authorization").iter().all(HeaderValue::is_sensitive), "secrets all the same");
     assert_eq!(values(&saw.headers, "x-api-key"), [""; 0]);
@@ -511,7 +519,7 @@ async fn the_authorization_header_can_be_of_another_purpose() {
 fn doors_that_nobody_could_use_do_not_open() {
     let gate = || AuthLayer::new(memory());
     let name = |name: &str| HeaderName::try_from(name).unwrap();
-    let refused = |opened: Result<AuthLayer<_>, InvalidDoor>| opened.map(drop).unwrap_err();
+    let refused = |opened: Result<AuthLayer<_>, TokenLocationError>| opened.map(drop).unwrap_err();
 
     for used in [
         "access-control-request-method",
@@ -527,34 +535,34 @@ fn doors_that_nobody_could_use_do_not_open() {
         "transfer-encoding",
         "upgrade",
     ] {
-        assert_eq!(refused(gate().with_api_key_header(name(used))), InvalidDoor::Field, "{used}");
-        assert_eq!(refused(gate().with_api_key_header_unless_bearer(name(used))), InvalidDoor::Field, "{used}");
+        assert_eq!(refused(gate().with_api_key_header(name(used))), TokenLocationError::Field, "{used}");
+        assert_eq!(refused(gate().with_api_key_header_unless_bearer(name(used))), TokenLocationError::Field, "{used}");
     }
-    assert_eq!(refused(gate().with_discouraged_query_token("")), InvalidDoor::Name);
+    assert_eq!(refused(gate().with_discouraged_query_token("")), TokenLocationError::Name);
     // Any name can be written with escapes.
     assert!(gate().with_discouraged_query_token("a&b=c \u{e9}").is_ok());
     for prefix in ["", "a b", "a,", "\u{e9}", "a/b", "\"a\""] {
-        assert_eq!(refused(gate().with_websocket_token(prefix)), InvalidDoor::Name, "{prefix:?}");
+        assert_eq!(refused(gate().with_websocket_token(prefix)), TokenLocationError::Name, "{prefix:?}");
     }
 
     let once = open(gate());
-    assert_eq!(refused(once.clone().with_api_key_header(name("x-other"))), InvalidDoor::Open);
-    assert_eq!(refused(once.clone().with_api_key_header_unless_bearer(name("x-other"))), InvalidDoor::Open);
-    assert_eq!(refused(once.clone().with_discouraged_query_token("other")), InvalidDoor::Open);
-    assert_eq!(refused(once.with_websocket_token("other.")), InvalidDoor::Open);
+    assert_eq!(refused(once.clone().with_api_key_header(name("x-other"))), TokenLocationError::Open);
+    assert_eq!(refused(once.clone().with_api_key_header_unless_bearer(name("x-other"))), TokenLocationError::Open);
+    assert_eq!(refused(once.clone().with_discouraged_query_token("other")), TokenLocationError::Open);
+    assert_eq!(refused(once.with_websocket_token("other.")), TokenLocationError::Open);
 
-    let doors = || BodyDoors::new(Duration::from_secs(1), tokio::time::sleep);
-    let refused = |opened: Result<BodyDoors, InvalidDoor>| opened.map(drop).unwrap_err();
+    let doors = || BodyTokens::new(Duration::from_secs(1), tokio::time::sleep);
+    let refused = |opened: Result<BodyTokens, TokenLocationError>| opened.map(drop).unwrap_err();
     for field in ["", " key", "key\n", "a=b", "a;b", "\u{feff}key"] {
-        assert_eq!(refused(doors().with_text(field)), InvalidDoor::Name, "{field:?}");
+        assert_eq!(refused(doors().with_text(field)), TokenLocationError::Name, "{field:?}");
     }
     assert!(doors().with_text("my key \u{e9}").is_ok());
-    assert_eq!(refused(doors().with_json("")), InvalidDoor::Name);
-    assert_eq!(refused(doors().with_form("")), InvalidDoor::Name);
+    assert_eq!(refused(doors().with_json("")), TokenLocationError::Name);
+    assert_eq!(refused(doors().with_form("")), TokenLocationError::Name);
     let once = doors().with_json("a").unwrap().with_text("a").unwrap().with_form("a").unwrap();
-    assert_eq!(refused(once.clone().with_json("b")), InvalidDoor::Open);
-    assert_eq!(refused(once.clone().with_text("b")), InvalidDoor::Open);
-    assert_eq!(refused(once.with_form("b")), InvalidDoor::Open);
+    assert_eq!(refused(once.clone().with_json("b")), TokenLocationError::Open);
+    assert_eq!(refused(once.clone().with_text("b")), TokenLocationError::Open);
+    assert_eq!(refused(once.with_form("b")), TokenLocationError::Open);
 }
 
 // Websocket.
@@ -585,7 +593,7 @@ async fn websocket_items_are_taken_out_of_the_offer() {
         (&[&own, ",, chat ,"], "chat"),
     ] {
         let saw = seen(&layer, upgrade(lines)).await;
-        assert_eq!(saw.carrier, Some(Carrier::WebSocketProtocol));
+        assert_eq!(saw.location, Some(TokenLocation::WebSocketProtocol));
         assert_eq!(values(&saw.headers, "sec-websocket-protocol"), [left], "{lines:?}");
         assert_eq!(values(&saw.headers, "upgrade"), ["websocket"]);
     }
@@ -636,7 +644,7 @@ async fn only_what_opens_a_websocket_has_that_door() {
         (Method::CONNECT, Version::HTTP_3, &[]),
     ] {
         let saw = seen(&layer, request(method.clone(), version, upgrades)).await;
-        assert_eq!(saw.carrier, Some(Carrier::WebSocketProtocol), "{method} {version:?} {upgrades:?}");
+        assert_eq!(saw.location, Some(TokenLocation::WebSocketProtocol), "{method} {version:?} {upgrades:?}");
         assert_eq!(values(&saw.headers, "sec-websocket-protocol"), ["chat"]);
     }
     for (method, version, upgrades) in [
@@ -650,8 +658,8 @@ async fn only_what_opens_a_websocket_has_that_door() {
         let kind = refusal(&layer, request(method.clone(), version, upgrades)).await;
         assert_eq!(kind, RejectionKind::Missing, "{method} {version:?} {upgrades:?}");
         // Closed means that it does not count beside another credential.
-        let request = presenting(request(method, version, upgrades), Carrier::AuthorizationHeader, TOKEN);
-        assert_eq!(seen(&layer, request).await.carrier, Some(Carrier::AuthorizationHeader));
+        let request = presenting(request(method, version, upgrades), TokenLocation::AuthorizationHeader, TOKEN);
+        assert_eq!(seen(&layer, request).await.location, Some(TokenLocation::AuthorizationHeader));
     }
 }
 
@@ -660,8 +668,8 @@ async fn only_what_opens_a_websocket_has_that_door() {
 #[tokio::test]
 async fn a_door_of_ones_own_is_a_closure() {
     let layer = AuthLayer::new(memory())
-        .with_door(|head| Some(head.headers.get("authorization")?.as_bytes().strip_prefix(b"Token ")?.to_vec()))
-        .with_door(|head| Some(head.uri.path().strip_prefix("/t/")?.as_bytes().to_vec()));
+        .with_token_from(|head| Some(head.headers.get("authorization")?.as_bytes().strip_prefix(b"Token ")?.to_vec()))
+        .with_token_from(|head| Some(head.uri.path().strip_prefix("/t/")?.as_bytes().to_vec()));
     let by_scheme = |value: String| {
         let mut request = get();
         request.headers_mut().insert("authorization", value.parse().unwrap());
@@ -670,10 +678,10 @@ async fn a_door_of_ones_own_is_a_closure() {
     let by_path = |token: &str| Request::get(format!("/t/{token}")).body(Body::default()).unwrap();
 
     let saw = seen(&layer, by_scheme(format!("Token {TOKEN}"))).await;
-    assert_eq!(saw.carrier, Some(Carrier::Other));
+    assert_eq!(saw.location, Some(TokenLocation::Other));
     assert!(saw.headers["authorization"].is_sensitive(), "marked in any case");
-    assert_eq!(seen(&layer, by_path(TOKEN)).await.carrier, Some(Carrier::Other));
-    assert_eq!(seen(&layer, with_token(TOKEN)).await.carrier, Some(Carrier::AuthorizationHeader));
+    assert_eq!(seen(&layer, by_path(TOKEN)).await.location, Some(TokenLocation::Other));
+    assert_eq!(seen(&layer, with_token(TOKEN)).await.location, Some(TokenLocation::AuthorizationHeader));
 
     assert_eq!(refusal(&layer, get()).await, RejectionKind::Missing);
     assert_eq!(refusal(&layer, by_path("")).await, RejectionKind::MalformedToken);
@@ -688,7 +696,7 @@ async fn a_door_of_ones_own_is_a_closure() {
     for value in [format!("session={TOKEN}"), format!("session={TOKEN}")] {
         two.headers_mut().append("cookie", value.parse().unwrap());
     }
-    let cookies = AuthLayer::new(memory()).with_door(|head| {
+    let cookies = AuthLayer::new(memory()).with_token_from(|head| {
         let lines = head.headers.get_all("cookie").iter();
         lines.filter_map(|line| Some(line.as_bytes().strip_prefix(b"session=")?.to_vec())).collect::<Vec<_>>()
     });
@@ -703,12 +711,12 @@ async fn a_door_of_ones_own_is_a_closure() {
 async fn one_budget_whatever_the_door() {
     let limits = Hands::default().limits(Quota::per_minute(60).with_burst(5));
     let service = open(AuthLayer::new(memory()).with_rate_limit(limits)).layer(echo());
-    for carrier in CARRIERS {
-        assert_eq!(send(&service, presenting(get(), carrier, TOKEN)).await.status(), 200, "{carrier:?}");
+    for location in CARRIERS {
+        assert_eq!(send(&service, presenting(get(), location, TOKEN)).await.status(), 200, "{location:?}");
     }
-    for carrier in CARRIERS {
-        let response = send(&service, presenting(get(), carrier, TOKEN)).await;
-        assert_eq!(response.status(), 429, "{carrier:?}");
+    for location in CARRIERS {
+        let response = send(&service, presenting(get(), location, TOKEN)).await;
+        assert_eq!(response.status(), 429, "{location:?}");
         assert_eq!(values(response.headers(), "cache-control"), ["no-store"]);
     }
 }
@@ -716,9 +724,9 @@ async fn one_budget_whatever_the_door() {
 #[tokio::test]
 async fn inner_errors_pass_with_any_carrier() {
     let layer = open(AuthLayer::new(memory()));
-    for carrier in CARRIERS {
+    for location in CARRIERS {
         let gate = layer.layer(tower::service_fn(|_: Request<Body>| async { Err::<Response<Body>, _>("inner") }));
-        assert_eq!(gate.oneshot(presenting(get(), carrier, TOKEN)).await.unwrap_err(), "inner");
+        assert_eq!(gate.oneshot(presenting(get(), location, TOKEN)).await.unwrap_err(), "inner");
     }
 }
 
@@ -728,8 +736,8 @@ async fn nothing_that_is_printed_holds_a_token() {
     let layer = open(AuthLayer::new(memory())).with_credentials_removed();
     let limited = layer.clone().with_rate_limit(Hands::default().limits(Quota::per_minute(60)));
     let doors =
-        BodyDoors::new(Duration::from_secs(1), tokio::time::sleep).with_json("key").unwrap().with_text("key").unwrap();
-    let with_body = layer.clone().with_body_doors(doors.clone());
+        BodyTokens::new(Duration::from_secs(1), tokio::time::sleep).with_json("key").unwrap().with_text("key").unwrap();
+    let with_body = layer.clone().with_body_tokens(doors.clone());
     write!(printed, "{layer:?}{layer:#?}{limited:?}{doors:?}{with_body:?}").unwrap();
     assert!(printed.contains("x-api-key") && printed.contains("access_token"), "the doors are told");
 
@@ -739,20 +747,20 @@ async fn nothing_that_is_printed_holds_a_token() {
     let service = layer.layer(printing);
     // A cookie is printed by whoever prints requests: the gate does not know where a door of one's own looks.
     let known = &CARRIERS[..4];
-    for &carrier in known {
-        write!(printed, "{:?}{service:?}", service.clone().call(presenting(get(), carrier, TOKEN))).unwrap();
+    for &location in known {
+        write!(printed, "{:?}{service:?}", service.clone().call(presenting(get(), location, TOKEN))).unwrap();
         let tokens = [TOKEN.to_owned(), format!("{TOKEN}x"), format!("{TOKEN} {TOKEN}")];
-        for request in tokens.iter().map(|token| presenting(get(), carrier, token)).chain(
+        for request in tokens.iter().map(|token| presenting(get(), location, token)).chain(
             known
                 .iter()
-                .filter(|&&other| other != carrier)
-                .map(|&other| presenting(presenting(get(), carrier, TOKEN), other, TOKEN)),
+                .filter(|&&other| other != location)
+                .map(|&other| presenting(presenting(get(), location, TOKEN), other, TOKEN)),
         ) {
-            let head = Head::of(&request);
-            let presented = match carrier {
-                Carrier::ApiKeyHeader => api_key(head.headers, &API_KEY, TokenForm::default()),
-                Carrier::WebSocketProtocol => websocket(&head, PREFIX, TokenForm::default()),
-                _ => query(head.method, head.uri, "access_token", TokenForm::default()),
+            let head = RequestHead::of(&request);
+            let presented = match location {
+                TokenLocation::ApiKeyHeader => api_key(head.headers, &API_KEY, TokenSyntax::default()),
+                TokenLocation::WebSocketProtocol => websocket(&head, PREFIX, TokenSyntax::default()),
+                _ => query(head.method, head.uri, "access_token", TokenSyntax::default()),
             };
             write!(printed, "{presented:?}").unwrap();
             drop(presented);

@@ -159,7 +159,7 @@ async fn a_fleet_is_cut_off(mode: Mode, test: &str) {
     let pauses = (Duration::from_millis(50), Duration::from_millis(200));
     let nodes: Vec<_> = fleet(&home.url_through(proxy.address), home.prefix(), mode)
         .into_iter()
-        .map(|node| node.with_pauses(pauses.0, pauses.1).with_deadline(PATIENT))
+        .map(|node| node.with_backoff(pauses.0, pauses.1).with_deadline(PATIENT))
         .collect();
     let told = Arc::new(Told::default());
     let begin = time_of(home.url());
@@ -207,7 +207,7 @@ async fn a_fleet_whose_redis_was_killed_begins_anew() {
         let pauses = (Duration::from_millis(50), Duration::from_millis(200));
         let nodes: Vec<_> = fleet(&server.url(), "", mode)
             .into_iter()
-            .map(|node| node.with_pauses(pauses.0, pauses.1).with_deadline(PATIENT))
+            .map(|node| node.with_backoff(pauses.0, pauses.1).with_deadline(PATIENT))
             .collect();
         let told = Arc::new(Told::default());
         let begin = time_of(&server.url());

@@ -8,7 +8,7 @@ use http::{Request, Response};
 use sqlx::{Connection as _, PgConnection};
 use tokio::sync::mpsc;
 use tollgate::store::sql::{Database, NewGrant};
-use tollgate::store::{Breaker, CachedStore, Change};
+use tollgate::store::{CachedStore, CircuitBreaker, Invalidation};
 use tollgate::{Answer, AuthLayer, BearerToken, GrantId, TokenStore};
 use tower::ServiceBuilder;
 
@@ -60,20 +60,21 @@ impl Random {
 }
 
 /// A gate with a cache that follows the database, as the documentation recommends it.
-fn process(database: &Database, pause: Duration) -> (Service, mpsc::UnboundedReceiver<Change>) {
-    let breaker = Breaker::new(database.store::<()>(), TIMEOUT * 2, tokio::time::sleep).with_pauses(pause, pause * 4);
+fn process(database: &Database, pause: Duration) -> (Service, mpsc::UnboundedReceiver<Invalidation>) {
+    let breaker =
+        CircuitBreaker::new(database.store::<()>(), TIMEOUT * 2, tokio::time::sleep).with_backoff(pause, pause * 4);
     let cache = CachedStore::new(breaker.clone(), HOUR).unwrap();
     let (tell, told) = mpsc::unbounded_channel();
     let (followed, invalidated) = (database.clone(), cache.clone());
     tokio::spawn(async move {
         let on_change = move |change: Change| {
             invalidated.invalidate(&change);
-            if change == Change::Everything {
+            if change == Invalidation::Everything {
                 breaker.probe_now();
             }
             _ = tell.send(change);
         };
-        followed.follow(INTERVAL, on_change).await
+        followed.watch(INTERVAL, on_change).await
     });
     let gate = AuthLayer::waiting(cache, WATCHDOG / 2, tokio::time::sleep);
     (Service::new(ServiceBuilder::new().layer(gate).service(echo())), told)
@@ -100,7 +101,7 @@ async fn outages_reject_no_cached_holder_and_keep_no_revoked_one() {
     let proxy = Proxy::to(home.address()).await;
     let database = Database::connect_lazily(&home.url_through(proxy.address)).unwrap().with_deadline(TIMEOUT);
     let (service, mut told) = process(&database, Duration::from_millis(500));
-    assert_eq!(told.recv().await, Some(Change::Everything), "the first connection");
+    assert_eq!(told.recv().await, Some(Invalidation::Everything), "the first connection");
 
     let mut holders = Vec::new();
     for number in 0..40 {
@@ -192,7 +193,7 @@ async fn uncached_holders_recover_as_soon_as_the_connection_is_back() {
         let proxy = Proxy::to(home.address()).await;
         let database = Database::connect_lazily(&home.url_through(proxy.address)).unwrap().with_deadline(TIMEOUT * 5);
         let (service, mut told) = process(&database, HOUR);
-        assert_eq!(told.recv().await, Some(Change::Everything), "the first connection");
+        assert_eq!(told.recv().await, Some(Invalidation::Everything), "the first connection");
         assert_eq!(status(&service, "uncached-0").await, 200);
         proxy.set(fault);
         let lookups = (1..8).map(|number| (with_token(&format!("uncached-{number}")), 503));
@@ -241,8 +242,8 @@ async fn a_flood_of_notifications_is_merged_and_no_change_is_lost() {
     let interval = Duration::from_millis(500);
     let (tell, mut told) = mpsc::unbounded_channel();
     let followed = database.clone();
-    tokio::spawn(async move { followed.follow(interval, move |change| _ = tell.send((change, Instant::now()))).await });
-    assert_eq!(told.recv().await.unwrap().0, Change::Everything, "the first connection");
+    tokio::spawn(async move { followed.watch(interval, move |change| _ = tell.send((change, Instant::now()))).await });
+    assert_eq!(told.recv().await.unwrap().0, Invalidation::Everything, "the first connection");
 
     let began = Instant::now();
     let (stop, sent) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
@@ -257,7 +258,7 @@ async fn a_flood_of_notifications_is_merged_and_no_change_is_lost() {
         let grant = database.import(format!("token-{number}"), &NewGrant::new("alice")).await.unwrap();
         tokio::time::sleep(Duration::from_millis(150)).await;
         assert!(database.revoke(&grant.id).await.unwrap());
-        revoked.push((Change::Grant(grant.id), Instant::now()));
+        revoked.push((Invalidation::Grant(grant.id), Instant::now()));
     }
     stop.store(true, Ordering::SeqCst);
     for attacker in attackers {
@@ -273,7 +274,7 @@ async fn a_flood_of_notifications_is_merged_and_no_change_is_lost() {
     loop {
         let next = tokio::time::timeout(WATCHDOG, told.recv()).await.expect("the last change is lost").unwrap();
         match next {
-            (Change::Everything, at) => {
+            (Invalidation::Everything, at) => {
                 everything += 1;
                 // It stands for all that was committed before it.
                 revoked.retain(|(_, committed)| *committed > at);
@@ -281,7 +282,7 @@ async fn a_flood_of_notifications_is_merged_and_no_change_is_lost() {
                     break;
                 }
             }
-            (Change::Added, _) => added += 1,
+            (Invalidation::Added, _) => added += 1,
             (change, _) => {
                 named += 1;
                 revoked.retain(|(grant, _)| *grant != change);
@@ -325,11 +326,11 @@ async fn notifications_of_unknown_grants_do_not_empty_a_cache() {
     let counts = (Arc::clone(&named), Arc::clone(&everything));
     tokio::spawn(async move {
         let on_change = move |change: Change| {
-            let count = if change == Change::Everything { &counts.1 } else { &counts.0 };
+            let count = if change == Invalidation::Everything { &counts.1 } else { &counts.0 };
             count.fetch_add(1, Ordering::SeqCst);
             invalidated.invalidate(&change);
         };
-        followed.follow(Duration::from_millis(500), on_change).await
+        followed.watch(Duration::from_millis(500), on_change).await
     });
     let (stop, sent) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
     let attackers: Vec<_> = ["grant a", "grant b", "grant c"]

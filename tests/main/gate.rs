@@ -7,12 +7,13 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use http::{HeaderValue, Request, Response, StatusCode, header};
-use tollgate::extract::Alphabet;
+use tollgate::extract::TokenCharset;
 use tollgate::limit::RateLimits;
 use tollgate::store::from_fn;
 use tollgate::{
-    AuthLayer, BoxStore, Carrier, Charge, CurrentGrant, Decision, Empty, Grant, MemoryStore, Policy, Problem, Protocol,
-    Quota, RateLimitHeaders, Rejection, RejectionKind, Scopes, StoreError, Unauthenticated, Verdict,
+    AuthLayer, BoxStore, Charge, CurrentGrant, Decision, EmptyBody, Grant, MemoryStore, Policy, ProblemDetails,
+    Protocol, Quota, RateLimitHeaders, Rejection, RejectionKind, Scopes, StoreError, TokenLocation, Unauthenticated,
+    Verdict,
 };
 use tower::{Layer, ServiceBuilder, ServiceExt};
 
@@ -45,7 +46,7 @@ async fn a_good_token_goes_on_with_its_grant() {
         assert_eq!(response.status(), 200);
         let current = response.extensions().get::<CurrentGrant>().expect("a grant");
         assert_eq!(current.id().as_str(), "alice");
-        assert_eq!(current.carrier(), Carrier::AuthorizationHeader);
+        assert_eq!(current.location(), TokenLocation::AuthorizationHeader);
         assert_eq!(current.principal::<User>(), Some(&User("Alice")));
         assert_eq!(current.principal::<u8>(), None);
         assert!(current.authenticated::<u8>().is_none());
@@ -202,14 +203,14 @@ async fn only_a_true_preflight_passes() {
     for request in [no_origin, no_method, no_options] {
         assert_eq!(send(&gate, request).await.status(), 401);
     }
-    let strict = layer.without_preflight().layer(echo());
+    let strict = layer.without_preflight_bypass().layer(echo());
     assert_eq!(send(&strict, preflight()).await.status(), 401);
 }
 
 #[tokio::test]
 async fn optional_authentication_lets_nobody_in_with_a_bad_token() {
     for_each_store!(|layer| {
-        let gate = layer.with_optional_authentication().with_rate_limit(limits(1)).layer(echo());
+        let gate = layer.allow_anonymous().with_rate_limit(limits(1)).layer(echo());
         for _ in 0..3 {
             let response = send(&gate, get()).await;
             assert_eq!(response.status(), 200);
@@ -226,7 +227,7 @@ async fn optional_authentication_lets_nobody_in_with_a_bad_token() {
 #[tokio::test]
 async fn anonymous_callers_can_have_a_policy() {
     let limits = limits(5).with_anonymous(Quota::per_minute(60).with_burst(2));
-    let gate = AuthLayer::new(memory()).with_optional_authentication().with_rate_limit(limits).layer(echo());
+    let gate = AuthLayer::new(memory()).allow_anonymous().with_rate_limit(limits).layer(echo());
     let first = send(&gate, get()).await;
     assert_eq!(first.headers()["ratelimit"], "\"anonymous\";r=1;t=1");
     assert_eq!(send(&gate, get()).await.status(), 200);
@@ -244,7 +245,7 @@ async fn the_authorization_header_can_be_removed() {
     assert_eq!(response.status(), 200);
     assert!(!response.headers().contains_key("authorization"));
     // Malformed Bearer credentials are some too; those of another scheme are not the gate's to take.
-    let optional = AuthLayer::new(memory()).with_credentials_removed().with_optional_authentication().layer(echo());
+    let optional = AuthLayer::new(memory()).with_credentials_removed().allow_anonymous().layer(echo());
     let mut basic = get();
     basic.headers_mut().insert("authorization", HeaderValue::from_static("Basic Zm9v"));
     let response = send(&optional, basic).await;
@@ -260,9 +261,9 @@ async fn the_form_of_tokens_is_a_setting() {
     let tokens = MemoryStore::from_iter([("secret-token:E92FB7EB", Grant::new("alice", ()))]);
     let strict = AuthLayer::new(tokens.clone()).layer(echo());
     assert_eq!(send(&strict, with_token("secret-token:E92FB7EB")).await.status(), 401);
-    let lenient = AuthLayer::new(tokens.clone()).with_alphabet(Alphabet::Lenient).layer(echo());
+    let lenient = AuthLayer::new(tokens.clone()).with_charset(TokenCharset::Lenient).layer(echo());
     assert_eq!(send(&lenient, with_token("secret-token:E92FB7EB")).await.status(), 200);
-    let short = AuthLayer::new(tokens).with_alphabet(Alphabet::Lenient).with_max_token_len(20).layer(echo());
+    let short = AuthLayer::new(tokens).with_charset(TokenCharset::Lenient).with_max_token_len(20).layer(echo());
     assert_eq!(send(&short, with_token("secret-token:E92FB7EB")).await.status(), 401);
 }
 
@@ -273,7 +274,7 @@ async fn scopes_guard_routes_in_the_gates_words() {
         ("read", Grant::new("read", ()).with_scopes(["read"]).unwrap()),
         ("none", Grant::new("none", ())),
     ]);
-    let gate = AuthLayer::new(tokens).with_realm("trading").unwrap().with_optional_authentication();
+    let gate = AuthLayer::new(tokens).with_realm("trading").unwrap().allow_anonymous();
     let all = gate.clone().layer(gate.require_scopes(["read", "write"]).unwrap().layer(echo()));
     let any = gate.clone().layer(gate.require_any_scope(["read", "write"]).unwrap().layer(echo()));
     for (token, of_all, of_any) in [("both", 200, 200), ("read", 403, 200), ("none", 403, 403)] {
@@ -310,7 +311,7 @@ async fn two_policies_stack_and_both_are_told() {
         .unwrap()
         .with_clock(move || Duration::from_nanos(clock.ns()));
     let gate = AuthLayer::new(memory()).with_rate_limit(limits(5));
-    let inner = gate.rate_limit(orders);
+    let inner = gate.route_rate_limit(orders);
     let service = ServiceBuilder::new().layer(gate.clone()).layer(inner.clone()).service(echo());
 
     let response = send(&service, with_token(TOKEN)).await;
@@ -385,7 +386,7 @@ async fn dialects_of_one_policy_tell_the_tighter_of_two() {
     ] {
         for (outer, inner) in [(3, 9), (9, 3)] {
             let gate = AuthLayer::new(memory()).with_rate_limit_headers(dialect).with_rate_limit(limits(outer));
-            let service = gate.clone().layer(gate.rate_limit(limits(inner)).layer(echo()));
+            let service = gate.clone().layer(gate.route_rate_limit(limits(inner)).layer(echo()));
             let response = send(&service, with_token(TOKEN)).await;
             assert_eq!(field(response.headers(), remaining), Some(wider), "{dialect:?} {outer} {inner}");
             assert_eq!(response.headers().get_all(remaining).iter().count(), 1);
@@ -394,7 +395,7 @@ async fn dialects_of_one_policy_tell_the_tighter_of_two() {
     // Of two that leave the same, the inner one.
     let gate = AuthLayer::new(memory()).with_rate_limit_headers(RateLimitHeaders::Draft07).with_rate_limit(limits(3));
     let slower = Hands::default().limits(Quota::per_minute(1).with_burst(3));
-    let response = send(&gate.clone().layer(gate.rate_limit(slower).layer(echo())), with_token(TOKEN)).await;
+    let response = send(&gate.clone().layer(gate.route_rate_limit(slower).layer(echo())), with_token(TOKEN)).await;
     assert_eq!(response.headers()["ratelimit"], "limit=3, remaining=2, reset=60");
 }
 
@@ -473,10 +474,10 @@ async fn grpc_is_refused_in_its_own_words() {
 
 #[tokio::test]
 async fn responders_can_be_chosen() {
-    let no_body = AuthLayer::new(memory()).with_responder(Empty).layer(echo());
+    let no_body = AuthLayer::new(memory()).with_responder(EmptyBody).layer(echo());
     assert_eq!(text(send(&no_body, get()).await).await, "");
 
-    let mapped = AuthLayer::new(memory()).with_responder(Problem.map_body(Body::new)).layer(echo());
+    let mapped = AuthLayer::new(memory()).with_responder(ProblemDetails.map_body(Body::new)).layer(echo());
     assert_eq!(json(send(&mapped, get()).await).await["status"], 401);
 
     let closure = AuthLayer::new(memory())
@@ -492,7 +493,7 @@ async fn responders_can_be_chosen() {
     assert!(response.extensions().get::<Rejection>().is_some(), "whoever writes the answer");
     assert_eq!(text(response).await, "This resource requires a token. The request has none.");
 
-    let shared: Arc<dyn tollgate::respond::Respond<Body>> = Arc::new(Problem);
+    let shared: Arc<dyn tollgate::respond::Respond<Body>> = Arc::new(ProblemDetails);
     let erased = AuthLayer::new(memory()).with_responder(shared).layer(echo());
     assert_eq!(send(&erased, get()).await.status(), 401);
 }
@@ -529,9 +530,9 @@ async fn the_way_in_which_a_responder_refuses_is_its_own() {
     struct Numbered;
     impl tollgate::respond::Respond<Body> for Numbered {
         fn respond(&self, rejection: &Rejection) -> Response<Body> {
-            Empty.respond(rejection)
+            EmptyBody.respond(rejection)
         }
-        fn refuse(&self, rejection: Rejection) -> Response<Body> {
+        fn reject(&self, rejection: Rejection) -> Response<Body> {
             let mut response = self.respond(&rejection);
             response.headers_mut().insert("x-request-id", HeaderValue::from_static("17"));
             response
@@ -562,7 +563,7 @@ async fn a_limiter_may_wait() {
 
     for_each_store!(|layer| {
         let outer = layer.with_rate_limit(Remote(limits(2)));
-        let inner = outer.rate_limit(Remote(limits(1)));
+        let inner = outer.route_rate_limit(Remote(limits(1)));
         let service = outer.layer(inner.layer(echo()));
         let first = send(&service, with_token(TOKEN)).await;
         assert_eq!(first.status(), 200);
@@ -600,7 +601,7 @@ async fn a_limiter_of_ones_own_decides_without_governor() {
 async fn a_handler_refuses_in_the_gates_words() {
     let gate = AuthLayer::new(memory()).with_realm("trading").unwrap();
     let step_up = || Rejection::insufficient_user_authentication(["myACR", "other"], Some(Duration::from_secs(5)));
-    let response: Response<Body> = gate.refuse(step_up().unwrap());
+    let response: Response<Body> = gate.reject(step_up().unwrap());
     assert_eq!(response.status(), 401);
     assert_eq!(
         response.headers()["www-authenticate"],
@@ -608,7 +609,7 @@ async fn a_handler_refuses_in_the_gates_words() {
     );
     assert!(Rejection::insufficient_user_authentication(["a b"], None).is_err());
 
-    let response: Response<Body> = gate.refuse(step_up().unwrap().with_protocol(Protocol::Grpc));
+    let response: Response<Body> = gate.reject(step_up().unwrap().with_protocol(Protocol::Grpc));
     assert_eq!((response.status(), &response.headers()["grpc-status"]), (StatusCode::OK, &"16".parse().unwrap()));
     assert_eq!(response.extensions().get::<Rejection>().unwrap().realm(), Some("trading"));
 }
@@ -616,7 +617,7 @@ async fn a_handler_refuses_in_the_gates_words() {
 #[tokio::test]
 async fn settings_come_in_any_order_and_leave_clones_alone() {
     let first = AuthLayer::new(memory()).with_realm("first").unwrap();
-    let second = first.clone().with_rate_limit(limits(3)).with_realm("second").unwrap().with_responder(Empty);
+    let second = first.clone().with_rate_limit(limits(3)).with_realm("second").unwrap().with_responder(EmptyBody);
     let metadata = "https://api.example/.well-known/oauth-protected-resource";
     let third = second.clone().with_resource_metadata(metadata).unwrap();
     for (challenge, value) in [
@@ -642,7 +643,7 @@ async fn epoch_headers_tell_the_wall_clocks_time() {
 #[tokio::test]
 async fn a_gate_in_a_gate_says_by_itself_who_calls() {
     let outer = AuthLayer::new(memory());
-    let inner = AuthLayer::new(memory()).with_optional_authentication();
+    let inner = AuthLayer::new(memory()).allow_anonymous();
     let hidden = outer.clone().with_credentials_removed();
     for (around, anonymous) in [(outer, false), (hidden, true)] {
         let response = send(&around.layer(inner.layer(echo())), with_token(TOKEN)).await;

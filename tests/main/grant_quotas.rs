@@ -62,7 +62,7 @@ where
 async fn a_route_limit_is_its_own_quota_whatever_the_grant_brings() {
     for route in [orders(), RateLimits::new(THREE).with_clock(|| Duration::ZERO)] {
         let gate = AuthLayer::new(tokens());
-        let service = gate.clone().layer(gate.rate_limit(route).layer(echo()));
+        let service = gate.clone().layer(gate.route_rate_limit(route).layer(echo()));
         assert_eq!(admitted(&service, 50).await, 3);
     }
 }
@@ -129,7 +129,7 @@ fn on_a_route_only_an_explicit_choice_follows_grant_quotas() {
 #[tokio::test]
 async fn a_handler_and_its_route_share_a_bucket() {
     let (gate, orders) = (AuthLayer::new(tokens()), orders());
-    let service = gate.clone().layer(gate.rate_limit(orders.clone()).layer(echo()));
+    let service = gate.clone().layer(gate.route_rate_limit(orders.clone()).layer(echo()));
     assert_eq!(send(&service, with_token(TOKEN)).await.status(), 200);
     assert_eq!(orders.check_now(&customer(), ONE).remaining(), 1);
     assert_eq!(send(&service, with_token(TOKEN)).await.status(), 200);
@@ -166,7 +166,7 @@ fn near_limit_and_dry_run_go_by_the_quota_that_applies() {
 mod in_redis {
     use std::num::NonZeroU32;
 
-    use tollgate::limit::redis::{Leases, RedisLimits, RedisServer, WhenDown};
+    use tollgate::limit::redis::{Leases, OutagePolicy, RedisLimits, RedisServer};
 
     use super::*;
     use crate::redis_servers::RedisHome;
@@ -193,7 +193,8 @@ mod in_redis {
             let services: Vec<_> = (0..2)
                 .map(|_| {
                     let gate = AuthLayer::new(tokens());
-                    gate.clone().layer(gate.rate_limit(at(home.url(), route.clone(), home.prefix())).layer(echo()))
+                    gate.clone()
+                        .layer(gate.route_rate_limit(at(home.url(), route.clone(), home.prefix())).layer(echo()))
                 })
                 .collect();
             let (first, second) = tokio::join!(admitted(&services[0], 50), admitted(&services[1], 50));
@@ -211,7 +212,7 @@ mod in_redis {
             let route = route.with_cost(|head| head.headers["x-cost"].to_str().unwrap().parse().unwrap());
             let limits = at(home.url(), route, home.prefix()).with_leases(Leases::default());
             let gate = AuthLayer::new(tokens());
-            let service = gate.clone().layer(gate.rate_limit(limits).layer(echo()));
+            let service = gate.clone().layer(gate.route_rate_limit(limits).layer(echo()));
             for (cost, status) in [("8001", 400), ("1", 200), ("1", 200), ("7998", 200), ("1", 429)] {
                 let mut request = with_token(TOKEN);
                 request.headers_mut().insert("x-cost", cost.parse().unwrap());
@@ -242,9 +243,9 @@ mod in_redis {
         for route in routes() {
             for explicit in [false, true] {
                 let limits = at(&url, route.clone(), "nowhere:");
-                let limits = if explicit { limits.with_when_down(WhenDown::LocalBudget) } else { limits };
+                let limits = if explicit { limits.with_outage_policy(OutagePolicy::Local) } else { limits };
                 let gate = AuthLayer::new(tokens());
-                let service = gate.clone().layer(gate.rate_limit(limits).layer(echo()));
+                let service = gate.clone().layer(gate.route_rate_limit(limits).layer(echo()));
                 assert_eq!(admitted(&service, 50).await, 3);
             }
         }

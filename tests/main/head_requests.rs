@@ -17,10 +17,10 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto;
 use hyper_util::service::TowerToHyperService;
 use tokio::net::TcpListener;
-use tollgate::gate::BodyDoors;
+use tollgate::gate::BodyTokens;
 use tollgate::limit::RateLimits;
 use tollgate::respond::Respond;
-use tollgate::{AuthLayer, Authenticated, Empty, Head, Problem, Quota, Rejection, Scopes};
+use tollgate::{AuthLayer, Authenticated, EmptyBody, ProblemDetails, Quota, Rejection, RequestHead, Scopes};
 use tower::{Layer, Service};
 
 use crate::kit::{Body, TOKEN, User, echo, field, memory, run, send, text};
@@ -82,12 +82,12 @@ async fn rejections_of_head_have_no_content_around_a_router() {
     let gate = AuthLayer::new(memory());
     check(gate.layer(router()), None, 401).await;
     check(gate.layer(router()), Some("unknown"), 401).await;
-    let doors = BodyDoors::new(Duration::from_secs(60), tokio::time::sleep).with_json("key").unwrap();
-    check(gate.clone().with_body_doors(doors).layer(router()), None, 401).await;
+    let doors = BodyTokens::new(Duration::from_secs(60), tokio::time::sleep).with_json("key").unwrap();
+    check(gate.clone().with_body_tokens(doors).layer(router()), None, 401).await;
 
     let never = || RateLimits::named("never", Quota::per_hour(1)).unwrap().with_cost(|_| 2);
     check(gate.clone().with_rate_limit(never()).layer(router()), Some(TOKEN), 400).await;
-    check(gate.layer(gate.rate_limit(never()).layer(router())), Some(TOKEN), 400).await;
+    check(gate.layer(gate.route_rate_limit(never()).layer(router())), Some(TOKEN), 400).await;
     let spent = RateLimits::new(Quota::per_hour(1)).with_clock(|| Duration::ZERO);
     assert_eq!(
         send(&gate.clone().with_rate_limit(spent.clone()).layer(echo()), crate::kit::with_token(TOKEN)).await.status(),
@@ -110,7 +110,7 @@ async fn rejections_of_head_have_no_content_in_a_router() {
     check(router().layer(gate.clone()), None, 401).await;
     check(Router::new().fallback_service(gate.layer(router())), None, 401).await;
     check(Router::new().route_service("/", gate.layer(router())), None, 401).await;
-    let anonymous = gate.with_optional_authentication();
+    let anonymous = gate.allow_anonymous();
     check(anonymous.layer(Router::new().fallback(private)), None, 401).await;
     check(Router::new().fallback(private), None, 500).await;
     check(Router::new().fallback(refusing), None, 403).await;
@@ -120,16 +120,16 @@ async fn rejections_of_head_have_no_content_in_a_router() {
 async fn responders_leave_out_the_content() {
     let head = || Request::head("/").body(Body::default()).unwrap();
     let gate = AuthLayer::new(memory());
-    let boxed = gate.clone().with_responder(Problem.map_body(Body::new)).layer(echo());
+    let boxed = gate.clone().with_responder(ProblemDetails.map_body(Body::new)).layer(echo());
     let response = send(&boxed, head()).await;
     assert_ne!(field(response.headers(), "content-length"), Some("0"));
     assert_eq!(text(response).await, "");
-    let none = gate.clone().with_responder(Empty).layer(echo());
+    let none = gate.clone().with_responder(EmptyBody).layer(echo());
     assert_eq!(field(send(&none, head()).await.headers(), "content-length"), None);
 
     // A closure has to ask.
     let own = gate.clone().with_response_fn(|rejection| {
-        let response: Response<Body> = Empty.respond(rejection);
+        let response: Response<Body> = EmptyBody.respond(rejection);
         if rejection.allows_content() { response.map(|_| Body::from("no")) } else { response }
     });
     assert_eq!(text(send(&own.layer(echo()), head()).await).await, "");
@@ -137,9 +137,9 @@ async fn responders_leave_out_the_content() {
 
     // And a handler has to say.
     let request = head();
-    let rejection = || Rejection::missing().for_request(&Head::of(&request));
+    let rejection = || Rejection::missing().for_request(&RequestHead::of(&request));
     assert!(!rejection().allows_content() && Rejection::missing().allows_content());
-    assert_eq!(text::<Body>(gate.refuse(rejection())).await, "");
+    assert_eq!(text::<Body>(gate.reject(rejection())).await, "");
 }
 
 #[tokio::test(flavor = "multi_thread")]

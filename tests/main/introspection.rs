@@ -18,10 +18,11 @@ use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
-use tollgate::mint::Format;
+use tollgate::mint::TokenFormat;
 use tollgate::store::contract::Contract;
 use tollgate::store::{
-    Checked, Claims, ClientAuth, IntrospectionBuilder, IntrospectionConfigError, IntrospectionError, IntrospectionStore,
+    CheckedStore, Claims, ClientAuth, IntrospectionBuilder, IntrospectionConfigError, IntrospectionError,
+    IntrospectionStore,
 };
 use tollgate::{Answer, AuthLayer, BearerToken, BoxStore, Grant, Quota, StoreError, TokenStore};
 use tower::Layer;
@@ -157,7 +158,7 @@ async fn introspection_keeps_the_contract() {
     }
     check(store(address)).await;
     check(BoxStore::new(store(address))).await;
-    check(Checked::new(store(address), Format::new("acme").unwrap()).with_imported_tokens()).await;
+    check(CheckedStore::new(store(address), TokenFormat::new("acme").unwrap()).with_imported_tokens()).await;
     #[cfg(feature = "cache")]
     check(tollgate::store::CachedStore::new(store(address), Duration::from_secs(60)).unwrap()).await;
 }

@@ -4,7 +4,7 @@ use std::convert::Infallible;
 use std::time::Duration;
 
 use http::{Request, Response, header};
-use tollgate::gate::{BodyDoors, ReplayBody};
+use tollgate::gate::{BodyTokens, ReplayBody};
 use tollgate::{AuthLayer, Rejection, RejectionKind};
 use tower::{Layer, ServiceExt};
 
@@ -19,7 +19,7 @@ async fn answer(request: Request<Body>) -> Response<Body> {
     let inner = tower::service_fn(|request: Request<ReplayBody<Body>>| async move {
         Ok::<_, Infallible>(Response::new(Body::from(text(Response::new(request.into_body())).await)))
     });
-    let doors = BodyDoors::new(Duration::from_secs(5), tokio::time::sleep)
+    let doors = BodyTokens::new(Duration::from_secs(5), tokio::time::sleep)
         .with_json("key")
         .unwrap()
         .with_text("key")
@@ -32,7 +32,7 @@ async fn answer(request: Request<Body>) -> Response<Body> {
         .unwrap()
         .with_discouraged_query_token("access_token")
         .unwrap();
-    gate.with_body_doors(doors).layer(inner).oneshot(request).await.unwrap()
+    gate.with_body_tokens(doors).layer(inner).oneshot(request).await.unwrap()
 }
 
 fn post(content_type: &str, body: impl Into<bytes::Bytes>) -> Request<Body> {

@@ -9,7 +9,7 @@ use axum::routing::{get, post};
 use http::{HeaderMap, Request, Version};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
-use tollgate::gate::BodyDoors;
+use tollgate::gate::BodyTokens;
 use tollgate::limit::RateLimits;
 use tollgate::{AuthLayer, Authenticated, Quota, Rejection, Scopes};
 use tower::Layer;
@@ -20,13 +20,13 @@ use crate::kit::{Body, TOKEN, User, echo, field, memory, run, send, serve, value
 fn app() -> Router {
     let gate = AuthLayer::new(memory());
     let never = RateLimits::named("never", Quota::per_hour(1)).unwrap().with_cost(|_| 2);
-    let doors = BodyDoors::new(Duration::from_millis(20), tokio::time::sleep).with_json("key").unwrap().with_limit(64);
-    let body = gate.clone().with_body_doors(doors);
+    let doors = BodyTokens::new(Duration::from_millis(20), tokio::time::sleep).with_json("key").unwrap().with_limit(64);
+    let body = gate.clone().with_body_tokens(doors);
     let admin = || gate.require_scopes(["admin"]).unwrap();
     Router::new()
         .route("/gate", get(|| async {}).post(|| async {}).route_layer(gate.clone()))
         .route("/scope", post(|| async {}).route_layer((gate.clone(), admin())))
-        .route("/limit", post(|| async {}).route_layer((gate.clone(), gate.rate_limit(never))))
+        .route("/limit", post(|| async {}).route_layer((gate.clone(), gate.route_rate_limit(never))))
         .route("/extractor", post(|_: Authenticated<User>| async {}))
         .route("/body", post(|body: String| async { body }).route_layer(body.clone()))
         .route("/body/scope", post(|| async {}).route_layer((body, admin())))
@@ -181,7 +181,7 @@ async fn connection_close_is_for_http_1_and_for_unread_bodies() {
     let by_hand: HeaderMap = {
         let request = Request::post("/").header("content-length", "1").body(()).unwrap();
         let rejection = Rejection::insufficient_scope(Scopes::new(["admin"]).unwrap());
-        let response: http::Response<Body> = gate.refuse(rejection.for_request(&tollgate::Head::of(&request)));
+        let response: http::Response<Body> = gate.reject(rejection.for_request(&tollgate::RequestHead::of(&request)));
         response.headers().clone()
     };
     assert_eq!(field(&by_hand, "connection"), Some("close"));

@@ -10,26 +10,26 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use http::{HeaderMap, header};
 use proptest::prelude::*;
 use regex::Regex;
-use tollgate::extract::{Presented, TokenForm, authorization};
-use tollgate::mint::{CheckError, Format, FormatError};
+use tollgate::extract::{Extracted, TokenSyntax, authorization};
+use tollgate::mint::{CheckError, FormatError, TokenFormat};
 use tollgate::store::contract::Contract;
-use tollgate::store::{Checked, from_fn};
+use tollgate::store::{CheckedStore, from_fn};
 use tollgate::{Answer, AuthLayer, BearerToken, BoxStore, Grant, MemoryStore, Rejection, RejectionKind, TokenStore};
 use tower::Layer;
 
 use crate::kit::*;
 
-fn format(prefix: &str) -> Format {
-    Format::new(prefix).unwrap()
+fn format(prefix: &str) -> TokenFormat {
+    TokenFormat::new(prefix).unwrap()
 }
 
-fn formats() -> impl Strategy<Value = Format> {
+fn formats() -> impl Strategy<Value = TokenFormat> {
     ("[A-Za-z][0-9A-Za-z]{0,5}(_[0-9A-Za-z]{1,4}){0,2}", 128..=512_u32)
         .prop_map(|(prefix, bits)| format(&prefix).with_random_bits(bits).unwrap())
 }
 
 /// A format and a token of it.
-fn minted() -> impl Strategy<Value = (Format, String)> {
+fn minted() -> impl Strategy<Value = (TokenFormat, String)> {
     formats().prop_map(|format| {
         let token = format.mint().unwrap().expose().to_owned();
         (format, token)
@@ -76,8 +76,8 @@ fn a_check_tells_what_is_wrong() {
         (&token[..53], CheckError::Length),
         (&format!("{token}\n"), CheckError::Length),
         (&"acme_".repeat(10_000), CheckError::Length),
-        ("acme_4nQzH0vJ2cUe8RkYpT6wGdB1xMfS9aLhVi3oXy7EtKq3mlp2=", CheckError::Alphabet),
-        ("acme_\u{e9}QzH0vJ2cUe8RkYpT6wGdB1xMfS9aLhVi3oXy7EtKq3mlp22", CheckError::Alphabet),
+        ("acme_4nQzH0vJ2cUe8RkYpT6wGdB1xMfS9aLhVi3oXy7EtKq3mlp2=", CheckError::TokenCharset),
+        ("acme_\u{e9}QzH0vJ2cUe8RkYpT6wGdB1xMfS9aLhVi3oXy7EtKq3mlp22", CheckError::TokenCharset),
         ("acme_4nQzH0vJ2cUe8RkYpT6wGdB1xMfS9aLhVi3oXy7EtKq3mlp23", CheckError::Checksum),
         ("acme_4nQzH0vJ2cUe8RkYpT6wGdB1xMfS9aLhVi3oXy7EtKQ3mlp22", CheckError::Checksum),
         // The right checksum and 2^32 in base62, as one that forgets a carry would take it.
@@ -99,7 +99,7 @@ fn formats_are_checked_when_they_are_built() {
     }
     let long = "a".repeat(33);
     for bad in ["", "_", "9a", "_a", "a_", "a__b", "a-b", "a b", "a.b", "a=", "a;", "a%", "\u{e9}", "a\u{e9}", &long] {
-        assert_eq!(Format::new(bad), Err(FormatError::Prefix), "{bad}");
+        assert_eq!(TokenFormat::new(bad), Err(FormatError::Prefix), "{bad}");
     }
     for bits in [0, 1, 127] {
         assert_eq!(format("a").with_random_bits(bits), Err(FormatError::TooFewBits), "{bits}");
@@ -144,8 +144,8 @@ proptest! {
         prop_assert!(is_plain, "a door would need an escape for it");
         let mut headers = HeaderMap::new();
         headers.insert(header::AUTHORIZATION, format!("Bearer {token}").parse().unwrap());
-        let presented = authorization(&headers, TokenForm::default());
-        prop_assert!(matches!(presented, Presented::Token(found) if found.expose() == token.as_bytes()));
+        let presented = authorization(&headers, TokenSyntax::default());
+        prop_assert!(matches!(presented, Extracted::Token(found) if found.expose() == token.as_bytes()));
     }
 
     #[test]
@@ -253,7 +253,7 @@ impl<T: TokenStore> TokenStore for Counted<T> {
 }
 
 struct Shop {
-    format: Format,
+    format: TokenFormat,
     tokens: MemoryStore<User>,
     counted: Counted<MemoryStore<User>>,
     minted: String,
@@ -287,7 +287,7 @@ async fn checked_stores_keep_the_contract() {
         if imported { contract.knows(IMPORTED, "carol") } else { contract.has_revoked(IMPORTED) }.check().await;
     }
     let shop = shop();
-    let checked = Checked::new(shop.tokens.clone(), shop.format.clone());
+    let checked = CheckedStore::new(shop.tokens.clone(), shop.format.clone());
     check(checked.clone(), &shop, false).await;
     check(checked.clone().with_imported_tokens(), &shop, true).await;
     check(BoxStore::new(checked), &shop, false).await;
@@ -296,19 +296,19 @@ async fn checked_stores_keep_the_contract() {
         let found = tokens.get(digest).map(|grant| Grant::clone(&grant));
         async move { Ok::<_, Infallible>(found) }
     });
-    check(Checked::new(BoxStore::new(waiting), shop.format.clone()), &shop, false).await;
+    check(CheckedStore::new(BoxStore::new(waiting), shop.format.clone()), &shop, false).await;
 }
 
 #[tokio::test]
 async fn a_checked_store_that_is_down_says_so() {
     let shop = shop();
     let down = || BoxStore::new(from_fn(|_| async { Err::<Option<Grant<()>>, _>(io::Error::other("down")) }));
-    let checked = Checked::new(down(), shop.format.clone());
+    let checked = CheckedStore::new(down(), shop.format.clone());
     Contract::new(checked).knows(&shop.minted, "alice").check_outage().await;
-    let imported = Checked::new(down(), shop.format.clone()).with_imported_tokens();
+    let imported = CheckedStore::new(down(), shop.format.clone()).with_imported_tokens();
     Contract::new(imported).knows(&shop.minted, "alice").knows(IMPORTED, "carol").check_outage().await;
     // What cannot be a token needs no store to be refused.
-    let junk = Checked::new(down(), shop.format).lookup(&BearerToken::new("junk")).ready();
+    let junk = CheckedStore::new(down(), shop.format).lookup(&BearerToken::new("junk")).ready();
     assert!(matches!(junk, Some(Ok(None))));
 }
 
@@ -319,7 +319,7 @@ fn a_store_is_asked_only_for_what_fits() {
         let before = shop.asked();
         (store(text), shop.asked() - before)
     };
-    let store = Checked::new(shop.counted.clone(), shop.format.clone());
+    let store = CheckedStore::new(shop.counted.clone(), shop.format.clone());
     let strict = |text: &str| store.lookup(&BearerToken::new(text)).ready().unwrap().unwrap().is_some();
     let typo = format!("{}x", &shop.minted[..shop.minted.len() - 1]);
     let typo = if typo == shop.minted { typo.replace('x', "y") } else { typo };
@@ -342,7 +342,7 @@ fn a_store_is_asked_only_for_what_fits() {
     let old = format("acme_old");
     let old_token = old.mint().unwrap();
     shop.tokens.insert(&old_token, Grant::new("dave", User("Dave"))).unwrap();
-    let both = Checked::new(shop.counted.clone(), shop.format.clone()).with_format(old);
+    let both = CheckedStore::new(shop.counted.clone(), shop.format.clone()).with_format(old);
     let both = |text: &str| both.lookup(&BearerToken::new(text)).ready().unwrap().unwrap().is_some();
     assert_eq!(knows(&open, old_token.expose()), (false, 0));
     assert_eq!(knows(&both, old_token.expose()), (true, 1));
@@ -354,7 +354,7 @@ fn a_store_is_asked_only_for_what_fits() {
 #[tokio::test]
 async fn a_token_that_does_not_fit_is_refused_as_any_unknown_one() {
     let shop = shop();
-    let gate = AuthLayer::new(Checked::new(shop.counted.clone(), shop.format.clone())).layer(echo());
+    let gate = AuthLayer::new(CheckedStore::new(shop.counted.clone(), shop.format.clone())).layer(echo());
     assert_eq!(send(&gate, with_token(&shop.minted)).await.status(), 200);
     let unknown = send(&gate, with_token(shop.format.mint().unwrap().expose())).await;
     assert_eq!(shop.asked(), 2);

@@ -5,8 +5,8 @@ use std::time::Duration;
 use http::StatusCode;
 use tokio::sync::mpsc;
 use tollgate::AuthLayer;
-use tollgate::mint::Format;
-use tollgate::store::Change;
+use tollgate::mint::TokenFormat;
+use tollgate::store::Invalidation;
 use tollgate::store::sql::{Database, NewGrant};
 use tower::ServiceBuilder;
 
@@ -85,14 +85,14 @@ async fn look_ups_that_are_dropped_leave_the_connections_as_they_were() {
 }
 
 /// What a database tells to who follows it.
-fn follow(database: &Database, interval: Duration) -> mpsc::UnboundedReceiver<Change> {
+fn watch(database: &Database, interval: Duration) -> mpsc::UnboundedReceiver<Invalidation> {
     let (tell, told) = mpsc::unbounded_channel();
     let database = database.clone();
-    tokio::spawn(async move { database.follow(interval, move |change| _ = tell.send(change)).await });
+    tokio::spawn(async move { database.watch(interval, move |change| _ = tell.send(change)).await });
     told
 }
 
-async fn next(told: &mut mpsc::UnboundedReceiver<Change>) -> Change {
+async fn next(told: &mut mpsc::UnboundedReceiver<Invalidation>) -> Invalidation {
     tokio::time::timeout(NEVER, told.recv()).await.expect("nothing is told").unwrap()
 }
 
@@ -100,19 +100,19 @@ async fn next(told: &mut mpsc::UnboundedReceiver<Change>) -> Change {
 async fn what_another_process_changes_is_told() {
     on_each_database("what_another_process_changes_is_told", |home| async move {
         let (here, there) = (home.database().await, home.database().await);
-        let mut told = follow(&here, Duration::from_millis(50));
-        assert_eq!(next(&mut told).await, Change::Everything, "whatever happened before");
-        let format = Format::new("acme").unwrap();
+        let mut told = watch(&here, Duration::from_millis(50));
+        assert_eq!(next(&mut told).await, Invalidation::Everything, "whatever happened before");
+        let format = TokenFormat::new("acme").unwrap();
         let issued = there.issue(&format, &NewGrant::new("alice")).await.unwrap();
-        assert_eq!(next(&mut told).await, Change::Added);
+        assert_eq!(next(&mut told).await, Invalidation::Added);
         let id = issued.grant.id;
-        let changed = Change::Grant(id.clone());
+        let changed = Invalidation::Grant(id.clone());
 
         there.set_quota(&id, Some(tollgate::Quota::per_minute(7))).await.unwrap();
         assert_eq!(next(&mut told).await, changed);
         there.rotate(&id, &format, Duration::from_secs(60)).await.unwrap();
         assert_eq!(next(&mut told).await, changed);
-        assert_eq!(next(&mut told).await, Change::Added);
+        assert_eq!(next(&mut told).await, Invalidation::Added);
         assert!(there.revoke(&id).await.unwrap());
         assert_eq!(next(&mut told).await, changed);
         there.purge(std::time::SystemTime::now() + Duration::from_secs(60)).await.unwrap();
@@ -121,7 +121,7 @@ async fn what_another_process_changes_is_told() {
         // Notes of use are no news.
         let bob = there.import("bob-token", &NewGrant::new("bob")).await.unwrap();
         let mut change = next(&mut told).await;
-        while change != Change::Added {
+        while change != Invalidation::Added {
             assert_eq!(change, changed, "its tokens go with it");
             change = next(&mut told).await;
         }
@@ -130,7 +130,7 @@ async fn what_another_process_changes_is_told() {
         _ = tollgate::TokenStore::lookup(&store, &tollgate::BearerToken::new("bob-token")).wait().await.unwrap();
         assert_eq!(last_used.flush().await.unwrap(), 1);
         there.revoke(&bob.id).await.unwrap();
-        assert_eq!(next(&mut told).await, Change::Grant(bob.id));
+        assert_eq!(next(&mut told).await, Invalidation::Grant(bob.id));
         tokio::time::sleep(Duration::from_millis(150)).await;
         assert!(told.try_recv().is_err(), "one thing changed");
     })
@@ -144,28 +144,28 @@ async fn follower_of_sqlite_that_missed_changes_forgets_everything() {
     here.migrate().await.unwrap();
     let kept = there.import("kept-token", &NewGrant::new("alice")).await.unwrap();
     let pool = sqlx::SqlitePool::connect(home.url()).await.unwrap();
-    let mut told = follow(&here, Duration::from_millis(20));
-    assert_eq!(next(&mut told).await, Change::Everything);
+    let mut told = watch(&here, Duration::from_millis(20));
+    assert_eq!(next(&mut told).await, Invalidation::Everything);
 
     // More changes in one transaction than the table keeps.
     let many = "WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 1500) \
          INSERT INTO tollgate_grants (id, subject, created_ms) SELECT 'g' || i, 'bob', 0 FROM n";
     sqlx::query(many).execute(&pool).await.unwrap();
     sqlx::query("UPDATE tollgate_grants SET label = 'changed' WHERE subject = 'bob'").execute(&pool).await.unwrap();
-    assert_eq!(next(&mut told).await, Change::Everything);
+    assert_eq!(next(&mut told).await, Invalidation::Everything);
     let rows: i64 = sqlx::query_scalar("SELECT count(*) FROM tollgate_changes").fetch_one(&pool).await.unwrap();
     assert_eq!(rows, 1_000);
 
     there.relabel(&kept.id, "one").await.unwrap();
-    assert_eq!(next(&mut told).await, Change::Grant(kept.id.clone()));
+    assert_eq!(next(&mut told).await, Invalidation::Grant(kept.id.clone()));
     sqlx::query("DELETE FROM tollgate_changes").execute(&pool).await.unwrap();
-    assert_eq!(next(&mut told).await, Change::Everything);
+    assert_eq!(next(&mut told).await, Invalidation::Everything);
     tokio::time::sleep(Duration::from_millis(100)).await;
     assert!(told.try_recv().is_err(), "reported once");
     there.revoke(&kept.id).await.unwrap();
-    assert_eq!(next(&mut told).await, Change::Everything);
+    assert_eq!(next(&mut told).await, Invalidation::Everything);
     there.relabel(&kept.id, "two").await.unwrap();
-    assert_eq!(next(&mut told).await, Change::Grant(kept.id));
+    assert_eq!(next(&mut told).await, Invalidation::Grant(kept.id));
     pool.close().await;
 }
 
@@ -175,8 +175,8 @@ async fn who_was_cut_off_is_told_that_anything_may_have_changed() {
     let Some((home, proxy, direct)) = behind_a_proxy(test).await else { return };
     let grant = direct.import(TOKEN, &NewGrant::new("alice")).await.unwrap();
     let database = Database::connect_lazily(&home.url_through(proxy.address)).unwrap().with_deadline(DEADLINE);
-    let mut told = follow(&database, Duration::from_millis(100));
-    assert_eq!(next(&mut told).await, Change::Everything);
+    let mut told = watch(&database, Duration::from_millis(100));
+    assert_eq!(next(&mut told).await, Invalidation::Everything);
     for fault in FAULTS {
         proxy.set(fault);
         // Silence is noticed by a question that nobody answers; until then nothing is told.
@@ -186,19 +186,19 @@ async fn who_was_cut_off_is_told_that_anything_may_have_changed() {
         // What was told while the fault lasted cannot be relied on; that all may have changed is told after it.
         let mut all = false;
         while !all {
-            all = next(&mut told).await == Change::Everything;
+            all = next(&mut told).await == Invalidation::Everything;
         }
         tokio::time::sleep(Duration::from_millis(50)).await;
         while told.try_recv().is_ok() {}
         direct.relabel(&grant.id, "healed").await.unwrap();
-        assert_eq!(next(&mut told).await, Change::Grant(grant.id.clone()), "after {fault:?}");
+        assert_eq!(next(&mut told).await, Invalidation::Grant(grant.id.clone()), "after {fault:?}");
     }
 }
 
 /// The whole road to a database, as a service has it: a gate, a cache that is told, a breaker, the store.
 #[cfg(feature = "cache")]
 mod through_a_cache {
-    use tollgate::store::{Breaker, CachedStore};
+    use tollgate::store::{CachedStore, CircuitBreaker};
 
     use super::*;
 
@@ -210,12 +210,12 @@ mod through_a_cache {
     /// A gate of a process of its own, and the database that it sees.
     async fn process(url: &str) -> (Database, Service) {
         let database = Database::connect_lazily(url).unwrap().with_deadline(DEADLINE);
-        let breaker = Breaker::new(database.store::<()>(), DEADLINE * 2, tokio::time::sleep)
-            .with_pauses(Duration::from_millis(50), Duration::from_millis(200));
+        let breaker = CircuitBreaker::new(database.store::<()>(), DEADLINE * 2, tokio::time::sleep)
+            .with_backoff(Duration::from_millis(50), Duration::from_millis(200));
         let cache = CachedStore::new(breaker, TTL).unwrap();
         let (followed, told) = (database.clone(), cache.clone());
         tokio::spawn(async move {
-            followed.follow(Duration::from_millis(100), move |change| told.invalidate(&change)).await
+            followed.watch(Duration::from_millis(100), move |change| told.invalidate(&change)).await
         });
         let gate = AuthLayer::waiting(cache, DEADLINE * 3, tokio::time::sleep);
         (database, Service::new(ServiceBuilder::new().layer(gate).service(echo())))
@@ -230,7 +230,7 @@ mod through_a_cache {
         on_each_database("a_revocation_reaches_the_cache_of_another_process", |home| async move {
             let (_, one) = process(home.url()).await;
             let (there, other) = process(home.url()).await;
-            let format = Format::new("acme").unwrap();
+            let format = TokenFormat::new("acme").unwrap();
             let mut slowest = Duration::ZERO;
             for round in 0..5 {
                 let issued = there.issue(&format, &NewGrant::new("alice")).await.unwrap();
@@ -300,7 +300,7 @@ mod through_a_cache {
 
             let (there, _) = process(home.url()).await;
             let (_, service) = process(home.url()).await;
-            let format = Format::new("acme").unwrap();
+            let format = TokenFormat::new("acme").unwrap();
             let tokens = Arc::new(Mutex::new(Vec::<Arc<Token>>::new()));
             let (stop, sent) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
             let senders: Vec<_> = (0..2)

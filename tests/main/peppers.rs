@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex};
 
 use proptest::prelude::*;
 use tollgate::store::contract::Contract;
-use tollgate::store::{AnswersAtOnce, Pepper, Peppered, from_fn};
+use tollgate::store::{ImmediateStore, Pepper, PepperedStore, from_fn};
 use tollgate::{Answer, AuthLayer, BearerToken, BoxStore, CurrentGrant, Grant, MemoryStore, TokenDigest, TokenStore};
 use tower::Layer;
 
@@ -34,8 +34,8 @@ fn filled() -> MemoryStore<User> {
     tokens
 }
 
-fn peppered<T>(store: T) -> Peppered<T> {
-    Peppered::new(store, pepper(3)).with_older(pepper(2)).with_older(pepper(1))
+fn peppered<T>(store: T) -> PepperedStore<T> {
+    PepperedStore::new(store, pepper(3)).with_older(pepper(2)).with_older(pepper(1))
 }
 
 /// The same store, which is waited for.
@@ -59,9 +59,9 @@ async fn peppered_stores_keep_the_contract() {
     check(peppered(filled())).await;
     check(peppered(waiting())).await;
     check(BoxStore::new(peppered(filled()))).await;
-    let alone = Peppered::new(filled(), pepper(3));
+    let alone = PepperedStore::new(filled(), pepper(3));
     Contract::new(alone).knows(TOKEN, "alice").has_revoked(OLD_TOKEN).has_revoked(GONE).check().await;
-    let alone = Peppered::new(waiting(), pepper(3));
+    let alone = PepperedStore::new(waiting(), pepper(3));
     Contract::new(alone).knows(TOKEN, "alice").has_revoked(OLD_TOKEN).has_revoked(GONE).check().await;
 }
 
@@ -84,7 +84,7 @@ fn digests_are_those_of_the_peppers() {
 /// A store in memory stays one that needs no deadline: by its type, and as it answers.
 #[test]
 fn who_never_waits_does_not_wait_with_peppers() {
-    fn at_once<T: AnswersAtOnce>(store: &T, token: &str) -> bool {
+    fn at_once<T: ImmediateStore>(store: &T, token: &str) -> bool {
         matches!(store.lookup(&BearerToken::new(token)).ready(), Some(Ok(Some(_))))
     }
     let store = peppered(filled());
@@ -121,7 +121,7 @@ fn foreign_digests_get_a_pepper() {
     ];
     for (name, digest) in table {
         let tokens = MemoryStore::new();
-        let store = Peppered::new(tokens.clone(), pepper(1));
+        let store = PepperedStore::new(tokens.clone(), pepper(1));
         tokens.insert(store.digest(digest.unwrap()), Grant::new(name, ())).unwrap();
         let found = store.lookup(&BearerToken::new("abc")).ready().unwrap().unwrap();
         assert_eq!(found.unwrap().id().as_str(), name);
@@ -202,7 +202,7 @@ proptest! {
         let begun = Arc::default();
         let digests = (0..).map(|number| pepper(number).digest(TOKEN));
         let looked_up = digests.zip(&script).map(|(digest, (says, waits))| (digest, *says, *waits)).collect();
-        let mut store = Peppered::new(Scripted { script: looked_up, begun: Arc::clone(&begun) }, pepper(0));
+        let mut store = PepperedStore::new(Scripted { script: looked_up, begun: Arc::clone(&begun) }, pepper(0));
         for number in 1..script.len() {
             store = store.with_older(pepper(u8::try_from(number).unwrap()));
         }

@@ -9,8 +9,8 @@ use http::{HeaderValue, Request, Response};
 use proptest::prelude::*;
 use tollgate::limit::{Charge, RateLimits};
 use tollgate::{
-    AuthLayer, CurrentGrant, Decision, Grant, Head, InvalidPolicyName, MemoryStore, Policy, Quota, RateLimitHeaders,
-    Verdict,
+    AuthLayer, CurrentGrant, Decision, Grant, MemoryStore, Policy, PolicyNameError, Quota, RateLimitHeaders,
+    RequestHead, Verdict,
 };
 use tower::{Layer, ServiceExt};
 
@@ -20,7 +20,7 @@ use crate::limits::grant_of;
 const SECOND: Duration = Duration::from_secs(1);
 
 /// What a request costs, by policy, is in its head: `/` and digits.
-fn digit(head: &Head<'_>, at: usize) -> u32 {
+fn digit(head: &RequestHead<'_>, at: usize) -> u32 {
     head.uri.path().as_bytes().get(1 + at).map_or(1, |digit| u32::from(digit - b'0'))
 }
 
@@ -40,7 +40,7 @@ fn limits(hands: &Hands) -> RateLimits {
 
 fn charge(limits: &RateLimits, grant: &CurrentGrant, costs: &str) -> Decision {
     let request = Request::get(costs).body(()).unwrap();
-    limits.check_now(grant, Charge::Request(&Head::of(&request)))
+    limits.check_now(grant, Charge::Request(&RequestHead::of(&request)))
 }
 
 fn remaining(decision: &Decision) -> Vec<u32> {
@@ -426,7 +426,7 @@ async fn the_policies_of_an_inner_layer_come_behind() {
     let hands = Hands::default();
     let gate = AuthLayer::new(tokens).with_rate_limit(limits(&hands));
     let inner = RateLimits::named("a", Quota::per_minute(1)).unwrap().and("b", Quota::per_minute(2)).unwrap();
-    let service = gate.layer(gate.rate_limit(inner).layer(echo()));
+    let service = gate.layer(gate.route_rate_limit(inner).layer(echo()));
     let response = send(&service, with_token(TOKEN)).await;
     let names = |name| -> Vec<String> {
         let list = field(response.headers(), name).unwrap();
@@ -502,11 +502,11 @@ fn clones_share_what_they_had_when_they_were_made() {
 #[test]
 fn names_are_checked_when_building() {
     let limits = || RateLimits::new(Quota::per_minute(1));
-    assert_eq!(limits().and("", Quota::per_day(1)).unwrap_err(), InvalidPolicyName::Form);
-    assert_eq!(limits().and("default", Quota::per_day(1)).unwrap_err(), InvalidPolicyName::Taken);
-    assert_eq!(limits().and("anonymous", Quota::per_day(1)).unwrap_err(), InvalidPolicyName::Taken);
+    assert_eq!(limits().and("", Quota::per_day(1)).unwrap_err(), PolicyNameError::Form);
+    assert_eq!(limits().and("default", Quota::per_day(1)).unwrap_err(), PolicyNameError::Taken);
+    assert_eq!(limits().and("anonymous", Quota::per_day(1)).unwrap_err(), PolicyNameError::Taken);
     let two = limits().and("day", Quota::per_day(1)).unwrap();
-    assert_eq!(two.and("day", Quota::per_day(2)).unwrap_err(), InvalidPolicyName::Taken);
+    assert_eq!(two.and("day", Quota::per_day(2)).unwrap_err(), PolicyNameError::Taken);
 }
 
 #[tokio::test]
@@ -514,10 +514,10 @@ async fn a_policy_on_trial_decides_and_refuses_nobody() {
     let limits =
         Hands::default().limits(Quota::per_minute(5)).and("trial", Quota::per_minute(2)).unwrap().with_dry_run();
     let alice = grant_of("alice", None);
-    for (left, on_trial) in [(4, 1), (3, 0), (2, 0), (1, 0)] {
+    for (left, with_dry_run) in [(4, 1), (3, 0), (2, 0), (1, 0)] {
         let decision = limits.check_now(&alice, ONE);
         assert!(decision.is_admitted());
-        assert_eq!(remaining(&decision), [left, on_trial]);
+        assert_eq!(remaining(&decision), [left, with_dry_run]);
         assert_eq!(decision.would_be_refused(), left < 3);
         assert!(!decision.is_dry_run(), "the other policy is in earnest");
     }
@@ -538,7 +538,7 @@ async fn a_policy_on_trial_decides_and_refuses_nobody() {
         let response = send(&service, with_token(TOKEN)).await;
         assert_eq!((response.status(), field(response.headers(), "ratelimit")), (http::StatusCode::OK, None));
     }
-    assert!(alone.check_now(&alice, Charge::Units(2)).or_refuse().is_ok(), "not even what can never fit");
+    assert!(alone.check_now(&alice, Charge::Units(2)).into_result().is_ok(), "not even what can never fit");
 }
 
 #[test]
@@ -596,7 +596,7 @@ fn parts_are_flat_and_the_hardest_speaks() {
     let over = part("over", Verdict::OverLimit, 0, 2 * SECOND);
     let longer = part("longer", Verdict::OverLimit, 0, 3 * SECOND);
     let never = part("never", Verdict::CostAboveBurst, 9, SECOND);
-    let trial = part("trial", Verdict::OverLimit, 0, 9 * SECOND).on_trial();
+    let trial = part("trial", Verdict::OverLimit, 0, 9 * SECOND).with_dry_run();
     let speaker = |parts: &[&Decision]| {
         let all = Decision::all_of(parts.iter().map(|&part| part.clone()));
         all.policy().unwrap().name().to_owned()

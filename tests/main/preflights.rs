@@ -120,21 +120,19 @@ async fn a_route_limiter_charges_preflights_like_anonymous_callers() {
     for route in routes {
         let gate = AuthLayer::new(memory());
         let runs = Arc::<AtomicUsize>::default();
-        let service = gate.clone().layer(gate.rate_limit(route.clone()).layer(counting(&runs)));
+        let service = gate.clone().layer(gate.route_rate_limit(route.clone()).layer(counting(&runs)));
         assert_one_passes(&service, &runs).await;
 
         let runs = Arc::<AtomicUsize>::default();
         let pending = Remote(route.with_clock(|| Duration::ZERO));
-        let service = gate.clone().layer(gate.rate_limit(pending).layer(counting(&runs)));
+        let service = gate.clone().layer(gate.route_rate_limit(pending).layer(counting(&runs)));
         assert_one_passes(&service, &runs).await;
     }
 }
 
 #[tokio::test]
 async fn preflights_and_anonymous_callers_share_a_bucket() {
-    let gate = AuthLayer::new(memory())
-        .with_optional_authentication()
-        .with_rate_limit(limits().with_anonymous(Quota::per_hour(2)));
+    let gate = AuthLayer::new(memory()).allow_anonymous().with_rate_limit(limits().with_anonymous(Quota::per_hour(2)));
     let service = gate.layer(echo());
     let first: Response<Body> = send(&service, preflight()).await;
     assert_eq!(first.headers()["ratelimit"], "\"anonymous\";r=1;t=1800");
@@ -148,10 +146,10 @@ async fn preflights_and_anonymous_callers_share_a_bucket() {
 #[cfg(feature = "body")]
 #[tokio::test]
 async fn a_body_gate_charges_preflights() {
-    use tollgate::gate::BodyDoors;
+    use tollgate::gate::BodyTokens;
 
-    let doors = BodyDoors::new(Duration::from_secs(5), tokio::time::sleep).with_json("key").unwrap();
-    let gate = AuthLayer::new(memory()).with_rate_limit(limits().with_anonymous(ONE_AN_HOUR)).with_body_doors(doors);
+    let doors = BodyTokens::new(Duration::from_secs(5), tokio::time::sleep).with_json("key").unwrap();
+    let gate = AuthLayer::new(memory()).with_rate_limit(limits().with_anonymous(ONE_AN_HOUR)).with_body_tokens(doors);
     let runs = Arc::<AtomicUsize>::default();
     let inner = counting(&runs);
     let inner = tower::ServiceExt::map_request(inner, |request: Request<tollgate::gate::ReplayBody<Body>>| {
@@ -165,7 +163,7 @@ async fn a_body_gate_charges_preflights() {
 async fn without_such_policies_preflights_are_neither_charged_nor_counted() {
     let costly = limits().with_cost(|_| panic!("a preflight costs nothing here")).and("day", ONE_AN_HOUR).unwrap();
     let gate = AuthLayer::new(memory()).with_rate_limit(costly.clone());
-    let service = gate.clone().layer(gate.rate_limit(costly).layer(echo()));
+    let service = gate.clone().layer(gate.route_rate_limit(costly).layer(echo()));
     for _ in 0..5 {
         let response: Response<Body> = send(&service, preflight()).await;
         assert_eq!(response.status(), 200);
@@ -224,7 +222,7 @@ async fn limits_in_redis_charge_preflights_too() {
             match on_route {
                 false => assert_one_passes(&gate.with_rate_limit(limits).layer(counting(&runs)), &runs).await,
                 true => {
-                    let route = gate.rate_limit(limits).layer(counting(&runs));
+                    let route = gate.route_rate_limit(limits).layer(counting(&runs));
                     assert_one_passes(&gate.layer(route), &runs).await;
                 }
             }

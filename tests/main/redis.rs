@@ -5,7 +5,7 @@ use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tollgate::limit::redis::{BreakerState, RedisLimits, RedisLimitsError, RedisServer, WhenDown};
+use tollgate::limit::redis::{BreakerState, OutagePolicy, RedisLimits, RedisLimitsError, RedisServer};
 use tollgate::limit::{Charge, Limiter, RateLimits, Verdict};
 use tollgate::{AuthLayer, CurrentGrant, Decision, Grant, Quota, Rejection, RejectionKind};
 use tower::ServiceBuilder;
@@ -344,13 +344,13 @@ async fn a_script_that_the_server_forgot_is_sent_again() {
 }
 
 /// A limiter through a proxy, by a clock of the test's, that is quick to give up.
-async fn behind_a_proxy(home: &RedisHome, when_down: WhenDown) -> (RedisLimits, Proxy, Hands) {
+async fn behind_a_proxy(home: &RedisHome, when_down: OutagePolicy) -> (RedisLimits, Proxy, Hands) {
     let (proxy, hands) = (Proxy::to(home.address()).await, Hands::default());
     let server = RedisServer::single(&home.url_through(proxy.address)).unwrap();
     let server = server.with_connection_timeout(Duration::from_secs(1));
     let limits = RedisLimits::new(hands.limits(FIVE), server, SECRET, ALONE).unwrap();
     let limits = limits.with_prefix(home.prefix()).unwrap().with_deadline(Duration::from_millis(500));
-    let limits = limits.with_failures(2).with_pauses(HOUR, HOUR).with_when_down(when_down);
+    let limits = limits.with_failure_threshold(2).with_backoff(HOUR, HOUR).with_outage_policy(when_down);
     (limits, proxy, hands)
 }
 
@@ -375,7 +375,7 @@ async fn recovered(limits: &RedisLimits, hands: &Hands) -> Decision {
 async fn in_an_outage_budgets_are_local_and_redis_is_left_alone() {
     for fault in FAULTS {
         let Some(home) = RedisHome::new("in_an_outage_budgets_are_local_and_redis_is_left_alone") else { return };
-        let (limits, proxy, hands) = behind_a_proxy(&home, WhenDown::default()).await;
+        let (limits, proxy, hands) = behind_a_proxy(&home, OutagePolicy::default()).await;
         assert_eq!(limits.state(), BreakerState::Closed);
         assert!(charge(&limits, 3).await.is_admitted());
         proxy.set(fault);
@@ -404,7 +404,7 @@ async fn a_server_that_was_killed_is_asked_again_when_it_is_back() {
     let test = "a_server_that_was_killed_is_asked_again_when_it_is_back";
     let Some(mut server) = PrivateRedis::start(test) else { return };
     let hands = Hands::default();
-    let limits = to(&server.url(), hands.limits(FIVE)).with_failures(1).with_pauses(HOUR, HOUR);
+    let limits = to(&server.url(), hands.limits(FIVE)).with_failure_threshold(1).with_backoff(HOUR, HOUR);
     assert_eq!(charge(&limits, 4).await.remaining(), 1);
     server.kill();
     let decision = charge(&limits, 1).await;
@@ -422,7 +422,7 @@ async fn no_server_is_needed_to_start() {
     let Some(mut server) = PrivateRedis::start("no_server_is_needed_to_start") else { return };
     server.kill();
     let hands = Hands::default();
-    let limits = to(&server.url(), hands.limits(FIVE)).with_pauses(HOUR, HOUR);
+    let limits = to(&server.url(), hands.limits(FIVE)).with_backoff(HOUR, HOUR);
     assert!(charge(&limits, 1).await.is_local());
     server.start_again();
     assert_eq!(recovered(&limits, &hands).await.remaining(), 5);
@@ -434,7 +434,7 @@ async fn a_connection_is_made_although_the_charge_that_began_it_could_not_wait()
     let test = "a_connection_is_made_although_the_charge_that_began_it_could_not_wait";
     for fault in [Fault::Delay(Duration::from_millis(100)), Fault::Silence] {
         let Some(home) = RedisHome::new(test) else { return };
-        let (limits, proxy, _) = behind_a_proxy(&home, WhenDown::default()).await;
+        let (limits, proxy, _) = behind_a_proxy(&home, OutagePolicy::default()).await;
         proxy.set(fault);
         let hurried = limits.clone().with_deadline(Duration::from_millis(10));
         assert!(charge(&hurried, 1).await.is_local(), "{fault:?}");
@@ -464,7 +464,7 @@ async fn a_connection_may_take_as_long_as_was_said() {
 #[tokio::test]
 async fn a_gate_refuses_admits_or_limits_while_redis_is_away() {
     let test = "a_gate_refuses_admits_or_limits_while_redis_is_away";
-    for when_down in [WhenDown::Refuse, WhenDown::Admit, WhenDown::default()] {
+    for when_down in [OutagePolicy::Reject, OutagePolicy::Admit, OutagePolicy::default()] {
         let Some(home) = RedisHome::new(test) else { return };
         let (limits, proxy, _) = behind_a_proxy(&home, when_down).await;
         proxy.set(Fault::Cut);
@@ -473,7 +473,7 @@ async fn a_gate_refuses_admits_or_limits_while_redis_is_away() {
             let response = send(&service, with_token(TOKEN)).await;
             let rejection = response.extensions().get::<Rejection>();
             match when_down {
-                WhenDown::Refuse => {
+                OutagePolicy::Reject => {
                     let rejection = rejection.unwrap();
                     assert_eq!(rejection.kind(), RejectionKind::LimiterUnavailable);
                     assert!(rejection.decision().unwrap().is_local());
@@ -489,14 +489,14 @@ async fn a_gate_refuses_admits_or_limits_while_redis_is_away() {
                     assert_eq!(response.status(), 200);
                     let grant = response.extensions().get::<CurrentGrant>().unwrap();
                     assert!(grant.decisions().all(Decision::is_local));
-                    assert_eq!(response.headers().contains_key("ratelimit"), when_down != WhenDown::Admit);
+                    assert_eq!(response.headers().contains_key("ratelimit"), when_down != OutagePolicy::Admit);
                 }
             }
         }
         let mut request = with_token(TOKEN);
         request.headers_mut().insert("content-type", "application/grpc".parse().unwrap());
         let response = send(&service, request).await;
-        let expected = (when_down == WhenDown::Refuse).then_some("14");
+        let expected = (when_down == OutagePolicy::Reject).then_some("14");
         assert_eq!(field(response.headers(), "grpc-status"), expected);
     }
 }
@@ -504,7 +504,7 @@ async fn a_gate_refuses_admits_or_limits_while_redis_is_away() {
 #[tokio::test]
 async fn a_probe_that_is_dropped_leaves_its_turn() {
     let Some(home) = RedisHome::new("a_probe_that_is_dropped_leaves_its_turn") else { return };
-    let (limits, proxy, hands) = behind_a_proxy(&home, WhenDown::Refuse).await;
+    let (limits, proxy, hands) = behind_a_proxy(&home, OutagePolicy::Reject).await;
     proxy.set(Fault::Cut);
     for _ in 0..2 {
         assert_eq!(charge(&limits, 1).await.verdict(), Verdict::Unavailable);
@@ -575,7 +575,7 @@ async fn the_master_that_a_sentinel_names_is_asked_and_the_next_one_after_it() {
     let (url, hands) = (servers.sentinel.url(), Hands::default());
     let server = RedisServer::sentinel("redis://tollgate", [&*url]).unwrap().with_connection_timeout(PATIENT);
     let limits = RedisLimits::new(hands.limits(FIVE), server, SECRET, ALONE).unwrap();
-    let limits = limits.with_deadline(PATIENT).with_failures(1).with_pauses(HOUR, HOUR);
+    let limits = limits.with_deadline(PATIENT).with_failure_threshold(1).with_backoff(HOUR, HOUR);
     let decision = charge(&limits, 5).await;
     assert!(decision.is_admitted() && !decision.is_local(), "{decision:?}");
     assert!(servers.master.trips() > 0);

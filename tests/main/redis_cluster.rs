@@ -21,7 +21,7 @@ const PATIENT: Duration = Duration::from_secs(10);
 fn limits<'a>(seeds: impl IntoIterator<Item = &'a str>, policies: RateLimits) -> RedisLimits {
     let server = RedisServer::cluster(seeds).unwrap();
     let limits = RedisLimits::new(policies, server, [7; 32], NonZeroU32::MIN).unwrap();
-    limits.with_failures(1_000).with_deadline(PATIENT)
+    limits.with_failure_threshold(1_000).with_deadline(PATIENT)
 }
 
 async fn charge(limits: &RedisLimits, subject: &str) -> Decision {

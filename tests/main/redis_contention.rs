@@ -6,7 +6,7 @@ use std::slice::from_ref;
 use std::task::{Context, Waker};
 use std::time::{Duration, Instant};
 
-use tollgate::limit::redis::{BreakerState, Leases, RedisLimits, RedisServer, WhenDown};
+use tollgate::limit::redis::{BreakerState, Leases, OutagePolicy, RedisLimits, RedisServer};
 use tollgate::limit::{Charge, Limiter as _, RateLimits, Verdict};
 use tollgate::{CurrentGrant, Decision, Grant, Quota};
 
@@ -18,7 +18,7 @@ const SECRET: [u8; 32] = [7; 32];
 const HOUR: Duration = Duration::from_secs(3_600);
 /// Nothing takes so long, on any machine, unless it hangs.
 const NEVER: Duration = Duration::from_secs(60);
-const OUTAGE_POLICIES: [WhenDown; 3] = [WhenDown::Refuse, WhenDown::Admit, WhenDown::LocalBudget];
+const OUTAGE_POLICIES: [OutagePolicy; 3] = [OutagePolicy::Reject, OutagePolicy::Admit, OutagePolicy::Local];
 
 fn alice() -> CurrentGrant {
     CurrentGrant::new(Grant::new("alice", ()))
@@ -87,7 +87,7 @@ impl Random {
 struct Case {
     round_trip: Duration,
     deadline: Duration,
-    when_down: WhenDown,
+    when_down: OutagePolicy,
     leases: Option<Leases>,
     nodes: u64,
     threads: u64,
@@ -133,7 +133,7 @@ impl Case {
         wire.set_round_trip(self.round_trip);
         let limits = || {
             let limits = node(server, wire, RateLimits::new(self.quota)).with_prefix(prefix).unwrap();
-            let limits = limits.with_deadline(self.deadline).with_when_down(self.when_down);
+            let limits = limits.with_deadline(self.deadline).with_outage_policy(self.when_down);
             let limits = limits.with_max_in_flight(u32::try_from(self.max_in_flight).unwrap().try_into().unwrap());
             match self.leases {
                 None => limits,
@@ -201,7 +201,7 @@ async fn a_charge_that_waits_too_long_for_a_purchase_asks_redis_itself() {
         for (burst, charges) in [(180, 300), (1_500, 4_000)] {
             let Some((server, wire)) = start(test, Duration::from_millis(20)) else { return };
             let limits = node(&server, &wire, RateLimits::new(Quota::one_per(HOUR).with_burst(burst)));
-            let limits = limits.with_when_down(when_down).with_leases(Leases::default());
+            let limits = limits.with_outage_policy(when_down).with_leases(Leases::default());
             let heartbeat = wire.watch();
             let decisions = all_at_once(from_ref(&limits), (0..charges).map(|_| 1)).await;
             let longest = heartbeat.longest();
@@ -313,9 +313,9 @@ async fn a_charge_that_waits_longer_than_the_queue_timeout_is_no_outage_and_no_s
         for leases in [None, Some(Leases::default())] {
             let Some((server, wire)) = start(test, Duration::from_millis(30)) else { return };
             let quota = Quota::one_per(HOUR).with_burst(100);
-            let mut limits = node(&server, &wire, RateLimits::new(quota)).with_when_down(when_down);
+            let mut limits = node(&server, &wire, RateLimits::new(quota)).with_outage_policy(when_down);
             limits = limits.with_deadline(NEVER).with_max_in_flight(NonZeroU32::MIN);
-            limits = limits.with_queue_timeout(Duration::from_millis(100)).with_failures(1);
+            limits = limits.with_queue_timeout(Duration::from_millis(100)).with_failure_threshold(1);
             if let Some(leases) = leases {
                 // A purchase has half of the deadline, and that is for ever here.
                 limits = limits.with_leases(leases).with_deadline(Duration::from_millis(400));
@@ -355,26 +355,26 @@ async fn dry_runs_reject_nothing_while_redis_is_away() {
         for (limits, policies) in [(one.clone(), 1), (two, 2)] {
             let redis = RedisServer::single(&server.url()).unwrap();
             let limits = RedisLimits::new(limits, redis, SECRET, NonZeroU32::MIN).unwrap();
-            let limits = limits.with_when_down(when_down).with_failures(2);
+            let limits = limits.with_outage_policy(when_down).with_failure_threshold(2);
             for _ in 0..6 {
                 for decision in [limits.charge(&alice(), ONE).await, limits.check_anonymous(ONE).wait().await] {
                     assert!(decision.is_admitted() && decision.is_local(), "{when_down:?}: {decision:?}");
                 }
             }
             let decision = limits.charge(&alice(), ONE).await;
-            assert_eq!(decision.would_be_refused(), when_down != WhenDown::Admit, "{when_down:?}: {decision:?}");
+            assert_eq!(decision.would_be_refused(), when_down != OutagePolicy::Admit, "{when_down:?}: {decision:?}");
             let named = decision.parts().filter(|part| part.policy().is_some()).count();
-            assert_eq!(named, if when_down == WhenDown::Admit { 0 } else { policies });
+            assert_eq!(named, if when_down == OutagePolicy::Admit { 0 } else { policies });
         }
         // Beside a policy that limits in earnest it changes nothing.
         let redis = RedisServer::single(&server.url()).unwrap();
         let both = one.and("binding", quota).unwrap();
-        let limits = RedisLimits::new(both, redis, SECRET, NonZeroU32::MIN).unwrap().with_when_down(when_down);
+        let limits = RedisLimits::new(both, redis, SECRET, NonZeroU32::MIN).unwrap().with_outage_policy(when_down);
         let first = limits.charge(&alice(), ONE).await.is_admitted();
         let second = limits.charge(&alice(), ONE).await.is_admitted();
         let expected = match when_down {
-            WhenDown::Refuse => (false, false),
-            WhenDown::Admit => (true, true),
+            OutagePolicy::Reject => (false, false),
+            OutagePolicy::Admit => (true, true),
             _ => (true, false),
         };
         assert_eq!((first, second), expected, "{when_down:?}");
@@ -389,7 +389,7 @@ async fn a_breaker_that_opens_under_load_adds_one_local_quota() {
     for leases in [None, Some(Leases::default())] {
         let Some((server, wire)) = start(test, Duration::from_millis(10)) else { return };
         let quota = Quota::one_per(HOUR).with_burst(500);
-        let mut limits = node(&server, &wire, RateLimits::new(quota)).with_pauses(HOUR, HOUR);
+        let mut limits = node(&server, &wire, RateLimits::new(quota)).with_backoff(HOUR, HOUR);
         if let Some(leases) = leases {
             limits = limits.with_leases(leases);
         }
@@ -448,7 +448,7 @@ async fn under_load_one_charge_probes() {
     let Some((server, wire)) = start(test, Duration::from_millis(20)) else { return };
     let hands = Hands::default();
     let limits = node(&server, &wire, hands.limits(Quota::one_per(HOUR).with_burst(1_000)));
-    let limits = limits.with_pauses(HOUR, HOUR).with_failures(1).with_when_down(WhenDown::Refuse);
+    let limits = limits.with_backoff(HOUR, HOUR).with_failure_threshold(1).with_outage_policy(OutagePolicy::Reject);
     let limits = limits.with_max_in_flight(NonZeroU32::MIN);
     wire.set_silent(true);
     all_at_once(from_ref(&limits), [1; 100]).await;

@@ -222,7 +222,7 @@ async fn of_two_limits_with_nothing_left_the_later_reset_is_told() {
                 .with_rate_limit(one(outer))
                 .with_rate_limit_headers(dialect)
                 .with_wall_clock(|| UNIX_EPOCH);
-            let service = gate.clone().layer(gate.rate_limit(one(inner)).layer(echo()));
+            let service = gate.clone().layer(gate.route_rate_limit(one(inner)).layer(echo()));
             let response: Response<Body> = send(&service, with_token(TOKEN)).await;
             let Told { remaining, reset } = told(response.headers(), dialect);
             assert_eq!((remaining, reset), (0, 20), "{dialect:?} {outer} {inner}");

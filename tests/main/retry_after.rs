@@ -5,9 +5,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use http::Response;
-use tollgate::store::{Breaker, CachedStore, from_fn};
+use tollgate::store::{CachedStore, CircuitBreaker, from_fn};
 use tollgate::{
-    Answer, AuthLayer, BoxStore, Charge, CurrentGrant, Decision, Empty, Grant, Immediate, Limiter, MemoryStore,
+    Answer, AuthLayer, BoxStore, Charge, CurrentGrant, Decision, EmptyBody, Grant, Immediate, Limiter, MemoryStore,
     Rejection, RejectionKind,
 };
 use tower::{Layer, ServiceBuilder};
@@ -48,11 +48,12 @@ async fn every_cause_of_a_503_has_retry_after() {
     let silent = || BoxStore::new(from_fn(|_| std::future::pending::<Result<Option<Grant<()>>, &str>>()));
     let gate = |store| AuthLayer::waiting(store, SECOND / 50, tokio::time::sleep);
     let known = || AuthLayer::new(MemoryStore::from_iter([(TOKEN, Grant::new("alice", ()))]));
-    let tripped =
-        Breaker::new(failing(), SECOND, tokio::time::sleep).with_failures(1).with_pauses(5 * SECOND, 5 * SECOND);
-    let half_open = Breaker::new(silent(), SECOND / 100, tokio::time::sleep)
-        .with_failures(1)
-        .with_pauses(Duration::ZERO, Duration::ZERO);
+    let tripped = CircuitBreaker::new(failing(), SECOND, tokio::time::sleep)
+        .with_failure_threshold(1)
+        .with_backoff(5 * SECOND, 5 * SECOND);
+    let half_open = CircuitBreaker::new(silent(), SECOND / 100, tokio::time::sleep)
+        .with_failure_threshold(1)
+        .with_backoff(Duration::ZERO, Duration::ZERO);
     let own_response = |rejection: &Rejection| {
         assert_eq!(rejection.kind(), RejectionKind::StoreUnavailable);
         let mut response = Response::new(Body::default());
@@ -61,7 +62,7 @@ async fn every_cause_of_a_503_has_retry_after() {
     };
     let services = [
         ("the store fails", Boxed::new(gate(failing()).layer(echo()))),
-        ("the store fails, another responder", Boxed::new(gate(failing()).with_responder(Empty).layer(echo()))),
+        ("the store fails, another responder", Boxed::new(gate(failing()).with_responder(EmptyBody).layer(echo()))),
         ("the store fails, an own response", Boxed::new(gate(failing()).with_response_fn(own_response).layer(echo()))),
         ("deadline of the gate", Boxed::new(gate(silent()).layer(echo()))),
         ("open breaker", Boxed::new(AuthLayer::waiting(tripped, SECOND, tokio::time::sleep).layer(echo()))),
@@ -78,7 +79,7 @@ async fn every_cause_of_a_503_has_retry_after() {
         }
     }
     // A handler that charges by itself.
-    let rejection = Decision::unavailable(Duration::ZERO).or_refuse().unwrap_err();
+    let rejection = Decision::unavailable(Duration::ZERO).into_result().unwrap_err();
     let response = axum::response::IntoResponse::into_response(rejection);
     assert_eq!(field(response.headers(), "retry-after"), Some("1"));
 }
@@ -104,9 +105,9 @@ async fn every_503_has_retry_after_while_a_breaker_opens_probes_and_closes() {
             }
         }
     });
-    let breaker = Breaker::new(store, Duration::from_millis(30), tokio::time::sleep)
-        .with_failures(3)
-        .with_pauses(Duration::from_millis(5), Duration::from_millis(40));
+    let breaker = CircuitBreaker::new(store, Duration::from_millis(30), tokio::time::sleep)
+        .with_failure_threshold(3)
+        .with_backoff(Duration::from_millis(5), Duration::from_millis(40));
     let cache = CachedStore::new(breaker, Duration::from_millis(1)).unwrap();
     let services: Vec<Boxed> = [10, 45, 500]
         .map(|deadline| {

@@ -10,7 +10,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tollgate::limit::RateLimits;
 use tollgate::store::from_fn;
-use tollgate::{AuthLayer, CurrentGrant, Empty, Grant, Head, Protocol, Quota, Rejection, StoreError};
+use tollgate::{AuthLayer, CurrentGrant, EmptyBody, Grant, Protocol, Quota, Rejection, RequestHead, StoreError};
 use tonic::Code;
 use tonic::transport::server::TcpIncoming;
 use tonic::transport::{Endpoint, Server};
@@ -52,7 +52,7 @@ fn protocols_are_told_apart() {
         ("POST", "/?connect=v1", "accept", "*/*", Protocol::Http),
     ] {
         let request = Request::builder().method(method).uri(target).header(name, value).body(()).unwrap();
-        assert_eq!(Protocol::of(&Head::of(&request)), expected, "{method} {target} {name}: {value}");
+        assert_eq!(Protocol::of(&RequestHead::of(&request)), expected, "{method} {target} {name}: {value}");
     }
 }
 
@@ -177,7 +177,7 @@ async fn grpc_web_is_rejected_with_its_own_content_type() {
         }
     }
     let by_hand: Response<Body> =
-        AuthLayer::new(memory()).refuse(Rejection::missing().with_protocol(Protocol::GrpcWeb));
+        AuthLayer::new(memory()).reject(Rejection::missing().with_protocol(Protocol::GrpcWeb));
     assert_eq!(field(by_hand.headers(), "content-type"), Some("application/grpc-web+proto"));
 }
 
@@ -232,7 +232,7 @@ async fn connect_has_the_codes_of_grpc() {
         assert_eq!(json_of_stream(response).await["error"]["code"], code);
     }
     // A responder that writes no content leaves the code to the HTTP status.
-    let response = send(&AuthLayer::new(memory()).with_responder(Empty).layer(echo()), stream("unknown")).await;
+    let response = send(&AuthLayer::new(memory()).with_responder(EmptyBody).layer(echo()), stream("unknown")).await;
     assert_eq!((response.status().as_u16(), text(response).await), (401, String::new()));
 }
 
@@ -300,7 +300,7 @@ async fn health() -> std::net::SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let addr = listener.local_addr().unwrap();
     let (_, health) = tonic_health::server::health_reporter();
-    let server = Server::builder().layer(gate.with_responder(Empty)).add_service(health);
+    let server = Server::builder().layer(gate.with_responder(EmptyBody)).add_service(health);
     tokio::spawn(server.serve_with_incoming(TcpIncoming::from(listener)));
     addr
 }

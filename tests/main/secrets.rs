@@ -5,16 +5,16 @@ use std::io;
 use std::time::Duration;
 
 use http::{Request, Response};
-use tollgate::extract::{Alphabet, InvalidDoor, Presented, TokenForm, authorization};
-use tollgate::gate::{BodyDoors, ReplayBody};
+use tollgate::extract::{Extracted, TokenCharset, TokenLocationError, TokenSyntax, authorization};
+use tollgate::gate::{BodyTokens, ReplayBody};
 use tollgate::limit::{Charge, FailureThrottle, MonotonicClock, RateLimits};
-use tollgate::mint::Format;
+use tollgate::mint::TokenFormat;
 use tollgate::respond::{Challenge, Respond};
 use tollgate::store::contract::Contract;
-use tollgate::store::{Checked, Pepper, Peppered, RotateError, from_fn};
+use tollgate::store::{CheckedStore, Pepper, PepperedStore, RotateError, from_fn};
 use tollgate::{
-    Answer, AuthLayer, Authenticated, BearerToken, BoxStore, CurrentGrant, Empty, Grant, Head, MemoryStore, Policy,
-    Problem, Quota, Rejection, Scopes, StoreError, TokenDigest, TokenStore, Unauthenticated,
+    Answer, AuthLayer, Authenticated, BearerToken, BoxStore, CurrentGrant, EmptyBody, Grant, MemoryStore, Policy,
+    ProblemDetails, Quota, Rejection, RequestHead, Scopes, StoreError, TokenDigest, TokenStore, Unauthenticated,
 };
 use tower::{Layer, Service};
 
@@ -68,7 +68,7 @@ impl Printed {
 /// A minted token is not one that a test can choose, so that it is searched for by itself.
 #[test]
 fn no_minted_token_is_printed() {
-    let secret = Format::new("tg").unwrap().mint().unwrap();
+    let secret = TokenFormat::new("tg").unwrap().mint().unwrap();
     let printed = format!("{secret:?} {secret:#?} {:?}", secret.digest());
     assert_eq!(printed, "Secret(..) Secret(..) TokenDigest(..)");
 }
@@ -96,8 +96,8 @@ async fn no_public_type_prints_a_token() {
     {
         let mut request = get();
         request.headers_mut().insert("authorization", value.parse().unwrap());
-        let presented = authorization(request.headers(), TokenForm::default());
-        assert!(!matches!(presented, Presented::Nothing));
+        let presented = authorization(request.headers(), TokenSyntax::default());
+        assert!(!matches!(presented, Extracted::Nothing));
         printed.debug(&presented);
     }
 
@@ -109,13 +109,13 @@ async fn no_public_type_prints_a_token() {
     printed.debug(&store.get(TOKEN).unwrap());
     printed.debug(&store.grants());
     printed.debug(&Contract::new(store.clone()).knows(TOKEN, "alice").has_revoked(TOKEN));
-    let format = Format::new("tg").unwrap();
-    printed.debug(&Checked::new(store.clone(), format.clone()).with_imported_tokens());
+    let format = TokenFormat::new("tg").unwrap();
+    printed.debug(&CheckedStore::new(store.clone(), format.clone()).with_imported_tokens());
     printed.error(&format.check(TOKEN).unwrap_err());
-    printed.error(&Format::new(&TOKEN.repeat(2)).unwrap_err());
-    let peppered = Peppered::new(store.clone(), Pepper::new(PEPPER).unwrap());
+    printed.error(&TokenFormat::new(&TOKEN.repeat(2)).unwrap_err());
+    let peppered = PepperedStore::new(store.clone(), Pepper::new(PEPPER).unwrap());
     printed.debug(&peppered.with_older(Pepper::new(PEPPER).unwrap()));
-    printed.debug(&Peppered::new(BoxStore::new(store.clone()), Pepper::new(PEPPER).unwrap()).lookup(&token));
+    printed.debug(&PepperedStore::new(BoxStore::new(store.clone()), Pepper::new(PEPPER).unwrap()).lookup(&token));
     printed.error(&Pepper::new(&PEPPER[..31]).unwrap_err());
     let occupied = store.insert(TOKEN, grant.clone()).unwrap_err();
     printed.error(&io::Error::other(RotateError::Outgoing));
@@ -131,15 +131,15 @@ async fn no_public_type_prints_a_token() {
     let mut unmarked = with_token(TOKEN);
     unmarked.headers_mut().insert("x-api-key", TOKEN.parse().unwrap());
     *unmarked.uri_mut() = format!("/path?access_token={TOKEN}").parse().unwrap();
-    printed.debug(&Head::of(&unmarked));
-    printed.debug(&Charge::Request(&Head::of(&unmarked)));
+    printed.debug(&RequestHead::of(&unmarked));
+    printed.debug(&Charge::Request(&RequestHead::of(&unmarked)));
 
     // The gate, its services and futures, and all of its answers.
     let failing = from_fn(|_| async { Err::<Option<Grant<()>>, _>(io::Error::other("connection refused")) });
     printed.debug(&failing.lookup(&token));
     let layer = AuthLayer::new(store).with_rate_limit(limits);
     printed.debug(&layer);
-    printed.debug(&layer.rate_limit(RateLimits::new(Quota::per_minute(1))));
+    printed.debug(&layer.route_rate_limit(RateLimits::new(Quota::per_minute(1))));
     printed.debug(&layer.require_scopes(["trade"]).unwrap());
     let mut service = layer.layer(layer.require_scopes(["admin"]).unwrap().layer(seen()));
     printed.debug(&service);
@@ -159,7 +159,7 @@ async fn no_public_type_prints_a_token() {
             printed.answer(response).await;
         }
     }
-    let passing = layer.clone().with_optional_authentication().layer(seen());
+    let passing = layer.clone().allow_anonymous().layer(seen());
     for value in [format!("Bearer {TOKEN}"), format!("Basic {TOKEN}"), format!("Token {TOKEN}")] {
         let request = Request::get("/").header("authorization", &value).body(Body::default()).unwrap();
         printed.answer(send(&passing, request).await).await;
@@ -170,7 +170,7 @@ async fn no_public_type_prints_a_token() {
     printed.answer(send(&passing, request).await).await;
 
     let waiting =
-        AuthLayer::waiting(failing, Duration::from_secs(1), tokio::time::sleep).with_alphabet(Alphabet::Lenient);
+        AuthLayer::waiting(failing, Duration::from_secs(1), tokio::time::sleep).with_charset(TokenCharset::Lenient);
     printed.debug(&waiting);
     let mut waiting = waiting.layer(seen());
     printed.debug(&waiting.call(with_token(TOKEN)));
@@ -180,9 +180,9 @@ async fn no_public_type_prints_a_token() {
     printed.answer(send(&silent, with_token(TOKEN)).await).await;
 
     // Bodies, before and after somebody has read them.
-    let doors = BodyDoors::new(Duration::from_secs(1), tokio::time::sleep).with_json("key").unwrap();
+    let doors = BodyTokens::new(Duration::from_secs(1), tokio::time::sleep).with_json("key").unwrap();
     printed.debug(&doors);
-    let bodies = AuthLayer::new(MemoryStore::from_iter([(TOKEN, grant)])).with_body_doors(doors);
+    let bodies = AuthLayer::new(MemoryStore::from_iter([(TOKEN, grant)])).with_body_tokens(doors);
     printed.debug(&bodies);
     let mut bodies = bodies.layer(tower::service_fn(|request: Request<ReplayBody<Body>>| async move {
         let printed = format!("{request:?}\n{request:#?}");
@@ -202,15 +202,15 @@ async fn no_public_type_prints_a_token() {
 
     // Refusals by hand.
     let rejection = Rejection::insufficient_scope(Scopes::new(["trade"]).unwrap());
-    printed.answer(Problem.refuse(rejection.clone())).await;
-    printed.answer(Empty.refuse(rejection)).await;
+    printed.answer(ProblemDetails.reject(rejection.clone())).await;
+    printed.answer(EmptyBody.reject(rejection)).await;
     printed.debug(&StoreError::new("down"));
     printed.debug(&Challenge::bearer("api").unwrap());
 
     printed.assert_clean();
 }
 
-fn doors_that_do_not_open() -> [InvalidDoor; 3] {
+fn doors_that_do_not_open() -> [TokenLocationError; 3] {
     let gate = || AuthLayer::new(memory());
     let twice = gate().with_discouraged_query_token("a").unwrap().with_discouraged_query_token("b");
     let used = gate().with_api_key_header(http::header::AUTHORIZATION);

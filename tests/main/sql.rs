@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 use sqlx::Executor as _;
-use tollgate::mint::Format;
+use tollgate::mint::TokenFormat;
 use tollgate::store::Lookup;
 use tollgate::store::contract::Contract;
 use tollgate::store::sql::{Database, GrantRecord, LastUsed, NewGrant, SqlError, SqlStore};
@@ -14,8 +14,8 @@ use tollgate::{BearerToken, BoxStore, Grant, GrantId, Quota, Scopes, StoreError,
 
 use crate::servers::{Home, on_each_database};
 
-fn format() -> Format {
-    Format::new("acme").unwrap()
+fn format() -> TokenFormat {
+    TokenFormat::new("acme").unwrap()
 }
 
 async fn find<P: Send + Sync + 'static>(store: &SqlStore<P>, token: &str) -> Option<Arc<Grant<P>>> {

@@ -6,7 +6,7 @@ use std::time::Duration;
 use sqlx::sqlite::SqliteConnectOptions;
 use sqlx::{ConnectOptions as _, Connection as _, Executor as _, SqliteConnection};
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
-use tollgate::store::Change;
+use tollgate::store::Invalidation;
 use tollgate::store::sql::{Database, NewGrant};
 
 use crate::servers::Home;
@@ -20,7 +20,7 @@ async fn raw(file: &Path) -> SqliteConnection {
     SqliteConnectOptions::new().filename(file).foreign_keys(false).connect().await.unwrap()
 }
 
-async fn next(changes: &mut UnboundedReceiver<Change>) -> Option<Change> {
+async fn next(changes: &mut UnboundedReceiver<Invalidation>) -> Option<Invalidation> {
     // A watchdog: a change that is never reported fails the test.
     tokio::time::timeout(Duration::from_secs(5), changes.recv()).await.ok().flatten()
 }
@@ -54,13 +54,13 @@ async fn replaced_rows_are_reported_to_followers() {
         let (tell, mut changes) = unbounded_channel();
         let followed = database.clone();
         let following = tokio::spawn(async move {
-            followed.follow(Duration::from_millis(1), move |change| _ = tell.send(change)).await;
+            followed.watch(Duration::from_millis(1), move |change| _ = tell.send(change)).await;
         });
-        assert_eq!(next(&mut changes).await, Some(Change::Everything), "following begins");
+        assert_eq!(next(&mut changes).await, Some(Invalidation::Everything), "following begins");
         let mut connection = raw(&path(&home)).await;
         connection.execute(replacement).await.unwrap();
         let mut change = next(&mut changes).await;
-        while change != Some(Change::Grant("one".into())) {
+        while change != Some(Invalidation::Grant("one".into())) {
             assert!(change.is_some(), "{replacement}");
             change = next(&mut changes).await;
         }
@@ -77,18 +77,18 @@ async fn a_new_token_is_reported_as_added_only() {
     let (tell, mut changes) = unbounded_channel();
     let followed = database.clone();
     let following = tokio::spawn(async move {
-        followed.follow(Duration::from_millis(1), move |change| _ = tell.send(change)).await;
+        followed.watch(Duration::from_millis(1), move |change| _ = tell.send(change)).await;
     });
-    assert_eq!(next(&mut changes).await, Some(Change::Everything), "following begins");
+    assert_eq!(next(&mut changes).await, Some(Invalidation::Everything), "following begins");
     database.import("two", &NewGrant::new("alice").with_id("two")).await.unwrap();
-    assert_eq!(next(&mut changes).await, Some(Change::Added));
+    assert_eq!(next(&mut changes).await, Some(Invalidation::Added));
     let mut connection = raw(&path(&home)).await;
     let statements = "BEGIN; \
          INSERT INTO tollgate_grants (id, subject, created_ms) VALUES ('three', 'bob', 0); \
          INSERT INTO tollgate_tokens (digest, grant_id, created_ms) VALUES (zeroblob(32), 'three', 0); \
          COMMIT";
     connection.execute(statements).await.unwrap();
-    assert_eq!(next(&mut changes).await, Some(Change::Added), "by another process");
+    assert_eq!(next(&mut changes).await, Some(Invalidation::Added), "by another process");
     following.abort();
 }
 

@@ -9,9 +9,9 @@ use http::{Request, Response, StatusCode};
 use serde::Deserialize;
 use serde_json::json;
 use tollgate::limit::FailureThrottle;
-use tollgate::mint::Format;
+use tollgate::mint::TokenFormat;
 use tollgate::store::sql::{LastUsed, NewGrant};
-use tollgate::store::{Breaker, BreakerState, CachedStore, Checked, Pepper, Peppered, from_fn};
+use tollgate::store::{BreakerState, CachedStore, CheckedStore, CircuitBreaker, Pepper, PepperedStore, from_fn};
 use tollgate::{Answer, AuthLayer, BearerToken, BoxStore, Grant, Quota, StoreError, TokenDigest, TokenStore};
 use tower::{Layer, ServiceBuilder};
 
@@ -56,8 +56,8 @@ impl AnyService for Boxed {
 }
 
 /// What a service puts in front of a store: a gate, a cache and a breaker.
-fn guarded<T: TokenStore>(store: T) -> (Boxed, Breaker<T>) {
-    let breaker = Breaker::new(store, TIMEOUT, tokio::time::sleep).with_pauses(TIMEOUT, TIMEOUT);
+fn guarded<T: TokenStore>(store: T) -> (Boxed, CircuitBreaker<T>) {
+    let breaker = CircuitBreaker::new(store, TIMEOUT, tokio::time::sleep).with_backoff(TIMEOUT, TIMEOUT);
     let cache = CachedStore::new(breaker.clone(), TIMEOUT).unwrap();
     let gate = AuthLayer::waiting(cache, TIMEOUT * 2, tokio::time::sleep);
     (Boxed::new(ServiceBuilder::new().layer(gate).service(echo())), breaker)
@@ -184,8 +184,8 @@ async fn lookups_that_clients_abandon_late_open_the_breaker_and_are_not_charged_
         }
     });
     let timeout = Duration::from_secs(2);
-    let breaker =
-        Breaker::new(builder(address).build().unwrap(), timeout, tokio::time::sleep).with_pauses(TIMEOUT, TIMEOUT);
+    let breaker = CircuitBreaker::new(builder(address).build().unwrap(), timeout, tokio::time::sleep)
+        .with_backoff(TIMEOUT, TIMEOUT);
     let cache = CachedStore::new(breaker.clone(), TIMEOUT).unwrap();
     let throttle = FailureThrottle::new(Quota::per_hour(1).with_burst(5), |_| Some("the client"));
     let gate = AuthLayer::waiting(cache, timeout, tokio::time::sleep).with_failure_throttle(throttle);
@@ -237,11 +237,11 @@ async fn every_wrapper_tells_whether_a_token_is_cached() {
     check("no wrapper", cache()).await;
     check("Arc", Arc::new(cache())).await;
     check("BoxStore", BoxStore::new(cache())).await;
-    check("Breaker", Breaker::new(cache(), TIMEOUT, tokio::time::sleep)).await;
-    check("Checked", Checked::new(cache(), Format::new("acme").unwrap()).with_imported_tokens()).await;
-    let peppered = Peppered::new(cache(), Pepper::new([7; 32]).unwrap());
-    check("Peppered", peppered.with_older(Pepper::new([8; 32]).unwrap())).await;
-    check("Noted", LastUsed::new(&database).note(cache())).await;
+    check("CircuitBreaker", CircuitBreaker::new(cache(), TIMEOUT, tokio::time::sleep)).await;
+    check("Checked", CheckedStore::new(cache(), TokenFormat::new("acme").unwrap()).with_imported_tokens()).await;
+    let peppered = PepperedStore::new(cache(), Pepper::new([7; 32]).unwrap());
+    check("PepperedStore", peppered.with_older(Pepper::new([8; 32]).unwrap())).await;
+    check("LastUsedStore", LastUsed::new(&database).note(cache())).await;
     assert!(!known().is_cached(&BearerToken::new(TOKEN)), "a store is no cache");
 }
 
@@ -269,11 +269,11 @@ async fn every_wrapper_keeps_what_an_error_concerns() {
     check("no wrapper", failing()).await;
     check("Arc", Arc::new(failing())).await;
     check("BoxStore", BoxStore::new(failing())).await;
-    check("Breaker", Breaker::new(failing(), TIMEOUT, tokio::time::sleep)).await;
+    check("CircuitBreaker", CircuitBreaker::new(failing(), TIMEOUT, tokio::time::sleep)).await;
     check("CachedStore", CachedStore::new(failing(), TIMEOUT).unwrap()).await;
-    check("Checked", Checked::new(failing(), Format::new("acme").unwrap()).with_imported_tokens()).await;
-    check("Peppered", Peppered::new(Unpeppered(failing()), Pepper::new([7; 32]).unwrap())).await;
-    check("Noted", LastUsed::new(&database).note(failing())).await;
-    let cache = CachedStore::new(Breaker::new(failing(), TIMEOUT, tokio::time::sleep), TIMEOUT).unwrap();
+    check("Checked", CheckedStore::new(failing(), TokenFormat::new("acme").unwrap()).with_imported_tokens()).await;
+    check("PepperedStore", PepperedStore::new(Unpeppered(failing()), Pepper::new([7; 32]).unwrap())).await;
+    check("LastUsedStore", LastUsed::new(&database).note(failing())).await;
+    let cache = CachedStore::new(CircuitBreaker::new(failing(), TIMEOUT, tokio::time::sleep), TIMEOUT).unwrap();
     check("all", BoxStore::new(Arc::new(LastUsed::new(&database).note(BoxStore::new(cache))))).await;
 }

@@ -12,7 +12,7 @@ use tollgate::{BearerToken, Grant, GrantId, MemoryStore, Subject, TokenStore};
 const HOUR: Duration = Duration::from_secs(3_600);
 
 #[derive(Clone, Debug)]
-enum Change {
+enum Invalidation {
     Insert(u8, u8),
     Replace(u8, u8),
     Revoke(u8),
@@ -24,18 +24,18 @@ enum Change {
 
 const TOKENS: u8 = 12;
 
-fn changes() -> impl Strategy<Value = Change> {
+fn changes() -> impl Strategy<Value = Invalidation> {
     let token = || 0..TOKENS;
     let grant = || 0..8_u8;
     let graces = vec![Duration::ZERO, HOUR, Duration::MAX];
     prop_oneof![
-        3 => (token(), grant()).prop_map(|(token, grant)| Change::Insert(token, grant)),
-        3 => (token(), grant()).prop_map(|(token, grant)| Change::Replace(token, grant)),
-        2 => token().prop_map(Change::Revoke),
-        1 => grant().prop_map(Change::RevokeGrant),
-        1 => (0..4_u8).prop_map(Change::RevokeSubject),
-        3 => (token(), token(), prop::sample::select(graces)).prop_map(|(old, new, grace)| Change::Rotate(old, new, grace)),
-        1 => prop::collection::vec((token(), grant()), 0..6).prop_map(Change::ReplaceAll),
+        3 => (token(), grant()).prop_map(|(token, grant)| Invalidation::Insert(token, grant)),
+        3 => (token(), grant()).prop_map(|(token, grant)| Invalidation::Replace(token, grant)),
+        2 => token().prop_map(Invalidation::Revoke),
+        1 => grant().prop_map(Invalidation::RevokeGrant),
+        1 => (0..4_u8).prop_map(Invalidation::RevokeSubject),
+        3 => (token(), token(), prop::sample::select(graces)).prop_map(|(old, new, grace)| Invalidation::Rotate(old, new, grace)),
+        1 => prop::collection::vec((token(), grant()), 0..6).prop_map(Invalidation::ReplaceAll),
     ]
 }
 
@@ -91,7 +91,7 @@ proptest! {
         let mut model: BTreeMap<u8, Entry> = BTreeMap::new();
         for change in all {
             match change {
-                Change::Insert(token, id) => {
+                Invalidation::Insert(token, id) => {
                     match store.insert(name(token), grant(id, now)) {
                         Ok(()) => prop_assert!(!model.contains_key(&token)),
                         Err(occupied) => {
@@ -101,28 +101,28 @@ proptest! {
                     }
                     model.entry(token).or_insert(Entry::of(id, now));
                 }
-                Change::Replace(token, id) => {
+                Invalidation::Replace(token, id) => {
                     let (old, expected) = (store.replace(name(token), grant(id, now)), model.insert(token, Entry::of(id, now)));
                     prop_assert_eq!(old.is_some(), expected.is_some());
                     prop_assert!(old.is_none_or(|old| expected.is_some_and(|expected| expected.matches(&old))));
                 }
-                Change::Revoke(token) => {
+                Invalidation::Revoke(token) => {
                     let (old, expected) = (store.revoke(name(token)), model.remove(&token));
                     prop_assert_eq!(old.is_some(), expected.is_some());
                     prop_assert!(old.is_none_or(|old| expected.is_some_and(|expected| expected.matches(&old))));
                 }
-                Change::RevokeGrant(id) => {
+                Invalidation::RevokeGrant(id) => {
                     let before = model.len();
                     model.retain(|_, own| own.id != id);
                     prop_assert_eq!(store.revoke_grant(&GrantId::from(format!("grant-{id}"))), before - model.len());
                 }
-                Change::RevokeSubject(of) => {
+                Invalidation::RevokeSubject(of) => {
                     let of = format!("subject-{of}");
                     let before = model.len();
                     model.retain(|_, own| subject(own.id) != of);
                     prop_assert_eq!(store.revoke_subject(&Subject::from(of)), before - model.len());
                 }
-                Change::Rotate(old, new, grace) => {
+                Invalidation::Rotate(old, new, grace) => {
                     let rotated = store.rotate_at(name(old), name(new), grace, now);
                     let Some(entry) = model.get(&old).filter(|entry| !entry.outgoing && !model.contains_key(&new)) else {
                         prop_assert_eq!(rotated.unwrap_err(), match model.get(&old) {
@@ -141,7 +141,7 @@ proptest! {
                     }
                     model.insert(new, entry);
                 }
-                Change::ReplaceAll(grants) => {
+                Invalidation::ReplaceAll(grants) => {
                     store.replace_all(grants.iter().map(|&(token, id)| (name(token), grant(id, now))));
                     model = grants.into_iter().map(|(token, id)| (token, Entry::of(id, now))).collect();
                 }

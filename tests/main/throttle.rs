@@ -10,7 +10,7 @@ use std::time::{Duration, SystemTime};
 use futures_util::FutureExt as _;
 use http::{Request, Response, StatusCode};
 use tokio::sync::Semaphore;
-use tollgate::gate::BodyDoors;
+use tollgate::gate::BodyTokens;
 use tollgate::limit::{FailureThrottle, RateLimits, WouldBeThrottled};
 use tollgate::store::{Lookup, from_fn_with};
 use tollgate::{
@@ -236,7 +236,7 @@ async fn each_failure_counts_and_nothing_else_does() {
     assert_eq!(status(&service, from(STRANGER, with_token("down"))).await, 503);
     let response: Response<Body> = send(&service, from(STRANGER, get())).await;
     assert_eq!(kind(&response), Some(RejectionKind::Missing));
-    let anonymous = gate().with_optional_authentication().layer(echo());
+    let anonymous = gate().allow_anonymous().layer(echo());
     for _ in 0..3 {
         assert_eq!(status(&anonymous, from(STRANGER, get())).await, 200);
     }
@@ -283,7 +283,7 @@ async fn a_holder_that_a_cache_knows_is_never_refused() {
 #[cfg(feature = "cache")]
 #[tokio::test]
 async fn cached_holders_are_not_throttled_when_everything_may_have_changed() {
-    use tollgate::store::{CachedStore, Change};
+    use tollgate::store::{CachedStore, Invalidation};
 
     let (remote, hands) = (Remote::new(), Hands::default());
     let names: Vec<String> = (0..40).map(|number| format!("tg_holder_{number}")).collect();
@@ -301,7 +301,7 @@ async fn cached_holders_are_not_throttled_when_everything_may_have_changed() {
         let refused = if nth < 3 { 401 } else { 429 };
         assert_eq!(status(&service, from(STRANGER, with_token(&format!("tg_guess_{nth}")))).await, refused);
     }
-    cache.invalidate(&Change::Everything);
+    cache.invalidate(&Invalidation::Everything);
     remote.polled();
     remote.answers.forget_permits(Semaphore::MAX_PERMITS);
     let waiting: Vec<_> = names[..39]
@@ -581,12 +581,12 @@ async fn a_dry_run_refuses_nobody_and_tells() {
 async fn doors_in_the_body_are_throttled_as_well() {
     let (remote, hands) = (Remote::new(), Hands::default());
     let doors = || {
-        BodyDoors::new(Duration::from_secs(1), tokio::time::sleep).with_json("key").unwrap().with_text("key").unwrap()
+        BodyTokens::new(Duration::from_secs(1), tokio::time::sleep).with_json("key").unwrap().with_text("key").unwrap()
     };
     let inner = tower::service_fn(|_| async { Ok::<_, Infallible>(Response::new(Body::default())) });
     let at_once =
-        AuthLayer::new(memory()).with_failure_throttle(throttle(&hands)).with_body_doors(doors()).layer(inner);
-    let waiting = remote.gate(throttle(&hands)).with_body_doors(doors()).layer(inner);
+        AuthLayer::new(memory()).with_failure_throttle(throttle(&hands)).with_body_tokens(doors()).layer(inner);
+    let waiting = remote.gate(throttle(&hands)).with_body_tokens(doors()).layer(inner);
     let alert = |content_type: &str, body: String| {
         from(STRANGER, Request::post("/").header("content-type", content_type).body(Body::from(body)).unwrap())
     };

@@ -53,7 +53,7 @@ fn settings(quota: Quota) -> Result<Settings> {
     let (_, closing) = watch::channel(false);
     let clocks = Clocks::system();
     let ledger = Arc::new(Memory::new(RateLimits::new(quota), Arc::clone(&clocks.steady)));
-    Ok(Settings { tokens: tokens.into(), ledger, errors: Errors::Problem, clocks, closing })
+    Ok(Settings { tokens: tokens.into(), ledger, errors: Errors::ProblemDetails, clocks, closing })
 }
 
 fn grant(user: &str) -> Grant<User> {

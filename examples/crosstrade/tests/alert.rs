@@ -3,10 +3,10 @@
 use axum::http::header::{CONTENT_TYPE, HeaderMap, HeaderValue};
 
 use crate::alert::{Alert, Command};
-use crate::problem::Problem;
+use crate::problem::ProblemDetails;
 use crate::self_limit::SelfLimit;
 
-fn parse(content_type: &'static str, body: &str) -> Result<Alert, Problem> {
+fn parse(content_type: &'static str, body: &str) -> Result<Alert, ProblemDetails> {
     let headers = HeaderMap::from_iter([(CONTENT_TYPE, HeaderValue::from_static(content_type))]);
     Alert::parse(&headers, body.as_bytes())
 }

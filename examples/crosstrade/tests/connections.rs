@@ -22,7 +22,7 @@ async fn start(limits: Limits) -> Server {
     socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
     let trader = Grant::new("demo-1", User { name: "demo".to_owned() }).with_scopes(["trade"]).unwrap();
     let tokens = MemoryStore::from_iter([(TRADER, trader)]);
-    Server::start_at(socket.listen(1_024).unwrap(), limits, tokens.into(), Errors::Problem)
+    Server::start_at(socket.listen(1_024).unwrap(), limits, tokens.into(), Errors::ProblemDetails)
 }
 
 async fn connect_from(server: &Server, last: u8) -> TcpStream {

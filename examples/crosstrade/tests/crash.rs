@@ -3,7 +3,7 @@
 use std::io::{BufRead as _, BufReader};
 use std::process::{Command, Stdio};
 
-use tollgate::mint::Format;
+use tollgate::mint::TokenFormat;
 use tollgate::{BearerToken, TokenStore as _};
 
 use super::*;
@@ -39,7 +39,7 @@ async fn every_token_that_was_shown_works() {
     let folder = std::env::temp_dir().join(format!("crosstrade-{}", std::process::id()));
     std::fs::create_dir_all(&folder).unwrap();
     let url = format!("sqlite://{}?mode=rwc", folder.join("tokens.db").display());
-    let pattern = regex::Regex::new(&Format::new("ct").unwrap().pattern()).unwrap();
+    let pattern = regex::Regex::new(&TokenFormat::new("ct").unwrap().pattern()).unwrap();
     let mut shown = Vec::new();
     let mut died_early = 0;
     for round in 0..24 {
@@ -106,14 +106,14 @@ async fn tokens_survive_a_restart_and_are_revoked_in_a_running_service() {
     for restart in 0..2 {
         let database = database::open(&url).await.unwrap();
         let tokens = database::tokens(&database).unwrap();
-        let server = Server::start_on(tokens, Errors::Problem).await;
+        let server = Server::start_on(tokens, Errors::ProblemDetails).await;
         for _ in 0..3 {
             assert_eq!(server.get(trader.expose(), "/v1/api/accounts").await.status(), StatusCode::OK, "{restart}");
         }
         assert_eq!(server.get("ct_unknown", "/v1/api/accounts").await.status(), StatusCode::UNAUTHORIZED);
     }
     let tokens = database::tokens(&database).unwrap();
-    let server = Server::start_on(tokens, Errors::Problem).await;
+    let server = Server::start_on(tokens, Errors::ProblemDetails).await;
     assert_eq!(server.get(trader.expose(), "/v1/api/accounts").await.status(), StatusCode::OK);
     // By another program.
     let there = database::open(&url).await.unwrap();

@@ -8,7 +8,7 @@ use tokio::time::timeout;
 
 use super::*;
 use crate::app::MAX_BODY;
-use tollgate::store::Change;
+use tollgate::store::Invalidation;
 
 /// A watchdog: far more than any time limit of the server.
 const WATCHDOG: Duration = Duration::from_secs(60);
@@ -340,7 +340,7 @@ async fn one_close_frame_ends_each_socket_whatever_comes_at_the_same_time() {
             match event {
                 0 => {
                     server.tokens.revoke(TRADER);
-                    server.live.tell(&Change::Grant("demo-1".into()));
+                    server.live.tell(&Invalidation::Grant("demo-1".into()));
                 }
                 1 => _ = server.close.send(true),
                 _ => {}

@@ -4,7 +4,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicUsize};
 
 use tokio::task::JoinSet;
-use tollgate::store::Change;
+use tollgate::store::Invalidation;
 use tollgate::{BoxStore, StoreError, TokenDigest};
 
 use super::frames::{Frame, Random, Raw};
@@ -109,7 +109,7 @@ pub(super) fn short_steps() {
 async fn idle_sockets_look_nothing_up() {
     short_steps();
     let store = Counted::with_users(6);
-    let server = Server::start_on(store.tokens(), Errors::Problem).await;
+    let server = Server::start_on(store.tokens(), Errors::ProblemDetails).await;
     let mut open = open(&server, (0..12).map(|socket| socket % 6)).await;
     store.looked_up(6).await;
     tokio::time::sleep(20 * PING_EVERY).await;
@@ -124,25 +124,25 @@ async fn a_change_is_looked_up_once_for_each_token_that_it_concerns() {
     let (users, sockets) = (40, 3);
     let store = Counted::with_users(users);
     store.takes_ms.store(20, Ordering::SeqCst);
-    let server = Server::start_on(store.tokens(), Errors::Problem).await;
+    let server = Server::start_on(store.tokens(), Errors::ProblemDetails).await;
     let mut open = open(&server, (0..users * sockets).map(|socket| socket % users)).await;
     store.looked_up(users).await;
     tokio::time::sleep(Duration::from_secs(10)).await;
 
     let before = store.lookups();
-    server.live.tell(&Change::Grant("grant-7".into()));
-    server.live.tell(&Change::Subject("user-8".into()));
-    server.live.tell(&Change::Token(TokenDigest::of(token(9))));
-    server.live.tell(&Change::Grant("of nobody here".into()));
-    server.live.tell(&Change::Added);
+    server.live.tell(&Invalidation::Grant("grant-7".into()));
+    server.live.tell(&Invalidation::Subject("user-8".into()));
+    server.live.tell(&Invalidation::Token(TokenDigest::of(token(9))));
+    server.live.tell(&Invalidation::Grant("of nobody here".into()));
+    server.live.tell(&Invalidation::Added);
     tokio::time::sleep(Duration::from_secs(10)).await;
     assert_eq!(store.lookups() - before, 3);
 
     // However often it is told, a token is queued once, and may be looked up once more for what is told meanwhile.
     let before = store.lookups();
     for _ in 0..1_000 {
-        server.live.tell(&Change::Everything);
-        server.live.tell(&Change::Grant("grant-7".into()));
+        server.live.tell(&Invalidation::Everything);
+        server.live.tell(&Invalidation::Grant("grant-7".into()));
     }
     tokio::time::sleep(Duration::from_secs(10)).await;
     assert_eq!(store.lookups() - before, users);
@@ -151,8 +151,8 @@ async fn a_change_is_looked_up_once_for_each_token_that_it_concerns() {
     // A revocation overtakes what else is to be looked up.
     let before = store.lookups();
     store.memory.revoke(token(11));
-    server.live.tell(&Change::Everything);
-    server.live.tell(&Change::Grant("grant-11".into()));
+    server.live.tell(&Invalidation::Everything);
+    server.live.tell(&Invalidation::Grant("grant-11".into()));
     for _ in 0..sockets {
         assert_eq!(open.join_next().await.unwrap().unwrap(), (11, Some(1008)));
     }
@@ -166,11 +166,11 @@ async fn a_change_is_looked_up_once_for_each_token_that_it_concerns() {
 async fn a_socket_ends_when_its_token_gets_another_grant() {
     short_steps();
     let store = Counted::with_users(2);
-    let server = Server::start_on(store.tokens(), Errors::Problem).await;
+    let server = Server::start_on(store.tokens(), Errors::ProblemDetails).await;
     let mut open = open(&server, [0, 1]).await;
     store.looked_up(2).await;
     store.memory.replace(token(0), grant(1));
-    server.live.tell(&Change::Grant("grant-0".into()));
+    server.live.tell(&Invalidation::Grant("grant-0".into()));
     assert_eq!(open.join_next().await.unwrap().unwrap(), (0, Some(1008)));
 }
 
@@ -179,12 +179,12 @@ async fn a_socket_ends_when_its_token_gets_another_grant() {
 async fn a_socket_of_a_rotated_token_ends_with_the_grace_period() {
     short_steps();
     let store = Counted::with_users(1);
-    let server = Server::start_on(store.tokens(), Errors::Problem).await;
+    let server = Server::start_on(store.tokens(), Errors::ProblemDetails).await;
     let mut open = open(&server, [0, 0]).await;
     store.looked_up(1).await;
     let now = UNIX_EPOCH;
     store.memory.rotate_at(token(0), "ct_successor", Duration::from_secs(90), now).unwrap();
-    server.live.tell(&Change::Grant("grant-0".into()));
+    server.live.tell(&Invalidation::Grant("grant-0".into()));
     tokio::time::sleep(Duration::from_secs(60)).await;
     assert!(open.try_join_next().is_none(), "the clock stands still: the grace period is not over");
     let before = store.lookups();
@@ -202,13 +202,13 @@ async fn an_outage_delays_the_end_and_causes_no_stampede() {
     short_steps();
     let users = 40;
     let store = Counted::with_users(users);
-    let server = Server::start_on(store.tokens(), Errors::Problem).await;
+    let server = Server::start_on(store.tokens(), Errors::ProblemDetails).await;
     let mut open = open(&server, 0..users).await;
     store.looked_up(users).await;
     store.is_down.store(true, Ordering::SeqCst);
     store.memory.revoke(token(3));
     let before = store.lookups();
-    server.live.tell(&Change::Everything);
+    server.live.tell(&Invalidation::Everything);
     let outage = Duration::from_secs(60);
     tokio::time::sleep(outage).await;
     assert!(open.try_join_next().is_none(), "nobody can tell who was revoked");
@@ -233,17 +233,17 @@ async fn an_outage_delays_the_end_and_causes_no_stampede() {
 async fn a_token_that_cannot_be_read_is_looked_up_again_with_its_next_change() {
     short_steps();
     let store = Counted::with_users(2);
-    let server = Server::start_on(store.tokens(), Errors::Problem).await;
+    let server = Server::start_on(store.tokens(), Errors::ProblemDetails).await;
     let mut open = open(&server, [0, 1]).await;
     store.looked_up(2).await;
     *store.unreadable.lock().unwrap() = Some(TokenDigest::of(token(0)));
     store.memory.revoke(token(0));
-    server.live.tell(&Change::Everything);
+    server.live.tell(&Invalidation::Everything);
     tokio::time::sleep(20 * RETRY).await;
     assert_eq!(store.lookups(), 4);
     assert!(open.try_join_next().is_none(), "nobody can tell");
     *store.unreadable.lock().unwrap() = None;
-    server.live.tell(&Change::Grant("grant-0".into()));
+    server.live.tell(&Invalidation::Grant("grant-0".into()));
     assert_eq!(open.join_next().await.unwrap().unwrap(), (0, Some(1008)));
 }
 
@@ -262,7 +262,7 @@ async fn subscriptions_that_ended_are_not_looked_up() {
                 let at = random.below(subscriptions.len() as u64) as usize;
                 drop(subscriptions.swap_remove(at));
             }
-            _ => tokens.live().tell(&Change::Everything),
+            _ => tokens.live().tell(&Invalidation::Everything),
         }
         if random.below(4) == 0 {
             tokio::task::yield_now().await;
@@ -273,7 +273,7 @@ async fn subscriptions_that_ended_are_not_looked_up() {
         tokio::task::yield_now().await;
     }
     let before = store.lookups();
-    tokens.live().tell(&Change::Everything);
+    tokens.live().tell(&Invalidation::Everything);
     tokio::task::yield_now().await;
     assert_eq!(store.lookups(), before, "seed {seed}");
 }

@@ -4,7 +4,7 @@
 use std::io::{BufRead as _, BufReader, Read as _};
 use std::process::Child;
 
-use tollgate::mint::Format;
+use tollgate::mint::TokenFormat;
 use tollgate::store::sql::NewGrant;
 
 use super::frames::Raw;
@@ -41,7 +41,8 @@ async fn an_idle_socket_takes_less_than_24_kib() {
     let database = database::open(&url).await.unwrap();
     let mut secrets = Vec::new();
     for user in 0..users {
-        let issued = database.issue(&Format::new("ct").unwrap(), &NewGrant::new(format!("user-{user}"))).await.unwrap();
+        let issued =
+            database.issue(&TokenFormat::new("ct").unwrap(), &NewGrant::new(format!("user-{user}"))).await.unwrap();
         secrets.push(issued.secret);
     }
 

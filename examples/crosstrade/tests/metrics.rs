@@ -14,7 +14,7 @@ async fn start(
     tollgate::observe::describe_metrics();
     let server = match tokens() {
         None => Server::start().await,
-        Some(tokens) => Server::start_on(tokens, Errors::Problem).await,
+        Some(tokens) => Server::start_on(tokens, Errors::ProblemDetails).await,
     };
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let addr = listener.local_addr().unwrap();
@@ -52,12 +52,12 @@ async fn what_callers_did_is_told() {
 
     let scraped = scrape(addr).await;
     for line in [
-        r#"tollgate_requests_total{outcome="admitted",carrier="authorization_header"} 21"#,
-        r#"tollgate_requests_total{outcome="admitted",carrier="text_body"} 1"#,
-        r#"tollgate_requests_total{outcome="over_limit",carrier="none"} 3"#,
-        r#"tollgate_requests_total{outcome="unknown_token",carrier="none"} 1"#,
-        r#"tollgate_requests_total{outcome="malformed_token",carrier="none"} 1"#,
-        r#"tollgate_requests_total{outcome="missing",carrier="none"} 1"#,
+        r#"tollgate_requests_total{outcome="admitted",location="authorization_header"} 21"#,
+        r#"tollgate_requests_total{outcome="admitted",location="text_body"} 1"#,
+        r#"tollgate_requests_total{outcome="over_limit",location="none"} 3"#,
+        r#"tollgate_requests_total{outcome="unknown_token",location="none"} 1"#,
+        r#"tollgate_requests_total{outcome="malformed_token",location="none"} 1"#,
+        r#"tollgate_requests_total{outcome="missing",location="none"} 1"#,
         r#"tollgate_limit_decisions_total{policy="default",outcome="admitted"} 21"#,
         r#"tollgate_limit_decisions_total{policy="default",outcome="over_limit"} 3"#,
         r#"tollgate_limit_accounts{policy="default"} 2"#,

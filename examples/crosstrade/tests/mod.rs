@@ -79,7 +79,7 @@ async fn stop(mut stopped: watch::Receiver<bool>) {
 impl Server {
     /// Budgets stand still, whatever the clocks say.
     pub(crate) async fn start() -> Self {
-        Self::start_with(Errors::Problem).await
+        Self::start_with(Errors::ProblemDetails).await
     }
 
     pub(crate) async fn start_with(errors: Errors) -> Self {
@@ -104,7 +104,7 @@ impl Server {
         let trader = Grant::new("demo-1", User { name: "demo".to_owned() }).with_scopes(["trade"]).unwrap();
         let tokens = MemoryStore::from_iter([(TRADER, trader)]);
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        Self::start_at(listener, limits, tokens.into(), Errors::Problem)
+        Self::start_at(listener, limits, tokens.into(), Errors::ProblemDetails)
     }
 
     /// Serves on this listener with these limits.

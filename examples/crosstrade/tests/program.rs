@@ -23,8 +23,8 @@ fn arguments() {
             errors,
         }))
     };
-    assert_eq!(parse(&[]), serve("127.0.0.1:8080", Errors::Problem));
-    assert_eq!(parse(&["--listen", "[::1]:0"]), serve("[::1]:0", Errors::Problem));
+    assert_eq!(parse(&[]), serve("127.0.0.1:8080", Errors::ProblemDetails));
+    assert_eq!(parse(&["--listen", "[::1]:0"]), serve("[::1]:0", Errors::ProblemDetails));
     assert_eq!(parse(&["--crosstrade-errors", "--listen", "[::1]:0"]), serve("[::1]:0", Errors::CrossTrade));
     assert_eq!(parse(&["--listen", "[::1]:0", "--help"]), Ok(Command::Help));
     let Ok(Command::Serve(options)) = parse(&["--database", "sqlite://tokens.db"]) else { panic!("it serves") };

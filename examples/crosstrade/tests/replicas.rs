@@ -7,7 +7,7 @@ use std::process::{Child, ChildStdout, Command, Stdio};
 use std::time::Instant;
 
 use redis::{Client, Commands as _};
-use tollgate::mint::Format;
+use tollgate::mint::TokenFormat;
 
 use super::*;
 use crate::args::SECRET;
@@ -27,7 +27,7 @@ impl Replica {
     fn start(args: &[&str], secret: &str) -> Self {
         let mut process = crash::program(args).env(SECRET, secret).spawn().unwrap();
         let mut out = BufReader::new(process.stdout.take().unwrap());
-        let token = regex::Regex::new(&Format::new("ct").unwrap().pattern()).unwrap();
+        let token = regex::Regex::new(&TokenFormat::new("ct").unwrap().pattern()).unwrap();
         let address = regex::Regex::new(r"127\.0\.0\.1:\d+").unwrap();
         // The first line with a token has the address, and it is the token that may trade.
         let lines = out.by_ref().lines().map_while(Result::ok);

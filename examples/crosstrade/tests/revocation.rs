@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use sqlx::{Connection as _, SqliteConnection};
-use tollgate::mint::{Format, Secret};
+use tollgate::mint::{Secret, TokenFormat};
 use tollgate::store::sql::NewGrant;
 
 use super::frames::{Frame, Raw};
@@ -88,12 +88,12 @@ impl Home {
 /// A service on this database, and a token for each of these subjects.
 async fn start<const N: usize>(home: &Home, subjects: [&str; N]) -> (Server, [Secret; N]) {
     let database = database::open(&home.url()).await.unwrap();
-    let format = Format::new("ct").unwrap();
+    let format = TokenFormat::new("ct").unwrap();
     let mut secrets = Vec::new();
     for subject in subjects {
         secrets.push(database.issue(&format, &NewGrant::new(subject)).await.unwrap().secret);
     }
-    let server = Server::start_on(database::tokens(&database).unwrap(), Errors::Problem).await;
+    let server = Server::start_on(database::tokens(&database).unwrap(), Errors::ProblemDetails).await;
     (server, secrets.try_into().ok().unwrap())
 }
 

@@ -157,7 +157,7 @@ async fn request_followed_by_a_half_close_is_answered() {
         }
     });
     let tokens = Tokens::new(tollgate::BoxStore::new(store), |_| std::future::ready(Ok(None)));
-    let server = Server::start_on(tokens, Errors::Problem).await;
+    let server = Server::start_on(tokens, Errors::ProblemDetails).await;
     let alert = format!("key={TRADER};command=CANCELALLORDERS;");
     let alert = format!("content-type: text/plain\r\ncontent-length: {}\r\n\r\n{alert}", alert.len());
     for (path, rest) in

@@ -6,7 +6,7 @@ use tokio_tungstenite::tungstenite::client::IntoClientRequest;
 use tokio_tungstenite::tungstenite::handshake::client::{Request as Handshake, Response as Opened};
 use tokio_tungstenite::tungstenite::protocol::CloseFrame;
 use tokio_tungstenite::tungstenite::{Error, Message};
-use tollgate::store::Change;
+use tollgate::store::Invalidation;
 
 use super::live::short_steps;
 use super::*;
@@ -210,7 +210,7 @@ async fn silent_sockets_end_with_their_token_too() {
     let mut expired = Socket::open(&server, "ct_brief").await;
     let mut kept = Socket::open(&server, READER).await;
     server.tokens.revoke(TRADER);
-    server.live.tell(&Change::Grant("demo-1".into()));
+    server.live.tell(&Invalidation::Grant("demo-1".into()));
     assert_eq!(revoked.closed().await, 1008);
     server.set_clocks(60);
     assert_eq!(expired.closed().await, 1008);

@@ -3,7 +3,7 @@
 pub enum Misfit {
     Prefix,
     Length,
-    Alphabet,
+    TokenCharset,
     Checksum,
 }
 
@@ -21,7 +21,7 @@ pub fn minted(text: &str, prefix: &str, body: usize) -> Result<(), Misfit> {
     }
     let value = |character: &char| BASE62.chars().position(|digit| digit == *character);
     let Some(digits) = characters[lead.len()..].iter().map(value).collect::<Option<Vec<usize>>>() else {
-        return Err(Misfit::Alphabet);
+        return Err(Misfit::TokenCharset);
     };
     // As a number, which may be above all that 32 bits can hold.
     let number = digits[body..].iter().fold(0_u64, |number, digit| number * 62 + *digit as u64);

@@ -40,7 +40,7 @@ pub use param::{form, query, query_of};
 pub use request::{Doors, Speaks, Verdict, look, protocol};
 pub use self_limit::{Invalid, Window, self_limit};
 
-/// What a carrier holds.
+/// What a location holds.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Found {
     Absent,

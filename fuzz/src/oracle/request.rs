@@ -1,7 +1,7 @@
 use super::{
     Door, Form, Found, api_key, authorization, body, form, json, list, query, query_of, strip, text, websocket,
 };
-use crate::request::{Carrier, Sent};
+use crate::request::{TokenLocation, Sent};
 
 /// Which doors of a gate are open, and what they are for.
 #[derive(Clone, Debug)]
@@ -30,7 +30,7 @@ pub enum Verdict {
     /// A CORS preflight.
     Pass,
     Missing,
-    Token(String, Carrier),
+    Token(String, TokenLocation),
     BadToken,
     BadRequest,
     TooLarge,
@@ -45,36 +45,36 @@ pub fn look(request: &Sent, doors: &Doors) -> Verdict {
     combine(&found(request, doors))
 }
 
-fn combine(found: &[(Carrier, Found)]) -> Verdict {
+fn combine(found: &[(TokenLocation, Found)]) -> Verdict {
     let is_any = |wanted| found.iter().any(|(_, found)| *found == wanted);
     let presented: Vec<_> = found.iter().filter(|(_, found)| *found != Found::Absent).collect();
     match &presented[..] {
         _ if is_any(Found::TooLarge) => Verdict::TooLarge,
         _ if is_any(Found::BadRequest) => Verdict::BadRequest,
         [] => Verdict::Missing,
-        [(carrier, Found::Token(token))] => Verdict::Token(token.clone(), *carrier),
+        [(location, Found::Token(token))] => Verdict::Token(token.clone(), *location),
         [_] => Verdict::BadToken,
         _ => Verdict::BadRequest,
     }
 }
 
-fn found(request: &Sent, doors: &Doors) -> Vec<(Carrier, Found)> {
+fn found(request: &Sent, doors: &Doors) -> Vec<(TokenLocation, Found)> {
     let token = doors.token;
     let in_header = authorization(&request.lines("authorization"), token);
     let has_bearer = in_header != Found::Absent;
-    let mut found = vec![(Carrier::Header, in_header)];
+    let mut found = vec![(TokenLocation::Header, in_header)];
     if doors.api_key && !(doors.api_key_yields && has_bearer) {
-        found.push((Carrier::ApiKey, api_key(&request.lines("x-api-key"), token)));
+        found.push((TokenLocation::ApiKey, api_key(&request.lines("x-api-key"), token)));
     }
     if let (true, Some(pairs)) = (doors.query, query_of(&request.target)) {
-        found.push((Carrier::Query, query(&request.method, pairs, "access_token", token)));
+        found.push((TokenLocation::Query, query(&request.method, pairs, "access_token", token)));
     }
     if let (Some(prefix), true) = (&doors.websocket, opens_websocket(request)) {
-        found.push((Carrier::WebSocket, websocket(&request.lines("sec-websocket-protocol"), prefix, token)));
+        found.push((TokenLocation::WebSocket, websocket(&request.lines("sec-websocket-protocol"), prefix, token)));
     }
     if let Some(name) = &doors.other {
         let value = request.lines(name).into_iter().next();
-        found.push((Carrier::Other, value.map_or(Found::Absent, |value| token.value(value))));
+        found.push((TokenLocation::Other, value.map_or(Found::Absent, |value| token.value(value))));
     }
     found.push(in_body(request, doors));
     found
@@ -88,12 +88,12 @@ fn opens_websocket(request: &Sent) -> bool {
     }
 }
 
-fn in_body(request: &Sent, doors: &Doors) -> (Carrier, Found) {
-    let absent = (Carrier::Json, Found::Absent);
+fn in_body(request: &Sent, doors: &Doors) -> (TokenLocation, Found) {
+    let absent = (TokenLocation::Json, Found::Absent);
     let (kind, is_readable) = match body::door(request) {
         _ if !doors.form && !doors.json && !doors.text => return absent,
         Ok(None) => return absent,
-        Err(wrong) => return (Carrier::Json, wrong),
+        Err(wrong) => return (TokenLocation::Json, wrong),
         Ok(Some(fitting)) => fitting,
     };
     let sniffs = doors.sniff && doors.json;
@@ -106,20 +106,20 @@ fn in_body(request: &Sent, doors: &Doors) -> (Carrier, Found) {
     if !is_open {
         return absent;
     } else if !is_readable {
-        return (Carrier::Json, Found::BadRequest);
+        return (TokenLocation::Json, Found::BadRequest);
     } else if body.len() > doors.max_body {
-        return (Carrier::Json, Found::TooLarge);
+        return (TokenLocation::Json, Found::TooLarge);
     }
     let in_latin_1 = super::latin_1(body);
     let after_mark = in_latin_1.strip_prefix("\u{ef}\u{bb}\u{bf}").unwrap_or(&in_latin_1);
     let looks_like_json = after_mark.trim_start_matches([' ', '\t', '\r', '\n', '\u{c}']).starts_with('{');
     match kind {
-        Door::Form => (Carrier::Form, form(&in_latin_1, "access_token", doors.token)),
+        Door::Form => (TokenLocation::Form, form(&in_latin_1, "access_token", doors.token)),
         Door::Text if !(sniffs && looks_like_json) => match doors.text {
-            true => (Carrier::Text, text(body, "key", doors.token)),
+            true => (TokenLocation::Text, text(body, "key", doors.token)),
             false => absent,
         },
-        _ => (Carrier::Json, json(body, "key", doors.token)),
+        _ => (TokenLocation::Json, json(body, "key", doors.token)),
     }
 }
 

@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use super::*;
-use crate::request::Carrier;
+use crate::request::TokenLocation;
 use crate::{TARGETS, vectors};
 
 fn doors(vector: &Value) -> Doors {
@@ -39,16 +39,16 @@ fn verdict(vector: &Value, token: &str) -> &'static str {
     }
 }
 
-fn word(carrier: Carrier) -> &'static str {
-    match carrier {
-        Carrier::Header => "header",
-        Carrier::ApiKey => "api_key",
-        Carrier::Query => "query",
-        Carrier::WebSocket => "ws",
-        Carrier::Other => "other",
-        Carrier::Form => "form",
-        Carrier::Json => "json",
-        Carrier::Text => "text",
+fn word(location: TokenLocation) -> &'static str {
+    match location {
+        TokenLocation::Header => "header",
+        TokenLocation::ApiKey => "api_key",
+        TokenLocation::Query => "query",
+        TokenLocation::WebSocket => "ws",
+        TokenLocation::Other => "other",
+        TokenLocation::Form => "form",
+        TokenLocation::Json => "json",
+        TokenLocation::Text => "text",
     }
 }
 
@@ -69,7 +69,7 @@ fn requests() {
             Verdict::BadToken => ("invalid_token", None, None),
             Verdict::BadRequest => ("invalid_request", None, None),
             Verdict::TooLarge => ("too_large", None, None),
-            Verdict::Token(token, carrier) => (verdict(vector, &token), Some(token), Some(word(carrier))),
+            Verdict::Token(token, location) => (verdict(vector, &token), Some(token), Some(word(location))),
         };
         let as_wanted = |key: &str, is: Value| expect.get(key).is_none_or(|wanted| *wanted == is);
         if expect["verdict"] != is || !as_wanted("token", json!(token)) || !as_wanted("source", json!(source)) {

@@ -10,7 +10,7 @@ use super::gate::{Answered, Gate};
 use super::model::Expected;
 use super::options::{INTERVAL_NS, OTHER, Options};
 use crate::oracle::{Decision, Speaks, latin_1, protocol, query_of, seconds_up};
-use crate::request::{Carrier, Sent};
+use crate::request::{TokenLocation, Sent};
 
 /// The answer says what it is to say, in a form that other parsers read.
 pub fn check(answer: &Answered, expected: &Expected, request: &Sent, options: &Options) {
@@ -58,11 +58,11 @@ pub fn check(answer: &Answered, expected: &Expected, request: &Sent, options: &O
                 _ => assert_eq!(json["status"], status),
             }
         }
-        Expected::Admitted { carrier, decision, .. } => {
+        Expected::Admitted { location, decision, .. } => {
             check_limits(headers, Some(decision), options);
-            let is_protected = *carrier == Carrier::Header;
+            let is_protected = *location == TokenLocation::Header;
             assert_eq!(value(headers, "cache-control").as_deref(), (!is_protected).then_some("private"));
-            let is_query = *carrier == Carrier::Query;
+            let is_query = *location == TokenLocation::Query;
             assert_eq!(value(headers, "referrer-policy").as_deref(), is_query.then_some("no-referrer"));
         }
         Expected::Preflight | Expected::Anonymous => check_limits(headers, None, options),

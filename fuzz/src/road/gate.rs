@@ -10,7 +10,7 @@ use http::request::Parts;
 use http::{HeaderName, Request, Response};
 use http_body_util::combinators::BoxBody;
 use http_body_util::{BodyExt, Full, StreamBody};
-use tollgate::gate::{BodyAuthLayer, BodyDoors, ReplayBody};
+use tollgate::gate::{BodyAuthLayer, BodyTokens, ReplayBody};
 use tollgate::store::{Lookup, TokenStore};
 use tollgate::{Answer, AuthLayer, BearerToken, Grant, Limited, Quota, RateLimits};
 use tower::{Layer, ServiceExt, service_fn};
@@ -54,7 +54,7 @@ impl Gate {
         let store = Store { waits: options.waits, asked: Arc::clone(&asked) };
         let mut gate = AuthLayer::waiting(store, Duration::from_secs(1), |_| std::future::pending())
             .with_max_token_len(doors.token.max_len)
-            .with_alphabet(token_form(doors.token).alphabet)
+            .with_charset(token_form(doors.token).alphabet)
             .with_wall_clock(wall_clock);
         if doors.api_key {
             let opened = match doors.api_key_yields {
@@ -70,18 +70,18 @@ impl Gate {
             gate = gate.with_websocket_token(prefix).expect("an HTTP token");
         }
         if doors.other.is_some() {
-            gate = gate.with_door(|head| Some(head.headers.get(HeaderName::from_static(OTHER))?.as_bytes().to_vec()));
+            gate = gate.with_token_from(|head| Some(head.headers.get(HeaderName::from_static(OTHER))?.as_bytes().to_vec()));
         }
         if options.removes_credentials {
             gate = gate.with_credentials_removed();
         }
         if options.anonymous {
-            gate = gate.with_optional_authentication();
+            gate = gate.allow_anonymous();
         }
         if !doors.preflight {
-            gate = gate.without_preflight();
+            gate = gate.without_preflight_bypass();
         }
-        let layer = gate.with_rate_limit(limits).with_body_doors(body_doors(options));
+        let layer = gate.with_rate_limit(limits).with_body_tokens(body_doors(options));
         Self { layer, clock, asked, chunked: options.chunked }
     }
 
@@ -125,8 +125,8 @@ impl Gate {
     }
 }
 
-fn body_doors(options: &Options) -> BodyDoors {
-    let mut doors = BodyDoors::new(Duration::from_secs(1), |_| std::future::pending());
+fn body_doors(options: &Options) -> BodyTokens {
+    let mut doors = BodyTokens::new(Duration::from_secs(1), |_| std::future::pending());
     doors = doors.with_limit(options.doors.max_body);
     if options.doors.form {
         doors = doors.with_form("access_token").expect("a name");

@@ -4,14 +4,14 @@ use tollgate::RejectionKind;
 
 use super::options::{INTERVAL_NS, Options};
 use crate::oracle::{self, Cell, Decision, Doors, Verdict};
-use crate::request::{Carrier, Sent};
+use crate::request::{TokenLocation, Sent};
 
 /// What is to become of a request.
 #[derive(Clone, Debug)]
 pub enum Expected {
     Preflight,
     Anonymous,
-    Admitted { token: String, carrier: Carrier, decision: Decision },
+    Admitted { token: String, location: TokenLocation, decision: Decision },
     Refused { kind: RejectionKind, decision: Option<Decision> },
 }
 
@@ -59,8 +59,8 @@ impl Model {
 
     pub fn expect(&mut self, request: &Sent, now: i128) -> Expected {
         let refused = |kind| Expected::Refused { kind, decision: None };
-        let (token, carrier) = match oracle::look(request, &self.doors) {
-            Verdict::Token(token, carrier) => (token, carrier),
+        let (token, location) = match oracle::look(request, &self.doors) {
+            Verdict::Token(token, location) => (token, location),
             Verdict::Pass => return Expected::Preflight,
             Verdict::Missing if self.anonymous => return Expected::Anonymous,
             Verdict::Missing => return refused(RejectionKind::Missing),
@@ -79,7 +79,7 @@ impl Model {
         let full = Cell { interval: INTERVAL_NS, burst: self.burst.into(), tat: 0 };
         let decision = self.budgets.entry(subject(&token)).or_insert(full).charge(now);
         match decision.allowed {
-            true => Expected::Admitted { token, carrier, decision },
+            true => Expected::Admitted { token, location, decision },
             false => Expected::Refused { kind: RejectionKind::OverLimit, decision: Some(decision) },
         }
     }

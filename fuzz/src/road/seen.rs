@@ -1,10 +1,10 @@
-use tollgate::{Carrier as RealCarrier, CurrentGrant, TokenDigest, Unauthenticated};
+use tollgate::{TokenLocation as RealCarrier, CurrentGrant, TokenDigest, Unauthenticated};
 
 use super::gate::Seen;
 use super::model::Expected;
 use super::options::{OTHER, Options};
 use crate::oracle::{self, Found, latin_1, list};
-use crate::request::{Carrier, Sent};
+use crate::request::{TokenLocation, Sent};
 
 /// The inner service got what it is to get, and nothing else.
 pub fn check(seen: Option<&Seen>, expected: &Expected, request: &Sent, options: &Options) {
@@ -16,9 +16,9 @@ pub fn check(seen: Option<&Seen>, expected: &Expected, request: &Sent, options: 
         Expected::Refused { kind, .. } => panic!("{kind:?} reached the inner service"),
         Expected::Preflight => assert_eq!(stranger, Some(Unauthenticated::Preflight)),
         Expected::Anonymous => assert_eq!(stranger, Some(Unauthenticated::Anonymous)),
-        Expected::Admitted { token, carrier, .. } => {
+        Expected::Admitted { token, location, .. } => {
             let caller = caller.expect("a grant");
-            assert_eq!(caller.carrier(), real(*carrier));
+            assert_eq!(caller.location(), real(*location));
             assert_eq!(caller.token_digest(), Some(TokenDigest::of(oracle::bytes(token))));
             assert_eq!(&seen.asked[..], std::slice::from_ref(token), "what the store was asked for");
         }
@@ -26,10 +26,10 @@ pub fn check(seen: Option<&Seen>, expected: &Expected, request: &Sent, options: 
     if !matches!(expected, Expected::Admitted { .. }) {
         assert!(caller.is_none() && seen.asked.is_empty());
     }
-    let is_body = matches!(expected, Expected::Admitted { carrier: Carrier::Form | Carrier::Json | Carrier::Text, .. });
+    let is_body = matches!(expected, Expected::Admitted { location: TokenLocation::Form | TokenLocation::Json | TokenLocation::Text, .. });
     match expected {
-        Expected::Admitted { token, carrier, .. } if is_body && options.removes_credentials => {
-            check_masked(seen, token, *carrier, request);
+        Expected::Admitted { token, location, .. } if is_body && options.removes_credentials => {
+            check_masked(seen, token, *location, request);
         }
         _ => assert!(seen.body == request.body, "the body was changed"),
     }
@@ -37,7 +37,7 @@ pub fn check(seen: Option<&Seen>, expected: &Expected, request: &Sent, options: 
 }
 
 /// Some bytes became stars, and the token is not there any more.
-fn check_masked(seen: &Seen, token: &str, carrier: Carrier, request: &Sent) {
+fn check_masked(seen: &Seen, token: &str, location: TokenLocation, request: &Sent) {
     assert_eq!(seen.body.len(), request.body.len());
     let pairs = || seen.body.iter().zip(&request.body);
     let is_same = |(is, was): (&u8, &u8)| is == was || *is == b'*';
@@ -49,9 +49,9 @@ fn check_masked(seen: &Seen, token: &str, carrier: Carrier, request: &Sent) {
     // Read again, it is stars: valid where any printable character is.
     let form = oracle::Form { lenient: true, max_len: usize::MAX };
     let body = latin_1(&seen.body);
-    let again = match carrier {
-        Carrier::Form => oracle::form(&body, "access_token", form),
-        Carrier::Text => oracle::text(&seen.body, "key", form),
+    let again = match location {
+        TokenLocation::Form => oracle::form(&body, "access_token", form),
+        TokenLocation::Text => oracle::text(&seen.body, "key", form),
         _ => oracle::json(&seen.body, "key", form),
     };
     let Found::Token(stars) = again else { panic!("the body cannot be read any more: {again:?}") };
@@ -92,15 +92,15 @@ fn check_head(seen: &Seen, expected: &Expected, request: &Sent, options: &Option
     }
 }
 
-fn real(carrier: Carrier) -> RealCarrier {
-    match carrier {
-        Carrier::Header => RealCarrier::AuthorizationHeader,
-        Carrier::ApiKey => RealCarrier::ApiKeyHeader,
-        Carrier::Query => RealCarrier::Query,
-        Carrier::WebSocket => RealCarrier::WebSocketProtocol,
-        Carrier::Other => RealCarrier::Other,
-        Carrier::Form => RealCarrier::FormBody,
-        Carrier::Json => RealCarrier::JsonBody,
-        Carrier::Text => RealCarrier::TextBody,
+fn real(location: TokenLocation) -> RealCarrier {
+    match location {
+        TokenLocation::Header => RealCarrier::AuthorizationHeader,
+        TokenLocation::ApiKey => RealCarrier::ApiKeyHeader,
+        TokenLocation::Query => RealCarrier::Query,
+        TokenLocation::WebSocket => RealCarrier::WebSocketProtocol,
+        TokenLocation::Other => RealCarrier::Other,
+        TokenLocation::Form => RealCarrier::FormBody,
+        TokenLocation::Json => RealCarrier::JsonBody,
+        TokenLocation::Text => RealCarrier::TextBody,
     }
 }

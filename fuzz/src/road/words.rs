@@ -58,7 +58,7 @@ const LINES: [(&str, &str); 44] = [
     ("sec-websocket-protocol", "chat,, v2"),
     ("sec-websocket-protocol", "base64url.bearer.authorization.example.dG9rLT="),
     ("content-type", "application/json"),
-    ("content-type", "Application/Problem+JSON ; Charset=\"utf-8\""),
+    ("content-type", "Application/ProblemDetails+JSON ; Charset=\"utf-8\""),
     ("content-type", "application/json; charset=latin1"),
     ("content-type", "text/plain"),
     ("content-type", " text/plain;charset = us-ascii"),

@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime};
 
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{ArgGroup, Args, Parser, Subcommand};
-use tollgate::mint::{Format, FormatError};
+use tollgate::mint::{FormatError, TokenFormat};
 
 use crate::show;
 
@@ -60,7 +60,7 @@ pub(crate) enum Verb {
         grace: Duration,
         /// Prefix of the new token; default: the prefix of the old token
         #[arg(long, value_parser = format)]
-        prefix: Option<Format>,
+        prefix: Option<TokenFormat>,
     },
     /// Revoke a grant, or all grants of a subject, permanently
     #[command(group = ArgGroup::new("whom").required(true).args(["id", "subject"]))]
@@ -107,7 +107,7 @@ pub(crate) struct Issue {
     pub(crate) expires: Option<Duration>,
     /// Prefix of the token
     #[arg(long, env = PREFIX, hide_env_values = true, default_value = DEFAULT_PREFIX, value_parser = format)]
-    pub(crate) prefix: Format,
+    pub(crate) prefix: TokenFormat,
 }
 
 /// The environment variable of the default prefix.
@@ -250,11 +250,11 @@ fn age(text: &str) -> Result<Duration, &'static str> {
     }
 }
 
-fn format(prefix: &str) -> Result<Format, FormatError> {
-    Format::new(prefix)
+fn format(prefix: &str) -> Result<TokenFormat, FormatError> {
+    TokenFormat::new(prefix)
 }
 
 /// The format of tokens without a known prefix.
-pub(crate) fn default_format() -> Result<Format, FormatError> {
+pub(crate) fn default_format() -> Result<TokenFormat, FormatError> {
     format(&std::env::var(PREFIX).unwrap_or_else(|_| DEFAULT_PREFIX.to_owned()))
 }

@@ -6,9 +6,9 @@ use std::fmt;
 use std::io::{self, Write as _};
 use std::time::SystemTime;
 
-use tollgate::mint::{Format, Secret};
+use tollgate::mint::{Secret, TokenFormat};
 use tollgate::store::sql::{Database, GrantRecord, Issued, NewGrant, SqlError};
-use tollgate::{GrantId, InvalidScope, Quota, QuotaError, Subject};
+use tollgate::{GrantId, Quota, QuotaError, ScopeError, Subject};
 
 use crate::args::{Cli, Issue, Noun, Place, Rate, Tables, Verb, default_format};
 use crate::show;
@@ -66,9 +66,9 @@ impl From<SqlError> for Failure {
     }
 }
 
-impl From<InvalidScope> for Failure {
+impl From<ScopeError> for Failure {
     /// The error itself repeats the scope.
-    fn from(_: InvalidScope) -> Self {
+    fn from(_: ScopeError) -> Self {
         Self::Usage("a scope is made of printable ASCII characters, without spaces, quotes and backslashes".to_owned())
     }
 }
@@ -200,8 +200,8 @@ fn with_creation(url: &str, create: bool) -> Cow<'_, str> {
 }
 
 /// The format of a grant's newest token, if it is known.
-fn same_format(grant: &GrantRecord, json: bool) -> Result<Format, Failure> {
-    if let Some(format) = grant.token_prefix.as_deref().and_then(|prefix| Format::new(prefix).ok()) {
+fn same_format(grant: &GrantRecord, json: bool) -> Result<TokenFormat, Failure> {
+    if let Some(format) = grant.token_prefix.as_deref().and_then(|prefix| TokenFormat::new(prefix).ok()) {
         return Ok(format);
     }
     let format = default_format().map_err(|error| Failure::Usage(error.to_string()))?;

@@ -11,8 +11,8 @@ use super::rule::{GrantQuotas, PartitionKey, Rule, Scope};
 use super::together::Turns;
 use super::{Clock, Time};
 use crate::grant::Subject;
-use crate::head::Head;
-use crate::policy::{InvalidPolicyName, PolicyName};
+use crate::head::RequestHead;
+use crate::policy::{PolicyName, PolicyNameError};
 use crate::quota::Quota;
 
 /// Budgets in the memory of this process, one a subject and policy: GCRA by `governor`.
@@ -59,7 +59,7 @@ use crate::quota::Quota;
 /// let refused = limits.check_now(&alice, Charge::Units(4));
 /// assert_eq!(refused.violated().map(|policy| policy.name()).collect::<Vec<_>>(), ["orders"]);
 /// assert_eq!(limits.peek(&alice).parts().map(|part| part.remaining()).collect::<Vec<_>>(), [20, 5_000, 3, 1_000]);
-/// # Ok::<_, tollgate::InvalidPolicyName>(())
+/// # Ok::<_, tollgate::PolicyNameError>(())
 /// ```
 ///
 /// # Whose quota
@@ -110,13 +110,13 @@ impl RateLimits {
     ///
     /// let orders = RateLimits::named("orders", Quota::per_second(3))?;
     /// # let _ = orders;
-    /// # Ok::<_, tollgate::InvalidPolicyName>(())
+    /// # Ok::<_, tollgate::PolicyNameError>(())
     /// ```
     ///
     /// # Errors
     ///
     /// If the name is not 1 to 64 characters of printable ASCII.
-    pub fn named(policy: &str, quota: Quota) -> Result<Self, InvalidPolicyName> {
+    pub fn named(policy: &str, quota: Quota) -> Result<Self, PolicyNameError> {
         Ok(Self::of(Rule::new(PolicyName::new(policy)?, quota)))
     }
 
@@ -132,11 +132,11 @@ impl RateLimits {
     /// # Errors
     ///
     /// If the name is not 1 to 64 characters of printable ASCII, or another policy of this limiter has it, or it is `anonymous`.
-    pub fn and(self, policy: &str, quota: Quota) -> Result<Self, InvalidPolicyName> {
+    pub fn and(self, policy: &str, quota: Quota) -> Result<Self, PolicyNameError> {
         let name = PolicyName::new(policy)?;
         let is_taken = name == PolicyName::anonymous() || self.lanes().iter().any(|lane| lane.rule().name == name);
         if is_taken {
-            return Err(InvalidPolicyName::Taken);
+            return Err(PolicyNameError::Taken);
         }
         let mut lanes = self.lanes().to_vec();
         lanes.push(Lane::new(self.first.rule().further(name, quota)));
@@ -205,7 +205,7 @@ impl RateLimits {
     /// A request that costs more than the burst can never pass and is refused with status 400. Clones with different
     /// costs still share their budgets. An example is [above](Self#several-policies).
     #[must_use]
-    pub fn with_cost(self, cost: impl Fn(&Head<'_>) -> u32 + Send + Sync + 'static) -> Self {
+    pub fn with_cost(self, cost: impl Fn(&RequestHead<'_>) -> u32 + Send + Sync + 'static) -> Self {
         self.map_last(|rule| rule.cost = Some(Arc::new(cost)))
     }
 
@@ -220,7 +220,7 @@ impl RateLimits {
     /// the policy that was added last is `default`, and otherwise the name of that policy. Without such a limit they pass.
     ///
     /// Only a gate with optional authentication admits anonymous callers. Every gate admits CORS preflights, unless
-    /// [`without_preflight`](crate::AuthLayer::without_preflight) says otherwise.
+    /// [`without_preflight_bypass`](crate::AuthLayer::without_preflight_bypass) says otherwise.
     ///
     /// # Browsers
     ///
@@ -247,7 +247,7 @@ impl RateLimits {
     ///     .with_grant_quotas();
     /// let alice = CurrentGrant::new(Grant::new("alice", ()).with_quota(Quota::per_day(50_000)));
     /// assert_eq!(limits.peek(&alice).parts().map(|part| part.remaining()).collect::<Vec<_>>(), [3, 50_000]);
-    /// # Ok::<_, tollgate::InvalidPolicyName>(())
+    /// # Ok::<_, tollgate::PolicyNameError>(())
     /// ```
     #[must_use]
     pub fn with_grant_quotas(self) -> Self {

@@ -128,7 +128,7 @@ impl Cluster {
 
 impl Open {
     /// Sends a command again that a node of a cluster has not taken, to the one that takes it.
-    pub(super) async fn follow<T: FromRedisValue>(&mut self, mut error: RedisError, command: &Cmd) -> RedisResult<T> {
+    pub(super) async fn watch<T: FromRedisValue>(&mut self, mut error: RedisError, command: &Cmd) -> RedisResult<T> {
         for _ in 0..REDIRECTS {
             let Some(route) = &self.route else { break };
             let ErrorKind::Server(kind) = error.kind() else { break };

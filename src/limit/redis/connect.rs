@@ -33,7 +33,7 @@ impl Open {
     pub(super) async fn query<T: FromRedisValue>(&mut self, command: &Cmd) -> RedisResult<T> {
         let done = self.node.query(command).await;
         match (done, self.route.is_some()) {
-            (Err(error), true) => self.follow(error, command).await,
+            (Err(error), true) => self.watch(error, command).await,
             (done, _) => done,
         }
     }

@@ -13,7 +13,7 @@ use super::connect::Link;
 use super::denied::Denied;
 use super::key::Keys;
 use super::lease::Leases;
-use super::outage::{Outage, WhenDown};
+use super::outage::{Outage, OutagePolicy};
 use super::server::RedisServer;
 use super::stocks::Stocks;
 use crate::answer::Answer;
@@ -97,7 +97,7 @@ impl RedisLimits {
             deadline: DEADLINE,
             switch,
             denied: Arc::new(Denied::default()),
-            outage: Outage::new(&limits, WhenDown::default(), nodes),
+            outage: Outage::new(&limits, OutagePolicy::default(), nodes),
             nodes,
             limits,
             in_flight: Arc::new(Semaphore::new(IN_FLIGHT)),
@@ -150,7 +150,7 @@ impl RedisLimits {
     /// [`with_max_in_flight`](Self::with_max_in_flight) allows. Default: twice the deadline.
     ///
     /// A charge that has waited so long is rejected with 503 ([`Verdict::Unavailable`](crate::Verdict::Unavailable)), whatever
-    /// [`WhenDown`] says: Redis is there, so that a local decision would add to what Redis admits. Policies that are dry runs
+    /// [`OutagePolicy`] says: Redis is there, so that a local decision would add to what Redis admits. Policies that are dry runs
     /// reject nothing. The circuit breaker does not count it. A time below the deadline makes the first charges of an outage
     /// end so.
     #[must_use]
@@ -161,7 +161,7 @@ impl RedisLimits {
 
     /// The same with another answer while Redis is away.
     #[must_use]
-    pub fn with_when_down(mut self, when_down: WhenDown) -> Self {
+    pub fn with_outage_policy(mut self, when_down: OutagePolicy) -> Self {
         let shared = self.shared_mut();
         shared.outage = Outage::new(&shared.limits, when_down, shared.nodes);
         self
@@ -169,7 +169,7 @@ impl RedisLimits {
 
     /// The same, not asking Redis any more after so many failures in a row, rather than 5; 0 is taken as 1.
     #[must_use]
-    pub fn with_failures(mut self, failures: u32) -> Self {
+    pub fn with_failure_threshold(mut self, failures: u32) -> Self {
         self.shared_mut().switch.set_failures(failures);
         self
     }
@@ -177,7 +177,7 @@ impl RedisLimits {
     /// The same with other pauses before a charge may ask Redis again: the first one, and the longest, to which it grows by
     /// doubling. 1 second and 30 if this is never called.
     #[must_use]
-    pub fn with_pauses(mut self, first: Duration, longest: Duration) -> Self {
+    pub fn with_backoff(mut self, first: Duration, longest: Duration) -> Self {
         self.shared_mut().switch.set_pauses(first, longest);
         self
     }

@@ -5,7 +5,7 @@
 //! 1. Redis decides, by its own clock, in one step a charge: over all servers together no more is admitted than
 //!    [`RateLimits`](super::RateLimits) in one process would admit.
 //! 2. What Redis has refused is refused here until the time that it named, or for 10 seconds, without asking again.
-//! 3. [`WhenDown`] decides a charge only if Redis has failed: it made no connection within the deadline, did not reply to the
+//! 3. [`OutagePolicy`] decides a charge only if Redis has failed: it made no connection within the deadline, did not reply to the
 //!    command within the [deadline](RedisLimits::with_deadline), replied with an error, or the circuit breaker is open after
 //!    such failures. [`Decision::is_local`](crate::Decision::is_local) returns true for such decisions. A wait in this process
 //!    is no failure of Redis.
@@ -14,9 +14,9 @@
 //!    | wait | bound | then |
 //!    |---|---|---|
 //!    | for another charge's purchase, with leases only | half of the deadline | the charge asks Redis itself |
-//!    | for a connection, if there is none; and again if it fails before the next row is over | deadline | [`WhenDown`] |
+//!    | for a connection, if there is none; and again if it fails before the next row is over | deadline | [`OutagePolicy`] |
 //!    | for fewer commands in flight | [queue timeout](RedisLimits::with_queue_timeout), twice the deadline | 503 |
-//!    | for the reply to the command | deadline | [`WhenDown`] |
+//!    | for the reply to the command | deadline | [`OutagePolicy`] |
 //!
 //!    Time in which the process stands still comes on top.
 //! 5. With [leases](RedisLimits::with_leases) servers buy cells ahead, so that most charges are answered at once. No more is
@@ -52,7 +52,7 @@ mod tls;
 pub use crate::breaker::BreakerState;
 pub use lease::Leases;
 pub use limits::{RedisFuture, RedisLimits};
-pub use outage::WhenDown;
+pub use outage::OutagePolicy;
 pub use server::RedisServer;
 
 /// Why no [`RedisLimits`] can be made of this.

@@ -17,9 +17,9 @@ use crate::observe;
 /// When Redis is back its budgets are used again. What was spent meanwhile is not carried there.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
-pub enum WhenDown {
+pub enum OutagePolicy {
     /// Charges are rejected with 503.
-    Refuse,
+    Reject,
     /// Everybody is let in, and nothing is counted.
     Admit,
     /// Each server has budgets of its own, in memory, of the rate and burst divided by the number of servers: the default.
@@ -28,23 +28,23 @@ pub enum WhenDown {
     /// admit a subject up to `max(burst, nodes) + rate x t` beside what Redis had admitted: a burst cannot be less than 1 on
     /// each. A charge that is larger than the divided burst is refused with 503, since only Redis could have admitted it.
     #[default]
-    LocalBudget,
+    Local,
 }
 
 /// The same with budgets.
 #[derive(Clone)]
 pub(super) enum Outage {
-    Refuse,
+    Reject,
     Admit,
     Local(RateLimits),
 }
 
 impl Outage {
-    pub(super) fn new(limits: &RateLimits, when_down: WhenDown, nodes: NonZeroU32) -> Self {
+    pub(super) fn new(limits: &RateLimits, when_down: OutagePolicy, nodes: NonZeroU32) -> Self {
         match when_down {
-            WhenDown::Refuse => Self::Refuse,
-            WhenDown::Admit => Self::Admit,
-            WhenDown::LocalBudget => Self::Local(limits.divided_by(nodes)),
+            OutagePolicy::Reject => Self::Reject,
+            OutagePolicy::Admit => Self::Admit,
+            OutagePolicy::Local => Self::Local(limits.divided_by(nodes)),
         }
     }
 
@@ -52,7 +52,7 @@ impl Outage {
     pub(super) fn for_route(self) -> Self {
         match self {
             Self::Local(limits) => Self::Local(limits.for_route()),
-            Self::Refuse | Self::Admit => self,
+            Self::Reject | Self::Admit => self,
         }
     }
 
@@ -62,7 +62,7 @@ impl Outage {
             observe::decided_without_redis(part.policy.name());
         }
         let decision = match self {
-            Self::Refuse => undecided(asked, wait),
+            Self::Reject => undecided(asked, wait),
             Self::Admit => Decision::unlimited(),
             Self::Local(limits) => {
                 let decision = limits.decide_counted(asked.grant.as_ref(), &asked.costs);
@@ -74,7 +74,7 @@ impl Outage {
                 }
             }
         };
-        decision.made_locally()
+        decision.with_local()
     }
 }
 
@@ -83,6 +83,6 @@ pub(super) fn undecided(asked: &Asked, wait: Duration) -> Decision {
     if asked.parts.iter().any(|part| part.binds) {
         return Decision::unavailable(wait);
     }
-    let parts = asked.parts.iter().map(|part| Decision::unavailable_for(part.policy.clone(), wait).on_trial());
+    let parts = asked.parts.iter().map(|part| Decision::unavailable_for(part.policy.clone(), wait).with_dry_run());
     Decision::all_of(parts)
 }

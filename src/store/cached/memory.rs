@@ -8,7 +8,7 @@ use quick_cache::sync::{Cache, DefaultLifecycle};
 use quick_cache::{OptionsBuilder, UnitWeighter};
 
 use crate::grant::{Grant, GrantId, Subject};
-use crate::store::Change;
+use crate::store::Invalidation;
 use crate::store::memory::DigestHasher;
 use crate::token::TokenDigest;
 
@@ -199,26 +199,26 @@ impl<P: Send + Sync + 'static> Memory<P> {
         self.known.remove(digest)
     }
 
-    pub(super) fn forget(&self, change: &Change) {
+    pub(super) fn forget(&self, change: &Invalidation) {
         let _taken;
         let mut fates = self.fates();
         let epoch = self.epoch.load(Ordering::Relaxed) + 1;
         match change {
-            Change::Token(digest) => {
+            Invalidation::Token(digest) => {
                 fates.removed.set(digest, epoch);
                 _taken = self.known.remove(digest);
                 self.unknown.remove(digest);
             }
-            Change::Grant(id) => {
+            Invalidation::Grant(id) => {
                 fates.removed.set(id, epoch);
                 end(fates.grants.remove(id));
             }
-            Change::Subject(subject) => {
+            Invalidation::Subject(subject) => {
                 fates.removed.set(subject, epoch);
                 end(fates.subjects.remove(subject));
             }
-            Change::Added => self.unknown_since.store(epoch, Ordering::Release),
-            Change::Everything => {
+            Invalidation::Added => self.unknown_since.store(epoch, Ordering::Release),
+            Invalidation::Everything => {
                 self.doubted.store(epoch, Ordering::Release);
                 self.unknown_since.store(epoch, Ordering::Release);
             }
@@ -226,7 +226,7 @@ impl<P: Send + Sync + 'static> Memory<P> {
         self.epoch.store(epoch, Ordering::Release);
         drop(fates);
         // Nobody sees it any more; this is for its memory. What has come meanwhile may go too.
-        if matches!(change, Change::Added | Change::Everything) {
+        if matches!(change, Invalidation::Added | Invalidation::Everything) {
             self.unknown.clear();
         }
     }

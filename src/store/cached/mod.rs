@@ -12,7 +12,7 @@ mod memory;
 use flight::{Flight, Flights};
 use memory::{Asked, Memory, Remembered};
 
-use super::{Change, Lookup, TokenStore};
+use super::{Invalidation, Lookup, TokenStore};
 use crate::answer::Answer;
 use crate::limit::{Clock, Time};
 use crate::observe::{self, Cached};
@@ -55,16 +55,16 @@ use crate::token::{BearerToken, TokenDigest};
 /// After [`invalidate`](Self::invalidate) returns, no lookup sees the entries that it removed, nor joins lookups that began
 /// before. Requests that are already waiting get their answer, but what was read before its invalidation is not kept.
 ///
-/// [`Change::Everything`] removes no grant, because it is reported when a connection was lost: when the store is least able to
+/// [`Invalidation::Everything`] removes no grant, because it is reported when a connection was lost: when the store is least able to
 /// answer. It marks all entries as possibly outdated, and the next lookup of each entry asks the store. If the store answers,
-/// its answer counts. If the store fails, or a [`Breaker`](crate::store::Breaker) in front of it is open, the old grant is
+/// its answer counts. If the store fails, or a [`CircuitBreaker`](crate::store::CircuitBreaker) in front of it is open, the old grant is
 /// served, but no longer than the table allows, and the next lookup asks again.
 ///
 /// So a token that was revoked without a message is accepted until the first lookup that the store answers after
-/// `Change::Everything`, and never longer than `ttl` plus the bound of `with_stale_on_error`. To remove everything immediately,
+/// `Invalidation::Everything`, and never longer than `ttl` plus the bound of `with_stale_on_error`. To remove everything immediately,
 /// call [`clear`](Self::clear).
 ///
-/// [`Change::Token`] names a token by the digest that this cache is asked by: put it next to the store, inside of `Peppered`.
+/// [`Invalidation::Token`] names a token by the digest that this cache is asked by: put it next to the store, inside of `PepperedStore`.
 ///
 /// # Memory
 ///
@@ -146,7 +146,7 @@ impl<T: TokenStore> CachedStore<T> {
     }
 
     /// The same with another time for which "unknown" is remembered, never longer than a grant is; zero is not at all. A token that becomes known is
-    /// refused for so long, unless [`Change::Added`] is told.
+    /// refused for so long, unless [`Invalidation::Added`] is told.
     ///
     /// # Errors
     ///
@@ -207,7 +207,7 @@ impl<T: TokenStore> CachedStore<T> {
     /// The longer the bound, the longer a token may work that was revoked while the store could not be reached.
     ///
     /// A store that is silent has not failed: who waits for it until the gate's deadline is refused. Put a
-    /// [`Breaker`](crate::store::Breaker) with a shorter deadline between the cache and a store that does not end its waits
+    /// [`CircuitBreaker`](crate::store::CircuitBreaker) with a shorter deadline between the cache and a store that does not end its waits
     /// by itself.
     ///
     /// # Errors
@@ -238,8 +238,8 @@ impl<T: TokenStore> CachedStore<T> {
         Self::of(Arc::clone(&self.0.store), settings)
     }
 
-    /// Removes what has changed; after [`Change::Everything`], marks all grants as possibly outdated.
-    pub fn invalidate(&self, change: &Change) {
+    /// Removes what has changed; after [`Invalidation::Everything`], marks all grants as possibly outdated.
+    pub fn invalidate(&self, change: &Invalidation) {
         self.0.memory.forget(change);
     }
 

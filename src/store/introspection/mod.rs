@@ -64,11 +64,11 @@ use error::Why;
 /// | answers JSON with a malformed, missing or repeated member, without a subject, or with too many bytes | this token |
 /// | answers what [`with_principal`](IntrospectionBuilder::with_principal) rejects | this token, unless it returns [`StoreError::new`] |
 ///
-/// An error about the store counts for a [`Breaker`](super::Breaker), and a cache may serve an older answer. An error about a
+/// An error about the store counts for a [`CircuitBreaker`](super::CircuitBreaker), and a cache may serve an older answer. An error about a
 /// token does neither, so that a client cannot open the breaker by its choice of tokens; it counts for a
 /// [`FailureThrottle`](crate::limit::FailureThrottle). The source of the [`StoreError`] is an [`IntrospectionError`].
 ///
-/// If a filter (WAF) in front of the endpoint answers 403 to some tokens, exempt the endpoint from it, or put `Checked` before
+/// If a filter (WAF) in front of the endpoint answers 403 to some tokens, exempt the endpoint from it, or put `CheckedStore` before
 /// the store: otherwise such tokens look like wrong credentials.
 ///
 /// # Whose budget
@@ -83,7 +83,7 @@ use error::Why;
 /// # Deployment
 ///
 /// - Every look-up is a request to the authorization server. Put a cache in front (feature `cache`), which must not keep a
-///   grant beyond its `exp`, and a `Checked` before it if tokens have a form that can be checked.
+///   grant beyond its `exp`, and a `CheckedStore` before it if tokens have a form that can be checked.
 /// - It needs a tokio runtime with time and I/O enabled. Connections are kept and driven by tasks of the HTTP client.
 /// - The gate's deadline should be longer than [the store's own](IntrospectionBuilder::with_timeout), whose error says more.
 /// - The form with the token is overwritten when the request is done. The copies that the HTTP client and TLS write to the

@@ -4,7 +4,7 @@ use super::database::{administer, unix_ms};
 use super::record::{columns, quota_columns, read};
 use super::{Database, GrantRecord, Issued, NewGrant, SqlError};
 use crate::grant::{GrantId, Subject};
-use crate::mint::{Format, RandomnessError};
+use crate::mint::{RandomnessError, TokenFormat};
 use crate::quota::Quota;
 use crate::scopes::Scopes;
 use crate::token::TokenDigest;
@@ -17,7 +17,7 @@ impl Database {
     /// # Errors
     ///
     /// If the grant's id is taken, a name is too long, there is no randomness, or the database fails.
-    pub async fn issue(&self, format: &Format, grant: &NewGrant) -> Result<Issued, SqlError> {
+    pub async fn issue(&self, format: &TokenFormat, grant: &NewGrant) -> Result<Issued, SqlError> {
         let secret = format.mint()?;
         let grant = self.insert(secret.digest(), Some(format.prefix()), grant).await?;
         Ok(Issued { secret, grant })
@@ -197,7 +197,7 @@ impl Database {
     /// # Errors
     ///
     /// If there is no such grant, it is revoked or expired, there is no randomness, or the database fails.
-    pub async fn rotate(&self, id: &GrantId, format: &Format, grace: Duration) -> Result<Issued, SqlError> {
+    pub async fn rotate(&self, id: &GrantId, format: &TokenFormat, grace: Duration) -> Result<Issued, SqlError> {
         let secret = format.mint()?;
         let now = self.now();
         let grace_ends = now.checked_add(grace).map_or(i64::MAX, unix_ms);

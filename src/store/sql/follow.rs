@@ -14,7 +14,7 @@ use super::SqlError;
 use super::connections;
 use super::database::Pool;
 use super::report::Reporter;
-use crate::store::Change;
+use crate::store::Invalidation;
 
 impl Database {
     /// Reports what is changed in the tables, by whichever process, for ever: for a task of its own, in front of a cache.
@@ -24,20 +24,20 @@ impl Database {
     /// # async fn example() -> Result<(), Box<dyn std::error::Error>> {
     /// use std::time::Duration;
     /// use tollgate::store::sql::Database;
-    /// use tollgate::store::{Breaker, CachedStore, Change};
+    /// use tollgate::store::{CircuitBreaker, CachedStore, Invalidation};
     ///
     /// let database = Database::connect("postgres://127.0.0.1/acme").await?;
-    /// let breaker = Breaker::new(database.store::<()>(), Duration::from_secs(2), tokio::time::sleep);
+    /// let breaker = CircuitBreaker::new(database.store::<()>(), Duration::from_secs(2), tokio::time::sleep);
     /// let cache = CachedStore::new(breaker.clone(), Duration::from_secs(60))?;
     /// let followed = cache.clone();
     /// let on_change = move |change: Change| {
     ///     followed.invalidate(&change);
-    ///     if change == Change::Everything {
+    ///     if change == Invalidation::Everything {
     ///         // Perhaps the database is back.
     ///         breaker.probe_now();
     ///     }
     /// };
-    /// tokio::spawn(async move { database.follow(Duration::from_secs(5), on_change).await });
+    /// tokio::spawn(async move { database.watch(Duration::from_secs(5), on_change).await });
     /// # Ok(())
     /// # }
     /// ```
@@ -50,7 +50,7 @@ impl Database {
     /// | PostgreSQL, connected | the time that the server's `NOTIFY` takes |
     /// | PostgreSQL, connection lost | at most `interval` and one [deadline](Database::with_deadline) until that is noticed, then as soon as it is connected again |
     ///
-    /// PostgreSQL does not keep notifications for a client that is not connected. So [`Change::Everything`] is reported whenever
+    /// PostgreSQL does not keep notifications for a client that is not connected. So [`Invalidation::Everything`] is reported whenever
     /// listening begins, the first time as well. A cache then asks the database before it uses an entry again; see
     /// `CachedStore`.
     ///
@@ -69,7 +69,7 @@ impl Database {
     /// at most 100 are reported in each `interval`; more of them are reported as `Everything`. A flood can make a cache
     /// ask the database once in each `interval` for each entry in use, and no more. The metric `tollgate_store_changes_total`
     /// counts what is reported and what is merged.
-    pub async fn follow(&self, interval: Duration, on_change: impl FnMut(Change) + Send) -> Infallible {
+    pub async fn watch(&self, interval: Duration, on_change: impl FnMut(Invalidation) + Send) -> Infallible {
         let mut reporter = Reporter::new(interval, on_change);
         match &self.0.pool {
             #[cfg(feature = "sqlite")]
@@ -109,7 +109,7 @@ impl Database {
 
     /// Reports the changes after the one with this number, and returns the number of the newest.
     #[cfg(feature = "sqlite")]
-    async fn changes_since<F: FnMut(Change) + Send>(
+    async fn changes_since<F: FnMut(Invalidation) + Send>(
         &self,
         pool: &sqlx::SqlitePool,
         last: Option<i64>,
@@ -129,12 +129,12 @@ impl Database {
                 // Deleting a grant deletes its tokens, each of which is a change of the same grant.
                 changes.dedup_by(|(_, this), (id, previous)| *id != last && this == previous);
                 for (_, grant) in changes.drain(1..) {
-                    reporter.report_now(grant.map_or(Change::Added, |id| Change::Grant(id.into())));
+                    reporter.report_now(grant.map_or(Invalidation::Added, |id| Invalidation::Grant(id.into())));
                 }
             }
             // The table is still empty, which it is if somebody has emptied it.
             (None, Some(0)) => {}
-            _ => reporter.report_now(Change::Everything),
+            _ => reporter.report_now(Invalidation::Everything),
         }
         Ok(newest)
     }
@@ -145,7 +145,7 @@ impl Database {
 const RECONNECT: Duration = Duration::from_millis(500);
 
 #[cfg(feature = "postgres")]
-async fn listen<F: FnMut(Change) + Send>(
+async fn listen<F: FnMut(Invalidation) + Send>(
     own: &sqlx::PgPool,
     channel: &str,
     deadline: Duration,
@@ -162,7 +162,7 @@ async fn listen<F: FnMut(Change) + Send>(
 
 /// Listens until the connection is lost. The timeouts are those of the first question and of later ones.
 #[cfg(feature = "postgres")]
-async fn hear<F: FnMut(Change) + Send>(
+async fn hear<F: FnMut(Invalidation) + Send>(
     listener: &mut PgListener,
     channel: &str,
     (left, deadline): (Duration, Duration),
@@ -177,7 +177,7 @@ async fn hear<F: FnMut(Change) + Send>(
     };
     timeout(left, begin).await??;
     on_connection();
-    reporter.report_now(Change::Everything);
+    reporter.report_now(Invalidation::Everything);
     let interval = reporter.interval();
     let mut heard = Instant::now();
     loop {
@@ -202,11 +202,11 @@ async fn hear<F: FnMut(Change) + Send>(
 }
 
 #[cfg(feature = "postgres")]
-fn read(payload: &str) -> Change {
+fn read(payload: &str) -> Invalidation {
     match payload.strip_prefix("grant ") {
-        Some(id) => Change::Grant(id.into()),
-        None if payload == "added" => Change::Added,
+        Some(id) => Invalidation::Grant(id.into()),
+        None if payload == "added" => Invalidation::Added,
         // Of a newer version, perhaps.
-        None => Change::Everything,
+        None => Invalidation::Everything,
     }
 }

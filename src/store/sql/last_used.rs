@@ -87,8 +87,8 @@ impl LastUsed {
 
     /// The same store, of which every grant that is found and valid is noted.
     #[must_use]
-    pub fn note<T: TokenStore>(&self, store: T) -> Noted<T> {
-        Noted { store, notes: self.clone() }
+    pub fn note<T: TokenStore>(&self, store: T) -> LastUsedStore<T> {
+        LastUsedStore { store, notes: self.clone() }
     }
 
     /// Writes the notes, in statements of 500 rows. Returns the number of grants whose notes were processed.
@@ -198,15 +198,15 @@ impl Drop for Unwritten<'_> {
 
 /// A store whose grants are noted when they are used, by [`LastUsed::note`].
 #[derive(Clone, Debug)]
-pub struct Noted<T> {
+pub struct LastUsedStore<T> {
     store: T,
     notes: LastUsed,
 }
 
-impl<T: TokenStore> TokenStore for Noted<T> {
+impl<T: TokenStore> TokenStore for LastUsedStore<T> {
     type Principal = T::Principal;
     type Error = T::Error;
-    type Future = NotedFuture<T::Future>;
+    type Future = LastUsedStoreFuture<T::Future>;
 
     fn lookup(&self, token: &BearerToken<'_>) -> Answer<Self::Future> {
         match self.store.lookup(token) {
@@ -215,7 +215,7 @@ impl<T: TokenStore> TokenStore for Noted<T> {
                 Answer::Ready(found)
             }
             Answer::Pending(future) => {
-                Answer::Pending(NotedFuture { future, notes: self.notes.clone(), digest: *token.digest() })
+                Answer::Pending(LastUsedStoreFuture { future, notes: self.notes.clone(), digest: *token.digest() })
             }
         }
     }
@@ -237,8 +237,8 @@ impl LastUsed {
 }
 
 pin_project_lite::pin_project! {
-    /// The future of [`Noted`].
-    pub struct NotedFuture<F> {
+    /// The future of [`LastUsedStore`].
+    pub struct LastUsedStoreFuture<F> {
         #[pin]
         future: F,
         notes: LastUsed,
@@ -246,7 +246,7 @@ pin_project_lite::pin_project! {
     }
 }
 
-impl<F, P, E> Future for NotedFuture<F>
+impl<F, P, E> Future for LastUsedStoreFuture<F>
 where
     F: Future<Output = Lookup<P, E>>,
 {
@@ -266,8 +266,8 @@ impl fmt::Debug for LastUsed {
     }
 }
 
-impl<F> fmt::Debug for NotedFuture<F> {
+impl<F> fmt::Debug for LastUsedStoreFuture<F> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("NotedFuture(..)")
+        f.write_str("LastUsedStoreFuture(..)")
     }
 }

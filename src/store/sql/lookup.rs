@@ -35,7 +35,7 @@ type PrincipalFuture<P> = Pin<Box<dyn Future<Output = Result<Grant<P>, SqlError>
 /// confirmed in constant time. Tokens of revoked grants are unknown.
 ///
 /// A row that cannot be read, or whose principal cannot, is an error [about one token](StoreError::concerns_token); see
-/// [`SqlError::concerns_token`]. The database works, and a [`Breaker`](crate::store::Breaker) stays closed.
+/// [`SqlError::concerns_token`]. The database works, and a [`CircuitBreaker`](crate::store::CircuitBreaker) stays closed.
 pub struct SqlStore<P> {
     database: Database,
     principals: Arc<Principals<P>>,

@@ -6,14 +6,14 @@
 //! ```no_run
 //! use std::time::Duration;
 //! use tollgate::AuthLayer;
-//! use tollgate::mint::Format;
+//! use tollgate::mint::TokenFormat;
 //! use tollgate::store::sql::{Database, NewGrant};
 //!
 //! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
 //! let database = Database::connect("sqlite://tokens.db?mode=rwc").await?;
 //! database.migrate().await?;
 //!
-//! let issued = database.issue(&Format::new("acme")?, &NewGrant::new("alice").with_scopes(["trade"])?).await?;
+//! let issued = database.issue(&TokenFormat::new("acme")?, &NewGrant::new("alice").with_scopes(["trade"])?).await?;
 //! println!("Your token, which is not shown again: {}", issued.secret.expose());
 //!
 //! let gate = AuthLayer::waiting(database.store::<()>(), Duration::from_secs(2), tokio::time::sleep);
@@ -32,17 +32,17 @@
 //! # Revocation
 //!
 //! A look-up reads the tables, so that whatever was committed before it counts. Where a cache stands in front,
-//! [`Database::follow`] tells it what was changed, by whichever process, and says how late it may be.
+//! [`Database::watch`] tells it what was changed, by whichever process, and says how late it may be.
 //!
 //! # When the database is down
 //!
 //! Each lookup has a [deadline](Database::with_deadline); the gate answers 503 to one that misses it. A PostgreSQL connection
 //! that misses a deadline is closed, and so are all connections that have been idle since. Put the store behind
-//! [`Breaker`](super::Breaker) to fail immediately while the database is down.
+//! [`CircuitBreaker`](super::CircuitBreaker) to fail immediately while the database is down.
 //!
 //! # How many connections
 //!
-//! [`Database::connect`] opens up to 10 connections to PostgreSQL, and [`Database::follow`] one more. No more sockets are open at
+//! [`Database::connect`] opens up to 10 connections to PostgreSQL, and [`Database::watch`] one more. No more sockets are open at
 //! any time, also in an outage. The server may keep a connection for longer than its client, because it does not notice that
 //! the network lost it: for about a minute (TCP keepalive), or for 5 minutes behind a proxy (`idle_session_timeout`, PostgreSQL
 //! 14 or later). So plan for twice as many in `max_connections`.
@@ -64,7 +64,7 @@ mod schema;
 mod url;
 
 pub use database::Database;
-pub use last_used::{LastUsed, Noted, NotedFuture};
+pub use last_used::{LastUsed, LastUsedStore, LastUsedStoreFuture};
 pub use lookup::{SqlFuture, SqlStore};
 pub use record::{GrantRecord, Issued, NewGrant};
 

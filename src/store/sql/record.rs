@@ -9,7 +9,7 @@ use super::database::{from_unix_ms, unix_ms};
 use crate::grant::{Grant, GrantId, Subject};
 use crate::mint::Secret;
 use crate::quota::Quota;
-use crate::scopes::{InvalidScope, Scopes};
+use crate::scopes::{ScopeError, Scopes};
 use crate::token::TokenDigest;
 
 /// A grant that is about to be issued.
@@ -25,7 +25,7 @@ use crate::token::TokenDigest;
 ///     .with_quota(Quota::per_minute(600).with_burst(50))
 ///     .with_expiry(SystemTime::now() + Duration::from_secs(90 * 86_400));
 /// # let _ = grant;
-/// # Ok::<_, tollgate::InvalidScope>(())
+/// # Ok::<_, tollgate::ScopeError>(())
 /// ```
 #[derive(Clone, Debug)]
 pub struct NewGrant {
@@ -76,7 +76,7 @@ impl NewGrant {
     /// # Errors
     ///
     /// If one of them is empty or has a character that RFC 6749 does not allow.
-    pub fn with_scopes<I>(mut self, scopes: I) -> Result<Self, InvalidScope>
+    pub fn with_scopes<I>(mut self, scopes: I) -> Result<Self, ScopeError>
     where
         I: IntoIterator,
         I::Item: AsRef<str>,
@@ -191,7 +191,7 @@ pub struct GrantRecord {
     /// When it was used last, if that is noted (see [`LastUsed`](super::LastUsed)), and as of the last time that it was
     /// written.
     pub last_used: Option<SystemTime>,
-    /// What its newest token begins with, before the underscore: the [prefix](crate::mint::Format::prefix) of the format that
+    /// What its newest token begins with, before the underscore: the [prefix](crate::mint::TokenFormat::prefix) of the format that
     /// it was minted in. `None` if it was [imported](super::Database::import). It is no secret.
     pub token_prefix: Option<String>,
 }

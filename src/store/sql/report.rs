@@ -12,7 +12,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use crate::observe::{self, Followed};
-use crate::store::Change;
+use crate::store::Invalidation;
 
 #[cfg(feature = "postgres")]
 const MOST_NAMED: u32 = 100;
@@ -59,7 +59,7 @@ impl Merged {
     }
 }
 
-impl<F: FnMut(Change)> Reporter<F> {
+impl<F: FnMut(Invalidation)> Reporter<F> {
     #[cfg_attr(not(feature = "postgres"), allow(unused_variables, reason = "changes are read once in each interval"))]
     pub(super) fn new(interval: Duration, on_change: F) -> Self {
         Self {
@@ -76,38 +76,38 @@ impl<F: FnMut(Change)> Reporter<F> {
     }
 
     /// Reports a change, however recently there was another one.
-    pub(super) fn report_now(&mut self, change: Change) {
+    pub(super) fn report_now(&mut self, change: Invalidation) {
         #[cfg(feature = "postgres")]
-        if change == Change::Everything {
+        if change == Invalidation::Everything {
             self.pace.everything = Merged { last: Some(Instant::now()), is_waiting: false };
             self.pace.added.is_waiting = false;
         }
         observe::followed(match change {
-            Change::Added => Followed::Added,
-            Change::Everything => Followed::Everything,
-            Change::Token(_) | Change::Grant(_) | Change::Subject(_) => Followed::Named,
+            Invalidation::Added => Followed::Added,
+            Invalidation::Everything => Followed::Everything,
+            Invalidation::Token(_) | Invalidation::Grant(_) | Invalidation::Subject(_) => Followed::Named,
         });
         (self.on_change)(change);
     }
 }
 
 #[cfg(feature = "postgres")]
-impl<F: FnMut(Change)> Reporter<F> {
+impl<F: FnMut(Invalidation)> Reporter<F> {
     pub(super) fn interval(&self) -> Duration {
         self.pace.interval
     }
 
     /// Reports a change that anybody may have announced.
-    pub(super) fn report(&mut self, change: Change) {
+    pub(super) fn report(&mut self, change: Invalidation) {
         let (now, pace) = (Instant::now(), &mut self.pace);
         let change = match change {
-            Change::Added | Change::Everything => change,
+            Invalidation::Added | Invalidation::Everything => change,
             named if pace.admits_named(now) => named,
-            _ => Change::Everything,
+            _ => Invalidation::Everything,
         };
         let is_admitted = match change {
-            Change::Added => pace.added.admit(now, pace.interval),
-            Change::Everything => pace.everything.admit(now, pace.interval),
+            Invalidation::Added => pace.added.admit(now, pace.interval),
+            Invalidation::Everything => pace.everything.admit(now, pace.interval),
             _ => true,
         };
         match is_admitted {
@@ -121,10 +121,10 @@ impl<F: FnMut(Change)> Reporter<F> {
         let (now, interval) = (Instant::now(), self.pace.interval);
         let is_due = |merged: &Merged| merged.due_in(now, interval).is_some_and(|wait| wait.is_zero());
         if is_due(&self.pace.everything) {
-            self.report_now(Change::Everything);
+            self.report_now(Invalidation::Everything);
         } else if is_due(&self.pace.added) {
             self.pace.added = Merged { last: Some(now), is_waiting: false };
-            self.report_now(Change::Added);
+            self.report_now(Invalidation::Added);
         }
         let (everything, added) = (&self.pace.everything, &self.pace.added);
         everything.due_in(now, interval).into_iter().chain(added.due_in(now, interval)).min()
@@ -133,7 +133,7 @@ impl<F: FnMut(Change)> Reporter<F> {
     /// Reports all that waits.
     pub(super) fn report_waiting(&mut self) {
         if self.pace.everything.is_waiting || self.pace.added.is_waiting {
-            self.report_now(Change::Everything);
+            self.report_now(Invalidation::Everything);
         }
     }
 }
@@ -161,15 +161,15 @@ mod tests {
     #[derive(Clone, Debug)]
     enum Step {
         Pass(u64),
-        Announce(Change, usize),
+        Announce(Invalidation, usize),
     }
 
     fn step() -> impl Strategy<Value = Step> {
         prop_oneof![
             (0..3_000_u64).prop_map(Step::Pass),
-            (1..5_usize).prop_map(|times| Step::Announce(Change::Everything, times)),
-            (1..5_usize).prop_map(|times| Step::Announce(Change::Added, times)),
-            (1..80_usize).prop_map(|times| Step::Announce(Change::Grant("a".into()), times)),
+            (1..5_usize).prop_map(|times| Step::Announce(Invalidation::Everything, times)),
+            (1..5_usize).prop_map(|times| Step::Announce(Invalidation::Added, times)),
+            (1..80_usize).prop_map(|times| Step::Announce(Invalidation::Grant("a".into()), times)),
         ]
     }
 
@@ -180,8 +180,8 @@ mod tests {
         fn nothing_is_lost_and_little_is_reported(steps in prop::collection::vec(step(), 1..100)) {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
             runtime.block_on(async {
-                let mut reported: Vec<(Change, Instant)> = Vec::new();
-                let mut announced: Vec<(Change, Instant)> = Vec::new();
+                let mut reported: Vec<(Invalidation, Instant)> = Vec::new();
+                let mut announced: Vec<(Invalidation, Instant)> = Vec::new();
                 let mut reporter = Reporter::new(INTERVAL, |change| reported.push((change, Instant::now())));
                 let end = Step::Pass(u64::try_from(INTERVAL.as_millis()).unwrap());
                 for step in steps.into_iter().chain([end]) {
@@ -208,15 +208,15 @@ mod tests {
                 }
                 for (change, at) in &announced {
                     let is_reported = reported.iter().any(|(reported, told)| {
-                        told >= at && *told <= *at + INTERVAL && (reported == change || *reported == Change::Everything)
+                        told >= at && *told <= *at + INTERVAL && (reported == change || *reported == Invalidation::Everything)
                     });
                     prop_assert!(is_reported, "{change:?}");
                 }
-                for kind in [Change::Everything, Change::Added] {
+                for kind in [Invalidation::Everything, Invalidation::Added] {
                     let times: Vec<_> = reported.iter().filter(|(change, _)| *change == kind).map(|(_, at)| *at).collect();
                     prop_assert!(times.windows(2).all(|pair| pair[1] - pair[0] >= INTERVAL), "{kind:?}");
                 }
-                let named: Vec<_> = reported.iter().filter(|(change, _)| matches!(change, Change::Grant(_))).collect();
+                let named: Vec<_> = reported.iter().filter(|(change, _)| matches!(change, Invalidation::Grant(_))).collect();
                 let first_and_last = named.windows(2 * MOST_NAMED as usize + 1);
                 prop_assert!(first_and_last.into_iter().all(|many| many[many.len() - 1].1 - many[0].1 >= INTERVAL));
                 Ok(())

@@ -2,7 +2,7 @@ use std::collections::BTreeMap;
 use std::fmt::{Debug, Write as _};
 use std::sync::{Arc, Mutex};
 
-use tollgate::store::Breaker;
+use tollgate::store::CircuitBreaker;
 use tollgate::{Answer, BearerToken, Scopes, TokenStore as _};
 use tracing::field::{Field, Visit};
 use tracing::span::{Attributes, Id, Record};
@@ -70,7 +70,7 @@ async fn what_names_nobody_is_debug() {
     let needs = || Rejection::insufficient_scope(Scopes::new(["trade"]).unwrap());
     let who = CurrentGrant::new(Grant::new("alice", ()));
     for (rejection, level) in [(needs(), "DEBUG"), (needs().of_grant(&who), "INFO")] {
-        let _: Response<Body> = gate.refuse(rejection);
+        let _: Response<Body> = gate.reject(rejection);
         let [told] = &ear.take()[..] else { panic!("told once") };
         assert_eq!((&*told.level, told.fields.contains_key("grant")), (level, level == "INFO"));
     }
@@ -157,7 +157,7 @@ async fn handlers_refusals_are_told_too() {
 async fn what_is_admitted_is_no_event() {
     let ear = Ear::default();
     let _listening = tracing::subscriber::set_default(ear.clone());
-    let service = gate(alice()).with_optional_authentication().layer(echo());
+    let service = gate(alice()).allow_anonymous().layer(echo());
     for request in [with_token(TOKEN), get(), preflight()] {
         assert_eq!(send(&service, request).await.status(), 200);
     }
@@ -192,10 +192,10 @@ async fn breakers_are_told_of_when_they_turn() {
     });
     let hands = Hands::default();
     let clock = hands.clone();
-    let breaker = Breaker::new(store, Duration::from_secs(1), tokio::time::sleep)
+    let breaker = CircuitBreaker::new(store, Duration::from_secs(1), tokio::time::sleep)
         .with_name("database")
-        .with_failures(2)
-        .with_pauses(Duration::from_secs(1), Duration::from_secs(1))
+        .with_failure_threshold(2)
+        .with_backoff(Duration::from_secs(1), Duration::from_secs(1))
         .with_clock(move || Duration::from_nanos(clock.ns()));
     let look_up = || async {
         match breaker.lookup(&BearerToken::new(TOKEN)) {
@@ -210,13 +210,13 @@ async fn breakers_are_told_of_when_they_turn() {
     *ill.lock().unwrap() = false;
     assert!(look_up().await);
     let told: Vec<_> = ear.take().into_iter().map(|told| (told.level, told.fields["state"].clone())).collect();
-    assert_eq!(told, [("WARN", "open"), ("DEBUG", "probing"), ("INFO", "closed")].map(|(a, b)| (a.into(), b.into())));
+    assert_eq!(told, [("WARN", "open"), ("DEBUG", "half_open"), ("INFO", "closed")].map(|(a, b)| (a.into(), b.into())));
 }
 
 /// A subscriber may look at what it is told of: nothing is locked then.
 #[test]
 fn who_is_told_of_a_breaker_may_look_at_it() {
-    type Watched = Breaker<tollgate::BoxStore<()>>;
+    type Watched = CircuitBreaker<tollgate::BoxStore<()>>;
 
     struct Looks(Arc<Mutex<Option<Watched>>>, Arc<Mutex<String>>);
 
@@ -238,7 +238,7 @@ fn who_is_told_of_a_breaker_may_look_at_it() {
     }
 
     let store = tollgate::BoxStore::new(from_fn(|_| async { Err::<Option<Grant<()>>, _>("ill") }));
-    let breaker = Breaker::new(store, Duration::from_secs(1), tokio::time::sleep).with_failures(1);
+    let breaker = CircuitBreaker::new(store, Duration::from_secs(1), tokio::time::sleep).with_failure_threshold(1);
     let seen = Arc::<Mutex<String>>::default();
     let looks = Looks(Arc::new(Mutex::new(Some(breaker.clone()))), seen.clone());
     // Apart, so that a thread that waits for itself is noticed.
@@ -289,14 +289,14 @@ async fn strangers_fill_no_log_that_is_kept() {
     let one = Quota::per_hour(1);
     let limits = RateLimits::new(one).with_anonymous(one.with_burst(2)).and("trial", one).unwrap();
     let limits = limits.with_anonymous(one).with_dry_run();
-    let service = AuthLayer::new(memory()).with_optional_authentication().with_rate_limit(limits).layer(echo());
+    let service = AuthLayer::new(memory()).allow_anonymous().with_rate_limit(limits).layer(echo());
     for status in [200, 200, 429] {
         assert_eq!(send(&service, get()).await.status(), status);
     }
 
     let down = from_fn(|_| async { Err::<Option<Grant<User>>, _>(std::io::Error::other("down")) });
-    let breaker = Breaker::new(down, Duration::from_secs(9), tokio::time::sleep);
-    let breaker = breaker.with_failures(1).with_pauses(Duration::ZERO, Duration::ZERO);
+    let breaker = CircuitBreaker::new(down, Duration::from_secs(9), tokio::time::sleep);
+    let breaker = breaker.with_failure_threshold(1).with_backoff(Duration::ZERO, Duration::ZERO);
     let token = BearerToken::new(TOKEN);
     let told = ear.take();
     assert!(told.len() >= 3 && told.iter().all(|told| told.level == "DEBUG"), "{told:?}");

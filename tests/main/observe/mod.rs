@@ -10,7 +10,7 @@ use bytes::Bytes;
 use http::{Request, Response};
 use http_body::Frame;
 use http_body_util::StreamBody;
-use tollgate::gate::BodyDoors;
+use tollgate::gate::BodyTokens;
 use tollgate::limit::FailureThrottle;
 use tollgate::store::from_fn;
 use tollgate::{
@@ -73,9 +73,9 @@ async fn to(grant: Grant<()>, lines: &'static [&'static str]) -> Response<Body> 
 async fn webhook(frames: Vec<Result<&'static str, &'static str>>) -> Response<Body> {
     use futures_util::StreamExt as _;
 
-    let doors = BodyDoors::new(Duration::from_millis(20), tokio::time::sleep).with_json("key").unwrap().with_limit(64);
+    let doors = BodyTokens::new(Duration::from_millis(20), tokio::time::sleep).with_json("key").unwrap().with_limit(64);
     let service = gate(alice())
-        .with_body_doors(doors)
+        .with_body_tokens(doors)
         .layer(tower::service_fn(|_| async { Ok::<_, Infallible>(Response::new(Body::default())) }));
     let frames =
         frames.into_iter().map(|frame| frame.map(|text| Frame::data(Bytes::from(text.replace("TOKEN", TOKEN)))));
@@ -151,7 +151,7 @@ pub fn cases() -> Vec<Case> {
         .of("alice"),
         Case::new("insufficient_user_authentication", async {
             let step_up = Rejection::insufficient_user_authentication(["myACR"], None).unwrap();
-            gate(alice()).refuse(step_up.of_grant(&CurrentGrant::new(alice())))
+            gate(alice()).reject(step_up.of_grant(&CurrentGrant::new(alice())))
         })
         .of("alice"),
         Case {
@@ -199,7 +199,7 @@ pub fn cases() -> Vec<Case> {
         },
         Case::new("misconfigured", async {
             let limits = RateLimits::new(Quota::per_minute(1));
-            send(&gate(alice()).rate_limit(limits).layer(echo()), with_token(TOKEN)).await
+            send(&gate(alice()).route_rate_limit(limits).layer(echo()), with_token(TOKEN)).await
         }),
     ]
 }

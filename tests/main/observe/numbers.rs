@@ -3,7 +3,7 @@ use std::sync::atomic::{AtomicU8, Ordering};
 
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
 use metrics_util::debugging::{DebugValue, DebuggingRecorder, Snapshotter};
-use tollgate::store::Breaker;
+use tollgate::store::CircuitBreaker;
 use tollgate::{Authenticated, TokenStore as _};
 
 use super::*;
@@ -73,7 +73,7 @@ async fn each_refusal_is_counted_once() {
         case.answer.await;
         let refused: Vec<_> =
             book.of(REQUESTS).into_iter().filter(|(labels, _)| !labels.starts_with("outcome=admitted")).collect();
-        assert_eq!(refused, series([(&*format!("outcome={},carrier=none", case.kind), 1.0)]));
+        assert_eq!(refused, series([(&*format!("outcome={},location=none", case.kind), 1.0)]));
     }
 }
 
@@ -81,21 +81,21 @@ async fn each_refusal_is_counted_once() {
 async fn what_passes_is_counted_by_where_its_token_was() {
     let book = Book::open();
     let gate = gate(alice())
-        .with_optional_authentication()
+        .allow_anonymous()
         .with_discouraged_query_token("access_token")
         .unwrap()
         .with_api_key_header(http::HeaderName::from_static("x-api-key"))
         .unwrap()
         .with_websocket_token("token.")
         .unwrap()
-        .with_door(|head| head.headers.get("x-mine").map(|value| value.as_bytes().to_vec()));
+        .with_token_from(|head| head.headers.get("x-mine").map(|value| value.as_bytes().to_vec()));
     let service = gate.layer(echo());
     let request = |target: &str, field: &str, value: &str| {
         let request = Request::get(target).header("connection", "upgrade").header("upgrade", "websocket");
         request.header(field, value).body(Body::default()).unwrap()
     };
     let protocol = format!("chat, token.{}", BASE64_URL_SAFE_NO_PAD.encode(TOKEN));
-    for (request, outcome, carrier) in [
+    for (request, outcome, location) in [
         (with_token(TOKEN), "admitted", "authorization_header"),
         (request("/", "x-api-key", TOKEN), "admitted", "api_key_header"),
         (request(&format!("/?access_token={TOKEN}"), "x-a", "b"), "admitted", "query"),
@@ -105,21 +105,21 @@ async fn what_passes_is_counted_by_where_its_token_was() {
         (preflight(), "preflight", "none"),
     ] {
         assert_eq!(send(&service, request).await.status(), 200);
-        assert_eq!(book.of(REQUESTS), series([(&*format!("outcome={outcome},carrier={carrier}"), 1.0)]));
+        assert_eq!(book.of(REQUESTS), series([(&*format!("outcome={outcome},location={location}"), 1.0)]));
     }
-    let doors = BodyDoors::new(Duration::from_secs(1), tokio::time::sleep);
+    let doors = BodyTokens::new(Duration::from_secs(1), tokio::time::sleep);
     let doors = doors.with_json("key").unwrap().with_text("key").unwrap().with_form("key").unwrap();
     let service = gate
-        .with_body_doors(doors)
+        .with_body_tokens(doors)
         .layer(tower::service_fn(|_| async { Ok::<_, Infallible>(Response::new(Body::default())) }));
-    for (content_type, body, carrier) in [
+    for (content_type, body, location) in [
         ("application/json", format!(r#"{{"key": "{TOKEN}"}}"#), "json_body"),
         ("text/plain", format!("key={TOKEN};"), "text_body"),
         ("application/x-www-form-urlencoded", format!("key={TOKEN}"), "form_body"),
     ] {
         let request = Request::post("/").header("content-type", content_type).body(Body::from(body)).unwrap();
         assert_eq!(send(&service, request).await.status(), 200);
-        assert_eq!(book.of(REQUESTS), series([(&*format!("outcome=admitted,carrier={carrier}"), 1.0)]));
+        assert_eq!(book.of(REQUESTS), series([(&*format!("outcome=admitted,location={location}"), 1.0)]));
     }
 }
 
@@ -130,12 +130,12 @@ async fn layers_behind_a_gate_count_what_they_charge_and_refuse() {
     let limits =
         |name| RateLimits::named(name, Quota::per_minute(1).with_burst(2)).unwrap().with_clock(|| Duration::ZERO);
     let gate = gate(alice()).with_rate_limit(limits("all"));
-    let service = gate.layer(gate.rate_limit(limits("orders").with_cost(|_| 2)).layer(echo()));
+    let service = gate.layer(gate.route_rate_limit(limits("orders").with_cost(|_| 2)).layer(echo()));
     let statuses = [send(&service, with_token(TOKEN)).await, send(&service, with_token(TOKEN)).await];
     assert_eq!(statuses.map(|response| response.status().as_u16()), [200, 429]);
     let told = book.read();
-    assert_eq!(told[&format!("{REQUESTS}{{outcome=admitted,carrier=authorization_header}}")], 2.0);
-    assert_eq!(told[&format!("{REQUESTS}{{outcome=over_limit,carrier=none}}")], 1.0);
+    assert_eq!(told[&format!("{REQUESTS}{{outcome=admitted,location=authorization_header}}")], 2.0);
+    assert_eq!(told[&format!("{REQUESTS}{{outcome=over_limit,location=none}}")], 1.0);
     assert_eq!(told[&format!("{CHARGES}{{policy=all,outcome=admitted}}")], 2.0);
     assert_eq!(told[&format!("{CHARGES}{{policy=orders,outcome=admitted}}")], 1.0);
     assert_eq!(told[&format!("{CHARGES}{{policy=orders,outcome=over_limit}}")], 1.0);
@@ -158,7 +158,7 @@ async fn charges_of_handlers_are_counted_and_looks_are_not() {
     assert_eq!(book.of(CHARGES), series(counted));
 
     let limits = limits.with_anonymous(Quota::per_minute(60).with_burst(1)).with_clock(|| Duration::ZERO);
-    let service = gate(alice()).with_optional_authentication().with_rate_limit(limits).layer(echo());
+    let service = gate(alice()).allow_anonymous().with_rate_limit(limits).layer(echo());
     for status in [200, 429] {
         assert_eq!(send(&service, get()).await.status(), status);
     }
@@ -262,10 +262,10 @@ async fn breakers_say_what_they_do() {
         async move { if ill { Err("ill") } else { Ok(None::<Grant<()>>) } }
     });
     let second = Duration::from_secs(1);
-    let breaker = Breaker::new(store, second, tokio::time::sleep)
+    let breaker = CircuitBreaker::new(store, second, tokio::time::sleep)
         .with_name("database")
-        .with_failures(1)
-        .with_pauses(second, second)
+        .with_failure_threshold(1)
+        .with_backoff(second, second)
         .with_clock(move || Duration::from_nanos(clock.ns()));
     let look_up = || breaker.lookup(&tollgate::BearerToken::new(TOKEN)).wait();
     let state = |state: u8, turned: &str, times: u8| {
@@ -284,13 +284,13 @@ async fn breakers_say_what_they_do() {
     let tollgate::Answer::Pending(probe) = breaker.lookup(&tollgate::BearerToken::new(TOKEN)) else {
         panic!("it waits")
     };
-    state(1, "probing", 1);
+    state(1, "half_open", 1);
     // Who gives up probing leaves the turn to the next one.
     drop(probe);
     state(2, "open", 2);
     ill.store(0, Ordering::SeqCst);
     assert!(look_up().await.is_ok());
-    state(0, "probing", 2);
+    state(0, "half_open", 2);
     state(0, "closed", 1);
 }
 

@@ -98,7 +98,7 @@ fn parse_file(text: &str) -> io::Result<HashMap<TokenDigest, Grant<()>>> {
 
 fn parse_line(line: &str) -> Option<(TokenDigest, Grant<()>)> {
     let mut words = line.split_ascii_whitespace();
-    let digest = TokenDigest::from_hex(words.next()?)?;
+    let digest = TokenDigest::from_hex(words.next()?).ok()?;
     let grant = Grant::new(words.next()?, ()).with_scopes(words).ok()?;
     Some((digest, grant))
 }

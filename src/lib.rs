@@ -121,7 +121,7 @@ pub use respond::{EmptyBody, ProblemDetails, RateLimitHeaders};
 pub use scopes::{ScopeError, Scopes};
 pub use store::{BoxStore, MemoryStore, TokenStore};
 pub use store_error::StoreError;
-pub use token::{BearerToken, TokenDigest, TokenLocation};
+pub use token::{BearerToken, TokenDigest, TokenDigestError, TokenLocation};
 
 #[cfg(doctest)]
 mod misuse;

@@ -1,8 +1,13 @@
 use std::fmt;
+use std::hash::{Hash, Hasher};
 use std::num::{NonZeroU32, NonZeroU64};
 use std::time::Duration;
 
 use thiserror::Error;
+
+mod text;
+
+use text::Unit;
 
 /// The largest `burst x interval`. Above it governor's arithmetic, which is unchecked, could overflow.
 pub(crate) const MAX_SPAN_NS: u64 = 1 << 62;
@@ -35,16 +40,15 @@ const SECOND: Duration = Duration::from_secs(1);
 /// A burst of `n` refilled at `n` per window admits up to `2n - 1` in an unlucky window. Where "never more than `n` in
 /// any window" is meant, say so: [`at_most`](Self::at_most).
 ///
-/// # Serde
+/// # Text
 ///
-/// With the feature `serde` a quota is read from the words of the constructors, in formats whose structures have names:
-/// one of `per_second`, `per_minute`, `per_hour`, `per_day` or `interval_ns` (nanoseconds until one cell comes back; then
-/// the burst is 1 where none is named), and an optional `burst`, as in `{"per_minute": 180, "burst": 20}`. It is always
-/// written as `interval_ns` with `burst`, which loses nothing.
-#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+/// A quota is parsed from and printed as `180/min burst 20`; see [`FromStr`](#impl-FromStr-for-Quota). With the feature
+/// `serde` it is serialized as this text.
+#[derive(Clone, Copy)]
 pub struct Quota {
     interval_ns: NonZeroU64,
     burst: NonZeroU32,
+    unit: Unit,
 }
 
 /// Why numbers make no [`Quota`].
@@ -63,6 +67,9 @@ pub enum QuotaError {
     /// `at_most` with a burst above the number admitted in a window.
     #[error("the burst is larger than the number admitted in a window")]
     BurstAboveWindow,
+    /// The text has not the form of `180/min burst 20`.
+    #[error("invalid quota: expected a number per period, such as 180/min or 180/min burst 20")]
+    Syntax,
 }
 
 impl Quota {
@@ -164,7 +171,7 @@ impl Quota {
     ///
     /// If a number is 0 or the quota would take 146 years to refill.
     pub const fn try_per(n: u32, period: Duration) -> Result<Self, QuotaError> {
-        Self::from_parts(n, period, n)
+        Self::from_parts(n, period, n, Unit::of(period))
     }
 
     /// [`at_most`](Self::at_most) for numbers that come from a file or a database.
@@ -179,7 +186,7 @@ impl Quota {
         match n.checked_sub(burst) {
             None => Err(QuotaError::BurstAboveWindow),
             // `burst` is 1 or more, so that adding 1 cannot overflow.
-            Some(rest) => Self::from_parts(rest + 1, window, burst),
+            Some(rest) => Self::from_parts(rest + 1, window, burst, Unit::None),
         }
     }
 
@@ -189,7 +196,7 @@ impl Quota {
     ///
     /// Where `with_burst` panics.
     pub const fn try_with_burst(self, burst: u32) -> Result<Self, QuotaError> {
-        Self::from_parts(1, self.interval(), burst)
+        Self::from_parts(1, self.interval(), burst, self.unit)
     }
 
     /// What each of so many nodes may admit, so that all of them together admit no more than this: rate and burst divided.
@@ -200,11 +207,11 @@ impl Quota {
         // A span of 146 years is no quota: as slow as there is, then.
         let slowest = (MAX_SPAN_NS - 1) / u64::from(burst);
         let interval = Duration::from_nanos(interval_ns.min(slowest));
-        Self::from_parts(1, interval, burst).unwrap_or(self)
+        Self::from_parts(1, interval, burst, Unit::None).unwrap_or(self)
     }
 
     /// The one place where a quota is made and checked.
-    const fn from_parts(n: u32, period: Duration, burst: u32) -> Result<Self, QuotaError> {
+    const fn from_parts(n: u32, period: Duration, burst: u32, unit: Unit) -> Result<Self, QuotaError> {
         let Some(burst) = NonZeroU32::new(burst) else { return Err(QuotaError::Zero) };
         if n == 0 {
             return Err(QuotaError::Zero);
@@ -216,7 +223,7 @@ impl Quota {
         }
         match NonZeroU64::new(interval as u64) {
             None => Err(QuotaError::NoTime),
-            Some(interval_ns) => Ok(Self { interval_ns, burst }),
+            Some(interval_ns) => Ok(Self { interval_ns, burst, unit }),
         }
     }
 
@@ -258,64 +265,28 @@ const fn must(quota: Result<Quota, QuotaError>) -> Quota {
         Err(QuotaError::NoTime) => panic!("the time of a quota must not be zero"),
         Err(QuotaError::TooLong) => panic!("the quota would take more than 146 years to refill"),
         Err(QuotaError::BurstAboveWindow) => panic!("the burst is larger than the number admitted in a window"),
+        Err(QuotaError::Syntax) => panic!("invalid quota"),
+    }
+}
+
+impl PartialEq for Quota {
+    /// Compares interval and burst: `60/min` and `1/s burst 60` are equal.
+    fn eq(&self, other: &Self) -> bool {
+        (self.interval_ns, self.burst) == (other.interval_ns, other.burst)
+    }
+}
+
+impl Eq for Quota {}
+
+impl Hash for Quota {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        (self.interval_ns, self.burst).hash(state);
     }
 }
 
 impl fmt::Debug for Quota {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Quota(one per {:?}, burst {})", self.interval(), self.burst)
-    }
-}
-
-#[cfg(feature = "serde")]
-mod with_serde {
-    use super::{Quota, SECOND};
-    use serde::ser::SerializeStruct as _;
-    use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error};
-    use std::time::Duration;
-
-    #[derive(Default, Deserialize)]
-    #[serde(default, deny_unknown_fields, rename = "Quota")]
-    struct Words {
-        per_second: Option<u32>,
-        per_minute: Option<u32>,
-        per_hour: Option<u32>,
-        per_day: Option<u32>,
-        interval_ns: Option<u64>,
-        burst: Option<u32>,
-    }
-
-    impl Serialize for Quota {
-        fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-            let mut words = serializer.serialize_struct("Quota", 2)?;
-            words.serialize_field("interval_ns", &self.interval_ns())?;
-            words.serialize_field("burst", &self.burst())?;
-            words.end()
-        }
-    }
-
-    impl<'de> Deserialize<'de> for Quota {
-        fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-            let words = Words::deserialize(deserializer)?;
-            let rates = [
-                words.per_second.map(|n| (n, SECOND)),
-                words.per_minute.map(|n| (n, Duration::from_secs(60))),
-                words.per_hour.map(|n| (n, Duration::from_secs(3_600))),
-                words.per_day.map(|n| (n, Duration::from_secs(86_400))),
-                words.interval_ns.map(|ns| (1, Duration::from_nanos(ns))),
-            ];
-            let mut named = rates.into_iter().flatten();
-            let (Some((n, period)), None) = (named.next(), named.next()) else {
-                return Err(D::Error::custom(
-                    "a quota names exactly one of per_second, per_minute, per_hour, per_day, interval_ns",
-                ));
-            };
-            let quota = Self::try_per(n, period).map_err(D::Error::custom)?;
-            match words.burst {
-                None => Ok(quota),
-                Some(burst) => quota.try_with_burst(burst).map_err(D::Error::custom),
-            }
-        }
     }
 }
 
@@ -354,26 +325,6 @@ mod tests {
         ] {
             assert_eq!((quota.interval(), quota.burst()), (interval, burst));
             assert_eq!(quota.refill(), interval * burst);
-        }
-    }
-
-    #[cfg(feature = "serde")]
-    #[test]
-    fn serde_reads_the_words_and_writes_without_loss() {
-        let quota = Quota::per_minute(180).with_burst(20);
-        for text in [r#"{"per_minute": 180, "burst": 20}"#, &serde_json::to_string(&quota).unwrap()] {
-            assert_eq!(serde_json::from_str::<Quota>(text).unwrap(), quota);
-        }
-        assert_eq!(serde_json::from_str::<Quota>(r#"{"per_second": 5}"#).unwrap(), Quota::per_second(5));
-        for bad in [
-            "{}",
-            r#"{"burst": 3}"#,
-            r#"{"per_second": 5, "per_minute": 5}"#,
-            r#"{"per_second": 0}"#,
-            r#"{"per_second": 5, "burst": 0}"#,
-            r#"{"per_second": 5, "brust": 7}"#,
-        ] {
-            assert!(serde_json::from_str::<Quota>(bad).is_err(), "{bad}");
         }
     }
 }

@@ -1,4 +1,5 @@
 use std::fmt;
+use std::str::FromStr;
 
 use thiserror::Error;
 
@@ -13,7 +14,7 @@ use thiserror::Error;
 /// assert!(Scopes::new(["two words"]).is_err());
 /// # Ok::<_, tollgate::ScopeError>(())
 /// ```
-#[derive(Clone, Default, PartialEq, Eq)]
+#[derive(Clone, Default, PartialEq, Eq, Hash)]
 pub struct Scopes(Box<[Box<str>]>);
 
 /// A scope that is empty or has a space, a quote, a backslash, a control or a non-ASCII character.
@@ -64,6 +65,30 @@ fn check_scope(scope: &str) -> Result<Box<str>, ScopeError> {
     match !scope.is_empty() && scope.bytes().all(|b| matches!(b, 0x21 | 0x23..=0x5b | 0x5d..=0x7e)) {
         true => Ok(scope.into()),
         false => Err(ScopeError(scope.into())),
+    }
+}
+
+impl FromStr for Scopes {
+    type Err = ScopeError;
+
+    /// Parses scopes with spaces between them, as the `scope` parameter has them (RFC 6749, section 3.3). The empty text is no
+    /// scope.
+    fn from_str(text: &str) -> Result<Self, ScopeError> {
+        Self::new(text.split(' ').filter(|scope| !scope.is_empty()))
+    }
+}
+
+#[cfg(feature = "serde")]
+impl serde::Serialize for Scopes {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+#[cfg(feature = "serde")]
+impl<'de> serde::Deserialize<'de> for Scopes {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
     }
 }
 

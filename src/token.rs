@@ -6,6 +6,7 @@ use base64::Engine as _;
 use base64::prelude::{BASE64_STANDARD, BASE64_STANDARD_NO_PAD, BASE64_URL_SAFE_NO_PAD};
 use sha2::{Digest, Sha256};
 use subtle::{Choice, ConstantTimeEq};
+use thiserror::Error;
 
 /// A token as a caller presented it, borrowed from the request.
 ///
@@ -98,7 +99,7 @@ impl fmt::Debug for BearerToken<'_> {
 /// let table = [("alice", "ungWv48Bz+pBQUDeXa4iI7ADYaOWF3qctBD/YfIAFa0=")];
 /// let tokens = MemoryStore::new();
 /// for (name, digest) in table {
-///     let digest = TokenDigest::from_base64(digest).ok_or("not a SHA-256 digest")?;
+///     let digest = TokenDigest::from_base64(digest)?;
 ///     tokens.insert(digest, Grant::new(name, ()))?;
 /// }
 /// assert!(tokens.get("abc").is_some());
@@ -133,27 +134,30 @@ impl TokenDigest {
         bytes
     }
 
-    /// The digest as 64 hexadecimal digits, as `sha256sum` writes it; `None` for any other text. Case does not matter.
+    /// Parses 64 hexadecimal digits in either case, as `sha256sum` prints them.
     ///
     /// ```
-    /// use tollgate::TokenDigest;
+    /// use tollgate::{TokenDigest, TokenDigestError};
     ///
     /// let hex = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
-    /// assert_eq!(TokenDigest::from_hex(hex), Some(TokenDigest::of("abc")));
+    /// assert_eq!(TokenDigest::from_hex(hex), Ok(TokenDigest::of("abc")));
     /// assert_eq!(TokenDigest::of("abc").to_hex(), hex);
-    /// assert_eq!(TokenDigest::from_hex("ba78"), None);
+    /// assert_eq!(TokenDigest::from_hex("ba78"), Err(TokenDigestError::Length));
     /// ```
-    #[must_use]
-    pub fn from_hex(hex: &str) -> Option<Self> {
+    ///
+    /// # Errors
+    ///
+    /// If the text has another length or another character.
+    pub fn from_hex(hex: &str) -> Result<Self, TokenDigestError> {
         let mut bytes = [0; 32];
         if hex.len() != 2 * bytes.len() {
-            return None;
+            return Err(TokenDigestError::Length);
         }
         for (byte, digits) in bytes.iter_mut().zip(hex.as_bytes().chunks_exact(2)) {
-            let digit = |at: usize| char::from(digits[at]).to_digit(16);
+            let digit = |at: usize| char::from(digits[at]).to_digit(16).ok_or(TokenDigestError::Encoding);
             *byte = (digit(0)? << 4 | digit(1)?) as u8;
         }
-        Some(Self::from_bytes(bytes))
+        Ok(Self::from_bytes(bytes))
     }
 
     /// The digest as 64 lower-case hexadecimal digits, for a store that keeps text. Not for logs: it finds a grant.
@@ -162,17 +166,20 @@ impl TokenDigest {
         self.0.iter().map(|word| format!("{word:016x}")).collect()
     }
 
-    /// The digest as 43 characters of base64url without padding (RFC 4648, section 5); `None` for any other text.
+    /// Parses 43 characters of base64url without padding (RFC 4648, section 5).
     ///
     /// ```
     /// use tollgate::TokenDigest;
     ///
     /// let text = "ungWv48Bz-pBQUDeXa4iI7ADYaOWF3qctBD_YfIAFa0";
-    /// assert_eq!(TokenDigest::from_base64url(text), Some(TokenDigest::of("abc")));
+    /// assert_eq!(TokenDigest::from_base64url(text), Ok(TokenDigest::of("abc")));
     /// assert_eq!(TokenDigest::of("abc").to_base64url(), text);
     /// ```
-    #[must_use]
-    pub fn from_base64url(text: &str) -> Option<Self> {
+    ///
+    /// # Errors
+    ///
+    /// If the text is not base64url without padding, or does not hold 32 bytes.
+    pub fn from_base64url(text: &str) -> Result<Self, TokenDigestError> {
         Self::decoded_by(&BASE64_URL_SAFE_NO_PAD, text)
     }
 
@@ -182,22 +189,38 @@ impl TokenDigest {
         BASE64_URL_SAFE_NO_PAD.encode(self.to_bytes())
     }
 
-    /// The digest in base64 of the standard alphabet (RFC 4648, section 4), as `openssl dgst -sha256 -binary | base64` writes
-    /// it, with its one `=` or without; `None` for any other text.
-    #[must_use]
-    pub fn from_base64(text: &str) -> Option<Self> {
+    /// Parses base64 of the standard alphabet (RFC 4648, section 4), with padding or without, as
+    /// `openssl dgst -sha256 -binary | base64` prints it.
+    ///
+    /// # Errors
+    ///
+    /// If the text is not base64, or does not hold 32 bytes.
+    pub fn from_base64(text: &str) -> Result<Self, TokenDigestError> {
         let engine = if text.ends_with('=') { &BASE64_STANDARD } else { &BASE64_STANDARD_NO_PAD };
         Self::decoded_by(engine, text)
     }
 
-    fn decoded_by(engine: &impl base64::Engine, text: &str) -> Option<Self> {
-        engine.decode(text).ok()?.try_into().ok().map(Self::from_bytes)
+    fn decoded_by(engine: &impl base64::Engine, text: &str) -> Result<Self, TokenDigestError> {
+        let bytes = engine.decode(text).map_err(|_| TokenDigestError::Encoding)?;
+        bytes.try_into().map(Self::from_bytes).map_err(|_| TokenDigestError::Length)
     }
 
     /// Bits that no [`Hash`] sees: to choose a shard without weakening the table in it.
     pub(crate) fn shard_bits(&self) -> usize {
         self.0[3] as usize
     }
+}
+
+/// An error of [`TokenDigest::from_hex`] and its siblings. It does not hold the text.
+#[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum TokenDigestError {
+    /// The text does not hold 32 bytes.
+    #[error("invalid token digest: must be 32 bytes, as SHA-256 digests are")]
+    Length,
+    /// The text has a character or padding that the encoding does not have.
+    #[error("invalid token digest: not in the expected encoding")]
+    Encoding,
 }
 
 impl ConstantTimeEq for TokenDigest {
@@ -274,6 +297,29 @@ pub enum TokenLocation {
     Other,
 }
 
+impl TokenLocation {
+    /// Returns the name that metrics use as label `location`, such as `authorization_header`.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::AuthorizationHeader => "authorization_header",
+            Self::ApiKeyHeader => "api_key_header",
+            Self::Query => "query",
+            Self::WebSocketProtocol => "websocket_protocol",
+            Self::FormBody => "form_body",
+            Self::JsonBody => "json_body",
+            Self::TextBody => "text_body",
+            Self::Other => "other",
+        }
+    }
+}
+
+impl fmt::Display for TokenLocation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
 /// What a request presented, when the token itself is gone.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Credential {
@@ -308,10 +354,10 @@ mod tests {
     fn hexadecimal_text_is_64_digits_and_nothing_else() {
         let digest = TokenDigest::of("a token");
         let hex = digest.to_hex();
-        assert_eq!(TokenDigest::from_hex(&hex), Some(digest));
-        assert_eq!(TokenDigest::from_hex(&hex.to_uppercase()), Some(digest));
+        assert_eq!(TokenDigest::from_hex(&hex), Ok(digest));
+        assert_eq!(TokenDigest::from_hex(&hex.to_uppercase()), Ok(digest));
         for bad in ["", &hex[1..], &format!("{hex}0"), &format!("+{}", &hex[1..]), &format!("\u{e9}{}", &hex[2..])] {
-            assert_eq!(TokenDigest::from_hex(bad), None, "{bad}");
+            assert_eq!(TokenDigest::from_hex(bad).ok(), None, "{bad}");
         }
     }
 
@@ -323,19 +369,19 @@ mod tests {
             ("D2v/qWYctd0vP3spKfMwYfWKe6f91olTCxowb47Y8+w=", "D2v_qWYctd0vP3spKfMwYfWKe6f91olTCxowb47Y8-w");
         let bare = &padded[..43];
         assert_eq!(digest.to_base64url(), url);
-        assert_eq!(TokenDigest::from_base64url(url), Some(digest));
-        assert_eq!(TokenDigest::from_base64(padded), Some(digest));
-        assert_eq!(TokenDigest::from_base64(bare), Some(digest));
+        assert_eq!(TokenDigest::from_base64url(url), Ok(digest));
+        assert_eq!(TokenDigest::from_base64(padded), Ok(digest));
+        assert_eq!(TokenDigest::from_base64(bare), Ok(digest));
 
         // The other alphabet, padding where there is none, a bit that no byte has, and other lengths.
         let spare_bit = |text: &str| text[..42].to_owned() + "x";
         for bad in
             [padded, bare, &format!("{url}="), &spare_bit(url), &url[1..], &format!("{url}A"), &format!("{url}\n"), ""]
         {
-            assert_eq!(TokenDigest::from_base64url(bad), None, "{bad}");
+            assert_eq!(TokenDigest::from_base64url(bad).ok(), None, "{bad}");
         }
         for bad in [url, &format!("{url}="), &format!("{padded}="), &spare_bit(bare), &padded[1..], " ", "=", ""] {
-            assert_eq!(TokenDigest::from_base64(bad), None, "{bad}");
+            assert_eq!(TokenDigest::from_base64(bad).ok(), None, "{bad}");
         }
     }
 }

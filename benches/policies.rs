@@ -23,7 +23,7 @@ use http::{HeaderValue, Request, Response};
 use measured::{Measured, send};
 use sha2::{Digest as _, Sha256};
 use tollgate::limit::Charge;
-use tollgate::{AuthLayer, CurrentGrant, Grant, Limited, MemoryStore, Quota, RateLimits};
+use tollgate::{AuthLayer, CurrentGrant, Grant, MemoryStore, Quota, RateLimits};
 use tower::{Layer as _, Service as _, ServiceExt as _, service_fn};
 
 const SUBJECTS: usize = 1_000;
@@ -88,7 +88,7 @@ fn service(limits: RateLimits) -> RouterIntoService<Body> {
     Router::new().route("/", get(|| async {})).layer(gate_of(limits)).into_service()
 }
 
-fn gate_of(limits: RateLimits) -> AuthLayer<Limited<MemoryStore<()>>> {
+fn gate_of(limits: RateLimits) -> AuthLayer<MemoryStore<()>, RateLimits> {
     let tokens: MemoryStore<()> = (0..SUBJECTS).map(|i| (token(i), Grant::new(format!("user-{i}"), ()))).collect();
     AuthLayer::new(tokens).with_rate_limit(limits)
 }

@@ -23,7 +23,7 @@ use hyper_util::server::conn::auto;
 use hyper_util::server::graceful::GracefulShutdown;
 use hyper_util::service::TowerToHyperService;
 use tokio::net::TcpListener;
-use tollgate::{AuthLayer, Authenticated, Grant, Limited, MemoryStore, Quota, RateLimits, RequestHead};
+use tollgate::{AuthLayer, Authenticated, Grant, MemoryStore, Quota, RateLimits, RequestHead};
 use tower::ServiceBuilder;
 
 const QUOTA: Quota = Quota::per_minute(180).with_burst(20);
@@ -33,7 +33,7 @@ struct User {
     name: &'static str,
 }
 
-type Gate = AuthLayer<Limited<MemoryStore<User>, RateLimits>>;
+type Gate = AuthLayer<MemoryStore<User>, RateLimits>;
 
 fn gate(token: &str, limits: RateLimits) -> Gate {
     let tokens = MemoryStore::from_iter([(token, Grant::new("alice", User { name: "Alice" }))]);

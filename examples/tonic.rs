@@ -10,8 +10,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::process::ExitCode;
 
 use tokio::net::TcpListener;
-use tollgate::gate::Admission;
-use tollgate::{AuthLayer, EmptyBody, Grant, Limited, MemoryStore, Quota, RateLimits};
+use tollgate::{AuthLayer, EmptyBody, Grant, Limiter, MemoryStore, Quota, RateLimits, TokenStore};
 use tonic::transport::server::TcpIncoming;
 use tonic::transport::{Channel, Endpoint, Server};
 use tonic::{Request, Response, Status};
@@ -20,18 +19,19 @@ use tonic_health::pb::{HealthCheckRequest, HealthCheckResponse};
 
 const QUOTA: Quota = Quota::per_minute(5).with_burst(5);
 
-fn gate(token: &str, limits: RateLimits) -> AuthLayer<Limited<MemoryStore<()>>, EmptyBody> {
+fn gate(token: &str, limits: RateLimits) -> AuthLayer<MemoryStore<()>, RateLimits, EmptyBody> {
     let tokens = MemoryStore::from_iter([(token, Grant::new("alice", ()))]);
     AuthLayer::new(tokens).with_rate_limit(limits).with_responder(EmptyBody)
 }
 
-async fn serve<A>(
+async fn serve<T, L>(
     listener: TcpListener,
-    gate: AuthLayer<A, EmptyBody>,
+    gate: AuthLayer<T, L, EmptyBody>,
     stop: impl Future<Output = ()>,
 ) -> Result<(), tonic::transport::Error>
 where
-    A: Admission,
+    T: TokenStore,
+    L: Limiter,
 {
     let (_, health) = tonic_health::server::health_reporter();
     let incoming = TcpIncoming::from(listener);
@@ -155,7 +155,7 @@ mod tests {
     use super::*;
 
     /// Serves on a free port.
-    async fn start<A: Admission>(gate: AuthLayer<A, EmptyBody>) -> Channel {
+    async fn start<T: TokenStore, L: Limiter>(gate: AuthLayer<T, L, EmptyBody>) -> Channel {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let addr = listener.local_addr().unwrap();
         tokio::spawn(serve(listener, gate, std::future::pending()));

@@ -107,7 +107,7 @@ pub use answer::{Answer, Immediate};
 pub use caller::{Authenticated, CurrentGrant, Unauthenticated};
 pub use decision::{Decision, Verdict};
 pub use gate::{
-    AuthLayer, AuthService, Limited, RateLimitLayer, RateLimitService, RequireScopeLayer, RequireScopeService,
+    AuthLayer, AuthService, RateLimitLayer, RateLimitService, RequireScopeLayer, RequireScopeService, Unlimited,
 };
 pub use grant::{Grant, GrantId, Subject};
 pub use head::RequestHead;

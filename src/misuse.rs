@@ -209,29 +209,6 @@ struct BorrowingLookup;
 /// ```
 struct RejectionByHand;
 
-/// What a gate asks at its stations is a store and a limiter, and nothing that could leave one out.
-///
-/// ```
-/// fn is_a_gates<T: tollgate::gate::Stations>() {}
-/// is_a_gates::<tollgate::MemoryStore<()>>();
-/// ```
-///
-/// ```compile_fail,E0277
-/// use tollgate::{MemoryStore, RateLimits};
-///
-/// struct Mine;
-///
-/// impl tollgate::gate::Stations for Mine {
-///     type Store = MemoryStore<()>;
-///     type Limiter = RateLimits;
-///
-///     fn limiter(&self) -> Option<&RateLimits> {
-///         None
-///     }
-/// }
-/// ```
-struct StationsByHand;
-
 /// Kinds of refusals may be added, so that a `match` has to say what it does with the others.
 ///
 /// ```

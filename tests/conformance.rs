@@ -30,7 +30,7 @@ use tokio::{runtime, time};
 use tollgate::gate::{BodyTokens, ReplayBody};
 use tollgate::respond::{Challenge, ErrorCode, RateLimitHeaders};
 use tollgate::store::{Lookup, MemoryStore, TokenStore};
-use tollgate::{Answer, AuthLayer, BearerToken, Charge, CurrentGrant, Decision, Grant, Limited, Quota, TokenLocation};
+use tollgate::{Answer, AuthLayer, BearerToken, Charge, CurrentGrant, Decision, Grant, Quota, TokenLocation};
 use tollgate::{RateLimits, Rejection, RejectionKind, Scopes, Unauthenticated, Verdict};
 use tower::util::{ServiceExt, ServiceFn, service_fn};
 use tower::{Layer, Service, ServiceBuilder};
@@ -420,7 +420,7 @@ impl TokenStore for Script {
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Opens the doors that a vector names: those in the head at the gate, those in the body behind it.
-fn open_doors<A>(mut gate: AuthLayer<A>, config: &Value) -> Outcome<(AuthLayer<A>, BodyTokens)> {
+fn open_doors<T, L>(mut gate: AuthLayer<T, L>, config: &Value) -> Outcome<(AuthLayer<T, L>, BodyTokens)> {
     let mut doors = BodyTokens::new(PATIENCE, time::sleep);
     if let Some(limit) = read!(config["max_body"])? {
         doors = doors.with_limit(limit);
@@ -696,7 +696,7 @@ fn alice(id: &str) -> Grant<()> {
 }
 
 /// A gate for the tokens `a` and `b`.
-fn metered(limits: &RateLimits) -> AuthLayer<Limited<MemoryStore<()>>> {
+fn metered(limits: &RateLimits) -> AuthLayer<MemoryStore<()>, RateLimits> {
     AuthLayer::new(MemoryStore::from_iter([("a", alice("first")), ("b", alice("second"))]))
         .with_rate_limit(limits.clone())
 }

@@ -16,7 +16,7 @@ use axum::routing::{get, post};
 use tokio::sync::watch;
 use tollgate::gate::BodyTokens;
 use tollgate::limit::{Clock, MonotonicClock};
-use tollgate::{AuthLayer, BoxStore, Quota, Scopes};
+use tollgate::{AuthLayer, BoxStore, Quota, Scopes, Unlimited};
 
 use crate::broker::Broker;
 use crate::errors::Errors;
@@ -70,7 +70,7 @@ impl Clocks {
 /// What the handlers share.
 pub(crate) struct Service {
     /// To refuse in the gate's words.
-    pub(crate) gate: AuthLayer<BoxStore<User>, Errors>,
+    pub(crate) gate: AuthLayer<BoxStore<User>, Unlimited, Errors>,
     /// What orders need.
     pub(crate) trade: Scopes,
     pub(crate) tokens: Tokens,

@@ -6,16 +6,14 @@ use std::task::{Context, Poll, ready};
 use bytes::{Buf, Bytes, BytesMut};
 use http::{HeaderMap, Request, Response, request};
 use http_body::Body;
-use tower_layer::Layer;
 use tower_service::Service;
 
-use super::admission::{Admission, Limited};
 use super::doors::BodyTokens;
 use super::future::{AuthFuture, Step, once};
-use super::layer::AuthLayer;
 use super::replay::ReplayBody;
 use super::service::NotAsked;
 use super::settings::Shared;
+use super::unlimited::Unlimited;
 use crate::extract::Extracted;
 use crate::extract::body::Door;
 use crate::head::RequestHead;
@@ -26,66 +24,36 @@ use crate::rejection::{Rejection, RejectionKind};
 use crate::respond::{ProblemDetails, Respond};
 use crate::store::TokenStore;
 
-/// An [`AuthLayer`] that also looks into bodies, made by [`AuthLayer::with_body_tokens`].
+/// An [`AuthLayer`](super::AuthLayer) that accepts tokens in request bodies as well, made by
+/// [`AuthLayer::with_body_tokens`](super::AuthLayer::with_body_tokens).
+pub type BodyAuthLayer<T, L = Unlimited, R = ProblemDetails> = super::AuthLayer<T, L, R, BodyTokens>;
+
+/// The service of a [`BodyAuthLayer`], which accepts tokens in request bodies.
 ///
 /// The inner service gets a [`ReplayBody`].
-pub struct BodyAuthLayer<A, R = ProblemDetails> {
-    shared: Arc<Shared<A, R>>,
-    doors: Arc<BodyTokens>,
-}
-
-impl<A, R> BodyAuthLayer<A, R> {
-    pub(super) fn new(shared: Arc<Shared<A, R>>, doors: BodyTokens) -> Self {
-        Self { shared, doors: Arc::new(doors) }
-    }
-}
-
-impl<T: TokenStore, R> BodyAuthLayer<T, R> {
-    /// The same, and every request is charged; see [`AuthLayer::with_rate_limit`].
-    #[must_use]
-    pub fn with_rate_limit<L: Limiter>(self, limiter: L) -> BodyAuthLayer<Limited<T, L>, R> {
-        let gate = AuthLayer::from_shared(self.shared).with_rate_limit(limiter);
-        BodyAuthLayer { shared: gate.into_shared(), doors: self.doors }
-    }
-}
-
-impl<S, A, R> Layer<S> for BodyAuthLayer<A, R> {
-    type Service = BodyAuthService<S, A, R>;
-
-    fn layer(&self, inner: S) -> Self::Service {
-        BodyAuthService { inner, shared: Arc::clone(&self.shared), doors: Arc::clone(&self.doors) }
-    }
-}
-
-impl<A, R> Clone for BodyAuthLayer<A, R> {
-    fn clone(&self) -> Self {
-        Self { shared: Arc::clone(&self.shared), doors: Arc::clone(&self.doors) }
-    }
-}
-
-impl<A, R> fmt::Debug for BodyAuthLayer<A, R> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.shared.debug("BodyAuthLayer", f).field("body", &self.doors).finish_non_exhaustive()
-    }
-}
-
-/// The service of a [`BodyAuthLayer`].
-pub struct BodyAuthService<S, A, R = ProblemDetails> {
+pub struct BodyAuthService<S, T, L = Unlimited, R = ProblemDetails> {
     inner: S,
-    shared: Arc<Shared<A, R>>,
+    shared: Arc<Shared<T, L, R>>,
     doors: Arc<BodyTokens>,
 }
 
-impl<S, A, R, ReqB, ResB> Service<Request<ReqB>> for BodyAuthService<S, A, R>
+impl<S, T, L, R> BodyAuthService<S, T, L, R> {
+    pub(super) fn new(inner: S, shared: Arc<Shared<T, L, R>>, doors: BodyTokens) -> Self {
+        Self { inner, shared, doors: Arc::new(doors) }
+    }
+}
+
+impl<S, T, L, R, ReqB, ResB> Service<Request<ReqB>> for BodyAuthService<S, T, L, R>
 where
     S: Service<Request<ReplayBody<ReqB>>, Response = Response<ResB>> + Clone,
-    A: Admission,
+    T: TokenStore,
+    L: Limiter,
     R: Respond<ResB>,
     ReqB: Body,
 {
     type Response = Response<ResB>;
     type Error = S::Error;
-    type Future = BodyFuture<S, ReqB, A, R, ResB>;
+    type Future = BodyAuthFuture<S, ReqB, T, L, R, ResB>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
         self.inner.poll_ready(cx)
@@ -107,21 +75,22 @@ where
                 Err(reason) => shared.step(Err(NotAsked::Invalid(reason)), &mut request),
             },
         };
-        BodyFuture::gate(AuthFuture::take(step, &mut self.inner, &self.shared, request.map(ReplayBody::untouched)))
+        BodyAuthFuture::gate(AuthFuture::take(step, &mut self.inner, &self.shared, request.map(ReplayBody::untouched)))
     }
 }
 
-impl<S: Clone, A, R> BodyAuthService<S, A, R> {
-    fn read<ReqB, ResB>(&mut self, door: Door, request: Request<ReqB>) -> BodyFuture<S, ReqB, A, R, ResB>
+impl<S: Clone, T, L, R> BodyAuthService<S, T, L, R> {
+    fn read<ReqB, ResB>(&mut self, door: Door, request: Request<ReqB>) -> BodyAuthFuture<S, ReqB, T, L, R, ResB>
     where
         S: Service<Request<ReplayBody<ReqB>>, Response = Response<ResB>>,
-        A: Admission,
+        T: TokenStore,
+        L: Limiter,
         ReqB: Body,
     {
         let not_ready_inner = self.inner.clone();
         let ready_inner = std::mem::replace(&mut self.inner, not_ready_inner);
         let (head, body) = request.into_parts();
-        BodyFuture {
+        BodyAuthFuture {
             state: State::Reading {
                 reading: Reading {
                     body,
@@ -137,13 +106,13 @@ impl<S: Clone, A, R> BodyAuthService<S, A, R> {
     }
 }
 
-impl<S: Clone, A, R> Clone for BodyAuthService<S, A, R> {
+impl<S: Clone, T, L, R> Clone for BodyAuthService<S, T, L, R> {
     fn clone(&self) -> Self {
         Self { inner: self.inner.clone(), shared: Arc::clone(&self.shared), doors: Arc::clone(&self.doors) }
     }
 }
 
-impl<S, A, R> fmt::Debug for BodyAuthService<S, A, R> {
+impl<S, T, L, R> fmt::Debug for BodyAuthService<S, T, L, R> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.shared.debug("BodyAuthService", f).field("body", &self.doors).finish_non_exhaustive()
     }
@@ -156,31 +125,33 @@ pin_project_lite::pin_project! {
     ///
     /// If it is polled again after it was ready.
     #[must_use = "futures do nothing unless you `.await` or poll them"]
-    pub struct BodyFuture<S, ReqB, A, R, ResB>
+    pub struct BodyAuthFuture<S, ReqB, T, L, R, ResB>
     where
         S: Service<Request<ReplayBody<ReqB>>>,
-        A: Admission,
+        T: TokenStore,
+        L: Limiter,
     {
         #[pin]
-        state: State<S, ReqB, A, R, ResB>,
+        state: State<S, ReqB, T, L, R, ResB>,
     }
 }
 
 pin_project_lite::pin_project! {
     #[project = StateProj]
-    enum State<S, ReqB, A, R, ResB>
+    enum State<S, ReqB, T, L, R, ResB>
     where
         S: Service<Request<ReplayBody<ReqB>>>,
-        A: Admission,
+        T: TokenStore,
+        L: Limiter,
     {
-        Reading { #[pin] reading: Reading<S, ReqB, A, R> },
-        Gate { #[pin] future: AuthFuture<S, ReplayBody<ReqB>, A, R, ResB> },
+        Reading { #[pin] reading: Reading<S, ReqB, T, L, R> },
+        Gate { #[pin] future: AuthFuture<S, ReplayBody<ReqB>, T, L, R, ResB> },
     }
 }
 
 pin_project_lite::pin_project! {
     /// A request whose body is being read.
-    struct Reading<S, ReqB, A, R> {
+    struct Reading<S, ReqB, T, L, R> {
         #[pin]
         body: ReqB,
         read: Read,
@@ -188,7 +159,7 @@ pin_project_lite::pin_project! {
         deadline: Option<BoxSleep>,
         door: Door,
         rest: Option<(S, request::Parts)>,
-        shared: Arc<Shared<A, R>>,
+        shared: Arc<Shared<T, L, R>>,
         doors: Arc<BodyTokens>,
     }
 }
@@ -227,20 +198,22 @@ impl Read {
     }
 }
 
-impl<S, ReqB, A, R, ResB> BodyFuture<S, ReqB, A, R, ResB>
+impl<S, ReqB, T, L, R, ResB> BodyAuthFuture<S, ReqB, T, L, R, ResB>
 where
     S: Service<Request<ReplayBody<ReqB>>, Response = Response<ResB>>,
-    A: Admission,
+    T: TokenStore,
+    L: Limiter,
 {
-    fn gate(future: AuthFuture<S, ReplayBody<ReqB>, A, R, ResB>) -> Self {
+    fn gate(future: AuthFuture<S, ReplayBody<ReqB>, T, L, R, ResB>) -> Self {
         Self { state: State::Gate { future } }
     }
 }
 
-impl<S, ReqB, A, R, ResB> Future for BodyFuture<S, ReqB, A, R, ResB>
+impl<S, ReqB, T, L, R, ResB> Future for BodyAuthFuture<S, ReqB, T, L, R, ResB>
 where
     S: Service<Request<ReplayBody<ReqB>>, Response = Response<ResB>> + Clone,
-    A: Admission,
+    T: TokenStore,
+    L: Limiter,
     R: Respond<ResB>,
     ReqB: Body,
 {
@@ -261,7 +234,7 @@ where
     }
 }
 
-impl<S, ReqB, A, R> Reading<S, ReqB, A, R>
+impl<S, ReqB, T, L, R> Reading<S, ReqB, T, L, R>
 where
     ReqB: Body,
 {
@@ -310,10 +283,14 @@ where
     }
 
     /// Goes on down the road, with what was read or with why it was not.
-    fn go_on<ResB>(self: Pin<&mut Self>, failed: Option<RejectionKind>) -> AuthFuture<S, ReplayBody<ReqB>, A, R, ResB>
+    fn go_on<ResB>(
+        self: Pin<&mut Self>,
+        failed: Option<RejectionKind>,
+    ) -> AuthFuture<S, ReplayBody<ReqB>, T, L, R, ResB>
     where
         S: Service<Request<ReplayBody<ReqB>>, Response = Response<ResB>> + Clone,
-        A: Admission,
+        T: TokenStore,
+        L: Limiter,
         R: Respond<ResB>,
     {
         let this = self.project();
@@ -340,12 +317,13 @@ where
     }
 }
 
-impl<S, ReqB, A, R, ResB> fmt::Debug for BodyFuture<S, ReqB, A, R, ResB>
+impl<S, ReqB, T, L, R, ResB> fmt::Debug for BodyAuthFuture<S, ReqB, T, L, R, ResB>
 where
     S: Service<Request<ReplayBody<ReqB>>>,
-    A: Admission,
+    T: TokenStore,
+    L: Limiter,
 {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("BodyFuture(..)")
+        f.write_str("BodyAuthFuture(..)")
     }
 }

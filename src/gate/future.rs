@@ -7,7 +7,6 @@ use std::task::{Context, Poll, ready};
 use http::{Request, Response};
 use tower_service::Service;
 
-use super::admission::Stations;
 use super::settings::Shared;
 use super::throttle::ended;
 use crate::answer::Answer;
@@ -25,15 +24,12 @@ use crate::store::TokenStore;
 use crate::store_error::StoreError;
 use crate::token::{Credential, TokenLocation};
 
-pub(super) type StoreFuture<A> = <<A as Stations>::Store as TokenStore>::Future;
-type LimitFuture<A> = <<A as Stations>::Limiter as Limiter>::Future;
-
 /// Where a request stands after a station.
-pub(super) enum Step<A: Stations> {
+pub(super) enum Step<T: TokenStore, L: Limiter> {
     /// The caller is in the request's extensions.
     Admit(TokenLocation, Option<Advert>),
     Refuse(Rejection),
-    Wait(Wait<StoreFuture<A>, LimitFuture<A>>),
+    Wait(Wait<T::Future, L::Future>),
 }
 
 /// What the inner service will find in the request's extensions.
@@ -56,7 +52,11 @@ impl Caller {
 
     /// Puts the caller into the request, which is admitted herewith.
     #[inline]
-    pub(super) fn enter<A: Stations, B>(self, request: &mut Request<B>, advert: Option<Advert>) -> Step<A> {
+    pub(super) fn enter<T: TokenStore, L: Limiter, B>(
+        self,
+        request: &mut Request<B>,
+        advert: Option<Advert>,
+    ) -> Step<T, L> {
         let extensions = request.extensions_mut();
         // Where there is no token, or another gate has seen to it, nothing is left to do for the location.
         let mut location = TokenLocation::AuthorizationHeader;
@@ -93,56 +93,60 @@ pin_project_lite::pin_project! {
 }
 
 pin_project_lite::pin_project! {
-    /// The future of an [`AuthService`](super::AuthService) or a [`RateLimitService`](super::RateLimitService).
+    /// The future of an [`AuthService`](super::AuthService).
     ///
     /// # Panics
     ///
     /// If it is polled again after it was ready.
     #[must_use = "futures do nothing unless you `.await` or poll them"]
-    pub struct AuthFuture<S, ReqB, A, R, ResB>
+    pub struct AuthFuture<S, ReqB, T, L, R, ResB>
     where
         S: Service<Request<ReqB>>,
-        A: Stations,
+        T: TokenStore,
+        L: Limiter,
     {
         #[pin]
-        state: State<S, ReqB, A, R, ResB>,
+        state: State<S, ReqB, T, L, R, ResB>,
     }
 }
 
 pin_project_lite::pin_project! {
     #[project = StateProj]
-    enum State<S, ReqB, A, R, ResB>
+    enum State<S, ReqB, T, L, R, ResB>
     where
         S: Service<Request<ReqB>>,
-        A: Stations,
+        T: TokenStore,
+        L: Limiter,
     {
         Refused { response: Option<Response<ResB>> },
         Running { #[pin] future: S::Future, advert: Option<Advert>, location: TokenLocation },
-        Parked { parked: Pin<Box<Parked<S, ReqB, A, R>>> },
+        Parked { parked: Pin<Box<Parked<S, ReqB, T, L, R>>> },
     }
 }
 
 pin_project_lite::pin_project! {
-    struct Parked<S, ReqB, A, R>
+    struct Parked<S, ReqB, T, L, R>
     where
-        A: Stations,
+        T: TokenStore,
+        L: Limiter,
     {
         #[pin]
-        wait: Wait<StoreFuture<A>, LimitFuture<A>>,
+        wait: Wait<T::Future, L::Future>,
         rest: Option<(S, Request<ReqB>)>,
-        shared: Arc<Shared<A, R>>,
+        shared: Arc<Shared<T, L, R>>,
     }
 }
 
-impl<S, ReqB, A, R, ResB> AuthFuture<S, ReqB, A, R, ResB>
+impl<S, ReqB, T, L, R, ResB> AuthFuture<S, ReqB, T, L, R, ResB>
 where
     S: Service<Request<ReqB>, Response = Response<ResB>>,
-    A: Stations,
+    T: TokenStore,
+    L: Limiter,
     R: Respond<ResB>,
 {
     /// Takes a step: calls the ready inner service, refuses, or parks the request.
     #[inline]
-    pub(super) fn take(step: Step<A>, inner: &mut S, shared: &Arc<Shared<A, R>>, request: Request<ReqB>) -> Self
+    pub(super) fn take(step: Step<T, L>, inner: &mut S, shared: &Arc<Shared<T, L, R>>, request: Request<ReqB>) -> Self
     where
         S: Clone,
     {
@@ -166,7 +170,7 @@ where
         Self { state: State::Running { future: inner.call(request), advert, location } }
     }
 
-    fn reject(shared: &Shared<A, R>, rejection: Rejection, request: &Request<ReqB>) -> Self {
+    fn reject(shared: &Shared<T, L, R>, rejection: Rejection, request: &Request<ReqB>) -> Self {
         // Behind a gate the caller is known by the request alone.
         let caller = request.extensions().get::<CurrentGrant>().filter(|_| rejection.decision().is_some());
         let rejection = match caller {
@@ -178,10 +182,11 @@ where
     }
 }
 
-impl<S, ReqB, A, R, ResB> Future for AuthFuture<S, ReqB, A, R, ResB>
+impl<S, ReqB, T, L, R, ResB> Future for AuthFuture<S, ReqB, T, L, R, ResB>
 where
     S: Service<Request<ReqB>, Response = Response<ResB>>,
-    A: Stations,
+    T: TokenStore,
+    L: Limiter,
     R: Respond<ResB>,
 {
     type Output = Result<Response<ResB>, S::Error>;
@@ -225,9 +230,9 @@ where
     }
 }
 
-impl<S, ReqB, A: Stations, R> Parked<S, ReqB, A, R> {
+impl<S, ReqB, T: TokenStore, L: Limiter, R> Parked<S, ReqB, T, L, R> {
     /// Waits for a store or a limiter.
-    fn poll_step(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Step<A>> {
+    fn poll_step(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Step<T, L>> {
         let parked = self.project();
         match parked.wait.project() {
             WaitProj::Lookup { future, deadline, credential, timer, attempt } => match future.poll(cx) {
@@ -269,10 +274,11 @@ fn completed() -> ! {
     panic!("polled after completion")
 }
 
-impl<S, ReqB, A, R, ResB> fmt::Debug for AuthFuture<S, ReqB, A, R, ResB>
+impl<S, ReqB, T, L, R, ResB> fmt::Debug for AuthFuture<S, ReqB, T, L, R, ResB>
 where
     S: Service<Request<ReqB>>,
-    A: Stations,
+    T: TokenStore,
+    L: Limiter,
 {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("AuthFuture(..)")

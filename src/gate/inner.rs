@@ -1,4 +1,5 @@
 use std::fmt;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
@@ -6,11 +7,11 @@ use http::{HeaderMap, Request, Response};
 use tower_layer::Layer;
 use tower_service::Service;
 
-use super::admission::Metered;
 use super::future::{AuthFuture, Caller, Step};
 use super::layer::AuthLayer;
 use super::scope::RequireScopeLayer;
 use super::settings::Shared;
+use super::unlimited::{NoStore, Unlimited};
 use crate::caller::{CurrentGrant, Unauthenticated};
 use crate::decision::Decision;
 use crate::head::RequestHead;
@@ -20,7 +21,7 @@ use crate::respond::{ProblemDetails, Respond};
 use crate::scopes::{ScopeError, Scopes};
 
 /// The layers that stand behind a gate and speak as it does.
-impl<A, R> AuthLayer<A, R> {
+impl<T, L, R, B> AuthLayer<T, L, R, B> {
     /// A layer for routes behind this gate that need all of these scopes. It speaks with the gate's realm and
     /// responder, so that the gate is to be set up before.
     ///
@@ -44,7 +45,7 @@ impl<A, R> AuthLayer<A, R> {
         I: IntoIterator,
         I::Item: AsRef<str>,
     {
-        RequireScopeLayer::all_of(Scopes::new(scopes)?, self.inner_parts(()))
+        RequireScopeLayer::all_of(Scopes::new(scopes)?, self.inner_parts(Unlimited))
     }
 
     /// A layer for routes behind this gate that need one of these scopes, see
@@ -58,7 +59,7 @@ impl<A, R> AuthLayer<A, R> {
         I: IntoIterator,
         I::Item: AsRef<str>,
     {
-        RequireScopeLayer::any_of(Scopes::new(scopes)?, self.inner_parts(()))
+        RequireScopeLayer::any_of(Scopes::new(scopes)?, self.inner_parts(Unlimited))
     }
 
     /// Returns a layer that adds a rate limit to routes behind this gate. It uses the responder and the dialect of headers
@@ -81,8 +82,8 @@ impl<A, R> AuthLayer<A, R> {
     /// # Ok::<_, tollgate::PolicyNameError>(())
     /// ```
     #[must_use]
-    pub fn route_rate_limit<L: Limiter>(&self, limiter: L) -> RateLimitLayer<L, R> {
-        RateLimitLayer::from_parts(self.inner_parts(Metered(limiter.for_route())))
+    pub fn route_rate_limit<M: Limiter>(&self, limiter: M) -> RateLimitLayer<M, R> {
+        RateLimitLayer::from_parts(self.inner_parts(limiter.for_route()))
     }
 
     /// Refuses as this gate does, with its realm and responder: for handlers that find out by themselves that a grant
@@ -106,9 +107,9 @@ impl<A, R> AuthLayer<A, R> {
     /// );
     /// # Ok::<_, Box<dyn std::error::Error>>(())
     /// ```
-    pub fn reject<B>(&self, rejection: Rejection) -> Response<B>
+    pub fn reject<ResB>(&self, rejection: Rejection) -> Response<ResB>
     where
-        R: Respond<B>,
+        R: Respond<ResB>,
     {
         self.shared().reject(rejection)
     }
@@ -135,10 +136,11 @@ impl<A, R> AuthLayer<A, R> {
         }
     }
 
-    fn inner_parts<M>(&self, stations: M) -> Shared<M, R> {
+    fn inner_parts<M>(&self, limiter: M) -> Shared<NoStore, M, R> {
         let Shared { responder, terms, settings, .. } = self.shared();
         Shared {
-            stations: Arc::new(stations),
+            store: Arc::new(NoStore),
+            limiter: Arc::new(limiter),
             responder: Arc::clone(responder),
             terms: Arc::clone(terms),
             settings: settings.clone(),
@@ -154,11 +156,11 @@ pub(super) const NO_GATE: &str =
 ///
 /// Without a gate around it every request is refused with 500. CORS preflights are charged like anonymous callers.
 pub struct RateLimitLayer<L = RateLimits, R = ProblemDetails> {
-    shared: Arc<Shared<Metered<L>, R>>,
+    shared: Arc<Shared<NoStore, L, R>>,
 }
 
 impl<L, R> RateLimitLayer<L, R> {
-    pub(super) fn from_parts(shared: Shared<Metered<L>, R>) -> Self {
+    pub(super) fn from_parts(shared: Shared<NoStore, L, R>) -> Self {
         Self { shared: Arc::new(shared) }
     }
 }
@@ -186,7 +188,7 @@ impl<L, R> fmt::Debug for RateLimitLayer<L, R> {
 /// The service of a [`RateLimitLayer`].
 pub struct RateLimitService<S, L = RateLimits, R = ProblemDetails> {
     inner: S,
-    shared: Arc<Shared<Metered<L>, R>>,
+    shared: Arc<Shared<NoStore, L, R>>,
 }
 
 impl<S, L, R, ReqB, ResB> Service<Request<ReqB>> for RateLimitService<S, L, R>
@@ -197,14 +199,14 @@ where
 {
     type Response = Response<ResB>;
     type Error = S::Error;
-    type Future = AuthFuture<S, ReqB, Metered<L>, R, ResB>;
+    type Future = RateLimitFuture<S, ReqB, L, R, ResB>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
         self.inner.poll_ready(cx)
     }
 
     fn call(&mut self, mut request: Request<ReqB>) -> Self::Future {
-        let Metered(limiter) = &*self.shared.stations;
+        let limiter = &*self.shared.limiter;
         let head = RequestHead::of(&request);
         let answer = match Passage::of(&request) {
             Passage::Granted(grant) => Ok(limiter.check(grant, Charge::Request(&head))),
@@ -216,7 +218,47 @@ where
             Ok(answer) => self.shared.checked(Caller::Behind(None), answer, &mut request),
             Err(step) => step,
         };
-        AuthFuture::take(step, &mut self.inner, &self.shared, request)
+        RateLimitFuture { future: AuthFuture::take(step, &mut self.inner, &self.shared, request) }
+    }
+}
+
+pin_project_lite::pin_project! {
+    /// The future of a [`RateLimitService`].
+    ///
+    /// # Panics
+    ///
+    /// If it is polled again after it was ready.
+    #[must_use = "futures do nothing unless you `.await` or poll them"]
+    pub struct RateLimitFuture<S, ReqB, L, R, ResB>
+    where
+        S: Service<Request<ReqB>>,
+        L: Limiter,
+    {
+        #[pin]
+        future: AuthFuture<S, ReqB, NoStore, L, R, ResB>,
+    }
+}
+
+impl<S, ReqB, L, R, ResB> Future for RateLimitFuture<S, ReqB, L, R, ResB>
+where
+    S: Service<Request<ReqB>, Response = Response<ResB>>,
+    L: Limiter,
+    R: Respond<ResB>,
+{
+    type Output = Result<Response<ResB>, S::Error>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        self.project().future.poll(cx)
+    }
+}
+
+impl<S, ReqB, L, R, ResB> fmt::Debug for RateLimitFuture<S, ReqB, L, R, ResB>
+where
+    S: Service<Request<ReqB>>,
+    L: Limiter,
+{
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("RateLimitFuture(..)")
     }
 }
 

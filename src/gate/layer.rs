@@ -5,9 +5,9 @@ use std::time::{Duration, SystemTime};
 use http::{HeaderName, Response};
 use tower_layer::Layer;
 
-use super::admission::Limited;
 use super::service::AuthService;
 use super::settings::{Settings, Shared, WallClock};
+use super::unlimited::Unlimited;
 use crate::extract::{HeadDoors, TokenCharset, TokenLocationError, TokenSyntax, door_name, open};
 use crate::head::RequestHead;
 use crate::limit::{FailureThrottle, Limiter};
@@ -48,9 +48,19 @@ use crate::store::{ImmediateStore, TokenStore};
 ///
 /// In axum, give two layers for one method router as a tuple or use `route_layer`: chained
 /// `MethodRouter::layer(..).layer(..)` leaves the type between them open.
-pub struct AuthLayer<A, R = ProblemDetails> {
-    shared: Arc<Shared<A, R>>,
+///
+/// # Type parameters
+///
+/// `T` is the [`TokenStore`], `L` the [`Limiter`], `R` the [responder](crate::respond::Respond). `B` says where tokens may
+/// be: [`HeadOnly`], or in bodies as well ([`with_body_tokens`](Self::with_body_tokens), feature `body`).
+pub struct AuthLayer<T, L = Unlimited, R = ProblemDetails, B = HeadOnly> {
+    shared: Arc<Shared<T, L, R>>,
+    body: B,
 }
+
+/// Marks an [`AuthLayer`] that never reads request bodies.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct HeadOnly;
 
 impl<T: TokenStore> AuthLayer<T> {
     /// A gate for a store that never waits, such as [`MemoryStore`](crate::MemoryStore).
@@ -90,27 +100,30 @@ impl<T: TokenStore> AuthLayer<T> {
             wall_clock: WallClock::System,
             throttle: None,
         };
-        Self::of(Shared {
-            stations: Arc::new(store),
+        let shared = Shared {
+            store: Arc::new(store),
+            limiter: Arc::new(Unlimited),
             responder: Arc::new(ProblemDetails),
             terms: Arc::default(),
             settings,
-        })
+        };
+        Self { shared: Arc::new(shared), body: HeadOnly }
     }
 }
 
-impl<T: TokenStore, R> AuthLayer<T, R> {
+impl<T: TokenStore, R, B> AuthLayer<T, Unlimited, R, B> {
     /// Charges every request to its caller's subject. For the quota see [`RateLimits`](crate::RateLimits#whose-quota).
     ///
     /// The order is: authenticate, then charge. A request that is refused with 401 costs nobody anything.
     #[must_use]
-    pub fn with_rate_limit<L: Limiter>(self, limiter: L) -> AuthLayer<Limited<T, L>, R> {
-        let Shared { stations: store, responder, terms, settings } = Arc::unwrap_or_clone(self.shared);
-        AuthLayer::of(Shared { stations: Arc::new(Limited { store, limiter }), responder, terms, settings })
+    pub fn with_rate_limit<L: Limiter>(self, limiter: L) -> AuthLayer<T, L, R, B> {
+        let Shared { store, responder, terms, settings, .. } = Arc::unwrap_or_clone(self.shared);
+        let shared = Shared { store, limiter: Arc::new(limiter), responder, terms, settings };
+        AuthLayer { shared: Arc::new(shared), body: self.body }
     }
 }
 
-impl<A, R> AuthLayer<A, R> {
+impl<T, L, R, B> AuthLayer<T, L, R, B> {
     /// The same for another protection space than `api`. It is told in every challenge.
     ///
     /// # Errors
@@ -149,9 +162,10 @@ impl<A, R> AuthLayer<A, R> {
     /// The same with another responder: [`EmptyBody`](crate::EmptyBody), [`ProblemDetails::map_body`], or one of your own. Where that leaves it
     /// out the gate adds `Cache-Control: no-store`, and to a 401 how to authenticate (RFC 9110, section 15.5.2).
     #[must_use]
-    pub fn with_responder<R2>(self, responder: R2) -> AuthLayer<A, R2> {
-        let Shared { stations, terms, settings, .. } = Arc::unwrap_or_clone(self.shared);
-        AuthLayer::of(Shared { stations, responder: Arc::new(responder), terms, settings })
+    pub fn with_responder<R2>(self, responder: R2) -> AuthLayer<T, L, R2, B> {
+        let Shared { store, limiter, terms, settings, .. } = Arc::unwrap_or_clone(self.shared);
+        let shared = Shared { store, limiter, responder: Arc::new(responder), terms, settings };
+        AuthLayer { shared: Arc::new(shared), body: self.body }
     }
 
     /// Sets a closure as the responder. It must follow [`Rejection::allows_content`].
@@ -168,9 +182,9 @@ impl<A, R> AuthLayer<A, R> {
     /// # let _ = gate;
     /// ```
     #[must_use]
-    pub fn with_response_fn<B, F>(self, respond: F) -> AuthLayer<A, F>
+    pub fn with_response_fn<ResB, F>(self, respond: F) -> AuthLayer<T, L, F, B>
     where
-        F: Fn(&Rejection) -> Response<B> + Send + Sync + 'static,
+        F: Fn(&Rejection) -> Response<ResB> + Send + Sync + 'static,
     {
         self.with_responder(respond)
     }
@@ -333,36 +347,14 @@ impl<A, R> AuthLayer<A, R> {
         self.map_settings(|settings| settings.doors.others.push(Arc::new(other)))
     }
 
-    /// The same with doors in the body, as a layer that reads bodies; see [`BodyTokens`](super::BodyTokens). The gate is to
-    /// be set up before.
-    #[cfg(feature = "body")]
-    #[must_use]
-    pub fn with_body_tokens(self, doors: super::BodyTokens) -> super::BodyAuthLayer<A, R> {
-        super::BodyAuthLayer::new(self.shared, doors)
-    }
-
     /// The same with another clock for expiry and for headers that tell the time: for tests.
     #[must_use]
     pub fn with_wall_clock(self, now: impl Fn() -> SystemTime + Send + Sync + 'static) -> Self {
         self.map_settings(|settings| settings.wall_clock = WallClock::Given(Arc::new(now)))
     }
 
-    fn of(shared: Shared<A, R>) -> Self {
-        Self { shared: Arc::new(shared) }
-    }
-
-    pub(super) fn shared(&self) -> &Shared<A, R> {
+    pub(super) fn shared(&self) -> &Shared<T, L, R> {
         &self.shared
-    }
-
-    #[cfg(feature = "body")]
-    pub(super) fn from_shared(shared: Arc<Shared<A, R>>) -> Self {
-        Self { shared }
-    }
-
-    #[cfg(feature = "body")]
-    pub(super) fn into_shared(self) -> Arc<Shared<A, R>> {
-        self.shared
     }
 
     fn open_door(
@@ -377,32 +369,51 @@ impl<A, R> AuthLayer<A, R> {
     fn map_settings(self, change: impl FnOnce(&mut Settings)) -> Self {
         let mut shared = Arc::unwrap_or_clone(self.shared);
         change(&mut shared.settings);
-        Self::of(shared)
+        Self { shared: Arc::new(shared), body: self.body }
     }
 
     fn map_terms(self, change: impl FnOnce(Terms) -> Terms) -> Self {
         let shared = Arc::unwrap_or_clone(self.shared);
         let terms = Arc::new(change(Arc::unwrap_or_clone(shared.terms)));
-        Self::of(Shared { terms, ..shared })
+        Self { shared: Arc::new(Shared { terms, ..shared }), body: self.body }
     }
 }
 
-impl<S, A, R> Layer<S> for AuthLayer<A, R> {
-    type Service = AuthService<S, A, R>;
+#[cfg(feature = "body")]
+impl<T, L, R> AuthLayer<T, L, R> {
+    /// Accepts tokens in request bodies as well; see [`BodyTokens`](super::BodyTokens). The inner service gets a
+    /// [`ReplayBody`](super::ReplayBody).
+    #[must_use]
+    pub fn with_body_tokens(self, body: super::BodyTokens) -> AuthLayer<T, L, R, super::BodyTokens> {
+        AuthLayer { shared: self.shared, body }
+    }
+}
+
+impl<S, T, L, R> Layer<S> for AuthLayer<T, L, R> {
+    type Service = AuthService<S, T, L, R>;
 
     fn layer(&self, inner: S) -> Self::Service {
         AuthService::new(inner, Arc::clone(&self.shared))
     }
 }
 
-impl<A, R> Clone for AuthLayer<A, R> {
-    fn clone(&self) -> Self {
-        Self { shared: Arc::clone(&self.shared) }
+#[cfg(feature = "body")]
+impl<S, T, L, R> Layer<S> for AuthLayer<T, L, R, super::BodyTokens> {
+    type Service = super::BodyAuthService<S, T, L, R>;
+
+    fn layer(&self, inner: S) -> Self::Service {
+        super::BodyAuthService::new(inner, Arc::clone(&self.shared), self.body.clone())
     }
 }
 
-impl<A, R> fmt::Debug for AuthLayer<A, R> {
+impl<T, L, R, B: Clone> Clone for AuthLayer<T, L, R, B> {
+    fn clone(&self) -> Self {
+        Self { shared: Arc::clone(&self.shared), body: self.body.clone() }
+    }
+}
+
+impl<T, L, R, B: fmt::Debug> fmt::Debug for AuthLayer<T, L, R, B> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.shared.debug("AuthLayer", f).finish_non_exhaustive()
+        self.shared.debug("AuthLayer", f).field("body", &self.body).finish_non_exhaustive()
     }
 }

@@ -1,6 +1,5 @@
 //! The shell: tower layers that drive a request down the road. The only folder that knows tower.
 
-mod admission;
 #[cfg(feature = "body")]
 mod body;
 #[cfg(feature = "body")]
@@ -14,17 +13,18 @@ mod scope;
 mod service;
 mod settings;
 mod throttle;
+mod unlimited;
 
 pub use crate::patience::Sleep;
-pub use admission::{Admission, Limited, Metered, Stations};
 #[cfg(feature = "body")]
-pub use body::{BodyAuthLayer, BodyAuthService, BodyFuture};
+pub use body::{BodyAuthFuture, BodyAuthLayer, BodyAuthService};
 #[cfg(feature = "body")]
 pub use doors::BodyTokens;
 pub use future::AuthFuture;
-pub use inner::{RateLimitLayer, RateLimitService};
-pub use layer::AuthLayer;
+pub use inner::{RateLimitFuture, RateLimitLayer, RateLimitService};
+pub use layer::{AuthLayer, HeadOnly};
 #[cfg(feature = "body")]
 pub use replay::ReplayBody;
 pub use scope::{RequireScopeFuture, RequireScopeLayer, RequireScopeService};
 pub use service::AuthService;
+pub use unlimited::Unlimited;

@@ -10,6 +10,7 @@ use tower_service::Service;
 use super::future::once;
 use super::inner::{NO_GATE, Passage};
 use super::settings::Shared;
+use super::unlimited::{NoStore, Unlimited};
 use crate::head::RequestHead;
 use crate::rejection::{Rejection, RejectionKind};
 use crate::respond::{ProblemDetails, Respond};
@@ -20,16 +21,17 @@ use crate::scopes::{ScopeError, Scopes};
 /// A grant without the scopes is refused with 403, an anonymous caller with 401. Without a gate around it every request
 /// is refused with 500. CORS preflights pass.
 pub struct RequireScopeLayer<R = ProblemDetails> {
-    shared: Arc<Shared<Demand, R>>,
+    shared: Arc<Demand<R>>,
 }
 
-/// Which scopes a route needs.
-struct Demand {
+/// The scopes that a route needs, and the gate that answers without them.
+struct Demand<R> {
     scopes: Scopes,
     all: bool,
+    gate: Shared<NoStore, Unlimited, R>,
 }
 
-impl Demand {
+impl<R> Demand<R> {
     fn is_met_by(&self, granted: &Scopes) -> bool {
         let mut scopes = self.scopes.iter();
         match self.all {
@@ -40,22 +42,20 @@ impl Demand {
 }
 
 impl<R> RequireScopeLayer<R> {
-    pub(super) fn all_of(scopes: Scopes, parts: Shared<(), R>) -> Result<Self, ScopeError> {
-        Self::new(scopes, true, parts)
+    pub(super) fn all_of(scopes: Scopes, gate: Shared<NoStore, Unlimited, R>) -> Result<Self, ScopeError> {
+        Self::new(scopes, true, gate)
     }
 
-    pub(super) fn any_of(scopes: Scopes, parts: Shared<(), R>) -> Result<Self, ScopeError> {
-        Self::new(scopes, false, parts)
+    pub(super) fn any_of(scopes: Scopes, gate: Shared<NoStore, Unlimited, R>) -> Result<Self, ScopeError> {
+        Self::new(scopes, false, gate)
     }
 
-    fn new(scopes: Scopes, all: bool, parts: Shared<(), R>) -> Result<Self, ScopeError> {
+    fn new(scopes: Scopes, all: bool, gate: Shared<NoStore, Unlimited, R>) -> Result<Self, ScopeError> {
         if scopes.is_empty() {
             // An empty list would mean "everybody" or "nobody", and neither is what anybody meant.
             return Err(ScopeError::empty());
         }
-        let Shared { responder, terms, settings, .. } = parts;
-        let stations = Arc::new(Demand { scopes, all });
-        Ok(Self { shared: Arc::new(Shared { stations, responder, terms, settings }) })
+        Ok(Self { shared: Arc::new(Demand { scopes, all, gate }) })
     }
 }
 
@@ -75,14 +75,14 @@ impl<R> Clone for RequireScopeLayer<R> {
 
 impl<R> fmt::Debug for RequireScopeLayer<R> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("RequireScopeLayer").field(&self.shared.stations.scopes).finish()
+        f.debug_tuple("RequireScopeLayer").field(&self.shared.scopes).finish()
     }
 }
 
 /// The service of a [`RequireScopeLayer`].
 pub struct RequireScopeService<S, R = ProblemDetails> {
     inner: S,
-    shared: Arc<Shared<Demand, R>>,
+    shared: Arc<Demand<R>>,
 }
 
 impl<S, R, ReqB, ResB> Service<Request<ReqB>> for RequireScopeService<S, R>
@@ -99,7 +99,7 @@ where
     }
 
     fn call(&mut self, request: Request<ReqB>) -> Self::Future {
-        let demand = &self.shared.stations;
+        let demand = &*self.shared;
         let rejection = match Passage::of(&request) {
             Passage::Preflight => None,
             Passage::Granted(grant) if demand.is_met_by(grant.scopes()) => None,
@@ -112,7 +112,7 @@ where
         let state = match rejection {
             None => Guard::Running { future: self.inner.call(request) },
             Some(rejection) => {
-                let response = self.shared.reject(rejection.for_request(&RequestHead::of(&request)));
+                let response = demand.gate.reject(rejection.for_request(&RequestHead::of(&request)));
                 Guard::Refused { response: Some(response) }
             }
         };
@@ -128,7 +128,7 @@ impl<S: Clone, R> Clone for RequireScopeService<S, R> {
 
 impl<S, R> fmt::Debug for RequireScopeService<S, R> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("RequireScopeService").field(&self.shared.stations.scopes).finish()
+        f.debug_tuple("RequireScopeService").field(&self.shared.scopes).finish()
     }
 }
 

@@ -5,9 +5,9 @@ use std::task::{Context, Poll};
 use http::{HeaderMap, HeaderName, Method, Request, Response, header};
 use tower_service::Service;
 
-use super::admission::{Admission, Stations};
-use super::future::{AuthFuture, Caller, Step, StoreFuture, Wait};
+use super::future::{AuthFuture, Caller, Step, Wait};
 use super::settings::{Settings, Shared};
+use super::unlimited::{Unlimited, is_unlimited};
 use crate::answer::Answer;
 use crate::authenticate::verdict;
 use crate::caller::{CurrentGrant, Unauthenticated};
@@ -25,26 +25,27 @@ use crate::store_error::StoreError;
 use crate::token::{Credential, TokenLocation};
 
 /// The service of an [`AuthLayer`](crate::AuthLayer).
-pub struct AuthService<S, A, R = crate::ProblemDetails> {
+pub struct AuthService<S, T, L = Unlimited, R = crate::ProblemDetails> {
     inner: S,
-    shared: Arc<Shared<A, R>>,
+    shared: Arc<Shared<T, L, R>>,
 }
 
-impl<S, A, R> AuthService<S, A, R> {
-    pub(super) fn new(inner: S, shared: Arc<Shared<A, R>>) -> Self {
+impl<S, T, L, R> AuthService<S, T, L, R> {
+    pub(super) fn new(inner: S, shared: Arc<Shared<T, L, R>>) -> Self {
         Self { inner, shared }
     }
 }
 
-impl<S, A, R, ReqB, ResB> Service<Request<ReqB>> for AuthService<S, A, R>
+impl<S, T, L, R, ReqB, ResB> Service<Request<ReqB>> for AuthService<S, T, L, R>
 where
     S: Service<Request<ReqB>, Response = Response<ResB>> + Clone,
-    A: Admission,
+    T: TokenStore,
+    L: Limiter,
     R: Respond<ResB>,
 {
     type Response = Response<ResB>;
     type Error = S::Error;
-    type Future = AuthFuture<S, ReqB, A, R, ResB>;
+    type Future = AuthFuture<S, ReqB, T, L, R, ResB>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
         self.inner.poll_ready(cx)
@@ -66,7 +67,7 @@ where
 }
 
 /// The answer of a store about a credential, and whether that [is cached](TokenStore::is_cached); or why it was not asked.
-type Asked<A> = Result<(Answer<StoreFuture<A>>, Credential, bool), NotAsked>;
+type Asked<T> = Result<(Answer<<T as TokenStore>::Future>, Credential, bool), NotAsked>;
 
 /// Explains why there is no token to ask a store for.
 pub(super) enum NotAsked {
@@ -85,7 +86,7 @@ impl From<NotAsked> for Rejection {
     }
 }
 
-impl<A: Admission, R> Shared<A, R> {
+impl<T: TokenStore, L: Limiter, R> Shared<T, L, R> {
     /// The credential in the head of a request.
     #[inline]
     pub(super) fn look<'a, B>(&self, request: &'a Request<B>) -> (Extracted<'a>, TokenLocation) {
@@ -97,11 +98,11 @@ impl<A: Admission, R> Shared<A, R> {
 
     /// Asks the store. From here on nothing of the request is borrowed.
     #[inline]
-    pub(super) fn ask(&self, presented: Extracted<'_>, location: TokenLocation) -> Asked<A> {
+    pub(super) fn ask(&self, presented: Extracted<'_>, location: TokenLocation) -> Asked<T> {
         match presented {
             Extracted::Token(token) => {
                 let credential = Credential { location, digest: Some(*token.digest()) };
-                let store = self.stations.store();
+                let store = &*self.store;
                 let answer = store.lookup(&token);
                 // Nobody else wants to know.
                 let may_be_throttled = self.settings.throttle.is_some() && matches!(answer, Answer::Pending(_));
@@ -116,7 +117,7 @@ impl<A: Admission, R> Shared<A, R> {
 
     /// The step after the store was asked.
     #[inline]
-    pub(super) fn step<B>(&self, asked: Asked<A>, request: &mut Request<B>) -> Step<A> {
+    pub(super) fn step<B>(&self, asked: Asked<T>, request: &mut Request<B>) -> Step<T, L> {
         let location = asked.as_ref().ok().map(|(_, credential, _)| credential.location);
         self.guard_secrets(location, request);
         match asked {
@@ -133,10 +134,10 @@ impl<A: Admission, R> Shared<A, R> {
     }
 }
 
-impl<A: Stations, R> Shared<A, R> {
+impl<T: TokenStore, L: Limiter, R> Shared<T, L, R> {
     /// Admits a CORS preflight, within the limits of anonymous callers: the inner service runs for it.
     #[inline]
-    pub(super) fn preflight<B>(&self, request: &mut Request<B>) -> Option<Step<A>> {
+    pub(super) fn preflight<B>(&self, request: &mut Request<B>) -> Option<Step<T, L>> {
         if !self.settings.preflight || !is_preflight(request) {
             return None;
         }
@@ -177,7 +178,7 @@ fn mark_lines(headers: &mut HeaderMap, name: &HeaderName) {
     headers.iter_mut().filter(|(own, _)| *own == name).for_each(|(_, line)| line.set_sensitive(true));
 }
 
-impl<A, R> Shared<A, R> {
+impl<T, L, R> Shared<T, L, R> {
     /// Credentials do not belong into a preflight, and nobody has looked at them: they go, whatever door they are for.
     fn strip_credentials<B>(&self, request: &mut Request<B>) {
         let doors = &self.settings.doors;
@@ -246,12 +247,12 @@ impl<A, R> Shared<A, R> {
     }
 }
 
-pub(super) type Found<A> = Lookup<<<A as Stations>::Store as TokenStore>::Principal, StoreError>;
+pub(super) type Found<T> = Lookup<<T as TokenStore>::Principal, StoreError>;
 
-impl<A: Stations, R> Shared<A, R> {
+impl<T: TokenStore, L: Limiter, R> Shared<T, L, R> {
     /// The store has answered at once.
     #[inline]
-    fn found<B>(&self, found: Found<A>, credential: Credential, request: &mut Request<B>) -> Step<A> {
+    fn found<B>(&self, found: Found<T>, credential: Credential, request: &mut Request<B>) -> Step<T, L> {
         match self.judge(found, credential) {
             Ok(grant) => self.known(grant, request),
             Err(rejection) => self.failed(rejection, request),
@@ -260,7 +261,7 @@ impl<A: Stations, R> Shared<A, R> {
 
     /// Whether a grant was found that is valid.
     #[inline]
-    pub(super) fn judge(&self, found: Found<A>, credential: Credential) -> Result<CurrentGrant, Rejection> {
+    pub(super) fn judge(&self, found: Found<T>, credential: Credential) -> Result<CurrentGrant, Rejection> {
         let grant = match found {
             Ok(Some(grant)) => grant,
             Ok(None) => return Err(Rejection::new(RejectionKind::UnknownToken)),
@@ -276,26 +277,22 @@ impl<A: Stations, R> Shared<A, R> {
 
     /// The caller is known, and pays.
     #[inline]
-    pub(super) fn known<B>(&self, grant: CurrentGrant, request: &mut Request<B>) -> Step<A> {
-        match self.stations.limiter() {
-            None => Caller::Known(grant).enter(request, None),
-            Some(limiter) => {
-                let answer = limiter.check(&grant, Charge::Request(&RequestHead::of(request)));
-                self.checked(Caller::Known(grant), answer, request)
-            }
+    pub(super) fn known<B>(&self, grant: CurrentGrant, request: &mut Request<B>) -> Step<T, L> {
+        if is_unlimited::<L>() {
+            return Caller::Known(grant).enter(request, None);
         }
+        let answer = self.limiter.check(&grant, Charge::Request(&RequestHead::of(request)));
+        self.checked(Caller::Known(grant), answer, request)
     }
 
     /// Charges a request without a grant.
-    fn unauthenticated<B>(&self, why: Unauthenticated, request: &mut Request<B>) -> Step<A> {
+    fn unauthenticated<B>(&self, why: Unauthenticated, request: &mut Request<B>) -> Step<T, L> {
         let caller = Caller::Unauthenticated(why, Arc::clone(&self.terms));
-        match self.stations.limiter() {
-            None => caller.enter(request, None),
-            Some(limiter) => {
-                let answer = limiter.check_anonymous(Charge::Request(&RequestHead::of(request)));
-                self.checked(caller, answer, request)
-            }
+        if is_unlimited::<L>() {
+            return caller.enter(request, None);
         }
+        let answer = self.limiter.check_anonymous(Charge::Request(&RequestHead::of(request)));
+        self.checked(caller, answer, request)
     }
 
     /// The limiter has answered, or is about to.
@@ -303,9 +300,9 @@ impl<A: Stations, R> Shared<A, R> {
     pub(super) fn checked<B>(
         &self,
         mut caller: Caller,
-        answer: Answer<<A::Limiter as Limiter>::Future>,
+        answer: Answer<L::Future>,
         request: &mut Request<B>,
-    ) -> Step<A> {
+    ) -> Step<T, L> {
         let decision = match answer {
             Answer::Ready(decision) => decision,
             Answer::Pending(future) => return Step::Wait(Wait::Check { future, caller: Some(caller) }),
@@ -324,13 +321,13 @@ impl<A: Stations, R> Shared<A, R> {
     }
 }
 
-impl<S: Clone, A, R> Clone for AuthService<S, A, R> {
+impl<S: Clone, T, L, R> Clone for AuthService<S, T, L, R> {
     fn clone(&self) -> Self {
         Self { inner: self.inner.clone(), shared: Arc::clone(&self.shared) }
     }
 }
 
-impl<S, A, R> fmt::Debug for AuthService<S, A, R> {
+impl<S, T, L, R> fmt::Debug for AuthService<S, T, L, R> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.shared.debug("AuthService", f).finish_non_exhaustive()
     }

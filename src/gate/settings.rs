@@ -9,8 +9,9 @@ use crate::respond::terms::Terms;
 
 /// What a service needs, behind one pointer, because axum clones services at every request. Each part is shared again,
 /// so that a builder can change one of them after the layer was cloned.
-pub(super) struct Shared<A, R> {
-    pub(super) stations: Arc<A>,
+pub(super) struct Shared<T, L, R> {
+    pub(super) store: Arc<T>,
+    pub(super) limiter: Arc<L>,
     pub(super) responder: Arc<R>,
     pub(super) terms: Arc<Terms>,
     pub(super) settings: Settings,
@@ -44,10 +45,11 @@ impl WallClock {
     }
 }
 
-impl<A, R> Clone for Shared<A, R> {
+impl<T, L, R> Clone for Shared<T, L, R> {
     fn clone(&self) -> Self {
         Self {
-            stations: Arc::clone(&self.stations),
+            store: Arc::clone(&self.store),
+            limiter: Arc::clone(&self.limiter),
             responder: Arc::clone(&self.responder),
             terms: Arc::clone(&self.terms),
             settings: self.settings.clone(),
@@ -55,7 +57,7 @@ impl<A, R> Clone for Shared<A, R> {
     }
 }
 
-impl<A, R> Shared<A, R> {
+impl<T, L, R> Shared<T, L, R> {
     /// What all layers and services of a gate print.
     pub(super) fn debug<'a, 'f>(&self, name: &str, f: &'a mut fmt::Formatter<'f>) -> fmt::DebugStruct<'a, 'f> {
         let mut debug = f.debug_struct(name);

@@ -2,14 +2,14 @@
 
 use http::Request;
 
-use super::admission::Stations;
-use super::future::{Step, StoreFuture, Wait};
+use super::future::{Step, Wait};
 use super::service::Found;
 use super::settings::Shared;
 use crate::head::RequestHead;
-use crate::limit::{Attempt, WouldBeThrottled};
+use crate::limit::{Attempt, Limiter, WouldBeThrottled};
 use crate::observe::Timer;
 use crate::rejection::{Rejection, RejectionKind};
+use crate::store::TokenStore;
 use crate::store_error::StoreError;
 use crate::token::Credential;
 
@@ -28,7 +28,7 @@ fn is_failure(rejection: &Rejection) -> bool {
     }
 }
 
-impl<A: Stations, R> Shared<A, R> {
+impl<T: TokenStore, L: Limiter, R> Shared<T, L, R> {
     /// An attempt of the request's peer, if it is throttled: the one place that knows who is refused, or would be.
     fn attempt<B>(&self, request: &Request<B>) -> Result<Option<Attempt>, Rejection> {
         match &self.settings.throttle {
@@ -39,7 +39,7 @@ impl<A: Stations, R> Shared<A, R> {
 
     /// Refuses, but who fails too often in other words.
     #[inline]
-    pub(super) fn failed<B>(&self, rejection: Rejection, request: &Request<B>) -> Step<A> {
+    pub(super) fn failed<B>(&self, rejection: Rejection, request: &Request<B>) -> Step<T, L> {
         if self.settings.throttle.is_none() || !is_failure(&rejection) {
             return Step::Refuse(rejection);
         }
@@ -47,7 +47,7 @@ impl<A: Stations, R> Shared<A, R> {
     }
 
     #[cold]
-    fn count<B>(&self, rejection: Rejection, request: &Request<B>) -> Step<A> {
+    fn count<B>(&self, rejection: Rejection, request: &Request<B>) -> Step<T, L> {
         match self.attempt(request) {
             Ok(attempt) => Step::Refuse(ended(attempt, rejection)),
             Err(throttled) => Step::Refuse(throttled),
@@ -55,14 +55,14 @@ impl<A: Stations, R> Shared<A, R> {
     }
 
     /// Waits for the store, but not on behalf of who fails too often: then the future is dropped unpolled.
-    pub(super) fn look_up<B>(&self, future: StoreFuture<A>, credential: Credential, request: &Request<B>) -> Step<A> {
+    pub(super) fn look_up<B>(&self, future: T::Future, credential: Credential, request: &Request<B>) -> Step<T, L> {
         match self.attempt(request) {
             Ok(attempt) => self.wait(future, credential, attempt),
             Err(throttled) => Step::Refuse(throttled),
         }
     }
 
-    pub(super) fn wait(&self, future: StoreFuture<A>, credential: Credential, attempt: Option<Attempt>) -> Step<A> {
+    pub(super) fn wait(&self, future: T::Future, credential: Credential, attempt: Option<Attempt>) -> Step<T, L> {
         let patience = self.settings.patience.as_ref();
         let attempt = match patience {
             Some(patience) => attempt.map(|attempt| attempt.with_deadline(patience.deadline)),
@@ -75,11 +75,11 @@ impl<A: Stations, R> Shared<A, R> {
     /// The store has answered at last.
     pub(super) fn looked_up<B>(
         &self,
-        found: Found<A>,
+        found: Found<T>,
         credential: Credential,
         attempt: Option<Attempt>,
         request: &mut Request<B>,
-    ) -> Step<A> {
+    ) -> Step<T, L> {
         match self.judge(found, credential) {
             Ok(grant) => {
                 if let Some(attempt) = attempt {

@@ -161,9 +161,9 @@ async fn extractors_refuse_grpc_in_its_own_words() {
 #[tokio::test]
 async fn layers_can_be_named_stored_and_returned() {
     struct App {
-        gate: AuthLayer<tollgate::Limited<MemoryStore<User>>>,
+        gate: AuthLayer<MemoryStore<User>, RateLimits>,
     }
-    fn gate() -> AuthLayer<tollgate::Limited<MemoryStore<User>>> {
+    fn gate() -> AuthLayer<MemoryStore<User>, RateLimits> {
         AuthLayer::new(tokens()).with_rate_limit(RateLimits::new(Quota::per_minute(180).with_burst(20)))
     }
     let app = App { gate: gate() };

@@ -28,12 +28,12 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 use tollgate::extract::{Extracted, TokenSyntax, form as form_door, json as json_door, text as text_door};
-use tollgate::gate::{Admission, BodyAuthLayer, BodyTokens, ReplayBody};
+use tollgate::gate::{BodyAuthLayer, BodyTokens, ReplayBody};
 use tollgate::limit::RateLimits;
 use tollgate::store::from_fn;
 use tollgate::{
-    AuthLayer, BoxStore, CurrentGrant, Grant, MemoryStore, Quota, Rejection, RejectionKind, TokenLocation,
-    Unauthenticated,
+    AuthLayer, BoxStore, CurrentGrant, Grant, Limiter, MemoryStore, Quota, Rejection, RejectionKind, TokenLocation,
+    TokenStore, Unauthenticated,
 };
 use tower::{Layer, Service, ServiceBuilder, ServiceExt};
 use tower_test::mock;
@@ -122,7 +122,7 @@ where
 }
 
 /// What a gate around a [`reader`] answers, and how often that ran.
-async fn ask<A: Admission, B>(layer: &BodyAuthLayer<A>, request: Request<B>) -> (Response<Body>, usize)
+async fn ask<T: TokenStore, L: Limiter, B>(layer: &BodyAuthLayer<T, L>, request: Request<B>) -> (Response<Body>, usize)
 where
     B: http_body::Body + Send + 'static,
     B::Error: Debug,
@@ -133,7 +133,7 @@ where
 }
 
 /// Why a gate refuses a request, without asking the handler.
-async fn refusal<A: Admission, B>(layer: &BodyAuthLayer<A>, request: Request<B>) -> RejectionKind
+async fn refusal<T: TokenStore, L: Limiter, B>(layer: &BodyAuthLayer<T, L>, request: Request<B>) -> RejectionKind
 where
     B: http_body::Body + Send + 'static,
     B::Error: Debug,
@@ -144,7 +144,10 @@ where
 }
 
 /// Where the token was, and the bytes that the handler read.
-async fn admission<A: Admission, B>(layer: &BodyAuthLayer<A>, request: Request<B>) -> (TokenLocation, Bytes)
+async fn admission<T: TokenStore, L: Limiter, B>(
+    layer: &BodyAuthLayer<T, L>,
+    request: Request<B>,
+) -> (TokenLocation, Bytes)
 where
     B: http_body::Body + Send + 'static,
     B::Error: Debug,
@@ -1188,7 +1191,7 @@ struct Server {
 }
 
 impl Server {
-    async fn start<A: Admission>(layer: BodyAuthLayer<A>) -> Self {
+    async fn start<T: TokenStore, L: Limiter>(layer: BodyAuthLayer<T, L>) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let addr = listener.local_addr().unwrap();
         let (runs, read, begun) = (Runs::default(), Arc::<AtomicUsize>::default(), Arc::<Notify>::default());

@@ -21,7 +21,7 @@ const PREFIX: &str = "base64url.bearer.authorization.example.";
 const API_KEY: HeaderName = HeaderName::from_static("x-api-key");
 
 /// All doors in the head, open.
-fn open<A, R>(layer: AuthLayer<A, R>) -> AuthLayer<A, R> {
+fn open<T, L>(layer: AuthLayer<T, L>) -> AuthLayer<T, L> {
     layer
         .with_api_key_header(API_KEY)
         .unwrap()

@@ -67,7 +67,7 @@ fn process(database: &Database, pause: Duration) -> (Service, mpsc::UnboundedRec
     let (tell, told) = mpsc::unbounded_channel();
     let (followed, invalidated) = (database.clone(), cache.clone());
     tokio::spawn(async move {
-        let on_change = move |change: Change| {
+        let on_change = move |change: Invalidation| {
             invalidated.invalidate(&change);
             if change == Invalidation::Everything {
                 breaker.probe_now();
@@ -325,7 +325,7 @@ async fn notifications_of_unknown_grants_do_not_empty_a_cache() {
     let (followed, invalidated) = (database.clone(), cache.clone());
     let counts = (Arc::clone(&named), Arc::clone(&everything));
     tokio::spawn(async move {
-        let on_change = move |change: Change| {
+        let on_change = move |change: Invalidation| {
             let count = if change == Invalidation::Everything { &counts.1 } else { &counts.0 };
             count.fetch_add(1, Ordering::SeqCst);
             invalidated.invalidate(&change);

@@ -70,7 +70,7 @@ fn retry_delay(headers: &HeaderMap) -> Option<Duration> {
 }
 
 /// A gate with a bucket of one cell, which was spent, and a clock that stands still.
-fn spent(quota: Quota) -> AuthLayer<tollgate::Limited<tollgate::MemoryStore<crate::kit::User>>> {
+fn spent(quota: Quota) -> AuthLayer<tollgate::MemoryStore<crate::kit::User>, RateLimits> {
     let limits = Hands::default().limits(quota);
     let alice = CurrentGrant::new(Grant::new("alice", ()));
     assert!(limits.check_now(&alice, ONE).is_admitted());

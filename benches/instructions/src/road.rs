@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::{Request, Response, StatusCode, header};
-use tollgate::{AuthLayer, Grant, Limited, MemoryStore, Quota, RateLimits};
+use tollgate::{AuthLayer, Grant, MemoryStore, Quota, RateLimits};
 use tower::{Layer, Service};
 
 #[derive(Clone, Copy)]
@@ -49,7 +49,7 @@ pub fn run(case: Case, count: usize) {
     assert!(counted(&mut service, requests, status), "not all answers were {status}");
 }
 
-fn gate(quota: Quota) -> AuthLayer<Limited<MemoryStore<usize>>> {
+fn gate(quota: Quota) -> AuthLayer<MemoryStore<usize>, RateLimits> {
     let store: MemoryStore<usize> = (0..TOKENS).map(|i| (token(i), Grant::new(format!("user-{i}"), i))).collect();
     // A clock that is the same on every machine: a microsecond passes between two looks at it.
     let micros = AtomicU64::new(0);

@@ -12,7 +12,7 @@ use http_body_util::combinators::BoxBody;
 use http_body_util::{BodyExt, Full, StreamBody};
 use tollgate::gate::{BodyAuthLayer, BodyTokens, ReplayBody};
 use tollgate::store::{Lookup, TokenStore};
-use tollgate::{Answer, AuthLayer, BearerToken, Grant, Limited, Quota, RateLimits};
+use tollgate::{Answer, AuthLayer, BearerToken, Grant, Quota, RateLimits};
 use tower::{Layer, ServiceExt, service_fn};
 
 use super::model::{Condition, condition, subject};
@@ -23,7 +23,7 @@ use crate::request::Sent;
 
 /// The real layers.
 pub struct Gate {
-    layer: BodyAuthLayer<Limited<Store>>,
+    layer: AuthLayer<Store, RateLimits, ProblemDetails, BodyTokens>,
     clock: Arc<AtomicU64>,
     asked: Arc<Mutex<Vec<String>>>,
     chunked: bool,

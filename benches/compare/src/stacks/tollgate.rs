@@ -1,10 +1,10 @@
-use tollgate::{AuthLayer, Grant, Limited, MemoryStore, Quota, RateLimitHeaders, RateLimits};
+use tollgate::{AuthLayer, Grant, MemoryStore, Quota, RateLimitHeaders, RateLimits};
 
 use super::Budget;
 use crate::floor::{PLENTY, token};
 use crate::row::Row;
 
-type Gate = AuthLayer<Limited<MemoryStore<u32>>>;
+type Gate = AuthLayer<MemoryStore<u32>, RateLimits>;
 
 fn gate(size: usize, budget: Budget) -> Gate {
     let store: MemoryStore<u32> = (0..size).map(|i| (token(i), Grant::new(format!("user-{i}"), i as u32))).collect();

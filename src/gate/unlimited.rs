@@ -1,0 +1,41 @@
+//! The parts that a gate can be without: a limiter, and for layers behind a gate the store.
+
+use std::any::TypeId;
+use std::convert::Infallible;
+
+use crate::answer::{Answer, Immediate};
+use crate::caller::CurrentGrant;
+use crate::decision::Decision;
+use crate::limit::{Charge, Limiter};
+use crate::store::{Lookup, TokenStore};
+use crate::token::BearerToken;
+
+/// The limiter of a gate without a rate limit. It admits every request, and such a gate writes no `RateLimit` headers.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Unlimited;
+
+impl Limiter for Unlimited {
+    type Future = Immediate<Decision>;
+
+    fn check(&self, _: &CurrentGrant, _: Charge<'_>) -> Answer<Self::Future> {
+        Answer::Ready(Decision::unlimited())
+    }
+}
+
+/// Whether a gate with this limiter makes no decision at all. The compiler knows the answer.
+pub(super) fn is_unlimited<L: 'static>() -> bool {
+    TypeId::of::<L>() == TypeId::of::<Unlimited>()
+}
+
+/// The store of a layer behind a gate, which looks nothing up.
+pub(super) struct NoStore;
+
+impl TokenStore for NoStore {
+    type Principal = ();
+    type Error = Infallible;
+    type Future = Immediate<Lookup<(), Infallible>>;
+
+    fn lookup(&self, _: &BearerToken<'_>) -> Answer<Self::Future> {
+        Answer::Ready(Ok(None))
+    }
+}

@@ -69,7 +69,7 @@ fn layer(criterion: &mut Criterion) {
     let tokens = MemoryStore::from_iter([(TOKEN, Grant::new("alice", ()))]);
     let sleep = tokio::time::sleep;
     let opened =
-        BodyTokens::new(Duration::from_secs(2), sleep).with_json("key").and_then(|doors| doors.with_text("key"));
+        BodyTokens::with_timer(Duration::from_secs(2), sleep).with_json("key").and_then(|doors| doors.with_text("key"));
     let gate = AuthLayer::new(tokens).with_body_tokens(opened.expect("names"));
     let service = gate.layer(tower::service_fn(|request: Request<ReplayBody<Full<Bytes>>>| async {
         let body = request.into_body().collect().await?.to_bytes();

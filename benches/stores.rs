@@ -46,7 +46,7 @@ fn hits(criterion: &mut Criterion, size: usize) {
     // What cannot be had is asked for all the time: room for each of them, and some to spare.
     let cached = CachedStore::new(memory.clone(), TTL).and_then(|cache| cache.with_capacity(2 * size as u64));
     let cached = cached.expect("settings");
-    let breaker = CircuitBreaker::new(memory.clone(), Duration::from_secs(1), tokio::time::sleep);
+    let breaker = CircuitBreaker::with_timeout(memory.clone(), Duration::from_secs(1));
     // Everything is remembered before anything is measured.
     for token in &tokens {
         assert!(cached.lookup(&BearerToken::new(token)).ready().is_some_and(|found| found.is_ok()));
@@ -60,9 +60,9 @@ fn hits(criterion: &mut Criterion, size: usize) {
     let waiting = Duration::from_secs(2);
     let gate = AuthLayer::new(memory).with_rate_limit(limits.clone());
     gated(criterion, "memory", size, Router::new().route("/", get(|| async {})).layer(gate), &headers);
-    let gate = AuthLayer::waiting(cached, waiting, tokio::time::sleep).with_rate_limit(limits.clone());
+    let gate = AuthLayer::with_timeout(cached, waiting).with_rate_limit(limits.clone());
     gated(criterion, "cached", size, Router::new().route("/", get(|| async {})).layer(gate), &headers);
-    let gate = AuthLayer::waiting(breaker, waiting, tokio::time::sleep).with_rate_limit(limits);
+    let gate = AuthLayer::with_timeout(breaker, waiting).with_rate_limit(limits);
     gated(criterion, "breaker", size, Router::new().route("/", get(|| async {})).layer(gate), &headers);
 }
 

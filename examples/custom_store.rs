@@ -109,7 +109,7 @@ fn invalid(reason: &str) -> io::Error {
 
 /// Takes any store, so that a test can hand it one that hangs.
 fn app(store: impl TokenStore<Principal = ()>) -> Router {
-    let gate = AuthLayer::waiting(store, DEADLINE, tokio::time::sleep);
+    let gate = AuthLayer::with_timeout(store, DEADLINE);
     Router::new().route("/", get(hello)).layer(gate).layer(map_response(log_outage))
 }
 

@@ -204,9 +204,8 @@ mod tests {
     #[tokio::test]
     async fn says_that_the_store_is_down() {
         let down = from_fn(|_| async { Err::<Option<Grant<()>>, _>(io::Error::other("connection refused")) });
-        let gate = AuthLayer::waiting(down, Duration::from_secs(5), tokio::time::sleep)
-            .with_rate_limit(limits())
-            .with_responder(EmptyBody);
+        let gate =
+            AuthLayer::with_timeout(down, Duration::from_secs(5)).with_rate_limit(limits()).with_responder(EmptyBody);
         let status = check(start(gate).await, Some("tg_secret")).await.unwrap_err();
         let message = "The service cannot check tokens at the moment. The token may be valid.";
         assert_eq!((status.code(), status.message()), (Code::Unavailable, message));

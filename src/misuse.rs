@@ -88,7 +88,7 @@ struct KeptToken;
 /// use std::time::Duration;
 /// use tollgate::{AuthLayer, Grant, store};
 /// let store = store::from_fn(|_digest| async { Ok::<Option<Grant<()>>, std::io::Error>(None) });
-/// let _ = AuthLayer::waiting(store, Duration::from_secs(1), tokio::time::sleep);
+/// let _ = AuthLayer::with_timeout(store, Duration::from_secs(1));
 /// ```
 ///
 /// ```compile_fail,E0277

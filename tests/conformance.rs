@@ -421,7 +421,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Opens the doors that a vector names: those in the head at the gate, those in the body behind it.
 fn open_doors<T, L>(mut gate: AuthLayer<T, L>, config: &Value) -> Outcome<(AuthLayer<T, L>, BodyTokens)> {
-    let mut doors = BodyTokens::new(PATIENCE, time::sleep);
+    let mut doors = BodyTokens::with_timer(PATIENCE, time::sleep);
     if let Some(limit) = read!(config["max_body"])? {
         doors = doors.with_limit(limit);
     }
@@ -453,7 +453,7 @@ fn gated<B: http_body::Body>(vector: &Value, waits: bool, log: &Log) -> Outcome<
     let _spent = limits.check_now(&CurrentGrant::new(grant("rate_limited")), Charge::Units(QUOTA.burst()));
     let (realm, max_token): (Option<String>, Option<_>) = (read!(config["realm"])?, read!(config["max_token"])?);
     let store = Script { conditions: members(&vector["store"])?, waits, log: Arc::clone(log) };
-    let gate = AuthLayer::waiting(store, PATIENCE, time::sleep)
+    let gate = AuthLayer::with_timer(store, PATIENCE, time::sleep)
         .with_realm(realm.as_deref().unwrap_or("example"))?
         .with_rate_limit(limits)
         .with_wall_clock(wall_clock);

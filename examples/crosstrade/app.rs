@@ -86,7 +86,7 @@ impl Service {
     pub(crate) fn new(settings: Settings) -> Result<Self, Box<dyn Error>> {
         let Settings { tokens, ledger, errors, clocks, closing } = settings;
         let wall = Arc::clone(&clocks.wall);
-        let gate = AuthLayer::waiting(tokens.store(), STORE_DEADLINE, tokio::time::sleep)
+        let gate = AuthLayer::with_timeout(tokens.store(), STORE_DEADLINE)
             .with_realm("crosstrade")?
             .with_responder(errors)
             .with_wall_clock(move || wall())
@@ -105,7 +105,7 @@ pub(crate) fn app(settings: Settings) -> Result<Router, Box<dyn Error>> {
     let gate = service.gate.clone();
     let metered = gate.clone().with_rate_limit(Budgets(Arc::clone(&service.ledger)));
     let may_trade = metered.require_scopes(service.trade.iter())?;
-    let body_doors = BodyTokens::new(BODY_DEADLINE, tokio::time::sleep)
+    let body_doors = BodyTokens::with_timeout(BODY_DEADLINE)
         .with_json("key")?
         .with_text("key")?
         // TradingView sends JSON as `text/plain` when it is not sure that it is JSON.

@@ -51,7 +51,7 @@ pub(crate) async fn demo_tokens(database: &Database) -> Result<(Secret, Secret),
 pub(crate) fn tokens(database: &Database) -> Result<Tokens, Box<dyn Error>> {
     let store = database
         .store_with(|grant: GrantRecord| async move { Ok::<_, StoreError>(User { name: grant.subject.to_string() }) });
-    let breaker = CircuitBreaker::new(store.clone(), DEADLINE, tokio::time::sleep);
+    let breaker = CircuitBreaker::with_timeout(store.clone(), DEADLINE);
     let cache = CachedStore::new(breaker.clone(), TTL)?;
     let last_used = LastUsed::new(database);
     // Tokens that were issued under another prefix, or come from elsewhere, are asked for as they are.

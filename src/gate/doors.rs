@@ -25,7 +25,7 @@ use crate::patience::{Patience, Sleep};
 ///
 /// let tokens = MemoryStore::from_iter([("a-token", Grant::new("alice", ()))]);
 /// let gate = AuthLayer::new(tokens);
-/// let doors = BodyTokens::new(Duration::from_secs(2), tokio::time::sleep).with_json("key")?.with_text("key")?;
+/// let doors = BodyTokens::with_timeout(Duration::from_secs(2)).with_json("key")?.with_text("key")?;
 /// let app: Router = Router::new()
 ///     .route("/orders", get(|| async {}).route_layer(gate.clone()))
 ///     .route("/webhook", post(|| async {}).route_layer(gate.with_body_tokens(doors)));
@@ -42,10 +42,22 @@ impl BodyTokens {
     /// The most bytes of a body unless something else is said: 64 KiB.
     pub const DEFAULT_LIMIT: usize = 65_536;
 
-    /// No door yet. Bodies have to come within the deadline (else 408), by any `sleep` such as `tokio::time::sleep`.
+    /// Accepts no body tokens yet. Requests whose body takes longer than `timeout` to arrive are rejected with 408.
+    ///
+    /// The timer is tokio's; [`with_timer`](Self::with_timer) takes another.
+    #[cfg(feature = "tokio")]
     #[must_use]
-    pub fn new(deadline: Duration, sleep: impl Sleep) -> Self {
-        Self { doors: Doors::default(), limit: Self::DEFAULT_LIMIT, patience: Patience::new(deadline, sleep) }
+    pub fn with_timeout(timeout: Duration) -> Self {
+        Self::with_timer(timeout, tokio::time::sleep)
+    }
+
+    /// Accepts no body tokens yet, with the timer of any runtime.
+    ///
+    /// Requests whose body takes longer than `timeout` to arrive are rejected with 408. `sleep` returns a future that is ready
+    /// after the given time.
+    #[must_use]
+    pub fn with_timer(timeout: Duration, sleep: impl Sleep) -> Self {
+        Self { doors: Doors::default(), limit: Self::DEFAULT_LIMIT, patience: Patience::new(timeout, sleep) }
     }
 
     /// The same, and a token is taken from this member of a JSON object, in `application/json` and `*/*+json`; see

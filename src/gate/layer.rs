@@ -74,19 +74,31 @@ impl<T: TokenStore> AuthLayer<T> {
         Self::with_patience(store, None)
     }
 
-    /// A gate for a store that may have to wait, and for how long it may: after the deadline the answer is 503.
+    /// Creates a gate for a store that may have to wait. Lookups that take longer than `timeout` are rejected with 503.
+    ///
+    /// The timer is tokio's; [`with_timer`](Self::with_timer) takes another.
     ///
     /// ```
     /// use std::time::Duration;
     /// use tollgate::{AuthLayer, Grant, store};
     ///
     /// let store = store::from_fn(|_digest| async { Ok::<Option<Grant<()>>, std::io::Error>(None) });
-    /// let gate = AuthLayer::waiting(store, Duration::from_millis(500), tokio::time::sleep);
+    /// let gate = AuthLayer::with_timeout(store, Duration::from_millis(500));
     /// # let _ = gate;
     /// ```
+    #[cfg(feature = "tokio")]
     #[must_use]
-    pub fn waiting(store: T, deadline: Duration, sleep: impl Sleep) -> Self {
-        Self::with_patience(store, Some(Patience::new(deadline, sleep)))
+    pub fn with_timeout(store: T, timeout: Duration) -> Self {
+        Self::with_timer(store, timeout, tokio::time::sleep)
+    }
+
+    /// Creates a gate for a store that may have to wait, with the timer of any runtime.
+    ///
+    /// Lookups that take longer than `timeout` are rejected with 503. `sleep` returns a future that is ready after the given
+    /// time.
+    #[must_use]
+    pub fn with_timer(store: T, timeout: Duration, sleep: impl Sleep) -> Self {
+        Self::with_patience(store, Some(Patience::new(timeout, sleep)))
     }
 
     fn with_patience(store: T, patience: Option<Patience>) -> Self {

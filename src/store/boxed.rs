@@ -22,7 +22,7 @@ type DynStore<P> = dyn TokenStore<Principal = P, Error = StoreError, Future = Bo
 /// let from_database = store::from_fn(|_digest| async { Ok::<Option<Grant<()>>, std::io::Error>(None) });
 ///
 /// let store = if cfg!(debug_assertions) { BoxStore::new(from_file) } else { BoxStore::new(from_database) };
-/// let gate = AuthLayer::waiting(store, Duration::from_secs(2), tokio::time::sleep);
+/// let gate = AuthLayer::with_timeout(store, Duration::from_secs(2));
 /// # let _ = gate;
 /// ```
 pub struct BoxStore<P>(Arc<DynStore<P>>);

@@ -49,8 +49,8 @@ pub use crate::breaker::BreakerState;
 /// use tollgate::{AuthLayer, Grant};
 ///
 /// let database = from_fn(|_digest| async { Ok::<Option<Grant<()>>, std::io::Error>(None) });
-/// let store = CircuitBreaker::new(database, Duration::from_millis(500), tokio::time::sleep);
-/// let gate = AuthLayer::waiting(store, Duration::from_secs(2), tokio::time::sleep);
+/// let store = CircuitBreaker::with_timeout(database, Duration::from_millis(500));
+/// let gate = AuthLayer::with_timeout(store, Duration::from_secs(2));
 /// # let _ = gate;
 /// ```
 ///
@@ -74,11 +74,19 @@ pub enum CircuitBreakerError {
 }
 
 impl<T> CircuitBreaker<T> {
-    /// Opens after 5 failures in a row, for 1 second at first, and for 30 at most. `deadline` is that of one lookup. Give the
-    /// gate a longer one.
-    pub fn new(store: T, deadline: Duration, sleep: impl Sleep) -> Self {
-        let patience = Arc::new(Patience::new(deadline, sleep));
-        Self { store: Arc::new(store), switch: Switch::new(deadline), patience }
+    /// Creates a circuit breaker. `timeout` is that of one lookup; give the gate a longer one.
+    ///
+    /// The breaker opens after 5 failures in a row, for 1 second at first, and for 30 at most. The timer is tokio's;
+    /// [`with_timer`](Self::with_timer) takes another.
+    #[cfg(feature = "tokio")]
+    pub fn with_timeout(store: T, timeout: Duration) -> Self {
+        Self::with_timer(store, timeout, tokio::time::sleep)
+    }
+
+    /// Creates a circuit breaker with the timer of any runtime. `sleep` returns a future that is ready after the given time.
+    pub fn with_timer(store: T, timeout: Duration, sleep: impl Sleep) -> Self {
+        let patience = Arc::new(Patience::new(timeout, sleep));
+        Self { store: Arc::new(store), switch: Switch::new(timeout), patience }
     }
 
     /// The same under a name of its own, by which [metrics and events](crate::observe) tell several breakers apart; `default`
@@ -89,7 +97,7 @@ impl<T> CircuitBreaker<T> {
     /// use tollgate::MemoryStore;
     /// use tollgate::store::CircuitBreaker;
     ///
-    /// let store = CircuitBreaker::new(MemoryStore::<()>::new(), Duration::from_secs(1), tokio::time::sleep).with_name("tokens");
+    /// let store = CircuitBreaker::with_timeout(MemoryStore::<()>::new(), Duration::from_secs(1)).with_name("tokens");
     /// # let _ = store;
     /// ```
     #[must_use]

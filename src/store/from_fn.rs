@@ -23,7 +23,7 @@ pub struct FromFn<F>(F);
 ///     let known = digest == TokenDigest::of("a-token");
 ///     Ok::<_, std::io::Error>(known.then(|| Grant::new("alice", ())))
 /// });
-/// let gate = AuthLayer::waiting(store, Duration::from_secs(2), tokio::time::sleep);
+/// let gate = AuthLayer::with_timeout(store, Duration::from_secs(2));
 /// # let _ = gate;
 /// ```
 pub fn from_fn<F, Fut, P, E>(f: F) -> FromFn<F>

@@ -154,7 +154,7 @@ impl<T: TokenStore<Future: sealed::NeverWaits> + ?Sized> ImmediateStore for T {}
 mod sealed {
     #[diagnostic::on_unimplemented(
         message = "a store with the future `{Self}` may have to wait for an answer",
-        note = "use `AuthLayer::waiting(store, deadline, tokio::time::sleep)`, so that every wait has an end"
+        note = "use `AuthLayer::with_timeout(store, deadline)`, so that every wait has an end"
     )]
     pub trait NeverWaits {}
 

@@ -47,7 +47,7 @@ const FORM: &str = "application/x-www-form-urlencoded";
 
 /// All doors in the body, open.
 fn doors() -> BodyTokens {
-    BodyTokens::new(DEADLINE, tokio::time::sleep)
+    BodyTokens::with_timeout(DEADLINE)
         .with_json("key")
         .unwrap()
         .with_text("key")
@@ -61,7 +61,7 @@ fn gate() -> BodyAuthLayer<MemoryStore<User>> {
 }
 
 fn waiting() -> AuthLayer<BoxStore<User>> {
-    AuthLayer::waiting(slow(), DEADLINE, tokio::time::sleep)
+    AuthLayer::with_timeout(slow(), DEADLINE)
 }
 
 fn json_with(token: &str) -> String {
@@ -966,7 +966,7 @@ async fn a_door_opens_for_its_method_and_type_alone() {
 #[tokio::test]
 async fn bodies_behind_closed_doors_are_not_touched() {
     let json_only = AuthLayer::new(memory())
-        .with_body_tokens(BodyTokens::new(DEADLINE, tokio::time::sleep).with_json("key").unwrap().with_limit(8));
+        .with_body_tokens(BodyTokens::with_timeout(DEADLINE).with_json("key").unwrap().with_limit(8));
     // Longer than the limit, never at an end, and full of tokens.
     let endless = || Script::new([Step::Data(format!("access_token={TOKEN}&key={TOKEN};").into()), Step::Silence]);
     let ignoring = tower::service_fn(|request: Request<ReplayBody<Script>>| async move {
@@ -1025,7 +1025,7 @@ async fn encoded_bodies_fit_no_door() {
 
 #[tokio::test]
 async fn two_content_types_are_no_contradiction_where_no_door_is_open() {
-    let closed = AuthLayer::new(memory()).with_body_tokens(BodyTokens::new(DEADLINE, tokio::time::sleep));
+    let closed = AuthLayer::new(memory()).with_body_tokens(BodyTokens::with_timeout(DEADLINE));
     let mut twice = post(JSON, Body::default());
     twice.headers_mut().append("content-type", HeaderValue::from_static(TEXT));
     assert_eq!(refusal(&closed, twice.clone()).await, RejectionKind::Missing);
@@ -1267,7 +1267,7 @@ async fn bodies_come_over_sockets_in_any_framing() {
 
 #[tokio::test]
 async fn a_client_that_falls_silent_is_told_so() {
-    let hasty = BodyTokens::new(Duration::from_millis(300), tokio::time::sleep).with_json("key").unwrap();
+    let hasty = BodyTokens::with_timeout(Duration::from_millis(300)).with_json("key").unwrap();
     for (framing, body) in [
         ("content-length: 1000", ""),
         ("content-length: 1000", "{\"key\":"),
@@ -1387,7 +1387,7 @@ async fn stores_may_wait_after_the_body() {
     // A store that never answers: 503, at its own deadline.
     let silent = from_fn(|_| std::future::pending::<Result<Option<Grant<()>>, Infallible>>());
     let patience = Duration::from_secs(1);
-    let layer = AuthLayer::waiting(silent, patience, tokio::time::sleep).with_body_tokens(doors());
+    let layer = AuthLayer::with_timeout(silent, patience).with_body_tokens(doors());
     let slowly = [Step::Pause(Duration::from_secs(4)), Step::Data(body.into())];
     let begin = tokio::time::Instant::now();
     assert_eq!(refusal(&layer, post(JSON, Script::new(slowly))).await, RejectionKind::StoreUnavailable);
@@ -1397,8 +1397,8 @@ async fn stores_may_wait_after_the_body() {
 #[tokio::test]
 async fn optional_authentication_reads_bodies_too() {
     for layer in [
-        AuthLayer::waiting(BoxStore::new(memory()), DEADLINE, tokio::time::sleep),
-        AuthLayer::waiting(BoxStore::new(slow()), DEADLINE, tokio::time::sleep),
+        AuthLayer::with_timeout(BoxStore::new(memory()), DEADLINE),
+        AuthLayer::with_timeout(BoxStore::new(slow()), DEADLINE),
     ] {
         let layer = layer.allow_anonymous().with_credentials_removed().with_body_tokens(doors());
         for (content_type, body) in [
@@ -1622,7 +1622,7 @@ async fn a_request_that_is_given_up_gives_its_permit_back() {
         let mut context = Context::from_waker(Waker::noop());
         assert!(under_way.as_mut().poll(&mut context).is_pending());
         assert!(poll_ready(&mut service).is_pending(), "the only permit goes with the body");
-        assert_eq!(format!("{under_way:?}"), "BodyFuture(..)");
+        assert_eq!(format!("{under_way:?}"), "BodyAuthFuture(..)");
         drop(under_way);
         assert_eq!(service.ready().await.unwrap().call(in_pieces(TOKEN)).await.unwrap().status(), 200);
         assert_eq!(runs.count(), 1);
@@ -1661,7 +1661,7 @@ async fn a_body_that_is_always_ready_cannot_put_the_deadline_off() {
             if polls < 3 { Poll::Pending } else { Poll::Ready(()) }
         })
     };
-    let doors = BodyTokens::new(DEADLINE, sleep).with_json("key").unwrap();
+    let doors = BodyTokens::with_timer(DEADLINE, sleep).with_json("key").unwrap();
     let runs = Runs::default();
     let service = AuthLayer::new(memory()).with_body_tokens(doors).layer(reader::<Empties>(&runs));
     let response = service.oneshot(post(JSON, Empties)).await.unwrap();
@@ -1696,7 +1696,8 @@ async fn a_body_that_is_there_needs_no_timer() {
         counting.fetch_add(1, Ordering::SeqCst);
         tokio::time::sleep(duration)
     };
-    let layer = AuthLayer::new(memory()).with_body_tokens(BodyTokens::new(DEADLINE, sleep).with_json("key").unwrap());
+    let layer =
+        AuthLayer::new(memory()).with_body_tokens(BodyTokens::with_timer(DEADLINE, sleep).with_json("key").unwrap());
     let (response, runs) = ask(&layer, post(JSON, Body::from(json_with(TOKEN)))).await;
     assert_eq!((response.status().as_u16(), runs, started.load(Ordering::SeqCst)), (200, 1, 0));
     // As soon as it has to wait there is one, however often it waits.
@@ -1707,7 +1708,7 @@ async fn a_body_that_is_there_needs_no_timer() {
 
 #[tokio::test]
 async fn without_a_json_door_a_text_that_looks_like_json_is_text() {
-    let doors = BodyTokens::new(DEADLINE, tokio::time::sleep).with_text("key").unwrap().with_json_in_text();
+    let doors = BodyTokens::with_timeout(DEADLINE).with_text("key").unwrap().with_json_in_text();
     let service = AuthLayer::new(memory()).with_body_tokens(doors).layer(reader::<Script>(&Runs::default()));
     let mut request = post(TEXT, Script::of("{;key=other;"));
     request.headers_mut().insert("authorization", format!("Bearer {TOKEN}").parse().unwrap());

@@ -58,7 +58,7 @@ impl Patient {
 
 fn breaker(patient: &Patient, hands: &Hands) -> CircuitBreaker<BoxStore<()>> {
     let hands = hands.clone();
-    CircuitBreaker::new(patient.store(), DEADLINE, tokio::time::sleep)
+    CircuitBreaker::with_timeout(patient.store(), DEADLINE)
         .with_failure_threshold(3)
         .with_backoff(SECOND, 5 * SECOND)
         .with_clock(move || Duration::from_nanos(hands.ns()))
@@ -196,7 +196,7 @@ async fn errors_about_one_token_count_as_successes() {
         }
     }
     for about_tokens in [true, false] {
-        let store = CircuitBreaker::new(Immediately(about_tokens), DEADLINE, tokio::time::sleep);
+        let store = CircuitBreaker::with_timeout(Immediately(about_tokens), DEADLINE);
         for _ in 0..20 {
             assert!(store.lookup(&BearerToken::new(TOKEN)).ready().unwrap().is_err());
         }
@@ -280,7 +280,7 @@ async fn callers_are_told_when_to_come_back() {
     let (patient, hands) = (Patient::default(), Hands::default());
     let store = breaker(&patient, &hands).with_failure_threshold(0);
     patient.set(true);
-    let gate = AuthLayer::waiting(store, SECOND, tokio::time::sleep);
+    let gate = AuthLayer::with_timeout(store, SECOND);
     let service = ServiceBuilder::new().layer(gate).service(echo());
     let first = send(&service, with_token(TOKEN)).await;
     assert_eq!((first.status(), field(first.headers(), "retry-after")), (StatusCode::SERVICE_UNAVAILABLE, Some("1")));
@@ -386,8 +386,7 @@ fn no_wait_is_too_long_or_too_short_to_be_told() {
         let store = from_fn_with(wait, |wait, _| async move {
             Err::<Option<Grant<()>>, _>(StoreError::new("away").with_retry_after(wait))
         });
-        let service =
-            ServiceBuilder::new().layer(AuthLayer::waiting(store, SECOND, tokio::time::sleep)).service(echo());
+        let service = ServiceBuilder::new().layer(AuthLayer::with_timeout(store, SECOND)).service(echo());
         let refused = runtime.block_on(send(&service, with_token(TOKEN)));
         assert_eq!(field(refused.headers(), "retry-after"), Some(told));
     }

@@ -487,7 +487,7 @@ async fn the_old_is_answered_while_a_task_asks_anew() {
 async fn the_old_is_answered_while_the_store_is_down_for_as_long_as_was_said() {
     let (remote, hands) = (Remote::new(), Hands::default());
     let cache = remote.cache(&hands).with_stale_on_error(30 * SECOND).unwrap();
-    let gate = AuthLayer::waiting(cache.clone(), SECOND, tokio::time::sleep);
+    let gate = AuthLayer::with_timeout(cache.clone(), SECOND);
     let service = ServiceBuilder::new().layer(gate).service(echo());
     let status = |token| {
         let service = service.clone();
@@ -529,7 +529,7 @@ async fn a_flood_of_junk_pushes_out_no_grant_and_memory_is_bounded() {
 async fn an_error_keeps_what_it_knows_through_the_layers() {
     let (remote, hands) = (Remote::new(), Hands::default());
     remote.down.store(true, Ordering::SeqCst);
-    let breaker = CircuitBreaker::new(remote.store(), SECOND, tokio::time::sleep).with_failure_threshold(1);
+    let breaker = CircuitBreaker::with_timeout(remote.store(), SECOND).with_failure_threshold(1);
     let cache = CachedStore::new(BoxStore::new(breaker), TTL).unwrap();
     let store = BoxStore::new(cache);
     assert!(store.lookup(&BearerToken::new(TOKEN)).wait().await.is_err());
@@ -763,13 +763,12 @@ async fn a_breaker_between_cache_and_store_makes_a_failure_of_silence() {
         let hands = hands.clone();
         move || Duration::from_nanos(hands.ns())
     };
-    let breaker = CircuitBreaker::new(remote.store(), SECOND / 2, tokio::time::sleep)
-        .with_failure_threshold(2)
-        .with_clock(clock.clone());
+    let breaker =
+        CircuitBreaker::with_timeout(remote.store(), SECOND / 2).with_failure_threshold(2).with_clock(clock.clone());
     let behind_breaker = CachedStore::new(BoxStore::new(breaker), TTL).unwrap().with_clock(clock);
     for (cache, status) in [(remote.cache(&hands), 503), (behind_breaker, 200)] {
         let cache = cache.with_stale_on_error(TTL).unwrap();
-        let gate = AuthLayer::waiting(cache, SECOND, tokio::time::sleep);
+        let gate = AuthLayer::with_timeout(cache, SECOND);
         let service = ServiceBuilder::new().layer(gate).service(echo());
         assert_eq!(send(&service, with_token(TOKEN)).await.status(), 200);
         hands.advance(TTL);

@@ -49,7 +49,7 @@ async fn no_text_has_the_error_of_the_store() {
 
     let store =
         from_fn(|_| async { Err::<Option<Grant<()>>, _>(std::io::Error::other("db7.internal: row 17 is broken")) });
-    let service = AuthLayer::waiting(store, Duration::from_secs(5), tokio::time::sleep).layer(echo());
+    let service = AuthLayer::with_timeout(store, Duration::from_secs(5)).layer(echo());
     let response: Response<Body> = send(&service, with_token(TOKEN)).await;
     assert_eq!(response.status(), StatusCode::SERVICE_UNAVAILABLE);
     let source = std::error::Error::source(response.extensions().get::<Rejection>().unwrap()).unwrap();

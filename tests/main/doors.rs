@@ -107,7 +107,7 @@ async fn refusal<T: TokenStore>(layer: &AuthLayer<T>, request: Request<Body>) ->
 }
 
 fn waiting() -> AuthLayer<tollgate::BoxStore<User>> {
-    AuthLayer::waiting(slow(), Duration::from_secs(5), tokio::time::sleep)
+    AuthLayer::with_timeout(slow(), Duration::from_secs(5))
 }
 
 #[tokio::test]
@@ -551,7 +551,7 @@ fn doors_that_nobody_could_use_do_not_open() {
     assert_eq!(refused(once.clone().with_discouraged_query_token("other")), TokenLocationError::Open);
     assert_eq!(refused(once.with_websocket_token("other.")), TokenLocationError::Open);
 
-    let doors = || BodyTokens::new(Duration::from_secs(1), tokio::time::sleep);
+    let doors = || BodyTokens::with_timeout(Duration::from_secs(1));
     let refused = |opened: Result<BodyTokens, TokenLocationError>| opened.map(drop).unwrap_err();
     for field in ["", " key", "key\n", "a=b", "a;b", "\u{feff}key"] {
         assert_eq!(refused(doors().with_text(field)), TokenLocationError::Name, "{field:?}");
@@ -735,8 +735,7 @@ async fn nothing_that_is_printed_holds_a_token() {
     let mut printed = String::new();
     let layer = open(AuthLayer::new(memory())).with_credentials_removed();
     let limited = layer.clone().with_rate_limit(Hands::default().limits(Quota::per_minute(60)));
-    let doors =
-        BodyTokens::new(Duration::from_secs(1), tokio::time::sleep).with_json("key").unwrap().with_text("key").unwrap();
+    let doors = BodyTokens::with_timeout(Duration::from_secs(1)).with_json("key").unwrap().with_text("key").unwrap();
     let with_body = layer.clone().with_body_tokens(doors.clone());
     write!(printed, "{layer:?}{layer:#?}{limited:?}{doors:?}{with_body:?}").unwrap();
     assert!(printed.contains("x-api-key") && printed.contains("access_token"), "the doors are told");

@@ -61,8 +61,7 @@ impl Random {
 
 /// A gate with a cache that follows the database, as the documentation recommends it.
 fn process(database: &Database, pause: Duration) -> (Service, mpsc::UnboundedReceiver<Invalidation>) {
-    let breaker =
-        CircuitBreaker::new(database.store::<()>(), TIMEOUT * 2, tokio::time::sleep).with_backoff(pause, pause * 4);
+    let breaker = CircuitBreaker::with_timeout(database.store::<()>(), TIMEOUT * 2).with_backoff(pause, pause * 4);
     let cache = CachedStore::new(breaker.clone(), HOUR).unwrap();
     let (tell, told) = mpsc::unbounded_channel();
     let (followed, invalidated) = (database.clone(), cache.clone());
@@ -76,7 +75,7 @@ fn process(database: &Database, pause: Duration) -> (Service, mpsc::UnboundedRec
         };
         followed.watch(INTERVAL, on_change).await
     });
-    let gate = AuthLayer::waiting(cache, WATCHDOG / 2, tokio::time::sleep);
+    let gate = AuthLayer::with_timeout(cache, WATCHDOG / 2);
     (Service::new(ServiceBuilder::new().layer(gate).service(echo())), told)
 }
 

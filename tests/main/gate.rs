@@ -29,11 +29,11 @@ macro_rules! for_each_store {
         let deadline = Duration::from_secs(5);
         let $layer = AuthLayer::new(memory());
         $body;
-        let $layer = AuthLayer::waiting(slow(), deadline, tokio::time::sleep);
+        let $layer = AuthLayer::with_timeout(slow(), deadline);
         $body;
-        let $layer = AuthLayer::waiting(BoxStore::new(memory()), deadline, tokio::time::sleep);
+        let $layer = AuthLayer::with_timeout(BoxStore::new(memory()), deadline);
         $body;
-        let $layer = AuthLayer::waiting(BoxStore::new(slow()), deadline, tokio::time::sleep);
+        let $layer = AuthLayer::with_timeout(BoxStore::new(slow()), deadline);
         $body;
     }};
 }
@@ -125,7 +125,7 @@ async fn a_store_that_cannot_tell_is_503_and_never_401() {
     let silent = from_fn(|_| std::future::pending::<Result<Option<Grant<()>>, Infallible>>());
     let deadline = Duration::from_millis(1_500);
 
-    let gate = AuthLayer::waiting(failing, deadline, tokio::time::sleep).layer(echo());
+    let gate = AuthLayer::with_timeout(failing, deadline).layer(echo());
     let response = send(&gate, with_token(TOKEN)).await;
     assert_eq!(response.status(), 503);
     assert!(!response.headers().contains_key("www-authenticate"));
@@ -133,7 +133,7 @@ async fn a_store_that_cannot_tell_is_503_and_never_401() {
     let source = std::error::Error::source(rejection).unwrap().downcast_ref::<StoreError>().unwrap();
     assert_eq!(std::error::Error::source(source).unwrap().to_string(), "connection refused");
 
-    let gate = AuthLayer::waiting(silent, deadline, tokio::time::sleep).layer(echo());
+    let gate = AuthLayer::with_timeout(silent, deadline).layer(echo());
     let begin = tokio::time::Instant::now();
     let response = send(&gate, with_token(TOKEN)).await;
     assert_eq!(begin.elapsed(), deadline);
@@ -149,7 +149,7 @@ async fn an_answer_at_the_deadline_still_counts() {
         tokio::time::sleep(deadline).await;
         Ok::<_, Infallible>(Some(Grant::new("alice", ())))
     });
-    let gate = AuthLayer::waiting(punctual, deadline, tokio::time::sleep).layer(echo());
+    let gate = AuthLayer::with_timeout(punctual, deadline).layer(echo());
     assert_eq!(send(&gate, with_token(TOKEN)).await.status(), 200);
 }
 

@@ -82,7 +82,7 @@ async fn rejections_of_head_have_no_content_around_a_router() {
     let gate = AuthLayer::new(memory());
     check(gate.layer(router()), None, 401).await;
     check(gate.layer(router()), Some("unknown"), 401).await;
-    let doors = BodyTokens::new(Duration::from_secs(60), tokio::time::sleep).with_json("key").unwrap();
+    let doors = BodyTokens::with_timeout(Duration::from_secs(60)).with_json("key").unwrap();
     check(gate.clone().with_body_tokens(doors).layer(router()), None, 401).await;
 
     let never = || RateLimits::named("never", Quota::per_hour(1)).unwrap().with_cost(|_| 2);

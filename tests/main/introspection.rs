@@ -112,7 +112,7 @@ async fn grant(mut claims: Value) -> Arc<Grant<Claims>> {
 
 /// What a gate in front of it answers.
 async fn through_a_gate<T: TokenStore>(store: T) -> Response<Body> {
-    let gate = AuthLayer::waiting(store, Duration::from_secs(60), tokio::time::sleep);
+    let gate = AuthLayer::with_timeout(store, Duration::from_secs(60));
     send(&gate.layer(echo()), with_token(TOKEN)).await
 }
 

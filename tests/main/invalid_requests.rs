@@ -19,7 +19,7 @@ async fn answer(request: Request<Body>) -> Response<Body> {
     let inner = tower::service_fn(|request: Request<ReplayBody<Body>>| async move {
         Ok::<_, Infallible>(Response::new(Body::from(text(Response::new(request.into_body())).await)))
     });
-    let doors = BodyTokens::new(Duration::from_secs(5), tokio::time::sleep)
+    let doors = BodyTokens::with_timeout(Duration::from_secs(5))
         .with_json("key")
         .unwrap()
         .with_text("key")

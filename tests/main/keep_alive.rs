@@ -20,7 +20,7 @@ use crate::kit::{Body, TOKEN, User, echo, field, memory, run, send, serve, value
 fn app() -> Router {
     let gate = AuthLayer::new(memory());
     let never = RateLimits::named("never", Quota::per_hour(1)).unwrap().with_cost(|_| 2);
-    let doors = BodyTokens::new(Duration::from_millis(20), tokio::time::sleep).with_json("key").unwrap().with_limit(64);
+    let doors = BodyTokens::with_timeout(Duration::from_millis(20)).with_json("key").unwrap().with_limit(64);
     let body = gate.clone().with_body_tokens(doors);
     let admin = || gate.require_scopes(["admin"]).unwrap();
     Router::new()

@@ -46,7 +46,7 @@ async fn a_fault_is_answered_by_503_and_forgotten_when_it_ends() {
     let Some((home, proxy, direct)) = behind_a_proxy(test).await else { return };
     direct.import(TOKEN, &NewGrant::new("alice")).await.unwrap();
     let database = Database::connect_lazily(&home.url_through(proxy.address)).unwrap().with_deadline(DEADLINE);
-    let gate = AuthLayer::waiting(database.store::<()>(), DEADLINE * 2, tokio::time::sleep);
+    let gate = AuthLayer::with_timeout(database.store::<()>(), DEADLINE * 2);
     let service = ServiceBuilder::new().layer(gate).service(echo());
     let requests = |status: u16| (0..8).flat_map(move |_| [(with_token(TOKEN), status), (with_token("unknown"), 401)]);
 
@@ -69,7 +69,7 @@ async fn look_ups_that_are_dropped_leave_the_connections_as_they_were() {
     let Some((home, proxy, direct)) = behind_a_proxy(test).await else { return };
     direct.import(TOKEN, &NewGrant::new("alice")).await.unwrap();
     let database = Database::connect(&home.url_through(proxy.address)).await.unwrap();
-    let gate = AuthLayer::waiting(database.store::<()>(), NEVER, tokio::time::sleep);
+    let gate = AuthLayer::with_timeout(database.store::<()>(), NEVER);
     let service = ServiceBuilder::new().layer(gate).service(echo());
     for patience in [0, 1, 2, 5, 300] {
         for _ in 0..if patience < 300 { 30 } else { 12 } {
@@ -210,14 +210,14 @@ mod through_a_cache {
     /// A gate of a process of its own, and the database that it sees.
     async fn process(url: &str) -> (Database, Service) {
         let database = Database::connect_lazily(url).unwrap().with_deadline(DEADLINE);
-        let breaker = CircuitBreaker::new(database.store::<()>(), DEADLINE * 2, tokio::time::sleep)
+        let breaker = CircuitBreaker::with_timeout(database.store::<()>(), DEADLINE * 2)
             .with_backoff(Duration::from_millis(50), Duration::from_millis(200));
         let cache = CachedStore::new(breaker, TTL).unwrap();
         let (followed, told) = (database.clone(), cache.clone());
         tokio::spawn(async move {
             followed.watch(Duration::from_millis(100), move |change| told.invalidate(&change)).await
         });
-        let gate = AuthLayer::waiting(cache, DEADLINE * 3, tokio::time::sleep);
+        let gate = AuthLayer::with_timeout(cache, DEADLINE * 3);
         (database, Service::new(ServiceBuilder::new().layer(gate).service(echo())))
     }
 

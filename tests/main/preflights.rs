@@ -148,7 +148,7 @@ async fn preflights_and_anonymous_callers_share_a_bucket() {
 async fn a_body_gate_charges_preflights() {
     use tollgate::gate::BodyTokens;
 
-    let doors = BodyTokens::new(Duration::from_secs(5), tokio::time::sleep).with_json("key").unwrap();
+    let doors = BodyTokens::with_timeout(Duration::from_secs(5)).with_json("key").unwrap();
     let gate = AuthLayer::new(memory()).with_rate_limit(limits().with_anonymous(ONE_AN_HOUR)).with_body_tokens(doors);
     let runs = Arc::<AtomicUsize>::default();
     let inner = counting(&runs);

@@ -53,7 +53,7 @@ macro_rules! in_both_branches {
     (|$layer:ident| $body:expr) => {{
         let $layer = AuthLayer::new(memory()).with_rate_limit(plenty());
         $body;
-        let $layer = AuthLayer::waiting(slow(), Duration::from_secs(5), tokio::time::sleep).with_rate_limit(plenty());
+        let $layer = AuthLayer::with_timeout(slow(), Duration::from_secs(5)).with_rate_limit(plenty());
         $body;
     }};
 }

@@ -46,12 +46,11 @@ type Boxed = tower::util::BoxCloneSyncService<http::Request<Body>, Response<Body
 async fn every_cause_of_a_503_has_retry_after() {
     let failing = || BoxStore::new(from_fn(|_| async { Err::<Option<Grant<()>>, _>("down") }));
     let silent = || BoxStore::new(from_fn(|_| std::future::pending::<Result<Option<Grant<()>>, &str>>()));
-    let gate = |store| AuthLayer::waiting(store, SECOND / 50, tokio::time::sleep);
+    let gate = |store| AuthLayer::with_timeout(store, SECOND / 50);
     let known = || AuthLayer::new(MemoryStore::from_iter([(TOKEN, Grant::new("alice", ()))]));
-    let tripped = CircuitBreaker::new(failing(), SECOND, tokio::time::sleep)
-        .with_failure_threshold(1)
-        .with_backoff(5 * SECOND, 5 * SECOND);
-    let half_open = CircuitBreaker::new(silent(), SECOND / 100, tokio::time::sleep)
+    let tripped =
+        CircuitBreaker::with_timeout(failing(), SECOND).with_failure_threshold(1).with_backoff(5 * SECOND, 5 * SECOND);
+    let half_open = CircuitBreaker::with_timeout(silent(), SECOND / 100)
         .with_failure_threshold(1)
         .with_backoff(Duration::ZERO, Duration::ZERO);
     let own_response = |rejection: &Rejection| {
@@ -65,8 +64,8 @@ async fn every_cause_of_a_503_has_retry_after() {
         ("the store fails, another responder", Boxed::new(gate(failing()).with_responder(EmptyBody).layer(echo()))),
         ("the store fails, an own response", Boxed::new(gate(failing()).with_response_fn(own_response).layer(echo()))),
         ("deadline of the gate", Boxed::new(gate(silent()).layer(echo()))),
-        ("open breaker", Boxed::new(AuthLayer::waiting(tripped, SECOND, tokio::time::sleep).layer(echo()))),
-        ("half-open breaker", Boxed::new(AuthLayer::waiting(half_open, SECOND, tokio::time::sleep).layer(echo()))),
+        ("open breaker", Boxed::new(AuthLayer::with_timeout(tripped, SECOND).layer(echo()))),
+        ("half-open breaker", Boxed::new(AuthLayer::with_timeout(half_open, SECOND).layer(echo()))),
         ("no limiter, no hint", Boxed::new(known().with_rate_limit(Gone(Duration::ZERO)).layer(echo()))),
         ("no limiter", Boxed::new(known().with_rate_limit(Gone(SECOND * 3 / 2)).layer(echo()))),
     ];
@@ -105,13 +104,13 @@ async fn every_503_has_retry_after_while_a_breaker_opens_probes_and_closes() {
             }
         }
     });
-    let breaker = CircuitBreaker::new(store, Duration::from_millis(30), tokio::time::sleep)
+    let breaker = CircuitBreaker::with_timeout(store, Duration::from_millis(30))
         .with_failure_threshold(3)
         .with_backoff(Duration::from_millis(5), Duration::from_millis(40));
     let cache = CachedStore::new(breaker, Duration::from_millis(1)).unwrap();
     let services: Vec<Boxed> = [10, 45, 500]
         .map(|deadline| {
-            let gate = AuthLayer::waiting(cache.clone(), Duration::from_millis(deadline), tokio::time::sleep);
+            let gate = AuthLayer::with_timeout(cache.clone(), Duration::from_millis(deadline));
             Boxed::new(ServiceBuilder::new().layer(gate).service(echo()))
         })
         .into();

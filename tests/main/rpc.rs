@@ -99,7 +99,7 @@ async fn grpc_clients_are_told_when_to_retry() {
             from_fn(
                 move |_| async move { Err::<Option<Grant<()>>, _>(StoreError::new("down").with_retry_after(wait)) },
             );
-        AuthLayer::waiting(down, Duration::from_secs(60), tokio::time::sleep).layer(echo())
+        AuthLayer::with_timeout(down, Duration::from_secs(60)).layer(echo())
     };
     for (wait, millis) in [
         (Duration::ZERO, "1"),
@@ -127,7 +127,7 @@ async fn grpc_clients_are_told_not_to_retry_what_cannot_succeed() {
     let response = send(&service, post("application/grpc", "unknown")).await;
     assert_eq!(pushback(response.headers()), ("16".to_owned(), None, None));
     let down = from_fn(|_| async { Err::<Option<Grant<()>>, _>(std::io::Error::other("down")) });
-    let down = AuthLayer::waiting(down, Duration::from_secs(60), tokio::time::sleep).layer(echo());
+    let down = AuthLayer::with_timeout(down, Duration::from_secs(60)).layer(echo());
     let response = send(&down, post("application/grpc", TOKEN)).await;
     let (status, pushback, _) = pushback(response.headers());
     assert_eq!((status.as_str(), pushback.as_deref()), ("14", Some("1000")), "as Retry-After says");
@@ -196,7 +196,7 @@ async fn connect_has_the_codes_of_grpc() {
     let scope = gate.layer(gate.require_scopes(["admin"]).unwrap().layer(echo()));
     let forgotten = gate.require_scopes(["admin"]).unwrap().layer(echo());
     let down = from_fn(|_| async { Err::<Option<Grant<()>>, _>(std::io::Error::other("down")) });
-    let down = AuthLayer::waiting(down, Duration::from_secs(60), tokio::time::sleep).layer(echo());
+    let down = AuthLayer::with_timeout(down, Duration::from_secs(60)).layer(echo());
     let spent = spent(Quota::per_minute(1)).layer(echo());
     let unary = |token| {
         let mut request = post("application/json", token);

@@ -169,18 +169,17 @@ async fn no_public_type_prints_a_token() {
     request.headers_mut().append("authorization", format!("Bearer {TOKEN}").parse().unwrap());
     printed.answer(send(&passing, request).await).await;
 
-    let waiting =
-        AuthLayer::waiting(failing, Duration::from_secs(1), tokio::time::sleep).with_charset(TokenCharset::Lenient);
+    let waiting = AuthLayer::with_timeout(failing, Duration::from_secs(1)).with_charset(TokenCharset::Lenient);
     printed.debug(&waiting);
     let mut waiting = waiting.layer(seen());
     printed.debug(&waiting.call(with_token(TOKEN)));
     printed.answer(send(&waiting, with_token(TOKEN)).await).await;
     let silent = from_fn(|_| std::future::pending::<Result<Option<Grant<()>>, io::Error>>());
-    let silent = AuthLayer::waiting(silent, Duration::from_secs(1), tokio::time::sleep).layer(seen());
+    let silent = AuthLayer::with_timeout(silent, Duration::from_secs(1)).layer(seen());
     printed.answer(send(&silent, with_token(TOKEN)).await).await;
 
     // Bodies, before and after somebody has read them.
-    let doors = BodyTokens::new(Duration::from_secs(1), tokio::time::sleep).with_json("key").unwrap();
+    let doors = BodyTokens::with_timeout(Duration::from_secs(1)).with_json("key").unwrap();
     printed.debug(&doors);
     let bodies = AuthLayer::new(MemoryStore::from_iter([(TOKEN, grant)])).with_body_tokens(doors);
     printed.debug(&bodies);

@@ -57,9 +57,9 @@ impl AnyService for Boxed {
 
 /// What a service puts in front of a store: a gate, a cache and a breaker.
 fn guarded<T: TokenStore>(store: T) -> (Boxed, CircuitBreaker<T>) {
-    let breaker = CircuitBreaker::new(store, TIMEOUT, tokio::time::sleep).with_backoff(TIMEOUT, TIMEOUT);
+    let breaker = CircuitBreaker::with_timeout(store, TIMEOUT).with_backoff(TIMEOUT, TIMEOUT);
     let cache = CachedStore::new(breaker.clone(), TIMEOUT).unwrap();
-    let gate = AuthLayer::waiting(cache, TIMEOUT * 2, tokio::time::sleep);
+    let gate = AuthLayer::with_timeout(cache, TIMEOUT * 2);
     (Boxed::new(ServiceBuilder::new().layer(gate).service(echo())), breaker)
 }
 
@@ -154,7 +154,7 @@ async fn junk_costs_no_more_calls_of_the_endpoint_than_the_failure_throttle_allo
         let throttle = FailureThrottle::new(Quota::per_hour(1).with_burst(20), |head| {
             head.headers.get("x-peer").map(|peer| peer.as_bytes().to_vec())
         });
-        let gate = AuthLayer::waiting(builder(address).build().unwrap(), TIMEOUT, tokio::time::sleep)
+        let gate = AuthLayer::with_timeout(builder(address).build().unwrap(), TIMEOUT)
             .with_failure_throttle(throttle.with_clock(|| Duration::ZERO));
         let service = Boxed::new(gate.layer(echo()));
         let mut statuses = Vec::new();
@@ -184,11 +184,11 @@ async fn lookups_that_clients_abandon_late_open_the_breaker_and_are_not_charged_
         }
     });
     let timeout = Duration::from_secs(2);
-    let breaker = CircuitBreaker::new(builder(address).build().unwrap(), timeout, tokio::time::sleep)
-        .with_backoff(TIMEOUT, TIMEOUT);
+    let breaker =
+        CircuitBreaker::with_timeout(builder(address).build().unwrap(), timeout).with_backoff(TIMEOUT, TIMEOUT);
     let cache = CachedStore::new(breaker.clone(), TIMEOUT).unwrap();
     let throttle = FailureThrottle::new(Quota::per_hour(1).with_burst(5), |_| Some("the client"));
-    let gate = AuthLayer::waiting(cache, timeout, tokio::time::sleep).with_failure_throttle(throttle);
+    let gate = AuthLayer::with_timeout(cache, timeout).with_failure_throttle(throttle);
     let service = Boxed::new(gate.layer(echo()));
     // As many as the burst allows at the same time.
     let clients: Vec<_> = (0..5)
@@ -237,7 +237,7 @@ async fn every_wrapper_tells_whether_a_token_is_cached() {
     check("no wrapper", cache()).await;
     check("Arc", Arc::new(cache())).await;
     check("BoxStore", BoxStore::new(cache())).await;
-    check("CircuitBreaker", CircuitBreaker::new(cache(), TIMEOUT, tokio::time::sleep)).await;
+    check("CircuitBreaker", CircuitBreaker::with_timeout(cache(), TIMEOUT)).await;
     check("Checked", CheckedStore::new(cache(), TokenFormat::new("acme").unwrap()).with_imported_tokens()).await;
     let peppered = PepperedStore::new(cache(), Pepper::new([7; 32]).unwrap());
     check("PepperedStore", peppered.with_older(Pepper::new([8; 32]).unwrap())).await;
@@ -269,11 +269,11 @@ async fn every_wrapper_keeps_what_an_error_concerns() {
     check("no wrapper", failing()).await;
     check("Arc", Arc::new(failing())).await;
     check("BoxStore", BoxStore::new(failing())).await;
-    check("CircuitBreaker", CircuitBreaker::new(failing(), TIMEOUT, tokio::time::sleep)).await;
+    check("CircuitBreaker", CircuitBreaker::with_timeout(failing(), TIMEOUT)).await;
     check("CachedStore", CachedStore::new(failing(), TIMEOUT).unwrap()).await;
     check("Checked", CheckedStore::new(failing(), TokenFormat::new("acme").unwrap()).with_imported_tokens()).await;
     check("PepperedStore", PepperedStore::new(Unpeppered(failing()), Pepper::new([7; 32]).unwrap())).await;
     check("LastUsedStore", LastUsed::new(&database).note(failing())).await;
-    let cache = CachedStore::new(CircuitBreaker::new(failing(), TIMEOUT, tokio::time::sleep), TIMEOUT).unwrap();
+    let cache = CachedStore::new(CircuitBreaker::with_timeout(failing(), TIMEOUT), TIMEOUT).unwrap();
     check("all", BoxStore::new(Arc::new(LastUsed::new(&database).note(BoxStore::new(cache))))).await;
 }

@@ -80,7 +80,7 @@ impl Remote {
     }
 
     fn gate(&self, throttle: FailureThrottle) -> AuthLayer<BoxStore<User>> {
-        AuthLayer::waiting(self.store(), Duration::from_secs(2), tokio::time::sleep).with_failure_throttle(throttle)
+        AuthLayer::with_timeout(self.store(), Duration::from_secs(2)).with_failure_throttle(throttle)
     }
 
     fn polled(&self) -> usize {
@@ -196,7 +196,7 @@ impl TokenStore for Verdicts {
 async fn each_failure_counts_and_nothing_else_does() {
     let gate = || {
         let failures = FailureThrottle::by_socket_addr(Quota::per_hour(1)).with_clock(|| Duration::ZERO);
-        AuthLayer::waiting(Verdicts, Duration::from_secs(1), tokio::time::sleep).with_failure_throttle(failures)
+        AuthLayer::with_timeout(Verdicts, Duration::from_secs(1)).with_failure_throttle(failures)
     };
     for (authorization, kind_of, status_of) in [
         ("Bearer a b", RejectionKind::MalformedToken, 401),
@@ -266,7 +266,7 @@ async fn no_store_is_asked_for_who_fails_too_often() {
 async fn a_holder_that_a_cache_knows_is_never_refused() {
     let (remote, hands) = (Remote::new(), Hands::default());
     let cache = tollgate::store::CachedStore::new(remote.store(), Duration::from_secs(60)).unwrap();
-    let gate = AuthLayer::waiting(cache.with_clock(|| Duration::ZERO), Duration::from_secs(2), tokio::time::sleep);
+    let gate = AuthLayer::with_timeout(cache.with_clock(|| Duration::ZERO), Duration::from_secs(2));
     let service = gate.with_failure_throttle(throttle(&hands)).layer(echo());
     assert_eq!(status(&service, from(STRANGER, with_token(TOKEN))).await, 200);
     for nth in 0..20 {
@@ -292,7 +292,7 @@ async fn cached_holders_are_not_throttled_when_everything_may_have_changed() {
     }
     let cache = CachedStore::new(remote.store(), Duration::from_secs(60)).unwrap().with_clock(|| Duration::ZERO);
     // As the reference service wraps it.
-    let gate = AuthLayer::waiting(BoxStore::new(cache.clone()), Duration::from_secs(2), tokio::time::sleep);
+    let gate = AuthLayer::with_timeout(BoxStore::new(cache.clone()), Duration::from_secs(2));
     let service = gate.with_failure_throttle(throttle(&hands)).layer(echo());
     for name in &names {
         assert_eq!(status(&service, from(STRANGER, with_token(name))).await, 200);
@@ -580,9 +580,7 @@ async fn a_dry_run_refuses_nobody_and_tells() {
 #[tokio::test]
 async fn doors_in_the_body_are_throttled_as_well() {
     let (remote, hands) = (Remote::new(), Hands::default());
-    let doors = || {
-        BodyTokens::new(Duration::from_secs(1), tokio::time::sleep).with_json("key").unwrap().with_text("key").unwrap()
-    };
+    let doors = || BodyTokens::with_timeout(Duration::from_secs(1)).with_json("key").unwrap().with_text("key").unwrap();
     let inner = tower::service_fn(|_| async { Ok::<_, Infallible>(Response::new(Body::default())) });
     let at_once =
         AuthLayer::new(memory()).with_failure_throttle(throttle(&hands)).with_body_tokens(doors()).layer(inner);

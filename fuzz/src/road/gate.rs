@@ -52,7 +52,7 @@ impl Gate {
             limits = limits.with_partition_key(|subject| subject.as_str().as_bytes()[..2].to_vec());
         }
         let store = Store { waits: options.waits, asked: Arc::clone(&asked) };
-        let mut gate = AuthLayer::waiting(store, Duration::from_secs(1), |_| std::future::pending())
+        let mut gate = AuthLayer::with_timer(store, Duration::from_secs(1), |_| std::future::pending())
             .with_max_token_len(doors.token.max_len)
             .with_charset(token_form(doors.token).alphabet)
             .with_wall_clock(wall_clock);
@@ -126,7 +126,7 @@ impl Gate {
 }
 
 fn body_doors(options: &Options) -> BodyTokens {
-    let mut doors = BodyTokens::new(Duration::from_secs(1), |_| std::future::pending());
+    let mut doors = BodyTokens::with_timer(Duration::from_secs(1), |_| std::future::pending());
     doors = doors.with_limit(options.doors.max_body);
     if options.doors.form {
         doors = doors.with_form("access_token").expect("a name");

@@ -31,7 +31,7 @@ use crate::token::{BearerToken, TokenDigest};
 ///
 /// let store = from_fn(|_digest| async { Ok::<Option<Grant<()>>, std::io::Error>(None) });
 /// let cache = CachedStore::new(store, Duration::from_secs(60))?.with_capacity(100_000)?;
-/// let gate = AuthLayer::waiting(cache, Duration::from_secs(2), tokio::time::sleep);
+/// let gate = AuthLayer::with_timeout(cache, Duration::from_secs(2));
 /// # let _ = gate;
 /// # Ok::<_, tollgate::store::CacheSettingsError>(())
 /// ```

@@ -105,7 +105,7 @@ use error::Why;
 ///         None => Err("the answer names no user"),
 ///     })
 ///     .build()?;
-/// let gate = AuthLayer::waiting(store, Duration::from_secs(2), tokio::time::sleep);
+/// let gate = AuthLayer::with_timeout(store, Duration::from_secs(2));
 /// # let _ = gate;
 /// # Ok::<_, tollgate::store::IntrospectionConfigError>(())
 /// ```

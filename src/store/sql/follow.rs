@@ -27,7 +27,7 @@ impl Database {
     /// use tollgate::store::{CircuitBreaker, CachedStore, Invalidation};
     ///
     /// let database = Database::connect("postgres://127.0.0.1/acme").await?;
-    /// let breaker = CircuitBreaker::new(database.store::<()>(), Duration::from_secs(2), tokio::time::sleep);
+    /// let breaker = CircuitBreaker::with_timeout(database.store::<()>(), Duration::from_secs(2));
     /// let cache = CachedStore::new(breaker.clone(), Duration::from_secs(60))?;
     /// let followed = cache.clone();
     /// let on_change = move |change: Change| {

@@ -32,7 +32,7 @@ use crate::token::{BearerToken, TokenDigest};
 /// let last_used = LastUsed::new(database);
 /// // Outside of a cache, so that what the cache answers is noted too.
 /// let store = last_used.note(database.store::<()>());
-/// let gate = AuthLayer::waiting(store, Duration::from_secs(2), tokio::time::sleep);
+/// let gate = AuthLayer::with_timeout(store, Duration::from_secs(2));
 /// tokio::spawn(async move { last_used.run(Duration::from_secs(30)).await });
 /// # let _ = gate;
 /// # }

@@ -16,7 +16,7 @@
 //! let issued = database.issue(&TokenFormat::new("acme")?, &NewGrant::new("alice").with_scopes(["trade"])?).await?;
 //! println!("Your token, which is not shown again: {}", issued.secret.expose());
 //!
-//! let gate = AuthLayer::waiting(database.store::<()>(), Duration::from_secs(2), tokio::time::sleep);
+//! let gate = AuthLayer::with_timeout(database.store::<()>(), Duration::from_secs(2));
 //! # let _ = gate;
 //! # Ok(())
 //! # }

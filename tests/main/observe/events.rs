@@ -87,7 +87,7 @@ async fn store_errors_say_what_they_concern() {
     ] {
         let cause = std::error::Error::source(&error).unwrap().to_string();
         let store = from_fn(move |_| std::future::ready(Err::<Option<Grant<()>>, _>(error.clone())));
-        let gate = AuthLayer::waiting(store, Duration::from_secs(1), tokio::time::sleep);
+        let gate = AuthLayer::with_timeout(store, Duration::from_secs(1));
         assert_eq!(send(&gate.layer(echo()), with_token(TOKEN)).await.status(), 503);
         let [told] = &ear.take()[..] else { panic!("told once") };
         let field = |name: &str| told.fields.get(name).map(String::as_str);
@@ -192,7 +192,7 @@ async fn breakers_are_told_of_when_they_turn() {
     });
     let hands = Hands::default();
     let clock = hands.clone();
-    let breaker = CircuitBreaker::new(store, Duration::from_secs(1), tokio::time::sleep)
+    let breaker = CircuitBreaker::with_timeout(store, Duration::from_secs(1))
         .with_name("database")
         .with_failure_threshold(2)
         .with_backoff(Duration::from_secs(1), Duration::from_secs(1))
@@ -238,7 +238,7 @@ fn who_is_told_of_a_breaker_may_look_at_it() {
     }
 
     let store = tollgate::BoxStore::new(from_fn(|_| async { Err::<Option<Grant<()>>, _>("ill") }));
-    let breaker = CircuitBreaker::new(store, Duration::from_secs(1), tokio::time::sleep).with_failure_threshold(1);
+    let breaker = CircuitBreaker::with_timeout(store, Duration::from_secs(1)).with_failure_threshold(1);
     let seen = Arc::<Mutex<String>>::default();
     let looks = Looks(Arc::new(Mutex::new(Some(breaker.clone()))), seen.clone());
     // Apart, so that a thread that waits for itself is noticed.
@@ -295,7 +295,7 @@ async fn strangers_fill_no_log_that_is_kept() {
     }
 
     let down = from_fn(|_| async { Err::<Option<Grant<User>>, _>(std::io::Error::other("down")) });
-    let breaker = CircuitBreaker::new(down, Duration::from_secs(9), tokio::time::sleep);
+    let breaker = CircuitBreaker::with_timeout(down, Duration::from_secs(9));
     let breaker = breaker.with_failure_threshold(1).with_backoff(Duration::ZERO, Duration::ZERO);
     let token = BearerToken::new(TOKEN);
     let told = ear.take();

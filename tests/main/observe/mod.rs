@@ -73,7 +73,7 @@ async fn to(grant: Grant<()>, lines: &'static [&'static str]) -> Response<Body> 
 async fn webhook(frames: Vec<Result<&'static str, &'static str>>) -> Response<Body> {
     use futures_util::StreamExt as _;
 
-    let doors = BodyTokens::new(Duration::from_millis(20), tokio::time::sleep).with_json("key").unwrap().with_limit(64);
+    let doors = BodyTokens::with_timeout(Duration::from_millis(20)).with_json("key").unwrap().with_limit(64);
     let service = gate(alice())
         .with_body_tokens(doors)
         .layer(tower::service_fn(|_| async { Ok::<_, Infallible>(Response::new(Body::default())) }));
@@ -126,7 +126,7 @@ pub fn cases() -> Vec<Case> {
     let (past, future) = (SystemTime::UNIX_EPOCH, SystemTime::now() + Duration::from_secs(3_600));
     let orders = || RateLimits::named("orders", Quota::per_minute(1)).unwrap().with_clock(|| Duration::ZERO);
     let failing = || from_fn(|_| async { Err::<Option<Grant<()>>, _>(std::io::Error::other("connection refused")) });
-    let waiting = AuthLayer::waiting(failing(), Duration::from_secs(1), tokio::time::sleep);
+    let waiting = AuthLayer::with_timeout(failing(), Duration::from_secs(1));
     vec![
         Case::new("missing", to(alice(), &[])),
         Case {

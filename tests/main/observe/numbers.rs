@@ -107,7 +107,7 @@ async fn what_passes_is_counted_by_where_its_token_was() {
         assert_eq!(send(&service, request).await.status(), 200);
         assert_eq!(book.of(REQUESTS), series([(&*format!("outcome={outcome},location={location}"), 1.0)]));
     }
-    let doors = BodyTokens::new(Duration::from_secs(1), tokio::time::sleep);
+    let doors = BodyTokens::with_timeout(Duration::from_secs(1));
     let doors = doors.with_json("key").unwrap().with_text("key").unwrap().with_form("key").unwrap();
     let service = gate
         .with_body_tokens(doors)
@@ -230,7 +230,7 @@ async fn look_ups_that_are_waited_for_are_measured_by_how_they_end() {
     const LOOKUP: &str = "tollgate_store_lookup_seconds";
 
     let book = Book::open();
-    let service = AuthLayer::waiting(slow(), Duration::from_secs(1), tokio::time::sleep).layer(echo());
+    let service = AuthLayer::with_timeout(slow(), Duration::from_secs(1)).layer(echo());
     for (token, outcome) in [(TOKEN, "found"), ("unknown", "unknown")] {
         send(&service, with_token(token)).await;
         assert_eq!(book.of(LOOKUP), series([(&*format!("outcome={outcome}"), 1.0)]));
@@ -240,11 +240,11 @@ async fn look_ups_that_are_waited_for_are_measured_by_how_they_end() {
         assert_eq!(book.of(LOOKUP), series([(&*format!("outcome={outcome}"), 1.0)]));
     }
     let unreadable = from_fn(|_| async { Err::<Option<Grant<()>>, _>(tollgate::StoreError::for_token("a bad row")) });
-    let service = AuthLayer::waiting(unreadable, Duration::from_secs(1), tokio::time::sleep).layer(echo());
+    let service = AuthLayer::with_timeout(unreadable, Duration::from_secs(1)).layer(echo());
     assert_eq!(send(&service, with_token(TOKEN)).await.status(), 503);
     assert_eq!(book.of(LOOKUP), series([("outcome=failed_for_token", 1.0)]));
     let silent = from_fn(|_| std::future::pending::<Result<Option<Grant<()>>, std::io::Error>>());
-    let service = AuthLayer::waiting(silent, Duration::from_secs(1), tokio::time::sleep).layer(echo());
+    let service = AuthLayer::with_timeout(silent, Duration::from_secs(1)).layer(echo());
     assert_eq!(send(&service, with_token(TOKEN)).await.status(), 503);
     assert_eq!(book.of(LOOKUP), series([("outcome=deadline", 1.0)]));
     // What is answered at once is not measured: a clock would cost as much as the look-up.
@@ -262,7 +262,7 @@ async fn breakers_say_what_they_do() {
         async move { if ill { Err("ill") } else { Ok(None::<Grant<()>>) } }
     });
     let second = Duration::from_secs(1);
-    let breaker = CircuitBreaker::new(store, second, tokio::time::sleep)
+    let breaker = CircuitBreaker::with_timeout(store, second)
         .with_name("database")
         .with_failure_threshold(1)
         .with_backoff(second, second)

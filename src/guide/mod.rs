@@ -1,0 +1,50 @@
+//! Guides, in the order in which most services need them.
+//!
+//! | guide | question |
+//! |---|---|
+//! | [`quick_start`] | How do I protect a service on axum, hyper or tonic? |
+//! | [`tokens`] | How do I make tokens, and how do I store, rotate and revoke them? |
+//! | [`databases`] | How do I keep tokens in SQLite or PostgreSQL, behind a cache? |
+//! | [`introspection`] | How do I accept the tokens of an authorization server? |
+//! | [`rate_limits`] | How do I limit customers: plans, several limits, costs, refunds, dry run? |
+//! | [`many_servers`] | How do several servers share one limit, and what happens when Redis is down? |
+//! | [`webhooks`] | How do I accept tokens in request bodies, or elsewhere? |
+//! | [`websockets`] | How do I authenticate and limit WebSockets and streams? |
+//! | [`guessing`] | How do I slow down clients that try tokens? |
+//! | [`custom_errors`] | How do I answer with my company's error body? |
+//! | [`cors`] | What do browsers need? |
+//! | [`reverse_proxies`] | What changes behind nginx, a load balancer or a CDN? |
+//! | [`testing`] | How do I test handlers and limits? |
+//! | [`observability`] | What can I measure, and what should wake me up? |
+//! | [`rejections`] | What does a client get, and when? |
+//! | [`faq`] | Short answers |
+//! | [`migration`] | How do I replace what I have? |
+
+macro_rules! guides {
+    ($($name:ident $file:literal)+) => {
+        $(
+            #[doc = include_str!($file)]
+            pub mod $name {}
+        )+
+    };
+}
+
+guides! {
+    quick_start "quick_start.md"
+    tokens "tokens.md"
+    databases "databases.md"
+    introspection "introspection.md"
+    rate_limits "rate_limits.md"
+    many_servers "many_servers.md"
+    webhooks "webhooks.md"
+    websockets "websockets.md"
+    guessing "guessing.md"
+    custom_errors "custom_errors.md"
+    cors "cors.md"
+    reverse_proxies "reverse_proxies.md"
+    testing "testing.md"
+    observability "observability.md"
+    rejections "rejections.md"
+    faq "faq.md"
+    migration "migration.md"
+}

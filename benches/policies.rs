@@ -65,7 +65,7 @@ fn limiter(criterion: &mut Criterion, name: &str, limits: &RateLimits) {
     group.bench_function(name, |bencher| {
         bencher.iter(|| {
             at = if at + 1 == grants.len() { 0 } else { at + 1 };
-            limits.check_now(black_box(&grants[at]), Charge::Units(1))
+            limits.charge(black_box(&grants[at]), Charge::Units(1))
         });
     });
     group.finish();

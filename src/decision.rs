@@ -14,11 +14,11 @@ use crate::rejection::Rejection;
 /// let limits = RateLimits::new(Quota::per_minute(180).with_burst(2));
 /// let alice = CurrentGrant::new(Grant::new("alice", ()));
 ///
-/// let first = limits.check_now(&alice, Charge::Units(1));
+/// let first = limits.charge(&alice, Charge::Units(1));
 /// assert!(first.is_admitted());
 /// assert_eq!(first.remaining(), 1);
 ///
-/// let too_much = limits.check_now(&alice, Charge::Units(2));
+/// let too_much = limits.charge(&alice, Charge::Units(2));
 /// assert!(!too_much.is_admitted());
 /// assert!(too_much.retry_after().is_some());
 /// ```
@@ -284,8 +284,8 @@ impl Decision {
     /// let (gate, limits) = (AuthLayer::new(tokens), RateLimits::new(Quota::per_minute(1)));
     /// let who = Authenticated::new(Grant::new("alice", ())).current();
     ///
-    /// assert!(limits.check_now(&who, Charge::Units(1)).into_result().is_ok());
-    /// let rejection = limits.check_now(&who, Charge::Units(1)).into_result().unwrap_err();
+    /// assert!(limits.charge(&who, Charge::Units(1)).into_result().is_ok());
+    /// let rejection = limits.charge(&who, Charge::Units(1)).into_result().unwrap_err();
     /// // Whose budget it is, for who logs it.
     /// let response: Response<bytes::Bytes> = gate.reject(rejection.of_grant(&who));
     /// assert_eq!(response.status(), 429);

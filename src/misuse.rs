@@ -125,19 +125,19 @@ struct WaitingWithoutDeadline;
 /// ```
 /// use tollgate::{Charge, CurrentGrant, Grant, Quota, RateLimits};
 /// let limits = RateLimits::new(Quota::per_minute(1));
-/// let _ = limits.check_now(&CurrentGrant::new(Grant::new("alice", ())), Charge::Units(1));
+/// let _ = limits.charge(&CurrentGrant::new(Grant::new("alice", ())), Charge::Units(1));
 /// ```
 ///
 /// ```compile_fail,E0308
 /// use tollgate::{Charge, Quota, RateLimits};
 /// let limits = RateLimits::new(Quota::per_minute(1));
-/// let _ = limits.check_now("alice", Charge::Units(1));
+/// let _ = limits.charge("alice", Charge::Units(1));
 /// ```
 ///
 /// ```compile_fail,E0308
 /// use tollgate::{BearerToken, Charge, Quota, RateLimits};
 /// let limits = RateLimits::new(Quota::per_minute(1));
-/// let _ = limits.check_now(&BearerToken::new("secret"), Charge::Units(1));
+/// let _ = limits.charge(&BearerToken::new("secret"), Charge::Units(1));
 /// ```
 struct BudgetOfAString;
 

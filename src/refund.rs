@@ -16,7 +16,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 /// let limits = RateLimits::new(Quota::per_minute(60)).with_refunds();
 /// let alice = CurrentGrant::new(Grant::new("alice", ()));
 ///
-/// let decision = limits.check_now(&alice, Charge::Units(10));
+/// let decision = limits.charge(&alice, Charge::Units(10));
 /// assert_eq!(decision.remaining(), 50);
 /// // The exchange did not answer, which is not Alice's fault.
 /// decision.refund().await;

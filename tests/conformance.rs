@@ -450,7 +450,7 @@ fn open_doors<T, L>(mut gate: AuthLayer<T, L>, config: &Value) -> Outcome<(AuthL
 fn gated<B: http_body::Body>(vector: &Value, waits: bool, log: &Log) -> Outcome<impl Server<B> + use<B>> {
     let (config, expect) = (&vector["config"], &vector["expect"]);
     let limits = RateLimits::new(QUOTA).with_clock(|| Duration::ZERO);
-    let _spent = limits.check_now(&CurrentGrant::new(grant("rate_limited")), Charge::Units(QUOTA.burst()));
+    let _spent = limits.charge(&CurrentGrant::new(grant("rate_limited")), Charge::Units(QUOTA.burst()));
     let (realm, max_token): (Option<String>, Option<_>) = (read!(config["realm"])?, read!(config["max_token"])?);
     let store = Script { conditions: members(&vector["store"])?, waits, log: Arc::clone(log) };
     let gate = AuthLayer::with_timer(store, PATIENCE, time::sleep)
@@ -744,7 +744,7 @@ fn decisions(input: &Value) -> Outcome<Vec<(u64, Decision)>> {
     let caller = CurrentGrant::new(alice("first"));
     let decide = |at| {
         clock.store(at, Ordering::Relaxed);
-        (at, limits.check_now(&caller, Charge::Units(1)))
+        (at, limits.charge(&caller, Charge::Units(1)))
     };
     Ok(times.into_iter().map(decide).collect())
 }
@@ -778,7 +778,7 @@ fn gcra_count(input: &Value, expect: &Value) -> Outcome {
 async fn gcra_n(input: &Value, expect: &Value) -> Outcome {
     let cost = read!(input["cost"])?;
     let limits = RateLimits::new(quota(input)?).with_cost(move |_| cost);
-    let decision = limits.check_now(&CurrentGrant::new(alice("first")), Charge::Units(cost));
+    let decision = limits.charge(&CurrentGrant::new(alice("first")), Charge::Units(cost));
     let outcome = (decision.verdict() == Verdict::CostAboveBurst).then_some("insufficient_capacity");
     check(expect, "outcome", outcome)?;
     let status = ask(&metered(&limits), "Bearer a").await?.status().as_u16();
@@ -800,7 +800,7 @@ async fn shared_bucket(input: &Value, expect: &Value) -> Outcome {
         let count: Option<u64> = read!(input[key])?;
         for _ in 0..count.unwrap_or(0) {
             let status = match key {
-                "ws" if limits.check_now(&on_socket, Charge::Units(1)).is_admitted() => 200,
+                "ws" if limits.charge(&on_socket, Charge::Units(1)).is_admitted() => 200,
                 "ws" => 429,
                 _ => ask(&gate, credentials).await?.status().as_u16(),
             };

@@ -28,7 +28,7 @@ pub(crate) struct Budgets(pub(crate) Arc<dyn Ledger>);
 impl Limiter for Budgets {
     type Future = Later<'static, Decision>;
 
-    fn check(&self, grant: &CurrentGrant, charge: Charge<'_>) -> Answer<Self::Future> {
+    fn charge(&self, grant: &CurrentGrant, charge: Charge<'_>) -> Answer<Self::Future> {
         self.0.charge(grant, charge)
     }
 }
@@ -49,11 +49,11 @@ impl Memory {
 
 impl Ledger for Memory {
     fn charge(&self, who: &CurrentGrant, charge: Charge<'_>) -> Answer<Later<'static, Decision>> {
-        Answer::Ready(self.limits.check_now(who, charge))
+        Answer::Ready(self.limits.charge(who, charge))
     }
 
     fn pay_alert<'a>(&'a self, who: &'a CurrentGrant, own: Option<(&'a [u8], SelfLimit)>) -> Later<'a, Paid> {
-        let charge = || self.limits.check_now(who, Charge::Units(1)).into_result();
+        let charge = || self.limits.charge(who, Charge::Units(1)).into_result();
         let paid = match own {
             None => charge().map_err(Denied::NotAccepted),
             Some((id, limit)) => {

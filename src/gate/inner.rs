@@ -127,7 +127,7 @@ impl<T, L, R, B> AuthLayer<T, L, R, B> {
     /// let who = Authenticated::new(Grant::new("alice", ())).current();
     ///
     /// let mut headers = HeaderMap::new();
-    /// gate.advertise(&limits.check_now(&who, Charge::Units(10)), &mut headers);
+    /// gate.advertise(&limits.charge(&who, Charge::Units(10)), &mut headers);
     /// assert_eq!(headers["ratelimit"], r#""default";r=50;t=1"#);
     /// ```
     pub fn advertise(&self, decision: &Decision, headers: &mut HeaderMap) {
@@ -209,9 +209,9 @@ where
         let limiter = &*self.shared.limiter;
         let head = RequestHead::of(&request);
         let answer = match Passage::of(&request) {
-            Passage::Granted(grant) => Ok(limiter.check(grant, Charge::Request(&head))),
+            Passage::Granted(grant) => Ok(limiter.charge(grant, Charge::Request(&head))),
             // A preflight is nobody's either, and the handler runs for it.
-            Passage::Anonymous | Passage::Preflight => Ok(limiter.check_anonymous(Charge::Request(&head))),
+            Passage::Anonymous | Passage::Preflight => Ok(limiter.charge_anonymous(Charge::Request(&head))),
             Passage::None => Err(Step::Refuse(Rejection::misconfigured(NO_GATE))),
         };
         let step = match answer {

@@ -281,7 +281,7 @@ impl<T: TokenStore, L: Limiter, R> Shared<T, L, R> {
         if is_unlimited::<L>() {
             return Caller::Known(grant).enter(request, None);
         }
-        let answer = self.limiter.check(&grant, Charge::Request(&RequestHead::of(request)));
+        let answer = self.limiter.charge(&grant, Charge::Request(&RequestHead::of(request)));
         self.checked(Caller::Known(grant), answer, request)
     }
 
@@ -291,7 +291,7 @@ impl<T: TokenStore, L: Limiter, R> Shared<T, L, R> {
         if is_unlimited::<L>() {
             return caller.enter(request, None);
         }
-        let answer = self.limiter.check_anonymous(Charge::Request(&RequestHead::of(request)));
+        let answer = self.limiter.charge_anonymous(Charge::Request(&RequestHead::of(request)));
         self.checked(caller, answer, request)
     }
 

@@ -17,7 +17,7 @@ pub struct Unlimited;
 impl Limiter for Unlimited {
     type Future = Immediate<Decision>;
 
-    fn check(&self, _: &CurrentGrant, _: Charge<'_>) -> Answer<Self::Future> {
+    fn charge(&self, _: &CurrentGrant, _: Charge<'_>) -> Answer<Self::Future> {
         Answer::Ready(Decision::unlimited())
     }
 }

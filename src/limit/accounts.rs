@@ -370,7 +370,7 @@ mod tests {
     }
 
     fn charge(limits: &RateLimits, grant: &Arc<Grant<()>>, units: u32) -> u32 {
-        limits.check_now(&CurrentGrant::new(Arc::clone(grant)), Charge::Units(units)).remaining()
+        limits.charge(&CurrentGrant::new(Arc::clone(grant)), Charge::Units(units)).remaining()
     }
 
     /// Which grant the account of a subject stands in, or else the account.
@@ -420,7 +420,7 @@ mod tests {
         for is_remembered in [false, true] {
             let limits = limits();
             let old = CurrentGrant::new(Grant::new("s", ()).with_quota(QUOTA.with_burst(9)));
-            assert!(limits.check_now(&old, Charge::Units(1)).is_admitted());
+            assert!(limits.charge(&old, Charge::Units(1)).is_admitted());
             let _old = is_remembered.then_some(old);
             let new = kept("s");
             assert_eq!(charge(&limits, &new, 1), 3);
@@ -433,7 +433,7 @@ mod tests {
         let limits = limits();
         let grant = kept("s");
         let gone = Arc::downgrade(&grant);
-        assert!(limits.check_now(&CurrentGrant::new(grant), Charge::Units(1)).is_admitted());
+        assert!(limits.charge(&CurrentGrant::new(grant), Charge::Units(1)).is_admitted());
         assert!(gone.upgrade().is_none());
         assert_eq!(charge(&limits, &kept("s"), 1), 3);
     }
@@ -453,11 +453,11 @@ mod tests {
     fn a_frozen_account_tells_nothing() {
         let limits = limits();
         let old = CurrentGrant::new(Grant::new("s", ()).with_quota(QUOTA.with_burst(9)));
-        assert!(limits.check_now(&old, Charge::Units(3)).is_admitted());
+        assert!(limits.charge(&old, Charge::Units(3)).is_admitted());
         assert_eq!(charge(&limits, &kept("s"), 1), 1);
         assert_eq!(limits.peek(&old).remaining(), 5);
         assert_eq!(charge(&limits, &kept("s"), 1), 0);
-        assert_eq!(limits.check_now(&old, Charge::Units(10)).remaining(), 4);
+        assert_eq!(limits.charge(&old, Charge::Units(10)).remaining(), 4);
     }
 
     #[test]
@@ -480,7 +480,7 @@ mod tests {
     fn what_falls_due_now_is_not_owed() {
         for (now, left) in [(0, 1), (999_999_999, 1), (1_000_000_000, 0)] {
             let limits = limits();
-            assert!(limits.check_now(&CurrentGrant::new(Grant::new("s", ())), Charge::Units(1)).is_admitted());
+            assert!(limits.charge(&CurrentGrant::new(Grant::new("s", ())), Charge::Units(1)).is_admitted());
             limits.accounts().sweep(now);
             assert_eq!(limits.subjects(), left, "after {now} ns");
         }

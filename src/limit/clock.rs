@@ -24,10 +24,10 @@ use super::decide::LATEST_NS;
 ///     .with_clock(move || Duration::from_secs(hands.load(Ordering::Relaxed)));
 /// let alice = CurrentGrant::new(Grant::new("alice", ()));
 ///
-/// assert!(limits.check_now(&alice, Charge::Units(1)).is_admitted());
-/// assert!(!limits.check_now(&alice, Charge::Units(1)).is_admitted());
+/// assert!(limits.charge(&alice, Charge::Units(1)).is_admitted());
+/// assert!(!limits.charge(&alice, Charge::Units(1)).is_admitted());
 /// seconds.store(60, Ordering::Relaxed);
-/// assert!(limits.check_now(&alice, Charge::Units(1)).is_admitted());
+/// assert!(limits.charge(&alice, Charge::Units(1)).is_admitted());
 /// ```
 pub trait Clock: Send + Sync + 'static {
     /// The time since the fixed moment. Budgets end 146 years after it.

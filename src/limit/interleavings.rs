@@ -38,7 +38,7 @@ fn charger(limits: &RateLimits, plan: Quota, charges: usize) -> thread::JoinHand
     let limits = limits.clone();
     thread::spawn(move || {
         let grant = grant(plan);
-        (0..charges).map(|_| u32::from(limits.check_now(&grant, ONE).is_admitted())).sum()
+        (0..charges).map(|_| u32::from(limits.charge(&grant, ONE).is_admitted())).sum()
     })
 }
 
@@ -46,7 +46,7 @@ fn charger(limits: &RateLimits, plan: Quota, charges: usize) -> thread::JoinHand
 fn charger_of_kept(limits: &RateLimits, store: Arc<Grant<()>>, charges: usize) -> thread::JoinHandle<u32> {
     let limits = limits.clone();
     thread::spawn(move || {
-        let charge = |_| limits.check_now(&CurrentGrant::new(Arc::clone(&store)), ONE).is_admitted();
+        let charge = |_| limits.charge(&CurrentGrant::new(Arc::clone(&store)), ONE).is_admitted();
         (0..charges).map(charge).map(u32::from).sum()
     })
 }
@@ -87,12 +87,12 @@ fn while_time_goes_by() {
     let read = Arc::clone(&hands);
     let limits = RateLimits::new(plan).with_clock(move || Duration::from_secs(read.load(Ordering::SeqCst)));
     let holder = grant(plan);
-    assert!(limits.check_now(&holder, ONE).is_admitted());
+    assert!(limits.charge(&holder, ONE).is_admitted());
 
     let sweeper = sweeper(&limits, 2);
     let clock = thread::spawn(move || hands.store(1, Ordering::SeqCst));
     let newcomer = charger(&limits, plan, 3);
-    let held: u32 = (0..2).map(|_| u32::from(limits.check_now(&holder, ONE).is_admitted())).sum();
+    let held: u32 = (0..2).map(|_| u32::from(limits.charge(&holder, ONE).is_admitted())).sum();
     let admitted = 1 + held + newcomer.join().unwrap();
     clock.join().unwrap();
     sweeper.join().unwrap();
@@ -161,7 +161,7 @@ fn from_grant_to_grant() {
     let plan = PLANS[0];
     let limits = RateLimits::new(plan).with_clock(|| Duration::ZERO);
     let old = kept(plan);
-    assert!(limits.check_now(&CurrentGrant::new(Arc::clone(&old)), ONE).is_admitted());
+    assert!(limits.charge(&CurrentGrant::new(Arc::clone(&old)), ONE).is_admitted());
     let late = charger_of_kept(&limits, old, 1);
     let early = charger_of_kept(&limits, kept(plan), 1);
     let sweeper = sweeper(&limits, 1);
@@ -200,9 +200,9 @@ fn an_account_that_is_dropped() {
 fn a_late_charge() {
     let limits = RateLimits::new(PLANS[0]).with_clock(|| Duration::ZERO);
     let holder = grant(PLANS[0]);
-    assert!(limits.check_now(&holder, ONE).is_admitted());
+    assert!(limits.charge(&holder, ONE).is_admitted());
     let other = charger(&limits, PLANS[1], 1);
-    let held = u32::from(limits.check_now(&holder, ONE).is_admitted());
+    let held = u32::from(limits.charge(&holder, ONE).is_admitted());
     let admitted = 1 + held + other.join().unwrap();
     assert!((2..=3).contains(&admitted));
     assert_owed(&limits, admitted);
@@ -259,7 +259,7 @@ fn turns(subjects: [&'static str; 3], share: fn(RateLimits) -> RateLimits) {
         thread::spawn(move || {
             let request = http::Request::get(path).body(()).unwrap();
             let grant = CurrentGrant::new(Grant::new(subject, ()));
-            limits.check_now(&grant, Charge::Request(&RequestHead::of(&request))).is_admitted()
+            limits.charge(&grant, Charge::Request(&RequestHead::of(&request))).is_admitted()
         })
     };
     // The first policy has room for two; the second would refuse the third of them for ever.

@@ -77,10 +77,10 @@ pub trait Limiter: Send + Sync + 'static {
     type Future: Future<Output = Decision> + Send + 'static;
 
     /// Charges the budget of the grant's subject.
-    fn check(&self, grant: &CurrentGrant, charge: Charge<'_>) -> Answer<Self::Future>;
+    fn charge(&self, grant: &CurrentGrant, charge: Charge<'_>) -> Answer<Self::Future>;
 
     /// Charges what all anonymous callers and CORS preflights share. They pass without limit unless a limiter says otherwise.
-    fn check_anonymous(&self, charge: Charge<'_>) -> Answer<Self::Future> {
+    fn charge_anonymous(&self, charge: Charge<'_>) -> Answer<Self::Future> {
         let _ = charge;
         Answer::Ready(Decision::unlimited())
     }

@@ -119,7 +119,7 @@ async fn handlers_charge_the_budget_of_the_gate() {
     }
     async fn job(State(service): State<Service>, who: Authenticated<User>) -> String {
         let before = who.decisions().next().unwrap().remaining();
-        let steps = (0..10).take_while(|_| service.limits.check_now(&who.current(), Charge::Units(1)).is_admitted());
+        let steps = (0..10).take_while(|_| service.limits.charge(&who.current(), Charge::Units(1)).is_admitted());
         format!("{before} left, {} steps", steps.count())
     }
     let limits = RateLimits::new(Quota::per_hour(5).with_burst(5));

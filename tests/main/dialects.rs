@@ -21,7 +21,7 @@ struct Decided(Decision);
 impl Limiter for Decided {
     type Future = Immediate<Decision>;
 
-    fn check(&self, _: &CurrentGrant, _: Charge<'_>) -> Answer<Self::Future> {
+    fn charge(&self, _: &CurrentGrant, _: Charge<'_>) -> Answer<Self::Future> {
         Answer::Ready(self.0.clone())
     }
 }

@@ -64,7 +64,7 @@ impl Told {
     }
 
     async fn charge(&self, node: &RedisLimits, units: u32) -> Decision {
-        let answer = node.check(&alice(), Charge::Units(units));
+        let answer = node.charge(&alice(), Charge::Units(units));
         let is_ready = matches!(answer, Answer::Ready(_));
         let decision = answer.wait().await;
         let counter = match decision.is_admitted() {

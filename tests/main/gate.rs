@@ -343,8 +343,8 @@ async fn a_policy_is_told_once_by_whoever_charged_last() {
         let handler = tower::service_fn(move |request: Request<Body>| {
             let mut response = Response::new(Body::default());
             let current = request.extensions().get::<CurrentGrant>().unwrap();
-            own.advertise(&budget.check_now(current, Charge::Units(0)), response.headers_mut());
-            own.advertise(&orders.check_now(current, Charge::Units(1)), response.headers_mut());
+            own.advertise(&budget.charge(current, Charge::Units(0)), response.headers_mut());
+            own.advertise(&orders.charge(current, Charge::Units(1)), response.headers_mut());
             std::future::ready(Ok::<_, Infallible>(response))
         });
         let response = send(&gate.layer(handler), with_token(TOKEN)).await;
@@ -552,11 +552,11 @@ async fn a_limiter_may_wait() {
     impl tollgate::Limiter for Remote {
         type Future = std::pin::Pin<Box<dyn Future<Output = Decision> + Send>>;
 
-        fn check(&self, grant: &CurrentGrant, _: Charge<'_>) -> tollgate::Answer<Self::Future> {
+        fn charge(&self, grant: &CurrentGrant, _: Charge<'_>) -> tollgate::Answer<Self::Future> {
             let (limits, grant) = (self.0.clone(), grant.clone());
             tollgate::Answer::Pending(Box::pin(async move {
                 tokio::task::yield_now().await;
-                limits.check_now(&grant, ONE)
+                limits.charge(&grant, ONE)
             }))
         }
     }
@@ -580,7 +580,7 @@ async fn a_limiter_of_ones_own_decides_without_governor() {
     impl tollgate::Limiter for NoSeconds {
         type Future = tollgate::Immediate<Decision>;
 
-        fn check(&self, grant: &CurrentGrant, _: Charge<'_>) -> tollgate::Answer<Self::Future> {
+        fn charge(&self, grant: &CurrentGrant, _: Charge<'_>) -> tollgate::Answer<Self::Future> {
             let second = grant.id().as_str().ends_with("-2");
             let verdict = if second { Verdict::OverLimit } else { Verdict::Admitted };
             let (more, full) = (Duration::from_millis(1_001), Duration::from_secs(9));

@@ -131,15 +131,15 @@ async fn a_handler_and_its_route_share_a_bucket() {
     let (gate, orders) = (AuthLayer::new(tokens()), orders());
     let service = gate.clone().layer(gate.route_rate_limit(orders.clone()).layer(echo()));
     assert_eq!(send(&service, with_token(TOKEN)).await.status(), 200);
-    assert_eq!(orders.check_now(&customer(), ONE).remaining(), 1);
+    assert_eq!(orders.charge(&customer(), ONE).remaining(), 1);
     assert_eq!(send(&service, with_token(TOKEN)).await.status(), 200);
-    assert!(!orders.check_now(&customer(), ONE).is_admitted());
+    assert!(!orders.charge(&customer(), ONE).is_admitted());
 }
 
 #[test]
 fn anonymous_callers_of_a_named_policy_have_its_name() {
     let names = |limits: RateLimits| {
-        let decision = limits.check_anonymous(Charge::Units(0)).ready().unwrap();
+        let decision = limits.charge_anonymous(Charge::Units(0)).ready().unwrap();
         decision.parts().map(|part| part.policy().unwrap().name().to_owned()).collect::<Vec<_>>()
     };
     let two = Quota::per_minute(2);
@@ -150,7 +150,7 @@ fn anonymous_callers_of_a_named_policy_have_its_name() {
 #[test]
 fn near_limit_and_dry_run_go_by_the_quota_that_applies() {
     let limits = orders().with_near_limit(100).with_dry_run();
-    let decisions: Vec<_> = (0..4).map(|_| limits.check_now(&customer(), ONE)).collect();
+    let decisions: Vec<_> = (0..4).map(|_| limits.charge(&customer(), ONE)).collect();
     assert_eq!(
         decisions.iter().map(|decision| decision.is_near_limit()).collect::<Vec<_>>(),
         [false, false, true, true]

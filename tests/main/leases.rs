@@ -51,7 +51,7 @@ async fn who_comes_while_others_buy_waits_and_buys_no_second_lease() {
                 tokio::spawn(async move {
                     match caller {
                         Some(caller) => limits.check(&caller, ONE).wait().await,
-                        None => limits.check_anonymous(ONE).wait().await,
+                        None => limits.charge_anonymous(ONE).wait().await,
                     }
                 })
             })

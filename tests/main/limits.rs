@@ -22,7 +22,7 @@ pub fn grant_of(subject: &str, quota: Option<Quota>) -> CurrentGrant {
 
 /// Spends one by one until nothing is left.
 fn drain(limits: &RateLimits, grant: &CurrentGrant) -> u32 {
-    (0..).take_while(|_| limits.check_now(grant, ONE).is_admitted()).count().try_into().unwrap()
+    (0..).take_while(|_| limits.charge(grant, ONE).is_admitted()).count().try_into().unwrap()
 }
 
 fn quotas() -> impl Strategy<Value = Quota> {
@@ -57,7 +57,7 @@ proptest! {
         let mut admitted = Vec::new();
         for (thousandths, units) in steps {
             hands.advance(Duration::from_nanos(interval.saturating_mul(thousandths) / 1_000));
-            let decision = limits.check_now(&grant, Charge::Units(units));
+            let decision = limits.charge(&grant, Charge::Units(units));
             match decision.verdict() {
                 Verdict::Admitted => admitted.push((hands.ns(), units)),
                 Verdict::OverLimit => prop_assert!(units <= quota.burst()),
@@ -79,19 +79,19 @@ proptest! {
         let limits = hands.limits(quota);
         let grant = grant_of("s", None);
         for _ in 0..spent {
-            let _ = limits.check_now(&grant, ONE);
+            let _ = limits.charge(&grant, ONE);
         }
         hands.advance(Duration::from_nanos(later));
         let units = units.min(quota.burst());
-        let decision = limits.check_now(&grant, Charge::Units(units));
+        let decision = limits.charge(&grant, Charge::Units(units));
         if let Some(wait) = decision.retry_after() {
             prop_assert!(wait > Duration::ZERO);
             prop_assert_eq!(decision.remaining(), 0);
             hands.advance(wait - Duration::from_nanos(1));
-            let early = limits.check_now(&grant, Charge::Units(units));
+            let early = limits.charge(&grant, Charge::Units(units));
             prop_assert_eq!(early.retry_after(), Some(Duration::from_nanos(1)));
             hands.advance(Duration::from_nanos(1));
-            prop_assert!(limits.check_now(&grant, Charge::Units(units)).is_admitted());
+            prop_assert!(limits.charge(&grant, Charge::Units(units)).is_admitted());
         }
     }
 
@@ -102,7 +102,7 @@ proptest! {
         let grant = grant_of("s", None);
         for _ in 0..spent {
             hands.advance(Duration::from_nanos(ns));
-            let _ = limits.check_now(&grant, ONE);
+            let _ = limits.charge(&grant, ONE);
         }
         let told = limits.peek(&grant);
         prop_assert_eq!(limits.peek(&grant), told.clone());
@@ -140,7 +140,7 @@ proptest! {
             if fresh {
                 limits.sweep();
             }
-            if limits.check_now(token, Charge::Units(units)).is_admitted() {
+            if limits.charge(token, Charge::Units(units)).is_admitted() {
                 admitted.push((hands.ns(), units));
             }
         }
@@ -158,7 +158,7 @@ proptest! {
         let mut admitted = Vec::new();
         for gap in gaps {
             hands.advance(Duration::from_micros(gap));
-            if limits.check_now(&grant, ONE).is_admitted() {
+            if limits.charge(&grant, ONE).is_admitted() {
                 admitted.push(hands.ns());
             }
         }
@@ -178,7 +178,7 @@ proptest! {
         let mut admitted = 0_u128;
         for &time in &times {
             hands.set_ns(time);
-            let decision = limits.check_now(&grant, ONE);
+            let decision = limits.charge(&grant, ONE);
             prop_assert!(decision.remaining() <= quota.burst());
             admitted += u128::from(decision.is_admitted());
         }
@@ -195,7 +195,7 @@ fn tokens_of_one_subject_share_a_budget() {
     let old = CurrentGrant::new(Grant::new("key-1", ()).with_subject("alice"));
     let new = CurrentGrant::new(Grant::new("key-2", ()).with_subject("alice"));
     let other = CurrentGrant::new(Grant::new("key-3", ()));
-    assert!(limits.check_now(&old, ONE).is_admitted());
+    assert!(limits.charge(&old, ONE).is_admitted());
     assert_eq!(drain(&limits, &new), 19);
     assert_eq!(drain(&limits, &old), 0);
     assert_eq!(drain(&limits, &other), 20);
@@ -225,10 +225,10 @@ fn the_longest_debts_survive_a_plan_change() {
     let (long, short) = (grant_of("s", Some(long)), grant_of("s", Some(short)));
     assert_eq!(drain(&limits, &long), 1);
     assert_eq!(limits.peek(&short).remaining(), u32::MAX - 1);
-    assert!(limits.check_now(&short, Charge::Units(u32::MAX - 1)).is_admitted());
+    assert!(limits.charge(&short, Charge::Units(u32::MAX - 1)).is_admitted());
     for _ in 0..3 {
-        assert!(!limits.check_now(&long, ONE).is_admitted());
-        assert!(!limits.check_now(&short, Charge::Units(u32::MAX)).is_admitted());
+        assert!(!limits.charge(&long, ONE).is_admitted());
+        assert!(!limits.charge(&short, Charge::Units(u32::MAX)).is_admitted());
     }
 }
 
@@ -250,7 +250,7 @@ fn sweeping_never_forks_a_budget() {
     let hands = Hands::default();
     let limits = hands.limits(Quota::per_minute(60).with_burst(5));
     let grant = grant_of("s", None);
-    assert!(limits.check_now(&grant, ONE).is_admitted());
+    assert!(limits.charge(&grant, ONE).is_admitted());
     hands.advance(Duration::from_secs(60));
     limits.sweep();
     assert_eq!(limits.subjects(), 1, "the grant remembers it");
@@ -273,7 +273,7 @@ fn a_budget_outlives_the_grant_that_holds_it() {
     let limits = hands.limits(Quota::per_minute(60).with_burst(5));
     let kept = |subject: &str| Arc::new(Grant::new(subject, ()));
     let spend = |grant: &Arc<Grant<()>>, units| {
-        let decision = limits.check_now(&CurrentGrant::new(Arc::clone(grant)), Charge::Units(units));
+        let decision = limits.charge(&CurrentGrant::new(Arc::clone(grant)), Charge::Units(units));
         (decision.is_admitted(), decision.remaining())
     };
     let (first, second) = (kept("two tokens"), kept("two tokens"));
@@ -306,7 +306,7 @@ fn a_grant_that_gets_another_quota_is_charged_by_it() {
     let limits = Hands::default().limits(Quota::per_minute(60).with_burst(5));
     let [mut grant, other] = [(); 2].map(|()| Arc::new(Grant::new("s", ())));
     for grant in [&grant, &other, &grant] {
-        assert!(limits.check_now(&CurrentGrant::new(Arc::clone(grant)), ONE).is_admitted());
+        assert!(limits.charge(&CurrentGrant::new(Arc::clone(grant)), ONE).is_admitted());
     }
     let changed = Arc::try_unwrap(grant).expect("the account stands apart");
     grant = Arc::new(changed.with_quota(Quota::per_minute(60).with_burst(9)));
@@ -328,10 +328,10 @@ fn principals_are_dropped_outside_of_the_lock() {
     let kept = |subject: &str| Arc::new(Grant::new(subject, Last(limits.clone(), Arc::clone(&dropped))));
     for subject in ["swept", "replaced"] {
         let grant = kept(subject);
-        assert!(limits.check_now(&CurrentGrant::new(Arc::clone(&grant)), ONE).is_admitted());
+        assert!(limits.charge(&CurrentGrant::new(Arc::clone(&grant)), ONE).is_admitted());
     }
     let grant = kept("replaced");
-    assert!(limits.check_now(&CurrentGrant::new(Arc::clone(&grant)), ONE).is_admitted());
+    assert!(limits.charge(&CurrentGrant::new(Arc::clone(&grant)), ONE).is_admitted());
     assert_eq!(dropped.load(Ordering::SeqCst), 3, "two subjects are known");
     hands.advance(Duration::from_secs(60));
     limits.sweep();
@@ -343,7 +343,7 @@ fn memory_is_bounded_by_itself() {
     let hands = Hands::default();
     let limits = hands.limits(Quota::per_minute(60).with_burst(5));
     for i in 0..50_000 {
-        assert!(limits.check_now(&grant_of(&i.to_string(), None), ONE).is_admitted());
+        assert!(limits.charge(&grant_of(&i.to_string(), None), ONE).is_admitted());
         hands.advance(Duration::from_millis(100));
     }
     // Ten subjects owe at any moment.
@@ -373,7 +373,7 @@ fn two_threads_with_two_plans_and_a_sweeper_spend_no_more_than_the_larger_burst(
                     let limits = &limits;
                     scope.spawn(move || {
                         let grant = grant_of("s", Some(plan));
-                        (0..8_000).filter(|_| limits.check_now(&grant, ONE).is_admitted()).count()
+                        (0..8_000).filter(|_| limits.charge(&grant, ONE).is_admitted()).count()
                     })
                 })
                 .into_iter()
@@ -420,8 +420,8 @@ fn real_clocks_run() {
         [RateLimits::new(Quota::per_day(1)), RateLimits::new(Quota::per_day(1)).with_clock(MonotonicClock::new())]
     {
         let grant = grant_of("s", None);
-        assert!(limits.check_now(&grant, ONE).is_admitted());
-        let refused = limits.check_now(&grant, ONE);
+        assert!(limits.charge(&grant, ONE).is_admitted());
+        let refused = limits.charge(&grant, ONE);
         assert!(refused.retry_after().unwrap() > Duration::from_secs(86_000));
     }
     let clock = MonotonicClock::new();
@@ -429,7 +429,7 @@ fn real_clocks_run() {
     assert!((0..1_000_000).any(|_| clock.now() > begin));
     let fast = RateLimits::new(Quota::one_per(Duration::from_nanos(1)));
     let grant = grant_of("s", None);
-    assert!((0..1_000).all(|_| fast.check_now(&grant, ONE).is_admitted() || fast.peek(&grant).is_admitted()));
+    assert!((0..1_000).all(|_| fast.charge(&grant, ONE).is_admitted() || fast.peek(&grant).is_admitted()));
 }
 
 #[test]
@@ -453,8 +453,8 @@ fn under_another_clock_all_budgets_begin_full() {
     let before = Hands::default().limits(one).with_anonymous(one);
     let grant = grant_of("s", None);
     let admits = |limits: &RateLimits| {
-        let Answer::Ready(anonymous) = limits.check_anonymous(ONE) else { panic!("budgets in memory never wait") };
-        (limits.check_now(&grant, ONE).is_admitted(), anonymous.is_admitted())
+        let Answer::Ready(anonymous) = limits.charge_anonymous(ONE) else { panic!("budgets in memory never wait") };
+        (limits.charge(&grant, ONE).is_admitted(), anonymous.is_admitted())
     };
     assert_eq!((admits(&before), admits(&before)), ((true, true), (false, false)));
     let after = before.clone().with_clock(|| Duration::ZERO);
@@ -467,8 +467,8 @@ fn a_handle_charges_what_the_gate_charges() {
     let dear = limits.clone().with_cost(|_| 5);
     let grant = Arc::new(Grant::new("alice", ()));
     let current = CurrentGrant::new(Arc::clone(&grant));
-    assert!(limits.check_now(&current, Charge::Units(2)).is_admitted());
-    let decision = dear.check_now(&current, Charge::Units(3));
+    assert!(limits.charge(&current, Charge::Units(2)).is_admitted());
+    let decision = dear.charge(&current, Charge::Units(3));
     assert!(decision.is_admitted());
     assert_eq!(limits.peek(&current).remaining(), 0);
     assert_eq!(decision.full_in(), Duration::from_secs(5));

@@ -40,7 +40,7 @@ fn limits(hands: &Hands) -> RateLimits {
 
 fn charge(limits: &RateLimits, grant: &CurrentGrant, costs: &str) -> Decision {
     let request = Request::get(costs).body(()).unwrap();
-    limits.check_now(grant, Charge::Request(&RequestHead::of(&request)))
+    limits.charge(grant, Charge::Request(&RequestHead::of(&request)))
 }
 
 fn remaining(decision: &Decision) -> Vec<u32> {
@@ -163,7 +163,7 @@ proptest! {
             hands.advance(Duration::from_millis(pause));
             match gives_back {
                 None => {
-                    let decision = limits.check_now(&alice, Charge::Units(units));
+                    let decision = limits.charge(&alice, Charge::Units(units));
                     if decision.is_admitted() {
                         charges.push((hands.ns(), units, Some(decision)));
                     }
@@ -228,17 +228,17 @@ fn a_refund_counts_for_its_own_budget() {
     let limits = || hands.limits(Quota::one_per(SECOND).with_burst(9)).with_refunds();
     let [alice, bob] = ["alice", "bob"].map(|subject| grant_of(subject, None));
     let own = limits();
-    let [of_alice, of_bob] = [(&alice, 3), (&bob, 2)].map(|(who, units)| own.check_now(who, Charge::Units(units)));
+    let [of_alice, of_bob] = [(&alice, 3), (&bob, 2)].map(|(who, units)| own.charge(who, Charge::Units(units)));
     now(of_bob.refund());
     now(of_alice.refund());
     assert_eq!(own.peek(&alice).remaining(), 9);
 
     let shared = limits().shared_by_all();
-    let [of_alice, of_bob] = [(&alice, 3), (&bob, 2)].map(|(who, units)| shared.check_now(who, Charge::Units(units)));
+    let [of_alice, of_bob] = [(&alice, 3), (&bob, 2)].map(|(who, units)| shared.charge(who, Charge::Units(units)));
     now(of_alice.refund());
     hands.advance(SECOND);
     // One unit of the two is paid off, and so they are one when two others come.
-    assert_eq!(shared.check_now(&alice, Charge::Units(2)).remaining(), 6);
+    assert_eq!(shared.charge(&alice, Charge::Units(2)).remaining(), 6);
     now(of_bob.refund());
     assert_eq!(shared.peek(&alice).remaining(), 7);
 }
@@ -248,9 +248,9 @@ fn a_budget_that_was_full_meanwhile_gets_nothing_back() {
     let hands = Hands::default();
     let limits = hands.limits(Quota::per_second(1).with_burst(5)).with_refunds();
     let alice = grant_of("alice", None);
-    let early = limits.check_now(&alice, ONE);
+    let early = limits.charge(&alice, ONE);
     hands.advance(SECOND);
-    let late = limits.check_now(&alice, Charge::Units(5));
+    let late = limits.charge(&alice, Charge::Units(5));
     now(early.refund());
     assert_eq!(limits.peek(&alice).remaining(), 0);
     now(late.refund());
@@ -260,7 +260,7 @@ fn a_budget_that_was_full_meanwhile_gets_nothing_back() {
 #[test]
 fn a_change_of_plan_leaves_nothing_to_give_back() {
     let limits = Hands::default().limits(Quota::per_second(1).with_burst(5)).with_refunds();
-    let old = limits.check_now(&grant_of("alice", None), Charge::Units(2));
+    let old = limits.charge(&grant_of("alice", None), Charge::Units(2));
     let alice = grant_of("alice", Some(Quota::per_second(1).with_burst(9)));
     assert_eq!(limits.peek(&alice).remaining(), 7);
     now(old.refund());
@@ -275,7 +275,7 @@ fn refunds_of_centuries_are_right() {
     let limits = Hands::default().limits(Quota::one_per(century)).with_refunds();
     let alice = grant_of("alice", None);
     for _ in 0..20 {
-        let charged = limits.check_now(&alice, ONE);
+        let charged = limits.charge(&alice, ONE);
         assert!(charged.is_admitted());
         now(charged.refund());
     }
@@ -288,7 +288,7 @@ fn principals_are_dropped_when_no_turn_is_taken() {
     struct Last(RateLimits, std::sync::mpsc::Sender<u32>);
     impl Drop for Last {
         fn drop(&mut self) {
-            let left = self.0.check_now(&grant_of("alice", None), ONE).remaining();
+            let left = self.0.charge(&grant_of("alice", None), ONE).remaining();
             _ = self.1.send(left);
         }
     }
@@ -296,9 +296,9 @@ fn principals_are_dropped_when_no_turn_is_taken() {
     let limits = limits.and("few", Quota::one_per(SECOND).with_burst(7)).unwrap();
     let (told, left) = std::sync::mpsc::channel();
     let replaced = Arc::new(Grant::new("alice", Last(limits.clone(), told)));
-    assert!(limits.check_now(&CurrentGrant::new(Arc::clone(&replaced)), ONE).is_admitted());
+    assert!(limits.charge(&CurrentGrant::new(Arc::clone(&replaced)), ONE).is_admitted());
     drop(replaced);
-    thread::spawn(move || limits.check_now(&grant_of("alice", None), ONE));
+    thread::spawn(move || limits.charge(&grant_of("alice", None), ONE));
     assert_eq!(left.recv_timeout(Duration::from_secs(30)), Ok(4), "the one before, the one that let it go, its own");
 }
 
@@ -326,7 +326,7 @@ fn what_is_given_back_finds_an_account_that_has_moved() {
 fn nothing_can_be_given_back_unless_that_was_wanted() {
     let limits = Hands::default().limits(Quota::per_second(1).with_burst(5));
     let alice = grant_of("alice", None);
-    now(limits.check_now(&alice, ONE).refund());
+    now(limits.charge(&alice, ONE).refund());
     assert_eq!(limits.peek(&alice).remaining(), 4);
 }
 
@@ -467,7 +467,7 @@ fn the_quota_of_a_grant_is_the_first_policys() {
 fn what_all_share_they_share_with_strangers() {
     use tollgate::Limiter as _;
     let limits = limits(&Hands::default());
-    let stranger = || limits.check_anonymous(Charge::Units(3)).ready().unwrap();
+    let stranger = || limits.charge_anonymous(Charge::Units(3)).ready().unwrap();
     assert_eq!(remaining(&stranger()), [5]);
     assert_eq!(remaining(&limits.peek(&grant_of("alice", None))), [5, 3, 5]);
     assert!(stranger().is_admitted());
@@ -482,7 +482,7 @@ fn what_all_share_they_share_with_strangers() {
 
 fn stranger_names(limits: &RateLimits) -> Vec<String> {
     use tollgate::Limiter as _;
-    let decision = limits.check_anonymous(Charge::Units(0)).ready().unwrap();
+    let decision = limits.charge_anonymous(Charge::Units(0)).ready().unwrap();
     decision.parts().map(|part| part.policy().unwrap().name().to_owned()).collect()
 }
 
@@ -491,8 +491,8 @@ fn clones_share_what_they_had_when_they_were_made() {
     let first = Hands::default().limits(Quota::per_minute(10));
     let both = first.clone().and("day", Quota::per_day(20)).unwrap();
     let alice = grant_of("alice", None);
-    assert!(first.check_now(&alice, Charge::Units(3)).is_admitted());
-    assert_eq!(remaining(&both.clone().check_now(&alice, ONE)), [6, 19]);
+    assert!(first.charge(&alice, Charge::Units(3)).is_admitted());
+    assert_eq!(remaining(&both.clone().charge(&alice, ONE)), [6, 19]);
     assert_eq!(first.peek(&alice).remaining(), 6);
     assert_eq!((first.subjects(), both.subjects()), (1, 1));
     assert_eq!(first.with_anonymous(Quota::per_day(1)).peek(&alice).remaining(), 6);
@@ -515,14 +515,14 @@ async fn a_policy_on_trial_decides_and_refuses_nobody() {
         Hands::default().limits(Quota::per_minute(5)).and("trial", Quota::per_minute(2)).unwrap().with_dry_run();
     let alice = grant_of("alice", None);
     for (left, with_dry_run) in [(4, 1), (3, 0), (2, 0), (1, 0)] {
-        let decision = limits.check_now(&alice, ONE);
+        let decision = limits.charge(&alice, ONE);
         assert!(decision.is_admitted());
         assert_eq!(remaining(&decision), [left, with_dry_run]);
         assert_eq!(decision.would_be_refused(), left < 3);
         assert!(!decision.is_dry_run(), "the other policy is in earnest");
     }
     // In earnest, the one does not hide the other, and what it refuses is not charged on trial.
-    let refused = limits.check_now(&alice, Charge::Units(2));
+    let refused = limits.charge(&alice, Charge::Units(2));
     assert_eq!(violated(&refused), ["default"]);
     assert!(!refused.would_be_refused());
 
@@ -538,7 +538,7 @@ async fn a_policy_on_trial_decides_and_refuses_nobody() {
         let response = send(&service, with_token(TOKEN)).await;
         assert_eq!((response.status(), field(response.headers(), "ratelimit")), (http::StatusCode::OK, None));
     }
-    assert!(alone.check_now(&alice, Charge::Units(2)).into_result().is_ok(), "not even what can never fit");
+    assert!(alone.charge(&alice, Charge::Units(2)).into_result().is_ok(), "not even what can never fit");
 }
 
 #[test]
@@ -548,7 +548,7 @@ fn the_limit_is_near_from_the_fraction_on() {
         let alice = grant_of("alice", None);
         for used in 0..=burst {
             assert_eq!(limits.peek(&alice).is_near_limit(), used >= near_from, "{used} of {burst}, {percent} %");
-            assert_eq!(limits.check_now(&alice, ONE).is_admitted(), used < burst);
+            assert_eq!(limits.charge(&alice, ONE).is_admitted(), used < burst);
         }
     }
     let limits = limits(&Hands::default()).with_near_limit(50);
@@ -567,7 +567,7 @@ fn only_budgets_of_subjects_have_a_partition_key() {
     let tokens = MemoryStore::from_iter([(TOKEN, Grant::new("alice", ()))]);
     let gate = AuthLayer::new(tokens).with_rate_limit_headers(headers);
     let mut told = http::HeaderMap::new();
-    gate.advertise(&limits.check_now(&grant_of("alice", None), ONE), &mut told);
+    gate.advertise(&limits.charge(&grant_of("alice", None), ONE), &mut told);
     let keys: Vec<_> =
         field(&told, "ratelimit").unwrap().split(", ").map(|item| item.contains(";pk=:YWxpY2U=:")).collect();
     assert_eq!(keys, [true, true, true, false]);
@@ -583,7 +583,7 @@ fn a_partition_key_may_be_made_of_the_budget() {
         left.to_string().into()
     });
     let (done, ended) = std::sync::mpsc::channel();
-    thread::spawn(move || done.send(limits.check_now(&grant_of("alice", None), ONE).is_admitted()));
+    thread::spawn(move || done.send(limits.charge(&grant_of("alice", None), ONE).is_admitted()));
     assert_eq!(ended.recv_timeout(Duration::from_secs(20)), Ok(true), "it waits for itself");
 }
 

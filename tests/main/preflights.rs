@@ -75,16 +75,16 @@ struct Remote(RateLimits);
 impl Limiter for Remote {
     type Future = std::pin::Pin<Box<dyn Future<Output = Decision> + Send>>;
 
-    fn check(&self, grant: &CurrentGrant, charge: Charge<'_>) -> Answer<Self::Future> {
-        let decision = self.0.check_now(grant, charge);
+    fn charge(&self, grant: &CurrentGrant, charge: Charge<'_>) -> Answer<Self::Future> {
+        let decision = self.0.charge(grant, charge);
         Answer::Pending(Box::pin(async move {
             tokio::task::yield_now().await;
             decision
         }))
     }
 
-    fn check_anonymous(&self, charge: Charge<'_>) -> Answer<Self::Future> {
-        let decision = self.0.check_anonymous(charge).ready().unwrap();
+    fn charge_anonymous(&self, charge: Charge<'_>) -> Answer<Self::Future> {
+        let decision = self.0.charge_anonymous(charge).ready().unwrap();
         Answer::Pending(Box::pin(async move {
             tokio::task::yield_now().await;
             decision

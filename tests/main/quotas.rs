@@ -188,7 +188,7 @@ impl Bucket {
 }
 
 fn told(limits: &RateLimits, grant: &CurrentGrant, cost: u32) -> Told {
-    let decision = limits.check_now(grant, Charge::Units(cost));
+    let decision = limits.charge(grant, Charge::Units(cost));
     let waits = decision.verdict() == Verdict::OverLimit;
     assert_eq!(decision.retry_after(), waits.then_some(decision.more_in()));
     let (more_in, full_in) = (decision.more_in().as_nanos(), decision.full_in().as_nanos());
@@ -274,7 +274,7 @@ proptest! {
             hands.set_ns((u128::from(hands.ns()) + ns).min(MAX_SPAN_NS - 1) as u64);
             let plan = which % plans.len();
             let units = units.clamp(1, plans[plan].burst());
-            if limits.check_now(&tokens[plan], Charge::Units(units)).is_admitted() {
+            if limits.charge(&tokens[plan], Charge::Units(units)).is_admitted() {
                 admitted.push((hands.ns(), units));
             }
         }
@@ -288,7 +288,7 @@ fn no_cost_is_so_large_that_it_is_small() {
     let limits = Hands::default().limits(Quota::one_per(Duration::from_nanos(1 << 33)));
     let grant = grant_of("s", None);
     for cost in [(1 << 31) + 1, u32::MAX] {
-        let decision = limits.check_now(&grant, Charge::Units(cost));
+        let decision = limits.charge(&grant, Charge::Units(cost));
         assert_eq!(decision.verdict(), Verdict::CostAboveBurst, "{cost}");
     }
 }
@@ -297,7 +297,7 @@ fn no_cost_is_so_large_that_it_is_small() {
 fn after_the_end_of_time_budgets_stand_still() {
     let limits = RateLimits::new(Quota::per_second(2)).with_clock(|| Duration::MAX);
     let grant = CurrentGrant::new(Grant::new("s", ()));
-    let admitted = (0..10).filter(|_| limits.check_now(&grant, ONE).is_admitted()).count();
+    let admitted = (0..10).filter(|_| limits.charge(&grant, ONE).is_admitted()).count();
     assert_eq!(admitted, 2);
 }
 
@@ -305,7 +305,7 @@ fn after_the_end_of_time_budgets_stand_still() {
 fn who_owes_more_than_the_burst_is_told_when_a_unit_is_there() {
     let (large, small) = (Quota::per_minute(60).with_burst(100), Quota::per_minute(60).with_burst(10));
     let limits = Hands::default().limits(large);
-    assert!(limits.check_now(&grant_of("s", Some(large)), Charge::Units(100)).is_admitted());
+    assert!(limits.charge(&grant_of("s", Some(large)), Charge::Units(100)).is_admitted());
     let downgraded = limits.peek(&grant_of("s", Some(small)));
     assert_eq!((downgraded.remaining(), downgraded.full_in()), (0, Duration::from_secs(100)));
     assert_eq!(downgraded.more_in(), Duration::from_secs(91));

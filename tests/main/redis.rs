@@ -102,7 +102,7 @@ async fn keys_name_nobody_and_end_when_the_budget_is_full() {
     assert!(charge(&limits, 2).await.is_admitted());
     let own = CurrentGrant::new(Grant::new("id", ()).with_subject("bob@example.org").with_quota(Quota::per_second(3)));
     assert!(limits.charge(&own, ONE).await.is_admitted());
-    assert!(limits.check_anonymous(ONE).wait().await.is_admitted());
+    assert!(limits.charge_anonymous(ONE).wait().await.is_admitted());
     let (keys, mut wire) = (home.keys(), home.wire());
     assert_eq!(keys.len(), 3);
     for key in keys {
@@ -155,11 +155,11 @@ async fn who_was_refused_is_refused_again_without_a_trip() {
         let wait = decision.retry_after().unwrap();
         assert_eq!((decision.verdict(), decision.remaining(), decision.is_local()), (Verdict::OverLimit, 0, false));
         assert!(wait <= Duration::from_millis(2_000 - passed), "{wait:?}");
-        assert!(limits.check(&alice(), Charge::Units(3)).ready().is_some(), "what costs more does not fit either");
+        assert!(limits.charge(&alice(), Charge::Units(3)).ready().is_some(), "what costs more does not fit either");
     }
     assert_eq!(server.trips(), before);
     // What may fit is asked for: nothing, another's, a plan that changed, and when the time has come.
-    assert!(limits.check(&alice(), Charge::Units(0)).ready().is_none());
+    assert!(limits.charge(&alice(), Charge::Units(0)).ready().is_none());
     assert!(limits.check(&CurrentGrant::new(Grant::new("bob", ())), ONE).ready().is_none());
     let plan = CurrentGrant::new(Grant::new("alice", ()).with_quota(Quota::per_second(1).with_burst(6)));
     assert!(limits.check(&plan, ONE).ready().is_none());
@@ -226,12 +226,12 @@ async fn several_policies_are_charged_as_in_memory() {
             let (caller, units) = (&callers[(random >> 33) as usize % 3], (random >> 40) as u32 % 9);
             let (expected, decided) = match caller {
                 Some(grant) => (
-                    memory.check_now(grant, Charge::Units(units)),
+                    memory.charge(grant, Charge::Units(units)),
                     servers[step % 2].charge(grant, Charge::Units(units)).await,
                 ),
                 None => (
-                    memory.check_anonymous(Charge::Units(units)).ready().unwrap(),
-                    servers[step % 2].check_anonymous(Charge::Units(units)).wait().await,
+                    memory.charge_anonymous(Charge::Units(units)).ready().unwrap(),
+                    servers[step % 2].charge_anonymous(Charge::Units(units)).wait().await,
                 ),
             };
             assert!(!decided.is_local());
@@ -289,7 +289,7 @@ async fn charges_are_given_back_while_they_are_owed() {
     assert!(home.keys().len() <= 2);
     // Who was refused there asks again, since somebody may have given something back.
     assert!(!charge(&one, 5).await.is_admitted());
-    assert!(one.check(&alice(), Charge::Units(5)).ready().is_none());
+    assert!(one.charge(&alice(), Charge::Units(5)).ready().is_none());
     // By another quota nobody knows what it is worth, and what is paid off is not owed.
     let second = charge(&one, 4).await;
     assert!(second.is_admitted());
@@ -326,7 +326,7 @@ async fn local_budgets_are_divided_and_what_is_too_large_for_them_is_unknown() {
     // Of a grant's own quota, and of what strangers share, each server has its part as well.
     let limits = to_three(&server.url(), RateLimits::new(quota).with_anonymous(quota.with_burst(9)));
     let plan = CurrentGrant::new(Grant::new("bob", ()).with_quota(quota.with_burst(12)));
-    for (decision, burst) in [(limits.charge(&plan, ONE).await, 4), (limits.check_anonymous(ONE).wait().await, 3)] {
+    for (decision, burst) in [(limits.charge(&plan, ONE).await, 4), (limits.charge_anonymous(ONE).wait().await, 3)] {
         assert!(decision.is_local());
         assert_eq!(decision.policy().unwrap().quota(), Quota::one_per(3 * HOUR).with_burst(burst));
     }

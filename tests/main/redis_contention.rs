@@ -357,7 +357,7 @@ async fn dry_runs_reject_nothing_while_redis_is_away() {
             let limits = RedisLimits::new(limits, redis, SECRET, NonZeroU32::MIN).unwrap();
             let limits = limits.with_outage_policy(when_down).with_failure_threshold(2);
             for _ in 0..6 {
-                for decision in [limits.charge(&alice(), ONE).await, limits.check_anonymous(ONE).wait().await] {
+                for decision in [limits.charge(&alice(), ONE).await, limits.charge_anonymous(ONE).wait().await] {
                     assert!(decision.is_admitted() && decision.is_local(), "{when_down:?}: {decision:?}");
                 }
             }

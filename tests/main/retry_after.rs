@@ -30,7 +30,7 @@ struct Gone(Duration);
 impl Limiter for Gone {
     type Future = Immediate<Decision>;
 
-    fn check(&self, _: &CurrentGrant, _: Charge<'_>) -> Answer<Self::Future> {
+    fn charge(&self, _: &CurrentGrant, _: Charge<'_>) -> Answer<Self::Future> {
         Answer::Ready(Decision::unavailable(self.0))
     }
 }

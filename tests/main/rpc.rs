@@ -73,7 +73,7 @@ fn retry_delay(headers: &HeaderMap) -> Option<Duration> {
 fn spent(quota: Quota) -> AuthLayer<tollgate::MemoryStore<crate::kit::User>, RateLimits> {
     let limits = Hands::default().limits(quota);
     let alice = CurrentGrant::new(Grant::new("alice", ()));
-    assert!(limits.check_now(&alice, ONE).is_admitted());
+    assert!(limits.charge(&alice, ONE).is_admitted());
     AuthLayer::new(memory()).with_rate_limit(limits)
 }
 

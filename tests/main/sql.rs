@@ -649,7 +649,7 @@ async fn subjects_share_a_budget_over_a_rotation() {
         for secret in [&issued.secret, &next.secret, &issued.secret, &next.secret] {
             let grant = find(&store, secret.expose()).await.unwrap();
             let current = CurrentGrant::new(Grant::clone(&grant));
-            admitted += usize::from(limits.check(&current, Charge::Units(1)).ready().unwrap().is_admitted());
+            admitted += usize::from(limits.charge(&current, Charge::Units(1)).ready().unwrap().is_admitted());
         }
         assert_eq!(admitted, 2);
         assert_eq!(Subject::from("alice"), *find(&store, next.secret.expose()).await.unwrap().subject());

@@ -14,17 +14,17 @@ use crate::observe;
 use crate::refund::Refund;
 
 impl RateLimits {
-    /// [`check`](Limiter::check) without the wrapping: budgets in memory never wait.
+    /// [`check`](Limiter::charge) without the wrapping: budgets in memory never wait.
     #[must_use = "a decision that nobody looks at limits nobody"]
     #[inline]
-    pub fn check_now(&self, grant: &CurrentGrant, charge: Charge<'_>) -> Decision {
+    pub fn charge(&self, grant: &CurrentGrant, charge: Charge<'_>) -> Decision {
         self.decide(Some(grant), charge)
     }
 
     /// The state of a budget, without a charge.
     #[must_use]
     pub fn peek(&self, grant: &CurrentGrant) -> Decision {
-        self.check_now(grant, Charge::Units(0))
+        self.charge(grant, Charge::Units(0))
     }
 
     /// Forgets subjects who owe nothing and whose grants are gone. Happens by itself while new subjects come.
@@ -117,11 +117,11 @@ impl Limiter for RateLimits {
     type Future = Immediate<Decision>;
 
     #[inline]
-    fn check(&self, grant: &CurrentGrant, charge: Charge<'_>) -> Answer<Self::Future> {
-        Answer::Ready(self.check_now(grant, charge))
+    fn charge(&self, grant: &CurrentGrant, charge: Charge<'_>) -> Answer<Self::Future> {
+        Answer::Ready(self.charge(grant, charge))
     }
 
-    fn check_anonymous(&self, charge: Charge<'_>) -> Answer<Self::Future> {
+    fn charge_anonymous(&self, charge: Charge<'_>) -> Answer<Self::Future> {
         // The usual limiter does not limit them: then a preflight costs no reading of the clock.
         match self.limits_anonymous() {
             true => Answer::Ready(self.decide(None, charge)),

@@ -30,7 +30,7 @@ use crate::quota::Quota;
 ///
 /// // `limits` is the handler's state, `who` its extractor.
 /// fn on_message(limits: &RateLimits, who: &Authenticated<()>) -> &'static str {
-///     match limits.check_now(&who.current(), Charge::Units(1)).is_admitted() {
+///     match limits.charge(&who.current(), Charge::Units(1)).is_admitted() {
 ///         true => "done",
 ///         false => "slow down",
 ///     }
@@ -56,7 +56,7 @@ use crate::quota::Quota;
 ///     .shared_by_all();
 ///
 /// let alice = CurrentGrant::new(Grant::new("alice", ()));
-/// let refused = limits.check_now(&alice, Charge::Units(4));
+/// let refused = limits.charge(&alice, Charge::Units(4));
 /// assert_eq!(refused.violated().map(|policy| policy.name()).collect::<Vec<_>>(), ["orders"]);
 /// assert_eq!(limits.peek(&alice).parts().map(|part| part.remaining()).collect::<Vec<_>>(), [20, 5_000, 3, 1_000]);
 /// # Ok::<_, tollgate::PolicyNameError>(())
@@ -266,9 +266,9 @@ impl RateLimits {
     ///
     /// let limits = RateLimits::new(Quota::per_minute(1)).with_dry_run();
     /// let alice = CurrentGrant::new(Grant::new("alice", ()));
-    /// assert!(!limits.check_now(&alice, Charge::Units(1)).would_be_refused());
+    /// assert!(!limits.charge(&alice, Charge::Units(1)).would_be_refused());
     ///
-    /// let second = limits.check_now(&alice, Charge::Units(1));
+    /// let second = limits.charge(&alice, Charge::Units(1));
     /// assert!(second.would_be_refused());
     /// assert!(second.is_admitted());
     /// ```
@@ -286,8 +286,8 @@ impl RateLimits {
     ///
     /// let limits = RateLimits::new(Quota::per_minute(60).with_burst(10)).with_near_limit(80);
     /// let alice = CurrentGrant::new(Grant::new("alice", ()));
-    /// assert!(!limits.check_now(&alice, Charge::Units(7)).is_near_limit());
-    /// assert!(limits.check_now(&alice, Charge::Units(1)).is_near_limit());
+    /// assert!(!limits.charge(&alice, Charge::Units(7)).is_near_limit());
+    /// assert!(limits.charge(&alice, Charge::Units(1)).is_near_limit());
     /// ```
     #[must_use]
     pub fn with_near_limit(self, percent: u8) -> Self {

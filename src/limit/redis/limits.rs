@@ -209,7 +209,7 @@ impl RedisLimits {
     /// Charges, or reads the state with [`Charge::Units`] of 0: for handlers that charge by themselves.
     #[must_use = "a decision that nobody looks at limits nobody"]
     pub async fn charge(&self, grant: &CurrentGrant, charge: Charge<'_>) -> Decision {
-        self.check(grant, charge).wait().await
+        self.shared.check(Some(grant), charge).wait().await
     }
 
     /// Whether Redis is asked, for those who watch it.
@@ -226,11 +226,11 @@ impl RedisLimits {
 impl Limiter for RedisLimits {
     type Future = RedisFuture;
 
-    fn check(&self, grant: &CurrentGrant, charge: Charge<'_>) -> Answer<Self::Future> {
+    fn charge(&self, grant: &CurrentGrant, charge: Charge<'_>) -> Answer<Self::Future> {
         self.shared.check(Some(grant), charge)
     }
 
-    fn check_anonymous(&self, charge: Charge<'_>) -> Answer<Self::Future> {
+    fn charge_anonymous(&self, charge: Charge<'_>) -> Answer<Self::Future> {
         match self.shared.limits.limits_anonymous() {
             true => self.shared.check(None, charge),
             false => Answer::Ready(Decision::unlimited()),

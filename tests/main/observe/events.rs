@@ -171,7 +171,7 @@ fn policies_on_trial_say_whom_they_would_refuse() {
     let limits = RateLimits::named("trial", Quota::per_minute(1)).unwrap().with_dry_run().with_clock(|| Duration::ZERO);
     let who = tollgate::Authenticated::new(alice()).current();
     for events in [0, 1] {
-        assert!(limits.check_now(&who, ONE).is_admitted());
+        assert!(limits.charge(&who, ONE).is_admitted());
         let told = ear.take();
         assert_eq!(told.len(), events);
         for Told { level, fields } in told {

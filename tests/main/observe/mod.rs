@@ -116,7 +116,7 @@ struct Gone;
 impl Limiter for Gone {
     type Future = Immediate<Decision>;
 
-    fn check(&self, _: &CurrentGrant, _: Charge<'_>) -> tollgate::Answer<Self::Future> {
+    fn charge(&self, _: &CurrentGrant, _: Charge<'_>) -> tollgate::Answer<Self::Future> {
         tollgate::Answer::Ready(Decision::unavailable(Duration::from_secs(2)))
     }
 }

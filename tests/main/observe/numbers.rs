@@ -147,7 +147,7 @@ async fn charges_of_handlers_are_counted_and_looks_are_not() {
     let limits = RateLimits::new(Quota::per_minute(60).with_burst(2)).with_clock(|| Duration::ZERO);
     let who = Authenticated::new(alice()).current();
     for units in [1, 0, 1, 1, 3] {
-        _ = limits.check_now(&who, Charge::Units(units));
+        _ = limits.charge(&who, Charge::Units(units));
     }
     _ = limits.peek(&who);
     let counted = [
@@ -181,7 +181,7 @@ fn each_policy_of_a_limiter_is_counted_by_its_own_name() {
         .with_dry_run()
         .with_clock(|| Duration::ZERO);
     let who = Authenticated::new(alice()).current();
-    let admitted = [(); 4].map(|()| limits.check_now(&who, ONE).is_admitted());
+    let admitted = [(); 4].map(|()| limits.charge(&who, ONE).is_admitted());
     assert_eq!(admitted, [true, true, false, false]);
     _ = limits.peek(&who);
     let told: BTreeMap<String, f64> =
@@ -216,7 +216,7 @@ fn subjects_come_and_go() {
     let ((scraper, _writing), hands) = (scraper(), Hands::default());
     let limits = hands.limits(Quota::per_second(1).with_burst(5));
     for (subject, line) in ["a", "b", "c"].into_iter().zip(["1", "2", "3"]) {
-        _ = limits.check_now(&Authenticated::new(Grant::new(subject, ())).current(), ONE);
+        _ = limits.charge(&Authenticated::new(Grant::new(subject, ())).current(), ONE);
         assert_told(&scraper, &[&*format!(r#"tollgate_limit_accounts{{policy="default"}} {line}"#)]);
     }
     hands.advance(Duration::from_secs(5));

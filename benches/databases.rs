@@ -60,7 +60,7 @@ async fn median<T: TokenStore>(store: &T) -> f64 {
         for i in shuffled(SAMPLE) {
             let token = token(i);
             let begin = Instant::now();
-            let found = store.lookup(&BearerToken::new(&token)).wait().await;
+            let found = store.lookup(&BearerToken::new(&token)).await;
             let time = begin.elapsed().as_nanos() as f64;
             assert!(found.is_ok_and(|found| found.is_some()), "a look-up has to find what it measures");
             // The first round opens connections and fills caches.

@@ -32,7 +32,7 @@ fn main() {
     let subjects: Vec<_> = (0..SUBJECTS).map(|i| CurrentGrant::new(Grant::new(format!("user-{i}"), ()))).collect();
     let (exact, leased) = (limits(&url, &prefix, None), limits(&url, &prefix, Some(Leases::default())));
     let charge = async |limits: &RedisLimits, at: usize| {
-        let decision = limits.charge(&subjects[at % SUBJECTS], Charge::Units(1)).wait().await;
+        let decision = limits.charge(&subjects[at % SUBJECTS], Charge::Units(1)).await;
         assert!(decision.is_admitted() && !decision.is_local(), "Redis has to admit what is measured");
     };
     let mut rounds = Vec::new();

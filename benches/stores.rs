@@ -119,7 +119,8 @@ fn misses(criterion: &mut Criterion) {
                 let cache = CachedStore::new(store, TTL).expect("settings");
                 let token = token(0);
                 let begin = std::time::Instant::now();
-                let lookups: Vec<_> = (0..1_000).map(|_| cache.lookup(&BearerToken::new(&token)).wait()).collect();
+                let lookups: Vec<_> =
+                    (0..1_000).map(|_| cache.lookup(&BearerToken::new(&token)).into_future()).collect();
                 let found = runtime.block_on(futures_util::future::join_all(lookups));
                 elapsed += begin.elapsed();
                 assert!(found.iter().all(|found| matches!(found, Ok(Some(_)))));

@@ -33,13 +33,60 @@ impl<F: Future> Answer<F> {
             Self::Pending(_) => None,
         }
     }
+}
 
-    /// Waits for the answer.
-    pub async fn wait(self) -> F::Output {
-        match self {
-            Self::Ready(output) => output,
-            Self::Pending(future) => future.await,
+impl<F: Future> IntoFuture for Answer<F> {
+    type Output = F::Output;
+    type IntoFuture = AnswerFuture<F>;
+
+    /// Waits for the answer: `store.lookup(&token).await`.
+    fn into_future(self) -> AnswerFuture<F> {
+        let state = match self {
+            Self::Ready(output) => State::Ready { output: Some(output) },
+            Self::Pending(future) => State::Pending { future },
+        };
+        AnswerFuture { state }
+    }
+}
+
+pin_project_lite::pin_project! {
+    /// The future of an [`Answer`].
+    ///
+    /// # Panics
+    ///
+    /// If it is polled again after it was ready.
+    #[must_use = "futures do nothing unless you `.await` or poll them"]
+    pub struct AnswerFuture<F: Future> {
+        #[pin]
+        state: State<F>,
+    }
+}
+
+pin_project_lite::pin_project! {
+    #[project = StateProj]
+    enum State<F: Future> {
+        Ready { output: Option<F::Output> },
+        Pending { #[pin] future: F },
+    }
+}
+
+impl<F: Future> Future for AnswerFuture<F> {
+    type Output = F::Output;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
+        match self.project().state.project() {
+            StateProj::Ready { output } => match output.take() {
+                Some(output) => Poll::Ready(output),
+                None => panic!("polled after completion"),
+            },
+            StateProj::Pending { future } => future.poll(cx),
         }
+    }
+}
+
+impl<F: Future> fmt::Debug for AnswerFuture<F> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("AnswerFuture(..)")
     }
 }
 

@@ -103,7 +103,7 @@ pub mod gate;
 #[cfg(feature = "axum")]
 mod axum;
 
-pub use answer::{Answer, Immediate};
+pub use answer::{Answer, AnswerFuture, Immediate};
 pub use caller::{Authenticated, CurrentGrant, Unauthenticated};
 pub use decision::{Decision, Verdict};
 pub use gate::{

@@ -10,7 +10,7 @@ use std::time::Duration;
 use rustls::crypto::CryptoProvider;
 use tollgate::limit::redis::{RedisLimits, RedisServer};
 use tollgate::limit::{Charge, RateLimits};
-use tollgate::{CurrentGrant, Grant, Quota};
+use tollgate::{CurrentGrant, Grant, Limiter as _, Quota};
 
 const NEVER: Duration = Duration::from_secs(30);
 

@@ -122,7 +122,7 @@ impl Shared {
 
 impl Ledger for Shared {
     fn charge(&self, who: &CurrentGrant, charge: Charge<'_>) -> Answer<Later<'static, Decision>> {
-        match Limiter::charge(&self.limits, who, charge) {
+        match self.limits.charge(who, charge) {
             Answer::Ready(decision) => Answer::Ready(decision),
             Answer::Pending(decision) => Answer::Pending(Box::pin(decision)),
         }

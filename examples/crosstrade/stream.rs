@@ -116,7 +116,7 @@ impl Session {
     /// charged first, by the grant of a moment ago, so that who is over his limit does not have the database asked.
     async fn answer(&mut self, text: &str) -> Result<Value, End> {
         let charge = self.service.ledger.charge(&CurrentGrant::new(Arc::clone(&self.grant)), Charge::Units(1));
-        let decision = charge.wait().await;
+        let decision = charge.await;
         if !decision.is_admitted() {
             // No reason to end the session: the client waits and goes on.
             let (status, error) = match decision.verdict() {

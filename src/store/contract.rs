@@ -75,7 +75,7 @@ impl<T: TokenStore + Debug> Contract<T> {
         assert!(!(self.known.is_empty() && self.revoked.is_empty()), "contract: name a token to ask for");
         let tokens = self.known.iter().map(|(token, _)| token).chain(&self.revoked);
         for token in tokens {
-            match self.store.lookup(&BearerToken::new(token)).wait().await {
+            match self.store.lookup(&BearerToken::new(token)).await {
                 Ok(_) => panic!("contract: a store that cannot find out returns an error, so that nobody reads a 401"),
                 Err(error) => {
                     let error = error.into();
@@ -87,7 +87,7 @@ impl<T: TokenStore + Debug> Contract<T> {
     }
 
     async fn subject_of(&self, token: impl AsRef<[u8]>) -> Option<String> {
-        match self.store.lookup(&BearerToken::new(&token)).wait().await {
+        match self.store.lookup(&BearerToken::new(&token)).await {
             Ok(found) => found.map(|grant| grant.subject().to_string()),
             Err(error) => panic!("contract: the store failed: {}", error.into()),
         }
@@ -129,7 +129,7 @@ impl<T: TokenStore + Debug> Contract<T> {
         }
         // Polled in the other order than asked.
         while let Some((answer, subject)) = waiting.pop() {
-            let found = match answer.wait().await {
+            let found = match answer.await {
                 Ok(found) => found.map(|grant| grant.subject().to_string()),
                 Err(error) => panic!("contract: the store failed: {}", error.into()),
             };

@@ -65,7 +65,7 @@ fn breaker(patient: &Patient, hands: &Hands) -> CircuitBreaker<BoxStore<()>> {
 }
 
 async fn ask(store: &CircuitBreaker<BoxStore<()>>, token: &str) -> Result<bool, Option<Duration>> {
-    let found = store.lookup(&BearerToken::new(token)).wait().await;
+    let found = store.lookup(&BearerToken::new(token)).await;
     found.map(|found| found.is_some()).map_err(|error| error.retry_after())
 }
 
@@ -115,7 +115,7 @@ async fn failures_in_a_row_open_it_and_one_probe_at_a_time_closes_it() {
         let probe = store.lookup(&BearerToken::new(TOKEN));
         assert_eq!(store.state(), BreakerState::HalfOpen);
         assert_eq!(ask(&store, TOKEN).await, Err(Some(DEADLINE)), "one at a time");
-        assert!(probe.wait().await.is_err());
+        assert!(probe.await.is_err());
         assert_eq!(patient.asked(), 1);
     }
     hands.advance(5 * SECOND);
@@ -169,7 +169,7 @@ async fn errors_about_one_token_count_as_successes() {
     for _ in 0..3 {
         for about_tokens in [false, false, true] {
             patient.about_tokens.store(about_tokens, Ordering::SeqCst);
-            let error = store.lookup(&BearerToken::new(TOKEN)).wait().await.unwrap_err();
+            let error = store.lookup(&BearerToken::new(TOKEN)).await.unwrap_err();
             assert_eq!((error.concerns_token(), store.state()), (about_tokens, BreakerState::Closed));
         }
     }
@@ -335,7 +335,7 @@ fn an_ill_store_is_left_alone_in_whatever_order_things_happen() {
                     3 if !waiting.is_empty() => {
                         let (before, (probe, answer)) = (store.state(), waiting.remove(at));
                         let was_asked = matches!(answer, Answer::Pending(_));
-                        prop_assert!(answer.wait().await.is_err());
+                        prop_assert!(answer.await.is_err());
                         prop_assert_eq!(patient.asked(), usize::from(was_asked));
                         let reopened = probe.is_some() && before == BreakerState::HalfOpen;
                         if reopened || (before == BreakerState::Closed && store.state() == BreakerState::Open) {

@@ -79,7 +79,7 @@ impl Remote {
 }
 
 async fn knows(cache: &CachedStore<BoxStore<()>>, token: &str) -> Option<bool> {
-    cache.lookup(&BearerToken::new(token)).wait().await.ok().map(|found| found.is_some())
+    cache.lookup(&BearerToken::new(token)).await.ok().map(|found| found.is_some())
 }
 
 fn at_once(cache: &CachedStore<BoxStore<()>>, token: &str) -> Option<bool> {
@@ -183,7 +183,7 @@ async fn once_the_store_has_answered_the_answer_counts() {
     assert_eq!((at_once(&cache, TOKEN), at_once(&cache, "bob-token-1")), (Some(false), Some(true)));
     let subject = |cache: &CachedStore<BoxStore<()>>| {
         let found = cache.lookup(&BearerToken::new("alice-token-2"));
-        async move { found.wait().await.unwrap().unwrap().subject().to_string() }
+        async move { found.await.unwrap().unwrap().subject().to_string() }
     };
     assert_eq!(subject(&cache).await, "another");
     remote.down.store(true, Ordering::SeqCst);
@@ -211,7 +211,7 @@ async fn an_answer_that_may_be_outdated_replaces_what_is_older() {
     assert_eq!(waiting.await.unwrap(), Some(true));
     assert_eq!(at_once(&cache, "alice-token-2"), None, "asked again");
     remote.down.store(true, Ordering::SeqCst);
-    let found = cache.lookup(&BearerToken::new("alice-token-2")).wait().await.unwrap().unwrap();
+    let found = cache.lookup(&BearerToken::new("alice-token-2")).await.unwrap().unwrap();
     assert_eq!(found.subject().as_str(), "another");
 }
 
@@ -257,7 +257,7 @@ async fn an_error_about_a_token_is_not_answered_by_an_older_entry() {
     assert_eq!((knows(&cache, TOKEN).await, knows(&cache, "bob-token-1").await), (Some(true), Some(true)));
     hands.advance(TTL);
     remote.unreadable.store(true, Ordering::SeqCst);
-    let error = cache.lookup(&BearerToken::new(TOKEN)).wait().await.unwrap_err();
+    let error = cache.lookup(&BearerToken::new(TOKEN)).await.unwrap_err();
     assert!(error.concerns_token());
     // Not cached, neither as an error nor as unknown.
     remote.asked();
@@ -365,7 +365,7 @@ async fn nobody_joins_a_look_up_that_does_not_come_back() {
     assert!(future.now_or_never().is_none());
     assert_eq!(remote.asked(), 2);
     remote.release();
-    assert!(stuck.await.unwrap().unwrap() && next.wait().await.unwrap().is_some());
+    assert!(stuck.await.unwrap().unwrap() && next.await.unwrap().is_some());
 }
 
 #[tokio::test]
@@ -532,8 +532,8 @@ async fn an_error_keeps_what_it_knows_through_the_layers() {
     let breaker = CircuitBreaker::with_timeout(remote.store(), SECOND).with_failure_threshold(1);
     let cache = CachedStore::new(BoxStore::new(breaker), TTL).unwrap();
     let store = BoxStore::new(cache);
-    assert!(store.lookup(&BearerToken::new(TOKEN)).wait().await.is_err());
-    let error = store.lookup(&BearerToken::new(TOKEN)).wait().await.unwrap_err();
+    assert!(store.lookup(&BearerToken::new(TOKEN)).await.is_err());
+    let error = store.lookup(&BearerToken::new(TOKEN)).await.unwrap_err();
     assert!(error.retry_after().is_some_and(|wait| wait > Duration::ZERO && wait <= SECOND));
     let source = std::error::Error::source(&error).unwrap();
     assert!(source.is::<tollgate::store::CircuitBreakerError>(), "one level, not one a layer: {source:?}");
@@ -573,7 +573,8 @@ fn no_thread_sees_a_grant_after_its_revocation_was_told() {
                     let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
                     for at in (0..tokens.len()).cycle().take(2_000) {
                         let was_told = told[at].load(Ordering::SeqCst);
-                        let found = runtime.block_on(cache.lookup(&BearerToken::new(&tokens[at])).wait()).unwrap();
+                        let found =
+                            runtime.block_on(cache.lookup(&BearerToken::new(&tokens[at])).into_future()).unwrap();
                         assert!(!(was_told && found.is_some()), "a revoked token works");
                     }
                 });
@@ -661,7 +662,7 @@ proptest! {
                 }
                 Step::Look(token) => {
                     remote.asked();
-                    let found = runtime.block_on(cache.lookup(&BearerToken::new(&tokens[token])).wait());
+                    let found = runtime.block_on(cache.lookup(&BearerToken::new(&tokens[token])).into_future());
                     let facts = &history[&token];
                     if !down && remote.asked() > 0 {
                         // Once the store has answered, nothing older counts.
@@ -828,7 +829,7 @@ fn no_thread_sees_a_version_older_than_was_told() {
                                     (told.load(Ordering::SeqCst), newest.load(Ordering::SeqCst));
                                 let failures_before = failures.load(Ordering::SeqCst);
                                 let is_failing = failing.load(Ordering::SeqCst) > 0;
-                                if let Ok(found) = cache.lookup(&BearerToken::new(TOKEN)).wait().await {
+                                if let Ok(found) = cache.lookup(&BearerToken::new(TOKEN)).await {
                                     let seen = *found.unwrap().principal();
                                     let may_be_outdated = round % 4 == 3
                                         && (is_failing || failures.load(Ordering::SeqCst) > failures_before);

@@ -52,7 +52,7 @@ fn code(output: &Output) -> i32 {
 }
 
 async fn works(database: &Database, token: &str) -> bool {
-    let found = database.store::<()>().lookup(&BearerToken::new(token)).wait().await.unwrap();
+    let found = database.store::<()>().lookup(&BearerToken::new(token)).await.unwrap();
     found.is_some_and(|grant| grant.is_valid_at(std::time::SystemTime::now()))
 }
 

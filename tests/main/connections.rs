@@ -60,7 +60,7 @@ impl Setting {
 }
 
 async fn find(store: &SqlStore<()>, token: &str) -> Result<bool, StoreError> {
-    let found = tokio::time::timeout(NEVER, store.lookup(&BearerToken::new(token)).wait()).await;
+    let found = tokio::time::timeout(NEVER, store.lookup(&BearerToken::new(token)).into_future()).await;
     Ok(found.expect("a lookup hangs")?.is_some_and(|grant| grant.is_valid_at(SystemTime::now())))
 }
 
@@ -75,7 +75,7 @@ async fn used(direct: &Database, last_used: &LastUsed, count: usize) -> Vec<Gran
     for at in 0..count {
         let token = format!("token-{at}-{}", unique());
         ids.push(direct.import(token.as_str(), &NewGrant::new(format!("subject-{at}"))).await.unwrap().id);
-        assert!(store.lookup(&BearerToken::new(&token)).wait().await.unwrap().is_some());
+        assert!(store.lookup(&BearerToken::new(&token)).await.unwrap().is_some());
     }
     ids
 }
@@ -353,7 +353,7 @@ async fn connections_stay_bounded_on_a_network_that_fails_at_random() {
         // Clients that hang up.
         tokio::spawn(async move {
             loop {
-                let lookup = store.lookup(&BearerToken::new("a-token")).wait();
+                let lookup = store.lookup(&BearerToken::new("a-token")).into_future();
                 _ = tokio::time::timeout(Duration::from_millis(5), lookup).await;
             }
         }),

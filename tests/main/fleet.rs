@@ -66,7 +66,7 @@ impl Told {
     async fn charge(&self, node: &RedisLimits, units: u32) -> Decision {
         let answer = node.charge(&alice(), Charge::Units(units));
         let is_ready = matches!(answer, Answer::Ready(_));
-        let decision = answer.wait().await;
+        let decision = answer.await;
         let counter = match decision.is_admitted() {
             true if decision.is_local() => &self.admitted_locally,
             true => &self.admitted,

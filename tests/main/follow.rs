@@ -342,7 +342,7 @@ async fn notifications_of_unknown_grants_do_not_empty_a_cache() {
     let mut rounds = 0;
     while rounds < 20 || everything.load(Ordering::SeqCst) < 4 {
         for token in &tokens {
-            assert!(cache.lookup(&BearerToken::new(token)).wait().await.unwrap().is_some());
+            assert!(cache.lookup(&BearerToken::new(token)).await.unwrap().is_some());
         }
         rounds += 1;
         tokio::task::yield_now().await;
@@ -363,7 +363,7 @@ async fn notifications_of_unknown_grants_do_not_empty_a_cache() {
     // A grant that the cache holds is removed all the same.
     assert!(database.revoke(&tokens[0].as_str().into()).await.unwrap());
     until("a revoked token is unknown", || async {
-        cache.lookup(&BearerToken::new(&tokens[0])).wait().await.unwrap().is_none()
+        cache.lookup(&BearerToken::new(&tokens[0])).await.unwrap().is_none()
     })
     .await;
 }

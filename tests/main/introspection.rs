@@ -98,7 +98,7 @@ impl std::ops::Deref for Failure {
 }
 
 async fn ask<P: Send + Sync + 'static>(store: &IntrospectionStore<P>) -> Result<Option<Arc<Grant<P>>>, Failure> {
-    store.lookup(&BearerToken::new(TOKEN)).wait().await.map_err(Failure)
+    store.lookup(&BearerToken::new(TOKEN)).await.map_err(Failure)
 }
 
 /// The grant of a token of which the server says this, of the subject `alice` unless that is said too.
@@ -188,7 +188,7 @@ async fn the_request_is_that_of_the_standard() {
         (b"AZaz09*", "AZaz09*"),
     ];
     for (token, encoded) in tokens {
-        assert!(store.lookup(&BearerToken::new(token)).wait().await.unwrap().is_none());
+        assert!(store.lookup(&BearerToken::new(token)).await.unwrap().is_none());
         let seen = log.lock().unwrap().pop().unwrap();
         assert_eq!(seen.body, format!("token={encoded}&token_type_hint=access_token"));
         assert_eq!((seen.method.as_str(), seen.uri.to_string().as_str()), ("POST", "/oauth2/introspect?tenant=1"));

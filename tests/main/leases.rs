@@ -50,8 +50,8 @@ async fn who_comes_while_others_buy_waits_and_buys_no_second_lease() {
                 let (limits, caller) = (limits.clone(), caller.clone());
                 tokio::spawn(async move {
                     match caller {
-                        Some(caller) => limits.check(&caller, ONE).wait().await,
-                        None => limits.charge_anonymous(ONE).wait().await,
+                        Some(caller) => limits.charge(&caller, ONE).await,
+                        None => limits.charge_anonymous(ONE).await,
                     }
                 })
             })
@@ -160,11 +160,11 @@ async fn nobody_is_kept_by_a_purchase_that_never_ends() {
     spend(&limits, &alice, 1).await;
 
     // Polled until it has gone to Redis, and no further.
-    let Answer::Pending(mut purchase) = limits.check(&alice, ONE) else { panic!("nothing to buy") };
+    let Answer::Pending(mut purchase) = limits.charge(&alice, ONE) else { panic!("nothing to buy") };
     let mut context = Context::from_waker(Waker::noop());
     assert!(std::pin::Pin::new(&mut purchase).poll(&mut context).is_pending());
     let waiting = limits.charge(&alice, ONE);
-    let mut waiting = Box::pin(waiting);
+    let mut waiting = Box::pin(waiting.into_future());
     assert!(waiting.as_mut().poll(&mut context).is_pending());
     drop(purchase);
     assert!(tokio::time::timeout(NEVER, waiting).await.expect("it waits for ever").is_admitted());

@@ -127,7 +127,7 @@ async fn what_another_process_changes_is_told() {
         }
         let last_used = tollgate::store::sql::LastUsed::new(&there);
         let store = last_used.note(there.store::<()>());
-        _ = tollgate::TokenStore::lookup(&store, &tollgate::BearerToken::new("bob-token")).wait().await.unwrap();
+        _ = tollgate::TokenStore::lookup(&store, &tollgate::BearerToken::new("bob-token")).await.unwrap();
         assert_eq!(last_used.flush().await.unwrap(), 1);
         there.revoke(&bob.id).await.unwrap();
         assert_eq!(next(&mut told).await, Invalidation::Grant(bob.id));

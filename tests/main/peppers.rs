@@ -215,7 +215,7 @@ proptest! {
         prop_assert_eq!(matches!(answer, Answer::Pending(_)), !waits.is_empty());
         prop_assert!(begun.lock().unwrap().is_empty(), "a look-up is lazy");
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
-        let found = runtime.block_on(answer.wait());
+        let found = runtime.block_on(answer.into_future());
         match decides.map(|at| (script[at].0, at)) {
             None => prop_assert!(matches!(found, Ok(None))),
             Some((Says::Fails, at)) => prop_assert_eq!(found.unwrap_err().to_string(), at.to_string()),

@@ -102,7 +102,7 @@ async fn keys_name_nobody_and_end_when_the_budget_is_full() {
     assert!(charge(&limits, 2).await.is_admitted());
     let own = CurrentGrant::new(Grant::new("id", ()).with_subject("bob@example.org").with_quota(Quota::per_second(3)));
     assert!(limits.charge(&own, ONE).await.is_admitted());
-    assert!(limits.charge_anonymous(ONE).wait().await.is_admitted());
+    assert!(limits.charge_anonymous(ONE).await.is_admitted());
     let (keys, mut wire) = (home.keys(), home.wire());
     assert_eq!(keys.len(), 3);
     for key in keys {
@@ -150,7 +150,7 @@ async fn who_was_refused_is_refused_again_without_a_trip() {
     let before = server.trips();
     for passed in [0, 500, 1_000] {
         hands.set_ns(1_000_000_000 + passed * 1_000_000);
-        let answer = limits.check(&alice(), ONE);
+        let answer = limits.charge(&alice(), ONE);
         let decision = answer.ready().expect("it is known");
         let wait = decision.retry_after().unwrap();
         assert_eq!((decision.verdict(), decision.remaining(), decision.is_local()), (Verdict::OverLimit, 0, false));
@@ -160,19 +160,19 @@ async fn who_was_refused_is_refused_again_without_a_trip() {
     assert_eq!(server.trips(), before);
     // What may fit is asked for: nothing, another's, a plan that changed, and when the time has come.
     assert!(limits.charge(&alice(), Charge::Units(0)).ready().is_none());
-    assert!(limits.check(&CurrentGrant::new(Grant::new("bob", ())), ONE).ready().is_none());
+    assert!(limits.charge(&CurrentGrant::new(Grant::new("bob", ())), ONE).ready().is_none());
     let plan = CurrentGrant::new(Grant::new("alice", ()).with_quota(Quota::per_second(1).with_burst(6)));
-    assert!(limits.check(&plan, ONE).ready().is_none());
+    assert!(limits.charge(&plan, ONE).ready().is_none());
     hands.set_ns(3_000_000_000);
-    assert!(limits.check(&alice(), ONE).ready().is_none());
+    assert!(limits.charge(&alice(), ONE).ready().is_none());
 
     // However long one has to wait, Redis is asked again after some seconds: it may have been told to forgive.
     let limits = to(&server.url(), hands.limits(FIVE)).with_prefix("other:").unwrap();
     assert!(charge(&limits, 5).await.is_admitted() && !charge(&limits, 1).await.is_admitted());
     hands.advance(Duration::from_secs(9));
-    assert!(limits.check(&alice(), ONE).ready().is_some());
+    assert!(limits.charge(&alice(), ONE).ready().is_some());
     hands.advance(Duration::from_secs(2));
-    assert!(limits.check(&alice(), ONE).ready().is_none());
+    assert!(limits.charge(&alice(), ONE).ready().is_none());
 }
 
 /// Policies of all kinds, of which nothing comes back while a test runs.
@@ -231,7 +231,7 @@ async fn several_policies_are_charged_as_in_memory() {
                 ),
                 None => (
                     memory.charge_anonymous(Charge::Units(units)).ready().unwrap(),
-                    servers[step % 2].charge_anonymous(Charge::Units(units)).wait().await,
+                    servers[step % 2].charge_anonymous(Charge::Units(units)).await,
                 ),
             };
             assert!(!decided.is_local());
@@ -326,7 +326,7 @@ async fn local_budgets_are_divided_and_what_is_too_large_for_them_is_unknown() {
     // Of a grant's own quota, and of what strangers share, each server has its part as well.
     let limits = to_three(&server.url(), RateLimits::new(quota).with_anonymous(quota.with_burst(9)));
     let plan = CurrentGrant::new(Grant::new("bob", ()).with_quota(quota.with_burst(12)));
-    for (decision, burst) in [(limits.charge(&plan, ONE).await, 4), (limits.charge_anonymous(ONE).wait().await, 3)] {
+    for (decision, burst) in [(limits.charge(&plan, ONE).await, 4), (limits.charge_anonymous(ONE).await, 3)] {
         assert!(decision.is_local());
         assert_eq!(decision.policy().unwrap().quota(), Quota::one_per(3 * HOUR).with_burst(burst));
     }
@@ -385,13 +385,13 @@ async fn in_an_outage_budgets_are_local_and_redis_is_left_alone() {
             assert_eq!((decision.remaining(), limits.state()), (left, state), "{fault:?}");
         }
         for left in [2, 1, 0] {
-            let decision = limits.check(&alice(), ONE).ready().expect("nobody waits for an open breaker");
+            let decision = limits.charge(&alice(), ONE).ready().expect("nobody waits for an open breaker");
             assert_eq!((decision.is_local(), decision.remaining()), (true, left));
         }
-        let decision = limits.check(&alice(), ONE).ready().unwrap();
+        let decision = limits.charge(&alice(), ONE).ready().unwrap();
         assert_eq!((decision.verdict(), decision.is_local()), (Verdict::OverLimit, true));
         proxy.set(Fault::None);
-        assert!(limits.check(&alice(), ONE).ready().unwrap().is_local(), "not before the pause is over");
+        assert!(limits.charge(&alice(), ONE).ready().unwrap().is_local(), "not before the pause is over");
         let decision = recovered(&limits, &hands).await;
         // What was spent here is not carried there; but a charge that was sent may have been made.
         assert!(decision.remaining() <= 2, "{fault:?}: {decision:?}");
@@ -511,9 +511,9 @@ async fn a_probe_that_is_dropped_leaves_its_turn() {
     }
     proxy.set(Fault::None);
     hands.advance(HOUR);
-    drop(limits.check(&alice(), ONE));
+    drop(limits.charge(&alice(), ONE));
     assert_eq!(limits.state(), BreakerState::Open);
-    assert!(limits.check(&alice(), ONE).ready().is_none(), "the next may probe");
+    assert!(limits.charge(&alice(), ONE).ready().is_none(), "the next may probe");
 }
 
 /// Charges that nobody waits for leave the connection as it was: the answers do not come to others.

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use tollgate::limit::RateLimits;
 use tollgate::limit::redis::{RedisLimits, RedisServer};
-use tollgate::{CurrentGrant, Decision, Grant, Quota};
+use tollgate::{CurrentGrant, Decision, Grant, Limiter as _, Quota};
 
 use crate::kit::*;
 use crate::redis_servers::{PrivateRedis, RedisCluster, Reply};

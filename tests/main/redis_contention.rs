@@ -283,7 +283,7 @@ async fn a_process_that_stands_still_takes_redis_for_alive() {
         };
         let stall = async { std::thread::sleep(Duration::from_millis(1_000)) };
         let grant = alice();
-        let charges = futures_util::future::join_all((0..8).map(|_| limits.charge(&grant, ONE)));
+        let charges = futures_util::future::join_all((0..8).map(|_| limits.charge(&grant, ONE).into_future()));
         let (decisions, ()) = tokio::join!(charges, stall);
         assert!(decisions.iter().all(|decision| !decision.is_local()), "{leases:?}");
     }
@@ -357,7 +357,7 @@ async fn dry_runs_reject_nothing_while_redis_is_away() {
             let limits = RedisLimits::new(limits, redis, SECRET, NonZeroU32::MIN).unwrap();
             let limits = limits.with_outage_policy(when_down).with_failure_threshold(2);
             for _ in 0..6 {
-                for decision in [limits.charge(&alice(), ONE).await, limits.charge_anonymous(ONE).wait().await] {
+                for decision in [limits.charge(&alice(), ONE).await, limits.charge_anonymous(ONE).await] {
                     assert!(decision.is_admitted() && decision.is_local(), "{when_down:?}: {decision:?}");
                 }
             }
@@ -423,7 +423,7 @@ async fn charges_that_are_dropped_leave_their_places() {
         let limits = limits.with_max_in_flight(2.try_into().unwrap());
         let (mut random, grant) = (Random(7), alice());
         for _ in 0..20 {
-            let mut charges: Vec<_> = (0..12).map(|_| Box::pin(limits.charge(&grant, ONE))).collect();
+            let mut charges: Vec<_> = (0..12).map(|_| Box::pin(limits.charge(&grant, ONE).into_future())).collect();
             let mut context = Context::from_waker(Waker::noop());
             // Some go before anything has happened, and some in the middle.
             charges.retain_mut(|charge| charge.as_mut().poll(&mut context).is_pending() && random.below(3) > 0);

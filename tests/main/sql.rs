@@ -19,7 +19,7 @@ fn format() -> TokenFormat {
 }
 
 async fn find<P: Send + Sync + 'static>(store: &SqlStore<P>, token: &str) -> Option<Arc<Grant<P>>> {
-    store.lookup(&BearerToken::new(token)).wait().await.unwrap()
+    store.lookup(&BearerToken::new(token)).await.unwrap()
 }
 
 /// Why a lookup failed, and whether that concerns only the token.
@@ -361,7 +361,7 @@ async fn principals_that_cannot_be_read_are_no_verdict() {
     on_each_database("principals_that_cannot_be_read_are_no_verdict", |home| async move {
         let database = home.database().await;
         database.import("a-token", &NewGrant::new("alice").with_principal("a text").unwrap()).await.unwrap();
-        let found = database.store::<u64>().lookup(&BearerToken::new("a-token")).wait().await;
+        let found = database.store::<u64>().lookup(&BearerToken::new("a-token")).await;
         assert!(matches!(cause(&found), Some((SqlError::Principal(_), true))), "{:?}", found.err());
         assert_eq!(find(&database.store::<String>(), "a-token").await.unwrap().principal(), "a text");
 
@@ -373,7 +373,7 @@ async fn principals_that_cannot_be_read_are_no_verdict() {
         });
         assert_eq!(find(&own, "a-token").await.unwrap().principal(), "alice of the service");
         database.import("bob-token", &NewGrant::new("bob")).await.unwrap();
-        assert!(own.lookup(&BearerToken::new("bob-token")).wait().await.is_err());
+        assert!(own.lookup(&BearerToken::new("bob-token")).await.is_err());
     })
     .await;
 }
@@ -389,7 +389,7 @@ async fn errors_concern_the_database_or_one_row() {
             E: Into<Box<dyn std::error::Error + Send + Sync>> + Send + 'static,
         {
             let store = database.store_with(move |_| std::future::ready(Err::<(), _>(error())));
-            let found = store.lookup(&BearerToken::new("a-token")).wait().await;
+            let found = store.lookup(&BearerToken::new("a-token")).await;
             let (cause, concerns_token) = cause(&found).unwrap();
             assert!(matches!(cause, SqlError::Principal(_)));
             concerns_token
@@ -424,7 +424,7 @@ async fn errors_concern_the_database_or_one_row() {
                 }
             });
             if home.is_postgres() {
-                let found = store.lookup(&BearerToken::new("a-token")).wait().await;
+                let found = store.lookup(&BearerToken::new("a-token")).await;
                 assert_eq!(cause(&found).unwrap().1, is_about_the_row, "{query}: {found:?}");
             }
         }
@@ -432,7 +432,7 @@ async fn errors_concern_the_database_or_one_row() {
         if !home.is_postgres() {
             let pool = sqlx::SqlitePool::connect(home.url()).await.unwrap();
             sqlx::query("UPDATE tollgate_grants SET created_ms = 'yesterday'").execute(&pool).await.unwrap();
-            let found = database.store::<()>().lookup(&BearerToken::new("a-token")).wait().await;
+            let found = database.store::<()>().lookup(&BearerToken::new("a-token")).await;
             assert!(matches!(cause(&found), Some((SqlError::Database(_), true))), "{found:?}");
         }
         // The tables are gone.
@@ -441,7 +441,7 @@ async fn errors_concern_the_database_or_one_row() {
             .unwrap()
             .store::<()>()
             .lookup(&BearerToken::new("a-token"))
-            .wait()
+            .into_future()
             .await
             .map_or_else(|error| assert!(!error.concerns_token(), "{error:?}"), |found| panic!("{found:?}"));
     })
@@ -464,7 +464,7 @@ async fn rows_that_no_grant_can_have_are_no_verdict() {
         "created_ms = -1",
     ] {
         sqlx::query(&format!("UPDATE tollgate_grants SET {wrong}")).execute(&pool).await.unwrap();
-        let found = database.store::<()>().lookup(&BearerToken::new("a-token")).wait().await;
+        let found = database.store::<()>().lookup(&BearerToken::new("a-token")).await;
         assert!(matches!(cause(&found), Some((SqlError::Corrupt(_), true))), "{wrong}");
         let mend = "UPDATE tollgate_grants SET scopes = '', quota_interval_ns = NULL, quota_burst = NULL, \
              expires_ms = NULL, created_ms = 0";
@@ -473,7 +473,7 @@ async fn rows_that_no_grant_can_have_are_no_verdict() {
     }
     // A grace of before 1970 is none without an end.
     sqlx::query("UPDATE tollgate_tokens SET outgoing_until_ms = -1").execute(&pool).await.unwrap();
-    let found = database.store::<()>().lookup(&BearerToken::new("a-token")).wait().await;
+    let found = database.store::<()>().lookup(&BearerToken::new("a-token")).await;
     assert!(matches!(cause(&found), Some((SqlError::Corrupt(_), true))), "{found:?}");
 }
 
@@ -492,7 +492,7 @@ async fn row_with_another_digest_is_an_error() {
     pool.execute(view).await.unwrap();
     let mut wrong = 0;
     for _ in 0..200 {
-        let found = database.store::<()>().lookup(&BearerToken::new("a-token")).wait().await;
+        let found = database.store::<()>().lookup(&BearerToken::new("a-token")).await;
         match cause(&found) {
             Some((SqlError::Corrupt("digest"), true)) => wrong += 1,
             Some((error, _)) => panic!("{error}"),
@@ -512,7 +512,7 @@ async fn row_with_another_digest_is_an_error() {
     admin.execute(operator).await.unwrap();
     // The operator comes before the one of the system.
     let database = Database::connect(&format!("{},pg_catalog", home.url())).await.unwrap();
-    let found = database.store::<()>().lookup(&BearerToken::new("another-token")).wait().await;
+    let found = database.store::<()>().lookup(&BearerToken::new("another-token")).await;
     assert!(matches!(cause(&found), Some((SqlError::Corrupt("digest"), true))), "{found:?}");
 }
 
@@ -542,7 +542,7 @@ async fn migrations_run_from_empty_twice_and_at_once() {
 
         // Another prefix has tables of its own.
         let other = database.clone().with_table_prefix("other_").unwrap();
-        assert!(other.store::<()>().lookup(&BearerToken::new("a-token")).wait().await.is_err(), "no tables yet");
+        assert!(other.store::<()>().lookup(&BearerToken::new("a-token")).await.is_err(), "no tables yet");
         other.migrate().await.unwrap();
         assert!(!knows(&other, "a-token").await && knows(&database, "a-token").await);
     }
@@ -596,7 +596,7 @@ async fn uses_are_noted_in_batches_and_only_forward() {
         };
         for _ in 0..10 {
             for token in ["one", "unknown", "late"] {
-                _ = store.lookup(&BearerToken::new(token)).wait().await.unwrap();
+                _ = store.lookup(&BearerToken::new(token)).await.unwrap();
             }
         }
         assert_eq!(used(ids[0].clone()).await, None, "nothing is written on the road");
@@ -610,8 +610,8 @@ async fn uses_are_noted_in_batches_and_only_forward() {
         let behind = Hands::new();
         let other = LastUsed::new(&behind.drive(home.database().await));
         hands.pass(Duration::from_secs(120));
-        _ = store.lookup(&BearerToken::new("one")).wait().await.unwrap();
-        _ = other.note(database.store::<()>()).lookup(&BearerToken::new("one")).wait().await.unwrap();
+        _ = store.lookup(&BearerToken::new("one")).await.unwrap();
+        _ = other.note(database.store::<()>()).lookup(&BearerToken::new("one")).await.unwrap();
         last_used.flush().await.unwrap();
         other.flush().await.unwrap();
         assert_eq!(used(ids[0].clone()).await, Some(hands.now()));
@@ -626,7 +626,7 @@ async fn uses_that_could_not_be_written_are_kept() {
     database.migrate().await.unwrap();
     let record = database.import("a-token", &NewGrant::new("alice")).await.unwrap();
     let last_used = LastUsed::new(&database);
-    _ = last_used.note(database.store::<()>()).lookup(&BearerToken::new("a-token")).wait().await.unwrap();
+    _ = last_used.note(database.store::<()>()).lookup(&BearerToken::new("a-token")).await.unwrap();
     let pool = sqlx::SqlitePool::connect(home.url()).await.unwrap();
     sqlx::query("ALTER TABLE tollgate_grants RENAME COLUMN last_used_ms TO hidden").execute(&pool).await.unwrap();
     assert!(last_used.flush().await.is_err());
@@ -638,8 +638,8 @@ async fn uses_that_could_not_be_written_are_kept() {
 #[tokio::test]
 async fn subjects_share_a_budget_over_a_rotation() {
     on_each_database("subjects_share_a_budget_over_a_rotation", |home| async move {
+        use tollgate::CurrentGrant;
         use tollgate::limit::{Charge, RateLimits};
-        use tollgate::{CurrentGrant, Limiter as _};
         let database = home.database().await;
         let limits = RateLimits::new(Quota::per_hour(2));
         let issued = database.issue(&format(), &NewGrant::new("alice")).await.unwrap();
@@ -649,7 +649,7 @@ async fn subjects_share_a_budget_over_a_rotation() {
         for secret in [&issued.secret, &next.secret, &issued.secret, &next.secret] {
             let grant = find(&store, secret.expose()).await.unwrap();
             let current = CurrentGrant::new(Grant::clone(&grant));
-            admitted += usize::from(limits.charge(&current, Charge::Units(1)).ready().unwrap().is_admitted());
+            admitted += usize::from(limits.charge(&current, Charge::Units(1)).is_admitted());
         }
         assert_eq!(admitted, 2);
         assert_eq!(Subject::from("alice"), *find(&store, next.secret.expose()).await.unwrap().subject());

@@ -223,7 +223,7 @@ fn failing() -> BoxStore<()> {
 #[tokio::test]
 async fn every_wrapper_tells_whether_a_token_is_cached() {
     async fn check<T: TokenStore>(wrapper: &str, store: T) {
-        let found = store.lookup(&BearerToken::new(TOKEN)).wait().await;
+        let found = store.lookup(&BearerToken::new(TOKEN)).await;
         assert!(found.is_ok_and(|found| found.is_some()), "{wrapper}");
         assert!(
             store.is_cached(&BearerToken::new(TOKEN)) && !store.is_cached(&BearerToken::new("another")),
@@ -249,7 +249,7 @@ async fn every_wrapper_tells_whether_a_token_is_cached() {
 async fn every_wrapper_keeps_what_an_error_concerns() {
     async fn check<T: TokenStore>(wrapper: &str, store: T) {
         for token in ["unreadable", "another"] {
-            let error = store.lookup(&BearerToken::new(token)).wait().await.err().map(StoreError::new);
+            let error = store.lookup(&BearerToken::new(token)).await.err().map(StoreError::new);
             assert_eq!(error.map(|error| error.concerns_token()), Some(token == "unreadable"), "{wrapper}");
         }
     }

@@ -206,12 +206,6 @@ impl RedisLimits {
         self
     }
 
-    /// Charges, or reads the state with [`Charge::Units`] of 0: for handlers that charge by themselves.
-    #[must_use = "a decision that nobody looks at limits nobody"]
-    pub async fn charge(&self, grant: &CurrentGrant, charge: Charge<'_>) -> Decision {
-        self.shared.check(Some(grant), charge).wait().await
-    }
-
     /// Whether Redis is asked, for those who watch it.
     #[must_use]
     pub fn state(&self) -> BreakerState {

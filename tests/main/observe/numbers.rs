@@ -267,7 +267,7 @@ async fn breakers_say_what_they_do() {
         .with_failure_threshold(1)
         .with_backoff(second, second)
         .with_clock(move || Duration::from_nanos(clock.ns()));
-    let look_up = || breaker.lookup(&tollgate::BearerToken::new(TOKEN)).wait();
+    let look_up = || breaker.lookup(&tollgate::BearerToken::new(TOKEN)).into_future();
     let state = |state: u8, turned: &str, times: u8| {
         assert_told(
             &scraper,
@@ -308,7 +308,7 @@ async fn caches_say_what_they_knew() {
         .with_clock(move || Duration::from_nanos(clock.ns()));
     let ask = |token: &'static str| {
         let cache = cache.clone();
-        async move { _ = cache.lookup(&tollgate::BearerToken::new(token)).wait().await }
+        async move { _ = cache.lookup(&tollgate::BearerToken::new(token)).await }
     };
     for (token, knew) in [(TOKEN, "miss"), (TOKEN, "hit"), ("no", "miss"), ("no", "unknown")] {
         ask(token).await;

@@ -441,7 +441,6 @@ async fn errors_concern_the_database_or_one_row() {
             .unwrap()
             .store::<()>()
             .lookup(&BearerToken::new("a-token"))
-            .into_future()
             .await
             .map_or_else(|error| assert!(!error.concerns_token(), "{error:?}"), |found| panic!("{found:?}"));
     })

@@ -10,10 +10,10 @@ use axum_core::response::{IntoResponse, Response};
 use http::request::Parts;
 
 use crate::caller::Authenticated;
-use crate::head::RequestHead;
 use crate::limit::{FailureThrottle, ip_prefix};
 use crate::quota::Quota;
 use crate::rejection::Rejection;
+use crate::request_head::RequestHead;
 use crate::respond::{ProblemDetails, Respond};
 
 impl<S: Sync, P: Send + Sync + 'static> FromRequestParts<S> for Authenticated<P> {

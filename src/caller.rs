@@ -1,15 +1,17 @@
-use std::any::Any;
+//! The caller of a request: in its extensions, and as the argument of a handler.
+
 use std::fmt;
 use std::sync::Arc;
 
 use http::Extensions;
 
-use crate::decision::{Decision, Decisions};
-use crate::grant::{Grant, GrantHead, GrantId, Subject};
+use crate::grant::erased::Erased;
+use crate::grant::scopes::Scopes;
+use crate::grant::{Grant, GrantId, Subject};
 use crate::quota::Quota;
+use crate::quota::decision::{Decision, Decisions};
 use crate::rejection::Rejection;
-use crate::respond::terms::Terms;
-use crate::scopes::Scopes;
+use crate::rejection::terms::Terms;
 use crate::token::{Credential, TokenDigest, TokenLocation};
 
 /// The grant behind the request at hand, whatever the type of its principal: the one request extension that a gate
@@ -33,27 +35,6 @@ pub struct CurrentGrant {
     grant: Arc<dyn Erased>,
     credential: Credential,
     decisions: Decisions,
-}
-
-/// A grant without the type of its principal. (Trait upcasting would save `into_any`, but needs Rust 1.86.)
-pub(crate) trait Erased: Send + Sync {
-    fn head(&self) -> &GrantHead;
-    fn principal(&self) -> &dyn Any;
-    fn into_any(self: Arc<Self>) -> Arc<dyn Any + Send + Sync>;
-}
-
-impl<P: Send + Sync + 'static> Erased for Grant<P> {
-    fn head(&self) -> &GrantHead {
-        Grant::head(self)
-    }
-
-    fn principal(&self) -> &dyn Any {
-        Grant::<P>::principal(self)
-    }
-
-    fn into_any(self: Arc<Self>) -> Arc<dyn Any + Send + Sync> {
-        self
-    }
 }
 
 impl CurrentGrant {

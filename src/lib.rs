@@ -70,57 +70,46 @@
 #![forbid(unsafe_code)]
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used))]
 
-mod answer;
-mod breaker;
 mod caller;
-mod decision;
 mod grant;
-mod head;
-mod invalid_request;
-pub mod observe;
-mod patience;
-mod policy;
-mod protocol;
+mod pending;
 mod quota;
-mod refund;
 mod rejection;
-mod scopes;
-mod store_error;
+mod request_head;
 mod sync;
 mod token;
 
 mod authenticate;
 pub mod extract;
 pub mod limit;
+pub mod observe;
 pub mod respond;
 pub mod store;
-
-#[cfg(feature = "mint")]
-pub mod mint;
 
 pub mod gate;
 
 #[cfg(feature = "axum")]
 mod axum;
 
-pub use answer::{Answer, AnswerFuture, Immediate};
 pub use caller::{Authenticated, CurrentGrant, Unauthenticated};
-pub use decision::{Decision, Verdict};
 pub use gate::{
     AuthLayer, AuthService, RateLimitLayer, RateLimitService, RequireScopeLayer, RequireScopeService, Unlimited,
 };
+pub use grant::scopes::{ScopeError, Scopes};
 pub use grant::{Grant, GrantId, Subject};
-pub use head::RequestHead;
 pub use limit::{Charge, Limiter, RateLimits};
-pub use policy::{Policy, PolicyNameError};
-pub use protocol::Protocol;
+pub use pending::answer::{Answer, AnswerFuture, Immediate};
+pub use quota::decision::{Decision, Verdict};
+pub use quota::policy::{Policy, PolicyNameError};
+pub use quota::refund::Refund;
 pub use quota::{Quota, QuotaError};
-pub use refund::Refund;
-pub use rejection::{Rejection, RejectionKind};
+pub use rejection::store_error::StoreError;
+pub use rejection::{Protocol, Rejection, RejectionKind};
+pub use request_head::RequestHead;
 pub use respond::{EmptyBody, ProblemDetails, RateLimitHeaders};
-pub use scopes::{ScopeError, Scopes};
 pub use store::{BoxStore, MemoryStore, TokenStore};
-pub use store_error::StoreError;
+#[cfg(feature = "mint")]
+pub use token::mint;
 pub use token::{BearerToken, TokenDigest, TokenDigestError, TokenLocation};
 
 #[cfg(doctest)]

@@ -57,7 +57,7 @@ enum Refusal {
 impl Refusal {
     fn respond(self, service: &Service, who: &Authenticated<User>) -> Response {
         match self {
-            Self::AsGate(rejection) => service.gate.reject(rejection.of_grant(&who.current())),
+            Self::AsGate(rejection) => service.gate.reject(rejection.of_grant(who.grant().id())),
             Self::AsService(problem) => {
                 tracing::info!(grant = who.grant().id().as_str(), status = problem.status.as_u16(), "alert rejected");
                 service.errors.reject(problem)

@@ -7,8 +7,8 @@ use http::{HeaderMap, Method, header};
 
 use super::header::strip_ows;
 use super::{Extracted, InvalidRequest, TokenLocationError, TokenSyntax, door_name, form, json, open, text};
-use crate::head::RequestHead;
-use crate::protocol::Protocol;
+use crate::rejection::protocol::Protocol;
+use crate::request_head::RequestHead;
 use crate::token::TokenLocation;
 
 /// The open doors in the body, by the name of the field that holds the token.

@@ -7,7 +7,7 @@ use http::{HeaderMap, HeaderName, header};
 use thiserror::Error;
 
 use super::{Extracted, InvalidRequest, TokenSyntax, api_key, authorization, is_tchar, query, websocket};
-use crate::head::RequestHead;
+use crate::request_head::RequestHead;
 use crate::token::TokenLocation;
 
 /// A door that cannot be opened, found when a gate is set up.

@@ -41,7 +41,7 @@ pub(crate) use header::has_bearer;
 pub(crate) use query::{has_query_door, without_parameter};
 pub(crate) use websocket::without_token;
 
-pub use crate::invalid_request::InvalidRequest;
+pub use crate::rejection::invalid_request::InvalidRequest;
 use crate::token::{BearerToken, TokenLocation};
 
 /// Which bytes make a token.

@@ -3,7 +3,7 @@ use http::{HeaderMap, HeaderValue, Method, Version, header};
 
 use super::header::strip_ows;
 use super::{Extracted, InvalidRequest, TokenSyntax};
-use crate::head::RequestHead;
+use crate::request_head::RequestHead;
 
 /// The token among the sub-protocols that a WebSocket client offers, where scripts in browsers can put one.
 ///

@@ -16,11 +16,11 @@ use super::settings::Shared;
 use super::unlimited::Unlimited;
 use crate::extract::Extracted;
 use crate::extract::body::Door;
-use crate::head::RequestHead;
 use crate::limit::Limiter;
-use crate::patience::BoxSleep;
-use crate::protocol::BodyRead;
+use crate::pending::timeout::BoxSleep;
+use crate::rejection::protocol::BodyRead;
 use crate::rejection::{Rejection, RejectionKind};
+use crate::request_head::RequestHead;
 use crate::respond::{ProblemDetails, Respond};
 use crate::store::TokenStore;
 

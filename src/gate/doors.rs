@@ -3,7 +3,7 @@ use std::time::Duration;
 
 use crate::extract::body::BodyTokens as Doors;
 use crate::extract::{TokenLocationError, door_name, open};
-use crate::patience::{Patience, Sleep};
+use crate::pending::timeout::{Patience, Sleep};
 
 /// The doors in the body: for callers who cannot set headers, such as TradingView's webhooks.
 ///

@@ -9,19 +9,19 @@ use tower_service::Service;
 
 use super::settings::Shared;
 use super::throttle::ended;
-use crate::answer::Answer;
 use crate::caller::{CurrentGrant, Unauthenticated};
-use crate::decision::Decision;
-use crate::head::RequestHead;
 use crate::limit::{Attempt, Limiter};
 use crate::observe::{self, LookedUp, Timer};
-use crate::patience::BoxSleep;
+use crate::pending::answer::Answer;
+use crate::pending::timeout::BoxSleep;
+use crate::quota::decision::Decision;
 use crate::rejection::Rejection;
+use crate::rejection::store_error::StoreError;
+use crate::rejection::terms::Terms;
+use crate::request_head::RequestHead;
 use crate::respond::ratelimit::Advert;
-use crate::respond::terms::Terms;
 use crate::respond::{Respond, keep_private};
 use crate::store::TokenStore;
-use crate::store_error::StoreError;
 use crate::token::{Credential, TokenLocation};
 
 /// Where a request stands after a station.
@@ -174,7 +174,7 @@ where
         // Behind a gate the caller is known by the request alone.
         let caller = request.extensions().get::<CurrentGrant>().filter(|_| rejection.decision().is_some());
         let rejection = match caller {
-            Some(caller) if rejection.grant().is_none() => rejection.of_grant(caller),
+            Some(caller) if rejection.grant().is_none() => rejection.of_grant(caller.id()),
             _ => rejection,
         };
         let response = shared.reject(rejection.for_request(&RequestHead::of(request)));

@@ -13,12 +13,12 @@ use super::scope::RequireScopeLayer;
 use super::settings::Shared;
 use super::unlimited::{NoStore, Unlimited};
 use crate::caller::{CurrentGrant, Unauthenticated};
-use crate::decision::Decision;
-use crate::head::RequestHead;
+use crate::grant::scopes::{ScopeError, Scopes};
 use crate::limit::{Charge, Limiter, RateLimits};
+use crate::quota::decision::Decision;
 use crate::rejection::Rejection;
+use crate::request_head::RequestHead;
 use crate::respond::{ProblemDetails, Respond};
-use crate::scopes::{ScopeError, Scopes};
 
 /// The layers that stand behind a gate and speak as it does.
 impl<T, L, R, B> AuthLayer<T, L, R, B> {

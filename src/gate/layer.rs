@@ -9,11 +9,11 @@ use super::service::AuthService;
 use super::settings::{Settings, Shared, WallClock};
 use super::unlimited::Unlimited;
 use crate::extract::{HeadDoors, TokenCharset, TokenLocationError, TokenSyntax, door_name, open};
-use crate::head::RequestHead;
 use crate::limit::{FailureThrottle, Limiter};
-use crate::patience::{Patience, Sleep};
+use crate::pending::timeout::{Patience, Sleep};
 use crate::rejection::Rejection;
-use crate::respond::terms::Terms;
+use crate::rejection::terms::Terms;
+use crate::request_head::RequestHead;
 use crate::respond::{Challenge, ChallengeError, ProblemDetails, RateLimitHeaders};
 use crate::store::{ImmediateStore, TokenStore};
 
@@ -111,6 +111,7 @@ impl<T: TokenStore> AuthLayer<T> {
             doors: HeadDoors::default(),
             wall_clock: WallClock::System,
             throttle: None,
+            ratelimit: RateLimitHeaders::default(),
         };
         let shared = Shared {
             store: Arc::new(store),
@@ -168,7 +169,7 @@ impl<T, L, R, B> AuthLayer<T, L, R, B> {
     /// The same with another dialect of rate limit headers.
     #[must_use]
     pub fn with_rate_limit_headers(self, dialect: RateLimitHeaders) -> Self {
-        self.map_terms(|terms| terms.with_ratelimit(dialect))
+        self.map_settings(|settings| settings.ratelimit = dialect)
     }
 
     /// The same with another responder: [`EmptyBody`](crate::EmptyBody), [`ProblemDetails::map_body`], or one of your own. Where that leaves it

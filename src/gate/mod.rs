@@ -15,7 +15,7 @@ mod settings;
 mod throttle;
 mod unlimited;
 
-pub use crate::patience::Sleep;
+pub use crate::pending::timeout::Sleep;
 #[cfg(feature = "body")]
 pub use body::{BodyAuthFuture, BodyAuthLayer, BodyAuthService};
 #[cfg(feature = "body")]

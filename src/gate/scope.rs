@@ -11,10 +11,10 @@ use super::future::once;
 use super::inner::{NO_GATE, Passage};
 use super::settings::Shared;
 use super::unlimited::{NoStore, Unlimited};
-use crate::head::RequestHead;
+use crate::grant::scopes::{ScopeError, Scopes};
 use crate::rejection::{Rejection, RejectionKind};
+use crate::request_head::RequestHead;
 use crate::respond::{ProblemDetails, Respond};
-use crate::scopes::{ScopeError, Scopes};
 
 /// A guard for routes behind a gate, made by [`AuthLayer::require_scopes`](crate::AuthLayer::require_scopes).
 ///
@@ -103,7 +103,7 @@ where
         let rejection = match Passage::of(&request) {
             Passage::Preflight => None,
             Passage::Granted(grant) if demand.is_met_by(grant.scopes()) => None,
-            Passage::Granted(grant) => Some(Rejection::insufficient_scope(demand.scopes.clone()).of_grant(grant)),
+            Passage::Granted(grant) => Some(Rejection::insufficient_scope(demand.scopes.clone()).of_grant(grant.id())),
             Passage::Anonymous => {
                 Some(Rejection::new(RejectionKind::Missing).with_required_scopes(demand.scopes.clone()))
             }

@@ -8,20 +8,20 @@ use tower_service::Service;
 use super::future::{AuthFuture, Caller, Step, Wait};
 use super::settings::{Settings, Shared};
 use super::unlimited::{Unlimited, is_unlimited};
-use crate::answer::Answer;
 use crate::authenticate::verdict;
 use crate::caller::{CurrentGrant, Unauthenticated};
-use crate::decision::Decision;
 use crate::extract::{
     Extracted, InvalidRequest, authorization, has_bearer, has_query_door, without_parameter, without_token,
 };
-use crate::head::RequestHead;
 use crate::limit::{Charge, Limiter};
+use crate::pending::answer::Answer;
+use crate::quota::decision::Decision;
+use crate::rejection::store_error::StoreError;
 use crate::rejection::{Rejection, RejectionKind};
+use crate::request_head::RequestHead;
 use crate::respond::ratelimit::{Advert, advert};
 use crate::respond::{Respond, keep_target};
 use crate::store::{Lookup, TokenStore};
-use crate::store_error::StoreError;
 use crate::token::{Credential, TokenLocation};
 
 /// The service of an [`AuthLayer`](crate::AuthLayer).
@@ -243,7 +243,7 @@ impl<T, L, R> Shared<T, L, R> {
 
     #[inline]
     pub(super) fn advert(&self, decision: &Decision) -> Option<Advert> {
-        advert(self.terms.ratelimit(), decision, || self.settings.wall_clock.now())
+        advert(self.settings.ratelimit, decision, || self.settings.wall_clock.now())
     }
 }
 
@@ -271,7 +271,7 @@ impl<T: TokenStore, L: Limiter, R> Shared<T, L, R> {
         let grant = CurrentGrant::by(grant, credential);
         match verdict {
             Ok(()) => Ok(grant),
-            Err(kind) => Err(Rejection::new(kind).of_grant(&grant)),
+            Err(kind) => Err(Rejection::new(kind).of_grant(grant.id())),
         }
     }
 
@@ -314,7 +314,7 @@ impl<T: TokenStore, L: Limiter, R> Shared<T, L, R> {
                 caller.enter(request, advert)
             }
             Err(rejection) => Step::Refuse(match &caller {
-                Caller::Known(grant) => rejection.of_grant(grant),
+                Caller::Known(grant) => rejection.of_grant(grant.id()),
                 Caller::Unauthenticated(..) | Caller::Behind(_) => rejection,
             }),
         }

@@ -4,8 +4,9 @@ use std::time::SystemTime;
 
 use crate::extract::{HeadDoors, TokenSyntax};
 use crate::limit::FailureThrottle;
-use crate::patience::Patience;
-use crate::respond::terms::Terms;
+use crate::pending::timeout::Patience;
+use crate::rejection::terms::Terms;
+use crate::respond::RateLimitHeaders;
 
 /// What a service needs, behind one pointer, because axum clones services at every request. Each part is shared again,
 /// so that a builder can change one of them after the layer was cloned.
@@ -27,6 +28,7 @@ pub(super) struct Settings {
     pub(super) doors: HeadDoors,
     pub(super) wall_clock: WallClock,
     pub(super) throttle: Option<FailureThrottle>,
+    pub(super) ratelimit: RateLimitHeaders,
 }
 
 /// What tells whether a grant has expired.
@@ -63,7 +65,7 @@ impl<T, L, R> Shared<T, L, R> {
         let mut debug = f.debug_struct(name);
         debug
             .field("challenge", self.terms.bearer())
-            .field("headers", &self.terms.ratelimit())
+            .field("headers", &self.settings.ratelimit)
             .field("form", &self.settings.form)
             .field("doors", &self.settings.doors)
             .field("deadline", &self.settings.patience.as_ref().map(|patience| patience.deadline))

@@ -5,12 +5,12 @@ use http::Request;
 use super::future::{Step, Wait};
 use super::service::Found;
 use super::settings::Shared;
-use crate::head::RequestHead;
 use crate::limit::{Attempt, Limiter, WouldBeThrottled};
 use crate::observe::Timer;
+use crate::rejection::store_error::StoreError;
 use crate::rejection::{Rejection, RejectionKind};
+use crate::request_head::RequestHead;
 use crate::store::TokenStore;
-use crate::store_error::StoreError;
 use crate::token::Credential;
 
 /// Returns whether this is a failed attempt to authenticate. A request without credentials is none. A store that fails says

@@ -3,10 +3,10 @@
 use std::any::TypeId;
 use std::convert::Infallible;
 
-use crate::answer::{Answer, Immediate};
 use crate::caller::CurrentGrant;
-use crate::decision::Decision;
 use crate::limit::{Charge, Limiter};
+use crate::pending::answer::{Answer, Immediate};
+use crate::quota::decision::Decision;
 use crate::store::{Lookup, TokenStore};
 use crate::token::BearerToken;
 

@@ -6,10 +6,10 @@ use std::time::Duration;
 
 use super::sketch::{Peer, Sketch};
 use super::{Clock, Time};
-use crate::head::RequestHead;
 use crate::observe;
 use crate::quota::Quota;
 use crate::rejection::Rejection;
+use crate::request_head::RequestHead;
 
 /// How many authentications of one peer may fail: for [`AuthLayer::with_failure_throttle`].
 ///

@@ -16,8 +16,8 @@ use super::sketch::{Peer, Sketch};
 use super::{Charge, RateLimits};
 use crate::caller::CurrentGrant;
 use crate::grant::Grant;
-use crate::head::RequestHead;
 use crate::quota::Quota;
+use crate::request_head::RequestHead;
 
 const ONE: Charge<'static> = Charge::Units(1);
 

@@ -3,15 +3,16 @@
 use std::num::NonZeroU32;
 use std::sync::Arc;
 
-use super::accounts::{Account, Accounts, Gone, Memo, Payer};
-use super::decide::Outcome;
+use super::accounts::{Accounts, Gone, Payer};
 use super::given::GivenBack;
 use super::rule::{Rule, Scope};
 use crate::caller::CurrentGrant;
-use crate::decision::{Decision, Verdict};
 use crate::grant::Subject;
-use crate::policy::{Policy, PolicyName};
 use crate::quota::Quota;
+use crate::quota::bucket::{Account, Memo};
+use crate::quota::cell::Outcome;
+use crate::quota::decision::{Decision, Verdict};
+use crate::quota::policy::{Policy, PolicyName};
 use crate::sync::MutexGuard;
 
 /// Clones share their budgets.

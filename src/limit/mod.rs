@@ -16,9 +16,7 @@
 //! 5. Memory is bounded by the subjects whose grants are alive or in debt. No task runs. A grant that its store has dropped
 //!    may be kept, with its principal, until the next [sweep](RateLimits::sweep), which happens while new subjects come.
 
-pub(crate) mod accounts;
-pub(crate) mod clock;
-mod decide;
+mod accounts;
 mod failures;
 mod given;
 #[cfg(all(test, tollgate_shuttle))]
@@ -31,19 +29,19 @@ mod rule;
 mod sketch;
 mod together;
 
-pub(crate) use clock::Time;
-pub use clock::{Clock, MonotonicClock};
+pub(crate) use crate::quota::clock::Time;
+pub use crate::quota::clock::{Clock, MonotonicClock};
 pub(crate) use failures::Attempt;
 pub use failures::{FailureThrottle, WouldBeThrottled, ip_prefix};
 pub use memory::RateLimits;
 
-pub use crate::decision::{Decision, Verdict};
-pub use crate::policy::{Policy, PolicyNameError};
-pub use crate::refund::Refund;
+pub use crate::quota::decision::{Decision, Verdict};
+pub use crate::quota::policy::{Policy, PolicyNameError};
+pub use crate::quota::refund::Refund;
 
-use crate::answer::Answer;
 use crate::caller::CurrentGrant;
-use crate::head::RequestHead;
+use crate::pending::answer::Answer;
+use crate::request_head::RequestHead;
 
 /// What is to be paid for.
 #[derive(Clone, Copy, Debug)]

@@ -5,11 +5,11 @@ use std::sync::Arc;
 
 use super::Charge;
 use crate::caller::CurrentGrant;
-use crate::decision::Decision;
 use crate::grant::Subject;
-use crate::head::RequestHead;
-use crate::policy::PolicyName;
 use crate::quota::Quota;
+use crate::quota::decision::Decision;
+use crate::quota::policy::PolicyName;
+use crate::request_head::RequestHead;
 
 pub(super) type PartitionKey = dyn Fn(&Subject) -> Vec<u8> + Send + Sync;
 type Cost = dyn Fn(&RequestHead<'_>) -> u32 + Send + Sync;

@@ -17,8 +17,8 @@ use std::num::NonZeroU64;
 use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
 
-use super::decide::{owe, wait_for};
 use crate::quota::Quota;
+use crate::quota::cell::{owe, wait_for};
 use crate::sync::{AtomicU32, InMemoryState, Mutex};
 
 /// How many cells a peer has.

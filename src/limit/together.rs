@@ -19,7 +19,7 @@ use super::accounts::Gone;
 use super::lane::{Lane, Made};
 use super::rule::{Rule, Scope};
 use crate::caller::CurrentGrant;
-use crate::decision::{Decision, Verdict};
+use crate::quota::decision::{Decision, Verdict};
 use crate::sync::{Mutex, MutexGuard};
 
 /// Whose turn it is.

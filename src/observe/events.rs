@@ -3,10 +3,10 @@ use std::fmt::Write as _;
 
 use super::Breaker;
 use crate::grant::GrantId;
-use crate::policy::Policy;
-use crate::protocol::Protocol;
+use crate::quota::policy::Policy;
+use crate::rejection::protocol::Protocol;
+use crate::rejection::store_error::StoreError;
 use crate::rejection::{Rejection, RejectionKind};
-use crate::store_error::StoreError;
 
 const TARGET: &str = "tollgate";
 

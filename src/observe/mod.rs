@@ -21,10 +21,10 @@ mod meter;
 mod tests;
 
 use crate::caller::{CurrentGrant, Unauthenticated};
-use crate::decision::{Decision, Verdict};
 use crate::grant::GrantId;
+use crate::quota::decision::{Decision, Verdict};
 use crate::rejection::Rejection;
-use crate::store_error::StoreError;
+use crate::rejection::store_error::StoreError;
 use crate::token::TokenLocation;
 
 /// Tells the recorder what each metric means and counts, so that an exporter can say it: as `# HELP` lines, for Prometheus.

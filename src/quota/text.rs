@@ -4,7 +4,7 @@ use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
 
-use super::{Quota, QuotaError};
+use super::quota::{Quota, QuotaError};
 
 /// The unit in which a quota was written. It is a hint for printing, and no part of the quota's value.
 #[derive(Clone, Copy, PartialEq, Eq)]

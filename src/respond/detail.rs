@@ -181,14 +181,13 @@ mod tests {
     use http::Response;
 
     use super::*;
-    use crate::caller::CurrentGrant;
-    use crate::decision::{Decision, Verdict};
     use crate::grant::Grant;
-    use crate::policy::Policy;
+    use crate::grant::scopes::Scopes;
     use crate::quota::Quota;
+    use crate::quota::decision::{Decision, Verdict};
+    use crate::quota::policy::Policy;
+    use crate::rejection::store_error::StoreError;
     use crate::respond::{ProblemDetails, Respond};
-    use crate::scopes::Scopes;
-    use crate::store_error::StoreError;
 
     const SECRET: &str = "postgres://user:password@db7/tokens";
 
@@ -238,7 +237,7 @@ mod tests {
             other => Rejection::new(other),
         };
         assert_eq!(rejection.kind(), kind);
-        rejection.of_grant(&CurrentGrant::new(Grant::new("grant-17", ()).with_subject("alice")))
+        rejection.of_grant(Grant::new("grant-17", ()).with_subject("alice").id())
     }
 
     #[test]

@@ -20,24 +20,22 @@
 use http::header::Entry;
 use http::{HeaderValue, Response, StatusCode, header};
 
-pub(crate) mod challenge;
 mod connect;
 pub(crate) mod detail;
 mod grpc;
 pub(crate) mod list;
 mod problem;
 pub(crate) mod ratelimit;
-pub(crate) mod terms;
 
-pub use challenge::{Challenge, ChallengeError, ErrorCode};
+pub use crate::rejection::challenge::{Challenge, ChallengeError, ErrorCode};
 pub use problem::{MappedBody, ProblemDetails};
 pub use ratelimit::RateLimitHeaders;
 
 use crate::observe;
-use crate::protocol::Protocol;
+use crate::rejection::protocol::Protocol;
+use crate::rejection::terms::Terms;
 use crate::rejection::{Rejection, RejectionKind};
 use crate::token::TokenLocation;
-use terms::Terms;
 
 /// Writes refusals.
 ///

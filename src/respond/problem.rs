@@ -4,9 +4,9 @@ use bytes::Bytes;
 use http::{HeaderValue, Response, header};
 
 use super::{Respond, connect, detail, head, ratelimit, written};
-use crate::decision::Decision;
-use crate::policy::Policy;
-use crate::protocol::Protocol;
+use crate::quota::decision::Decision;
+use crate::quota::policy::Policy;
+use crate::rejection::protocol::Protocol;
 use crate::rejection::{Rejection, RejectionKind};
 
 /// Refuses with a problem details body (RFC 9457), `application/problem+json`: the default responder.

@@ -7,9 +7,9 @@ use base64::prelude::{BASE64_STANDARD, Engine as _};
 use http::header::{HeaderMap, HeaderName, HeaderValue};
 
 use super::list::members;
-use crate::decision::{Decision, secs_up};
-use crate::policy::Policy;
 use crate::quota::Quota;
+use crate::quota::decision::{Decision, secs_up};
+use crate::quota::policy::Policy;
 
 /// The dialect of the rate limit headers of a gate.
 ///
@@ -249,22 +249,6 @@ fn write_single(headers: &mut HeaderMap, dialect: RateLimitHeaders, quota: Quota
 /// A number as a field value, in one allocation; `HeaderValue::from` needs two.
 pub(crate) fn number(number: u64) -> HeaderValue {
     HeaderValue::from_str(itoa::Buffer::new().format(number)).unwrap_or_else(|_| number.into())
-}
-
-/// The `RateLimit-Policy` item of a policy, and what its `RateLimit` items begin with.
-pub(crate) fn render_policy(name: &str, quota: Quota) -> (String, Box<[u8]>) {
-    // RFC 9651, section 4.1.6. The name was checked: printable ASCII.
-    let name = format!("\"{}\"", name.replace('\\', "\\\\").replace('"', "\\\""));
-    let item = format!("{name};q={};w={}", quota.burst(), secs_up(quota.span_ns()));
-    (item, format!("{name};r=").into_bytes().into())
-}
-
-/// All `RateLimit` items of a policy that gains a cell within a second, for ever: values that nobody counts references to.
-/// The last is for a full bucket.
-pub(crate) fn render_items(prefix: &[u8], burst: u32) -> Box<[HeaderValue]> {
-    let prefix = String::from_utf8_lossy(prefix);
-    let item = |left| format!("{prefix}{left};t={}", u32::from(left < burst));
-    (0..=burst).map(|left| HeaderValue::from_static(String::leak(item(left)))).collect()
 }
 
 /// The `RateLimit` item of one policy's decision.

@@ -3,8 +3,8 @@ use std::pin::Pin;
 use std::sync::Arc;
 
 use super::{Lookup, TokenStore};
-use crate::answer::Answer;
-use crate::store_error::StoreError;
+use crate::pending::answer::Answer;
+use crate::rejection::store_error::StoreError;
 use crate::token::BearerToken;
 
 type BoxFuture<T> = Pin<Box<dyn Future<Output = T> + Send>>;

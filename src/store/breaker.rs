@@ -8,14 +8,14 @@ use std::time::Duration;
 use thiserror::Error;
 
 use super::{Lookup, TokenStore};
-use crate::answer::Answer;
-use crate::breaker::{Pass, Switch};
 use crate::limit::Clock;
-use crate::patience::{BoxSleep, Patience, Sleep};
-use crate::store_error::StoreError;
+use crate::pending::answer::Answer;
+use crate::pending::breaker::{Pass, Switch};
+use crate::pending::timeout::{BoxSleep, Patience, Sleep};
+use crate::rejection::store_error::StoreError;
 use crate::token::BearerToken;
 
-pub use crate::breaker::BreakerState;
+pub use crate::pending::breaker::BreakerState;
 
 /// A store that is not asked while it is down, so that nobody waits for it, and it has time to come back.
 ///

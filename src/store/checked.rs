@@ -1,7 +1,7 @@
 use super::TokenStore;
-use crate::answer::Answer;
-use crate::mint::TokenFormat;
+use crate::pending::answer::Answer;
 use crate::token::BearerToken;
+use crate::token::mint::TokenFormat;
 
 /// A store that is asked only for tokens that can be the service's by their form. Anything else is unknown at once, also
 /// while the store is down.

@@ -16,7 +16,7 @@
 use std::fmt::{self, Debug};
 
 use super::TokenStore;
-use crate::answer::Answer;
+use crate::pending::answer::Answer;
 use crate::token::BearerToken;
 
 /// What a store was filled with, and so has to answer.

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use super::{Lookup, TokenStore};
-use crate::answer::Answer;
 use crate::grant::Grant;
+use crate::pending::answer::Answer;
 use crate::token::{BearerToken, TokenDigest};
 
 /// A store made of a closure, see [`from_fn`].

@@ -9,8 +9,8 @@ use std::time::{Duration, SystemTime};
 use thiserror::Error;
 
 use super::{Lookup, TokenStore};
-use crate::answer::{Answer, Immediate};
 use crate::grant::{Grant, GrantId, Subject};
+use crate::pending::answer::{Answer, Immediate};
 use crate::token::{BearerToken, TokenDigest};
 
 /// Grants in the memory of this process, by the digests of their tokens. Clones share the grants.

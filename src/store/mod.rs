@@ -53,8 +53,8 @@ pub use memory::{MemoryStore, OccupiedError, RotateError};
 #[cfg(feature = "pepper")]
 pub use peppered::{Pepper, PepperLengthError, PepperedStore, PepperedStoreFuture};
 
-use crate::answer::{Answer, Immediate};
 use crate::grant::Grant;
+use crate::pending::answer::{Answer, Immediate};
 use crate::token::BearerToken;
 
 /// What a store replies: a grant, nothing, or that it could not find out.

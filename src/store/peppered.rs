@@ -10,7 +10,7 @@ use zeroize::Zeroizing;
 
 use super::sealed::NeverWaits;
 use super::{Lookup, TokenStore};
-use crate::answer::Answer;
+use crate::pending::answer::Answer;
 use crate::token::{BearerToken, TokenDigest};
 
 /// A store whose grants are kept under HMAC-SHA-256 of their tokens' digests, by a key that the store does not have: a

@@ -3,15 +3,15 @@
 use std::sync::Arc;
 
 use super::RateLimits;
-use crate::answer::{Answer, Immediate};
 use crate::caller::CurrentGrant;
-use crate::decision::Decision;
 use crate::limit::accounts::Gone;
 use crate::limit::lane::{Lane, Made};
 use crate::limit::rule::{GrantQuotas, Rule};
 use crate::limit::{Charge, Limiter, together};
 use crate::observe;
-use crate::refund::Refund;
+use crate::pending::answer::{Answer, Immediate};
+use crate::quota::decision::Decision;
+use crate::quota::refund::Refund;
 
 impl RateLimits {
     /// [`check`](Limiter::charge) without the wrapping: budgets in memory never wait.

@@ -11,9 +11,9 @@ use super::rule::{GrantQuotas, PartitionKey, Rule, Scope};
 use super::together::Turns;
 use super::{Clock, Time};
 use crate::grant::Subject;
-use crate::head::RequestHead;
-use crate::policy::{PolicyName, PolicyNameError};
 use crate::quota::Quota;
+use crate::quota::policy::{PolicyName, PolicyNameError};
+use crate::request_head::RequestHead;
 
 /// Budgets in the memory of this process, one a subject and policy: GCRA by `governor`.
 ///

@@ -18,15 +18,15 @@ use super::outage::{Outage, undecided};
 use super::refund;
 use super::stocks::Stocks;
 use super::timeout::within;
-use crate::answer::Answer;
-use crate::breaker::{Pass, Switch};
 use crate::caller::CurrentGrant;
-use crate::decision::Decision;
 use crate::limit::rule::{Rule, Scope};
 use crate::limit::{Charge, RateLimits, Refund};
 use crate::observe::{self, AtRedis, Timer};
-use crate::policy::Policy;
+use crate::pending::answer::Answer;
+use crate::pending::breaker::{Pass, Switch};
 use crate::quota::Quota;
+use crate::quota::decision::Decision;
+use crate::quota::policy::Policy;
 
 /// What all clones of a limiter share. A clone of this has settings of its own.
 #[derive(Clone)]

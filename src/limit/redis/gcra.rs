@@ -14,9 +14,9 @@ use redis::RedisResult;
 use super::connect::Open;
 use super::lease::Order;
 use super::script::Script;
-use crate::decision::{Decision, Verdict};
 use crate::limit::lane::described;
-use crate::policy::Policy;
+use crate::quota::decision::{Decision, Verdict};
+use crate::quota::policy::Policy;
 
 /// One of the budgets that a charge is paid from.
 #[derive(Clone)]

@@ -16,10 +16,10 @@
 use std::time::Duration;
 
 use super::gcra::State;
-use crate::decision::{Decision, Verdict};
 use crate::limit::lane::described;
-use crate::policy::Policy;
 use crate::quota::Quota;
+use crate::quota::decision::{Decision, Verdict};
+use crate::quota::policy::Policy;
 
 /// How cells are bought ahead, see [`RedisLimits::with_leases`](super::RedisLimits::with_leases).
 ///

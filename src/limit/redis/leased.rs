@@ -4,10 +4,10 @@ use super::charge::{Asked, Shared, quota_of};
 use super::connect::Open;
 use super::gcra;
 use super::stocks::Stocks;
-use crate::breaker::Pass;
 use crate::caller::CurrentGrant;
-use crate::decision::Decision;
+use crate::pending::breaker::Pass;
 use crate::quota::Quota;
+use crate::quota::decision::Decision;
 
 /// What one policy costs: which one it is, the caller's quota, and cells.
 pub(super) type Costs = Vec<(usize, Quota, u32)>;

@@ -16,13 +16,13 @@ use super::lease::Leases;
 use super::outage::{Outage, OutagePolicy};
 use super::server::RedisServer;
 use super::stocks::Stocks;
-use crate::answer::Answer;
-use crate::breaker::{BreakerState, Switch};
 use crate::caller::CurrentGrant;
-use crate::decision::Decision;
-use crate::limit::clock::Clock;
 use crate::limit::rule::Scope;
 use crate::limit::{Charge, Limiter, RateLimits};
+use crate::pending::answer::Answer;
+use crate::pending::breaker::{BreakerState, Switch};
+use crate::quota::clock::Clock;
+use crate::quota::decision::Decision;
 
 /// Budgets in Redis, which all servers that name the same Redis, prefix and secret share.
 ///

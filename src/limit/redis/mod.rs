@@ -49,7 +49,7 @@ mod tests;
 mod timeout;
 mod tls;
 
-pub use crate::breaker::BreakerState;
+pub use crate::pending::breaker::BreakerState;
 pub use lease::Leases;
 pub use limits::{RedisFuture, RedisLimits};
 pub use outage::OutagePolicy;

@@ -4,9 +4,9 @@ use std::num::NonZeroU32;
 use std::time::Duration;
 
 use super::charge::Asked;
-use crate::decision::{Decision, Verdict};
 use crate::limit::{Limiter as _, RateLimits};
 use crate::observe;
+use crate::quota::decision::{Decision, Verdict};
 
 /// What is decided while Redis is away, or replies too slowly. Such decisions [are local](Decision::is_local).
 ///

@@ -11,9 +11,9 @@ use tokio::sync::OwnedMutexGuard;
 use super::gcra::{Part, Reply};
 use super::lease::{Leases, Order, Stock, Taken};
 use super::timeout::within;
-use crate::decision::Decision;
 use crate::grant::Subject;
 use crate::quota::Quota;
+use crate::quota::decision::Decision;
 
 /// All stocks of a server.
 pub(super) struct Stocks {

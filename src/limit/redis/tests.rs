@@ -8,9 +8,9 @@ use super::connect::{Link, Open};
 use super::gcra::{self, Part, State};
 use super::refund;
 use super::server::RedisServer;
-use crate::limit::decide::{Outcome, decide, read};
-use crate::policy::{Policy, PolicyName};
 use crate::quota::Quota;
+use crate::quota::cell::{Outcome, decide, read};
+use crate::quota::policy::{Policy, PolicyName};
 use crate::sync::InMemoryState;
 
 /// `TOLLGATE_TEST_REDIS`, or what answers on this machine.

@@ -7,8 +7,8 @@ use std::time::Duration;
 use futures_util::FutureExt as _;
 use futures_util::future::{Shared, WeakShared};
 
+use crate::rejection::store_error::StoreError;
 use crate::store::Lookup;
-use crate::store_error::StoreError;
 use crate::token::TokenDigest;
 
 /// A look-up that is under way, shared by all who wait for it. It goes on for as long as one of them does.

@@ -13,10 +13,10 @@ use flight::{Flight, Flights};
 use memory::{Asked, Memory, Remembered};
 
 use super::{Invalidation, Lookup, TokenStore};
-use crate::answer::Answer;
-use crate::limit::{Clock, Time};
 use crate::observe::{self, Cached};
-use crate::store_error::StoreError;
+use crate::pending::answer::Answer;
+use crate::quota::clock::{Clock, Time};
+use crate::rejection::store_error::StoreError;
 use crate::token::{BearerToken, TokenDigest};
 
 /// A cache in front of a store. Clones share it.

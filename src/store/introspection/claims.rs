@@ -5,7 +5,7 @@ use serde::de::{Deserialize, Deserializer, Error as _, MapAccess, Visitor};
 use serde_json::{Map, Value};
 
 use super::error::Why;
-use crate::scopes::Scopes;
+use crate::grant::scopes::Scopes;
 
 /// What an authorization server says of an active token (RFC 7662, section 2.2).
 ///

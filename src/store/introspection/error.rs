@@ -4,7 +4,7 @@ use std::fmt;
 use http::StatusCode;
 use thiserror::Error as ThisError;
 
-use crate::store_error::StoreError;
+use crate::rejection::store_error::StoreError;
 
 /// Why an [`IntrospectionStore`](super::IntrospectionStore) could not be built.
 #[derive(Debug, ThisError, PartialEq, Eq)]

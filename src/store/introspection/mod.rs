@@ -11,10 +11,10 @@ use reqwest::{Client, Response, Url};
 use zeroize::Zeroizing;
 
 use super::{Lookup, TokenStore};
-use crate::answer::Answer;
 use crate::grant::Grant;
+use crate::pending::answer::Answer;
 use crate::quota::Quota;
-use crate::store_error::StoreError;
+use crate::rejection::store_error::StoreError;
 use crate::token::{BearerToken, TokenDigest};
 
 mod auth;

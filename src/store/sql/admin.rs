@@ -3,11 +3,11 @@ use std::time::{Duration, SystemTime};
 use super::database::{administer, unix_ms};
 use super::record::{columns, quota_columns, read};
 use super::{Database, GrantRecord, Issued, NewGrant, SqlError};
+use crate::grant::scopes::Scopes;
 use crate::grant::{GrantId, Subject};
-use crate::mint::{RandomnessError, TokenFormat};
 use crate::quota::Quota;
-use crate::scopes::Scopes;
 use crate::token::TokenDigest;
+use crate::token::mint::{RandomnessError, TokenFormat};
 
 /// Administration. Each operation is a transaction, and has a [timeout](Self::with_admin_timeout). If an operation fails by
 /// [`SqlError::Deadline`] or [`SqlError::Database`], or if its future is dropped, it may or may not have been committed.

@@ -13,8 +13,8 @@ use tokio::time::timeout;
 
 use super::database::{Pool, unix_ms};
 use super::{Database, SqlError};
-use crate::answer::Answer;
 use crate::grant::GrantId;
+use crate::pending::answer::Answer;
 use crate::store::{Lookup, TokenStore};
 use crate::token::{BearerToken, TokenDigest};
 

@@ -10,10 +10,10 @@ use tokio::time::timeout;
 use super::database::{from_unix_ms, on_connection};
 use super::record::{columns, digest_of, read};
 use super::{Database, GrantRecord, SqlError};
-use crate::answer::Answer;
 use crate::grant::Grant;
+use crate::pending::answer::Answer;
+use crate::rejection::store_error::StoreError;
 use crate::store::{Lookup, TokenStore};
-use crate::store_error::StoreError;
 use crate::token::{BearerToken, TokenDigest};
 
 /// The one statement of a look-up: the digest is a primary key.

@@ -68,7 +68,7 @@ pub use last_used::{LastUsed, LastUsedStore, LastUsedStoreFuture};
 pub use lookup::{SqlFuture, SqlStore};
 pub use record::{GrantRecord, Issued, NewGrant};
 
-use crate::mint::RandomnessError;
+use crate::token::mint::RandomnessError;
 
 /// Why a database did not do what it was asked to.
 ///

@@ -6,11 +6,11 @@ use sqlx::{ColumnIndex, Decode, Row, Type};
 
 use super::SqlError;
 use super::database::{from_unix_ms, unix_ms};
+use crate::grant::scopes::{ScopeError, Scopes};
 use crate::grant::{Grant, GrantId, Subject};
-use crate::mint::Secret;
 use crate::quota::Quota;
-use crate::scopes::{ScopeError, Scopes};
 use crate::token::TokenDigest;
+use crate::token::mint::Secret;
 
 /// A grant that is about to be issued.
 ///
@@ -191,7 +191,7 @@ pub struct GrantRecord {
     /// When it was used last, if that is noted (see [`LastUsed`](super::LastUsed)), and as of the last time that it was
     /// written.
     pub last_used: Option<SystemTime>,
-    /// What its newest token begins with, before the underscore: the [prefix](crate::mint::TokenFormat::prefix) of the format that
+    /// What its newest token begins with, before the underscore: the [prefix](crate::token::mint::TokenFormat::prefix) of the format that
     /// it was minted in. `None` if it was [imported](super::Database::import). It is no secret.
     pub token_prefix: Option<String>,
 }

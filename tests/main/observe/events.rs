@@ -69,7 +69,7 @@ async fn what_names_nobody_is_debug() {
     let gate = AuthLayer::new(memory());
     let needs = || Rejection::insufficient_scope(Scopes::new(["trade"]).unwrap());
     let who = CurrentGrant::new(Grant::new("alice", ()));
-    for (rejection, level) in [(needs(), "DEBUG"), (needs().of_grant(&who), "INFO")] {
+    for (rejection, level) in [(needs(), "DEBUG"), (needs().of_grant(who.id()), "INFO")] {
         let _: Response<Body> = gate.reject(rejection);
         let [told] = &ear.take()[..] else { panic!("told once") };
         assert_eq!((&*told.level, told.fields.contains_key("grant")), (level, level == "INFO"));

@@ -151,7 +151,7 @@ pub fn cases() -> Vec<Case> {
         .of("alice"),
         Case::new("insufficient_user_authentication", async {
             let step_up = Rejection::insufficient_user_authentication(["myACR"], None).unwrap();
-            gate(alice()).reject(step_up.of_grant(&CurrentGrant::new(alice())))
+            gate(alice()).reject(step_up.of_grant(alice().id()))
         })
         .of("alice"),
         Case {

@@ -1,3 +1,5 @@
+//! [`Grant`]: what a token stands for.
+
 use std::borrow::Borrow;
 use std::convert::Infallible;
 use std::fmt;
@@ -5,9 +7,9 @@ use std::str::FromStr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use crate::limit::accounts::Memo;
+use super::scopes::{ScopeError, Scopes};
 use crate::quota::Quota;
-use crate::scopes::{ScopeError, Scopes};
+use crate::quota::bucket::Memo;
 
 macro_rules! name {
     ($(#[$doc:meta])* $Name:ident) => {

@@ -1,3 +1,5 @@
+//! [`Policy`]: a quota with a name, and the header field items of it, rendered once.
+
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -5,9 +7,8 @@ use std::time::Duration;
 use http::HeaderValue;
 use thiserror::Error;
 
-use crate::decision::Decision;
-use crate::quota::Quota;
-use crate::respond::ratelimit;
+use super::decision::{Decision, secs_up};
+use super::quota::Quota;
 
 /// A quota with the name under which it is advertised in `RateLimit` headers. Cheap to clone.
 ///
@@ -78,12 +79,12 @@ impl Policy {
         if let Some(inner) = kept.iter().find(|inner| inner.quota == quota && *inner.name == *name.0) {
             return Self(Repr::Kept(inner));
         }
-        let (advert, prefix) = ratelimit::render_policy(&name.0, quota);
+        let (advert, prefix) = render_policy(&name.0, quota);
         let name = (*name.0).into();
         if kept.len() < Self::MOST_KEPT {
             let advert = HeaderValue::from_static(String::leak(advert));
             let items = match quota.burst() <= Self::MOST_ITEMS && quota.interval() <= Duration::from_secs(1) {
-                true => ratelimit::render_items(&prefix, quota.burst()),
+                true => render_items(&prefix, quota.burst()),
                 false => Box::default(),
             };
             let inner = Box::leak(Box::new(Inner { quota, name, advert, prefix, items }));
@@ -182,4 +183,20 @@ impl PolicyName {
     pub(crate) fn anonymous() -> Self {
         Self("anonymous".into())
     }
+}
+
+/// The `RateLimit-Policy` item of a policy, and what its `RateLimit` items begin with.
+fn render_policy(name: &str, quota: Quota) -> (String, Box<[u8]>) {
+    // RFC 9651, section 4.1.6. The name was checked: printable ASCII.
+    let name = format!("\"{}\"", name.replace('\\', "\\\\").replace('"', "\\\""));
+    let item = format!("{name};q={};w={}", quota.burst(), secs_up(quota.span_ns()));
+    (item, format!("{name};r=").into_bytes().into())
+}
+
+/// All `RateLimit` items of a policy that gains a cell within a second, for ever: values that nobody counts references to.
+/// The last is for a full bucket.
+fn render_items(prefix: &[u8], burst: u32) -> Box<[HeaderValue]> {
+    let prefix = String::from_utf8_lossy(prefix);
+    let item = |left| format!("{prefix}{left};t={}", u32::from(left < burst));
+    (0..=burst).map(|left| HeaderValue::from_static(String::leak(item(left)))).collect()
 }

@@ -1,6 +1,8 @@
+//! [`Protocol`]: which format of rejections a client reads.
+
 use http::{HeaderValue, Method, Version, header};
 
-use crate::head::RequestHead;
+use crate::request_head::RequestHead;
 
 /// The protocol that a client speaks, and so the format of a rejection.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]

@@ -1,9 +1,10 @@
+//! [`Decision`]: what a limiter decided about one charge.
+
 use std::slice;
 use std::time::Duration;
 
-use crate::policy::Policy;
-use crate::refund::Refund;
-use crate::rejection::Rejection;
+use super::policy::Policy;
+use super::refund::Refund;
 
 /// What a [`Limiter`](crate::Limiter) decided about one charge.
 ///
@@ -269,36 +270,6 @@ impl Decision {
         let all: Vec<Refund> = own.chain(of_parts).cloned().collect();
         for refund in all {
             refund.give_back().await;
-        }
-    }
-
-    /// The decision itself if the caller may go on, and otherwise the refusal that says so: 429, 400 if the charge can never
-    /// fit, or 503 if the limiter could not tell. For handlers that charge by themselves.
-    ///
-    /// ```
-    /// use http::Response;
-    /// use tollgate::limit::{Charge, RateLimits};
-    /// use tollgate::{AuthLayer, Authenticated, Grant, MemoryStore, Quota};
-    ///
-    /// let tokens = MemoryStore::from_iter([("a-token", Grant::new("alice", ()))]);
-    /// let (gate, limits) = (AuthLayer::new(tokens), RateLimits::new(Quota::per_minute(1)));
-    /// let who = Authenticated::new(Grant::new("alice", ())).current();
-    ///
-    /// assert!(limits.charge(&who, Charge::Units(1)).into_result().is_ok());
-    /// let rejection = limits.charge(&who, Charge::Units(1)).into_result().unwrap_err();
-    /// // Whose budget it is, for who logs it.
-    /// let response: Response<bytes::Bytes> = gate.reject(rejection.of_grant(&who));
-    /// assert_eq!(response.status(), 429);
-    /// assert_eq!(response.headers()["ratelimit"], r#""default";r=0;t=60"#);
-    /// ```
-    ///
-    /// # Errors
-    ///
-    /// If the caller may not go on; then nothing was charged.
-    pub fn into_result(self) -> Result<Self, Rejection> {
-        match self.is_admitted() {
-            true => Ok(self),
-            false => Err(Rejection::over_limit(self)),
         }
     }
 

@@ -1,3 +1,5 @@
+//! [`Refund`]: gives a charge back.
+
 use std::fmt;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};

@@ -1,14 +1,14 @@
+//! The challenges of a gate, rendered once.
+
 use http::HeaderValue;
 
 use super::challenge::{Challenge, ErrorCode};
-use super::ratelimit::RateLimitHeaders;
 
 /// How a gate speaks: its challenges, and its dialect of rate limit headers.
 #[derive(Clone, Debug)]
 pub(crate) struct Terms {
     bearer: Challenge,
     others: Vec<Challenge>,
-    ratelimit: RateLimitHeaders,
     /// The answers to a flood, rendered once.
     rendered: Rendered,
 }
@@ -24,7 +24,7 @@ struct Rendered {
 impl Terms {
     pub(crate) fn new(bearer: Challenge) -> Self {
         let rendered = Rendered::of(&bearer, &[]);
-        Self { bearer, others: Vec::new(), ratelimit: RateLimitHeaders::default(), rendered }
+        Self { bearer, others: Vec::new(), rendered }
     }
 
     pub(crate) fn with_bearer(self, bearer: Challenge) -> Self {
@@ -34,14 +34,6 @@ impl Terms {
     pub(crate) fn with_other(mut self, other: Challenge) -> Self {
         self.others.push(other.without_error());
         Self { rendered: Rendered::of(&self.bearer, &self.others), ..self }
-    }
-
-    pub(crate) fn with_ratelimit(self, ratelimit: RateLimitHeaders) -> Self {
-        Self { ratelimit, ..self }
-    }
-
-    pub(crate) fn ratelimit(&self) -> RateLimitHeaders {
-        self.ratelimit
     }
 
     /// The Bearer challenge of this gate, without any error.

@@ -1,3 +1,5 @@
+//! Timeouts by the timer of any runtime.
+
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;

@@ -1,3 +1,5 @@
+//! [`InvalidRequest`]: what is wrong with a request that is rejected with 400.
+
 use std::fmt;
 
 /// Declares the reasons, each with the one text that clients and logs get for it.

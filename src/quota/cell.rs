@@ -9,19 +9,19 @@ use governor::middleware::StateInformationMiddleware;
 use governor::nanos::Nanos;
 use governor::state::{NotKeyed, StateStore};
 
-use crate::quota::{MAX_SPAN_NS, Quota};
+use super::quota::{MAX_SPAN_NS, Quota};
 use crate::sync::InMemoryState;
 
 /// The latest time at which decisions are made, 146 years after the epoch of the clock.
-pub(super) const LATEST_NS: u64 = MAX_SPAN_NS - 1;
+pub(crate) const LATEST_NS: u64 = MAX_SPAN_NS - 1;
 
 /// The theoretical arrival time of a cell that is closed for ever.
 ///
 /// The latest true one is `LATEST_NS` plus a quota's span, below 2^63. From here governor can add a span and subtract
 /// the tolerance (both below 2^62) without overflow, and what is left is still later than any time of a decision.
-pub(super) const FROZEN: u64 = 3 * MAX_SPAN_NS - 1;
+pub(crate) const FROZEN: u64 = 3 * MAX_SPAN_NS - 1;
 
-pub(super) enum Outcome {
+pub(crate) enum Outcome {
     /// `tat` is the theoretical arrival time after the charge, `now` the time the decision was made at.
     Admitted { tat: u64 },
     /// Nothing was charged. The same charge fits after `wait`.
@@ -34,7 +34,7 @@ pub(super) enum Outcome {
 
 /// Charges `cost` cells of `quota` at time `now`, in nanoseconds of a clock, at most [`LATEST_NS`].
 #[inline]
-pub(super) fn decide(cell: &InMemoryState, quota: Quota, now: u64, cost: NonZeroU32) -> Outcome {
+pub(crate) fn decide(cell: &InMemoryState, quota: Quota, now: u64, cost: NonZeroU32) -> Outcome {
     // governor multiplies first and compares then, which overflows: a dear charge would be a cheap one.
     if cost > quota.cells() {
         return Outcome::AboveBurst;
@@ -102,14 +102,14 @@ impl Clock for Given {
 ///
 /// What [`decide`] says, and goes on for charges above the burst: until so much is paid off that what is left of the
 /// charge is a burst.
-pub(super) fn wait_for(cell: &InMemoryState, quota: Quota, now: u64, cost: u32) -> u64 {
+pub(crate) fn wait_for(cell: &InMemoryState, quota: Quota, now: u64, cost: u32) -> u64 {
     let charged = u128::from(read(cell).max(now)) + u128::from(quota.interval_ns()) * u128::from(cost);
     let most = u128::from(now) + u128::from(quota.span_ns());
     u64::try_from(charged.saturating_sub(most)).unwrap_or(u64::MAX)
 }
 
 /// Charges one cell, whether it fits or not; but the cell owes a full burst at the most.
-pub(super) fn owe(cell: &InMemoryState, quota: Quota, now: u64) {
+pub(crate) fn owe(cell: &InMemoryState, quota: Quota, now: u64) {
     // Below 2^64 nanoseconds: a time of arrival is below 2^63, an interval below 2^62.
     let most = now + quota.span_ns();
     let never_fails: Result<(), ()> = cell.measure_and_replace(&NotKeyed::NonKey, |old| {
@@ -121,14 +121,14 @@ pub(super) fn owe(cell: &InMemoryState, quota: Quota, now: u64) {
 }
 
 /// Writes a theoretical arrival time and returns the one before.
-pub(super) fn swap(cell: &InMemoryState, tat: u64) -> u64 {
+pub(crate) fn swap(cell: &InMemoryState, tat: u64) -> u64 {
     let never_fails: Result<u64, ()> =
         cell.measure_and_replace(&NotKeyed::NonKey, |old| Ok((old.map_or(0, Nanos::as_u64), Nanos::new(tat))));
     never_fails.unwrap_or(0)
 }
 
 /// Takes a charge of so many nanoseconds back; says whether the cell was not closed.
-pub(super) fn give_back(cell: &InMemoryState, ns: u64) -> bool {
+pub(crate) fn give_back(cell: &InMemoryState, ns: u64) -> bool {
     let given: Result<(), ()> = cell.measure_and_replace(&NotKeyed::NonKey, |old| match old.map_or(0, Nanos::as_u64) {
         closed if closed >= FROZEN => Err(()),
         tat => Ok(((), Nanos::new(tat.saturating_sub(ns)))),
@@ -137,7 +137,7 @@ pub(super) fn give_back(cell: &InMemoryState, ns: u64) -> bool {
 }
 
 /// The theoretical arrival time; 0 if nothing was ever charged.
-pub(super) fn read(cell: &InMemoryState) -> u64 {
+pub(crate) fn read(cell: &InMemoryState) -> u64 {
     // governor lets a state be read only by a decision; one that refuses changes nothing.
     let always_fails: Result<(), u64> =
         cell.measure_and_replace(&NotKeyed::NonKey, |old| Err(old.map_or(0, Nanos::as_u64)));

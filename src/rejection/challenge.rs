@@ -6,7 +6,7 @@ use std::time::Duration;
 use http::HeaderValue;
 use thiserror::Error;
 
-use crate::scopes::Scopes;
+use crate::grant::scopes::Scopes;
 
 /// A challenge: a scheme and what its parameters say (RFC 9110, section 11.6.1; RFC 6750, section 3).
 ///

@@ -1,10 +1,12 @@
+//! Clocks of limiters and caches.
+
 use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use governor::clock::{Clock as _, QuantaClock};
 
-use super::decide::LATEST_NS;
+use super::cell::LATEST_NS;
 
 /// A clock for budgets: the time since a fixed moment of its own, which never jumps and had better not step back.
 ///

@@ -1,19 +1,20 @@
+//! [`Rejection`]: why a request was rejected.
+
 use std::error::Error;
 use std::fmt;
 use std::num::NonZeroU64;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::caller::CurrentGrant;
-use crate::decision::{Decision, Verdict, secs_up};
+use super::challenge::{Challenge, ChallengeError};
+use super::store_error::StoreError;
+use super::terms::Terms;
 use crate::grant::GrantId;
-use crate::head::RequestHead;
-use crate::invalid_request::InvalidRequest;
-use crate::protocol::{Protocol, Reply};
-use crate::respond::challenge::{Challenge, ChallengeError};
-use crate::respond::terms::Terms;
-use crate::scopes::Scopes;
-use crate::store_error::StoreError;
+use crate::grant::scopes::Scopes;
+use crate::quota::decision::{Decision, Verdict, secs_up};
+use crate::rejection::invalid_request::InvalidRequest;
+use crate::rejection::protocol::{Protocol, Reply};
+use crate::request_head::RequestHead;
 
 /// Why a request was refused, and all that is needed to say so.
 ///
@@ -219,8 +220,8 @@ impl Rejection {
 
     /// The same, and it names the grant that was refused: for logs.
     #[must_use]
-    pub fn of_grant(self, grant: &CurrentGrant) -> Self {
-        Self { grant: Some(grant.id().clone()), ..self }
+    pub fn of_grant(self, grant: &GrantId) -> Self {
+        Self { grant: Some(grant.clone()), ..self }
     }
 
     /// Sets the protocol of the response: [`Protocol::of`] returns that of a request.
@@ -369,6 +370,38 @@ impl Rejection {
 
     pub(crate) fn hint(&self) -> &'static str {
         self.hint
+    }
+}
+
+impl Decision {
+    /// The decision itself if the caller may go on, and otherwise the refusal that says so: 429, 400 if the charge can never
+    /// fit, or 503 if the limiter could not tell. For handlers that charge by themselves.
+    ///
+    /// ```
+    /// use http::Response;
+    /// use tollgate::limit::{Charge, RateLimits};
+    /// use tollgate::{AuthLayer, Authenticated, Grant, MemoryStore, Quota};
+    ///
+    /// let tokens = MemoryStore::from_iter([("a-token", Grant::new("alice", ()))]);
+    /// let (gate, limits) = (AuthLayer::new(tokens), RateLimits::new(Quota::per_minute(1)));
+    /// let who = Authenticated::new(Grant::new("alice", ())).current();
+    ///
+    /// assert!(limits.charge(&who, Charge::Units(1)).into_result().is_ok());
+    /// let rejection = limits.charge(&who, Charge::Units(1)).into_result().unwrap_err();
+    /// // Whose budget it is, for who logs it.
+    /// let response: Response<bytes::Bytes> = gate.reject(rejection.of_grant(who.id()));
+    /// assert_eq!(response.status(), 429);
+    /// assert_eq!(response.headers()["ratelimit"], r#""default";r=0;t=60"#);
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// If the caller may not go on; then nothing was charged.
+    pub fn into_result(self) -> Result<Self, Rejection> {
+        match self.is_admitted() {
+            true => Ok(self),
+            false => Err(Rejection::over_limit(self)),
+        }
     }
 }
 

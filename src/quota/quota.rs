@@ -1,3 +1,5 @@
+//! [`Quota`]: a rate and a burst.
+
 use std::fmt;
 use std::hash::{Hash, Hasher};
 use std::num::{NonZeroU32, NonZeroU64};
@@ -5,9 +7,7 @@ use std::time::Duration;
 
 use thiserror::Error;
 
-mod text;
-
-use text::Unit;
+use super::text::Unit;
 
 /// The largest `burst x interval`. Above it governor's arithmetic, which is unchecked, could overflow.
 pub(crate) const MAX_SPAN_NS: u64 = 1 << 62;
@@ -48,7 +48,7 @@ const SECOND: Duration = Duration::from_secs(1);
 pub struct Quota {
     interval_ns: NonZeroU64,
     burst: NonZeroU32,
-    unit: Unit,
+    pub(super) unit: Unit,
 }
 
 /// Why numbers make no [`Quota`].

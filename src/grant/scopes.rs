@@ -1,3 +1,5 @@
+//! [`Scopes`]: what a grant allows.
+
 use std::fmt;
 use std::str::FromStr;
 

@@ -1,3 +1,5 @@
+//! [`StoreError`]: a store could not answer.
+
 use std::error::Error;
 use std::fmt;
 use std::sync::Arc;

@@ -1,4 +1,5 @@
-use std::borrow::Cow;
+//! [`TokenDigest`]: what stores keep instead of tokens.
+
 use std::fmt;
 use std::hash::{Hash, Hasher};
 
@@ -8,61 +9,7 @@ use sha2::{Digest, Sha256};
 use subtle::{Choice, ConstantTimeEq};
 use thiserror::Error;
 
-/// A token as a caller presented it, borrowed from the request.
-///
-/// - It cannot be printed by accident: `Debug` is redacted, there is no `Display` and no `Serialize`.
-/// - It cannot be compared by accident: there is no `==`. Stores work on its [`digest`](Self::digest).
-/// - The one way to the bytes is [`expose`](Self::expose), which is easy to find in a review.
-///
-/// ```
-/// use tollgate::{BearerToken, TokenDigest};
-///
-/// let token = BearerToken::new("tg_3f9a");
-/// assert_eq!(token.digest(), &TokenDigest::of("tg_3f9a"));
-/// assert_eq!(format!("{token:?}"), "BearerToken(..)");
-/// ```
-pub struct BearerToken<'a> {
-    bytes: Cow<'a, [u8]>,
-    digest: TokenDigest,
-}
-
-impl<'a> BearerToken<'a> {
-    /// Hashes a token, once; a gate does this, and whoever tests a store.
-    pub fn new<T: AsRef<[u8]> + ?Sized>(token: &'a T) -> Self {
-        Self::decoded(Cow::Borrowed(token.as_ref()))
-    }
-
-    /// A token that may have been written in another way in the request, such as with percent signs.
-    pub(crate) fn decoded(bytes: Cow<'a, [u8]>) -> Self {
-        Self { digest: TokenDigest::of(&bytes), bytes }
-    }
-
-    /// The same token for a store that keeps it under another digest.
-    #[cfg(feature = "pepper")]
-    pub(crate) fn with_digest(&self, digest: TokenDigest) -> BearerToken<'_> {
-        BearerToken { bytes: Cow::Borrowed(&self.bytes), digest }
-    }
-
-    /// The SHA-256 digest of the token; for a store behind `store::PepperedStore`, the HMAC of it.
-    #[must_use]
-    pub fn digest(&self) -> &TokenDigest {
-        &self.digest
-    }
-
-    /// The token itself.
-    ///
-    /// Only for stores that must show it to somebody else (token introspection). Never log it, never use it as a key.
-    #[must_use]
-    pub fn expose(&self) -> &[u8] {
-        &self.bytes
-    }
-}
-
-impl fmt::Debug for BearerToken<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("BearerToken(..)")
-    }
-}
+use super::bearer::BearerToken;
 
 /// The SHA-256 digest of a token: what stores keep instead of tokens.
 ///
@@ -272,65 +219,6 @@ impl From<String> for TokenDigest {
 impl From<&BearerToken<'_>> for TokenDigest {
     fn from(token: &BearerToken<'_>) -> Self {
         *token.digest()
-    }
-}
-
-/// Where in a request a token was found.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[non_exhaustive]
-pub enum TokenLocation {
-    /// `Authorization: Bearer` (RFC 6750, section 2.1).
-    AuthorizationHeader,
-    /// A header field of the service's own, such as `X-API-Key`.
-    ApiKeyHeader,
-    /// The query of the target (RFC 6750, section 2.3).
-    Query,
-    /// `Sec-WebSocket-Protocol`.
-    WebSocketProtocol,
-    /// A form in the body (RFC 6750, section 2.2).
-    FormBody,
-    /// A member of a JSON body.
-    JsonBody,
-    /// A field of a text body.
-    TextBody,
-    /// Where a closure found it.
-    Other,
-}
-
-impl TokenLocation {
-    /// Returns the name that metrics use as label `location`, such as `authorization_header`.
-    #[must_use]
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::AuthorizationHeader => "authorization_header",
-            Self::ApiKeyHeader => "api_key_header",
-            Self::Query => "query",
-            Self::WebSocketProtocol => "websocket_protocol",
-            Self::FormBody => "form_body",
-            Self::JsonBody => "json_body",
-            Self::TextBody => "text_body",
-            Self::Other => "other",
-        }
-    }
-}
-
-impl fmt::Display for TokenLocation {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.as_str())
-    }
-}
-
-/// What a request presented, when the token itself is gone.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Credential {
-    pub(crate) location: TokenLocation,
-    pub(crate) digest: Option<TokenDigest>,
-}
-
-impl Default for Credential {
-    /// What a test presents that puts a grant into a request by itself.
-    fn default() -> Self {
-        Self { location: TokenLocation::AuthorizationHeader, digest: None }
     }
 }
 

@@ -1,3 +1,5 @@
+//! [`Answer`]: immediate or pending.
+
 use std::convert::Infallible;
 use std::fmt;
 use std::marker::PhantomData;

@@ -1,3 +1,5 @@
+//! [`RequestHead`]: a request without its body, borrowed.
+
 use std::fmt;
 
 use http::request::Parts;

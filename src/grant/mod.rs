@@ -1,0 +1,9 @@
+//! Grants: what a token stands for.
+
+pub(crate) mod erased;
+#[allow(clippy::module_inception, reason = "the file of `Grant`")]
+mod grant;
+pub(crate) mod scopes;
+
+pub(crate) use grant::GrantHead;
+pub use grant::{Grant, GrantId, Subject};

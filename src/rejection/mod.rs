@@ -1,0 +1,12 @@
+//! Rejections: why a request goes no further, and the challenges that tell how to authenticate.
+
+pub(crate) mod challenge;
+pub(crate) mod invalid_request;
+pub(crate) mod protocol;
+#[allow(clippy::module_inception, reason = "the file of `Rejection`")]
+mod rejection;
+pub(crate) mod store_error;
+pub(crate) mod terms;
+
+pub use protocol::Protocol;
+pub use rejection::{Rejection, RejectionKind};

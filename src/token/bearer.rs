@@ -1,15 +1,15 @@
-//! [`BearerToken`]: a token, borrowed from its request.
+//! [`BearerToken`]: a token that is borrowed from a request.
 
 use std::borrow::Cow;
 use std::fmt;
 
 use super::digest::TokenDigest;
 
-/// A token as a caller presented it, borrowed from the request.
+/// A token that a client sent, borrowed from the request.
 ///
-/// - It cannot be printed by accident: `Debug` is redacted, there is no `Display` and no `Serialize`.
-/// - It cannot be compared by accident: there is no `==`. Stores work on its [`digest`](Self::digest).
-/// - The one way to the bytes is [`expose`](Self::expose), which is easy to find in a review.
+/// - The type cannot be printed by accident. `Debug` is redacted; `Display` and `Serialize` are not implemented.
+/// - The type cannot be compared by accident. `==` is not implemented; stores compare the [`digest`](Self::digest).
+/// - Only [`expose`](Self::expose) returns the bytes. Code reviews can search for this method.
 ///
 /// ```
 /// use tollgate::{BearerToken, TokenDigest};
@@ -24,31 +24,32 @@ pub struct BearerToken<'a> {
 }
 
 impl<'a> BearerToken<'a> {
-    /// Hashes a token, once; a gate does this, and whoever tests a store.
+    /// Creates a token and computes its digest once. Gates call this function, and so do tests of stores.
     pub fn new<T: AsRef<[u8]> + ?Sized>(token: &'a T) -> Self {
         Self::decoded(Cow::Borrowed(token.as_ref()))
     }
 
-    /// A token that may have been written in another way in the request, such as with percent signs.
+    /// Creates a token from decoded bytes. The request may contain another spelling, such as percent-encoding.
     pub(crate) fn decoded(bytes: Cow<'a, [u8]>) -> Self {
         Self { digest: TokenDigest::of(&bytes), bytes }
     }
 
-    /// The same token for a store that keeps it under another digest.
+    /// Returns the same token with another digest, for stores that transform digests.
     #[cfg(feature = "pepper")]
     pub(crate) fn with_digest(&self, digest: TokenDigest) -> BearerToken<'_> {
         BearerToken { bytes: Cow::Borrowed(&self.bytes), digest }
     }
 
-    /// The SHA-256 digest of the token; for a store behind `store::PepperedStore`, the HMAC of it.
+    /// Returns the SHA-256 digest of the token. Stores behind `store::PepperedStore` get the HMAC of this digest.
     #[must_use]
     pub fn digest(&self) -> &TokenDigest {
         &self.digest
     }
 
-    /// The token itself.
+    /// Returns the bytes of the token.
     ///
-    /// Only for stores that must show it to somebody else (token introspection). Never log it, never use it as a key.
+    /// Only stores that send the token to another service (token introspection) need the bytes. Never log the token, and
+    /// never use it as a key.
     #[must_use]
     pub fn expose(&self) -> &[u8] {
         &self.bytes

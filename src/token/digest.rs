@@ -1,4 +1,4 @@
-//! [`TokenDigest`]: what stores keep instead of tokens.
+//! [`TokenDigest`]: the SHA-256 digest under which stores keep grants.
 
 use std::fmt;
 use std::hash::{Hash, Hasher};
@@ -11,13 +11,13 @@ use thiserror::Error;
 
 use super::bearer::BearerToken;
 
-/// The SHA-256 digest of a token: what stores keep instead of tokens.
+/// The SHA-256 digest of a token. Stores keep digests instead of tokens.
 ///
-/// Tokens are random, with 128 bits or more, so that a fast hash without salt is right: there is no dictionary to try,
-/// and a slow hash would let strangers burn the server's time. Never use it for keys that people choose.
+/// A fast hash without a salt is sufficient: tokens have 128 random bits or more, so dictionary attacks do not apply. A slow
+/// hash would let unauthenticated clients exhaust the server's CPU. Never use this type for secrets that people choose.
 ///
-/// `==` takes the same time wherever two digests differ. `Debug` is redacted, since a digest finds its grant in a
-/// store. `Hash` hands on 8 bytes of the digest, which are uniformly distributed already.
+/// `==` runs in constant time. `Debug` is redacted, because a digest identifies a grant in a store. `Hash` writes only 8
+/// bytes of the digest, which are uniformly distributed.
 ///
 /// ```
 /// use tollgate::TokenDigest;
@@ -30,10 +30,10 @@ use super::bearer::BearerToken;
 ///
 /// # Importing tokens
 ///
-/// Tables of SHA-256 digests are taken over without their tokens, if each was made of exactly the bytes that callers present,
-/// without salt. Digests that were made otherwise are of no use here.
+/// Existing tables of SHA-256 digests can be imported without the tokens. Each digest must cover exactly the bytes that
+/// clients send, without a salt. Other digests cannot be imported.
 ///
-/// | kept as | taken over by |
+/// | stored as | import with |
 /// |---|---|
 /// | 32 bytes | [`from_bytes`](Self::from_bytes) |
 /// | hexadecimal digits, in either case | [`from_hex`](Self::from_hex) |
@@ -56,22 +56,22 @@ use super::bearer::BearerToken;
 pub struct TokenDigest([u64; 4]);
 
 impl TokenDigest {
-    /// The digest of a token.
+    /// Computes the digest of a token.
     pub fn of(token: impl AsRef<[u8]>) -> Self {
         Self::from_bytes(Sha256::digest(token).into())
     }
 
-    /// A digest that was kept elsewhere, as the 32 bytes of SHA-256.
+    /// Creates a digest from the 32 bytes of SHA-256.
     #[must_use]
     pub const fn from_bytes(bytes: [u8; 32]) -> Self {
-        // Big-endian, so that the order of words is the order of bytes. Written out: a loop over bytes stays one.
+        // Big-endian, so that words sort like bytes. Written out, because the compiler does not merge a loop into one load.
         const fn word(b: &[u8; 32], at: usize) -> u64 {
             u64::from_be_bytes([b[at], b[at + 1], b[at + 2], b[at + 3], b[at + 4], b[at + 5], b[at + 6], b[at + 7]])
         }
         Self([word(&bytes, 0), word(&bytes, 8), word(&bytes, 16), word(&bytes, 24)])
     }
 
-    /// The 32 bytes of SHA-256, for a store that keeps them.
+    /// Returns the 32 bytes of SHA-256, for stores that keep bytes.
     #[must_use]
     pub fn to_bytes(self) -> [u8; 32] {
         let mut bytes = [0; 32];
@@ -94,7 +94,7 @@ impl TokenDigest {
     ///
     /// # Errors
     ///
-    /// If the text has another length or another character.
+    /// Returns an error if the text has another length or contains another character.
     pub fn from_hex(hex: &str) -> Result<Self, TokenDigestError> {
         let mut bytes = [0; 32];
         if hex.len() != 2 * bytes.len() {
@@ -107,7 +107,8 @@ impl TokenDigest {
         Ok(Self::from_bytes(bytes))
     }
 
-    /// The digest as 64 lower-case hexadecimal digits, for a store that keeps text. Not for logs: it finds a grant.
+    /// Returns the digest as 64 lower-case hexadecimal digits, for stores that keep text. Never log it: a digest
+    /// identifies a grant.
     #[must_use]
     pub fn to_hex(self) -> String {
         self.0.iter().map(|word| format!("{word:016x}")).collect()
@@ -125,23 +126,23 @@ impl TokenDigest {
     ///
     /// # Errors
     ///
-    /// If the text is not base64url without padding, or does not hold 32 bytes.
+    /// Returns an error if the text is not base64url without padding, or does not encode 32 bytes.
     pub fn from_base64url(text: &str) -> Result<Self, TokenDigestError> {
         Self::decoded_by(&BASE64_URL_SAFE_NO_PAD, text)
     }
 
-    /// The digest as base64url without padding: the shortest text. Not for logs: it finds a grant.
+    /// Returns the digest as base64url without padding, the shortest text. Never log it: a digest identifies a grant.
     #[must_use]
     pub fn to_base64url(self) -> String {
         BASE64_URL_SAFE_NO_PAD.encode(self.to_bytes())
     }
 
-    /// Parses base64 of the standard alphabet (RFC 4648, section 4), with padding or without, as
+    /// Parses base64 of the standard alphabet (RFC 4648, section 4), with or without padding, as
     /// `openssl dgst -sha256 -binary | base64` prints it.
     ///
     /// # Errors
     ///
-    /// If the text is not base64, or does not hold 32 bytes.
+    /// Returns an error if the text is not base64, or does not encode 32 bytes.
     pub fn from_base64(text: &str) -> Result<Self, TokenDigestError> {
         let engine = if text.ends_with('=') { &BASE64_STANDARD } else { &BASE64_STANDARD_NO_PAD };
         Self::decoded_by(engine, text)
@@ -152,26 +153,26 @@ impl TokenDigest {
         bytes.try_into().map(Self::from_bytes).map_err(|_| TokenDigestError::Length)
     }
 
-    /// Bits that no [`Hash`] sees: to choose a shard without weakening the table in it.
+    /// Returns bits that [`Hash`] does not use. A shard that is chosen by these bits does not weaken the hash table in it.
     pub(crate) fn shard_bits(&self) -> usize {
         self.0[3] as usize
     }
 }
 
-/// An error of [`TokenDigest::from_hex`] and its siblings. It does not hold the text.
+/// The error of [`TokenDigest::from_hex`] and the other parsers of digests. It does not contain the text.
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum TokenDigestError {
-    /// The text does not hold 32 bytes.
-    #[error("invalid token digest: must be 32 bytes, as SHA-256 digests are")]
+    /// The text does not encode 32 bytes.
+    #[error("invalid token digest: must be 32 bytes (SHA-256)")]
     Length,
-    /// The text has a character or padding that the encoding does not have.
-    #[error("invalid token digest: not in the expected encoding")]
+    /// The text contains a character or padding that the encoding does not allow.
+    #[error("invalid token digest: invalid encoding")]
     Encoding,
 }
 
 impl ConstantTimeEq for TokenDigest {
-    /// Compares four words instead of 32 bytes, which `subtle` would take one by one.
+    /// Compares four words, which is faster than the byte-by-byte comparison of `subtle`.
     fn ct_eq(&self, other: &Self) -> Choice {
         let (a, b) = (&self.0, &other.0);
         ((a[0] ^ b[0]) | (a[1] ^ b[1]) | (a[2] ^ b[2]) | (a[3] ^ b[3])).ct_eq(&0)
@@ -227,7 +228,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn digests_round_trip_and_differ_in_every_byte() {
+    fn every_byte_of_a_digest_round_trips_and_takes_part_in_equality() {
         let digest = TokenDigest::of("a token");
         for i in 0..32 {
             let mut bytes = digest.to_bytes();
@@ -239,7 +240,7 @@ mod tests {
     }
 
     #[test]
-    fn hexadecimal_text_is_64_digits_and_nothing_else() {
+    fn hex_text_of_64_digits_is_parsed_and_other_text_is_an_error() {
         let digest = TokenDigest::of("a token");
         let hex = digest.to_hex();
         assert_eq!(TokenDigest::from_hex(&hex), Ok(digest));
@@ -250,8 +251,8 @@ mod tests {
     }
 
     #[test]
-    fn base64_text_is_written_in_one_way() {
-        // Of `token-2`, by OpenSSL: it has both characters in which the alphabets differ.
+    fn base64_text_is_parsed_in_its_own_alphabet_only() {
+        // The digest of `token-2`, by OpenSSL. It contains both characters in which the alphabets differ.
         let digest = TokenDigest::of("token-2");
         let (padded, url) =
             ("D2v/qWYctd0vP3spKfMwYfWKe6f91olTCxowb47Y8+w=", "D2v_qWYctd0vP3spKfMwYfWKe6f91olTCxowb47Y8-w");
@@ -261,7 +262,7 @@ mod tests {
         assert_eq!(TokenDigest::from_base64(padded), Ok(digest));
         assert_eq!(TokenDigest::from_base64(bare), Ok(digest));
 
-        // The other alphabet, padding where there is none, a bit that no byte has, and other lengths.
+        // The other alphabet, unexpected padding, a non-zero spare bit, and other lengths.
         let spare_bit = |text: &str| text[..42].to_owned() + "x";
         for bad in
             [padded, bare, &format!("{url}="), &spare_bit(url), &url[1..], &format!("{url}A"), &format!("{url}\n"), ""]

@@ -1,20 +1,20 @@
-//! Where in a request a token was, and what is known of it afterwards.
+//! [`TokenLocation`]: the part of a request that contained a token.
 
 use std::fmt;
 
 use super::digest::TokenDigest;
 
-/// Where in a request a token was found.
+/// The part of a request that contained the token.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum TokenLocation {
-    /// `Authorization: Bearer` (RFC 6750, section 2.1).
+    /// The header field `Authorization: Bearer` (RFC 6750, section 2.1).
     AuthorizationHeader,
-    /// A header field of the service's own, such as `X-API-Key`.
+    /// A custom header field, such as `X-API-Key`.
     ApiKeyHeader,
-    /// The query of the target (RFC 6750, section 2.3).
+    /// The query of the request target (RFC 6750, section 2.3).
     Query,
-    /// `Sec-WebSocket-Protocol`.
+    /// The header field `Sec-WebSocket-Protocol`.
     WebSocketProtocol,
     /// A form in the body (RFC 6750, section 2.2).
     FormBody,
@@ -22,12 +22,12 @@ pub enum TokenLocation {
     JsonBody,
     /// A field of a text body.
     TextBody,
-    /// Where a closure found it.
+    /// Another part of the request, which a closure of the service reads.
     Other,
 }
 
 impl TokenLocation {
-    /// Returns the name that metrics use as label `location`, such as `authorization_header`.
+    /// Returns the value of the metrics label `location`, such as `authorization_header`.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -49,7 +49,7 @@ impl fmt::Display for TokenLocation {
     }
 }
 
-/// What a request presented, when the token itself is gone.
+/// The location and digest of a token, without the token.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Credential {
     pub(crate) location: TokenLocation,
@@ -57,7 +57,7 @@ pub(crate) struct Credential {
 }
 
 impl Default for Credential {
-    /// What a test presents that puts a grant into a request by itself.
+    /// Returns the credential of tests, which insert a grant into a request without a gate.
     fn default() -> Self {
         Self { location: TokenLocation::AuthorizationHeader, digest: None }
     }

@@ -1,4 +1,4 @@
-//! New tokens, and a check of tokens that needs no store (feature `mint`).
+//! Creates random tokens, and checks the format of tokens without a store (feature `mint`).
 //!
 //! ```text
 //! acme_4nQzH0vJ2cUe8RkYpT6wGdB1xMfS9aLhVi3oXy7EtKq3mlp22
@@ -6,30 +6,30 @@
 //! prefix                  body                   checksum
 //! ```
 //!
-//! Made so that double-clicking selects all of it, that no door, URL, JSON or `name=value;` text needs an escape for it,
-//! and that scanners for leaked secrets can tell it from everything else. The shape is GitHub's.
+//! A double click selects the whole token. No token location, URL, JSON or `name=value;` text has to escape it. Scanners for
+//! leaked secrets can recognise it. The format is that of GitHub's tokens.
 //!
 //! # ABNF
 //!
 //! ```text
 //! token    = prefix "_" body checksum
 //! prefix   = ALPHA *base62 *( "_" 1*base62 )  ; at most 32 characters
-//! body     = 43base62                         ; 256 random bits; as many as the bits need
-//! checksum = 6base62                          ; CRC-32, most significant digit first, with zeros in front
+//! body     = 43base62                         ; for 256 random bits; the length depends on the number of bits
+//! checksum = 6base62                          ; CRC-32, most significant digit first, padded with zeros
 //! base62   = DIGIT / ALPHA                    ; "0" is 0, "A" is 10, "a" is 36
 //! ```
 //!
 //! # Rules
 //!
-//! 1. The body is drawn from the operating system's random source, every character with the same probability
-//!    (OWASP ASVS 5.0, section 7.2.3: 128 bits or more).
-//! 2. The checksum is that of all that precedes it, prefix and underscore too (CRC-32 of ISO-HDLC, as in gzip and PNG). So a
-//!    body under another prefix does not fit, such as a test token renamed to a live one, and a scanner can check what it
-//!    found without knowing where the prefix ends.
-//! 3. CRC-32 finds every change of one character and every swap of neighbours within the body or the checksum; anything else
-//!    passes once in 2^32. A change of length is always found.
-//! 4. The checksum is no security, since anybody can compute it. It spares stores the junk and callers the puzzle. Outward,
-//!    a token that does not fit is unknown like any other.
+//! 1. The body comes from the random source of the operating system. Every character has the same probability (OWASP ASVS
+//!    5.0, section 7.2.3: 128 bits or more).
+//! 2. The checksum covers all preceding characters, including the prefix and the underscore (CRC-32 of ISO-HDLC, as in gzip
+//!    and PNG). A body under another prefix is therefore invalid, such as a test token renamed to a live one. A scanner can
+//!    check a match without the length of the prefix.
+//! 3. CRC-32 detects every change of one character and every swap of two neighbours within the body or the checksum. Other
+//!    changes pass with a probability of 1 in 2^32. Changes of the length are always detected.
+//! 4. The checksum provides no security, because every client can compute it. It keeps junk away from stores, and shows
+//!    typing errors early. Clients get the same response as for an unknown token.
 //!
 //! # Example
 //!
@@ -43,7 +43,7 @@
 //! tokens.insert(&secret, Grant::new("alice", ()))?;
 //! println!("Your token, which is not shown again: {}", secret.expose());
 //!
-//! // Typing errors and junk are refused before the store is asked.
+//! // Typing errors and junk are rejected without a lookup in the store.
 //! assert_eq!(format.check("acme_4nQzH0vJ2cUe"), Err(CheckError::Length));
 //! let gate = AuthLayer::new(CheckedStore::new(tokens, format));
 //! # let _ = gate;
@@ -58,10 +58,10 @@ use zeroize::Zeroizing;
 
 use crate::token::TokenDigest;
 
-/// The shape of a service's tokens: a prefix, and how many random bits they have.
+/// The format of a service's tokens: a prefix and a number of random bits.
 ///
-/// A service has one, and keeps it for ever: tokens that were minted in another shape do not fit. Give environments prefixes of
-/// their own (`acme_live`, `acme_test`).
+/// Use one format for the lifetime of the service, because tokens of another format are invalid. Give each environment its
+/// own prefix (`acme_live`, `acme_test`).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TokenFormat {
     /// The prefix with its underscore.
@@ -71,14 +71,14 @@ pub struct TokenFormat {
 }
 
 impl TokenFormat {
-    /// Tokens with this prefix and 256 random bits.
+    /// Creates a format with this prefix and 256 random bits.
     ///
-    /// The prefix has up to 32 letters, digits and underscores; it begins with a letter, and no underscore stands at its end
-    /// or beside another.
+    /// The prefix consists of up to 32 letters, digits and underscores. It begins with a letter, does not end with an
+    /// underscore, and contains no two underscores in a row.
     ///
     /// # Errors
     ///
-    /// If the prefix is anything else.
+    /// Returns an error if the prefix has another form.
     pub fn new(prefix: &str) -> Result<Self, FormatError> {
         let is_word = |word: &str| !word.is_empty() && word.bytes().all(|byte| byte.is_ascii_alphanumeric());
         let is_prefix = prefix.len() <= MAX_PREFIX_LEN
@@ -91,11 +91,11 @@ impl TokenFormat {
         Ok(Self { lead, random_bits: DEFAULT_RANDOM_BITS, body_len: body_len(DEFAULT_RANDOM_BITS) })
     }
 
-    /// The same with so many random bits at the least, from 128 to 512: 22 characters for 128 bits, 43 for 256.
+    /// Sets the minimum number of random bits, from 128 (22 characters) to 512. Default: 256 (43 characters).
     ///
     /// # Errors
     ///
-    /// If there are fewer or more.
+    /// Returns an error if the number is out of range.
     pub fn with_random_bits(self, bits: u32) -> Result<Self, FormatError> {
         if bits < *RANDOM_BITS.start() {
             return Err(FormatError::TooFewBits);
@@ -106,42 +106,42 @@ impl TokenFormat {
         Ok(Self { random_bits: bits, body_len: body_len(bits), ..self })
     }
 
-    /// What stands before the body, without the last underscore.
+    /// Returns the prefix, without the underscore that separates it from the body.
     #[must_use]
     pub fn prefix(&self) -> &str {
         &self.lead[..self.lead.len() - 1]
     }
 
-    /// How many random bits a token has, at the least.
+    /// Returns the minimum number of random bits of a token.
     #[must_use]
     pub fn random_bits(&self) -> u32 {
         self.random_bits
     }
 
-    /// How many characters a token has.
+    /// Returns the number of characters of a token.
     #[must_use]
     pub fn token_len(&self) -> usize {
         self.lead.len() + self.body_len + CHECKSUM_LEN
     }
 
-    /// A new token. Keep its digest, show it to its owner, and drop it.
+    /// Creates a random token. Store its digest, show the token to its owner, and drop it.
     ///
     /// # Errors
     ///
-    /// If the operating system has no randomness to give.
+    /// Returns an error if the random source of the operating system fails.
     pub fn mint(&self) -> Result<Secret, RandomnessError> {
         self.mint_from(getrandom::fill).map_err(RandomnessError)
     }
 
     fn mint_from<E>(&self, mut fill: impl FnMut(&mut [u8]) -> Result<(), E>) -> Result<Secret, E> {
-        // As large as it will be, so that no copy is left behind by a growth.
+        // Allocated in full, because a reallocation would leave a copy behind.
         let mut token = Zeroizing::new(String::with_capacity(self.token_len()));
         token.push_str(&self.lead);
         let body_end = self.lead.len() + self.body_len;
         let mut random = Zeroizing::new([0_u8; 64]);
         while token.len() < body_end {
             fill(&mut *random)?;
-            // Of 256 bytes 248 stand for four times the alphabet. The others are dropped: they would favour its beginning.
+            // 248 is four times the size of the alphabet. Larger values are dropped: they would favour its first characters.
             let fair = random.iter().filter(|byte| **byte < 248);
             let missing = body_end - token.len();
             token.extend(fair.map(|byte| char::from(BASE62[usize::from(byte % 62)])).take(missing));
@@ -151,14 +151,14 @@ impl TokenFormat {
         Ok(Secret(token))
     }
 
-    /// Whether this could be one of the service's tokens, by its form alone. Only a store knows whether it is.
+    /// Checks the format of a token. Only a store can tell whether the token is valid.
     ///
-    /// The work is bounded by the format, however long the text is that is checked. The error tells the first of prefix,
-    /// length, alphabet and checksum that does not fit, and holds nothing of the token.
+    /// The work is bounded by the format and does not depend on the length of the text. The checks run in the order prefix,
+    /// length, characters, checksum. The error contains no part of the token.
     ///
     /// # Errors
     ///
-    /// If it cannot be one.
+    /// Returns the first check that fails.
     pub fn check(&self, token: impl AsRef<[u8]>) -> Result<(), CheckError> {
         let token = token.as_ref();
         let rest = token.strip_prefix(self.lead.as_bytes()).ok_or(CheckError::Prefix)?;
@@ -169,18 +169,18 @@ impl TokenFormat {
             return Err(CheckError::TokenCharset);
         }
         let (covered, presented) = token.split_at(token.len() - CHECKSUM_LEN);
-        // In whatever time: whoever presents a token can compute its checksum.
+        // Not in constant time: every client can compute the checksum of its token.
         if presented != checksum(covered) {
             return Err(CheckError::Checksum);
         }
         Ok(())
     }
 
-    /// A regular expression for scanners that look for leaked tokens, in logs, repositories and messages.
+    /// Returns a regular expression for scanners that search logs, repositories and messages for leaked tokens.
     ///
-    /// It means the same in all usual dialects (POSIX extended, PCRE, RE2, Hyperscan, Rust's `regex`). It has no anchors, so
-    /// that it finds tokens wherever they stand, behind an escape such as `%3D` or `\n` too. What it matches is what
-    /// [`check`](Self::check) accepts but for the checksum: let `check` look at each match, and one in 2^32 is wrong.
+    /// The expression has the same meaning in all common dialects (POSIX extended, PCRE, RE2, Hyperscan, Rust's `regex`). It
+    /// has no anchors, so it also finds tokens after an escape such as `%3D` or `\n`. It does not cover the checksum: pass
+    /// each match to [`check`](Self::check), which leaves 1 false match in 2^32.
     ///
     /// ```
     /// use regex::Regex;
@@ -197,31 +197,32 @@ impl TokenFormat {
     /// ```
     #[must_use]
     pub fn pattern(&self) -> String {
-        // Nothing in the prefix has a meaning in a regular expression.
+        // The prefix contains no special characters of regular expressions.
         format!("{}[0-9A-Za-z]{{{}}}", self.lead, self.body_len + CHECKSUM_LEN)
     }
 
-    /// Whether a text begins as tokens of this format do.
+    /// Returns whether a token begins with the prefix of this format.
     pub(crate) fn claims(&self, token: &[u8]) -> bool {
         token.starts_with(self.lead.as_bytes())
     }
 }
 
-/// A token that was just minted, for as long as it takes to show it to its owner.
+/// A new token, to be shown to its owner once.
 ///
-/// - It cannot be printed by accident: `Debug` is redacted, there is no `Display`, no `Serialize` and no `Clone`.
-/// - It cannot be asked for again: stores keep its [`digest`](Self::digest), and its memory is overwritten when it is dropped.
-/// - The one way to the text is [`expose`](Self::expose), which is easy to find in a review. Copies are the caller's.
+/// - The type cannot be printed by accident. `Debug` is redacted; `Display`, `Serialize` and `Clone` are not implemented.
+/// - The token cannot be recovered. Stores keep its [`digest`](Self::digest), and `drop` overwrites its memory.
+/// - Only [`expose`](Self::expose) returns the text. Code reviews can search for this method. The service is responsible for
+///   its copies.
 pub struct Secret(Zeroizing<String>);
 
 impl Secret {
-    /// The token itself, to be shown once. Never log it.
+    /// Returns the token, to be shown once. Never log it.
     #[must_use]
     pub fn expose(&self) -> &str {
         &self.0
     }
 
-    /// The SHA-256 digest of the token, under which a store keeps its grant.
+    /// Returns the SHA-256 digest of the token, under which a store keeps the grant.
     #[must_use]
     pub fn digest(&self) -> TokenDigest {
         TokenDigest::of(self.0.as_bytes())
@@ -240,42 +241,42 @@ impl fmt::Debug for Secret {
     }
 }
 
-/// Why tokens cannot have such a [`TokenFormat`].
+/// The error of an invalid [`TokenFormat`].
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum FormatError {
-    /// The prefix is not a letter, then up to 31 letters, digits and single underscores between them.
-    #[error("a prefix is up to 32 letters, digits and single underscores within, the first of them a letter")]
+    /// The prefix is not a letter followed by up to 31 letters, digits and single inner underscores.
+    #[error("invalid token prefix: must be a letter, then up to 31 letters, digits and single inner underscores")]
     Prefix,
-    /// Such tokens could be guessed.
-    #[error("a token needs 128 random bits or more")]
+    /// The number of random bits is below 128.
+    #[error("invalid number of random bits: must be at least 128")]
     TooFewBits,
-    /// Nobody needs such tokens.
-    #[error("a token has 512 random bits or fewer")]
+    /// The number of random bits is above 512.
+    #[error("invalid number of random bits: must be at most 512")]
     TooManyBits,
 }
 
-/// Why a text is no token of a [`TokenFormat`]. For people who mistyped, and for tests; a gate does not tell.
+/// The error of [`TokenFormat::check`]. A gate does not send it to clients.
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum CheckError {
-    /// It begins in another way, as tokens of somebody else do.
-    #[error("the token has another prefix")]
+    /// The token does not begin with the prefix of the format.
+    #[error("invalid token: wrong prefix")]
     Prefix,
-    /// It is cut off, or something stands behind it.
-    #[error("the token is too short or too long")]
+    /// The token is too short or too long.
+    #[error("invalid token: wrong length")]
     Length,
-    /// It has a character that is no letter or digit.
-    #[error("the token has a character that none can have")]
+    /// The token contains a character that is neither a letter nor a digit.
+    #[error("invalid token: invalid character")]
     TokenCharset,
-    /// It is mistyped, or made up.
-    #[error("the token's checksum is wrong")]
+    /// The checksum does not match. The token was mistyped or made up.
+    #[error("invalid token: wrong checksum")]
     Checksum,
 }
 
-/// The operating system has no randomness to give.
+/// The error of a random source that failed.
 #[derive(Debug, Error)]
-#[error("the operating system has no randomness to give")]
+#[error("the random source of the operating system failed")]
 pub struct RandomnessError(#[source] getrandom::Error);
 
 #[cfg(any(feature = "sqlite", feature = "postgres"))]
@@ -285,14 +286,14 @@ impl RandomnessError {
     }
 }
 
-/// The smallest number of characters that have so many bits: `bits / log2(62)`, rounded up.
+/// Returns the smallest number of characters that hold this many bits: `bits / log2(62)`, rounded up.
 fn body_len(bits: u32) -> usize {
-    // Rounded down, so that a body never comes out too short.
+    // Rounded down, so that a body is never too short.
     const LOG2_62_E9: u64 = 5_954_196_310;
     (u64::from(bits) * 1_000_000_000).div_ceil(LOG2_62_E9) as usize
 }
 
-/// CRC-32 in base62. Six digits hold more than 32 bits, five do not.
+/// Returns the CRC-32 in base62. Six digits hold 32 bits; five do not.
 fn checksum(covered: &[u8]) -> [u8; CHECKSUM_LEN] {
     let mut rest = crc32fast::hash(covered);
     let mut text = [0; CHECKSUM_LEN];
@@ -315,7 +316,7 @@ mod tests {
 
     use super::*;
 
-    /// Fills with 0, 1, 2 and so on.
+    /// Returns a random source that yields 0, 1, 2 and so on.
     fn counting() -> impl FnMut(&mut [u8]) -> Result<(), Infallible> {
         let mut next = 0_u8;
         move |bytes| {
@@ -328,8 +329,8 @@ mod tests {
     }
 
     #[test]
-    fn every_character_is_as_likely_as_every_other() {
-        // Two turns through the values of a byte, of which 8 are dropped each time.
+    fn all_characters_are_equally_likely() {
+        // Two passes through all values of a byte. Each pass drops 8 values.
         let format = TokenFormat { body_len: 2 * 248, ..TokenFormat::new("t").unwrap() };
         let secret = format.mint_from(counting()).unwrap();
         let body = &secret.expose()[2..498];
@@ -339,10 +340,10 @@ mod tests {
     }
 
     #[test]
-    fn a_source_that_fails_gives_no_token() {
+    fn a_failing_random_source_yields_no_token() {
         let format = TokenFormat::new("t").unwrap();
         assert_eq!(format.mint_from(|_| Err("no randomness")).map(drop), Err("no randomness"));
-        // Also when it fails in the middle of a token.
+        // A failure in the middle of a token.
         let mut fills = 0;
         let unfair = |bytes: &mut [u8]| {
             bytes.fill(255);
@@ -351,22 +352,22 @@ mod tests {
             if fills < 43 { Ok(()) } else { Err("no more") }
         };
         assert_eq!(format.mint_from(unfair).map(drop), Err("no more"));
-        assert_eq!(fills, 43, "each gave one character");
+        assert_eq!(fills, 43, "each call yields one character");
     }
 
     #[test]
-    fn secrets_do_not_outlive_themselves() {
+    fn secrets_are_zeroised_on_drop_and_never_reallocated() {
         fn is_zeroised<T: zeroize::ZeroizeOnDrop>(_: &T) {}
         let secret = TokenFormat::new("acme").unwrap().mint().unwrap();
         is_zeroised(&secret.0);
         assert_eq!(secret.0.len(), 54);
-        assert_eq!(secret.0.capacity(), 54, "it has not grown, which leaves a copy behind");
+        assert_eq!(secret.0.capacity(), 54, "a reallocation would leave a copy behind");
     }
 
-    /// In whole numbers: the power of 62 reaches that of 2, and one character less does not.
+    /// Uses integers: the body has the smallest length whose power of 62 reaches the power of 2.
     #[test]
-    fn a_body_is_as_long_as_its_bits_need() {
-        // Little-endian words of a number that 62 is multiplied to.
+    fn the_body_has_the_smallest_sufficient_length() {
+        // Powers of 62, as little-endian 32-bit words.
         let mut power = vec![1_u64];
         let bits_of = |power: &[u64]| 32 * (power.len() as u32 - 1) + (power.last().unwrap().ilog2());
         for characters in 1..=87 {

@@ -1,4 +1,4 @@
-//! Tokens: as a caller sends them, as a store keeps them, where they were, and new ones.
+//! Tokens: the bytes in a request, their digests, their locations, and new tokens.
 
 mod bearer;
 mod digest;

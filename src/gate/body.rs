@@ -250,7 +250,7 @@ where
         }
         let this = self.project();
         if this.deadline.is_none() {
-            ready!(this.deadline.insert(this.doors.patience.start()).as_mut().poll(cx));
+            ready!(this.deadline.insert(this.doors.timeout.start()).as_mut().poll(cx));
             return Poll::Ready(Err(RejectionKind::BodyTimeout));
         }
         Poll::Pending

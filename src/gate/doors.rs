@@ -3,7 +3,7 @@ use std::time::Duration;
 
 use crate::extract::body::BodyTokens as Doors;
 use crate::extract::{TokenLocationError, door_name, open};
-use crate::pending::timeout::{Patience, Sleep};
+use crate::pending::timeout::{Sleep, Timeout};
 
 /// The doors in the body: for callers who cannot set headers, such as TradingView's webhooks.
 ///
@@ -35,7 +35,7 @@ use crate::pending::timeout::{Patience, Sleep};
 pub struct BodyTokens {
     pub(super) doors: Doors,
     pub(super) limit: usize,
-    pub(super) patience: Patience,
+    pub(super) timeout: Timeout,
 }
 
 impl BodyTokens {
@@ -57,7 +57,7 @@ impl BodyTokens {
     /// after the given time.
     #[must_use]
     pub fn with_timer(timeout: Duration, sleep: impl Sleep) -> Self {
-        Self { doors: Doors::default(), limit: Self::DEFAULT_LIMIT, patience: Patience::new(timeout, sleep) }
+        Self { doors: Doors::default(), limit: Self::DEFAULT_LIMIT, timeout: Timeout::new(timeout, sleep) }
     }
 
     /// The same, and a token is taken from this member of a JSON object, in `application/json` and `*/*+json`; see
@@ -139,7 +139,7 @@ impl fmt::Debug for BodyTokens {
         f.debug_struct("BodyTokens")
             .field("doors", &self.doors)
             .field("limit", &self.limit)
-            .field("deadline", &self.patience.deadline)
+            .field("deadline", &self.timeout.duration)
             .finish()
     }
 }

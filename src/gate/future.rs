@@ -246,8 +246,8 @@ impl<S, ReqB, T: TokenStore, L: Limiter, R> Parked<S, ReqB, T, L, R> {
                     let Some(sleep) = deadline else { return Poll::Pending };
                     ready!(sleep.as_mut().poll(cx));
                     timer.looked_up(LookedUp::Deadline);
-                    let patience = parked.shared.settings.patience.as_ref();
-                    let deadline = patience.map(|patience| patience.deadline).unwrap_or_default();
+                    let timeout = parked.shared.settings.timeout.as_ref();
+                    let deadline = timeout.map(|timeout| timeout.duration).unwrap_or_default();
                     let rejection = Rejection::unavailable(StoreError::deadline(deadline));
                     Poll::Ready(Step::Refuse(ended(attempt.take(), rejection)))
                 }

@@ -10,7 +10,7 @@ use super::settings::{Settings, Shared, WallClock};
 use super::unlimited::Unlimited;
 use crate::extract::{HeadDoors, TokenCharset, TokenLocationError, TokenSyntax, door_name, open};
 use crate::limit::{FailureThrottle, Limiter};
-use crate::pending::timeout::{Patience, Sleep};
+use crate::pending::timeout::{Sleep, Timeout};
 use crate::rejection::Rejection;
 use crate::rejection::terms::Terms;
 use crate::request_head::RequestHead;
@@ -71,7 +71,7 @@ impl<T: TokenStore> AuthLayer<T> {
     where
         T: ImmediateStore,
     {
-        Self::with_patience(store, None)
+        Self::with_optional_timeout(store, None)
     }
 
     /// Creates a gate for a store that may have to wait. Lookups that take longer than `timeout` are rejected with 503.
@@ -98,13 +98,13 @@ impl<T: TokenStore> AuthLayer<T> {
     /// time.
     #[must_use]
     pub fn with_timer(store: T, timeout: Duration, sleep: impl Sleep) -> Self {
-        Self::with_patience(store, Some(Patience::new(timeout, sleep)))
+        Self::with_optional_timeout(store, Some(Timeout::new(timeout, sleep)))
     }
 
-    fn with_patience(store: T, patience: Option<Patience>) -> Self {
+    fn with_optional_timeout(store: T, timeout: Option<Timeout>) -> Self {
         let settings = Settings {
             form: TokenSyntax::default(),
-            patience,
+            timeout,
             anonymous: false,
             preflight: true,
             remove_credentials: false,

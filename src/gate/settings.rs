@@ -4,7 +4,7 @@ use std::time::SystemTime;
 
 use crate::extract::{HeadDoors, TokenSyntax};
 use crate::limit::FailureThrottle;
-use crate::pending::timeout::Patience;
+use crate::pending::timeout::Timeout;
 use crate::rejection::terms::Terms;
 use crate::respond::RateLimitHeaders;
 
@@ -21,7 +21,7 @@ pub(super) struct Shared<T, L, R> {
 #[derive(Clone)]
 pub(super) struct Settings {
     pub(super) form: TokenSyntax,
-    pub(super) patience: Option<Patience>,
+    pub(super) timeout: Option<Timeout>,
     pub(super) anonymous: bool,
     pub(super) preflight: bool,
     pub(super) remove_credentials: bool,
@@ -68,7 +68,7 @@ impl<T, L, R> Shared<T, L, R> {
             .field("headers", &self.settings.ratelimit)
             .field("form", &self.settings.form)
             .field("doors", &self.settings.doors)
-            .field("deadline", &self.settings.patience.as_ref().map(|patience| patience.deadline))
+            .field("deadline", &self.settings.timeout.as_ref().map(|timeout| timeout.duration))
             .field("anonymous", &self.settings.anonymous)
             .field("failures", &self.settings.throttle);
         debug

@@ -63,12 +63,12 @@ impl<T: TokenStore, L: Limiter, R> Shared<T, L, R> {
     }
 
     pub(super) fn wait(&self, future: T::Future, credential: Credential, attempt: Option<Attempt>) -> Step<T, L> {
-        let patience = self.settings.patience.as_ref();
-        let attempt = match patience {
-            Some(patience) => attempt.map(|attempt| attempt.with_deadline(patience.deadline)),
+        let timeout = self.settings.timeout.as_ref();
+        let attempt = match timeout {
+            Some(timeout) => attempt.map(|attempt| attempt.with_deadline(timeout.duration)),
             None => attempt,
         };
-        let deadline = patience.map(|patience| patience.start());
+        let deadline = timeout.map(|timeout| timeout.start());
         Step::Wait(Wait::Lookup { future, deadline, credential, timer: Timer::start(), attempt })
     }
 

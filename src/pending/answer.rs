@@ -1,4 +1,4 @@
-//! [`Answer`]: immediate or pending.
+//! [`Answer`]: the immediate or pending answer of a store or a limiter.
 
 use std::convert::Infallible;
 use std::fmt;
@@ -6,29 +6,29 @@ use std::marker::PhantomData;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
-/// The one shape in which a [`TokenStore`](crate::TokenStore) or a [`Limiter`](crate::Limiter) replies: at once, or
-/// later.
+/// The answer of a [`TokenStore`](crate::TokenStore) or a [`Limiter`](crate::Limiter): immediate or pending.
 ///
-/// A gate that gets [`Ready`](Self::Ready) goes on inside the same call: nothing is boxed, the inner service is not
-/// cloned. Only [`Pending`](Self::Pending) parks the request, in one box, where a network hop is paid anyway.
+/// For [`Ready`](Self::Ready), the gate continues in the same call. It allocates no future and does not clone the inner
+/// service. For [`Pending`](Self::Pending), the gate moves the request into one box. That cost is small compared to the
+/// network round trip.
 ///
 /// ```
 /// use tollgate::{Answer, Immediate};
 ///
-/// // A seam that never waits has a future that cannot exist.
+/// // The future of an implementation that never waits cannot be constructed.
 /// let answer: Answer<Immediate<u8>> = Answer::Ready(7);
 /// assert_eq!(answer.ready(), Some(7));
 /// ```
-#[must_use = "an answer does nothing unless it is looked at"]
+#[must_use = "an answer does nothing unless it is used"]
 pub enum Answer<F: Future> {
-    /// The answer is known.
+    /// The answer is available.
     Ready(F::Output),
-    /// The answer has to be waited for. The future does nothing before its first poll.
+    /// The answer is pending. The future does nothing before its first poll.
     Pending(F),
 }
 
 impl<F: Future> Answer<F> {
-    /// The answer, if it was known at once.
+    /// Returns the answer, if it is immediate.
     pub fn ready(self) -> Option<F::Output> {
         match self {
             Self::Ready(output) => Some(output),
@@ -41,7 +41,7 @@ impl<F: Future> IntoFuture for Answer<F> {
     type Output = F::Output;
     type IntoFuture = AnswerFuture<F>;
 
-    /// Waits for the answer: `store.lookup(&token).await`.
+    /// Returns a future of the answer, for `store.lookup(&token).await`.
     fn into_future(self) -> AnswerFuture<F> {
         let state = match self {
             Self::Ready(output) => State::Ready { output: Some(output) },
@@ -56,7 +56,7 @@ pin_project_lite::pin_project! {
     ///
     /// # Panics
     ///
-    /// If it is polled again after it was ready.
+    /// Panics if it is polled again after completion.
     #[must_use = "futures do nothing unless you `.await` or poll them"]
     pub struct AnswerFuture<F: Future> {
         #[pin]
@@ -93,7 +93,7 @@ impl<F: Future> fmt::Debug for AnswerFuture<F> {
 }
 
 impl<F: Future> fmt::Debug for Answer<F> {
-    /// Names the variant only: an output may hold what must not be printed.
+    /// Writes the variant only, because the output may contain secrets.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Ready(_) => "Ready(..)",
@@ -102,7 +102,7 @@ impl<F: Future> fmt::Debug for Answer<F> {
     }
 }
 
-/// The future of a seam that never waits. No value of it exists, so it costs nothing.
+/// The future type of stores and limiters that never wait. No value of this type can exist, so the type has no cost.
 pub struct Immediate<T>(Infallible, PhantomData<fn() -> T>);
 
 impl<T> Future for Immediate<T> {

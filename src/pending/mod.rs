@@ -1,4 +1,4 @@
-//! What seams share that may have to wait: answers, timeouts, and the state of circuit breakers.
+//! Answers, timeouts and circuit breakers, which stores, limiters and gates share.
 
 pub(crate) mod answer;
 pub(crate) mod breaker;

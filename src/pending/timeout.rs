@@ -1,31 +1,32 @@
-//! Timeouts by the timer of any runtime.
+//! [`Timeout`] and [`Sleep`]: timeouts with the timer of any runtime.
 
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// How long to wait, and how.
+/// A timeout: its duration, and the timer that measures it.
 #[derive(Clone)]
-pub(crate) struct Patience {
-    pub(crate) deadline: Duration,
+pub(crate) struct Timeout {
+    pub(crate) duration: Duration,
     sleep: Arc<dyn Sleep>,
 }
 
-impl Patience {
-    pub(crate) fn new(deadline: Duration, sleep: impl Sleep) -> Self {
-        Self { deadline, sleep: Arc::new(sleep) }
+impl Timeout {
+    pub(crate) fn new(duration: Duration, sleep: impl Sleep) -> Self {
+        Self { duration, sleep: Arc::new(sleep) }
     }
 
     pub(crate) fn start(&self) -> BoxSleep {
-        self.sleep.sleep(self.deadline)
+        self.sleep.sleep(self.duration)
     }
 }
 
 pub(crate) type BoxSleep = Pin<Box<dyn Future<Output = ()> + Send>>;
 
-/// Sleeps, without a runtime of ours: every `Fn(Duration)` that returns a future does, `tokio::time::sleep` first.
+/// A timer of an async runtime. Every `Fn(Duration)` that returns a future implements this trait, such as
+/// `tokio::time::sleep`.
 pub trait Sleep: Send + Sync + 'static {
-    /// A future that is over after this time.
+    /// Returns a future that completes after this duration.
     fn sleep(&self, duration: Duration) -> Pin<Box<dyn Future<Output = ()> + Send>>;
 }
 

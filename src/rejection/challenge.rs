@@ -1,4 +1,4 @@
-//! `WWW-Authenticate`: the one place where a challenge is written.
+//! [`Challenge`]: the values of `WWW-Authenticate` header fields.
 
 use std::fmt;
 use std::time::Duration;
@@ -8,15 +8,16 @@ use thiserror::Error;
 
 use crate::grant::scopes::Scopes;
 
-/// A challenge: a scheme and what its parameters say (RFC 9110, section 11.6.1; RFC 6750, section 3).
+/// An authentication challenge: a scheme and its parameters (RFC 9110, section 11.6.1; RFC 6750, section 3).
 ///
 /// # Rules
 ///
-/// 1. A Bearer challenge always has a realm, so that the scheme is followed by a parameter, as RFC 6750 demands.
-/// 2. Every value is a quoted string. In the realm `"` and `\` are escaped; in the others they cannot occur.
-/// 3. Parameters are separated by a comma and a space, each at most once, in the order realm, error,
+/// 1. A Bearer challenge always has a realm. RFC 6750 requires at least one parameter after the scheme.
+/// 2. Every value is a quoted string. In the realm and in custom parameters, `"` and `\` are escaped. Other parameters cannot
+///    contain these characters.
+/// 3. Parameters are separated by a comma and a space. Each occurs at most once, in the order realm, error,
 ///    error_description, error_uri, scope, acr_values, max_age, resource_metadata.
-/// 4. What cannot be written is refused when it is given, never left out.
+/// 4. The setters reject invalid values. No parameter is omitted silently.
 ///
 /// # ABNF
 ///
@@ -53,18 +54,18 @@ pub struct Challenge {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum ErrorCode {
-    /// RFC 6750, section 3.1, with status 400.
+    /// `invalid_request`, with status 400 (RFC 6750, section 3.1).
     InvalidRequest,
-    /// RFC 6750, section 3.1, with status 401.
+    /// `invalid_token`, with status 401 (RFC 6750, section 3.1).
     InvalidToken,
-    /// RFC 6750, section 3.1, with status 403.
+    /// `insufficient_scope`, with status 403 (RFC 6750, section 3.1).
     InsufficientScope,
-    /// RFC 9470, section 3, with status 401.
+    /// `insufficient_user_authentication`, with status 401 (RFC 9470, section 3).
     InsufficientUserAuthentication,
 }
 
 impl ErrorCode {
-    /// The code as it stands in a challenge.
+    /// Returns the code in the spelling of the `error` parameter.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -76,46 +77,48 @@ impl ErrorCode {
     }
 }
 
-/// What cannot be written into a challenge.
+/// The error of an invalid challenge parameter.
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum ChallengeError {
-    /// A scheme that is no token (RFC 9110, section 5.6.2).
-    #[error("an authentication scheme is one or more of the characters of an HTTP token")]
+    /// The scheme is not an HTTP token (RFC 9110, section 5.6.2).
+    #[error("invalid authentication scheme: must be an HTTP token")]
     Scheme,
-    /// A realm that is empty, or has a control or a non-ASCII character.
-    #[error("a realm is one or more characters of printable ASCII")]
+    /// The realm is missing or empty, or contains a control character or a non-ASCII character.
+    #[error("invalid realm: must be one or more characters of printable ASCII")]
     Realm,
-    /// A description with a quote, a backslash, a control or a non-ASCII character (RFC 6750, section 3).
-    #[error("an error_description is of %x20-21 / %x23-5B / %x5D-7E")]
+    /// The description contains a quote, a backslash, a control character or a non-ASCII character (RFC 6750, section 3).
+    #[error("invalid error_description: must consist of %x20-21 / %x23-5B / %x5D-7E")]
     ErrorDescription,
-    /// A URI with a space, a quote, a backslash, a control or a non-ASCII character, or without a scheme.
-    #[error("an error_uri or resource_metadata is an absolute URI of %x21 / %x23-5B / %x5D-7E")]
+    /// The URI has no scheme, or contains a space, a quote, a backslash, a control character or a non-ASCII character.
+    #[error("invalid error_uri or resource_metadata: must be an absolute URI of %x21 / %x23-5B / %x5D-7E")]
     Uri,
-    /// An authentication context that is empty, or has a space, a quote, a backslash, a control or a non-ASCII character.
-    #[error("an acr value is one or more of %x21 / %x23-5B / %x5D-7E")]
+    /// The authentication context is empty, or contains a space, a quote, a backslash, a control character or a non-ASCII
+    /// character.
+    #[error("invalid acr value: must be one or more of %x21 / %x23-5B / %x5D-7E")]
     AcrValue,
-    /// A parameter whose name is no token or belongs to a method of its own, or whose value is not printable ASCII.
-    #[error("a parameter is a token of its own and printable ASCII")]
+    /// The name of the parameter is not an HTTP token, was set before or has its own setter, or the value is not printable
+    /// ASCII.
+    #[error("invalid challenge parameter: the name must be a new HTTP token and the value printable ASCII")]
     Parameter,
 }
 
 impl Challenge {
-    /// The same of somebody who has not tried yet.
+    /// Removes the error parameters, for requests without credentials.
     pub(super) fn without_error(self) -> Self {
         Self { error: None, error_description: None, error_uri: None, ..self }
     }
 
-    /// A Bearer challenge for this protection space.
+    /// Creates a Bearer challenge with this realm.
     ///
     /// # Errors
     ///
-    /// If the realm is empty or has a control or a non-ASCII character.
+    /// Returns an error if the realm is empty, or contains a control character or a non-ASCII character.
     pub fn bearer(realm: &str) -> Result<Self, ChallengeError> {
         Self::of_scheme("Bearer").with_realm(realm)
     }
 
-    /// A challenge of another scheme that the service takes as well.
+    /// Creates a challenge of another scheme that the service accepts.
     ///
     /// ```
     /// use tollgate::respond::Challenge;
@@ -127,15 +130,15 @@ impl Challenge {
     ///
     /// # Errors
     ///
-    /// If the scheme is no token (RFC 9110, section 5.6.2), or is Bearer, which is never without a realm: see
-    /// [`bearer`](Self::bearer).
+    /// Returns an error if the scheme is not an HTTP token (RFC 9110, section 5.6.2), or is `Bearer`. Use
+    /// [`bearer`](Self::bearer) for Bearer challenges, which need a realm.
     pub fn new(scheme: &str) -> Result<Self, ChallengeError> {
         check(is_http_token(scheme), ChallengeError::Scheme)?;
         check(!scheme.eq_ignore_ascii_case("bearer"), ChallengeError::Realm)?;
         Ok(Self::of_scheme(scheme))
     }
 
-    /// The Bearer challenge of a gate that was told no realm.
+    /// Returns the Bearer challenge of gates without a configured realm.
     pub(super) fn default_bearer() -> Self {
         Self { realm: Some(Self::DEFAULT_REALM.into()), ..Self::of_scheme("Bearer") }
     }
@@ -157,84 +160,86 @@ impl Challenge {
         }
     }
 
-    /// The same for another protection space.
+    /// Sets the realm.
     ///
     /// # Errors
     ///
-    /// If the realm is empty or has a control or a non-ASCII character.
+    /// Returns an error if the realm is empty, or contains a control character or a non-ASCII character.
     pub fn with_realm(self, realm: &str) -> Result<Self, ChallengeError> {
         check(!realm.is_empty() && realm.bytes().all(is_printable), ChallengeError::Realm)?;
         Ok(Self { realm: Some(realm.into()), ..self })
     }
 
-    /// The same with an error code. Never for a request that presented nothing (RFC 6750, section 3.1).
+    /// Sets the error code. Do not set a code for requests without credentials (RFC 6750, section 3.1).
     #[must_use]
     pub fn with_error(self, error: ErrorCode) -> Self {
         Self { error: Some(error), ..self }
     }
 
-    /// The same with an explanation for developers.
+    /// Sets `error_description`, an explanation for developers.
     ///
     /// # Errors
     ///
-    /// If it has a quote, a backslash, a control or a non-ASCII character.
+    /// Returns an error if the text contains a quote, a backslash, a control character or a non-ASCII character.
     pub fn with_error_description(self, description: &str) -> Result<Self, ChallengeError> {
         check(description.bytes().all(|b| b == b' ' || is_nqchar(b)), ChallengeError::ErrorDescription)?;
         Ok(Self { error_description: Some(description.into()), ..self })
     }
 
-    /// The same with the absolute URI of a page for people.
+    /// Sets `error_uri`, the absolute URI of a page for people.
     ///
     /// # Errors
     ///
-    /// If it has a character that RFC 6750, section 3, does not allow, or no scheme.
+    /// Returns an error if the URI has no scheme, or contains a character that RFC 6750, section 3, does not allow.
     pub fn with_error_uri(self, uri: &str) -> Result<Self, ChallengeError> {
         Ok(Self { error_uri: Some(checked_uri(uri)?), ..self })
     }
 
-    /// The same with the scopes that are needed; none is no parameter.
+    /// Sets the required scopes. An empty list removes the parameter.
     #[must_use]
     pub fn with_scope(self, scopes: &Scopes) -> Self {
         Self { scope: (!scopes.is_empty()).then(|| scopes.to_string().into()), ..self }
     }
 
-    /// The same with the authentication contexts that would do, most wanted first (RFC 9470, section 3); none is no
+    /// Sets the acceptable authentication contexts in order of preference (RFC 9470, section 3). An empty list removes the
     /// parameter.
     ///
     /// # Errors
     ///
-    /// If one is empty or has a character that cannot stand there.
+    /// Returns an error if a value is empty, or contains an invalid character.
     pub fn with_acr_values<I>(self, values: I) -> Result<Self, ChallengeError>
     where
         I: IntoIterator,
         I::Item: AsRef<str>,
     {
-        // The same grammar as scopes.
+        // The grammar is that of scopes.
         let values = Scopes::new(values).map_err(|_| ChallengeError::AcrValue)?;
         Ok(Self { acr_values: (!values.is_empty()).then(|| values.to_string().into()), ..self })
     }
 
-    /// The same with the age that an authentication may have, in whole seconds, cut (RFC 9470, section 3).
+    /// Sets the maximum age of an authentication, rounded down to whole seconds (RFC 9470, section 3).
     #[must_use]
     pub fn with_max_age(self, max_age: Duration) -> Self {
         Self { max_age: Some(max_age.as_secs()), ..self }
     }
 
-    /// The same with the URL of the protected resource's metadata (RFC 9728, section 5.1). It is no error information,
-    /// so that it stands in every challenge.
+    /// Sets the URL of the metadata of the protected resource (RFC 9728, section 5.1).
+    ///
+    /// Challenges without an error also contain this parameter, because it is not error information.
     ///
     /// # Errors
     ///
-    /// If it has a character that cannot stand there, or no scheme.
+    /// Returns an error if the URL has no scheme, or contains an invalid character.
     pub fn with_resource_metadata(self, uri: &str) -> Result<Self, ChallengeError> {
         Ok(Self { resource_metadata: Some(checked_uri(uri)?), ..self })
     }
 
-    /// The same with a parameter of the scheme's own, after all others.
+    /// Adds a custom parameter of the scheme, after all others.
     ///
     /// # Errors
     ///
-    /// If the name is no token, was given before or has a method of its own, or the value is not printable ASCII.
+    /// Returns an error if the name is not an HTTP token, was set before or has its own setter. Returns an error if the value
+    /// is not printable ASCII.
     pub fn with_parameter(mut self, name: &str, value: &str) -> Result<Self, ChallengeError> {
         let own = self.parameters().iter().any(|(taken, _)| taken.eq_ignore_ascii_case(name));
         let reserved = RESERVED.iter().any(|reserved| reserved.eq_ignore_ascii_case(name));
@@ -244,22 +249,22 @@ impl Challenge {
         Ok(self)
     }
 
-    /// The realm, if there is one.
+    /// Returns the realm, if there is one.
     #[must_use]
     pub fn realm(&self) -> Option<&str> {
         self.realm.as_deref()
     }
 
-    /// The same with the methods and age that another challenge asks for.
+    /// Copies the authentication contexts and the maximum age of another challenge.
     pub(crate) fn with_authentication_of(self, other: &Self) -> Self {
         Self { acr_values: other.acr_values.clone(), max_age: other.max_age, ..self }
     }
 
-    /// The challenge as the value of one `WWW-Authenticate` field line.
+    /// Returns the challenge as the value of one `WWW-Authenticate` field line.
     #[must_use]
     pub fn to_header_value(&self) -> HeaderValue {
         let text = self.to_string();
-        // Every part was checked when it was given: printable ASCII only.
+        // All setters validate their values as printable ASCII, so the conversion succeeds.
         HeaderValue::try_from(text).unwrap_or_else(|_| HeaderValue::from_static("Bearer realm=\"api\""))
     }
 
@@ -290,7 +295,7 @@ impl fmt::Display for Challenge {
         for (name, value) in self.parameters() {
             write!(f, "{separator}{name}=\"")?;
             for c in value.chars() {
-                // RFC 9110, section 5.6.4: nothing else is to be escaped.
+                // RFC 9110, section 5.6.4: no other characters are escaped.
                 if matches!(c, '"' | '\\') {
                     f.write_str("\\")?;
                 }
@@ -317,13 +322,13 @@ fn is_printable(byte: u8) -> bool {
     matches!(byte, 0x20..=0x7e)
 }
 
-/// RFC 6749, appendix A: NQCHAR without the space.
+/// Returns whether a byte is an NQCHAR (RFC 6749, appendix A), without the space.
 fn is_nqchar(byte: u8) -> bool {
     matches!(byte, 0x21 | 0x23..=0x5b | 0x5d..=0x7e)
 }
 
 fn is_http_token(text: &str) -> bool {
-    // Header names are tokens, and `http` knows them; it would fold the case, which is of no matter here.
+    // Header names are HTTP tokens. `HeaderName` also folds the case, which does not affect the check.
     http::HeaderName::from_bytes(text.as_bytes()).is_ok()
 }
 

@@ -1,15 +1,15 @@
-//! The challenges of a gate, rendered once.
+//! [`Terms`]: the pre-rendered challenges of a gate.
 
 use http::HeaderValue;
 
 use super::challenge::{Challenge, ErrorCode};
 
-/// How a gate speaks: its challenges, and its dialect of rate limit headers.
+/// The challenges of a gate.
 #[derive(Clone, Debug)]
 pub(crate) struct Terms {
     bearer: Challenge,
     others: Vec<Challenge>,
-    /// The answers to a flood, rendered once.
+    /// Rendered once, so that floods of unauthenticated requests stay cheap.
     rendered: Rendered,
 }
 
@@ -36,12 +36,12 @@ impl Terms {
         Self { rendered: Rendered::of(&self.bearer, &self.others), ..self }
     }
 
-    /// The Bearer challenge of this gate, without any error.
+    /// Returns the Bearer challenge of this gate, without an error.
     pub(crate) fn bearer(&self) -> &Challenge {
         &self.bearer
     }
 
-    /// The Bearer challenge with this error, as a field value.
+    /// Returns the Bearer challenge with this error, as a header field value.
     pub(crate) fn challenge(&self, error: Option<ErrorCode>) -> HeaderValue {
         match error {
             None => self.rendered.missing.clone(),
@@ -51,7 +51,8 @@ impl Terms {
         }
     }
 
-    /// The challenges of other schemes. They never have an error: none of them was used (RFC 9449, section 7.2).
+    /// Returns the challenges of other schemes. They have no error, because the request did not use them (RFC 9449, section
+    /// 7.2).
     pub(crate) fn others(&self) -> &[HeaderValue] {
         &self.rendered.others
     }

@@ -11,7 +11,7 @@ use super::{Lookup, TokenStore};
 use crate::limit::Clock;
 use crate::pending::answer::Answer;
 use crate::pending::breaker::{Pass, Switch};
-use crate::pending::timeout::{BoxSleep, Patience, Sleep};
+use crate::pending::timeout::{BoxSleep, Sleep, Timeout};
 use crate::rejection::store_error::StoreError;
 use crate::token::BearerToken;
 
@@ -58,7 +58,7 @@ pub use crate::pending::breaker::BreakerState;
 pub struct CircuitBreaker<T> {
     store: Arc<T>,
     switch: Switch,
-    patience: Arc<Patience>,
+    timeout: Arc<Timeout>,
 }
 
 /// Why a look-up failed that the store did not answer.
@@ -85,8 +85,7 @@ impl<T> CircuitBreaker<T> {
 
     /// Creates a circuit breaker with the timer of any runtime. `sleep` returns a future that is ready after the given time.
     pub fn with_timer(store: T, timeout: Duration, sleep: impl Sleep) -> Self {
-        let patience = Arc::new(Patience::new(timeout, sleep));
-        Self { store: Arc::new(store), switch: Switch::new(timeout), patience }
+        Self { store: Arc::new(store), switch: Switch::new(timeout), timeout: Arc::new(Timeout::new(timeout, sleep)) }
     }
 
     /// The same under a name of its own, by which [metrics and events](crate::observe) tell several breakers apart; `default`
@@ -171,7 +170,7 @@ impl<T: TokenStore> TokenStore for CircuitBreaker<T> {
                 Answer::Pending(CircuitBreakerFuture {
                     future,
                     deadline: None,
-                    patience: Arc::clone(&self.patience),
+                    timeout: Arc::clone(&self.timeout),
                     pass,
                 })
             }
@@ -190,7 +189,7 @@ pin_project_lite::pin_project! {
         future: F,
         // Starts with the first poll, as the look-up does.
         deadline: Option<BoxSleep>,
-        patience: Arc<Patience>,
+        timeout: Arc<Timeout>,
         pass: Pass,
     }
 }
@@ -211,7 +210,7 @@ where
         }
         let deadline = this.deadline.get_or_insert_with(|| {
             this.pass.start();
-            this.patience.start()
+            this.timeout.start()
         });
         match deadline.as_mut().poll(cx) {
             Poll::Pending => Poll::Pending,
@@ -225,7 +224,7 @@ where
 
 impl<T> Clone for CircuitBreaker<T> {
     fn clone(&self) -> Self {
-        Self { store: Arc::clone(&self.store), switch: self.switch.clone(), patience: Arc::clone(&self.patience) }
+        Self { store: Arc::clone(&self.store), switch: self.switch.clone(), timeout: Arc::clone(&self.timeout) }
     }
 }
 

@@ -1,22 +1,21 @@
-//! The second station: a verdict on what a store found.
+//! The second step of the pipeline: checks the validity of a grant that a store returned.
 //!
 //! # Rules
 //!
-//! 1. The same for every store: not-before, expiry and sender constraint are judged here, so that no store can forget
-//!    them.
-//! 2. Outward, unknown, revoked and not yet valid look the same. Only expiry may be said.
-//! 3. Who could not find out says so: a failing store is never "unknown".
+//! 1. The checks of not-before, expiry and sender constraint are the same for all stores. No store can omit them.
+//! 2. Clients get the same response for unknown, revoked and not yet valid tokens. Only expiry may be reported.
+//! 3. A failing store is reported as unavailable, never as an unknown token.
 
 use std::time::SystemTime;
 
 use crate::grant::GrantHead;
 use crate::rejection::RejectionKind;
 
-/// Judges a grant that a store found. The clock is asked only if the grant depends on it.
+/// Checks whether a grant is valid. The clock is read only if the validity depends on the time.
 pub(crate) fn verdict(head: &GrantHead, now: impl FnOnce() -> SystemTime) -> Result<(), RejectionKind> {
     if head.is_bounded_in_time() {
         let now = now();
-        // Expiry last, so that it is said only of tokens that were valid once.
+        // Expiry comes last, so that only tokens that were valid are reported as expired.
         if head.is_not_yet_valid(now) {
             return Err(RejectionKind::NotYetValid);
         }
@@ -42,7 +41,7 @@ mod tests {
     }
 
     #[test]
-    fn a_grant_is_valid_from_not_before_until_just_before_expiry() {
+    fn grants_are_valid_from_not_before_until_just_before_expiry() {
         let grant = Grant::new("g", ()).with_not_before(at(10)).with_expiry(at(20));
         let verdict_at = |time| verdict(grant.head(), || time);
         let tick = Duration::from_nanos(1);
@@ -55,7 +54,7 @@ mod tests {
     }
 
     #[test]
-    fn the_ends_of_time_do_not_wrap() {
+    fn dates_out_of_range_do_not_wrap() {
         let ancient = Grant::new("g", ()).with_expiry(UNIX_EPOCH - Duration::from_secs(1));
         assert_eq!(verdict(ancient.head(), || at(0)), Err(RejectionKind::ExpiredToken));
         let far = Grant::new("g", ()).with_expiry(at(100_000_000_000));
@@ -63,10 +62,10 @@ mod tests {
     }
 
     #[test]
-    fn the_clock_is_asked_only_if_it_matters() {
-        let asked = || -> SystemTime { panic!("asked") };
-        assert_eq!(verdict(Grant::new("g", ()).head(), asked), Ok(()));
+    fn grants_without_dates_do_not_read_the_clock() {
+        let clock = || -> SystemTime { panic!("the clock was read") };
+        assert_eq!(verdict(Grant::new("g", ()).head(), clock), Ok(()));
         let bound = Grant::new("g", ()).with_sender_constraint();
-        assert_eq!(verdict(bound.head(), asked), Err(RejectionKind::SenderConstrained));
+        assert_eq!(verdict(bound.head(), clock), Err(RejectionKind::SenderConstrained));
     }
 }

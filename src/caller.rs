@@ -1,4 +1,4 @@
-//! The caller of a request: in its extensions, and as the argument of a handler.
+//! The caller of a request: [`CurrentGrant`] in the request extensions, and [`Authenticated`] as a handler argument.
 
 use std::fmt;
 use std::sync::Arc;
@@ -14,11 +14,10 @@ use crate::rejection::Rejection;
 use crate::rejection::terms::Terms;
 use crate::token::{Credential, TokenDigest, TokenLocation};
 
-/// The grant behind the request at hand, whatever the type of its principal: the one request extension that a gate
-/// sets.
+/// The grant of the current request, for principals of any type. Gates insert it into the request extensions.
 ///
-/// Handlers take the typed [`Authenticated`]; this is for layers, and for services that are not axum's. A test that
-/// wants to call a handler without any gate puts one into the request:
+/// Handlers take the typed [`Authenticated`]. This type is for layers, and for services without axum. Tests can insert it to
+/// call a handler without a gate:
 ///
 /// ```
 /// use tollgate::{CurrentGrant, Grant};
@@ -38,7 +37,7 @@ pub struct CurrentGrant {
 }
 
 impl CurrentGrant {
-    /// A grant as if it had come in the `Authorization` header.
+    /// Creates a grant with the location of the `Authorization` header.
     pub fn new<P: Send + Sync + 'static>(grant: impl Into<Arc<Grant<P>>>) -> Self {
         Self::by(grant.into(), Credential::default())
     }
@@ -47,66 +46,67 @@ impl CurrentGrant {
         Self { grant, credential, decisions: Decisions::default() }
     }
 
-    /// The name of the grant.
+    /// Returns the identifier of the grant.
     #[must_use]
     pub fn id(&self) -> &GrantId {
         self.grant.head().id()
     }
 
-    /// Whose budget it draws on.
+    /// Returns the subject, which owns the rate limit.
     #[must_use]
     pub fn subject(&self) -> &Subject {
         self.grant.head().subject()
     }
 
-    /// What it allows.
+    /// Returns the scopes.
     #[must_use]
     pub fn scopes(&self) -> &Scopes {
         self.grant.head().scopes()
     }
 
-    /// Its own quota; `None` is the limiter's default.
+    /// Returns the quota of the grant, or `None` for the default quota of the limiter.
     #[must_use]
     pub fn quota(&self) -> Option<Quota> {
         self.grant.head().quota()
     }
 
-    /// Where in the request the token was.
+    /// Returns the location of the token in the request.
     #[must_use]
     pub fn location(&self) -> TokenLocation {
         self.credential.location
     }
 
-    /// The digest of the token that was presented; `None` if no gate has seen one.
+    /// Returns the digest of the token, or `None` if no gate has read a token.
     ///
-    /// For what outlives the request, such as a WebSocket: ask the store again, whether the token still has a grant.
+    /// A handler that outlives the request, such as a WebSocket handler, can use the digest to look up the token again.
     #[must_use]
     pub fn token_digest(&self) -> Option<TokenDigest> {
         self.credential.digest
     }
 
-    /// The principal, if it is of this type.
+    /// Returns the principal, if it has this type.
     #[must_use]
     pub fn principal<P: 'static>(&self) -> Option<&P> {
         self.grant.principal().downcast_ref()
     }
 
-    /// The typed form, if the principal is of this type.
+    /// Returns the typed form, if the principal has this type.
     #[must_use]
     pub fn authenticated<P: Send + Sync + 'static>(&self) -> Option<Authenticated<P>> {
-        // Asked first, so that the wrong type costs no reference count.
+        // Checked first, so that a wrong type changes no reference count.
         self.principal::<P>()?;
         let grant = Arc::clone(&self.grant).into_any().downcast().ok()?;
         Some(Authenticated { grant, credential: self.credential, decisions: self.decisions.clone() })
     }
 
-    /// What the limiters on the way decided about this request, outermost first. A gate begins anew: what one around it charged
-    /// is not among them.
+    /// Returns the decisions of all limiters about this request, outermost first.
+    ///
+    /// Decisions of limiters outside of the innermost gate are not included.
     pub fn decisions(&self) -> impl Iterator<Item = &Decision> {
         self.decisions.iter()
     }
 
-    /// Gives back what the limiters charged for this request, see [`Authenticated::refund`].
+    /// Refunds the charges of this request, see [`Authenticated::refund`].
     pub async fn refund(&self) {
         self.decisions.refund().await;
     }
@@ -130,9 +130,10 @@ impl fmt::Debug for CurrentGrant {
     }
 }
 
-/// The caller of the request at hand, for handlers: proof that a gate let them in, and what its store knows of them.
+/// The authenticated caller of the current request, for handlers.
 ///
-/// With feature `axum` it is an extractor, and so is `Option<Authenticated<P>>`, behind a gate with optional authentication:
+/// With the feature `axum`, this type is an extractor. `Option<Authenticated<P>>` is an extractor for gates that allow
+/// anonymous callers:
 ///
 #[cfg_attr(feature = "axum", doc = "```")]
 #[cfg_attr(not(feature = "axum"), doc = "```ignore")]
@@ -142,12 +143,12 @@ impl fmt::Debug for CurrentGrant {
 /// #[derive(Debug)]
 /// struct User { name: &'static str }
 ///
-/// async fn private(who: Authenticated<User>) -> String {
-///     format!("hello, {}", who.principal().name)
+/// async fn private(caller: Authenticated<User>) -> String {
+///     format!("hello, {}", caller.principal().name)
 /// }
 ///
-/// async fn public(who: Option<Authenticated<User>>) -> String {
-///     format!("hello, {}", who.map_or("stranger", |who| who.principal().name))
+/// async fn public(caller: Option<Authenticated<User>>) -> String {
+///     format!("hello, {}", caller.map_or("anonymous", |caller| caller.principal().name))
 /// }
 ///
 /// let tokens = MemoryStore::from_iter([("a-token", Grant::new("alice", User { name: "Alice" }))]);
@@ -157,18 +158,19 @@ impl fmt::Debug for CurrentGrant {
 ///     .route("/public", get(public).route_layer(gate.allow_anonymous()));
 /// ```
 ///
+/// Tests can call a handler directly:
+///
 /// ```
 /// use tollgate::{Authenticated, Grant};
 ///
-/// // A handler is an ordinary function, and a test can call it as one.
-/// async fn hello(who: Authenticated<String>) -> String {
-///     format!("hello, {}", who.principal())
+/// async fn hello(caller: Authenticated<String>) -> String {
+///     format!("hello, {}", caller.principal())
 /// }
 ///
 /// # #[tokio::main(flavor = "current_thread")]
 /// # async fn main() {
-/// let who = Authenticated::new(Grant::new("alice", "Alice".to_owned()));
-/// assert_eq!(hello(who).await, "hello, Alice");
+/// let caller = Authenticated::new(Grant::new("alice", "Alice".to_owned()));
+/// assert_eq!(hello(caller).await, "hello, Alice");
 /// # }
 /// ```
 pub struct Authenticated<P> {
@@ -177,18 +179,18 @@ pub struct Authenticated<P> {
     decisions: Decisions,
 }
 
-const NO_GATE: &str = "This handler asks who calls, and no gate has seen the request. Perhaps you forgot to add `AuthLayer`, or added it before the route.";
+const NO_GATE: &str = "This handler needs `Authenticated<P>`, but no gate has processed the request. Perhaps you forgot to add `AuthLayer`, or added it before the route.";
 const OTHER_TYPE: &str =
-    "This handler takes `Authenticated<P>`, and the principals of the gate's store are of another type than `P`.";
+    "This handler needs `Authenticated<P>`, but the principals of the gate's store have another type than `P`.";
 
 impl<P> Authenticated<P> {
-    /// The caller, as if the token had come in the `Authorization` header.
+    /// Creates a caller with the location of the `Authorization` header, for tests of handlers.
     pub fn new(grant: impl Into<Arc<Grant<P>>>) -> Self {
         let grant = grant.into();
         Self { grant, credential: Credential::default(), decisions: Decisions::default() }
     }
 
-    /// The caller of a request, by its extensions: for handlers that are not axum's.
+    /// Returns the caller from the extensions of a request, for handlers without axum.
     ///
     /// ```
     /// use http::{Request, Response};
@@ -196,7 +198,7 @@ impl<P> Authenticated<P> {
     ///
     /// fn hello(request: &Request<()>) -> Response<bytes::Bytes> {
     ///     match Authenticated::<String>::from_extensions(request.extensions()) {
-    ///         Ok(who) => Response::new(format!("hello, {}", who.principal()).into()),
+    ///         Ok(caller) => Response::new(format!("hello, {}", caller.principal()).into()),
     ///         Err(rejection) => ProblemDetails.reject(rejection),
     ///     }
     /// }
@@ -205,9 +207,10 @@ impl<P> Authenticated<P> {
     ///
     /// # Errors
     ///
-    /// [`Missing`](crate::RejectionKind::Missing), in the gate's realm, for requests that the gate let pass without a grant
-    /// (anonymous ones and CORS preflights). [`Misconfigured`](crate::RejectionKind::Misconfigured) if there is no gate, or the
-    /// principal has another type: the answer says which.
+    /// - [`Missing`](crate::RejectionKind::Missing), with the realm of the gate, if the gate admitted the request without a
+    ///   grant (anonymous requests and CORS preflights).
+    /// - [`Misconfigured`](crate::RejectionKind::Misconfigured) if there is no gate, or if the principal has another type. The
+    ///   response names the cause.
     pub fn from_extensions(extensions: &Extensions) -> Result<Self, Rejection>
     where
         P: Send + Sync + 'static,
@@ -218,19 +221,19 @@ impl<P> Authenticated<P> {
         })
     }
 
-    /// The caller of a request, or `None` if the gate let it pass without a grant.
+    /// Returns the caller of a request, or `None` if the gate admitted the request without a grant.
     ///
     /// # Errors
     ///
-    /// [`Misconfigured`](crate::RejectionKind::Misconfigured) if there is no gate, or the principal has another type: a
-    /// missing gate is not an anonymous caller.
+    /// [`Misconfigured`](crate::RejectionKind::Misconfigured) if there is no gate, or if the principal has another type. A
+    /// request without a gate is not treated as anonymous.
     pub fn from_extensions_if_any(extensions: &Extensions) -> Result<Option<Self>, Rejection>
     where
         P: Send + Sync + 'static,
     {
         match extensions.get::<CurrentGrant>() {
             Some(current) => match current.authenticated() {
-                Some(who) => Ok(Some(who)),
+                Some(caller) => Ok(Some(caller)),
                 None => Err(Rejection::misconfigured(OTHER_TYPE)),
             },
             None if extensions.get::<Unauthenticated>().is_some() => Ok(None),
@@ -238,45 +241,47 @@ impl<P> Authenticated<P> {
         }
     }
 
-    /// Who calls, in the service's own words.
+    /// Returns the principal: the caller as a type of the service.
     #[must_use]
     pub fn principal(&self) -> &P {
         self.grant.principal()
     }
 
-    /// The whole grant.
+    /// Returns the grant.
     #[must_use]
     pub fn grant(&self) -> &Arc<Grant<P>> {
         &self.grant
     }
 
-    /// Where in the request the token was.
+    /// Returns the location of the token in the request.
     #[must_use]
     pub fn location(&self) -> TokenLocation {
         self.credential.location
     }
 
-    /// The digest of the token that was presented; `None` if no gate has seen one.
+    /// Returns the digest of the token, or `None` if no gate has read a token.
     ///
-    /// For what outlives the request, such as a WebSocket: ask the store again, whether the token still has a grant.
+    /// A handler that outlives the request, such as a WebSocket handler, can use the digest to look up the token again.
     #[must_use]
     pub fn token_digest(&self) -> Option<TokenDigest> {
         self.credential.digest
     }
 
-    /// What the limiters on the way decided about this request, outermost first. A gate begins anew: what one around it charged
-    /// is not among them.
+    /// Returns the decisions of all limiters about this request, outermost first.
+    ///
+    /// Decisions of limiters outside of the innermost gate are not included.
     pub fn decisions(&self) -> impl Iterator<Item = &Decision> {
         self.decisions.iter()
     }
 
-    /// Gives back what the limiters charged for this request, once: where its outcome should not count. Only limiters that
-    /// [were told](crate::RateLimits::with_refunds) that this may be wanted can do so.
+    /// Refunds the charges of this request, at most once, for requests that should not count.
+    ///
+    /// Limiters support this only [with refunds](crate::RateLimits::with_refunds).
     pub async fn refund(&self) {
         self.decisions.refund().await;
     }
 
-    /// The form without the principal's type, which limiters take.
+    /// Returns the form without the type of the principal, which limiters take.
     #[must_use]
     pub fn current(&self) -> CurrentGrant
     where
@@ -299,14 +304,15 @@ impl<P> fmt::Debug for Authenticated<P> {
     }
 }
 
-/// The request extension of a request that a gate let pass without a grant, so that nothing behind it mistakes the
-/// absence of a grant for the absence of a gate. If a further gate behind that one found a grant, there is a [`CurrentGrant`] too,
-/// which counts: ask for that first.
+/// The request extension of requests that a gate admitted without a grant. Handlers can thereby detect a missing gate.
+///
+/// An inner gate may have inserted a [`CurrentGrant`] as well. Check for [`CurrentGrant`] first, because it takes
+/// precedence.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Unauthenticated {
-    /// A CORS preflight, which never carries credentials (Fetch standard, "CORS-preflight request").
+    /// A CORS preflight, which never contains credentials (Fetch standard, "CORS-preflight request").
     Preflight,
-    /// Nothing was presented, and the gate takes anonymous callers.
+    /// A request without credentials. The gate allows anonymous callers.
     Anonymous,
 }

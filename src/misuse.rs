@@ -1,8 +1,8 @@
-//! Mistakes that types forbid: code that must not compile, each beside the same code without the mistake, which must.
+//! Compile-time misuse checks. Each example that must not compile has a corrected version that must compile.
 //!
-//! `just misuse` checks that each fails by the error that is named here; stable Rust checks that it fails.
+//! `just misuse` checks the error codes. Stable Rust checks only that compilation fails.
 
-/// A token cannot be printed: what is printed gets into logs.
+/// A token cannot be printed, because printed text ends up in logs.
 ///
 /// ```
 /// let token = tollgate::BearerToken::new("secret");
@@ -14,7 +14,7 @@
 /// let _ = format!("{token}");
 /// ```
 ///
-/// Nor can its digest, which finds a grant in a store:
+/// A digest cannot be printed either, because it identifies a grant in a store:
 ///
 /// ```compile_fail,E0277
 /// let digest = tollgate::TokenDigest::of("secret");
@@ -22,7 +22,8 @@
 /// ```
 struct PrintedToken;
 
-/// Tokens cannot be compared: `==` on bytes tells by its time how many of them are right. Digests can, in constant time.
+/// Tokens cannot be compared, because the time of `==` on bytes reveals how many bytes match. Digests are compared in
+/// constant time.
 ///
 /// ```
 /// let (a, b) = (tollgate::BearerToken::new("a"), tollgate::BearerToken::new("b"));
@@ -35,7 +36,7 @@ struct PrintedToken;
 /// ```
 struct ComparedTokens;
 
-/// A token cannot be serialised: that is printing by another name.
+/// A token cannot be serialised, because that equals printing.
 ///
 /// ```
 /// let token = tollgate::BearerToken::new("secret");
@@ -48,7 +49,7 @@ struct ComparedTokens;
 /// ```
 struct SerialisedToken;
 
-/// A minted token is shown where its owner sees it, by the one method that says so, and has no copies.
+/// A new token can be printed only by `expose`, and cannot be cloned.
 ///
 /// ```
 /// let secret = tollgate::mint::TokenFormat::new("acme").unwrap().mint().unwrap();
@@ -67,7 +68,7 @@ struct SerialisedToken;
 #[cfg(feature = "mint")]
 struct PrintedSecret;
 
-/// A token cannot be kept: it is borrowed from its request, and stores keep digests.
+/// A token cannot outlive its request, because it is borrowed. Stores keep digests.
 ///
 /// ```
 /// fn keep(token: &tollgate::BearerToken<'_>) -> tollgate::TokenDigest {
@@ -82,7 +83,7 @@ struct PrintedSecret;
 /// ```
 struct KeptToken;
 
-/// A store that may wait needs a deadline, or a dead database holds every request for ever.
+/// A store that may wait needs a timeout. Otherwise, requests would wait for an unresponsive database without end.
 ///
 /// ```
 /// use std::time::Duration;
@@ -97,7 +98,7 @@ struct KeptToken;
 /// let _ = AuthLayer::new(store);
 /// ```
 ///
-/// Nor can such a store be declared one that never waits:
+/// Such a store cannot be declared an `ImmediateStore` either:
 ///
 /// ```compile_fail,E0119
 /// use tollgate::store::{ImmediateStore, Lookup, TokenStore};
@@ -117,10 +118,10 @@ struct KeptToken;
 ///
 /// impl ImmediateStore for Slow {}
 /// ```
-struct WaitingWithoutDeadline;
+struct WaitingWithoutTimeout;
 
-/// A budget belongs to a subject that a store vouched for. A key that the caller chooses is a fresh budget at each
-/// request, and a table that strangers fill.
+/// A rate limit belongs to a subject that a store has authenticated. Keys that clients choose would give each request a new
+/// limit, and would fill the memory.
 ///
 /// ```
 /// use tollgate::{Charge, CurrentGrant, Grant, Quota, RateLimits};
@@ -139,9 +140,9 @@ struct WaitingWithoutDeadline;
 /// let limits = RateLimits::new(Quota::per_minute(1));
 /// let _ = limits.charge(&BearerToken::new("secret"), Charge::Units(1));
 /// ```
-struct BudgetOfAString;
+struct LimitOfAString;
 
-/// A constant quota that admits nothing does not compile; of numbers from elsewhere `try_per` tells.
+/// An invalid constant quota does not compile. `try_per` returns an error for other numbers.
 ///
 /// ```
 /// const QUOTA: tollgate::Quota = tollgate::Quota::per_second(1);
@@ -164,7 +165,7 @@ struct BudgetOfAString;
 /// ```
 struct ZeroQuota;
 
-/// A look-up owns what it needs, since the gate may keep it longer than the call, or drop it half-way.
+/// A lookup owns its data, because the future of the lookup outlives the call.
 ///
 /// ```
 /// use tollgate::{Grant, TokenDigest, store};
@@ -197,7 +198,7 @@ struct ZeroQuota;
 /// ```
 struct BorrowingLookup;
 
-/// A refusal is made by the constructors, which keep its kind and what it needs together.
+/// A rejection is created by constructors only, which keep its kind and its other fields consistent.
 ///
 /// ```
 /// let _ = tollgate::Rejection::missing();
@@ -209,7 +210,7 @@ struct BorrowingLookup;
 /// ```
 struct RejectionByHand;
 
-/// Kinds of refusals may be added, so that a `match` has to say what it does with the others.
+/// Future versions may add kinds of rejections, so a `match` needs a wildcard arm.
 ///
 /// ```
 /// fn is_authentication(kind: tollgate::RejectionKind) -> bool {

@@ -1,28 +1,28 @@
-//! [`RequestHead`]: a request without its body, borrowed.
+//! [`RequestHead`]: a borrowed request without its body.
 
 use std::fmt;
 
 use http::request::Parts;
 use http::{Extensions, HeaderMap, Method, Request, Uri, Version};
 
-/// The head of a request, borrowed: what cost functions and doors of one's own may look at.
+/// A borrowed request head, the input of cost functions and custom token locations.
 #[derive(Clone, Copy)]
 #[non_exhaustive]
 pub struct RequestHead<'a> {
     /// The method.
     pub method: &'a Method,
-    /// The target.
+    /// The request target.
     pub uri: &'a Uri,
-    /// The version of HTTP.
+    /// The HTTP version.
     pub version: Version,
-    /// The header fields, with whatever secrets are in them: doors look here before anything is marked sensitive.
+    /// The header fields, including secrets. Tokens are extracted before header values are marked sensitive.
     pub headers: &'a HeaderMap,
     /// The extensions, such as axum's `MatchedPath`.
     pub extensions: &'a Extensions,
 }
 
 impl<'a> RequestHead<'a> {
-    /// The head of this request.
+    /// Borrows the head of a request.
     pub fn of<B>(request: &'a Request<B>) -> Self {
         Self {
             method: request.method(),
@@ -47,10 +47,10 @@ impl<'a> From<&'a Parts> for RequestHead<'a> {
 }
 
 impl fmt::Debug for RequestHead<'_> {
-    /// Method, path and the names of header fields. Values and the query may hold a token, and are left out.
+    /// Writes the method, the path and the names of header fields. Omits values and the query, which may contain a token.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let names: Vec<&str> = self.headers.keys().map(http::HeaderName::as_str).collect();
-        f.debug_struct("Head")
+        f.debug_struct("RequestHead")
             .field("method", self.method)
             .field("path", &self.uri.path())
             .field("version", &self.version)

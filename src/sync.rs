@@ -1,8 +1,7 @@
-//! What threads share, under names behind which a model checker can stand.
+//! Locks, atomics and GCRA cells, which the model checker `shuttle` can replace.
 //!
-//! Compiled as tests with `--cfg tollgate_shuttle` (`just shuttle`), locks and cells are those of `shuttle`, and each use
-//! of one is a point at which another thread may go on. Everywhere else they are what the standard library and governor
-//! have.
+//! In tests with `--cfg tollgate_shuttle` (`just shuttle`), these types are those of `shuttle`. Each access is then a point at
+//! which `shuttle` may switch threads. All other builds use the types of the standard library and governor.
 
 #[cfg(not(all(test, tollgate_shuttle)))]
 pub(crate) use {
@@ -24,7 +23,7 @@ mod model {
     use governor::state::{NotKeyed, StateStore};
     use shuttle::sync::atomic::{AtomicU64, Ordering};
 
-    /// governor's cell, step by step, on an atomic that the model checker sees.
+    /// A copy of governor's cell with the same steps, on an atomic of `shuttle`.
     #[derive(Default)]
     pub(crate) struct InMemoryState(AtomicU64);
 

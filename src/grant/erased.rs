@@ -1,11 +1,11 @@
-//! A grant without the type of its principal, for layers and limiters.
+//! [`Erased`]: a type-erased grant, for layers and limiters.
 
 use std::any::Any;
 use std::sync::Arc;
 
 use super::grant::{Grant, GrantHead};
 
-/// A grant without the type of its principal. (Trait upcasting would save `into_any`, but needs Rust 1.86.)
+/// A grant without the type of its principal. Trait upcasting (Rust 1.86) would replace `into_any`.
 pub(crate) trait Erased: Send + Sync {
     fn head(&self) -> &GrantHead;
     fn principal(&self) -> &dyn Any;

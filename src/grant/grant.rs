@@ -1,4 +1,4 @@
-//! [`Grant`]: what a token stands for.
+//! [`Grant`]: the data that stores keep for a token: the caller, its scopes, its quota and its validity.
 
 use std::borrow::Borrow;
 use std::convert::Infallible;
@@ -9,7 +9,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use super::scopes::{ScopeError, Scopes};
 use crate::quota::Quota;
-use crate::quota::bucket::Memo;
+use crate::quota::bucket::BucketCache;
 
 macro_rules! name {
     ($(#[$doc:meta])* $Name:ident) => {
@@ -18,7 +18,7 @@ macro_rules! name {
         pub struct $Name(Arc<str>);
 
         impl $Name {
-            /// The text of it.
+            /// Returns the text.
             #[must_use]
             pub fn as_str(&self) -> &str {
                 &self.0
@@ -104,18 +104,18 @@ macro_rules! name {
 }
 
 name! {
-    /// Names one grant in logs and in administration. It is no secret: never make it of a token.
+    /// The identifier of a grant in logs and administration. Identifiers are not secret: never derive one from a token.
     GrantId
 }
 name! {
-    /// Whom a budget belongs to. All grants that name one subject draw on the same budget.
+    /// The owner of a rate limit. All grants of one subject share its limit.
     Subject
 }
 
-/// What a token stands for: who calls, what they may do, and how much.
+/// The data that a store keeps for a token: the caller, its scopes, its quota and its validity.
 ///
-/// A grant is its own subject unless it names another one, so that budgets are per token by default. Give all tokens
-/// of one customer the same subject, the old and the new one of a rotation above all, and they share one budget.
+/// By default, the subject of a grant is its identifier, so each token has its own rate limit. Tokens with the same subject
+/// share one limit. Give all tokens of one customer the same subject, especially the old and the new token of a rotation.
 ///
 /// ```
 /// use std::time::{Duration, SystemTime};
@@ -134,49 +134,49 @@ name! {
 #[repr(C)]
 pub struct Grant<P> {
     head: GrantHead,
-    /// Shared, because a rotation makes two grants of one, and a principal need not be `Clone` for that.
+    /// Shared, because a rotation copies a grant, and principals need not be `Clone`.
     principal: Arc<P>,
 }
 
 impl<P> Clone for Grant<P> {
-    /// Another grant of the same principal, which is not cloned.
+    /// Returns a grant that shares the principal.
     fn clone(&self) -> Self {
         Self { head: self.head.clone(), principal: Arc::clone(&self.principal) }
     }
 }
 
-/// Everything about a grant that does not depend on the type of its principal.
+/// The fields of a grant that do not depend on the type of its principal.
 ///
-/// In this order, because each request reads what comes first, and with many tokens the cache lines of a grant are what a
-/// request waits for.
+/// The first fields are those that each request reads. With many tokens, loading the cache lines of a grant dominates the
+/// time of a request.
 #[derive(Clone)]
 #[repr(C)]
 pub(crate) struct GrantHead {
     quota: Option<Quota>,
-    /// Nanoseconds since 1970; 0 is "always was".
+    /// Nanoseconds since 1970. 0 means no start.
     not_before_ns: u64,
-    /// Nanoseconds since 1970; `u64::MAX` is "never".
+    /// Nanoseconds since 1970. `u64::MAX` means no expiry.
     expires_ns: u64,
-    memo: Memo,
+    bucket_cache: BucketCache,
     sender_constrained: bool,
-    /// Whether its token has a successor.
-    outgoing: bool,
+    /// Whether the token has a successor.
+    rotated: bool,
     subject: Subject,
     id: GrantId,
     scopes: Scopes,
 }
 
 impl<P> Grant<P> {
-    /// A grant that is its own subject, may do what needs no scope, is valid at all times and has no quota of its own.
+    /// Creates a grant whose subject is its identifier. The grant has no scopes, no quota of its own, and no limits of validity.
     pub fn new(id: impl Into<GrantId>, principal: P) -> Self {
         let id = id.into();
         let head = GrantHead {
-            memo: Memo::default(),
+            bucket_cache: BucketCache::default(),
             quota: None,
             not_before_ns: 0,
             expires_ns: u64::MAX,
             sender_constrained: false,
-            outgoing: false,
+            rotated: false,
             subject: Subject(id.0.clone()),
             id,
             scopes: Scopes::default(),
@@ -184,20 +184,20 @@ impl<P> Grant<P> {
         Self { head, principal: Arc::new(principal) }
     }
 
-    /// The same under another subject, whose budget it will share.
+    /// Sets the subject, whose rate limit the grant shares. Default: the identifier of the grant.
     #[must_use]
     pub fn with_subject(mut self, subject: impl Into<Subject>) -> Self {
         self.head.subject = subject.into();
-        // What was remembered is the budget of the former subject.
-        self.head.memo = Memo::default();
+        // The cached buckets belong to the previous subject.
+        self.head.bucket_cache = BucketCache::default();
         self
     }
 
-    /// The same with these scopes.
+    /// Sets the scopes. Default: none.
     ///
     /// # Errors
     ///
-    /// If one of them is empty or has a character that RFC 6749 does not allow.
+    /// Returns an error if a scope is empty or contains a character that RFC 6749 does not allow.
     pub fn with_scopes<I>(mut self, scopes: I) -> Result<Self, ScopeError>
     where
         I: IntoIterator,
@@ -207,9 +207,9 @@ impl<P> Grant<P> {
         Ok(self)
     }
 
-    /// The same with scopes that were checked before.
+    /// Sets scopes that have already been validated.
     #[cfg(any(feature = "sqlite", feature = "postgres"))]
-    pub(crate) fn scoped(mut self, scopes: Scopes) -> Self {
+    pub(crate) fn with_valid_scopes(mut self, scopes: Scopes) -> Self {
         self.head.scopes = scopes;
         self
     }
@@ -217,95 +217,98 @@ impl<P> Grant<P> {
     /// Sets the quota of this grant, such as a customer's plan. It replaces the quota of the gate's limiter, and that of at most
     /// one policy; see [Whose quota](crate::RateLimits#whose-quota).
     ///
-    /// Give all tokens of one subject the same: where they differ, each turn of another opens an account anew, under the
-    /// limiter's lock.
+    /// Use the same quota for all tokens of one subject. Where quotas differ, each change between the tokens creates a new
+    /// bucket under the lock of the limiter.
     #[must_use]
     pub fn with_quota(mut self, quota: Quota) -> Self {
         self.head.quota = Some(quota);
-        // What was remembered is a budget by the former quota.
-        self.head.memo = Memo::default();
+        // The cached buckets belong to the previous quota.
+        self.head.bucket_cache = BucketCache::default();
         self
     }
 
-    /// The same, valid from this moment on.
+    /// Sets the first moment at which the grant is valid. Default: no such limit.
     #[must_use]
     pub fn with_not_before(mut self, not_before: SystemTime) -> Self {
         self.head.not_before_ns = unix_ns(not_before);
         self
     }
 
-    /// The same, valid until just before this moment.
+    /// Sets the expiry: the grant is valid before this moment. Default: no expiry.
     #[must_use]
     pub fn with_expiry(mut self, expires_at: SystemTime) -> Self {
         self.head.expires_ns = unix_ns(expires_at);
         self
     }
 
-    /// The same, bound to a key that its sender must prove (DPoP, mutual TLS). As a bare Bearer token it is refused
-    /// (RFC 9449, section 7.2).
+    /// Binds the grant to a key that the sender must prove (DPoP, mutual TLS). Gates reject its token when it is sent as a
+    /// plain Bearer token (RFC 9449, section 7.2).
     #[must_use]
     pub fn with_sender_constraint(mut self) -> Self {
         self.head.sender_constrained = true;
         self
     }
 
-    /// The name of the grant.
+    /// Returns the identifier of the grant.
     #[must_use]
     pub fn id(&self) -> &GrantId {
         &self.head.id
     }
 
-    /// Whose budget it draws on.
+    /// Returns the subject, which owns the rate limit.
     #[must_use]
     pub fn subject(&self) -> &Subject {
         &self.head.subject
     }
 
-    /// What it allows.
+    /// Returns the scopes.
     #[must_use]
     pub fn scopes(&self) -> &Scopes {
         &self.head.scopes
     }
 
-    /// Its own quota; `None` is the limiter's default.
+    /// Returns the quota of the grant, or `None` for the default quota of the limiter.
     #[must_use]
     pub fn quota(&self) -> Option<Quota> {
         self.head.quota
     }
 
-    /// From when on it is valid, if that was said.
+    /// Returns the first moment at which the grant is valid, if there is such a limit.
     #[must_use]
     pub fn not_before(&self) -> Option<SystemTime> {
         (self.head.not_before_ns != 0).then(|| UNIX_EPOCH + Duration::from_nanos(self.head.not_before_ns))
     }
 
-    /// When it expires, if ever.
+    /// Returns the expiry, if there is one.
     #[must_use]
     pub fn expires_at(&self) -> Option<SystemTime> {
         (self.head.expires_ns != u64::MAX).then(|| UNIX_EPOCH + Duration::from_nanos(self.head.expires_ns))
     }
 
-    /// Whether its sender must prove a key.
+    /// Returns whether the sender must prove a key.
     #[must_use]
     pub fn is_sender_constrained(&self) -> bool {
         self.head.sender_constrained
     }
 
-    /// Whether its token was rotated and works for its grace only.
+    /// Returns whether the token was rotated. Rotated tokens are valid for their grace period only.
     #[must_use]
-    pub fn is_outgoing(&self) -> bool {
-        self.head.outgoing
+    pub fn is_rotated(&self) -> bool {
+        self.head.rotated
     }
 
-    /// The grant of a token that has a successor, until its grace ends, if ever. It ends no later than it would have.
-    pub(crate) fn into_outgoing(mut self, grace_ends: Option<SystemTime>) -> Self {
-        self.head.outgoing = true;
+    /// Marks the grant as rotated, and limits its expiry to the end of the grace period, if there is one. The expiry is
+    /// never extended.
+    pub(crate) fn into_rotated(mut self, grace_ends: Option<SystemTime>) -> Self {
+        self.head.rotated = true;
         self.head.expires_ns = self.head.expires_ns.min(grace_ends.map_or(u64::MAX, unix_ns));
         self
     }
 
-    /// Whether it is valid at this moment, by its dates. A gate asks this at every request; what outlives a request, such
-    /// as a WebSocket, has to ask again.
+    /// Returns whether the dates of the grant allow its use at this moment.
+    ///
+    /// Gates check this at every request. A handler that outlives the request, such as a WebSocket handler, has to check
+    /// again.
     ///
     /// ```
     /// use std::time::{Duration, SystemTime};
@@ -321,7 +324,7 @@ impl<P> Grant<P> {
         !self.head.is_not_yet_valid(time) && !self.head.is_expired(time)
     }
 
-    /// Who calls, in the service's own words.
+    /// Returns the principal: the caller as a type of the service.
     pub fn principal(&self) -> &P {
         &self.principal
     }
@@ -348,11 +351,11 @@ impl GrantHead {
         self.quota
     }
 
-    pub(crate) fn memo(&self) -> &Memo {
-        &self.memo
+    pub(crate) fn bucket_cache(&self) -> &BucketCache {
+        &self.bucket_cache
     }
 
-    /// Whether there is any need to ask what time it is.
+    /// Returns whether the validity of the grant depends on the time.
     pub(crate) fn is_bounded_in_time(&self) -> bool {
         self.not_before_ns != 0 || self.expires_ns != u64::MAX
     }
@@ -370,13 +373,13 @@ impl GrantHead {
     }
 }
 
-/// Nanoseconds since 1970; earlier is 0, after the year 2554 `u64::MAX`.
+/// Returns the nanoseconds since 1970. Earlier times are 0; times after the year 2554 are `u64::MAX`.
 fn unix_ns(time: SystemTime) -> u64 {
     time.duration_since(UNIX_EPOCH).map_or(0, |d| u64::try_from(d.as_nanos()).unwrap_or(u64::MAX))
 }
 
 impl<P> fmt::Debug for Grant<P> {
-    /// Leaves out the principal, which may hold what must not be printed.
+    /// Omits the principal, which may contain secrets.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Grant")
             .field("id", self.id())

@@ -1,4 +1,4 @@
-//! Grants: what a token stands for.
+//! Grants: the data that stores keep for a token.
 
 pub(crate) mod erased;
 #[allow(clippy::module_inception, reason = "the file of `Grant`")]

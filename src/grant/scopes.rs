@@ -1,11 +1,11 @@
-//! [`Scopes`]: what a grant allows.
+//! [`Scopes`]: the permissions of a grant.
 
 use std::fmt;
 use std::str::FromStr;
 
 use thiserror::Error;
 
-/// A set of scopes: tokens of %x21 / %x23-5B / %x5D-7E (RFC 6749, section 3.3), case-sensitive.
+/// A list of scopes. Scopes are case-sensitive and consist of %x21 / %x23-5B / %x5D-7E (RFC 6749, section 3.3).
 ///
 /// ```
 /// use tollgate::Scopes;
@@ -19,24 +19,25 @@ use thiserror::Error;
 #[derive(Clone, Default, PartialEq, Eq, Hash)]
 pub struct Scopes(Box<[Box<str>]>);
 
-/// A scope that is empty or has a space, a quote, a backslash, a control or a non-ASCII character.
+/// The error of a scope that is empty, or contains a space, a quote, a backslash, a control character or a non-ASCII
+/// character.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
-#[error("{0:?} is no scope: one or more of %x21 / %x23-5B / %x5D-7E")]
+#[error("invalid scope {0:?}: must be one or more of %x21 / %x23-5B / %x5D-7E")]
 pub struct ScopeError(Box<str>);
 
 impl ScopeError {
-    /// For lists that must not be empty.
+    /// Returns the error of an empty list where at least one scope is required.
     pub(crate) fn empty() -> Self {
         Self("".into())
     }
 }
 
 impl Scopes {
-    /// Checks and keeps scopes, in this order.
+    /// Creates a list of scopes, in the given order.
     ///
     /// # Errors
     ///
-    /// If one of them is empty or has a character that RFC 6749 does not allow.
+    /// Returns an error if a scope is empty or contains a character that RFC 6749 does not allow.
     pub fn new<I>(scopes: I) -> Result<Self, ScopeError>
     where
         I: IntoIterator,
@@ -45,18 +46,18 @@ impl Scopes {
         scopes.into_iter().map(|scope| check_scope(scope.as_ref())).collect::<Result<_, _>>().map(Self)
     }
 
-    /// Whether this scope is among them.
+    /// Returns whether the list contains this scope.
     #[must_use]
     pub fn contains(&self, scope: &str) -> bool {
         self.iter().any(|own| own == scope)
     }
 
-    /// The scopes, in the order in which they were given.
+    /// Returns the scopes in their original order.
     pub fn iter(&self) -> impl Iterator<Item = &str> {
         self.0.iter().map(AsRef::as_ref)
     }
 
-    /// Whether there is none.
+    /// Returns whether the list is empty.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
@@ -73,8 +74,7 @@ fn check_scope(scope: &str) -> Result<Box<str>, ScopeError> {
 impl FromStr for Scopes {
     type Err = ScopeError;
 
-    /// Parses scopes with spaces between them, as the `scope` parameter has them (RFC 6749, section 3.3). The empty text is no
-    /// scope.
+    /// Parses the space-separated form of the `scope` parameter (RFC 6749, section 3.3). An empty text is an empty list.
     fn from_str(text: &str) -> Result<Self, ScopeError> {
         Self::new(text.split(' ').filter(|scope| !scope.is_empty()))
     }
@@ -95,7 +95,7 @@ impl<'de> serde::Deserialize<'de> for Scopes {
 }
 
 impl fmt::Display for Scopes {
-    /// The scopes with single spaces between, as the `scope` parameter has them.
+    /// Writes the form of the `scope` parameter: scopes that are separated by single spaces.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0.join(" "))
     }

@@ -16,18 +16,18 @@
 //! 5. Memory is bounded by the subjects whose grants are alive or in debt. No task runs. A grant that its store has dropped
 //!    may be kept, with its principal, until the next [sweep](RateLimits::sweep), which happens while new subjects come.
 
-mod accounts;
+mod all_or_nothing;
+mod buckets;
 mod failures;
-mod given;
 #[cfg(all(test, tollgate_shuttle))]
 mod interleavings;
-mod lane;
 mod memory;
 #[cfg(feature = "redis")]
 pub mod redis;
+mod refund_totals;
 mod rule;
 mod sketch;
-mod together;
+mod state;
 
 pub(crate) use crate::quota::clock::Time;
 pub use crate::quota::clock::{Clock, MonotonicClock};

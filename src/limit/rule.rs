@@ -1,4 +1,4 @@
-//! What a limiter was told of one of its policies.
+//! [`Rule`]: the configuration of one policy of a limiter.
 
 use std::num::NonZeroU32;
 use std::sync::Arc;
@@ -14,24 +14,24 @@ use crate::request_head::RequestHead;
 pub(super) type PartitionKey = dyn Fn(&Subject) -> Vec<u8> + Send + Sync;
 type Cost = dyn Fn(&RequestHead<'_>) -> u32 + Send + Sync;
 
-/// A named policy, without the budgets.
+/// The configuration of one policy, without its buckets.
 #[derive(Clone)]
 pub(crate) struct Rule {
     pub(crate) name: PolicyName,
     pub(crate) quota: Quota,
     pub(crate) scope: Scope,
     pub(super) cost: Option<Arc<Cost>>,
-    /// What all anonymous callers share, if they are limited.
+    /// The quota that all anonymous callers share, if they are limited.
     pub(crate) anonymous: Option<Quota>,
     pub(crate) is_dry_run: bool,
     near_percent: Option<u8>,
     pub(super) partition_key: Option<Arc<PartitionKey>>,
     pub(super) grant_quotas: GrantQuotas,
-    /// Among how many nodes each quota is divided.
+    /// The number of nodes among which each quota is divided.
     nodes: NonZeroU32,
 }
 
-/// Who shares a budget.
+/// The callers that share a bucket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Scope {
     Subject,
@@ -64,7 +64,7 @@ impl Rule {
         }
     }
 
-    /// One beside this, of the same limiter.
+    /// Creates a further policy of the same limiter.
     pub(super) fn further(&self, name: PolicyName, quota: Quota) -> Self {
         let partition_key = self.partition_key.clone();
         Self { partition_key, ..Self::new(name, quota) }
@@ -79,7 +79,7 @@ impl Rule {
         }
     }
 
-    /// Returns the quota of the grant if it replaces that of this policy.
+    /// Returns the quota of the grant, if that quota replaces the one of this policy.
     #[inline]
     pub(super) fn quota_of(&self, grant: &CurrentGrant) -> Option<Quota> {
         let is_followed = self.grant_quotas != GrantQuotas::Ignored && self.scope == Scope::Subject;
@@ -87,7 +87,7 @@ impl Rule {
         quota.map(|quota| quota.divided_by(self.nodes))
     }
 
-    /// Whether this policy limits anonymous callers and CORS preflights.
+    /// Returns whether this policy limits anonymous callers and CORS preflights.
     pub(super) fn limits_anonymous(&self) -> bool {
         self.scope == Scope::All || self.anonymous.is_some()
     }
@@ -103,7 +103,7 @@ impl Rule {
         }
     }
 
-    /// The same for one of so many nodes.
+    /// Returns the rule of one of several nodes, which divide the quotas.
     #[cfg(feature = "redis")]
     pub(super) fn divided_by(&self, nodes: NonZeroU32) -> Self {
         Self {
@@ -114,11 +114,11 @@ impl Rule {
         }
     }
 
-    pub(super) fn tell_near(&mut self, percent: u8) {
+    pub(super) fn set_near_percent(&mut self, percent: u8) {
         self.near_percent = Some(percent.min(100));
     }
 
-    /// Puts into a decision what else is to be told of this policy.
+    /// Adds the dry run, the near-limit flag and the partition key of this policy to a decision.
     #[inline]
     pub(crate) fn mark(&self, decision: Decision, grant: Option<&CurrentGrant>) -> Decision {
         match (self.is_dry_run, self.near_percent, &self.partition_key) {

@@ -1,52 +1,54 @@
-//! What peers owe for failures, in a table that does not grow: a count-min sketch of GCRA cells.
+//! [`Sketch`]: the failures of all peers in a table of fixed size, a count-min sketch of GCRA cells.
 //!
 //! # Rules
 //!
-//! 1. A peer has one cell in each row, and shares them with others. Whatever it does is counted in all of them, so that
-//!    none of them counts less than the peer did. It is over its limit only if all of them are.
-//! 2. An attempt that is under way counts like a failure, but beside the debt: one that ends well is counted out, which
-//!    is exact, whatever happened meanwhile. Taking an interval out of a debt again would not be: time may have paid for
-//!    it, or for what others owe in the same cell.
-//! 3. A failure is charged before its attempt is counted out, and who looks reads the count before the debt, so that a
-//!    failure is seen in one of them, or for a moment in both.
-//! 4. The attempts of a peer are let in one after the other, under a lock, so that no two of them see the same room.
-//!    Other peers may change its cells meanwhile; they only add what is theirs, and take that out again.
-//! 5. A cell owes a full burst at the most, as any peer does. So a flood is forgotten as soon as the failures of one peer.
+//! 1. A peer has one cell in each row, and shares these cells with other peers. Its attempts are counted in all of its cells,
+//!    so no cell counts fewer. A peer is over its limit only if all of its cells are.
+//! 2. A pending attempt counts like a failure, but in a counter of its own. A success decrements the counter, which is always
+//!    exact. Refunding a failure would not be exact: its units may have been regained, or belong to another peer.
+//! 3. A failure is charged before the counter is decremented. Readers read the counter before the failures. So each failure
+//!    is visible in at least one of them, and for a moment in both.
+//! 4. Attempts of one peer begin one after the other, under a lock, so two attempts never use the same free unit. Other peers
+//!    may change the shared cells meanwhile, but only by their own attempts.
+//! 5. A cell holds at most a full burst of failures. The cell is therefore empty again as soon after a flood as after the
+//!    failures of one peer.
 
 use std::num::NonZeroU64;
 use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
 
 use crate::quota::Quota;
-use crate::quota::cell::{owe, wait_for};
+use crate::quota::cell::{force_charge, wait_for};
 use crate::sync::{AtomicU32, InMemoryState, Mutex};
 
-/// How many cells a peer has.
+/// The number of rows, and thus of cells per peer.
 pub(super) const ROWS: usize = 4;
-/// How many peers can be let in at the same time.
-const TURNS: usize = 64;
+/// The number of locks, which peers share by hash.
+const LOCKS: usize = 64;
 
-/// A peer, as random bits for each row.
+/// The hash of a peer: uniform bits for each row.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Peer(pub(super) [u32; ROWS]);
 
 #[derive(Default)]
 struct Cell {
-    debt: InMemoryState,
-    under_way: AtomicU32,
+    failures: InMemoryState,
+    /// The number of pending attempts.
+    pending: AtomicU32,
 }
 
+/// The failures of all peers.
 pub(super) struct Sketch {
     quota: Quota,
     cells: Box<[Cell]>,
-    turns: Box<[Mutex<()>]>,
+    locks: Box<[Mutex<()>]>,
 }
 
 impl Sketch {
-    /// The width is that of a row, and is made a power of two.
+    /// Creates an empty table. `width` is the number of cells per row, rounded up to a power of two.
     pub(super) fn new(quota: Quota, width: usize) -> Self {
         let cells = (0..width.next_power_of_two() * ROWS).map(|_| Cell::default()).collect();
-        Self { quota, cells, turns: (0..TURNS).map(|_| Mutex::new(())).collect() }
+        Self { quota, cells, locks: (0..LOCKS).map(|_| Mutex::new(())).collect() }
     }
 
     pub(super) fn quota(&self) -> Quota {
@@ -58,7 +60,7 @@ impl Sketch {
     }
 
     pub(super) fn memory_bytes(&self) -> usize {
-        size_of::<Self>() + size_of_val(&*self.cells) + size_of_val(&*self.turns)
+        size_of::<Self>() + size_of_val(&*self.cells) + size_of_val(&*self.locks)
     }
 
     fn cells_of(&self, Peer(bits): Peer) -> impl Iterator<Item = &Cell> {
@@ -67,36 +69,37 @@ impl Sketch {
         rows.filter_map(move |(row, bits)| row.get(bits as usize & (width - 1)))
     }
 
-    /// Lets an attempt in, which is under way from here on, until [`fail`](Self::fail) or [`succeed`](Self::succeed).
+    /// Begins an attempt, which is pending until [`fail`](Self::fail) or [`succeed`](Self::succeed).
     ///
-    /// Or else says in how many nanoseconds there is room, if all that is under way fails now.
+    /// Returns an error if the peer is over its limit: the nanoseconds until the next attempt, if all pending attempts fail
+    /// now.
     pub(super) fn begin(&self, peer: Peer, now: u64) -> Result<(), NonZeroU64> {
-        let turn = &self.turns[peer.0[0] as usize % TURNS];
-        let _turn = turn.lock().unwrap_or_else(PoisonError::into_inner);
+        let lock = &self.locks[peer.0[0] as usize % LOCKS];
+        let _guard = lock.lock().unwrap_or_else(PoisonError::into_inner);
         let wait = self.cells_of(peer).map(|cell| {
-            let under_way = cell.under_way.load(Ordering::Acquire);
-            wait_for(&cell.debt, self.quota, now, under_way.saturating_add(1))
+            let pending = cell.pending.load(Ordering::Acquire);
+            wait_for(&cell.failures, self.quota, now, pending.saturating_add(1))
         });
         match NonZeroU64::new(wait.min().unwrap_or(0)) {
             Some(wait) => Err(wait),
             None => {
-                self.cells_of(peer).for_each(|cell| _ = cell.under_way.fetch_add(1, Ordering::AcqRel));
+                self.cells_of(peer).for_each(|cell| _ = cell.pending.fetch_add(1, Ordering::AcqRel));
                 Ok(())
             }
         }
     }
 
-    /// An attempt that was let in has failed.
+    /// Ends a pending attempt as a failure.
     pub(super) fn fail(&self, peer: Peer, now: u64) {
         for cell in self.cells_of(peer) {
-            owe(&cell.debt, self.quota, now);
-            cell.under_way.fetch_sub(1, Ordering::AcqRel);
+            force_charge(&cell.failures, self.quota, now);
+            cell.pending.fetch_sub(1, Ordering::AcqRel);
         }
     }
 
-    /// An attempt that was let in has not failed.
+    /// Ends a pending attempt as a success.
     pub(super) fn succeed(&self, peer: Peer) {
-        self.cells_of(peer).for_each(|cell| _ = cell.under_way.fetch_sub(1, Ordering::AcqRel));
+        self.cells_of(peer).for_each(|cell| _ = cell.pending.fetch_sub(1, Ordering::AcqRel));
     }
 }
 
@@ -114,22 +117,22 @@ mod tests {
         Quota::one_per(std::time::Duration::from_nanos(INTERVAL)).with_burst(3)
     }
 
-    /// What one peer owes, known exactly.
+    /// An exact model of the failures of one peer.
     #[derive(Default)]
     struct Exact {
-        paid_off_at: u64,
-        under_way: u64,
+        empty_at: u64,
+        pending: u64,
     }
 
     impl Exact {
         fn wait(&self, now: u64) -> u64 {
-            let owed = self.paid_off_at.saturating_sub(now) + (self.under_way + 1) * INTERVAL;
-            owed.saturating_sub(3 * INTERVAL)
+            let used = self.empty_at.saturating_sub(now) + (self.pending + 1) * INTERVAL;
+            used.saturating_sub(3 * INTERVAL)
         }
 
         fn fail(&mut self, now: u64) {
-            self.under_way -= 1;
-            self.paid_off_at = self.paid_off_at.max(now) + INTERVAL;
+            self.pending -= 1;
+            self.empty_at = self.empty_at.max(now) + INTERVAL;
         }
     }
 
@@ -151,7 +154,7 @@ mod tests {
         prop::collection::vec(step, 0..200)
     }
 
-    /// Goes through the steps, and compares each wait with the exact one.
+    /// Executes the steps, and compares each wait with that of the exact model.
     fn compare(
         sketch: &Sketch,
         peers: &[Peer],
@@ -165,11 +168,11 @@ mod tests {
                 Step::Begin(name) => {
                     let known = exact.entry(name).or_default();
                     let wait = sketch.begin(peers[name as usize], now).map_or_else(NonZeroU64::get, |()| 0);
-                    prop_assert!(agree(wait, known.wait(now)), "{wait} and exactly {}", known.wait(now));
-                    known.under_way += u64::from(wait == 0);
+                    prop_assert!(agree(wait, known.wait(now)), "{wait}, exact {}", known.wait(now));
+                    known.pending += u64::from(wait == 0);
                 }
                 Step::Fail(name) | Step::Succeed(name) => {
-                    let Some(known) = exact.get_mut(&name).filter(|known| known.under_way > 0) else { continue };
+                    let Some(known) = exact.get_mut(&name).filter(|known| known.pending > 0) else { continue };
                     match step {
                         Step::Fail(_) => {
                             sketch.fail(peers[name as usize], now);
@@ -177,7 +180,7 @@ mod tests {
                         }
                         _ => {
                             sketch.succeed(peers[name as usize]);
-                            known.under_way -= 1;
+                            known.pending -= 1;
                         }
                     }
                 }
@@ -188,7 +191,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_peer_is_ever_undercounted(
+        fn peers_that_share_cells_are_never_undercounted(
             peers in prop::collection::vec(any::<[u32; ROWS]>().prop_map(Peer), 12),
             width in 1..8_usize,
             steps in steps(12),
@@ -197,8 +200,8 @@ mod tests {
         }
 
         #[test]
-        fn who_shares_not_all_cells_is_counted_exactly(steps in steps(4)) {
-            // All share their cells in three rows, and none in the last.
+        fn peers_with_a_cell_of_their_own_are_counted_exactly(steps in steps(4)) {
+            // The peers share their cells in three rows, and have different cells in the last row.
             let peers = [0, 1, 2, 3].map(|name| Peer([0, 0, 0, name]));
             compare(&Sketch::new(quota(), 4), &peers[..1], only_the_first(&steps), |wait, exact| wait == exact)?;
             compare(&Sketch::new(quota(), 4), &peers, steps, |wait, exact| wait == exact)?;
@@ -211,7 +214,7 @@ mod tests {
     }
 
     #[test]
-    fn a_peer_that_shares_all_cells_is_taken_for_the_other() {
+    fn peer_that_shares_all_cells_with_a_throttled_peer_is_throttled() {
         let sketch = Sketch::new(quota(), 16);
         let (one, other) = (Peer([1, 2, 3, 4]), Peer([17, 18, 19, 20]));
         for _ in 0..3 {
@@ -223,9 +226,9 @@ mod tests {
     }
 
     #[test]
-    fn a_full_cell_takes_part_all_the_same() {
+    fn failures_in_a_cell_at_its_maximum_still_count() {
         let sketch = Sketch::new(quota(), 2);
-        // They share a cell in the first row.
+        // The peers share a cell in the first row.
         let (other, one) = (Peer([0, 1, 1, 1]), Peer([0; ROWS]));
         for (peer, now) in [(other, 0), (one, 5)] {
             for _ in 0..3 {
@@ -233,18 +236,18 @@ mod tests {
                 sketch.fail(peer, now);
             }
         }
-        // The shared cell was full, and without the failures of the one it would have room sooner than theirs.
+        // The shared cell was at its maximum. Without the later failures, it would admit an attempt earlier.
         assert_eq!(sketch.begin(one, INTERVAL).map_err(NonZeroU64::get), Err(5));
         assert_eq!(sketch.begin(one, INTERVAL + 5), Ok(()));
     }
 
     #[test]
-    fn a_flood_is_forgotten_as_soon_as_the_failures_of_one() {
+    fn cell_after_a_flood_of_failures_recovers_as_after_a_burst() {
         let sketch = Sketch::new(quota(), 1);
-        // A thousand peers that fail at once, each let in before the others were counted.
+        // A thousand peers fail at the same time. All attempts began before any failure was counted.
         let peers: Vec<_> = (0..1_000).map(|_| Peer([0; ROWS])).collect();
         for &peer in &peers {
-            sketch.cells_of(peer).for_each(|cell| _ = cell.under_way.fetch_add(1, Ordering::SeqCst));
+            sketch.cells_of(peer).for_each(|cell| _ = cell.pending.fetch_add(1, Ordering::SeqCst));
         }
         peers.iter().for_each(|&peer| sketch.fail(peer, 0));
         assert_eq!(sketch.begin(peers[0], 0).map_err(NonZeroU64::get), Err(INTERVAL));
@@ -254,22 +257,22 @@ mod tests {
     }
 
     #[test]
-    fn threads_of_one_peer_do_not_see_the_same_room() {
+    fn concurrent_attempts_of_one_peer_never_exceed_the_quota() {
         let quota = Quota::per_hour(100);
         for _ in 0..50 {
             let sketch = Sketch::new(quota, 16);
-            let let_in: usize = std::thread::scope(|scope| {
-                let try_often = || {
+            let begun: usize = std::thread::scope(|scope| {
+                let begin_and_fail = || {
                     (0..100)
                         .filter(|_| {
                             sketch.begin(Peer([1, 2, 3, 4]), 0).map(|()| sketch.fail(Peer([1, 2, 3, 4]), 0)).is_ok()
                         })
                         .count()
                 };
-                let threads: Vec<_> = (0..4).map(|_| scope.spawn(try_often)).collect();
+                let threads: Vec<_> = (0..4).map(|_| scope.spawn(begin_and_fail)).collect();
                 threads.into_iter().map(|thread| thread.join().unwrap()).sum()
             });
-            assert_eq!(let_in, 100);
+            assert_eq!(begun, 100);
         }
     }
 }

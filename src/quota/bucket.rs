@@ -1,21 +1,22 @@
-//! The bucket of one subject under one policy, and what a grant remembers of its buckets.
+//! [`Bucket`]: the state of one subject under one policy, and [`BucketCache`]: the buckets that a grant keeps.
 
 use std::num::NonZeroU32;
 use std::sync::{Arc, OnceLock};
 
-use super::cell::{FROZEN, Outcome, decide, give_back, read, swap};
+use super::cell::{FROZEN, Outcome, decide, read, refund, swap};
 use super::policy::Policy;
 use super::quota::Quota;
 use crate::sync::InMemoryState;
 
-/// What one subject owes under one policy.
-pub(crate) struct Account {
+/// The bucket of one subject under one policy.
+pub(crate) struct Bucket {
     cell: InMemoryState,
     policy: Policy,
 }
 
-impl Account {
-    pub(crate) fn owing(policy: Policy, tat: u64) -> Self {
+impl Bucket {
+    /// Creates a bucket with this theoretical arrival time.
+    pub(crate) fn with_tat(policy: Policy, tat: u64) -> Self {
         let cell = InMemoryState::default();
         swap(&cell, tat);
         Self { cell, policy }
@@ -25,90 +26,92 @@ impl Account {
         &self.policy
     }
 
-    /// Charges the account, unless it is frozen.
+    /// Charges the bucket, unless the bucket is frozen.
     #[inline]
     pub(crate) fn charge(&self, now: u64, cost: NonZeroU32) -> Outcome {
         decide(&self.cell, self.policy.quota(), now, cost)
     }
 
-    /// Whether the account owes something at this time. A frozen account owes for ever.
-    pub(crate) fn owes(&self, now: u64) -> bool {
+    /// Returns whether the bucket is not full at this time. A frozen bucket never becomes full.
+    pub(crate) fn is_used(&self, now: u64) -> bool {
         read(&self.cell) > now
     }
 
-    /// The theoretical arrival time, unless the account is frozen.
-    pub(crate) fn debt(&self) -> Option<u64> {
+    /// Returns the theoretical arrival time, or `None` if the bucket is frozen.
+    pub(crate) fn tat(&self) -> Option<u64> {
         let tat = read(&self.cell);
         (tat < FROZEN).then_some(tat)
     }
 
-    /// An account that owes as much now, for a decision that changes nothing; `None` if this one is frozen.
+    /// Returns a copy for a decision that must not change this bucket, or `None` if the bucket is frozen.
     pub(crate) fn copy(&self) -> Option<Self> {
-        Some(Self::owing(self.policy.clone(), self.debt()?))
+        Some(Self::with_tat(self.policy.clone(), self.tat()?))
     }
 
-    /// Owes so many nanoseconds less, by this quota. By another nothing changes: what they were worth meanwhile is not known
-    /// any more. `None` if the account is frozen.
-    pub(crate) fn give_back(&self, quota: Quota, ns: u64) -> Option<()> {
+    /// Refunds this many nanoseconds of a charge under this quota. Returns `None` if the bucket is frozen.
+    ///
+    /// A bucket of another quota does not change: the value of the charge is unknown after a change of plan.
+    pub(crate) fn refund(&self, quota: Quota, ns: u64) -> Option<()> {
         match self.policy.quota() == quota {
-            true => give_back(&self.cell, ns).then_some(()),
-            false => self.debt().map(drop),
+            true => refund(&self.cell, ns).then_some(()),
+            false => self.tat().map(drop),
         }
     }
 
-    /// Freezes this account. Returns the theoretical arrival time with which another policy owes as many cells, rounded up.
-    pub(crate) fn close(&self, policy: &Policy, now: u64) -> u64 {
-        let owed_ns = u128::from(swap(&self.cell, FROZEN).saturating_sub(now));
+    /// Freezes this bucket. Returns the theoretical arrival time with the same number of used units under another policy,
+    /// rounded up.
+    pub(crate) fn freeze(&self, policy: &Policy, now: u64) -> u64 {
+        let used_ns = u128::from(swap(&self.cell, FROZEN).saturating_sub(now));
         let (old, new) = (self.policy.quota().interval_ns(), policy.quota().interval_ns());
-        let carried_ns = (owed_ns * u128::from(new)).div_ceil(u128::from(old));
-        // More than a hundred years of debt are cut to what a cell can hold.
+        let carried_ns = (used_ns * u128::from(new)).div_ceil(u128::from(old));
+        // Refill times of more than a hundred years are reduced to the range of a cell.
         u64::try_from(u128::from(now) + carried_ns).unwrap_or(u64::MAX).min(FROZEN - 1)
     }
 }
 
-/// The accounts that one grant was charged to: only ever added to, and read without a lock.
+/// The buckets that one grant was charged to. The cache only grows, and reading takes no lock.
 ///
-/// The usual request finds its account here, and asks no map.
+/// Most requests find their bucket here, without a lookup in a map.
 #[derive(Default)]
 #[repr(C)]
-pub(crate) struct Memo {
-    /// One that no other grant is charged to, with the id of its limiter.
-    own: OnceLock<(u64, Account)>,
-    shared: Shared,
+pub(crate) struct BucketCache {
+    /// The bucket that only this grant is charged to, with the id of its limiter.
+    own: OnceLock<(u64, Bucket)>,
+    shared: SharedBuckets,
 }
 
-/// Accounts that other grants may be charged to as well: a short list.
+/// A short linked list of buckets that other grants may be charged to as well.
 #[derive(Default)]
-struct Shared {
-    here: OnceLock<(u64, Arc<Account>)>,
-    next: OnceLock<Box<Shared>>,
+struct SharedBuckets {
+    here: OnceLock<(u64, Arc<Bucket>)>,
+    next: OnceLock<Box<SharedBuckets>>,
 }
 
-impl Memo {
-    /// How many shared accounts a grant remembers. More of them work as well, through the map.
-    const MOST: usize = 8;
+impl BucketCache {
+    /// The maximum number of shared buckets in the cache. Further buckets are found through the map of the limiter.
+    const MAX_SHARED: usize = 8;
 
     #[inline]
-    pub(crate) fn own(&self, accounts: u64) -> Option<&Account> {
-        self.own.get().filter(|(id, _)| *id == accounts).map(|(_, account)| account)
+    pub(crate) fn own(&self, limiter_id: u64) -> Option<&Bucket> {
+        self.own.get().filter(|(id, _)| *id == limiter_id).map(|(_, bucket)| bucket)
     }
 
-    /// Keeps an account here, if there is none yet.
-    pub(crate) fn keep(&self, accounts: u64, account: Account) -> Result<(), Account> {
-        self.own.set((accounts, account)).map_err(|(_, account)| account)
+    /// Sets the own bucket, or returns the bucket if there is already one.
+    pub(crate) fn set_own(&self, limiter_id: u64, bucket: Bucket) -> Result<(), Bucket> {
+        self.own.set((limiter_id, bucket)).map_err(|(_, bucket)| bucket)
     }
 
-    /// Calls `f` with each account at this limiter, until one is not frozen.
+    /// Calls `f` with each bucket of this limiter until `f` returns a value, which it does unless the bucket is frozen.
     #[inline]
-    pub(crate) fn charge<T>(&self, accounts: u64, mut f: impl FnMut(&Account) -> Option<T>) -> Option<T> {
-        if let Some(done) = self.own(accounts).and_then(&mut f) {
+    pub(crate) fn charge<T>(&self, limiter_id: u64, mut f: impl FnMut(&Bucket) -> Option<T>) -> Option<T> {
+        if let Some(done) = self.own(limiter_id).and_then(&mut f) {
             return Some(done);
         }
         let mut shared = Some(&self.shared);
-        while let Some(Shared { here, next }) = shared {
-            let (id, account) = here.get()?;
-            if *id == accounts {
-                if let Some(done) = f(account) {
+        while let Some(SharedBuckets { here, next }) = shared {
+            let (id, bucket) = here.get()?;
+            if *id == limiter_id {
+                if let Some(done) = f(bucket) {
                     return Some(done);
                 }
             }
@@ -117,11 +120,12 @@ impl Memo {
         None
     }
 
-    pub(crate) fn remember(&self, accounts: u64, account: &Arc<Account>) {
+    /// Adds a shared bucket, unless the cache is full.
+    pub(crate) fn add_shared(&self, limiter_id: u64, bucket: &Arc<Bucket>) {
         let mut shared = &self.shared;
-        for _ in 0..Self::MOST {
-            let (_, remembered) = shared.here.get_or_init(|| (accounts, Arc::clone(account)));
-            if Arc::ptr_eq(remembered, account) {
+        for _ in 0..Self::MAX_SHARED {
+            let (_, cached) = shared.here.get_or_init(|| (limiter_id, Arc::clone(bucket)));
+            if Arc::ptr_eq(cached, bucket) {
                 return;
             }
             shared = shared.next.get_or_init(Box::default);
@@ -129,8 +133,8 @@ impl Memo {
     }
 }
 
-impl Clone for Memo {
-    /// Empty: the copy of a grant finds its account by itself.
+impl Clone for BucketCache {
+    /// Returns an empty cache. A cloned grant looks up its bucket itself.
     fn clone(&self) -> Self {
         Self::default()
     }

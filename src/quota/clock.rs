@@ -1,4 +1,4 @@
-//! Clocks of limiters and caches.
+//! [`Clock`]: the clocks of limiters and caches.
 
 use std::fmt;
 use std::sync::Arc;
@@ -8,10 +8,10 @@ use governor::clock::{Clock as _, QuantaClock};
 
 use super::cell::LATEST_NS;
 
-/// A clock for budgets: the time since a fixed moment of its own, which never jumps and had better not step back.
+/// A clock for rate limits. It returns the time since a fixed moment, without jumps, and should not step back.
 ///
-/// A step back neither panics nor hands out quota: budgets stand still until the clock has caught up. Closures are
-/// clocks, so that a test turns its own hands:
+/// A step back causes no panic and admits no additional requests: buckets are not refilled until the clock catches up.
+/// Closures implement this trait, so tests can control the time:
 ///
 /// ```
 /// use std::sync::Arc;
@@ -21,9 +21,9 @@ use super::cell::LATEST_NS;
 /// use tollgate::{CurrentGrant, Grant, Quota};
 ///
 /// let seconds = Arc::new(AtomicU64::new(0));
-/// let hands = Arc::clone(&seconds);
+/// let now = Arc::clone(&seconds);
 /// let limits = RateLimits::new(Quota::per_minute(1))
-///     .with_clock(move || Duration::from_secs(hands.load(Ordering::Relaxed)));
+///     .with_clock(move || Duration::from_secs(now.load(Ordering::Relaxed)));
 /// let alice = CurrentGrant::new(Grant::new("alice", ()));
 ///
 /// assert!(limits.charge(&alice, Charge::Units(1)).is_admitted());
@@ -32,7 +32,7 @@ use super::cell::LATEST_NS;
 /// assert!(limits.charge(&alice, Charge::Units(1)).is_admitted());
 /// ```
 pub trait Clock: Send + Sync + 'static {
-    /// The time since the fixed moment. Budgets end 146 years after it.
+    /// Returns the time since the fixed moment. Rate limits work for 146 years after that moment.
     fn now(&self) -> Duration;
 }
 
@@ -42,15 +42,15 @@ impl<F: Fn() -> Duration + Send + Sync + 'static> Clock for F {
     }
 }
 
-/// The operating system's monotonic clock, through [`Instant`], counted from when this was made.
+/// The monotonic clock of the operating system, by [`Instant`], as the time since its creation.
 ///
-/// By default budgets read the processor's time stamp counter, which is faster. On a hypervisor whose counter drifts,
-/// choose this one.
+/// By default, rate limits read the time stamp counter of the processor, which is faster. Use this clock on hypervisors
+/// whose counter drifts.
 #[derive(Clone, Copy, Debug)]
 pub struct MonotonicClock(Instant);
 
 impl MonotonicClock {
-    /// Starts at zero.
+    /// Creates a clock that starts at zero.
     #[must_use]
     pub fn new() -> Self {
         Self(Instant::now())
@@ -69,7 +69,7 @@ impl Clock for MonotonicClock {
     }
 }
 
-/// What a limiter or a cache reads the time from; the default is known by type, so that it can be inlined.
+/// The clock of a limiter or a cache. The default clock is a variant of its own, so that the compiler can inline it.
 #[derive(Clone)]
 pub(crate) enum Time {
     Counter { clock: QuantaClock, start: governor::clock::QuantaInstant },
@@ -83,7 +83,7 @@ impl Time {
         Self::Counter { clock, start }
     }
 
-    /// Nanoseconds since the clock's fixed moment, at most [`LATEST_NS`].
+    /// Returns the nanoseconds since the fixed moment of the clock, at most [`LATEST_NS`].
     #[inline]
     pub(crate) fn now_ns(&self) -> u64 {
         use governor::clock::Reference as _;
@@ -94,7 +94,7 @@ impl Time {
     }
 }
 
-/// For the breaker of budgets in Redis.
+/// For the circuit breaker of rate limits in Redis.
 #[cfg(feature = "redis")]
 impl Clock for Time {
     fn now(&self) -> Duration {

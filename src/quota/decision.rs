@@ -1,4 +1,4 @@
-//! [`Decision`]: what a limiter decided about one charge.
+//! [`Decision`]: the result of one charge, and [`Decisions`]: those of one request.
 
 use std::slice;
 use std::time::Duration;
@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::policy::Policy;
 use super::refund::Refund;
 
-/// What a [`Limiter`](crate::Limiter) decided about one charge.
+/// The result of one charge by a [`Limiter`](crate::Limiter).
 ///
 /// ```
 /// use tollgate::limit::{Charge, RateLimits};
@@ -24,8 +24,9 @@ use super::refund::Refund;
 /// assert!(too_much.retry_after().is_some());
 /// ```
 ///
-/// A decision of several policies says what the one says that is hardest to meet: what was refused for the longest time, or
-/// else what leaves least, and of several that leave as much the one whose next unit comes last. [`parts`](Self::parts) has them all.
+/// With several policies, the methods return the values of the most restrictive policy. That is the one with the longest time
+/// to wait, or else the fewest remaining units, or else the one whose next unit comes last. [`parts`](Self::parts) returns the
+/// decisions of all policies.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Decision {
     policy: Option<Policy>,
@@ -36,7 +37,7 @@ pub struct Decision {
     remaining: u32,
     more_in_ns: u64,
     full_in_ns: u64,
-    /// Boxed: little of it is usual, and this is moved with every decision.
+    /// Boxed, because these fields are rare and every request moves its decision.
     rest: Option<Box<Rest>>,
 }
 
@@ -47,28 +48,30 @@ struct Rest {
     refund: Option<Refund>,
 }
 
-/// The ways in which a charge can end.
+/// The outcome of a charge.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
-    /// The charge was made. (Of one policy of several: it would fit. It is made if all fit.)
+    /// The units were charged. For one of several policies: the charge fits, and is made if it fits all policies.
     Admitted,
-    /// Nothing was charged; the same charge fits later.
+    /// Nothing was charged. The same charge fits later.
     OverLimit,
-    /// Nothing was charged; the charge is larger than the burst and can never fit.
+    /// Nothing was charged. The cost is larger than the burst, so the charge never fits.
     CostAboveBurst,
-    /// Nothing was charged; the limiter could not tell whether the charge fits.
+    /// Nothing was charged. The limiter could not determine whether the charge fits.
     Unavailable,
 }
 
 impl Decision {
-    /// A decision by a limiter of your own.
+    /// Creates a decision of a custom limiter.
     ///
-    /// `remaining` is what may still be spent at once; `more_in` the time until one unit more is there, or, after a
-    /// refusal, until the same charge fits; `full_in` the time until the bucket is full.
+    /// - `remaining` is the number of units that are available immediately.
+    /// - `more_in` is the time until one more unit is available. After a rejection, it is the time until the same charge
+    ///   fits.
+    /// - `full_in` is the time until the bucket is full.
     #[must_use]
     pub fn new(policy: Policy, verdict: Verdict, remaining: u32, more_in: Duration, full_in: Duration) -> Self {
         let ns = |d: Duration| u64::try_from(d.as_nanos()).unwrap_or(u64::MAX);
-        // A client must not be told more than the policy can give (draft-ietf-httpapi-ratelimit-headers-10).
+        // Headers must not advertise more units than the quota (draft-ietf-httpapi-ratelimit-headers-10).
         let remaining = remaining.min(policy.quota().burst());
         Self::from_ns(policy, verdict, remaining, ns(more_in), ns(full_in))
     }
@@ -77,7 +80,7 @@ impl Decision {
         Self { policy: Some(policy), verdict, remaining, more_in_ns, full_in_ns, ..Self::unlimited() }
     }
 
-    /// Admitted without any limit; such a decision writes no headers.
+    /// Creates a decision that admits without a limit. Such a decision adds no headers.
     #[must_use]
     pub fn unlimited() -> Self {
         Self {
@@ -93,8 +96,9 @@ impl Decision {
         }
     }
 
-    /// Not admitted, because the limiter could not tell: 503. `retry_after` is when it may know again. Such a decision writes
-    /// no `RateLimit` headers.
+    /// Creates a decision of a limiter that is unavailable. The response has status 503.
+    ///
+    /// `retry_after` is the time after which the limiter may be available again. Such a decision adds no `RateLimit` headers.
     ///
     /// ```
     /// use std::time::Duration;
@@ -110,13 +114,13 @@ impl Decision {
         Self { verdict: Verdict::Unavailable, remaining: 0, more_in_ns, ..Self::unlimited() }
     }
 
-    /// [`unavailable`](Self::unavailable) for one policy of a limiter.
+    /// Returns [`unavailable`](Self::unavailable) for one policy of a limiter.
     #[cfg(feature = "redis")]
     pub(crate) fn unavailable_for(policy: Policy, retry_after: Duration) -> Self {
         Self { policy: Some(policy), ..Self::unavailable(retry_after) }
     }
 
-    /// One decision of several policies, which charged all of them or none.
+    /// Combines the decisions of several policies. The limiter must have charged all of them or none.
     ///
     /// ```
     /// use std::time::Duration;
@@ -138,20 +142,21 @@ impl Decision {
     #[must_use]
     pub fn all_of(parts: impl IntoIterator<Item = Self>) -> Self {
         let mut parts: Vec<_> = parts.into_iter().flat_map(Self::into_parts).collect();
-        // What has no policy and no limit says nothing.
+        // Decisions without a policy or an outage have no effect.
         parts.retain(|part| part.policy.is_some() || part.verdict == Verdict::Unavailable);
         if parts.len() < 2 {
             return parts.pop().unwrap_or_else(Self::unlimited);
         }
-        let hardest = parts.iter().rev().max_by_key(|part| part.hardness()).cloned();
+        // The first of several parts that are equally restrictive.
+        let most_restrictive = parts.iter().rev().max_by_key(|part| part.restrictiveness()).cloned();
         let is_near_limit = parts.iter().any(|part| part.is_near_limit);
         let is_local = parts.iter().any(|part| part.is_local);
         let rest = Some(Box::new(Rest { parts, ..Rest::default() }));
-        Self { is_near_limit, is_local, rest, ..hardest.unwrap_or_else(Self::unlimited) }
+        Self { is_near_limit, is_local, rest, ..most_restrictive.unwrap_or_else(Self::unlimited) }
     }
 
-    /// What has to be met last comes last: of several with nothing left the slowest. Reverse them for the first one of equals.
-    fn hardness(&self) -> (u8, u32, u64) {
+    /// Returns a key that orders decisions, the most restrictive last: of several with nothing left the slowest.
+    fn restrictiveness(&self) -> (u8, u32, u64) {
         match self.verdict {
             _ if self.is_dry_run => (0, 0, 0),
             Verdict::Admitted => (1, u32::MAX - self.remaining, self.more_in_ns),
@@ -178,73 +183,73 @@ impl Decision {
         self.rest.get_or_insert_default()
     }
 
-    /// The same with a partition key, which names the budget to the client in the `pk` parameter of draft-10.
+    /// Sets the partition key, which identifies the bucket in the `pk` parameter of draft-10.
     ///
-    /// Never make it of a token or the plain hash of one: a keyed hash of the subject is right.
+    /// Never derive the key from a token or an unkeyed hash of a token. Use a keyed hash of the subject.
     #[must_use]
     pub fn with_partition_key(mut self, key: impl Into<Vec<u8>>) -> Self {
         self.rest_mut().partition_key = Some(key.into().into());
         self
     }
 
-    /// The same, and the charge can be given back.
+    /// Adds a refund of the charge.
     #[must_use]
     pub fn with_refund(mut self, refund: Refund) -> Self {
         self.rest_mut().refund = Some(refund);
         self
     }
 
-    /// The same by a policy on trial: the caller may go on whatever the verdict, and is told nothing.
+    /// Marks the decision as a dry run. The request is admitted whatever the verdict, and headers do not advertise the policy.
     #[must_use]
     pub fn with_dry_run(self) -> Self {
         Self { is_dry_run: true, ..self }
     }
 
-    /// The same, and not much is left, see [`RateLimits::with_near_limit`](crate::RateLimits::with_near_limit).
+    /// Marks the decision as near the limit, see [`RateLimits::with_near_limit`](crate::RateLimits::with_near_limit).
     #[must_use]
     pub fn with_near_limit(self) -> Self {
         Self { is_near_limit: true, ..self }
     }
 
-    /// The same, made by one server for itself because what all share could not be asked: [`is_local`](Self::is_local).
+    /// Marks the decision as local, see [`is_local`](Self::is_local).
     #[must_use]
     pub fn with_local(self) -> Self {
         Self { is_local: true, ..self }
     }
 
-    /// Whether the caller may go on: the charge was made, or the policy is on trial.
+    /// Returns whether the request is admitted: the units were charged, or the policy is a dry run.
     #[must_use]
     pub fn is_admitted(&self) -> bool {
         self.verdict == Verdict::Admitted || self.is_dry_run
     }
 
-    /// Whether all policies that decided are on trial ("dry run").
+    /// Returns whether all policies of this decision are dry runs.
     #[must_use]
     pub fn is_dry_run(&self) -> bool {
         self.is_dry_run
     }
 
-    /// Whether the caller goes on only because a policy is on trial.
+    /// Returns whether the request is admitted only because a policy is a dry run.
     #[must_use]
-    pub fn would_be_refused(&self) -> bool {
+    pub fn would_be_rejected(&self) -> bool {
         self.is_admitted() && self.parts().any(|part| part.is_dry_run && part.verdict != Verdict::Admitted)
     }
 
-    /// Whether of a policy's burst so much is used as [`RateLimits::with_near_limit`](crate::RateLimits::with_near_limit) names, or
-    /// more.
+    /// Returns whether the used part of a burst has reached the percentage of
+    /// [`RateLimits::with_near_limit`](crate::RateLimits::with_near_limit).
     #[must_use]
     pub fn is_near_limit(&self) -> bool {
         self.is_near_limit
     }
 
-    /// Whether one server decided for itself, because what all share could not be asked. Only limiters that share budgets make
-    /// such decisions.
+    /// Returns whether this server decided alone because the shared state was unavailable. Only limiters with shared state,
+    /// such as Redis, make local decisions.
     #[must_use]
     pub fn is_local(&self) -> bool {
         self.is_local
     }
 
-    /// The decisions of all policies that were asked; the decision itself if that is one.
+    /// Returns the decisions of all policies. With a single policy, this is the decision itself.
     pub fn parts(&self) -> impl Iterator<Item = &Self> {
         match self.rest.as_deref() {
             Some(rest) if self.is_of_several() => rest.parts.iter(),
@@ -256,13 +261,14 @@ impl Decision {
         self.rest.as_deref().is_some_and(|rest| !rest.parts.is_empty())
     }
 
-    /// The policies that refused, those on trial left out.
+    /// Returns the policies that rejected the charge, without dry runs.
     pub fn violated(&self) -> impl Iterator<Item = &Policy> {
         self.parts().filter(|part| !part.is_admitted()).filter_map(|part| part.policy())
     }
 
-    /// Gives the charge back, once, if the limiter [was told](crate::RateLimits::with_refunds) that this may be wanted.
-    /// Budgets in memory do so at the first poll.
+    /// Refunds the charge, at most once. The limiter must [support refunds](crate::RateLimits::with_refunds).
+    ///
+    /// Refunds of limits in memory complete at the first poll.
     pub async fn refund(&self) {
         let own = self.rest.iter().filter_map(|rest| rest.refund.as_ref());
         let of_parts =
@@ -273,26 +279,29 @@ impl Decision {
         }
     }
 
-    /// How the charge ended.
+    /// Returns the outcome of the charge.
     #[must_use]
     pub fn verdict(&self) -> Verdict {
         self.verdict
     }
 
-    /// The policy that decided; `None` if there is no limit, or nobody could tell.
+    /// Returns the policy of this decision, or `None` if there is no limit or the limiter was unavailable.
     #[must_use]
     pub fn policy(&self) -> Option<&Policy> {
         self.policy.as_ref()
     }
 
-    /// How much may still be spent at once; 0 after [`Verdict::OverLimit`].
+    /// Returns the number of units that are available immediately. After [`Verdict::OverLimit`], this is 0.
     #[must_use]
     pub fn remaining(&self) -> u32 {
         self.remaining
     }
 
-    /// After [`Verdict::OverLimit`], the exact time after which the same charge fits, if nobody else spends meanwhile; after
-    /// [`Verdict::Unavailable`], a time after which the limiter may know.
+    /// Returns the time to wait before a retry, or `None` if a retry needs no wait or is futile.
+    ///
+    /// - After [`Verdict::OverLimit`], this is the exact time until the same charge fits, if no other request charges the
+    ///   bucket meanwhile.
+    /// - After [`Verdict::Unavailable`], the limiter may be available again after this time.
     #[must_use]
     pub fn retry_after(&self) -> Option<Duration> {
         self.has_to_wait().then_some(Duration::from_nanos(self.more_in_ns))
@@ -302,13 +311,14 @@ impl Decision {
         matches!(self.verdict, Verdict::OverLimit | Verdict::Unavailable)
     }
 
-    /// The time until one unit more may be spent; after [`Verdict::OverLimit`], until the same charge fits.
+    /// Returns the time until one more unit is available. After [`Verdict::OverLimit`], this is the time until the same charge
+    /// fits.
     #[must_use]
     pub fn more_in(&self) -> Duration {
         Duration::from_nanos(self.more_in_ns)
     }
 
-    /// The time until the whole burst may be spent again.
+    /// Returns the time until the bucket is full.
     #[must_use]
     pub fn full_in(&self) -> Duration {
         Duration::from_nanos(self.full_in_ns)
@@ -318,8 +328,9 @@ impl Decision {
         self.rest.as_ref()?.partition_key.as_deref()
     }
 
-    /// [`retry_after`](Self::retry_after) in whole seconds, as the header field of that name has it: rounded up and never
-    /// 0, so that who waits it out alone is admitted.
+    /// Returns [`retry_after`](Self::retry_after) in whole seconds, for the header field `Retry-After`.
+    ///
+    /// The value is rounded up and never 0, so that a retry after this time fits.
     #[must_use]
     pub fn retry_after_secs(&self) -> Option<u64> {
         self.has_to_wait().then(|| secs_up(self.more_in_ns).max(1))
@@ -343,13 +354,14 @@ impl Decision {
     }
 }
 
-/// Nanoseconds as whole seconds, rounded up.
+/// Converts nanoseconds to whole seconds, rounded up.
 pub(crate) const fn secs_up(ns: u64) -> u64 {
     ns.div_ceil(1_000_000_000)
 }
 
-/// The decisions that one request met on its way, outermost first. The usual one needs no allocation, and what is not
-/// usual little room: every admitted request moves this some times.
+/// The decisions of all limiters about one request, outermost first.
+///
+/// The first decision needs no allocation. The type is small, because every admitted request moves it several times.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Decisions {
     first: Option<Decision>,

@@ -1,4 +1,4 @@
-//! Quotas and what is decided by them: the numbers, their names, one decision, and the bucket that a subject owns.
+//! Quotas, policies (named quotas), buckets (their state), decisions and refunds.
 
 pub(crate) mod bucket;
 pub(crate) mod cell;

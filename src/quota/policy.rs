@@ -1,4 +1,4 @@
-//! [`Policy`]: a quota with a name, and the header field items of it, rendered once.
+//! [`Policy`]: a quota with a name, and its pre-rendered header values.
 
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -10,7 +10,7 @@ use thiserror::Error;
 use super::decision::{Decision, secs_up};
 use super::quota::Quota;
 
-/// A quota with the name under which it is advertised in `RateLimit` headers. Cheap to clone.
+/// A quota with a name, which `RateLimit` headers advertise. Cloning is cheap.
 ///
 /// ```
 /// use tollgate::{Policy, Quota};
@@ -23,75 +23,78 @@ use super::quota::Quota;
 #[derive(Clone)]
 pub struct Policy(Repr);
 
-/// Every decision carries its policy, and every answer the policy's header value. A counted reference to them would be
-/// the one thing that all threads of a server write to at every request, so that the usual policies are kept for ever.
+/// The representation of a policy. Most policies are leaked.
+///
+/// Every decision contains its policy, and every response contains its header value. All threads would write to the same
+/// reference count at every request. Leaked policies have no reference count.
 #[derive(Clone)]
 enum Repr {
-    Kept(&'static Inner),
-    /// For processes with more plans than [`Policy::MOST_KEPT`].
+    Leaked(&'static Inner),
+    /// For processes with more than [`Policy::MAX_LEAKED`] policies.
     Counted(Arc<Inner>),
 }
 
 struct Inner {
     quota: Quota,
     name: Box<str>,
-    /// `"name";q=20;w=7`, the draft-10 `RateLimit-Policy` item, rendered once.
+    /// The draft-10 `RateLimit-Policy` item, such as `"name";q=20;w=7`.
     advert: HeaderValue,
-    /// `"name";r=`, with which every draft-10 `RateLimit` item of this policy begins.
+    /// The beginning of every draft-10 `RateLimit` item of this policy, `"name";r=`.
     prefix: Box<[u8]>,
-    /// The whole item by what remains, `"name";r=19;t=1`, for a small bucket that gains a cell within a second.
+    /// The `RateLimit` items such as `"name";r=19;t=1`, indexed by the remaining units. Rendered for small buckets that gain a
+    /// unit within a second.
     items: Box<[HeaderValue]>,
 }
 
-/// A name by which clients could not tell a policy.
+/// The error of an invalid policy name.
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum PolicyNameError {
-    /// It is empty, longer than 64 characters, or not printable ASCII.
-    #[error("a policy name is 1 to 64 characters of printable ASCII")]
+    /// The name is empty, longer than 64 characters, or not printable ASCII.
+    #[error("invalid policy name: must be 1 to 64 characters of printable ASCII")]
     Form,
-    /// Another policy of the same limiter has it; `anonymous` is that of anonymous callers.
-    #[error("two policies of one limiter have the same name")]
+    /// Another policy of the same limiter has this name. `anonymous` is reserved for anonymous callers.
+    #[error("duplicate policy name: another policy of the same limiter has this name")]
     Taken,
 }
 
 impl Policy {
-    /// Names a quota.
+    /// Creates a policy with a name and a quota.
     ///
     /// # Errors
     ///
-    /// If the name is empty, longer than 64 characters, or has a character outside of printable ASCII (%x20-7E), which
-    /// a structured field string (RFC 9651, section 3.3.3) cannot hold.
+    /// Returns an error if the name is empty, longer than 64 characters, or contains a character outside of printable ASCII
+    /// (%x20-7E). A structured field string (RFC 9651, section 3.3.3) cannot contain other characters.
     pub fn new(name: &str, quota: Quota) -> Result<Self, PolicyNameError> {
         let name = PolicyName::new(name)?;
         Ok(Self::named(&name, quota))
     }
 
-    /// How many different policies a process keeps for ever, some 200 bytes each, and 60 an item.
-    const MOST_KEPT: usize = 1_024;
-    /// The largest burst whose items are rendered beforehand.
-    const MOST_ITEMS: u32 = 64;
+    /// The maximum number of leaked policies in a process. Each takes about 200 bytes, and 60 bytes per item.
+    const MAX_LEAKED: usize = 1_024;
+    /// The largest burst whose items are pre-rendered.
+    const MAX_ITEMS: u32 = 64;
 
     pub(crate) fn named(name: &PolicyName, quota: Quota) -> Self {
-        static KEPT: Mutex<Vec<&'static Inner>> = Mutex::new(Vec::new());
+        static LEAKED: Mutex<Vec<&'static Inner>> = Mutex::new(Vec::new());
 
-        let mut kept = KEPT.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(inner) = kept.iter().find(|inner| inner.quota == quota && *inner.name == *name.0) {
-            return Self(Repr::Kept(inner));
+        let mut leaked = LEAKED.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(inner) = leaked.iter().find(|inner| inner.quota == quota && *inner.name == *name.0) {
+            return Self(Repr::Leaked(inner));
         }
         let (advert, prefix) = render_policy(&name.0, quota);
         let name = (*name.0).into();
-        if kept.len() < Self::MOST_KEPT {
+        if leaked.len() < Self::MAX_LEAKED {
             let advert = HeaderValue::from_static(String::leak(advert));
-            let items = match quota.burst() <= Self::MOST_ITEMS && quota.interval() <= Duration::from_secs(1) {
+            let items = match quota.burst() <= Self::MAX_ITEMS && quota.interval() <= Duration::from_secs(1) {
                 true => render_items(&prefix, quota.burst()),
                 false => Box::default(),
             };
             let inner = Box::leak(Box::new(Inner { quota, name, advert, prefix, items }));
-            kept.push(inner);
-            Self(Repr::Kept(inner))
+            leaked.push(inner);
+            Self(Repr::Leaked(inner))
         } else {
-            // The name was checked: printable ASCII.
+            // A validated name is printable ASCII, so the conversion succeeds.
             let advert = HeaderValue::try_from(advert).unwrap_or(HeaderValue::from_static(""));
             Self(Repr::Counted(Arc::new(Inner { quota, name, advert, prefix, items: Box::default() })))
         }
@@ -99,18 +102,18 @@ impl Policy {
 
     fn inner(&self) -> &Inner {
         match &self.0 {
-            Repr::Kept(inner) => inner,
+            Repr::Leaked(inner) => inner,
             Repr::Counted(inner) => inner,
         }
     }
 
-    /// The name.
+    /// Returns the name.
     #[must_use]
     pub fn name(&self) -> &str {
         &self.inner().name
     }
 
-    /// The quota.
+    /// Returns the quota.
     #[must_use]
     pub fn quota(&self) -> Quota {
         self.inner().quota
@@ -124,15 +127,15 @@ impl Policy {
         &self.inner().prefix
     }
 
-    /// The `RateLimit` item of a decision, if it was rendered beforehand.
+    /// Returns the `RateLimit` item of a decision, if the item is pre-rendered.
     pub(crate) fn item(&self, decision: &Decision) -> Option<&HeaderValue> {
         let (left, burst) = (decision.remaining(), self.quota().burst());
-        let as_usual = decision.partition_key().is_none() && decision.more_in_s() == u64::from(left < burst);
-        self.inner().items.get(left as usize).filter(|_| as_usual)
+        let matches = decision.partition_key().is_none() && decision.more_in_s() == u64::from(left < burst);
+        self.inner().items.get(left as usize).filter(|_| matches)
     }
 
-    /// Whether an item of `RateLimit` or `RateLimit-Policy` has this policy's name.
-    pub(crate) fn is_told_by(&self, item: &[u8]) -> bool {
+    /// Returns whether an item of `RateLimit` or `RateLimit-Policy` has the name of this policy.
+    pub(crate) fn is_named_in(&self, item: &[u8]) -> bool {
         let name = self.prefix().strip_suffix(b"r=").unwrap_or_default();
         item.starts_with(name)
     }
@@ -152,7 +155,7 @@ impl fmt::Debug for Policy {
     }
 }
 
-/// A name that was checked, for the quotas that grants bring.
+/// A validated policy name.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct PolicyName(Arc<str>);
 
@@ -170,7 +173,7 @@ impl PolicyName {
 
     const DEFAULT: &str = "default";
 
-    /// The name of a limiter that got none.
+    /// Returns the name of limiters that have no explicit name.
     pub(crate) fn default_name() -> Self {
         Self(Self::DEFAULT.into())
     }
@@ -179,22 +182,23 @@ impl PolicyName {
         *self.0 == *Self::DEFAULT
     }
 
-    /// The name under which anonymous callers are limited.
+    /// Returns the name of the policy for anonymous callers.
     pub(crate) fn anonymous() -> Self {
         Self("anonymous".into())
     }
 }
 
-/// The `RateLimit-Policy` item of a policy, and what its `RateLimit` items begin with.
+/// Renders the `RateLimit-Policy` item of a policy, and the beginning of its `RateLimit` items.
 fn render_policy(name: &str, quota: Quota) -> (String, Box<[u8]>) {
-    // RFC 9651, section 4.1.6. The name was checked: printable ASCII.
+    // RFC 9651, section 4.1.6. A validated name is printable ASCII, so nothing else needs an escape.
     let name = format!("\"{}\"", name.replace('\\', "\\\\").replace('"', "\\\""));
     let item = format!("{name};q={};w={}", quota.burst(), secs_up(quota.span_ns()));
     (item, format!("{name};r=").into_bytes().into())
 }
 
-/// All `RateLimit` items of a policy that gains a cell within a second, for ever: values that nobody counts references to.
-/// The last is for a full bucket.
+/// Renders and leaks all `RateLimit` items of a policy that gains a unit within a second. The last item is for a full bucket.
+///
+/// Leaked header values have no reference count.
 fn render_items(prefix: &[u8], burst: u32) -> Box<[HeaderValue]> {
     let prefix = String::from_utf8_lossy(prefix);
     let item = |left| format!("{prefix}{left};t={}", u32::from(left < burst));

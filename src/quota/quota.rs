@@ -9,20 +9,19 @@ use thiserror::Error;
 
 use super::text::Unit;
 
-/// The largest `burst x interval`. Above it governor's arithmetic, which is unchecked, could overflow.
+/// The exclusive upper bound of `burst x interval`. The unchecked arithmetic of governor could overflow above it.
 pub(crate) const MAX_SPAN_NS: u64 = 1 << 62;
 
 const SECOND: Duration = Duration::from_secs(1);
 
-/// How much a subject may spend: a rate, and how much of it may come at once (the burst).
+/// The numbers of a rate limit: a rate, and the number of units that may be used at the same time (the burst).
 ///
-/// A budget is a bucket of `burst` cells that is refilled one cell at a time, one each [`interval`](Self::interval).
-/// It is full at first. There is no moment at which it "resets".
+/// Each subject has a bucket of `burst` units, which is full at first. The bucket regains one unit per
+/// [`interval`](Self::interval). Buckets have no reset time.
 ///
-/// The constructors say what they mean and cannot be read two ways. They are `const` and panic for what no quota can
-/// be, which is a compile error where the quota is a constant. For numbers that come from elsewhere there are
-/// [`try_per`](Self::try_per), which all rates can be written with, [`try_at_most`](Self::try_at_most) and
-/// [`try_with_burst`](Self::try_with_burst).
+/// The constructors are `const` and panic for invalid numbers. For constants, the panic is a compile error. Use
+/// [`try_per`](Self::try_per), [`try_at_most`](Self::try_at_most) and [`try_with_burst`](Self::try_with_burst) for numbers
+/// from a file or a database.
 ///
 /// ```
 /// use std::time::Duration;
@@ -30,20 +29,20 @@ const SECOND: Duration = Duration::from_secs(1);
 ///
 /// const CROSSTRADE: Quota = Quota::per_minute(180).with_burst(20);
 /// assert_eq!(CROSSTRADE.burst(), 20);
-/// // Rounded up to whole nanoseconds: a quota never admits more than it says.
+/// // Rounded up to whole nanoseconds, so that the limit never admits more than the rate.
 /// assert_eq!(CROSSTRADE.interval(), Duration::from_nanos(333_333_334));
 ///
 /// assert_eq!(Quota::per_second(10).burst(), 10);
 /// assert_eq!(Quota::one_per(Duration::from_secs(90)).burst(), 1);
 /// ```
 ///
-/// A burst of `n` refilled at `n` per window admits up to `2n - 1` in an unlucky window. Where "never more than `n` in
-/// any window" is meant, say so: [`at_most`](Self::at_most).
+/// A burst of `n` that is refilled at `n` per window admits up to `2n - 1` units in some windows. Use
+/// [`at_most`](Self::at_most) to admit at most `n` units in any window.
 ///
-/// # Text
+/// # Text format
 ///
-/// A quota is parsed from and printed as `180/min burst 20`; see [`FromStr`](#impl-FromStr-for-Quota). With the feature
-/// `serde` it is serialized as this text.
+/// Quotas are parsed from and printed as `180/min burst 20`, see [`FromStr`](#impl-FromStr-for-Quota). The feature `serde`
+/// uses the same text.
 #[derive(Clone, Copy)]
 pub struct Quota {
     interval_ns: NonZeroU64,
@@ -51,82 +50,82 @@ pub struct Quota {
     pub(super) unit: Unit,
 }
 
-/// Why numbers make no [`Quota`].
+/// The error of an invalid [`Quota`].
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum QuotaError {
-    /// The rate or the burst is 0: nothing could ever pass.
-    #[error("a quota of zero admits nothing")]
+    /// The rate or the burst is 0.
+    #[error("invalid quota: rate and burst must be at least 1")]
     Zero,
-    /// The window or interval is 0: nothing would be limited.
-    #[error("the time of a quota must not be zero")]
+    /// The period, window or interval is 0.
+    #[error("invalid quota: the period must not be 0")]
     NoTime,
-    /// `burst` times interval is 146 years or more.
-    #[error("the quota would take more than 146 years to refill")]
+    /// `burst` times `interval` is 146 years or more.
+    #[error("invalid quota: a refill must take less than 146 years")]
     TooLong,
-    /// `at_most` with a burst above the number admitted in a window.
-    #[error("the burst is larger than the number admitted in a window")]
+    /// `at_most` got a burst above the number of units in a window.
+    #[error("invalid quota: the burst is larger than the number of units in a window")]
     BurstAboveWindow,
-    /// The text has not the form of `180/min burst 20`.
+    /// The text does not have the form `180/min burst 20`.
     #[error("invalid quota: expected a number per period, such as 180/min or 180/min burst 20")]
     Syntax,
 }
 
 impl Quota {
-    /// `n` a second, and a burst of `n`.
+    /// Creates a quota of `n` units per second with a burst of `n`.
     ///
     /// # Panics
     ///
-    /// If `n` is 0.
+    /// Panics if `n` is 0.
     #[must_use]
     pub const fn per_second(n: u32) -> Self {
         must(Self::try_per(n, SECOND))
     }
 
-    /// `n` a minute, and a burst of `n`.
+    /// Creates a quota of `n` units per minute with a burst of `n`.
     ///
     /// # Panics
     ///
-    /// If `n` is 0.
+    /// Panics if `n` is 0.
     #[must_use]
     pub const fn per_minute(n: u32) -> Self {
         must(Self::try_per(n, Duration::from_secs(60)))
     }
 
-    /// `n` an hour, and a burst of `n`.
+    /// Creates a quota of `n` units per hour with a burst of `n`.
     ///
     /// # Panics
     ///
-    /// If `n` is 0.
+    /// Panics if `n` is 0.
     #[must_use]
     pub const fn per_hour(n: u32) -> Self {
         must(Self::try_per(n, Duration::from_secs(3_600)))
     }
 
-    /// `n` a day (of 24 hours), and a burst of `n`.
+    /// Creates a quota of `n` units per day (24 hours) with a burst of `n`.
     ///
     /// # Panics
     ///
-    /// If `n` is 0.
+    /// Panics if `n` is 0.
     #[must_use]
     pub const fn per_day(n: u32) -> Self {
         must(Self::try_per(n, Duration::from_secs(86_400)))
     }
 
-    /// One each `interval`, and a burst of 1.
+    /// Creates a quota of one unit per `interval` with a burst of 1.
     ///
     /// # Panics
     ///
-    /// If `interval` is 0 or 146 years or more.
+    /// Panics if `interval` is 0, or 146 years or more.
     #[must_use]
     pub const fn one_per(interval: Duration) -> Self {
         must(Self::try_per(1, interval))
     }
 
-    /// Never more than `n` in any window of this length, wherever it begins, of which `burst` may come at once.
+    /// Creates a quota that admits at most `n` units in any window of this length, with this burst.
     ///
-    /// A bucket of `burst` cells admits `burst` and then one each interval, so that the interval has to be
-    /// `window / (n - burst + 1)`. A large burst is paid for with a slow refill: with `burst == n` it is one a window.
+    /// The bucket admits `burst` units and then one unit per interval, so the interval is `window / (n - burst + 1)`. A
+    /// larger burst means a slower refill: with `burst == n`, the bucket regains one unit per window.
     ///
     /// ```
     /// use std::time::Duration;
@@ -139,23 +138,23 @@ impl Quota {
     ///
     /// # Panics
     ///
-    /// If `n`, `window` or `burst` is 0, if `burst` is above `n`, or if the quota would take 146 years to refill.
+    /// Panics if `n`, `window` or `burst` is 0, if `burst` is above `n`, or if a refill takes 146 years or more.
     #[must_use]
     pub const fn at_most(n: u32, window: Duration, burst: u32) -> Self {
         must(Self::try_at_most(n, window, burst))
     }
 
-    /// The same rate with another burst.
+    /// Sets the burst. The rate does not change.
     ///
     /// # Panics
     ///
-    /// If `burst` is 0 or the quota would take 146 years to refill.
+    /// Panics if `burst` is 0, or if a refill takes 146 years or more.
     #[must_use]
     pub const fn with_burst(self, burst: u32) -> Self {
         must(self.try_with_burst(burst))
     }
 
-    /// `n` each `period`, and a burst of `n`, for numbers that come from a file or a database.
+    /// Creates a quota of `n` units per `period` with a burst of `n`, for numbers from a file or a database.
     ///
     /// ```
     /// use std::time::Duration;
@@ -169,55 +168,57 @@ impl Quota {
     ///
     /// # Errors
     ///
-    /// If a number is 0 or the quota would take 146 years to refill.
+    /// Returns an error if a number is 0, or if a refill takes 146 years or more.
     pub const fn try_per(n: u32, period: Duration) -> Result<Self, QuotaError> {
         Self::from_parts(n, period, n, Unit::of(period))
     }
 
-    /// [`at_most`](Self::at_most) for numbers that come from a file or a database.
+    /// Creates a quota like [`at_most`](Self::at_most), for numbers from a file or a database.
     ///
     /// # Errors
     ///
-    /// Where `at_most` panics.
+    /// Returns an error where `at_most` panics.
     pub const fn try_at_most(n: u32, window: Duration, burst: u32) -> Result<Self, QuotaError> {
         if n == 0 || burst == 0 {
             return Err(QuotaError::Zero);
         }
         match n.checked_sub(burst) {
             None => Err(QuotaError::BurstAboveWindow),
-            // `burst` is 1 or more, so that adding 1 cannot overflow.
+            // `burst` is at least 1, so adding 1 cannot overflow.
             Some(rest) => Self::from_parts(rest + 1, window, burst, Unit::None),
         }
     }
 
-    /// [`with_burst`](Self::with_burst) for numbers that come from a file or a database.
+    /// Sets the burst like [`with_burst`](Self::with_burst), for numbers from a file or a database.
     ///
     /// # Errors
     ///
-    /// Where `with_burst` panics.
+    /// Returns an error where `with_burst` panics.
     pub const fn try_with_burst(self, burst: u32) -> Result<Self, QuotaError> {
         Self::from_parts(1, self.interval(), burst, self.unit)
     }
 
-    /// What each of so many nodes may admit, so that all of them together admit no more than this: rate and burst divided.
-    /// A burst is at least 1, so that it is more than this in sum where there are more nodes than the burst has cells.
+    /// Divides rate and burst among nodes, so that all nodes together admit at most this quota.
+    ///
+    /// The burst of a node is at least 1. With more nodes than units in the burst, the sum of all bursts is larger than the
+    /// burst of this quota.
     pub(crate) fn divided_by(self, nodes: NonZeroU32) -> Self {
         let burst = (self.burst() / nodes.get()).max(1);
         let interval_ns = self.interval_ns().saturating_mul(nodes.get().into());
-        // A span of 146 years is no quota: as slow as there is, then.
+        // The refill of a valid quota takes less than 146 years, so the interval is capped.
         let slowest = (MAX_SPAN_NS - 1) / u64::from(burst);
         let interval = Duration::from_nanos(interval_ns.min(slowest));
         Self::from_parts(1, interval, burst, Unit::None).unwrap_or(self)
     }
 
-    /// The one place where a quota is made and checked.
+    /// Validates the numbers of all constructors.
     const fn from_parts(n: u32, period: Duration, burst: u32, unit: Unit) -> Result<Self, QuotaError> {
         let Some(burst) = NonZeroU32::new(burst) else { return Err(QuotaError::Zero) };
         if n == 0 {
             return Err(QuotaError::Zero);
         }
         let interval = period.as_nanos().div_ceil(n as u128);
-        // Checked before the narrowing, so that nothing is cut off.
+        // Checked before the conversion to `u64`, which would truncate.
         if interval >= MAX_SPAN_NS as u128 || interval * burst.get() as u128 >= MAX_SPAN_NS as u128 {
             return Err(QuotaError::TooLong);
         }
@@ -227,19 +228,19 @@ impl Quota {
         }
     }
 
-    /// The time in which one cell comes back, in whole nanoseconds, rounded up.
+    /// Returns the time in which the bucket regains one unit, in whole nanoseconds, rounded up.
     #[must_use]
     pub const fn interval(self) -> Duration {
         Duration::from_nanos(self.interval_ns.get())
     }
 
-    /// How many cells fit into the bucket: what may be spent at once.
+    /// Returns the size of the bucket: the number of units that may be used at the same time.
     #[must_use]
     pub const fn burst(self) -> u32 {
         self.burst.get()
     }
 
-    /// The time in which an empty bucket is full again.
+    /// Returns the time in which an empty bucket becomes full.
     #[must_use]
     pub const fn refill(self) -> Duration {
         Duration::from_nanos(self.span_ns())
@@ -253,7 +254,7 @@ impl Quota {
         self.interval_ns.get() * self.burst.get() as u64
     }
 
-    pub(crate) const fn cells(self) -> NonZeroU32 {
+    pub(crate) const fn burst_nonzero(self) -> NonZeroU32 {
         self.burst
     }
 }
@@ -261,10 +262,12 @@ impl Quota {
 const fn must(quota: Result<Quota, QuotaError>) -> Quota {
     match quota {
         Ok(quota) => quota,
-        Err(QuotaError::Zero) => panic!("a quota of zero admits nothing"),
-        Err(QuotaError::NoTime) => panic!("the time of a quota must not be zero"),
-        Err(QuotaError::TooLong) => panic!("the quota would take more than 146 years to refill"),
-        Err(QuotaError::BurstAboveWindow) => panic!("the burst is larger than the number admitted in a window"),
+        Err(QuotaError::Zero) => panic!("invalid quota: rate and burst must be at least 1"),
+        Err(QuotaError::NoTime) => panic!("invalid quota: the period must not be 0"),
+        Err(QuotaError::TooLong) => panic!("invalid quota: a refill must take less than 146 years"),
+        Err(QuotaError::BurstAboveWindow) => {
+            panic!("invalid quota: the burst is larger than the number of units in a window")
+        }
         Err(QuotaError::Syntax) => panic!("invalid quota"),
     }
 }
@@ -297,7 +300,7 @@ mod tests {
     const MINUTE: Duration = Duration::from_secs(60);
 
     #[test]
-    fn what_no_quota_can_be_is_refused() {
+    fn invalid_numbers_are_an_error() {
         assert_eq!(Quota::try_per(0, MINUTE), Err(QuotaError::Zero));
         assert_eq!(Quota::try_per(1, Duration::ZERO), Err(QuotaError::NoTime));
         assert_eq!(Quota::per_minute(1).try_with_burst(0), Err(QuotaError::Zero));
@@ -312,7 +315,7 @@ mod tests {
     }
 
     #[test]
-    fn the_named_rates_are_what_they_say() {
+    fn constructors_set_interval_burst_and_refill_time() {
         let second = Duration::from_secs(1);
         for (quota, interval, burst) in [
             (Quota::per_second(1), second, 1),

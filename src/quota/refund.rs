@@ -1,13 +1,13 @@
-//! [`Refund`]: gives a charge back.
+//! [`Refund`]: returns the units of a charge to the bucket.
 
 use std::fmt;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 
-/// Gives a charge back, once: for requests whose outcome should not count.
+/// A refund of one charge, for requests that should not count. The refund takes effect at most once.
 ///
-/// A limiter that was told so puts one into its decisions: [`RateLimits::with_refunds`](crate::RateLimits::with_refunds).
-/// Copies share the one refund that there is; who keeps none of them keeps the charge.
+/// Limiters with [`RateLimits::with_refunds`](crate::RateLimits::with_refunds) add a refund to their decisions. Clones share
+/// one refund. Dropping a refund does not execute it.
 ///
 /// ```
 /// use tollgate::limit::{Charge, RateLimits};
@@ -20,7 +20,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 ///
 /// let decision = limits.charge(&alice, Charge::Units(10));
 /// assert_eq!(decision.remaining(), 50);
-/// // The exchange did not answer, which is not Alice's fault.
+/// // The exchange did not respond, so the request should not count.
 /// decision.refund().await;
 /// assert_eq!(limits.peek(&alice).remaining(), 60);
 /// # }
@@ -32,7 +32,7 @@ type GiveBack = Box<dyn FnOnce() -> BoxDone + Send>;
 type BoxDone = Pin<Box<dyn Future<Output = ()> + Send>>;
 
 impl Refund {
-    /// A refund by a limiter of your own. The closure is called once, or never.
+    /// Creates a refund for a custom limiter. The closure is called at most once.
     pub fn new<F, Fut>(give_back: F) -> Self
     where
         F: FnOnce() -> Fut + Send + 'static,
@@ -42,7 +42,7 @@ impl Refund {
         Self(Arc::new(Mutex::new(Some(give_back))))
     }
 
-    /// Gives the charge back, unless that has been done.
+    /// Refunds the charge, unless it has already been refunded.
     pub async fn give_back(self) {
         let give_back = self.0.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(give_back) = give_back {
@@ -52,7 +52,7 @@ impl Refund {
 }
 
 impl PartialEq for Refund {
-    /// Whether both give the same charge back.
+    /// Returns whether both refund the same charge.
     fn eq(&self, other: &Self) -> bool {
         Arc::ptr_eq(&self.0, &other.0)
     }

@@ -1,4 +1,4 @@
-//! The text form of a quota, `180/min burst 20`: one grammar for `FromStr`, `Display`, serde and the command line.
+//! The text format of quotas, such as `180/min burst 20`, for `FromStr`, `Display`, serde and the command line.
 
 use std::fmt;
 use std::str::FromStr;
@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::quota::{Quota, QuotaError};
 
-/// The unit in which a quota was written. It is a hint for printing, and no part of the quota's value.
+/// The time unit in which a quota was written. `Display` uses it; `==` ignores it.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Unit {
     None,
@@ -28,7 +28,7 @@ impl Unit {
     }
 }
 
-/// Units of a period in nanoseconds with their names, the printed name first, the longest unit first.
+/// Time units in nanoseconds with their names, longest unit first. `Display` prints the first name.
 const PERIODS: [(u64, &[&str]); 7] = [
     (86_400_000_000_000, &["day", "d"]),
     (3_600_000_000_000, &["h", "hour"]),
@@ -39,7 +39,7 @@ const PERIODS: [(u64, &[&str]); 7] = [
     (1, &["ns"]),
 ];
 
-/// Parses a number of requests per period and an optional burst, such as `180/min burst 20`, `3/s` or `1/90s`.
+/// Parses a number of units per period and an optional burst, such as `180/min burst 20`, `3/s` or `1/90s`.
 ///
 /// # ABNF
 ///
@@ -50,7 +50,7 @@ const PERIODS: [(u64, &[&str]); 7] = [
 /// number = 1*DIGIT
 /// ```
 ///
-/// Without a burst, the burst is the first number. Spaces around the text and around `/` are ignored. Units are lower-case.
+/// The default burst is the first number. Spaces around the text and around `/` are ignored. Time units are lower-case.
 ///
 /// ```
 /// use std::time::Duration;
@@ -85,7 +85,7 @@ fn rate(text: &str) -> Result<Quota, QuotaError> {
     Quota::try_per(number(n.trim_ascii())?, Duration::from_nanos(period_ns))
 }
 
-/// Digits only: `u32::from_str` would accept a sign.
+/// Parses digits. `u32::from_str` would also accept a sign.
 fn number(text: &str) -> Result<u32, QuotaError> {
     match text.bytes().all(|byte| byte.is_ascii_digit()) {
         true => text.parse().map_err(|_| QuotaError::Syntax),
@@ -93,7 +93,7 @@ fn number(text: &str) -> Result<u32, QuotaError> {
     }
 }
 
-/// Prints the quota so that parsing the text yields the same quota, in the unit in which it was written.
+/// Prints the quota in the time unit in which it was written. Parsing the text returns the same quota.
 ///
 /// ```
 /// use tollgate::Quota;
@@ -104,7 +104,7 @@ fn number(text: &str) -> Result<u32, QuotaError> {
 impl fmt::Display for Quota {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (interval, burst) = (self.interval_ns(), self.burst());
-        // The interval was rounded up, so that several numbers per period can have it: the burst is the most likely one.
+        // The interval is rounded up, so several numbers per period can match. The burst is the most likely number.
         let in_period = |(period, names): &(u64, &'static [&'static str])| {
             let numbers = [burst, u32::try_from(period.div_ceil(interval)).ok()?];
             numbers.into_iter().find(|&n| period.div_ceil(n.into()) == interval).map(|n| (n, 1, names[0]))
@@ -178,7 +178,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn text_is_printed_as_it_was_written() {
+    fn display_prints_the_unit_of_the_parsed_text() {
         for text in ["180/min burst 20", "3/s burst 20", "5000/h", "10000/day burst 1", "1/90s burst 2", "7/day"] {
             assert_eq!(text.parse::<Quota>().unwrap().to_string(), text);
         }
@@ -193,7 +193,7 @@ mod tests {
     }
 
     #[test]
-    fn other_text_is_an_error() {
+    fn invalid_text_is_an_error() {
         for (text, error) in [
             ("", QuotaError::Syntax),
             ("burst 3", QuotaError::Syntax),
@@ -229,7 +229,7 @@ mod tests {
         }
 
         #[test]
-        fn every_rate_of_a_unit_is_printed_in_it(n in 1_u32..100_000, at in 0_usize..4) {
+        fn display_prints_rates_per_unit_in_that_unit(n in 1_u32..100_000, at in 0_usize..4) {
             let (unit_ns, names) = PERIODS[at];
             let quota = Quota::try_per(n, Duration::from_nanos(unit_ns)).unwrap();
             prop_assert_eq!(quota.to_string(), format!("{n}/{}", names[0]));
@@ -238,7 +238,7 @@ mod tests {
 
     #[cfg(feature = "serde")]
     #[test]
-    fn serde_uses_the_same_text() {
+    fn serde_uses_the_text_format() {
         let quota = Quota::per_minute(180).with_burst(20);
         assert_eq!(serde_json::to_string(&quota).unwrap(), r#""180/min burst 20""#);
         assert_eq!(serde_json::from_str::<Quota>(r#""180/min burst 20""#).unwrap(), quota);

@@ -183,7 +183,7 @@ fn join_lines(headers: &mut HeaderMap, name: HeaderName, policy: &Policy) {
     // What is no item of this draft comes from elsewhere, and would make the list unreadable.
     let mut items: Vec<&[u8]> = members(headers, &name).filter(|item| item.starts_with(b"\"")).collect();
     if let Some((own, told)) = items.split_last() {
-        match told.iter().any(|item| policy.is_told_by(item)) {
+        match told.iter().any(|item| policy.is_named_in(item)) {
             // Who charged the same budget later knows better how it stands.
             true => items = told.to_vec(),
             // The outermost policy first, as requests meet them.

@@ -199,7 +199,7 @@ impl<P> MemoryStore<P> {
         let (old, new) = (old.into(), new.into());
         let mut shards = self.write_both(&old, &new);
         let grant = Arc::clone(shards.table(&old).get(&old).ok_or(RotateError::NotFound)?);
-        if grant.is_outgoing() {
+        if grant.is_rotated() {
             return Err(RotateError::Outgoing);
         }
         if shards.table(&new).contains_key(&new) {
@@ -211,7 +211,7 @@ impl<P> MemoryStore<P> {
             shards.table(&old).remove(&old);
         } else {
             // The grace has no end if it is longer than time can tell.
-            let outgoing = Grant::clone(&grant).into_outgoing(now.checked_add(grace));
+            let outgoing = Grant::clone(&grant).into_rotated(now.checked_add(grace));
             shards.table(&old).insert(old, Arc::new(outgoing));
         }
         Ok(incoming)

@@ -156,7 +156,7 @@ fn near_limit_and_dry_run_go_by_the_quota_that_applies() {
         [false, false, true, true]
     );
     assert_eq!(
-        decisions.iter().map(|decision| decision.would_be_refused()).collect::<Vec<_>>(),
+        decisions.iter().map(|decision| decision.would_be_rejected()).collect::<Vec<_>>(),
         [false, false, false, true]
     );
 }

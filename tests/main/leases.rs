@@ -95,7 +95,7 @@ async fn several_policies_are_paid_together() {
     let before = server.trips();
     let decision = spend(&limits, &alice, 40).await;
     assert_eq!(decision.parts().count(), 4);
-    assert!(!decision.would_be_refused());
+    assert!(!decision.would_be_rejected());
     assert!(server.trips() - before < 30, "{} trips", server.trips() - before);
     // What is on trial refuses nobody.
     let mut admitted = 40;

@@ -518,13 +518,13 @@ async fn a_policy_on_trial_decides_and_refuses_nobody() {
         let decision = limits.charge(&alice, ONE);
         assert!(decision.is_admitted());
         assert_eq!(remaining(&decision), [left, with_dry_run]);
-        assert_eq!(decision.would_be_refused(), left < 3);
+        assert_eq!(decision.would_be_rejected(), left < 3);
         assert!(!decision.is_dry_run(), "the other policy is in earnest");
     }
     // In earnest, the one does not hide the other, and what it refuses is not charged on trial.
     let refused = limits.charge(&alice, Charge::Units(2));
     assert_eq!(violated(&refused), ["default"]);
-    assert!(!refused.would_be_refused());
+    assert!(!refused.would_be_rejected());
 
     let tokens = MemoryStore::from_iter([(TOKEN, Grant::new("alice", ()))]);
     let service = AuthLayer::new(tokens).with_rate_limit(limits).layer(echo());

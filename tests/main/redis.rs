@@ -200,7 +200,7 @@ fn gist(decision: &Decision) -> Vec<impl Eq + std::fmt::Debug> {
         .chain(decision.parts())
         .map(|part| {
             let policy = part.policy().map(|policy| (policy.name().to_owned(), policy.quota()));
-            let flags = (part.is_admitted(), part.is_dry_run(), part.would_be_refused(), part.is_near_limit());
+            let flags = (part.is_admitted(), part.is_dry_run(), part.would_be_rejected(), part.is_near_limit());
             let hours = (part.full_in().as_secs().div_ceil(60) / 60, part.retry_after().is_some());
             (policy, part.verdict(), part.remaining(), flags, hours)
         })

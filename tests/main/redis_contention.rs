@@ -362,7 +362,7 @@ async fn dry_runs_reject_nothing_while_redis_is_away() {
                 }
             }
             let decision = limits.charge(&alice(), ONE).await;
-            assert_eq!(decision.would_be_refused(), when_down != OutagePolicy::Admit, "{when_down:?}: {decision:?}");
+            assert_eq!(decision.would_be_rejected(), when_down != OutagePolicy::Admit, "{when_down:?}: {decision:?}");
             let named = decision.parts().filter(|part| part.policy().is_some()).count();
             assert_eq!(named, if when_down == OutagePolicy::Admit { 0 } else { policies });
         }

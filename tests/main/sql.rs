@@ -119,7 +119,7 @@ async fn what_was_issued_is_found_as_it_was_issued() {
         assert_eq!(grant.quota(), Some(quota));
         assert_eq!((grant.not_before(), grant.expires_at()), (Some(from), Some(until)));
         assert_eq!(grant.principal().name, "Alice");
-        assert!(!grant.is_sender_constrained() && !grant.is_outgoing());
+        assert!(!grant.is_sender_constrained() && !grant.is_rotated());
 
         let listed = database.list(Some(&"alice ü '\"".into())).await.unwrap();
         assert_eq!(listed.len(), 1);
@@ -182,7 +182,7 @@ async fn a_rotation_leaves_the_old_token_its_grace() {
         let second = database.rotate(&id, &format(), Duration::from_secs(600)).await.unwrap();
 
         let outgoing = find(&store, first.secret.expose()).await.unwrap();
-        assert!(outgoing.is_outgoing());
+        assert!(outgoing.is_rotated());
         assert_eq!(outgoing.expires_at(), Some(hands.now() + Duration::from_secs(600)));
         let current = find(&store, second.secret.expose()).await.unwrap();
         assert_eq!((current.id(), current.subject(), current.expires_at()), (&id, outgoing.subject(), Some(end)));
@@ -204,7 +204,7 @@ async fn a_rotation_leaves_the_old_token_its_grace() {
         let unbounded = database.issue(&format(), &NewGrant::new("bob")).await.unwrap();
         database.rotate(&unbounded.grant.id, &format(), Duration::MAX).await.unwrap();
         let outgoing = find(&store, unbounded.secret.expose()).await.unwrap();
-        assert!(outgoing.is_outgoing() && outgoing.is_valid_at(hands.now() + Duration::from_secs(1 << 33)));
+        assert!(outgoing.is_rotated() && outgoing.is_valid_at(hands.now() + Duration::from_secs(1 << 33)));
     })
     .await;
 }
@@ -227,7 +227,7 @@ async fn rotations_at_once_leave_one_current_token() {
         let mut current = 0;
         for secret in secrets {
             let grant = find(&database.store::<()>(), secret.expose()).await.unwrap();
-            current += usize::from(!grant.is_outgoing());
+            current += usize::from(!grant.is_rotated());
         }
         assert_eq!(current, 1);
     })

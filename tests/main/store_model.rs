@@ -76,7 +76,7 @@ impl Entry {
 
     fn matches(&self, found: &Grant<u8>) -> bool {
         let named = found.id().as_str() == format!("grant-{}", self.id) && found.subject().as_str() == subject(self.id);
-        let lasting = (found.expires_at(), found.is_outgoing()) == (self.ends, self.outgoing);
+        let lasting = (found.expires_at(), found.is_rotated()) == (self.ends, self.outgoing);
         named && lasting && *found.principal() == self.id
     }
 }

@@ -235,7 +235,7 @@ fn what_cannot_be_rotated_stays_as_it_is() {
     assert_eq!((store.len(), store.get("one").unwrap().expires_at()), (3, end));
 
     store.rotate("one-2", "one-3", Duration::MAX).unwrap();
-    assert!(store.get("one-2").unwrap().is_outgoing(), "even where the grace has no end");
+    assert!(store.get("one-2").unwrap().is_rotated(), "even where the grace has no end");
     assert_eq!(store.rotate("one-2", "x", hour).unwrap_err(), RotateError::Outgoing);
 }
 
@@ -245,7 +245,7 @@ fn a_rotation_can_have_a_clock_of_its_own() {
     let store = MemoryStore::from_iter([("old", Grant::new("a", ()))]);
     let new = store.rotate_at("old", "new", Duration::from_secs(60), now).unwrap();
     assert_eq!(store.get("old").unwrap().expires_at(), Some(now + Duration::from_secs(60)));
-    assert_eq!((new.expires_at(), new.is_outgoing()), (None, false));
+    assert_eq!((new.expires_at(), new.is_rotated()), (None, false));
 }
 
 #[test]

@@ -4,10 +4,10 @@ use std::sync::Arc;
 
 use super::RateLimits;
 use crate::caller::CurrentGrant;
-use crate::limit::accounts::Gone;
-use crate::limit::lane::{Lane, Made};
+use crate::limit::buckets::Removed;
 use crate::limit::rule::{GrantQuotas, Rule};
-use crate::limit::{Charge, Limiter, together};
+use crate::limit::state::{LimitState, MadeCharge};
+use crate::limit::{Charge, Limiter, all_or_nothing};
 use crate::observe;
 use crate::pending::answer::{Answer, Immediate};
 use crate::quota::decision::Decision;
@@ -36,12 +36,12 @@ impl RateLimits {
     /// How many subjects are remembered.
     #[must_use]
     pub fn subjects(&self) -> usize {
-        self.lanes().iter().map(Lane::subjects).max().unwrap_or(0)
+        self.lanes().iter().map(LimitState::subjects).max().unwrap_or(0)
     }
 
     #[cfg(test)]
-    pub(in crate::limit) fn accounts(&self) -> &crate::limit::accounts::Accounts {
-        self.first.accounts()
+    pub(in crate::limit) fn buckets(&self) -> &crate::limit::buckets::Buckets {
+        self.first.buckets()
     }
 
     /// The decision about a caller; `None` is an anonymous one.
@@ -51,7 +51,7 @@ impl RateLimits {
             self.decide_rare(grant, &|_, rule| rule.cost(charge))
         } else {
             let (now, cost) = (self.time.now_ns(), self.first.rule().cost(charge));
-            let decision = self.first.charge(grant, now, cost, &mut Gone::default());
+            let decision = self.first.charge(grant, now, cost, &mut Removed::default());
             decision.map_or_else(Decision::unlimited, |decision| self.first.rule().mark(decision, grant))
         };
         // Who only looks charges nothing.
@@ -70,19 +70,21 @@ impl RateLimits {
     fn decide_rare(&self, grant: Option<&CurrentGrant>, cost: &dyn Fn(usize, &Rule) -> u32) -> Decision {
         let now = self.time.now_ns();
         let given = self.given.as_ref().map(|given| {
-            let before = |lane: &Lane| *lane.given_back(given, grant);
+            let before = |lane: &LimitState| *lane.refunded(given, grant);
             (given, self.lanes().iter().map(before).collect::<Vec<_>>())
         });
-        let mut made: Vec<(usize, Made)> = Vec::new();
+        let mut made: Vec<(usize, MadeCharge)> = Vec::new();
         let decision = match &self.more {
             Some(more) => {
                 let keep = given.is_some().then_some(&mut made);
-                together::charge(&more.lanes, &more.turns, grant, now, cost, keep)
+                all_or_nothing::charge(&more.lanes, &more.turns, grant, now, cost, keep)
             }
             None => {
                 let (rule, cost) = (self.first.rule(), cost(0, self.first.rule()));
-                let decision = self.first.charge(grant, now, cost, &mut Gone::default());
-                made.extend(decision.iter().filter_map(|decision| Some((0, self.first.made(decision, now, cost)?))));
+                let decision = self.first.charge(grant, now, cost, &mut Removed::default());
+                made.extend(
+                    decision.iter().filter_map(|decision| Some((0, self.first.made_charge(decision, now, cost)?))),
+                );
                 decision.map_or_else(Decision::unlimited, |decision| rule.mark(decision, grant))
             }
         };

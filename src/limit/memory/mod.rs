@@ -5,10 +5,10 @@ use std::fmt;
 use std::num::NonZeroU32;
 use std::sync::Arc;
 
-use super::given::GivenBack;
-use super::lane::Lane;
+use super::all_or_nothing::ChargeLocks;
+use super::refund_totals::RefundTotals;
 use super::rule::{GrantQuotas, PartitionKey, Rule, Scope};
-use super::together::Turns;
+use super::state::LimitState;
 use super::{Clock, Time};
 use crate::grant::Subject;
 use crate::quota::Quota;
@@ -74,19 +74,19 @@ use crate::request_head::RequestHead;
 /// | any policy [shared by all](Self::shared_by_all), and the bucket of anonymous callers | own quota | own quota |
 #[derive(Clone)]
 pub struct RateLimits {
-    first: Lane,
+    first: LimitState,
     more: Option<Arc<Further>>,
     pub(super) time: Arc<Time>,
     /// For refunds, if they may be wanted.
-    given: Option<Arc<GivenBack>>,
+    given: Option<Arc<RefundTotals>>,
 }
 
 /// What a limiter with several policies has beside the usual.
 #[derive(Clone)]
 struct Further {
     /// All of them, the first one too.
-    lanes: Vec<Lane>,
-    turns: Arc<Turns>,
+    lanes: Vec<LimitState>,
+    turns: Arc<ChargeLocks>,
 }
 
 impl RateLimits {
@@ -121,7 +121,7 @@ impl RateLimits {
     }
 
     fn of(rule: Rule) -> Self {
-        Self { first: Lane::new(rule), more: None, time: Arc::new(Time::counter()), given: None }
+        Self { first: LimitState::new(rule), more: None, time: Arc::new(Time::counter()), given: None }
     }
 
     /// One policy more. A charge that one of the policies refuses costs none of them anything, also where requests come at
@@ -139,15 +139,15 @@ impl RateLimits {
             return Err(PolicyNameError::Taken);
         }
         let mut lanes = self.lanes().to_vec();
-        lanes.push(Lane::new(self.first.rule().further(name, quota)));
-        let turns = self.more.as_ref().map_or_else(|| Arc::new(Turns::new()), |more| Arc::clone(&more.turns));
+        lanes.push(LimitState::new(self.first.rule().further(name, quota)));
+        let turns = self.more.as_ref().map_or_else(|| Arc::new(ChargeLocks::new()), |more| Arc::clone(&more.turns));
         Ok(Self { more: Some(Arc::new(Further { lanes, turns })), ..self })
     }
 
     /// What is decided by, in the order in which it was added.
     #[cfg(feature = "redis")]
     pub(crate) fn rules(&self) -> impl Iterator<Item = &Rule> {
-        self.lanes().iter().map(Lane::rule)
+        self.lanes().iter().map(LimitState::rule)
     }
 
     /// Budgets of one of so many nodes, which share the quotas, those of grants too.
@@ -156,7 +156,7 @@ impl RateLimits {
         self.clone().map_all(|rule| rule.divided_by(nodes))
     }
 
-    fn lanes(&self) -> &[Lane] {
+    fn lanes(&self) -> &[LimitState] {
         match &self.more {
             None => std::slice::from_ref(&self.first),
             Some(more) => &more.lanes,
@@ -177,7 +177,7 @@ impl RateLimits {
 
     /// Changes all policies.
     fn change_all(mut self, change: impl Fn(&mut Rule)) -> Self {
-        let changed = |lane: &Lane| lane.clone().changed(&change);
+        let changed = |lane: &LimitState| lane.clone().changed(&change);
         if let Some(more) = self.more.as_mut().map(Arc::make_mut) {
             more.lanes = more.lanes.iter().map(changed).collect();
         }
@@ -187,9 +187,9 @@ impl RateLimits {
 
     /// The same with full budgets by changed rules.
     fn map_all(self, change: impl Fn(&Rule) -> Rule) -> Self {
-        let new = |lane: &Lane| Lane::new(change(lane.rule()));
+        let new = |lane: &LimitState| LimitState::new(change(lane.rule()));
         let more = self.more.as_ref().map(|more| {
-            Arc::new(Further { lanes: more.lanes.iter().map(new).collect(), turns: Arc::new(Turns::new()) })
+            Arc::new(Further { lanes: more.lanes.iter().map(new).collect(), turns: Arc::new(ChargeLocks::new()) })
         });
         Self { first: new(&self.first), more, ..self }
     }
@@ -266,10 +266,10 @@ impl RateLimits {
     ///
     /// let limits = RateLimits::new(Quota::per_minute(1)).with_dry_run();
     /// let alice = CurrentGrant::new(Grant::new("alice", ()));
-    /// assert!(!limits.charge(&alice, Charge::Units(1)).would_be_refused());
+    /// assert!(!limits.charge(&alice, Charge::Units(1)).would_be_rejected());
     ///
     /// let second = limits.charge(&alice, Charge::Units(1));
-    /// assert!(second.would_be_refused());
+    /// assert!(second.would_be_rejected());
     /// assert!(second.is_admitted());
     /// ```
     #[must_use]
@@ -291,7 +291,7 @@ impl RateLimits {
     /// ```
     #[must_use]
     pub fn with_near_limit(self, percent: u8) -> Self {
-        self.map_last(|rule| rule.tell_near(percent))
+        self.map_last(|rule| rule.set_near_percent(percent))
     }
 
     /// The same, and charges can be [given back](crate::Decision::refund), for one allocation more a request.
@@ -321,7 +321,7 @@ impl RateLimits {
     /// ```
     #[must_use]
     pub fn with_refunds(self) -> Self {
-        Self { given: Some(Arc::new(GivenBack::new())), ..self }
+        Self { given: Some(Arc::new(RefundTotals::new())), ..self }
     }
 
     /// Names the budgets of subjects to the client, in the `pk` parameter of draft-10. Not done by default.

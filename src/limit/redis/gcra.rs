@@ -14,7 +14,7 @@ use redis::RedisResult;
 use super::connect::Open;
 use super::lease::Order;
 use super::script::Script;
-use crate::limit::lane::described;
+use crate::limit::state::decision_without_wait;
 use crate::quota::decision::{Decision, Verdict};
 use crate::quota::policy::Policy;
 
@@ -141,6 +141,6 @@ impl Part {
                 return Decision::from_ns(self.policy.clone(), Verdict::OverLimit, 0, wait_ns, state.owed_ns);
             }
         };
-        described(self.policy.clone(), verdict, state.owed_ns)
+        decision_without_wait(self.policy.clone(), verdict, state.owed_ns)
     }
 }

@@ -16,7 +16,7 @@
 use std::time::Duration;
 
 use super::gcra::State;
-use crate::limit::lane::described;
+use crate::limit::state::decision_without_wait;
 use crate::quota::Quota;
 use crate::quota::decision::{Decision, Verdict};
 use crate::quota::policy::Policy;
@@ -202,6 +202,6 @@ impl Stock {
     /// The decision about a charge that was made: what is here can be spent as well as what is there.
     pub(super) fn admitted(&self, now: u64) -> Decision {
         let here_ns = u64::from(self.left(now)) * self.quota().interval_ns();
-        described(self.policy.clone(), Verdict::Admitted, self.owed_at(now).saturating_sub(here_ns))
+        decision_without_wait(self.policy.clone(), Verdict::Admitted, self.owed_at(now).saturating_sub(here_ns))
     }
 }

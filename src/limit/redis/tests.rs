@@ -94,7 +94,7 @@ fn the_script_decides_as_governor_does() {
                     None => State { fits: true, owed_ns: read(&cell).saturating_sub(now) },
                     Some(cost) => match decide(&cell, quota, now, cost) {
                         Outcome::Admitted { tat } => State { fits: true, owed_ns: tat - now },
-                        Outcome::Refused { tat, wait } => {
+                        Outcome::Rejected { tat, wait } => {
                             let state = State { fits: false, owed_ns: tat.saturating_sub(now) };
                             prop_assert_eq!(part.decision(state).retry_after().unwrap().as_nanos(), u128::from(wait));
                             state

@@ -218,7 +218,7 @@ impl<P: Send + Sync + 'static> SqlStore<P> {
                     None => grant,
                     // Not what time cannot tell: a grace that ended long ago must not become one that has no end.
                     Some(..0) => return Err(SqlError::Corrupt("outgoing_until_ms")),
-                    Some(until) => grant.into_outgoing(from_unix_ms(until)),
+                    Some(until) => grant.into_rotated(from_unix_ms(until)),
                 })))
             };
             let found = timeout(database.0.deadline, find).await.unwrap_or(Err(SqlError::Deadline));

@@ -199,8 +199,9 @@ pub struct GrantRecord {
 impl GrantRecord {
     /// What a gate gets to see.
     pub(super) fn grant<P>(&self, principal: P) -> Grant<P> {
-        let mut grant =
-            Grant::new(self.id.clone(), principal).with_subject(self.subject.clone()).scoped(self.scopes.clone());
+        let mut grant = Grant::new(self.id.clone(), principal)
+            .with_subject(self.subject.clone())
+            .with_valid_scopes(self.scopes.clone());
         if let Some(quota) = self.quota {
             grant = grant.with_quota(quota);
         }

@@ -1,0 +1,112 @@
+//! Charges several policies atomically: all of them or none.
+//!
+//! # Rules
+//!
+//! 1. Charges of one subject are serialised by a lock, so that no charge sees units that another charge is about to refund.
+//!    Different subjects compete only for buckets that all subjects share. A single shared bucket is charged last, without a
+//!    further lock. With several shared buckets, all charges take one common lock.
+//! 2. The buckets are charged one after the other. After the first rejection, all earlier charges are refunded. The refund
+//!    uses the same time and happens under the lock, so it restores each bucket exactly.
+//! 3. Code of the service runs without the lock: cost functions, partition keys, and the `Drop` of principals.
+//!
+//! Clones of a limiter that were made before a further policy was added charge the first policy without the lock. Such a
+//! charge may be rejected because of units that are refunded a moment later.
+
+use std::hash::{BuildHasher as _, RandomState};
+use std::sync::PoisonError;
+
+use super::buckets::Removed;
+use super::rule::{Rule, Scope};
+use super::state::{LimitState, MadeCharge};
+use crate::caller::CurrentGrant;
+use crate::quota::decision::{Decision, Verdict};
+use crate::sync::{Mutex, MutexGuard};
+
+/// The locks of charges: several for subjects, which share them by hash, and one for all subjects.
+pub(super) struct ChargeLocks {
+    hasher: RandomState,
+    subjects: Box<[ChargeLock]>,
+    all: ChargeLock,
+}
+
+/// One lock. The alignment avoids false sharing with the locks of other threads.
+#[derive(Default)]
+#[repr(align(128))]
+struct ChargeLock(Mutex<()>);
+
+impl ChargeLock {
+    fn lock(&self) -> MutexGuard<'_, ()> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl ChargeLocks {
+    /// The number of locks for subjects. It exceeds the usual number of threads, so different subjects rarely share a held
+    /// lock.
+    const SUBJECTS: usize = 64;
+
+    pub(super) fn new() -> Self {
+        let subjects = std::iter::repeat_with(ChargeLock::default).take(Self::SUBJECTS).collect();
+        Self { hasher: RandomState::new(), subjects, all: ChargeLock::default() }
+    }
+
+    fn of(&self, grant: Option<&CurrentGrant>) -> &ChargeLock {
+        let hash = grant.map_or(0, |grant| self.hasher.hash_one(grant.subject()));
+        &self.subjects[hash as usize % self.subjects.len()]
+    }
+}
+
+/// The part of one policy in a charge.
+struct Part<'a> {
+    /// The index of the policy.
+    at: usize,
+    limit: &'a LimitState,
+    cost: u32,
+    decision: Decision,
+}
+
+/// Charges all policies or none. `cost` returns the cost for a policy. The charges are added to `keep`, for refunds.
+pub(super) fn charge(
+    limits: &[LimitState],
+    locks: &ChargeLocks,
+    grant: Option<&CurrentGrant>,
+    now: u64,
+    cost: &dyn Fn(usize, &Rule) -> u32,
+    keep: Option<&mut Vec<(usize, MadeCharge)>>,
+) -> Decision {
+    let in_scope = |scope| limits.iter().enumerate().filter(move |(_, limit)| limit.rule().scope == scope);
+    let mut parts: Vec<Part<'_>> = in_scope(Scope::Subject)
+        .chain(in_scope(Scope::All))
+        .map(|(at, limit)| Part { at, limit, cost: cost(at, limit.rule()), decision: Decision::unlimited() })
+        .collect();
+    let mut removed = Removed::default();
+    let subject_lock = locks.of(grant).lock();
+    let common_lock = (in_scope(Scope::All).count() > 1).then(|| locks.all.lock());
+
+    let mut rejected = None;
+    for (at, part) in parts.iter_mut().enumerate() {
+        let decided = match rejected {
+            None => part.limit.charge(grant, now, part.cost, &mut removed),
+            Some(_) => part.limit.peek(grant, now, part.cost, &mut removed),
+        };
+        part.decision = decided.unwrap_or_else(Decision::unlimited);
+        if part.decision.verdict() != Verdict::Admitted && !part.limit.rule().is_dry_run {
+            rejected.get_or_insert(at);
+        }
+    }
+    let made_charge = |part: &Part<'_>| part.limit.made_charge(&part.decision, now, part.cost);
+    for part in &mut parts[..rejected.unwrap_or(0)] {
+        if let Some(made) = made_charge(part) {
+            part.limit.undo(grant, now, made);
+            // The decision describes the bucket without the charge.
+            let decision = part.limit.peek(grant, now, part.cost, &mut removed);
+            part.decision = decision.unwrap_or_else(Decision::unlimited);
+        }
+    }
+    if let (Some(keep), None) = (keep, rejected) {
+        keep.extend(parts.iter().filter_map(|part| Some((part.at, made_charge(part)?))));
+    }
+    drop((subject_lock, common_lock));
+    drop(removed);
+    Decision::all_of(parts.into_iter().map(|part| part.limit.rule().mark(part.decision, grant)))
+}

@@ -181,7 +181,7 @@ pub struct Authenticated<P> {
 
 const NO_GATE: &str = "This handler needs `Authenticated<P>`, but no gate has processed the request. Perhaps you forgot to add `AuthLayer`, or added it before the route.";
 const OTHER_TYPE: &str =
-    "This handler needs `Authenticated<P>`, but the principals of the gate's store have another type than `P`.";
+    "This handler needs `Authenticated<P>`, but the principals of the gate's store are of another type than `P`.";
 
 impl<P> Authenticated<P> {
     /// Creates a caller with the location of the `Authorization` header, for tests of handlers.

@@ -142,7 +142,7 @@ impl Decision {
     #[must_use]
     pub fn all_of(parts: impl IntoIterator<Item = Self>) -> Self {
         let mut parts: Vec<_> = parts.into_iter().flat_map(Self::into_parts).collect();
-        // Decisions without a policy or an outage have no effect.
+        // Unlimited decisions do not affect the result.
         parts.retain(|part| part.policy.is_some() || part.verdict == Verdict::Unavailable);
         if parts.len() < 2 {
             return parts.pop().unwrap_or_else(Self::unlimited);
@@ -297,7 +297,7 @@ impl Decision {
         self.remaining
     }
 
-    /// Returns the time to wait before a retry, or `None` if a retry needs no wait or is futile.
+    /// Returns the time to wait before a retry, or `None` after [`Verdict::Admitted`] and [`Verdict::CostAboveBurst`].
     ///
     /// - After [`Verdict::OverLimit`], this is the exact time until the same charge fits, if no other request charges the
     ///   bucket meanwhile.
@@ -330,7 +330,7 @@ impl Decision {
 
     /// Returns [`retry_after`](Self::retry_after) in whole seconds, for the header field `Retry-After`.
     ///
-    /// The value is rounded up and never 0, so that a retry after this time fits.
+    /// The value is rounded up and never 0. A retry after this time fits, if no other request charges the bucket meanwhile.
     #[must_use]
     pub fn retry_after_secs(&self) -> Option<u64> {
         self.has_to_wait().then(|| secs_up(self.more_in_ns).max(1))

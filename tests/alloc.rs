@@ -1,4 +1,5 @@
-//! The exact number of allocations that the gate adds to a request. Apart, because it needs an allocator of its own.
+//! The exact number of allocations that the gate adds to a request. A separate binary, because it needs its own
+//! allocator.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test says by panicking that it failed")]
 
 use std::convert::Infallible;
@@ -15,7 +16,7 @@ use tower::{Layer, Service};
 
 type Body = Bytes;
 
-/// An inner service whose answer has a header already, as answers have: the map is not the gate's to pay for.
+/// An inner service whose response already has a header: the header map is not counted for the gate.
 #[derive(Clone)]
 struct Inner;
 
@@ -35,7 +36,7 @@ impl Service<Request<Body>> for Inner {
     }
 }
 
-/// A request that has an extension already, as all do that went through a router.
+/// Returns a request that already has an extension, as requests from a router do.
 fn request(authorization: Option<&'static str>) -> Request<Body> {
     let mut request = Request::new(Bytes::new());
     request.extensions_mut().insert("some extension");
@@ -51,7 +52,7 @@ trait ReserveForTest {
 }
 
 impl ReserveForTest for http::Extensions {
-    /// Lets the map of extensions grow now, so that the test does not depend on when it does.
+    /// Grows the map of extensions now, so that growth during the measurement cannot change the count.
     fn reserve_for_test(&mut self) {
         self.insert(0_u8);
         self.insert(0_u16);
@@ -69,28 +70,29 @@ where
         let mut cx = Context::from_waker(Waker::noop());
         let future = service.call(request.take().expect("measured once"));
         let mut future = std::pin::pin!(future);
-        let Poll::Ready(Ok(response)) = future.as_mut().poll(&mut cx) else { panic!("nothing here waits") };
+        let Poll::Ready(Ok(response)) = future.as_mut().poll(&mut cx) else { panic!("the response is immediate") };
         assert_eq!(response.status(), status);
     });
     info.count_total
 }
 
 #[test]
-fn each_allocation_has_a_name() {
+fn every_allocation_of_a_request_is_accounted_for() {
     let tokens = MemoryStore::from_iter([("a-token", Grant::new("alice", ()))]);
     let layer = AuthLayer::new(tokens);
-    // One grant for each limiter would do; the first request of a subject opens its account, which is not counted, and the
-    // first of each kind makes what is kept to count it by (feature `metrics`).
+    // The first request of a subject creates its bucket, and the first of each kind creates its counters (feature
+    // `metrics`).
+    // Neither is counted.
     let small = RateLimits::new(Quota::per_second(1_000_000).with_burst(20));
     let large = RateLimits::new(Quota::per_second(1_000_000));
-    let spent = RateLimits::new(Quota::one_per(Duration::from_secs(3_600)));
+    let single = RateLimits::new(Quota::one_per(Duration::from_secs(3_600)));
 
     let bare = allocations(&mut Inner, request(Some("Bearer a-token")), 200);
 
     let mut authenticated = layer.clone().layer(Inner);
     let mut limited = layer.clone().with_rate_limit(small).layer(Inner);
     let mut largely = layer.clone().with_rate_limit(large).layer(Inner);
-    let mut over = layer.with_rate_limit(spent).layer(Inner);
+    let mut over = layer.with_rate_limit(single).layer(Inner);
     for (value, status) in
         [(Some("Bearer a-token"), 200), (None, 401), (Some("Bearer unknown"), 401), (Some("Bearer a b"), 401)]
     {
@@ -101,35 +103,35 @@ fn each_allocation_has_a_name() {
     allocations(&mut over, request(Some("Bearer a-token")), 200);
     allocations(&mut over, request(Some("Bearer a-token")), 429);
 
-    // `http` boxes the extension that carries the grant.
+    // `http` boxes the extension that holds the grant.
     assert_eq!(allocations(&mut authenticated, request(Some("Bearer a-token")), 200) - bare, 1, "admitted");
-    // The same, since the values of `RateLimit` were rendered with the policy.
+    // No further allocation: the values of `RateLimit` were rendered with the policy.
     assert_eq!(allocations(&mut limited, request(Some("Bearer a-token")), 200) - bare, 1, "admitted within the limit");
-    // A large bucket has too many of them: one value.
+    // A large bucket has too many values to render in advance: one allocation for the value.
     assert_eq!(
         allocations(&mut largely, request(Some("Bearer a-token")), 200) - bare,
         2,
         "admitted within a large limit"
     );
 
-    // The answer's header map (2: entries and index), its extensions (2: map and table), and the boxed `Rejection`.
+    // The header map (2: entries and index), the extensions (2: map and table), and the boxed `Rejection`.
     // Challenges and bodies were rendered when the gate was built.
     for (value, what) in [(None, "missing"), (Some("Bearer unknown"), "unknown"), (Some("Bearer a b"), "malformed")] {
         assert_eq!(allocations(&mut authenticated, request(value), 401), 5, "{what}");
     }
-    // The same 5, and the boxed decision, the body, the value of `RateLimit` and that of `Retry-After`.
+    // The same 5, the boxed decision, the body, and the values of `RateLimit` and `Retry-After`.
     assert_eq!(allocations(&mut over, request(Some("Bearer a-token")), 429), 9, "over limit");
 }
 
-/// A million peers fail, of which nothing is kept.
+/// Checks that a million failing peers leave nothing in memory.
 #[test]
-fn a_million_peers_take_no_memory() {
+fn a_million_failing_peers_use_no_memory() {
     let throttle = FailureThrottle::by_socket_addr(Quota::per_minute(1).with_burst(2));
     let table = throttle.memory_bytes();
     let tokens = MemoryStore::from_iter([("a-token", Grant::new("alice", ()))]);
     let mut service = AuthLayer::new(tokens).with_failure_throttle(throttle.clone()).layer(Inner);
     let mut cx = Context::from_waker(Waker::noop());
-    // The first that fails and the first that is throttled make what is kept to count them by (feature `metrics`).
+    // The first failure and the first throttled request create their counters (feature `metrics`).
     for status in [401, 401, 429] {
         let mut request = request(Some("Bearer not a token"));
         request.extensions_mut().insert(SocketAddr::from((Ipv6Addr::LOCALHOST, 80)));
@@ -138,58 +140,58 @@ fn a_million_peers_take_no_memory() {
     let mut answers = [0_u32; 2];
     let all = measure(|| {
         for peer in 0..1_000_000_u128 {
-            // A /64 each.
+            // One /64 for each peer.
             let address = Ipv6Addr::from_bits((0x2001_0db8 << 96) + (peer << 64) + 1);
             let mut request = request(Some("Bearer not a token"));
             request.extensions_mut().insert(SocketAddr::from((address, 80)));
             let mut future = std::pin::pin!(service.call(request));
-            let Poll::Ready(Ok(response)) = future.as_mut().poll(&mut cx) else { panic!("nothing here waits") };
+            let Poll::Ready(Ok(response)) = future.as_mut().poll(&mut cx) else { panic!("the response is immediate") };
             answers[usize::from(response.status() == 429)] += 1;
         }
     });
     assert_eq!((all.bytes_current, throttle.memory_bytes()), (0, table), "nothing was kept");
     assert!(all.bytes_max < 8_192, "{} bytes for one request", all.bytes_max);
-    // So many fill the table within seconds: from then on strangers are refused, and the rest of the world is not.
+    // This many peers fill the table within seconds. From then on unknown tokens are rejected; valid tokens still pass.
     assert!(answers.iter().all(|&answers| answers > 16_384), "{answers:?}");
     let mut holder = request(Some("Bearer a-token"));
     holder.extensions_mut().insert(SocketAddr::from(([192, 0, 2, 1], 80)));
     allocations(&mut service, holder, 200);
 }
 
-/// What is admitted costs the same with a throttle.
+/// Checks that a failure throttle adds no allocation to an admitted request.
 #[test]
-fn a_throttle_costs_the_admitted_nothing() {
+fn a_throttle_adds_no_allocation_to_admitted_requests() {
     let tokens = MemoryStore::from_iter([("a-token", Grant::new("alice", ()))]);
-    // It would panic if it were asked.
-    let throttle = FailureThrottle::new(Quota::per_minute(1), |_| -> Option<()> { panic!("asked who the peer is") });
+    // Panics if the throttle looks at the peer.
+    let throttle = FailureThrottle::new(Quota::per_minute(1), |_| -> Option<()> { panic!("the throttle looked at the peer") });
     let mut without = AuthLayer::new(tokens.clone()).layer(Inner);
     let mut with = AuthLayer::new(tokens).with_failure_throttle(throttle).layer(Inner);
-    let ask = || request(Some("Bearer a-token"));
-    // What is made once a process.
-    allocations(&mut without, ask(), 200);
-    assert_eq!(allocations(&mut with, ask(), 200), allocations(&mut without, ask(), 200));
+    let authorized = || request(Some("Bearer a-token"));
+    // Allocations made once in a process.
+    allocations(&mut without, authorized(), 200);
+    assert_eq!(allocations(&mut with, authorized(), 200), allocations(&mut without, authorized(), 200));
 }
 
-/// What a door in the body allocates does not grow with the number of fields: nothing, unless the token is escaped.
+/// Checks that extraction from a body allocates nothing, whatever the number of fields, unless JSON has escapes.
 #[cfg(feature = "body")]
 #[test]
-fn doors_in_the_body_allocate_nothing() {
+fn extraction_from_bodies_does_not_allocate() {
     use http::{Method, Uri};
     use tollgate::extract::{Extracted, TokenSyntax, form, json, query, text};
 
-    let count = |look: &dyn Fn() -> bool| measure(|| assert!(look())).count_total;
+    let count = |extract: &dyn Fn() -> bool| measure(|| assert!(extract())).count_total;
     for fields in [1, 10, 1_000] {
         let members = (0..fields).map(|i| format!(r#""field{i}": {{"\u0061": [{i}, "b\\n"]}}, "#)).collect::<String>();
         let in_json = format!(r#"{{{members}"key": "a-token"}}"#);
         let in_text = format!("{}key=a-token;", "field=value; ".repeat(fields));
-        // Escaped or not.
+        // With and without escapes.
         let in_form = format!("{}access_token=a-token", "field=value&f%69el+d=v%61lue&".repeat(fields));
         let target: Uri = format!("/?{}", in_form.replace('+', "%20")).parse().unwrap();
-        let is_token = |presented| matches!(presented, Extracted::Token(_));
+        let is_token = |extracted| matches!(extracted, Extracted::Token(_));
         assert_eq!(count(&|| is_token(text(in_text.as_bytes(), "key", TokenSyntax::default()))), 0);
         assert_eq!(count(&|| is_token(form(in_form.as_bytes(), "access_token", TokenSyntax::default()))), 0);
         assert_eq!(count(&|| is_token(query(&Method::GET, &target, "access_token", TokenSyntax::default()))), 0);
-        // The parser's buffer for names and strings with escapes, of which this has some.
+        // The JSON parser's buffer for names and strings with escapes, which this body has.
         assert!(count(&|| is_token(json(in_json.as_bytes(), "key", TokenSyntax::default()))) <= 1, "{fields} fields");
     }
 }

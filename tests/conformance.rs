@@ -1,9 +1,9 @@
-//! The conformance vectors, run against the real layers.
+//! Runs the conformance vectors against the real layers.
 //!
-//! Every `*.json` file of a folder is read: `tests/vectors`, or the one that `TOLLGATE_VECTORS` names. A kind, key or
-//! word that is not in the tables below fails its vector, because it asks for something that nobody would check. The
-//! vectors of [`PENDING`] groups are read as strictly, and not run. What fails is named with a reason. The last line is
-//! always `N vectors, F failed`; where the vectors cannot be read at all, that is the one failure.
+//! Every `*.json` file of a folder is read: `tests/vectors`, or the folder in `TOLLGATE_VECTORS`. An unknown kind, key
+//! or word fails its vector, because no code would check it. Vectors of [`PENDING`] groups are validated in the same
+//! way, but not run. Each failure is printed with its reason. The last line is always `N vectors, F failed`. Vectors
+//! that cannot be read count as one failure.
 #![allow(clippy::print_stdout, reason = "the report is what this program is for")]
 #![allow(clippy::unwrap_used, reason = "only where nothing in a vector can make it fail")]
 
@@ -35,11 +35,12 @@ use tollgate::{RateLimits, Rejection, RejectionKind, Scopes, Unauthenticated, Ve
 use tower::util::{ServiceExt, ServiceFn, service_fn};
 use tower::{Layer, Service, ServiceBuilder};
 
-/// Groups of vectors about what the crate does not do yet.
+/// Groups of vectors for features that the crate does not have yet.
 const PENDING: &[&str] = &[];
 
-/// The keys of objects, a row a place. A place is one kind or several, `*` being all, and a path, in which `*` is every
-/// item or member. The items of `input.challenges` have no row: any parameter may stand in a challenge.
+/// The allowed keys of objects, one row for each place. A place is one or several kinds, or `*` for all, and a path. In
+/// a path, `*` is every item or member. The items of `input.challenges` have no row: any parameter may occur in a
+/// challenge.
 const KEYS: &str = "
     *: id kind group title rule level notes stage macros expect
     *.macros.*: repeat count
@@ -66,7 +67,7 @@ const KEYS: &str = "
     self-limit.input: rate_limit rate_limit_hex id
     self-limit.expect: count window_s status error";
 
-/// The words of those keys that have words, likewise.
+/// The allowed words of keys with fixed values, in the same format.
 const WORDS: &str = "
     *.level: MUST SHOULD MAY CHOICE
     *.stage: layer wire
@@ -81,7 +82,7 @@ const WORDS: &str = "
     gcra-n.expect.outcome: insufficient_capacity";
 
 fn main() -> ExitCode {
-    // Test runners ask what there is, and hand on filters and options. Vectors are run together or not at all.
+    // Test runners pass `--list`, filters and options. The vectors always run together.
     if env::args().any(|argument| argument == "--list") {
         return ExitCode::SUCCESS;
     }
@@ -105,7 +106,7 @@ fn main() -> ExitCode {
         }
     }
     for (what, why) in &failures {
-        // Cut, since some vectors are of many kilobytes.
+        // Truncated, since some vectors have many kilobytes.
         println!("{what}: {:.300}", why.to_string());
     }
     let pending = PENDING.iter().zip(pending).filter(|(_, count)| *count > 0);
@@ -117,7 +118,7 @@ fn main() -> ExitCode {
     if failures.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
-/// The error is the reason why a vector failed.
+/// The error is the reason for a failed vector.
 type Outcome<T = ()> = Result<T, Box<dyn Error>>;
 
 fn load(folder: &Path) -> Outcome<Vec<Value>> {
@@ -133,7 +134,7 @@ fn load(folder: &Path) -> Outcome<Vec<Value>> {
     if vectors.is_empty() { Err("there are no vectors".into()) } else { Ok(vectors) }
 }
 
-/// Reads a value as the type that is wanted, strictly. What is absent is null, and null is `None`.
+/// Reads a value strictly as the wanted type. An absent value is null, and null is `None`.
 macro_rules! read {
     ($value:expr) => {
         serde_json::from_value($value.clone()).map_err(|error| format!("{}: {error}", stringify!($value)))
@@ -143,7 +144,7 @@ macro_rules! read {
 /// Kinds, path, and keys or words.
 type Row = (&'static str, &'static str, &'static str);
 
-/// The rows of a table above that are about a kind.
+/// Returns the rows of a table that apply to a kind.
 fn rows(table: &'static str, kind: &str) -> impl Iterator<Item = Row> {
     let rows = table.lines().filter_map(|row| row.trim().split_once(": "));
     let rows = rows.map(|(place, words)| (place.split_once('.').unwrap_or((place, "")), words));
@@ -178,7 +179,7 @@ fn check_vocabulary(vector: &Value) -> Outcome {
     Ok(())
 }
 
-/// All values at a path, in which `*` stands for every item or member.
+/// Returns all values at a path, in which `*` is every item or member.
 fn at<'a>(value: &'a Value, path: &str) -> Vec<&'a Value> {
     path.split_terminator('.').fold(vec![value], |values, step| {
         let inside = |value: &'a Value| match (step, value) {
@@ -190,7 +191,7 @@ fn at<'a>(value: &'a Value, path: &str) -> Vec<&'a Value> {
     })
 }
 
-/// Replaces `@N@` by what the macro `N` repeats, in every string and key.
+/// Replaces `@N@` by the expansion of the macro `N`, in every string and key.
 fn expand_macros(vector: &Value) -> Outcome<Value> {
     let mut expanded = vector.to_string();
     for (name, repeated) in vector["macros"].as_object().into_iter().flatten() {
@@ -201,7 +202,7 @@ fn expand_macros(vector: &Value) -> Outcome<Value> {
     Ok(serde_json::from_str(&expanded)?)
 }
 
-/// Runs a vector. One that hangs or panics fails as well, and the others are run all the same.
+/// Runs a vector. A vector that hangs or panics fails, and the others still run.
 fn run(vector: &Value) -> Outcome {
     let runtime = runtime::Builder::new_current_thread().enable_all().build()?;
     let (input, expect) = (&vector["input"], &vector["expect"]);
@@ -226,7 +227,7 @@ fn same<T: Debug + PartialEq>(what: &str, is: T, should_be: T) -> Outcome {
     if is == should_be { Ok(()) } else { Err(format!("{what} is {is:?}, not {should_be:?}").into()) }
 }
 
-/// Compares with what a vector says about a key, if it says anything.
+/// Compares a value with the expectation for a key, if there is one.
 fn check(expect: &Value, key: &str, is: impl Into<Value>) -> Outcome {
     let is = is.into();
     match expect.get(key) {
@@ -235,7 +236,7 @@ fn check(expect: &Value, key: &str, is: impl Into<Value>) -> Outcome {
     }
 }
 
-/// An object of strings, or of numbers in their place; empty if it is absent.
+/// Reads an object of strings or numbers. An absent object is empty.
 fn members(object: &Value) -> Outcome<BTreeMap<String, String>> {
     let object: Option<BTreeMap<_, Value>> = read!(object)?;
     object.into_iter().flatten().map(|(name, value)| Ok((name, text(&value)?))).collect()
@@ -245,17 +246,17 @@ fn text(value: &Value) -> Outcome<String> {
     Ok(if value.is_number() { value.to_string() } else { read!(value)? })
 }
 
-/// An array of strings; empty if it is absent.
+/// Reads an array of strings. An absent array is empty.
 fn texts(array: &Value) -> Outcome<Vec<String>> {
     Ok(read!(array).map(Option::unwrap_or_default)?)
 }
 
-/// The bytes of a byte string, in which each character is one byte.
+/// Returns the bytes of a byte string, in which each character is one byte.
 fn bytes(text: &str) -> Outcome<Vec<u8>> {
     Ok(text.chars().map(u8::try_from).collect::<Result<_, _>>()?)
 }
 
-/// The bytes at a key of an object, as a byte string or in hexadecimal, which wins.
+/// Returns the bytes at a key, as a byte string or in hexadecimal. Hexadecimal takes precedence.
 fn octets(object: &Value, key: &str, hex_key: &str) -> Outcome<Vec<u8>> {
     let (text, hex): (Option<String>, Option<String>) = (read!(object[key])?, read!(object[hex_key])?);
     let Some(hex) = hex else { return bytes(&text.unwrap_or_default()) };
@@ -268,7 +269,7 @@ fn byte_string(bytes: &[u8]) -> String {
     bytes.iter().copied().map(char::from).collect()
 }
 
-/// The value of a header, its lines joined.
+/// Returns the value of a header, its lines joined.
 fn header(headers: &HeaderMap, name: &str) -> Option<String> {
     let lines: Vec<_> = headers.get_all(name).iter().map(|line| byte_string(line.as_bytes())).collect();
     (!lines.is_empty()).then(|| lines.join(", "))
@@ -281,10 +282,10 @@ fn check_headers(headers: &HeaderMap, wanted: &Value, unwanted: &Value) -> Outco
     texts(unwanted)?.iter().try_for_each(|name| same(name, header(headers, name), None))
 }
 
-/// A scheme and its parameters, all names in small letters.
+/// A scheme and its parameters, all names in lower case.
 type ParsedChallenge = (String, BTreeMap<String, String>);
 
-/// Challenges as another parser than ours reads them.
+/// Parses challenges with an independent parser.
 fn parse_challenges<'a>(lines: impl IntoIterator<Item = &'a HeaderValue>) -> Outcome<Vec<ParsedChallenge>> {
     let mut parsed = Vec::new();
     for line in lines {
@@ -301,18 +302,18 @@ fn parse_challenges<'a>(lines: impl IntoIterator<Item = &'a HeaderValue>) -> Out
     Ok(parsed)
 }
 
-/// What holds for every answer of a gate: its challenges can be read, and a 4xx is not stored.
+/// Checks rules for every response of a gate: its challenges are valid, and a 4xx is not stored.
 fn check_gate_answer(answer: &Response<Bytes>) -> Outcome {
     parse_challenges(answer.headers().get_all(WWW_AUTHENTICATE))?;
     let cache_control = header(answer.headers(), "cache-control");
     let is_stored = answer.status().is_client_error() && cache_control.as_deref() != Some("no-store");
-    same("whether a refusal may be stored", is_stored, false)
+    same("whether a rejection may be stored", is_stored, false)
 }
 
-/// The body of all requests and answers here.
+/// The body of all requests and responses.
 type Body = Full<Bytes>;
 
-/// A service that answers every request.
+/// A service that responds to every request.
 trait Server<B>: Service<Request<B>, Response = Response<Body>, Error = Infallible> + Clone {}
 impl<B, S: Service<Request<B>, Response = Response<Body>, Error = Infallible> + Clone> Server<B> for S {}
 
@@ -321,15 +322,15 @@ async fn answer_of<B>(server: impl Server<B>, request: Request<B>) -> Outcome<Re
     Ok(Response::from_parts(head, body.collect().await?.to_bytes()))
 }
 
-/// What was seen of a request on its way.
+/// What was recorded of a request.
 #[derive(Default)]
 struct Seen {
     /// The tokens that the store was asked for.
     asked: Vec<String>,
-    /// What the inner service got.
+    /// The request that the inner service received.
     inner: Option<Parts>,
-    /// Why it was refused, by the gate or by the inner service in the gate's words.
-    refusal: Option<RejectionKind>,
+    /// The reason of the rejection, by the gate or by the inner service through the gate.
+    rejection: Option<RejectionKind>,
 }
 
 type Log = Arc<Mutex<Seen>>;
@@ -354,7 +355,7 @@ impl Seen {
 
     fn verdict(&self) -> Outcome<&'static str> {
         use RejectionKind as Kind;
-        Ok(match (self.refusal, &self.inner) {
+        Ok(match (self.rejection, &self.inner) {
             (None, None) => "transport_reject",
             (None, Some(_)) if self.caller().is_some() => "accept",
             (None, Some(inner)) if inner.extensions.get::<Unauthenticated>().is_some() => "pass",
@@ -367,7 +368,7 @@ impl Seen {
             (Some(Kind::OverLimit), _) => "rate_limited",
             (Some(Kind::BodyTooLarge), _) => "too_large",
             (Some(Kind::StoreUnavailable), _) => "unavailable",
-            (refusal, _) => return Err(format!("there is no word for an end like this: {refusal:?}").into()),
+            (rejection, _) => return Err(format!("no verdict for this rejection: {rejection:?}").into()),
         })
     }
 }
@@ -379,7 +380,8 @@ fn wall_clock() -> SystemTime {
     UNIX_EPOCH + Duration::from_secs(1_000_000_000)
 }
 
-/// The grant of all tokens in a condition, with its own budget. Its principal is the condition, empty if all is well.
+/// Returns the grant of all tokens in a condition, with its own bucket. Its principal is the condition, which is empty
+/// for a valid token.
 fn grant(condition: &str) -> Grant<String> {
     let scopes = Some(SCOPE).filter(|_| condition != "insufficient_scope");
     let grant = Grant::new(format!("grant {condition}"), condition.to_owned()).with_scopes(scopes).unwrap();
@@ -391,10 +393,10 @@ fn grant(condition: &str) -> Grant<String> {
     }
 }
 
-/// A store in which the tokens that a vector names are in these conditions, and all others are good.
+/// A store with the token conditions of a vector. All other tokens are valid.
 struct Script {
     conditions: BTreeMap<String, String>,
-    /// Whether the gate has to wait for answers.
+    /// Makes the answers pending.
     waits: bool,
     log: Log,
 }
@@ -408,7 +410,7 @@ impl TokenStore for Script {
         let token = byte_string(token.expose());
         let found = match self.conditions.get(&token).map_or("", String::as_str) {
             "unknown" | "revoked" => Ok(None),
-            "unavailable" => Err("the vector says so"),
+            "unavailable" => Err("unavailable"),
             condition => Ok(Some(Arc::new(grant(condition)))),
         };
         self.log.lock().unwrap().asked.push(token);
@@ -416,48 +418,49 @@ impl TokenStore for Script {
     }
 }
 
-/// The longest that anything may take, which nothing here does.
-const PATIENCE: Duration = Duration::from_secs(10);
+/// A timeout that is never reached.
+const TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Opens the doors that a vector names: those in the head at the gate, those in the body behind it.
-fn open_doors<T, L>(mut gate: AuthLayer<T, L>, config: &Value) -> Outcome<(AuthLayer<T, L>, BodyTokens)> {
-    let mut doors = BodyTokens::with_timer(PATIENCE, time::sleep);
+/// Enables the token locations of a vector: those in the head on the gate, those in the body in the returned
+/// configuration.
+fn enable_locations<T, L>(mut gate: AuthLayer<T, L>, config: &Value) -> Outcome<(AuthLayer<T, L>, BodyTokens)> {
+    let mut body_tokens = BodyTokens::with_timer(TIMEOUT, time::sleep);
     if let Some(limit) = read!(config["max_body"])? {
-        doors = doors.with_limit(limit);
+        body_tokens = body_tokens.with_limit(limit);
     }
     if let Some(depth) = read!(config["max_depth"])? {
-        doors = doors.with_max_depth(depth);
+        body_tokens = body_tokens.with_max_depth(depth);
     }
-    let carriers = texts(&config["carriers"])?;
-    if config.get("carriers").is_some() && !carriers.iter().any(|location| location == "header") {
+    let locations = texts(&config["carriers"])?;
+    if config.get("carriers").is_some() && !locations.iter().any(|location| location == "header") {
         gate = gate.without_authorization_header();
     }
-    for location in carriers {
+    for location in locations {
         match location.as_str() {
             "query" => gate = gate.with_discouraged_query_token("access_token")?,
             "api_key" => gate = gate.with_api_key_header(HeaderName::from_static("x-api-key"))?,
             "ws" => gate = gate.with_websocket_token(&text(&config["ws_prefix"])?)?,
-            "form" => doors = doors.with_form("access_token")?,
-            "json" => doors = doors.with_json("key")?,
-            "text" => doors = doors.with_text("key")?,
+            "form" => body_tokens = body_tokens.with_form("access_token")?,
+            "json" => body_tokens = body_tokens.with_json("key")?,
+            "text" => body_tokens = body_tokens.with_text("key")?,
             _ => {}
         }
     }
-    Ok((gate, doors))
+    Ok((gate, body_tokens))
 }
 
-/// The real layers, set up as a vector wants them.
+/// Builds the real layers with the configuration of a vector.
 fn gated<B: http_body::Body>(vector: &Value, waits: bool, log: &Log) -> Outcome<impl Server<B> + use<B>> {
     let (config, expect) = (&vector["config"], &vector["expect"]);
     let limits = RateLimits::new(QUOTA).with_clock(|| Duration::ZERO);
-    let _spent = limits.charge(&CurrentGrant::new(grant("rate_limited")), Charge::Units(QUOTA.burst()));
+    let _decision = limits.charge(&CurrentGrant::new(grant("rate_limited")), Charge::Units(QUOTA.burst()));
     let (realm, max_token): (Option<String>, Option<_>) = (read!(config["realm"])?, read!(config["max_token"])?);
     let store = Script { conditions: members(&vector["store"])?, waits, log: Arc::clone(log) };
-    let gate = AuthLayer::with_timer(store, PATIENCE, time::sleep)
+    let gate = AuthLayer::with_timer(store, TIMEOUT, time::sleep)
         .with_realm(realm.as_deref().unwrap_or("example"))?
         .with_rate_limit(limits)
         .with_wall_clock(wall_clock);
-    let (mut gate, doors) = open_doors(gate, config)?;
+    let (mut gate, body_tokens) = enable_locations(gate, config)?;
     if let Some(max_token) = max_token {
         gate = gate.with_max_token_len(max_token);
     }
@@ -477,13 +480,13 @@ fn gated<B: http_body::Body>(vector: &Value, waits: bool, log: &Log) -> Outcome<
         let is_too_weak = condition.is_some_and(|condition| condition == "step_up");
         ready(Ok(if is_too_weak { inner_gate.reject(step_up.clone()) } else { answer.clone() }))
     };
-    let note_refusal = move |answer: Response<Body>| {
-        outer_log.lock().unwrap().refusal = answer.extensions().get().map(Rejection::kind);
+    let record_rejection = move |answer: Response<Body>| {
+        outer_log.lock().unwrap().rejection = answer.extensions().get().map(Rejection::kind);
         answer
     };
     let scopes = gate.require_scopes([SCOPE])?;
-    let gate = gate.with_body_tokens(doors);
-    Ok(ServiceBuilder::new().map_response(note_refusal).layer(gate).layer(scopes).service_fn(inner))
+    let gate = gate.with_body_tokens(body_tokens);
+    Ok(ServiceBuilder::new().map_response(record_rejection).layer(gate).layer(scopes).service_fn(inner))
 }
 
 fn http_request(sent: &Value) -> Outcome<Request<Body>> {
@@ -497,7 +500,7 @@ fn http_request(sent: &Value) -> Outcome<Request<Body>> {
     Ok(request)
 }
 
-/// Sends a request to a real server, over a socket, as bytes that need not be HTTP.
+/// Sends a request to a real server over a socket, as bytes that need not be valid HTTP.
 async fn over_the_wire(server: impl Server<Incoming>, sent: &Value) -> Outcome<Response<Bytes>> {
     let body = octets(sent, "body", "body_hex")?;
     let mut request = [octets(sent, "method", "")?, octets(sent, "target", "")?].join(&b' ');
@@ -517,7 +520,7 @@ async fn over_the_wire(server: impl Server<Incoming>, sent: &Value) -> Outcome<R
         client.read_to_string(&mut answer).await
     };
     let serve = http1::Builder::new().serve_connection(TokioIo::new(socket), TowerToHyperService::new(server));
-    // To a server nonsense in a request is an error; what counts is its answer.
+    // The server returns an error for an invalid request. Only its response counts.
     let (_, exchange) = tokio::join!(serve, exchange);
     exchange?;
 
@@ -529,7 +532,7 @@ async fn over_the_wire(server: impl Server<Incoming>, sent: &Value) -> Outcome<R
 }
 
 async fn request(vector: &Value, expect: &Value) -> Outcome {
-    // What a store has at hand and what a gate has to wait for take different roads to the same end.
+    // Immediate and pending stores must have the same result.
     for waits in [false, true] {
         let (log, sent) = (Log::default(), &vector["request"]);
         let answer = match vector["stage"] == "wire" {
@@ -553,7 +556,7 @@ fn check_request(expect: &Value, answer: &Response<Bytes>, seen: &Seen) -> Outco
     check_challenges(expect, &parse_challenges(headers.get_all(WWW_AUTHENTICATE))?)?;
     check(expect, "body_empty", is_empty)?;
     check(expect, "trailers_only", is_empty && headers.contains_key("grpc-status"))?;
-    if seen.refusal.is_some() {
+    if seen.rejection.is_some() {
         check_gate_answer(answer)?;
     }
 
@@ -585,10 +588,10 @@ fn check_challenges(expect: &Value, challenges: &[ParsedChallenge]) -> Outcome {
     }
 }
 
-/// What was built, or `None` if it was refused and may be.
+/// Returns the built value, or `None` if the builder rejected it as allowed.
 fn built<T>(expect: &Value, result: Outcome<T>) -> Outcome<Option<T>> {
     match (expect["builder"].as_str(), result) {
-        (Some("error"), Ok(_)) => Err("the builder did not refuse".into()),
+        (Some("error"), Ok(_)) => Err("the builder did not return an error".into()),
         (None, Err(error)) => Err(error),
         (_, result) => Ok(result.ok()),
     }
@@ -634,7 +637,7 @@ fn error_code(code: &str) -> Option<ErrorCode> {
         .find(|own| own.as_str() == code)
 }
 
-/// The lines of a gate's answer that has these challenges, its own first.
+/// Returns the challenge lines of a gate configured with these challenges, its own first.
 async fn gate_lines(challenges: &[Described]) -> Outcome<Vec<HeaderValue>> {
     let (own, others) = challenges.split_first().ok_or("there is no challenge")?;
     let mut gate = AuthLayer::new(MemoryStore::<()>::new());
@@ -644,9 +647,9 @@ async fn gate_lines(challenges: &[Described]) -> Outcome<Vec<HeaderValue>> {
             ("scheme", scheme) => same("the first scheme", scheme, "Bearer")?,
             ("realm", realm) => gate = gate.with_realm(realm)?,
             ("resource_metadata", uri) => gate = gate.with_resource_metadata(uri)?,
-            // What a gate says by itself of a token that is none.
+            // A gate sends this error itself for a malformed token.
             ("error", "invalid_token") => credentials = "Bearer ?",
-            other => return Err(format!("a gate cannot be told {other:?}").into()),
+            other => return Err(format!("a gate has no setting for {other:?}").into()),
         }
     }
     for other in others {
@@ -677,7 +680,7 @@ async fn challenge(input: &Value, expect: &Value) -> Outcome {
 
 type Handler = ServiceFn<fn(Request<Body>) -> Ready<Result<Response<Body>, Infallible>>>;
 
-/// The answer of a gate, before an inner service that says yes, to these credentials.
+/// Returns the response of a gate around an accepting inner service to these credentials.
 async fn ask<L: Layer<Handler, Service: Server<Body>>>(gate: &L, credentials: &str) -> Outcome<Response<Bytes>> {
     let request = Request::get("/").header("authorization", credentials).body(Body::default())?;
     let answer = answer_of(gate.layer(service_fn(|_| ready(Ok(Response::default())))), request).await?;
@@ -690,13 +693,13 @@ fn quota(input: &Value) -> Outcome<Quota> {
     Ok(Quota::try_per(1, Duration::from_nanos(interval_ns))?.try_with_burst(burst)?)
 }
 
-/// A grant on the one budget of everybody here.
+/// Returns a grant whose subject, and so bucket, is always the same.
 fn alice(id: &str) -> Grant<()> {
     Grant::new(id, ()).with_subject("alice")
 }
 
-/// A gate for the tokens `a` and `b`.
-fn metered(limits: &RateLimits) -> AuthLayer<MemoryStore<()>, RateLimits> {
+/// Returns a gate for the tokens `a` and `b`.
+fn limited_gate(limits: &RateLimits) -> AuthLayer<MemoryStore<()>, RateLimits> {
     AuthLayer::new(MemoryStore::from_iter([("a", alice("first")), ("b", alice("second"))]))
         .with_rate_limit(limits.clone())
 }
@@ -710,7 +713,7 @@ async fn limit_headers(input: &Value, expect: &Value) -> Outcome {
         let key = octets(input, "", "pk_hex")?;
         limits = limits.with_partition_key(move |_| key.clone());
     }
-    let mut gate = metered(&limits).with_rate_limit_headers(match input["format"].as_str() {
+    let mut gate = limited_gate(&limits).with_rate_limit_headers(match input["format"].as_str() {
         Some("draft-07") => RateLimitHeaders::Draft07,
         Some("draft-06") => RateLimitHeaders::Draft06,
         Some("draft-03") => RateLimitHeaders::Draft03,
@@ -739,8 +742,8 @@ async fn limit_headers(input: &Value, expect: &Value) -> Outcome {
 fn decisions(input: &Value) -> Outcome<Vec<(u64, Decision)>> {
     let times: Vec<u64> = read!(input["at_ns"])?;
     let clock = Arc::new(AtomicU64::new(0));
-    let hands = Arc::clone(&clock);
-    let limits = RateLimits::new(quota(input)?).with_clock(move || Duration::from_nanos(hands.load(Ordering::Relaxed)));
+    let reading = Arc::clone(&clock);
+    let limits = RateLimits::new(quota(input)?).with_clock(move || Duration::from_nanos(reading.load(Ordering::Relaxed)));
     let caller = CurrentGrant::new(alice("first"));
     let decide = |at| {
         clock.store(at, Ordering::Relaxed);
@@ -781,14 +784,14 @@ async fn gcra_n(input: &Value, expect: &Value) -> Outcome {
     let decision = limits.charge(&CurrentGrant::new(alice("first")), Charge::Units(cost));
     let outcome = (decision.verdict() == Verdict::CostAboveBurst).then_some("insufficient_capacity");
     check(expect, "outcome", outcome)?;
-    let status = ask(&metered(&limits), "Bearer a").await?.status().as_u16();
+    let status = ask(&limited_gate(&limits), "Bearer a").await?.status().as_u16();
     let forbidden: Option<u16> = read!(expect["not_status"])?;
     same("a forbidden status", forbidden.filter(|forbidden| *forbidden == status), None)
 }
 
 async fn shared_bucket(input: &Value, expect: &Value) -> Outcome {
     let limits = RateLimits::new(quota(input)?).with_clock(|| Duration::ZERO);
-    let gate = metered(&limits);
+    let gate = limited_gate(&limits);
     let on_socket = CurrentGrant::new(alice("first"));
     let (mut allowed, mut denied) = (0, 0);
     for key in ["http", "ws", "then_http", "token_a", "token_b", "invalid", "valid"] {
@@ -815,7 +818,7 @@ async fn shared_bucket(input: &Value, expect: &Value) -> Outcome {
     check(expect, "denied", denied)
 }
 
-/// The reference service's own reading of the limits that alerts set themselves.
+/// The parser of the reference service for limits that alerts declare.
 #[allow(dead_code, reason = "only the parser is a matter of vectors")]
 #[path = "../examples/crosstrade/self_limit.rs"]
 mod alerts;
@@ -830,7 +833,7 @@ fn self_limit(input: &Value, expect: &Value) -> Outcome {
     let limited = limit.ok().flatten();
     check(expect, "count", limited.map(|limit| limit.count))?;
     check(expect, "window_s", limited.map(|limit| limit.window_s))?;
-    // The service answers all of these by 400, as the vectors want it.
+    // The service responds to all of these with 400, as the vectors require.
     check(expect, "status", limit.is_err().then_some(400))?;
     check(expect, "error", limit.is_err().then_some("invalid_request"))
 }

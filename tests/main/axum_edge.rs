@@ -1,4 +1,4 @@
-//! The gate around axum's routers and handlers.
+//! The gate around axum routers and handlers.
 
 use axum::Router;
 use axum::body::Body;
@@ -21,12 +21,12 @@ fn tokens() -> MemoryStore<User> {
     MemoryStore::from_iter([(TOKEN, Grant::new("alice", User { name: "Alice" }).with_scopes(["trade"]).unwrap())])
 }
 
-async fn private(who: Authenticated<User>) -> String {
-    format!("hello, {}", who.principal().name)
+async fn private(caller: Authenticated<User>) -> String {
+    format!("hello, {}", caller.principal().name)
 }
 
-async fn public(who: Option<Authenticated<User>>) -> String {
-    format!("hello, {}", who.map_or("stranger", |who| who.principal().name))
+async fn public(caller: Option<Authenticated<User>>) -> String {
+    format!("hello, {}", caller.map_or("guest", |caller| caller.principal().name))
 }
 
 async fn ask(app: &Router, method: &str, path: &str, token: Option<&str>) -> axum::response::Response {
@@ -38,7 +38,7 @@ async fn ask(app: &Router, method: &str, path: &str, token: Option<&str>) -> axu
 }
 
 #[tokio::test]
-async fn handlers_get_their_caller() {
+async fn handlers_receive_the_caller() {
     let gate = AuthLayer::new(tokens());
     let app = Router::new()
         .route("/private", get(private).route_layer(gate.clone()))
@@ -48,14 +48,14 @@ async fn handlers_get_their_caller() {
     assert_eq!(text(ask(&app, "GET", "/private", Some(TOKEN)).await).await, "hello, Alice");
     assert_eq!(ask(&app, "GET", "/private", None).await.status(), 401);
     assert_eq!(text(ask(&app, "GET", "/public", Some(TOKEN)).await).await, "hello, Alice");
-    assert_eq!(text(ask(&app, "GET", "/public", None).await).await, "hello, stranger");
+    assert_eq!(text(ask(&app, "GET", "/public", None).await).await, "hello, guest");
     assert_eq!(ask(&app, "GET", "/public", Some("unknown")).await.status(), 401);
     assert_eq!(text(ask(&app, "POST", "/orders", Some(TOKEN)).await).await, "hello, Alice");
     assert_eq!(ask(&app, "POST", "/admin", Some(TOKEN)).await.status(), 403);
 }
 
 #[tokio::test]
-async fn what_was_forgotten_is_said() {
+async fn a_missing_gate_is_named_in_the_error() {
     let app = Router::new()
         .route("/private", get(private))
         .route("/public", get(public))
@@ -73,7 +73,7 @@ async fn what_was_forgotten_is_said() {
 }
 
 #[tokio::test]
-async fn extractors_honour_the_mark_of_a_preflight() {
+async fn preflights_reach_only_handlers_with_an_optional_caller() {
     let gate = AuthLayer::new(tokens());
     let app = Router::new().route("/private", any(private)).route("/public", any(public)).layer(gate);
     let preflight = |path: &str| {
@@ -81,14 +81,14 @@ async fn extractors_honour_the_mark_of_a_preflight() {
             Request::options(path).header("origin", "https://x").header("access-control-request-method", "GET");
         app.clone().oneshot(request.body(Body::empty()).unwrap())
     };
-    // A handler that needs a caller is not called without one, whatever passed the gate.
+    // A handler that needs a caller is never called without one, whatever passed the gate.
     assert_eq!(preflight("/private").await.unwrap().status(), 401);
-    assert_eq!(text(preflight("/public").await.unwrap()).await, "hello, stranger");
+    assert_eq!(text(preflight("/public").await.unwrap()).await, "hello, guest");
 }
 
-/// A handler that wants a caller after all asks for one as the gate does.
+/// Checks that an extractor's challenge has the gate's parameters.
 #[tokio::test]
-async fn the_challenge_of_an_extractor_is_the_gates() {
+async fn extractors_send_the_challenge_of_the_gate() {
     let gate = AuthLayer::new(tokens()).with_realm("trading").unwrap();
     let gate = gate.with_resource_metadata("https://api.example/.well-known/oauth-protected-resource").unwrap();
     let app = Router::new().route("/", get(private)).layer(gate.allow_anonymous());
@@ -101,9 +101,9 @@ async fn the_challenge_of_an_extractor_is_the_gates() {
 }
 
 #[tokio::test]
-async fn handlers_are_tested_without_a_gate() {
-    let who = Authenticated::new(Grant::new("bob", User { name: "Bob" }));
-    assert_eq!(private(who).await, "hello, Bob");
+async fn handlers_can_be_tested_without_a_gate() {
+    let caller = Authenticated::new(Grant::new("bob", User { name: "Bob" }));
+    assert_eq!(private(caller).await, "hello, Bob");
 
     let app: Router = Router::new().route("/", get(private));
     let mut request = Request::new(Body::empty());
@@ -112,14 +112,14 @@ async fn handlers_are_tested_without_a_gate() {
 }
 
 #[tokio::test]
-async fn handlers_charge_the_budget_of_the_gate() {
+async fn handlers_charge_the_bucket_of_the_gate() {
     #[derive(Clone)]
     struct Service {
         limits: RateLimits,
     }
-    async fn job(State(service): State<Service>, who: Authenticated<User>) -> String {
-        let before = who.decisions().next().unwrap().remaining();
-        let steps = (0..10).take_while(|_| service.limits.charge(&who.current(), Charge::Units(1)).is_admitted());
+    async fn job(State(service): State<Service>, caller: Authenticated<User>) -> String {
+        let before = caller.decisions().next().unwrap().remaining();
+        let steps = (0..10).take_while(|_| service.limits.charge(&caller.current(), Charge::Units(1)).is_admitted());
         format!("{before} left, {} steps", steps.count())
     }
     let limits = RateLimits::new(Quota::per_hour(5).with_burst(5));
@@ -146,9 +146,9 @@ async fn rejections_are_responses() {
     assert!(response.extensions().get::<Rejection>().is_some());
 }
 
-/// The extractor knows the request, and so in whose words to refuse.
+/// Checks that the extractor reads the request and rejects gRPC requests with gRPC errors.
 #[tokio::test]
-async fn extractors_refuse_grpc_in_its_own_words() {
+async fn extractors_reject_grpc_requests_with_a_grpc_status() {
     let app = Router::new().route("/", get(private)).route("/public", get(public));
     for path in ["/", "/public"] {
         let request = Request::get(path).header("content-type", "application/grpc").body(Body::empty());
@@ -159,7 +159,7 @@ async fn extractors_refuse_grpc_in_its_own_words() {
 }
 
 #[tokio::test]
-async fn layers_can_be_named_stored_and_returned() {
+async fn layers_have_nameable_types() {
     struct App {
         gate: AuthLayer<MemoryStore<User>, RateLimits>,
     }
@@ -169,6 +169,6 @@ async fn layers_can_be_named_stored_and_returned() {
     let app = App { gate: gate() };
     let router = Router::<()>::new().route("/", get(private)).layer(app.gate.clone());
     assert_eq!(ask(&router, "GET", "/", Some(TOKEN)).await.status(), 200);
-    let refused: axum::response::Response = app.gate.reject(Rejection::insufficient_scope(Scopes::default()));
-    assert_eq!(refused.status(), 403);
+    let rejected: axum::response::Response = app.gate.reject(Rejection::insufficient_scope(Scopes::default()));
+    assert_eq!(rejected.status(), 403);
 }

@@ -1,4 +1,4 @@
-//! The doors in the body: what they find, what the inner service gets, and what happens when a body does not come.
+//! The body_tokens in the body: what they find, what the inner service gets, and what happens when a body does not come.
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
@@ -27,7 +27,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Notify;
 use tokio::task::JoinHandle;
-use tollgate::extract::{Extracted, TokenSyntax, form as form_door, json as json_door, text as text_door};
+use tollgate::extract::{self, Extracted, TokenSyntax};
 use tollgate::gate::{BodyAuthLayer, BodyTokens, ReplayBody};
 use tollgate::limit::RateLimits;
 use tollgate::store::from_fn;
@@ -40,14 +40,14 @@ use tower_test::mock;
 
 use crate::kit::*;
 
-const DEADLINE: Duration = Duration::from_secs(5);
+const TIMEOUT: Duration = Duration::from_secs(5);
 const JSON: &str = "application/json";
 const TEXT: &str = "text/plain";
 const FORM: &str = "application/x-www-form-urlencoded";
 
-/// All doors in the body, open.
-fn doors() -> BodyTokens {
-    BodyTokens::with_timeout(DEADLINE)
+/// Returns a configuration with all body locations enabled.
+fn body_tokens() -> BodyTokens {
+    BodyTokens::with_timeout(TIMEOUT)
         .with_json("key")
         .unwrap()
         .with_text("key")
@@ -57,11 +57,11 @@ fn doors() -> BodyTokens {
 }
 
 fn gate() -> BodyAuthLayer<MemoryStore<User>> {
-    AuthLayer::new(memory()).with_body_tokens(doors())
+    AuthLayer::new(memory()).with_body_tokens(body_tokens())
 }
 
-fn waiting() -> AuthLayer<BoxStore<User>> {
-    AuthLayer::with_timeout(slow(), DEADLINE)
+fn pending_gate() -> AuthLayer<BoxStore<User>> {
+    AuthLayer::with_timeout(slow(), TIMEOUT)
 }
 
 fn json_with(token: &str) -> String {
@@ -77,7 +77,7 @@ fn authorized<B>(mut request: Request<B>) -> Request<B> {
     request
 }
 
-/// How often a handler ran.
+/// Counts the runs of a handler.
 #[derive(Clone, Default)]
 struct Runs(Arc<AtomicUsize>);
 
@@ -87,11 +87,11 @@ impl Runs {
     }
 }
 
-/// The trailers that a handler saw.
+/// The trailers that a handler received.
 #[derive(Clone, Debug, PartialEq)]
 struct Trailers(Option<HeaderMap>);
 
-/// An inner service that reads the body and answers with what it read.
+/// Returns an inner service that reads the body and sends it back.
 fn reader<B>(
     runs: &Runs,
 ) -> impl Service<Request<ReplayBody<B>>, Response = Response<Body>, Error = Infallible, Future: Send + 'static>
@@ -121,8 +121,8 @@ where
     })
 }
 
-/// What a gate around a [`reader`] answers, and how often that ran.
-async fn ask<T: TokenStore, L: Limiter, B>(layer: &BodyAuthLayer<T, L>, request: Request<B>) -> (Response<Body>, usize)
+/// Sends a request to a gate around a [`reader`] and returns the response and the runs of the reader.
+async fn respond<T: TokenStore, L: Limiter, B>(layer: &BodyAuthLayer<T, L>, request: Request<B>) -> (Response<Body>, usize)
 where
     B: http_body::Body + Send + 'static,
     B::Error: Debug,
@@ -132,19 +132,19 @@ where
     (response, runs.count())
 }
 
-/// Why a gate refuses a request, without asking the handler.
-async fn refusal<T: TokenStore, L: Limiter, B>(layer: &BodyAuthLayer<T, L>, request: Request<B>) -> RejectionKind
+/// Returns why a gate rejects a request. Asserts that the handler did not run.
+async fn rejection_kind<T: TokenStore, L: Limiter, B>(layer: &BodyAuthLayer<T, L>, request: Request<B>) -> RejectionKind
 where
     B: http_body::Body + Send + 'static,
     B::Error: Debug,
 {
-    let (response, runs) = ask(layer, request).await;
+    let (response, runs) = respond(layer, request).await;
     assert_eq!(runs, 0, "the handler ran");
     response.extensions().get::<Rejection>().unwrap_or_else(|| panic!("admitted: {response:?}")).kind()
 }
 
-/// Where the token was, and the bytes that the handler read.
-async fn admission<T: TokenStore, L: Limiter, B>(
+/// Returns the location of the token and the bytes that the handler read.
+async fn accepted<T: TokenStore, L: Limiter, B>(
     layer: &BodyAuthLayer<T, L>,
     request: Request<B>,
 ) -> (TokenLocation, Bytes)
@@ -152,7 +152,7 @@ where
     B: http_body::Body + Send + 'static,
     B::Error: Debug,
 {
-    let (response, runs) = ask(layer, request).await;
+    let (response, runs) = respond(layer, request).await;
     assert_eq!((response.status().as_u16(), runs), (200, 1), "{:?}", response.extensions().get::<Rejection>());
     let location = response.extensions().get::<CurrentGrant>().expect("a grant").location();
     (location, response.into_body().collect().await.unwrap().to_bytes())
@@ -163,11 +163,11 @@ fn block_on<T>(future: impl Future<Output = T>) -> T {
 }
 
 pin_project_lite::pin_project! {
-    /// A body that does what it is told, counts what was taken from it, and cannot be moved.
+    /// A body that follows a script and counts the bytes taken from it. It is not `Unpin`.
     struct Script {
         steps: VecDeque<Step>,
         taken: Arc<AtomicUsize>,
-        // Its length, if that is told.
+        // The length, if the size hint reports it.
         length: Option<usize>,
         #[pin]
         pinned: PhantomPinned,
@@ -178,11 +178,11 @@ pin_project_lite::pin_project! {
 enum Step {
     Data(Vec<u8>),
     Trailers(HeaderMap),
-    /// Not yet, but soon.
+    /// Pending once, woken immediately.
     Wait,
-    /// Not before this time has passed.
+    /// Pending for this time.
     Pause(Duration),
-    /// Nothing comes any more, and no end either.
+    /// Pending forever.
     Silence,
     Fail,
 }
@@ -203,7 +203,7 @@ impl Script {
 }
 
 impl http_body::Body for Script {
-    /// Not `Bytes`, and not in one piece.
+    /// Not `Bytes`, and not contiguous.
     type Data = VecDeque<u8>;
     type Error = io::Error;
 
@@ -244,7 +244,7 @@ impl http_body::Body for Script {
     }
 }
 
-/// The bytes in pieces, cut at these places; a place that is there twice makes an empty piece.
+/// Splits the bytes at these places. A place that occurs twice makes an empty piece.
 fn pieces(bytes: &[u8], cuts: &[Index], waits: &[bool], trailers: Option<u8>) -> Vec<Step> {
     let mut places: Vec<usize> = cuts.iter().map(|cut| cut.index(bytes.len() + 1)).collect();
     places.extend([0, bytes.len()]);
@@ -278,7 +278,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(512))]
 
     #[test]
-    fn what_was_sent_is_what_the_handler_reads_up_to_the_limit(
+    fn the_handler_reads_the_sent_body_up_to_the_limit(
         body in prop_oneof![
             prop::collection::vec(any::<u8>(), 0..=LIMIT + 40),
             prop::collection::vec(any::<u8>(), LIMIT - 1..=LIMIT + 1),
@@ -295,16 +295,16 @@ proptest! {
         let mut script = Script::new(steps);
         script.length = hinted.then_some(body.len());
         let taken = script.taken();
-        let doors = doors().with_limit(LIMIT);
+        let body_tokens = body_tokens().with_limit(LIMIT);
         let request = authorized(post(FORM, script));
         let (response, runs) = block_on(async {
-            // With the token in the head, there is nothing to overwrite in the body either.
+            // With the token in the head, nothing in the body is masked either.
             match (slowly, removed) {
-                (false, false) => ask(&AuthLayer::new(memory()).with_body_tokens(doors), request).await,
+                (false, false) => respond(&AuthLayer::new(memory()).with_body_tokens(body_tokens), request).await,
                 (false, true) => {
-                    ask(&AuthLayer::new(memory()).with_credentials_removed().with_body_tokens(doors), request).await
+                    respond(&AuthLayer::new(memory()).with_credentials_removed().with_body_tokens(body_tokens), request).await
                 }
-                (true, _) => ask(&waiting().with_body_tokens(doors), request).await,
+                (true, _) => respond(&pending_gate().with_body_tokens(body_tokens), request).await,
             }
         });
         if body.len() > LIMIT {
@@ -320,10 +320,10 @@ proptest! {
     }
 }
 
-/// A token with all that `b64token` allows.
+/// A token with all characters that `b64token` allows.
 const ODD: &str = "tg/a+b-C.9_~==";
 
-/// A body around a token, which is written in one way of many.
+/// A body with a token, in one of many spellings.
 #[derive(Clone, Debug)]
 struct Document {
     content_type: &'static str,
@@ -435,7 +435,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(768))]
 
     #[test]
-    fn only_the_credential_is_overwritten_and_only_if_that_is_wanted(
+    fn with_credentials_removed_masks_exactly_the_token(
         document in prop_oneof![json_documents(), text_documents(), form_documents()],
         cuts in cuts(),
         waits in prop::collection::vec(any::<bool>(), 0..10),
@@ -451,7 +451,7 @@ proptest! {
         ] {
             let steps = pieces(sent.as_bytes(), &cuts, &waits, trailers);
             let request = post(content_type, Script::new(steps));
-            let (response, runs) = block_on(ask(&layer.with_body_tokens(doors()), request));
+            let (response, runs) = block_on(respond(&layer.with_body_tokens(body_tokens()), request));
             prop_assert_eq!((response.status().as_u16(), runs), (200, 1));
             prop_assert_eq!(response.extensions().get::<CurrentGrant>().unwrap().location(), location);
             prop_assert_eq!(response.extensions().get::<Trailers>().unwrap(), &Trailers(trailers.map(sums)));
@@ -462,33 +462,33 @@ proptest! {
 }
 
 #[tokio::test]
-async fn bytes_that_somebody_else_holds_are_not_overwritten() {
+async fn shared_bytes_are_copied_before_masking() {
     let sent = Bytes::from(json_with(TOKEN));
-    let layer = AuthLayer::new(memory()).with_credentials_removed().with_body_tokens(doors());
-    let (location, read) = admission(&layer, post(JSON, Body::from(sent.clone()))).await;
+    let layer = AuthLayer::new(memory()).with_credentials_removed().with_body_tokens(body_tokens());
+    let (location, read) = accepted(&layer, post(JSON, Body::from(sent.clone()))).await;
     assert_eq!(location, TokenLocation::JsonBody);
     assert_eq!(read, json_with(&"*".repeat(TOKEN.len())));
     assert_eq!(sent, json_with(TOKEN));
 }
 
 #[tokio::test]
-async fn a_replayed_body_tells_its_length_and_nothing_else() {
+async fn a_replayed_body_reports_its_length_and_prints_no_content() {
     let inspect = tower::service_fn(|request: Request<ReplayBody<Script>>| async move {
         let mut body = Box::pin(request.into_body());
-        let mut told = Vec::new();
+        let mut lines = Vec::new();
         loop {
-            told.push(format!(
+            lines.push(format!(
                 "{:?} {}",
                 http_body::Body::size_hint(&body).exact(),
                 http_body::Body::is_end_stream(&body)
             ));
             match body.frame().await {
-                Some(frame) => told.push(if frame.unwrap().is_data() { "data" } else { "trailers" }.to_owned()),
+                Some(frame) => lines.push(if frame.unwrap().is_data() { "data" } else { "trailers" }.to_owned()),
                 None => break,
             }
         }
-        told.push(format!("{body:?} {body:#?}"));
-        Ok::<_, Infallible>(Response::new(Body::from(told.join("; "))))
+        lines.push(format!("{body:?} {body:#?}"));
+        Ok::<_, Infallible>(Response::new(Body::from(lines.join("; "))))
     });
     let body = json_with(TOKEN);
     let steps = |trailers| pieces(body.as_bytes(), &[], &[], trailers);
@@ -514,18 +514,18 @@ async fn a_replayed_body_tells_its_length_and_nothing_else() {
 
 // JSON.
 
-/// What a body presents, in words that can be compared.
+/// An [`Extracted`] that can be compared.
 #[derive(Clone, Debug, PartialEq)]
-enum Verdict {
+enum Found {
     Nothing,
     Token(Vec<u8>),
     Malformed,
     Ambiguous,
 }
 
-impl From<Extracted<'_>> for Verdict {
-    fn from(presented: Extracted<'_>) -> Self {
-        match presented {
+impl From<Extracted<'_>> for Found {
+    fn from(extracted: Extracted<'_>) -> Self {
+        match extracted {
             Extracted::Nothing => Self::Nothing,
             Extracted::Token(token) => Self::Token(token.expose().to_vec()),
             Extracted::Malformed => Self::Malformed,
@@ -534,7 +534,7 @@ impl From<Extracted<'_>> for Verdict {
     }
 }
 
-/// A whole document, with its members in order and none lost.
+/// A complete document with all members in order.
 enum Tree {
     Object(Vec<(String, Tree)>),
     Array(Vec<Tree>),
@@ -609,40 +609,40 @@ impl<'de> Deserialize<'de> for Tree {
     }
 }
 
-/// RFC 6750, section 2.1, a character at a time.
+/// Checks RFC 6750, section 2.1, character by character.
 fn is_b64token(text: &str) -> bool {
     let body = text.trim_end_matches('=');
     !body.is_empty() && body.chars().all(|char| char.is_ascii_alphanumeric() || "-._~+/".contains(char))
 }
 
-/// The door's rules on a document that was read as a whole; `None` where the numbers are too large for that.
-fn oracle(body: &[u8]) -> Option<Verdict> {
+/// Applies the extraction rules to a parsed document. Returns `None` where the parser rejects large numbers.
+fn oracle(body: &[u8]) -> Option<Found> {
     let body = body.strip_prefix(b"\xef\xbb\xbf").unwrap_or(body);
-    let Ok(text) = std::str::from_utf8(body) else { return Some(Verdict::Ambiguous) };
+    let Ok(text) = std::str::from_utf8(body) else { return Some(Found::Ambiguous) };
     if text.bytes().all(|byte| b" \t\r\n".contains(&byte)) {
-        return Some(Verdict::Nothing);
+        return Some(Found::Nothing);
     }
     let tree: Tree = match serde_json::from_str(text) {
         Ok(tree) => tree,
         Err(error) if error.to_string().starts_with("number out of range") => return None,
-        Err(_) => return Some(Verdict::Ambiguous),
+        Err(_) => return Some(Found::Ambiguous),
     };
     if tree.depth() > 64 {
-        return Some(Verdict::Ambiguous);
+        return Some(Found::Ambiguous);
     }
-    let Tree::Object(members) = tree else { return Some(Verdict::Nothing) };
+    let Tree::Object(members) = tree else { return Some(Found::Nothing) };
     let mut found = members.iter().filter(|(name, _)| name == "key").map(|(_, value)| value);
     Some(match (found.next(), found.next()) {
-        (None, _) => Verdict::Nothing,
-        (Some(_), Some(_)) => Verdict::Ambiguous,
-        (Some(Tree::Null), None) => Verdict::Nothing,
-        (Some(Tree::String(text)), None) if is_b64token(text) => Verdict::Token(text.clone().into_bytes()),
-        (Some(Tree::String(_)), None) => Verdict::Malformed,
-        (Some(_), None) => Verdict::Ambiguous,
+        (None, _) => Found::Nothing,
+        (Some(_), Some(_)) => Found::Ambiguous,
+        (Some(Tree::Null), None) => Found::Nothing,
+        (Some(Tree::String(text)), None) if is_b64token(text) => Found::Token(text.clone().into_bytes()),
+        (Some(Tree::String(_)), None) => Found::Malformed,
+        (Some(_), None) => Found::Ambiguous,
     })
 }
 
-/// Strings as they stand in documents, with their quotes.
+/// Returns JSON strings with their quotes.
 fn json_strings() -> impl Strategy<Value = String> {
     let piece = prop_oneof![
         8 => "[a-zA-Z0-9._~+/=-]{1,4}".boxed(),
@@ -655,19 +655,19 @@ fn json_strings() -> impl Strategy<Value = String> {
             "\\ud83d\\\\ude00", "\\", "\"", "\t", "\\ud83d\\u0041", "\\uD83D\\udE", "\\ug000",
         ]).prop_map(str::to_owned).boxed(),
     ];
-    // What is wrong is rare, since one such piece makes the whole document wrong.
+    // Invalid pieces are rare, since one invalid piece makes the whole document invalid.
     let wrong = prop::collection::vec(piece, 0..4).prop_map(|pieces| format!("\"{}\"", pieces.concat()));
     let right = "[a-zA-Z0-9._~+/-]{0,6}={0,2}".prop_map(|text| format!("\"{text}\""));
     prop_oneof![12 => right, 1 => wrong]
 }
 
-/// The name of the member that counts, as it can be spelled.
+/// Returns a spelling of the member name that is searched for.
 fn spelled() -> impl Strategy<Value = String> {
     let spellings = ["\"key\"", "\"\\u006bey\"", "\"k\\u0065y\"", "\"ke\\u0079\"", "\"\\u006B\\u0065\\u0079\""];
     prop::sample::select(spellings.map(str::to_owned).to_vec())
 }
 
-/// Names that do not count, of which some look as if they did.
+/// Returns other member names. Some look similar.
 fn names() -> impl Strategy<Value = String> {
     let alike =
         ["Key", "key ", "", "ke", "keys", "\\\\u006bey", "k\\u0435y", "k\\u0000ey", "$serde_json::private::RawValue"];
@@ -711,7 +711,7 @@ fn object(members: Vec<Member>) -> String {
     format!("{{{}}}", members.join(","))
 }
 
-/// Values within brackets, about as many as are allowed.
+/// Returns values nested about as deep as allowed.
 fn deep_values() -> impl Strategy<Value = String> {
     (values(), prop_oneof![58..68_usize, 120..130_usize], any::<bool>()).prop_map(|(value, depth, object)| {
         let (open, close) = if object { ("{\"key\":", "}") } else { ("[", "]") };
@@ -719,7 +719,7 @@ fn deep_values() -> impl Strategy<Value = String> {
     })
 }
 
-/// Documents, of which most are right, and most objects with one member that counts.
+/// Returns documents, most of them valid objects with exactly one matching member.
 fn documents() -> impl Strategy<Value = String> {
     let value = prop_oneof![30 => values(), 1 => deep_values()].boxed();
     let counts = (any::<Index>(), spelled(), prop_oneof![3 => json_strings().boxed(), 1 => value.clone()]);
@@ -743,7 +743,7 @@ const MEANINGFUL: &[u8] = b"\"\\{}[]:,u0e1-+.ntd8 \n\xff\xc3\x00";
 fn mutated(document: String, mutations: &[(u8, Index, u8)]) -> Vec<u8> {
     let mut bytes = document.into_bytes();
     for (how, at, byte) in mutations {
-        // Mostly bytes that mean something.
+        // Prefer bytes that have a meaning in JSON.
         let byte = MEANINGFUL.get(usize::from(*byte) / 4).unwrap_or(byte);
         let at = at.index(bytes.len().max(1));
         match how % 4 {
@@ -760,7 +760,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(6_000))]
 
     #[test]
-    fn the_json_door_sees_what_a_parser_of_the_whole_document_sees(
+    fn json_extraction_matches_a_parser_of_the_whole_document(
         document in documents(),
         mutations in prop_oneof![
             3 => Just(vec![]),
@@ -769,25 +769,25 @@ proptest! {
     ) {
         let body = mutated(document, &mutations);
         if let Some(expected) = oracle(&body) {
-            let presented = Verdict::from(json_door(&body, "key", TokenSyntax::default()));
-            prop_assert_eq!(presented, expected, "{}", String::from_utf8_lossy(&body));
+            let extracted = Found::from(extract::json(&body, "key", TokenSyntax::default()));
+            prop_assert_eq!(extracted, expected, "{}", String::from_utf8_lossy(&body));
         }
     }
 }
 
-/// The generator is worth something only if it reaches every verdict.
+/// Checks that the generator covers all results.
 #[test]
-fn documents_come_to_every_verdict() {
+fn the_generator_reaches_every_result() {
     use proptest::strategy::ValueTree as _;
     let mut runner = proptest::test_runner::TestRunner::deterministic();
     let (strategy, mut seen) = (documents(), [0_usize; 4]);
     for _ in 0..2_000 {
         let document = strategy.new_tree(&mut runner).unwrap().current();
         match oracle(document.as_bytes()) {
-            Some(Verdict::Nothing) => seen[0] += 1,
-            Some(Verdict::Token(_)) => seen[1] += 1,
-            Some(Verdict::Malformed) => seen[2] += 1,
-            Some(Verdict::Ambiguous) => seen[3] += 1,
+            Some(Found::Nothing) => seen[0] += 1,
+            Some(Found::Token(_)) => seen[1] += 1,
+            Some(Found::Malformed) => seen[2] += 1,
+            Some(Found::Ambiguous) => seen[3] += 1,
             None => {}
         }
     }
@@ -795,116 +795,116 @@ fn documents_come_to_every_verdict() {
 }
 
 #[test]
-fn json_at_its_edges() {
-    let verdict = |body: &[u8]| Verdict::from(json_door(body, "key", TokenSyntax::default()));
+fn json_edge_cases() {
+    let verdict = |body: &[u8]| Found::from(extract::json(body, "key", TokenSyntax::default()));
     let nested = |depth: usize| format!("{}{}", "[".repeat(depth), "]".repeat(depth));
     let member = |depth: usize| format!(r#"{{"a":{},"key":"abc"}}"#, nested(depth));
-    let abc = Verdict::Token(b"abc".to_vec());
+    let abc = Found::Token(b"abc".to_vec());
     assert_eq!(verdict(member(63).as_bytes()), abc);
-    assert_eq!(verdict(member(64).as_bytes()), Verdict::Ambiguous);
-    assert_eq!(verdict(nested(64).as_bytes()), Verdict::Nothing);
-    assert_eq!(verdict(nested(65).as_bytes()), Verdict::Ambiguous);
-    assert_eq!(verdict("[".repeat(1_000_000).as_bytes()), Verdict::Ambiguous, "no stack is used up");
-    // Brackets in strings are no depth, and those that are closed are none either.
+    assert_eq!(verdict(member(64).as_bytes()), Found::Ambiguous);
+    assert_eq!(verdict(nested(64).as_bytes()), Found::Nothing);
+    assert_eq!(verdict(nested(65).as_bytes()), Found::Ambiguous);
+    assert_eq!(verdict("[".repeat(1_000_000).as_bytes()), Found::Ambiguous, "no stack is used up");
+    // Brackets in strings and closed brackets do not count as depth.
     assert_eq!(verdict(format!(r#"{{"a":"{}","key":"abc"}}"#, "[".repeat(999)).as_bytes()), abc);
     assert_eq!(verdict(format!(r#"{{"a":[{}1],"key":"abc"}}"#, "[],{},".repeat(999)).as_bytes()), abc);
-    // Objects are depth as well, and escapes do not change how much of it there may be.
+    // Objects count as depth too. Escapes do not change the limit.
     let objects = |depth: usize| format!("{}1{}", r#"{"a":"#.repeat(depth), "}".repeat(depth));
-    assert_eq!(verdict(objects(64).as_bytes()), Verdict::Nothing);
-    assert_eq!(verdict(objects(65).as_bytes()), Verdict::Ambiguous);
+    assert_eq!(verdict(objects(64).as_bytes()), Found::Nothing);
+    assert_eq!(verdict(objects(65).as_bytes()), Found::Ambiguous);
     let escaped = |depth: usize| format!(r#"{{"a":"\u0061","b":{},"key":"abc"}}"#, nested(depth));
     assert_eq!(verdict(escaped(63).as_bytes()), abc);
-    assert_eq!(verdict(escaped(64).as_bytes()), Verdict::Ambiguous);
+    assert_eq!(verdict(escaped(64).as_bytes()), Found::Ambiguous);
     for (body, expected) in [
         (&br#"{"key":"abc","n":1e999999,"m":-123456789012345678901234567890.5E+99999}"#[..], abc.clone()),
         (b"\xef\xbb\xbf{\"key\":\"abc\"}", abc.clone()),
-        (b"\xef\xbb\xbf\xef\xbb\xbf{\"key\":\"abc\"}", Verdict::Ambiguous),
-        (b" \r\n\t", Verdict::Nothing),
-        (b"\xef\xbb\xbf", Verdict::Nothing),
-        (b"\x0b{\"key\":\"abc\"}", Verdict::Ambiguous),
-        (b"\xc2\xa0", Verdict::Ambiguous),
-        (br#"{"key":"abc"}{"key":"abc"}"#, Verdict::Ambiguous),
-        (br#"{"key":"abc",}"#, Verdict::Ambiguous),
-        (br#"{"key":null,"key":null}"#, Verdict::Ambiguous),
-        (br#"{"key":null,"\u006bey":"abc"}"#, Verdict::Ambiguous),
-        (br#"{"x":"\ud800","key":"abc"}"#, Verdict::Ambiguous),
-        (br#"{"\udc00":1,"key":"abc"}"#, Verdict::Ambiguous),
-        (br#"{"x":"\udc00","key":"abc"}"#, Verdict::Ambiguous),
-        (br#"{"some name":"\\\ud800","key":"abc"}"#, Verdict::Ambiguous),
+        (b"\xef\xbb\xbf\xef\xbb\xbf{\"key\":\"abc\"}", Found::Ambiguous),
+        (b" \r\n\t", Found::Nothing),
+        (b"\xef\xbb\xbf", Found::Nothing),
+        (b"\x0b{\"key\":\"abc\"}", Found::Ambiguous),
+        (b"\xc2\xa0", Found::Ambiguous),
+        (br#"{"key":"abc"}{"key":"abc"}"#, Found::Ambiguous),
+        (br#"{"key":"abc",}"#, Found::Ambiguous),
+        (br#"{"key":null,"key":null}"#, Found::Ambiguous),
+        (br#"{"key":null,"\u006bey":"abc"}"#, Found::Ambiguous),
+        (br#"{"x":"\ud800","key":"abc"}"#, Found::Ambiguous),
+        (br#"{"\udc00":1,"key":"abc"}"#, Found::Ambiguous),
+        (br#"{"x":"\udc00","key":"abc"}"#, Found::Ambiguous),
+        (br#"{"some name":"\\\ud800","key":"abc"}"#, Found::Ambiguous),
         (br#"{"x":["\ud83d\ude00"],"key":"abc"}"#, abc.clone()),
         (br#"{"x":"\\ud800","key":"abc"}"#, abc),
-        (br#"{"key":" abc"}"#, Verdict::Malformed),
-        (br#"{"key":""}"#, Verdict::Malformed),
-        (br#"{"key":"caf\u00e9"}"#, Verdict::Malformed),
-        (br#"{"key":["abc"]}"#, Verdict::Ambiguous),
-        (br#"{"key":1}"#, Verdict::Ambiguous),
-        (br#"{"key":NaN}"#, Verdict::Ambiguous),
-        (br#"{"key":01}"#, Verdict::Ambiguous),
-        (br#"{"a":{"key":"abc"}}"#, Verdict::Nothing),
-        (br#"[{"key":"abc"}]"#, Verdict::Nothing),
-        (br#""key""#, Verdict::Nothing),
-        (b"{\"a\":\"\xff\",\"key\":\"abc\"}", Verdict::Ambiguous),
-        (b"{\"a\":\"\xed\xa0\x80\",\"key\":\"abc\"}", Verdict::Ambiguous),
-        (b"{\"a\":\"\x01\",\"key\":\"abc\"}", Verdict::Ambiguous),
-        (br#"{"key":"abc"#, Verdict::Ambiguous),
-        (br#"{"$serde_json::private::RawValue":"1","key":"abc"}"#, Verdict::Token(b"abc".to_vec())),
+        (br#"{"key":" abc"}"#, Found::Malformed),
+        (br#"{"key":""}"#, Found::Malformed),
+        (br#"{"key":"caf\u00e9"}"#, Found::Malformed),
+        (br#"{"key":["abc"]}"#, Found::Ambiguous),
+        (br#"{"key":1}"#, Found::Ambiguous),
+        (br#"{"key":NaN}"#, Found::Ambiguous),
+        (br#"{"key":01}"#, Found::Ambiguous),
+        (br#"{"a":{"key":"abc"}}"#, Found::Nothing),
+        (br#"[{"key":"abc"}]"#, Found::Nothing),
+        (br#""key""#, Found::Nothing),
+        (b"{\"a\":\"\xff\",\"key\":\"abc\"}", Found::Ambiguous),
+        (b"{\"a\":\"\xed\xa0\x80\",\"key\":\"abc\"}", Found::Ambiguous),
+        (b"{\"a\":\"\x01\",\"key\":\"abc\"}", Found::Ambiguous),
+        (br#"{"key":"abc"#, Found::Ambiguous),
+        (br#"{"$serde_json::private::RawValue":"1","key":"abc"}"#, Found::Token(b"abc".to_vec())),
     ] {
         assert_eq!(verdict(body), expected, "{}", String::from_utf8_lossy(body));
     }
 }
 
 #[test]
-fn forms_at_their_edges() {
-    let verdict = |body: &[u8], name: &str| Verdict::from(form_door(body, name, TokenSyntax::default()));
-    let abc = || Verdict::Token(b"abc".to_vec());
+fn form_edge_cases() {
+    let verdict = |body: &[u8], name: &str| Found::from(extract::form(body, name, TokenSyntax::default()));
+    let abc = || Found::Token(b"abc".to_vec());
     for (body, name, expected) in [
         (&b"access_token=abc"[..], "access_token", abc()),
         (b"&&access_token=abc&", "access_token", abc()),
         (b"a=\xff%zz&access_token=%61bc", "access_token", abc()),
-        (b"access_token=a%2Bb", "access_token", Verdict::Token(b"a+b".to_vec())),
-        // A plus is a space here, in names as well.
-        (b"access_token=a+b", "access_token", Verdict::Malformed),
+        (b"access_token=a%2Bb", "access_token", Found::Token(b"a+b".to_vec())),
+        // A plus is a space in a form, in names too.
+        (b"access_token=a+b", "access_token", Found::Malformed),
         (b"access+token=abc", "access token", abc()),
-        (b"access%2Btoken=abc", "access token", Verdict::Nothing),
-        (b"access_token=%2561bc", "access_token", Verdict::Malformed),
-        (b"access_token=ab%6", "access_token", Verdict::Malformed),
-        (b"access_token=abc\r\n", "access_token", Verdict::Malformed),
-        (b"access_token", "access_token", Verdict::Malformed),
-        (b"access_token=&x", "access_token", Verdict::Malformed),
-        (b"access_token=abc&access_token=abc", "access_token", Verdict::Ambiguous),
-        (b"access_token&access%5ftoken=abc", "access_token", Verdict::Ambiguous),
-        (b"a=1;access_token=abc", "access_token", Verdict::Nothing),
-        (b"Access_Token=abc", "access_token", Verdict::Nothing),
-        (b"", "access_token", Verdict::Nothing),
+        (b"access%2Btoken=abc", "access token", Found::Nothing),
+        (b"access_token=%2561bc", "access_token", Found::Malformed),
+        (b"access_token=ab%6", "access_token", Found::Malformed),
+        (b"access_token=abc\r\n", "access_token", Found::Malformed),
+        (b"access_token", "access_token", Found::Malformed),
+        (b"access_token=&x", "access_token", Found::Malformed),
+        (b"access_token=abc&access_token=abc", "access_token", Found::Ambiguous),
+        (b"access_token&access%5ftoken=abc", "access_token", Found::Ambiguous),
+        (b"a=1;access_token=abc", "access_token", Found::Nothing),
+        (b"Access_Token=abc", "access_token", Found::Nothing),
+        (b"", "access_token", Found::Nothing),
     ] {
         assert_eq!(verdict(body, name), expected, "{}", String::from_utf8_lossy(body));
     }
 }
 
 #[test]
-fn texts_at_their_edges() {
-    let verdict = |body: &[u8]| Verdict::from(text_door(body, "key", TokenSyntax::default()));
-    let abc = || Verdict::Token(b"abc".to_vec());
+fn text_edge_cases() {
+    let verdict = |body: &[u8]| Found::from(extract::text(body, "key", TokenSyntax::default()));
+    let abc = || Found::Token(b"abc".to_vec());
     for (body, expected) in [
         (&b"key=abc"[..], abc()),
         (b"\xef\xbb\xbfKEY = abc ;", abc()),
         (b"a=1;\r\n key\t=\n abc\r\n;qty=1", abc()),
         (b";;key=abc;;", abc()),
-        (b"key=ab==;", Verdict::Token(b"ab==".to_vec())),
-        (b"key=%61bc;", Verdict::Malformed),
-        (b"key=\"abc\";", Verdict::Malformed),
-        (b"key=a=b;", Verdict::Malformed),
-        (b"key=;", Verdict::Malformed),
-        (b"key= \r\n;", Verdict::Malformed),
-        (b"key=a\nqty=1;", Verdict::Malformed),
-        (b"key=\xc2\xa0abc;", Verdict::Malformed),
-        (b"key;", Verdict::Ambiguous),
-        (b"key=abc;comment=;Key=abc", Verdict::Ambiguous),
-        (b"key=abc;key", Verdict::Ambiguous),
-        (b"key=abc;x=\xff", Verdict::Ambiguous),
-        (b"a=1;\xef\xbb\xbfkey=abc", Verdict::Nothing),
-        (b"comment=key=abc", Verdict::Nothing),
-        (b"", Verdict::Nothing),
+        (b"key=ab==;", Found::Token(b"ab==".to_vec())),
+        (b"key=%61bc;", Found::Malformed),
+        (b"key=\"abc\";", Found::Malformed),
+        (b"key=a=b;", Found::Malformed),
+        (b"key=;", Found::Malformed),
+        (b"key= \r\n;", Found::Malformed),
+        (b"key=a\nqty=1;", Found::Malformed),
+        (b"key=\xc2\xa0abc;", Found::Malformed),
+        (b"key;", Found::Ambiguous),
+        (b"key=abc;comment=;Key=abc", Found::Ambiguous),
+        (b"key=abc;key", Found::Ambiguous),
+        (b"key=abc;x=\xff", Found::Ambiguous),
+        (b"a=1;\xef\xbb\xbfkey=abc", Found::Nothing),
+        (b"comment=key=abc", Found::Nothing),
+        (b"", Found::Nothing),
     ] {
         assert_eq!(verdict(body), expected, "{}", String::from_utf8_lossy(body));
     }
@@ -913,8 +913,8 @@ fn texts_at_their_edges() {
 // Which requests.
 
 #[tokio::test]
-async fn a_door_opens_for_its_method_and_type_alone() {
-    let sniffing = AuthLayer::new(memory()).with_body_tokens(doors().with_json_in_text());
+async fn a_body_is_searched_only_with_its_method_and_content_type() {
+    let sniffing = AuthLayer::new(memory()).with_body_tokens(body_tokens().with_json_in_text());
     let json = || json_with(TOKEN);
     let (in_text, in_form) = (format!("key={TOKEN};"), format!("access_token={TOKEN}"));
     for method in [Method::POST, Method::PUT, Method::PATCH] {
@@ -933,7 +933,7 @@ async fn a_door_opens_for_its_method_and_type_alone() {
         ] {
             let mut request = post(content_type, Script::of(&body));
             *request.method_mut() = method.clone();
-            let (found, read) = admission(&sniffing, request).await;
+            let (found, read) = accepted(&sniffing, request).await;
             assert_eq!(found, location, "{method} {content_type}");
             assert_eq!(read, body);
         }
@@ -941,9 +941,9 @@ async fn a_door_opens_for_its_method_and_type_alone() {
     for method in [Method::GET, Method::HEAD, Method::DELETE, Method::OPTIONS] {
         let mut request = post(JSON, Script::of(json()));
         *request.method_mut() = method.clone();
-        assert_eq!(refusal(&gate(), request).await, RejectionKind::Missing, "{method}");
+        assert_eq!(rejection_kind(&gate(), request).await, RejectionKind::Missing, "{method}");
     }
-    // The bodies of gRPC are framed, whatever is in the frames.
+    // Bodies of gRPC are framed, whatever the frames contain.
     let other =
         ["application/jsonp", "json", "+json", "+json/x", "text/plainer", "multipart/form-data; boundary=x", ""];
     let framed = [
@@ -954,20 +954,20 @@ async fn a_door_opens_for_its_method_and_type_alone() {
         "application/connect+json",
     ];
     for content_type in [&other[..], &framed].concat() {
-        let kind = refusal(&gate(), post(content_type, Script::of(json()))).await;
+        let kind = rejection_kind(&gate(), post(content_type, Script::of(json()))).await;
         assert_eq!(kind, RejectionKind::Missing, "{content_type}");
     }
-    assert_eq!(refusal(&gate(), post(TEXT, Script::of(json()))).await, RejectionKind::Missing, "nobody sniffs unasked");
+    assert_eq!(rejection_kind(&gate(), post(TEXT, Script::of(json()))).await, RejectionKind::Missing, "text is not searched for JSON by default");
     let mut untyped = post(JSON, Script::of(json()));
     untyped.headers_mut().remove("content-type");
-    assert_eq!(refusal(&gate(), untyped).await, RejectionKind::Missing);
+    assert_eq!(rejection_kind(&gate(), untyped).await, RejectionKind::Missing);
 }
 
 #[tokio::test]
-async fn bodies_behind_closed_doors_are_not_touched() {
+async fn bodies_without_an_enabled_location_are_not_read() {
     let json_only = AuthLayer::new(memory())
-        .with_body_tokens(BodyTokens::with_timeout(DEADLINE).with_json("key").unwrap().with_limit(8));
-    // Longer than the limit, never at an end, and full of tokens.
+        .with_body_tokens(BodyTokens::with_timeout(TIMEOUT).with_json("key").unwrap().with_limit(8));
+    // Longer than the limit, endless and full of tokens.
     let endless = || Script::new([Step::Data(format!("access_token={TOKEN}&key={TOKEN};").into()), Step::Silence]);
     let ignoring = tower::service_fn(|request: Request<ReplayBody<Script>>| async move {
         drop(request);
@@ -984,15 +984,15 @@ async fn bodies_behind_closed_doors_are_not_touched() {
         let response = json_only.layer(ignoring).oneshot(request).await.unwrap();
         assert_eq!((response.status().as_u16(), taken.load(Ordering::SeqCst)), (200, 0), "{content_type}");
     }
-    // Handed on as it comes, piece by piece and beyond the limit.
+    // Forwarded piece by piece, beyond the limit.
     let steps = pieces(&[b'x'; 100], &[], &[], Some(7));
-    let (response, _) = ask(&json_only, authorized(post(TEXT, Script::new(steps)))).await;
+    let (response, _) = respond(&json_only, authorized(post(TEXT, Script::new(steps)))).await;
     assert_eq!(response.extensions().get::<Trailers>(), Some(&Trailers(Some(sums(7)))));
     assert_eq!(text(response).await, "x".repeat(100));
 }
 
 #[tokio::test]
-async fn encoded_bodies_fit_no_door() {
+async fn encoded_bodies_are_not_searched() {
     for (lines, open) in [
         (&["identity"][..], true),
         (&["Identity , "], true),
@@ -1010,12 +1010,12 @@ async fn encoded_bodies_fit_no_door() {
             request
         };
         if open {
-            assert_eq!(admission(&gate(), request()).await.0, TokenLocation::JsonBody, "{lines:?}");
+            assert_eq!(accepted(&gate(), request()).await.0, TokenLocation::JsonBody, "{lines:?}");
         } else {
-            assert_eq!(refusal(&gate(), request()).await, RejectionKind::Missing, "{lines:?}");
-            // Absent, so that it does not count beside another credential.
+            assert_eq!(rejection_kind(&gate(), request()).await, RejectionKind::Missing, "{lines:?}");
+            // The body is not searched, so it does not conflict with another credential.
             assert_eq!(
-                admission(&gate(), authorized(request())).await.0,
+                accepted(&gate(), authorized(request())).await.0,
                 TokenLocation::AuthorizationHeader,
                 "{lines:?}"
             );
@@ -1024,16 +1024,16 @@ async fn encoded_bodies_fit_no_door() {
 }
 
 #[tokio::test]
-async fn two_content_types_are_no_contradiction_where_no_door_is_open() {
-    let closed = AuthLayer::new(memory()).with_body_tokens(BodyTokens::with_timeout(DEADLINE));
+async fn two_content_types_pass_when_no_body_location_is_enabled() {
+    let closed = AuthLayer::new(memory()).with_body_tokens(BodyTokens::with_timeout(TIMEOUT));
     let mut twice = post(JSON, Body::default());
     twice.headers_mut().append("content-type", HeaderValue::from_static(TEXT));
-    assert_eq!(refusal(&closed, twice.clone()).await, RejectionKind::Missing);
-    assert_eq!(admission(&closed, authorized(twice)).await.0, TokenLocation::AuthorizationHeader);
+    assert_eq!(rejection_kind(&closed, twice.clone()).await, RejectionKind::Missing);
+    assert_eq!(accepted(&closed, authorized(twice)).await.0, TokenLocation::AuthorizationHeader);
 }
 
 #[tokio::test]
-async fn contradictions_about_the_body_are_wrong_before_it_is_read() {
+async fn contradictory_content_types_are_rejected_before_reading() {
     let mut twice = post(JSON, Script::of(json_with(TOKEN)));
     twice.headers_mut().append("content-type", HeaderValue::from_static(TEXT));
     let mut equal = post(JSON, Script::of(json_with(TOKEN)));
@@ -1051,18 +1051,18 @@ async fn contradictions_about_the_body_are_wrong_before_it_is_read() {
     ] {
         let content_type = format!("{:?}", request.headers());
         let taken = request.body().taken();
-        let kind = refusal(&gate(), authorized(request)).await;
+        let kind = rejection_kind(&gate(), authorized(request)).await;
         assert_eq!(kind, RejectionKind::InvalidRequest, "{content_type}");
         assert_eq!(taken.load(Ordering::SeqCst), 0);
     }
-    // A charset says nothing to a door that is closed.
+    // The charset does not matter where no location is enabled.
     let request = authorized(of_type("text/html; charset=iso-8859-1"));
-    assert_eq!(admission(&gate(), request).await.0, TokenLocation::AuthorizationHeader);
+    assert_eq!(accepted(&gate(), request).await.0, TokenLocation::AuthorizationHeader);
 }
 
 #[tokio::test]
-async fn a_second_credential_in_the_body_is_wrong() {
-    let layers = [gate(), AuthLayer::new(memory()).allow_anonymous().with_body_tokens(doors())];
+async fn a_second_credential_in_the_body_is_rejected() {
+    let layers = [gate(), AuthLayer::new(memory()).allow_anonymous().with_body_tokens(body_tokens())];
     for layer in layers {
         for (content_type, body) in [
             (JSON, json_with(TOKEN)),
@@ -1078,14 +1078,14 @@ async fn a_second_credential_in_the_body_is_wrong() {
             (JSON, "{".to_owned()),
         ] {
             let request = authorized(post(content_type, Script::of(&body)));
-            assert_eq!(refusal(&layer, request).await, RejectionKind::InvalidRequest, "{body}");
+            assert_eq!(rejection_kind(&layer, request).await, RejectionKind::InvalidRequest, "{body}");
         }
         let mut malformed = post(JSON, Script::of(json_with(TOKEN)));
         malformed.headers_mut().insert("authorization", HeaderValue::from_static("Bearer"));
-        assert_eq!(refusal(&layer, malformed).await, RejectionKind::InvalidRequest);
+        assert_eq!(rejection_kind(&layer, malformed).await, RejectionKind::InvalidRequest);
     }
     for (content_type, body) in [(JSON, r#"{"key":null}"#), (JSON, ""), (TEXT, "a=b"), (FORM, "key=x"), (JSON, "[]")] {
-        let (location, read) = admission(&gate(), authorized(post(content_type, Script::of(body)))).await;
+        let (location, read) = accepted(&gate(), authorized(post(content_type, Script::of(body)))).await;
         assert_eq!((location, &read[..]), (TokenLocation::AuthorizationHeader, body.as_bytes()));
     }
 }
@@ -1093,32 +1093,32 @@ async fn a_second_credential_in_the_body_is_wrong() {
 // Bodies that do not come.
 
 #[tokio::test(start_paused = true)]
-async fn a_body_has_to_come_within_the_deadline() {
+async fn a_body_beyond_the_timeout_gets_408() {
     let begun = || Step::Data(b"{\"key\":".to_vec());
     let drops = std::iter::repeat_n([Step::Data(b" ".to_vec()), Step::Pause(Duration::from_millis(100))], 10_000);
     for script in [Script::new([Step::Silence]), Script::new([begun(), Step::Silence]), Script::new(drops.flatten())] {
         let begin = tokio::time::Instant::now();
-        let (response, runs) = ask(&gate(), authorized(post(JSON, script))).await;
+        let (response, runs) = respond(&gate(), authorized(post(JSON, script))).await;
         assert_eq!((response.status().as_u16(), runs), (408, 0));
-        assert_eq!(begin.elapsed(), DEADLINE, "drops do not put it off");
+        assert_eq!(begin.elapsed(), TIMEOUT, "single bytes do not extend the timeout");
         assert_eq!(response.headers()["cache-control"], "no-store");
         assert!(!response.headers().contains_key("www-authenticate"));
         assert_eq!(json(response).await["status"], 408);
     }
-    // Slow is not too slow.
+    // A slow body within the timeout is accepted.
     let body = json_with(TOKEN);
     let slowly = body.bytes().flat_map(|byte| [Step::Pause(Duration::from_millis(50)), Step::Data(vec![byte])]);
-    assert_eq!(admission(&gate(), post(JSON, Script::new(slowly))).await, (TokenLocation::JsonBody, body.into()));
+    assert_eq!(accepted(&gate(), post(JSON, Script::new(slowly))).await, (TokenLocation::JsonBody, body.into()));
 }
 
 #[tokio::test]
-async fn a_body_that_breaks_off_is_never_handed_on() {
+async fn an_interrupted_body_never_reaches_the_handler() {
     for steps in [
         vec![Step::Fail],
         vec![Step::Data(json_with(TOKEN).into()), Step::Fail],
         vec![Step::Data(json_with(TOKEN).into()), Step::Trailers(sums(1)), Step::Fail],
     ] {
-        let (response, runs) = ask(&gate(), authorized(post(JSON, Script::new(steps)))).await;
+        let (response, runs) = respond(&gate(), authorized(post(JSON, Script::new(steps)))).await;
         assert_eq!((response.status().as_u16(), runs), (400, 0));
         assert_eq!(response.extensions().get::<Rejection>().unwrap().kind(), RejectionKind::BodyUnreadable);
         assert_eq!(response.headers()["cache-control"], "no-store");
@@ -1132,23 +1132,23 @@ async fn the_default_limit_is_64_kib() {
         body.clone() + &" ".repeat(bytes - body.len())
     };
     assert_eq!(BodyTokens::DEFAULT_LIMIT, 65_536);
-    let (location, read) = admission(&gate(), post(JSON, Script::of(filled(65_536)))).await;
+    let (location, read) = accepted(&gate(), post(JSON, Script::of(filled(65_536)))).await;
     assert_eq!((location, read.len()), (TokenLocation::JsonBody, 65_536));
-    let (response, runs) = ask(&gate(), post(JSON, Script::of(filled(65_537)))).await;
+    let (response, runs) = respond(&gate(), post(JSON, Script::of(filled(65_537)))).await;
     assert_eq!((response.status().as_u16(), runs), (413, 0));
     assert!(!response.headers().contains_key("www-authenticate"));
     assert_eq!(json(response).await["title"], "Content Too Large");
-    // Without end: read no further than is needed to know.
+    // An endless body is read only until the limit is exceeded.
     let endless = Script::new(std::iter::repeat_n(Step::Data(vec![b' '; 1_000]), 1_000));
     let taken = endless.taken();
-    assert_eq!(refusal(&gate(), post(JSON, endless)).await, RejectionKind::BodyTooLarge);
+    assert_eq!(rejection_kind(&gate(), post(JSON, endless)).await, RejectionKind::BodyTooLarge);
     assert_eq!(taken.load(Ordering::SeqCst), 66_000);
 }
 
 // Sockets.
 
 pin_project_lite::pin_project! {
-    /// What a connection reads of a body, counted.
+    /// A body that counts the bytes read from the connection.
     struct Counted {
         #[pin]
         body: Incoming,
@@ -1180,12 +1180,12 @@ impl http_body::Body for Counted {
     }
 }
 
-/// A server of one connection.
+/// A server for one connection.
 struct Server {
     addr: SocketAddr,
     runs: Runs,
     read: Arc<AtomicUsize>,
-    /// Told when the first bytes of a body were read.
+    /// Notified when the first bytes of a body were read.
     begun: Arc<Notify>,
     task: JoinHandle<()>,
 }
@@ -1207,7 +1207,7 @@ impl Server {
             let service = TowerToHyperService::new(service);
             let connection =
                 http1::Builder::new().timer(TokioTimer::new()).serve_connection(TokioIo::new(stream), service);
-            // Broken off by some clients, which is what they are for.
+            // Some tests interrupt the connection on purpose.
             drop(connection.await);
         });
         Self { addr, runs, read, begun, task }
@@ -1217,7 +1217,7 @@ impl Server {
         TcpStream::connect(self.addr).await.unwrap()
     }
 
-    /// How often the handler ran until the connection was over.
+    /// Waits for the end of the connection and returns the runs of the handler.
     async fn end(self) -> usize {
         self.task.await.unwrap();
         self.runs.count()
@@ -1239,13 +1239,13 @@ fn in_chunks(body: &str) -> String {
 
 async fn read_to_end(mut stream: impl tokio::io::AsyncRead + Unpin) -> String {
     let mut answer = Vec::new();
-    // What was read before an error counts.
+    // Bytes read before an error count.
     _ = stream.read_to_end(&mut answer).await;
     String::from_utf8(answer).unwrap()
 }
 
 #[tokio::test]
-async fn bodies_come_over_sockets_in_any_framing() {
+async fn bodies_over_sockets_are_read_in_any_framing() {
     let body = json_with(TOKEN);
     let server = Server::start(gate()).await;
     let mut client = server.connect().await;
@@ -1266,7 +1266,7 @@ async fn bodies_come_over_sockets_in_any_framing() {
 }
 
 #[tokio::test]
-async fn a_client_that_falls_silent_is_told_so() {
+async fn a_silent_client_gets_408() {
     let hasty = BodyTokens::with_timeout(Duration::from_millis(300)).with_json("key").unwrap();
     for (framing, body) in [
         ("content-length: 1000", ""),
@@ -1286,7 +1286,7 @@ async fn a_client_that_falls_silent_is_told_so() {
 }
 
 #[tokio::test]
-async fn a_client_that_goes_away_in_the_middle_was_never_there() {
+async fn a_client_that_disconnects_mid_body_never_reaches_the_handler() {
     let body = json_with(TOKEN);
     let sized = format!("content-length: {}", body.len() + 1);
     let chunk = format!("{:x}\r\n{body}\r\n", body.len());
@@ -1312,8 +1312,8 @@ async fn a_client_that_goes_away_in_the_middle_was_never_there() {
 }
 
 #[tokio::test]
-async fn bodies_that_are_too_long_are_not_read() {
-    // Told beforehand: nothing is read.
+async fn bodies_above_the_limit_are_not_read() {
+    // With a `content-length`, nothing is read.
     let server = Server::start(gate()).await;
     let mut client = server.connect().await;
     client.write_all(head("content-length: 10000000").as_bytes()).await.unwrap();
@@ -1322,7 +1322,7 @@ async fn bodies_that_are_too_long_are_not_read() {
     assert_eq!(server.read.load(Ordering::SeqCst), 0);
     assert_eq!(server.end().await, 0);
 
-    // And not told: about as much as the limit, of which hyper may read a piece too much.
+    // Without a `content-length`, about the limit is read. hyper may read a piece more.
     let server = Server::start(gate()).await;
     let (client, mut writer) = server.connect().await.into_split();
     let sending = tokio::spawn(async move {
@@ -1334,7 +1334,7 @@ async fn bodies_that_are_too_long_are_not_read() {
         writer.flush().await
     });
     assert!(read_to_end(client).await.starts_with("HTTP/1.1 413 "));
-    assert!(sending.await.unwrap().is_err(), "the server has hung up");
+    assert!(sending.await.unwrap().is_err(), "the server has closed the connection");
     let read = Arc::clone(&server.read);
     assert_eq!(server.end().await, 0);
     let read = read.load(Ordering::SeqCst);
@@ -1342,65 +1342,65 @@ async fn bodies_that_are_too_long_are_not_read() {
 }
 
 #[tokio::test]
-async fn in_front_of_axums_handlers() {
+async fn axum_handlers_receive_the_body_and_the_caller() {
     use axum::routing::post as route;
-    async fn handler(who: tollgate::Authenticated<User>, axum::Json(body): axum::Json<serde_json::Value>) -> String {
-        format!("{} {} {:?}", who.principal().0, body["key"], who.location())
+    async fn handler(caller: tollgate::Authenticated<User>, axum::Json(body): axum::Json<serde_json::Value>) -> String {
+        format!("{} {} {:?}", caller.principal().0, body["key"], caller.location())
     }
     let layer = AuthLayer::new(memory()).with_credentials_removed();
     let app = axum::Router::new()
-        .route("/fast", route(handler).route_layer(layer.with_body_tokens(doors())))
-        .route("/slow", route(handler).route_layer(waiting().with_body_tokens(doors()).with_rate_limit(plenty())));
-    let ask = |path: &str, body: String| {
+        .route("/fast", route(handler).route_layer(layer.with_body_tokens(body_tokens())))
+        .route("/slow", route(handler).route_layer(pending_gate().with_body_tokens(body_tokens()).with_rate_limit(plenty())));
+    let respond = |path: &str, body: String| {
         let mut request = post(JSON, axum::body::Body::from(body));
         *request.uri_mut() = path.parse().unwrap();
         app.clone().oneshot(request)
     };
     let masked = format!("Alice {:?} JsonBody", "*".repeat(TOKEN.len()));
-    assert_eq!(text(ask("/fast", json_with(TOKEN)).await.unwrap()).await, masked);
-    assert_eq!(text(ask("/slow", json_with(TOKEN)).await.unwrap()).await, format!("Alice {TOKEN:?} JsonBody"));
+    assert_eq!(text(respond("/fast", json_with(TOKEN)).await.unwrap()).await, masked);
+    assert_eq!(text(respond("/slow", json_with(TOKEN)).await.unwrap()).await, format!("Alice {TOKEN:?} JsonBody"));
     for path in ["/fast", "/slow"] {
-        assert_eq!(ask(path, json_with("unknown")).await.unwrap().status(), 401);
-        assert_eq!(ask(path, "{".to_owned()).await.unwrap().status(), 400);
-        assert_eq!(ask(path, " ".repeat(65_537)).await.unwrap().status(), 413);
+        assert_eq!(respond(path, json_with("unknown")).await.unwrap().status(), 401);
+        assert_eq!(respond(path, "{".to_owned()).await.unwrap().status(), 400);
+        assert_eq!(respond(path, " ".repeat(65_537)).await.unwrap().status(), 413);
     }
 }
 
 // The rest of the road.
 
 #[tokio::test(start_paused = true)]
-async fn stores_may_wait_after_the_body() {
-    let layer = waiting().with_body_tokens(doors());
+async fn pending_stores_are_awaited_after_the_body() {
+    let layer = pending_gate().with_body_tokens(body_tokens());
     let body = json_with(TOKEN);
     let steps = || pieces(body.as_bytes(), &[], &[true], Some(3));
-    let (response, _) = ask(&layer, post(JSON, Script::new(steps()))).await;
+    let (response, _) = respond(&layer, post(JSON, Script::new(steps()))).await;
     assert_eq!(response.extensions().get::<Trailers>(), Some(&Trailers(Some(sums(3)))));
     assert_eq!(response.extensions().get::<CurrentGrant>().unwrap().location(), TokenLocation::JsonBody);
     assert_eq!(response.headers()["cache-control"], "private");
     assert_eq!(text(response).await, body);
-    assert_eq!(refusal(&layer, post(JSON, Script::of(json_with("unknown")))).await, RejectionKind::UnknownToken);
+    assert_eq!(rejection_kind(&layer, post(JSON, Script::of(json_with("unknown")))).await, RejectionKind::UnknownToken);
 
-    let masking = waiting().with_credentials_removed().with_body_tokens(doors());
-    let (_, read) = admission(&masking, post(JSON, Script::new(steps()))).await;
+    let masking = pending_gate().with_credentials_removed().with_body_tokens(body_tokens());
+    let (_, read) = accepted(&masking, post(JSON, Script::new(steps()))).await;
     assert_eq!(read, json_with(&"*".repeat(TOKEN.len())));
 
-    // A store that never answers: 503, at its own deadline.
+    // A store that never answers gets 503 after its own timeout.
     let silent = from_fn(|_| std::future::pending::<Result<Option<Grant<()>>, Infallible>>());
-    let patience = Duration::from_secs(1);
-    let layer = AuthLayer::with_timeout(silent, patience).with_body_tokens(doors());
+    let timeout = Duration::from_secs(1);
+    let layer = AuthLayer::with_timeout(silent, timeout).with_body_tokens(body_tokens());
     let slowly = [Step::Pause(Duration::from_secs(4)), Step::Data(body.into())];
     let begin = tokio::time::Instant::now();
-    assert_eq!(refusal(&layer, post(JSON, Script::new(slowly))).await, RejectionKind::StoreUnavailable);
-    assert_eq!(begin.elapsed(), Duration::from_secs(5), "the clock of the store starts when it is asked");
+    assert_eq!(rejection_kind(&layer, post(JSON, Script::new(slowly))).await, RejectionKind::StoreUnavailable);
+    assert_eq!(begin.elapsed(), Duration::from_secs(5), "the timeout of the store starts with the lookup");
 }
 
 #[tokio::test]
-async fn optional_authentication_reads_bodies_too() {
+async fn allow_anonymous_reads_bodies() {
     for layer in [
-        AuthLayer::with_timeout(BoxStore::new(memory()), DEADLINE),
-        AuthLayer::with_timeout(BoxStore::new(slow()), DEADLINE),
+        AuthLayer::with_timeout(BoxStore::new(memory()), TIMEOUT),
+        AuthLayer::with_timeout(BoxStore::new(slow()), TIMEOUT),
     ] {
-        let layer = layer.allow_anonymous().with_credentials_removed().with_body_tokens(doors());
+        let layer = layer.allow_anonymous().with_credentials_removed().with_body_tokens(body_tokens());
         for (content_type, body) in [
             (JSON, r#"{"qty": 1, "Key": "x"}"#),
             (JSON, r#"{"key": null}"#),
@@ -1410,13 +1410,13 @@ async fn optional_authentication_reads_bodies_too() {
             (FORM, "key=1"),
             ("image/png", "key"),
         ] {
-            let (response, runs) = ask(&layer, post(content_type, Script::of(body))).await;
+            let (response, runs) = respond(&layer, post(content_type, Script::of(body))).await;
             assert_eq!((response.status().as_u16(), runs), (200, 1), "{body}");
             assert_eq!(response.extensions().get::<Unauthenticated>(), Some(&Unauthenticated::Anonymous));
             assert!(!response.headers().contains_key("cache-control"));
             assert_eq!(text(response).await, body);
         }
-        assert_eq!(admission(&layer, post(JSON, Script::of(json_with(TOKEN)))).await.0, TokenLocation::JsonBody);
+        assert_eq!(accepted(&layer, post(JSON, Script::of(json_with(TOKEN)))).await.0, TokenLocation::JsonBody);
         for (content_type, body, kind) in [
             (JSON, json_with("unknown"), RejectionKind::UnknownToken),
             (JSON, json_with("mal formed"), RejectionKind::MalformedToken),
@@ -1427,13 +1427,13 @@ async fn optional_authentication_reads_bodies_too() {
             (FORM, "access_token=".to_owned(), RejectionKind::MalformedToken),
             (JSON, " ".repeat(65_537), RejectionKind::BodyTooLarge),
         ] {
-            assert_eq!(refusal(&layer, post(content_type, Script::of(&body))).await, kind, "{content_type}");
+            assert_eq!(rejection_kind(&layer, post(content_type, Script::of(&body))).await, kind, "{content_type}");
         }
     }
 }
 
 #[tokio::test]
-async fn preflights_pass_unread() {
+async fn bodies_of_preflights_are_not_read() {
     let service = gate().layer(reader::<Body>(&Runs::default()));
     let mut request = preflight();
     request.headers_mut().insert("content-type", HeaderValue::from_static(JSON));
@@ -1446,42 +1446,42 @@ fn plenty() -> RateLimits {
 }
 
 #[tokio::test]
-async fn limits_can_be_set_before_and_after_the_doors() {
+async fn rate_limits_work_before_and_after_with_body_tokens() {
     let limits = || Hands::default().limits(Quota::per_minute(60).with_burst(2));
     for layer in [
-        AuthLayer::new(memory()).with_rate_limit(limits()).with_body_tokens(doors()),
-        AuthLayer::new(memory()).with_body_tokens(doors()).with_rate_limit(limits()),
+        AuthLayer::new(memory()).with_rate_limit(limits()).with_body_tokens(body_tokens()),
+        AuthLayer::new(memory()).with_body_tokens(body_tokens()).with_rate_limit(limits()),
     ] {
         let request = || post(JSON, Script::of(json_with(TOKEN)));
-        // These cost nobody anything.
-        assert_eq!(refusal(&layer, post(JSON, Script::of(json_with("unknown")))).await, RejectionKind::UnknownToken);
-        assert_eq!(refusal(&layer, post(JSON, Script::of("{"))).await, RejectionKind::InvalidRequest);
+        // These requests charge no bucket.
+        assert_eq!(rejection_kind(&layer, post(JSON, Script::of(json_with("unknown")))).await, RejectionKind::UnknownToken);
+        assert_eq!(rejection_kind(&layer, post(JSON, Script::of("{"))).await, RejectionKind::InvalidRequest);
         assert_eq!(
-            refusal(&layer, authorized(post(JSON, Script::new([Step::Fail])))).await,
+            rejection_kind(&layer, authorized(post(JSON, Script::new([Step::Fail])))).await,
             RejectionKind::BodyUnreadable
         );
         for left in [1, 0] {
-            let (response, _) = ask(&layer, request()).await;
+            let (response, _) = respond(&layer, request()).await;
             assert_eq!(field(response.headers(), "ratelimit"), Some(&*format!("\"default\";r={left};t=1")));
         }
-        let (response, runs) = ask(&layer, request()).await;
+        let (response, runs) = respond(&layer, request()).await;
         assert_eq!((response.status().as_u16(), runs), (429, 0));
         assert_eq!(response.headers()["retry-after"], "1");
         assert_eq!(response.extensions().get::<Rejection>().unwrap().grant().unwrap().as_str(), "alice");
     }
-    // A limiter that is set afterwards leaves a clone without.
+    // A limiter set later does not affect an earlier clone.
     let layer = gate();
     let limited = layer.clone().with_rate_limit(limits());
     for _ in 0..3 {
-        assert_eq!(admission(&layer, post(JSON, Script::of(json_with(TOKEN)))).await.0, TokenLocation::JsonBody);
-        ask(&limited, post(JSON, Script::of(json_with(TOKEN)))).await;
+        assert_eq!(accepted(&layer, post(JSON, Script::of(json_with(TOKEN)))).await.0, TokenLocation::JsonBody);
+        respond(&limited, post(JSON, Script::of(json_with(TOKEN)))).await;
     }
-    assert_eq!(refusal(&limited, post(JSON, Script::of(json_with(TOKEN)))).await, RejectionKind::OverLimit);
+    assert_eq!(rejection_kind(&limited, post(JSON, Script::of(json_with(TOKEN)))).await, RejectionKind::OverLimit);
 }
 
 // Readiness.
 
-/// Panics if it is called without having been made ready. A clone is not ready.
+/// Panics if it is called without being ready. A clone is not ready.
 struct Strict {
     ready: bool,
     made_ready: Arc<AtomicUsize>,
@@ -1514,14 +1514,14 @@ impl Service<Request<ReplayBody<Script>>> for Strict {
 
 macro_rules! in_both_branches {
     (|$layer:ident| $body:expr) => {{
-        let $layer = AuthLayer::new(memory()).with_rate_limit(plenty()).with_body_tokens(doors());
+        let $layer = AuthLayer::new(memory()).with_rate_limit(plenty()).with_body_tokens(body_tokens());
         $body;
-        let $layer = waiting().with_body_tokens(doors()).with_rate_limit(plenty());
+        let $layer = pending_gate().with_body_tokens(body_tokens()).with_rate_limit(plenty());
         $body;
     }};
 }
 
-/// A body that comes in pieces, with waits between them.
+/// Returns a request whose body arrives in pieces, with waits between them.
 fn in_pieces(token: &str) -> Request<Script> {
     let body = json_with(token).into_bytes();
     let steps = body.chunks(10).flat_map(|chunk| [Step::Wait, Step::Data(chunk.to_vec())]);
@@ -1534,7 +1534,7 @@ fn in_head(token: &str) -> Request<Script> {
 }
 
 #[tokio::test]
-async fn the_instance_that_was_made_ready_is_called_after_the_body() {
+async fn the_ready_instance_is_called_after_the_body() {
     in_both_branches!(|layer| {
         let made_ready = Arc::new(AtomicUsize::new(0));
         let mut service = layer.layer(Strict { ready: false, made_ready: Arc::clone(&made_ready) });
@@ -1542,9 +1542,9 @@ async fn the_instance_that_was_made_ready_is_called_after_the_body() {
             let request = if round % 2 == 0 { in_pieces(TOKEN) } else { in_head(TOKEN) };
             let response = service.ready().await.unwrap().call(request).await.unwrap();
             assert_eq!(response.status(), 200);
-            assert_eq!(made_ready.load(Ordering::SeqCst), round, "each request is prepared for once");
+            assert_eq!(made_ready.load(Ordering::SeqCst), round, "one `poll_ready` for each request");
         }
-        // A refusal without reading leaves the instance ready; one after reading has taken it along.
+        // A rejection without reading leaves the instance ready. A rejection after reading has consumed it.
         let malformed = || in_head("mal formed");
         for (request, status, prepared) in
             [(malformed(), 401, 11), (malformed(), 401, 11), (in_pieces("mal formed"), 401, 11), (malformed(), 401, 12)]
@@ -1552,7 +1552,7 @@ async fn the_instance_that_was_made_ready_is_called_after_the_body() {
             let response = service.ready().await.unwrap().call(request).await.unwrap();
             assert_eq!((response.status().as_u16(), made_ready.load(Ordering::SeqCst)), (status, prepared));
         }
-        // Two requests under way at once.
+        // Two requests at the same time.
         let first = service.ready().await.unwrap().call(in_pieces(TOKEN));
         let second = service.ready().await.unwrap().call(in_pieces(TOKEN));
         let (second, first) = (second.await.unwrap(), first.await.unwrap());
@@ -1565,7 +1565,7 @@ fn poll_ready<S: Service<Request<Script>>>(service: &mut S) -> Poll<Result<(), S
 }
 
 #[tokio::test]
-async fn towers_mock_sees_one_permit_a_body() {
+async fn a_request_with_a_body_uses_one_permit() {
     in_both_branches!(|layer| {
         let (mock, mut handle) = mock::pair::<Request<ReplayBody<Script>>, Response<Body>>();
         handle.allow(1);
@@ -1578,7 +1578,6 @@ async fn towers_mock_sees_one_permit_a_body() {
         assert_eq!(request.into_body().collect().await.unwrap().to_bytes(), json_with(TOKEN));
         reply.send_response(Response::new(Body::default()));
         assert_eq!(answer.await.unwrap().unwrap().status(), 200);
-        // The only permit is used up.
         assert!(poll_ready(&mut service).is_pending());
         handle.allow(1);
         assert!(poll_ready(&mut service).is_ready());
@@ -1586,7 +1585,7 @@ async fn towers_mock_sees_one_permit_a_body() {
 }
 
 #[tokio::test]
-async fn above_concurrency_limit_with_bodies_of_all_kinds() {
+async fn works_above_a_concurrency_limit() {
     in_both_branches!(|layer| {
         let inner = ServiceBuilder::new().concurrency_limit(2).service(reader::<Script>(&Runs::default()));
         let service = layer.layer(inner);
@@ -1603,7 +1602,7 @@ async fn above_concurrency_limit_with_bodies_of_all_kinds() {
 }
 
 #[tokio::test]
-async fn below_buffer_and_concurrency_limit_with_bodies() {
+async fn works_below_buffer_and_concurrency_limit() {
     in_both_branches!(|layer| {
         let inner = reader::<Script>(&Runs::default());
         let service = ServiceBuilder::new().buffer(4).concurrency_limit(1).layer(layer).service(inner);
@@ -1612,25 +1611,25 @@ async fn below_buffer_and_concurrency_limit_with_bodies() {
 }
 
 #[tokio::test]
-async fn a_request_that_is_given_up_gives_its_permit_back() {
+async fn a_dropped_request_releases_its_permit() {
     in_both_branches!(|layer| {
         let runs = Runs::default();
         let inner = ServiceBuilder::new().concurrency_limit(1).service(reader::<Script>(&runs));
         let mut service = layer.layer(inner);
         let silent = post(JSON, Script::new([Step::Data(b"{".to_vec()), Step::Silence]));
-        let mut under_way = Box::pin(service.ready().await.unwrap().call(silent));
+        let mut in_progress = Box::pin(service.ready().await.unwrap().call(silent));
         let mut context = Context::from_waker(Waker::noop());
-        assert!(under_way.as_mut().poll(&mut context).is_pending());
-        assert!(poll_ready(&mut service).is_pending(), "the only permit goes with the body");
-        assert_eq!(format!("{under_way:?}"), "BodyAuthFuture(..)");
-        drop(under_way);
+        assert!(in_progress.as_mut().poll(&mut context).is_pending());
+        assert!(poll_ready(&mut service).is_pending(), "the request holds the only permit");
+        assert_eq!(format!("{in_progress:?}"), "BodyAuthFuture(..)");
+        drop(in_progress);
         assert_eq!(service.ready().await.unwrap().call(in_pieces(TOKEN)).await.unwrap().status(), 200);
         assert_eq!(runs.count(), 1);
     });
 }
 
 #[tokio::test]
-async fn behind_boxes_with_bodies() {
+async fn works_in_boxed_services() {
     in_both_branches!(|layer| {
         let service: tower::util::BoxCloneSyncService<Request<Script>, Response<Body>, Infallible> =
             tower::util::BoxCloneSyncService::new(layer.layer(reader(&Runs::default())));
@@ -1639,7 +1638,7 @@ async fn behind_boxes_with_bodies() {
     });
 }
 
-/// Always ready, and never anything.
+/// A body that is always ready and never ends or yields data.
 struct Empties;
 
 impl http_body::Body for Empties {
@@ -1652,8 +1651,8 @@ impl http_body::Body for Empties {
 }
 
 #[tokio::test]
-async fn a_body_that_is_always_ready_cannot_put_the_deadline_off() {
-    // Over at its third poll, so that nobody waits for real time.
+async fn a_body_that_is_always_ready_cannot_extend_the_timeout() {
+    // Completes at the third poll, so that the test does not wait in real time.
     let sleep = |_| {
         let mut polls = 0;
         std::future::poll_fn(move |_| {
@@ -1661,35 +1660,35 @@ async fn a_body_that_is_always_ready_cannot_put_the_deadline_off() {
             if polls < 3 { Poll::Pending } else { Poll::Ready(()) }
         })
     };
-    let doors = BodyTokens::with_timer(DEADLINE, sleep).with_json("key").unwrap();
+    let body_tokens = BodyTokens::with_timer(TIMEOUT, sleep).with_json("key").unwrap();
     let runs = Runs::default();
-    let service = AuthLayer::new(memory()).with_body_tokens(doors).layer(reader::<Empties>(&runs));
+    let service = AuthLayer::new(memory()).with_body_tokens(body_tokens).layer(reader::<Empties>(&runs));
     let response = service.oneshot(post(JSON, Empties)).await.unwrap();
     assert_eq!(response.status(), 408);
     assert_eq!(runs.count(), 0);
 }
 
 #[tokio::test]
-async fn the_depth_of_json_is_a_setting() {
+async fn the_maximum_json_depth_can_be_set() {
     let nested = |depth: usize| {
         let arrays = (1..depth).map(|_| '[').chain((1..depth).map(|_| ']')).collect::<String>();
         format!(r#"{{"deep": {}, "key": "{TOKEN}"}}"#, if arrays.is_empty() { "0" } else { &arrays })
     };
     for (set, limit) in [(None, 64), (Some(1), 1), (Some(2), 2), (Some(200), 200)] {
-        let doors = match set {
-            None => doors(),
-            Some(depth) => doors().with_max_depth(depth),
+        let body_tokens = match set {
+            None => body_tokens(),
+            Some(depth) => body_tokens().with_max_depth(depth),
         };
-        let layer = AuthLayer::new(memory()).with_body_tokens(doors);
+        let layer = AuthLayer::new(memory()).with_body_tokens(body_tokens);
         for (depth, status) in [(limit, 200), (limit + 1, 400)] {
-            let (response, _) = ask(&layer, post(JSON, Script::of(nested(depth)))).await;
+            let (response, _) = respond(&layer, post(JSON, Script::of(nested(depth)))).await;
             assert_eq!(response.status(), status, "{depth} of {limit}");
         }
     }
 }
 
 #[tokio::test]
-async fn a_body_that_is_there_needs_no_timer() {
+async fn an_immediate_body_starts_no_timer() {
     let started = Arc::new(AtomicUsize::new(0));
     let counting = Arc::clone(&started);
     let sleep = move |duration| {
@@ -1697,21 +1696,21 @@ async fn a_body_that_is_there_needs_no_timer() {
         tokio::time::sleep(duration)
     };
     let layer =
-        AuthLayer::new(memory()).with_body_tokens(BodyTokens::with_timer(DEADLINE, sleep).with_json("key").unwrap());
-    let (response, runs) = ask(&layer, post(JSON, Body::from(json_with(TOKEN)))).await;
+        AuthLayer::new(memory()).with_body_tokens(BodyTokens::with_timer(TIMEOUT, sleep).with_json("key").unwrap());
+    let (response, runs) = respond(&layer, post(JSON, Body::from(json_with(TOKEN)))).await;
     assert_eq!((response.status().as_u16(), runs, started.load(Ordering::SeqCst)), (200, 1, 0));
-    // As soon as it has to wait there is one, however often it waits.
+    // The first wait starts one timer. Further waits start no other.
     let steps = [Step::Wait, Step::Data(json_with(TOKEN).into()), Step::Wait, Step::Wait];
-    let (response, runs) = ask(&layer, post(JSON, Script::new(steps))).await;
+    let (response, runs) = respond(&layer, post(JSON, Script::new(steps))).await;
     assert_eq!((response.status().as_u16(), runs, started.load(Ordering::SeqCst)), (200, 1, 1));
 }
 
 #[tokio::test]
-async fn without_a_json_door_a_text_that_looks_like_json_is_text() {
-    let doors = BodyTokens::with_timeout(DEADLINE).with_text("key").unwrap().with_json_in_text();
-    let service = AuthLayer::new(memory()).with_body_tokens(doors).layer(reader::<Script>(&Runs::default()));
+async fn text_that_looks_like_json_is_text_without_a_json_location() {
+    let body_tokens = BodyTokens::with_timeout(TIMEOUT).with_text("key").unwrap().with_json_in_text();
+    let service = AuthLayer::new(memory()).with_body_tokens(body_tokens).layer(reader::<Script>(&Runs::default()));
     let mut request = post(TEXT, Script::of("{;key=other;"));
     request.headers_mut().insert("authorization", format!("Bearer {TOKEN}").parse().unwrap());
-    // A second credential, which nobody must overlook.
+    // A second credential, which must not be overlooked.
     assert_eq!(service.oneshot(request).await.unwrap().status(), 400);
 }

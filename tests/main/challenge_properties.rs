@@ -1,6 +1,6 @@
-//! Whatever text is given to a challenge: it is read back by `http-auth`, or refused when it is given.
+//! Properties of challenges: any text is either read back unchanged by `http-auth` or rejected by the builder.
 //!
-//! What may be given is written here once more, from the RFCs.
+//! The accepted grammar is written here a second time, from the RFCs.
 
 use std::time::Duration;
 
@@ -17,7 +17,8 @@ fn is_token(text: &str) -> bool {
     !text.is_empty() && text.chars().all(|c| c.is_ascii_alphanumeric() || "!#$%&'*+-.^_`|~".contains(c))
 }
 
-/// RFC 9110, section 5.6.4: what a quoted string can hold, less the tab and `obs-text`, which nobody reads alike.
+/// RFC 9110, section 5.6.4: the characters of a quoted string without the tab and `obs-text`, which parsers read
+/// differently.
 fn is_printable(text: &str) -> bool {
     text.chars().all(|c| (' '..='~').contains(&c))
 }
@@ -53,11 +54,11 @@ enum Step {
     Other(String, String),
 }
 
-/// The parameters with a method of their own, in the order in which they are written.
+/// The parameters with a method of their own, in header order.
 const NAMES: [&str; 8] =
     ["realm", "error", "error_description", "error_uri", "scope", "acr_values", "max_age", "resource_metadata"];
 
-/// What a challenge has to say.
+/// The expected contents of a challenge.
 #[derive(Default)]
 struct Model {
     named: [Option<String>; NAMES.len()],
@@ -65,7 +66,7 @@ struct Model {
 }
 
 impl Model {
-    /// Takes a step, or tells why it cannot be taken.
+    /// Applies a step, or returns the expected error.
     fn take(&mut self, step: &Step) -> Result<(), ChallengeError> {
         let check = |fits: bool, error| if fits { Ok(()) } else { Err(error) };
         let list = |words: &[String]| (!words.is_empty()).then(|| words.join(" "));
@@ -125,7 +126,7 @@ fn take(challenge: Challenge, step: &Step) -> Result<Challenge, ChallengeError> 
     }
 }
 
-/// Text that fits nearly everywhere, text that fits nearly nowhere, and text that tries to break out of its quotes.
+/// Returns text that is mostly accepted, text that is mostly rejected, and text that tries to escape its quotes.
 fn texts() -> impl Strategy<Value = String> {
     prop_oneof![
         "[ -~]{0,20}",
@@ -173,7 +174,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(1_024))]
 
     #[test]
-    fn what_is_accepted_is_read_back(realm in "[ -~]{1,20}", steps in prop::collection::vec(steps(), 0..12)) {
+    fn accepted_parameters_are_read_back_unchanged(realm in "[ -~]{1,20}", steps in prop::collection::vec(steps(), 0..12)) {
         let mut challenge = Challenge::bearer(&realm).unwrap();
         let mut model = Model::default();
         model.take(&Step::Realm(realm)).unwrap();
@@ -191,14 +192,14 @@ proptest! {
     }
 
     #[test]
-    fn a_scheme_is_a_token_and_is_read_back(scheme in prop_oneof!["[!#$%&'*+.^_`|~0-9A-Za-z-]{1,8}", texts()], value in "[ -~]{0,9}") {
-        let refused = match () {
+    fn accepted_schemes_are_read_back_unchanged(scheme in prop_oneof!["[!#$%&'*+.^_`|~0-9A-Za-z-]{1,8}", texts()], value in "[ -~]{0,9}") {
+        let error = match () {
             () if !is_token(&scheme) => Some(ChallengeError::Scheme),
             () if scheme.eq_ignore_ascii_case("bearer") => Some(ChallengeError::Realm),
             () => None,
         };
         let challenge = Challenge::new(&scheme);
-        prop_assert_eq!(challenge.as_ref().err(), refused.as_ref());
+        prop_assert_eq!(challenge.as_ref().err(), error.as_ref());
         if let Ok(challenge) = challenge {
             let value_line = challenge.with_parameter("p", &value).unwrap().to_header_value();
             let read = parse(value_line.to_str().unwrap());
@@ -209,7 +210,7 @@ proptest! {
     }
 
     #[test]
-    fn a_scope_is_a_word(scopes in prop::collection::vec(prop_oneof![4 => words(), 1 => texts()], 0..4)) {
+    fn scopes_follow_the_scope_token_grammar(scopes in prop::collection::vec(prop_oneof![4 => words(), 1 => texts()], 0..4)) {
         let accepted = Scopes::new(&scopes);
         prop_assert_eq!(accepted.is_ok(), scopes.iter().all(|scope| is_word(scope)));
         if let Ok(accepted) = accepted {
@@ -219,7 +220,7 @@ proptest! {
     }
 
     #[test]
-    fn a_gate_takes_what_a_challenge_takes(realm in texts(), metadata in texts()) {
+    fn the_gate_accepts_the_same_parameters_as_a_challenge(realm in texts(), metadata in texts()) {
         let gate = AuthLayer::new(memory());
         let fits = !realm.is_empty() && is_printable(&realm);
         prop_assert_eq!(gate.clone().with_realm(&realm).err(), (!fits).then_some(ChallengeError::Realm));
@@ -235,16 +236,16 @@ proptest! {
             for (request, error) in [(get(), None), (with_token("unknown"), Some("invalid_token"))] {
                 let response = send(&service, request).await;
                 let read = parameters(&parse(field(response.headers(), "www-authenticate").unwrap())[0]);
-                let said = |name| read.iter().find(|(own, _)| own == name).map(|(_, value)| value.as_str());
-                assert_eq!((said("realm"), said("resource_metadata")), (Some(&*realm), Some(&*metadata)));
-                assert_eq!(said("error"), error);
+                let value = |name| read.iter().find(|(own, _)| own == name).map(|(_, value)| value.as_str());
+                assert_eq!((value("realm"), value("resource_metadata")), (Some(&*realm), Some(&*metadata)));
+                assert_eq!(value("error"), error);
             }
         });
     }
 }
 
 #[test]
-fn every_character_is_judged_as_the_standards_do() {
+fn every_character_is_checked_by_its_grammar() {
     for c in (0..=0x2ff).filter_map(char::from_u32) {
         let text = c.to_string();
         let bearer = || Challenge::bearer("r").unwrap();

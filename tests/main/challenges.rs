@@ -1,4 +1,4 @@
-//! Every challenge that is written is read back by an independent parser, and every structured field by another.
+//! Challenges and rate-limit fields, read back by independent parsers.
 
 use std::time::Duration;
 
@@ -22,12 +22,12 @@ pub fn parameters(challenge: &ChallengeRef<'_>) -> Vec<(String, String)> {
 }
 
 #[test]
-fn mistakes_are_told_by_name() {
+fn invalid_parameters_return_specific_errors() {
     let bearer = || Challenge::bearer("r").unwrap();
     assert_eq!(Challenge::new("two words").unwrap_err(), ChallengeError::Scheme);
     assert_eq!(Challenge::new("").unwrap_err(), ChallengeError::Scheme);
     assert_eq!(Challenge::bearer("").unwrap_err(), ChallengeError::Realm);
-    assert_eq!(Challenge::new("bearer").unwrap_err(), ChallengeError::Realm, "a Bearer challenge is never bare");
+    assert_eq!(Challenge::new("bearer").unwrap_err(), ChallengeError::Realm, "a Bearer challenge always has a realm");
     assert_eq!(bearer().with_error_description("a \"quote\"").unwrap_err(), ChallengeError::ErrorDescription);
     for uri in ["", "/relative", "https://a b", "1https://x", "https://\u{e9}", ":x"] {
         assert_eq!(bearer().with_error_uri(uri).unwrap_err(), ChallengeError::Uri, "{uri}");
@@ -42,7 +42,7 @@ fn mistakes_are_told_by_name() {
 }
 
 #[test]
-fn every_parameter_is_told() {
+fn every_parameter_is_written() {
     let uri = "https://example.com/x";
     let challenge = Challenge::bearer("r").unwrap().with_error(ErrorCode::InvalidToken);
     let challenge = challenge.with_error_description("too old").unwrap().with_error_uri(uri).unwrap();
@@ -65,7 +65,7 @@ fn every_parameter_is_told() {
 }
 
 #[tokio::test]
-async fn several_schemes_get_a_line_each() {
+async fn each_scheme_has_its_own_header_line() {
     let dpop = Challenge::new("DPoP").unwrap().with_parameter("algs", "ES256 \"x\"").unwrap();
     let dpop = dpop.with_error(ErrorCode::InvalidToken).with_error_description("too old").unwrap();
     let dpop = dpop.with_error_uri("https://example.com/errors").unwrap();
@@ -75,7 +75,7 @@ async fn several_schemes_get_a_line_each() {
     {
         let response = send(&service, request).await;
         let lines: Vec<_> = response.headers().get_all("www-authenticate").iter().collect();
-        // No error where no other scheme was used (RFC 9449, section 7.2).
+        // No error for a scheme that the request did not use (RFC 9449, section 7.2).
         assert_eq!(lines, [bearer, r#"DPoP algs="ES256 \"x\"""#]);
         for line in lines {
             parse(line.to_str().unwrap());
@@ -84,7 +84,7 @@ async fn several_schemes_get_a_line_each() {
 }
 
 #[tokio::test]
-async fn every_refusal_has_the_challenge_of_its_kind() {
+async fn every_rejection_has_the_challenge_of_its_kind() {
     let tokens = MemoryStore::from_iter([(TOKEN, Grant::new("alice", ()))]);
     let limits = Hands::default().limits(Quota::per_minute(60).with_burst(1));
     let gate = AuthLayer::new(tokens).with_realm("quote\" and \\").unwrap().with_rate_limit(limits);
@@ -100,8 +100,8 @@ async fn every_refusal_has_the_challenge_of_its_kind() {
         let read = parse(field(response.headers(), "www-authenticate").unwrap());
         let parameters = parameters(&read[0]);
         assert_eq!(parameters[0], ("realm".to_owned(), "quote\" and \\".to_owned()));
-        let told = parameters.iter().find(|(name, _)| name == "error").map(|(_, value)| value.as_str());
-        assert_eq!(told, error);
+        let sent = parameters.iter().find(|(name, _)| name == "error").map(|(_, value)| value.as_str());
+        assert_eq!(sent, error);
     }
     let over = send(&service, with_token(TOKEN)).await;
     assert_eq!((over.status().as_u16(), over.headers().get("www-authenticate")), (429, None));
@@ -176,7 +176,7 @@ async fn draft_07_fields_are_structured_fields() {
 }
 
 #[test]
-fn rejections_name_what_they_need() {
+fn rejections_name_the_required_scopes() {
     let scopes = Scopes::new(["a", "b"]).unwrap();
     assert_eq!(Rejection::insufficient_scope(scopes.clone()).required_scopes(), Some(&scopes));
 }

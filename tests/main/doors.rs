@@ -1,4 +1,4 @@
-//! The doors in the head of a request: what each finds, how they combine, and what the inner service sees of them.
+//! Token locations in the head of a request: what each finds, how they combine, and what the inner service receives.
 
 use std::convert::Infallible;
 use std::fmt::Write as _;
@@ -20,8 +20,8 @@ use crate::kit::*;
 const PREFIX: &str = "base64url.bearer.authorization.example.";
 const API_KEY: HeaderName = HeaderName::from_static("x-api-key");
 
-/// All doors in the head, open.
-fn open<T, L>(layer: AuthLayer<T, L>) -> AuthLayer<T, L> {
+/// Enables all locations in the head.
+fn with_all_locations<T, L>(layer: AuthLayer<T, L>) -> AuthLayer<T, L> {
     layer
         .with_api_key_header(API_KEY)
         .unwrap()
@@ -35,7 +35,7 @@ fn open<T, L>(layer: AuthLayer<T, L>) -> AuthLayer<T, L> {
         })
 }
 
-const CARRIERS: [TokenLocation; 5] = [
+const HEAD_LOCATIONS: [TokenLocation; 5] = [
     TokenLocation::AuthorizationHeader,
     TokenLocation::ApiKeyHeader,
     TokenLocation::Query,
@@ -43,8 +43,8 @@ const CARRIERS: [TokenLocation; 5] = [
     TokenLocation::Other,
 ];
 
-/// The same request, which presents this as well.
-fn presenting(mut request: Request<Body>, location: TokenLocation, token: &str) -> Request<Body> {
+/// Adds a token to a request, at this location.
+fn with_token_at(mut request: Request<Body>, location: TokenLocation, token: &str) -> Request<Body> {
     let line = |value: String| HeaderValue::try_from(value).unwrap();
     match location {
         TokenLocation::AuthorizationHeader => {
@@ -58,8 +58,8 @@ fn presenting(mut request: Request<Body>, location: TokenLocation, token: &str) 
             *request.uri_mut() = format!("/?qty=1&access_token={encoded}&side=buy").parse().unwrap();
         }
         TokenLocation::WebSocketProtocol => {
-            let item = format!("chat, {PREFIX}{}, v2", BASE64_URL_SAFE_NO_PAD.encode(token));
-            request.headers_mut().append("sec-websocket-protocol", line(item));
+            let protocol_item = format!("chat, {PREFIX}{}, v2", BASE64_URL_SAFE_NO_PAD.encode(token));
+            request.headers_mut().append("sec-websocket-protocol", line(protocol_item));
             request.headers_mut().append("connection", HeaderValue::from_static("Upgrade"));
             request.headers_mut().append("upgrade", HeaderValue::from_static("websocket"));
         }
@@ -71,16 +71,16 @@ fn presenting(mut request: Request<Body>, location: TokenLocation, token: &str) 
     request
 }
 
-/// What the inner service saw of a request.
+/// The request as the inner service received it.
 #[derive(Clone, Debug)]
-struct Seen {
+struct Received {
     uri: Uri,
     headers: HeaderMap,
     location: Option<TokenLocation>,
 }
 
-/// An inner service that answers with what it saw, under these header fields.
-fn witness(
+/// Returns an inner service that responds with what it received, under these header fields.
+fn recorder(
     fields: &'static [(&'static str, &'static str)],
 ) -> impl Service<Request<Body>, Response = Response<Body>, Error = Infallible, Future: Send + 'static> + Clone {
     tower::service_fn(move |request: Request<Body>| async move {
@@ -90,53 +90,53 @@ fn witness(
             response.headers_mut().append(*name, HeaderValue::from_static(value));
         }
         let (head, _) = request.into_parts();
-        response.extensions_mut().insert(Seen { uri: head.uri, headers: head.headers, location });
+        response.extensions_mut().insert(Received { uri: head.uri, headers: head.headers, location });
         Ok(response)
     })
 }
 
-async fn seen<T: TokenStore>(layer: &AuthLayer<T>, request: Request<Body>) -> Seen {
-    let response = send(&layer.layer(witness(&[])), request).await;
-    response.extensions().get::<Seen>().unwrap_or_else(|| panic!("refused: {response:?}")).clone()
+async fn received<T: TokenStore>(layer: &AuthLayer<T>, request: Request<Body>) -> Received {
+    let response = send(&layer.layer(recorder(&[])), request).await;
+    response.extensions().get::<Received>().unwrap_or_else(|| panic!("rejected: {response:?}")).clone()
 }
 
-/// Why a gate refuses a request.
-async fn refusal<T: TokenStore>(layer: &AuthLayer<T>, request: Request<Body>) -> RejectionKind {
-    let response = send(&layer.layer(witness(&[])), request).await;
+/// Returns why a gate rejects a request.
+async fn rejection_kind<T: TokenStore>(layer: &AuthLayer<T>, request: Request<Body>) -> RejectionKind {
+    let response = send(&layer.layer(recorder(&[])), request).await;
     response.extensions().get::<Rejection>().unwrap_or_else(|| panic!("admitted: {response:?}")).kind()
 }
 
-fn waiting() -> AuthLayer<tollgate::BoxStore<User>> {
+fn pending_gate() -> AuthLayer<tollgate::BoxStore<User>> {
     AuthLayer::with_timeout(slow(), Duration::from_secs(5))
 }
 
 #[tokio::test]
-async fn each_door_admits_alone_and_its_carrier_is_told() {
+async fn each_location_works_alone_and_is_reported() {
     async fn check<T: TokenStore>(layer: AuthLayer<T>) {
-        let layer = open(layer);
-        for location in CARRIERS {
-            assert_eq!(seen(&layer, presenting(get(), location, TOKEN)).await.location, Some(location));
-            assert_eq!(refusal(&layer, presenting(get(), location, "unknown")).await, RejectionKind::UnknownToken);
+        let layer = with_all_locations(layer);
+        for location in HEAD_LOCATIONS {
+            assert_eq!(received(&layer, with_token_at(get(), location, TOKEN)).await.location, Some(location));
+            assert_eq!(rejection_kind(&layer, with_token_at(get(), location, "unknown")).await, RejectionKind::UnknownToken);
             assert_eq!(
-                refusal(&layer, presenting(get(), location, "mal formed!")).await,
+                rejection_kind(&layer, with_token_at(get(), location, "mal formed!")).await,
                 RejectionKind::MalformedToken
             );
         }
-        assert_eq!(refusal(&layer, get()).await, RejectionKind::Missing);
+        assert_eq!(rejection_kind(&layer, get()).await, RejectionKind::Missing);
     }
     check(AuthLayer::new(memory())).await;
-    check(waiting()).await;
+    check(pending_gate()).await;
 }
 
 #[tokio::test]
-async fn two_credentials_are_wrong_even_if_equal() {
+async fn two_credentials_are_rejected_even_if_equal() {
     for layer in [AuthLayer::new(memory()), AuthLayer::new(memory()).allow_anonymous()] {
-        let layer = open(layer);
-        for first in CARRIERS {
-            for second in CARRIERS.into_iter().filter(|&second| second != first) {
+        let layer = with_all_locations(layer);
+        for first in HEAD_LOCATIONS {
+            for second in HEAD_LOCATIONS.into_iter().filter(|&second| second != first) {
                 for (one, other) in [(TOKEN, TOKEN), (TOKEN, "mal formed!"), ("mal formed!", "mal formed!")] {
-                    let request = presenting(presenting(get(), first, one), second, other);
-                    let response = send(&layer.layer(witness(&[])), request).await;
+                    let request = with_token_at(with_token_at(get(), first, one), second, other);
+                    let response = send(&layer.layer(recorder(&[])), request).await;
                     assert_eq!(response.status(), 400, "{first:?} and {second:?}");
                     assert_eq!(
                         field(response.headers(), "www-authenticate"),
@@ -145,52 +145,52 @@ async fn two_credentials_are_wrong_even_if_equal() {
                 }
             }
         }
-        let all = CARRIERS.into_iter().fold(get(), |request, location| presenting(request, location, TOKEN));
-        assert_eq!(refusal(&layer, all).await, RejectionKind::InvalidRequest);
+        let all = HEAD_LOCATIONS.into_iter().fold(get(), |request, location| with_token_at(request, location, TOKEN));
+        assert_eq!(rejection_kind(&layer, all).await, RejectionKind::InvalidRequest);
     }
 }
 
 #[tokio::test]
-async fn what_is_wrong_behind_one_door_is_not_made_right_by_another() {
-    let layer = open(AuthLayer::new(memory()));
+async fn an_error_in_one_location_is_not_hidden_by_another() {
+    let layer = with_all_locations(AuthLayer::new(memory()));
     let with = |name: &'static str, value: &str| {
-        let mut request = presenting(get(), TokenLocation::Query, TOKEN);
+        let mut request = with_token_at(get(), TokenLocation::Query, TOKEN);
         request.headers_mut().append(name, value.parse().unwrap());
         request
     };
     for (name, value) in
         [("authorization", "Bearer a,b"), ("x-api-key", "a,b"), ("x-api-key", ""), ("cookie", "session=")]
     {
-        assert_eq!(refusal(&layer, with(name, value)).await, RejectionKind::InvalidRequest, "{name}: {value}");
+        assert_eq!(rejection_kind(&layer, with(name, value)).await, RejectionKind::InvalidRequest, "{name}: {value}");
     }
-    // Another scheme, and another cookie, are no credentials of this gate.
+    // Another scheme and another cookie are not credentials for this gate.
     for (name, value) in [("authorization", "Basic Zm9v"), ("authorization", ""), ("cookie", "theme=dark")] {
-        assert_eq!(seen(&layer, with(name, value)).await.location, Some(TokenLocation::Query), "{name}: {value}");
+        assert_eq!(received(&layer, with(name, value)).await.location, Some(TokenLocation::Query), "{name}: {value}");
     }
 }
 
 #[tokio::test]
-async fn closed_doors_neither_count_nor_hurt() {
+async fn disabled_locations_are_ignored_and_forwarded_unchanged() {
     let closed = AuthLayer::new(memory()).with_credentials_removed();
     for token in [TOKEN, "mal formed!"] {
-        let others = CARRIERS[1..].iter().fold(get(), |request, &location| presenting(request, location, token));
+        let others = HEAD_LOCATIONS[1..].iter().fold(get(), |request, &location| with_token_at(request, location, token));
         let (uri, headers) = (others.uri().clone(), others.headers().clone());
-        assert_eq!(refusal(&closed, presenting(get(), CARRIERS[1], token)).await, RejectionKind::Missing);
-        let saw = seen(&closed, presenting(others, TokenLocation::AuthorizationHeader, TOKEN)).await;
-        assert_eq!(saw.location, Some(TokenLocation::AuthorizationHeader));
-        // Handed on as they came, since they are none of the gate's business.
-        assert_eq!((saw.uri, saw.headers), (uri, headers));
+        assert_eq!(rejection_kind(&closed, with_token_at(get(), HEAD_LOCATIONS[1], token)).await, RejectionKind::Missing);
+        let received_request = received(&closed, with_token_at(others, TokenLocation::AuthorizationHeader, TOKEN)).await;
+        assert_eq!(received_request.location, Some(TokenLocation::AuthorizationHeader));
+        // Disabled locations are forwarded unchanged.
+        assert_eq!((received_request.uri, received_request.headers), (uri, headers));
     }
-    // One more door, and only that counts.
+    // With one more location enabled, only that one counts.
     let one = AuthLayer::new(memory()).with_api_key_header(API_KEY).unwrap();
-    let request = presenting(presenting(get(), TokenLocation::Query, TOKEN), TokenLocation::WebSocketProtocol, TOKEN);
-    assert_eq!(refusal(&one, request).await, RejectionKind::Missing);
-    let request = presenting(presenting(get(), TokenLocation::Query, TOKEN), TokenLocation::ApiKeyHeader, TOKEN);
-    assert_eq!(seen(&one, request).await.location, Some(TokenLocation::ApiKeyHeader));
+    let request = with_token_at(with_token_at(get(), TokenLocation::Query, TOKEN), TokenLocation::WebSocketProtocol, TOKEN);
+    assert_eq!(rejection_kind(&one, request).await, RejectionKind::Missing);
+    let request = with_token_at(with_token_at(get(), TokenLocation::Query, TOKEN), TokenLocation::ApiKeyHeader, TOKEN);
+    assert_eq!(received(&one, request).await.location, Some(TokenLocation::ApiKeyHeader));
 }
 
 #[tokio::test]
-async fn api_key_headers_hold_nothing_but_the_token() {
+async fn an_api_key_header_holds_exactly_the_token() {
     let layer = AuthLayer::new(memory()).with_api_key_header(API_KEY).unwrap();
     let with = |lines: &[&[u8]]| {
         let mut request = get();
@@ -201,10 +201,10 @@ async fn api_key_headers_hold_nothing_but_the_token() {
     };
     let token = TOKEN.as_bytes();
     for good in [token.to_vec(), [b" \t", token, b"\t "].concat()] {
-        let saw = seen(&layer, with(&[&good])).await;
-        assert_eq!(saw.location, Some(TokenLocation::ApiKeyHeader));
-        assert!(saw.headers[API_KEY].is_sensitive());
-        assert_eq!(saw.headers[API_KEY].as_bytes(), good, "handed on as it came");
+        let received_request = received(&layer, with(&[&good])).await;
+        assert_eq!(received_request.location, Some(TokenLocation::ApiKeyHeader));
+        assert!(received_request.headers[API_KEY].is_sensitive());
+        assert_eq!(received_request.headers[API_KEY].as_bytes(), good, "forwarded unchanged");
     }
     let bearer = [b"Bearer ", token].concat();
     let no_break = [b"\xa0", token].concat();
@@ -219,47 +219,47 @@ async fn api_key_headers_hold_nothing_but_the_token() {
         (&[b"", token], RejectionKind::InvalidRequest),
         (&[b"unknown"], RejectionKind::UnknownToken),
     ] {
-        assert_eq!(refusal(&layer, with(lines)).await, kind, "{lines:?}");
+        assert_eq!(rejection_kind(&layer, with(lines)).await, kind, "{lines:?}");
     }
-    let response = send(&layer.layer(witness(&[])), get()).await;
-    assert_eq!(field(response.headers(), "www-authenticate"), Some("Bearer realm=\"api\""), "there is no other scheme");
+    let response = send(&layer.layer(recorder(&[])), get()).await;
+    assert_eq!(field(response.headers(), "www-authenticate"), Some("Bearer realm=\"api\""), "only the Bearer scheme");
 }
 
 #[tokio::test]
-async fn an_api_key_header_can_yield_to_bearer_credentials() {
+async fn unless_bearer_ignores_the_api_key_header_beside_bearer_credentials() {
     let layer = AuthLayer::new(memory()).with_api_key_header_unless_bearer(API_KEY).unwrap().with_credentials_removed();
-    let both = presenting(with_token(TOKEN), TokenLocation::ApiKeyHeader, "of another purpose");
-    let saw = seen(&layer, both).await;
-    assert_eq!(saw.location, Some(TokenLocation::AuthorizationHeader));
-    assert_eq!(saw.headers[API_KEY], "of another purpose", "no credential, and so not removed");
+    let both = with_token_at(with_token(TOKEN), TokenLocation::ApiKeyHeader, "of another purpose");
+    let received_request = received(&layer, both).await;
+    assert_eq!(received_request.location, Some(TokenLocation::AuthorizationHeader));
+    assert_eq!(received_request.headers[API_KEY], "of another purpose", "not a credential, so not removed");
 
-    let mut basic = presenting(get(), TokenLocation::ApiKeyHeader, TOKEN);
+    let mut basic = with_token_at(get(), TokenLocation::ApiKeyHeader, TOKEN);
     basic.headers_mut().insert("authorization", HeaderValue::from_static("Basic Zm9v"));
-    for request in [presenting(get(), TokenLocation::ApiKeyHeader, TOKEN), basic] {
-        let saw = seen(&layer, request).await;
-        assert_eq!(saw.location, Some(TokenLocation::ApiKeyHeader));
-        assert!(!saw.headers.contains_key(API_KEY));
+    for request in [with_token_at(get(), TokenLocation::ApiKeyHeader, TOKEN), basic] {
+        let received_request = received(&layer, request).await;
+        assert_eq!(received_request.location, Some(TokenLocation::ApiKeyHeader));
+        assert!(!received_request.headers.contains_key(API_KEY));
     }
-    let malformed = presenting(with_token("mal formed"), TokenLocation::ApiKeyHeader, TOKEN);
-    assert_eq!(send(&layer.layer(echo()), malformed).await.status(), 401, "presence counts");
+    let malformed = with_token_at(with_token("mal formed"), TokenLocation::ApiKeyHeader, TOKEN);
+    assert_eq!(send(&layer.layer(echo()), malformed).await.status(), 401, "a malformed Bearer credential counts too");
 
-    // No credential here, and so not refused when it is repeated: all the more nothing may print it.
-    let twice = presenting(with_token(TOKEN), TokenLocation::ApiKeyHeader, "one");
-    let saw = seen(&layer, presenting(twice, TokenLocation::ApiKeyHeader, "two")).await;
-    let lines: Vec<_> = saw.headers.get_all(API_KEY).iter().map(|line| (line, line.is_sensitive())).collect();
+    // The repeated field is not a credential here and is not rejected. It must still be marked sensitive.
+    let twice = with_token_at(with_token(TOKEN), TokenLocation::ApiKeyHeader, "one");
+    let received_request = received(&layer, with_token_at(twice, TokenLocation::ApiKeyHeader, "two")).await;
+    let lines: Vec<_> = received_request.headers.get_all(API_KEY).iter().map(|line| (line, line.is_sensitive())).collect();
     assert!(lines.len() == 2 && lines.iter().all(|(_, is_sensitive)| *is_sensitive), "{lines:?}");
 }
 
 #[tokio::test]
-async fn credentials_are_removed_from_wherever_they_stood() {
+async fn with_credentials_removed_removes_the_token_from_every_location() {
     async fn check<T: TokenStore>(layer: AuthLayer<T>) {
-        let layer = open(layer).with_credentials_removed();
-        for location in CARRIERS {
-            let request = presenting(get(), location, TOKEN);
+        let layer = with_all_locations(layer).with_credentials_removed();
+        for location in HEAD_LOCATIONS {
+            let request = with_token_at(get(), location, TOKEN);
             let before =
-                Seen { uri: request.uri().clone(), headers: request.headers().clone(), location: Some(location) };
-            let saw = seen(&layer, request).await;
-            assert_eq!(saw.location, before.location);
+                Received { uri: request.uri().clone(), headers: request.headers().clone(), location: Some(location) };
+            let received_request = received(&layer, request).await;
+            assert_eq!(received_request.location, before.location);
             let (mut headers, mut uri) = (before.headers, before.uri);
             match location {
                 TokenLocation::AuthorizationHeader => _ = headers.remove("authorization"),
@@ -268,41 +268,41 @@ async fn credentials_are_removed_from_wherever_they_stood() {
                 TokenLocation::WebSocketProtocol => {
                     headers.insert("sec-websocket-protocol", HeaderValue::from_static("chat, v2"));
                 }
-                // A gate does not know where it stands.
+                // The gate does not know where a closure finds its token.
                 _ => {}
             }
-            assert_eq!((saw.uri, saw.headers), (uri, headers), "{location:?}: nothing else is touched");
+            assert_eq!((received_request.uri, received_request.headers), (uri, headers), "{location:?}: nothing else changes");
         }
     }
     check(AuthLayer::new(memory())).await;
-    check(waiting()).await;
+    check(pending_gate()).await;
 }
 
 #[tokio::test]
-async fn credentials_that_stay_are_marked() {
-    let layer = open(AuthLayer::new(memory()));
-    for location in CARRIERS {
-        let request = presenting(get(), location, TOKEN);
+async fn forwarded_credentials_are_marked_sensitive() {
+    let layer = with_all_locations(AuthLayer::new(memory()));
+    for location in HEAD_LOCATIONS {
+        let request = with_token_at(get(), location, TOKEN);
         let before = (request.uri().clone(), request.headers().clone());
-        let saw = seen(&layer, request).await;
-        for (name, value) in &saw.headers {
+        let received_request = received(&layer, request).await;
+        for (name, value) in &received_request.headers {
             let secret = name == "authorization" || name == API_KEY;
             assert_eq!(value.is_sensitive(), secret, "{name}");
         }
         if location != TokenLocation::WebSocketProtocol {
-            assert_eq!((saw.uri, saw.headers), before, "{location:?}");
+            assert_eq!((received_request.uri, received_request.headers), before, "{location:?}");
         }
     }
 }
 
 #[tokio::test]
-async fn preflights_hand_no_credentials_on_whatever_the_door() {
-    let layer = open(AuthLayer::new(memory()));
+async fn preflights_forward_no_credentials() {
+    let layer = with_all_locations(AuthLayer::new(memory()));
     for layer in [layer.clone(), layer.with_credentials_removed()] {
         for location in [TokenLocation::AuthorizationHeader, TokenLocation::ApiKeyHeader, TokenLocation::Query] {
-            let saw = seen(&layer, presenting(preflight(), location, TOKEN)).await;
-            assert_eq!((saw.location, saw.headers), (None, preflight().headers().clone()), "{location:?}");
-            assert!(!saw.uri.to_string().contains(TOKEN), "{location:?}");
+            let received_request = received(&layer, with_token_at(preflight(), location, TOKEN)).await;
+            assert_eq!((received_request.location, received_request.headers), (None, preflight().headers().clone()), "{location:?}");
+            assert!(!received_request.uri.to_string().contains(TOKEN), "{location:?}");
         }
     }
 }
@@ -310,7 +310,7 @@ async fn preflights_hand_no_credentials_on_whatever_the_door() {
 // Query.
 
 #[tokio::test]
-async fn query_parameters_are_found_by_name_once_decoded() {
+async fn query_parameters_are_compared_after_one_decoding() {
     let tokens = MemoryStore::from_iter(["abc", "a+b", "a-b", "a=="].map(|token| (token, Grant::new(token, ()))));
     let layer = AuthLayer::new(tokens).with_discouraged_query_token("access_token").unwrap();
     let to = |method: Method, uri: &str| Request::builder().method(method).uri(uri).body(Body::default()).unwrap();
@@ -331,7 +331,7 @@ async fn query_parameters_are_found_by_name_once_decoded() {
     ] {
         for method in [Method::GET, Method::HEAD] {
             let response = send(&layer.layer(echo()), to(method, uri)).await;
-            let current = response.extensions().get::<CurrentGrant>().unwrap_or_else(|| panic!("{uri} is refused"));
+            let current = response.extensions().get::<CurrentGrant>().unwrap_or_else(|| panic!("{uri} is rejected"));
             assert_eq!(current.id().as_str(), grant, "{uri}");
         }
     }
@@ -354,16 +354,16 @@ async fn query_parameters_are_found_by_name_once_decoded() {
         ("/?access_token=abc&access%5Ftoken", RejectionKind::InvalidRequest),
         ("/?access_token=&access_token=", RejectionKind::InvalidRequest),
     ] {
-        assert_eq!(refusal(&layer, to(Method::GET, uri)).await, kind, "{uri}");
+        assert_eq!(rejection_kind(&layer, to(Method::GET, uri)).await, kind, "{uri}");
     }
     for method in [Method::POST, Method::PUT, Method::DELETE, Method::OPTIONS] {
-        assert_eq!(refusal(&layer, to(method.clone(), "/?access_token=abc")).await, RejectionKind::Missing, "{method}");
+        assert_eq!(rejection_kind(&layer, to(method.clone(), "/?access_token=abc")).await, RejectionKind::Missing, "{method}");
     }
 }
 
-/// A parameter of the service's own, which may look like anything that a target can hold.
+/// Returns other query parameters, with any characters that a target can hold.
 fn other_parameters() -> impl Strategy<Value = Vec<String>> {
-    let parameter = "[a-zA-Z0-9=;:@/?!$'()*+,._~%-]{0,12}".prop_filter("another name", |parameter: &String| {
+    let parameter = "[a-zA-Z0-9=;:@/?!$'()*+,._~%-]{0,12}".prop_filter("a name other than access_token", |parameter: &String| {
         let name = parameter.split('=').next().unwrap_or_default();
         *name.as_bytes() != *b"access_token"
     });
@@ -372,7 +372,7 @@ fn other_parameters() -> impl Strategy<Value = Vec<String>> {
 
 proptest! {
     #[test]
-    fn removing_the_token_leaves_the_rest_of_the_target_byte_for_byte(
+    fn removing_the_token_keeps_the_rest_of_the_target_unchanged(
         others in other_parameters(),
         at in any::<prop::sample::Index>(),
         name in prop::sample::select(vec!["access_token", "access%5Ftoken", "%61ccess_toke%6E"]),
@@ -388,21 +388,21 @@ proptest! {
         pairs.insert(at.index(others.len() + 1), format!("{name}={TOKEN}"));
         let request = Request::get(format!("{base}?{}", pairs.join("&"))).body(Body::default()).unwrap();
         let expected = if others.is_empty() { base.to_owned() } else { format!("{base}?{}", others.join("&")) };
-        let saw = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap().block_on(async {
+        let received_request = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap().block_on(async {
             if waits {
-                seen(&waiting().with_discouraged_query_token("access_token").unwrap().with_credentials_removed(), request).await
+                received(&pending_gate().with_discouraged_query_token("access_token").unwrap().with_credentials_removed(), request).await
             } else {
                 let layer = AuthLayer::new(memory()).with_discouraged_query_token("access_token").unwrap();
-                seen(&layer.with_credentials_removed(), request).await
+                received(&layer.with_credentials_removed(), request).await
             }
         });
-        prop_assert_eq!(saw.location, Some(TokenLocation::Query));
-        prop_assert_eq!(saw.uri.to_string(), expected);
+        prop_assert_eq!(received_request.location, Some(TokenLocation::Query));
+        prop_assert_eq!(received_request.uri.to_string(), expected);
     }
 
-    /// Names are compared after decoding, whatever else is in the target.
+    /// Checks that names are compared after decoding.
     #[test]
-    fn any_spelling_of_the_name_is_the_name(
+    fn every_percent_encoding_of_the_name_matches(
         escaped in prop::collection::vec(any::<bool>(), 12),
         upper in any::<bool>(),
     ) {
@@ -416,33 +416,33 @@ proptest! {
             })
             .collect();
         let uri: Uri = format!("/?{name}=abc").parse().unwrap();
-        let presented = query(&Method::GET, &uri, "access_token", TokenSyntax::default());
-        prop_assert!(matches!(presented, Extracted::Token(token) if token.expose() == b"abc"));
-        // Twice is not once: what decodes to an escape is not decoded again.
+        let extracted = query(&Method::GET, &uri, "access_token", TokenSyntax::default());
+        prop_assert!(matches!(extracted, Extracted::Token(token) if token.expose() == b"abc"));
+        // The name is decoded once: an escape that decodes to an escape is not decoded again.
         let uri: Uri = format!("/?{}=abc", name.replace('%', "%25")).parse().unwrap();
-        let presented = query(&Method::GET, &uri, "access_token", TokenSyntax::default());
-        prop_assert_eq!(matches!(presented, Extracted::Nothing), name.contains('%'));
+        let extracted = query(&Method::GET, &uri, "access_token", TokenSyntax::default());
+        prop_assert_eq!(matches!(extracted, Extracted::Nothing), name.contains('%'));
     }
 }
 
 #[tokio::test]
-async fn a_target_as_long_as_targets_can_be_is_read_to_its_end() {
-    // As many names as fit, all of which have to be decoded.
+async fn a_target_of_maximum_length_is_read_completely() {
+    // As many names as fit. Each one has to be decoded.
     let filler = "%61&".repeat(16_000);
     let layer =
         AuthLayer::new(memory()).with_discouraged_query_token("access_token").unwrap().with_credentials_removed();
     let request = Request::get(format!("/?{filler}access%5Ftoken={TOKEN}")).body(Body::default()).unwrap();
-    let saw = seen(&layer, request).await;
-    assert_eq!(saw.uri.to_string(), format!("/?{}", filler.trim_end_matches('&')));
+    let received_request = received(&layer, request).await;
+    assert_eq!(received_request.uri.to_string(), format!("/?{}", filler.trim_end_matches('&')));
     let request = Request::get(format!("/?access_token=x&{filler}access%5Ftoken=x")).body(Body::default()).unwrap();
-    assert_eq!(refusal(&layer, request).await, RejectionKind::InvalidRequest);
+    assert_eq!(rejection_kind(&layer, request).await, RejectionKind::InvalidRequest);
 }
 
 #[tokio::test]
-async fn answers_to_tokens_that_caches_do_not_know_are_private() {
+async fn responses_to_tokens_outside_authorization_are_private() {
     type Fields = &'static [(&'static str, &'static str)];
     async fn answer<T: TokenStore>(layer: &AuthLayer<T>, location: TokenLocation, fields: Fields) -> HeaderMap {
-        let response = send(&open(layer.clone()).layer(witness(fields)), presenting(get(), location, TOKEN)).await;
+        let response = send(&with_all_locations(layer.clone()).layer(recorder(fields)), with_token_at(get(), location, TOKEN)).await;
         assert_eq!(response.status(), 200);
         response.headers().clone()
     }
@@ -456,7 +456,7 @@ async fn answers_to_tokens_that_caches_do_not_know_are_private() {
             (&[("cache-control", "private=\"set-cookie\"")], &["private"]),
             (&[("cache-control", "public, private")], &["private"]),
             (&[("cache-control", "private, max-age=60"), ("cache-control", "public")], &["private"]),
-            // What is quoted is a list of fields, and no directive.
+            // Quoted text is a list of fields, not a directive.
             (
                 &[("cache-control", "no-cache=\"a, private, b\", no-transform")],
                 &["private, no-cache=\"a, private, b\", no-transform"],
@@ -471,12 +471,12 @@ async fn answers_to_tokens_that_caches_do_not_know_are_private() {
             (&[("cache-control", "max-age=60"), ("cache-control", "no-store")], &["max-age=60", "no-store"]),
         ];
         for (fields, expected) in table {
-            for location in CARRIERS {
+            for location in HEAD_LOCATIONS {
                 let headers = answer(&layer, location, fields).await;
                 let cached = values(&headers, "cache-control");
                 if location == TokenLocation::AuthorizationHeader {
                     let unchanged: Vec<_> = fields.iter().map(|(_, value)| *value).collect();
-                    assert_eq!(cached, unchanged, "{location:?}: caches know this one");
+                    assert_eq!(cached, unchanged, "{location:?}: caches recognise this one");
                 } else {
                     assert_eq!(cached, expected, "{location:?} {fields:?}");
                 }
@@ -488,38 +488,38 @@ async fn answers_to_tokens_that_caches_do_not_know_are_private() {
         assert_eq!(values(&headers, "referrer-policy"), ["same-origin"], "the handler's own is kept");
     }
     check(AuthLayer::new(memory())).await;
-    check(waiting()).await;
-    // The token of a refused request may be good tomorrow.
-    let refused =
-        send(&open(AuthLayer::new(memory())).layer(witness(&[])), presenting(get(), TokenLocation::Query, "x")).await;
-    assert_eq!(values(refused.headers(), "referrer-policy"), ["no-referrer"]);
-    // Nobody presented anything, so that there is nothing to keep.
-    let layer = open(AuthLayer::new(memory())).allow_anonymous();
-    let response = send(&layer.layer(witness(&[("cache-control", "public")])), get()).await;
+    check(pending_gate()).await;
+    // The token of a rejected request may be valid later.
+    let rejected =
+        send(&with_all_locations(AuthLayer::new(memory())).layer(recorder(&[])), with_token_at(get(), TokenLocation::Query, "x")).await;
+    assert_eq!(values(rejected.headers(), "referrer-policy"), ["no-referrer"]);
+    // Without a credential the handler's header is kept.
+    let layer = with_all_locations(AuthLayer::new(memory())).allow_anonymous();
+    let response = send(&layer.layer(recorder(&[("cache-control", "public")])), get()).await;
     assert_eq!(values(response.headers(), "cache-control"), ["public"]);
 }
 
 #[tokio::test]
-async fn the_authorization_header_can_be_of_another_purpose() {
+async fn without_authorization_header_ignores_and_forwards_it() {
     let closed = AuthLayer::new(memory()).without_authorization_header();
-    assert_eq!(refusal(&closed, with_token(TOKEN)).await, RejectionKind::Missing);
+    assert_eq!(rejection_kind(&closed, with_token(TOKEN)).await, RejectionKind::Missing);
     let layer = AuthLayer::new(memory()).with_api_key_header_unless_bearer(API_KEY).unwrap();
     let layer = layer.without_authorization_header().with_credentials_removed();
-    assert_eq!(refusal(&layer, with_token(TOKEN)).await, RejectionKind::Missing);
-    let mut request = presenting(with_token("of-a-proxy"), TokenLocation::ApiKeyHeader, TOKEN);
+    assert_eq!(rejection_kind(&layer, with_token(TOKEN)).await, RejectionKind::Missing);
+    let mut request = with_token_at(with_token("of-a-proxy"), TokenLocation::ApiKeyHeader, TOKEN);
     request.headers_mut().append("authorization", "Bearer another".parse().unwrap());
-    let saw = seen(&layer, request).await;
-    assert_eq!(saw.location, Some(TokenLocation::ApiKeyHeader));
-    assert_eq!(values(&saw.headers, "authorization"), ["Bearer of-a-proxy", "Bearer another"], "not the gate's");
-    assert!(saw.headers.get_all("authorization").iter().all(HeaderValue::is_sensitive), "secrets all the same");
-    assert_eq!(values(&saw.headers, "x-api-key"), [""; 0]);
+    let received_request = received(&layer, request).await;
+    assert_eq!(received_request.location, Some(TokenLocation::ApiKeyHeader));
+    assert_eq!(values(&received_request.headers, "authorization"), ["Bearer of-a-proxy", "Bearer another"], "not a credential for this gate");
+    assert!(received_request.headers.get_all("authorization").iter().all(HeaderValue::is_sensitive), "still marked as secrets");
+    assert_eq!(values(&received_request.headers, "x-api-key"), [""; 0]);
 }
 
 #[test]
-fn doors_that_nobody_could_use_do_not_open() {
+fn invalid_locations_return_errors() {
     let gate = || AuthLayer::new(memory());
     let name = |name: &str| HeaderName::try_from(name).unwrap();
-    let refused = |opened: Result<AuthLayer<_>, TokenLocationError>| opened.map(drop).unwrap_err();
+    let error = |result: Result<AuthLayer<_>, TokenLocationError>| result.map(drop).unwrap_err();
 
     for used in [
         "access-control-request-method",
@@ -535,34 +535,34 @@ fn doors_that_nobody_could_use_do_not_open() {
         "transfer-encoding",
         "upgrade",
     ] {
-        assert_eq!(refused(gate().with_api_key_header(name(used))), TokenLocationError::Field, "{used}");
-        assert_eq!(refused(gate().with_api_key_header_unless_bearer(name(used))), TokenLocationError::Field, "{used}");
+        assert_eq!(error(gate().with_api_key_header(name(used))), TokenLocationError::Field, "{used}");
+        assert_eq!(error(gate().with_api_key_header_unless_bearer(name(used))), TokenLocationError::Field, "{used}");
     }
-    assert_eq!(refused(gate().with_discouraged_query_token("")), TokenLocationError::Name);
-    // Any name can be written with escapes.
+    assert_eq!(error(gate().with_discouraged_query_token("")), TokenLocationError::Name);
+    // Escapes can express any name.
     assert!(gate().with_discouraged_query_token("a&b=c \u{e9}").is_ok());
     for prefix in ["", "a b", "a,", "\u{e9}", "a/b", "\"a\""] {
-        assert_eq!(refused(gate().with_websocket_token(prefix)), TokenLocationError::Name, "{prefix:?}");
+        assert_eq!(error(gate().with_websocket_token(prefix)), TokenLocationError::Name, "{prefix:?}");
     }
 
-    let once = open(gate());
-    assert_eq!(refused(once.clone().with_api_key_header(name("x-other"))), TokenLocationError::Open);
-    assert_eq!(refused(once.clone().with_api_key_header_unless_bearer(name("x-other"))), TokenLocationError::Open);
-    assert_eq!(refused(once.clone().with_discouraged_query_token("other")), TokenLocationError::Open);
-    assert_eq!(refused(once.with_websocket_token("other.")), TokenLocationError::Open);
+    let once = with_all_locations(gate());
+    assert_eq!(error(once.clone().with_api_key_header(name("x-other"))), TokenLocationError::Open);
+    assert_eq!(error(once.clone().with_api_key_header_unless_bearer(name("x-other"))), TokenLocationError::Open);
+    assert_eq!(error(once.clone().with_discouraged_query_token("other")), TokenLocationError::Open);
+    assert_eq!(error(once.with_websocket_token("other.")), TokenLocationError::Open);
 
-    let doors = || BodyTokens::with_timeout(Duration::from_secs(1));
-    let refused = |opened: Result<BodyTokens, TokenLocationError>| opened.map(drop).unwrap_err();
+    let body_tokens = || BodyTokens::with_timeout(Duration::from_secs(1));
+    let error = |result: Result<BodyTokens, TokenLocationError>| result.map(drop).unwrap_err();
     for field in ["", " key", "key\n", "a=b", "a;b", "\u{feff}key"] {
-        assert_eq!(refused(doors().with_text(field)), TokenLocationError::Name, "{field:?}");
+        assert_eq!(error(body_tokens().with_text(field)), TokenLocationError::Name, "{field:?}");
     }
-    assert!(doors().with_text("my key \u{e9}").is_ok());
-    assert_eq!(refused(doors().with_json("")), TokenLocationError::Name);
-    assert_eq!(refused(doors().with_form("")), TokenLocationError::Name);
-    let once = doors().with_json("a").unwrap().with_text("a").unwrap().with_form("a").unwrap();
-    assert_eq!(refused(once.clone().with_json("b")), TokenLocationError::Open);
-    assert_eq!(refused(once.clone().with_text("b")), TokenLocationError::Open);
-    assert_eq!(refused(once.with_form("b")), TokenLocationError::Open);
+    assert!(body_tokens().with_text("my key \u{e9}").is_ok());
+    assert_eq!(error(body_tokens().with_json("")), TokenLocationError::Name);
+    assert_eq!(error(body_tokens().with_form("")), TokenLocationError::Name);
+    let once = body_tokens().with_json("a").unwrap().with_text("a").unwrap().with_form("a").unwrap();
+    assert_eq!(error(once.clone().with_json("b")), TokenLocationError::Open);
+    assert_eq!(error(once.clone().with_text("b")), TokenLocationError::Open);
+    assert_eq!(error(once.with_form("b")), TokenLocationError::Open);
 }
 
 // Websocket.
@@ -577,14 +577,14 @@ fn upgrade(protocols: &[&str]) -> Request<Body> {
     request
 }
 
-fn item(token: &str) -> String {
+fn protocol_item(token: &str) -> String {
     format!("{PREFIX}{}", BASE64_URL_SAFE_NO_PAD.encode(token))
 }
 
 #[tokio::test]
-async fn websocket_items_are_taken_out_of_the_offer() {
+async fn websocket_tokens_are_removed_from_the_offered_protocols() {
     let layer = AuthLayer::new(memory()).with_websocket_token(PREFIX).unwrap();
-    let own = item(TOKEN);
+    let own = protocol_item(TOKEN);
     for (lines, left) in [
         (&[&*format!("chat, {own}")][..], "chat"),
         (&[&*format!("{own}, chat")], "chat"),
@@ -592,15 +592,15 @@ async fn websocket_items_are_taken_out_of_the_offer() {
         (&["v2 , chat", &own, "superchat"], "v2, chat, superchat"),
         (&[&own, ",, chat ,"], "chat"),
     ] {
-        let saw = seen(&layer, upgrade(lines)).await;
-        assert_eq!(saw.location, Some(TokenLocation::WebSocketProtocol));
-        assert_eq!(values(&saw.headers, "sec-websocket-protocol"), [left], "{lines:?}");
-        assert_eq!(values(&saw.headers, "upgrade"), ["websocket"]);
+        let received_request = received(&layer, upgrade(lines)).await;
+        assert_eq!(received_request.location, Some(TokenLocation::WebSocketProtocol));
+        assert_eq!(values(&received_request.headers, "sec-websocket-protocol"), [left], "{lines:?}");
+        assert_eq!(values(&received_request.headers, "upgrade"), ["websocket"]);
     }
-    // Where no WebSocket is opened nothing may be left.
+    // Without a WebSocket handshake no protocol may remain.
     let mut request = with_token(TOKEN);
     request.headers_mut().insert("sec-websocket-protocol", own.parse().unwrap());
-    assert_eq!(values(&seen(&layer, request).await.headers, "sec-websocket-protocol"), [""; 0]);
+    assert_eq!(values(&received(&layer, request).await.headers, "sec-websocket-protocol"), [""; 0]);
     for (lines, kind) in [
         (vec!["chat".to_owned()], RejectionKind::Missing),
         (vec![], RejectionKind::Missing),
@@ -612,19 +612,19 @@ async fn websocket_items_are_taken_out_of_the_offer() {
         (vec![format!("chat, {PREFIX}a+b/")], RejectionKind::InvalidRequest),
         (vec![format!("chat, {PREFIX}a")], RejectionKind::InvalidRequest),
         (vec![format!("chat, {PREFIX}")], RejectionKind::MalformedToken),
-        (vec![format!("chat, {}", item("a b"))], RejectionKind::MalformedToken),
-        (vec![format!("chat, {}", item("unknown"))], RejectionKind::UnknownToken),
+        (vec![format!("chat, {}", protocol_item("a b"))], RejectionKind::MalformedToken),
+        (vec![format!("chat, {}", protocol_item("unknown"))], RejectionKind::UnknownToken),
         (vec![format!("chat, {}", own.to_uppercase())], RejectionKind::Missing),
     ] {
         let lines: Vec<&str> = lines.iter().map(String::as_str).collect();
-        assert_eq!(refusal(&layer, upgrade(&lines)).await, kind, "{lines:?}");
+        assert_eq!(rejection_kind(&layer, upgrade(&lines)).await, kind, "{lines:?}");
     }
 }
 
 #[tokio::test]
-async fn only_what_opens_a_websocket_has_that_door() {
+async fn only_websocket_handshakes_are_searched() {
     let layer = AuthLayer::new(memory()).with_websocket_token(PREFIX).unwrap();
-    let offer = format!("chat, {}", item(TOKEN));
+    let offer = format!("chat, {}", protocol_item(TOKEN));
     let request = |method: Method, version: Version, upgrades: &[&'static str]| {
         let mut request = upgrade(&[&offer]);
         *request.method_mut() = method;
@@ -639,13 +639,13 @@ async fn only_what_opens_a_websocket_has_that_door() {
         (Method::GET, Version::HTTP_11, &["WebSocket"][..]),
         (Method::GET, Version::HTTP_11, &["h2c, websocket"]),
         (Method::GET, Version::HTTP_11, &["h2c", " websocket\t"]),
-        // The upgrade is `:protocol` there.
+        // HTTP/2 and HTTP/3 use `:protocol` for the upgrade.
         (Method::CONNECT, Version::HTTP_2, &[]),
         (Method::CONNECT, Version::HTTP_3, &[]),
     ] {
-        let saw = seen(&layer, request(method.clone(), version, upgrades)).await;
-        assert_eq!(saw.location, Some(TokenLocation::WebSocketProtocol), "{method} {version:?} {upgrades:?}");
-        assert_eq!(values(&saw.headers, "sec-websocket-protocol"), ["chat"]);
+        let received_request = received(&layer, request(method.clone(), version, upgrades)).await;
+        assert_eq!(received_request.location, Some(TokenLocation::WebSocketProtocol), "{method} {version:?} {upgrades:?}");
+        assert_eq!(values(&received_request.headers, "sec-websocket-protocol"), ["chat"]);
     }
     for (method, version, upgrades) in [
         (Method::GET, Version::HTTP_11, &[][..]),
@@ -655,18 +655,18 @@ async fn only_what_opens_a_websocket_has_that_door() {
         (Method::POST, Version::HTTP_11, &["websocket"]),
         (Method::CONNECT, Version::HTTP_11, &["websocket"]),
     ] {
-        let kind = refusal(&layer, request(method.clone(), version, upgrades)).await;
+        let kind = rejection_kind(&layer, request(method.clone(), version, upgrades)).await;
         assert_eq!(kind, RejectionKind::Missing, "{method} {version:?} {upgrades:?}");
-        // Closed means that it does not count beside another credential.
-        let request = presenting(request(method, version, upgrades), TokenLocation::AuthorizationHeader, TOKEN);
-        assert_eq!(seen(&layer, request).await.location, Some(TokenLocation::AuthorizationHeader));
+        // A location that is not searched does not conflict with another credential.
+        let request = with_token_at(request(method, version, upgrades), TokenLocation::AuthorizationHeader, TOKEN);
+        assert_eq!(received(&layer, request).await.location, Some(TokenLocation::AuthorizationHeader));
     }
 }
 
 // Doors of one's own.
 
 #[tokio::test]
-async fn a_door_of_ones_own_is_a_closure() {
+async fn with_token_from_extracts_by_closure() {
     let layer = AuthLayer::new(memory())
         .with_token_from(|head| Some(head.headers.get("authorization")?.as_bytes().strip_prefix(b"Token ")?.to_vec()))
         .with_token_from(|head| Some(head.uri.path().strip_prefix("/t/")?.as_bytes().to_vec()));
@@ -677,21 +677,21 @@ async fn a_door_of_ones_own_is_a_closure() {
     };
     let by_path = |token: &str| Request::get(format!("/t/{token}")).body(Body::default()).unwrap();
 
-    let saw = seen(&layer, by_scheme(format!("Token {TOKEN}"))).await;
-    assert_eq!(saw.location, Some(TokenLocation::Other));
-    assert!(saw.headers["authorization"].is_sensitive(), "marked in any case");
-    assert_eq!(seen(&layer, by_path(TOKEN)).await.location, Some(TokenLocation::Other));
-    assert_eq!(seen(&layer, with_token(TOKEN)).await.location, Some(TokenLocation::AuthorizationHeader));
+    let received_request = received(&layer, by_scheme(format!("Token {TOKEN}"))).await;
+    assert_eq!(received_request.location, Some(TokenLocation::Other));
+    assert!(received_request.headers["authorization"].is_sensitive(), "always marked");
+    assert_eq!(received(&layer, by_path(TOKEN)).await.location, Some(TokenLocation::Other));
+    assert_eq!(received(&layer, with_token(TOKEN)).await.location, Some(TokenLocation::AuthorizationHeader));
 
-    assert_eq!(refusal(&layer, get()).await, RejectionKind::Missing);
-    assert_eq!(refusal(&layer, by_path("")).await, RejectionKind::MalformedToken);
-    assert_eq!(refusal(&layer, by_scheme("Token a,b".to_owned())).await, RejectionKind::MalformedToken);
-    assert_eq!(refusal(&layer, by_path("unknown")).await, RejectionKind::UnknownToken);
+    assert_eq!(rejection_kind(&layer, get()).await, RejectionKind::Missing);
+    assert_eq!(rejection_kind(&layer, by_path("")).await, RejectionKind::MalformedToken);
+    assert_eq!(rejection_kind(&layer, by_scheme("Token a,b".to_owned())).await, RejectionKind::MalformedToken);
+    assert_eq!(rejection_kind(&layer, by_path("unknown")).await, RejectionKind::UnknownToken);
     let mut both = by_path(TOKEN);
     *both.headers_mut() = by_scheme(format!("Token {TOKEN}")).headers().clone();
-    assert_eq!(refusal(&layer, both).await, RejectionKind::InvalidRequest);
+    assert_eq!(rejection_kind(&layer, both).await, RejectionKind::InvalidRequest);
 
-    // A closure that finds two has found no token.
+    // A closure that finds two tokens is ambiguous.
     let mut two = get();
     for value in [format!("session={TOKEN}"), format!("session={TOKEN}")] {
         two.headers_mut().append("cookie", value.parse().unwrap());
@@ -700,69 +700,69 @@ async fn a_door_of_ones_own_is_a_closure() {
         let lines = head.headers.get_all("cookie").iter();
         lines.filter_map(|line| Some(line.as_bytes().strip_prefix(b"session=")?.to_vec())).collect::<Vec<_>>()
     });
-    assert_eq!(refusal(&cookies, two).await, RejectionKind::InvalidRequest);
+    assert_eq!(rejection_kind(&cookies, two).await, RejectionKind::InvalidRequest);
 
-    // Bounded as all others are.
+    // The maximum token length applies to closures too.
     let short = layer.with_max_token_len(TOKEN.len() - 1);
-    assert_eq!(refusal(&short, by_path(TOKEN)).await, RejectionKind::MalformedToken);
+    assert_eq!(rejection_kind(&short, by_path(TOKEN)).await, RejectionKind::MalformedToken);
 }
 
 #[tokio::test]
-async fn one_budget_whatever_the_door() {
+async fn all_locations_charge_the_same_bucket() {
     let limits = Hands::default().limits(Quota::per_minute(60).with_burst(5));
-    let service = open(AuthLayer::new(memory()).with_rate_limit(limits)).layer(echo());
-    for location in CARRIERS {
-        assert_eq!(send(&service, presenting(get(), location, TOKEN)).await.status(), 200, "{location:?}");
+    let service = with_all_locations(AuthLayer::new(memory()).with_rate_limit(limits)).layer(echo());
+    for location in HEAD_LOCATIONS {
+        assert_eq!(send(&service, with_token_at(get(), location, TOKEN)).await.status(), 200, "{location:?}");
     }
-    for location in CARRIERS {
-        let response = send(&service, presenting(get(), location, TOKEN)).await;
+    for location in HEAD_LOCATIONS {
+        let response = send(&service, with_token_at(get(), location, TOKEN)).await;
         assert_eq!(response.status(), 429, "{location:?}");
         assert_eq!(values(response.headers(), "cache-control"), ["no-store"]);
     }
 }
 
 #[tokio::test]
-async fn inner_errors_pass_with_any_carrier() {
-    let layer = open(AuthLayer::new(memory()));
-    for location in CARRIERS {
+async fn inner_errors_pass_with_any_location() {
+    let layer = with_all_locations(AuthLayer::new(memory()));
+    for location in HEAD_LOCATIONS {
         let gate = layer.layer(tower::service_fn(|_: Request<Body>| async { Err::<Response<Body>, _>("inner") }));
-        assert_eq!(gate.oneshot(presenting(get(), location, TOKEN)).await.unwrap_err(), "inner");
+        assert_eq!(gate.oneshot(with_token_at(get(), location, TOKEN)).await.unwrap_err(), "inner");
     }
 }
 
 #[tokio::test]
-async fn nothing_that_is_printed_holds_a_token() {
+async fn no_debug_output_contains_a_token() {
     let mut printed = String::new();
-    let layer = open(AuthLayer::new(memory())).with_credentials_removed();
+    let layer = with_all_locations(AuthLayer::new(memory())).with_credentials_removed();
     let limited = layer.clone().with_rate_limit(Hands::default().limits(Quota::per_minute(60)));
-    let doors = BodyTokens::with_timeout(Duration::from_secs(1)).with_json("key").unwrap().with_text("key").unwrap();
-    let with_body = layer.clone().with_body_tokens(doors.clone());
-    write!(printed, "{layer:?}{layer:#?}{limited:?}{doors:?}{with_body:?}").unwrap();
-    assert!(printed.contains("x-api-key") && printed.contains("access_token"), "the doors are told");
+    let body_tokens = BodyTokens::with_timeout(Duration::from_secs(1)).with_json("key").unwrap().with_text("key").unwrap();
+    let with_body = layer.clone().with_body_tokens(body_tokens.clone());
+    write!(printed, "{layer:?}{layer:#?}{limited:?}{body_tokens:?}{with_body:?}").unwrap();
+    assert!(printed.contains("x-api-key") && printed.contains("access_token"), "the locations are printed");
 
     let printing = tower::service_fn(|request: Request<Body>| async move {
         Ok::<_, Infallible>(Response::new(Body::from(format!("{request:?}{request:#?}"))))
     });
     let service = layer.layer(printing);
-    // A cookie is printed by whoever prints requests: the gate does not know where a door of one's own looks.
-    let known = &CARRIERS[..4];
+    // Printing a request prints its cookies: the gate does not know where a closure finds its token.
+    let known = &HEAD_LOCATIONS[..4];
     for &location in known {
-        write!(printed, "{:?}{service:?}", service.clone().call(presenting(get(), location, TOKEN))).unwrap();
+        write!(printed, "{:?}{service:?}", service.clone().call(with_token_at(get(), location, TOKEN))).unwrap();
         let tokens = [TOKEN.to_owned(), format!("{TOKEN}x"), format!("{TOKEN} {TOKEN}")];
-        for request in tokens.iter().map(|token| presenting(get(), location, token)).chain(
+        for request in tokens.iter().map(|token| with_token_at(get(), location, token)).chain(
             known
                 .iter()
                 .filter(|&&other| other != location)
-                .map(|&other| presenting(presenting(get(), location, TOKEN), other, TOKEN)),
+                .map(|&other| with_token_at(with_token_at(get(), location, TOKEN), other, TOKEN)),
         ) {
             let head = RequestHead::of(&request);
-            let presented = match location {
+            let extracted = match location {
                 TokenLocation::ApiKeyHeader => api_key(head.headers, &API_KEY, TokenSyntax::default()),
                 TokenLocation::WebSocketProtocol => websocket(&head, PREFIX, TokenSyntax::default()),
                 _ => query(head.method, head.uri, "access_token", TokenSyntax::default()),
             };
-            write!(printed, "{presented:?}").unwrap();
-            drop(presented);
+            write!(printed, "{extracted:?}").unwrap();
+            drop(extracted);
             let response = send(&service, request).await;
             write!(printed, "{:?}", response.headers()).unwrap();
             if let Some(rejection) = response.extensions().get::<Rejection>() {
@@ -780,11 +780,11 @@ async fn nothing_that_is_printed_holds_a_token() {
     {
         assert!(!printed.contains(secret), "printed: {printed}");
     }
-    assert!(printed.len() > 4_000, "hardly anything was printed");
+    assert!(printed.len() > 4_000, "too little was printed");
 }
 
 #[tokio::test]
-async fn a_parameter_that_no_door_looks_at_stays() {
+async fn query_parameters_of_other_methods_are_forwarded() {
     let layer =
         AuthLayer::new(memory()).with_discouraged_query_token("access_token").unwrap().with_credentials_removed();
     for (method, left) in [(Method::GET, "/?a=1"), (Method::POST, "/?access_token=other&a=1")] {
@@ -795,6 +795,6 @@ async fn a_parameter_that_no_door_looks_at_stays() {
         let token = if method == Method::GET { TOKEN } else { "other" };
         *request.uri_mut() = format!("/?access_token={token}&a=1").parse().unwrap();
         *request.method_mut() = method;
-        assert_eq!(seen(&layer, request).await.uri, left);
+        assert_eq!(received(&layer, request).await.uri, left);
     }
 }

@@ -1,4 +1,4 @@
-//! Servers that share budgets in Redis, as properties of what all of them admit together, by Redis' clock.
+//! Several servers that share rate limits in Redis: properties of the total they admit, by the clock of Redis.
 
 use std::num::NonZeroU32;
 use std::sync::Arc;
@@ -14,10 +14,11 @@ use crate::redis_servers::{PrivateRedis, RedisHome, time_of};
 
 const NODES: u32 = 4;
 const SECRET: [u8; 32] = [7; 32];
-/// Two seconds of traffic, so that no refill is lost where a busy machine lets callers pause; and then so few that callers
-/// are faster on any machine.
+/// The burst is two seconds of traffic: a busy machine that pauses callers loses no refill. The rate is low enough that
+/// callers
+/// exceed it on any machine.
 const QUOTA: Quota = Quota::per_second(200).with_burst(400);
-const PATIENT: Duration = Duration::from_secs(10);
+const TIMEOUT: Duration = Duration::from_secs(10);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Mode {
@@ -29,7 +30,7 @@ fn nodes() -> NonZeroU32 {
     NODES.try_into().unwrap()
 }
 
-/// A server of a fleet: connections, memory and leases of its own.
+/// Returns one server of the fleet, with its own connections, memory and leases.
 fn node(url: &str, prefix: &str, quota: Quota, mode: Mode) -> RedisLimits {
     let server = RedisServer::single(url).unwrap();
     let limits =
@@ -48,17 +49,17 @@ fn alice() -> CurrentGrant {
     CurrentGrant::new(Grant::new("alice", ()))
 }
 
-/// What callers were told, by all servers of a fleet.
+/// Counts the decisions of all servers of a fleet.
 #[derive(Default)]
-struct Told {
+struct Counts {
     admitted: AtomicU64,
     admitted_locally: AtomicU64,
-    refused: AtomicU64,
-    at_once: AtomicU64,
-    later: AtomicU64,
+    rejected: AtomicU64,
+    immediate: AtomicU64,
+    pending: AtomicU64,
 }
 
-impl Told {
+impl Counts {
     fn of(counter: &AtomicU64) -> u64 {
         counter.load(Ordering::Relaxed)
     }
@@ -70,28 +71,28 @@ impl Told {
         let counter = match decision.is_admitted() {
             true if decision.is_local() => &self.admitted_locally,
             true => &self.admitted,
-            false => &self.refused,
+            false => &self.rejected,
         };
         counter.fetch_add(if decision.is_admitted() { units.into() } else { 1 }, Ordering::Relaxed);
         if decision.is_admitted() {
-            let counter = if is_ready { &self.at_once } else { &self.later };
+            let counter = if is_ready { &self.immediate } else { &self.pending };
             counter.fetch_add(1, Ordering::Relaxed);
         }
         decision
     }
 
-    /// Random traffic on all servers, from several callers each, for so long; more than the quota bears.
+    /// Sends random traffic to all servers for this time, from several callers each, above the quota.
     async fn traffic(self: &Arc<Self>, nodes: &[RedisLimits], time: Duration) {
         let callers = nodes.iter().flat_map(|node| (0..4).map(|_| node.clone())).map(|node| {
-            let told = Arc::clone(self);
+            let counts = Arc::clone(self);
             tokio::spawn(async move {
                 let end = Instant::now() + time;
                 while Instant::now() < end {
                     let mut random = [0; 2];
                     getrandom::fill(&mut random).unwrap();
                     let [cost, pause] = random.map(u32::from);
-                    told.charge(&node, 1 + cost % 3).await;
-                    // Now and then callers come one behind the other.
+                    counts.charge(&node, 1 + cost % 3).await;
+                    // A pause, so that callers are sometimes sequential.
                     if pause > 100 {
                         tokio::time::sleep(Duration::from_micros((pause * 40).into())).await;
                     }
@@ -103,7 +104,7 @@ impl Told {
         }
     }
 
-    /// Spends what is left on all servers, in leases too.
+    /// Uses up the rest on all servers, including leased units.
     async fn drain(&self, nodes: &[RedisLimits]) {
         for node in nodes {
             for units in [100, 10, 1] {
@@ -118,140 +119,140 @@ fn bound(quota: Quota, time: Duration) -> u64 {
     u64::from(quota.burst()) + u64::try_from(time.as_nanos() / quota.interval().as_nanos()).unwrap()
 }
 
-async fn a_fleet_is_exact(mode: Mode, test: &str) {
+async fn check_exact_fleet(mode: Mode, test: &str) {
     let Some(home) = RedisHome::new(test) else { return };
     let nodes: Vec<_> =
-        fleet(home.url(), home.prefix(), mode).into_iter().map(|node| node.with_deadline(PATIENT)).collect();
-    let told = Arc::new(Told::default());
+        fleet(home.url(), home.prefix(), mode).into_iter().map(|node| node.with_deadline(TIMEOUT)).collect();
+    let counts = Arc::new(Counts::default());
     let begin = time_of(home.url());
     for node in &nodes {
-        told.charge(node, 1).await;
+        counts.charge(node, 1).await;
     }
     let connected = time_of(home.url());
-    told.traffic(&nodes, Duration::from_secs(5)).await;
-    told.drain(&nodes).await;
+    counts.traffic(&nodes, Duration::from_secs(5)).await;
+    counts.drain(&nodes).await;
     let end = time_of(home.url());
     let (least, most) = (bound(QUOTA, end - connected), bound(QUOTA, end - begin));
-    let admitted = Told::of(&told.admitted);
-    assert_eq!(Told::of(&told.admitted_locally), 0);
-    assert!(Told::of(&told.refused) > 0, "the quota was never exhausted");
+    let admitted = Counts::of(&counts.admitted);
+    assert_eq!(Counts::of(&counts.admitted_locally), 0);
+    assert!(Counts::of(&counts.rejected) > 0, "the quota was never exhausted");
     assert!(admitted <= most, "{admitted} of {most}");
     assert!(admitted * 100 >= least * 95, "only {admitted} of {least}");
-    let at_once = Told::of(&told.at_once);
-    assert!(at_once > 0 || mode == Mode::Exact, "nothing was bought ahead");
-    assert!(at_once == 0 || mode == Mode::Leased);
+    let immediate = Counts::of(&counts.immediate);
+    assert!(immediate > 0 || mode == Mode::Exact, "no lease was used");
+    assert!(immediate == 0 || mode == Mode::Leased);
 }
 
 #[tokio::test]
-async fn a_fleet_admits_what_the_quota_says() {
-    a_fleet_is_exact(Mode::Exact, "a_fleet_admits_what_the_quota_says").await;
+async fn a_fleet_admits_exactly_the_quota() {
+    check_exact_fleet(Mode::Exact, "a_fleet_admits_exactly_the_quota").await;
 }
 
 #[tokio::test]
-async fn a_fleet_with_leases_admits_what_the_quota_says() {
-    a_fleet_is_exact(Mode::Leased, "a_fleet_with_leases_admits_what_the_quota_says").await;
+async fn a_fleet_with_leases_admits_exactly_the_quota() {
+    check_exact_fleet(Mode::Leased, "a_fleet_with_leases_admits_exactly_the_quota").await;
 }
 
-/// The connections of all servers are cut in the middle, and Redis keeps its budgets.
-async fn a_fleet_is_cut_off(mode: Mode, test: &str) {
+/// Checks a fleet whose connections are cut for a while. Redis keeps its buckets.
+async fn check_disconnected_fleet(mode: Mode, test: &str) {
     let Some(home) = RedisHome::new(test) else { return };
     let proxy = Proxy::to(home.address()).await;
     let pauses = (Duration::from_millis(50), Duration::from_millis(200));
     let nodes: Vec<_> = fleet(&home.url_through(proxy.address), home.prefix(), mode)
         .into_iter()
-        .map(|node| node.with_backoff(pauses.0, pauses.1).with_deadline(PATIENT))
+        .map(|node| node.with_backoff(pauses.0, pauses.1).with_deadline(TIMEOUT))
         .collect();
-    let told = Arc::new(Told::default());
+    let counts = Arc::new(Counts::default());
     let begin = time_of(home.url());
-    told.traffic(&nodes, Duration::from_secs(1)).await;
-    assert_eq!(Told::of(&told.admitted_locally), 0);
+    counts.traffic(&nodes, Duration::from_secs(1)).await;
+    assert_eq!(Counts::of(&counts.admitted_locally), 0);
 
     let cut = Instant::now();
     proxy.set(Fault::Cut);
-    told.traffic(&nodes, Duration::from_secs(1)).await;
+    counts.traffic(&nodes, Duration::from_secs(1)).await;
     proxy.set(Fault::None);
-    // Each server notices by itself.
+    // Each server detects the recovery separately.
     for node in &nodes {
-        while told.charge(node, 1).await.is_local() {
+        while counts.charge(node, 1).await.is_local() {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     }
-    let locally = Told::of(&told.admitted_locally);
+    let locally = Counts::of(&counts.admitted_locally);
     let allowed = bound(QUOTA, cut.elapsed());
-    assert!(locally > 0, "nobody noticed the outage");
+    assert!(locally > 0, "no server detected the outage");
     assert!(locally <= allowed, "{locally} of {allowed} in the outage");
 
-    told.traffic(&nodes, Duration::from_secs(1)).await;
-    told.drain(&nodes).await;
+    counts.traffic(&nodes, Duration::from_secs(1)).await;
+    counts.drain(&nodes).await;
     let bound = bound(QUOTA, time_of(home.url()) - begin);
-    let admitted = Told::of(&told.admitted);
-    assert_eq!(Told::of(&told.admitted_locally), locally, "Redis is there again");
+    let admitted = Counts::of(&counts.admitted);
+    assert_eq!(Counts::of(&counts.admitted_locally), locally, "Redis is available again");
     assert!(admitted <= bound, "{admitted} of {bound}");
 }
 
 #[tokio::test]
-async fn a_fleet_that_is_cut_off_divides_the_quota() {
-    a_fleet_is_cut_off(Mode::Exact, "a_fleet_that_is_cut_off_divides_the_quota").await;
+async fn a_disconnected_fleet_divides_the_quota() {
+    check_disconnected_fleet(Mode::Exact, "a_disconnected_fleet_divides_the_quota").await;
 }
 
 #[tokio::test]
-async fn a_fleet_with_leases_that_is_cut_off_divides_the_quota() {
-    a_fleet_is_cut_off(Mode::Leased, "a_fleet_with_leases_that_is_cut_off_divides_the_quota").await;
+async fn a_disconnected_fleet_with_leases_divides_the_quota() {
+    check_disconnected_fleet(Mode::Leased, "a_disconnected_fleet_with_leases_divides_the_quota").await;
 }
 
-/// Redis is killed in the middle and has lost all budgets when it comes again.
+/// Checks a fleet whose Redis is killed and loses all buckets.
 #[tokio::test]
-async fn a_fleet_whose_redis_was_killed_begins_anew() {
+async fn a_fleet_starts_with_full_buckets_after_redis_lost_them() {
     for mode in [Mode::Exact, Mode::Leased] {
-        let Some(mut server) = PrivateRedis::start("a_fleet_whose_redis_was_killed_begins_anew") else { return };
+        let Some(mut server) = PrivateRedis::start("a_fleet_starts_with_full_buckets_after_redis_lost_them") else { return };
         let pauses = (Duration::from_millis(50), Duration::from_millis(200));
         let nodes: Vec<_> = fleet(&server.url(), "", mode)
             .into_iter()
-            .map(|node| node.with_backoff(pauses.0, pauses.1).with_deadline(PATIENT))
+            .map(|node| node.with_backoff(pauses.0, pauses.1).with_deadline(TIMEOUT))
             .collect();
-        let told = Arc::new(Told::default());
+        let counts = Arc::new(Counts::default());
         let begin = time_of(&server.url());
-        told.traffic(&nodes, Duration::from_millis(500)).await;
+        counts.traffic(&nodes, Duration::from_millis(500)).await;
         let killed_at = Instant::now();
         let before = bound(QUOTA, time_of(&server.url()) - begin);
         server.kill();
-        told.traffic(&nodes, Duration::from_millis(500)).await;
-        let admitted = Told::of(&told.admitted);
+        counts.traffic(&nodes, Duration::from_millis(500)).await;
+        let admitted = Counts::of(&counts.admitted);
         assert!(admitted <= before, "{mode:?}: {admitted} of {before} before");
 
         let begin = Instant::now();
         server.start_again();
         for node in &nodes {
-            while told.charge(node, 1).await.is_local() {
+            while counts.charge(node, 1).await.is_local() {
                 tokio::time::sleep(Duration::from_millis(10)).await;
             }
         }
-        let (locally, allowed) = (Told::of(&told.admitted_locally), bound(QUOTA, killed_at.elapsed()));
+        let (locally, allowed) = (Counts::of(&counts.admitted_locally), bound(QUOTA, killed_at.elapsed()));
         assert!(locally > 0 && locally <= allowed, "{mode:?}: {locally} of {allowed} in the outage");
-        told.traffic(&nodes, Duration::from_millis(500)).await;
-        told.drain(&nodes).await;
-        let (anew, allowed) = (Told::of(&told.admitted) - admitted, bound(QUOTA, begin.elapsed()));
+        counts.traffic(&nodes, Duration::from_millis(500)).await;
+        counts.drain(&nodes).await;
+        let (anew, allowed) = (Counts::of(&counts.admitted) - admitted, bound(QUOTA, begin.elapsed()));
         assert!(anew <= allowed, "{mode:?}: {anew} of {allowed} after");
     }
 }
 
-/// Servers with leases and without draw on one budget.
+/// Checks that servers with and without leases charge the same bucket.
 #[tokio::test]
-async fn leases_and_exact_charges_share_a_budget() {
-    let Some(home) = RedisHome::new("leases_and_exact_charges_share_a_budget") else { return };
+async fn leases_and_exact_charges_share_a_bucket() {
+    let Some(home) = RedisHome::new("leases_and_exact_charges_share_a_bucket") else { return };
     let hour = Duration::from_secs(3_600);
     let quota = Quota::one_per(hour).with_burst(400);
     let [exact, leased] =
-        [Mode::Exact, Mode::Leased].map(|mode| node(home.url(), home.prefix(), quota, mode).with_deadline(PATIENT));
-    let told = Told::default();
+        [Mode::Exact, Mode::Leased].map(|mode| node(home.url(), home.prefix(), quota, mode).with_deadline(TIMEOUT));
+    let counts = Counts::default();
     for _ in 0..40 {
-        told.charge(&exact, 2).await;
-        told.charge(&leased, 3).await;
+        counts.charge(&exact, 2).await;
+        counts.charge(&leased, 3).await;
     }
-    assert_eq!(Told::of(&told.admitted), 200);
-    assert!(Told::of(&told.at_once) > 10, "{}", Told::of(&told.at_once));
-    told.drain(std::slice::from_ref(&exact)).await;
-    told.drain(&[leased, exact]).await;
-    // The time of the longest lease is kept back: a second here, and so a cell of one an hour.
-    assert!((399..=400).contains(&Told::of(&told.admitted)), "{}", Told::of(&told.admitted));
+    assert_eq!(Counts::of(&counts.admitted), 200);
+    assert!(Counts::of(&counts.immediate) > 10, "{}", Counts::of(&counts.immediate));
+    counts.drain(std::slice::from_ref(&exact)).await;
+    counts.drain(&[leased, exact]).await;
+    // One cell is held back for the duration of a lease, which is a second.
+    assert!((399..=400).contains(&Counts::of(&counts.admitted)), "{}", Counts::of(&counts.admitted));
 }

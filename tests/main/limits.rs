@@ -1,4 +1,4 @@
-//! Budgets, as properties under a clock that the test turns.
+//! Properties of rate limits in memory, under a clock that the test controls.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -20,7 +20,7 @@ pub fn grant_of(subject: &str, quota: Option<Quota>) -> CurrentGrant {
     })
 }
 
-/// Spends one by one until nothing is left.
+/// Charges single units until the bucket is empty and returns their number.
 fn drain(limits: &RateLimits, grant: &CurrentGrant) -> u32 {
     (0..).take_while(|_| limits.charge(grant, ONE).is_admitted()).count().try_into().unwrap()
 }
@@ -36,7 +36,7 @@ pub fn assert_bounded(admitted: &[(u64, u32)], burst: u32, interval_ns: u64) -> 
         let mut units = 0;
         for &(to, cost) in &admitted[i..] {
             units += u128::from(cost);
-            // `units <= burst + t / interval`, without any rounding
+            // `units <= burst + t / interval`, without rounding.
             let allowed = u128::from(burst) * u128::from(interval_ns) + u128::from(to - from);
             prop_assert!(units * u128::from(interval_ns) <= allowed, "{units} units from {from} to {to}");
         }
@@ -46,7 +46,7 @@ pub fn assert_bounded(admitted: &[(u64, u32)], burst: u32, interval_ns: u64) -> 
 
 proptest! {
     #[test]
-    fn never_more_than_burst_and_rate(
+    fn admitted_charges_never_exceed_burst_plus_rate(
         quota in quotas(),
         steps in prop::collection::vec((0..5_000_u64, 0..6_u32), 1..150),
     ) {
@@ -62,14 +62,14 @@ proptest! {
                 Verdict::Admitted => admitted.push((hands.ns(), units)),
                 Verdict::OverLimit => prop_assert!(units <= quota.burst()),
                 Verdict::CostAboveBurst => prop_assert!(units > quota.burst()),
-                Verdict::Unavailable => prop_assert!(false, "memory is always there"),
+                Verdict::Unavailable => prop_assert!(false, "memory is always available"),
             }
         }
         assert_bounded(&admitted, quota.burst(), interval)?;
     }
 
     #[test]
-    fn the_true_delay_suffices_and_a_nanosecond_less_does_not(
+    fn retry_after_is_exact_to_the_nanosecond(
         quota in quotas(),
         spent in 0..60_u32,
         units in 1..40_u32,
@@ -96,7 +96,7 @@ proptest! {
     }
 
     #[test]
-    fn what_is_told_to_remain_can_be_spent_at_once_and_no_more(quota in quotas(), spent in 1..50_u32, ns in 0..90_u64) {
+    fn the_reported_remaining_can_be_charged_immediately_and_no_more(quota in quotas(), spent in 1..50_u32, ns in 0..90_u64) {
         let hands = Hands::default();
         let limits = hands.limits(quota);
         let grant = grant_of("s", None);
@@ -104,31 +104,31 @@ proptest! {
             hands.advance(Duration::from_nanos(ns));
             let _ = limits.charge(&grant, ONE);
         }
-        let told = limits.peek(&grant);
-        prop_assert_eq!(limits.peek(&grant), told.clone());
-        prop_assert!(told.remaining() <= quota.burst());
-        // One more is there after exactly the time that is told, and all after `full_in`.
-        if told.remaining() < quota.burst() {
-            hands.advance(told.more_in() - Duration::from_nanos(1));
-            prop_assert_eq!(limits.peek(&grant).remaining(), told.remaining());
+        let state = limits.peek(&grant);
+        prop_assert_eq!(limits.peek(&grant), state.clone());
+        prop_assert!(state.remaining() <= quota.burst());
+        // One more unit is available after exactly `more_in`, and all units after `full_in`.
+        if state.remaining() < quota.burst() {
+            hands.advance(state.more_in() - Duration::from_nanos(1));
+            prop_assert_eq!(limits.peek(&grant).remaining(), state.remaining());
             hands.advance(Duration::from_nanos(1));
-            prop_assert_eq!(limits.peek(&grant).remaining(), told.remaining() + 1);
-            hands.advance(told.full_in() - told.more_in());
+            prop_assert_eq!(limits.peek(&grant).remaining(), state.remaining() + 1);
+            hands.advance(state.full_in() - state.more_in());
             prop_assert_eq!(limits.peek(&grant).remaining(), quota.burst());
             prop_assert_eq!(drain(&limits, &grant), quota.burst());
         } else {
-            prop_assert_eq!(drain(&limits, &grant), told.remaining());
+            prop_assert_eq!(drain(&limits, &grant), state.remaining());
         }
     }
 
     #[test]
-    fn no_change_of_plan_hands_out_a_fresh_burst(
+    fn a_plan_change_grants_no_fresh_burst(
         plans in prop::collection::vec(quotas(), 2..4),
         steps in prop::collection::vec((0..4_usize, 0..4_000_u64, 1..4_u32, any::<bool>()), 1..120),
     ) {
         let hands = Hands::default();
         let limits = hands.limits(plans[0]);
-        // A token a plan, all of one subject. Some steps come with a token that nobody has seen before.
+        // One token for each plan, all of one subject. Some steps use a new token.
         let tokens: Vec<_> = plans.iter().map(|plan| grant_of("s", Some(*plan))).collect();
         let burst = plans.iter().map(|plan| plan.burst()).max().unwrap();
         let interval = plans.iter().map(|plan| plan.interval().as_nanos() as u64).min().unwrap();
@@ -149,7 +149,7 @@ proptest! {
     }
 
     #[test]
-    fn at_most_is_kept_in_every_window(n in 1..30_u32, burst in 1..30_u32, window in 1..5_000_u64, gaps in prop::collection::vec(0..400_u64, 1..200)) {
+    fn at_most_holds_in_every_window(n in 1..30_u32, burst in 1..30_u32, window in 1..5_000_u64, gaps in prop::collection::vec(0..400_u64, 1..200)) {
         let burst = burst.min(n);
         let window = Duration::from_micros(window);
         let hands = Hands::default();
@@ -164,14 +164,14 @@ proptest! {
         }
         let window = window.as_nanos() as u64;
         for (i, &from) in admitted.iter().enumerate() {
-            // Half-open: what comes exactly a window later belongs to the next.
+            // The window is half-open: a request exactly one window later belongs to the next window.
             let inside = admitted[i..].iter().take_while(|&&at| at - from < window).count();
             prop_assert!(inside <= n as usize, "{inside} of {n}");
         }
     }
 
     #[test]
-    fn a_clock_that_steps_back_hands_out_nothing(quota in quotas(), times in prop::collection::vec(0..10_000_000_000_u64, 1..100)) {
+    fn a_clock_that_steps_back_refills_nothing(quota in quotas(), times in prop::collection::vec(0..10_000_000_000_u64, 1..100)) {
         let hands = Hands::default();
         let limits = hands.limits(quota);
         let grant = grant_of("s", None);
@@ -182,7 +182,7 @@ proptest! {
             prop_assert!(decision.remaining() <= quota.burst());
             admitted += u128::from(decision.is_admitted());
         }
-        // As if the clock had gone from the earliest to the latest reading once.
+        // Admits at most what a clock admits that moves once from the earliest to the latest reading.
         let span = u128::from(times.iter().max().unwrap() - times.iter().min().unwrap());
         let interval = quota.interval().as_nanos();
         prop_assert!(admitted * interval <= u128::from(quota.burst()) * interval + span);
@@ -190,7 +190,7 @@ proptest! {
 }
 
 #[test]
-fn tokens_of_one_subject_share_a_budget() {
+fn tokens_of_one_subject_share_a_bucket() {
     let limits = Hands::default().limits(Quota::per_minute(60).with_burst(20));
     let old = CurrentGrant::new(Grant::new("key-1", ()).with_subject("alice"));
     let new = CurrentGrant::new(Grant::new("key-2", ()).with_subject("alice"));
@@ -202,7 +202,7 @@ fn tokens_of_one_subject_share_a_budget() {
 }
 
 #[test]
-fn a_plan_change_carries_the_debt_in_cells() {
+fn a_plan_change_converts_the_debt_in_cells() {
     let (small, large) = (Quota::per_minute(60).with_burst(10), Quota::per_minute(600).with_burst(100));
     let hands = Hands::default();
     let limits = hands.limits(small);
@@ -211,14 +211,14 @@ fn a_plan_change_carries_the_debt_in_cells() {
     assert_eq!(drain(&limits, &after), 90, "10 of 100 are owed");
     assert_eq!(drain(&limits, &before), 0, "100 are owed");
     hands.advance(Duration::from_secs(90));
-    assert_eq!(drain(&limits, &before), 0, "90 of them are paid");
+    assert_eq!(drain(&limits, &before), 0, "90 of them are refilled");
     hands.advance(Duration::from_secs(1));
     assert_eq!(drain(&limits, &before), 1);
 }
 
 #[test]
-fn the_longest_debts_survive_a_plan_change() {
-    // 146 years of debt, in a quota whose cell takes a nanosecond, and back.
+fn a_debt_of_146_years_survives_a_plan_change() {
+    // A debt of 146 years moves to a quota whose cell takes a nanosecond, and back.
     let long = Quota::one_per(Duration::from_nanos((1 << 62) - 1));
     let short = Quota::one_per(Duration::from_nanos(1)).with_burst(u32::MAX);
     let limits = Hands::default().limits(long);
@@ -233,7 +233,7 @@ fn the_longest_debts_survive_a_plan_change() {
 }
 
 #[test]
-fn one_grant_remembers_several_limiters() {
+fn one_grant_works_with_many_limiters() {
     let grant = grant_of("s", None);
     let all: Vec<_> = (1..=20).map(|burst| Hands::default().limits(Quota::per_minute(60).with_burst(burst))).collect();
     for _ in 0..2 {
@@ -246,76 +246,76 @@ fn one_grant_remembers_several_limiters() {
 }
 
 #[test]
-fn sweeping_never_forks_a_budget() {
+fn a_sweep_never_duplicates_a_bucket() {
     let hands = Hands::default();
     let limits = hands.limits(Quota::per_minute(60).with_burst(5));
     let grant = grant_of("s", None);
     assert!(limits.charge(&grant, ONE).is_admitted());
     hands.advance(Duration::from_secs(60));
     limits.sweep();
-    assert_eq!(limits.subjects(), 1, "the grant remembers it");
+    assert_eq!(limits.subjects(), 1, "the grant refers to the bucket");
     let another = grant_of("s", None);
     assert_eq!(drain(&limits, &another), 5);
     assert_eq!(drain(&limits, &grant), 0);
     drop((grant, another));
     limits.sweep();
-    assert_eq!(limits.subjects(), 1, "nobody remembers it, but it owes");
+    assert_eq!(limits.subjects(), 1, "no grant refers to the bucket, but it is in debt");
     assert_eq!(drain(&limits, &grant_of("s", None)), 0);
     hands.advance(Duration::from_secs(60));
     limits.sweep();
     assert_eq!(limits.subjects(), 0);
 }
 
-/// Grants that somebody keeps, as a store does, hold their accounts themselves, and nobody may notice.
+/// Checks buckets that are stored in the grant. Grants that a store keeps hold their own buckets.
 #[test]
-fn a_budget_outlives_the_grant_that_holds_it() {
+fn a_bucket_outlives_the_grant_that_stores_it() {
     let hands = Hands::default();
     let limits = hands.limits(Quota::per_minute(60).with_burst(5));
     let kept = |subject: &str| Arc::new(Grant::new(subject, ()));
-    let spend = |grant: &Arc<Grant<()>>, units| {
+    let charge = |grant: &Arc<Grant<()>>, units| {
         let decision = limits.charge(&CurrentGrant::new(Arc::clone(grant)), Charge::Units(units));
         (decision.is_admitted(), decision.remaining())
     };
     let (first, second) = (kept("two tokens"), kept("two tokens"));
-    assert_eq!(spend(&first, 1), (true, 4));
+    assert_eq!(charge(&first, 1), (true, 4));
     assert_eq!(limits.subjects(), 1);
-    // Another token of the subject: the account leaves the grant, and both find it.
-    assert_eq!(spend(&second, 1), (true, 3));
-    assert_eq!(spend(&first, 1), (true, 2));
-    assert_eq!(spend(&second, 1), (true, 1));
+    // With a second token of the subject, the bucket moves out of the grant. Both tokens use it.
+    assert_eq!(charge(&second, 1), (true, 3));
+    assert_eq!(charge(&first, 1), (true, 2));
+    assert_eq!(charge(&second, 1), (true, 1));
 
-    // Reloaded: from a grant that nobody else keeps to another.
+    // After a reload, the bucket moves from a dropped grant to a new one.
     let (old, new) = (kept("reloaded"), kept("reloaded"));
-    assert_eq!(spend(&old, 4), (true, 1));
+    assert_eq!(charge(&old, 4), (true, 1));
     drop(old);
-    assert_eq!(spend(&new, 1), (true, 0));
+    assert_eq!(charge(&new, 1), (true, 0));
     let gone = Arc::downgrade(&new);
     drop(new);
     limits.sweep();
-    assert!(gone.upgrade().is_some(), "it owes");
-    assert_eq!(spend(&kept("reloaded"), 1), (false, 0));
+    assert!(gone.upgrade().is_some(), "the bucket is in debt");
+    assert_eq!(charge(&kept("reloaded"), 1), (false, 0));
     hands.advance(Duration::from_secs(60));
     drop((first, second));
     limits.sweep();
     assert_eq!((limits.subjects(), gone.upgrade().is_some()), (0, false));
 }
 
-/// It remembers no budget by its former quota.
+/// Checks that a cached bucket is not used with the former quota.
 #[test]
-fn a_grant_that_gets_another_quota_is_charged_by_it() {
+fn a_changed_quota_applies_to_the_next_charge() {
     let limits = Hands::default().limits(Quota::per_minute(60).with_burst(5));
     let [mut grant, other] = [(); 2].map(|()| Arc::new(Grant::new("s", ())));
     for grant in [&grant, &other, &grant] {
         assert!(limits.charge(&CurrentGrant::new(Arc::clone(grant)), ONE).is_admitted());
     }
-    let changed = Arc::try_unwrap(grant).expect("the account stands apart");
+    let changed = Arc::try_unwrap(grant).expect("the bucket is stored outside the grant");
     grant = Arc::new(changed.with_quota(Quota::per_minute(60).with_burst(9)));
     assert_eq!(limits.peek(&CurrentGrant::new(grant)).remaining(), 6);
 }
 
-/// A principal may do anything as it goes, the limiter's lock included.
+/// Checks that a principal's `Drop` may take the limiter's lock.
 #[test]
-fn principals_are_dropped_outside_of_the_lock() {
+fn principals_are_dropped_without_the_lock_held() {
     struct Last(RateLimits, Arc<AtomicUsize>);
     impl Drop for Last {
         fn drop(&mut self) {
@@ -339,36 +339,36 @@ fn principals_are_dropped_outside_of_the_lock() {
 }
 
 #[test]
-fn memory_is_bounded_by_itself() {
+fn buckets_of_idle_subjects_are_swept_automatically() {
     let hands = Hands::default();
     let limits = hands.limits(Quota::per_minute(60).with_burst(5));
     for i in 0..50_000 {
         assert!(limits.charge(&grant_of(&i.to_string(), None), ONE).is_admitted());
         hands.advance(Duration::from_millis(100));
     }
-    // Ten subjects owe at any moment.
+    // Ten subjects are in debt at any moment.
     assert!(limits.subjects() < 128, "{}", limits.subjects());
 }
 
 #[test]
-fn two_threads_spend_exactly_the_burst() {
+fn two_threads_charge_exactly_the_burst() {
     let limits = Hands::default().limits(Quota::per_minute(60).with_burst(50_000));
     let grant = grant_of("s", None);
-    let spent: u32 = thread::scope(|scope| {
-        let spenders: Vec<_> = (0..2).map(|_| scope.spawn(|| drain(&limits, &grant))).collect();
-        spenders.into_iter().map(|spender| spender.join().unwrap()).sum()
+    let admitted: u32 = thread::scope(|scope| {
+        let workers: Vec<_> = (0..2).map(|_| scope.spawn(|| drain(&limits, &grant))).collect();
+        workers.into_iter().map(|worker| worker.join().unwrap()).sum()
     });
-    assert_eq!(spent, 50_000);
+    assert_eq!(admitted, 50_000);
 }
 
 #[test]
-fn two_threads_with_two_plans_and_a_sweeper_spend_no_more_than_the_larger_burst() {
-    // Equal rates, so that nothing is rounded on the way.
+fn two_plans_with_concurrent_sweeps_charge_no_more_than_the_larger_burst() {
+    // Equal rates, so that conversion between the plans does not round.
     let plans = [Quota::per_minute(60).with_burst(5_000), Quota::per_minute(60).with_burst(5_001)];
     for _ in 0..10 {
         let limits = Hands::default().limits(plans[0]);
-        let spent: usize = thread::scope(|scope| {
-            let spenders: Vec<_> = plans
+        let admitted: usize = thread::scope(|scope| {
+            let workers: Vec<_> = plans
                 .map(|plan| {
                     let limits = &limits;
                     scope.spawn(move || {
@@ -379,14 +379,14 @@ fn two_threads_with_two_plans_and_a_sweeper_spend_no_more_than_the_larger_burst(
                 .into_iter()
                 .collect();
             scope.spawn(|| (0..1_000).for_each(|_| limits.sweep()));
-            spenders.into_iter().map(|spender| spender.join().unwrap()).sum()
+            workers.into_iter().map(|worker| worker.join().unwrap()).sum()
         });
-        assert!((5_000..=5_001).contains(&spent), "{spent}");
+        assert!((5_000..=5_001).contains(&admitted), "{admitted}");
     }
 }
 
 #[tokio::test]
-async fn refused_tokens_cost_nobody_anything() {
+async fn rejected_tokens_charge_no_bucket() {
     let limits = Hands::default().limits(Quota::per_minute(60).with_burst(2));
     let service = AuthLayer::new(memory()).with_rate_limit(limits.clone()).layer(echo());
     for _ in 0..100 {
@@ -394,20 +394,20 @@ async fn refused_tokens_cost_nobody_anything() {
         assert_eq!(send(&service, get()).await.status(), 401);
         assert_eq!(send(&service, with_token("mal formed")).await.status(), 401);
     }
-    assert_eq!(limits.subjects(), 0, "strangers open no accounts");
+    assert_eq!(limits.subjects(), 0, "unauthenticated requests create no buckets");
     assert_eq!(send(&service, with_token(TOKEN)).await.headers()["ratelimit"], "\"default\";r=1;t=1");
 }
 
 #[tokio::test]
-async fn waiting_retry_after_suffices() {
+async fn a_request_after_retry_after_is_admitted() {
     let hands = Hands::default();
     for ns in [1, 999_999_999, 1_000_000_000, 1_000_000_001, 59_000_000_001] {
         let limits = hands.limits(Quota::one_per(Duration::from_nanos(ns)));
         let service = AuthLayer::new(memory()).with_rate_limit(limits).layer(echo());
         assert_eq!(send(&service, with_token(TOKEN)).await.status(), 200);
-        let refused = send(&service, with_token(TOKEN)).await;
-        assert_eq!(refused.status(), 429);
-        let seconds: u64 = field(refused.headers(), "retry-after").unwrap().parse().unwrap();
+        let rejected = send(&service, with_token(TOKEN)).await;
+        assert_eq!(rejected.status(), 429);
+        let seconds: u64 = field(rejected.headers(), "retry-after").unwrap().parse().unwrap();
         assert_eq!(seconds, ns.div_ceil(1_000_000_000), "rounded up, and never 0");
         hands.advance(Duration::from_secs(seconds));
         assert_eq!(send(&service, with_token(TOKEN)).await.status(), 200);
@@ -415,14 +415,14 @@ async fn waiting_retry_after_suffices() {
 }
 
 #[test]
-fn real_clocks_run() {
+fn real_clocks_advance() {
     for limits in
         [RateLimits::new(Quota::per_day(1)), RateLimits::new(Quota::per_day(1)).with_clock(MonotonicClock::new())]
     {
         let grant = grant_of("s", None);
         assert!(limits.charge(&grant, ONE).is_admitted());
-        let refused = limits.charge(&grant, ONE);
-        assert!(refused.retry_after().unwrap() > Duration::from_secs(86_000));
+        let rejected = limits.charge(&grant, ONE);
+        assert!(rejected.retry_after().unwrap() > Duration::from_secs(86_000));
     }
     let clock = MonotonicClock::new();
     let begin = clock.now();
@@ -433,7 +433,7 @@ fn real_clocks_run() {
 }
 
 #[test]
-fn governors_fake_clock_is_a_clock() {
+fn governors_fake_clock_can_be_used() {
     let fake = governor::clock::FakeRelativeClock::default();
     let start = governor::clock::Clock::now(&fake);
     let hands = fake.clone();
@@ -448,12 +448,12 @@ fn governors_fake_clock_is_a_clock() {
 }
 
 #[test]
-fn under_another_clock_all_budgets_begin_full() {
+fn a_new_clock_starts_with_full_buckets() {
     let one = Quota::per_minute(1);
     let before = Hands::default().limits(one).with_anonymous(one);
     let grant = grant_of("s", None);
     let admits = |limits: &RateLimits| {
-        let Answer::Ready(anonymous) = limits.charge_anonymous(ONE) else { panic!("budgets in memory never wait") };
+        let Answer::Ready(anonymous) = limits.charge_anonymous(ONE) else { panic!("limits in memory are immediate") };
         (limits.charge(&grant, ONE).is_admitted(), anonymous.is_admitted())
     };
     assert_eq!((admits(&before), admits(&before)), ((true, true), (false, false)));
@@ -462,13 +462,13 @@ fn under_another_clock_all_budgets_begin_full() {
 }
 
 #[test]
-fn a_handle_charges_what_the_gate_charges() {
+fn clones_with_another_cost_charge_the_same_bucket() {
     let limits = Hands::default().limits(Quota::per_minute(60).with_burst(5));
-    let dear = limits.clone().with_cost(|_| 5);
+    let expensive = limits.clone().with_cost(|_| 5);
     let grant = Arc::new(Grant::new("alice", ()));
     let current = CurrentGrant::new(Arc::clone(&grant));
     assert!(limits.charge(&current, Charge::Units(2)).is_admitted());
-    let decision = dear.charge(&current, Charge::Units(3));
+    let decision = expensive.charge(&current, Charge::Units(3));
     assert!(decision.is_admitted());
     assert_eq!(limits.peek(&current).remaining(), 0);
     assert_eq!(decision.full_in(), Duration::from_secs(5));

@@ -1,4 +1,4 @@
-//! New tokens: what is minted is accepted, what is mistyped is not, and no store is asked for it.
+//! Minted tokens: minted tokens are accepted, mistyped tokens are rejected without a store lookup.
 
 use std::collections::HashSet;
 use std::convert::Infallible;
@@ -28,7 +28,7 @@ fn formats() -> impl Strategy<Value = TokenFormat> {
         .prop_map(|(prefix, bits)| format(&prefix).with_random_bits(bits).unwrap())
 }
 
-/// A format and a token of it.
+/// Returns a format and a token of that format.
 fn minted() -> impl Strategy<Value = (TokenFormat, String)> {
     formats().prop_map(|format| {
         let token = format.mint().unwrap().expose().to_owned();
@@ -41,9 +41,9 @@ fn any_character() -> impl Strategy<Value = char> {
         .prop_map(|text| text.chars().next().unwrap())
 }
 
-/// Tokens whose parts were computed by another program, in another language.
+/// Checks tokens whose parts were computed by another program, in another language.
 #[test]
-fn tokens_of_another_program_fit() {
+fn tokens_minted_by_another_program_pass_the_check() {
     let tokens = [
         (format("acme"), "acme_4nQzH0vJ2cUe8RkYpT6wGdB1xMfS9aLhVi3oXy7EtKq3mlp22"),
         (format("acme"), "acme_0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefg1cfhE7"),
@@ -51,7 +51,7 @@ fn tokens_of_another_program_fit() {
         (format("acme_live"), "acme_live_4nQzH0vJ2cUe8RkYpT6wGdB1xMfS9aLhVi3oXy7EtKq44NDQu"),
         (format("tg"), "tg_zzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzz3tvSOV"),
         (format("a").with_random_bits(128).unwrap(), "a_00000000000000000000003U1WXk"),
-        // A checksum that begins with zeros.
+        // The checksum begins with zeros.
         (format("t").with_random_bits(128).unwrap(), "t_000000000000000000033000QrWt"),
     ];
     for (format, token) in &tokens {
@@ -64,7 +64,7 @@ fn tokens_of_another_program_fit() {
 }
 
 #[test]
-fn a_check_tells_what_is_wrong() {
+fn a_failed_check_returns_the_reason() {
     let format = format("acme");
     let token = "acme_4nQzH0vJ2cUe8RkYpT6wGdB1xMfS9aLhVi3oXy7EtKq3mlp22";
     for (text, wrong) in [
@@ -80,20 +80,20 @@ fn a_check_tells_what_is_wrong() {
         ("acme_\u{e9}QzH0vJ2cUe8RkYpT6wGdB1xMfS9aLhVi3oXy7EtKq3mlp22", CheckError::TokenCharset),
         ("acme_4nQzH0vJ2cUe8RkYpT6wGdB1xMfS9aLhVi3oXy7EtKq3mlp23", CheckError::Checksum),
         ("acme_4nQzH0vJ2cUe8RkYpT6wGdB1xMfS9aLhVi3oXy7EtKQ3mlp22", CheckError::Checksum),
-        // The right checksum and 2^32 in base62, as one that forgets a carry would take it.
+        // The right checksum plus 2^32 in base62: an implementation that drops the carry would accept this token.
         ("acme_4nQzH0vJ2cUe8RkYpT6wGdB1xMfS9aLhVi3oXy7EtKq8TR4E6", CheckError::Checksum),
     ] {
         assert_eq!(format.check(text), Err(wrong), "{text}");
     }
     assert_eq!(format.check(b"\xff\xfe"), Err(CheckError::Prefix));
-    // The body of a test token, renamed to a live one.
+    // The body of a test token under the live prefix.
     let test = self::format("acme_test").mint().unwrap();
     let renamed = test.expose().replace("test", "live");
     assert_eq!(self::format("acme_live").check(&renamed), Err(CheckError::Checksum));
 }
 
 #[test]
-fn formats_are_checked_when_they_are_built() {
+fn invalid_formats_return_errors() {
     for good in ["a", "Z9", "acme", "acme_live", "a_1_b", &"a".repeat(32)] {
         assert_eq!(format(good).prefix(), good);
     }
@@ -114,12 +114,13 @@ fn formats_are_checked_when_they_are_built() {
     }
 }
 
-/// Chi-squared over the characters, for all places and for each; a fair source stays below the limits but once in 10^9 runs.
+/// Applies a chi-squared test to the characters, for all positions together and for each position.
+/// A fair source exceeds these bounds once in 10^9 runs.
 #[test]
-fn all_characters_come_in_all_places() {
+fn characters_are_uniformly_distributed_in_every_position() {
     let format = format("t");
     let tokens: HashSet<String> = (0..5_000).map(|_| format.mint().unwrap().expose().to_owned()).collect();
-    assert_eq!(tokens.len(), 5_000, "a token came twice");
+    assert_eq!(tokens.len(), 5_000, "a token was minted twice");
     let chi_squared = |places: std::ops::Range<usize>| {
         let mut counts = [0_u32; 128];
         tokens.iter().for_each(|token| token[places.clone()].bytes().for_each(|byte| counts[usize::from(byte)] += 1));
@@ -137,19 +138,19 @@ fn all_characters_come_in_all_places() {
 
 proptest! {
     #[test]
-    fn what_is_minted_is_accepted_everywhere((format, token) in minted()) {
+    fn minted_tokens_need_no_escaping_in_any_location((format, token) in minted()) {
         prop_assert_eq!(format.check(&token), Ok(()));
         prop_assert_eq!(token.len(), format.token_len());
         let is_plain = token.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_');
-        prop_assert!(is_plain, "a door would need an escape for it");
+        prop_assert!(is_plain, "the token needs escaping in some location");
         let mut headers = HeaderMap::new();
         headers.insert(header::AUTHORIZATION, format!("Bearer {token}").parse().unwrap());
-        let presented = authorization(&headers, TokenSyntax::default());
-        prop_assert!(matches!(presented, Extracted::Token(found) if found.expose() == token.as_bytes()));
+        let extracted = authorization(&headers, TokenSyntax::default());
+        prop_assert!(matches!(extracted, Extracted::Token(found) if found.expose() == token.as_bytes()));
     }
 
     #[test]
-    fn a_changed_character_is_refused((format, token) in minted(), at: prop::sample::Index, change in 1..=255_u8) {
+    fn a_changed_byte_fails_the_check((format, token) in minted(), at: prop::sample::Index, change in 1..=255_u8) {
         let mut bytes = token.into_bytes();
         let at = at.index(bytes.len());
         bytes[at] ^= change;
@@ -157,7 +158,7 @@ proptest! {
     }
 
     #[test]
-    fn another_character_of_the_alphabet_is_refused((format, token) in minted(), at: prop::sample::Index) {
+    fn a_replaced_character_fails_the_check((format, token) in minted(), at: prop::sample::Index) {
         let at = at.index(token.len());
         for other in ('0'..='9').chain('A'..='Z').chain('a'..='z').chain(['_']) {
             let mut changed = token.clone();
@@ -167,7 +168,7 @@ proptest! {
     }
 
     #[test]
-    fn swapped_neighbours_are_refused((format, token) in minted()) {
+    fn swapped_neighbours_fail_the_check((format, token) in minted()) {
         for at in 1..token.len() {
             let mut bytes = token.clone().into_bytes();
             bytes.swap(at - 1, at);
@@ -176,7 +177,7 @@ proptest! {
     }
 
     #[test]
-    fn other_lengths_are_refused((format, token) in minted(), more in "[0-9A-Za-z]{1,8}") {
+    fn other_lengths_fail_the_check((format, token) in minted(), more in "[0-9A-Za-z]{1,8}") {
         for len in 0..token.len() {
             prop_assert!(format.check(&token[..len]).is_err());
             prop_assert!(format.check(&token[token.len() - len..]).is_err());
@@ -188,7 +189,7 @@ proptest! {
     }
 
     #[test]
-    fn other_cases_are_refused((format, token) in minted()) {
+    fn changed_letter_case_fails_the_check((format, token) in minted()) {
         for other in [token.to_ascii_lowercase(), token.to_ascii_uppercase()] {
             prop_assert!(other == token || format.check(&other).is_err());
         }
@@ -201,9 +202,9 @@ proptest! {
         }
     }
 
-    /// Up to the checksum, scanners find what the check accepts, and nothing else.
+    /// Checks that the pattern matches exactly the texts that pass the check, up to the checksum.
     #[test]
-    fn the_pattern_is_the_check_without_its_checksum(
+    fn the_pattern_matches_what_the_check_accepts_up_to_the_checksum(
         (format, token) in minted(),
         edits in prop::collection::vec((0..4_u8, any::<prop::sample::Index>(), any_character()), 0..4),
     ) {
@@ -225,7 +226,7 @@ proptest! {
     }
 
     #[test]
-    fn scanners_find_tokens_wherever_they_stand(
+    fn the_pattern_finds_tokens_within_text(
         (format, token) in minted(),
         before in r#"[ "'=:/\n]{0,3}|%3D|\\n|https?://a/\?key="#,
         behind in r#"[ "'=:;&,\n]{0,3}|\\n|%20"#,
@@ -237,7 +238,7 @@ proptest! {
     }
 }
 
-/// A store that counts how often it is asked.
+/// A store that counts its lookups.
 #[derive(Clone, Debug)]
 struct Counted<T>(T, Arc<AtomicUsize>);
 
@@ -281,7 +282,7 @@ impl Shop {
 }
 
 #[tokio::test]
-async fn checked_stores_keep_the_contract() {
+async fn checked_stores_fulfil_the_contract() {
     async fn check<T: TokenStore + Debug>(store: T, shop: &Shop, imported: bool) {
         let contract = Contract::new(store).knows(&shop.minted, "alice").has_revoked(&shop.gone);
         if imported { contract.knows(IMPORTED, "carol") } else { contract.has_revoked(IMPORTED) }.check().await;
@@ -300,20 +301,20 @@ async fn checked_stores_keep_the_contract() {
 }
 
 #[tokio::test]
-async fn a_checked_store_that_is_down_says_so() {
+async fn a_checked_store_returns_the_error_of_a_failing_store() {
     let shop = shop();
     let down = || BoxStore::new(from_fn(|_| async { Err::<Option<Grant<()>>, _>(io::Error::other("down")) }));
     let checked = CheckedStore::new(down(), shop.format.clone());
     Contract::new(checked).knows(&shop.minted, "alice").check_outage().await;
     let imported = CheckedStore::new(down(), shop.format.clone()).with_imported_tokens();
     Contract::new(imported).knows(&shop.minted, "alice").knows(IMPORTED, "carol").check_outage().await;
-    // What cannot be a token needs no store to be refused.
+    // Malformed tokens are rejected without the store.
     let junk = CheckedStore::new(down(), shop.format).lookup(&BearerToken::new("junk")).ready();
     assert!(matches!(junk, Some(Ok(None))));
 }
 
 #[test]
-fn a_store_is_asked_only_for_what_fits() {
+fn a_checked_store_looks_up_well_formed_tokens_only() {
     let shop = shop();
     let knows = |store: &dyn Fn(&str) -> bool, text: &str| {
         let before = shop.asked();
@@ -338,7 +339,7 @@ fn a_store_is_asked_only_for_what_fits() {
         assert_eq!(knows(&open, text), (false, 0), "{text}");
     }
 
-    // One prefix begins the other's.
+    // One prefix is the beginning of the other prefix.
     let old = format("acme_old");
     let old_token = old.mint().unwrap();
     shop.tokens.insert(&old_token, Grant::new("dave", User("Dave"))).unwrap();
@@ -350,9 +351,9 @@ fn a_store_is_asked_only_for_what_fits() {
     assert_eq!(knows(&both, &old_token.expose()[..20]), (false, 0));
 }
 
-/// Outward, nobody sees whether a checksum is wrong or a token unknown.
+/// Checks that responses do not show whether the checksum is wrong or the token is unknown.
 #[tokio::test]
-async fn a_token_that_does_not_fit_is_refused_as_any_unknown_one() {
+async fn a_failed_check_gets_the_same_response_as_an_unknown_token() {
     let shop = shop();
     let gate = AuthLayer::new(CheckedStore::new(shop.counted.clone(), shop.format.clone())).layer(echo());
     assert_eq!(send(&gate, with_token(&shop.minted)).await.status(), 200);

@@ -1,4 +1,4 @@
-//! Stores that keep HMACs of digests, while peppers are rotated.
+//! Stores that keep HMACs of digests, and the rotation of peppers.
 
 use std::convert::Infallible;
 use std::fmt::Debug;
@@ -21,7 +21,7 @@ fn pepper(number: u8) -> Pepper {
 const OLD_TOKEN: &str = "tg_a_token_from_before";
 const GONE: &str = "tg_gone_token";
 
-/// One token under the current pepper, one under an older one, and one that was revoked under both.
+/// Returns a store with one token under the current pepper, one under an older pepper, and one revoked under all.
 fn filled() -> MemoryStore<User> {
     let tokens = MemoryStore::new();
     tokens.insert(pepper(3).digest(TOKEN), Grant::new("alice", User("Alice"))).unwrap();
@@ -38,7 +38,7 @@ fn peppered<T>(store: T) -> PepperedStore<T> {
     PepperedStore::new(store, pepper(3)).with_older(pepper(2)).with_older(pepper(1))
 }
 
-/// The same store, which is waited for.
+/// Returns the store as a pending store.
 fn waiting() -> BoxStore<User> {
     let tokens = filled();
     BoxStore::new(from_fn(move |digest| {
@@ -55,7 +55,7 @@ async fn check<T: TokenStore + Debug>(store: T) {
 }
 
 #[tokio::test]
-async fn peppered_stores_keep_the_contract() {
+async fn peppered_stores_fulfil_the_contract() {
     check(peppered(filled())).await;
     check(peppered(waiting())).await;
     check(BoxStore::new(peppered(filled()))).await;
@@ -66,14 +66,14 @@ async fn peppered_stores_keep_the_contract() {
 }
 
 #[tokio::test]
-async fn a_peppered_store_that_is_down_says_so() {
+async fn a_peppered_store_returns_the_error_of_a_failing_store() {
     let down = || BoxStore::new(from_fn(|_| async { Err::<Option<Grant<()>>, _>(io::Error::other("down")) }));
     Contract::new(peppered(down())).knows(TOKEN, "alice").check_outage().await;
 }
 
-/// New tokens are kept under the current pepper, and looked for under all, from new to old.
+/// Checks that new tokens use the current pepper, and that lookups try all peppers from new to old.
 #[test]
-fn digests_are_those_of_the_peppers() {
+fn digests_are_ordered_from_the_current_pepper_to_the_oldest() {
     let store = peppered(());
     assert!(store.digest(TOKEN) == pepper(3).digest(TOKEN));
     let should_be = [3, 2, 1].map(|number| pepper(number).digest(TOKEN));
@@ -81,19 +81,19 @@ fn digests_are_those_of_the_peppers() {
     assert!(should_be[0] != should_be[1] && should_be[0] != TokenDigest::of(TOKEN));
 }
 
-/// A store in memory stays one that needs no deadline: by its type, and as it answers.
+/// Checks that a memory store with peppers stays immediate, by its type and by its answers.
 #[test]
-fn who_never_waits_does_not_wait_with_peppers() {
-    fn at_once<T: ImmediateStore>(store: &T, token: &str) -> bool {
+fn an_immediate_store_with_peppers_is_immediate() {
+    fn is_immediate<T: ImmediateStore>(store: &T, token: &str) -> bool {
         matches!(store.lookup(&BearerToken::new(token)).ready(), Some(Ok(Some(_))))
     }
     let store = peppered(filled());
-    assert!(at_once(&store, TOKEN) && at_once(&store, OLD_TOKEN) && !at_once(&store, GONE));
+    assert!(is_immediate(&store, TOKEN) && is_immediate(&store, OLD_TOKEN) && !is_immediate(&store, GONE));
     let _ = AuthLayer::new(store);
 }
 
 #[test]
-fn peppers_are_checked_when_they_are_built() {
+fn peppers_below_32_bytes_return_errors() {
     for len in 0..32 {
         assert!(Pepper::new(vec![1; len]).is_err(), "{len} bytes");
     }
@@ -103,17 +103,17 @@ fn peppers_are_checked_when_they_are_built() {
     assert_eq!(Pepper::new("short").unwrap_err().to_string(), "a pepper has 32 bytes or more");
 }
 
-/// By another program: `hmac.new(bytes(range(32)), sha256(b"a-token").digest(), sha256)` in Python.
+/// Computed by another program: `hmac.new(bytes(range(32)), sha256(b"a-token").digest(), sha256)` in Python.
 #[test]
-fn digests_are_those_of_another_program() {
+fn digests_match_another_program() {
     let bytes: Vec<u8> = (0..32).collect();
     let digest = Pepper::new(bytes).unwrap().digest("a-token");
     assert_eq!(digest.to_hex(), "b71c576441eddca732dec85b3db01a36cdefee06ee50d95ca86cf68a0ce26587");
 }
 
-/// A digest that another system kept gets a pepper without its token.
+/// Checks that a digest from another system can be peppered without its token.
 #[test]
-fn foreign_digests_get_a_pepper() {
+fn imported_digests_can_be_peppered() {
     let table = [
         ("hex", TokenDigest::from_hex("BA7816BF8F01CFEA414140DE5DAE2223B00361A396177A9CB410FF61F20015AD")),
         ("base64", TokenDigest::from_base64("ungWv48Bz+pBQUDeXa4iI7ADYaOWF3qctBD/YfIAFa0=")),
@@ -129,9 +129,9 @@ fn foreign_digests_get_a_pepper() {
     }
 }
 
-/// What the gate tells of the token is its digest, whatever the store keeps, so that a handler finds the grant with it.
+/// Checks that the gate exposes the digest of the token, with which a handler finds the grant in any store.
 #[tokio::test]
-async fn behind_a_gate_the_digest_is_that_of_the_token() {
+async fn the_gate_exposes_the_digest_without_pepper() {
     let tokens = filled();
     let store = Arc::new(peppered(tokens.clone()));
     let gate = AuthLayer::new(Arc::clone(&store)).layer(echo());
@@ -146,81 +146,81 @@ async fn behind_a_gate_the_digest_is_that_of_the_token() {
     }
 }
 
-/// How a store answers for one digest.
+/// A store's answer for one digest.
 #[derive(Clone, Copy, Debug, PartialEq)]
-enum Says {
+enum Reply {
     Unknown,
     Grant,
     Fails,
 }
 
-/// Answers by digest, at once or later, and notes which look-ups were begun, in order.
+/// Answers by digest, immediately or later, and records the started lookups in order.
 struct Scripted {
-    script: Vec<(TokenDigest, Says, bool)>,
-    begun: Arc<Mutex<Vec<usize>>>,
+    script: Vec<(TokenDigest, Reply, bool)>,
+    started: Arc<Mutex<Vec<usize>>>,
 }
 
 type Found = Result<Option<Arc<Grant<usize>>>, io::Error>;
 
-fn found(says: Says, at: usize) -> Found {
-    match says {
-        Says::Unknown => Ok(None),
-        Says::Grant => Ok(Some(Arc::new(Grant::new("alice", at)))),
-        Says::Fails => Err(io::Error::other(at.to_string())),
+fn found(reply: Reply, at: usize) -> Found {
+    match reply {
+        Reply::Unknown => Ok(None),
+        Reply::Grant => Ok(Some(Arc::new(Grant::new("alice", at)))),
+        Reply::Fails => Err(io::Error::other(at.to_string())),
     }
 }
 
 impl TokenStore for Scripted {
     type Principal = usize;
     type Error = io::Error;
-    /// Panics if it is polled when it is done.
+    /// Panics if it is polled after completion.
     type Future = Pin<Box<dyn Future<Output = Found> + Send>>;
 
     fn lookup(&self, token: &BearerToken<'_>) -> Answer<Self::Future> {
-        assert_eq!(token.expose(), TOKEN.as_bytes(), "the token stays what it is");
+        assert_eq!(token.expose(), TOKEN.as_bytes(), "the token is unchanged");
         let at = self.script.iter().position(|(digest, ..)| digest == token.digest()).expect("a digest of the script");
-        let (_, says, waits) = self.script[at];
+        let (_, reply, waits) = self.script[at];
         if !waits {
-            return Answer::Ready(found(says, at));
+            return Answer::Ready(found(reply, at));
         }
-        let begun = Arc::clone(&self.begun);
+        let started = Arc::clone(&self.started);
         Answer::Pending(Box::pin(async move {
-            begun.lock().unwrap().push(at);
+            started.lock().unwrap().push(at);
             tokio::task::yield_now().await;
-            found(says, at)
+            found(reply, at)
         }))
     }
 }
 
 proptest! {
-    /// The first pepper that is not unknown decides, and no look-up behind it begins.
+    /// Checks that the first pepper whose answer is not "unknown" decides, and that no later lookup starts.
     #[test]
-    fn the_newest_pepper_that_knows_decides(
+    fn the_newest_pepper_with_an_answer_decides(
         script in prop::collection::vec(
-            (prop::sample::select(vec![Says::Unknown, Says::Unknown, Says::Grant, Says::Fails]), any::<bool>()), 1..6),
+            (prop::sample::select(vec![Reply::Unknown, Reply::Unknown, Reply::Grant, Reply::Fails]), any::<bool>()), 1..6),
     ) {
-        let begun = Arc::default();
+        let started = Arc::default();
         let digests = (0..).map(|number| pepper(number).digest(TOKEN));
-        let looked_up = digests.zip(&script).map(|(digest, (says, waits))| (digest, *says, *waits)).collect();
-        let mut store = PepperedStore::new(Scripted { script: looked_up, begun: Arc::clone(&begun) }, pepper(0));
+        let looked_up = digests.zip(&script).map(|(digest, (reply, waits))| (digest, *reply, *waits)).collect();
+        let mut store = PepperedStore::new(Scripted { script: looked_up, started: Arc::clone(&started) }, pepper(0));
         for number in 1..script.len() {
             store = store.with_older(pepper(u8::try_from(number).unwrap()));
         }
 
-        let decides = script.iter().position(|(says, _)| *says != Says::Unknown);
+        let decides = script.iter().position(|(reply, _)| *reply != Reply::Unknown);
         let asked = &script[..decides.map_or(script.len(), |at| at + 1)];
         let waits: Vec<usize> = (0..asked.len()).filter(|at| asked[*at].1).collect();
 
         let answer = store.lookup(&BearerToken::new(TOKEN));
         prop_assert_eq!(matches!(answer, Answer::Pending(_)), !waits.is_empty());
-        prop_assert!(begun.lock().unwrap().is_empty(), "a look-up is lazy");
+        prop_assert!(started.lock().unwrap().is_empty(), "a lookup is lazy");
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
         let found = runtime.block_on(answer.into_future());
         match decides.map(|at| (script[at].0, at)) {
             None => prop_assert!(matches!(found, Ok(None))),
-            Some((Says::Fails, at)) => prop_assert_eq!(found.unwrap_err().to_string(), at.to_string()),
+            Some((Reply::Fails, at)) => prop_assert_eq!(found.unwrap_err().to_string(), at.to_string()),
             Some((_, at)) => prop_assert_eq!(*found.unwrap().unwrap().principal(), at),
         }
-        prop_assert_eq!(&*begun.lock().unwrap(), &waits);
+        prop_assert_eq!(&*started.lock().unwrap(), &waits);
     }
 }

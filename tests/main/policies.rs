@@ -1,4 +1,4 @@
-//! Several policies in one limiter: a charge meets all of them or none.
+//! Several policies in one limiter: a charge is applied to all policies or to none.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -19,12 +19,14 @@ use crate::limits::grant_of;
 
 const SECOND: Duration = Duration::from_secs(1);
 
-/// What a request costs, by policy, is in its head: `/` and digits.
+/// Reads the cost for each policy from the path: `/` and one digit for each policy.
 fn digit(head: &RequestHead<'_>, at: usize) -> u32 {
     head.uri.path().as_bytes().get(1 + at).map_or(1, |digit| u32::from(digit - b'0'))
 }
 
-/// 5 a plan and 3 orders, for each subject, and 8 units of everything for all; costs are digits of the path.
+/// Returns a limiter with three policies: 5 units by plan and 3 orders for each subject, and 8 units shared by all
+/// subjects.
+/// The costs are the digits of the path.
 fn limits(hands: &Hands) -> RateLimits {
     hands
         .limits(Quota::one_per(SECOND).with_burst(5))
@@ -52,37 +54,37 @@ fn violated(decision: &Decision) -> Vec<&str> {
 }
 
 #[test]
-fn what_one_refuses_costs_none() {
+fn a_rejection_by_one_policy_charges_none() {
     let limits = limits(&Hands::default());
     let (alice, bob) = (grant_of("alice", None), grant_of("bob", None));
     assert_eq!(remaining(&charge(&limits, &alice, "/121")), [4, 1, 7]);
 
-    // The second refuses, the first was asked before it, the third after it.
-    let refused = charge(&limits, &alice, "/121");
-    assert_eq!((refused.verdict(), violated(&refused)), (Verdict::OverLimit, vec!["orders"]));
-    assert_eq!(refused.retry_after(), Some(10 * SECOND));
-    assert_eq!(remaining(&refused), [4, 0, 7]);
+    // The second policy rejects. The first is checked before it and the third after it.
+    let rejected = charge(&limits, &alice, "/121");
+    assert_eq!((rejected.verdict(), violated(&rejected)), (Verdict::OverLimit, vec!["orders"]));
+    assert_eq!(rejected.retry_after(), Some(10 * SECOND));
+    assert_eq!(remaining(&rejected), [4, 0, 7]);
     assert_eq!(remaining(&limits.peek(&alice)), [4, 1, 7]);
 
-    // The last refuses: it is Bob's as well.
+    // The last policy rejects. Bob has used up part of it.
     assert_eq!(remaining(&charge(&limits, &bob, "/106")), [4, 3, 1]);
-    let refused = charge(&limits, &alice, "/112");
-    assert_eq!(violated(&refused), ["everything"]);
+    let rejected = charge(&limits, &alice, "/112");
+    assert_eq!(violated(&rejected), ["everything"]);
     assert_eq!(remaining(&limits.peek(&alice)), [4, 1, 1]);
 
-    // All that refuse are named, and the longest wait is told.
-    let refused = charge(&limits, &alice, "/533");
-    assert_eq!(violated(&refused), ["default", "orders", "everything"]);
-    assert_eq!(refused.retry_after(), Some(20 * SECOND));
+    // All rejecting policies are named. The longest wait is reported.
+    let rejected = charge(&limits, &alice, "/533");
+    assert_eq!(violated(&rejected), ["default", "orders", "everything"]);
+    assert_eq!(rejected.retry_after(), Some(20 * SECOND));
 
-    // What can never fit is another refusal than what can.
-    let refused = charge(&limits, &alice, "/191");
-    assert_eq!((refused.verdict(), violated(&refused)), (Verdict::CostAboveBurst, vec!["orders"]));
-    assert_eq!(refused.retry_after(), None);
+    // A cost above the burst has its own verdict and no retry time.
+    let rejected = charge(&limits, &alice, "/191");
+    assert_eq!((rejected.verdict(), violated(&rejected)), (Verdict::CostAboveBurst, vec!["orders"]));
+    assert_eq!(rejected.retry_after(), None);
     assert_eq!(remaining(&limits.peek(&alice)), [4, 1, 1]);
 }
 
-/// GCRA as the textbook has it.
+/// GCRA as in the textbook.
 #[derive(Clone)]
 struct Slow {
     interval: u64,
@@ -102,7 +104,7 @@ impl Slow {
 
 proptest! {
     #[test]
-    fn decisions_are_those_of_a_slow_model(
+    fn decisions_match_a_simple_model(
         quotas in prop::collection::vec((1..50_u64, 1..9_u32, any::<bool>()), 1..5),
         steps in prop::collection::vec((0..100_u64, 0..2_usize, prop::array::uniform4(0..6_u32)), 1..80),
     ) {
@@ -121,7 +123,7 @@ proptest! {
         let limits = limits.unwrap();
         let grants = ["a", "b"].map(|subject| grant_of(subject, None));
         let slow = |&(interval, burst, _): &(u64, u32, bool)| Slow { interval, burst: burst.into(), tat: 0 };
-        // By subject, and once more for what is shared.
+        // One model for each subject. Shared policies use the first.
         let mut models = [(); 2].map(|()| quotas.iter().map(slow).collect::<Vec<_>>());
 
         for (pause, who, costs) in steps {
@@ -138,7 +140,7 @@ proptest! {
             for at in (0..quotas.len()).filter(|_| all_fit) {
                 models[place(at)][at].charge(now, costs[at].into());
             }
-            // Those that all share come last.
+            // Shared policies come last.
             let order = (0..quotas.len()).filter(|at| !quotas[*at].2).chain((0..quotas.len()).filter(|at| quotas[*at].2));
             for (at, part) in order.zip(decision.parts()) {
                 prop_assert_eq!(part.is_admitted(), fits[at]);
@@ -148,16 +150,17 @@ proptest! {
         }
     }
 
-    /// Charges and refunds in any order: what is left is never more than if what was given back had never been charged.
+    /// Checks charges and refunds in any order: the refunded state never exceeds the state without the refunded
+    /// charges.
     #[test]
-    fn refunds_give_back_what_was_taken_at_most(
+    fn refunds_return_at_most_the_charge(
         steps in prop::collection::vec((0..3_000_u64, 1..5_u32, prop::option::of(0..30_usize)), 2..40),
     ) {
         let hands = Hands::default();
         let limits = hands.limits(Quota::per_second(1).with_burst(5)).with_refunds();
         let alice = grant_of("alice", None);
         let owed = || limits.peek(&alice).full_in();
-        // Time, units, and what can be given back of them.
+        // Time, units, and the decision that can be refunded.
         let mut charges: Vec<(u64, u32, Option<Decision>)> = Vec::new();
         for (pause, units, gives_back) in steps {
             hands.advance(Duration::from_millis(pause));
@@ -174,28 +177,28 @@ proptest! {
                     let Some((_, units, charge)) = charges.get_mut(which % count.max(1)) else { continue };
                     let Some(charge) = charge.take() else { continue };
                     now(charge.refund());
-                    prop_assert!(owed() + *units * SECOND >= before, "more than the charge");
+                    prop_assert!(owed() + *units * SECOND >= before, "refunded more than the charge");
                     let after = owed();
                     now(charge.refund());
-                    prop_assert_eq!(owed(), after, "given back twice");
+                    prop_assert_eq!(owed(), after, "refunded twice");
                 }
             }
             let kept = charges.iter().filter(|(_, _, charge)| charge.is_some());
             let tat = kept.fold(0, |tat: u64, (at, units, _)| tat.max(*at) + u64::from(*units) * 1_000_000_000);
             let without = Duration::from_nanos(tat.saturating_sub(hands.ns()));
-            prop_assert!(owed() >= without, "{:?} is owed, and {without:?} would be", owed());
+            prop_assert!(owed() >= without, "{:?} is owed; without the refunded charges {without:?} would be", owed());
         }
     }
 }
 
-/// Budgets in memory never wait.
+/// Completes a refund. Refunds in memory are immediate.
 fn now(refund: impl Future<Output = ()>) {
     use futures_util::FutureExt as _;
     refund.now_or_never().unwrap();
 }
 
 #[test]
-fn a_charge_that_is_owed_is_given_back_whole() {
+fn a_charge_still_in_debt_is_refunded_completely() {
     let hands = Hands::default();
     let limits = limits(&hands).with_refunds();
     let alice = grant_of("alice", None);
@@ -203,7 +206,7 @@ fn a_charge_that_is_owed_is_given_back_whole() {
     let second = charge(&limits, &alice, "/111");
     assert_eq!(remaining(&limits.peek(&alice)), [2, 1, 4]);
     hands.advance(SECOND);
-    // The second has paid one unit of the first charge.
+    // The second has refilled one unit of the first charge.
     assert_eq!(remaining(&limits.peek(&alice)), [3, 1, 5]);
     now(first.refund());
     assert_eq!(remaining(&limits.peek(&alice)), [4, 2, 7]);
@@ -211,19 +214,19 @@ fn a_charge_that_is_owed_is_given_back_whole() {
     now(second.refund());
     assert_eq!(remaining(&limits.peek(&alice)), [5, 3, 8]);
 
-    let refused = charge(&limits, &alice, "/141");
-    now(refused.refund());
+    let rejected = charge(&limits, &alice, "/141");
+    now(rejected.refund());
     assert_eq!(remaining(&limits.peek(&alice)), [5, 3, 8]);
 
-    // What was given back before it was charged is not its own.
+    // Earlier refunds do not count for a later charge.
     let third = charge(&limits, &alice, "/213");
     now(third.refund());
     assert_eq!(remaining(&limits.peek(&alice)), [5, 3, 8]);
 }
 
-/// What others were given back has to do with a budget that all share, and with no other.
+/// Checks that refunds of other subjects affect a shared bucket only.
 #[test]
-fn a_refund_counts_for_its_own_budget() {
+fn a_refund_affects_its_own_bucket_only() {
     let hands = Hands::default();
     let limits = || hands.limits(Quota::one_per(SECOND).with_burst(9)).with_refunds();
     let [alice, bob] = ["alice", "bob"].map(|subject| grant_of(subject, None));
@@ -237,14 +240,14 @@ fn a_refund_counts_for_its_own_budget() {
     let [of_alice, of_bob] = [(&alice, 3), (&bob, 2)].map(|(who, units)| shared.charge(who, Charge::Units(units)));
     now(of_alice.refund());
     hands.advance(SECOND);
-    // One unit of the two is paid off, and so they are one when two others come.
+    // One of the two units is refilled, so one unit is left when the next two are charged.
     assert_eq!(shared.charge(&alice, Charge::Units(2)).remaining(), 6);
     now(of_bob.refund());
     assert_eq!(shared.peek(&alice).remaining(), 7);
 }
 
 #[test]
-fn a_budget_that_was_full_meanwhile_gets_nothing_back() {
+fn a_bucket_refilled_in_the_meantime_gets_no_refund() {
     let hands = Hands::default();
     let limits = hands.limits(Quota::per_second(1).with_burst(5)).with_refunds();
     let alice = grant_of("alice", None);
@@ -258,7 +261,7 @@ fn a_budget_that_was_full_meanwhile_gets_nothing_back() {
 }
 
 #[test]
-fn a_change_of_plan_leaves_nothing_to_give_back() {
+fn a_plan_change_cancels_refunds() {
     let limits = Hands::default().limits(Quota::per_second(1).with_burst(5)).with_refunds();
     let old = limits.charge(&grant_of("alice", None), Charge::Units(2));
     let alice = grant_of("alice", Some(Quota::per_second(1).with_burst(9)));
@@ -268,9 +271,9 @@ fn a_change_of_plan_leaves_nothing_to_give_back() {
     assert_eq!(limits.peek(&grant_of("alice", None)).remaining(), 3);
 }
 
-/// All that was ever given back is more nanoseconds than there are numbers.
+/// Checks the refund counter: the sum of all refunds here exceeds `u64` nanoseconds.
 #[test]
-fn refunds_of_centuries_are_right() {
+fn refunds_above_64_bits_of_nanoseconds_are_exact() {
     let century = Duration::from_secs(100 * 365 * 86_400);
     let limits = Hands::default().limits(Quota::one_per(century)).with_refunds();
     let alice = grant_of("alice", None);
@@ -282,9 +285,9 @@ fn refunds_of_centuries_are_right() {
     assert_eq!(limits.peek(&alice).remaining(), 1);
 }
 
-/// A principal may charge as it goes, though the charge that let it go was one of several policies.
+/// Checks that a principal's `Drop` may charge the limiter, even when it runs within a charge of several policies.
 #[test]
-fn principals_are_dropped_when_no_turn_is_taken() {
+fn principals_are_dropped_without_a_turn_held() {
     struct Last(RateLimits, std::sync::mpsc::Sender<u32>);
     impl Drop for Last {
         fn drop(&mut self) {
@@ -294,18 +297,19 @@ fn principals_are_dropped_when_no_turn_is_taken() {
     }
     let limits = Hands::default().limits(Quota::one_per(SECOND).with_burst(9));
     let limits = limits.and("few", Quota::one_per(SECOND).with_burst(7)).unwrap();
-    let (told, left) = std::sync::mpsc::channel();
-    let replaced = Arc::new(Grant::new("alice", Last(limits.clone(), told)));
+    let (sender, left) = std::sync::mpsc::channel();
+    let replaced = Arc::new(Grant::new("alice", Last(limits.clone(), sender)));
     assert!(limits.charge(&CurrentGrant::new(Arc::clone(&replaced)), ONE).is_admitted());
     drop(replaced);
     thread::spawn(move || limits.charge(&grant_of("alice", None), ONE));
-    assert_eq!(left.recv_timeout(Duration::from_secs(30)), Ok(4), "the one before, the one that let it go, its own");
+    assert_eq!(left.recv_timeout(Duration::from_secs(30)), Ok(4), "the first charge, the replacing charge and the charge in `drop`");
 }
 
-/// Both tokens of a rotation: the account leaves the grant in which it stood, and what one policy refuses still costs the
-/// others nothing.
+/// Checks both tokens of a rotation: the bucket moves out of its grant, and a charge that one policy rejects still
+/// costs
+/// nothing in the others.
 #[test]
-fn what_is_given_back_finds_an_account_that_has_moved() {
+fn a_refund_finds_a_bucket_that_has_moved() {
     let hands = Hands::default();
     let limits = hands.limits(Quota::one_per(SECOND).with_burst(9)).with_cost(|head| digit(head, 0));
     let limits = limits.and("few", Quota::one_per(SECOND).with_burst(2)).unwrap().with_cost(|head| digit(head, 1));
@@ -315,24 +319,24 @@ fn what_is_given_back_finds_an_account_that_has_moved() {
     let first = charge(&limits, &old, "/11");
     assert!(charge(&limits, &new, "/11").is_admitted());
     for grant in [&old, &new, &old] {
-        let refused = charge(&limits, grant, "/31");
-        assert_eq!((violated(&refused), remaining(&refused)), (vec!["few"], vec![7, 0]));
+        let rejected = charge(&limits, grant, "/31");
+        assert_eq!((violated(&rejected), remaining(&rejected)), (vec!["few"], vec![7, 0]));
     }
     now(first.refund());
     assert_eq!(remaining(&limits.peek(&new)), [8, 1]);
 }
 
 #[test]
-fn nothing_can_be_given_back_unless_that_was_wanted() {
+fn refunds_do_nothing_unless_enabled() {
     let limits = Hands::default().limits(Quota::per_second(1).with_burst(5));
     let alice = grant_of("alice", None);
     now(limits.charge(&alice, ONE).refund());
     assert_eq!(limits.peek(&alice).remaining(), 4);
 }
 
-/// Two threads, of which each asks for what the other policy refuses as well.
+/// Checks two threads whose charges are rejected by different policies.
 #[test]
-fn two_threads_charge_all_or_none() {
+fn concurrent_charges_apply_to_all_policies_or_none() {
     for round in 0..20 {
         let limits = Hands::default()
             .limits(Quota::one_per(SECOND).with_burst(400))
@@ -348,18 +352,18 @@ fn two_threads_charge_all_or_none() {
             .unwrap()
             .with_cost(|head| digit(head, 3))
             .shared_by_all();
-        let spent: [AtomicU32; 4] = Default::default();
+        let charged: [AtomicU32; 4] = Default::default();
         let subjects = if round % 2 == 0 { ["alice"; 2] } else { ["alice", "bob"] };
         thread::scope(|scope| {
             for (subject, costs) in subjects.into_iter().zip([["/1211", "/2112"], ["/1121", "/2101"]]) {
-                let (limits, spent) = (&limits, &spent);
+                let (limits, charged) = (&limits, &charged);
                 scope.spawn(move || {
                     let grant = grant_of(subject, None);
                     for at in 0..600 {
                         let costs = costs[at % 2];
                         if charge(limits, &grant, costs).is_admitted() {
-                            for (spent, digit) in spent.iter().zip(costs[1..].bytes()) {
-                                spent.fetch_add(u32::from(digit - b'0'), Ordering::Relaxed);
+                            for (units, digit) in charged.iter().zip(costs[1..].bytes()) {
+                                units.fetch_add(u32::from(digit - b'0'), Ordering::Relaxed);
                             }
                         }
                     }
@@ -368,7 +372,7 @@ fn two_threads_charge_all_or_none() {
         });
         let grants = subjects.map(|subject| grant_of(subject, None));
         let states = grants.each_ref().map(|grant| remaining(&limits.peek(grant)));
-        let [first, second, all, all_too] = spent.map(AtomicU32::into_inner);
+        let [first, second, all, all_too] = charged.map(AtomicU32::into_inner);
         match subjects[0] == subjects[1] {
             true => assert_eq!(states[0], [400 - first, 300 - second, 500 - all, 450 - all_too]),
             false => {
@@ -377,7 +381,7 @@ fn two_threads_charge_all_or_none() {
                 assert_eq!(states[0][2..], [500 - all, 450 - all_too]);
             }
         }
-        // Nothing more fits: no refusal was for what another one gave back.
+        // All buckets are empty: no rejection was caused by a charge that was rolled back.
         for (grant, costs) in grants.iter().zip(["/1111", "/1111"]) {
             assert!(!charge(&limits, grant, costs).is_admitted());
         }
@@ -385,7 +389,7 @@ fn two_threads_charge_all_or_none() {
 }
 
 #[tokio::test]
-async fn a_gate_tells_all_policies_and_names_those_that_refuse() {
+async fn responses_advertise_all_policies_and_name_the_violated_ones() {
     let tokens = MemoryStore::from_iter([(TOKEN, Grant::new("alice", ()))]);
     let gate = AuthLayer::new(tokens).with_rate_limit(limits(&Hands::default()));
     let service = gate.layer(echo());
@@ -413,7 +417,7 @@ async fn a_gate_tells_all_policies_and_names_those_that_refuse() {
     assert_eq!(problem["type"], "https://iana.org/assignments/http-problem-types#quota-exceeded");
     assert_eq!(problem["violated-policies"], serde_json::json!(["default", "orders"]));
 
-    // Older dialects know one policy: that which leaves least.
+    // Older header formats report one policy: the one with the least remaining.
     let service = gate.with_rate_limit_headers(RateLimitHeaders::XDelta).layer(echo());
     let response = send(&service, request("/101")).await;
     assert_eq!(field(response.headers(), "x-ratelimit-limit"), Some("3"));
@@ -421,7 +425,7 @@ async fn a_gate_tells_all_policies_and_names_those_that_refuse() {
 }
 
 #[tokio::test]
-async fn the_policies_of_an_inner_layer_come_behind() {
+async fn policies_of_an_inner_layer_are_appended() {
     let tokens = MemoryStore::from_iter([(TOKEN, Grant::new("alice", ()))]);
     let hands = Hands::default();
     let gate = AuthLayer::new(tokens).with_rate_limit(limits(&hands));
@@ -438,24 +442,24 @@ async fn the_policies_of_an_inner_layer_come_behind() {
 }
 
 #[tokio::test]
-async fn what_a_handler_tells_in_one_field_comes_behind() {
+async fn rate_limit_fields_of_the_handler_are_appended() {
     let gate = AuthLayer::new(memory()).with_rate_limit(limits(&Hands::default()));
-    for told in ["ratelimit", "ratelimit-policy"] {
+    for own in ["ratelimit", "ratelimit-policy"] {
         let handler = echo().map_response(move |mut response: Response<Body>| {
-            response.headers_mut().insert(told, HeaderValue::from_static("\"own\";x=1"));
+            response.headers_mut().insert(own, HeaderValue::from_static("\"own\";x=1"));
             response
         });
         let response = send(&gate.layer(handler), with_token(TOKEN)).await;
         for name in ["ratelimit", "ratelimit-policy"] {
             let list = field(response.headers(), name).unwrap();
             assert!(list.starts_with(r#""default";"#), "{list}");
-            assert_eq!(list.ends_with(r#", "own";x=1"#), name == told, "{list}");
+            assert_eq!(list.ends_with(r#", "own";x=1"#), name == own, "{list}");
         }
     }
 }
 
 #[test]
-fn the_quota_of_a_grant_is_the_first_policys() {
+fn the_quota_of_a_grant_replaces_the_first_policy_only() {
     let limits = limits(&Hands::default());
     let rich = grant_of("rich", Some(Quota::per_minute(600).with_burst(50)));
     assert_eq!(remaining(&limits.peek(&rich)), [50, 3, 8]);
@@ -464,30 +468,30 @@ fn the_quota_of_a_grant_is_the_first_policys() {
 }
 
 #[test]
-fn what_all_share_they_share_with_strangers() {
+fn shared_policies_include_anonymous_requests() {
     use tollgate::Limiter as _;
     let limits = limits(&Hands::default());
-    let stranger = || limits.charge_anonymous(Charge::Units(3)).ready().unwrap();
-    assert_eq!(remaining(&stranger()), [5]);
+    let anonymous = || limits.charge_anonymous(Charge::Units(3)).ready().unwrap();
+    assert_eq!(remaining(&anonymous()), [5]);
     assert_eq!(remaining(&limits.peek(&grant_of("alice", None))), [5, 3, 5]);
-    assert!(stranger().is_admitted());
-    assert_eq!(violated(&stranger()), ["everything"]);
+    assert!(anonymous().is_admitted());
+    assert_eq!(violated(&anonymous()), ["everything"]);
 
     let limits = limits.with_anonymous(Quota::per_minute(1));
-    assert_eq!(stranger_names(&limits), ["everything"], "it is shared already");
+    assert_eq!(anonymous_names(&limits), ["everything"], "the shared policy applies already");
     let limits = RateLimits::new(Quota::per_minute(1)).with_anonymous(Quota::per_minute(2));
     let limits = limits.and("day", Quota::per_day(5)).unwrap().with_anonymous(Quota::per_day(3));
-    assert_eq!(stranger_names(&limits), ["anonymous", "day"]);
+    assert_eq!(anonymous_names(&limits), ["anonymous", "day"]);
 }
 
-fn stranger_names(limits: &RateLimits) -> Vec<String> {
+fn anonymous_names(limits: &RateLimits) -> Vec<String> {
     use tollgate::Limiter as _;
     let decision = limits.charge_anonymous(Charge::Units(0)).ready().unwrap();
     decision.parts().map(|part| part.policy().unwrap().name().to_owned()).collect()
 }
 
 #[test]
-fn clones_share_what_they_had_when_they_were_made() {
+fn clones_share_the_policies_they_were_cloned_with() {
     let first = Hands::default().limits(Quota::per_minute(10));
     let both = first.clone().and("day", Quota::per_day(20)).unwrap();
     let alice = grant_of("alice", None);
@@ -500,7 +504,7 @@ fn clones_share_what_they_had_when_they_were_made() {
 }
 
 #[test]
-fn names_are_checked_when_building() {
+fn invalid_and_duplicate_names_return_errors() {
     let limits = || RateLimits::new(Quota::per_minute(1));
     assert_eq!(limits().and("", Quota::per_day(1)).unwrap_err(), PolicyNameError::Form);
     assert_eq!(limits().and("default", Quota::per_day(1)).unwrap_err(), PolicyNameError::Taken);
@@ -510,21 +514,21 @@ fn names_are_checked_when_building() {
 }
 
 #[tokio::test]
-async fn a_policy_on_trial_decides_and_refuses_nobody() {
+async fn a_dry_run_decides_and_rejects_nothing() {
     let limits =
-        Hands::default().limits(Quota::per_minute(5)).and("trial", Quota::per_minute(2)).unwrap().with_dry_run();
+        Hands::default().limits(Quota::per_minute(5)).and("dry run", Quota::per_minute(2)).unwrap().with_dry_run();
     let alice = grant_of("alice", None);
-    for (left, with_dry_run) in [(4, 1), (3, 0), (2, 0), (1, 0)] {
+    for (left, dry_run) in [(4, 1), (3, 0), (2, 0), (1, 0)] {
         let decision = limits.charge(&alice, ONE);
         assert!(decision.is_admitted());
-        assert_eq!(remaining(&decision), [left, with_dry_run]);
+        assert_eq!(remaining(&decision), [left, dry_run]);
         assert_eq!(decision.would_be_rejected(), left < 3);
-        assert!(!decision.is_dry_run(), "the other policy is in earnest");
+        assert!(!decision.is_dry_run(), "the other policy is enforced");
     }
-    // In earnest, the one does not hide the other, and what it refuses is not charged on trial.
-    let refused = limits.charge(&alice, Charge::Units(2));
-    assert_eq!(violated(&refused), ["default"]);
-    assert!(!refused.would_be_rejected());
+    // An enforced rejection hides the dry run and charges nothing there.
+    let rejected = limits.charge(&alice, Charge::Units(2));
+    assert_eq!(violated(&rejected), ["default"]);
+    assert!(!rejected.would_be_rejected());
 
     let tokens = MemoryStore::from_iter([(TOKEN, Grant::new("alice", ()))]);
     let service = AuthLayer::new(tokens).with_rate_limit(limits).layer(echo());
@@ -538,11 +542,11 @@ async fn a_policy_on_trial_decides_and_refuses_nobody() {
         let response = send(&service, with_token(TOKEN)).await;
         assert_eq!((response.status(), field(response.headers(), "ratelimit")), (http::StatusCode::OK, None));
     }
-    assert!(alone.charge(&alice, Charge::Units(2)).into_result().is_ok(), "not even what can never fit");
+    assert!(alone.charge(&alice, Charge::Units(2)).into_result().is_ok(), "a dry run admits even a cost above the burst");
 }
 
 #[test]
-fn the_limit_is_near_from_the_fraction_on() {
+fn near_limit_starts_at_the_configured_percentage() {
     for (percent, burst, near_from) in [(80, 10, 8), (100, 10, 10), (101, 10, 10), (0, 10, 0), (75, 3, 3), (50, 3, 2)] {
         let limits = Hands::default().limits(Quota::per_minute(burst)).with_near_limit(percent);
         let alice = grant_of("alice", None);
@@ -560,35 +564,35 @@ fn the_limit_is_near_from_the_fraction_on() {
 }
 
 #[test]
-fn only_budgets_of_subjects_have_a_partition_key() {
+fn only_policies_by_subject_have_a_partition_key() {
     let limits = limits(&Hands::default()).with_partition_key(|subject| subject.as_str().into());
     let limits = limits.and("late", Quota::per_minute(1)).unwrap();
     let headers = RateLimitHeaders::default();
     let tokens = MemoryStore::from_iter([(TOKEN, Grant::new("alice", ()))]);
     let gate = AuthLayer::new(tokens).with_rate_limit_headers(headers);
-    let mut told = http::HeaderMap::new();
-    gate.advertise(&limits.charge(&grant_of("alice", None), ONE), &mut told);
+    let mut headers_out = http::HeaderMap::new();
+    gate.advertise(&limits.charge(&grant_of("alice", None), ONE), &mut headers_out);
     let keys: Vec<_> =
-        field(&told, "ratelimit").unwrap().split(", ").map(|item| item.contains(";pk=:YWxpY2U=:")).collect();
+        field(&headers_out, "ratelimit").unwrap().split(", ").map(|item| item.contains(";pk=:YWxpY2U=:")).collect();
     assert_eq!(keys, [true, true, true, false]);
 }
 
-/// The service's own code is called when no turn is held: it may ask the limiter.
+/// Checks that the partition-key closure may call the limiter: no lock is held meanwhile.
 #[test]
-fn a_partition_key_may_be_made_of_the_budget() {
+fn a_partition_key_closure_may_call_the_limiter() {
     let limits = Hands::default().limits(Quota::per_minute(5)).and("day", Quota::per_day(9)).unwrap();
-    let asked = limits.clone();
+    let inner = limits.clone();
     let limits = limits.with_partition_key(move |subject| {
-        let left = asked.peek(&grant_of(subject.as_str(), None)).remaining();
+        let left = inner.peek(&grant_of(subject.as_str(), None)).remaining();
         left.to_string().into()
     });
     let (done, ended) = std::sync::mpsc::channel();
     thread::spawn(move || done.send(limits.charge(&grant_of("alice", None), ONE).is_admitted()));
-    assert_eq!(ended.recv_timeout(Duration::from_secs(20)), Ok(true), "it waits for itself");
+    assert_eq!(ended.recv_timeout(Duration::from_secs(20)), Ok(true), "deadlock");
 }
 
 #[test]
-fn parts_are_flat_and_the_hardest_speaks() {
+fn combined_decisions_are_flat_and_report_the_strictest_part() {
     let policy = |name: &str| Policy::new(name, Quota::per_minute(9)).unwrap();
     let part = |name, verdict, left, wait| Decision::new(policy(name), verdict, left, wait, wait);
     let easy = part("easy", Verdict::Admitted, 5, SECOND);
@@ -596,16 +600,16 @@ fn parts_are_flat_and_the_hardest_speaks() {
     let over = part("over", Verdict::OverLimit, 0, 2 * SECOND);
     let longer = part("longer", Verdict::OverLimit, 0, 3 * SECOND);
     let never = part("never", Verdict::CostAboveBurst, 9, SECOND);
-    let trial = part("trial", Verdict::OverLimit, 0, 9 * SECOND).with_dry_run();
-    let speaker = |parts: &[&Decision]| {
+    let dry_run = part("dry run", Verdict::OverLimit, 0, 9 * SECOND).with_dry_run();
+    let reported = |parts: &[&Decision]| {
         let all = Decision::all_of(parts.iter().map(|&part| part.clone()));
         all.policy().unwrap().name().to_owned()
     };
-    assert_eq!(speaker(&[&easy, &tight]), "tight");
-    assert_eq!(speaker(&[&easy, &over, &tight, &longer]), "longer");
-    assert_eq!(speaker(&[&never, &longer]), "never");
-    assert_eq!(speaker(&[&trial, &easy]), "easy");
-    assert_eq!(speaker(&[&easy, &part("as easy", Verdict::Admitted, 5, SECOND)]), "easy");
+    assert_eq!(reported(&[&easy, &tight]), "tight");
+    assert_eq!(reported(&[&easy, &over, &tight, &longer]), "longer");
+    assert_eq!(reported(&[&never, &longer]), "never");
+    assert_eq!(reported(&[&dry_run, &easy]), "easy");
+    assert_eq!(reported(&[&easy, &part("as easy", Verdict::Admitted, 5, SECOND)]), "easy");
 
     let inner = Decision::all_of([easy.clone(), tight.clone()]);
     let outer = Decision::all_of([inner, Decision::unlimited(), over.clone()]);

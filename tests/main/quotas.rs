@@ -1,4 +1,4 @@
-//! Quotas and decisions at the ends of what numbers can be, against arithmetic that cannot overflow.
+//! Quotas and decisions at the bounds of their numbers, compared with arithmetic that cannot overflow.
 
 use std::panic::catch_unwind;
 use std::time::Duration;
@@ -10,7 +10,7 @@ use tollgate::{CurrentGrant, Grant, Quota, QuotaError, Verdict};
 use crate::kit::*;
 use crate::limits::{assert_bounded, grant_of};
 
-/// 146 years: what a quota takes to refill is less, and so is the time at which anything is decided.
+/// 146 years: the exclusive upper bound of refill times and of the clock.
 const MAX_SPAN_NS: u128 = 1 << 62;
 
 const YEAR_NS: u64 = 31_556_952_000_000_000;
@@ -22,7 +22,7 @@ fn numbers() -> impl Strategy<Value = u32> {
 fn durations() -> impl Strategy<Value = Duration> {
     let ns = |ns: u128| Duration::new((ns / 1_000_000_000) as u64, (ns % 1_000_000_000) as u32);
     let span = (-3..=3_i128).prop_map(move |by| ns(MAX_SPAN_NS.checked_add_signed(by).unwrap()));
-    // Where `u32::MAX` cells are about 146 years.
+    // `u32::MAX` cells of this length take about 146 years.
     let cell = (-3..=3_i64).prop_map(|by| Duration::from_nanos((1_u64 << 30).checked_add_signed(by).unwrap()));
     prop_oneof![
         (0..4_u64).prop_map(Duration::from_nanos),
@@ -36,7 +36,7 @@ fn durations() -> impl Strategy<Value = Duration> {
     ]
 }
 
-/// Any quota, those at the ends above all: one nanosecond, 146 years, `u32::MAX` cells.
+/// Returns any quota, with emphasis on the extremes: one nanosecond, 146 years, `u32::MAX` cells.
 fn extreme_quotas() -> impl Strategy<Value = Quota> {
     let intervals =
         prop_oneof![1..4_u64, Just((1 << 62) - 1), YEAR_NS..100 * YEAR_NS, 1..1_u64 << 62, 1..2_000_000_000_u64];
@@ -46,7 +46,7 @@ fn extreme_quotas() -> impl Strategy<Value = Quota> {
     })
 }
 
-/// What is wrong with a burst of cells that take this long each.
+/// Returns the error expected for a burst of cells of this length.
 fn wrong(interval_ns: u128, burst: u32) -> Option<QuotaError> {
     match () {
         () if burst == 0 => Some(QuotaError::Zero),
@@ -60,7 +60,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(2_048))]
 
     #[test]
-    fn a_rate_is_never_more_than_it_says(n in numbers(), period in durations()) {
+    fn a_rate_is_never_exceeded_by_rounding(n in numbers(), period in durations()) {
         let quota = Quota::try_per(n, period);
         let n_ns = u128::from(n.max(1));
         prop_assert_eq!(quota.err(), wrong(period.as_nanos().div_ceil(n_ns), n));
@@ -74,7 +74,7 @@ proptest! {
     }
 
     #[test]
-    fn no_window_has_more_than_at_most(n in numbers(), window in durations(), burst in numbers()) {
+    fn no_window_exceeds_at_most(n in numbers(), window in durations(), burst in numbers()) {
         let quota = Quota::try_at_most(n, window, burst);
         let expected = match () {
             () if n == 0 || burst == 0 => Some(QuotaError::Zero),
@@ -84,7 +84,7 @@ proptest! {
         prop_assert_eq!(quota.err(), expected);
         if let Ok(quota) = quota {
             prop_assert_eq!(quota.burst(), burst);
-            // The burst when the window begins, and one at each interval after that is less than a window away.
+            // The burst at the start of the window, and one at each later interval within the window.
             let inside = |interval: u128| u128::from(burst) + window.as_nanos().div_ceil(interval) - 1;
             let interval = quota.interval().as_nanos();
             prop_assert!(inside(interval) <= u128::from(n), "{} of {n}", inside(interval));
@@ -105,7 +105,7 @@ proptest! {
 
     #[test]
     #[cfg(feature = "serde")]
-    fn configuration_loses_nothing(quota in extreme_quotas(), n in numbers(), ns in any::<u64>(), burst in numbers()) {
+    fn serde_round_trips_are_lossless(quota in extreme_quotas(), n in numbers(), ns in any::<u64>(), burst in numbers()) {
         let text = serde_json::to_string(&quota).unwrap();
         prop_assert_eq!(serde_json::from_str::<Quota>(&text).unwrap(), quota);
         let read = |text: String| serde_json::from_str::<Quota>(&text).ok();
@@ -121,87 +121,87 @@ proptest! {
 }
 
 #[test]
-fn constructors_panic_exactly_where_their_twins_return_errors() {
+fn constructors_panic_exactly_where_try_variants_return_errors() {
     let second = Duration::from_secs(1);
     for n in [0, 1, 2, 3_600, u32::MAX - 1, u32::MAX] {
-        for (quota, twin) in [
+        for (quota, fallible) in [
             (catch_unwind(|| Quota::per_second(n)), Quota::try_per(n, second)),
             (catch_unwind(|| Quota::per_minute(n)), Quota::try_per(n, 60 * second)),
             (catch_unwind(|| Quota::per_hour(n)), Quota::try_per(n, 3_600 * second)),
             (catch_unwind(|| Quota::per_day(n)), Quota::try_per(n, 86_400 * second)),
             (catch_unwind(|| Quota::per_day(2).with_burst(n)), Quota::per_day(2).try_with_burst(n)),
         ] {
-            assert_eq!(quota.ok(), twin.ok(), "{n}");
+            assert_eq!(quota.ok(), fallible.ok(), "{n}");
         }
         for period in [Duration::ZERO, Duration::from_nanos(1), second, Duration::from_nanos(1 << 62), Duration::MAX] {
             assert_eq!(catch_unwind(|| Quota::one_per(period)).ok(), Quota::try_per(1, period).ok());
             for burst in [0, 1, n] {
-                let twin = Quota::try_at_most(n, period, burst);
-                assert_eq!(catch_unwind(|| Quota::at_most(n, period, burst)).ok(), twin.ok());
+                let fallible = Quota::try_at_most(n, period, burst);
+                assert_eq!(catch_unwind(|| Quota::at_most(n, period, burst)).ok(), fallible.ok());
             }
         }
     }
 }
 
-/// The whole of GCRA, in numbers of which none is too large.
-struct Bucket {
+/// A complete GCRA in `u128`, where no value overflows.
+struct ExactBucket {
     interval: u128,
     burst: u128,
     tat: u128,
 }
 
 #[derive(Debug, PartialEq)]
-struct Told {
+struct Reported {
     verdict: Verdict,
     remaining: u32,
     more_in: u128,
     full_in: u128,
 }
 
-impl Bucket {
+impl ExactBucket {
     fn of(quota: Quota) -> Self {
         Self { interval: quota.interval().as_nanos(), burst: quota.burst().into(), tat: 0 }
     }
 
-    fn check(&mut self, now: u128, cost: u32) -> Told {
+    fn check(&mut self, now: u128, cost: u32) -> Reported {
         let now = now.min(MAX_SPAN_NS - 1);
         let span = self.interval * self.burst;
         let owed = self.tat.saturating_sub(now);
         let price = self.interval * u128::from(cost);
         if price > span {
-            // Nothing is charged, and what is there is told.
-            return Told { verdict: Verdict::CostAboveBurst, ..self.check(now, 0) };
+            // Nothing is charged. The current state is reported.
+            return Reported { verdict: Verdict::CostAboveBurst, ..self.check(now, 0) };
         }
         if cost > 0 && owed + price > span {
             let more_in = owed + price - span;
-            return Told { verdict: Verdict::OverLimit, remaining: 0, more_in, full_in: owed };
+            return Reported { verdict: Verdict::OverLimit, remaining: 0, more_in, full_in: owed };
         }
         if cost > 0 {
             self.tat = self.tat.max(now) + price;
         }
         let owed = owed + price;
         let remaining = span.saturating_sub(owed) / self.interval;
-        // One unit more is there when so much is owed that the cells beside it fit.
+        // One more unit is available as soon as the debt leaves room for it.
         let more_in = owed.saturating_sub(span - self.interval * (remaining + 1).min(self.burst));
-        Told { verdict: Verdict::Admitted, remaining: u32::try_from(remaining).unwrap(), more_in, full_in: owed }
+        Reported { verdict: Verdict::Admitted, remaining: u32::try_from(remaining).unwrap(), more_in, full_in: owed }
     }
 }
 
-fn told(limits: &RateLimits, grant: &CurrentGrant, cost: u32) -> Told {
+fn report(limits: &RateLimits, grant: &CurrentGrant, cost: u32) -> Reported {
     let decision = limits.charge(grant, Charge::Units(cost));
     let waits = decision.verdict() == Verdict::OverLimit;
     assert_eq!(decision.retry_after(), waits.then_some(decision.more_in()));
     let (more_in, full_in) = (decision.more_in().as_nanos(), decision.full_in().as_nanos());
-    Told { verdict: decision.verdict(), remaining: decision.remaining(), more_in, full_in }
+    Reported { verdict: decision.verdict(), remaining: decision.remaining(), more_in, full_in }
 }
 
-/// Where the clock goes before a charge.
+/// How the clock moves before a charge.
 #[derive(Clone, Copy, Debug)]
 enum Turn {
     To(u64),
     By(u64),
     Back(u64),
-    /// By so many thousandths of an interval.
+    /// Forward by thousandths of an interval.
     Cells(u64),
 }
 
@@ -220,14 +220,14 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(1_024))]
 
     #[test]
-    fn every_decision_is_what_exact_arithmetic_says(
+    fn every_decision_matches_exact_arithmetic(
         quota in extreme_quotas(),
         steps in prop::collection::vec((turns(), 0..8_u32, any::<u32>()), 1..60),
     ) {
         let hands = Hands::default();
         let limits = hands.limits(quota);
         let grant = grant_of("s", None);
-        let mut bucket = Bucket::of(quota);
+        let mut bucket = ExactBucket::of(quota);
         let interval = u64::try_from(quota.interval().as_nanos()).unwrap();
         for (turn, which, any) in steps {
             hands.set_ns(match turn {
@@ -243,17 +243,17 @@ proptest! {
             let costs = [0, 1, 2, burst - 1, burst, burst.saturating_add(1), u32::MAX, any];
             let cost = costs[which as usize];
             let expected = bucket.check(hands.ns().into(), cost);
-            prop_assert_eq!(told(&limits, &grant, cost), expected, "{} at {}", cost, hands.ns());
+            prop_assert_eq!(report(&limits, &grant, cost), expected, "{} at {}", cost, hands.ns());
         }
     }
 
     #[test]
-    fn no_change_between_extreme_plans_hands_out_a_fresh_burst(
+    fn changes_between_extreme_plans_grant_no_fresh_burst(
         most in numbers(),
         parts in prop::collection::vec((numbers(), any::<u64>(), any::<bool>()), 2..4),
         steps in prop::collection::vec((0..3_usize, 0..3_000_u64, numbers()), 1..60),
     ) {
-        // Any debt of any plan takes less than 146 years under any other; what a cell cannot hold is cut.
+        // Any debt of any plan takes less than 146 years under any other plan. Longer debts would be cut.
         let most = most.max(1);
         let longest = u64::try_from((MAX_SPAN_NS - 1) / u128::from(most)).unwrap();
         let plans: Vec<_> = parts
@@ -283,8 +283,8 @@ proptest! {
 }
 
 #[test]
-fn no_cost_is_so_large_that_it_is_small() {
-    // 2^33 ns times 2^31 units is 2^64 ns, which would be 0.
+fn large_costs_do_not_overflow() {
+    // 2^33 ns times 2^31 units is 2^64 ns, which wraps to 0.
     let limits = Hands::default().limits(Quota::one_per(Duration::from_nanos(1 << 33)));
     let grant = grant_of("s", None);
     for cost in [(1 << 31) + 1, u32::MAX] {
@@ -294,7 +294,7 @@ fn no_cost_is_so_large_that_it_is_small() {
 }
 
 #[test]
-fn after_the_end_of_time_budgets_stand_still() {
+fn buckets_do_not_refill_after_the_maximum_time() {
     let limits = RateLimits::new(Quota::per_second(2)).with_clock(|| Duration::MAX);
     let grant = CurrentGrant::new(Grant::new("s", ()));
     let admitted = (0..10).filter(|_| limits.charge(&grant, ONE).is_admitted()).count();
@@ -302,7 +302,7 @@ fn after_the_end_of_time_budgets_stand_still() {
 }
 
 #[test]
-fn who_owes_more_than_the_burst_is_told_when_a_unit_is_there() {
+fn a_debt_above_the_burst_reports_when_one_unit_is_available() {
     let (large, small) = (Quota::per_minute(60).with_burst(100), Quota::per_minute(60).with_burst(10));
     let limits = Hands::default().limits(large);
     assert!(limits.charge(&grant_of("s", Some(large)), Charge::Units(100)).is_admitted());

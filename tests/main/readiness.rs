@@ -1,4 +1,4 @@
-//! `poll_ready` is a promise to one instance: the one that was made ready is the one that is called.
+//! `poll_ready` applies to one service instance: the gate calls the instance that it made ready.
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -14,7 +14,7 @@ use tower_test::mock;
 
 use crate::kit::*;
 
-/// Panics if it is called without having been made ready, as `tower` allows services to do. A clone is not ready.
+/// Panics if it is called without being ready, as `tower` permits. A clone is not ready.
 struct Strict {
     ready: bool,
     made_ready: Arc<AtomicUsize>,
@@ -59,20 +59,20 @@ macro_rules! in_both_branches {
 }
 
 #[tokio::test]
-async fn the_instance_that_was_made_ready_is_called() {
+async fn the_ready_instance_is_called() {
     in_both_branches!(|layer| {
         let made_ready = Arc::new(AtomicUsize::new(0));
         let mut service = layer.layer(Strict { ready: false, made_ready: Arc::clone(&made_ready) });
         for round in 1..=10 {
             let response = service.ready().await.unwrap().call(with_token(TOKEN)).await.unwrap();
             assert_eq!(response.status(), 200);
-            assert_eq!(made_ready.load(Ordering::SeqCst), round, "each request is prepared for once");
+            assert_eq!(made_ready.load(Ordering::SeqCst), round, "one `poll_ready` for each request");
         }
-        // A refusal leaves the instance ready, so that the next request needs no preparation.
+        // A rejection leaves the instance ready: the next request needs no `poll_ready` of the inner service.
         service.ready().await.unwrap().call(get()).await.unwrap();
         service.ready().await.unwrap().call(get()).await.unwrap();
         assert_eq!(made_ready.load(Ordering::SeqCst), 11);
-        // Two requests under way at once.
+        // Two requests at the same time.
         let first = service.ready().await.unwrap().call(with_token(TOKEN));
         let second = service.ready().await.unwrap().call(with_token(TOKEN));
         let (second, first) = (second.await.unwrap(), first.await.unwrap());
@@ -81,7 +81,7 @@ async fn the_instance_that_was_made_ready_is_called() {
 }
 
 #[tokio::test]
-async fn towers_mock_sees_one_permit_a_request() {
+async fn a_request_uses_one_permit() {
     in_both_branches!(|layer| {
         let (mock, mut handle) = mock::pair::<Request<Body>, Response<Body>>();
         handle.allow(1);
@@ -90,21 +90,20 @@ async fn towers_mock_sees_one_permit_a_request() {
         let (_, reply) = handle.next_request().await.unwrap();
         reply.send_response(Response::new(Body::default()));
         assert_eq!(answer.await.unwrap().unwrap().status(), 200);
-        // The only permit is used up.
-        let mut next = tokio_test_poll_ready(&mut service);
+        let mut next = poll_ready(&mut service);
         assert!(next.is_pending());
         handle.allow(1);
-        next = tokio_test_poll_ready(&mut service);
+        next = poll_ready(&mut service);
         assert!(next.is_ready());
     });
 }
 
-fn tokio_test_poll_ready<S: Service<Request<Body>>>(service: &mut S) -> Poll<Result<(), S::Error>> {
+fn poll_ready<S: Service<Request<Body>>>(service: &mut S) -> Poll<Result<(), S::Error>> {
     service.poll_ready(&mut Context::from_waker(std::task::Waker::noop()))
 }
 
 #[tokio::test]
-async fn above_buffer_and_concurrency_limit() {
+async fn works_above_buffer_and_concurrency_limit() {
     in_both_branches!(|layer| {
         let inner = ServiceBuilder::new().buffer(4).concurrency_limit(1).service(echo());
         let service = ServiceBuilder::new().layer(layer).service(inner);
@@ -113,7 +112,7 @@ async fn above_buffer_and_concurrency_limit() {
 }
 
 #[tokio::test]
-async fn above_concurrency_limit_alone_with_refusals_between() {
+async fn rejections_above_a_concurrency_limit_release_permits() {
     in_both_branches!(|layer| {
         let service = layer.layer(ServiceBuilder::new().concurrency_limit(2).service(echo()));
         let third = |i| if i % 3 == 0 { (with_token("unknown"), 401) } else { (with_token(TOKEN), 200) };
@@ -122,7 +121,7 @@ async fn above_concurrency_limit_alone_with_refusals_between() {
 }
 
 #[tokio::test]
-async fn below_buffer_and_concurrency_limit() {
+async fn works_below_buffer_and_concurrency_limit() {
     in_both_branches!(|layer| {
         let service = ServiceBuilder::new().buffer(4).concurrency_limit(1).layer(layer).service(echo());
         all_at_once(&service, (0..50).map(|_| (with_token(TOKEN), 200))).await;
@@ -130,7 +129,7 @@ async fn below_buffer_and_concurrency_limit() {
 }
 
 #[tokio::test]
-async fn load_shed_above_and_below() {
+async fn works_above_and_below_load_shed() {
     in_both_branches!(|layer| {
         let above = ServiceBuilder::new().load_shed().layer(layer.clone()).concurrency_limit(1).service(echo());
         assert_eq!(above.oneshot(with_token(TOKEN)).await.unwrap().status(), 200);
@@ -138,7 +137,7 @@ async fn load_shed_above_and_below() {
         let below = layer.layer(ServiceBuilder::new().load_shed().concurrency_limit(1).service(echo()));
         let mut service = below.clone();
         assert_eq!(service.ready().await.unwrap().call(with_token(TOKEN)).await.unwrap().status(), 200);
-        // With the only permit taken the request is shed, by the inner service's own error.
+        // Without a permit the request is shed, with the inner service's own error.
         let (never, mut handle) = mock::pair::<Request<Body>, Response<Body>>();
         handle.allow(0);
         let shedding = layer.layer(ServiceBuilder::new().load_shed().service(never));
@@ -148,7 +147,7 @@ async fn load_shed_above_and_below() {
 }
 
 #[tokio::test]
-async fn behind_boxes() {
+async fn works_in_boxed_services() {
     in_both_branches!(|layer| {
         let service: tower::util::BoxCloneSyncService<Request<Body>, Response<Body>, Infallible> =
             tower::util::BoxCloneSyncService::new(layer.layer(echo()));

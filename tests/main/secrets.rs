@@ -1,4 +1,4 @@
-//! Nothing that can be printed holds a token.
+//! No printed text contains a token.
 
 use std::fmt::{Debug, Write as _};
 use std::io;
@@ -20,9 +20,9 @@ use tower::{Layer, Service};
 
 use crate::kit::*;
 
-const PEPPER: &str = "pepper-that-no-store-ever-gets-to-see";
+const PEPPER: &str = "pepper-that-is-never-stored-anywhere";
 
-/// Everything that was printed, searched for the token in the forms in which it could stand there.
+/// All printed text, searched for the token in every encoding that could occur.
 #[derive(Default)]
 struct Printed(String);
 
@@ -61,11 +61,11 @@ impl Printed {
         for secret in [TOKEN, &TOKEN[3..], &hex, &base64url, bytes, digest_bytes] {
             assert!(!self.0.contains(secret), "the token was printed:\n{}", self.0);
         }
-        assert!(self.0.len() > 4_000, "hardly anything was printed");
+        assert!(self.0.len() > 4_000, "too little was printed");
     }
 }
 
-/// A minted token is not one that a test can choose, so that it is searched for by itself.
+/// Checks minted tokens separately, because a test cannot choose them.
 #[test]
 fn no_minted_token_is_printed() {
     let secret = TokenFormat::new("tg").unwrap().mint().unwrap();
@@ -77,7 +77,7 @@ fn no_minted_token_is_printed() {
 async fn no_public_type_prints_a_token() {
     let mut printed = Printed::default();
 
-    // Words.
+    // Model types.
     let token = BearerToken::new(TOKEN);
     printed.debug(&token);
     printed.debug(token.digest());
@@ -90,18 +90,17 @@ async fn no_public_type_prints_a_token() {
     printed.debug(&Answer::<std::future::Ready<&str>>::Ready(TOKEN));
     printed.debug(&Answer::Pending(std::future::ready(TOKEN)));
 
-    // Extract: what is malformed is no less of a secret.
+    // Extraction: a malformed token is a secret too.
     for value in
         [format!("Bearer {TOKEN}"), format!("Bearer {TOKEN} {TOKEN}"), format!("Bearer {TOKEN}, Bearer {TOKEN}")]
     {
         let mut request = get();
         request.headers_mut().insert("authorization", value.parse().unwrap());
-        let presented = authorization(request.headers(), TokenSyntax::default());
-        assert!(!matches!(presented, Extracted::Nothing));
-        printed.debug(&presented);
+        let extracted = authorization(request.headers(), TokenSyntax::default());
+        assert!(!matches!(extracted, Extracted::Nothing));
+        printed.debug(&extracted);
     }
 
-    // Stores and limits.
     let store = MemoryStore::from_iter([(TOKEN, grant.clone())]);
     printed.debug(&store);
     printed.debug(&BoxStore::new(store.clone()));
@@ -127,14 +126,14 @@ async fn no_public_type_prints_a_token() {
     printed.debug(&limits.charge(&current, ONE));
     printed.debug(&Policy::new("p", Quota::per_minute(60)).unwrap());
     printed.debug(&FailureThrottle::new(Quota::per_minute(60), |_| Some(TOKEN)));
-    // As doors and cost functions see it: nothing is marked, and the target holds a token too.
+    // As token locations and cost functions see it: no field is marked, and the target holds a token too.
     let mut unmarked = with_token(TOKEN);
     unmarked.headers_mut().insert("x-api-key", TOKEN.parse().unwrap());
     *unmarked.uri_mut() = format!("/path?access_token={TOKEN}").parse().unwrap();
     printed.debug(&RequestHead::of(&unmarked));
     printed.debug(&Charge::Request(&RequestHead::of(&unmarked)));
 
-    // The gate, its services and futures, and all of its answers.
+    // The gate, its services and futures, and all of its responses.
     let failing = from_fn(|_| async { Err::<Option<Grant<()>>, _>(io::Error::other("connection refused")) });
     printed.debug(&failing.lookup(&token));
     let layer = AuthLayer::new(store).with_rate_limit(limits);
@@ -178,10 +177,10 @@ async fn no_public_type_prints_a_token() {
     let silent = AuthLayer::with_timeout(silent, Duration::from_secs(1)).layer(seen());
     printed.answer(send(&silent, with_token(TOKEN)).await).await;
 
-    // Bodies, before and after somebody has read them.
-    let doors = BodyTokens::with_timeout(Duration::from_secs(1)).with_json("key").unwrap();
-    printed.debug(&doors);
-    let bodies = AuthLayer::new(MemoryStore::from_iter([(TOKEN, grant)])).with_body_tokens(doors);
+    // Bodies, before and after reading.
+    let body_tokens = BodyTokens::with_timeout(Duration::from_secs(1)).with_json("key").unwrap();
+    printed.debug(&body_tokens);
+    let bodies = AuthLayer::new(MemoryStore::from_iter([(TOKEN, grant)])).with_body_tokens(body_tokens);
     printed.debug(&bodies);
     let mut bodies = bodies.layer(tower::service_fn(|request: Request<ReplayBody<Body>>| async move {
         let printed = format!("{request:?}\n{request:#?}");
@@ -196,10 +195,10 @@ async fn no_public_type_prints_a_token() {
         printed.debug(&bodies.call(request()));
         printed.answer(send(&bodies, request()).await).await;
     }
-    let names = doors_that_do_not_open();
+    let names = invalid_locations();
     names.iter().for_each(|error| printed.error(error));
 
-    // Refusals by hand.
+    // Rejections created by the service.
     let rejection = Rejection::insufficient_scope(Scopes::new(["trade"]).unwrap());
     printed.answer(ProblemDetails.reject(rejection.clone())).await;
     printed.answer(EmptyBody.reject(rejection)).await;
@@ -209,14 +208,14 @@ async fn no_public_type_prints_a_token() {
     printed.assert_clean();
 }
 
-fn doors_that_do_not_open() -> [TokenLocationError; 3] {
+fn invalid_locations() -> [TokenLocationError; 3] {
     let gate = || AuthLayer::new(memory());
     let twice = gate().with_discouraged_query_token("a").unwrap().with_discouraged_query_token("b");
     let used = gate().with_api_key_header(http::header::AUTHORIZATION);
     [gate().with_websocket_token("a b"), twice, used].map(|opened| opened.map(drop).unwrap_err())
 }
 
-/// A handler that prints all it sees of the request, as logging middleware does.
+/// A handler that prints the whole request, as logging middleware does.
 fn seen()
 -> impl Service<Request<Body>, Response = Response<Body>, Error = std::convert::Infallible, Future: Send + 'static> + Clone
 {

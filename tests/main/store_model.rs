@@ -1,4 +1,4 @@
-//! The store in memory against a map, and under threads against what may not be lost.
+//! The memory store compared with a map, and under threads: no grant is lost or duplicated.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -12,7 +12,7 @@ use tollgate::{BearerToken, Grant, GrantId, MemoryStore, Subject, TokenStore};
 const HOUR: Duration = Duration::from_secs(3_600);
 
 #[derive(Clone, Debug)]
-enum Invalidation {
+enum Change {
     Insert(u8, u8),
     Replace(u8, u8),
     Revoke(u8),
@@ -24,18 +24,18 @@ enum Invalidation {
 
 const TOKENS: u8 = 12;
 
-fn changes() -> impl Strategy<Value = Invalidation> {
+fn changes() -> impl Strategy<Value = Change> {
     let token = || 0..TOKENS;
     let grant = || 0..8_u8;
     let graces = vec![Duration::ZERO, HOUR, Duration::MAX];
     prop_oneof![
-        3 => (token(), grant()).prop_map(|(token, grant)| Invalidation::Insert(token, grant)),
-        3 => (token(), grant()).prop_map(|(token, grant)| Invalidation::Replace(token, grant)),
-        2 => token().prop_map(Invalidation::Revoke),
-        1 => grant().prop_map(Invalidation::RevokeGrant),
-        1 => (0..4_u8).prop_map(Invalidation::RevokeSubject),
-        3 => (token(), token(), prop::sample::select(graces)).prop_map(|(old, new, grace)| Invalidation::Rotate(old, new, grace)),
-        1 => prop::collection::vec((token(), grant()), 0..6).prop_map(Invalidation::ReplaceAll),
+        3 => (token(), grant()).prop_map(|(token, grant)| Change::Insert(token, grant)),
+        3 => (token(), grant()).prop_map(|(token, grant)| Change::Replace(token, grant)),
+        2 => token().prop_map(Change::Revoke),
+        1 => grant().prop_map(Change::RevokeGrant),
+        1 => (0..4_u8).prop_map(Change::RevokeSubject),
+        3 => (token(), token(), prop::sample::select(graces)).prop_map(|(old, new, grace)| Change::Rotate(old, new, grace)),
+        1 => prop::collection::vec((token(), grant()), 0..6).prop_map(Change::ReplaceAll),
     ]
 }
 
@@ -47,7 +47,7 @@ fn subject(grant: u8) -> String {
     format!("subject-{}", grant % 3)
 }
 
-/// Half of the grants end by themselves, some of them before any grace does.
+/// Returns the expiry of a grant. Half of the grants expire, some of them before any grace period ends.
 fn expiry(grant: u8, now: SystemTime) -> Option<SystemTime> {
     [None, Some(now + HOUR / 2), None, Some(now + 2 * HOUR)][usize::from(grant % 4)]
 }
@@ -60,23 +60,23 @@ fn grant(id: u8, now: SystemTime) -> Grant<u8> {
     }
 }
 
-/// A token's grant, and when it ends.
+/// A token's grant and its expiry.
 #[derive(Clone, Debug)]
 struct Entry {
     id: u8,
     ends: Option<SystemTime>,
-    /// Rotated away, in its grace.
-    outgoing: bool,
+    /// Rotated, in its grace period.
+    rotated: bool,
 }
 
 impl Entry {
     fn of(id: u8, now: SystemTime) -> Self {
-        Self { id, ends: expiry(id, now), outgoing: false }
+        Self { id, ends: expiry(id, now), rotated: false }
     }
 
     fn matches(&self, found: &Grant<u8>) -> bool {
         let named = found.id().as_str() == format!("grant-{}", self.id) && found.subject().as_str() == subject(self.id);
-        let lasting = (found.expires_at(), found.is_rotated()) == (self.ends, self.outgoing);
+        let lasting = (found.expires_at(), found.is_rotated()) == (self.ends, self.rotated);
         named && lasting && *found.principal() == self.id
     }
 }
@@ -85,49 +85,49 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(512))]
 
     #[test]
-    fn a_store_is_a_map(all in prop::collection::vec(changes(), 0..60)) {
+    fn a_memory_store_behaves_like_a_map(all in prop::collection::vec(changes(), 0..60)) {
         let now = SystemTime::now();
         let store = MemoryStore::new();
         let mut model: BTreeMap<u8, Entry> = BTreeMap::new();
         for change in all {
             match change {
-                Invalidation::Insert(token, id) => {
+                Change::Insert(token, id) => {
                     match store.insert(name(token), grant(id, now)) {
                         Ok(()) => prop_assert!(!model.contains_key(&token)),
                         Err(occupied) => {
                             prop_assert!(model.contains_key(&token));
-                            prop_assert!(Entry::of(id, now).matches(&occupied.0), "the grant comes back");
+                            prop_assert!(Entry::of(id, now).matches(&occupied.0), "the grant is returned");
                         }
                     }
                     model.entry(token).or_insert(Entry::of(id, now));
                 }
-                Invalidation::Replace(token, id) => {
+                Change::Replace(token, id) => {
                     let (old, expected) = (store.replace(name(token), grant(id, now)), model.insert(token, Entry::of(id, now)));
                     prop_assert_eq!(old.is_some(), expected.is_some());
                     prop_assert!(old.is_none_or(|old| expected.is_some_and(|expected| expected.matches(&old))));
                 }
-                Invalidation::Revoke(token) => {
+                Change::Revoke(token) => {
                     let (old, expected) = (store.revoke(name(token)), model.remove(&token));
                     prop_assert_eq!(old.is_some(), expected.is_some());
                     prop_assert!(old.is_none_or(|old| expected.is_some_and(|expected| expected.matches(&old))));
                 }
-                Invalidation::RevokeGrant(id) => {
+                Change::RevokeGrant(id) => {
                     let before = model.len();
                     model.retain(|_, own| own.id != id);
                     prop_assert_eq!(store.revoke_grant(&GrantId::from(format!("grant-{id}"))), before - model.len());
                 }
-                Invalidation::RevokeSubject(of) => {
+                Change::RevokeSubject(of) => {
                     let of = format!("subject-{of}");
                     let before = model.len();
                     model.retain(|_, own| subject(own.id) != of);
                     prop_assert_eq!(store.revoke_subject(&Subject::from(of)), before - model.len());
                 }
-                Invalidation::Rotate(old, new, grace) => {
+                Change::Rotate(old, new, grace) => {
                     let rotated = store.rotate_at(name(old), name(new), grace, now);
-                    let Some(entry) = model.get(&old).filter(|entry| !entry.outgoing && !model.contains_key(&new)) else {
+                    let Some(entry) = model.get(&old).filter(|entry| !entry.rotated && !model.contains_key(&new)) else {
                         prop_assert_eq!(rotated.unwrap_err(), match model.get(&old) {
                             None => RotateError::NotFound,
-                            Some(entry) if entry.outgoing => RotateError::Outgoing,
+                            Some(entry) if entry.rotated => RotateError::Outgoing,
                             Some(_) => RotateError::Occupied,
                         });
                         continue;
@@ -137,11 +137,11 @@ proptest! {
                     model.remove(&old);
                     if !grace.is_zero() {
                         let ends = [entry.ends, now.checked_add(grace)].into_iter().flatten().min();
-                        model.insert(old, Entry { ends, outgoing: true, ..entry });
+                        model.insert(old, Entry { ends, rotated: true, ..entry });
                     }
                     model.insert(new, entry);
                 }
-                Invalidation::ReplaceAll(grants) => {
+                Change::ReplaceAll(grants) => {
                     store.replace_all(grants.iter().map(|&(token, id)| (name(token), grant(id, now))));
                     model = grants.into_iter().map(|(token, id)| (token, Entry::of(id, now))).collect();
                 }
@@ -165,7 +165,7 @@ proptest! {
     }
 }
 
-/// Numbers that differ from thread to thread and are the same in every run.
+/// Pseudo-random numbers, different for each thread and the same in every run.
 struct Numbers(u64);
 
 impl Numbers {
@@ -177,19 +177,19 @@ impl Numbers {
     }
 }
 
-/// What one thread put into the store, and what came back to it.
+/// The grants that one thread inserted, and those that came back.
 #[derive(Default)]
 struct Ledger {
-    put: Vec<u64>,
-    back: Vec<u64>,
+    inserted: Vec<u64>,
+    returned: Vec<u64>,
 }
 
-/// Few tokens for four threads, so that they meet.
+/// Few tokens for four threads, so that they collide.
 const SHARED: u64 = 2;
 
 const STEPS: usize = 20_000;
 
-/// Changes tokens that all threads share, and some of its own.
+/// Changes tokens that all threads share, and some of this thread's own.
 fn work(store: &MemoryStore<u64>, next: &AtomicU64, thread: u64) -> Ledger {
     let mut ledger = Ledger::default();
     let mut numbers = Numbers(0x9e37_79b9_7f4a_7c15 ^ (thread + 1));
@@ -200,21 +200,21 @@ fn work(store: &MemoryStore<u64>, next: &AtomicU64, thread: u64) -> Ledger {
         let grant = || Grant::new(id.to_string(), id);
         match numbers.below(8) {
             0..=2 => {
-                ledger.put.push(id);
-                ledger.back.extend(store.insert(shared, grant()).err().map(|occupied| *occupied.0.principal()));
+                ledger.inserted.push(id);
+                ledger.returned.extend(store.insert(shared, grant()).err().map(|occupied| *occupied.0.principal()));
             }
             3 | 4 => {
-                ledger.put.push(id);
-                ledger.back.extend(store.replace(shared, grant()).map(|old| *old.principal()));
+                ledger.inserted.push(id);
+                ledger.returned.extend(store.replace(shared, grant()).map(|old| *old.principal()));
             }
-            5 => ledger.back.extend(store.revoke(shared).map(|old| *old.principal())),
+            5 => ledger.returned.extend(store.revoke(shared).map(|old| *old.principal())),
             6 => {
-                // To a token that nobody else knows, from which it may be taken again.
+                // To a token that no other thread knows, from which it is revoked later.
                 let moved = format!("moved-{thread}-{step}");
                 if let Ok(grant) = store.rotate(shared, moved.clone(), Duration::ZERO) {
                     assert_eq!(store.get(moved.clone()).map(|found| *found.principal()), Some(*grant.principal()));
                     if step % 16 != 0 {
-                        ledger.back.extend(store.revoke(moved).map(|old| *old.principal()));
+                        ledger.returned.extend(store.revoke(moved).map(|old| *old.principal()));
                     }
                 }
             }
@@ -228,7 +228,7 @@ fn work(store: &MemoryStore<u64>, next: &AtomicU64, thread: u64) -> Ledger {
                     0 => store.revoke_subject(&own),
                     _ => store.revoke_grant(&GrantId::from(own.as_str())),
                 };
-                assert_eq!(gone, 3, "all of its own, and nobody else's");
+                assert_eq!(gone, 3, "all of its own grants and no others");
                 assert!((0..3).all(|n| store.get(mine(n)).is_none()));
             }
         }
@@ -237,19 +237,19 @@ fn work(store: &MemoryStore<u64>, next: &AtomicU64, thread: u64) -> Ledger {
 }
 
 #[test]
-fn threads_lose_nothing_and_double_nothing() {
+fn concurrent_changes_lose_and_duplicate_no_grant() {
     let store = MemoryStore::from_iter([("anchor", Grant::new("anchor", u64::MAX))]);
     let (next, done) = (AtomicU64::new(0), AtomicBool::new(false));
     let ledgers: Vec<Ledger> = thread::scope(|scope| {
         let reader = scope.spawn(|| {
             while !done.load(Ordering::SeqCst) {
-                assert!(store.get("anchor").is_some(), "what nobody touches is always there");
+                assert!(store.get("anchor").is_some(), "an untouched token is always present");
                 for shared in 0..SHARED {
                     if let Some(found) = store.get(format!("shared-{shared}")) {
-                        assert_eq!(found.id().as_str(), found.principal().to_string(), "whole grants only");
+                        assert_eq!(found.id().as_str(), found.principal().to_string(), "grants are never mixed");
                     }
                 }
-                // Of its own tokens each thread has three at most.
+                // Each thread has at most three own tokens.
                 assert!(store.grants().len() <= 1 + SHARED as usize + 4 * (3 + 1 + STEPS / 16));
             }
         });
@@ -261,12 +261,12 @@ fn threads_lose_nothing_and_double_nothing() {
         reader.join().unwrap();
         ledgers.unwrap()
     });
-    let mut put: Vec<u64> = ledgers.iter().flat_map(|ledger| ledger.put.iter().copied()).collect();
-    let mut found: Vec<u64> = ledgers.iter().flat_map(|ledger| ledger.back.iter().copied()).collect();
+    let mut inserted: Vec<u64> = ledgers.iter().flat_map(|ledger| ledger.inserted.iter().copied()).collect();
+    let mut found: Vec<u64> = ledgers.iter().flat_map(|ledger| ledger.returned.iter().copied()).collect();
     found.extend(store.grants().iter().map(|grant| *grant.principal()).filter(|id| *id != u64::MAX));
-    put.sort_unstable();
+    inserted.sort_unstable();
     found.sort_unstable();
-    assert!(put.len() > 5_000, "hardly anything was done");
-    assert_eq!(put, found, "every grant came back once or is in the store once");
+    assert!(inserted.len() > 5_000, "too few operations");
+    assert_eq!(inserted, found, "every grant was returned once or is in the store once");
     assert_eq!(store.len(), store.grants().len());
 }

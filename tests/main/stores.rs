@@ -1,4 +1,4 @@
-//! Stores, by the contract and by their own promises.
+//! Stores: the store contract and each store's own guarantees.
 
 use std::convert::Infallible;
 use std::io;
@@ -30,7 +30,7 @@ async fn check<T: TokenStore + std::fmt::Debug>(store: T) {
 }
 
 #[tokio::test]
-async fn every_store_keeps_the_contract() {
+async fn every_store_fulfils_the_contract() {
     check(filled()).await;
     check(Arc::new(filled())).await;
     check(BoxStore::new(filled())).await;
@@ -51,7 +51,7 @@ fn waiting() -> impl TokenStore<Principal = User> {
     })
 }
 
-/// Closures have no `Debug`; the contract looks at it.
+/// Implements `Debug` for closures, which the contract requires.
 struct Named<T>(T);
 
 impl<T> std::fmt::Debug for Named<T> {
@@ -71,15 +71,15 @@ impl<T: TokenStore> TokenStore for Named<T> {
 }
 
 #[tokio::test]
-async fn a_store_that_is_down_says_so() {
+async fn a_failing_store_returns_an_error() {
     let down = from_fn(|_| async { Err::<Option<Grant<()>>, _>(io::Error::other("connection refused")) });
     Contract::new(Named(down)).knows(TOKEN, "alice").check_outage().await;
-    let boxed = BoxStore::new(from_fn(|_| async { Err::<Option<Grant<()>>, _>("a boxed error is an error too") }));
+    let boxed = BoxStore::new(from_fn(|_| async { Err::<Option<Grant<()>>, _>("a boxed error") }));
     Contract::new(boxed).knows(TOKEN, "alice").check_outage().await;
 }
 
 mod broken {
-    //! The contract has to find these.
+    //! The contract must detect these broken stores.
     use super::*;
 
     async fn finds(store: impl TokenStore) -> String {
@@ -102,7 +102,7 @@ mod broken {
     }
 
     #[tokio::test]
-    async fn stores_are_found_out() {
+    async fn wrong_answers_are_detected() {
         assert!(finds(knowing(|_| None)).await.contains("a known token has its grant"));
         assert!(finds(knowing(|_| Some("alice"))).await.contains("an unknown token has no grant"));
         assert!(finds(knowing(|_| Some("mallory"))).await.contains("a known token has its grant"));
@@ -118,7 +118,7 @@ mod broken {
 
     #[tokio::test]
     #[should_panic(expected = "shows a token")]
-    async fn a_store_that_prints_tokens_is_found_out() {
+    async fn a_store_that_prints_tokens_is_detected() {
         #[derive(Debug)]
         struct Leaky {
             #[expect(dead_code, reason = "printed")]
@@ -138,19 +138,19 @@ mod broken {
 
     #[tokio::test]
     #[should_panic(expected = "returns an error")]
-    async fn a_store_that_hides_an_outage_is_found_out() {
+    async fn a_store_that_hides_an_outage_is_detected() {
         Contract::new(memory()).knows(TOKEN, "alice").check_outage().await;
     }
 }
 
 #[test]
-fn insert_never_overwrites_and_loses_nothing() {
+fn insert_into_an_existing_token_returns_the_grant() {
     let store = MemoryStore::new();
     store.insert("t", Grant::new("first", 1)).unwrap();
-    let refused = store.insert("t", Grant::new("second", 2)).unwrap_err();
-    assert_eq!((refused.0.id().as_str(), *refused.0.principal()), ("second", 2));
+    let error = store.insert("t", Grant::new("second", 2)).unwrap_err();
+    assert_eq!((error.0.id().as_str(), *error.0.principal()), ("second", 2));
     assert_eq!(store.get("t").unwrap().id().as_str(), "first");
-    assert_eq!(store.replace("t", *refused.0).unwrap().id().as_str(), "first");
+    assert_eq!(store.replace("t", *error.0).unwrap().id().as_str(), "first");
     assert_eq!(store.get("t").unwrap().id().as_str(), "second");
     assert_eq!(store.revoke("t").unwrap().id().as_str(), "second");
     assert!(store.revoke("t").is_none());
@@ -158,7 +158,7 @@ fn insert_never_overwrites_and_loses_nothing() {
 }
 
 #[test]
-fn digests_and_tokens_are_two_names_of_one_entry() {
+fn a_token_and_its_digest_find_the_same_entry() {
     let store = MemoryStore::new();
     store.insert(TokenDigest::from_bytes(TokenDigest::of("t").to_bytes()), Grant::new("g", ())).unwrap();
     assert!(store.get("t").is_some());
@@ -166,7 +166,7 @@ fn digests_and_tokens_are_two_names_of_one_entry() {
 }
 
 #[test]
-fn a_rotation_shares_the_subject_and_has_a_grace() {
+fn a_rotation_keeps_the_subject_and_starts_a_grace_period() {
     let hour = Duration::from_secs(3_600);
     let own = SystemTime::now() + Duration::from_secs(600);
     let store = MemoryStore::from_iter([
@@ -185,7 +185,7 @@ fn a_rotation_shares_the_subject_and_has_a_grace() {
     assert_eq!(
         store.get("short").unwrap().expires_at(),
         store.get("short-2").unwrap().expires_at(),
-        "never past its own"
+        "never past its own expiry"
     );
 
     store.rotate("at-once", "at-once-2", Duration::ZERO).unwrap();
@@ -198,7 +198,7 @@ fn a_rotation_shares_the_subject_and_has_a_grace() {
 }
 
 #[test]
-fn what_is_over_can_be_purged() {
+fn purge_removes_expired_tokens() {
     let (hour, now) = (Duration::from_secs(3_600), SystemTime::now());
     let store = MemoryStore::from_iter([
         ("rotated", Grant::new("a", ())),
@@ -213,12 +213,12 @@ fn what_is_over_can_be_purged() {
 }
 
 #[test]
-fn what_cannot_be_rotated_stays_as_it_is() {
+fn a_failed_rotation_changes_nothing() {
     let hour = Duration::from_secs(3_600);
     let store = MemoryStore::from_iter([("one", Grant::new("a", ())), ("two", Grant::new("b", ()))]);
     store.rotate("one", "one-2", hour).unwrap();
     let end = store.get("one").unwrap().expires_at();
-    // A successor of a token in its grace would end with it, unseen.
+    // A successor of a token in its grace period would expire with that token, unnoticed.
     for (old, new, why) in [
         ("nowhere", "x", RotateError::NotFound),
         ("one", "x", RotateError::Outgoing),
@@ -235,12 +235,12 @@ fn what_cannot_be_rotated_stays_as_it_is() {
     assert_eq!((store.len(), store.get("one").unwrap().expires_at()), (3, end));
 
     store.rotate("one-2", "one-3", Duration::MAX).unwrap();
-    assert!(store.get("one-2").unwrap().is_rotated(), "even where the grace has no end");
+    assert!(store.get("one-2").unwrap().is_rotated(), "even with an unlimited grace period");
     assert_eq!(store.rotate("one-2", "x", hour).unwrap_err(), RotateError::Outgoing);
 }
 
 #[test]
-fn a_rotation_can_have_a_clock_of_its_own() {
+fn rotate_at_uses_the_given_time() {
     let now = UNIX_EPOCH + Duration::from_secs(1_000);
     let store = MemoryStore::from_iter([("old", Grant::new("a", ()))]);
     let new = store.rotate_at("old", "new", Duration::from_secs(60), now).unwrap();
@@ -258,7 +258,7 @@ fn a_principal_that_cannot_be_cloned_is_shared() {
 }
 
 #[test]
-fn readers_see_all_of_the_old_or_all_of_the_new() {
+fn replace_all_never_exposes_missing_or_older_tokens() {
     let generation = |g: usize| (0..200).map(move |i| (format!("token-{i}"), Grant::new(format!("{g}"), g)));
     let store = MemoryStore::from_iter(generation(0));
     let done = AtomicBool::new(false);
@@ -273,7 +273,7 @@ fn readers_see_all_of_the_old_or_all_of_the_new() {
             let mut newest = 0;
             while !done.load(Ordering::SeqCst) {
                 for i in 0..200 {
-                    // No token is ever missing, and none is older than one that was seen before.
+                    // No token is ever missing, and no generation is older than one seen before.
                     let seen = *store.get(format!("token-{i}")).expect("never missing").principal();
                     assert!(seen >= newest, "{seen} after {newest}");
                     newest = seen;
@@ -283,9 +283,9 @@ fn readers_see_all_of_the_old_or_all_of_the_new() {
     });
 }
 
-/// A rotation beside a revocation moves a token from a place that was not looked at to one that was.
+/// Checks a rotation concurrent with a revocation: it moves a token from a shard not yet visited to a visited one.
 #[test]
-fn no_rotation_outruns_a_revocation() {
+fn a_concurrent_rotation_does_not_escape_a_revocation() {
     let others = (0..2_000).map(|i| (format!("other-{i}"), Grant::new("other", ())));
     let store = MemoryStore::from_iter(others);
     for round in 0..300 {
@@ -310,12 +310,12 @@ fn no_rotation_outruns_a_revocation() {
                 done.store(true, Ordering::SeqCst);
             });
         });
-        assert_eq!(store.len(), 2_000, "round {round}: a token has survived");
+        assert_eq!(store.len(), 2_000, "round {round}: a token survived the revocation");
     }
 }
 
 #[test]
-fn no_moment_of_a_rotation_is_without_a_token() {
+fn the_old_token_works_throughout_a_rotation() {
     let store = MemoryStore::from_iter([("token-0", Grant::new("g", ()))]);
     let done = AtomicBool::new(false);
     thread::scope(|scope| {
@@ -327,7 +327,7 @@ fn no_moment_of_a_rotation_is_without_a_token() {
         });
         scope.spawn(|| {
             while !done.load(Ordering::SeqCst) {
-                assert!(store.get("token-0").is_some(), "the old one works during its grace");
+                assert!(store.get("token-0").is_some(), "the old token works during its grace period");
             }
         });
     });

@@ -163,7 +163,8 @@ fn a_million_failing_peers_use_no_memory() {
 fn a_throttle_adds_no_allocation_to_admitted_requests() {
     let tokens = MemoryStore::from_iter([("a-token", Grant::new("alice", ()))]);
     // Panics if the throttle looks at the peer.
-    let throttle = FailureThrottle::new(Quota::per_minute(1), |_| -> Option<()> { panic!("the throttle looked at the peer") });
+    let throttle =
+        FailureThrottle::new(Quota::per_minute(1), |_| -> Option<()> { panic!("the throttle looked at the peer") });
     let mut without = AuthLayer::new(tokens.clone()).layer(Inner);
     let mut with = AuthLayer::new(tokens).with_failure_throttle(throttle).layer(Inner);
     let authorized = || request(Some("Bearer a-token"));

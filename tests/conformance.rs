@@ -743,7 +743,8 @@ fn decisions(input: &Value) -> Outcome<Vec<(u64, Decision)>> {
     let times: Vec<u64> = read!(input["at_ns"])?;
     let clock = Arc::new(AtomicU64::new(0));
     let reading = Arc::clone(&clock);
-    let limits = RateLimits::new(quota(input)?).with_clock(move || Duration::from_nanos(reading.load(Ordering::Relaxed)));
+    let limits =
+        RateLimits::new(quota(input)?).with_clock(move || Duration::from_nanos(reading.load(Ordering::Relaxed)));
     let caller = CurrentGrant::new(alice("first"));
     let decide = |at| {
         clock.store(at, Ordering::Relaxed);

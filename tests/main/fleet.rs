@@ -204,7 +204,9 @@ async fn a_disconnected_fleet_with_leases_divides_the_quota() {
 #[tokio::test]
 async fn a_fleet_starts_with_full_buckets_after_redis_lost_them() {
     for mode in [Mode::Exact, Mode::Leased] {
-        let Some(mut server) = PrivateRedis::start("a_fleet_starts_with_full_buckets_after_redis_lost_them") else { return };
+        let Some(mut server) = PrivateRedis::start("a_fleet_starts_with_full_buckets_after_redis_lost_them") else {
+            return;
+        };
         let pauses = (Duration::from_millis(50), Duration::from_millis(200));
         let nodes: Vec<_> = fleet(&server.url(), "", mode)
             .into_iter()

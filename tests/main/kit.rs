@@ -18,6 +18,9 @@ use tollgate::store::from_fn_with;
 use tollgate::{BoxStore, Grant, MemoryStore, Quota};
 use tower::{Service, ServiceExt};
 
+pub mod body;
+pub mod location;
+
 pub type Body = Full<Bytes>;
 
 pub const TOKEN: &str = "tg_W7xHq0fN3kLr9sVb2mZd8pTy";

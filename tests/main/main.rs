@@ -2,8 +2,18 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test says by panicking that it failed")]
 #![allow(unreachable_pub, reason = "one binary: what is `pub` is for the other subjects")]
 
+mod api_key;
 mod axum_edge;
-mod bodies;
+mod body_form;
+mod body_json;
+mod body_limits;
+mod body_masking;
+mod body_pipeline;
+mod body_readiness;
+mod body_replay;
+mod body_selection;
+mod body_sockets;
+mod body_text;
 #[cfg(feature = "test-util")]
 mod breaker;
 #[cfg(feature = "cache")]
@@ -18,7 +28,6 @@ mod cli_outputs;
 mod connections;
 mod details;
 mod dialects;
-mod doors;
 #[cfg(feature = "redis")]
 mod fleet;
 #[cfg(all(feature = "cache", feature = "sqlite", feature = "postgres"))]
@@ -50,8 +59,10 @@ mod preflights;
 #[cfg(any(feature = "redis", all(feature = "sqlite", feature = "postgres")))]
 #[allow(dead_code, reason = "not every fault is for every server")]
 mod proxy;
+mod query_token;
 mod quotas;
 mod readiness;
+mod redaction;
 #[cfg(feature = "redis")]
 mod redis;
 #[cfg(feature = "redis")]
@@ -88,3 +99,5 @@ mod store_model;
 #[cfg(feature = "test-util")]
 mod stores;
 mod throttle;
+mod token_locations;
+mod websocket_token;

@@ -302,7 +302,11 @@ fn principals_are_dropped_without_a_turn_held() {
     assert!(limits.charge(&CurrentGrant::new(Arc::clone(&replaced)), ONE).is_admitted());
     drop(replaced);
     thread::spawn(move || limits.charge(&grant_of("alice", None), ONE));
-    assert_eq!(left.recv_timeout(Duration::from_secs(30)), Ok(4), "the first charge, the replacing charge and the charge in `drop`");
+    assert_eq!(
+        left.recv_timeout(Duration::from_secs(30)),
+        Ok(4),
+        "the first charge, the replacing charge and the charge in `drop`"
+    );
 }
 
 /// Checks both tokens of a rotation: the bucket moves out of its grant, and a charge that one policy rejects still
@@ -542,7 +546,10 @@ async fn a_dry_run_decides_and_rejects_nothing() {
         let response = send(&service, with_token(TOKEN)).await;
         assert_eq!((response.status(), field(response.headers(), "ratelimit")), (http::StatusCode::OK, None));
     }
-    assert!(alone.charge(&alice, Charge::Units(2)).into_result().is_ok(), "a dry run admits even a cost above the burst");
+    assert!(
+        alone.charge(&alice, Charge::Units(2)).into_result().is_ok(),
+        "a dry run admits even a cost above the burst"
+    );
 }
 
 #[test]

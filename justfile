@@ -79,14 +79,14 @@ projects:
         cargo clippy --locked --manifest-path benches/$project/Cargo.toml --target-dir target/projects -- -D warnings; \
     done
 
-# Fails if the road takes 5 % more instructions than benches/instructions/figures.txt says; `--write` writes them anew.
+# Fails if a request takes 5 % more instructions than benches/instructions/figures.txt says; `--write` updates the file.
 # Skips where valgrind or the compiler that the figures belong to is missing.
 instructions *options:
     cargo run --locked --release --manifest-path benches/instructions/Cargo.toml -- {{options}}
 
 # What the gate costs beside the floor. Ends with a table of ratios.
 bench:
-    cargo bench --bench road --features axum
+    cargo bench --bench request --features axum
 
 # What four policies cost beside one, and what a second thread brings.
 policies:
@@ -111,7 +111,7 @@ timing:
 # Whether the comparison of digests branches on them, by memcheck.
 timing-valgrind: (where "valgrind with its headers" "command -v valgrind && test -e ${VALGRIND_INCLUDE:-/usr/include}/valgrind/memcheck.h" "TOLLGATE_REQUIRE_VALGRIND" "cargo run --locked --release --manifest-path benches/timing/Cargo.toml --features valgrind --bin timing-valgrind")
 
-# What the gate costs a whole service: the reference service beside a twin without gates, driven by `wrk` over loopback.
+# What the gate costs a whole service: the reference service compared with a baseline without gates, driven by `wrk` over loopback.
 load:
     cargo run --locked --release --manifest-path benches/load/Cargo.toml
 
@@ -120,11 +120,12 @@ fuzz-check: && (where "cargo-fuzz for nightly Rust" "cargo +nightly fuzz --versi
     cd fuzz && cargo fmt --check && cargo clippy --all-targets -- -D warnings && cargo test
 
 # Tests that take more than a twentieth of a second or are about other folders.
-mutants-later := "store_model:: levels:: readiness:: bodies::a_client_that_falls \
-    bodies::documents_come bodies::only_the_credential bodies::the_json_door_sees bodies::what_was_sent \
-    challenge_properties::a_gate_takes challenge_properties::a_sc challenge_properties::what_is \
-    failures::tests::the_table_has limits::memory_is limits::two_threads policies::two_threads quotas::a_rate \
-    quotas::another_burst quotas::constructors quotas::every_decision quotas::no_"
+mutants-later := "store_model:: levels:: readiness:: body_sockets::a_silent_client \
+    body_json::the_generator body_masking::with_credentials body_json::json_extraction body_replay::the_handler \
+    challenge_properties::the_gate_accepts challenge_properties::accepted challenge_properties::scopes_follow \
+    failures::tests::the_table_has limits::buckets_of_idle limits::two_ policies::concurrent_charges quotas::a_rate \
+    quotas::another_burst quotas::constructors quotas::every_decision quotas::no_ quotas::changes_between \
+    quotas::large_costs"
 
 # What of these files is compiled with the feature `redis` only.
 mutants-of-redis := 'RateLimits::rules|divided_by|decide_counted|impl Clock for Time'

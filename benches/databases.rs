@@ -1,9 +1,9 @@
-//! What a look-up in a database costs beside one in memory, one after the other and each with the hash of its token; and what a
-//! million tokens in memory take beside a map that is written by hand. Where no PostgreSQL answers its row says so.
+//! Compares sequential lookups in a database with those in memory, including the hash of the token. Also compares the
+//! memory of a million tokens with a hand-written map. Without PostgreSQL its row is skipped.
 
 #![allow(clippy::expect_used, clippy::print_stdout, reason = "a benchmark that panics and prints")]
 
-#[allow(dead_code, reason = "shared with the benchmark of the road")]
+#[allow(dead_code, reason = "the request benchmark uses the rest")]
 mod floor;
 
 use std::collections::HashMap;
@@ -24,7 +24,7 @@ fn main() {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
     let memory: MemoryStore<()> = (0..SAMPLE).map(|i| (token(i), Grant::new(format!("user-{i}"), ()))).collect();
     let in_memory = runtime.block_on(median(&memory));
-    println!("| a look-up, as a multiple of the store in memory | |\n|---|---:|");
+    println!("| lookup, relative to the memory store | |\n|---|---:|");
     let folder = std::env::temp_dir().join(format!("tollgate-bench-{}", std::process::id()));
     std::fs::create_dir_all(&folder).expect("a folder");
     let sqlite = format!("sqlite://{}?mode=rwc", folder.join("tokens.db").display());
@@ -38,17 +38,17 @@ fn main() {
         None => println!("| PostgreSQL | skipped: no PostgreSQL |"),
     }
 
-    println!("\nMemory a token at 1,000,000 tokens, as the process grows:");
+    println!("\nMemory for each token at 1,000,000 tokens, by the growth of the process:");
     let [store, map] = ["store", "map"].map(in_a_process_of_its_own);
     println!("MemoryStore {store} bytes, HashMap<String, Arc<T>> {map} bytes: {:.2} times.", store / map);
 }
 
-/// The median time of a look-up on tables of its own; `None` if nobody answers.
+/// Returns the median time of a lookup on separate tables, or `None` if the database does not respond.
 async fn miss(url: &str, prefix: &str) -> Option<f64> {
     let database = Database::connect(url).await.ok()?.with_table_prefix(prefix).expect("a prefix");
     database.migrate().await.expect("tables");
     for i in 0..SAMPLE {
-        // What an earlier run left is there already.
+        // The token may exist from an earlier run.
         _ = database.import(token(i), &NewGrant::new(format!("user-{i}"))).await;
     }
     Some(median(&database.store::<()>()).await)
@@ -62,7 +62,7 @@ async fn median<T: TokenStore>(store: &T) -> f64 {
             let begin = Instant::now();
             let found = store.lookup(&BearerToken::new(&token)).await;
             let time = begin.elapsed().as_nanos() as f64;
-            assert!(found.is_ok_and(|found| found.is_some()), "a look-up has to find what it measures");
+            assert!(found.is_ok_and(|found| found.is_some()), "the lookup has to find the token");
             // The first round opens connections and fills caches.
             if round > 0 {
                 times.push(time);
@@ -79,7 +79,7 @@ fn in_a_process_of_its_own(what: &str) -> f64 {
     String::from_utf8_lossy(&output.stdout).trim().parse().expect("a number")
 }
 
-/// Bytes a token by which the process grows when it keeps a million tokens with a principal each.
+/// Returns the bytes for each token by which the process grows with a million tokens and principals.
 fn memory_of(what: &str) -> f64 {
     const COUNT: usize = 1_000_000;
     let before = resident();
@@ -92,7 +92,7 @@ fn memory_of(what: &str) -> f64 {
             grown
         }
         _ => {
-            // What is written by hand: the token itself, and the caller's name and number.
+            // A hand-written map: the token itself, and the caller's name and number.
             let map: HashMap<String, Arc<(String, u32)>> =
                 (0..COUNT).map(|i| (token(i), Arc::new((format!("user-{i}"), i as u32)))).collect();
             let grown = resident() - before;

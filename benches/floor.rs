@@ -1,4 +1,4 @@
-//! What the benchmarks share: tokens, the order in which they come, and the floor.
+//! Shared code of the benchmarks: tokens, their order, and the floor.
 
 use std::cell::Cell;
 use std::collections::HashMap;
@@ -17,7 +17,7 @@ use sha2::{Digest, Sha256};
 use tollgate::Quota;
 use tower::{Layer, Service};
 
-/// A quota that admits whatever a benchmark sends, with the burst of a usual one.
+/// A quota that admits every benchmark request, with a typical burst.
 pub(crate) const PLENTY: Quota = Quota::per_second(1_000_000_000).with_burst(20);
 
 pub(crate) fn token(i: usize) -> String {
@@ -25,13 +25,13 @@ pub(crate) fn token(i: usize) -> String {
     format!("tg_{:040x}", (i as u128 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15_f39c_c060_5ced_c835))
 }
 
-/// The `Authorization` header of a token.
+/// Returns the `Authorization` header of a token.
 pub(crate) fn bearer(i: usize) -> HeaderValue {
     format!("Bearer {}", token(i)).parse().expect("a header value")
 }
 
-/// A request with this header, as a server makes it: of bytes that were just read. (A clone would leave the bytes in
-/// memory that is cold by now, and the gate alone would pay for that.)
+/// Returns a request with this header, as a server builds it from bytes that it has just read.
+/// A clone would share cold memory, and only the gate would be slowed down by that.
 pub(crate) fn request(authorization: &HeaderValue) -> Request<Body> {
     let mut request = Request::new(Body::empty());
     let copy = HeaderValue::from_bytes(authorization.as_bytes()).expect("it was a header value before");
@@ -39,7 +39,7 @@ pub(crate) fn request(authorization: &HeaderValue) -> Request<Body> {
     request
 }
 
-/// The numbers below `size` in an order without any pattern that a prefetcher could learn, the same in each run.
+/// Returns the numbers below `size` in an order that no prefetcher can learn, the same in each run.
 pub(crate) fn shuffled(size: usize) -> impl Iterator<Item = usize> {
     let mut order: Vec<usize> = (0..size).collect();
     let mut state = 0x2545_f491_4f6c_dd1d_u64;
@@ -52,8 +52,8 @@ pub(crate) fn shuffled(size: usize) -> impl Iterator<Item = usize> {
     order.into_iter()
 }
 
-/// The floor: one SHA-256, one probe, one governor decision on a cell of the token's own with clock and remaining, one
-/// request extension, two response headers, in one tower layer. It checks nothing and refuses nothing.
+/// The floor: one SHA-256, one map lookup, one governor decision on the token's own cell with clock and remaining, one
+/// request extension and two response headers, in one tower layer. It checks nothing and rejects nothing.
 #[derive(Clone)]
 pub(crate) struct FloorLayer(Arc<Floor>);
 
@@ -70,7 +70,7 @@ struct Record {
 }
 
 impl FloorLayer {
-    /// Knows the tokens below `size`.
+    /// Builds a floor with the tokens below `size`.
     pub(crate) fn new(size: usize) -> Self {
         use governor::clock::Clock as _;
         let record = |i: usize| {
@@ -128,7 +128,7 @@ impl Floor {
             governor::RateLimiter::new(quota, Borrowed(cell), Given(Cell::new(0), now.as_u64()));
         match limiter.check() {
             Ok(state) => state.remaining_burst_capacity(),
-            // The floor refuses nothing, not even who comes with a time that is over.
+            // The floor rejects nothing, not even a charge with an outdated time.
             Err(_) => 0,
         }
     }
@@ -175,7 +175,7 @@ impl<F: Future<Output = Result<Response, E>>, E> Future for FloorFuture<F> {
     }
 }
 
-/// In one allocation; `HeaderValue::from` takes two.
+/// Uses one allocation. `HeaderValue::from` uses two.
 fn number(number: u32) -> HeaderValue {
     HeaderValue::from_str(itoa::Buffer::new().format(number)).expect("digits")
 }

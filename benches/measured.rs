@@ -1,4 +1,4 @@
-//! How requests are measured, and what criterion has written of it in this run.
+//! How requests are measured, and criterion's estimates from this run.
 
 use std::convert::Infallible;
 use std::hint::black_box;
@@ -12,16 +12,16 @@ use tower::{Service, ServiceExt};
 
 use crate::floor::request;
 
-/// Estimates that were written since a moment: those of earlier runs, of other code, stay where they are.
+/// Estimates written since a moment. Estimates of earlier runs are ignored.
 pub(crate) struct Measured(SystemTime);
 
 impl Measured {
-    /// To be made before anything is measured.
+    /// Starts before the first measurement.
     pub(crate) fn since_now() -> Self {
         Self(SystemTime::now())
     }
 
-    /// The median of a row, if this run has measured it.
+    /// Returns the median of a row, if this run has measured it.
     pub(crate) fn median_ns(&self, row: &str) -> Option<f64> {
         let file = criterion_dir().join(row).join("new/estimates.json");
         let written = std::fs::metadata(&file).and_then(|file| file.modified()).ok()?;
@@ -38,7 +38,7 @@ fn criterion_dir() -> PathBuf {
     target.join("criterion")
 }
 
-/// The time that so many requests take, one after the other, with the headers in turn.
+/// Sends requests one after the other, with the headers in turn, and returns the elapsed time.
 pub(crate) async fn send<S>(service: &S, headers: &[HeaderValue], at: &mut usize, count: u64) -> Duration
 where
     S: Service<Request<Body>, Response = Response, Error = Infallible> + Clone,

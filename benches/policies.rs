@@ -1,9 +1,9 @@
-//! What four policies cost beside one, and what a second thread brings: on subjects of its own, and on one that both have.
-//! `cargo bench --bench policies --features axum` ends with a table of ratios from the same run.
+//! Compares four policies with one, and two threads with one, on separate subjects and on a shared subject.
+//! `cargo bench --bench policies --features axum` prints a table of ratios from the same run.
 
 #![allow(clippy::expect_used, clippy::print_stdout, reason = "a benchmark that panics and prints")]
 
-#[allow(dead_code, reason = "the road uses the rest")]
+#[allow(dead_code, reason = "the request benchmark uses the rest")]
 mod floor;
 mod measured;
 
@@ -36,7 +36,7 @@ fn main() {
         gate(&mut criterion, name, limits);
     }
     criterion.final_summary();
-    println!("\n| 4 policies beside 1 | ratio |\n|---|---:|");
+    println!("\n| 4 policies compared with 1 | ratio |\n|---|---:|");
     for group in ["limiter", "gate"] {
         let median = |row| measured.median_ns(&format!("{group}/{row}"));
         if let (Some(four), Some(one)) = (median("4 policies"), median("1 policy")) {
@@ -50,12 +50,13 @@ fn one() -> RateLimits {
     RateLimits::new(PLENTY)
 }
 
-/// None of them refuses: for each subject, for some requests, and for all subjects together.
+/// Returns four policies that reject nothing: two for each subject, one for some requests, and one shared by all
+/// subjects.
 fn four() -> RateLimits {
     let further = |limits: RateLimits, name, quota| limits.and(name, quota).expect("a name");
     let limits = further(one(), "day", Quota::per_second(1_000_000_000).with_burst(5_000));
     let limits = further(limits, "orders", PLENTY).with_cost(|head| u32::from(head.uri.path() == "/orders"));
-    further(limits, "everybody", Quota::per_second(1_000_000_000)).shared_by_all()
+    further(limits, "everyone", Quota::per_second(1_000_000_000)).shared_by_all()
 }
 
 fn limiter(criterion: &mut Criterion, name: &str, limits: &RateLimits) {
@@ -96,25 +97,26 @@ fn gate_of(limits: RateLimits) -> AuthLayer<MemoryStore<()>, RateLimits> {
 const ROUNDS: usize = 15;
 const REQUESTS: u64 = 200_000;
 
-/// How much is done in a time by two threads, beside what one does. Rounds of all rows by turns; medians.
+/// Prints the throughput of two threads relative to one thread. The rows alternate in each round, and medians are
+/// printed.
 fn scaling() {
-    // A thread that is interrupted between its look at the clock and its charge comes with a time that is over, and is not to be
-    // refused for that: a burst of a second.
+    // A thread that is interrupted between reading the clock and charging has an outdated time. A burst of a second
+    // admits it.
     let lasting = || RateLimits::new(Quota::per_second(1_000_000_000));
-    let (routed, bare) = (service(lasting()), Router::new().route("/", get(|| async {})).into_service());
-    // The gate alone: each thread has a service of its own, as a connection has, and nobody clones it.
+    let (routed, baseline) = (service(lasting()), Router::new().route("/", get(|| async {})).into_service());
+    // The gate alone. Each thread has its own service, as a connection has, and does not clone it.
     let alone = gate_of(lasting())
         .layer(service_fn(|_: Request<Body>| ready(Ok::<_, Infallible>(Response::new(Body::empty())))));
     let distinct: [Vec<HeaderValue>; 2] =
         [0, 1].map(|half| shuffled(SUBJECTS).filter(|i| i % 2 == half).map(bearer).collect());
     let hot: [Vec<HeaderValue>; 2] = [0, 0].map(|i| vec![bearer(i)]);
     let routed = |headers: &[HeaderValue]| pass(headers, async |request| routed.clone().oneshot(request).await);
-    let bare = |headers: &[HeaderValue]| pass(headers, async |request| bare.clone().oneshot(request).await);
+    let baseline = |headers: &[HeaderValue]| pass(headers, async |request| baseline.clone().oneshot(request).await);
     let alone = |headers: &[HeaderValue]| {
         let mut service = alone.clone();
         pass(headers, async move |request| service.call(request).await);
     };
-    // The same work as the hash of a token, with nothing shared.
+    // The same work as hashing tokens, with nothing shared.
     let hashes = |_: &[HeaderValue]| {
         let mut bytes = [0; 43];
         for _ in 0..10 * REQUESTS {
@@ -127,18 +129,18 @@ fn scaling() {
         ratios[0].push(2.0 * elapsed(&distinct[..1], hashes) / elapsed(&distinct, hashes));
         ratios[1].push(2.0 * elapsed(&distinct[..1], alone) / elapsed(&distinct, alone));
         ratios[2].push(2.0 * elapsed(&hot[..1], alone) / elapsed(&hot, alone));
-        ratios[3].push(2.0 * elapsed(&distinct[..1], bare) / elapsed(&distinct, bare));
+        ratios[3].push(2.0 * elapsed(&distinct[..1], baseline) / elapsed(&distinct, baseline));
         ratios[4].push(2.0 * elapsed(&distinct[..1], routed) / elapsed(&distinct, routed));
         ratios[5].push(2.0 * elapsed(&hot[..1], routed) / elapsed(&hot, routed));
     }
-    println!("\n| 2 threads beside 1, in the same time | times as much |\n|---|---:|");
+    println!("\n| throughput of 2 threads | relative to 1 |\n|---|---:|");
     let names = [
-        "bare SHA-256",
-        "the gate alone, subjects of their own",
-        "the gate alone, one subject",
-        "an axum route without a gate",
-        "an axum route behind the gate, subjects of their own",
-        "an axum route behind the gate, one subject",
+        "SHA-256 only",
+        "gate only, separate subjects",
+        "gate only, one subject",
+        "baseline: axum route without a gate",
+        "axum route with a gate, separate subjects",
+        "axum route with a gate, one subject",
     ];
     for (name, ratios) in names.into_iter().zip(&mut ratios) {
         ratios.sort_by(f64::total_cmp);
@@ -146,18 +148,18 @@ fn scaling() {
     }
 }
 
-/// Sends requests with these headers in turn, all of which have to be let in: a refusal costs something else.
+/// Sends requests with these headers in turn. All have to be admitted, since a rejection has another cost.
 fn pass(headers: &[HeaderValue], mut send: impl AsyncFnMut(Request<Body>) -> Result<Response<Body>, Infallible>) {
     let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
     runtime.block_on(async {
         for header in headers.iter().cycle().take(REQUESTS as usize) {
             let response = send(request(header)).await.unwrap_or_else(|never| match never {});
-            assert!(black_box(response).status().is_success(), "it was refused");
+            assert!(black_box(response).status().is_success(), "the request was rejected");
         }
     });
 }
 
-/// Seconds until a thread for each has done its work.
+/// Returns the seconds until all threads have done their work.
 fn elapsed(shares: &[Vec<HeaderValue>], work: impl Fn(&[HeaderValue]) + Sync) -> f64 {
     let (begin, end) = (Barrier::new(shares.len() + 1), Barrier::new(shares.len() + 1));
     let mut elapsed = Duration::ZERO;

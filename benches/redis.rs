@@ -1,6 +1,6 @@
-//! What budgets in Redis cost beside a bare call of the same script, with 64 requests on their way, and what leases save.
-//! `just redis-bench` prints a table. The three are measured in turn, a short while each, many times, and compared round by
-//! round: what else the machine does meets all of them. Where no Redis answers it says so.
+//! Compares rate limits in Redis with a plain call of the same script, with 64 requests in flight, and measures leases.
+//! `just redis-bench` prints a table. The three alternate in short rounds and are compared within each round, so that
+//! other load affects all of them. Without Redis the benchmark is skipped.
 
 #![allow(clippy::expect_used, clippy::print_stdout, reason = "a benchmark that panics and prints")]
 
@@ -14,12 +14,12 @@ use tollgate::limit::redis::{Leases, RedisLimits, RedisServer};
 use tollgate::limit::{Charge, Limiter as _, RateLimits};
 use tollgate::{CurrentGrant, Grant, Quota};
 
-/// Never exhausted here: no core makes so many charges of one of the subjects.
+/// Never exhausted: one core cannot charge a subject this often.
 const QUOTA: Quota = Quota::per_second(100_000);
 const SUBJECTS: usize = 1_000;
 const IN_FLIGHT: usize = 64;
 const ROUNDS: usize = 45;
-/// Charges in a round: those of leases are more, so that most of them come when leases have grown.
+/// Charges in a round. Leases get more, so that most charges come after the leases have grown.
 const BY_REDIS: u64 = 3_000;
 const BY_LEASE: u64 = 200_000;
 
@@ -33,23 +33,23 @@ fn main() {
     let (exact, leased) = (limits(&url, &prefix, None), limits(&url, &prefix, Some(Leases::default())));
     let charge = async |limits: &RedisLimits, at: usize| {
         let decision = limits.charge(&subjects[at % SUBJECTS], Charge::Units(1)).await;
-        assert!(decision.is_admitted() && !decision.is_local(), "Redis has to admit what is measured");
+        assert!(decision.is_admitted() && !decision.is_local(), "Redis has to admit the measured charges");
     };
     let mut rounds = Vec::new();
     for round in 0..ROUNDS {
-        let bare = || runtime.block_on(in_flight(BY_REDIS, |at| script.charge(at)));
+        let baseline = || runtime.block_on(in_flight(BY_REDIS, |at| script.charge(at)));
         let through = || runtime.block_on(in_flight(BY_REDIS, |at| charge(&exact, at)));
-        let (bare, through) = match round % 2 {
-            0 => (bare(), through()),
+        let (baseline, exact_ns) = match round % 2 {
+            0 => (baseline(), through()),
             _ => {
                 let through = through();
-                (bare(), through)
+                (baseline(), through)
             }
         };
-        let ahead = runtime.block_on(in_flight(BY_LEASE, |at| charge(&leased, at)));
-        // The first ones connect, and fill caches.
+        let leased_ns = runtime.block_on(in_flight(BY_LEASE, |at| charge(&leased, at)));
+        // The first rounds connect and fill caches.
         if round > 4 {
-            rounds.push([bare, through, ahead]);
+            rounds.push([baseline, exact_ns, leased_ns]);
         }
     }
     print(&rounds);
@@ -61,13 +61,13 @@ fn print(rounds: &[[f64; 3]]) {
         all.sort_by(f64::total_cmp);
         all[all.len() / 2]
     };
-    println!("A charge, with {IN_FLIGHT} on their way (medians of {} rounds):\n", rounds.len());
-    println!("| | us | beside the bare script | a second and core |\n|---|---:|---:|---:|");
-    for (at, row) in ["bare script", "exact", "leased"].into_iter().enumerate() {
+    println!("A charge, with {IN_FLIGHT} in flight (medians of {} rounds):\n", rounds.len());
+    println!("| | us | relative to the script only | charges per second and core |\n|---|---:|---:|---:|");
+    for (at, row) in ["script only (baseline)", "exact", "leased"].into_iter().enumerate() {
         let (ns, ratio) = (median(&|round| round[at]), median(&|round| round[at] / round[0]));
         println!("| {row} | {:.2} | {ratio:.2} | {:.0} |", ns / 1_000.0, 1e9 / ns);
     }
-    println!("\nWith leases a core answers {:.1} times as many.", median(&|round| round[1] / round[2]));
+    println!("\nWith leases a core makes {:.1} times as many charges.", median(&|round| round[1] / round[2]));
 }
 
 fn limits(url: &str, prefix: &str, leases: Option<Leases>) -> RedisLimits {
@@ -80,7 +80,7 @@ fn limits(url: &str, prefix: &str, leases: Option<Leases>) -> RedisLimits {
     }
 }
 
-/// Nanoseconds a charge, of which so many are on their way at once.
+/// Returns the nanoseconds for one charge, with a fixed number of charges in flight.
 async fn in_flight<F: Future<Output = ()>>(count: u64, charge: impl Fn(usize) -> F) -> f64 {
     let left = Cell::new(count);
     let begin = Instant::now();
@@ -95,14 +95,14 @@ async fn in_flight<F: Future<Output = ()>>(count: u64, charge: impl Fn(usize) ->
 }
 
 async fn connect(url: &str) -> Option<MultiplexedConnection> {
-    // As the limiter has it: a shorter queue would make those wait that are measured.
+    // The limiter's own settings: a shorter queue would delay the measured calls.
     let config = redis::AsyncConnectionConfig::new()
         .set_response_timeout(Some(Duration::from_secs(10)))
         .set_pipeline_buffer_size(1_024);
     redis::Client::open(url).ok()?.get_multiplexed_async_connection_with_config(&config).await.ok()
 }
 
-/// What a service would write by hand that has this script.
+/// A hand-written client for the same script.
 struct Script {
     hash: String,
     connection: MultiplexedConnection,
@@ -116,8 +116,8 @@ impl Script {
         let mut load = redis::cmd("SCRIPT");
         load.arg("LOAD").arg(code);
         let hash = runtime.block_on(load.query_async(&mut connection)).expect("a script");
-        // As long as those of the limiter.
-        let keys = (0..SUBJECTS).map(|i| format!("{prefix}{{bare-script-{i:010}}}:default")).collect();
+        // Keys as long as those of the limiter.
+        let keys = (0..SUBJECTS).map(|i| format!("{prefix}{{only-script-{i:010}}}:default")).collect();
         Self { hash, connection, keys }
     }
 
@@ -131,6 +131,6 @@ impl Script {
             call.arg(number);
         }
         let answer: (u64, u64, u64, u64) = call.query_async(&mut self.connection.clone()).await.expect("an answer");
-        assert_eq!(answer.0, 1, "Redis has to admit what is measured");
+        assert_eq!(answer.0, 1, "Redis has to admit the measured charges");
     }
 }

@@ -1,10 +1,10 @@
-//! What a cache costs beside a store in memory: a look-up alone, and a request through the whole gate; and a thousand
-//! look-ups of one token at once, for which one question is asked. `cargo bench --bench stores --features axum,cache`
-//! ends with a table of ratios from the same run.
+//! Compares a cache with a memory store: a lookup alone, and a request through the gate. Also measures a thousand
+//! concurrent lookups of one token, which need a single lookup of the inner store. `cargo bench --bench stores
+//! --features axum,cache` prints a table of ratios from the same run.
 
 #![allow(clippy::expect_used, clippy::print_stdout, reason = "a benchmark that panics and prints")]
 
-#[allow(dead_code, reason = "the road uses the rest")]
+#[allow(dead_code, reason = "the request benchmark uses the rest")]
 mod floor;
 mod measured;
 
@@ -43,11 +43,11 @@ fn hits(criterion: &mut Criterion, size: usize) {
     let tokens: Vec<String> = shuffled(size).map(token).collect();
     let headers: Vec<HeaderValue> = shuffled(size).map(bearer).collect();
     let memory: MemoryStore<u32> = (0..size).map(|i| (token(i), Grant::new(format!("user-{i}"), i as u32))).collect();
-    // What cannot be had is asked for all the time: room for each of them, and some to spare.
+    // Capacity for all tokens and a reserve, so that nothing is evicted.
     let cached = CachedStore::new(memory.clone(), TTL).and_then(|cache| cache.with_capacity(2 * size as u64));
     let cached = cached.expect("settings");
     let breaker = CircuitBreaker::with_timeout(memory.clone(), Duration::from_secs(1));
-    // Everything is remembered before anything is measured.
+    // Fill the cache before measuring.
     for token in &tokens {
         assert!(cached.lookup(&BearerToken::new(token)).ready().is_some_and(|found| found.is_ok()));
     }
@@ -57,16 +57,16 @@ fn hits(criterion: &mut Criterion, size: usize) {
     lookup(criterion, "breaker", size, &breaker, &tokens);
 
     let limits = RateLimits::new(PLENTY);
-    let waiting = Duration::from_secs(2);
+    let timeout = Duration::from_secs(2);
     let gate = AuthLayer::new(memory).with_rate_limit(limits.clone());
     gated(criterion, "memory", size, Router::new().route("/", get(|| async {})).layer(gate), &headers);
-    let gate = AuthLayer::with_timeout(cached, waiting).with_rate_limit(limits.clone());
+    let gate = AuthLayer::with_timeout(cached, timeout).with_rate_limit(limits.clone());
     gated(criterion, "cached", size, Router::new().route("/", get(|| async {})).layer(gate), &headers);
-    let gate = AuthLayer::with_timeout(breaker, waiting).with_rate_limit(limits);
+    let gate = AuthLayer::with_timeout(breaker, timeout).with_rate_limit(limits);
     gated(criterion, "breaker", size, Router::new().route("/", get(|| async {})).layer(gate), &headers);
 }
 
-/// The digest is made before: it is the same for all of them, and no cache's business.
+/// Measures lookups. The digest is computed before: its cost is the same for all stores.
 fn lookup<T: TokenStore>(criterion: &mut Criterion, name: &str, size: usize, store: &T, tokens: &[String]) {
     let tokens: Vec<BearerToken<'_>> = tokens.iter().map(BearerToken::new).collect();
     for token in &tokens {
@@ -79,7 +79,7 @@ fn lookup<T: TokenStore>(criterion: &mut Criterion, name: &str, size: usize, sto
         bencher.iter(|| {
             let answer = store.lookup(black_box(&tokens[at]));
             at = if at + 1 == tokens.len() { 0 } else { at + 1 };
-            let Answer::Ready(Ok(Some(grant))) = answer else { panic!("not remembered") };
+            let Answer::Ready(Ok(Some(grant))) = answer else { panic!("not cached") };
             grant
         });
     });
@@ -99,7 +99,7 @@ fn gated(criterion: &mut Criterion, name: &str, size: usize, app: Router, header
     group.finish();
 }
 
-/// A thousand callers come with one token that nobody remembers, before the store has answered the first of them.
+/// Measures a thousand callers with one uncached token, before the store has answered the first of them.
 fn misses(criterion: &mut Criterion) {
     let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
     criterion.bench_function("1,000 misses of one token", |bencher| {
@@ -124,7 +124,7 @@ fn misses(criterion: &mut Criterion) {
                 let found = runtime.block_on(futures_util::future::join_all(lookups));
                 elapsed += begin.elapsed();
                 assert!(found.iter().all(|found| matches!(found, Ok(Some(_)))));
-                assert_eq!(asked.load(Ordering::Relaxed), 1, "asked once");
+                assert_eq!(asked.load(Ordering::Relaxed), 1, "one lookup of the inner store");
             }
             elapsed
         });
@@ -132,7 +132,7 @@ fn misses(criterion: &mut Criterion) {
 }
 
 fn print_ratios(measured: &Measured) {
-    println!("\nAs a multiple of what a store in memory costs (medians):\n");
+    println!("\nRelative to a memory store (medians):\n");
     println!("| | tokens | memory, ns |{}", ROWS[1..].iter().map(|row| format!(" {row} |")).collect::<String>());
     println!("|---|---:|---:|{}", "---:|".repeat(ROWS.len() - 1));
     for (group, size) in ["lookup", "gate"].into_iter().flat_map(|group| SIZES.map(|size| (group, size))) {

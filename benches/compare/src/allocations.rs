@@ -1,4 +1,4 @@
-//! Counts allocations, at the price of one addition each, so that what is timed is hardly disturbed.
+//! Counts allocations with one addition each, which hardly affects the timing.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
@@ -7,7 +7,7 @@ thread_local! {
     static COUNT: Cell<u64> = const { Cell::new(0) };
 }
 
-/// How often this thread has allocated.
+/// Returns the number of allocations of this thread.
 pub fn count() -> u64 {
     COUNT.get()
 }
@@ -18,11 +18,11 @@ struct Counting;
 static COUNTING: Counting = Counting;
 
 fn add_one() {
-    // No thread-local is to be had while a thread ends, and nothing is measured then.
+    // Thread-locals are unavailable while a thread ends. Nothing is measured then.
     let _ = COUNT.try_with(|count| count.set(count.get() + 1));
 }
 
-// SAFETY: all that is done beside `System`'s work is to count.
+// SAFETY: every call is forwarded to `System`. Only a counter is added.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         add_one();

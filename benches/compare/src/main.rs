@@ -1,8 +1,8 @@
-//! What the gate adds to a bare axum route, beside what its peers add: the same route, tokens and headers, in one run.
+//! Compares the overhead of the gate with that of other crates: the same route, tokens and headers, in one run.
 //!
 //! `just compare`, or with options: `--tokens 100,10000 --threads 1,2 --rounds 9`.
 
-#![allow(clippy::result_large_err, reason = "a refusal is a response")]
+#![allow(clippy::result_large_err, reason = "a rejection is a response")]
 
 mod allocations;
 #[path = "../../floor.rs"]
@@ -22,7 +22,7 @@ struct Options {
     tokens: Vec<usize>,
     threads: Vec<usize>,
     rounds: usize,
-    /// The row whose memory this process is to measure, and nothing else.
+    /// The row whose memory this process measures. It does nothing else.
     memory_of: Option<String>,
 }
 
@@ -64,7 +64,7 @@ fn main() -> Result<(), lexopt::Error> {
         return Ok(());
     }
 
-    STACKS.iter().for_each(stacks::prove);
+    STACKS.iter().for_each(stacks::verify);
 
     let mut all = Vec::new();
     for tokens in tokens {
@@ -76,9 +76,9 @@ fn main() -> Result<(), lexopt::Error> {
         all.extend(figures);
     }
 
-    // With fewer tokens the pages that every process needs would be most of it.
+    // With fewer tokens the pages that every process needs would dominate.
     let tokens = most.max(100_000);
-    println!("\nResident bytes a token, with {tokens} tokens, each in a process of its own (/proc/self/statm):\n");
+    println!("\nResident bytes for each token, with {tokens} tokens, one process for each row (/proc/self/statm):\n");
     for stack in STACKS.iter().filter(|stack| stack.has_tokens()) {
         match memory::of(stack, tokens) {
             Some(bytes) => println!("{}: {bytes:.0}", stack.name),

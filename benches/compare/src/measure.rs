@@ -1,4 +1,4 @@
-//! Rounds in which every row is measured once, so that what disturbs the machine disturbs all rows alike.
+//! Measures every row once in each round, so that other load affects all rows alike.
 
 use std::sync::Barrier;
 use std::thread;
@@ -8,37 +8,37 @@ use http::HeaderValue;
 use crate::allocations;
 use crate::floor::{bearer, shuffled};
 use crate::row::Row;
-use crate::stacks::{Budget, STACKS, Stack};
+use crate::stacks::{Limit, STACKS, Stack};
 
-/// What one row has come to.
+/// The figures of one row.
 pub struct Figures {
     pub stack: &'static Stack,
     pub tokens: usize,
     pub threads: usize,
-    /// Nanoseconds a request.
+    /// Nanoseconds for each request.
     pub ns: f64,
-    /// Above the bare route.
+    /// Overhead over the baseline.
     pub overhead_ns: f64,
-    /// Half of the range in which the middle half of all rounds' overheads lies.
+    /// Half of the interquartile range of the overheads of all rounds.
     pub spread_ns: f64,
-    /// Allocations a request, above the bare route.
+    /// Allocations for each request, above the baseline.
     pub allocs: f64,
 }
 
-/// Requests of one row in one round come in chunks, shorter than the time that a scheduler gives to anybody, so that
-/// the median chunk is one in which the thread was not interrupted.
+/// Requests of one row in one round are sent in chunks. A chunk is shorter than a scheduler's time slice, so the median
+/// chunk was not interrupted.
 const CHUNKS: usize = 80;
 const CHUNK: usize = 500;
-/// Requests before, so that no row pays for the caches that the others have filled.
+/// Requests before the measurement, so that no row suffers from caches that other rows have filled.
 const WARM_UP: usize = 20_000;
 
 /// Measures all rows with this number of tokens, for each number of threads.
 pub fn measure(tokens: usize, threads: &[usize], rounds: usize) -> Vec<Figures> {
     let in_order: Vec<HeaderValue> = (0..tokens).map(bearer).collect();
     let headers: Vec<HeaderValue> = shuffled(tokens).map(bearer).collect();
-    let rows: Vec<Row> = STACKS.iter().map(|stack| (stack.build)(tokens, Budget::Plenty)).collect();
-    // Every budget is opened before, and in another order than the one that is measured: who keeps budgets in memory of
-    // their own would otherwise find them side by side.
+    let rows: Vec<Row> = STACKS.iter().map(|stack| (stack.build)(tokens, Limit::Unlimited)).collect();
+    // Every bucket is created in advance, in another order than it is measured in. Otherwise the buckets of some crates
+    // would be adjacent in memory.
     for row in &rows {
         row.send(&in_order);
     }
@@ -66,7 +66,7 @@ pub fn measure(tokens: usize, threads: &[usize], rounds: usize) -> Vec<Figures> 
     figures
 }
 
-/// Counts what a request allocates.
+/// Returns the allocations of one request.
 fn allocations_a_request(row: &Row, headers: &[HeaderValue]) -> f64 {
     const COUNTED: usize = 10_000;
     let count = |requests| {
@@ -74,17 +74,17 @@ fn allocations_a_request(row: &Row, headers: &[HeaderValue]) -> f64 {
         row.send(headers.iter().cycle().take(requests));
         allocations::count() - before
     };
-    // The difference, so that what happens once is not counted.
+    // The difference excludes allocations that happen once.
     let (few, many) = (count(COUNTED), count(2 * COUNTED));
     (many - few) as f64 / COUNTED as f64
 }
 
-/// The time of a request, in nanoseconds, while as many threads as said send requests.
+/// Returns the nanoseconds for a request while this number of threads sends requests.
 fn one(row: &Row, headers: &[HeaderValue], threads: usize, round: usize) -> f64 {
     let barrier = Barrier::new(threads);
     let times = |thread: usize| -> Vec<f64> {
-        // No token twice in a short time, if there are enough. Each thread has tokens of its own: one that catches up with another
-        // would charge the same budgets by a look at the clock that is over, and be refused.
+        // If there are enough tokens, none is repeated within a short time. Each thread has its own tokens: otherwise
+        // one thread could charge a bucket with an outdated time and be rejected.
         let own: Vec<&HeaderValue> = headers.iter().skip(thread).step_by(threads).collect();
         let begin = round * (WARM_UP + CHUNKS * CHUNK);
         let mut order = own.iter().copied().cycle().skip(begin % own.len());

@@ -1,10 +1,12 @@
-//! The table, the lines for programs, and the ratios that matter.
+//! The table, the lines for programs, and the ratios.
 
 use crate::measure::Figures;
 
 pub fn print_table(figures: &[Figures]) {
     let Some(Figures { tokens, threads, .. }) = figures.first() else { return };
-    println!("\n{tokens} tokens, {threads} thread(s): nanoseconds a request, medians; overhead above the bare route\n");
+    println!(
+        "\n{tokens} tokens, {threads} thread(s): nanoseconds for each request, medians; overhead over the baseline\n"
+    );
     println!("| row | ns | overhead | +- | allocations |");
     println!("|---|---:|---:|---:|---:|");
     for Figures { stack, ns, overhead_ns, spread_ns, allocs, .. } in figures {
@@ -23,13 +25,13 @@ pub fn print_lines(figures: &[Figures]) {
     }
 }
 
-/// A whole number where it is one.
+/// Formats a number, without decimals if it is whole.
 fn decimal(number: f64) -> String {
     let text = format!("{number:.2}");
     text.trim_end_matches('0').trim_end_matches('.').to_owned()
 }
 
-/// Which row is measured in multiples of which.
+/// The compared rows: each first row is divided by the second.
 const RATIOS: [(&str, &str); 9] = [
     ("tower_governor", "tollgate"),
     ("axum-governor", "tollgate"),

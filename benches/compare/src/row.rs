@@ -1,4 +1,4 @@
-//! A stack that was built, without its type.
+//! A built stack, with its type erased.
 
 use std::convert::Infallible;
 use std::hint::black_box;
@@ -13,53 +13,53 @@ use crate::floor::{bearer, request};
 
 pub struct Row {
     send: Box<SendAll>,
-    ask: Box<Ask>,
+    send_one: Box<SendOne>,
 }
 
 type SendAll = dyn Fn(&mut dyn Iterator<Item = &HeaderValue>) -> Duration + Send + Sync;
-type Ask = dyn Fn(&HeaderValue) -> Response + Send + Sync;
+type SendOne = dyn Fn(&HeaderValue) -> Response + Send + Sync;
 
 impl Row {
     pub fn of<S>(service: S) -> Self
     where
         S: Service<Request, Response = Response, Error = Infallible> + Clone + Send + Sync + 'static,
     {
-        let asked = service.clone();
+        let single = service.clone();
         Self {
             send: Box::new(move |headers| {
                 let service = service.clone();
                 run(async move {
-                    let (mut sent, mut refused) = (0, 0);
+                    let (mut sent, mut rejected) = (0, 0);
                     let begin = Instant::now();
                     for header in headers {
                         // A server clones its service for each request.
                         let Ok(response) = service.clone().oneshot(request(header)).await;
                         sent += 1;
-                        refused += usize::from(response.status() != StatusCode::OK);
+                        rejected += usize::from(response.status() != StatusCode::OK);
                         black_box(response);
                     }
                     let time = begin.elapsed();
-                    // A thread that is interrupted between its look at the clock and its charge comes with a time that is
-                    // over, and may be refused even where there is plenty.
-                    assert!(refused * 100 <= sent, "{refused} of {sent} requests were refused");
+                    // A thread that is interrupted between reading the clock and charging has an outdated time. It may
+                    // be rejected within any quota.
+                    assert!(rejected * 100 <= sent, "{rejected} of {sent} requests were rejected");
                     time
                 })
             }),
-            ask: Box::new(move |header| {
-                let Ok(response) = run(asked.clone().oneshot(request(header)));
+            send_one: Box::new(move |header| {
+                let Ok(response) = run(single.clone().oneshot(request(header)));
                 response
             }),
         }
     }
 
-    /// Sends requests with these headers, of which 99 in 100 have to be admitted. Returns the time that it took.
+    /// Sends requests with these headers and returns the elapsed time. Asserts that at least 99 % are admitted.
     pub fn send<'a>(&self, headers: impl IntoIterator<Item = &'a HeaderValue>) -> Duration {
         (self.send)(&mut headers.into_iter())
     }
 
-    /// The answer to one request with this token.
+    /// Returns the response to one request with this token.
     pub fn answer(&self, token: usize) -> (StatusCode, HeaderMap) {
-        let response = (self.ask)(&bearer(token));
+        let response = (self.send_one)(&bearer(token));
         (response.status(), response.headers().clone())
     }
 }

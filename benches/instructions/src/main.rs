@@ -1,10 +1,10 @@
-//! Counts the instructions of the road with callgrind and compares them with `figures.txt`: more than 5 % above one
-//! of them is a failure. `just instructions`; `just instructions --write` after a change that is worth its price.
+//! Counts the instructions of a request with callgrind and compares them with `figures.txt`. Fails if a figure has
+//! grown by more than 5 %. Run `just instructions`, or `just instructions --write` to accept new figures.
 //!
-//! What SHA-256 does inside is left out: valgrind does not know the processor's instructions for it, so that most of
-//! what it counts would be a function that no server runs.
+//! The inner work of SHA-256 is excluded: valgrind does not know the processor's SHA instructions, so it would count a
+//! software implementation that no server runs.
 
-mod road;
+mod request;
 
 use std::env;
 use std::error::Error;
@@ -12,12 +12,12 @@ use std::fmt::Write as _;
 use std::fs;
 use std::process::{Command, ExitCode};
 
-use road::CASES;
+use request::CASES;
 
 const FIGURES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/figures.txt");
 const HEAD: &str =
-    "# Instructions a request, and the compiler that they belong to. Written by `just instructions --write`.\n";
-/// The option by which valgrind's process is told what to run.
+    "# Instructions for each request, and the compiler of these figures. Written by `just instructions --write`.\n";
+/// The option that makes the process under valgrind run a case.
 const RUN: &str = "--run";
 const MOST_GROWTH: f64 = 0.05;
 
@@ -28,7 +28,7 @@ fn main() -> Result<ExitCode, Box<dyn Error>> {
         ["--write"] => write(),
         [RUN, case, requests] => {
             let (_, case) = CASES.into_iter().find(|(name, _)| *name == case).ok_or("no such case")?;
-            road::run(case, requests.parse()?);
+            request::run(case, requests.parse()?);
             Ok(ExitCode::SUCCESS)
         }
         _ => Err("the only option is --write".into()),
@@ -46,7 +46,7 @@ fn check() -> Result<ExitCode, Box<dyn Error>> {
         return skip("valgrind is not installed");
     }
     let mut grown = false;
-    println!("| road | instructions | before | |\n|---|---:|---:|---:|");
+    println!("| request | instructions | before | |\n|---|---:|---:|---:|");
     for (name, _) in CASES {
         let of_case = |line: &str| line.strip_prefix(name)?.strip_prefix(": ")?.parse::<f64>().ok();
         let before = lines.next().and_then(of_case).ok_or("figures.txt names other cases")?;
@@ -56,7 +56,7 @@ fn check() -> Result<ExitCode, Box<dyn Error>> {
         grown |= growth > MOST_GROWTH;
     }
     if grown {
-        println!("\nThe road has grown by more than {} %.", MOST_GROWTH * 100.0);
+        println!("\nThe instructions have grown by more than {} %.", MOST_GROWTH * 100.0);
         return Ok(ExitCode::FAILURE);
     }
     Ok(ExitCode::SUCCESS)
@@ -80,14 +80,14 @@ fn skip(why: &str) -> Result<ExitCode, Box<dyn Error>> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// `rustc 1.95.0`, without its commit.
+/// Returns `rustc 1.95.0`, without the commit.
 fn compiler() -> Result<String, Box<dyn Error>> {
     let rustc = env::var_os("RUSTC").unwrap_or_else(|| "rustc".into());
     let version = String::from_utf8(Command::new(rustc).arg("--version").output()?.stdout)?;
     Ok(version.split(' ').take(2).collect::<Vec<_>>().join(" "))
 }
 
-/// The instructions of one request, as a mean. The difference of two runs, so that nothing of the preparation counts.
+/// Returns the mean instructions of one request. The difference of two runs excludes the preparation.
 fn count(case: &str) -> Result<f64, Box<dyn Error>> {
     const REQUESTS: usize = 1_000;
     Ok((collected(case, 2 * REQUESTS)? - collected(case, REQUESTS)?) / REQUESTS as f64)
@@ -96,17 +96,17 @@ fn count(case: &str) -> Result<f64, Box<dyn Error>> {
 fn collected(case: &str, requests: usize) -> Result<f64, Box<dyn Error>> {
     let output = Command::new("valgrind")
         .args(["--tool=callgrind", "--callgrind-out-file=/dev/null"])
-        // Each turns the counting on or off, whichever it was: so it is on in the one, and off in the other within it.
-        .args(["--toggle-collect=*road::counted*", "--toggle-collect=*sha256*compress256*"])
+        // Each option toggles the counting: on in the first function, and off again in the second within it.
+        .args(["--toggle-collect=*request::counted*", "--toggle-collect=*sha256*compress256*"])
         .args([env::current_exe()?.as_os_str(), RUN.as_ref(), case.as_ref(), requests.to_string().as_ref()])
         .output()?;
-    let told = String::from_utf8_lossy(&output.stderr);
+    let report = String::from_utf8_lossy(&output.stderr);
     if !output.status.success() {
-        return Err(format!("valgrind failed:\n{told}").into());
+        return Err(format!("valgrind failed:\n{report}").into());
     }
-    let collected = told.lines().find_map(|line| line.split_once("Collected : ")).ok_or("nothing collected")?.1;
+    let collected = report.lines().find_map(|line| line.split_once("Collected : ")).ok_or("nothing collected")?.1;
     match collected.trim().parse()? {
-        0.0 => Err("callgrind does not know the counted function by its name".into()),
+        0.0 => Err("callgrind did not find the counted function".into()),
         collected => Ok(collected),
     }
 }

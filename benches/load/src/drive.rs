@@ -1,4 +1,4 @@
-//! Servers as processes, `wrk` against them, and what both did.
+//! Starts servers as processes, drives them with `wrk`, and collects the results.
 
 use std::fs;
 use std::io::{BufRead, BufReader};
@@ -6,21 +6,21 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use crate::Result;
-use crate::twins::{TOKEN, Twin};
+use crate::baseline::{TOKEN, Variant};
 
-/// What is sent.
+/// The kinds of requests.
 #[derive(Clone, Copy)]
 pub(crate) enum Kind {
-    /// A `GET` with the good token.
+    /// A `GET` with a valid token.
     Bearer,
-    /// A text alert with the good token in it.
+    /// A text alert with a valid token in it.
     Webhook,
-    /// A `GET` with a token that nobody has.
+    /// A `GET` with an unknown token.
     Unknown,
 }
 
 impl Kind {
-    /// As a script for `wrk`, and the path.
+    /// Returns the script for `wrk` and the path.
     fn script(self) -> (String, &'static str) {
         let with = |token: &str| format!("wrk.headers['Authorization'] = 'Bearer {token}'\n");
         match self {
@@ -37,11 +37,11 @@ impl Kind {
     }
 }
 
-/// What a server was asked, and took for it.
+/// The result of one run.
 pub(crate) struct Sum {
     pub(crate) requests: u64,
-    /// Answers with a status outside of 2xx and 3xx.
-    pub(crate) refused: u64,
+    /// Responses with a status outside of 2xx and 3xx.
+    pub(crate) rejected: u64,
     pub(crate) time: Duration,
     cpu: Duration,
 }
@@ -52,24 +52,24 @@ impl Sum {
     }
 }
 
-/// A twin in a process of its own; ends with this value.
+/// A server in its own process, which ends when this value is dropped.
 pub(crate) struct Server {
     process: Child,
     address: String,
-    twin: Twin,
+    variant: Variant,
 }
 
 impl Server {
-    pub(crate) fn start(twin: Twin) -> Result<Self> {
+    pub(crate) fn start(variant: Variant) -> Result<Self> {
         let mut process =
-            Command::new(std::env::current_exe()?).args(["serve", twin.name()]).stdout(Stdio::piped()).spawn()?;
+            Command::new(std::env::current_exe()?).args(["serve", variant.name()]).stdout(Stdio::piped()).spawn()?;
         let mut address = String::new();
         let output = process.stdout.take().ok_or("no output")?;
         BufReader::new(output).read_line(&mut address)?;
-        Ok(Self { process, address: address.trim().to_owned(), twin })
+        Ok(Self { process, address: address.trim().to_owned(), variant })
     }
 
-    /// Sends requests of one kind for a time.
+    /// Sends requests of one kind for this time.
     pub(crate) fn drive(&self, kind: Kind, time: Duration) -> Result<Sum> {
         let (script, path) = kind.script();
         let file = std::env::temp_dir().join(format!("tollgate-load-{}.lua", std::process::id()));
@@ -85,19 +85,19 @@ impl Server {
         let cpu = self.cpu()? - before;
         fs::remove_file(&file)?;
         let text = String::from_utf8(output.stdout)?;
-        let sum = Sum { cpu, ..read(&text).ok_or_else(|| format!("`wrk` says what cannot be read:\n{text}"))? };
-        let as_expected = match (kind, self.twin) {
-            (Kind::Unknown, _) => sum.refused == sum.requests,
-            (_, Twin::Budget) => true,
-            _ => sum.refused == 0,
+        let sum = Sum { cpu, ..read(&text).ok_or_else(|| format!("the output of `wrk` cannot be parsed:\n{text}"))? };
+        let as_expected = match (kind, self.variant) {
+            (Kind::Unknown, _) => sum.rejected == sum.requests,
+            (_, Variant::Limited) => true,
+            _ => sum.rejected == 0,
         };
         match as_expected && !text.contains("Socket errors") {
             true => Ok(sum),
-            false => Err(format!("not the answers that these requests should get:\n{text}").into()),
+            false => Err(format!("unexpected responses:\n{text}").into()),
         }
     }
 
-    /// The processor time of the server so far, its own and that of the kernel for it. It has one thread.
+    /// Returns the processor time of the server so far, including the kernel. The server has one thread.
     fn cpu(&self) -> Result<Duration> {
         let stat = fs::read_to_string(format!("/proc/{}/schedstat", self.process.id()))?;
         let ns = stat.split_whitespace().next().ok_or("an empty schedstat")?;
@@ -112,15 +112,16 @@ impl Drop for Server {
     }
 }
 
-/// The sums of `wrk`: `1234 requests in 2.00s, 1.00MB read`, and `Non-2xx or 3xx responses: 7` if there are any.
+/// Parses the output of `wrk`: `1234 requests in 2.00s, 1.00MB read`, and `Non-2xx or 3xx responses: 7` if there are
+/// any.
 fn read(text: &str) -> Option<Sum> {
     let line = text.lines().find(|line| line.contains(" requests in "))?;
     let (requests, rest) = line.trim().split_once(" requests in ")?;
     let seconds = rest.split_once("s,")?.0;
-    let refused = text.lines().find_map(|line| line.trim().strip_prefix("Non-2xx or 3xx responses: "));
+    let rejected = text.lines().find_map(|line| line.trim().strip_prefix("Non-2xx or 3xx responses: "));
     Some(Sum {
         requests: requests.parse().ok()?,
-        refused: refused.map_or(Some(0), |refused| refused.trim().parse().ok())?,
+        rejected: rejected.map_or(Some(0), |rejected| rejected.trim().parse().ok())?,
         time: Duration::from_secs_f64(seconds.parse().ok()?),
         cpu: Duration::ZERO,
     })

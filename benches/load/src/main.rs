@@ -1,6 +1,6 @@
-//! `just load`: the reference service, and a twin with the same routes and handlers and no gate, are driven by `wrk` over
-//! loopback. Tells what processor time of the server each kind of request takes, and how many requests a budget admits.
-//! A second twin without gates is measured as well: how far it is from the first is what chance does.
+//! Load test: `wrk` drives the reference service and a baseline with the same routes and handlers but without a gate,
+//! over loopback. Prints the server's processor time for each kind of request, and checks the number of requests that a
+//! rate limit admits. A second baseline run shows the measurement noise.
 //!
 //! Needs Linux, for `/proc`, and `wrk` on the path.
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "a program for the terminal")]
@@ -9,7 +9,7 @@ use std::error::Error;
 use std::process::ExitCode;
 use std::time::Duration;
 
-// The reference service, as it is. Its names are rooted in the crate, and so they stand here.
+// The unchanged reference service. Its paths start at the crate root, so its modules are declared here.
 #[path = "../../../examples/crosstrade/alert.rs"]
 mod alert;
 #[path = "../../../examples/crosstrade/app.rs"]
@@ -53,26 +53,26 @@ mod tokens;
 #[path = "../../../examples/crosstrade/webhook.rs"]
 mod webhook;
 
+mod baseline;
 mod drive;
-mod twins;
 
+use baseline::Variant;
 use drive::{Kind, Server};
-use twins::Twin;
 
 type Result<T, E = Box<dyn Error>> = std::result::Result<T, E>;
 
-/// One measurement of one kind of request. Rounds alternate between the twins, so that a busy machine disturbs both; of
-/// their ratios the median counts.
+/// The time of one measurement of one kind of request. Rounds alternate between the servers, so that other load affects
+/// all of them. The median of the ratios is printed.
 const ROUND: Duration = Duration::from_secs(1);
 const ROUNDS: usize = 15;
-/// How long a budget is spent.
-const SPENT: Duration = Duration::from_secs(10);
+/// The duration of the rate-limit measurement.
+const LIMIT_RUN: Duration = Duration::from_secs(10);
 
 fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
     let done = match args.iter().map(String::as_str).collect::<Vec<_>>()[..] {
         [] => run(),
-        ["serve", twin] => Twin::named(twin).and_then(twins::serve),
+        ["serve", variant] => Variant::named(variant).and_then(baseline::serve),
         _ => Err("usage: tollgate-load".into()),
     };
     match done {
@@ -85,24 +85,25 @@ fn main() -> ExitCode {
 }
 
 fn run() -> Result<()> {
-    let (bare, other, gated) = (Server::start(Twin::Bare)?, Server::start(Twin::Bare)?, Server::start(Twin::Gated)?);
-    // Each with the row that it is compared with.
+    let (first, second, gated) =
+        (Server::start(Variant::Baseline)?, Server::start(Variant::Baseline)?, Server::start(Variant::Gated)?);
+    // Each row with the row that it is compared with.
     let rows = [
-        ("bearer, bare twin", &bare, Kind::Bearer, 0),
-        ("bearer, another bare twin: what the measurement is worth", &other, Kind::Bearer, 0),
+        ("bearer, baseline", &first, Kind::Bearer, 0),
+        ("bearer, second baseline run (measurement noise)", &second, Kind::Bearer, 0),
         ("bearer", &gated, Kind::Bearer, 0),
-        ("webhook, bare twin", &bare, Kind::Webhook, 3),
+        ("webhook, baseline", &first, Kind::Webhook, 3),
         ("webhook", &gated, Kind::Webhook, 3),
         ("flood of unknown tokens", &gated, Kind::Unknown, 0),
-        ("flood, compared with good requests", &gated, Kind::Unknown, 2),
+        ("flood of unknown tokens, relative to valid requests", &gated, Kind::Unknown, 2),
     ];
     for (_, server, kind, _) in &rows {
-        // Warm.
+        // Warm up.
         server.drive(*kind, ROUND)?;
     }
     let mut costs = rows.map(|_| Vec::with_capacity(ROUNDS));
     for round in 0..ROUNDS {
-        // Forwards and backwards, so that no row always comes after the same one.
+        // Alternate the direction, so that no row always follows the same one.
         let order: Vec<usize> =
             if round % 2 == 0 { (0..rows.len()).collect() } else { (0..rows.len()).rev().collect() };
         for at in order {
@@ -110,15 +111,15 @@ fn run() -> Result<()> {
             costs[at].push(server.drive(kind, ROUND)?.cpu_per_request());
         }
     }
-    println!("| requests | processor time of the server | of that it is compared with | in each round |");
+    println!("| requests | processor time of the server | relative to the compared row | range over all rounds |");
     println!("|---|---:|---:|---|");
-    for ((name, _, _, twin), ours) in rows.iter().zip(&costs) {
-        let ratios = sorted(ours.iter().zip(&costs[*twin]).map(|(ours, twin)| ours / twin));
+    for ((name, _, _, base), ours) in rows.iter().zip(&costs) {
+        let ratios = sorted(ours.iter().zip(&costs[*base]).map(|(ours, base)| ours / base));
         let (micros, range) = (median(&sorted(ours.iter().copied())) * 1e6, (ratios[0], ratios[ROUNDS - 1]));
         println!("| {name} | {micros:.2} µs | {:.3} | {:.3} to {:.3} |", median(&ratios), range.0, range.1);
     }
-    drop((bare, other, gated));
-    budget()
+    drop((first, second, gated));
+    rate_limit()
 }
 
 fn sorted(values: impl Iterator<Item = f64>) -> Vec<f64> {
@@ -131,22 +132,22 @@ fn median(sorted: &[f64]) -> f64 {
     sorted[sorted.len() / 2]
 }
 
-/// How many requests of one user are admitted in a time, by the quota of the reference service.
-fn budget() -> Result<()> {
+/// Checks how many requests of one user the quota of the reference service admits in a period.
+fn rate_limit() -> Result<()> {
     let quota = app::QUOTA;
-    let server = Server::start(Twin::Budget)?;
-    let sent = server.drive(Kind::Bearer, SPENT)?;
-    let admitted = sent.requests - sent.refused;
-    // What the burst and the time between the first and the last request allow. The time is that of `wrk`, which includes
-    // all requests, so that this is a bound from above; one below it is the moment in which the last unit comes.
+    let server = Server::start(Variant::Limited)?;
+    let sent = server.drive(Kind::Bearer, LIMIT_RUN)?;
+    let admitted = sent.requests - sent.rejected;
+    // The bound from the burst and the time between the first and the last request. `wrk` reports the time of all
+    // requests, so this is an upper bound. The last unit may be refilled at the very end, so one less is correct too.
     let most = u64::from(quota.burst()) + sent.time.div_duration_f64(quota.interval()) as u64;
     let seconds = sent.time.as_secs_f64();
     println!(
-        "{admitted} of {} requests in {seconds:.2} s were admitted; 180 a minute, burst 20, allow {most}.",
+        "{admitted} of {} requests in {seconds:.2} s were admitted; 180 per minute with burst 20 allow {most}.",
         sent.requests
     );
     match admitted == most || admitted + 1 == most {
         true => Ok(()),
-        false => Err(format!("{admitted} were admitted, and {most} are allowed").into()),
+        false => Err(format!("{admitted} requests were admitted, but the quota allows {most}").into()),
     }
 }

@@ -1,13 +1,13 @@
-//! Measures whether the time of a comparison tells where two digests differ, and the time of a look-up how much an
-//! unknown token has in common with a known one. By dudect's method: two classes of inputs in random order, and Welch's
-//! t-test over many measurements. `just timing`.
+//! Checks by dudect's method that the time of a digest comparison does not depend on the position of a difference, and
+//! that the time of a lookup does not depend on what an unknown token has in common with a known one. Two classes of
+//! inputs are measured in random order and compared by Welch's t-test. `just timing`.
 //!
-//! Each measurement has a positive control, something that leaks, which the same harness must find. The program fails
-//! if tollgate is not below 4.5 or a control not above 10.
+//! Each measurement has a positive control, which leaks and must be detected. The program fails if tollgate is not
+//! below 4.5 or a control is not above 10.
 //!
-//! dudect makes 101 tests of one row, all measurements and those below some percentile, and tells the largest |t|. The
-//! number beside it is that of the measurements in this test: among the fewest of them a large |t| is easily chance. So
-//! a control has to leak in many; for ours any is a failure.
+//! dudect makes 101 tests for each row, one on all measurements and the others on those below a percentile, and reports
+//! the largest |t|. The number beside it is the number of measurements in that test. Among few measurements a large |t|
+//! can be chance. So a control must leak among many, while for tollgate any large |t| is a failure.
 
 use std::env;
 use std::error::Error;
@@ -20,11 +20,11 @@ use dudect_bencher::rand::{Rng, RngExt};
 use dudect_bencher::{BenchRng, Class, CtRunner};
 use tollgate::{BearerToken, Grant, MemoryStore, TokenDigest, TokenStore};
 
-/// Of each row.
+/// The measurements of each row.
 const MEASUREMENTS: usize = 2_000_000;
 const LOOKS_THE_SAME: f64 = 4.5;
 const LEAKS: f64 = 10.0;
-/// Among how many measurements a control has to leak.
+/// The number of measurements among which a control must leak.
 const MANY: f64 = MEASUREMENTS as f64 / 20.0;
 
 const ROWS: [(&str, BenchFn, Claim); 4] = [
@@ -39,10 +39,10 @@ enum Claim {
     Leaks,
 }
 
-/// Comparisons in one measurement: a single one takes less time than it takes to read a clock.
+/// Comparisons in one measurement. A single one is shorter than reading a clock.
 const COMPARISONS: usize = 50;
 
-/// Digests that differ in their first words only, or in their last.
+/// Compares digests that differ in their first words only, or in their last.
 fn digest(runner: &mut CtRunner, rng: &mut BenchRng) {
     measure(runner, rng, two_digests, |(ours, theirs)| {
         let (ours, theirs) = (TokenDigest::from_bytes(*ours), TokenDigest::from_bytes(*theirs));
@@ -50,10 +50,10 @@ fn digest(runner: &mut CtRunner, rng: &mut BenchRng) {
     });
 }
 
-/// The same digests, compared byte by byte until two differ.
+/// Compares the same digests byte by byte and stops at the first difference.
 fn digest_control(runner: &mut CtRunner, rng: &mut BenchRng) {
     measure(runner, rng, two_digests, |(ours, theirs)| {
-        (0..COMPARISONS).fold(false, |any, _| any | equal_at_once(ours, theirs))
+        (0..COMPARISONS).fold(false, |any, _| any | early_exit_equal(ours, theirs))
     });
 }
 
@@ -70,21 +70,21 @@ fn two_digests(class: Class, rng: &mut BenchRng) -> TwoDigests {
     (ours, theirs)
 }
 
-/// Tokens that nobody has. Those of one class are like tokens that somebody has but for the last character; those of
-/// the other are like as many tokens that nobody has, so that nothing else tells the classes apart.
+/// Looks up unknown tokens. Those of one class differ from known tokens in the last character only. Those of the other
+/// class resemble as many unknown tokens, so that the classes differ in nothing else.
 fn lookup(runner: &mut CtRunner, rng: &mut BenchRng) {
     let [valid, random] = [(); 2].map(|()| (0..20_000).map(|_| token(rng)).collect::<Vec<_>>());
     let store: MemoryStore<()> = valid.iter().map(|token| (TokenDigest::of(token), Grant::new("x", ()))).collect();
     measure(runner, rng, near(&valid, &random), |token| store.lookup(&BearerToken::new(token)).ready());
 }
 
-/// Such tokens, compared with the valid one as they are, until two characters differ.
+/// Compares such tokens directly with the known one and stops at the first difference.
 fn lookup_control(runner: &mut CtRunner, rng: &mut BenchRng) {
     let (valid, random) = (token(rng), token(rng));
-    measure(runner, rng, near(&[valid], &[random]), |token| equal_at_once(&valid, token));
+    measure(runner, rng, near(&[valid], &[random]), |token| early_exit_equal(&valid, token));
 }
 
-/// Makes all inputs first, so that the two classes leave the same traces in the processor, and then measures.
+/// Creates all inputs first, so that both classes leave the same traces in the processor, and then measures.
 fn measure<I: Copy, T>(
     runner: &mut CtRunner,
     rng: &mut BenchRng,
@@ -114,7 +114,7 @@ fn character(rng: &mut BenchRng) -> u8 {
     b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"[rng.random_range(0..64)]
 }
 
-/// A token of the class with another last character.
+/// Returns a token of the class with another last character.
 fn near(left: &[Token], right: &[Token]) -> impl Fn(Class, &mut BenchRng) -> Token {
     move |class, rng| {
         let tokens = match class {
@@ -130,13 +130,13 @@ fn near(left: &[Token], right: &[Token]) -> impl Fn(Class, &mut BenchRng) -> Tok
     }
 }
 
-/// What the controls do wrong.
+/// The leaking comparison of the controls.
 #[inline(never)]
-fn equal_at_once(a: &[u8], b: &[u8]) -> bool {
+fn early_exit_equal(a: &[u8], b: &[u8]) -> bool {
     a.iter().zip(b).all(|(a, b)| black_box(a) == black_box(b))
 }
 
-/// The option by which a process is told to measure. dudect prints its result; the process that started it reads that.
+/// The option that makes a process measure. Its parent reads the results that dudect prints.
 const MEASURE: &str = "--measure";
 
 fn main() -> Result<ExitCode, Box<dyn Error>> {
@@ -146,9 +146,9 @@ fn main() -> Result<ExitCode, Box<dyn Error>> {
         return Ok(ExitCode::SUCCESS);
     }
     let mut child = Command::new(env::current_exe()?).arg(MEASURE).stdout(Stdio::piped()).spawn()?;
-    let mut told = Vec::new();
+    let mut report = Vec::new();
     for line in BufReader::new(child.stdout.take().ok_or("no output")?).lines() {
-        told.push(line?);
+        report.push(line?);
     }
     if !child.wait()?.success() {
         return Err("the measuring process failed".into());
@@ -163,13 +163,13 @@ fn main() -> Result<ExitCode, Box<dyn Error>> {
             let (n, rest) = line.split_once("n == ")?.1.split_once("M, max t = ")?;
             Some((n.parse::<f64>().ok()? * 1e6, rest.split_once(',')?.0.parse::<f64>().ok()?.abs()))
         };
-        let (n, t) = told.iter().find_map(of_row).ok_or_else(|| format!("no result of {name}"))?;
+        let (n, t) = report.iter().find_map(of_row).ok_or_else(|| format!("no result of {name}"))?;
         let (bound, kept) = match claim {
             Claim::LooksTheSame => (format!("below {LOOKS_THE_SAME}"), t < LOOKS_THE_SAME),
             Claim::Leaks => (format!("above {LEAKS} among {MANY} or more"), t > LEAKS && n >= MANY),
         };
-        let said = if kept { "holds" } else { "DOES NOT HOLD" };
-        println!("{name}: |t| = {t:.2} among {n:.0}, has to be {bound}: {said}");
+        let result = if kept { "holds" } else { "DOES NOT HOLD" };
+        println!("{name}: |t| = {t:.2} among {n:.0}, must be {bound}: {result}");
         holds &= kept;
     }
     Ok(if holds { ExitCode::SUCCESS } else { ExitCode::FAILURE })

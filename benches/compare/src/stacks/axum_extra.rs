@@ -1,4 +1,4 @@
-//! The header by `axum-extra`, the rest by hand.
+//! The header is parsed by `axum-extra`. The rest is hand-written.
 
 use std::sync::Arc;
 
@@ -9,7 +9,7 @@ use axum_extra::TypedHeader;
 use axum_extra::headers::Authorization;
 use axum_extra::headers::authorization::Bearer;
 
-use super::Budget;
+use super::Limit;
 use super::hand_written::{Limits, Users, charge, limits, unauthorized, users};
 use crate::row::Row;
 
@@ -18,7 +18,7 @@ struct Gate {
     limits: Limits,
 }
 
-pub fn routed(size: usize, budget: Budget) -> Row {
+pub fn routed(size: usize, limit: Limit) -> Row {
     async fn middleware(
         State(gate): State<Arc<Gate>>,
         TypedHeader(authorization): TypedHeader<Authorization<Bearer>>,
@@ -26,12 +26,12 @@ pub fn routed(size: usize, budget: Budget) -> Row {
         next: Next,
     ) -> Response {
         let Some(user) = gate.users.get(authorization.token()).copied() else { return unauthorized() };
-        if let Err(refusal) = charge(&gate.limits, user) {
-            return refusal;
+        if let Err(rejection) = charge(&gate.limits, user) {
+            return rejection;
         }
         request.extensions_mut().insert(user);
         next.run(request).await
     }
-    let gate = Gate { users: users(size), limits: limits(budget) };
+    let gate = Gate { users: users(size), limits: limits(limit) };
     super::routed(from_fn_with_state(Arc::new(gate), middleware))
 }

@@ -1,5 +1,5 @@
-//! What many services have: a map of tokens as they are, and a keyed governor. No hashing, no challenge, and headers
-//! only where it refuses.
+//! A typical hand-written gate: a map of plaintext tokens and a keyed governor. It does not hash, sends no challenge,
+//! and sends headers only with rejections.
 
 use std::collections::HashMap;
 use std::convert::Infallible;
@@ -17,11 +17,11 @@ use governor::{DefaultKeyedRateLimiter, RateLimiter};
 use http::{HeaderMap, StatusCode, header};
 use tower::{Layer, Service};
 
-use super::{BURST, Budget};
+use super::{BURST, Limit};
 use crate::floor::token;
 use crate::row::Row;
 
-/// The cheapest name of a caller, also for those peers that key their limits by it.
+/// The cheapest identifier of a caller. Other stacks key their limits by it too.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct User(pub u32);
 
@@ -31,7 +31,7 @@ pub fn users(size: usize) -> Users {
     (0..size).map(|i| (token(i), User(i as u32))).collect()
 }
 
-/// The caller of a request, by its `Authorization` header.
+/// Returns the caller of a request, by its `Authorization` header.
 pub fn authenticate(users: &Users, headers: &HeaderMap) -> Option<User> {
     let token = headers.get(header::AUTHORIZATION)?.to_str().ok()?.strip_prefix("Bearer ")?;
     users.get(token).copied()
@@ -39,19 +39,19 @@ pub fn authenticate(users: &Users, headers: &HeaderMap) -> Option<User> {
 
 pub type Limits = DefaultKeyedRateLimiter<User>;
 
-pub fn limits(budget: Budget) -> Limits {
-    RateLimiter::keyed(match budget {
-        Budget::Plenty => {
+pub fn limits(limit: Limit) -> Limits {
+    RateLimiter::keyed(match limit {
+        Limit::Unlimited => {
             governor::Quota::per_second(NonZeroU32::new(1_000_000_000).expect("not zero")).allow_burst(BURST)
         }
-        Budget::One => governor::Quota::per_hour(NonZeroU32::MIN),
+        Limit::OnePerDay => governor::Quota::per_hour(NonZeroU32::MIN),
     })
 }
 
-/// Charges the caller, or tells them when to come again.
+/// Charges the caller, or returns a response with the retry time.
 pub fn charge(limits: &Limits, user: User) -> Result<(), Response> {
-    limits.check_key(&user).map_err(|refusal| {
-        let wait = refusal.wait_time_from(DefaultClock::default().now()).as_secs() + 1;
+    limits.check_key(&user).map_err(|rejection| {
+        let wait = rejection.wait_time_from(DefaultClock::default().now()).as_secs() + 1;
         (StatusCode::TOO_MANY_REQUESTS, [(header::RETRY_AFTER, wait.to_string())]).into_response()
     })
 }
@@ -62,8 +62,8 @@ struct Gate {
 }
 
 impl Gate {
-    fn new(size: usize, budget: Budget) -> Arc<Self> {
-        Arc::new(Self { users: users(size), limits: limits(budget) })
+    fn new(size: usize, limit: Limit) -> Arc<Self> {
+        Arc::new(Self { users: users(size), limits: limits(limit) })
     }
 
     fn admit(&self, request: &mut Request) -> Result<(), Response> {
@@ -78,22 +78,22 @@ pub fn unauthorized() -> Response {
     (StatusCode::UNAUTHORIZED, [(header::WWW_AUTHENTICATE, "Bearer")]).into_response()
 }
 
-pub fn routed(size: usize, budget: Budget) -> Row {
+pub fn routed(size: usize, limit: Limit) -> Row {
     async fn middleware(State(gate): State<Arc<Gate>>, mut request: Request, next: Next) -> Response {
         match gate.admit(&mut request) {
             Ok(()) => next.run(request).await,
-            Err(refusal) => refusal,
+            Err(rejection) => rejection,
         }
     }
-    super::routed(from_fn_with_state(Gate::new(size, budget), middleware))
+    super::routed(from_fn_with_state(Gate::new(size, limit), middleware))
 }
 
-pub fn plain(size: usize, budget: Budget) -> Row {
-    let gate = Gate::new(size, budget);
+pub fn plain(size: usize, limit: Limit) -> Row {
+    let gate = Gate::new(size, limit);
     super::plain(AdmitLayer(move |request: &mut Request| gate.admit(request)))
 }
 
-/// `from_fn` without axum: a layer that admits a request, or answers it.
+/// `from_fn` without axum: a layer that admits a request or responds to it.
 #[derive(Clone)]
 pub struct AdmitLayer<F>(pub F);
 
@@ -127,7 +127,7 @@ where
     fn call(&mut self, mut request: Request) -> Self::Future {
         match (self.admit)(&mut request) {
             Ok(()) => Either::Left(self.inner.call(request)),
-            Err(refusal) => Either::Right(ready(Ok(refusal))),
+            Err(rejection) => Either::Right(ready(Ok(rejection))),
         }
     }
 }

@@ -1,4 +1,4 @@
-//! The competitors: each a stack of layers around one and the same route, built anew for a number of tokens.
+//! The compared stacks: layers around the same route, built for a number of tokens.
 
 mod axum_extra;
 mod axum_governor;
@@ -21,75 +21,75 @@ use tower::{Layer, Service};
 use crate::floor::FloorLayer;
 use crate::row::Row;
 
-/// How much each token may spend.
+/// The rate limit of each token.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub enum Budget {
+pub enum Limit {
     /// More than a benchmark can send.
-    Plenty,
-    /// One request a day.
-    One,
+    Unlimited,
+    /// OnePerDay request a day.
+    OnePerDay,
 }
 
-/// What may come at once of plenty, as usual quotas have it.
+/// The burst of the unlimited quota, as typical quotas have it.
 const BURST: NonZeroU32 = NonZeroU32::new(20).expect("not zero");
 
-/// What a stack has to refuse, so that nobody measures a broken one.
+/// The rejections that a stack must make. They are verified, so that no broken stack is measured.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub enum Refuses {
-    /// Unknown tokens (401) and spent budgets (429).
+pub enum Rejects {
+    /// Unknown tokens (401) and exhausted limits (429).
     Both,
-    /// It is no gate.
+    /// Not a gate.
     Nothing,
 }
 
-/// A row of the table. A stack can be built twice, with other budgets.
+/// A row of the table. A stack can be built for different limits.
 pub struct Stack {
     pub name: &'static str,
-    /// The row that this one's overhead is counted from.
+    /// The row from which the overhead of this row is measured.
     pub base: &'static str,
-    pub refuses: Refuses,
-    pub build: fn(usize, Budget) -> Row,
+    pub rejects: Rejects,
+    pub build: fn(usize, Limit) -> Row,
 }
 
 impl Stack {
-    const fn axum(name: &'static str, build: fn(usize, Budget) -> Row) -> Self {
-        Self { name, base: "bare", refuses: Refuses::Both, build }
+    const fn axum(name: &'static str, build: fn(usize, Limit) -> Row) -> Self {
+        Self { name, base: "baseline", rejects: Rejects::Both, build }
     }
 
-    const fn plain(name: &'static str, build: fn(usize, Budget) -> Row) -> Self {
-        Self { name, base: "bare, plain tower", refuses: Refuses::Both, build }
+    const fn plain(name: &'static str, build: fn(usize, Limit) -> Row) -> Self {
+        Self { name, base: "baseline, plain tower", rejects: Rejects::Both, build }
     }
 
-    const fn that_refuses_nothing(self) -> Self {
-        Self { refuses: Refuses::Nothing, ..self }
+    const fn without_rejections(self) -> Self {
+        Self { rejects: Rejects::Nothing, ..self }
     }
 
-    /// Whether it keeps something of each token, and no other row keeps the same.
+    /// Returns whether the stack keeps data for each token that no other row keeps.
     pub fn has_tokens(&self) -> bool {
         let keeps_nothing = [self.base, "empty layer"].contains(&self.name);
-        self.base == "bare" && !keeps_nothing
+        self.base == "baseline" && !keeps_nothing
     }
 }
 
 pub const STACKS: &[Stack] = &[
     Stack::axum("tollgate", tollgate::with_headers),
     Stack::axum("tollgate without headers", tollgate::without_headers),
-    Stack::axum("floor", |size, _| routed(FloorLayer::new(size))).that_refuses_nothing(),
-    Stack::axum("empty layer", |_, _| routed(Identity::new())).that_refuses_nothing(),
+    Stack::axum("floor", |size, _| routed(FloorLayer::new(size))).without_rejections(),
+    Stack::axum("empty layer", |_, _| routed(Identity::new())).without_rejections(),
     Stack::axum("hand-written", hand_written::routed),
     Stack::axum("tower_governor", tower_governor::routed),
     Stack::axum("axum-governor", axum_governor::routed),
     Stack::axum("axum-extra + governor", axum_extra::routed),
-    Stack::axum("bare", |_, _| routed_bare()).that_refuses_nothing(),
+    Stack::axum("baseline", |_, _| routed_baseline()).without_rejections(),
     Stack::plain("tollgate, plain tower", tollgate::plain),
-    Stack::plain("floor, plain tower", |size, _| plain(FloorLayer::new(size))).that_refuses_nothing(),
+    Stack::plain("floor, plain tower", |size, _| plain(FloorLayer::new(size))).without_rejections(),
     Stack::plain("hand-written, plain tower", hand_written::plain),
     Stack::plain("tower_governor, plain tower", tower_governor::plain),
     Stack::plain("axum-governor, plain tower", axum_governor::plain),
-    Stack::plain("bare, plain tower", |_, _| plain(Identity::new())).that_refuses_nothing(),
+    Stack::plain("baseline, plain tower", |_, _| plain(Identity::new())).without_rejections(),
 ];
 
-/// The route, in the layers of a stack.
+/// Returns the route in the layers of a stack.
 fn routed<L>(layer: L) -> Row
 where
     L: Layer<axum::routing::Route> + Clone + Send + Sync + 'static,
@@ -99,7 +99,7 @@ where
     Row::of(served(route().layer(layer)))
 }
 
-fn routed_bare() -> Row {
+fn routed_baseline() -> Row {
     Row::of(served(route()))
 }
 
@@ -107,12 +107,12 @@ fn route() -> Router {
     Router::new().route("/", get(|| async {}))
 }
 
-/// As `axum::serve` does it: otherwise axum makes the layers anew at every request.
+/// `axum::serve` does the same. Otherwise axum rebuilds the layers for every request.
 fn served(app: Router) -> axum::routing::RouterIntoService<Body> {
     app.with_state(()).into_service()
 }
 
-/// The same layers around a service that only answers.
+/// Returns the same layers around a service that only responds.
 fn plain<L>(layer: L) -> Row
 where
     L: Layer<Answers>,
@@ -138,29 +138,29 @@ impl Service<Request<Body>> for Answers {
     }
 }
 
-/// Proves on a small copy of a stack that it lets the right requests in and no others.
-pub fn prove(stack: &Stack) {
+/// Verifies a small copy of a stack: it admits the right requests and no others.
+pub fn verify(stack: &Stack) {
     const FEW: usize = 5;
-    let row = (stack.build)(FEW, Budget::Plenty);
+    let row = (stack.build)(FEW, Limit::Unlimited);
     for token in (0..FEW).chain(0..FEW) {
         let (status, headers) = row.answer(token);
         assert_eq!(status, StatusCode::OK, "{} admits", stack.name);
-        let tells = headers.contains_key("ratelimit") || headers.contains_key("x-ratelimit-remaining");
-        assert_eq!(tells, tells_of_budgets(stack.name), "{} tells of budgets", stack.name);
+        let has_headers = headers.contains_key("ratelimit") || headers.contains_key("x-ratelimit-remaining");
+        assert_eq!(has_headers, sends_limit_headers(stack.name), "{} sends rate-limit headers", stack.name);
     }
-    if stack.refuses == Refuses::Both {
-        assert_eq!(row.answer(FEW).0, StatusCode::UNAUTHORIZED, "{} knows no such token", stack.name);
-        let row = (stack.build)(FEW, Budget::One);
+    if stack.rejects == Rejects::Both {
+        assert_eq!(row.answer(FEW).0, StatusCode::UNAUTHORIZED, "{} rejects an unknown token", stack.name);
+        let row = (stack.build)(FEW, Limit::OnePerDay);
         for token in 0..FEW {
             assert_eq!(row.answer(token).0, StatusCode::OK, "{} admits once", stack.name);
             let (status, headers) = row.answer(token);
             assert_eq!(status, StatusCode::TOO_MANY_REQUESTS, "{} limits", stack.name);
-            assert!(headers.contains_key("retry-after"), "{} says when to come again", stack.name);
+            assert!(headers.contains_key("retry-after"), "{} sends retry-after", stack.name);
         }
     }
 }
 
-fn tells_of_budgets(name: &str) -> bool {
+fn sends_limit_headers(name: &str) -> bool {
     let name = name.trim_end_matches(", plain tower");
     ["tollgate", "floor", "tower_governor", "axum-governor"].contains(&name)
 }

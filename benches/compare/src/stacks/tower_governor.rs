@@ -1,4 +1,4 @@
-//! Authentication by hand, limits by `tower_governor` with its headers, keyed by the caller that was found.
+//! Hand-written authentication, and limits by `tower_governor` with its headers, keyed by the caller.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,7 +14,7 @@ use tower_governor::key_extractor::KeyExtractor;
 use tower_governor::{GovernorError, GovernorLayer};
 
 use super::hand_written::{AdmitLayer, User, Users, authenticate, unauthorized, users};
-use super::{BURST, Budget};
+use super::{BURST, Limit};
 use crate::row::Row;
 
 #[derive(Clone, Copy)]
@@ -28,20 +28,20 @@ impl KeyExtractor for ByUser {
     }
 }
 
-fn limits(budget: Budget) -> GovernorLayer<ByUser, StateInformationMiddleware, Body> {
-    let (period, burst) = match budget {
-        Budget::Plenty => (Duration::from_nanos(1), BURST.get()),
-        Budget::One => (Duration::from_secs(86_400), 1),
+fn limits(limit: Limit) -> GovernorLayer<ByUser, StateInformationMiddleware, Body> {
+    let (period, burst) = match limit {
+        Limit::Unlimited => (Duration::from_nanos(1), BURST.get()),
+        Limit::OnePerDay => (Duration::from_secs(86_400), 1),
     };
     let mut config = GovernorConfigBuilder::default().period(period).burst_size(burst).key_extractor(ByUser);
     GovernorLayer::new(config.use_headers().finish().expect("a period and a burst"))
 }
 
-/// `from_fn` that puts the caller into the request's extensions.
+/// Inserts the caller into the request extensions, for `from_fn`.
 pub async fn middleware(State(users): State<Arc<Users>>, mut request: Request, next: Next) -> Response {
     match admit(&users, &mut request) {
         Ok(()) => next.run(request).await,
-        Err(refusal) => refusal,
+        Err(rejection) => rejection,
     }
 }
 
@@ -51,14 +51,14 @@ pub fn admit(users: &Users, request: &mut Request) -> Result<(), Response> {
     Ok(())
 }
 
-/// Both in one `Router::layer`, which costs less than two, as axum's documentation recommends.
-pub fn routed(size: usize, budget: Budget) -> Row {
+/// Both layers in one `Router::layer`, which is cheaper than two, as the documentation of axum recommends.
+pub fn routed(size: usize, limit: Limit) -> Row {
     let authentication = from_fn_with_state(Arc::new(users(size)), middleware);
-    super::routed(ServiceBuilder::new().layer(authentication).layer(limits(budget)).into_inner())
+    super::routed(ServiceBuilder::new().layer(authentication).layer(limits(limit)).into_inner())
 }
 
-pub fn plain(size: usize, budget: Budget) -> Row {
+pub fn plain(size: usize, limit: Limit) -> Row {
     let users = Arc::new(users(size));
     let authentication = AdmitLayer(move |request: &mut Request| admit(&users, request));
-    super::plain(ServiceBuilder::new().layer(authentication).layer(limits(budget)).into_inner())
+    super::plain(ServiceBuilder::new().layer(authentication).layer(limits(limit)).into_inner())
 }

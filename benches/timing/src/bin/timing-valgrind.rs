@@ -1,7 +1,7 @@
-//! Lets valgrind look for branches and indices that depend on a stored digest: it is marked as undefined, and memcheck
-//! tells of every decision that is made on something undefined. `just timing-valgrind`.
+//! Checks with valgrind that no branch or index depends on a stored digest. The digest is marked as undefined, and
+//! memcheck reports every decision on undefined data. `just timing-valgrind`.
 //!
-//! A comparison that stops at the first difference is the positive control, which memcheck must find.
+//! The positive control is a comparison that stops at the first difference. Memcheck must report it.
 
 use std::env;
 use std::error::Error;
@@ -14,31 +14,31 @@ use tollgate::TokenDigest;
 
 type Compare = fn(&[u8; 32], &[u8; 32]) -> bool;
 
-/// What is compared how, and whether memcheck has to find something.
+/// The comparisons, and whether memcheck must report them.
 const ROWS: [(&str, Compare, bool); 2] = [("digest", digest, false), ("control", control, true)];
 
 #[inline(never)]
-fn digest(stored: &[u8; 32], presented: &[u8; 32]) -> bool {
-    black_box(TokenDigest::from_bytes(*stored)) == black_box(TokenDigest::from_bytes(*presented))
+fn digest(stored: &[u8; 32], sent: &[u8; 32]) -> bool {
+    black_box(TokenDigest::from_bytes(*stored)) == black_box(TokenDigest::from_bytes(*sent))
 }
 
 #[inline(never)]
-fn control(stored: &[u8; 32], presented: &[u8; 32]) -> bool {
-    stored.iter().zip(presented).all(|(stored, presented)| black_box(stored) == black_box(presented))
+fn control(stored: &[u8; 32], sent: &[u8; 32]) -> bool {
+    stored.iter().zip(sent).all(|(stored, sent)| black_box(stored) == black_box(sent))
 }
 
 /// Compares with a secret: equal, and different in each byte.
 fn run(compare: Compare) {
     assert_eq!(crabgrind::run_mode(), RunMode::Valgrind);
-    let presented = TokenDigest::of("a token").to_bytes();
+    let sent = TokenDigest::of("a token").to_bytes();
     for differs_at in (0..32).map(Some).chain([None]) {
-        let mut stored = presented;
+        let mut stored = sent;
         if let Some(at) = differs_at {
             stored[at] ^= 1;
         }
         mark(&mut stored, MemState::Undefined);
-        let mut equal = compare(&stored, &presented);
-        // What came out is no secret: it is the answer.
+        let mut equal = compare(&stored, &sent);
+        // The result is not secret.
         mark(&mut equal, MemState::Defined);
         assert_eq!(equal, differs_at.is_none());
     }
@@ -46,9 +46,9 @@ fn run(compare: Compare) {
 
 fn mark<T>(value: &mut T, state: MemState) {
     let at: *mut T = value;
-    // It says that valgrind is missing where valgrind is there.
+    // The error says that valgrind is missing, even under valgrind.
     let _ = mark_mem(at.cast(), size_of::<T>(), state);
-    // The compiler may not go on with a copy that valgrind was not told of.
+    // Prevents the compiler from using a copy that is not marked.
     black_box(value);
 }
 
@@ -60,7 +60,7 @@ fn main() -> Result<ExitCode, Box<dyn Error>> {
     }
     const FOUND: i32 = 99;
     let mut holds = true;
-    for (name, _, has_to_find) in ROWS {
+    for (name, _, must_report) in ROWS {
         let mut valgrind = Command::new("valgrind");
         valgrind.args(["--quiet", &format!("--error-exitcode={FOUND}")]).arg(env::current_exe()?).arg(name);
         let output = valgrind.output()?;
@@ -69,7 +69,7 @@ fn main() -> Result<ExitCode, Box<dyn Error>> {
             Some(FOUND) => true,
             _ => return Err(String::from_utf8_lossy(&output.stderr).into()),
         };
-        let kept = found == has_to_find;
+        let kept = found == must_report;
         println!(
             "{name}: memcheck finds {} that depends on the secret: {}",
             if found { "a decision" } else { "none" },

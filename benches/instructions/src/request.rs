@@ -1,4 +1,4 @@
-//! What is counted: requests of one kind, down the road of a gate in plain tower.
+//! The counted requests: one kind at a time, through a gate in plain tower.
 
 use std::convert::Infallible;
 use std::future::{Ready, ready};
@@ -35,7 +35,7 @@ fn token(i: usize) -> String {
     format!("tg_{:040x}", (i as u128 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15_f39c_c060_5ced_c835))
 }
 
-/// Prepares requests of a kind, and sends them.
+/// Prepares requests of one kind and sends them.
 pub fn run(case: Case, count: usize) {
     let (quota, status) = match case {
         Case::Admitted => (Quota::per_second(1_000_000_000).with_burst(20), StatusCode::OK),
@@ -43,15 +43,15 @@ pub fn run(case: Case, count: usize) {
         Case::OverLimit => (Quota::per_day(1), StatusCode::TOO_MANY_REQUESTS),
     };
     let mut service = gate(quota).layer(Answers);
-    // The first request of a token opens its budget.
+    // The first request of a token creates its bucket.
     requests(Case::Admitted, TOKENS).into_iter().for_each(|request| drop(answer(&mut service, request)));
     let requests = requests(case, count);
-    assert!(counted(&mut service, requests, status), "not all answers were {status}");
+    assert!(counted(&mut service, requests, status), "not all responses were {status}");
 }
 
 fn gate(quota: Quota) -> AuthLayer<MemoryStore<usize>, RateLimits> {
     let store: MemoryStore<usize> = (0..TOKENS).map(|i| (token(i), Grant::new(format!("user-{i}"), i))).collect();
-    // A clock that is the same on every machine: a microsecond passes between two looks at it.
+    // A deterministic clock that advances a microsecond at each reading.
     let micros = AtomicU64::new(0);
     let clock = move || Duration::from_micros(micros.fetch_add(1, Ordering::Relaxed));
     AuthLayer::new(store).with_rate_limit(RateLimits::new(quota).with_clock(clock))
@@ -67,7 +67,7 @@ fn requests(case: Case, count: usize) -> Vec<Request<Bytes>> {
     (0..count).map(|i| request(i).expect("a request")).collect()
 }
 
-/// Callgrind counts in here and nowhere else, by this name.
+/// Callgrind counts only within this function, by its name.
 #[inline(never)]
 fn counted<S>(service: &mut S, requests: Vec<Request<Bytes>>, status: StatusCode) -> bool
 where
@@ -86,7 +86,7 @@ where
 {
     match pin!(service.call(request)).poll(&mut Context::from_waker(Waker::noop())) {
         Poll::Ready(Ok(response)) => response,
-        Poll::Pending => panic!("nothing here waits"),
+        Poll::Pending => panic!("the response is immediate"),
     }
 }
 

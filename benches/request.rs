@@ -1,5 +1,6 @@
-//! What the gate adds to a bare axum route, beside the floor: what any gate must pay that hashes tokens, limits them
-//! and tells so. `cargo bench --bench road --features axum` ends with a table of ratios from the same run.
+//! Measures the overhead of the gate over an axum route without it, relative to the floor: the minimum work of any gate
+//! that hashes tokens, limits requests and sends rate-limit headers. `cargo bench --bench request --features axum`
+//! prints a table of ratios from the same run.
 
 #![allow(clippy::expect_used, clippy::print_stdout, reason = "a benchmark that panics and prints")]
 
@@ -19,7 +20,7 @@ use tollgate::{AuthLayer, Grant, MemoryStore, Quota, RateLimits};
 use tower::ServiceExt;
 
 const SIZES: [usize; 3] = [100, 10_000, 1_000_000];
-const ROWS: [&str; 7] = ["bare", "floor", "empty layer", "admitted", "unknown token", "malformed", "over limit"];
+const ROWS: [&str; 7] = ["baseline", "floor", "empty layer", "admitted", "unknown token", "malformed", "over limit"];
 
 fn main() {
     let measured = Measured::since_now();
@@ -42,23 +43,23 @@ fn rows(criterion: &mut Criterion, size: usize) {
     let store: MemoryStore<u32> = (0..size).map(|i| (token(i), Grant::new(format!("user-{i}"), i as u32))).collect();
     let gate = |quota| AuthLayer::new(store.clone()).with_rate_limit(RateLimits::new(quota));
 
-    let mut group = criterion.benchmark_group("road");
+    let mut group = criterion.benchmark_group("request");
     // The cache misses of a million tokens take a while to settle.
     group.warm_up_time(Duration::from_secs(2)).measurement_time(Duration::from_secs(4));
     group.sampling_mode(SamplingMode::Flat);
     let mut row = |name: &str, app: Router, headers: &[HeaderValue]| {
         let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
-        // As `axum::serve` does it: otherwise axum makes the layers anew at every request.
+        // `axum::serve` does the same. Otherwise axum rebuilds the layers for every request.
         let service = app.with_state(()).into_service::<Body>();
         let mut at = 0;
         group.bench_function(BenchmarkId::new(name, size), |bencher| {
             bencher.iter_custom(|iterations| runtime.block_on(send(&service, headers, &mut at, iterations)));
         });
     };
-    row("bare", route(), &good);
+    row("baseline", route(), &good);
     row("floor", route().layer(FloorLayer::new(size)), &good);
     row("empty layer", route().layer(tower::layer::util::Identity::new()), &good);
-    // Budgets are opened in another order than they are measured in, or they would lie side by side in memory.
+    // Buckets are created in another order than they are measured in. Otherwise they would be adjacent in memory.
     let admitted = route().layer(gate(PLENTY));
     drain(&admitted, &in_order);
     row("admitted", admitted, &good);
@@ -84,16 +85,16 @@ fn drain(app: &Router, headers: &[HeaderValue]) {
     });
 }
 
-/// Prints each row's cost over the bare route as a multiple of the floor's, of what this run has measured.
+/// Prints the overhead of each row over the baseline as a multiple of the floor's, from this run.
 fn print_ratios(measured: &Measured) {
-    let median = |row: &str, size: usize| measured.median_ns(&format!("road/{row}/{size}"));
-    println!("\nOverhead over the bare route, as a multiple of the floor's (medians):\n");
+    let median = |row: &str, size: usize| measured.median_ns(&format!("request/{row}/{size}"));
+    println!("\nOverhead over the baseline, as a multiple of the floor's (medians):\n");
     println!("| tokens |{}", ROWS[1..].iter().map(|row| format!(" {row} |")).collect::<String>());
     println!("|---:|{}", "---:|".repeat(ROWS.len() - 1));
     for size in SIZES {
-        let Some((bare, floor)) = median("bare", size).zip(median("floor", size)) else { continue };
+        let Some((baseline, floor)) = median("baseline", size).zip(median("floor", size)) else { continue };
         let cells = ROWS[1..].iter().map(|row| match median(row, size) {
-            Some(ns) => format!(" {:.2} |", (ns - bare) / (floor - bare)),
+            Some(ns) => format!(" {:.2} |", (ns - baseline) / (floor - baseline)),
             None => " |".to_owned(),
         });
         println!("| {size} |{}", cells.collect::<String>());

@@ -1,4 +1,4 @@
-//! The service and its twins, each in a process of its own.
+//! The service and its baseline without a gate, each in its own process.
 
 use std::io::Write;
 use std::sync::Arc;
@@ -17,36 +17,36 @@ use crate::{Result, problem, rest, server, stream, webhook};
 
 pub(crate) const TOKEN: &str = "ct_0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef";
 
-/// More than any load, with the burst of the service's own quota, so that answers tell of it as they do there.
+/// More than any load, with the burst of the service's own quota, so that the headers are the same.
 const PLENTY: Quota = Quota::per_second(1_000_000_000).with_burst(QUOTA.burst());
 
 #[derive(Clone, Copy)]
-pub(crate) enum Twin {
-    /// The reference service, with a budget that does not end.
+pub(crate) enum Variant {
+    /// The reference service with an unlimited quota.
     Gated,
-    /// The same without gates: handlers find a caller whom nobody has looked for.
-    Bare,
+    /// The same service without gates: handlers receive a caller without authentication.
+    Baseline,
     /// The reference service with its own quota.
-    Budget,
+    Limited,
 }
 
-impl Twin {
+impl Variant {
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Gated => "gated",
-            Self::Bare => "bare",
-            Self::Budget => "budget",
+            Self::Baseline => "baseline",
+            Self::Limited => "limited",
         }
     }
 
     pub(crate) fn named(name: &str) -> Result<Self> {
-        let all = [Self::Gated, Self::Bare, Self::Budget];
-        all.into_iter().find(|twin| twin.name() == name).ok_or_else(|| format!("there is no twin `{name}`").into())
+        let all = [Self::Gated, Self::Baseline, Self::Limited];
+        all.into_iter().find(|variant| variant.name() == name).ok_or_else(|| format!("unknown variant `{name}`").into())
     }
 }
 
 fn settings(quota: Quota) -> Result<Settings> {
-    // Ten thousand others, as a service has them.
+    // Ten thousand other tokens, as a service has them.
     let others = (0..10_000).map(|i| (format!("ct_{i:064x}"), grant(&format!("user-{i}"))));
     let tokens = MemoryStore::from_iter(others);
     tokens.replace(TOKEN, grant("demo").with_scopes(["trade"])?);
@@ -60,8 +60,8 @@ fn grant(user: &str) -> Grant<User> {
     Grant::new(user, User { name: user.to_owned() })
 }
 
-/// The routes of [`app`], without gates.
-fn bare(service: Service) -> Result<Router> {
+/// Returns the routes of [`app`] without gates.
+fn without_gates(service: Service) -> Result<Router> {
     let caller = CurrentGrant::new(grant("demo").with_scopes(["trade"])?);
     let rest = Router::new()
         .route("/accounts", get(rest::accounts))
@@ -81,12 +81,12 @@ fn bare(service: Service) -> Result<Router> {
         .with_state(Arc::new(service)))
 }
 
-/// Serves on a free port, says which, and never ends.
-pub(crate) fn serve(twin: Twin) -> Result<()> {
-    let app = match twin {
-        Twin::Gated => app(settings(PLENTY)?)?,
-        Twin::Budget => app(settings(QUOTA)?)?,
-        Twin::Bare => bare(Service::new(settings(PLENTY)?)?)?,
+/// Serves on a free port and prints its address. Never returns.
+pub(crate) fn serve(variant: Variant) -> Result<()> {
+    let app = match variant {
+        Variant::Gated => app(settings(PLENTY)?)?,
+        Variant::Limited => app(settings(QUOTA)?)?,
+        Variant::Baseline => without_gates(Service::new(settings(PLENTY)?)?)?,
     };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {

@@ -1,5 +1,5 @@
-//! What looking for the token in a body costs, beside the least that a full check of the same bytes costs:
-//! `serde_json` skipping over all of it, and a UTF-8 check. `cargo bench --bench doors --features body`.
+//! Measures the extraction of a token from a body, compared with the minimum for a full check of the same bytes:
+//! `serde_json` skipping the document and a UTF-8 check. `cargo bench --bench locations --features body`.
 #![allow(missing_docs, clippy::expect_used, reason = "a benchmark that panics")]
 
 use std::hint::black_box;
@@ -31,8 +31,8 @@ fn long_alert() -> String {
     format!(r#"{{"bars":[{}],"key":"{TOKEN}"}}"#, bars.trim_end_matches(','))
 }
 
-fn doors(criterion: &mut Criterion) {
-    let token = |presented: Extracted<'_>| assert!(matches!(presented, Extracted::Token(_)));
+fn locations(criterion: &mut Criterion) {
+    let token = |extracted: Extracted<'_>| assert!(matches!(extracted, Extracted::Token(_)));
     for (name, body) in [("300 bytes", alert()), ("16 KiB, key last", long_alert())] {
         let mut group = criterion.benchmark_group(format!("JSON, {name}"));
         group.warm_up_time(Duration::from_secs(1)).measurement_time(Duration::from_secs(3));
@@ -44,7 +44,7 @@ fn doors(criterion: &mut Criterion) {
                 black_box(std::str::from_utf8(body)).expect("UTF-8");
             });
         });
-        group.bench_function("door", |bencher| {
+        group.bench_function("extraction", |bencher| {
             bencher.iter(|| token(json(black_box(body.as_bytes()), "key", TokenSyntax::default())));
         });
         group.finish();
@@ -62,15 +62,17 @@ fn doors(criterion: &mut Criterion) {
     group.finish();
 }
 
-/// The whole layer, for an alert in one piece: with its key in the body, and with the token in the header of a request that
-/// no door fits. What is between them is the price of the door: waiting for the body, parsing, handing it on.
+/// Measures the whole layer with a body in one piece: the token in the body, and the token in the header of a request
+/// whose body is not searched. The difference is the cost of the location: waiting for the body, parsing and replaying
+/// it.
 fn layer(criterion: &mut Criterion) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().expect("a runtime");
     let tokens = MemoryStore::from_iter([(TOKEN, Grant::new("alice", ()))]);
     let sleep = tokio::time::sleep;
-    let opened =
-        BodyTokens::with_timer(Duration::from_secs(2), sleep).with_json("key").and_then(|doors| doors.with_text("key"));
-    let gate = AuthLayer::new(tokens).with_body_tokens(opened.expect("names"));
+    let body_tokens = BodyTokens::with_timer(Duration::from_secs(2), sleep)
+        .with_json("key")
+        .and_then(|tokens| tokens.with_text("key"));
+    let gate = AuthLayer::new(tokens).with_body_tokens(body_tokens.expect("names"));
     let service = gate.layer(tower::service_fn(|request: Request<ReplayBody<Full<Bytes>>>| async {
         let body = request.into_body().collect().await?.to_bytes();
         Ok::<_, std::convert::Infallible>(Response::new(Full::new(body)))
@@ -86,7 +88,7 @@ fn layer(criterion: &mut Criterion) {
             .bench_function(format!("skip and UTF-8 check, {name}"), |bencher| bencher.iter(|| skip(black_box(&body))));
         for (row, content_type, authorization) in [
             ("header", "application/octet-stream", Some(format!("Bearer {TOKEN}"))),
-            ("door", "application/json", None),
+            ("body", "application/json", None),
         ] {
             group.bench_function(format!("{row}, {name}"), |bencher| {
                 bencher.to_async(&runtime).iter(|| {
@@ -107,5 +109,5 @@ fn layer(criterion: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, doors, layer);
+criterion_group!(benches, locations, layer);
 criterion_main!(benches);

@@ -1,4 +1,4 @@
-//! Writes the seeds of all targets into `seeds/`, a file each, named by its number.
+//! Writes the seeds of all targets into `seeds/`, one numbered file each.
 
 use std::path::Path;
 use std::{fs, io};
@@ -9,7 +9,7 @@ fn main() -> io::Result<()> {
     let folder = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/seeds"));
     for (target, _) in TARGETS {
         let folder = folder.join(target);
-        // From before, of vectors that are gone.
+        // Remove seeds of former vectors.
         if folder.exists() {
             fs::remove_dir_all(&folder)?;
         }

@@ -1,3 +1,5 @@
+//! The fuzz target `websocket`.
+
 #![cfg_attr(fuzzing, no_main)]
 
 tollgate_fuzz::target!(tollgate_fuzz::check::websocket);

@@ -1,19 +1,19 @@
-//! The targets for the parsers. Their input is what the location holds, byte for byte; header lines end in LF.
+//! The targets for the parsers. Their input is the content of the location, byte for byte. Header lines end in LF.
 
 use http::header::{AUTHORIZATION, SEC_WEBSOCKET_PROTOCOL, UPGRADE};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Uri};
-use tollgate::extract::{self, TokenCharset, Extracted, TokenSyntax};
+use tollgate::extract::{self, Extracted, TokenCharset, TokenSyntax};
 use tollgate::{BearerToken, RequestHead};
 
 use crate::oracle::{self, Form, Found, latin_1};
 
-/// Tokens as usual, short ones, and of the other alphabet.
+/// The default token syntax, short tokens, and the lenient character set.
 const FORMS: [Form; 3] = [Form::DEFAULT, Form { max_len: 8, lenient: false }, Form { max_len: 64, lenient: true }];
 
 pub const API_KEY: HeaderName = HeaderName::from_static("x-api-key");
 pub const PREFIX: &str = "base64url.bearer.authorization.example.";
 
-/// The same in the crate's words.
+/// Returns the crate's token syntax for a form.
 pub fn token_form(form: Form) -> TokenSyntax {
     let alphabet = if form.lenient { TokenCharset::Lenient } else { TokenCharset::B64Token };
     TokenSyntax { alphabet, max_len: form.max_len }
@@ -50,18 +50,18 @@ pub fn form(data: &[u8]) {
     }
 }
 
-/// The bytes, and, since few bytes are JSON, the same as a sentence of which each byte is a word.
+/// Checks the bytes. Since few bytes are valid JSON, also checks a sequence of JSON fragments, one for each byte.
 pub fn json(data: &[u8]) {
-    let sentence = data.iter().take(64).map(|byte| JSON_WORDS[usize::from(*byte) % JSON_WORDS.len()]);
-    for body in [data, sentence.collect::<String>().as_bytes()] {
+    let fragments = data.iter().take(64).map(|byte| JSON_FRAGMENTS[usize::from(*byte) % JSON_FRAGMENTS.len()]);
+    for body in [data, fragments.collect::<String>().as_bytes()] {
         for form in FORMS {
             same(extract::json(body, "key", token_form(form)), oracle::json(body, "key", form));
         }
     }
 }
 
-/// Of these a parser of JSON has to know every one. The first two begin and end most bodies.
-const JSON_WORDS: [&str; 32] = [
+/// All fragments that a JSON parser has to know. The first two begin and end most bodies.
+const JSON_FRAGMENTS: [&str; 32] = [
     "{\"key\":\"",
     "\"}",
     "{",
@@ -118,7 +118,7 @@ fn lines(data: &[u8]) -> Vec<String> {
     data.split(|&byte| byte == b'\n').map(latin_1).collect()
 }
 
-/// The lines as lines of a field, if `http` takes them.
+/// Returns the lines as lines of a field, if `http` accepts them.
 fn headers(name: HeaderName, data: &[u8]) -> Option<HeaderMap> {
     let mut headers = HeaderMap::new();
     for line in data.split(|&byte| byte == b'\n') {
@@ -127,7 +127,7 @@ fn headers(name: HeaderName, data: &[u8]) -> Option<HeaderMap> {
     Some(headers)
 }
 
-/// What the crate has found is what the oracle has found, and does not print it.
+/// Asserts that the crate and the oracle agree, and that `Debug` does not print the token.
 fn same(is: Extracted<'_>, should_be: Found) {
     let printed = format!("{is:?}");
     let (found, prints) = match is {
@@ -147,7 +147,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn no_line_is_nothing() {
+    fn no_lines_are_absent() {
         assert!(matches!(extract::authorization(&HeaderMap::new(), TokenSyntax::default()), Extracted::Nothing));
         assert_eq!(oracle::authorization(&[], Form::DEFAULT), Found::Absent);
         assert!(matches!(extract::api_key(&HeaderMap::new(), &API_KEY, TokenSyntax::default()), Extracted::Nothing));
@@ -156,13 +156,13 @@ mod tests {
 
     #[test]
     #[should_panic]
-    fn another_token_is_noticed() {
+    fn a_different_token_is_detected() {
         same(Extracted::Token(BearerToken::new("a")), Found::Token("b".to_owned()));
     }
 
     #[test]
     #[should_panic]
-    fn another_verdict_is_noticed() {
+    fn a_different_result_is_detected() {
         same(Extracted::Malformed, Found::Absent);
     }
 }

@@ -1,26 +1,26 @@
-//! Fuzz targets of tollgate: its parsers and the whole road, each against an oracle.
+//! Fuzz targets of tollgate: its parsers and the whole pipeline, each compared with an oracle.
 //!
-//! The [`oracle`] is written from the reference parser of the project's rules, in another way than the crate: bytes
-//! become text of one character a byte, which is split, collected and compared. It is slow, and can be checked by
-//! reading. It shares no code with the crate, and passes the conformance vectors by itself.
+//! The [`oracle`] is written from the reference parser of the project's rules, in another way than the crate. Bytes
+//! become text of one character per byte, which is split, collected and compared. The oracle is slow and can be checked
+//! by reading. It shares no code with the crate, and passes the conformance vectors by itself.
 //!
-//! A target takes raw bytes. Under cargo-fuzz it is a libFuzzer target; otherwise a program that runs the check on the
-//! files that it is given, so that a finding can be looked at on stable.
+//! A target takes raw bytes. Under cargo-fuzz it is a libFuzzer target. Otherwise it is a program that runs the check
+//! on the given files, so that a finding can be examined on stable.
 
 pub mod check;
 pub mod mint;
 pub mod oracle;
+pub mod pipeline;
 pub mod request;
-pub mod road;
 pub mod self_limit;
 pub mod vectors;
 
 use std::{env, fs};
 
-/// A check of raw bytes, which panics if anything is wrong.
+/// A check of raw bytes. Panics on a finding.
 pub type Check = fn(&[u8]);
 
-/// All targets by their names.
+/// All targets with their names.
 pub const TARGETS: [(&str, Check); 10] = [
     ("header", check::header),
     ("api_key", check::api_key),
@@ -31,10 +31,10 @@ pub const TARGETS: [(&str, Check); 10] = [
     ("websocket", check::websocket),
     ("self_limit", self_limit::check),
     ("mint", mint::check),
-    ("road", road::check),
+    ("pipeline", pipeline::check),
 ];
 
-/// Makes a program of a check.
+/// Creates a program from a check.
 #[macro_export]
 macro_rules! target {
     ($check:path) => {
@@ -48,7 +48,7 @@ macro_rules! target {
     };
 }
 
-/// Runs a check on the files that are named on the command line.
+/// Runs a check on the files named on the command line.
 pub fn replay(check: Check) {
     for file in env::args_os().skip(1) {
         let data = fs::read(&file).unwrap_or_else(|error| panic!("{}: {error}", file.display()));

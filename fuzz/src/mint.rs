@@ -1,7 +1,7 @@
-//! The check of minted tokens, and the store that has it in front.
+//! The check of minted tokens, and the store that applies it.
 //!
-//! The input is a token. Since few bytes are one, it is read a second time: as the body of a token, to which the oracle adds
-//! what is missing. The last three bytes say what is changed in it, and where.
+//! The input is a token. Since few inputs are valid tokens, it is also read as the body of a token, to which the oracle
+//! adds the rest. The last three bytes select a change of that token and its position.
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -12,7 +12,7 @@ use tollgate::{Answer, BearerToken, Grant, Immediate, TokenStore};
 
 use crate::oracle::{self, Misfit, bytes, latin_1};
 
-/// Prefix, random bits, and how many characters these need. The first begins as the second does.
+/// Prefix, random bits, and the length of the body. The first prefix is the beginning of the second.
 const FORMATS: [(&str, u32, usize); 4] = [("acme", 256, 43), ("acme_live", 256, 43), ("t", 128, 22), ("Z9_a", 512, 86)];
 
 pub fn check(data: &[u8]) {
@@ -28,7 +28,7 @@ pub fn check(data: &[u8]) {
     }
 }
 
-/// A token that fits, with these bytes as body.
+/// Returns a well-formed token with these bytes as its body.
 fn token_of(data: &[u8], prefix: &str, body: usize) -> String {
     let digits = data.iter().map(|byte| char::from(*byte)).filter(char::is_ascii_alphanumeric);
     let covered: String =
@@ -52,7 +52,8 @@ fn changed(token: &[u8], data: &[u8]) -> Vec<u8> {
     token
 }
 
-/// The crate and the oracle say the same of a token, for each format; and the store is asked for what fits one of two.
+/// Asserts that the crate and the oracle agree on a token for each format, and that the store is asked for tokens of
+/// its formats only.
 fn same(formats: &[TokenFormat; 4], token: &[u8]) {
     let text = latin_1(token);
     let should_be = FORMATS.map(|(prefix, _, body)| oracle::minted(&text, prefix, body));
@@ -60,44 +61,46 @@ fn same(formats: &[TokenFormat; 4], token: &[u8]) {
         let is = format.check(token).map_err(|error| match error {
             CheckError::Prefix => Misfit::Prefix,
             CheckError::Length => Misfit::Length,
-            CheckError::TokenCharset => Misfit::TokenCharset,
+            CheckError::TokenCharset => Misfit::Charset,
             CheckError::Checksum => Misfit::Checksum,
-            other => panic!("a new error: {other}"),
+            other => panic!("unknown error: {other}"),
         });
         assert_eq!(is, should_be, "{format:?} {text:?}");
     }
     let [acme, acme_live, t, _] = formats.clone();
-    let checked = CheckedStore::new(Everybody, acme_live).with_format(t);
+    let checked = CheckedStore::new(EveryToken, acme_live).with_format(t);
     let fits = should_be[1].is_ok() || should_be[2].is_ok();
-    assert_eq!(lets_through(&checked, token), fits, "{text:?}");
+    assert_eq!(finds(&checked, token), fits, "{text:?}");
     let is_foreign = !text.starts_with("acme_live_") && !text.starts_with("t_");
-    assert_eq!(lets_through(&checked.clone().with_imported_tokens(), token), fits || is_foreign, "{text:?}");
-    // One prefix begins the other's.
+    assert_eq!(finds(&checked.clone().with_imported_tokens(), token), fits || is_foreign, "{text:?}");
+    // One prefix is the beginning of the other.
     let checked = checked.with_format(acme).with_imported_tokens();
     let is_foreign = !text.starts_with("acme_") && !text.starts_with("t_");
-    assert_eq!(lets_through(&checked, token), fits || should_be[0].is_ok() || is_foreign, "{text:?}");
+    assert_eq!(finds(&checked, token), fits || should_be[0].is_ok() || is_foreign, "{text:?}");
 }
 
-fn lets_through(store: &CheckedStore<Everybody>, token: &[u8]) -> bool {
-    let Some(Ok(found)) = store.lookup(&BearerToken::new(token)).ready() else { panic!("it never waits or fails") };
+fn finds(store: &CheckedStore<EveryToken>, token: &[u8]) -> bool {
+    let Some(Ok(found)) = store.lookup(&BearerToken::new(token)).ready() else {
+        panic!("the store is immediate and never fails")
+    };
     found.is_some()
 }
 
 /// A store that knows every token.
 #[derive(Clone, Debug)]
-struct Everybody;
+struct EveryToken;
 
-impl TokenStore for Everybody {
+impl TokenStore for EveryToken {
     type Principal = ();
     type Error = Infallible;
     type Future = Immediate<Lookup<(), Infallible>>;
 
     fn lookup(&self, _: &BearerToken<'_>) -> Answer<Self::Future> {
-        Answer::Ready(Ok(Some(Arc::new(Grant::new("everybody", ())))))
+        Answer::Ready(Ok(Some(Arc::new(Grant::new("everyone", ())))))
     }
 }
 
-/// Tokens that fit, and such as do not by little.
+/// Returns well-formed tokens, and tokens with one small error.
 pub fn seeds() -> Vec<Vec<u8>> {
     let bodies = ["", "4nQzH0vJ2cUe8RkYpT6wGdB1xMfS9aLhVi3oXy7EtKq"];
     let tokens =
@@ -110,15 +113,15 @@ pub fn seeds() -> Vec<Vec<u8>> {
 mod tests {
     use super::*;
 
-    /// As other programs compute it.
+    /// Values computed by other programs.
     #[test]
-    fn the_oracle_is_right_by_itself() {
+    fn the_oracle_matches_known_values() {
         assert_eq!(oracle::checksum("123456789"), 0xcbf4_3926, "the check value of the catalogue");
         let token = "acme_4nQzH0vJ2cUe8RkYpT6wGdB1xMfS9aLhVi3oXy7EtKq3mlp22";
         assert_eq!(oracle::minted(token, "acme", 43), Ok(()));
         assert_eq!(oracle::minted("t_000000000000000000033000QrWt", "t", 22), Ok(()));
         assert_eq!(oracle::minted(&token.replace('q', "Q"), "acme", 43), Err(Misfit::Checksum));
-        assert_eq!(oracle::minted(&token.replace('q', "="), "acme", 43), Err(Misfit::TokenCharset));
+        assert_eq!(oracle::minted(&token.replace('q', "="), "acme", 43), Err(Misfit::Charset));
         assert_eq!(oracle::minted(&token.replace('q', ""), "acme", 43), Err(Misfit::Length));
         assert_eq!(oracle::minted(&token.replace('_', "-"), "acme", 43), Err(Misfit::Prefix));
     }

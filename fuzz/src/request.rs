@@ -1,4 +1,4 @@
-//! A request as text, so that mutations of it are requests again.
+//! A request as text, so that its mutations are requests too.
 
 use http::{HeaderName, HeaderValue, Method, Request, Uri, Version};
 
@@ -17,20 +17,20 @@ pub enum TokenLocation {
     Text,
 }
 
-/// A request that is sent. Text is of one character a byte.
+/// A request to send. Text has one character per byte.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Sent {
     pub method: String,
     pub target: String,
     pub is_http_2: bool,
-    /// Names are in small letters.
+    /// Names are in lower case.
     pub headers: Vec<(String, String)>,
     pub body: Vec<u8>,
 }
 
 impl Sent {
     /// Reads `METHOD target`, lines of `name:value`, an empty line, and the body. Lines end in LF, which no value can
-    /// have in it.
+    /// contain.
     pub fn parse(data: &[u8]) -> Option<Self> {
         let mut lines = data.split(|&byte| byte == b'\n');
         let mut body_at = 0;
@@ -48,7 +48,7 @@ impl Sent {
         Some(Self { method, target, is_http_2: false, headers, body: data.get(body_at..).unwrap_or_default().to_vec() })
     }
 
-    /// The text of it.
+    /// Returns the request as text.
     pub fn to_bytes(&self) -> Vec<u8> {
         let mut text = format!("{} {}\n", self.method, self.target);
         for (name, value) in &self.headers {
@@ -59,12 +59,12 @@ impl Sent {
         bytes
     }
 
-    /// The lines of a field.
+    /// Returns the lines of a field.
     pub fn lines(&self, name: &str) -> Vec<String> {
         self.headers.iter().filter(|(own, _)| own == name).map(|(_, value)| value.clone()).collect()
     }
 
-    /// As the layers get it, if it can be said in the types of `http`.
+    /// Returns the request as the layers receive it, if the types of `http` can express it.
     pub fn to_http<B>(&self, body: B) -> Option<Request<B>> {
         let mut request = Request::new(body);
         *request.method_mut() = Method::from_bytes(&bytes(&self.method)).ok()?;
@@ -85,7 +85,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_text_can_be_read_again() {
+    fn the_text_round_trips() {
         let text = b"POST /a?b\nx-api-key: abc\nX-Y:\xe9\n\nbody\n\nmore";
         let sent = Sent::parse(text).unwrap();
         assert_eq!(sent.lines("x-y"), ["\u{e9}"]);

@@ -1,14 +1,15 @@
-//! The limit that alerts set themselves, of the reference service.
+//! The limit that alerts declare for themselves, of the reference service.
 //!
-//! The input is `rate_limit`, `id` and alerts, each behind a byte 0xFF, which no alert has in it. Without an `id`, none
-//! is there. An alert is four bytes: which id and limit, whether time steps back, seconds since the one before.
+//! The input is `rate_limit`, `id` and alerts, separated by bytes 0xFF, which no alert contains. Without a second part
+//! there is no `id`. An alert has four bytes: its id and limit, whether time steps back, and the seconds since the
+//! previous alert.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
 use crate::oracle::{self, Window};
 
-#[allow(dead_code, reason = "the words for answers are not needed")]
+#[allow(dead_code, reason = "the responses are not needed")]
 #[path = "../../examples/crosstrade/self_limit.rs"]
 mod alerts;
 
@@ -28,20 +29,20 @@ fn check_parse(rate_limit: Option<&[u8]>, id: Option<&[u8]>) {
     assert_eq!(limit, oracle::self_limit(rate_limit, id));
 }
 
-/// Ids with one limit each are limited exactly, while time goes on. It steps back only where alerts wait for each other:
-/// then nothing panics, and no more is compared.
+/// Checks that ids with one limit each are limited exactly while time advances. Time steps back only where alerts wait
+/// for each other: from then on nothing may panic, and nothing is compared.
 fn check_windows(stream: &[u8]) {
     let (limits, mut windows) = (SelfLimits::default(), BTreeMap::<_, Window>::new());
     let (mut now, mut is_in_order) = (1_000_u64, true);
     for alert in stream.chunks_exact(4) {
-        let [id, way, high, low] = [alert[0], alert[1], alert[2], alert[3]];
+        let [id, mode, high, low] = [alert[0], alert[1], alert[2], alert[3]];
         let step = u64::from(u16::from_be_bytes([high, low]) % 400);
-        // One of them cannot be carried out, and does not count.
-        let (is_back, is_carried_out) = (way == 1, way != 2);
+        // A failed alert does not count.
+        let (is_back, succeeds) = (mode == 1, mode != 2);
         now = if is_back { now.saturating_sub(step) } else { now + step };
         is_in_order &= !is_back;
         let limit = SelfLimit { count: u32::from(id % 5) + 1, window_s: u32::from(id / 5 % 7) * 30 + 1 };
-        let accept = || is_carried_out.then_some(()).ok_or(());
+        let accept = || succeeds.then_some(()).ok_or(());
         let done = limits.admit((b"alice", &[id]), limit, Duration::from_secs(now), accept);
         if !is_in_order {
             continue;
@@ -50,16 +51,19 @@ fn check_windows(stream: &[u8]) {
         let fits = |at| window.fits(limit.count, limit.window_s, at);
         match done {
             Ok(()) => {
-                assert!(fits(now) && is_carried_out, "accepted at {now}: {limit:?} {window:?}");
+                assert!(fits(now) && succeeds, "accepted at {now}: {limit:?} {window:?}");
                 window.accept(now);
             }
-            Err(Denied::NotAccepted(())) => assert!(fits(now) && !is_carried_out, "at {now}: {limit:?} {window:?}"),
+            Err(Denied::NotAccepted(())) => assert!(fits(now) && !succeeds, "at {now}: {limit:?} {window:?}"),
             Err(Denied::OverLimit(wait)) => {
                 let then = now + wait.as_secs();
-                assert!(!fits(now) && !fits(then - 1), "a shorter wait than {wait:?} would do: {limit:?} {window:?}");
+                assert!(
+                    !fits(now) && !fits(then - 1),
+                    "a wait shorter than {wait:?} would suffice: {limit:?} {window:?}"
+                );
                 assert!(fits(then), "not after {wait:?}: {limit:?} {window:?}");
             }
-            Err(Denied::TooManyIds(_)) => panic!("there are 256 ids at the most"),
+            Err(Denied::TooManyIds(_)) => panic!("there are at most 256 ids"),
         }
     }
 }

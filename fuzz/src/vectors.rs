@@ -1,15 +1,15 @@
-//! The conformance vectors of the crate, as requests: what the oracle is tested by, and where seeds come from.
+//! The conformance vectors as requests. They test the oracle and are the source of seeds.
 
 use std::path::PathBuf;
 use std::{collections::BTreeSet, env, fs};
 
 use serde_json::Value;
 
-use crate::oracle::{bytes, door, latin_1, list, query_of};
+use crate::oracle::{body_location, bytes, latin_1, list, query_of};
+use crate::pipeline::Options;
 use crate::request::Sent;
-use crate::road::Options;
 
-/// All vectors, their macros replaced.
+/// Returns all vectors with their macros expanded.
 pub fn all() -> Vec<Value> {
     let own = || PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/vectors"));
     let folder = env::var_os("TOLLGATE_VECTORS").map_or_else(own, PathBuf::from);
@@ -29,7 +29,7 @@ fn expanded(vector: &Value) -> Value {
     serde_json::from_str(&text).expect("JSON as before")
 }
 
-/// The request of a vector.
+/// Returns the request of a vector.
 pub fn request(vector: &Value) -> Sent {
     let sent = &vector["request"];
     let headers = sent["headers"].as_array().into_iter().flatten();
@@ -47,13 +47,13 @@ pub fn request(vector: &Value) -> Sent {
     }
 }
 
-/// The carriers that a vector enables.
-pub fn carriers(vector: &Value) -> Vec<&str> {
-    let carriers = vector["config"]["carriers"].as_array();
-    carriers.into_iter().flatten().map(|location| location.as_str().expect("a name")).collect()
+/// Returns the locations that a vector enables.
+pub fn locations(vector: &Value) -> Vec<&str> {
+    let locations = vector["config"]["carriers"].as_array();
+    locations.into_iter().flatten().map(|location| location.as_str().expect("a name")).collect()
 }
 
-/// A byte string, or hexadecimal digits, which win.
+/// Returns a byte string or hexadecimal digits. Hexadecimal takes precedence.
 pub fn octets(object: &Value, key: &str, hex_key: &str) -> Vec<u8> {
     match object[hex_key].as_str() {
         Some(hex) => {
@@ -64,12 +64,12 @@ pub fn octets(object: &Value, key: &str, hex_key: &str) -> Vec<u8> {
     }
 }
 
-/// Inputs of a target. What the vectors say about a location is the input of its parser, byte for byte.
+/// Returns the seeds of a target. The content of a location in a vector is the input of its parser, byte for byte.
 pub fn seeds(target: &str) -> BTreeSet<Vec<u8>> {
     all().iter().filter_map(|vector| seed(target, vector)).chain(at_limits(target)).collect()
 }
 
-/// What lies on both sides of a limit, which no fuzzer finds by itself.
+/// Returns inputs on both sides of a limit, which a fuzzer does not find.
 fn at_limits(target: &str) -> Vec<Vec<u8>> {
     let nested = |depth: usize| format!(r#"{{"a":{}{}}}"#, "[".repeat(depth - 1), "]".repeat(depth - 1)).into_bytes();
     let token = |before: &str, len: usize| format!("{before}{}", "a".repeat(len)).into_bytes();
@@ -85,15 +85,15 @@ fn at_limits(target: &str) -> Vec<Vec<u8>> {
         "text" => both("key="),
         "mint" => crate::mint::seeds(),
         "self_limit" => [128, 129].map(|len| [&b"1\xff"[..], &token("", len)].concat()).to_vec(),
-        "road" => {
+        "pipeline" => {
             let text =
                 |len: usize| [b"\0\x08\0POST /\ncontent-type:text/plain\n\n".to_vec(), token("key=", len)].concat();
-            // A key that yields to Bearer, twice; and one budget over all requests, while it refills.
-            let yields = b"\x8e\0\0GET /\nauthorization:Bearer a\nx-api-key:b\nx-api-key:c\n\n".to_vec();
+            // An API key that is ignored beside Bearer, twice; and a bucket that refills between requests.
+            let ignored = b"\x8e\0\0GET /\nauthorization:Bearer a\nx-api-key:b\nx-api-key:c\n\n".to_vec();
             let refilled = b"\0\x05\x09GET /\nauthorization:Bearer canned\n\n".to_vec();
-            // Sentences, in the words of the road.
-            let sentences = (0..40).map(|line| vec![0, 0, 0, 2 + line % 3, 0, line, line, 39 - line]);
-            [text(252), text(253), yields, refilled].into_iter().chain(sentences).collect()
+            // Requests composed of fragments.
+            let composed = (0..40).map(|line| vec![0, 0, 0, 2 + line % 3, 0, line, line, 39 - line]);
+            [text(252), text(253), ignored, refilled].into_iter().chain(composed).collect()
         }
         _ => Vec::new(),
     }
@@ -110,7 +110,7 @@ fn seed(target: &str, vector: &Value) -> Option<Vec<u8>> {
         (!lines.is_empty()).then(|| bytes(&lines.join("\n")))
     };
     let body_of = |wanted: &str| {
-        let (kind, _) = door(&sent).ok()??;
+        let (kind, _) = body_location(&sent).ok()??;
         format!("{kind:?}").eq_ignore_ascii_case(wanted).then(|| sent.body.clone())
     };
     match target {
@@ -120,9 +120,9 @@ fn seed(target: &str, vector: &Value) -> Option<Vec<u8>> {
         "query" => query_of(&sent.target).map(bytes),
         "form" | "json" | "text" => body_of(target),
         "mint" => None,
-        "road" => {
+        "pipeline" => {
             sent.to_http(())?;
-            Some([&Options::with_carriers(&carriers(vector))[..], &sent.to_bytes()].concat())
+            Some([&Options::with_locations(&locations(vector))[..], &sent.to_bytes()].concat())
         }
         other => panic!("there is no target {other}"),
     }
@@ -134,7 +134,7 @@ fn self_limit_seed(input: &Value) -> Vec<u8> {
         seed.push(0xff);
         seed.extend(bytes(id));
     }
-    // Alerts of two ids, one that is not carried out, and one for which time steps back.
+    // Alerts of two ids, one that fails, and one for which time steps back.
     seed.push(0xff);
     seed.extend([4, 0, 0, 1].repeat(6).iter().chain(&[9, 0, 0, 200, 4, 2, 0, 1, 4, 0, 0, 1, 9, 1, 0, 30]));
     seed

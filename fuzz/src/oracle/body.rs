@@ -1,7 +1,9 @@
+//! Text bodies, and the choice of the body location by the head of a request.
+
 use super::{Form, Found, Speaks, latin_1, protocol, strip};
 use crate::request::Sent;
 
-/// A text body of `name=value;` fields.
+/// Extracts from a text body of `name=value;` fields.
 pub fn text(body: &[u8], name: &str, form: Form) -> Found {
     let Ok(text) = std::str::from_utf8(body) else { return Found::BadRequest };
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
@@ -19,20 +21,20 @@ pub fn text(body: &[u8], name: &str, form: Form) -> Found {
     }
 }
 
-/// The kind of body that a request has.
+/// The body location of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Door {
+pub enum BodyLocation {
     Form,
     Json,
     Text,
 }
 
-/// The door that the head of a request is for, whether open or not, and whether its charset is one that bodies here can
-/// have; `BadRequest` if there are two content types.
-pub fn door(request: &Sent) -> Result<Option<(Door, bool)>, Found> {
+/// Returns the body location that the head of a request selects, enabled or not, and whether its charset is supported.
+/// Returns `BadRequest` for two content types.
+pub fn body_location(request: &Sent) -> Result<Option<(BodyLocation, bool)>, Found> {
     let encodings = super::list(&request.lines("content-encoding"));
     let is_encoded = encodings.iter().any(|coding| !coding.eq_ignore_ascii_case("identity"));
-    // What gRPC sends is framed, and is no JSON either if it says so.
+    // gRPC bodies are framed, even with `+json`.
     if !["POST", "PUT", "PATCH"].contains(&&*request.method) || is_encoded || protocol(request) == Speaks::Grpc {
         return Ok(None);
     }
@@ -43,15 +45,15 @@ pub fn door(request: &Sent) -> Result<Option<(Door, bool)>, Found> {
         _ => return Err(Found::BadRequest),
     };
     let mut parts = content_type.split(';').map(strip);
-    let door = match parts.next().unwrap_or_default() {
-        "application/x-www-form-urlencoded" => Door::Form,
-        "application/json" => Door::Json,
-        "text/plain" => Door::Text,
-        // Framed as well.
+    let location = match parts.next().unwrap_or_default() {
+        "application/x-www-form-urlencoded" => BodyLocation::Form,
+        "application/json" => BodyLocation::Json,
+        "text/plain" => BodyLocation::Text,
+        // Framed too.
         other if other.starts_with("application/grpc-web+") || other.starts_with("application/connect+") => {
             return Ok(None);
         }
-        other if other.ends_with("+json") && other != "+json" => Door::Json,
+        other if other.ends_with("+json") && other != "+json" => BodyLocation::Json,
         _ => return Ok(None),
     };
     let mut charsets = parts.filter_map(|part| part.split_once('=')).filter(|(name, _)| strip(name) == "charset");
@@ -59,5 +61,5 @@ pub fn door(request: &Sent) -> Result<Option<(Door, bool)>, Found> {
         let value = strip(value);
         ["utf-8", "us-ascii", "\"utf-8\"", "\"us-ascii\""].contains(&value)
     });
-    Ok(Some((door, is_readable)))
+    Ok(Some((location, is_readable)))
 }

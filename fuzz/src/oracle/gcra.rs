@@ -1,4 +1,6 @@
-/// A budget: ITU-T I.371, the virtual scheduling algorithm. Times are nanoseconds.
+//! Rate limits by GCRA, in whole numbers.
+
+/// A bucket: the virtual scheduling algorithm of ITU-T I.371. Times are nanoseconds.
 #[derive(Clone, Copy, Debug)]
 pub struct Cell {
     pub interval: i128,
@@ -7,14 +9,14 @@ pub struct Cell {
     pub tat: i128,
 }
 
-/// What a charge of one led to.
+/// The result of charging one unit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Decision {
     pub allowed: bool,
     pub remaining: i128,
-    /// How long to wait, if it was not allowed.
+    /// The wait until the charge is allowed, if it was not.
     pub wait: Option<i128>,
-    /// How long until one unit more is there, and until all are.
+    /// The time until one more unit is available, and until all are.
     pub more_in: i128,
     pub full_in: i128,
 }
@@ -41,7 +43,7 @@ impl Cell {
     }
 }
 
-/// Whole seconds, rounded up.
+/// Returns whole seconds, rounded up.
 pub fn seconds_up(ns: i128) -> i128 {
     (ns + 999_999_999).div_euclid(1_000_000_000)
 }

@@ -1,8 +1,10 @@
+//! Tokens in header fields.
+
 use super::{Form, Found, bytes, latin_1, strip};
 
 const TCHAR: &str = "!#$%&'*+-.^_`|~0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz";
 
-/// The `Authorization` lines of a request.
+/// Extracts from the `Authorization` lines of a request.
 pub fn authorization(lines: &[String], form: Form) -> Found {
     let [line] = lines else { return if lines.is_empty() { Found::Absent } else { Found::BadRequest } };
     let value = strip(line);
@@ -20,7 +22,7 @@ pub fn authorization(lines: &[String], form: Form) -> Found {
     }
 }
 
-/// The lines of the API key's field.
+/// Extracts from the lines of the API-key header.
 pub fn api_key(lines: &[String], form: Form) -> Found {
     match lines {
         [] => Found::Absent,
@@ -29,7 +31,7 @@ pub fn api_key(lines: &[String], form: Form) -> Found {
     }
 }
 
-/// The `Sec-WebSocket-Protocol` lines of a request that opens a WebSocket.
+/// Extracts from the `Sec-WebSocket-Protocol` lines of a WebSocket handshake.
 pub fn websocket(lines: &[String], prefix: &str, form: Form) -> Found {
     let (with_prefix, others): (Vec<String>, Vec<String>) =
         list(lines).into_iter().partition(|item| item.starts_with(prefix));
@@ -43,13 +45,13 @@ pub fn websocket(lines: &[String], prefix: &str, form: Form) -> Found {
     }
 }
 
-/// The items of a list field, without empty ones.
+/// Returns the items of a list field without empty ones.
 pub fn list(lines: &[String]) -> Vec<String> {
     let items = lines.iter().flat_map(|line| line.split(',')).map(strip);
     items.filter(|item| !item.is_empty()).map(str::to_owned).collect()
 }
 
-/// RFC 4648, section 5, without padding. The bits that are left over at the end are zero (section 3.5).
+/// Decodes RFC 4648, section 5, without padding. The unused bits at the end are zero (section 3.5).
 fn base64url(text: &str) -> Option<Vec<u8>> {
     const ALPHABET: &str = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
     let mut bits = String::new();
@@ -68,7 +70,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn base64url_is_that_of_rfc_4648() {
+    fn base64url_follows_rfc_4648() {
         for (text, decoded) in [("", ""), ("Zg", "f"), ("Zm8", "fo"), ("Zm9v", "foo"), ("Zm9vYmE", "fooba")] {
             assert_eq!(base64url(text).as_deref(), Some(decoded.as_bytes()));
         }

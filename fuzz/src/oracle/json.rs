@@ -1,6 +1,8 @@
+//! Tokens in JSON bodies.
+
 use super::{Form, Found, latin_1};
 
-/// A JSON body, read to its end into a tree that keeps every member.
+/// Extracts from a JSON body, which is read completely into a tree that keeps every member.
 pub fn json(body: &[u8], name: &str, form: Form) -> Found {
     let Ok(text) = std::str::from_utf8(body) else { return Found::BadRequest };
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
@@ -30,13 +32,13 @@ enum Json {
     Object(Vec<(String, Json)>),
 }
 
-/// RFC 8259, section 2, no deeper than 64.
+/// Reads a document by RFC 8259, section 2, with a depth of at most 64.
 fn read(text: &str) -> Option<Json> {
     let (value, rest) = value(text, 0)?;
     rest.is_empty().then_some(value)
 }
 
-/// A value with the white space around it, and what follows.
+/// Reads a value with its surrounding white space. Returns the rest.
 fn value(text: &str, depth: usize) -> Option<(Json, &str)> {
     let text = text.trim_start_matches(SPACE);
     let (value, rest) = match text.chars().next()? {
@@ -65,7 +67,7 @@ fn value(text: &str, depth: usize) -> Option<(Json, &str)> {
     Some((value, rest.trim_start_matches(SPACE)))
 }
 
-/// Items with commas between, up to the bracket that closes.
+/// Reads items separated by commas, up to the closing bracket.
 fn list<'a, T>(
     text: &'a str,
     close: char,
@@ -86,7 +88,7 @@ fn list<'a, T>(
     }
 }
 
-/// A string as UTF-16, in which surrogates have to come in pairs.
+/// Reads a string as UTF-16. Surrogates must occur in pairs.
 fn string(text: &str) -> Option<(String, &str)> {
     let mut chars = text.strip_prefix('"')?.chars();
     let mut units: Vec<u16> = Vec::new();
@@ -116,7 +118,7 @@ fn string(text: &str) -> Option<(String, &str)> {
     }
 }
 
-/// RFC 8259, section 6.
+/// Checks a number by RFC 8259, section 6.
 fn is_number(text: &str) -> bool {
     let text = text.strip_prefix('-').unwrap_or(text);
     let (mantissa, exponent) = text.split_once(['e', 'E']).map_or((text, None), |(m, e)| (m, Some(e)));
@@ -134,7 +136,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn numbers_are_those_of_the_grammar() {
+    fn numbers_follow_the_grammar() {
         for number in ["0", "-0", "10", "1.5", "0.0", "1e9", "1E+9", "-1.25e-300", "1e999999"] {
             assert!(is_number(number), "{number}");
         }
@@ -143,9 +145,9 @@ mod tests {
         }
     }
 
-    /// Where both have an opinion: no large numbers, no depth, no lone surrogates in names that are skipped.
+    /// Compares documents that both parsers decide on: no large numbers, no depth, no lone surrogates in skipped names.
     #[test]
-    fn the_grammar_is_that_of_serde_json() {
+    fn the_grammar_matches_serde_json() {
         for text in [
             "{}",
             "[]",
@@ -183,7 +185,7 @@ mod tests {
     }
 
     #[test]
-    fn the_depth_is_64() {
+    fn the_maximum_depth_is_64() {
         let nested = |depth: usize| "[".repeat(depth) + &"]".repeat(depth);
         assert!(read(&nested(64)).is_some());
         assert!(read(&nested(65)).is_none());

@@ -1,15 +1,17 @@
-/// What is wrong with a token.
+//! The check of minted tokens.
+
+/// The error in a token.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Misfit {
     Prefix,
     Length,
-    TokenCharset,
+    Charset,
     Checksum,
 }
 
 const BASE62: &str = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz";
 
-/// Whether a text has the form of a token with this prefix and a body of so many characters.
+/// Checks that a text is a token with this prefix and a body of this length.
 pub fn minted(text: &str, prefix: &str, body: usize) -> Result<(), Misfit> {
     let characters: Vec<char> = text.chars().collect();
     let lead: Vec<char> = prefix.chars().chain(['_']).collect();
@@ -21,15 +23,15 @@ pub fn minted(text: &str, prefix: &str, body: usize) -> Result<(), Misfit> {
     }
     let value = |character: &char| BASE62.chars().position(|digit| digit == *character);
     let Some(digits) = characters[lead.len()..].iter().map(value).collect::<Option<Vec<usize>>>() else {
-        return Err(Misfit::TokenCharset);
+        return Err(Misfit::Charset);
     };
-    // As a number, which may be above all that 32 bits can hold.
+    // A number that may exceed 32 bits.
     let number = digits[body..].iter().fold(0_u64, |number, digit| number * 62 + *digit as u64);
     let covered: String = characters[..lead.len() + body].iter().collect();
     if number == u64::from(checksum(&covered)) { Ok(()) } else { Err(Misfit::Checksum) }
 }
 
-/// CRC-32 of ISO-HDLC, bit by bit, of a text of one character a byte.
+/// Returns the CRC-32 (ISO-HDLC) of a text of one character per byte, computed bit by bit.
 pub fn checksum(text: &str) -> u32 {
     let mut crc = u32::MAX;
     for character in text.chars() {
@@ -45,7 +47,7 @@ pub fn checksum(text: &str) -> u32 {
     !crc
 }
 
-/// The checksum as it stands behind a token.
+/// Returns the checksum as written at the end of a token.
 pub fn checksum_text(text: &str) -> String {
     let mut rest = checksum(text) as usize;
     let mut digits = Vec::new();

@@ -1,4 +1,4 @@
-//! What requests hold, by the reference parser.
+//! Extraction of tokens from requests, by the reference parser.
 //!
 //! ```text
 //! authorization(lines):
@@ -31,16 +31,16 @@ mod self_limit;
 #[cfg(test)]
 mod tests;
 
-pub use body::{Door, door, text};
+pub use body::{BodyLocation, body_location, text};
 pub use gcra::{Cell, Decision, seconds_up};
 pub use header::{api_key, authorization, list, websocket};
 pub use json::json;
 pub use mint::{Misfit, checksum, checksum_text, minted};
 pub use param::{form, query, query_of};
-pub use request::{Doors, Speaks, Verdict, look, protocol};
+pub use request::{Locations, Speaks, Verdict, extract, protocol};
 pub use self_limit::{Invalid, Window, self_limit};
 
-/// What a location holds.
+/// The content of a location.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Found {
     Absent,
@@ -50,11 +50,11 @@ pub enum Found {
     TooLarge,
 }
 
-/// The form of tokens.
+/// The token syntax.
 #[derive(Clone, Copy, Debug)]
 pub struct Form {
     pub max_len: usize,
-    /// Whether all visible ASCII is allowed but comma, quote and backslash.
+    /// Allows all visible ASCII but comma, quote and backslash.
     pub lenient: bool,
 }
 
@@ -74,17 +74,17 @@ impl Form {
     }
 }
 
-/// Bytes as text of one character a byte.
+/// Returns bytes as text of one character per byte.
 pub fn latin_1(bytes: &[u8]) -> String {
     bytes.iter().copied().map(char::from).collect()
 }
 
-/// The bytes of such a text.
+/// Returns the bytes of such a text.
 pub fn bytes(latin_1: &str) -> Vec<u8> {
-    latin_1.chars().map(|c| u8::try_from(c).expect("one character a byte")).collect()
+    latin_1.chars().map(|c| u8::try_from(c).expect("one character per byte")).collect()
 }
 
-/// Without the white space that HTTP allows around values.
+/// Strips the white space that HTTP allows around values.
 pub fn strip(text: &str) -> &str {
     text.trim_matches([' ', '\t'])
 }

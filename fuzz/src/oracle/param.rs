@@ -1,17 +1,19 @@
+//! Tokens in queries and forms.
+
 use super::{Form, Found};
 
-/// The query of a target.
+/// Returns the query of a target.
 pub fn query_of(target: &str) -> Option<&str> {
     let without_fragment = target.split('#').next()?;
     without_fragment.split_once('?').map(|(_, query)| query)
 }
 
-/// A query, of a method that may have a token there.
+/// Extracts from a query, if the method may have a token there.
 pub fn query(method: &str, query: &str, name: &str, form: Form) -> Found {
     if method == "GET" || method == "HEAD" { parameter(query, name, false, form) } else { Found::Absent }
 }
 
-/// A form.
+/// Extracts from a form.
 pub fn form(body: &str, name: &str, form: Form) -> Found {
     parameter(body, name, true, form)
 }
@@ -28,7 +30,7 @@ fn parameter(pairs: &str, name: &str, plus_is_space: bool, form: Form) -> Found 
     }
 }
 
-/// Once; a broken escape stays as it is.
+/// Decodes escapes once. Invalid escapes are kept.
 fn percent_decode(text: &str) -> String {
     let mut parts = text.split('%');
     let mut decoded = parts.next().unwrap_or_default().to_owned();

@@ -1,30 +1,32 @@
-use super::{
-    Door, Form, Found, api_key, authorization, body, form, json, list, query, query_of, strip, text, websocket,
-};
-use crate::request::{TokenLocation, Sent};
+//! All locations of a request together.
 
-/// Which doors of a gate are open, and what they are for.
+use super::{
+    BodyLocation, Form, Found, api_key, authorization, body, form, json, list, query, query_of, strip, text, websocket,
+};
+use crate::request::{Sent, TokenLocation};
+
+/// The enabled locations of a gate and their settings.
 #[derive(Clone, Debug)]
-pub struct Doors {
+pub struct Locations {
     pub api_key: bool,
-    /// Whether the API key does not count beside Bearer credentials.
-    pub api_key_yields: bool,
+    /// Ignores the API key beside Bearer credentials.
+    pub api_key_unless_bearer: bool,
     pub query: bool,
     /// The prefix of the sub-protocol.
     pub websocket: Option<String>,
-    /// A door of the service's own: the first line of this field.
+    /// A custom location: the first line of this field.
     pub other: Option<String>,
     pub form: bool,
     pub json: bool,
     pub text: bool,
-    /// Whether a text that begins with `{` is JSON.
-    pub sniff: bool,
+    /// Reads a text that begins with `{` as JSON.
+    pub json_in_text: bool,
     pub max_body: usize,
     pub preflight: bool,
     pub token: Form,
 }
 
-/// What a gate makes of a request before it asks the store.
+/// The decision of a gate before the store lookup.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Verdict {
     /// A CORS preflight.
@@ -36,13 +38,13 @@ pub enum Verdict {
     TooLarge,
 }
 
-/// What all open doors hold together.
-pub fn look(request: &Sent, doors: &Doors) -> Verdict {
+/// Extracts from all enabled locations.
+pub fn extract(request: &Sent, locations: &Locations) -> Verdict {
     let has = |name| !request.lines(name).is_empty();
-    if doors.preflight && request.method == "OPTIONS" && has("origin") && has("access-control-request-method") {
+    if locations.preflight && request.method == "OPTIONS" && has("origin") && has("access-control-request-method") {
         return Verdict::Pass;
     }
-    combine(&found(request, doors))
+    combine(&found(request, locations))
 }
 
 fn combine(found: &[(TokenLocation, Found)]) -> Verdict {
@@ -58,29 +60,29 @@ fn combine(found: &[(TokenLocation, Found)]) -> Verdict {
     }
 }
 
-fn found(request: &Sent, doors: &Doors) -> Vec<(TokenLocation, Found)> {
-    let token = doors.token;
+fn found(request: &Sent, locations: &Locations) -> Vec<(TokenLocation, Found)> {
+    let token = locations.token;
     let in_header = authorization(&request.lines("authorization"), token);
     let has_bearer = in_header != Found::Absent;
     let mut found = vec![(TokenLocation::Header, in_header)];
-    if doors.api_key && !(doors.api_key_yields && has_bearer) {
+    if locations.api_key && !(locations.api_key_unless_bearer && has_bearer) {
         found.push((TokenLocation::ApiKey, api_key(&request.lines("x-api-key"), token)));
     }
-    if let (true, Some(pairs)) = (doors.query, query_of(&request.target)) {
+    if let (true, Some(pairs)) = (locations.query, query_of(&request.target)) {
         found.push((TokenLocation::Query, query(&request.method, pairs, "access_token", token)));
     }
-    if let (Some(prefix), true) = (&doors.websocket, opens_websocket(request)) {
+    if let (Some(prefix), true) = (&locations.websocket, is_websocket_handshake(request)) {
         found.push((TokenLocation::WebSocket, websocket(&request.lines("sec-websocket-protocol"), prefix, token)));
     }
-    if let Some(name) = &doors.other {
+    if let Some(name) = &locations.other {
         let value = request.lines(name).into_iter().next();
         found.push((TokenLocation::Other, value.map_or(Found::Absent, |value| token.value(value))));
     }
-    found.push(in_body(request, doors));
+    found.push(in_body(request, locations));
     found
 }
 
-fn opens_websocket(request: &Sent) -> bool {
+fn is_websocket_handshake(request: &Sent) -> bool {
     match &*request.method {
         "GET" => list(&request.lines("upgrade")).iter().any(|item| item.eq_ignore_ascii_case("websocket")),
         "CONNECT" => request.is_http_2,
@@ -88,38 +90,38 @@ fn opens_websocket(request: &Sent) -> bool {
     }
 }
 
-fn in_body(request: &Sent, doors: &Doors) -> (TokenLocation, Found) {
+fn in_body(request: &Sent, locations: &Locations) -> (TokenLocation, Found) {
     let absent = (TokenLocation::Json, Found::Absent);
-    let (kind, is_readable) = match body::door(request) {
-        _ if !doors.form && !doors.json && !doors.text => return absent,
+    let (kind, is_readable) = match body::body_location(request) {
+        _ if !locations.form && !locations.json && !locations.text => return absent,
         Ok(None) => return absent,
         Err(wrong) => return (TokenLocation::Json, wrong),
         Ok(Some(fitting)) => fitting,
     };
-    let sniffs = doors.sniff && doors.json;
+    let json_in_text = locations.json_in_text && locations.json;
     let is_open = match kind {
-        Door::Form => doors.form,
-        Door::Json => doors.json,
-        Door::Text => doors.text || sniffs,
+        BodyLocation::Form => locations.form,
+        BodyLocation::Json => locations.json,
+        BodyLocation::Text => locations.text || json_in_text,
     };
     let body = &request.body;
     if !is_open {
         return absent;
     } else if !is_readable {
         return (TokenLocation::Json, Found::BadRequest);
-    } else if body.len() > doors.max_body {
+    } else if body.len() > locations.max_body {
         return (TokenLocation::Json, Found::TooLarge);
     }
     let in_latin_1 = super::latin_1(body);
     let after_mark = in_latin_1.strip_prefix("\u{ef}\u{bb}\u{bf}").unwrap_or(&in_latin_1);
     let looks_like_json = after_mark.trim_start_matches([' ', '\t', '\r', '\n', '\u{c}']).starts_with('{');
     match kind {
-        Door::Form => (TokenLocation::Form, form(&in_latin_1, "access_token", doors.token)),
-        Door::Text if !(sniffs && looks_like_json) => match doors.text {
-            true => (TokenLocation::Text, text(body, "key", doors.token)),
+        BodyLocation::Form => (TokenLocation::Form, form(&in_latin_1, "access_token", locations.token)),
+        BodyLocation::Text if !(json_in_text && looks_like_json) => match locations.text {
+            true => (TokenLocation::Text, text(body, "key", locations.token)),
             false => absent,
         },
-        _ => (TokenLocation::Json, json(body, "key", doors.token)),
+        _ => (TokenLocation::Json, json(body, "key", locations.token)),
     }
 }
 

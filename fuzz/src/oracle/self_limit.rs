@@ -1,10 +1,12 @@
+//! Limits that alerts of the reference service declare.
+
 use super::latin_1;
 
-/// A limit that is none.
+/// An invalid limit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Invalid;
 
-/// `N` or `N/S`, and the id that it counts: the numbers, nothing to limit, or a refusal.
+/// Parses `N` or `N/S` and an id. Returns the numbers, `None` without a limit, or an error.
 pub fn self_limit(rate_limit: Option<&[u8]>, id: Option<&[u8]>) -> Result<Option<(u32, u32)>, Invalid> {
     let Some(rate_limit) = rate_limit else { return Ok(None) };
     let trim = |bytes: &[u8]| latin_1(bytes).trim_matches([' ', '\t', '\r', '\n']).to_owned();
@@ -22,19 +24,19 @@ pub fn self_limit(rate_limit: Option<&[u8]>, id: Option<&[u8]>) -> Result<Option
     }
 }
 
-/// A number from 1 to `max`, in ASCII digits, with as many zeros before it as the sender likes.
+/// Parses a number from 1 to `max` in ASCII digits, with any number of leading zeros.
 fn number(text: &str, max: u32) -> Option<u32> {
     let is_digits = !text.is_empty() && text.chars().all(|c| c.is_ascii_digit());
     let number: u32 = text.trim_start_matches('0').parse().ok()?;
     (is_digits && (1..=max).contains(&number)).then_some(number)
 }
 
-/// The alerts of one id that were accepted: all of them, for ever.
+/// All accepted alerts of one id, without expiry.
 #[derive(Debug, Default)]
 pub struct Window(Vec<u64>);
 
 impl Window {
-    /// Whether one more fits: less than `count` in the last `window` seconds.
+    /// Returns whether one more fits: fewer than `count` in the last `window` seconds.
     pub fn fits(&self, count: u32, window: u32, now: u64) -> bool {
         let accepted = self.0.iter().filter(|at| **at + u64::from(window) > now).count();
         accepted < count as usize

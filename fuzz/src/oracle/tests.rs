@@ -1,4 +1,4 @@
-//! The oracle against the conformance vectors, alone.
+//! Tests the oracle alone with the conformance vectors.
 
 use serde_json::{Value, json};
 
@@ -6,28 +6,28 @@ use super::*;
 use crate::request::TokenLocation;
 use crate::{TARGETS, vectors};
 
-fn doors(vector: &Value) -> Doors {
-    let carriers = vectors::carriers(vector);
-    let is_open = |name| carriers.contains(&name);
+fn locations(vector: &Value) -> Locations {
+    let enabled = vectors::locations(vector);
+    let is_enabled = |name| enabled.contains(&name);
     let config = &vector["config"];
     let number = |key: &str, default| config[key].as_u64().map_or(default, |number| number as usize);
-    Doors {
-        api_key: is_open("api_key"),
-        api_key_yields: false,
-        query: is_open("query"),
-        websocket: config["ws_prefix"].as_str().filter(|_| is_open("ws")).map(str::to_owned),
+    Locations {
+        api_key: is_enabled("api_key"),
+        api_key_unless_bearer: false,
+        query: is_enabled("query"),
+        websocket: config["ws_prefix"].as_str().filter(|_| is_enabled("ws")).map(str::to_owned),
         other: None,
-        form: is_open("form"),
-        json: is_open("json"),
-        text: is_open("text"),
-        sniff: false,
+        form: is_enabled("form"),
+        json: is_enabled("json"),
+        text: is_enabled("text"),
+        json_in_text: false,
         max_body: number("max_body", 65_536),
         preflight: true,
         token: Form { max_len: number("max_token", 8192), lenient: false },
     }
 }
 
-/// The word of the vectors for what the store, or the budget, makes of a token.
+/// Returns the vectors' word for the result of a token in the store or in the rate limit.
 fn verdict(vector: &Value, token: &str) -> &'static str {
     match vector["store"][token].as_str() {
         None => "accept",
@@ -52,7 +52,7 @@ fn word(location: TokenLocation) -> &'static str {
     }
 }
 
-/// All that the vectors say of requests, but what is refused below the layers.
+/// Checks all vectors of requests, except those rejected below the layers.
 #[test]
 fn requests() {
     let (mut count, mut failed) = (0, Vec::new());
@@ -63,7 +63,7 @@ fn requests() {
             continue;
         }
         count += 1;
-        let (is, token, source) = match look(&vectors::request(vector), &doors(vector)) {
+        let (is, token, source) = match extract(&vectors::request(vector), &locations(vector)) {
             Verdict::Pass => ("pass", None, None),
             Verdict::Missing => ("missing", None, None),
             Verdict::BadToken => ("invalid_token", None, None),
@@ -99,7 +99,7 @@ fn self_limits() {
 }
 
 #[test]
-fn budgets() {
+fn rate_limits() {
     let mut count = 0;
     for vector in vectors::all() {
         let (input, expect) = (&vector["input"], &vector["expect"]);
@@ -110,7 +110,7 @@ fn budgets() {
         let mut cell = Cell { interval: number("emission_interval_ns"), burst: number("burst"), tat: 0 };
         let times = input["at_ns"].as_array().expect("times").iter().map(|at| at.as_u64().expect("a time"));
         let mut latest = 0;
-        // No budget grows when a clock steps back.
+        // No bucket refills when a clock steps back.
         let decisions: Vec<Decision> = times
             .map(|at| {
                 latest = latest.max(at);
@@ -139,7 +139,7 @@ fn budgets() {
     assert!(count > 50, "only {count} values");
 }
 
-/// Every seed passes its target, so that a fuzzer starts from what is right.
+/// Checks that every seed passes its target, so that fuzzing starts from passing inputs.
 #[test]
 fn seeds() {
     for (target, check) in TARGETS {
@@ -150,7 +150,7 @@ fn seeds() {
 }
 
 #[test]
-fn a_window_counts_what_is_in_it() {
+fn a_window_counts_accepted_alerts() {
     let mut window = Window::default();
     window.accept(100);
     window.accept(100);

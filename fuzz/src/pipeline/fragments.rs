@@ -1,3 +1,5 @@
+//! Requests composed of fragments.
+
 use crate::request::Sent;
 
 const METHODS: [&str; 8] = ["GET", "HEAD", "POST", "PUT", "PATCH", "OPTIONS", "CONNECT", "DELETE"];
@@ -58,7 +60,7 @@ const LINES: [(&str, &str); 44] = [
     ("sec-websocket-protocol", "chat,, v2"),
     ("sec-websocket-protocol", "base64url.bearer.authorization.example.dG9rLT="),
     ("content-type", "application/json"),
-    ("content-type", "Application/ProblemDetails+JSON ; Charset=\"utf-8\""),
+    ("content-type", "Application/Problem+JSON ; Charset=\"utf-8\""),
     ("content-type", "application/json; charset=latin1"),
     ("content-type", "text/plain"),
     ("content-type", " text/plain;charset = us-ascii"),
@@ -79,11 +81,11 @@ const LINES: [(&str, &str); 44] = [
     ("x-api-key", "\u{e9}"),
 ];
 
-/// A request of which each byte is a part: what meets what is found sooner than by the letters of a text.
-pub fn sentence(data: &[u8]) -> Option<Sent> {
+/// Composes a request of fragments, one for each byte. Combinations are found sooner than by mutating text.
+pub fn request(data: &[u8]) -> Option<Sent> {
     let (&[method, target, body], lines) = data.split_first_chunk()?;
-    fn of<T: Copy>(words: &[T], byte: u8) -> T {
-        words[usize::from(byte) % words.len()]
+    fn of<T: Copy>(fragments: &[T], byte: u8) -> T {
+        fragments[usize::from(byte) % fragments.len()]
     }
     let lines = lines.iter().take(8).map(|byte| of(&LINES, *byte));
     Some(Sent {
@@ -99,16 +101,16 @@ pub fn sentence(data: &[u8]) -> Option<Sent> {
 mod tests {
     use super::*;
 
-    /// Every pair of lines, with every method and body, before gates that are set up in all ways.
+    /// Checks every pair of lines with every method and body, for varied gates.
     #[test]
     fn all_pairs_pass() {
         let mut number = 0_u32;
         for first in 0..LINES.len() as u8 {
             for second in first..LINES.len() as u8 {
                 number = number.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-                let [closed, ways, budget, body] = number.to_be_bytes();
-                for (closed, method) in [(0, 0), (0, 2), (closed, body / 16)] {
-                    super::super::check(&[closed, ways, budget, method, ways / 8, body, first, second]);
+                let [disabled, flags, limit, body] = number.to_be_bytes();
+                for (disabled, method) in [(0, 0), (0, 2), (disabled, body / 16)] {
+                    super::super::check(&[disabled, flags, limit, method, flags / 8, body, first, second]);
                 }
             }
         }

@@ -1,3 +1,5 @@
+//! The gate under test, with its store and inner service.
+
 use std::convert::Infallible;
 use std::future::{Ready, ready};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -10,9 +12,9 @@ use http::request::Parts;
 use http::{HeaderName, Request, Response};
 use http_body_util::combinators::BoxBody;
 use http_body_util::{BodyExt, Full, StreamBody};
-use tollgate::gate::{BodyAuthLayer, BodyTokens, ReplayBody};
+use tollgate::gate::{BodyTokens, ReplayBody};
 use tollgate::store::{Lookup, TokenStore};
-use tollgate::{Answer, AuthLayer, BearerToken, Grant, Quota, RateLimits};
+use tollgate::{Answer, AuthLayer, BearerToken, Grant, ProblemDetails, Quota, RateLimits};
 use tower::{Layer, ServiceExt, service_fn};
 
 use super::model::{Condition, condition, subject};
@@ -29,48 +31,49 @@ pub struct Gate {
     chunked: bool,
 }
 
-/// What the inner service got, and the tokens that the store was asked for.
-pub struct Seen {
+/// The request that the inner service received, and the tokens that the store was asked for.
+pub struct Received {
     pub head: Parts,
     pub body: Bytes,
     pub asked: Vec<String>,
 }
 
-/// An answer, collected.
-pub type Answered = Response<Bytes>;
+/// A response with its collected body.
+pub type Collected = Response<Bytes>;
 
 type Body = BoxBody<Bytes, Infallible>;
 
 impl Gate {
     pub fn new(options: &Options) -> Self {
         let (clock, asked) = (Arc::new(AtomicU64::new(0)), Arc::default());
-        let (hands, doors) = (Arc::clone(&clock), &options.doors);
+        let (reading, locations) = (Arc::clone(&clock), &options.locations);
         let quota = Quota::try_per(1, Duration::from_nanos(INTERVAL_NS as u64)).expect("it is not 0");
         let mut limits = RateLimits::new(quota.with_burst(options.burst))
-            .with_clock(move || Duration::from_nanos(hands.load(Ordering::Relaxed)));
+            .with_clock(move || Duration::from_nanos(reading.load(Ordering::Relaxed)));
         if options.partition_key {
             limits = limits.with_partition_key(|subject| subject.as_str().as_bytes()[..2].to_vec());
         }
-        let store = Store { waits: options.waits, asked: Arc::clone(&asked) };
+        let store = Store { pending: options.pending, asked: Arc::clone(&asked) };
         let mut gate = AuthLayer::with_timer(store, Duration::from_secs(1), |_| std::future::pending())
-            .with_max_token_len(doors.token.max_len)
-            .with_charset(token_form(doors.token).alphabet)
+            .with_max_token_len(locations.token.max_len)
+            .with_charset(token_form(locations.token).alphabet)
             .with_wall_clock(wall_clock);
-        if doors.api_key {
-            let opened = match doors.api_key_yields {
+        if locations.api_key {
+            let with_key = match locations.api_key_unless_bearer {
                 true => gate.with_api_key_header_unless_bearer(API_KEY),
                 false => gate.with_api_key_header(API_KEY),
             };
-            gate = opened.expect("no other purpose");
+            gate = with_key.expect("an unused field");
         }
-        if doors.query {
+        if locations.query {
             gate = gate.with_discouraged_query_token("access_token").expect("a name");
         }
-        if let Some(prefix) = &doors.websocket {
+        if let Some(prefix) = &locations.websocket {
             gate = gate.with_websocket_token(prefix).expect("an HTTP token");
         }
-        if doors.other.is_some() {
-            gate = gate.with_token_from(|head| Some(head.headers.get(HeaderName::from_static(OTHER))?.as_bytes().to_vec()));
+        if locations.other.is_some() {
+            gate = gate
+                .with_token_from(|head| Some(head.headers.get(HeaderName::from_static(OTHER))?.as_bytes().to_vec()));
         }
         if options.removes_credentials {
             gate = gate.with_credentials_removed();
@@ -78,27 +81,27 @@ impl Gate {
         if options.anonymous {
             gate = gate.allow_anonymous();
         }
-        if !doors.preflight {
+        if !locations.preflight {
             gate = gate.without_preflight_bypass();
         }
-        let layer = gate.with_rate_limit(limits).with_body_tokens(body_doors(options));
+        let layer = gate.with_rate_limit(limits).with_body_tokens(body_tokens(options));
         Self { layer, clock, asked, chunked: options.chunked }
     }
 
-    /// Sends a request, at a time.
-    pub fn send(&self, sent: &Sent, now: i128) -> (Answered, Option<Seen>) {
+    /// Sends a request at a time.
+    pub fn send(&self, sent: &Sent, now: i128) -> (Collected, Option<Received>) {
         self.clock.store(now as u64, Ordering::Relaxed);
         self.asked.lock().expect("no panic").clear();
-        let request = sent.to_http(self.body(&sent.body)).expect("it was checked");
+        let request = sent.to_http(self.body(&sent.body)).expect("a valid request");
         let inner = Mutex::new(None);
         let inner = Arc::new(inner);
-        let seen = Arc::clone(&inner);
+        let received = Arc::clone(&inner);
         let handler = service_fn(move |request: Request<ReplayBody<Body>>| {
-            let seen = Arc::clone(&seen);
+            let received = Arc::clone(&received);
             async move {
                 let (head, body) = request.into_parts();
                 let body = body.collect().await?.to_bytes();
-                let before = seen.lock().expect("no panic").replace((head, body));
+                let before = received.lock().expect("no panic").replace((head, body));
                 assert!(before.is_none(), "the inner service was called twice");
                 Ok::<_, Infallible>(Response::new(Full::<Bytes>::from("inner")))
             }
@@ -110,8 +113,8 @@ impl Gate {
             (head, body.to_bytes())
         });
         let asked = self.asked.lock().expect("no panic").clone();
-        let seen = inner.lock().expect("no panic").take().map(|(head, body)| Seen { head, body, asked });
-        (Response::from_parts(head, body), seen)
+        let received = inner.lock().expect("no panic").take().map(|(head, body)| Received { head, body, asked });
+        (Response::from_parts(head, body), received)
     }
 
     fn body(&self, bytes: &[u8]) -> Body {
@@ -125,28 +128,28 @@ impl Gate {
     }
 }
 
-fn body_doors(options: &Options) -> BodyTokens {
-    let mut doors = BodyTokens::with_timer(Duration::from_secs(1), |_| std::future::pending());
-    doors = doors.with_limit(options.doors.max_body);
-    if options.doors.form {
-        doors = doors.with_form("access_token").expect("a name");
+fn body_tokens(options: &Options) -> BodyTokens {
+    let mut tokens = BodyTokens::with_timer(Duration::from_secs(1), |_| std::future::pending());
+    tokens = tokens.with_limit(options.locations.max_body);
+    if options.locations.form {
+        tokens = tokens.with_form("access_token").expect("a name");
     }
-    if options.doors.json {
-        doors = doors.with_json("key").expect("a name");
+    if options.locations.json {
+        tokens = tokens.with_json("key").expect("a name");
     }
-    if options.doors.text {
-        doors = doors.with_text("key").expect("a name");
+    if options.locations.text {
+        tokens = tokens.with_text("key").expect("a name");
     }
-    if options.doors.sniff { doors.with_json_in_text() } else { doors }
+    if options.locations.json_in_text { tokens.with_json_in_text() } else { tokens }
 }
 
 fn wall_clock() -> SystemTime {
     UNIX_EPOCH + Duration::from_secs(1_000_000_000)
 }
 
-/// Knows every token, by its beginning.
+/// A store that knows every token by its beginning.
 struct Store {
-    waits: bool,
+    pending: bool,
     asked: Arc<Mutex<Vec<String>>>,
 }
 
@@ -165,10 +168,10 @@ impl TokenStore for Store {
             Condition::Expired => Ok(Some(grant.with_expiry(wall_clock() - second))),
             Condition::NotYetValid => Ok(Some(grant.with_not_before(wall_clock() + second))),
             Condition::SenderConstrained => Ok(Some(grant.with_sender_constraint())),
-            Condition::Unavailable => Err("the store is down"),
+            Condition::Unavailable => Err("the store is unavailable"),
         };
         let found = found.map(|grant| grant.map(Arc::new));
         self.asked.lock().expect("no panic").push(token);
-        if self.waits { Answer::Pending(ready(found)) } else { Answer::Ready(found) }
+        if self.pending { Answer::Pending(ready(found)) } else { Answer::Ready(found) }
     }
 }

@@ -1,3 +1,5 @@
+//! Checks of responses.
+
 use std::collections::BTreeMap;
 use std::sync::OnceLock;
 
@@ -6,26 +8,26 @@ use http_auth::parser::ChallengeParser;
 use sfv::{BareItem, ListEntry, Parser};
 use tollgate::{Rejection, RejectionKind};
 
-use super::gate::{Answered, Gate};
+use super::gate::{Collected, Gate};
 use super::model::Expected;
 use super::options::{INTERVAL_NS, OTHER, Options};
 use crate::oracle::{Decision, Speaks, latin_1, protocol, query_of, seconds_up};
-use crate::request::{TokenLocation, Sent};
+use crate::request::{Sent, TokenLocation};
 
-/// The answer says what it is to say, in a form that other parsers read.
-pub fn check(answer: &Answered, expected: &Expected, request: &Sent, options: &Options) {
+/// Checks the response, as independent parsers read it.
+pub fn check(answer: &Collected, expected: &Expected, request: &Sent, options: &Options) {
     let kind = answer.extensions().get().map(Rejection::kind);
     let headers = answer.headers();
     let challenges = challenges(headers);
     match expected {
-        Expected::Refused { kind: should_be, decision } => {
+        Expected::Rejected { kind: should_be, decision } => {
             assert_eq!(kind, Some(*should_be));
             // A store that does not say when it is back gets the default of 1 second.
             let unavailable = (*should_be == RejectionKind::StoreUnavailable).then(|| "1".to_owned());
             assert_eq!(value(headers, "retry-after"), decision.and_then(retry_after).or(unavailable));
             check_limits(headers, decision.as_ref(), options);
             assert_eq!(value(headers, "cache-control").as_deref(), Some("no-store"));
-            let has_query = options.doors.query;
+            let has_query = options.locations.query;
             assert_eq!(value(headers, "referrer-policy").as_deref(), has_query.then_some("no-referrer"));
             let speaks = protocol(request);
             let (status, error) = match (speaks, status(*should_be)) {
@@ -67,13 +69,13 @@ pub fn check(answer: &Answered, expected: &Expected, request: &Sent, options: &O
         }
         Expected::Preflight | Expected::Anonymous => check_limits(headers, None, options),
     }
-    if !matches!(expected, Expected::Refused { .. }) {
+    if !matches!(expected, Expected::Rejected { .. }) {
         assert_eq!((kind, answer.status().as_u16(), &answer.body()[..]), (None, 200, &b"inner"[..]));
         assert!(challenges.is_empty());
     }
 }
 
-/// RFC 6750, section 3.1, and the decision table: the status, and the error if there is a challenge that has one.
+/// Returns the status by RFC 6750, section 3.1, and the decision table, and the error of the challenge, if it has one.
 fn status(kind: RejectionKind) -> (u16, Option<&'static str>) {
     match kind {
         RejectionKind::Missing => (401, None),
@@ -112,7 +114,7 @@ fn check_challenge(challenges: &[(String, BTreeMap<String, String>)], status: u1
     assert_eq!(parameters.get("error").map(String::as_str), error);
 }
 
-/// Schemes and parameters, as another parser reads them.
+/// Returns schemes and parameters, as an independent parser reads them.
 fn challenges(headers: &HeaderMap) -> Vec<(String, BTreeMap<String, String>)> {
     let lines = headers.get_all(header::WWW_AUTHENTICATE).iter().map(|line| line.to_str().expect("ASCII"));
     let challenges = lines.flat_map(|line| ChallengeParser::new(line).map(|parsed| parsed.expect("a challenge")));
@@ -120,7 +122,7 @@ fn challenges(headers: &HeaderMap) -> Vec<(String, BTreeMap<String, String>)> {
         let names = challenge.params.len();
         let parameters: BTreeMap<_, _> =
             challenge.params.iter().map(|(name, value)| ((*name).to_owned(), value.to_unescaped())).collect();
-        assert!(parameters.len() == names && names > 0, "a parameter at least, each once");
+        assert!(parameters.len() == names && names > 0, "at least one parameter, none twice");
         (challenge.scheme.to_owned(), parameters)
     });
     pairs.collect()
@@ -130,7 +132,7 @@ fn retry_after(decision: Decision) -> Option<String> {
     decision.wait.map(|wait| seconds_up(wait).max(1).to_string())
 }
 
-/// draft-ietf-httpapi-ratelimit-headers-10.
+/// Checks the fields of draft-ietf-httpapi-ratelimit-headers-10.
 fn check_limits(headers: &HeaderMap, decision: Option<&Decision>, options: &Options) {
     let Some(decision) = decision else {
         return assert!(!headers.contains_key("ratelimit") && !headers.contains_key("ratelimit-policy"));
@@ -144,7 +146,7 @@ fn check_limits(headers: &HeaderMap, decision: Option<&Decision>, options: &Opti
     assert_eq!(state.contains_key("pk"), options.partition_key);
 }
 
-/// The numbers of the only item of a list, as another parser reads it.
+/// Returns the numbers of the only item of a list, as an independent parser reads it.
 fn item(headers: &HeaderMap, name: &str) -> BTreeMap<String, i128> {
     let value = value(headers, name).unwrap_or_default();
     let list: sfv::List = Parser::new(&value).parse().unwrap_or_else(|error| panic!("{name}: {value}: {error}"));
@@ -158,21 +160,21 @@ fn item(headers: &HeaderMap, name: &str) -> BTreeMap<String, i128> {
     item.params.iter().map(|(key, value)| (key.as_str().to_owned(), number(value))).collect()
 }
 
-/// The value of a field that has one line, if any.
+/// Returns the value of a field that occurs at most once.
 fn value(headers: &HeaderMap, name: &str) -> Option<String> {
     assert!(headers.get_all(name).iter().count() <= 1, "{name} occurs twice");
     headers.get(name).map(|value| latin_1(value.as_bytes()))
 }
 
-/// The words of a request's credentials that no answer may have in it.
-pub struct Vocabulary(Vec<String>);
+/// The words of a request's credentials, which no response may contain.
+pub struct Secrets(Vec<String>);
 
-/// Shorter words may be there by chance.
+/// Shorter words may occur by chance.
 const MIN_SECRET: usize = 8;
 
-impl Vocabulary {
-    /// All words that stand where credentials may. Those that a gate says by itself do not tell anything, and are left
-    /// out: libFuzzer watches comparisons, and finds them.
+impl Secrets {
+    /// Collects all words where credentials may be. Words that a gate always sends are left out, because libFuzzer
+    /// watches comparisons and finds them.
     pub fn of(request: &Sent) -> Self {
         let fields = ["authorization", "x-api-key", OTHER, "sec-websocket-protocol"];
         let mut places: Vec<String> = fields.iter().flat_map(|name| request.lines(name)).collect();
@@ -180,11 +182,11 @@ impl Vocabulary {
         places.push(latin_1(&request.body));
         let words =
             places.iter().flat_map(|place| place.split(|c: char| !c.is_ascii_graphic() || ",\"\\;=&".contains(c)));
-        let words = words.filter(|word| word.len() >= MIN_SECRET && !said().contains(&without_numbers(word)));
+        let words = words.filter(|word| word.len() >= MIN_SECRET && !common_text().contains(&without_numbers(word)));
         Self(words.map(str::to_owned).collect())
     }
 
-    pub fn check(&self, answer: &Answered) {
+    pub fn check(&self, answer: &Collected) {
         let printed = printed(answer);
         for word in &self.0 {
             assert!(memchr::memmem::find(printed.as_bytes(), word.as_bytes()).is_none(), "{word} in {printed}");
@@ -192,41 +194,41 @@ impl Vocabulary {
     }
 }
 
-fn printed(answer: &Answered) -> String {
+fn printed(answer: &Collected) -> String {
     let rejection = answer.extensions().get::<Rejection>();
     let source = rejection.and_then(|rejection| std::error::Error::source(rejection)).map(ToString::to_string);
     format!("{} {:?} {:?} {rejection:?} {source:?}", answer.status(), answer.headers(), answer.body())
         + &rejection.map_or(String::new(), |rejection| format!("{rejection} {rejection:#?}"))
 }
 
-/// Numbers change from answer to answer.
+/// Replaces digits, which differ between responses.
 fn without_numbers(text: &str) -> String {
     text.chars().map(|c| if c.is_ascii_digit() { '0' } else { c }).collect()
 }
 
-/// All that a gate says to requests of which nothing is a secret.
-fn said() -> &'static str {
-    static SAID: OnceLock<String> = OnceLock::new();
-    SAID.get_or_init(|| {
-        let mut said = String::new();
-        for budget in [0, 0x40] {
-            let gate = Gate::new(&Options::of([0, 8, budget]));
-            let mut ask = |request: &Sent| {
+/// Returns everything that a gate sends for requests without secrets.
+fn common_text() -> &'static str {
+    static TEXT: OnceLock<String> = OnceLock::new();
+    TEXT.get_or_init(|| {
+        let mut text = String::new();
+        for limit in [0, 0x40] {
+            let gate = Gate::new(&Options::of([0, 8, limit]));
+            let mut send = |request: &Sent| {
                 for content_type in ["", "application/grpc", "text/plain", "application/grpc+json"] {
                     let mut request = request.clone();
                     request.headers.push(("content-type".to_owned(), content_type.to_owned()));
-                    said += &without_numbers(&printed(&gate.send(&request, 0).0));
+                    text += &without_numbers(&printed(&gate.send(&request, 0).0));
                 }
             };
             for token in ["", "a", "a", "bb", "bb", "nope", "old", "soon", "dpop", "any", "?", ","] {
-                ask(&Sent::of(&format!("Bearer {token}")));
-                ask(&Sent { headers: vec![("x-api-key".to_owned(), token.to_owned())], ..Sent::of("") });
+                send(&Sent::of(&format!("Bearer {token}")));
+                send(&Sent { headers: vec![("x-api-key".to_owned(), token.to_owned())], ..Sent::of("") });
             }
-            ask(&Sent::of(""));
-            ask(&Sent { target: "/?access_token=a".to_owned(), ..Sent::of("") });
-            ask(&Sent { method: "POST".to_owned(), body: vec![b' '; 300], ..Sent::of("") });
+            send(&Sent::of(""));
+            send(&Sent { target: "/?access_token=a".to_owned(), ..Sent::of("") });
+            send(&Sent { method: "POST".to_owned(), body: vec![b' '; 300], ..Sent::of("") });
         }
-        said
+        text
     })
 }
 
@@ -242,20 +244,20 @@ mod tests {
     }
 
     #[test]
-    fn words_of_credentials_are_looked_for_but_those_of_every_answer() {
-        assert_eq!(Vocabulary::of(&request()).0, ["a-secret-token", "another-secret"]);
+    fn secrets_are_the_words_of_credentials_without_common_text() {
+        assert_eq!(Secrets::of(&request()).0, ["a-secret-token", "another-secret"]);
     }
 
     #[test]
     #[should_panic(expected = "a-secret-token in 200 OK")]
-    fn a_credential_in_a_header_is_noticed() {
+    fn a_credential_in_a_header_is_detected() {
         let answer = Response::builder().header("x-echo", "Bearer a-secret-token").body(Bytes::new());
-        Vocabulary::of(&request()).check(&answer.unwrap());
+        Secrets::of(&request()).check(&answer.unwrap());
     }
 
     #[test]
     #[should_panic(expected = "another-secret in 200 OK")]
-    fn a_credential_in_a_body_is_noticed() {
-        Vocabulary::of(&request()).check(&Response::new(Bytes::from_static(b"you sent another-secret")));
+    fn a_credential_in_a_body_is_detected() {
+        Secrets::of(&request()).check(&Response::new(Bytes::from_static(b"you sent another-secret")));
     }
 }

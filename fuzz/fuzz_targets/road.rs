@@ -1,3 +1,0 @@
-#![cfg_attr(fuzzing, no_main)]
-
-tollgate_fuzz::target!(tollgate_fuzz::road::check);

@@ -30,7 +30,7 @@ fn main() {
     let sqlite = format!("sqlite://{}?mode=rwc", folder.join("tokens.db").display());
     let misses = runtime.block_on(miss(&sqlite, "tollgate_")).expect("SQLite");
     println!("| SQLite | {:.0} |", misses / in_memory);
-    std::fs::remove_dir_all(&folder).expect("the folder goes");
+    std::fs::remove_dir_all(&folder).expect("remove the folder");
     let postgres = std::env::var("TOLLGATE_TEST_POSTGRES");
     let postgres = postgres.unwrap_or_else(|_| "postgres://postgres@127.0.0.1:5432/postgres".to_owned());
     match runtime.block_on(miss(&postgres, "tollgate_bench_")) {

@@ -32,7 +32,7 @@ fn main() {
     print_ratios(&measured);
 }
 
-const NEARLY_NOTHING: Quota = Quota::per_day(1);
+const ONE_A_DAY: Quota = Quota::per_day(1);
 
 fn rows(criterion: &mut Criterion, size: usize) {
     let in_order: Vec<HeaderValue> = (0..size).map(bearer).collect();
@@ -65,7 +65,7 @@ fn rows(criterion: &mut Criterion, size: usize) {
     row("admitted", admitted, &good);
     row("unknown token", route().layer(gate(PLENTY)), &unknown);
     row("malformed", route().layer(gate(PLENTY)), &malformed);
-    let empty = route().layer(gate(NEARLY_NOTHING));
+    let empty = route().layer(gate(ONE_A_DAY));
     drain(&empty, &in_order);
     row("over limit", empty, &good);
     group.finish();

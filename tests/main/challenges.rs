@@ -129,14 +129,14 @@ proptest! {
         name in prop::collection::vec(0x20..=0x7e_u8, 1..=64),
         interval in 1..100_000_000_000_u64,
         burst in 1..1_000_000_u32,
-        spent in 0..5_u32,
+        used in 0..5_u32,
     ) {
         let name = String::from_utf8(name).unwrap();
         let quota = Quota::one_per(Duration::from_nanos(interval)).with_burst(burst);
         let limits = RateLimits::named(&name, quota).unwrap().with_clock(|| Duration::from_secs(1));
         let service = AuthLayer::new(memory()).with_rate_limit(limits).layer(echo());
         tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(async {
-            for nth in 1..=spent + 1 {
+            for nth in 1..=used + 1 {
                 let response = send(&service, with_token(TOKEN)).await;
                 let seconds = |ns: u128| i64::try_from(ns.div_ceil(1_000_000_000)).unwrap();
                 let window = seconds(u128::from(interval) * u128::from(burst));

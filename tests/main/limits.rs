@@ -71,14 +71,14 @@ proptest! {
     #[test]
     fn retry_after_is_exact_to_the_nanosecond(
         quota in quotas(),
-        spent in 0..60_u32,
+        used in 0..60_u32,
         units in 1..40_u32,
         later in 0..3_000_000_000_u64,
     ) {
         let hands = Hands::default();
         let limits = hands.limits(quota);
         let grant = grant_of("s", None);
-        for _ in 0..spent {
+        for _ in 0..used {
             let _ = limits.charge(&grant, ONE);
         }
         hands.advance(Duration::from_nanos(later));
@@ -96,11 +96,11 @@ proptest! {
     }
 
     #[test]
-    fn the_reported_remaining_can_be_charged_immediately_and_no_more(quota in quotas(), spent in 1..50_u32, ns in 0..90_u64) {
+    fn the_reported_remaining_can_be_charged_immediately_and_no_more(quota in quotas(), used in 1..50_u32, ns in 0..90_u64) {
         let hands = Hands::default();
         let limits = hands.limits(quota);
         let grant = grant_of("s", None);
-        for _ in 0..spent {
+        for _ in 0..used {
             hands.advance(Duration::from_nanos(ns));
             let _ = limits.charge(&grant, ONE);
         }

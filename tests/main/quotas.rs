@@ -68,7 +68,7 @@ proptest! {
             let interval = quota.interval().as_nanos();
             prop_assert_eq!(quota.burst(), n);
             prop_assert!(interval * n_ns >= period.as_nanos(), "more than {n} in {period:?}");
-            prop_assert!((interval - 1) * n_ns < period.as_nanos(), "slower than it has to be");
+            prop_assert!((interval - 1) * n_ns < period.as_nanos(), "slower than necessary");
             prop_assert_eq!(quota.refill().as_nanos(), interval * n_ns);
         }
     }
@@ -89,7 +89,7 @@ proptest! {
             let interval = quota.interval().as_nanos();
             prop_assert!(inside(interval) <= u128::from(n), "{} of {n}", inside(interval));
             if interval > 1 {
-                prop_assert!(inside(interval - 1) > u128::from(n), "slower than it has to be");
+                prop_assert!(inside(interval - 1) > u128::from(n), "slower than necessary");
             }
         }
     }

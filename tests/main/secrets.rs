@@ -134,7 +134,7 @@ async fn no_public_type_prints_a_token() {
     printed.debug(&Charge::Request(&RequestHead::of(&unmarked)));
 
     // The gate, its services and futures, and all of its responses.
-    let failing = from_fn(|_| async { Err::<Option<Grant<()>>, _>(io::Error::other("connection refused")) });
+    let failing = from_fn(|_| async { Err::<Option<Grant<()>>, _>(io::Error::other("connection reset")) });
     printed.debug(&failing.lookup(&token));
     let layer = AuthLayer::new(store).with_rate_limit(limits);
     printed.debug(&layer);

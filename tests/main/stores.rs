@@ -72,7 +72,7 @@ impl<T: TokenStore> TokenStore for Named<T> {
 
 #[tokio::test]
 async fn a_failing_store_returns_an_error() {
-    let down = from_fn(|_| async { Err::<Option<Grant<()>>, _>(io::Error::other("connection refused")) });
+    let down = from_fn(|_| async { Err::<Option<Grant<()>>, _>(io::Error::other("connection reset")) });
     Contract::new(Named(down)).knows(TOKEN, "alice").check_outage().await;
     let boxed = BoxStore::new(from_fn(|_| async { Err::<Option<Grant<()>>, _>("a boxed error") }));
     Contract::new(boxed).knows(TOKEN, "alice").check_outage().await;

@@ -49,8 +49,8 @@ pub fn extract(request: &Sent, locations: &Locations) -> Verdict {
 
 fn combine(found: &[(TokenLocation, Found)]) -> Verdict {
     let is_any = |wanted| found.iter().any(|(_, found)| *found == wanted);
-    let presented: Vec<_> = found.iter().filter(|(_, found)| *found != Found::Absent).collect();
-    match &presented[..] {
+    let present: Vec<_> = found.iter().filter(|(_, found)| *found != Found::Absent).collect();
+    match &present[..] {
         _ if is_any(Found::TooLarge) => Verdict::TooLarge,
         _ if is_any(Found::BadRequest) => Verdict::BadRequest,
         [] => Verdict::Missing,

@@ -109,14 +109,14 @@ proptest! {
         let text = serde_json::to_string(&quota).unwrap();
         prop_assert_eq!(serde_json::from_str::<Quota>(&text).unwrap(), quota);
         let read = |text: String| serde_json::from_str::<Quota>(&text).ok();
-        for (word, seconds) in [("per_second", 1), ("per_minute", 60), ("per_hour", 3_600), ("per_day", 86_400)] {
+        for (unit, seconds) in [("s", 1), ("min", 60), ("h", 3_600), ("day", 86_400)] {
             let quota = Quota::try_per(n, Duration::from_secs(seconds));
-            prop_assert_eq!(read(format!(r#"{{"{word}": {n}}}"#)), quota.ok());
+            prop_assert_eq!(read(format!(r#""{n}/{unit}""#)), quota.ok());
             let quota = quota.and_then(|quota| quota.try_with_burst(burst));
-            prop_assert_eq!(read(format!(r#"{{"{word}": {n}, "burst": {burst}}}"#)), quota.ok());
+            prop_assert_eq!(read(format!(r#""{n}/{unit} burst {burst}""#)), quota.ok());
         }
         let exact = Quota::try_per(1, Duration::from_nanos(ns)).and_then(|quota| quota.try_with_burst(burst));
-        prop_assert_eq!(read(format!(r#"{{"interval_ns": {ns}, "burst": {burst}}}"#)), exact.ok());
+        prop_assert_eq!(read(format!(r#""1/{ns}ns burst {burst}""#)), exact.ok());
     }
 }
 

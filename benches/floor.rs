@@ -52,8 +52,8 @@ pub(crate) fn shuffled(size: usize) -> impl Iterator<Item = usize> {
     order.into_iter()
 }
 
-/// The floor: one SHA-256, one map lookup, one governor decision on the token's own cell with clock and remaining, one
-/// request extension and two response headers, in one tower layer. It checks nothing and rejects nothing.
+/// The floor: one SHA-256, one map lookup, one request extension and two response headers, in one tower layer. It makes
+/// one governor decision on the token's own cell, with clock and remaining. It checks nothing and rejects nothing.
 #[derive(Clone)]
 pub(crate) struct FloorLayer(Arc<Floor>);
 

@@ -62,9 +62,9 @@ fn locations(criterion: &mut Criterion) {
     group.finish();
 }
 
-/// Measures the whole layer with a body in one piece: the token in the body, and the token in the header of a request
-/// whose body is not searched. The difference is the cost of the location: waiting for the body, parsing and replaying
-/// it.
+/// Measures the whole layer with a body in one piece. In one row the token is in the body. In the other it is in the
+/// header, and the body is not searched. The difference is the cost of the location: waiting for the body, parsing and
+/// replaying it.
 fn layer(criterion: &mut Criterion) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().expect("a runtime");
     let tokens = MemoryStore::from_iter([(TOKEN, Grant::new("alice", ()))]);

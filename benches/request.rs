@@ -1,6 +1,6 @@
-//! Measures the overhead of the gate over an axum route without it, relative to the floor: the minimum work of any gate
-//! that hashes tokens, limits requests and sends rate-limit headers. `cargo bench --bench request --features axum`
-//! prints a table of ratios from the same run.
+//! Measures the overhead of the gate over an axum route without it, relative to the floor. The floor is the minimum
+//! work of any gate that hashes tokens, limits requests and sends rate-limit headers.
+//! `cargo bench --bench request --features axum` prints a table of ratios from the same run.
 
 #![allow(clippy::expect_used, clippy::print_stdout, reason = "a benchmark that panics and prints")]
 

@@ -309,9 +309,8 @@ fn principals_are_dropped_without_a_turn_held() {
     );
 }
 
-/// Checks both tokens of a rotation: the bucket moves out of its grant, and a charge that one policy rejects still
-/// costs
-/// nothing in the others.
+/// Checks both tokens of a rotation. The bucket moves out of its grant, and a charge that one policy rejects still
+/// costs nothing in the others.
 #[test]
 fn a_refund_finds_a_bucket_that_has_moved() {
     let hands = Hands::default();

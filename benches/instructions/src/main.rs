@@ -1,7 +1,7 @@
 //! Counts the instructions of a request with callgrind and compares them with `figures.txt`. Fails if a figure has
 //! grown by more than 5 %. Run `just instructions`, or `just instructions --write` to accept new figures.
 //!
-//! The inner work of SHA-256 is excluded: valgrind does not know the processor's SHA instructions, so it would count a
+//! The inner work of SHA-256 is excluded. Valgrind does not know the processor's SHA instructions, so it would count a
 //! software implementation that no server runs.
 
 mod request;

@@ -1,6 +1,6 @@
-//! Checks by dudect's method that the time of a digest comparison does not depend on the position of a difference, and
-//! that the time of a lookup does not depend on what an unknown token has in common with a known one. Two classes of
-//! inputs are measured in random order and compared by Welch's t-test. `just timing`.
+//! Checks by dudect's method that timing depends on no stored digest. A comparison must not depend on the position of a
+//! difference. A lookup must not depend on what an unknown token has in common with a known one. Two classes of inputs
+//! are measured in random order and compared by Welch's t-test. `just timing`.
 //!
 //! Each measurement has a positive control, which leaks and must be detected. The program fails if tollgate is not
 //! below 4.5 or a control is not above 10.

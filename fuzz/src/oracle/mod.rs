@@ -15,7 +15,7 @@
 //! text(body):  fields of `;`, name and value of the first `=`, names without case; two, or no `=` -> BadRequest
 //! ws(request):  not an upgrade, or no item with the prefix -> Absent;  two items, undecodable, or no other protocol
 //!   offered -> BadRequest;  b64token ? Token : BadToken
-//! minted(format):  prefix and "_", then as many letters and digits as it says, then CRC-32 of all that, six digits of base62
+//! minted(format):  prefix and "_", letters and digits of the given length, CRC-32 of all before as six digits of base62
 //! combine(enabled): any TooLarge -> 413; any BadRequest -> 400; count of (Token|BadToken) > 1 -> 400; 0 -> 401 bare;
 //!   BadToken -> 401 invalid_token
 //! ```

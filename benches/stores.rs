@@ -1,6 +1,6 @@
 //! Compares a cache with a memory store: a lookup alone, and a request through the gate. Also measures a thousand
-//! concurrent lookups of one token, which need a single lookup of the inner store. `cargo bench --bench stores
-//! --features axum,cache` prints a table of ratios from the same run.
+//! concurrent lookups of one token, which need a single lookup of the inner store.
+//! `cargo bench --bench stores --features axum,cache` prints a table of ratios from the same run.
 
 #![allow(clippy::expect_used, clippy::print_stdout, reason = "a benchmark that panics and prints")]
 

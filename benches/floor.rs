@@ -65,7 +65,7 @@ struct Floor {
 
 struct Record {
     cell: InMemoryState,
-    #[expect(dead_code, reason = "what a handler would read")]
+    #[expect(dead_code, reason = "a handler would read it")]
     user: u32,
 }
 

@@ -1,6 +1,6 @@
 //! The exact number of allocations that the gate adds to a request. A separate binary, because it needs its own
 //! allocator.
-#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test says by panicking that it failed")]
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "tests fail by panicking")]
 
 use std::convert::Infallible;
 use std::net::{Ipv6Addr, SocketAddr};

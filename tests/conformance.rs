@@ -4,8 +4,8 @@
 //! or word fails its vector, because no code would check it. Vectors of [`PENDING`] groups are validated in the same
 //! way, but not run. Each failure is printed with its reason. The last line is always `N vectors, F failed`. Vectors
 //! that cannot be read count as one failure.
-#![allow(clippy::print_stdout, reason = "the report is what this program is for")]
-#![allow(clippy::unwrap_used, reason = "only where nothing in a vector can make it fail")]
+#![allow(clippy::print_stdout, reason = "this program prints a report")]
+#![allow(clippy::unwrap_used, reason = "only where no vector can cause a failure")]
 
 use std::fmt::Debug;
 use std::future::{Ready, ready};
@@ -820,7 +820,7 @@ async fn shared_bucket(input: &Value, expect: &Value) -> Outcome {
 }
 
 /// The parser of the reference service for limits that alerts declare.
-#[allow(dead_code, reason = "only the parser is a matter of vectors")]
+#[allow(dead_code, reason = "the vectors test the parser only")]
 #[path = "../examples/crosstrade/self_limit.rs"]
 mod alerts;
 

@@ -1,4 +1,4 @@
-//! What several subjects need.
+//! Helpers that several modules need.
 
 use std::convert::Infallible;
 use std::fmt::Debug;
@@ -28,7 +28,7 @@ pub const TOKEN: &str = "tg_W7xHq0fN3kLr9sVb2mZd8pTy";
 #[derive(Clone, Debug, PartialEq)]
 pub struct User(pub &'static str);
 
-/// A store that knows [`TOKEN`], and one more of the same subject.
+/// Returns a store with [`TOKEN`] and a second token of the same subject.
 pub fn memory() -> MemoryStore<User> {
     MemoryStore::from_iter([
         (TOKEN, Grant::new("alice", User("Alice"))),
@@ -36,7 +36,7 @@ pub fn memory() -> MemoryStore<User> {
     ])
 }
 
-/// The same store, which takes its time.
+/// Returns the store of [`memory`] as a pending store.
 pub fn slow() -> BoxStore<User> {
     BoxStore::new(from_fn_with(memory(), |memory, digest| async move {
         tokio::task::yield_now().await;
@@ -44,7 +44,7 @@ pub fn slow() -> BoxStore<User> {
     }))
 }
 
-/// A clock whose hands a test turns.
+/// A clock that the test sets.
 #[derive(Clone, Default)]
 pub struct Hands(Arc<AtomicU64>);
 
@@ -87,7 +87,7 @@ pub fn preflight() -> Request<Body> {
         .unwrap()
 }
 
-/// An inner service that answers with what it saw of the request.
+/// Returns an inner service that responds with the headers and extensions of the request.
 pub fn echo() -> impl Service<Request<Body>, Response = Response<Body>, Error = Infallible, Future: Send + 'static>
 + Clone
 + Send
@@ -110,7 +110,7 @@ where
     service.clone().oneshot(request).await.unwrap_or_else(|never| match never {})
 }
 
-/// Sends requests that are all under way at once, each by a clone of the service, and checks the status of each answer.
+/// Sends concurrent requests, each by a clone of the service, and checks the status of each response.
 pub async fn all_at_once<S, B>(service: &S, requests: impl IntoIterator<Item = (Request<B>, u16)>)
 where
     S: Service<Request<B>, Response = Response<Body>, Error: Debug + Send, Future: Send> + Clone + Send + 'static,
@@ -146,7 +146,7 @@ where
     serde_json::from_str(&text(response).await).unwrap()
 }
 
-/// The lines of a field.
+/// Returns the lines of a field.
 pub fn values(headers: &HeaderMap, name: &str) -> Vec<String> {
     headers.get_all(name).iter().map(|value| value.to_str().unwrap().to_owned()).collect()
 }

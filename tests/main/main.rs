@@ -1,6 +1,6 @@
-//! The integration tests, a module a subject, in one binary.
-#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test says by panicking that it failed")]
-#![allow(unreachable_pub, reason = "one binary: what is `pub` is for the other subjects")]
+//! The integration tests in one binary, one module for each subject.
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "tests fail by panicking")]
+#![allow(unreachable_pub, reason = "in one binary, `pub` items are for other modules")]
 
 mod api_key;
 mod axum_edge;

@@ -9,6 +9,7 @@ mod floor;
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Instant;
+use tollgate::TokenDigest;
 
 use floor::{shuffled, token};
 use tollgate::store::sql::{Database, NewGrant};
@@ -22,7 +23,8 @@ fn main() {
         return println!("{}", memory_of(&what));
     }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
-    let memory: MemoryStore<()> = (0..SAMPLE).map(|i| (token(i), Grant::new(format!("user-{i}"), ()))).collect();
+    let memory: MemoryStore<()> =
+        (0..SAMPLE).map(|i| (TokenDigest::of(token(i)), Grant::new(format!("user-{i}"), ()))).collect();
     let in_memory = runtime.block_on(median(&memory));
     println!("| lookup, relative to the memory store | |\n|---|---:|");
     let folder = std::env::temp_dir().join(format!("tollgate-bench-{}", std::process::id()));
@@ -49,7 +51,7 @@ async fn miss(url: &str, prefix: &str) -> Option<f64> {
     database.migrate().await.expect("tables");
     for i in 0..SAMPLE {
         // The token may exist from an earlier run.
-        _ = database.import(token(i), &NewGrant::new(format!("user-{i}"))).await;
+        _ = database.import(TokenDigest::of(token(i)), &NewGrant::new(format!("user-{i}"))).await;
     }
     Some(median(&database.store::<()>()).await)
 }
@@ -86,7 +88,7 @@ fn memory_of(what: &str) -> f64 {
     let grown = match what {
         "store" => {
             let store: MemoryStore<u32> =
-                (0..COUNT).map(|i| (token(i), Grant::new(format!("user-{i}"), i as u32))).collect();
+                (0..COUNT).map(|i| (TokenDigest::of(token(i)), Grant::new(format!("user-{i}"), i as u32))).collect();
             let grown = resident() - before;
             assert_eq!(store.len(), COUNT);
             grown

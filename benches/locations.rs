@@ -4,6 +4,7 @@
 
 use std::hint::black_box;
 use std::time::Duration;
+use tollgate::TokenDigest;
 
 use bytes::Bytes;
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
@@ -67,7 +68,7 @@ fn locations(criterion: &mut Criterion) {
 /// replaying it.
 fn layer(criterion: &mut Criterion) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().expect("a runtime");
-    let tokens = MemoryStore::from_iter([(TOKEN, Grant::new("alice", ()))]);
+    let tokens = MemoryStore::from_iter([(TokenDigest::of(TOKEN), Grant::new("alice", ()))]);
     let sleep = tokio::time::sleep;
     let body_tokens = BodyTokens::with_timer(Duration::from_secs(2), sleep)
         .with_json("key")

@@ -13,6 +13,7 @@ use std::hint::black_box;
 use std::sync::Barrier;
 use std::thread;
 use std::time::{Duration, Instant};
+use tollgate::TokenDigest;
 
 use axum::Router;
 use axum::body::Body;
@@ -90,7 +91,8 @@ fn service(limits: RateLimits) -> RouterIntoService<Body> {
 }
 
 fn gate_of(limits: RateLimits) -> AuthLayer<MemoryStore<()>, RateLimits> {
-    let tokens: MemoryStore<()> = (0..SUBJECTS).map(|i| (token(i), Grant::new(format!("user-{i}"), ()))).collect();
+    let tokens: MemoryStore<()> =
+        (0..SUBJECTS).map(|i| (TokenDigest::of(token(i)), Grant::new(format!("user-{i}"), ()))).collect();
     AuthLayer::new(tokens).with_rate_limit(limits)
 }
 

@@ -8,6 +8,7 @@ mod floor;
 mod measured;
 
 use std::time::Duration;
+use tollgate::TokenDigest;
 
 use axum::Router;
 use axum::body::Body;
@@ -40,7 +41,8 @@ fn rows(criterion: &mut Criterion, size: usize) {
     let unknown: Vec<HeaderValue> = (size..size + size.min(10_000)).map(bearer).collect();
     let malformed = [HeaderValue::from_static("Bearer not a token")];
 
-    let store: MemoryStore<u32> = (0..size).map(|i| (token(i), Grant::new(format!("user-{i}"), i as u32))).collect();
+    let store: MemoryStore<u32> =
+        (0..size).map(|i| (TokenDigest::of(token(i)), Grant::new(format!("user-{i}"), i as u32))).collect();
     let gate = |quota| AuthLayer::new(store.clone()).with_rate_limit(RateLimits::new(quota));
 
     let mut group = criterion.benchmark_group("request");

@@ -13,6 +13,7 @@ use std::hint::black_box;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
+use tollgate::TokenDigest;
 
 use axum::Router;
 use axum::body::Body;
@@ -42,7 +43,8 @@ fn main() {
 fn hits(criterion: &mut Criterion, size: usize) {
     let tokens: Vec<String> = shuffled(size).map(token).collect();
     let headers: Vec<HeaderValue> = shuffled(size).map(bearer).collect();
-    let memory: MemoryStore<u32> = (0..size).map(|i| (token(i), Grant::new(format!("user-{i}"), i as u32))).collect();
+    let memory: MemoryStore<u32> =
+        (0..size).map(|i| (TokenDigest::of(token(i)), Grant::new(format!("user-{i}"), i as u32))).collect();
     // Capacity for all tokens and a reserve, so that nothing is evicted.
     let cached = CachedStore::new(memory.clone(), TTL).and_then(|cache| cache.with_capacity(2 * size as u64));
     let cached = cached.expect("settings");

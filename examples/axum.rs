@@ -7,6 +7,7 @@
 use std::error::Error;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::process::ExitCode;
+use tollgate::TokenDigest;
 
 use axum::Router;
 use axum::routing::get;
@@ -21,7 +22,7 @@ struct User {
 }
 
 fn app(token: &str, limits: RateLimits) -> Router {
-    let tokens = MemoryStore::from_iter([(token, Grant::new("alice", User { name: "Alice" }))]);
+    let tokens = MemoryStore::from_iter([(TokenDigest::of(token), Grant::new("alice", User { name: "Alice" }))]);
     let gate = AuthLayer::new(tokens).with_rate_limit(limits);
     Router::new().route("/", get(hello)).layer(gate)
 }

@@ -12,6 +12,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::pin::pin;
 use std::process::ExitCode;
 use std::time::Duration;
+use tollgate::TokenDigest;
 
 use bytes::Bytes;
 use http::header::CONTENT_LENGTH;
@@ -36,7 +37,7 @@ struct User {
 type Gate = AuthLayer<MemoryStore<User>, RateLimits>;
 
 fn gate(token: &str, limits: RateLimits) -> Gate {
-    let tokens = MemoryStore::from_iter([(token, Grant::new("alice", User { name: "Alice" }))]);
+    let tokens = MemoryStore::from_iter([(TokenDigest::of(token), Grant::new("alice", User { name: "Alice" }))]);
     AuthLayer::new(tokens).with_rate_limit(limits)
 }
 

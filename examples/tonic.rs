@@ -8,6 +8,7 @@
 use std::error::Error;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::process::ExitCode;
+use tollgate::TokenDigest;
 
 use tokio::net::TcpListener;
 use tollgate::{AuthLayer, EmptyBody, Grant, Limiter, MemoryStore, Quota, RateLimits, TokenStore};
@@ -20,7 +21,7 @@ use tonic_health::pb::{HealthCheckRequest, HealthCheckResponse};
 const QUOTA: Quota = Quota::per_minute(5).with_burst(5);
 
 fn gate(token: &str, limits: RateLimits) -> AuthLayer<MemoryStore<()>, RateLimits, EmptyBody> {
-    let tokens = MemoryStore::from_iter([(token, Grant::new("alice", ()))]);
+    let tokens = MemoryStore::from_iter([(TokenDigest::of(token), Grant::new("alice", ()))]);
     AuthLayer::new(tokens).with_rate_limit(limits).with_responder(EmptyBody)
 }
 

@@ -46,9 +46,9 @@ impl FailureThrottle {
     /// use std::net::SocketAddr;
     /// use axum::{Router, routing::get};
     /// use tollgate::limit::FailureThrottle;
-    /// use tollgate::{AuthLayer, Grant, MemoryStore, Quota};
+    /// use tollgate::{AuthLayer, Grant, MemoryStore, Quota, TokenDigest};
     ///
-    /// let tokens = MemoryStore::from_iter([("a-token", Grant::new("alice", ()))]);
+    /// let tokens = MemoryStore::from_iter([(TokenDigest::of("a-token"), Grant::new("alice", ()))]);
     /// let failures = FailureThrottle::by_connect_info(Quota::per_minute(10).with_burst(30));
     /// let gate = AuthLayer::new(tokens).with_failure_throttle(failures);
     /// let app = Router::new().route("/", get(|| async { "hello" })).layer(gate);

@@ -151,7 +151,7 @@ impl fmt::Debug for CurrentGrant {
 ///     format!("hello, {}", caller.map_or("anonymous", |caller| caller.principal().name))
 /// }
 ///
-/// let tokens = MemoryStore::from_iter([("a-token", Grant::new("alice", User { name: "Alice" }))]);
+/// let tokens = MemoryStore::from_iter([(TokenDigest::of("a-token"), Grant::new("alice", User { name: "Alice" }))]);
 /// let gate = AuthLayer::new(tokens);
 /// let app: Router = Router::new()
 ///     .route("/private", get(private).route_layer(gate.clone()))

@@ -23,7 +23,7 @@
 //!
 //! struct User { name: &'static str }
 //!
-//! let tokens = MemoryStore::from_iter([("a-secret-token", Grant::new("alice", User { name: "Alice" }))]);
+//! let tokens = MemoryStore::from_iter([(TokenDigest::of("a-secret-token"), Grant::new("alice", User { name: "Alice" }))]);
 //! let gate = AuthLayer::new(tokens).with_rate_limit(RateLimits::new(Quota::per_minute(180).with_burst(20)));
 //! let app: Router = Router::new()
 //!     .route("/", get(|who: Authenticated<User>| async move { format!("hello, {}", who.principal().name) }))

@@ -6,6 +6,7 @@ use std::convert::Infallible;
 use std::net::{Ipv6Addr, SocketAddr};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
+use tollgate::TokenDigest;
 
 use allocation_counter::measure;
 use bytes::Bytes;
@@ -78,7 +79,7 @@ where
 
 #[test]
 fn every_allocation_of_a_request_is_accounted_for() {
-    let tokens = MemoryStore::from_iter([("a-token", Grant::new("alice", ()))]);
+    let tokens = MemoryStore::from_iter([(TokenDigest::of("a-token"), Grant::new("alice", ()))]);
     let layer = AuthLayer::new(tokens);
     // The first request of a subject creates its bucket, and the first of each kind creates its counters (feature
     // `metrics`).
@@ -128,7 +129,7 @@ fn every_allocation_of_a_request_is_accounted_for() {
 fn a_million_failing_peers_use_no_memory() {
     let throttle = FailureThrottle::by_socket_addr(Quota::per_minute(1).with_burst(2));
     let table = throttle.memory_bytes();
-    let tokens = MemoryStore::from_iter([("a-token", Grant::new("alice", ()))]);
+    let tokens = MemoryStore::from_iter([(TokenDigest::of("a-token"), Grant::new("alice", ()))]);
     let mut service = AuthLayer::new(tokens).with_failure_throttle(throttle.clone()).layer(Inner);
     let mut cx = Context::from_waker(Waker::noop());
     // The first failure and the first throttled request create their counters (feature `metrics`).
@@ -161,7 +162,7 @@ fn a_million_failing_peers_use_no_memory() {
 /// Checks that a failure throttle adds no allocation to an admitted request.
 #[test]
 fn a_throttle_adds_no_allocation_to_admitted_requests() {
-    let tokens = MemoryStore::from_iter([("a-token", Grant::new("alice", ()))]);
+    let tokens = MemoryStore::from_iter([(TokenDigest::of("a-token"), Grant::new("alice", ()))]);
     // Panics if the throttle looks at the peer.
     let throttle =
         FailureThrottle::new(Quota::per_minute(1), |_| -> Option<()> { panic!("the throttle looked at the peer") });

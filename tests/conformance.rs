@@ -15,6 +15,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use std::{collections::BTreeMap, convert::Infallible, env, error::Error, fs, process::ExitCode};
+use tollgate::TokenDigest;
 
 use bytes::Bytes;
 use http::header::WWW_AUTHENTICATE;
@@ -700,8 +701,11 @@ fn alice(id: &str) -> Grant<()> {
 
 /// Returns a gate for the tokens `a` and `b`.
 fn limited_gate(limits: &RateLimits) -> AuthLayer<MemoryStore<()>, RateLimits> {
-    AuthLayer::new(MemoryStore::from_iter([("a", alice("first")), ("b", alice("second"))]))
-        .with_rate_limit(limits.clone())
+    AuthLayer::new(MemoryStore::from_iter([
+        (TokenDigest::of("a"), alice("first")),
+        (TokenDigest::of("b"), alice("second")),
+    ]))
+    .with_rate_limit(limits.clone())
 }
 
 async fn limit_headers(input: &Value, expect: &Value) -> Outcome {

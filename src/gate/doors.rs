@@ -21,9 +21,9 @@ use crate::pending::timeout::{Sleep, Timeout};
 /// use std::time::Duration;
 /// use axum::{Router, routing::{get, post}};
 /// use tollgate::gate::BodyTokens;
-/// use tollgate::{AuthLayer, Grant, MemoryStore};
+/// use tollgate::{AuthLayer, Grant, MemoryStore, TokenDigest};
 ///
-/// let tokens = MemoryStore::from_iter([("a-token", Grant::new("alice", ()))]);
+/// let tokens = MemoryStore::from_iter([(TokenDigest::of("a-token"), Grant::new("alice", ()))]);
 /// let gate = AuthLayer::new(tokens);
 /// let doors = BodyTokens::with_timeout(Duration::from_secs(2)).with_json("key")?.with_text("key")?;
 /// let app: Router = Router::new()

@@ -27,9 +27,9 @@ impl<T, L, R, B> AuthLayer<T, L, R, B> {
     ///
     /// ```
     /// use axum::{Router, routing::post};
-    /// use tollgate::{AuthLayer, Grant, MemoryStore};
+    /// use tollgate::{AuthLayer, Grant, MemoryStore, TokenDigest};
     ///
-    /// let tokens = MemoryStore::from_iter([("a-token", Grant::new("alice", ()).with_scopes(["trade"])?)]);
+    /// let tokens = MemoryStore::from_iter([(TokenDigest::of("a-token"), Grant::new("alice", ()).with_scopes(["trade"])?)]);
     /// let gate = AuthLayer::new(tokens);
     /// let app: Router = Router::new()
     ///     .route("/orders", post(|| async { "placed" }).route_layer(gate.require_scopes(["trade"])?))
@@ -71,9 +71,9 @@ impl<T, L, R, B> AuthLayer<T, L, R, B> {
     /// ```
     /// use axum::{Router, routing::post};
     /// use tollgate::limit::RateLimits;
-    /// use tollgate::{AuthLayer, Grant, MemoryStore, Quota};
+    /// use tollgate::{AuthLayer, Grant, MemoryStore, Quota, TokenDigest};
     ///
-    /// let tokens = MemoryStore::from_iter([("a-token", Grant::new("alice", ()))]);
+    /// let tokens = MemoryStore::from_iter([(TokenDigest::of("a-token"), Grant::new("alice", ()))]);
     /// let gate = AuthLayer::new(tokens).with_rate_limit(RateLimits::new(Quota::per_minute(180)));
     /// let orders = gate.route_rate_limit(RateLimits::named("orders", Quota::per_second(3))?);
     /// let app: Router = Router::new()
@@ -94,9 +94,9 @@ impl<T, L, R, B> AuthLayer<T, L, R, B> {
     ///
     /// ```
     /// use http::{HeaderName, Response};
-    /// use tollgate::{AuthLayer, Grant, MemoryStore, Rejection, Scopes};
+    /// use tollgate::{AuthLayer, Grant, MemoryStore, Rejection, Scopes, TokenDigest};
     ///
-    /// let tokens = MemoryStore::from_iter([("a-token", Grant::new("alice", ()))]);
+    /// let tokens = MemoryStore::from_iter([(TokenDigest::of("a-token"), Grant::new("alice", ()))]);
     /// let gate = AuthLayer::new(tokens).with_realm("trading")?;
     /// let response: Response<bytes::Bytes> =
     ///     gate.reject(Rejection::insufficient_scope(Scopes::new(["trade"])?));
@@ -120,9 +120,9 @@ impl<T, L, R, B> AuthLayer<T, L, R, B> {
     /// ```
     /// use http::HeaderMap;
     /// use tollgate::limit::{Charge, RateLimits};
-    /// use tollgate::{AuthLayer, Authenticated, Grant, MemoryStore, Quota};
+    /// use tollgate::{AuthLayer, Authenticated, Grant, MemoryStore, Quota, TokenDigest};
     ///
-    /// let tokens = MemoryStore::from_iter([("a-token", Grant::new("alice", ()))]);
+    /// let tokens = MemoryStore::from_iter([(TokenDigest::of("a-token"), Grant::new("alice", ()))]);
     /// let (gate, limits) = (AuthLayer::new(tokens), RateLimits::new(Quota::per_minute(60)));
     /// let who = Authenticated::new(Grant::new("alice", ())).current();
     ///

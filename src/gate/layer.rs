@@ -25,9 +25,9 @@ use crate::store::{ImmediateStore, TokenStore};
 ///
 /// ```
 /// use tollgate::limit::RateLimits;
-/// use tollgate::{AuthLayer, Grant, MemoryStore, Quota};
+/// use tollgate::{AuthLayer, Grant, MemoryStore, Quota, TokenDigest};
 ///
-/// let tokens = MemoryStore::from_iter([("a-token", Grant::new("alice", "Alice"))]);
+/// let tokens = MemoryStore::from_iter([(TokenDigest::of("a-token"), Grant::new("alice", "Alice"))]);
 /// let gate = AuthLayer::new(tokens)
 ///     .with_realm("trading")?
 ///     .with_rate_limit(RateLimits::new(Quota::per_minute(180).with_burst(20)));
@@ -185,9 +185,9 @@ impl<T, L, R, B> AuthLayer<T, L, R, B> {
     ///
     /// ```
     /// use http::Response;
-    /// use tollgate::{AuthLayer, EmptyBody, Grant, MemoryStore, respond::Respond};
+    /// use tollgate::{AuthLayer, EmptyBody, Grant, MemoryStore, respond::Respond, TokenDigest};
     ///
-    /// let tokens = MemoryStore::from_iter([("a-token", Grant::new("alice", ()))]);
+    /// let tokens = MemoryStore::from_iter([(TokenDigest::of("a-token"), Grant::new("alice", ()))]);
     /// let gate = AuthLayer::new(tokens).with_response_fn(|rejection| {
     ///     let response: Response<String> = EmptyBody.respond(rejection);
     ///     if rejection.allows_content() { response.map(|_| rejection.detail().into_owned()) } else { response }
@@ -272,9 +272,9 @@ impl<T, L, R, B> AuthLayer<T, L, R, B> {
     ///
     /// ```
     /// use http::HeaderName;
-    /// use tollgate::{AuthLayer, Grant, MemoryStore};
+    /// use tollgate::{AuthLayer, Grant, MemoryStore, TokenDigest};
     ///
-    /// let tokens = MemoryStore::from_iter([("a-token", Grant::new("alice", ()))]);
+    /// let tokens = MemoryStore::from_iter([(TokenDigest::of("a-token"), Grant::new("alice", ()))]);
     /// let gate = AuthLayer::new(tokens).with_api_key_header(HeaderName::from_static("x-api-key"))?;
     /// # let _ = gate;
     /// # Ok::<_, tollgate::extract::TokenLocationError>(())
@@ -315,9 +315,9 @@ impl<T, L, R, B> AuthLayer<T, L, R, B> {
     /// in base64url without padding; see [`extract::websocket`](crate::extract::websocket).
     ///
     /// ```
-    /// use tollgate::{AuthLayer, Grant, MemoryStore};
+    /// use tollgate::{AuthLayer, Grant, MemoryStore, TokenDigest};
     ///
-    /// let tokens = MemoryStore::from_iter([("a-token", Grant::new("alice", ()))]);
+    /// let tokens = MemoryStore::from_iter([(TokenDigest::of("a-token"), Grant::new("alice", ()))]);
     /// let gate = AuthLayer::new(tokens).with_websocket_token("base64url.bearer.authorization.example.")?;
     /// # let _ = gate;
     /// # Ok::<_, tollgate::extract::TokenLocationError>(())
@@ -339,9 +339,9 @@ impl<T, L, R, B> AuthLayer<T, L, R, B> {
     /// The gate does not know where the credential stands, and can neither mark nor remove it.
     ///
     /// ```
-    /// use tollgate::{AuthLayer, Grant, MemoryStore};
+    /// use tollgate::{AuthLayer, Grant, MemoryStore, TokenDigest};
     ///
-    /// let tokens = MemoryStore::from_iter([("a-token", Grant::new("alice", ()))]);
+    /// let tokens = MemoryStore::from_iter([(TokenDigest::of("a-token"), Grant::new("alice", ()))]);
     /// let gate = AuthLayer::new(tokens).with_token_from(|head| {
     ///     let lines = head.headers.get_all("authorization").iter();
     ///     lines.filter_map(|line| line.as_bytes().strip_prefix(b"Token ")).map(<[u8]>::to_vec).collect::<Vec<_>>()

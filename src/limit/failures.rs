@@ -19,9 +19,9 @@ use crate::request_head::RequestHead;
 ///
 /// ```
 /// use tollgate::limit::FailureThrottle;
-/// use tollgate::{AuthLayer, Grant, MemoryStore, Quota};
+/// use tollgate::{AuthLayer, Grant, MemoryStore, Quota, TokenDigest};
 ///
-/// let tokens = MemoryStore::from_iter([("a-token", Grant::new("alice", ()))]);
+/// let tokens = MemoryStore::from_iter([(TokenDigest::of("a-token"), Grant::new("alice", ()))]);
 /// let failures = FailureThrottle::by_socket_addr(Quota::per_minute(10).with_burst(30));
 /// let gate = AuthLayer::new(tokens).with_failure_throttle(failures);
 /// # let _ = gate;

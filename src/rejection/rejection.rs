@@ -239,9 +239,9 @@ impl Rejection {
     ///
     /// ```
     /// use http::{Request, Response};
-    /// use tollgate::{AuthLayer, Grant, RequestHead, MemoryStore, Rejection, Scopes};
+    /// use tollgate::{AuthLayer, Grant, RequestHead, MemoryStore, Rejection, Scopes, TokenDigest};
     ///
-    /// let gate = AuthLayer::new(MemoryStore::from_iter([("a-token", Grant::new("alice", ()))]));
+    /// let gate = AuthLayer::new(MemoryStore::from_iter([(TokenDigest::of("a-token"), Grant::new("alice", ()))]));
     /// let request = Request::head("/orders").body(())?;
     /// let rejection = Rejection::insufficient_scope(Scopes::new(["orders:read"])?);
     /// let response: Response<bytes::Bytes> = gate.reject(rejection.for_request(&RequestHead::of(&request)));
@@ -380,9 +380,9 @@ impl Decision {
     /// ```
     /// use http::Response;
     /// use tollgate::limit::{Charge, RateLimits};
-    /// use tollgate::{AuthLayer, Authenticated, Grant, MemoryStore, Quota};
+    /// use tollgate::{AuthLayer, Authenticated, Grant, MemoryStore, Quota, TokenDigest};
     ///
-    /// let tokens = MemoryStore::from_iter([("a-token", Grant::new("alice", ()))]);
+    /// let tokens = MemoryStore::from_iter([(TokenDigest::of("a-token"), Grant::new("alice", ()))]);
     /// let (gate, limits) = (AuthLayer::new(tokens), RateLimits::new(Quota::per_minute(1)));
     /// let who = Authenticated::new(Grant::new("alice", ())).current();
     ///

@@ -30,13 +30,13 @@ impl ProblemDetails {
     /// ```
     /// use bytes::Bytes;
     /// use http_body_util::{BodyExt, Full, combinators::BoxBody};
-    /// use tollgate::{AuthLayer, Grant, MemoryStore, ProblemDetails};
+    /// use tollgate::{AuthLayer, Grant, MemoryStore, ProblemDetails, TokenDigest};
     ///
     /// fn boxed(bytes: Bytes) -> BoxBody<Bytes, std::io::Error> {
     ///     Full::new(bytes).map_err(|never| match never {}).boxed()
     /// }
     ///
-    /// let tokens = MemoryStore::from_iter([("a-token", Grant::new("alice", ()))]);
+    /// let tokens = MemoryStore::from_iter([(TokenDigest::of("a-token"), Grant::new("alice", ()))]);
     /// let gate = AuthLayer::new(tokens).with_responder(ProblemDetails.map_body(boxed));
     /// # let _ = gate;
     /// ```

@@ -16,9 +16,9 @@ type DynStore<P> = dyn TokenStore<Principal = P, Error = StoreError, Future = Bo
 ///
 /// ```
 /// use std::time::Duration;
-/// use tollgate::{AuthLayer, BoxStore, Grant, MemoryStore, store};
+/// use tollgate::{AuthLayer, BoxStore, Grant, MemoryStore, store, TokenDigest};
 ///
-/// let from_file = MemoryStore::from_iter([("a-token", Grant::new("alice", ()))]);
+/// let from_file = MemoryStore::from_iter([(TokenDigest::of("a-token"), Grant::new("alice", ()))]);
 /// let from_database = store::from_fn(|_digest| async { Ok::<Option<Grant<()>>, std::io::Error>(None) });
 ///
 /// let store = if cfg!(debug_assertions) { BoxStore::new(from_file) } else { BoxStore::new(from_database) };

@@ -2,11 +2,11 @@
 //!
 //! ```
 //! use tollgate::store::contract::Contract;
-//! use tollgate::{Grant, MemoryStore};
+//! use tollgate::{Grant, MemoryStore, TokenDigest};
 //!
 //! # #[tokio::main(flavor = "current_thread")]
 //! # async fn main() {
-//! let store = MemoryStore::from_iter([("alice-token-1", Grant::new("alice", ())), ("gone-token-1", Grant::new("bob", ()))]);
+//! let store = MemoryStore::from_iter([(TokenDigest::of("alice-token-1"), Grant::new("alice", ())), (TokenDigest::of("gone-token-1"), Grant::new("bob", ()))]);
 //! store.revoke("gone-token-1");
 //!
 //! Contract::new(store).knows("alice-token-1", "alice").has_revoked("gone-token-1").check().await;

@@ -125,9 +125,9 @@ impl<P> MemoryStore<P> {
     ///
     /// ```
     /// use std::time::{Duration, SystemTime};
-    /// use tollgate::{Grant, MemoryStore};
+    /// use tollgate::{Grant, MemoryStore, TokenDigest};
     ///
-    /// let tokens = MemoryStore::from_iter([("old", Grant::new("alice", ()))]);
+    /// let tokens = MemoryStore::from_iter([(TokenDigest::of("old"), Grant::new("alice", ()))]);
     /// tokens.rotate("old", "new", Duration::from_secs(3_600))?;
     /// assert_eq!(tokens.purge(SystemTime::now()), 0);
     /// assert_eq!(tokens.purge(SystemTime::now() + Duration::from_secs(7_200)), 1);
@@ -163,9 +163,9 @@ impl<P> MemoryStore<P> {
     ///
     /// ```
     /// use std::time::Duration;
-    /// use tollgate::{Grant, MemoryStore};
+    /// use tollgate::{Grant, MemoryStore, TokenDigest};
     ///
-    /// let tokens = MemoryStore::from_iter([("old", Grant::new("alice", ()))]);
+    /// let tokens = MemoryStore::from_iter([(TokenDigest::of("old"), Grant::new("alice", ()))]);
     /// tokens.rotate("old", "new", Duration::from_secs(3_600))?;
     /// assert_eq!(tokens.len(), 2);
     /// assert!(tokens.rotate("old", "another", Duration::ZERO).is_err(), "it has a successor");

@@ -244,7 +244,8 @@ mod tests {
             let inner = Sha256::digest([pad(0x36), TokenDigest::of("a token").to_bytes().to_vec()].concat());
             let outer = Sha256::digest([pad(0x5c), inner.to_vec()].concat());
             assert!(
-                Pepper::new(&bytes).unwrap().digest("a token") == TokenDigest::from_bytes(outer.into()),
+                Pepper::new(&bytes).unwrap().digest(TokenDigest::of("a token"))
+                    == TokenDigest::from_bytes(outer.into()),
                 "{len} bytes"
             );
         }

@@ -199,24 +199,6 @@ impl fmt::Debug for TokenDigest {
     }
 }
 
-impl From<&str> for TokenDigest {
-    fn from(token: &str) -> Self {
-        Self::of(token)
-    }
-}
-
-impl From<&String> for TokenDigest {
-    fn from(token: &String) -> Self {
-        Self::of(token)
-    }
-}
-
-impl From<String> for TokenDigest {
-    fn from(token: String) -> Self {
-        Self::of(token)
-    }
-}
-
 impl From<&BearerToken<'_>> for TokenDigest {
     fn from(token: &BearerToken<'_>) -> Self {
         *token.digest()

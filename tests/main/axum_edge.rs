@@ -6,6 +6,7 @@ use axum::extract::State;
 use axum::response::IntoResponse;
 use axum::routing::{any, get, post};
 use http::{Request, StatusCode};
+use tollgate::TokenDigest;
 use tollgate::limit::RateLimits;
 use tollgate::{AuthLayer, Authenticated, Charge, CurrentGrant, Grant, MemoryStore, Quota, Rejection, Scopes};
 use tower::ServiceExt;
@@ -18,7 +19,10 @@ struct User {
 }
 
 fn tokens() -> MemoryStore<User> {
-    MemoryStore::from_iter([(TOKEN, Grant::new("alice", User { name: "Alice" }).with_scopes(["trade"]).unwrap())])
+    MemoryStore::from_iter([(
+        TokenDigest::of(TOKEN),
+        Grant::new("alice", User { name: "Alice" }).with_scopes(["trade"]).unwrap(),
+    )])
 }
 
 async fn private(caller: Authenticated<User>) -> String {

@@ -34,9 +34,9 @@ struct Remote {
 impl Remote {
     fn new() -> Self {
         let tokens = MemoryStore::from_iter([
-            (TOKEN, Grant::new("alice-1", ()).with_subject("alice")),
-            ("alice-token-2", Grant::new("alice-2", ()).with_subject("alice")),
-            ("bob-token-1", Grant::new("bob", ())),
+            (TokenDigest::of(TOKEN), Grant::new("alice-1", ()).with_subject("alice")),
+            (TokenDigest::of("alice-token-2"), Grant::new("alice-2", ()).with_subject("alice")),
+            (TokenDigest::of("bob-token-1"), Grant::new("bob", ())),
         ]);
         let answers = Arc::new(Semaphore::new(Semaphore::MAX_PERMITS));
         Self { tokens, asked: Arc::default(), down: Arc::default(), unreadable: Arc::default(), answers }
@@ -89,7 +89,7 @@ fn at_once(cache: &CachedStore<BoxStore<()>>, token: &str) -> Option<bool> {
 #[tokio::test]
 async fn it_keeps_the_contract() {
     let (remote, hands) = (Remote::new(), Hands::default());
-    remote.tokens.revoke("bob-token-1");
+    remote.tokens.revoke(TokenDigest::of("bob-token-1"));
     let contract = |store| Contract::new(store).knows(TOKEN, "alice").has_revoked("bob-token-1");
     contract(remote.cache(&hands)).check().await;
     Contract::new(BoxStore::new(remote.cache(&hands))).knows(TOKEN, "alice").check().await;
@@ -119,7 +119,10 @@ async fn what_is_remembered_is_answered_at_once_until_it_is_old() {
 #[tokio::test]
 async fn a_grant_is_asked_for_anew_when_it_expires() {
     let (remote, hands) = (Remote::new(), Hands::default());
-    remote.tokens.insert("short", Grant::new("short", ()).with_expiry(UNIX_EPOCH + 10 * SECOND)).unwrap();
+    remote
+        .tokens
+        .insert(TokenDigest::of("short"), Grant::new("short", ()).with_expiry(UNIX_EPOCH + 10 * SECOND))
+        .unwrap();
     let cache = remote.cache(&hands).with_stale_on_error(TTL).unwrap();
     let cache = cache.with_stale_while_revalidate(TTL, |_| {}).unwrap();
     assert_eq!(knows(&cache, "short").await, Some(true));
@@ -171,8 +174,8 @@ async fn once_the_store_has_answered_the_answer_counts() {
     for token in [TOKEN, "bob-token-1", "alice-token-2"] {
         assert_eq!(knows(&cache, token).await, Some(true));
     }
-    remote.tokens.revoke(TOKEN);
-    remote.tokens.replace("alice-token-2", Grant::new("alice-2", ()).with_subject("another"));
+    remote.tokens.revoke(TokenDigest::of(TOKEN));
+    remote.tokens.replace(TokenDigest::of("alice-token-2"), Grant::new("alice-2", ()).with_subject("another"));
     cache.invalidate(&Invalidation::Everything);
     remote.asked();
     assert_eq!(knows(&cache, TOKEN).await, Some(false));
@@ -199,7 +202,7 @@ async fn an_answer_that_may_be_outdated_replaces_what_is_older() {
     let cache = remote.cache(&hands);
     assert_eq!(knows(&cache, "alice-token-2").await, Some(true));
     cache.invalidate(&Invalidation::Everything);
-    remote.tokens.replace("alice-token-2", Grant::new("alice-2", ()).with_subject("another"));
+    remote.tokens.replace(TokenDigest::of("alice-token-2"), Grant::new("alice-2", ()).with_subject("another"));
     remote.hold();
     let waiting = tokio::spawn({
         let cache = cache.clone();
@@ -411,7 +414,7 @@ async fn an_answer_from_before_an_invalidation_is_not_kept_nor_joined() {
         tokio::task::yield_now().await;
         assert_eq!(remote.asked(), 1);
 
-        remote.tokens.revoke(TOKEN);
+        remote.tokens.revoke(TokenDigest::of(TOKEN));
         cache.invalidate(&change);
         let after = tokio::spawn({
             let cache = cache.clone();
@@ -431,7 +434,7 @@ async fn a_token_that_becomes_known_is_known_when_it_is_told() {
     let (remote, hands) = (Remote::new(), Hands::default());
     let cache = remote.cache(&hands);
     assert_eq!(knows(&cache, "new").await, Some(false));
-    remote.tokens.insert("new", Grant::new("new", ())).unwrap();
+    remote.tokens.insert(TokenDigest::of("new"), Grant::new("new", ())).unwrap();
     assert_eq!(knows(&cache, "new").await, Some(false));
     cache.invalidate(&Invalidation::Added);
     assert_eq!(knows(&cache, "new").await, Some(true));
@@ -442,7 +445,7 @@ async fn a_token_that_becomes_known_is_known_when_it_is_told() {
     assert_eq!(at_once(&patient, "unknown"), None, "no longer than a grant");
     let forgetful = remote.cache(&hands).with_unknown_ttl(Duration::ZERO).unwrap();
     assert_eq!(knows(&forgetful, "newer").await, Some(false));
-    remote.tokens.insert("newer", Grant::new("newer", ())).unwrap();
+    remote.tokens.insert(TokenDigest::of("newer"), Grant::new("newer", ())).unwrap();
     assert_eq!(knows(&forgetful, "newer").await, Some(true));
 }
 
@@ -459,7 +462,7 @@ async fn the_old_is_answered_while_a_task_asks_anew() {
         })
         .unwrap();
     assert_eq!(knows(&cache, TOKEN).await, Some(true));
-    remote.tokens.revoke(TOKEN);
+    remote.tokens.revoke(TokenDigest::of(TOKEN));
     remote.asked();
     hands.advance(TTL + 10 * SECOND - Duration::from_nanos(1));
     remote.hold();
@@ -517,7 +520,10 @@ async fn a_flood_of_junk_pushes_out_no_grant_and_memory_is_bounded() {
     }
     assert_eq!(at_once(&cache, TOKEN), Some(true));
     for token in 0..1_000 {
-        remote.tokens.insert(format!("token-{token}"), Grant::new(format!("grant-{token}"), ())).unwrap();
+        remote
+            .tokens
+            .insert(TokenDigest::of(format!("token-{token}")), Grant::new(format!("grant-{token}"), ()))
+            .unwrap();
         assert_eq!(knows(&cache, &format!("token-{token}")).await, Some(true));
     }
     let remembered = (0..1_000).filter(|token| at_once(&cache, &format!("token-{token}")).is_some()).count();
@@ -557,7 +563,7 @@ fn what_no_cache_can_be_set_to_is_refused() {
 fn no_thread_sees_a_grant_after_its_revocation_was_told() {
     let tokens: Vec<String> = (0..64).map(|token| format!("token-{token}")).collect();
     for round in 0..20 {
-        let memory = MemoryStore::from_iter(tokens.iter().map(|token| (token, Grant::new(token, ()))));
+        let memory = MemoryStore::from_iter(tokens.iter().map(|token| (TokenDigest::of(token), Grant::new(token, ()))));
         let told: Vec<AtomicBool> = tokens.iter().map(|_| AtomicBool::new(false)).collect();
         let store = from_fn_with(memory.clone(), |memory, digest| async move {
             let found = memory.get(digest).map(|grant| Grant::clone(&grant));
@@ -636,8 +642,8 @@ proptest! {
                 }
                 Step::Set(token, known) => {
                     match known {
-                        true => _ = remote.tokens.replace(&tokens[token], Grant::new(format!("grant-{token}"), ())),
-                        false => _ = remote.tokens.revoke(&tokens[token]),
+                        true => _ = remote.tokens.replace(TokenDigest::of(&tokens[token]), Grant::new(format!("grant-{token}"), ())),
+                        false => _ = remote.tokens.revoke(TokenDigest::of(&tokens[token])),
                     }
                     history.get_mut(&token).unwrap().push((now, known));
                 }
@@ -691,7 +697,10 @@ proptest! {
 
 #[test]
 fn a_grant_of_the_past_is_no_panic() {
-    let memory = MemoryStore::from_iter([("past", Grant::new("past", ()).with_expiry(SystemTime::now() - TTL))]);
+    let memory = MemoryStore::from_iter([(
+        TokenDigest::of("past"),
+        Grant::new("past", ()).with_expiry(SystemTime::now() - TTL),
+    )]);
     let cache = CachedStore::new(memory, TTL).unwrap();
     for _ in 0..2 {
         assert!(cache.lookup(&BearerToken::new("past")).ready().unwrap().unwrap().is_some(), "the gate judges it");
@@ -727,7 +736,7 @@ async fn a_grant_that_is_not_found_any_more_is_no_help_in_an_outage() {
     let cache = remote.cache(&hands).with_stale_on_error(TTL).unwrap();
     assert_eq!(knows(&cache, TOKEN).await, Some(true));
     hands.advance(TTL);
-    remote.tokens.revoke(TOKEN);
+    remote.tokens.revoke(TokenDigest::of(TOKEN));
     remote.hold();
     let late = tokio::spawn({
         let cache = cache.clone();
@@ -743,13 +752,14 @@ async fn a_grant_that_is_not_found_any_more_is_no_help_in_an_outage() {
 
 #[test]
 fn what_a_store_says_at_once_is_not_late() {
-    let (memory, hands) = (MemoryStore::from_iter([(TOKEN, Grant::new("alice", ()))]), Hands::default());
+    let (memory, hands) =
+        (MemoryStore::from_iter([(TokenDigest::of(TOKEN), Grant::new("alice", ()))]), Hands::default());
     let clock = hands.clone();
     let cache = CachedStore::new(memory.clone(), TTL).unwrap().with_clock(move || Duration::from_nanos(clock.ns()));
     let cache = cache.with_stale_while_revalidate(TTL, |_| panic!("there is nothing to wait for")).unwrap();
     let knows = || cache.lookup(&BearerToken::new(TOKEN)).ready().unwrap().unwrap().is_some();
     assert!(knows());
-    memory.revoke(TOKEN);
+    memory.revoke(TokenDigest::of(TOKEN));
     hands.advance(TTL - Duration::from_nanos(1));
     assert!(knows());
     hands.advance(Duration::from_nanos(1));

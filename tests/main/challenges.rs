@@ -1,6 +1,7 @@
 //! Challenges and rate-limit fields, read back by independent parsers.
 
 use std::time::Duration;
+use tollgate::TokenDigest;
 
 use http::HeaderMap;
 use http_auth::{ChallengeParser, ChallengeRef};
@@ -85,7 +86,7 @@ async fn each_scheme_has_its_own_header_line() {
 
 #[tokio::test]
 async fn every_rejection_has_the_challenge_of_its_kind() {
-    let tokens = MemoryStore::from_iter([(TOKEN, Grant::new("alice", ()))]);
+    let tokens = MemoryStore::from_iter([(TokenDigest::of(TOKEN), Grant::new("alice", ()))]);
     let limits = Hands::default().limits(Quota::per_minute(60).with_burst(1));
     let gate = AuthLayer::new(tokens).with_realm("quote\" and \\").unwrap().with_rate_limit(limits);
     let service = gate.layer(gate.require_scopes(["trade"]).unwrap().layer(echo()));

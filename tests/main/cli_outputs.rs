@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, SystemTime};
+use tollgate::TokenDigest;
 
 use sqlx::{Connection as _, Executor as _, PgConnection};
 use tollgate::mint::TokenFormat;
@@ -67,7 +68,7 @@ const NO_TABLES: &str = "the database has no tables with this prefix; check `--d
 async fn database_errors_are_printed_once() {
     let home = Home::sqlite();
     home.database().await.migrate().await.unwrap();
-    home.database().await.import("a-token", &NewGrant::new("alice")).await.unwrap();
+    home.database().await.import(TokenDigest::of("a-token"), &NewGrant::new("alice")).await.unwrap();
     let read_only = format!("{}?mode=ro", home.url());
     let expected = "the database failed: error returned from database: (code: 8) attempt to write a readonly database";
     assert_eq!(run(&read_only, &["token", "revoke", "--subject", "alice"]), failure(1, expected));
@@ -224,7 +225,10 @@ async fn a_token_without_a_known_prefix_is_rotated_with_the_default_one() {
         for (n, (name, prefix)) in [("UNRELATED", "tg"), ("TOLLGATE_PREFIX", "acme")].into_iter().enumerate() {
             let id = format!("imported-{n}");
             let grant = NewGrant::new("alice").with_id(id.as_str());
-            assert_eq!(database.import(format!("token-{n}").as_str(), &grant).await.unwrap().token_prefix, None);
+            assert_eq!(
+                database.import(TokenDigest::of(format!("token-{n}").as_str()), &grant).await.unwrap().token_prefix,
+                None
+            );
             let args = ["token", "rotate", &id];
             let rotated = outcome(tollgate(&args).env("TOLLGATE_DATABASE", home.url()).env(name, "acme"));
             let grant = database.describe(&id.as_str().into()).await.unwrap().unwrap();

@@ -4,6 +4,7 @@ use std::error::Error as _;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, SystemTime};
+use tollgate::TokenDigest;
 
 use sqlx::{Connection as _, Executor as _, PgConnection};
 use tollgate::mint::TokenFormat;
@@ -74,7 +75,9 @@ async fn used(direct: &Database, last_used: &LastUsed, count: usize) -> Vec<Gran
     let mut ids = Vec::new();
     for at in 0..count {
         let token = format!("token-{at}-{}", unique());
-        ids.push(direct.import(token.as_str(), &NewGrant::new(format!("subject-{at}"))).await.unwrap().id);
+        ids.push(
+            direct.import(TokenDigest::of(token.as_str()), &NewGrant::new(format!("subject-{at}"))).await.unwrap().id,
+        );
         assert!(store.lookup(&BearerToken::new(&token)).await.unwrap().is_some());
     }
     ids
@@ -191,7 +194,7 @@ async fn dropped_administration_leaves_no_transaction_behind() {
     let test = "dropped_administration_leaves_no_transaction_behind";
     let Some(mut setting) = Setting::new(test).await else { return };
     let database = setting.database();
-    let id = database.import("a-token", &NewGrant::new("alice")).await.unwrap().id;
+    let id = database.import(TokenDigest::of("a-token"), &NewGrant::new("alice")).await.unwrap().id;
     setting.proxy.set(Fault::Delay(Duration::from_millis(3)));
     for at in 0..60 {
         _ = tokio::time::timeout(Duration::from_millis(at), database.relabel(&id, "dropped")).await;
@@ -272,7 +275,7 @@ async fn load(setting: &mut Setting, database: &Database, time: Duration) -> (us
 async fn connections_stay_bounded_on_a_silent_network() {
     let test = "connections_stay_bounded_on_a_silent_network";
     let Some(mut setting) = Setting::new(test).await else { return };
-    setting.direct.import("a-token", &NewGrant::new("alice")).await.unwrap();
+    setting.direct.import(TokenDigest::of("a-token"), &NewGrant::new("alice")).await.unwrap();
     let database = setting.database();
     let followed = database.clone();
     let follower = tokio::spawn(async move { followed.watch(Duration::from_millis(100), drop).await });
@@ -293,7 +296,7 @@ async fn connections_stay_bounded_on_a_silent_network() {
 async fn connections_stay_bounded_on_a_slow_database() {
     let test = "connections_stay_bounded_on_a_slow_database";
     let Some(mut setting) = Setting::new(test).await else { return };
-    setting.direct.import("a-token", &NewGrant::new("alice")).await.unwrap();
+    setting.direct.import(TokenDigest::of("a-token"), &NewGrant::new("alice")).await.unwrap();
     setting.admin.execute("ALTER TABLE tollgate_grants RENAME TO real_grants").await.unwrap();
     let view = "CREATE OR REPLACE VIEW tollgate_grants AS SELECT g.* FROM real_grants g, pg_sleep";
     let database = setting.database();
@@ -314,7 +317,7 @@ async fn connections_stay_bounded_on_a_slow_database() {
 async fn pool_of_the_service_loses_no_places_to_a_silent_network() {
     let test = "pool_of_the_service_loses_no_places_to_a_silent_network";
     let Some(mut setting) = Setting::new(test).await else { return };
-    setting.direct.import("a-token", &NewGrant::new("alice")).await.unwrap();
+    setting.direct.import(TokenDigest::of("a-token"), &NewGrant::new("alice")).await.unwrap();
     let options = sqlx::postgres::PgPoolOptions::new().max_connections(3).test_before_acquire(false);
     let pool = options.connect(&setting.url()).await.unwrap();
     let database = Database::from_postgres(pool.clone()).with_deadline(DEADLINE);
@@ -337,7 +340,7 @@ async fn pool_of_the_service_loses_no_places_to_a_silent_network() {
 async fn connections_stay_bounded_on_a_network_that_fails_at_random() {
     let test = "connections_stay_bounded_on_a_network_that_fails_at_random";
     let Some(mut setting) = Setting::new(test).await else { return };
-    let id = setting.direct.import("a-token", &NewGrant::new("alice")).await.unwrap().id;
+    let id = setting.direct.import(TokenDigest::of("a-token"), &NewGrant::new("alice")).await.unwrap().id;
     let database = setting.database().with_admin_timeout(DEADLINE);
     let last_used = LastUsed::new(&database);
     let store = last_used.note(database.store::<()>());
@@ -391,7 +394,7 @@ async fn until_found(database: &Database) {
 async fn stricter_statement_timeout_of_the_url_stays() {
     let test = "stricter_statement_timeout_of_the_url_stays";
     let Some(mut setting) = Setting::new(test).await else { return };
-    setting.direct.import("a-token", &NewGrant::new("alice")).await.unwrap();
+    setting.direct.import(TokenDigest::of("a-token"), &NewGrant::new("alice")).await.unwrap();
     setting.admin.execute("ALTER TABLE tollgate_grants RENAME TO real_grants").await.unwrap();
     let view = "CREATE VIEW tollgate_grants AS SELECT g.* FROM real_grants g, pg_sleep(2)";
     setting.admin.execute(view).await.unwrap();
@@ -409,7 +412,7 @@ async fn administration_reports_a_locked_file() {
     let home = Home::sqlite();
     let database = home.database().await;
     database.migrate().await.unwrap();
-    let grant = database.import("a-token", &NewGrant::new("alice")).await.unwrap();
+    let grant = database.import(TokenDigest::of("a-token"), &NewGrant::new("alice")).await.unwrap();
     let mut other = sqlx::SqliteConnection::connect(home.url()).await.unwrap();
     other.execute("BEGIN IMMEDIATE").await.unwrap();
     let revoked = in_time(database.revoke(&grant.id)).await;

@@ -1,6 +1,7 @@
 //! The texts of rejections, which clients may read.
 
 use std::time::{Duration, SystemTime};
+use tollgate::TokenDigest;
 
 use http::{Response, StatusCode};
 use tollgate::{AuthLayer, Grant, MemoryStore, Quota, RateLimits, Rejection, RejectionKind};
@@ -22,11 +23,11 @@ async fn shown(response: Response<Body>) -> (String, serde_json::Value) {
 async fn tokens_that_the_challenge_does_not_tell_apart_read_the_same() {
     let tomorrow = SystemTime::now() + Duration::from_secs(86_400);
     let tokens = MemoryStore::from_iter([
-        ("tg_early", Grant::new("early", ()).with_not_before(tomorrow)),
-        ("tg_bound", Grant::new("bound", ()).with_sender_constraint()),
-        ("tg_revoked", Grant::new("revoked", ())),
+        (TokenDigest::of("tg_early"), Grant::new("early", ()).with_not_before(tomorrow)),
+        (TokenDigest::of("tg_bound"), Grant::new("bound", ()).with_sender_constraint()),
+        (TokenDigest::of("tg_revoked"), Grant::new("revoked", ())),
     ]);
-    tokens.revoke("tg_revoked");
+    tokens.revoke(TokenDigest::of("tg_revoked"));
     let service = AuthLayer::new(tokens).layer(echo());
     let mut answers = Vec::new();
     for (token, kind) in [

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
+use tollgate::TokenDigest;
 
 use http::{Request, Response};
 use sqlx::{Connection as _, PgConnection};
@@ -105,7 +106,7 @@ async fn outages_reject_no_cached_holder_and_keep_no_revoked_one() {
     let mut holders = Vec::new();
     for number in 0..40 {
         let token = format!("holder-token-{number}");
-        let grant = direct.import(&*token, &NewGrant::new(format!("user-{number}"))).await.unwrap().id;
+        let grant = direct.import(TokenDigest::of(&*token), &NewGrant::new(format!("user-{number}"))).await.unwrap().id;
         until("a holder is cached", || async { status(&service, &token).await == 200 }).await;
         let (is_being_revoked, is_rejected) = (AtomicBool::new(false), AtomicBool::new(false));
         holders.push(Arc::new(Holder { token, grant, is_being_revoked, is_rejected }));
@@ -186,7 +187,7 @@ async fn uncached_holders_recover_as_soon_as_the_connection_is_back() {
     let direct = home.database().await;
     direct.migrate().await.unwrap();
     for number in 0..8 {
-        direct.import(format!("uncached-{number}"), &NewGrant::new("alice")).await.unwrap();
+        direct.import(TokenDigest::of(format!("uncached-{number}")), &NewGrant::new("alice")).await.unwrap();
     }
     for fault in [Fault::Cut, Fault::Garbage, Fault::Silence] {
         let proxy = Proxy::to(home.address()).await;
@@ -254,7 +255,7 @@ async fn a_flood_of_notifications_is_merged_and_no_change_is_lost() {
         .into();
     let mut revoked = Vec::new();
     for number in 0..10 {
-        let grant = database.import(format!("token-{number}"), &NewGrant::new("alice")).await.unwrap();
+        let grant = database.import(TokenDigest::of(format!("token-{number}")), &NewGrant::new("alice")).await.unwrap();
         tokio::time::sleep(Duration::from_millis(150)).await;
         assert!(database.revoke(&grant.id).await.unwrap());
         revoked.push((Invalidation::Grant(grant.id), Instant::now()));
@@ -316,7 +317,7 @@ async fn notifications_of_unknown_grants_do_not_empty_a_cache() {
     database.migrate().await.unwrap();
     let tokens: Vec<String> = (0..30).map(|number| format!("token-{number}")).collect();
     for token in &tokens {
-        database.import(&**token, &NewGrant::new("alice").with_id(token)).await.unwrap();
+        database.import(TokenDigest::of(&**token), &NewGrant::new("alice").with_id(token)).await.unwrap();
     }
     let asked = Arc::new(AtomicUsize::new(0));
     let cache = CachedStore::new(Counted(database.store::<()>(), Arc::clone(&asked)), HOUR).unwrap();

@@ -5,6 +5,7 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use tollgate::TokenDigest;
 
 use http::{HeaderValue, Request, Response, StatusCode, header};
 use tollgate::extract::TokenCharset;
@@ -98,12 +99,12 @@ async fn what_is_wrong_with_a_token_is_not_told() {
     let now = UNIX_EPOCH + Duration::from_secs(1_000);
     let hour = Duration::from_secs(3_600);
     let tokens = MemoryStore::from_iter([
-        ("revoked", Grant::new("revoked", ())),
-        ("early", Grant::new("early", ()).with_not_before(now + hour)),
-        ("bound", Grant::new("bound", ()).with_sender_constraint()),
-        ("expired", Grant::new("expired", ()).with_expiry(now)),
+        (TokenDigest::of("revoked"), Grant::new("revoked", ())),
+        (TokenDigest::of("early"), Grant::new("early", ()).with_not_before(now + hour)),
+        (TokenDigest::of("bound"), Grant::new("bound", ()).with_sender_constraint()),
+        (TokenDigest::of("expired"), Grant::new("expired", ()).with_expiry(now)),
     ]);
-    tokens.revoke("revoked");
+    tokens.revoke(TokenDigest::of("revoked"));
     let gate = AuthLayer::new(tokens).with_wall_clock(move || now).layer(echo());
 
     let mut answers = Vec::new();
@@ -258,7 +259,7 @@ async fn the_authorization_header_can_be_removed() {
 
 #[tokio::test]
 async fn the_form_of_tokens_is_a_setting() {
-    let tokens = MemoryStore::from_iter([("secret-token:E92FB7EB", Grant::new("alice", ()))]);
+    let tokens = MemoryStore::from_iter([(TokenDigest::of("secret-token:E92FB7EB"), Grant::new("alice", ()))]);
     let strict = AuthLayer::new(tokens.clone()).layer(echo());
     assert_eq!(send(&strict, with_token("secret-token:E92FB7EB")).await.status(), 401);
     let lenient = AuthLayer::new(tokens.clone()).with_charset(TokenCharset::Lenient).layer(echo());
@@ -270,9 +271,9 @@ async fn the_form_of_tokens_is_a_setting() {
 #[tokio::test]
 async fn scopes_guard_routes_in_the_gates_words() {
     let tokens = MemoryStore::from_iter([
-        ("both", Grant::new("both", ()).with_scopes(["read", "write"]).unwrap()),
-        ("read", Grant::new("read", ()).with_scopes(["read"]).unwrap()),
-        ("none", Grant::new("none", ())),
+        (TokenDigest::of("both"), Grant::new("both", ()).with_scopes(["read", "write"]).unwrap()),
+        (TokenDigest::of("read"), Grant::new("read", ()).with_scopes(["read"]).unwrap()),
+        (TokenDigest::of("none"), Grant::new("none", ())),
     ]);
     let gate = AuthLayer::new(tokens).with_realm("trading").unwrap().allow_anonymous();
     let all = gate.clone().layer(gate.require_scopes(["read", "write"]).unwrap().layer(echo()));

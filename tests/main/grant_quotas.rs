@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::time::Duration;
+use tollgate::TokenDigest;
 
 use http::{Request, Response};
 use tollgate::limit::{Charge, Limiter, RateLimits};
@@ -20,8 +21,8 @@ pub fn customer() -> CurrentGrant {
 
 fn tokens() -> MemoryStore<()> {
     MemoryStore::from_iter([
-        (TOKEN, Grant::new("customer", ()).with_quota(PLAN)),
-        ("tg_a_token_without_a_plan", Grant::new("other", ())),
+        (TokenDigest::of(TOKEN), Grant::new("customer", ()).with_quota(PLAN)),
+        (TokenDigest::of("tg_a_token_without_a_plan"), Grant::new("other", ())),
     ])
 }
 
@@ -205,8 +206,12 @@ mod in_redis {
     #[tokio::test]
     async fn cells_bought_ahead_for_a_route_are_of_its_own_quota() {
         let many = SLOW.with_burst(8_000);
-        let tokens =
-            || MemoryStore::from_iter([(TOKEN, Grant::new("customer", ()).with_quota(SLOW.with_burst(90_000)))]);
+        let tokens = || {
+            MemoryStore::from_iter([(
+                TokenDigest::of(TOKEN),
+                Grant::new("customer", ()).with_quota(SLOW.with_burst(90_000)),
+            )])
+        };
         for route in [RateLimits::named("orders", many).unwrap(), RateLimits::new(many)] {
             let Some(home) = RedisHome::new("cells_bought_ahead_for_a_route_are_of_its_own_quota") else { return };
             let route = route.with_cost(|head| head.headers["x-cost"].to_str().unwrap().parse().unwrap());

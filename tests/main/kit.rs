@@ -7,6 +7,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
+use tollgate::TokenDigest;
 
 use bytes::Bytes;
 use http::{HeaderMap, Request, Response, header};
@@ -31,8 +32,8 @@ pub struct User(pub &'static str);
 /// Returns a store with [`TOKEN`] and a second token of the same subject.
 pub fn memory() -> MemoryStore<User> {
     MemoryStore::from_iter([
-        (TOKEN, Grant::new("alice", User("Alice"))),
-        ("tg_another_token_of_alice", Grant::new("alice-2", User("Alice")).with_subject("alice")),
+        (TokenDigest::of(TOKEN), Grant::new("alice", User("Alice"))),
+        (TokenDigest::of("tg_another_token_of_alice"), Grant::new("alice-2", User("Alice")).with_subject("alice")),
     ])
 }
 

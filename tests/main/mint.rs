@@ -6,6 +6,7 @@ use std::fmt::Debug;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use tollgate::TokenDigest;
 
 use http::{HeaderMap, header};
 use proptest::prelude::*;
@@ -269,7 +270,7 @@ fn shop() -> Shop {
     let tokens = MemoryStore::new();
     tokens.insert(&minted, Grant::new("alice", User("Alice"))).unwrap();
     tokens.insert(&gone, Grant::new("bob", User("Bob"))).unwrap();
-    tokens.insert(IMPORTED, Grant::new("carol", User("Carol"))).unwrap();
+    tokens.insert(TokenDigest::of(IMPORTED), Grant::new("carol", User("Carol"))).unwrap();
     tokens.revoke(&gone);
     let [minted, gone] = [minted, gone].map(|secret| secret.expose().to_owned());
     Shop { format, counted: Counted(tokens.clone(), Arc::default()), tokens, minted, gone }

@@ -1,6 +1,7 @@
 //! What a gate says while its database is away, and how soon it knows better.
 
 use std::time::Duration;
+use tollgate::TokenDigest;
 
 use http::StatusCode;
 use tokio::sync::mpsc;
@@ -44,7 +45,7 @@ async fn until<F: Future<Output = bool>>(mut holds: impl FnMut() -> F) {
 async fn a_fault_is_answered_by_503_and_forgotten_when_it_ends() {
     let test = "a_fault_is_answered_by_503_and_forgotten_when_it_ends";
     let Some((home, proxy, direct)) = behind_a_proxy(test).await else { return };
-    direct.import(TOKEN, &NewGrant::new("alice")).await.unwrap();
+    direct.import(TokenDigest::of(TOKEN), &NewGrant::new("alice")).await.unwrap();
     let database = Database::connect_lazily(&home.url_through(proxy.address)).unwrap().with_deadline(DEADLINE);
     let gate = AuthLayer::with_timeout(database.store::<()>(), DEADLINE * 2);
     let service = ServiceBuilder::new().layer(gate).service(echo());
@@ -67,7 +68,7 @@ async fn a_fault_is_answered_by_503_and_forgotten_when_it_ends() {
 async fn look_ups_that_are_dropped_leave_the_connections_as_they_were() {
     let test = "look_ups_that_are_dropped_leave_the_connections_as_they_were";
     let Some((home, proxy, direct)) = behind_a_proxy(test).await else { return };
-    direct.import(TOKEN, &NewGrant::new("alice")).await.unwrap();
+    direct.import(TokenDigest::of(TOKEN), &NewGrant::new("alice")).await.unwrap();
     let database = Database::connect(&home.url_through(proxy.address)).await.unwrap();
     let gate = AuthLayer::with_timeout(database.store::<()>(), NEVER);
     let service = ServiceBuilder::new().layer(gate).service(echo());
@@ -119,7 +120,7 @@ async fn what_another_process_changes_is_told() {
         assert_eq!(next(&mut told).await, changed);
 
         // Notes of use are no news.
-        let bob = there.import("bob-token", &NewGrant::new("bob")).await.unwrap();
+        let bob = there.import(TokenDigest::of("bob-token"), &NewGrant::new("bob")).await.unwrap();
         let mut change = next(&mut told).await;
         while change != Invalidation::Added {
             assert_eq!(change, changed, "its tokens go with it");
@@ -142,7 +143,7 @@ async fn follower_of_sqlite_that_missed_changes_forgets_everything() {
     let home = Home::sqlite();
     let (here, there) = (home.database().await, home.database().await);
     here.migrate().await.unwrap();
-    let kept = there.import("kept-token", &NewGrant::new("alice")).await.unwrap();
+    let kept = there.import(TokenDigest::of("kept-token"), &NewGrant::new("alice")).await.unwrap();
     let pool = sqlx::SqlitePool::connect(home.url()).await.unwrap();
     let mut told = watch(&here, Duration::from_millis(20));
     assert_eq!(next(&mut told).await, Invalidation::Everything);
@@ -173,7 +174,7 @@ async fn follower_of_sqlite_that_missed_changes_forgets_everything() {
 async fn who_was_cut_off_is_told_that_anything_may_have_changed() {
     let test = "who_was_cut_off_is_told_that_anything_may_have_changed";
     let Some((home, proxy, direct)) = behind_a_proxy(test).await else { return };
-    let grant = direct.import(TOKEN, &NewGrant::new("alice")).await.unwrap();
+    let grant = direct.import(TokenDigest::of(TOKEN), &NewGrant::new("alice")).await.unwrap();
     let database = Database::connect_lazily(&home.url_through(proxy.address)).unwrap().with_deadline(DEADLINE);
     let mut told = watch(&database, Duration::from_millis(100));
     assert_eq!(next(&mut told).await, Invalidation::Everything);
@@ -260,9 +261,9 @@ mod through_a_cache {
         let test = "what_is_remembered_works_through_an_outage_and_what_was_revoked_in_it_does_not_work_after_it";
         for fault in [Fault::Cut, Fault::Silence, Fault::Garbage] {
             let Some((home, proxy, direct)) = behind_a_proxy(test).await else { return };
-            let alice = direct.import("alice-token", &NewGrant::new("alice")).await.unwrap();
-            direct.import("bob-token", &NewGrant::new("bob")).await.unwrap();
-            direct.import("carol-token", &NewGrant::new("carol")).await.unwrap();
+            let alice = direct.import(TokenDigest::of("alice-token"), &NewGrant::new("alice")).await.unwrap();
+            direct.import(TokenDigest::of("bob-token"), &NewGrant::new("bob")).await.unwrap();
+            direct.import(TokenDigest::of("carol-token"), &NewGrant::new("carol")).await.unwrap();
             let (_, service) = process(&home.url_through(proxy.address)).await;
             // Until it listens, and has forgotten what was before.
             until(|| async { status(&service, "alice-token").await == 200 }).await;

@@ -24,12 +24,13 @@ const GONE: &str = "tg_gone_token";
 /// Returns a store with one token under the current pepper, one under an older pepper, and one revoked under all.
 fn filled() -> MemoryStore<User> {
     let tokens = MemoryStore::new();
-    tokens.insert(pepper(3).digest(TOKEN), Grant::new("alice", User("Alice"))).unwrap();
-    tokens.insert(pepper(1).digest(OLD_TOKEN), Grant::new("bob", User("Bob"))).unwrap();
+    tokens.insert(pepper(3).digest(TokenDigest::of(TOKEN)), Grant::new("alice", User("Alice"))).unwrap();
+    tokens.insert(pepper(1).digest(TokenDigest::of(OLD_TOKEN)), Grant::new("bob", User("Bob"))).unwrap();
     for number in 1..=3 {
-        tokens.insert(pepper(number).digest(GONE), Grant::new("carol", User("Carol"))).unwrap();
+        tokens.insert(pepper(number).digest(TokenDigest::of(GONE)), Grant::new("carol", User("Carol"))).unwrap();
     }
-    let revoked = peppered(tokens.clone()).digests(GONE).filter_map(|digest| tokens.revoke(digest)).count();
+    let revoked =
+        peppered(tokens.clone()).digests(TokenDigest::of(GONE)).filter_map(|digest| tokens.revoke(digest)).count();
     assert_eq!(revoked, 3);
     tokens
 }
@@ -75,9 +76,9 @@ async fn a_peppered_store_returns_the_error_of_a_failing_store() {
 #[test]
 fn digests_are_ordered_from_the_current_pepper_to_the_oldest() {
     let store = peppered(());
-    assert!(store.digest(TOKEN) == pepper(3).digest(TOKEN));
-    let should_be = [3, 2, 1].map(|number| pepper(number).digest(TOKEN));
-    assert!(store.digests(TOKEN).eq(should_be));
+    assert!(store.digest(TokenDigest::of(TOKEN)) == pepper(3).digest(TokenDigest::of(TOKEN)));
+    let should_be = [3, 2, 1].map(|number| pepper(number).digest(TokenDigest::of(TOKEN)));
+    assert!(store.digests(TokenDigest::of(TOKEN)).eq(should_be));
     assert!(should_be[0] != should_be[1] && should_be[0] != TokenDigest::of(TOKEN));
 }
 
@@ -107,7 +108,7 @@ fn peppers_below_32_bytes_return_errors() {
 #[test]
 fn digests_match_another_program() {
     let bytes: Vec<u8> = (0..32).collect();
-    let digest = Pepper::new(bytes).unwrap().digest("a-token");
+    let digest = Pepper::new(bytes).unwrap().digest(TokenDigest::of("a-token"));
     assert_eq!(digest.to_hex(), "b71c576441eddca732dec85b3db01a36cdefee06ee50d95ca86cf68a0ce26587");
 }
 
@@ -125,7 +126,7 @@ fn imported_digests_can_be_peppered() {
         tokens.insert(store.digest(digest.unwrap()), Grant::new(name, ())).unwrap();
         let found = store.lookup(&BearerToken::new("abc")).ready().unwrap().unwrap();
         assert_eq!(found.unwrap().id().as_str(), name);
-        assert!(tokens.get("abc").is_none(), "the store does not have the digest itself");
+        assert!(tokens.get(TokenDigest::of("abc")).is_none(), "the store does not have the digest itself");
     }
 }
 
@@ -200,7 +201,7 @@ proptest! {
             (prop::sample::select(vec![Reply::Unknown, Reply::Unknown, Reply::Grant, Reply::Fails]), any::<bool>()), 1..6),
     ) {
         let started = Arc::default();
-        let digests = (0..).map(|number| pepper(number).digest(TOKEN));
+        let digests = (0..).map(|number| pepper(number).digest(TokenDigest::of(TOKEN)));
         let looked_up = digests.zip(&script).map(|(digest, (reply, waits))| (digest, *reply, *waits)).collect();
         let mut store = PepperedStore::new(Scripted { script: looked_up, started: Arc::clone(&started) }, pepper(0));
         for number in 1..script.len() {

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
 use std::time::Duration;
+use tollgate::TokenDigest;
 
 use http::{HeaderValue, Request, Response};
 use proptest::prelude::*;
@@ -393,7 +394,7 @@ fn concurrent_charges_apply_to_all_policies_or_none() {
 
 #[tokio::test]
 async fn responses_advertise_all_policies_and_name_the_violated_ones() {
-    let tokens = MemoryStore::from_iter([(TOKEN, Grant::new("alice", ()))]);
+    let tokens = MemoryStore::from_iter([(TokenDigest::of(TOKEN), Grant::new("alice", ()))]);
     let gate = AuthLayer::new(tokens).with_rate_limit(limits(&Hands::default()));
     let service = gate.layer(echo());
     let request = |path: &str| {
@@ -429,7 +430,7 @@ async fn responses_advertise_all_policies_and_name_the_violated_ones() {
 
 #[tokio::test]
 async fn policies_of_an_inner_layer_are_appended() {
-    let tokens = MemoryStore::from_iter([(TOKEN, Grant::new("alice", ()))]);
+    let tokens = MemoryStore::from_iter([(TokenDigest::of(TOKEN), Grant::new("alice", ()))]);
     let hands = Hands::default();
     let gate = AuthLayer::new(tokens).with_rate_limit(limits(&hands));
     let inner = RateLimits::named("a", Quota::per_minute(1)).unwrap().and("b", Quota::per_minute(2)).unwrap();
@@ -533,13 +534,13 @@ async fn a_dry_run_decides_and_rejects_nothing() {
     assert_eq!(violated(&rejected), ["default"]);
     assert!(!rejected.would_be_rejected());
 
-    let tokens = MemoryStore::from_iter([(TOKEN, Grant::new("alice", ()))]);
+    let tokens = MemoryStore::from_iter([(TokenDigest::of(TOKEN), Grant::new("alice", ()))]);
     let service = AuthLayer::new(tokens).with_rate_limit(limits).layer(echo());
     let response = send(&service, with_token(TOKEN)).await;
     assert_eq!(field(response.headers(), "ratelimit"), Some(r#""default";r=0;t=12"#));
 
     let alone = RateLimits::new(Quota::per_minute(1)).with_dry_run();
-    let tokens = MemoryStore::from_iter([(TOKEN, Grant::new("alice", ()))]);
+    let tokens = MemoryStore::from_iter([(TokenDigest::of(TOKEN), Grant::new("alice", ()))]);
     let service = AuthLayer::new(tokens).with_rate_limit(alone.clone()).layer(echo());
     for _ in 0..3 {
         let response = send(&service, with_token(TOKEN)).await;
@@ -574,7 +575,7 @@ fn only_policies_by_subject_have_a_partition_key() {
     let limits = limits(&Hands::default()).with_partition_key(|subject| subject.as_str().into());
     let limits = limits.and("late", Quota::per_minute(1)).unwrap();
     let headers = RateLimitHeaders::default();
-    let tokens = MemoryStore::from_iter([(TOKEN, Grant::new("alice", ()))]);
+    let tokens = MemoryStore::from_iter([(TokenDigest::of(TOKEN), Grant::new("alice", ()))]);
     let gate = AuthLayer::new(tokens).with_rate_limit_headers(headers);
     let mut headers_out = http::HeaderMap::new();
     gate.advertise(&limits.charge(&grant_of("alice", None), ONE), &mut headers_out);

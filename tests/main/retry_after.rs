@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
+use tollgate::TokenDigest;
 
 use http::Response;
 use tollgate::store::{CachedStore, CircuitBreaker, from_fn};
@@ -47,7 +48,7 @@ async fn every_cause_of_a_503_has_retry_after() {
     let failing = || BoxStore::new(from_fn(|_| async { Err::<Option<Grant<()>>, _>("down") }));
     let silent = || BoxStore::new(from_fn(|_| std::future::pending::<Result<Option<Grant<()>>, &str>>()));
     let gate = |store| AuthLayer::with_timeout(store, SECOND / 50);
-    let known = || AuthLayer::new(MemoryStore::from_iter([(TOKEN, Grant::new("alice", ()))]));
+    let known = || AuthLayer::new(MemoryStore::from_iter([(TokenDigest::of(TOKEN), Grant::new("alice", ()))]));
     let tripped =
         CircuitBreaker::with_timeout(failing(), SECOND).with_failure_threshold(1).with_backoff(5 * SECOND, 5 * SECOND);
     let half_open = CircuitBreaker::with_timeout(silent(), SECOND / 100)

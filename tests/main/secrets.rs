@@ -101,11 +101,11 @@ async fn no_public_type_prints_a_token() {
         printed.debug(&extracted);
     }
 
-    let store = MemoryStore::from_iter([(TOKEN, grant.clone())]);
+    let store = MemoryStore::from_iter([(TokenDigest::of(TOKEN), grant.clone())]);
     printed.debug(&store);
     printed.debug(&BoxStore::new(store.clone()));
     printed.debug(&store.lookup(&token));
-    printed.debug(&store.get(TOKEN).unwrap());
+    printed.debug(&store.get(TokenDigest::of(TOKEN)).unwrap());
     printed.debug(&store.grants());
     printed.debug(&Contract::new(store.clone()).knows(TOKEN, "alice").has_revoked(TOKEN));
     let format = TokenFormat::new("tg").unwrap();
@@ -116,7 +116,7 @@ async fn no_public_type_prints_a_token() {
     printed.debug(&peppered.with_older(Pepper::new(PEPPER).unwrap()));
     printed.debug(&PepperedStore::new(BoxStore::new(store.clone()), Pepper::new(PEPPER).unwrap()).lookup(&token));
     printed.error(&Pepper::new(&PEPPER[..31]).unwrap_err());
-    let occupied = store.insert(TOKEN, grant.clone()).unwrap_err();
+    let occupied = store.insert(TokenDigest::of(TOKEN), grant.clone()).unwrap_err();
     printed.error(&io::Error::other(RotateError::Outgoing));
     printed.debug(&occupied);
     printed.debug(&occupied.to_string());
@@ -180,7 +180,8 @@ async fn no_public_type_prints_a_token() {
     // Bodies, before and after reading.
     let body_tokens = BodyTokens::with_timeout(Duration::from_secs(1)).with_json("key").unwrap();
     printed.debug(&body_tokens);
-    let bodies = AuthLayer::new(MemoryStore::from_iter([(TOKEN, grant)])).with_body_tokens(body_tokens);
+    let bodies =
+        AuthLayer::new(MemoryStore::from_iter([(TokenDigest::of(TOKEN), grant)])).with_body_tokens(body_tokens);
     printed.debug(&bodies);
     let mut bodies = bodies.layer(tower::service_fn(|request: Request<ReplayBody<Body>>| async move {
         let printed = format!("{request:?}\n{request:#?}");

@@ -142,7 +142,7 @@ async fn moments_between_milliseconds_never_widen_a_grant() {
         let database = home.database().await;
         let between = UNIX_EPOCH + Duration::from_nanos(5_000_001);
         let grant = NewGrant::new("alice").with_not_before(between).with_expiry(between);
-        let record = database.import("a-token", &grant).await.unwrap();
+        let record = database.import(TokenDigest::of("a-token"), &grant).await.unwrap();
         assert_eq!(record.not_before, Some(UNIX_EPOCH + Duration::from_millis(6)));
         assert_eq!(record.expires_at, Some(UNIX_EPOCH + Duration::from_millis(5)));
     })
@@ -289,20 +289,23 @@ async fn what_is_changed_counts_at_the_next_look_up() {
 async fn names_that_are_taken_or_no_names_are_refused_whole() {
     on_each_database("names_that_are_taken_or_no_names_are_refused_whole", |home| async move {
         let database = home.database().await;
-        database.import("a-token", &NewGrant::new("alice").with_id("one")).await.unwrap();
-        let taken = database.import("a-token", &NewGrant::new("bob").with_id("two")).await;
+        database.import(TokenDigest::of("a-token"), &NewGrant::new("alice").with_id("one")).await.unwrap();
+        let taken = database.import(TokenDigest::of("a-token"), &NewGrant::new("bob").with_id("two")).await;
         assert!(matches!(taken, Err(SqlError::Occupied)));
         assert!(!format!("{taken:?}").contains(&TokenDigest::of("a-token").to_hex()));
         assert!(database.describe(&"two".into()).await.unwrap().is_none(), "a grant without a token");
-        let again = database.import("another-token", &NewGrant::new("bob").with_id("one")).await;
+        let again = database.import(TokenDigest::of("another-token"), &NewGrant::new("bob").with_id("one")).await;
         assert!(matches!(again, Err(SqlError::Occupied)));
         for bad in ["", "a\nb", &"x".repeat(256)] {
             for grant in [NewGrant::new(bad), NewGrant::new("alice").with_id(bad)] {
-                assert!(matches!(database.import("new", &grant).await, Err(SqlError::Name)), "{bad:?}");
+                assert!(
+                    matches!(database.import(TokenDigest::of("new"), &grant).await, Err(SqlError::Name)),
+                    "{bad:?}"
+                );
             }
         }
         let long = NewGrant::new("ü".repeat(255)).with_id("ü".repeat(255)).with_label("ü".repeat(255));
-        database.import("long", &long).await.unwrap();
+        database.import(TokenDigest::of("long"), &long).await.unwrap();
         assert!(database.revoke(&"ü".repeat(255).into()).await.unwrap());
     })
     .await;
@@ -342,7 +345,7 @@ async fn the_purge_takes_what_has_ended_and_nothing_else() {
 async fn purge_deletes_more_than_one_batch() {
     on_each_database("purge_deletes_more_than_one_batch", |home| async move {
         let database = home.database().await;
-        let alive = database.import("a-token", &NewGrant::new("alice")).await.unwrap();
+        let alive = database.import(TokenDigest::of("a-token"), &NewGrant::new("alice")).await.unwrap();
         let rows = "WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 20001) \
              INSERT INTO tollgate_grants (id, subject, created_ms, expires_ms) SELECT 'g' || i, 'bob', 0, 1 FROM n";
         match home.is_postgres() {
@@ -360,7 +363,10 @@ async fn purge_deletes_more_than_one_batch() {
 async fn principals_that_cannot_be_read_are_no_verdict() {
     on_each_database("principals_that_cannot_be_read_are_no_verdict", |home| async move {
         let database = home.database().await;
-        database.import("a-token", &NewGrant::new("alice").with_principal("a text").unwrap()).await.unwrap();
+        database
+            .import(TokenDigest::of("a-token"), &NewGrant::new("alice").with_principal("a text").unwrap())
+            .await
+            .unwrap();
         let found = database.store::<u64>().lookup(&BearerToken::new("a-token")).await;
         assert!(matches!(cause(&found), Some((SqlError::Principal(_), true))), "{:?}", found.err());
         assert_eq!(find(&database.store::<String>(), "a-token").await.unwrap().principal(), "a text");
@@ -372,7 +378,7 @@ async fn principals_that_cannot_be_read_are_no_verdict() {
             }
         });
         assert_eq!(find(&own, "a-token").await.unwrap().principal(), "alice of the service");
-        database.import("bob-token", &NewGrant::new("bob")).await.unwrap();
+        database.import(TokenDigest::of("bob-token"), &NewGrant::new("bob")).await.unwrap();
         assert!(own.lookup(&BearerToken::new("bob-token")).await.is_err());
     })
     .await;
@@ -383,7 +389,7 @@ async fn principals_that_cannot_be_read_are_no_verdict() {
 async fn errors_concern_the_database_or_one_row() {
     on_each_database("errors_concern_the_database_or_one_row", |home| async move {
         let database = home.database().await;
-        database.import("a-token", &NewGrant::new("alice")).await.unwrap();
+        database.import(TokenDigest::of("a-token"), &NewGrant::new("alice")).await.unwrap();
         async fn concerns_token<E>(database: &Database, error: impl Fn() -> E + Send + Sync + 'static) -> bool
         where
             E: Into<Box<dyn std::error::Error + Send + Sync>> + Send + 'static,
@@ -452,7 +458,7 @@ async fn rows_that_no_grant_can_have_are_no_verdict() {
     let home = Home::sqlite();
     let database = home.database().await;
     database.migrate().await.unwrap();
-    database.import("a-token", &NewGrant::new("alice")).await.unwrap();
+    database.import(TokenDigest::of("a-token"), &NewGrant::new("alice")).await.unwrap();
     let pool = sqlx::SqlitePool::connect(home.url()).await.unwrap();
     for wrong in [
         "scopes = 'a\"b'",
@@ -483,7 +489,7 @@ async fn row_with_another_digest_is_an_error() {
     let home = Home::sqlite();
     let database = home.database().await;
     database.migrate().await.unwrap();
-    database.import("a-token", &NewGrant::new("alice")).await.unwrap();
+    database.import(TokenDigest::of("a-token"), &NewGrant::new("alice")).await.unwrap();
     let pool = sqlx::SqlitePool::connect(home.url()).await.unwrap();
     // SQLite evaluates the column of the view once for the comparison and once for the answer.
     let view = "ALTER TABLE tollgate_tokens RENAME TO real_tokens; CREATE VIEW tollgate_tokens AS \
@@ -504,7 +510,7 @@ async fn row_with_another_digest_is_an_error() {
     let Some(home) = Home::postgres("row_with_another_digest_is_an_error").await else { return };
     let database = home.database().await;
     database.migrate().await.unwrap();
-    database.import("a-token", &NewGrant::new("alice")).await.unwrap();
+    database.import(TokenDigest::of("a-token"), &NewGrant::new("alice")).await.unwrap();
     let mut admin = sqlx::PgConnection::connect(home.url()).await.unwrap();
     let operator = "CREATE FUNCTION same(bytea, bytea) RETURNS boolean LANGUAGE sql AS 'SELECT true'; \
          CREATE OPERATOR = (FUNCTION = same, LEFTARG = bytea, RIGHTARG = bytea)";
@@ -535,7 +541,7 @@ async fn migrations_run_from_empty_twice_and_at_once() {
             migration.await.unwrap().unwrap();
         }
         let database = home.database().await;
-        database.import("a-token", &NewGrant::new("alice")).await.unwrap();
+        database.import(TokenDigest::of("a-token"), &NewGrant::new("alice")).await.unwrap();
         database.migrate().await.unwrap();
         assert!(knows(&database, "a-token").await);
 
@@ -568,7 +574,7 @@ async fn urls_and_prefixes_are_checked() {
     }
     let database = database.with_table_prefix(&"x".repeat(32)).unwrap();
     database.migrate().await.unwrap();
-    database.import("a-token", &NewGrant::new("alice")).await.unwrap();
+    database.import(TokenDigest::of("a-token"), &NewGrant::new("alice")).await.unwrap();
     assert!(knows(&database, "a-token").await, "tables in memory last as long as the database");
     let with_password = Database::connect_lazily("postgres://alice:sesame@127.0.0.1:9/x").unwrap();
     assert!(!format!("{with_password:?}").contains("sesame"));
@@ -587,7 +593,7 @@ async fn uses_are_noted_in_batches_and_only_forward() {
                 "late" => NewGrant::new(token).with_not_before(hands.now() + Duration::from_secs(3_600)),
                 _ => NewGrant::new(token),
             };
-            ids.push(database.import(token, &grant).await.unwrap().id);
+            ids.push(database.import(TokenDigest::of(token), &grant).await.unwrap().id);
         }
         let used = |id: GrantId| {
             let database = database.clone();
@@ -623,7 +629,7 @@ async fn uses_that_could_not_be_written_are_kept() {
     let home = Home::sqlite();
     let database = home.database().await;
     database.migrate().await.unwrap();
-    let record = database.import("a-token", &NewGrant::new("alice")).await.unwrap();
+    let record = database.import(TokenDigest::of("a-token"), &NewGrant::new("alice")).await.unwrap();
     let last_used = LastUsed::new(&database);
     _ = last_used.note(database.store::<()>()).lookup(&BearerToken::new("a-token")).await.unwrap();
     let pool = sqlx::SqlitePool::connect(home.url()).await.unwrap();

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
+use tollgate::TokenDigest;
 
 use sqlx::sqlite::SqliteConnectOptions;
 use sqlx::{ConnectOptions as _, Connection as _, Executor as _, SqliteConnection};
@@ -49,7 +50,7 @@ async fn replaced_rows_are_reported_to_followers() {
         let database = home.database().await;
         database.migrate().await.unwrap();
         for id in ["one", "two"] {
-            database.import(id, &NewGrant::new("alice").with_id(id)).await.unwrap();
+            database.import(TokenDigest::of(id), &NewGrant::new("alice").with_id(id)).await.unwrap();
         }
         let (tell, mut changes) = unbounded_channel();
         let followed = database.clone();
@@ -73,14 +74,14 @@ async fn a_new_token_is_reported_as_added_only() {
     let home = Home::sqlite();
     let database = home.database().await;
     database.migrate().await.unwrap();
-    database.import("one", &NewGrant::new("alice").with_id("one")).await.unwrap();
+    database.import(TokenDigest::of("one"), &NewGrant::new("alice").with_id("one")).await.unwrap();
     let (tell, mut changes) = unbounded_channel();
     let followed = database.clone();
     let following = tokio::spawn(async move {
         followed.watch(Duration::from_millis(1), move |change| _ = tell.send(change)).await;
     });
     assert_eq!(next(&mut changes).await, Some(Invalidation::Everything), "following begins");
-    database.import("two", &NewGrant::new("alice").with_id("two")).await.unwrap();
+    database.import(TokenDigest::of("two"), &NewGrant::new("alice").with_id("two")).await.unwrap();
     assert_eq!(next(&mut changes).await, Some(Invalidation::Added));
     let mut connection = raw(&path(&home)).await;
     let statements = "BEGIN; \
@@ -106,7 +107,7 @@ async fn created_files_are_readable_by_their_owner_only() {
     let database = Database::connect(&format!("{}?mode=rwc", home.url())).await.unwrap();
     assert_eq!(mode(&file), 0o600);
     database.migrate().await.unwrap();
-    database.import("a-token", &NewGrant::new("alice")).await.unwrap();
+    database.import(TokenDigest::of("a-token"), &NewGrant::new("alice")).await.unwrap();
     for suffix in ["", "-wal", "-shm"] {
         let file = format!("{}{suffix}", file.display());
         assert_eq!(mode(&file), 0o600, "{file}");

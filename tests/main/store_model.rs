@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, SystemTime};
+use tollgate::TokenDigest;
 
 use proptest::prelude::*;
 use tollgate::store::RotateError;
@@ -92,7 +93,7 @@ proptest! {
         for change in all {
             match change {
                 Change::Insert(token, id) => {
-                    match store.insert(name(token), grant(id, now)) {
+                    match store.insert(TokenDigest::of(name(token)), grant(id, now)) {
                         Ok(()) => prop_assert!(!model.contains_key(&token)),
                         Err(occupied) => {
                             prop_assert!(model.contains_key(&token));
@@ -102,12 +103,12 @@ proptest! {
                     model.entry(token).or_insert(Entry::of(id, now));
                 }
                 Change::Replace(token, id) => {
-                    let (old, expected) = (store.replace(name(token), grant(id, now)), model.insert(token, Entry::of(id, now)));
+                    let (old, expected) = (store.replace(TokenDigest::of(name(token)), grant(id, now)), model.insert(token, Entry::of(id, now)));
                     prop_assert_eq!(old.is_some(), expected.is_some());
                     prop_assert!(old.is_none_or(|old| expected.is_some_and(|expected| expected.matches(&old))));
                 }
                 Change::Revoke(token) => {
-                    let (old, expected) = (store.revoke(name(token)), model.remove(&token));
+                    let (old, expected) = (store.revoke(TokenDigest::of(name(token))), model.remove(&token));
                     prop_assert_eq!(old.is_some(), expected.is_some());
                     prop_assert!(old.is_none_or(|old| expected.is_some_and(|expected| expected.matches(&old))));
                 }
@@ -123,7 +124,7 @@ proptest! {
                     prop_assert_eq!(store.revoke_subject(&Subject::from(of)), before - model.len());
                 }
                 Change::Rotate(old, new, grace) => {
-                    let rotated = store.rotate_at(name(old), name(new), grace, now);
+                    let rotated = store.rotate_at(TokenDigest::of(name(old)), TokenDigest::of(name(new)), grace, now);
                     let Some(entry) = model.get(&old).filter(|entry| !entry.rotated && !model.contains_key(&new)) else {
                         prop_assert_eq!(rotated.unwrap_err(), match model.get(&old) {
                             None => RotateError::NotFound,
@@ -142,13 +143,13 @@ proptest! {
                     model.insert(new, entry);
                 }
                 Change::ReplaceAll(grants) => {
-                    store.replace_all(grants.iter().map(|&(token, id)| (name(token), grant(id, now))));
+                    store.replace_all(grants.iter().map(|&(token, id)| (TokenDigest::of(name(token)), grant(id, now))));
                     model = grants.into_iter().map(|(token, id)| (token, Entry::of(id, now))).collect();
                 }
             }
             prop_assert_eq!((store.len(), store.is_empty()), (model.len(), model.is_empty()));
             for token in 0..TOKENS {
-                let (got, expected) = (store.get(name(token)), model.get(&token));
+                let (got, expected) = (store.get(TokenDigest::of(name(token))), model.get(&token));
                 let looked_up = store.lookup(&BearerToken::new(&name(token))).ready().unwrap().unwrap();
                 prop_assert_eq!(got.is_some(), expected.is_some());
                 prop_assert_eq!(looked_up.is_some(), expected.is_some());
@@ -201,35 +202,43 @@ fn work(store: &MemoryStore<u64>, next: &AtomicU64, thread: u64) -> Ledger {
         match numbers.below(8) {
             0..=2 => {
                 ledger.inserted.push(id);
-                ledger.returned.extend(store.insert(shared, grant()).err().map(|occupied| *occupied.0.principal()));
+                ledger.returned.extend(
+                    store.insert(TokenDigest::of(shared), grant()).err().map(|occupied| *occupied.0.principal()),
+                );
             }
             3 | 4 => {
                 ledger.inserted.push(id);
-                ledger.returned.extend(store.replace(shared, grant()).map(|old| *old.principal()));
+                ledger.returned.extend(store.replace(TokenDigest::of(shared), grant()).map(|old| *old.principal()));
             }
-            5 => ledger.returned.extend(store.revoke(shared).map(|old| *old.principal())),
+            5 => ledger.returned.extend(store.revoke(TokenDigest::of(shared)).map(|old| *old.principal())),
             6 => {
                 // To a token that no other thread knows, from which it is revoked later.
                 let moved = format!("moved-{thread}-{step}");
-                if let Ok(grant) = store.rotate(shared, moved.clone(), Duration::ZERO) {
-                    assert_eq!(store.get(moved.clone()).map(|found| *found.principal()), Some(*grant.principal()));
+                if let Ok(grant) = store.rotate(TokenDigest::of(shared), TokenDigest::of(moved.clone()), Duration::ZERO)
+                {
+                    assert_eq!(
+                        store.get(TokenDigest::of(moved.clone())).map(|found| *found.principal()),
+                        Some(*grant.principal())
+                    );
                     if step % 16 != 0 {
-                        ledger.returned.extend(store.revoke(moved).map(|old| *old.principal()));
+                        ledger.returned.extend(store.revoke(TokenDigest::of(moved)).map(|old| *old.principal()));
                     }
                 }
             }
             _ => {
                 let mine = |n: u64| format!("own-{thread}-{n}");
                 for n in 0..3 {
-                    store.insert(mine(n), Grant::new(own.as_str(), id).with_subject(own.clone())).unwrap();
+                    store
+                        .insert(TokenDigest::of(mine(n)), Grant::new(own.as_str(), id).with_subject(own.clone()))
+                        .unwrap();
                 }
-                assert_eq!(store.get(mine(1)).map(|found| *found.principal()), Some(id));
+                assert_eq!(store.get(TokenDigest::of(mine(1))).map(|found| *found.principal()), Some(id));
                 let gone = match step % 2 {
                     0 => store.revoke_subject(&own),
                     _ => store.revoke_grant(&GrantId::from(own.as_str())),
                 };
                 assert_eq!(gone, 3, "all of its own grants and no others");
-                assert!((0..3).all(|n| store.get(mine(n)).is_none()));
+                assert!((0..3).all(|n| store.get(TokenDigest::of(mine(n))).is_none()));
             }
         }
     }
@@ -238,14 +247,14 @@ fn work(store: &MemoryStore<u64>, next: &AtomicU64, thread: u64) -> Ledger {
 
 #[test]
 fn concurrent_changes_lose_and_duplicate_no_grant() {
-    let store = MemoryStore::from_iter([("anchor", Grant::new("anchor", u64::MAX))]);
+    let store = MemoryStore::from_iter([(TokenDigest::of("anchor"), Grant::new("anchor", u64::MAX))]);
     let (next, done) = (AtomicU64::new(0), AtomicBool::new(false));
     let ledgers: Vec<Ledger> = thread::scope(|scope| {
         let reader = scope.spawn(|| {
             while !done.load(Ordering::SeqCst) {
-                assert!(store.get("anchor").is_some(), "an untouched token is always present");
+                assert!(store.get(TokenDigest::of("anchor")).is_some(), "an untouched token is always present");
                 for shared in 0..SHARED {
-                    if let Some(found) = store.get(format!("shared-{shared}")) {
+                    if let Some(found) = store.get(TokenDigest::of(format!("shared-{shared}"))) {
                         assert_eq!(found.id().as_str(), found.principal().to_string(), "grants are never mixed");
                     }
                 }

@@ -15,8 +15,8 @@ use crate::kit::*;
 
 fn filled() -> MemoryStore<User> {
     let store = memory();
-    store.insert("tg_gone_token", Grant::new("bob", User("Bob"))).unwrap();
-    store.revoke("tg_gone_token");
+    store.insert(TokenDigest::of("tg_gone_token"), Grant::new("bob", User("Bob"))).unwrap();
+    store.revoke(TokenDigest::of("tg_gone_token"));
     store
 }
 
@@ -146,14 +146,14 @@ mod broken {
 #[test]
 fn insert_into_an_existing_token_returns_the_grant() {
     let store = MemoryStore::new();
-    store.insert("t", Grant::new("first", 1)).unwrap();
-    let error = store.insert("t", Grant::new("second", 2)).unwrap_err();
+    store.insert(TokenDigest::of("t"), Grant::new("first", 1)).unwrap();
+    let error = store.insert(TokenDigest::of("t"), Grant::new("second", 2)).unwrap_err();
     assert_eq!((error.0.id().as_str(), *error.0.principal()), ("second", 2));
-    assert_eq!(store.get("t").unwrap().id().as_str(), "first");
-    assert_eq!(store.replace("t", *error.0).unwrap().id().as_str(), "first");
-    assert_eq!(store.get("t").unwrap().id().as_str(), "second");
-    assert_eq!(store.revoke("t").unwrap().id().as_str(), "second");
-    assert!(store.revoke("t").is_none());
+    assert_eq!(store.get(TokenDigest::of("t")).unwrap().id().as_str(), "first");
+    assert_eq!(store.replace(TokenDigest::of("t"), *error.0).unwrap().id().as_str(), "first");
+    assert_eq!(store.get(TokenDigest::of("t")).unwrap().id().as_str(), "second");
+    assert_eq!(store.revoke(TokenDigest::of("t")).unwrap().id().as_str(), "second");
+    assert!(store.revoke(TokenDigest::of("t")).is_none());
     assert!(store.is_empty());
 }
 
@@ -161,8 +161,8 @@ fn insert_into_an_existing_token_returns_the_grant() {
 fn a_token_and_its_digest_find_the_same_entry() {
     let store = MemoryStore::new();
     store.insert(TokenDigest::from_bytes(TokenDigest::of("t").to_bytes()), Grant::new("g", ())).unwrap();
-    assert!(store.get("t").is_some());
-    assert!(store.get(String::from("t")).is_some());
+    assert!(store.get(TokenDigest::of("t")).is_some());
+    assert!(store.get(TokenDigest::of(String::from("t"))).is_some());
 }
 
 #[test]
@@ -170,28 +170,31 @@ fn a_rotation_keeps_the_subject_and_starts_a_grace_period() {
     let hour = Duration::from_secs(3_600);
     let own = SystemTime::now() + Duration::from_secs(600);
     let store = MemoryStore::from_iter([
-        ("forever", Grant::new("a", ()).with_subject("s")),
-        ("short", Grant::new("b", ()).with_expiry(own)),
-        ("at-once", Grant::new("c", ())),
+        (TokenDigest::of("forever"), Grant::new("a", ()).with_subject("s")),
+        (TokenDigest::of("short"), Grant::new("b", ()).with_expiry(own)),
+        (TokenDigest::of("at-once"), Grant::new("c", ())),
     ]);
     let begin = SystemTime::now();
-    let new = store.rotate("forever", "forever-2", hour).unwrap();
+    let new = store.rotate(TokenDigest::of("forever"), TokenDigest::of("forever-2"), hour).unwrap();
     assert_eq!((new.id().as_str(), new.subject().as_str(), new.expires_at()), ("a", "s", None));
-    let end = store.get("forever").unwrap().expires_at().unwrap();
+    let end = store.get(TokenDigest::of("forever")).unwrap().expires_at().unwrap();
     assert!(begin + hour <= end && end <= SystemTime::now() + hour);
-    assert_eq!(store.get("forever-2").unwrap().subject(), store.get("forever").unwrap().subject());
-
-    store.rotate("short", "short-2", hour).unwrap();
     assert_eq!(
-        store.get("short").unwrap().expires_at(),
-        store.get("short-2").unwrap().expires_at(),
+        store.get(TokenDigest::of("forever-2")).unwrap().subject(),
+        store.get(TokenDigest::of("forever")).unwrap().subject()
+    );
+
+    store.rotate(TokenDigest::of("short"), TokenDigest::of("short-2"), hour).unwrap();
+    assert_eq!(
+        store.get(TokenDigest::of("short")).unwrap().expires_at(),
+        store.get(TokenDigest::of("short-2")).unwrap().expires_at(),
         "never past its own expiry"
     );
 
-    store.rotate("at-once", "at-once-2", Duration::ZERO).unwrap();
-    assert!(store.get("at-once").is_none());
-    store.rotate("at-once-2", "at-once-3", Duration::MAX).unwrap();
-    assert_eq!(store.get("at-once-2").unwrap().expires_at(), None);
+    store.rotate(TokenDigest::of("at-once"), TokenDigest::of("at-once-2"), Duration::ZERO).unwrap();
+    assert!(store.get(TokenDigest::of("at-once")).is_none());
+    store.rotate(TokenDigest::of("at-once-2"), TokenDigest::of("at-once-3"), Duration::MAX).unwrap();
+    assert_eq!(store.get(TokenDigest::of("at-once-2")).unwrap().expires_at(), None);
 
     assert_eq!(store.revoke_grant(&GrantId::from("a")), 2);
     assert_eq!(store.revoke_subject(&Subject::from("b")), 2);
@@ -201,23 +204,28 @@ fn a_rotation_keeps_the_subject_and_starts_a_grace_period() {
 fn purge_removes_expired_tokens() {
     let (hour, now) = (Duration::from_secs(3_600), SystemTime::now());
     let store = MemoryStore::from_iter([
-        ("rotated", Grant::new("a", ())),
-        ("brief", Grant::new("b", ()).with_expiry(now + 2 * hour)),
-        ("for-ever", Grant::new("c", ())),
+        (TokenDigest::of("rotated"), Grant::new("a", ())),
+        (TokenDigest::of("brief"), Grant::new("b", ()).with_expiry(now + 2 * hour)),
+        (TokenDigest::of("for-ever"), Grant::new("c", ())),
     ]);
-    store.rotate_at("rotated", "new", hour, now).unwrap();
+    store.rotate_at(TokenDigest::of("rotated"), TokenDigest::of("new"), hour, now).unwrap();
     let last = |end: SystemTime| end - Duration::from_nanos(1);
     assert_eq!((store.purge(last(now + hour)), store.purge(now + hour)), (0, 1));
     assert_eq!((store.purge(last(now + 2 * hour)), store.purge(now + 2 * hour)), (0, 1));
-    assert!(["new", "for-ever"].into_iter().all(|token| store.get(token).is_some()) && store.len() == 2);
+    assert!(
+        ["new", "for-ever"].into_iter().all(|token| store.get(TokenDigest::of(token)).is_some()) && store.len() == 2
+    );
 }
 
 #[test]
 fn a_failed_rotation_changes_nothing() {
     let hour = Duration::from_secs(3_600);
-    let store = MemoryStore::from_iter([("one", Grant::new("a", ())), ("two", Grant::new("b", ()))]);
-    store.rotate("one", "one-2", hour).unwrap();
-    let end = store.get("one").unwrap().expires_at();
+    let store = MemoryStore::from_iter([
+        (TokenDigest::of("one"), Grant::new("a", ())),
+        (TokenDigest::of("two"), Grant::new("b", ())),
+    ]);
+    store.rotate(TokenDigest::of("one"), TokenDigest::of("one-2"), hour).unwrap();
+    let end = store.get(TokenDigest::of("one")).unwrap().expires_at();
     // A successor of a token in its grace period would expire with that token, unnoticed.
     for (old, new, why) in [
         ("nowhere", "x", RotateError::NotFound),
@@ -227,39 +235,45 @@ fn a_failed_rotation_changes_nothing() {
         ("two", "two", RotateError::Occupied),
     ] {
         for grace in [Duration::ZERO, hour, Duration::MAX] {
-            assert_eq!(store.rotate(old, new, grace).unwrap_err(), why, "{old} to {new}");
+            assert_eq!(
+                store.rotate(TokenDigest::of(old), TokenDigest::of(new), grace).unwrap_err(),
+                why,
+                "{old} to {new}"
+            );
         }
     }
-    let ids: Vec<_> = ["one", "one-2", "two"].map(|token| store.get(token).unwrap().id().to_string()).into();
+    let ids: Vec<_> =
+        ["one", "one-2", "two"].map(|token| store.get(TokenDigest::of(token)).unwrap().id().to_string()).into();
     assert_eq!(ids, ["a", "a", "b"]);
-    assert_eq!((store.len(), store.get("one").unwrap().expires_at()), (3, end));
+    assert_eq!((store.len(), store.get(TokenDigest::of("one")).unwrap().expires_at()), (3, end));
 
-    store.rotate("one-2", "one-3", Duration::MAX).unwrap();
-    assert!(store.get("one-2").unwrap().is_rotated(), "even with an unlimited grace period");
-    assert_eq!(store.rotate("one-2", "x", hour).unwrap_err(), RotateError::Outgoing);
+    store.rotate(TokenDigest::of("one-2"), TokenDigest::of("one-3"), Duration::MAX).unwrap();
+    assert!(store.get(TokenDigest::of("one-2")).unwrap().is_rotated(), "even with an unlimited grace period");
+    assert_eq!(store.rotate(TokenDigest::of("one-2"), TokenDigest::of("x"), hour).unwrap_err(), RotateError::Outgoing);
 }
 
 #[test]
 fn rotate_at_uses_the_given_time() {
     let now = UNIX_EPOCH + Duration::from_secs(1_000);
-    let store = MemoryStore::from_iter([("old", Grant::new("a", ()))]);
-    let new = store.rotate_at("old", "new", Duration::from_secs(60), now).unwrap();
-    assert_eq!(store.get("old").unwrap().expires_at(), Some(now + Duration::from_secs(60)));
+    let store = MemoryStore::from_iter([(TokenDigest::of("old"), Grant::new("a", ()))]);
+    let new = store.rotate_at(TokenDigest::of("old"), TokenDigest::of("new"), Duration::from_secs(60), now).unwrap();
+    assert_eq!(store.get(TokenDigest::of("old")).unwrap().expires_at(), Some(now + Duration::from_secs(60)));
     assert_eq!((new.expires_at(), new.is_rotated()), (None, false));
 }
 
 #[test]
 fn a_principal_that_cannot_be_cloned_is_shared() {
     struct User(&'static str);
-    let store = MemoryStore::from_iter([("old", Grant::new("a", User("Alice")))]);
-    let new = store.rotate("old", "new", Duration::from_secs(60)).unwrap();
+    let store = MemoryStore::from_iter([(TokenDigest::of("old"), Grant::new("a", User("Alice")))]);
+    let new = store.rotate(TokenDigest::of("old"), TokenDigest::of("new"), Duration::from_secs(60)).unwrap();
     assert_eq!(new.principal().0, "Alice");
-    assert!(std::ptr::eq(store.get("old").unwrap().principal(), new.principal()));
+    assert!(std::ptr::eq(store.get(TokenDigest::of("old")).unwrap().principal(), new.principal()));
 }
 
 #[test]
 fn replace_all_never_exposes_missing_or_older_tokens() {
-    let generation = |g: usize| (0..200).map(move |i| (format!("token-{i}"), Grant::new(format!("{g}"), g)));
+    let generation =
+        |g: usize| (0..200).map(move |i| (TokenDigest::of(format!("token-{i}")), Grant::new(format!("{g}"), g)));
     let store = MemoryStore::from_iter(generation(0));
     let done = AtomicBool::new(false);
     thread::scope(|scope| {
@@ -274,7 +288,7 @@ fn replace_all_never_exposes_missing_or_older_tokens() {
             while !done.load(Ordering::SeqCst) {
                 for i in 0..200 {
                     // No token is ever missing, and no generation is older than one seen before.
-                    let seen = *store.get(format!("token-{i}")).expect("never missing").principal();
+                    let seen = *store.get(TokenDigest::of(format!("token-{i}"))).expect("never missing").principal();
                     assert!(seen >= newest, "{seen} after {newest}");
                     newest = seen;
                 }
@@ -286,17 +300,21 @@ fn replace_all_never_exposes_missing_or_older_tokens() {
 /// Checks a rotation concurrent with a revocation: it moves a token from a shard not yet visited to a visited one.
 #[test]
 fn a_concurrent_rotation_does_not_escape_a_revocation() {
-    let others = (0..2_000).map(|i| (format!("other-{i}"), Grant::new("other", ())));
+    let others = (0..2_000).map(|i| (TokenDigest::of(format!("other-{i}")), Grant::new("other", ())));
     let store = MemoryStore::from_iter(others);
     for round in 0..300 {
         let first = format!("{round}-0");
-        store.insert(&first, Grant::new("g", ()).with_subject("s")).unwrap();
+        store.insert(TokenDigest::of(&first), Grant::new("g", ()).with_subject("s")).unwrap();
         let done = AtomicBool::new(false);
         thread::scope(|scope| {
             scope.spawn(|| {
                 let mut at = 0;
                 while !done.load(Ordering::SeqCst) {
-                    match store.rotate(format!("{round}-{at}"), format!("{round}-{}", at + 1), Duration::ZERO) {
+                    match store.rotate(
+                        TokenDigest::of(format!("{round}-{at}")),
+                        TokenDigest::of(format!("{round}-{}", at + 1)),
+                        Duration::ZERO,
+                    ) {
                         Ok(_) => at += 1,
                         Err(_) => break,
                     }
@@ -316,18 +334,24 @@ fn a_concurrent_rotation_does_not_escape_a_revocation() {
 
 #[test]
 fn the_old_token_works_throughout_a_rotation() {
-    let store = MemoryStore::from_iter([("token-0", Grant::new("g", ()))]);
+    let store = MemoryStore::from_iter([(TokenDigest::of("token-0"), Grant::new("g", ()))]);
     let done = AtomicBool::new(false);
     thread::scope(|scope| {
         scope.spawn(|| {
             for i in 0..2_000 {
-                store.rotate(format!("token-{i}"), format!("token-{}", i + 1), Duration::from_secs(60)).unwrap();
+                store
+                    .rotate(
+                        TokenDigest::of(format!("token-{i}")),
+                        TokenDigest::of(format!("token-{}", i + 1)),
+                        Duration::from_secs(60),
+                    )
+                    .unwrap();
             }
             done.store(true, Ordering::SeqCst);
         });
         scope.spawn(|| {
             while !done.load(Ordering::SeqCst) {
-                assert!(store.get("token-0").is_some(), "the old token works during its grace period");
+                assert!(store.get(TokenDigest::of("token-0")).is_some(), "the old token works during its grace period");
             }
         });
     });

@@ -6,6 +6,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, SystemTime};
+use tollgate::TokenDigest;
 
 use futures_util::FutureExt as _;
 use http::{Request, Response, StatusCode};
@@ -288,7 +289,7 @@ async fn cached_holders_are_not_throttled_when_everything_may_have_changed() {
     let (remote, hands) = (Remote::new(), Hands::default());
     let names: Vec<String> = (0..40).map(|number| format!("tg_holder_{number}")).collect();
     for name in &names {
-        remote.tokens.insert(name, Grant::new(name, User("a holder"))).unwrap();
+        remote.tokens.insert(TokenDigest::of(name), Grant::new(name, User("a holder"))).unwrap();
     }
     let cache = CachedStore::new(remote.store(), Duration::from_secs(60)).unwrap().with_clock(|| Duration::ZERO);
     // As the reference service wraps it.
@@ -318,7 +319,7 @@ async fn cached_holders_are_not_throttled_when_everything_may_have_changed() {
     }
     assert_eq!(remote.polled(), 39);
     // One that was revoked is a failure, and is asked for once.
-    remote.tokens.revoke(&*names[39]);
+    remote.tokens.revoke(TokenDigest::of(&*names[39]));
     for _ in 0..3 {
         assert_eq!(status(&service, from(STRANGER, with_token(&names[39]))).await, 429);
     }

@@ -21,7 +21,7 @@ async fn start(limits: Limits) -> Server {
     socket.set_send_buffer_size(8_192).unwrap();
     socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
     let trader = Grant::new("demo-1", User { name: "demo".to_owned() }).with_scopes(["trade"]).unwrap();
-    let tokens = MemoryStore::from_iter([(TRADER, trader)]);
+    let tokens = MemoryStore::from_iter([(TokenDigest::of(TRADER), trader)]);
     Server::start_at(socket.listen(1_024).unwrap(), limits, tokens.into(), Errors::ProblemDetails)
 }
 

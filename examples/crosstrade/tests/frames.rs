@@ -339,7 +339,7 @@ async fn one_close_frame_ends_each_socket_whatever_comes_at_the_same_time() {
             tokio::time::sleep(Duration::from_micros(at)).await;
             match event {
                 0 => {
-                    server.tokens.revoke(TRADER);
+                    server.tokens.revoke(TokenDigest::of(TRADER));
                     server.live.tell(&Invalidation::Grant("demo-1".into()));
                 }
                 1 => _ = server.close.send(true),

@@ -29,7 +29,7 @@ impl Counted {
     fn with_users(users: usize) -> Self {
         let store = Self::default();
         for user in 0..users {
-            store.memory.insert(token(user), grant(user)).unwrap();
+            store.memory.insert(TokenDigest::of(token(user)), grant(user)).unwrap();
         }
         store
     }
@@ -150,7 +150,7 @@ async fn a_change_is_looked_up_once_for_each_token_that_it_concerns() {
 
     // A revocation overtakes what else is to be looked up.
     let before = store.lookups();
-    store.memory.revoke(token(11));
+    store.memory.revoke(TokenDigest::of(token(11)));
     server.live.tell(&Invalidation::Everything);
     server.live.tell(&Invalidation::Grant("grant-11".into()));
     for _ in 0..sockets {
@@ -169,7 +169,7 @@ async fn a_socket_ends_when_its_token_gets_another_grant() {
     let server = Server::start_on(store.tokens(), Errors::ProblemDetails).await;
     let mut open = open(&server, [0, 1]).await;
     store.looked_up(2).await;
-    store.memory.replace(token(0), grant(1));
+    store.memory.replace(TokenDigest::of(token(0)), grant(1));
     server.live.tell(&Invalidation::Grant("grant-0".into()));
     assert_eq!(open.join_next().await.unwrap().unwrap(), (0, Some(1008)));
 }
@@ -183,7 +183,10 @@ async fn a_socket_of_a_rotated_token_ends_with_the_grace_period() {
     let mut open = open(&server, [0, 0]).await;
     store.looked_up(1).await;
     let now = UNIX_EPOCH;
-    store.memory.rotate_at(token(0), "ct_successor", Duration::from_secs(90), now).unwrap();
+    store
+        .memory
+        .rotate_at(TokenDigest::of(token(0)), TokenDigest::of("ct_successor"), Duration::from_secs(90), now)
+        .unwrap();
     server.live.tell(&Invalidation::Grant("grant-0".into()));
     tokio::time::sleep(Duration::from_secs(60)).await;
     assert!(open.try_join_next().is_none(), "the clock stands still: the grace period is not over");
@@ -206,7 +209,7 @@ async fn an_outage_delays_the_end_and_causes_no_stampede() {
     let mut open = open(&server, 0..users).await;
     store.looked_up(users).await;
     store.is_down.store(true, Ordering::SeqCst);
-    store.memory.revoke(token(3));
+    store.memory.revoke(TokenDigest::of(token(3)));
     let before = store.lookups();
     server.live.tell(&Invalidation::Everything);
     let outage = Duration::from_secs(60);
@@ -237,7 +240,7 @@ async fn a_token_that_cannot_be_read_is_looked_up_again_with_its_next_change() {
     let mut open = open(&server, [0, 1]).await;
     store.looked_up(2).await;
     *store.unreadable.lock().unwrap() = Some(TokenDigest::of(token(0)));
-    store.memory.revoke(token(0));
+    store.memory.revoke(TokenDigest::of(token(0)));
     server.live.tell(&Invalidation::Everything);
     tokio::time::sleep(20 * RETRY).await;
     assert_eq!(store.lookups(), 4);

@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, UNIX_EPOCH};
+use tollgate::TokenDigest;
 
 use axum::http::{Request, Response, StatusCode};
 use http_body_util::BodyExt;
@@ -85,9 +86,12 @@ impl Server {
     pub(crate) async fn start_with(errors: Errors) -> Self {
         let grant = |id: &str| Grant::new(id, User { name: "demo".to_owned() }).with_subject("demo");
         let tokens = MemoryStore::from_iter([
-            (TRADER, grant("demo-1").with_scopes(["trade"]).unwrap()),
-            (READER, grant("demo-2")),
-            ("ct_other", Grant::new("other", User { name: "other".to_owned() }).with_scopes(["trade"]).unwrap()),
+            (TokenDigest::of(TRADER), grant("demo-1").with_scopes(["trade"]).unwrap()),
+            (TokenDigest::of(READER), grant("demo-2")),
+            (
+                TokenDigest::of("ct_other"),
+                Grant::new("other", User { name: "other".to_owned() }).with_scopes(["trade"]).unwrap(),
+            ),
         ]);
         let server = Self::start_on(tokens.clone().into(), errors).await;
         Self { tokens, ..server }
@@ -102,7 +106,7 @@ impl Server {
     /// With other limits, and tokens in memory.
     pub(crate) async fn start_limited(limits: Limits) -> Self {
         let trader = Grant::new("demo-1", User { name: "demo".to_owned() }).with_scopes(["trade"]).unwrap();
-        let tokens = MemoryStore::from_iter([(TRADER, trader)]);
+        let tokens = MemoryStore::from_iter([(TokenDigest::of(TRADER), trader)]);
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         Self::start_at(listener, limits, tokens.into(), Errors::ProblemDetails)
     }

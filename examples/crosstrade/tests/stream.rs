@@ -172,7 +172,7 @@ async fn a_revoked_token_asks_nothing_more() {
     let server = Server::start().await;
     let mut socket = Socket::open(&server, TRADER).await;
     assert_eq!(socket.ask(ping()).await["op"], "pong");
-    server.tokens.revoke(TRADER);
+    server.tokens.revoke(TokenDigest::of(TRADER));
     socket.send(ping()).await;
     assert_eq!(socket.closed().await, 1008);
 }
@@ -183,9 +183,12 @@ async fn nor_does_one_that_has_expired_or_changed_hands() {
     let user = || User { name: "demo".to_owned() };
     server
         .tokens
-        .insert("ct_brief", Grant::new("brief", user()).with_expiry(UNIX_EPOCH + Duration::from_secs(60)))
+        .insert(
+            TokenDigest::of("ct_brief"),
+            Grant::new("brief", user()).with_expiry(UNIX_EPOCH + Duration::from_secs(60)),
+        )
         .unwrap();
-    server.tokens.insert("ct_sold", Grant::new("seller", user())).unwrap();
+    server.tokens.insert(TokenDigest::of("ct_sold"), Grant::new("seller", user())).unwrap();
     let mut brief = Socket::open(&server, "ct_brief").await;
     let mut sold = Socket::open(&server, "ct_sold").await;
     server.set_clocks(59);
@@ -194,7 +197,7 @@ async fn nor_does_one_that_has_expired_or_changed_hands() {
     brief.send(ping()).await;
     assert_eq!(brief.closed().await, 1008);
 
-    server.tokens.replace("ct_sold", Grant::new("buyer", user()));
+    server.tokens.replace(TokenDigest::of("ct_sold"), Grant::new("buyer", user()));
     sold.send(ping()).await;
     assert_eq!(sold.closed().await, 1008);
 }
@@ -205,11 +208,11 @@ async fn silent_sockets_end_with_their_token_too() {
     short_steps();
     let server = Server::start().await;
     let brief = Grant::new("brief", User { name: "demo".to_owned() }).with_expiry(UNIX_EPOCH + Duration::from_secs(60));
-    server.tokens.insert("ct_brief", brief).unwrap();
+    server.tokens.insert(TokenDigest::of("ct_brief"), brief).unwrap();
     let mut revoked = Socket::open(&server, TRADER).await;
     let mut expired = Socket::open(&server, "ct_brief").await;
     let mut kept = Socket::open(&server, READER).await;
-    server.tokens.revoke(TRADER);
+    server.tokens.revoke(TokenDigest::of(TRADER));
     server.live.tell(&Invalidation::Grant("demo-1".into()));
     assert_eq!(revoked.closed().await, 1008);
     server.set_clocks(60);

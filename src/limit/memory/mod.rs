@@ -22,10 +22,10 @@ use crate::request_head::RequestHead;
 ///
 /// ```
 /// use tollgate::limit::{Charge, RateLimits};
-/// use tollgate::{Authenticated, AuthLayer, Grant, MemoryStore, Quota};
+/// use tollgate::{Authenticated, AuthLayer, Grant, MemoryStore, Quota, TokenDigest};
 ///
 /// let limits = RateLimits::new(Quota::per_minute(180).with_burst(20));
-/// let tokens = MemoryStore::from_iter([("a-token", Grant::new("alice", ()))]);
+/// let tokens = MemoryStore::from_iter([(TokenDigest::of("a-token"), Grant::new("alice", ()))]);
 /// let gate = AuthLayer::new(tokens).with_rate_limit(limits.clone());
 ///
 /// // `limits` is the handler's state, `who` its extractor.

@@ -36,12 +36,12 @@ use crate::quota::decision::Decision;
 ///
 /// ```
 /// use tollgate::limit::redis::{RedisLimits, RedisServer};
-/// use tollgate::{AuthLayer, Grant, MemoryStore, Quota, RateLimits};
+/// use tollgate::{AuthLayer, Grant, MemoryStore, Quota, RateLimits, TokenDigest};
 ///
 /// # let (secret, nodes) = ([7; 32], std::num::NonZeroU32::MIN);
 /// let policies = RateLimits::new(Quota::per_minute(180).with_burst(20));
 /// let limits = RedisLimits::new(policies, RedisServer::single("redis://127.0.0.1:6379")?, secret, nodes)?;
-/// let tokens = MemoryStore::from_iter([("a-token", Grant::new("alice", ()))]);
+/// let tokens = MemoryStore::from_iter([(TokenDigest::of("a-token"), Grant::new("alice", ()))]);
 /// let gate = AuthLayer::new(tokens).with_rate_limit(limits);
 /// # let _ = gate;
 /// # Ok::<_, tollgate::limit::redis::RedisLimitsError>(())

@@ -53,7 +53,7 @@ impl Case {
 }
 
 fn gate(grant: Grant<()>) -> AuthLayer<MemoryStore<()>> {
-    AuthLayer::new(MemoryStore::from_iter([(TOKEN, grant)]))
+    AuthLayer::new(MemoryStore::from_iter([(TokenDigest::of(TOKEN), grant)]))
 }
 
 fn alice() -> Grant<()> {

@@ -9,7 +9,7 @@ use crate::row::Row;
 type Gate = AuthLayer<MemoryStore<u32>, RateLimits>;
 
 fn gate(size: usize, limit: Limit) -> Gate {
-    let store: MemoryStore<u32> = (0..size).map(|i| (token(i), Grant::new(format!("user-{i}"), i as u32))).collect();
+    let store: MemoryStore<u32> = (0..size).map(|i| (TokenDigest::of(token(i)), Grant::new(format!("user-{i}"), i as u32))).collect();
     let quota = match limit {
         Limit::Unlimited => PLENTY,
         Limit::OnePerDay => Quota::per_day(1),

@@ -97,7 +97,7 @@ pub use gate::{
 };
 pub use grant::scopes::{ScopeError, Scopes};
 pub use grant::{Grant, GrantId, Subject};
-pub use limit::{Charge, Limiter, RateLimits};
+pub use limit::{Charge, Limit, LimitError, Limiter, RateLimits};
 pub use pending::answer::{Answer, AnswerFuture, Immediate};
 pub use quota::decision::{Decision, Verdict};
 pub use quota::policy::{Policy, PolicyNameError};

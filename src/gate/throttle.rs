@@ -65,7 +65,7 @@ impl<T: TokenStore, L: Limiter, R> Shared<T, L, R> {
     pub(super) fn wait(&self, future: T::Future, credential: Credential, attempt: Option<Attempt>) -> Step<T, L> {
         let timeout = self.settings.timeout.as_ref();
         let attempt = match timeout {
-            Some(timeout) => attempt.map(|attempt| attempt.with_deadline(timeout.duration)),
+            Some(timeout) => attempt.map(|attempt| attempt.with_timeout(timeout.duration)),
             None => attempt,
         };
         let deadline = timeout.map(|timeout| timeout.start());

@@ -16,7 +16,7 @@ use std::hash::{BuildHasher as _, RandomState};
 use std::sync::PoisonError;
 
 use super::buckets::Removed;
-use super::rule::{Rule, Scope};
+use super::limit::{Limit, Scope};
 use super::state::{LimitState, MadeCharge};
 use crate::caller::CurrentGrant;
 use crate::quota::decision::{Decision, Verdict};
@@ -60,24 +60,24 @@ impl ChargeLocks {
 struct Part<'a> {
     /// The index of the policy.
     at: usize,
-    limit: &'a LimitState,
+    state: &'a LimitState,
     cost: u32,
     decision: Decision,
 }
 
 /// Charges all policies or none. `cost` returns the cost for a policy. The charges are added to `keep`, for refunds.
 pub(super) fn charge(
-    limits: &[LimitState],
+    states: &[LimitState],
     locks: &ChargeLocks,
     grant: Option<&CurrentGrant>,
     now: u64,
-    cost: &dyn Fn(usize, &Rule) -> u32,
+    cost: &dyn Fn(usize, &Limit) -> u32,
     keep: Option<&mut Vec<(usize, MadeCharge)>>,
 ) -> Decision {
-    let in_scope = |scope| limits.iter().enumerate().filter(move |(_, limit)| limit.rule().scope == scope);
+    let in_scope = |scope| states.iter().enumerate().filter(move |(_, state)| state.limit().scope == scope);
     let mut parts: Vec<Part<'_>> = in_scope(Scope::Subject)
         .chain(in_scope(Scope::All))
-        .map(|(at, limit)| Part { at, limit, cost: cost(at, limit.rule()), decision: Decision::unlimited() })
+        .map(|(at, state)| Part { at, state, cost: cost(at, state.limit()), decision: Decision::unlimited() })
         .collect();
     let mut removed = Removed::default();
     let subject_lock = locks.of(grant).lock();
@@ -86,20 +86,20 @@ pub(super) fn charge(
     let mut rejected = None;
     for (at, part) in parts.iter_mut().enumerate() {
         let decided = match rejected {
-            None => part.limit.charge(grant, now, part.cost, &mut removed),
-            Some(_) => part.limit.peek(grant, now, part.cost, &mut removed),
+            None => part.state.charge(grant, now, part.cost, &mut removed),
+            Some(_) => part.state.peek(grant, now, part.cost, &mut removed),
         };
         part.decision = decided.unwrap_or_else(Decision::unlimited);
-        if part.decision.verdict() != Verdict::Admitted && !part.limit.rule().is_dry_run {
+        if part.decision.verdict() != Verdict::Admitted && !part.state.limit().is_dry_run {
             rejected.get_or_insert(at);
         }
     }
-    let made_charge = |part: &Part<'_>| part.limit.made_charge(&part.decision, now, part.cost);
+    let made_charge = |part: &Part<'_>| part.state.made_charge(&part.decision, now, part.cost);
     for part in &mut parts[..rejected.unwrap_or(0)] {
         if let Some(made) = made_charge(part) {
-            part.limit.undo(grant, now, made);
+            part.state.undo(grant, now, made);
             // The decision describes the bucket without the charge.
-            let decision = part.limit.peek(grant, now, part.cost, &mut removed);
+            let decision = part.state.peek(grant, now, part.cost, &mut removed);
             part.decision = decision.unwrap_or_else(Decision::unlimited);
         }
     }
@@ -108,5 +108,5 @@ pub(super) fn charge(
     }
     drop((subject_lock, common_lock));
     drop(removed);
-    Decision::all_of(parts.into_iter().map(|part| part.limit.rule().mark(part.decision, grant)))
+    Decision::all_of(parts.into_iter().map(|part| part.state.limit().mark(part.decision, grant)))
 }

@@ -1,8 +1,12 @@
+//! [`FailureThrottle`]: a limit on the failed authentications of each peer.
+
 use std::fmt;
 use std::hash::{BuildHasher as _, Hash, RandomState};
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
+
+use thiserror::Error;
 
 use super::sketch::{Peer, Sketch};
 use super::{Clock, Time};
@@ -11,11 +15,11 @@ use crate::quota::Quota;
 use crate::rejection::Rejection;
 use crate::request_head::RequestHead;
 
-/// How many authentications of one peer may fail: for [`AuthLayer::with_failure_throttle`].
+/// A limit on the failed authentications of each peer, for [`AuthLayer::with_failure_throttle`].
 ///
-/// A quota of failures a peer, in memory that does not grow with their number. Who is over it gets 429 where others get
-/// 401, and no store is asked on his behalf. Whose token is known at once, in memory or in a cache, gets in as ever, and
-/// costs nothing more than without a throttle.
+/// Each peer has a quota of failures. The memory does not grow with the number of peers. A peer over its limit gets 429 instead
+/// of 401, and the store is not asked for its tokens. Tokens that are found immediately, in memory or in a cache, are still
+/// admitted, without extra cost.
 ///
 /// ```
 /// use tollgate::limit::FailureThrottle;
@@ -29,29 +33,29 @@ use crate::request_head::RequestHead;
 ///
 /// # Rules
 ///
-/// 1. A failure is what gets a 401 `invalid_token` or a 400 `invalid_request`: a token that is malformed, unknown, not yet
-///    valid, expired or bound to a key, or more than one. So is a 503 that [concerns only the
-///    token](crate::StoreError::concerns_token), such as junk that an authorization server rejects with HTTP 400. To present
-///    nothing is no attempt: it is neither counted nor refused. No failure touches the budget of a subject.
-/// 2. Over any time `t` a peer gets no more than `burst + rate x t` failures answered otherwise than by 429. Where others
-///    share all of its cells it may get fewer, never more.
-/// 3. Before a store is waited for, room for one failure is kept. It is given back, exactly, when a grant is found and
-///    valid, or the store fails or misses its deadline. A look-up that is dropped, because its client went away, counts as
-///    a failure if less than half of the gate's deadline has passed; later the store is too slow, and the client did nothing
-///    wrong. So a peer never has more look-ups under way than it has failures left: the burst is for those as well.
-/// 4. A peer over its limit is refused before its look-up is polled, and so is a valid token of which nothing is
-///    remembered. What the store answers at once is looked at first: valid tokens pass, all else is refused. A token that a
-///    cache still holds, but has to ask for ([`TokenStore::is_cached`](crate::TokenStore::remembers)), is looked up in any
-///    case, and counted if it turns out to be invalid.
-/// 5. A refusal has status 429 and `Retry-After`, and tells nothing of the token.
-/// 6. Clones share what they count, so that one throttle stands for all doors of a service.
+/// 1. A failure is a 401 `invalid_token` or a 400 `invalid_request`. The token is malformed, unknown, not yet valid, expired or
+///    bound to a key, or there are several tokens. A 503 that [concerns only the token](crate::StoreError::concerns_token) is
+///    a failure too, such as junk that an authorization server rejects with HTTP 400. A request without credentials is no
+///    attempt: it is neither counted nor rejected. Failures do not affect the bucket of a subject.
+/// 2. In any time `t`, a peer gets at most `burst + rate x t` failures that are not answered with 429. A peer may get fewer if
+///    other peers share all of its cells, and never more.
+/// 3. A pending lookup reserves room for one failure. The reservation is returned exactly when a valid grant is found, or when
+///    the store fails or exceeds its timeout. A lookup that is dropped because the client disconnected counts as a failure
+///    during the first half of the gate's timeout. After that it does not count, because the store was slow. A peer thus never
+///    has more pending lookups than failures left: the burst has to cover both.
+/// 4. A peer over its limit is rejected before its lookup is polled, even if the token is valid but unknown to all caches. If
+///    the store answers immediately, its answer is used: valid tokens are admitted, all others are rejected. A token that a
+///    cache holds but has to look up again ([`TokenStore::remembers`](crate::TokenStore::remembers)) is always looked up, and
+///    counted if it is invalid.
+/// 5. A rejection has status 429 and `Retry-After`, and reveals nothing about the token.
+/// 6. Clones share the counts. Use clones of one throttle for all gates of a service.
 ///
-/// # Who a peer is
+/// # Peers
 ///
-/// Whoever the closure says; the throttle never guesses. [`by_socket_addr`](Self::by_socket_addr) and, with the feature
-/// `axum`, `by_connect_info` take the address of the connection. Behind a proxy that is the proxy's, and one stranger would
-/// stop all others: read what *your* proxy says, from the end that it has written itself. For one trusted proxy that appends
-/// to `X-Forwarded-For`:
+/// The closure determines the peer; the throttle never guesses. [`by_socket_addr`](Self::by_socket_addr) and, with the feature
+/// `axum`, `by_connect_info` use the address of the connection. Behind a proxy this is the address of the proxy, and one
+/// client would stop all others. Read the header that *your* proxy writes, from the end that the proxy wrote. For one trusted
+/// proxy that appends to `X-Forwarded-For`:
 ///
 /// ```
 /// use std::net::{IpAddr, Ipv4Addr};
@@ -64,24 +68,24 @@ use crate::request_head::RequestHead;
 ///     Some(ip_prefix(address))
 /// }
 ///
-/// // What did not come through the proxy is one peer; `None` would let it try as often as it likes.
+/// // All requests that bypass the proxy are one peer. With `None` they would not be throttled.
 /// let failures = FailureThrottle::new(Quota::per_minute(10).with_burst(30), |head| {
 ///     behind_one_proxy(head).or(Some(IpAddr::V4(Ipv4Addr::UNSPECIFIED)))
 /// });
 /// # let _ = failures;
 /// ```
 ///
-/// The key must be nothing that the peer chooses: not the token (each guess would be a new peer), and not a name of who it
-/// wants to be (a stranger would lock the holder out).
+/// The client must not be able to choose the key. With the token as the key, each guess would be a new peer. With a claimed
+/// account name as the key, an attacker could lock out the account.
 ///
 /// # Memory
 ///
-/// A table of 4 rows of [`width`](Self::with_width) cells of 16 bytes, 1 MiB for the default of 16,384, allocated when it
-/// is made; [`memory_bytes`](Self::memory_bytes) tells. The hash has random keys of this process, so that nobody can look
-/// for peers that share cells.
+/// The table has 4 rows of [`width`](Self::with_width) cells of 16 bytes. It is allocated at creation: 1 MiB for the default width
+/// of 16,384, see [`memory_bytes`](Self::memory_bytes). The hash has random keys of this process, so clients cannot search for
+/// peers that share cells.
 ///
-/// While `n` peers are at their limit, another one is taken for one of them with a probability of about
-/// `(1 - exp(-n / width))^4`; with the default width
+/// While `n` peers are at their limit, another peer is taken for one of them with a probability of about
+/// `(1 - exp(-n / width))^4`. With the default width:
 ///
 /// | peers at their limit | taken by mistake |
 /// |---:|---:|
@@ -99,32 +103,41 @@ pub struct FailureThrottle {
     dry_run: bool,
 }
 
-/// `None` is not throttled; an error says what was forgotten.
+/// Returns the peer of a request, or `None` for requests that are not throttled. The error is a hint for the operator.
 type PeerOf = dyn Fn(&RequestHead<'_>) -> Result<Option<Peer>, &'static str> + Send + Sync;
 
+/// The error of an invalid setting of a [`FailureThrottle`].
+#[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum FailureThrottleError {
+    /// The width of the table is out of range.
+    #[error("invalid width of the failure throttle: must be from 16 to 2^24 cells")]
+    Width,
+}
+
 impl FailureThrottle {
-    /// The width of a row unless something else is said.
+    /// The default number of cells in a row.
     pub const DEFAULT_WIDTH: usize = 16_384;
     const WIDTHS: std::ops::RangeInclusive<usize> = 16..=1 << 24;
 
-    /// So many failures for each peer, and who that is. `None` is not throttled.
+    /// Creates a throttle with this quota of failures for each peer. `peer` returns the peer of a request, or `None` if the
+    /// request is not throttled.
     ///
-    /// The head is what handlers see of it: credentials are marked sensitive, or removed.
+    /// `peer` gets the same request head as handlers: credentials are marked as sensitive, or removed.
     #[must_use]
     pub fn new<K: Hash>(quota: Quota, peer: impl Fn(&RequestHead<'_>) -> Option<K> + Send + Sync + 'static) -> Self {
         Self::required(quota, move |head| Ok(peer(head)))
     }
 
-    /// By the [`SocketAddr`] in the extensions of a request, grouped by [`ip_prefix`]: for services on hyper, which know it
-    /// from `accept`.
+    /// Creates a throttle by the [`SocketAddr`] in the request extensions, grouped by [`ip_prefix`]. For services on hyper, which
+    /// get the address from `accept`.
     ///
-    /// A request without one that would have to be counted is refused with 500, which says what was forgotten.
+    /// A request without an address that would have to be counted gets 500. The rejection names the missing extension.
     #[must_use]
     pub fn by_socket_addr(quota: Quota) -> Self {
         Self::required(quota, |head| match head.extensions.get::<SocketAddr>() {
             Some(address) => Ok(Some(ip_prefix(address.ip()))),
-            None => Err("No address of the peer is in the request's extensions. \
-                         Perhaps you forgot to insert the `SocketAddr` of the connection."),
+            None => Err("The request extensions contain no peer address. Insert the `SocketAddr` of the connection."),
         })
     }
 
@@ -133,7 +146,7 @@ impl FailureThrottle {
         peer: impl Fn(&RequestHead<'_>) -> Result<Option<K>, &'static str> + Send + Sync + 'static,
     ) -> Self {
         let keys = RandomState::new();
-        // A hash a row, since 64 bits are too few for four wide rows.
+        // One hash per row: 64 bits are too few for four wide rows.
         let bits = move |key: K| Peer(std::array::from_fn(|row| keys.hash_one((row, &key)) as u32));
         Self {
             sketch: Arc::new(Sketch::new(quota, Self::DEFAULT_WIDTH)),
@@ -143,46 +156,74 @@ impl FailureThrottle {
         }
     }
 
-    /// The same with another number of cells in a row: from 16 to 2^24, rounded up to a power of two. Nothing is owed in it, and
-    /// clones made before are left behind.
+    /// Sets the number of cells in a row, from 16 to 2^24. The number is rounded up to a power of two. Default: 16,384.
+    ///
+    /// Call this method before the throttle is cloned.
+    ///
+    /// # Errors
+    ///
+    /// Returns an error if the number is out of range.
+    ///
+    /// # Panics
+    ///
+    /// Panics if a clone or a pending attempt exists. Each would keep the old table, so each peer would get twice its quota.
+    #[track_caller]
+    pub fn with_width(self, width: usize) -> Result<Self, FailureThrottleError> {
+        match Self::WIDTHS.contains(&width) {
+            true => Ok(self.with_empty_table(width)),
+            false => Err(FailureThrottleError::Width),
+        }
+    }
+
+    /// Sets the clock. Default: the monotonic clock of the system. All counts are 0 afterwards.
+    ///
+    /// Call this method before the throttle is cloned.
+    ///
+    /// # Panics
+    ///
+    /// Panics if a clone or a pending attempt exists. Each would keep the old table, so each peer would get twice its quota.
     #[must_use]
-    pub fn with_width(self, width: usize) -> Self {
-        let width = width.clamp(*Self::WIDTHS.start(), *Self::WIDTHS.end());
+    #[track_caller]
+    pub fn with_clock(self, clock: impl Clock) -> Self {
+        let width = self.sketch.width();
+        Self { time: Arc::new(Time::Given(Arc::new(clock))), ..self.with_empty_table(width) }
+    }
+
+    #[track_caller]
+    fn with_empty_table(self, width: usize) -> Self {
+        let is_unshared = Arc::strong_count(&self.sketch) == 1;
+        assert!(
+            is_unshared,
+            "the width and the clock of a `FailureThrottle` must be set before the throttle is cloned"
+        );
         Self { sketch: Arc::new(Sketch::new(self.sketch.quota(), width)), ..self }
     }
 
-    /// The same with another clock. Nothing is owed by it, and clones made before are left behind.
-    #[must_use]
-    pub fn with_clock(self, clock: impl Clock) -> Self {
-        let sketch = Arc::new(Sketch::new(self.sketch.quota(), self.sketch.width()));
-        Self { sketch, time: Arc::new(Time::Given(Arc::new(clock))), ..self }
-    }
-
-    /// The same, but it refuses nobody: to find out what it would do.
+    /// Makes this throttle a dry run: it counts and reports, but rejects nothing.
     ///
-    /// It decides as it would, and lets pass what it would refuse. Of those the refusals say so by
-    /// [`Rejection::would_be_throttled`], and requests that get in, after a look-up that would not have been made, have a
-    /// [`WouldBeThrottled`] in their extensions.
+    /// [`Rejection::would_be_throttled`] returns true for rejections of requests that the throttle would have rejected. Such
+    /// requests cause lookups that the throttle would have prevented. If they are admitted, their extensions contain
+    /// [`WouldBeThrottled`].
     #[must_use]
     pub fn with_dry_run(self) -> Self {
         Self { dry_run: true, ..self }
     }
 
-    /// How many failures a peer may have.
+    /// Returns the quota of failures for each peer.
     #[must_use]
     pub fn quota(&self) -> Quota {
         self.sketch.quota()
     }
 
-    /// The bytes that the table takes, whatever the number of peers.
+    /// Returns the size of the table in bytes, which does not depend on the number of peers.
     #[must_use]
     pub fn memory_bytes(&self) -> usize {
         self.sketch.memory_bytes()
     }
 
-    /// Lets an attempt in, or refuses it. `None`: its peer is not throttled.
+    /// Begins an attempt. Returns `None` if the request is not throttled, and an error if its peer is over the limit.
     pub(crate) fn begin(&self, head: &RequestHead<'_>) -> Result<Option<Attempt>, Rejection> {
-        let (peer, refused) = match (self.peer)(head) {
+        let (peer, rejection) = match (self.peer)(head) {
             Ok(None) => return Ok(None),
             Ok(Some(peer)) => match self.sketch.begin(peer, self.time.now_ns()) {
                 Ok(()) => (Some(peer), None),
@@ -192,14 +233,14 @@ impl FailureThrottle {
                 }
             },
             Err(hint) => {
-                // On trial this is told as well: in earnest it would refuse everybody who has to be counted.
+                // A dry run reports this too: an enforced throttle would reject all requests that it has to count.
                 if self.dry_run {
                     observe::throttled(true);
                 }
                 (None, Some(Rejection::misconfigured(hint)))
             }
         };
-        match refused {
+        match rejection {
             Some(rejection) if !self.dry_run => Err(rejection),
             _ => {
                 let (sketch, time) = (Arc::clone(&self.sketch), Arc::clone(&self.time));
@@ -219,45 +260,44 @@ impl fmt::Debug for FailureThrottle {
     }
 }
 
-/// In the extensions of a request that was let in although its peer had too many failures, by a
-/// [dry run](FailureThrottle::with_dry_run).
+/// An extension of requests that a throttle would have rejected, inserted by a [dry run](FailureThrottle::with_dry_run).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct WouldBeThrottled;
 
-/// An attempt to authenticate. If it is dropped before it has ended, the client has gone away.
+/// A pending attempt to authenticate. Dropping it means that the client disconnected.
 pub(crate) struct Attempt {
     sketch: Arc<Sketch>,
     time: Arc<Time>,
-    /// `None`: a dry run has let it in, and it is counted no more than if it had been refused.
+    /// `None` if the throttle would have rejected the attempt. Like a rejection, the attempt is not counted then.
     peer: Option<Peer>,
-    /// From this time on it is no failure to go away.
+    /// From this time on, a disconnect is no failure.
     excused_from_ns: u64,
 }
 
 impl Attempt {
-    /// Allows the client to go away when half of this time has passed from now on.
-    pub(crate) fn with_deadline(mut self, deadline: Duration) -> Self {
-        let half = u64::try_from(deadline.as_nanos() / 2).unwrap_or(u64::MAX);
+    /// Sets the timeout of the lookup. A disconnect after half of this time is no failure.
+    pub(crate) fn with_timeout(mut self, timeout: Duration) -> Self {
+        let half = u64::try_from(timeout.as_nanos() / 2).unwrap_or(u64::MAX);
         self.excused_from_ns = self.time.now_ns().saturating_add(half);
         self
     }
 
-    /// It is no failure.
+    /// Ends the attempt as a success.
     pub(crate) fn succeed(mut self) {
         if let Some(peer) = self.peer.take() {
             self.sketch.succeed(peer);
         }
     }
 
-    /// It is a failure.
+    /// Ends the attempt as a failure.
     pub(crate) fn fail(mut self) {
         if let Some(peer) = self.peer.take() {
             self.sketch.fail(peer, self.time.now_ns());
         }
     }
 
-    /// Whether only a dry run has let it in.
+    /// Returns whether the throttle would have rejected the attempt.
     pub(crate) fn would_be_throttled(&self) -> bool {
         self.peer.is_none()
     }
@@ -273,8 +313,10 @@ impl Drop for Attempt {
     }
 }
 
-/// The peer that an address belongs to: IPv4 addresses are peers of their own, also in their IPv6 form (`::ffff:192.0.2.1`),
-/// IPv6 addresses stand for their /64, which is what one customer has at the least.
+/// Returns the prefix of an address that belongs to one peer.
+///
+/// - An IPv4 address is returned as it is. An IPv4-mapped IPv6 address (`::ffff:192.0.2.1`) is returned as IPv4.
+/// - An IPv6 address is reduced to its /64, the smallest prefix that a customer usually has.
 ///
 /// ```
 /// use tollgate::limit::ip_prefix;
@@ -300,7 +342,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn addresses_are_grouped_by_who_has_them() {
+    fn ipv6_addresses_are_grouped_by_64_bit_prefix() {
         let peer = |address: &str| ip_prefix(address.parse().unwrap()).to_string();
         for (address, expected) in [
             ("192.0.2.1", "192.0.2.1"),
@@ -309,7 +351,7 @@ mod tests {
             ("2001:db8:1:2:ffff:ffff:ffff:ffff", "2001:db8:1:2::"),
             ("2001:db8:1:3::", "2001:db8:1:3::"),
             ("::1", "::"),
-            // IPv4-compatible, which is not IPv4-mapped.
+            // IPv4-compatible, not IPv4-mapped.
             ("::192.0.2.1", "::"),
         ] {
             assert_eq!(peer(address), expected);
@@ -317,11 +359,11 @@ mod tests {
     }
 
     #[test]
-    fn the_table_has_the_size_that_it_tells() {
-        let throttle = FailureThrottle::new(Quota::per_minute(1), |_| Some(()));
-        assert_eq!(throttle.memory_bytes() >> 20, 1, "1 MiB");
-        for (asked, width) in [(0, 16), (17, 32), (1 << 20, 1 << 20)] {
-            let throttle = throttle.clone().with_width(asked);
+    fn memory_bytes_is_the_size_of_the_table() {
+        let throttle = || FailureThrottle::new(Quota::per_minute(1), |_| Some(()));
+        assert_eq!(throttle().memory_bytes() >> 20, 1, "1 MiB");
+        for (requested, width) in [(16, 16), (17, 32), (1 << 20, 1 << 20)] {
+            let throttle = throttle().with_width(requested).unwrap();
             assert_eq!(throttle.sketch.width(), width);
             assert!(throttle.memory_bytes() - width * 64 < 4096);
             assert_eq!(throttle.with_clock(|| Duration::ZERO).sketch.width(), width);
@@ -329,22 +371,30 @@ mod tests {
     }
 
     #[test]
-    fn mistakes_are_as_rare_as_the_table_says() {
+    fn width_out_of_range_returns_an_error() {
+        for width in [0, 15, (1 << 24) + 1, usize::MAX] {
+            let throttle = FailureThrottle::new(Quota::per_minute(1), |_| Some(()));
+            assert_eq!(throttle.with_width(width).unwrap_err(), FailureThrottleError::Width);
+        }
+    }
+
+    #[test]
+    fn mistakes_are_as_rare_as_documented() {
         let quota = Quota::per_hour(1);
         let throttle = FailureThrottle::new(quota, |head| head.extensions.get::<u32>().copied());
-        let throttle = throttle.with_width(1_024).with_clock(|| Duration::ZERO);
+        let throttle = throttle.with_width(1_024).unwrap().with_clock(|| Duration::ZERO);
         let mut request = Request::new(());
-        let mut refused = |peers: std::ops::Range<u32>| {
-            let mut is_refused = |peer: &u32| {
+        let mut rejected = |peers: std::ops::Range<u32>| {
+            let mut is_rejected = |peer: &u32| {
                 request.extensions_mut().insert(*peer);
-                // One that is let in fails, as it is dropped.
+                // An admitted attempt is dropped, so it fails.
                 throttle.begin(&RequestHead::of(&request)).is_err()
             };
-            peers.filter(|peer| is_refused(peer)).count()
+            peers.filter(|peer| is_rejected(peer)).count()
         };
-        // As many peers as a row is wide: about 1 in 6 for the last of them, so that fewer were refused before.
-        assert!(refused(0..1_024) < 1_024 / 8);
-        // They are not let in again.
-        assert_eq!(refused(0..1_024), 1_024);
+        // With as many peers as cells in a row, the last peer is rejected with a probability of 1/6, the earlier ones less.
+        assert!(rejected(0..1_024) < 1_024 / 8);
+        // All peers are at their limit now.
+        assert_eq!(rejected(0..1_024), 1_024);
     }
 }

@@ -1,38 +1,40 @@
-//! The third station: charge the caller's budget.
+//! Rate limits: the third step of the pipeline charges the caller.
 //!
-//! [`RateLimits`] is the limiter in memory: one GCRA cell a subject, decided by `governor`. Whoever keeps budgets
-//! elsewhere implements [`Limiter`]. Beside it stands the [`FailureThrottle`], for who is nobody yet.
+//! [`RateLimits`] is the limiter in memory. It uses GCRA, computed by `governor`. Implement [`Limiter`] to keep buckets
+//! elsewhere. [`FailureThrottle`] limits the failed authentications of a peer.
 //!
 //! # Rules
 //!
-//! 1. A budget belongs to a [`Subject`](crate::Subject) that a store has vouched for. There is no way to key it by a
-//!    header, a token or an address, so that strangers can neither reset a budget nor grow the memory.
-//! 2. Over any time `t` no more than `burst + rate x t` is admitted, with the largest burst and rate of all quotas that
-//!    the subject had meanwhile: a change of plan carries what is owed, counted in cells. (What would take more than 438
-//!    years to pay off is cut to that.)
-//! 3. A refused charge costs nothing. Who waits [`Decision::retry_after`] and comes alone is admitted; who comes a
-//!    nanosecond earlier is not.
-//! 4. Where a limiter has several policies, a charge meets all of them or none: what one refuses costs none of the others.
-//! 5. Memory is bounded by the subjects whose grants are alive or in debt. No task runs. A grant that its store has dropped
-//!    may be kept, with its principal, until the next [sweep](RateLimits::sweep), which happens while new subjects come.
+//! 1. A bucket belongs to a [`Subject`](crate::Subject) that a store returned. Buckets cannot be keyed by a header, a token or
+//!    an address, so clients can neither reset a bucket nor grow the memory.
+//! 2. In any time `t`, at most `burst + rate x t` units are admitted. The largest burst and rate of all quotas that the subject
+//!    had meanwhile count. A change of plan carries the used units over, capped at units that take 438 years to regain.
+//! 3. A rejected charge costs nothing. A retry after exactly [`Decision::retry_after`] is admitted if no other request charges
+//!    the bucket meanwhile. A retry one nanosecond earlier is rejected.
+//! 4. A limiter with several limits charges all of them or none. A charge that one limit rejects costs nothing in the others.
+//! 5. The number of buckets is bounded by the subjects whose grants exist or whose buckets are not full. No background task
+//!    runs. A grant that its store has dropped may stay in memory, with its principal, until the next
+//!    [sweep](RateLimits::sweep). New subjects cause sweeps.
 
 mod all_or_nothing;
 mod buckets;
 mod failures;
 #[cfg(all(test, tollgate_shuttle))]
 mod interleavings;
+#[allow(clippy::module_inception, reason = "the file of `Limit`")]
+mod limit;
 mod memory;
 #[cfg(feature = "redis")]
 pub mod redis;
 mod refund_totals;
-mod rule;
 mod sketch;
 mod state;
 
 pub(crate) use crate::quota::clock::Time;
 pub use crate::quota::clock::{Clock, MonotonicClock};
 pub(crate) use failures::Attempt;
-pub use failures::{FailureThrottle, WouldBeThrottled, ip_prefix};
+pub use failures::{FailureThrottle, FailureThrottleError, WouldBeThrottled, ip_prefix};
+pub use limit::{Limit, LimitError};
 pub use memory::RateLimits;
 
 pub use crate::quota::decision::{Decision, Verdict};
@@ -43,51 +45,51 @@ use crate::caller::CurrentGrant;
 use crate::pending::answer::Answer;
 use crate::request_head::RequestHead;
 
-/// What is to be paid for.
+/// A charge: a request, or a number of units.
 #[derive(Clone, Copy, Debug)]
+#[non_exhaustive]
 pub enum Charge<'a> {
-    /// A number of units, for what is no request: messages on a socket, rows of an export. 0 charges nothing and
-    /// reads the state of the budget.
+    /// A number of units that are not requests, such as messages on a socket or rows of an export. 0 units charge nothing
+    /// and read the state of the bucket.
     Units(u32),
-    /// A request; the limiter knows what it costs.
+    /// A request. The limiter determines its cost.
     Request(&'a RequestHead<'a>),
 }
 
-/// Decides whether a caller may go on, and charges them if so.
+/// Decides whether a caller is admitted, and charges admitted callers.
 ///
 /// # Contract
 ///
-/// - The budget is found by [`CurrentGrant::subject`] and nothing else.
-/// - [`Answer::Pending`] is lazy: nothing is charged before the first poll, and a dropped future may or may not have
-///   charged.
-/// - A limiter that waits bounds its own wait, because only it knows what to do when its server is gone.
+/// - The limiter finds the bucket by [`CurrentGrant::subject`] only.
+/// - [`Answer::Pending`] is lazy: nothing is charged before the first poll. A dropped future may or may not have charged.
+/// - A limiter that waits has its own timeout, because only the limiter can decide what to do without its server.
 ///
 /// # Security
 ///
-/// A false "admitted" costs capacity, a false "refused" locks a paying caller out: decide, and document, which one
-/// your limiter prefers when it cannot tell.
+/// A wrong admission uses capacity. A wrong rejection locks out a legitimate caller. Decide and document which of the two your
+/// limiter prefers when it cannot determine the state of a bucket.
 #[diagnostic::on_unimplemented(
     message = "`{Self}` is not a limiter",
     note = "use `RateLimits::new(Quota::per_minute(180).with_burst(20))` or implement `Limiter`"
 )]
 pub trait Limiter: Send + Sync + 'static {
-    /// The future of a decision that has to be waited for; [`Immediate`](crate::Immediate) if there is none.
+    /// The future of a pending decision. Use [`Immediate`](crate::Immediate) if decisions are always immediate.
     type Future: Future<Output = Decision> + Send + 'static;
 
-    /// Charges the budget of the grant's subject.
+    /// Charges the bucket of the grant's subject.
     fn charge(&self, grant: &CurrentGrant, charge: Charge<'_>) -> Answer<Self::Future>;
 
-    /// Charges what all anonymous callers and CORS preflights share. They pass without limit unless a limiter says otherwise.
+    /// Charges the bucket that all anonymous callers and CORS preflights share. By default they are not limited.
     fn charge_anonymous(&self, charge: Charge<'_>) -> Answer<Self::Future> {
         let _ = charge;
         Answer::Ready(Decision::unlimited())
     }
 
-    /// Returns the form of this limiter that [`AuthLayer::rate_limit`](crate::AuthLayer::rate_limit) puts on a route.
+    /// Returns the form of this limiter for a [route](crate::AuthLayer::route_rate_limit). Default: the limiter itself.
     ///
     /// A limiter on a route limits by its own quota, and not by the [quotas of grants](crate::Grant::with_quota). A limiter that
-    /// follows these returns a form that does not, unless its configuration asks for it explicitly. A limiter that wraps
-    /// another one passes the call on. By default the limiter stays as it is.
+    /// follows grants' quotas returns a form that does not, unless its configuration requests them explicitly. A limiter that
+    /// wraps another one passes the call on.
     #[must_use]
     fn for_route(self) -> Self
     where

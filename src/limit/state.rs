@@ -1,11 +1,11 @@
-//! [`LimitState`]: one policy with its buckets, and the charge of one bucket.
+//! [`LimitState`]: one limit with its buckets, and the charge of one bucket.
 
 use std::num::NonZeroU32;
 use std::sync::Arc;
 
 use super::buckets::{BucketOwner, Buckets, Removed};
+use super::limit::{Limit, Scope};
 use super::refund_totals::RefundTotals;
-use super::rule::{Rule, Scope};
 use crate::caller::CurrentGrant;
 use crate::grant::Subject;
 use crate::quota::Quota;
@@ -15,10 +15,10 @@ use crate::quota::decision::{Decision, Verdict};
 use crate::quota::policy::{Policy, PolicyName};
 use crate::sync::MutexGuard;
 
-/// One policy with its buckets. Clones share the buckets.
+/// One limit with its buckets. Clones share the buckets.
 #[derive(Clone)]
 pub(super) struct LimitState {
-    rule: Rule,
+    limit: Limit,
     buckets: BucketSet,
 }
 
@@ -65,35 +65,26 @@ impl MadeCharge {
 }
 
 impl LimitState {
-    /// Creates the state of a rule. All buckets are full.
-    pub(super) fn new(rule: Rule) -> Self {
-        let buckets = match rule.scope {
-            Scope::All => BucketSet::Shared(SharedBucket::new(rule.name.clone(), rule.quota)),
+    /// Creates the state of a limit. All buckets are full.
+    pub(super) fn new(limit: Limit) -> Self {
+        let buckets = match limit.scope {
+            Scope::All => BucketSet::Shared(SharedBucket::new(limit.name.clone(), limit.quota)),
             Scope::Subject => BucketSet::PerSubject {
-                buckets: Arc::new(Buckets::new(rule.name.clone(), rule.quota)),
-                anonymous: rule.anonymous.map(|quota| SharedBucket::new(rule.anonymous_name(), quota)),
+                buckets: Arc::new(Buckets::new(limit.name.clone(), limit.quota)),
+                anonymous: limit.anonymous.map(|quota| SharedBucket::new(limit.anonymous_name(), quota)),
             },
         };
-        Self { rule, buckets }
+        Self { limit, buckets }
     }
 
-    pub(super) fn rule(&self) -> &Rule {
-        &self.rule
+    pub(super) fn limit(&self) -> &Limit {
+        &self.limit
     }
 
-    /// Changes the rule. The buckets are kept unless the scope or the quota of anonymous callers changes.
-    pub(super) fn changed(self, change: impl FnOnce(&mut Rule)) -> Self {
-        let Self { mut rule, buckets } = self;
-        let (scope, anonymous) = (rule.scope, rule.anonymous);
-        change(&mut rule);
-        match (scope == rule.scope, anonymous == rule.anonymous, buckets) {
-            (true, true, buckets) => Self { rule, buckets },
-            (true, false, BucketSet::PerSubject { buckets, .. }) => {
-                let anonymous = rule.anonymous.map(|quota| SharedBucket::new(rule.anonymous_name(), quota));
-                Self { rule, buckets: BucketSet::PerSubject { buckets, anonymous } }
-            }
-            _ => Self::new(rule),
-        }
+    /// Changes settings that do not affect the buckets. The buckets are kept.
+    pub(super) fn changed(mut self, change: impl FnOnce(&mut Limit)) -> Self {
+        change(&mut self.limit);
+        self
     }
 
     /// Returns the owner of the bucket to charge, or `None` if this caller is not limited. `grant` is `None` for anonymous
@@ -102,7 +93,7 @@ impl LimitState {
     fn owner<'a>(&'a self, grant: Option<&'a CurrentGrant>) -> Option<(&'a Buckets, BucketOwner<'a>)> {
         match (&self.buckets, grant) {
             (BucketSet::PerSubject { buckets, .. }, Some(grant)) => {
-                let (quota, grant) = (self.rule.quota_of(grant), grant.erased());
+                let (quota, grant) = (self.limit.quota_of(grant), grant.erased());
                 let head = grant.head();
                 let (subject, bucket_cache) = (head.subject(), head.bucket_cache());
                 Some((buckets, BucketOwner { subject, bucket_cache, quota, grant: Some(grant) }))
@@ -112,7 +103,7 @@ impl LimitState {
         }
     }
 
-    /// Charges the bucket. Returns `None` if this caller is not limited. Pass the decision to [`Rule::mark`].
+    /// Charges the bucket. Returns `None` if this caller is not limited. Pass the decision to [`Limit::mark`].
     #[inline]
     pub(super) fn charge(
         &self,
@@ -151,8 +142,8 @@ impl LimitState {
 
     /// Returns the total of refunds to this bucket, locked.
     pub(super) fn refunded<'a>(&self, totals: &'a RefundTotals, grant: Option<&CurrentGrant>) -> MutexGuard<'a, u64> {
-        let subject = grant.filter(|_| self.rule.scope == Scope::Subject).map(CurrentGrant::subject);
-        totals.lock(self.rule.name.as_str(), subject)
+        let subject = grant.filter(|_| self.limit.scope == Scope::Subject).map(CurrentGrant::subject);
+        totals.lock(self.limit.name.as_str(), subject)
     }
 
     /// Refunds a charge, and adds the refund to the totals.

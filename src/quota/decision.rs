@@ -50,6 +50,7 @@ struct Rest {
 
 /// The outcome of a charge.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Verdict {
     /// The units were charged. For one of several policies: the charge fits, and is made if it fits all policies.
     Admitted,
@@ -205,7 +206,7 @@ impl Decision {
         Self { is_dry_run: true, ..self }
     }
 
-    /// Marks the decision as near the limit, see [`RateLimits::with_near_limit`](crate::RateLimits::with_near_limit).
+    /// Marks the decision as near the limit, see [`Limit::with_near_limit`](crate::Limit::with_near_limit).
     #[must_use]
     pub fn with_near_limit(self) -> Self {
         Self { is_near_limit: true, ..self }
@@ -236,7 +237,7 @@ impl Decision {
     }
 
     /// Returns whether the used part of a burst has reached the percentage of
-    /// [`RateLimits::with_near_limit`](crate::RateLimits::with_near_limit).
+    /// [`Limit::with_near_limit`](crate::Limit::with_near_limit).
     #[must_use]
     pub fn is_near_limit(&self) -> bool {
         self.is_near_limit

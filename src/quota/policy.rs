@@ -53,9 +53,6 @@ pub enum PolicyNameError {
     /// The name is empty, longer than 64 characters, or not printable ASCII.
     #[error("invalid policy name: must be 1 to 64 characters of printable ASCII")]
     Form,
-    /// Another policy of the same limiter has this name. `anonymous` is reserved for anonymous callers.
-    #[error("duplicate policy name: another policy of the same limiter has this name")]
-    Taken,
 }
 
 impl Policy {

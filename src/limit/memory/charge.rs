@@ -1,11 +1,11 @@
-//! How a limiter in memory decides a charge.
+//! Charges of [`RateLimits`], and its [`Limiter`] implementation.
 
 use std::sync::Arc;
 
 use super::RateLimits;
 use crate::caller::CurrentGrant;
 use crate::limit::buckets::Removed;
-use crate::limit::rule::{GrantQuotas, Rule};
+use crate::limit::limit::{GrantQuotas, Limit};
 use crate::limit::state::{LimitState, MadeCharge};
 use crate::limit::{Charge, Limiter, all_or_nothing};
 use crate::observe;
@@ -14,29 +14,29 @@ use crate::quota::decision::Decision;
 use crate::quota::refund::Refund;
 
 impl RateLimits {
-    /// [`check`](Limiter::charge) without the wrapping: budgets in memory never wait.
-    #[must_use = "a decision that nobody looks at limits nobody"]
+    /// Charges a caller. This is [`Limiter::charge`] without the wrapper, because limits in memory never wait.
+    #[must_use = "a charge limits nothing unless the decision is used"]
     #[inline]
     pub fn charge(&self, grant: &CurrentGrant, charge: Charge<'_>) -> Decision {
         self.decide(Some(grant), charge)
     }
 
-    /// The state of a budget, without a charge.
+    /// Returns the state of a caller's buckets without a charge.
     #[must_use]
     pub fn peek(&self, grant: &CurrentGrant) -> Decision {
         self.charge(grant, Charge::Units(0))
     }
 
-    /// Forgets subjects who owe nothing and whose grants are gone. Happens by itself while new subjects come.
+    /// Drops all buckets that are full and whose grants were dropped. New subjects cause sweeps automatically.
     pub fn sweep(&self) {
         let now = self.time.now_ns();
-        self.lanes().iter().for_each(|lane| lane.sweep(now));
+        self.states().iter().for_each(|state| state.sweep(now));
     }
 
-    /// How many subjects are remembered.
+    /// Returns the number of subjects that have a bucket.
     #[must_use]
     pub fn subjects(&self) -> usize {
-        self.lanes().iter().map(LimitState::subjects).max().unwrap_or(0)
+        self.states().iter().map(LimitState::subjects).max().unwrap_or(0)
     }
 
     #[cfg(test)]
@@ -44,74 +44,75 @@ impl RateLimits {
         self.first.buckets()
     }
 
-    /// The decision about a caller; `None` is an anonymous one.
+    /// Charges a caller. `grant` is `None` for anonymous callers.
     #[inline]
     fn decide(&self, grant: Option<&CurrentGrant>, charge: Charge<'_>) -> Decision {
-        let decision = if self.more.is_some() || self.has_refunds() {
-            self.decide_rare(grant, &|_, rule| rule.cost(charge))
+        let decision = if self.several.is_some() || self.has_refunds() {
+            self.decide_rare(grant, &|_, limit| limit.cost(charge))
         } else {
-            let (now, cost) = (self.time.now_ns(), self.first.rule().cost(charge));
+            let (now, cost) = (self.time.now_ns(), self.first.limit().cost(charge));
             let decision = self.first.charge(grant, now, cost, &mut Removed::default());
-            decision.map_or_else(Decision::unlimited, |decision| self.first.rule().mark(decision, grant))
+            decision.map_or_else(Decision::unlimited, |decision| self.first.limit().mark(decision, grant))
         };
-        // Who only looks charges nothing.
+        // 0 units are a look, not a charge.
         if !matches!(charge, Charge::Units(0)) {
             observe::charged(&decision, grant);
         }
         decision
     }
 
-    /// The same where it has been counted already what each policy costs.
+    /// Charges these costs, one for each limit. Emits no metrics.
     #[cfg(feature = "redis")]
     pub(crate) fn decide_counted(&self, grant: Option<&CurrentGrant>, costs: &[u32]) -> Decision {
         self.decide_rare(grant, &|at, _| costs.get(at).copied().unwrap_or(0))
     }
 
-    fn decide_rare(&self, grant: Option<&CurrentGrant>, cost: &dyn Fn(usize, &Rule) -> u32) -> Decision {
+    fn decide_rare(&self, grant: Option<&CurrentGrant>, cost: &dyn Fn(usize, &Limit) -> u32) -> Decision {
         let now = self.time.now_ns();
-        let given = self.given.as_ref().map(|given| {
-            let before = |lane: &LimitState| *lane.refunded(given, grant);
-            (given, self.lanes().iter().map(before).collect::<Vec<_>>())
+        // Totals are read before the charge, so that no later refund is missed.
+        let totals = self.refund_totals.as_ref().map(|totals| {
+            let before = |state: &LimitState| *state.refunded(totals, grant);
+            (totals, self.states().iter().map(before).collect::<Vec<_>>())
         });
         let mut made: Vec<(usize, MadeCharge)> = Vec::new();
-        let decision = match &self.more {
-            Some(more) => {
-                let keep = given.is_some().then_some(&mut made);
-                all_or_nothing::charge(&more.lanes, &more.turns, grant, now, cost, keep)
+        let decision = match &self.several {
+            Some(several) => {
+                let keep = totals.is_some().then_some(&mut made);
+                all_or_nothing::charge(&several.limits, &several.locks, grant, now, cost, keep)
             }
             None => {
-                let (rule, cost) = (self.first.rule(), cost(0, self.first.rule()));
+                let (limit, cost) = (self.first.limit(), cost(0, self.first.limit()));
                 let decision = self.first.charge(grant, now, cost, &mut Removed::default());
                 made.extend(
                     decision.iter().filter_map(|decision| Some((0, self.first.made_charge(decision, now, cost)?))),
                 );
-                decision.map_or_else(Decision::unlimited, |decision| rule.mark(decision, grant))
+                decision.map_or_else(Decision::unlimited, |decision| limit.mark(decision, grant))
             }
         };
-        let Some((given, before)) = given.filter(|_| !made.is_empty()) else { return decision };
+        let Some((totals, before)) = totals.filter(|_| !made.is_empty()) else { return decision };
         let made: Vec<_> = made
             .into_iter()
-            .filter_map(|(at, made)| Some((self.lanes().get(at)?.clone(), made.after(*before.get(at)?))))
+            .filter_map(|(at, made)| Some((self.states().get(at)?.clone(), made.after(*before.get(at)?))))
             .collect();
-        let (time, given, grant) = (Arc::clone(&self.time), Arc::clone(given), grant.cloned());
+        let (time, totals, grant) = (Arc::clone(&self.time), Arc::clone(totals), grant.cloned());
         decision.with_refund(Refund::new(move || {
             let now = time.now_ns();
-            made.iter().for_each(|(lane, made)| lane.refund(&given, grant.as_ref(), now, *made));
+            made.iter().for_each(|(state, made)| state.refund(&totals, grant.as_ref(), now, *made));
             std::future::ready(())
         }))
     }
 
     pub(in crate::limit) fn has_refunds(&self) -> bool {
-        self.given.is_some()
+        self.refund_totals.is_some()
     }
 
-    /// Whether [`for_route`](Limiter::for_route) changes anything.
+    /// Returns whether [`for_route`](Limiter::for_route) changes this limiter.
     pub(in crate::limit) fn follows_grants_by_default(&self) -> bool {
-        self.lanes().iter().any(|lane| lane.rule().grant_quotas == GrantQuotas::FollowedByDefault)
+        self.states().iter().any(|state| state.limit().grant_quotas == GrantQuotas::FollowedByDefault)
     }
 
     pub(in crate::limit) fn limits_anonymous(&self) -> bool {
-        self.lanes().iter().any(|lane| lane.rule().limits_anonymous())
+        self.states().iter().any(|state| state.limit().limits_anonymous())
     }
 }
 
@@ -124,7 +125,7 @@ impl Limiter for RateLimits {
     }
 
     fn charge_anonymous(&self, charge: Charge<'_>) -> Answer<Self::Future> {
-        // The usual limiter does not limit them: then a preflight costs no reading of the clock.
+        // Without such a limit, a preflight does not read the clock.
         match self.limits_anonymous() {
             true => Answer::Ready(self.decide(None, charge)),
             false => Answer::Ready(Decision::unlimited()),
@@ -133,9 +134,9 @@ impl Limiter for RateLimits {
 
     fn for_route(self) -> Self {
         match self.follows_grants_by_default() {
-            true => self.change_all(|rule| {
-                if rule.grant_quotas == GrantQuotas::FollowedByDefault {
-                    rule.grant_quotas = GrantQuotas::Ignored;
+            true => self.change_all(|limit| {
+                if limit.grant_quotas == GrantQuotas::FollowedByDefault {
+                    limit.grant_quotas = GrantQuotas::Ignored;
                 }
             }),
             false => self,

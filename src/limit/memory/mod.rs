@@ -1,3 +1,5 @@
+//! [`RateLimits`]: rate limits with their buckets in the memory of this process.
+
 mod charge;
 
 use std::fmt;
@@ -6,31 +8,27 @@ use std::num::NonZeroU32;
 use std::sync::Arc;
 
 use super::all_or_nothing::ChargeLocks;
+use super::limit::{GrantQuotas, Limit, LimitError, PartitionKey};
 use super::refund_totals::RefundTotals;
-use super::rule::{GrantQuotas, PartitionKey, Rule, Scope};
 use super::state::LimitState;
 use super::{Clock, Time};
 use crate::grant::Subject;
-use crate::quota::Quota;
-use crate::quota::policy::{PolicyName, PolicyNameError};
-use crate::request_head::RequestHead;
 
-/// Budgets in the memory of this process, one a subject and policy: GCRA by `governor`.
+/// One or more [`Limit`]s with their buckets in the memory of this process.
 ///
-/// Clones share their budgets. Keep one beside the gate to charge the same budget from a handler, for each message of
-/// a WebSocket, say, or for each step of a long job:
+/// Clones share the buckets. To charge the same buckets from a handler, keep a clone in the handler's state. Examples are a
+/// charge for each message of a WebSocket, or for each step of a long job:
 ///
 /// ```
-/// use tollgate::limit::{Charge, RateLimits};
-/// use tollgate::{Authenticated, AuthLayer, Grant, MemoryStore, Quota, TokenDigest};
+/// use tollgate::{AuthLayer, Authenticated, Charge, Grant, MemoryStore, Quota, RateLimits, TokenDigest};
 ///
 /// let limits = RateLimits::new(Quota::per_minute(180).with_burst(20));
 /// let tokens = MemoryStore::from_iter([(TokenDigest::of("a-token"), Grant::new("alice", ()))]);
 /// let gate = AuthLayer::new(tokens).with_rate_limit(limits.clone());
 ///
-/// // `limits` is the handler's state, `who` its extractor.
-/// fn on_message(limits: &RateLimits, who: &Authenticated<()>) -> &'static str {
-///     match limits.charge(&who.current(), Charge::Units(1)).is_admitted() {
+/// // `limits` is the handler's state, `caller` is its extractor.
+/// fn on_message(limits: &RateLimits, caller: &Authenticated<()>) -> &'static str {
+///     match limits.charge(&caller.current(), Charge::Units(1)).is_admitted() {
 ///         true => "done",
 ///         false => "slow down",
 ///     }
@@ -39,279 +37,172 @@ use crate::request_head::RequestHead;
 /// # let _ = gate;
 /// ```
 ///
-/// # Several policies
+/// # Several limits
 ///
-/// A limiter with several policies charges all of them or none. What follows [`and`](Self::and) is said of the policy that
-/// was added last:
+/// A limiter with several limits charges all of them or none:
 ///
 /// ```
-/// use tollgate::limit::{Charge, RateLimits};
-/// use tollgate::{CurrentGrant, Grant, Quota};
+/// use tollgate::{Charge, CurrentGrant, Grant, Limit, Quota, RateLimits};
 ///
 /// let limits = RateLimits::new(Quota::per_minute(180).with_burst(20))
-///     .and("day", Quota::per_day(5_000))?
-///     .and("orders", Quota::per_second(3))?
-///     .with_cost(|head| u32::from(head.uri.path() == "/orders"))
-///     .and("everybody", Quota::per_second(1_000))?
-///     .shared_by_all();
+///     .and(Limit::new("day", Quota::per_day(5_000))?)?
+///     .and(Limit::new("orders", Quota::per_second(3))?.with_cost(|head| u32::from(head.uri.path() == "/orders")))?
+///     .and(Limit::new("everybody", Quota::per_second(1_000))?.shared_by_all())?;
 ///
 /// let alice = CurrentGrant::new(Grant::new("alice", ()));
-/// let refused = limits.charge(&alice, Charge::Units(4));
-/// assert_eq!(refused.violated().map(|policy| policy.name()).collect::<Vec<_>>(), ["orders"]);
+/// let rejected = limits.charge(&alice, Charge::Units(4));
+/// assert_eq!(rejected.violated().map(|policy| policy.name()).collect::<Vec<_>>(), ["orders"]);
 /// assert_eq!(limits.peek(&alice).parts().map(|part| part.remaining()).collect::<Vec<_>>(), [20, 5_000, 3, 1_000]);
-/// # Ok::<_, tollgate::PolicyNameError>(())
+/// # Ok::<_, tollgate::LimitError>(())
 /// ```
 ///
-/// # Whose quota
-///
-/// The [quota of a grant](crate::Grant::with_quota), a customer's plan, replaces the quota of at most one policy of a limiter:
-///
-/// | policy | in a gate or called by a handler | on a route ([`AuthLayer::rate_limit`](crate::AuthLayer::rate_limit)) |
-/// |---|---|---|
-/// | of [`RateLimits::new`](Self::new) | quota of the grant | own quota |
-/// | of [`RateLimits::named`](Self::named) or [`and`](Self::and) | own quota | own quota |
-/// | the one with [`with_grant_quotas`](Self::with_grant_quotas) | quota of the grant | quota of the grant |
-/// | any policy [shared by all](Self::shared_by_all), and the bucket of anonymous callers | own quota | own quota |
+/// Which limit follows the quota of a grant is described at [`Limit`](Limit#grants-quotas).
 #[derive(Clone)]
 pub struct RateLimits {
     first: LimitState,
-    more: Option<Arc<Further>>,
+    /// Set if there are several limits.
+    several: Option<Arc<Several>>,
+    /// Every clone holds a reference, see [`with_clock`](Self::with_clock).
     pub(super) time: Arc<Time>,
-    /// For refunds, if they may be wanted.
-    given: Option<Arc<RefundTotals>>,
+    /// Set if charges can be refunded.
+    refund_totals: Option<Arc<RefundTotals>>,
 }
 
-/// What a limiter with several policies has beside the usual.
+/// The state of several limits.
 #[derive(Clone)]
-struct Further {
-    /// All of them, the first one too.
-    lanes: Vec<LimitState>,
-    turns: Arc<ChargeLocks>,
+struct Several {
+    /// All limits, including the first.
+    limits: Vec<LimitState>,
+    locks: Arc<ChargeLocks>,
 }
 
 impl RateLimits {
-    /// Limits under the policy name `default`.
+    /// Creates a limiter with one limit. A [`Quota`](crate::Quota) becomes a limit with the name `default`.
     ///
-    /// In a gate the [quota of a grant](crate::Grant::with_quota) replaces this one, which is for grants without a quota. On
-    /// a [route](crate::AuthLayer::rate_limit) it does not; see [Whose quota](Self#whose-quota).
+    /// In a gate, the [quota of a grant](crate::Grant::with_quota) replaces the quota of the limit `default`. On a
+    /// [route](crate::AuthLayer::route_rate_limit) it does not, see [`Limit`](Limit#grants-quotas).
+    ///
+    /// ```
+    /// use tollgate::{Limit, Quota, RateLimits};
+    ///
+    /// let plans = RateLimits::new(Quota::per_minute(180).with_burst(20));
+    /// let orders = RateLimits::new(Limit::new("orders", Quota::per_second(3))?);
+    /// # let _ = (plans, orders);
+    /// # Ok::<_, tollgate::LimitError>(())
+    /// ```
     #[must_use]
-    pub fn new(quota: Quota) -> Self {
-        let mut rule = Rule::new(PolicyName::default_name(), quota);
-        rule.grant_quotas = GrantQuotas::FollowedByDefault;
-        Self::of(rule)
+    pub fn new(limit: impl Into<Limit>) -> Self {
+        let first = LimitState::new(limit.into());
+        Self { first, several: None, time: Arc::new(Time::counter()), refund_totals: None }
     }
 
-    /// Limits under a policy name of your own, by which clients tell several policies apart. Quotas of grants do not
-    /// change this one, unless you ask for it by [`with_grant_quotas`](Self::with_grant_quotas).
-    ///
-    /// ```
-    /// use tollgate::Quota;
-    /// use tollgate::limit::RateLimits;
-    ///
-    /// let orders = RateLimits::named("orders", Quota::per_second(3))?;
-    /// # let _ = orders;
-    /// # Ok::<_, tollgate::PolicyNameError>(())
-    /// ```
+    /// Adds a limit. A charge that one of the limits rejects costs nothing in the others, also under concurrent requests.
     ///
     /// # Errors
     ///
-    /// If the name is not 1 to 64 characters of printable ASCII.
-    pub fn named(policy: &str, quota: Quota) -> Result<Self, PolicyNameError> {
-        Ok(Self::of(Rule::new(PolicyName::new(policy)?, quota)))
-    }
-
-    fn of(rule: Rule) -> Self {
-        Self { first: LimitState::new(rule), more: None, time: Arc::new(Time::counter()), given: None }
-    }
-
-    /// One policy more. A charge that one of the policies refuses costs none of them anything, also where requests come at
-    /// the same time.
-    ///
-    /// Quotas of grants do not change this one, unless you ask for it by [`with_grant_quotas`](Self::with_grant_quotas).
-    ///
-    /// # Errors
-    ///
-    /// If the name is not 1 to 64 characters of printable ASCII, or another policy of this limiter has it, or it is `anonymous`.
-    pub fn and(self, policy: &str, quota: Quota) -> Result<Self, PolicyNameError> {
-        let name = PolicyName::new(policy)?;
-        let is_taken = name == PolicyName::anonymous() || self.lanes().iter().any(|lane| lane.rule().name == name);
-        if is_taken {
-            return Err(PolicyNameError::Taken);
+    /// Returns an error if another limit has the same name, or if both this limit and another one have
+    /// [`with_grant_quotas`](Limit::with_grant_quotas).
+    pub fn and(self, mut limit: Limit) -> Result<Self, LimitError> {
+        let mut limits = self.states().to_vec();
+        if limits.iter().any(|other| other.limit().name == limit.name) {
+            return Err(LimitError::NameTaken);
         }
-        let mut lanes = self.lanes().to_vec();
-        lanes.push(LimitState::new(self.first.rule().further(name, quota)));
-        let turns = self.more.as_ref().map_or_else(|| Arc::new(ChargeLocks::new()), |more| Arc::clone(&more.turns));
-        Ok(Self { more: Some(Arc::new(Further { lanes, turns })), ..self })
+        let follows = |state: &LimitState| state.limit().grant_quotas;
+        match limit.grant_quotas {
+            GrantQuotas::Followed if limits.iter().any(|other| follows(other) == GrantQuotas::Followed) => {
+                return Err(LimitError::GrantQuotas);
+            }
+            GrantQuotas::Followed => {
+                let ignored = |state: LimitState| state.changed(|limit| limit.grant_quotas = GrantQuotas::Ignored);
+                limits = limits.into_iter().map(ignored).collect();
+            }
+            GrantQuotas::FollowedByDefault if limits.iter().any(|other| follows(other) != GrantQuotas::Ignored) => {
+                limit.grant_quotas = GrantQuotas::Ignored;
+            }
+            GrantQuotas::FollowedByDefault | GrantQuotas::Ignored => {}
+        }
+        limit.partition_key.clone_from(&self.first.limit().partition_key);
+        limits.push(LimitState::new(limit));
+        let locks = self.several.as_ref().map_or_else(|| Arc::new(ChargeLocks::new()), |more| Arc::clone(&more.locks));
+        Ok(Self { several: Some(Arc::new(Several { limits, locks })), ..self })
     }
 
-    /// What is decided by, in the order in which it was added.
+    /// Returns the limits in the order in which they were added.
     #[cfg(feature = "redis")]
-    pub(crate) fn rules(&self) -> impl Iterator<Item = &Rule> {
-        self.lanes().iter().map(LimitState::rule)
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &Limit> {
+        self.states().iter().map(LimitState::limit)
     }
 
-    /// Budgets of one of so many nodes, which share the quotas, those of grants too.
+    /// Returns the limiter of one of several nodes, which divide the quotas, including grants' quotas. All buckets are full.
     #[cfg(feature = "redis")]
     pub(crate) fn divided_by(&self, nodes: NonZeroU32) -> Self {
-        self.clone().map_all(|rule| rule.divided_by(nodes))
+        self.clone().with_full_buckets(|limit| limit.divided_by(nodes))
     }
 
-    fn lanes(&self) -> &[LimitState] {
-        match &self.more {
+    fn states(&self) -> &[LimitState] {
+        match &self.several {
             None => std::slice::from_ref(&self.first),
-            Some(more) => &more.lanes,
+            Some(several) => &several.limits,
         }
     }
 
-    /// Changes the policy that was added last.
-    fn map_last(mut self, change: impl FnOnce(&mut Rule)) -> Self {
-        match self.more.as_mut().map(Arc::make_mut) {
-            None => self.first = self.first.changed(change),
-            Some(more) => {
-                let last = more.lanes.pop().map(|last| last.changed(change));
-                more.lanes.extend(last);
-            }
-        }
-        self
-    }
-
-    /// Changes all policies.
-    fn change_all(mut self, change: impl Fn(&mut Rule)) -> Self {
-        let changed = |lane: &LimitState| lane.clone().changed(&change);
-        if let Some(more) = self.more.as_mut().map(Arc::make_mut) {
-            more.lanes = more.lanes.iter().map(changed).collect();
+    /// Changes a setting of all limits. The buckets are kept.
+    fn change_all(mut self, change: impl Fn(&mut Limit)) -> Self {
+        let changed = |state: &LimitState| state.clone().changed(&change);
+        if let Some(several) = self.several.as_mut().map(Arc::make_mut) {
+            several.limits = several.limits.iter().map(changed).collect();
         }
         self.first = changed(&self.first);
         self
     }
 
-    /// The same with full budgets by changed rules.
-    fn map_all(self, change: impl Fn(&Rule) -> Rule) -> Self {
-        let new = |lane: &LimitState| LimitState::new(change(lane.rule()));
-        let more = self.more.as_ref().map(|more| {
-            Arc::new(Further { lanes: more.lanes.iter().map(new).collect(), turns: Arc::new(ChargeLocks::new()) })
+    /// Changes all limits. All buckets are new and full.
+    fn with_full_buckets(self, change: impl Fn(&Limit) -> Limit) -> Self {
+        let new = |state: &LimitState| LimitState::new(change(state.limit()));
+        let several = self.several.as_ref().map(|several| {
+            let limits = several.limits.iter().map(new).collect();
+            Arc::new(Several { limits, locks: Arc::new(ChargeLocks::new()) })
         });
-        Self { first: new(&self.first), more, ..self }
+        Self { first: new(&self.first), several, ..self }
     }
 
-    /// Reads the time from another clock. All budgets begin full, and clones made before are left behind.
+    /// Sets the clock. Default: the monotonic clock of the system. All buckets are full afterwards.
+    ///
+    /// Call this method before the limiter is cloned.
+    ///
+    /// # Panics
+    ///
+    /// Panics if a clone exists, or a decision of this limiter that can still be refunded. Both would keep the old clock and
+    /// the old buckets, so the limiter would admit each caller twice.
     #[must_use]
+    #[track_caller]
     pub fn with_clock(self, clock: impl Clock) -> Self {
-        Self { time: Arc::new(Time::Given(Arc::new(clock))), ..self.map_all(Rule::clone) }
+        assert!(
+            Arc::strong_count(&self.time) == 1,
+            "`RateLimits::with_clock` must be called before the limiter is cloned"
+        );
+        Self { time: Arc::new(Time::Given(Arc::new(clock))), ..self.with_full_buckets(Limit::clone) }
     }
 
-    /// What a request costs by the policy that was added last, by its head; 1 if this is never called. A cost of 0 is free.
+    /// Makes charges [refundable](crate::Decision::refund). Each request then makes one more allocation. Default: refunds do
+    /// nothing.
     ///
-    /// A request that costs more than the burst can never pass and is refused with status 400. Clones with different
-    /// costs still share their budgets. An example is [above](Self#several-policies).
-    #[must_use]
-    pub fn with_cost(self, cost: impl Fn(&RequestHead<'_>) -> u32 + Send + Sync + 'static) -> Self {
-        self.map_last(|rule| rule.cost = Some(Arc::new(cost)))
-    }
-
-    /// One budget for all subjects together, by the policy that was added last: what the service as a whole can bear.
-    /// Anonymous callers and CORS preflights draw on it too. It begins full, and quotas of grants do not change it.
-    #[must_use]
-    pub fn shared_by_all(self) -> Self {
-        self.map_last(|rule| rule.scope = Scope::All)
-    }
-
-    /// Limits anonymous callers and CORS preflights, which all share one bucket. Its policy has the name `anonymous` where
-    /// the policy that was added last is `default`, and otherwise the name of that policy. Without such a limit they pass.
-    ///
-    /// Only a gate with optional authentication admits anonymous callers. Every gate admits CORS preflights, unless
-    /// [`without_preflight_bypass`](crate::AuthLayer::without_preflight_bypass) says otherwise.
-    ///
-    /// # Browsers
-    ///
-    /// A browser does not show a 429 on a preflight to scripts: they see a network error, for a caller with a valid token too.
-    /// So a peer that empties the shared bucket stops all scripts of other origins. Put a CORS layer outside of the gate
-    /// that answers preflights itself; then they cost nothing here.
-    #[must_use]
-    pub fn with_anonymous(self, quota: Quota) -> Self {
-        self.map_last(|rule| rule.anonymous = Some(quota))
-    }
-
-    /// Lets the [quotas of grants](crate::Grant::with_quota) replace the quota of the policy that was added last, in gates
-    /// and on routes; see [Whose quota](Self#whose-quota).
-    ///
-    /// One policy of a limiter at most follows the grants. A second call moves this to another policy, and also away from the
-    /// policy of [`RateLimits::new`](Self::new). It has no effect on a policy [shared by all](Self::shared_by_all).
+    /// A refund returns the part of the charge that the bucket has not regained yet. The subject never has more units than
+    /// without the charge. A refund is smaller if a later charge was refunded before. After a change of plan, it is 0.
+    /// One exception: after a change to another plan and back, it may be the whole charge, even if the bucket has regained it
+    /// under the other plan.
     ///
     /// ```
-    /// use tollgate::limit::{Charge, RateLimits};
-    /// use tollgate::{CurrentGrant, Grant, Quota};
-    ///
-    /// let limits = RateLimits::named("second", Quota::per_second(3))?
-    ///     .and("day", Quota::per_day(1_000))?
-    ///     .with_grant_quotas();
-    /// let alice = CurrentGrant::new(Grant::new("alice", ()).with_quota(Quota::per_day(50_000)));
-    /// assert_eq!(limits.peek(&alice).parts().map(|part| part.remaining()).collect::<Vec<_>>(), [3, 50_000]);
-    /// # Ok::<_, tollgate::PolicyNameError>(())
-    /// ```
-    #[must_use]
-    pub fn with_grant_quotas(self) -> Self {
-        self.change_all(|rule| rule.grant_quotas = GrantQuotas::Ignored)
-            .map_last(|rule| rule.grant_quotas = GrantQuotas::Followed)
-    }
-
-    /// Puts the policy that was added last on trial: it decides and reports, and refuses nobody ("dry run").
-    ///
-    /// What it would refuse is not charged, as in earnest, and says so in its [`Decision`](crate::Decision), which handlers find in
-    /// [`Authenticated::decisions`](crate::Authenticated::decisions). Clients are told nothing of it.
-    ///
-    /// ```
-    /// use tollgate::limit::{Charge, RateLimits};
-    /// use tollgate::{CurrentGrant, Grant, Quota};
-    ///
-    /// let limits = RateLimits::new(Quota::per_minute(1)).with_dry_run();
-    /// let alice = CurrentGrant::new(Grant::new("alice", ()));
-    /// assert!(!limits.charge(&alice, Charge::Units(1)).would_be_rejected());
-    ///
-    /// let second = limits.charge(&alice, Charge::Units(1));
-    /// assert!(second.would_be_rejected());
-    /// assert!(second.is_admitted());
-    /// ```
-    #[must_use]
-    pub fn with_dry_run(self) -> Self {
-        self.map_last(|rule| rule.is_dry_run = true)
-    }
-
-    /// Signals, by [`Decision::is_near_limit`](crate::Decision::is_near_limit), that of the burst of the policy that was added
-    /// last this many percent or more are used. More than 100 is taken as 100.
-    ///
-    /// ```
-    /// use tollgate::limit::{Charge, RateLimits};
-    /// use tollgate::{CurrentGrant, Grant, Quota};
-    ///
-    /// let limits = RateLimits::new(Quota::per_minute(60).with_burst(10)).with_near_limit(80);
-    /// let alice = CurrentGrant::new(Grant::new("alice", ()));
-    /// assert!(!limits.charge(&alice, Charge::Units(7)).is_near_limit());
-    /// assert!(limits.charge(&alice, Charge::Units(1)).is_near_limit());
-    /// ```
-    #[must_use]
-    pub fn with_near_limit(self, percent: u8) -> Self {
-        self.map_last(|rule| rule.set_near_percent(percent))
-    }
-
-    /// The same, and charges can be [given back](crate::Decision::refund), for one allocation more a request.
-    ///
-    /// What is given back is what of the charge has not been refilled yet, so that the subject never has more than without the
-    /// charge. It is less where a later charge was given back before. After a change of plan it is nothing: nobody knows any more
-    /// what the charge would be worth. Only where the plan has changed there and back may it be as much as the charge, although
-    /// the other plan has paid it off.
-    ///
-    /// ```
-    /// use tollgate::{Authenticated, RateLimits, Quota};
+    /// use tollgate::{Authenticated, Quota, RateLimits};
     ///
     /// let limits = RateLimits::new(Quota::per_minute(60)).with_refunds();
     ///
     /// // A handler behind a gate with these limits.
-    /// async fn quote(who: Authenticated<()>) -> Result<String, &'static str> {
+    /// async fn quote(caller: Authenticated<()>) -> Result<String, &'static str> {
     ///     match ask_the_exchange().await {
     ///         Some(quote) => Ok(quote),
     ///         None => {
-    ///             who.refund().await;
+    ///             caller.refund().await;
     ///             Err("the exchange does not answer")
     ///         }
     ///     }
@@ -321,25 +212,25 @@ impl RateLimits {
     /// ```
     #[must_use]
     pub fn with_refunds(self) -> Self {
-        Self { given: Some(Arc::new(RefundTotals::new())), ..self }
+        Self { refund_totals: Some(Arc::new(RefundTotals::new())), ..self }
     }
 
-    /// Names the budgets of subjects to the client, in the `pk` parameter of draft-10. Not done by default.
+    /// Sets the partition key of each subject's buckets, which clients see in the `pk` parameter of draft-10. Default: none.
     ///
-    /// The key goes to the client and to every log between: it must not hold anything sensitive. A keyed hash (HMAC)
-    /// of the subject is right.
+    /// The key must not contain sensitive data, because clients and every log on the way see it. Use a keyed hash (HMAC) of
+    /// the subject.
     #[must_use]
     pub fn with_partition_key(self, key: impl Fn(&Subject) -> Vec<u8> + Send + Sync + 'static) -> Self {
         let key: Arc<PartitionKey> = Arc::new(key);
-        self.change_all(|rule| rule.partition_key = Some(Arc::clone(&key)))
+        self.change_all(|limit| limit.partition_key = Some(Arc::clone(&key)))
     }
 }
 
 impl fmt::Debug for RateLimits {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let policies = self.lanes().iter().map(|lane| (&lane.rule().name, lane.rule().quota));
+        let limits = self.states().iter().map(LimitState::limit);
         f.debug_struct("RateLimits")
-            .field("policies", &policies.collect::<Vec<_>>())
+            .field("limits", &limits.collect::<Vec<_>>())
             .field("time", &self.time)
             .finish_non_exhaustive()
     }

@@ -19,7 +19,7 @@ use super::refund;
 use super::stocks::Stocks;
 use super::timeout::within;
 use crate::caller::CurrentGrant;
-use crate::limit::rule::{Rule, Scope};
+use crate::limit::limit::{Limit, Scope};
 use crate::limit::{Charge, RateLimits, Refund};
 use crate::observe::{self, AtRedis, Timer};
 use crate::pending::answer::Answer;
@@ -79,7 +79,7 @@ enum NoTurn {
 impl Shared {
     /// Counts what a charge costs, and makes it.
     pub(super) fn check(self: &Arc<Self>, grant: Option<&CurrentGrant>, charge: Charge<'_>) -> Answer<RedisFuture> {
-        let costs: Vec<_> = self.limits.rules().map(|rule| rule.cost(charge)).collect();
+        let costs: Vec<_> = self.limits.iter().map(|rule| rule.cost(charge)).collect();
         let is_look = matches!(charge, Charge::Units(0));
         match self.pay(grant, &costs) {
             Some(decision) => Answer::Ready(told(decision, grant, is_look)),
@@ -90,16 +90,16 @@ impl Shared {
     /// Finds the budgets of a charge.
     fn asked(&self, grant: Option<&CurrentGrant>, costs: Vec<u32>, is_look: bool) -> Asked {
         let tag = grant.map_or_else(Tag::default, |grant| self.keys.tag(grant.subject()));
-        let part = |((at, rule), &cost): ((usize, &Rule), &u32)| {
+        let part = |((at, rule), &cost): ((usize, &Limit), &u32)| {
             let (key, policy) = self.budget(rule, grant, tag)?;
             Some(Part { at, key, policy, cost, binds: !rule.is_dry_run })
         };
-        let parts = self.limits.rules().enumerate().zip(&costs).filter_map(part).collect();
+        let parts = self.limits.iter().enumerate().zip(&costs).filter_map(part).collect();
         Asked { tag, parts, costs, grant: grant.cloned(), is_look }
     }
 
     /// Which budget a caller has by a rule, if it limits him.
-    fn budget(&self, rule: &Rule, grant: Option<&CurrentGrant>, tag: Tag) -> Option<(Vec<u8>, Policy)> {
+    fn budget(&self, rule: &Limit, grant: Option<&CurrentGrant>, tag: Tag) -> Option<(Vec<u8>, Policy)> {
         let quota = quota_of(rule, grant)?;
         let policy = match (rule.scope, grant) {
             (Scope::Subject, None) => Policy::named(&rule.anonymous_name(), quota),
@@ -259,7 +259,7 @@ impl Shared {
 
     /// The decision of one policy, with what else is to be told of it.
     pub(super) fn marked(&self, at: usize, decision: Decision, grant: Option<&CurrentGrant>) -> Decision {
-        match self.limits.rules().nth(at) {
+        match self.limits.iter().nth(at) {
             Some(rule) => rule.mark(decision, grant),
             None => decision,
         }
@@ -275,7 +275,7 @@ fn told(decision: Decision, grant: Option<&CurrentGrant>, is_look: bool) -> Deci
 }
 
 /// What a caller has by a rule, if it limits him.
-pub(super) fn quota_of(rule: &Rule, grant: Option<&CurrentGrant>) -> Option<Quota> {
+pub(super) fn quota_of(rule: &Limit, grant: Option<&CurrentGrant>) -> Option<Quota> {
     match (rule.scope, grant) {
         (Scope::All, _) => Some(rule.quota),
         (Scope::Subject, Some(grant)) => Some(rule.quota_of(grant).unwrap_or(rule.quota)),

@@ -17,7 +17,7 @@ impl Shared {
     pub(super) fn pay(&self, grant: Option<&CurrentGrant>, costs: &[u32]) -> Option<Decision> {
         let stocks = self.stocks.as_deref()?;
         let of_rule = |((at, rule), cost): ((usize, _), &u32)| Some((at, quota_of(rule, grant)?, *cost));
-        let costs: Costs = self.limits.rules().enumerate().zip(costs).filter_map(of_rule).collect();
+        let costs: Costs = self.limits.iter().enumerate().zip(costs).filter_map(of_rule).collect();
         self.pay_counted(stocks, grant, &costs)
     }
 

@@ -17,7 +17,7 @@ use super::outage::{Outage, OutagePolicy};
 use super::server::RedisServer;
 use super::stocks::Stocks;
 use crate::caller::CurrentGrant;
-use crate::limit::rule::Scope;
+use crate::limit::limit::Scope;
 use crate::limit::{Charge, Limiter, RateLimits};
 use crate::pending::answer::Answer;
 use crate::pending::breaker::{BreakerState, Switch};
@@ -84,7 +84,7 @@ impl RedisLimits {
     ) -> Result<Self, RedisLimitsError> {
         let keys = Keys::new(secret.as_ref())?;
         let link = Link::new(redis);
-        let has = |scope| limits.rules().any(|rule| rule.scope == scope);
+        let has = |scope| limits.iter().any(|rule| rule.scope == scope);
         if link.is_cluster() && has(Scope::Subject) && has(Scope::All) {
             return Err(RedisLimitsError::SharedOnCluster);
         }

@@ -1,0 +1,338 @@
+//! [`Limit`]: the settings of one rate limit.
+
+use std::fmt;
+use std::num::NonZeroU32;
+use std::sync::Arc;
+
+use thiserror::Error;
+
+use super::Charge;
+use crate::caller::CurrentGrant;
+use crate::grant::Subject;
+use crate::quota::Quota;
+use crate::quota::decision::Decision;
+use crate::quota::policy::{PolicyName, PolicyNameError};
+use crate::request_head::RequestHead;
+
+pub(super) type PartitionKey = dyn Fn(&Subject) -> Vec<u8> + Send + Sync;
+type Cost = dyn Fn(&RequestHead<'_>) -> u32 + Send + Sync;
+
+/// One rate limit of a [`RateLimits`](super::RateLimits): a name, a quota, and the settings of this limit.
+///
+/// A [`Quota`] converts into a limit with the name `default`.
+///
+/// ```
+/// use tollgate::{Limit, Quota, RateLimits};
+///
+/// let limits = RateLimits::new(Quota::per_minute(180).with_burst(20)).and(
+///     Limit::new("orders", Quota::per_second(3))?
+///         .with_cost(|head| u32::from(head.uri.path() == "/orders"))
+///         .with_near_limit(80)?,
+/// )?;
+/// # let _ = limits;
+/// # Ok::<_, tollgate::LimitError>(())
+/// ```
+///
+/// # Grants' quotas
+///
+/// The [quota of a grant](crate::Grant::with_quota), such as a customer's plan, replaces the quota of at most one limit:
+///
+/// | limit | in a gate or called by a handler | on a route ([`route_rate_limit`](crate::AuthLayer::route_rate_limit)) |
+/// |---|---|---|
+/// | converted from a [`Quota`] | quota of the grant, unless another limit has `with_grant_quotas` | own quota |
+/// | created by [`new`](Self::new) | own quota | own quota |
+/// | with [`with_grant_quotas`](Self::with_grant_quotas) | quota of the grant | quota of the grant |
+/// | [shared by all](Self::shared_by_all), and the bucket of anonymous callers | own quota | own quota |
+#[derive(Clone)]
+pub struct Limit {
+    pub(crate) name: PolicyName,
+    pub(crate) quota: Quota,
+    pub(crate) scope: Scope,
+    pub(super) cost: Option<Arc<Cost>>,
+    /// The quota that all anonymous callers share, if they are limited.
+    pub(crate) anonymous: Option<Quota>,
+    pub(crate) is_dry_run: bool,
+    near_percent: Option<u8>,
+    /// Set by [`RateLimits::with_partition_key`](super::RateLimits::with_partition_key) for all limits.
+    pub(super) partition_key: Option<Arc<PartitionKey>>,
+    pub(super) grant_quotas: GrantQuotas,
+    /// The number of nodes among which each quota is divided.
+    nodes: NonZeroU32,
+}
+
+/// The error of an invalid limit, or of limits that cannot be combined.
+#[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum LimitError {
+    /// The name is empty, longer than 64 characters, or not printable ASCII.
+    #[error(transparent)]
+    InvalidName(#[from] PolicyNameError),
+    /// Another limit of the same limiter has this name, or the name is `anonymous`, which is reserved for anonymous callers.
+    #[error("duplicate limit name: another limit has this name, or the name is `anonymous`")]
+    NameTaken,
+    /// The percentage of [`Limit::with_near_limit`] is above 100.
+    #[error("invalid near-limit percentage: must be from 0 to 100")]
+    NearLimitPercent,
+    /// A second limit of the same limiter has [`Limit::with_grant_quotas`].
+    #[error("grants' quotas can replace the quota of one limit only")]
+    GrantQuotas,
+}
+
+/// The callers that share a bucket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Scope {
+    Subject,
+    All,
+}
+
+/// Whether the quota of a grant replaces that of a limit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum GrantQuotas {
+    Ignored,
+    /// In a gate, but not on a route.
+    FollowedByDefault,
+    /// Everywhere, set by [`Limit::with_grant_quotas`].
+    Followed,
+}
+
+impl Limit {
+    /// Creates a limit with a name, which clients see in the `RateLimit` headers.
+    ///
+    /// Each subject has its own bucket. Grants' quotas do not replace this quota unless
+    /// [`with_grant_quotas`](Self::with_grant_quotas) is set.
+    ///
+    /// ```
+    /// use tollgate::{Limit, LimitError, Quota, RateLimits};
+    ///
+    /// let orders = RateLimits::new(Limit::new("orders", Quota::per_second(3))?);
+    /// assert_eq!(Limit::new("anonymous", Quota::per_second(3)).unwrap_err(), LimitError::NameTaken);
+    /// # let _ = orders;
+    /// # Ok::<_, LimitError>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// Returns an error if the name is not 1 to 64 characters of printable ASCII, or if the name is `anonymous`.
+    pub fn new(name: &str, quota: Quota) -> Result<Self, LimitError> {
+        let name = PolicyName::new(name)?;
+        match name == PolicyName::anonymous() {
+            true => Err(LimitError::NameTaken),
+            false => Ok(Self::named(name, quota)),
+        }
+    }
+
+    fn named(name: PolicyName, quota: Quota) -> Self {
+        Self {
+            name,
+            quota,
+            scope: Scope::Subject,
+            cost: None,
+            anonymous: None,
+            is_dry_run: false,
+            near_percent: None,
+            partition_key: None,
+            grant_quotas: GrantQuotas::Ignored,
+            nodes: NonZeroU32::MIN,
+        }
+    }
+
+    /// Sets the cost of a request in units, from the request head. Default: 1. A cost of 0 charges nothing.
+    ///
+    /// A request whose cost is above the burst can never pass. The response has status 400.
+    #[must_use]
+    pub fn with_cost(self, cost: impl Fn(&RequestHead<'_>) -> u32 + Send + Sync + 'static) -> Self {
+        Self { cost: Some(Arc::new(cost)), ..self }
+    }
+
+    /// Makes all callers share one bucket, which limits the load on the service as a whole.
+    ///
+    /// Anonymous callers and CORS preflights are charged to this bucket too. Grants' quotas do not replace its quota.
+    #[must_use]
+    pub fn shared_by_all(self) -> Self {
+        Self { scope: Scope::All, ..self }
+    }
+
+    /// Limits anonymous callers and CORS preflights, which all share one bucket. Default: they are not limited.
+    ///
+    /// The policy of this bucket has the name of the limit. For the limit `default`, its name is `anonymous`. This setting
+    /// has no effect on a limit that is [shared by all](Self::shared_by_all).
+    ///
+    /// Only a gate with [`allow_anonymous`](crate::AuthLayer::allow_anonymous) admits anonymous callers. Every gate admits
+    /// CORS preflights, except with [`without_preflight_bypass`](crate::AuthLayer::without_preflight_bypass).
+    ///
+    /// # Browsers
+    ///
+    /// A browser hides the 429 response to a preflight from scripts. Scripts see a network error, even with a valid token.
+    /// A peer that empties the shared bucket therefore stops all scripts of other origins. To prevent this, put a CORS layer
+    /// that answers preflights outside of the gate.
+    #[must_use]
+    pub fn with_anonymous(self, quota: Quota) -> Self {
+        Self { anonymous: Some(quota), ..self }
+    }
+
+    /// Lets [quotas of grants](crate::Grant::with_quota) replace the quota of this limit, in gates and on routes.
+    ///
+    /// Only one limit of a limiter can have this setting. Then a limit that was converted from a quota keeps its own quota.
+    /// This setting has no effect on a limit that is [shared by all](Self::shared_by_all).
+    ///
+    /// ```
+    /// use tollgate::{CurrentGrant, Grant, Limit, Quota, RateLimits};
+    ///
+    /// let limits = RateLimits::new(Limit::new("second", Quota::per_second(3))?)
+    ///     .and(Limit::new("day", Quota::per_day(1_000))?.with_grant_quotas())?;
+    /// let alice = CurrentGrant::new(Grant::new("alice", ()).with_quota(Quota::per_day(50_000)));
+    /// assert_eq!(limits.peek(&alice).parts().map(|part| part.remaining()).collect::<Vec<_>>(), [3, 50_000]);
+    /// # Ok::<_, tollgate::LimitError>(())
+    /// ```
+    #[must_use]
+    pub fn with_grant_quotas(self) -> Self {
+        Self { grant_quotas: GrantQuotas::Followed, ..self }
+    }
+
+    /// Makes this limit a dry run: it decides and reports, but rejects nothing.
+    ///
+    /// A charge that the limit would reject is not made. Its [`Decision`] says so, and handlers find the decision in
+    /// [`Authenticated::decisions`](crate::Authenticated::decisions). Headers do not advertise the limit.
+    ///
+    /// ```
+    /// use tollgate::{Charge, CurrentGrant, Grant, Limit, Quota, RateLimits};
+    ///
+    /// let limits = RateLimits::new(Limit::from(Quota::per_minute(1)).with_dry_run());
+    /// let alice = CurrentGrant::new(Grant::new("alice", ()));
+    /// assert!(!limits.charge(&alice, Charge::Units(1)).would_be_rejected());
+    ///
+    /// let second = limits.charge(&alice, Charge::Units(1));
+    /// assert!(second.would_be_rejected());
+    /// assert!(second.is_admitted());
+    /// ```
+    #[must_use]
+    pub fn with_dry_run(self) -> Self {
+        Self { is_dry_run: true, ..self }
+    }
+
+    /// Sets the used percentage of the burst from which [`Decision::is_near_limit`] returns true. Default: never.
+    ///
+    /// ```
+    /// use tollgate::{Charge, CurrentGrant, Grant, Limit, Quota, RateLimits};
+    ///
+    /// let limits = RateLimits::new(Limit::from(Quota::per_minute(60).with_burst(10)).with_near_limit(80)?);
+    /// let alice = CurrentGrant::new(Grant::new("alice", ()));
+    /// assert!(!limits.charge(&alice, Charge::Units(7)).is_near_limit());
+    /// assert!(limits.charge(&alice, Charge::Units(1)).is_near_limit());
+    /// # Ok::<_, tollgate::LimitError>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// Returns an error if the percentage is above 100.
+    pub fn with_near_limit(self, percent: u8) -> Result<Self, LimitError> {
+        match percent <= 100 {
+            true => Ok(Self { near_percent: Some(percent), ..self }),
+            false => Err(LimitError::NearLimitPercent),
+        }
+    }
+
+    /// Returns the name.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        self.name.as_str()
+    }
+
+    /// Returns the quota of grants without their own quota.
+    #[must_use]
+    pub fn quota(&self) -> Quota {
+        self.quota
+    }
+
+    #[inline]
+    pub(crate) fn cost(&self, charge: Charge<'_>) -> u32 {
+        match (charge, &self.cost) {
+            (Charge::Units(units), _) => units,
+            (Charge::Request(_), None) => 1,
+            (Charge::Request(head), Some(cost)) => cost(head),
+        }
+    }
+
+    /// Returns the quota of the grant, if that quota replaces the one of this limit.
+    #[inline]
+    pub(super) fn quota_of(&self, grant: &CurrentGrant) -> Option<Quota> {
+        let is_followed = self.grant_quotas != GrantQuotas::Ignored && self.scope == Scope::Subject;
+        let quota = grant.quota().filter(|_| is_followed);
+        quota.map(|quota| quota.divided_by(self.nodes))
+    }
+
+    /// Returns whether this limit applies to anonymous callers and CORS preflights.
+    pub(super) fn limits_anonymous(&self) -> bool {
+        self.scope == Scope::All || self.anonymous.is_some()
+    }
+
+    /// Returns the policy name of anonymous callers.
+    ///
+    /// A named limit keeps its name. Otherwise the limiter of a gate and that of a route, which share a Redis, would share
+    /// the bucket of anonymous callers too.
+    pub(crate) fn anonymous_name(&self) -> PolicyName {
+        match self.name.is_default() {
+            true => PolicyName::anonymous(),
+            false => self.name.clone(),
+        }
+    }
+
+    /// Returns the limit of one of several nodes, which divide the quotas.
+    #[cfg(feature = "redis")]
+    pub(super) fn divided_by(&self, nodes: NonZeroU32) -> Self {
+        Self {
+            quota: self.quota.divided_by(nodes),
+            anonymous: self.anonymous.map(|quota| quota.divided_by(nodes)),
+            nodes,
+            ..self.clone()
+        }
+    }
+
+    /// Adds the dry run, the near-limit flag and the partition key of this limit to a decision.
+    #[inline]
+    pub(crate) fn mark(&self, decision: Decision, grant: Option<&CurrentGrant>) -> Decision {
+        match (self.is_dry_run, self.near_percent, &self.partition_key) {
+            (false, None, None) => decision,
+            _ => self.mark_rare(decision, grant),
+        }
+    }
+
+    #[cold]
+    fn mark_rare(&self, decision: Decision, grant: Option<&CurrentGrant>) -> Decision {
+        let decision = match (&self.partition_key, grant) {
+            (Some(key), Some(grant)) if self.scope == Scope::Subject => {
+                decision.with_partition_key(key(grant.subject()))
+            }
+            _ => decision,
+        };
+        let decision = if self.is_dry_run { decision.with_dry_run() } else { decision };
+        let (Some(percent), Some(policy)) = (self.near_percent, decision.policy()) else { return decision };
+        let burst = policy.quota().burst();
+        let used = u64::from(burst - decision.remaining().min(burst));
+        match used * 100 >= u64::from(burst) * u64::from(percent) {
+            true => decision.with_near_limit(),
+            false => decision,
+        }
+    }
+}
+
+/// Creates a limit with the name `default`. In a gate, grants' quotas replace its quota; see [`Limit`].
+impl From<Quota> for Limit {
+    fn from(quota: Quota) -> Self {
+        Self { grant_quotas: GrantQuotas::FollowedByDefault, ..Self::named(PolicyName::default_name(), quota) }
+    }
+}
+
+impl fmt::Debug for Limit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Limit")
+            .field("name", &self.name())
+            .field("quota", &self.quota)
+            .field("scope", &self.scope)
+            .field("anonymous", &self.anonymous)
+            .field("is_dry_run", &self.is_dry_run)
+            .field("near_percent", &self.near_percent)
+            .field("grant_quotas", &self.grant_quotas)
+            .finish_non_exhaustive()
+    }
+}

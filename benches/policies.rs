@@ -24,7 +24,7 @@ use http::{HeaderValue, Request, Response};
 use measured::{Measured, send};
 use sha2::{Digest as _, Sha256};
 use tollgate::limit::Charge;
-use tollgate::{AuthLayer, CurrentGrant, Grant, MemoryStore, Quota, RateLimits};
+use tollgate::{AuthLayer, CurrentGrant, Grant, Limit, MemoryStore, Quota, RateLimits};
 use tower::{Layer as _, Service as _, ServiceExt as _, service_fn};
 
 const SUBJECTS: usize = 1_000;
@@ -54,10 +54,14 @@ fn one() -> RateLimits {
 /// Returns four policies that reject nothing: two for each subject, one for some requests, and one shared by all
 /// subjects.
 fn four() -> RateLimits {
-    let further = |limits: RateLimits, name, quota| limits.and(name, quota).expect("a name");
-    let limits = further(one(), "day", Quota::per_second(1_000_000_000).with_burst(5_000));
-    let limits = further(limits, "orders", PLENTY).with_cost(|head| u32::from(head.uri.path() == "/orders"));
-    further(limits, "everyone", Quota::per_second(1_000_000_000)).shared_by_all()
+    let limit = |name, quota| Limit::new(name, quota).expect("a valid name");
+    [
+        limit("day", Quota::per_second(1_000_000_000).with_burst(5_000)),
+        limit("orders", PLENTY).with_cost(|head| u32::from(head.uri.path() == "/orders")),
+        limit("everyone", Quota::per_second(1_000_000_000)).shared_by_all(),
+    ]
+    .into_iter()
+    .fold(one(), |limits, limit| limits.and(limit).expect("distinct names"))
 }
 
 fn limiter(criterion: &mut Criterion, name: &str, limits: &RateLimits) {

@@ -31,7 +31,7 @@ use tokio::{runtime, time};
 use tollgate::gate::{BodyTokens, ReplayBody};
 use tollgate::respond::{Challenge, ErrorCode, RateLimitHeaders};
 use tollgate::store::{Lookup, MemoryStore, TokenStore};
-use tollgate::{Answer, AuthLayer, BearerToken, Charge, CurrentGrant, Decision, Grant, Quota, TokenLocation};
+use tollgate::{Answer, AuthLayer, BearerToken, Charge, CurrentGrant, Decision, Grant, Limit, Quota, TokenLocation};
 use tollgate::{RateLimits, Rejection, RejectionKind, Scopes, Unauthenticated, Verdict};
 use tower::util::{ServiceExt, ServiceFn, service_fn};
 use tower::{Layer, Service, ServiceBuilder};
@@ -710,7 +710,7 @@ fn limited_gate(limits: &RateLimits) -> AuthLayer<MemoryStore<()>, RateLimits> {
 
 async fn limit_headers(input: &Value, expect: &Value) -> Outcome {
     let policy: String = read!(input["policy"])?;
-    let limits = quota(input).and_then(|quota| Ok(RateLimits::named(&policy, quota)?));
+    let limits = quota(input).and_then(|quota| Ok(RateLimits::new(Limit::new(&policy, quota)?)));
     let Some(mut limits) = built(expect, limits)? else { return Ok(()) };
     limits = limits.with_clock(|| Duration::ZERO);
     if input.get("pk_hex").is_some() {
@@ -785,7 +785,7 @@ fn gcra_count(input: &Value, expect: &Value) -> Outcome {
 
 async fn gcra_n(input: &Value, expect: &Value) -> Outcome {
     let cost = read!(input["cost"])?;
-    let limits = RateLimits::new(quota(input)?).with_cost(move |_| cost);
+    let limits = RateLimits::new(Limit::from(quota(input)?).with_cost(move |_| cost));
     let decision = limits.charge(&CurrentGrant::new(alice("first")), Charge::Units(cost));
     let outcome = (decision.verdict() == Verdict::CostAboveBurst).then_some("insufficient_capacity");
     check(expect, "outcome", outcome)?;

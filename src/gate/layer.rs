@@ -226,7 +226,7 @@ impl<T, L, R, B> AuthLayer<T, L, R, B> {
     /// The same, and a request that presents nothing goes on as [anonymous](crate::Unauthenticated::Anonymous).
     ///
     /// What is presented and bad is refused all the same. Anonymous callers are limited as the limiter says, see
-    /// [`RateLimits::with_anonymous`](crate::RateLimits::with_anonymous). A handler takes
+    /// [`Limit::with_anonymous`](crate::Limit::with_anonymous). A handler takes
     /// `Option<Authenticated<P>>`.
     #[must_use]
     pub fn allow_anonymous(self) -> Self {

@@ -9,7 +9,7 @@ use proptest::prelude::*;
 use sfv::{BareItem, FieldType as _, List, ListEntry, Parser};
 use tollgate::limit::RateLimits;
 use tollgate::respond::{Challenge, ChallengeError, ErrorCode, RateLimitHeaders};
-use tollgate::{AuthLayer, Grant, MemoryStore, Quota, Rejection, Scopes};
+use tollgate::{AuthLayer, Grant, Limit, MemoryStore, Quota, Rejection, Scopes};
 use tower::Layer;
 
 use crate::kit::*;
@@ -134,7 +134,7 @@ proptest! {
     ) {
         let name = String::from_utf8(name).unwrap();
         let quota = Quota::one_per(Duration::from_nanos(interval)).with_burst(burst);
-        let limits = RateLimits::named(&name, quota).unwrap().with_clock(|| Duration::from_secs(1));
+        let limits = RateLimits::new(Limit::new(&name, quota).unwrap()).with_clock(|| Duration::from_secs(1));
         let service = AuthLayer::new(memory()).with_rate_limit(limits).layer(echo());
         tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(async {
             for nth in 1..=used + 1 {

@@ -4,7 +4,7 @@ use std::time::{Duration, SystemTime};
 use tollgate::TokenDigest;
 
 use http::{Response, StatusCode};
-use tollgate::{AuthLayer, Grant, MemoryStore, Quota, RateLimits, Rejection, RejectionKind};
+use tollgate::{AuthLayer, Grant, Limit, MemoryStore, Quota, RateLimits, Rejection, RejectionKind};
 use tower::Layer;
 
 use crate::kit::*;
@@ -63,8 +63,7 @@ async fn no_text_has_the_error_of_the_store() {
 #[tokio::test]
 async fn only_callers_with_a_token_read_of_their_token() {
     let limits = Hands::default()
-        .limits(Quota::per_minute(20).with_burst(1))
-        .with_anonymous(Quota::per_minute(60).with_burst(1));
+        .limits(Limit::from(Quota::per_minute(20).with_burst(1)).with_anonymous(Quota::per_minute(60).with_burst(1)));
     let service = AuthLayer::new(memory()).allow_anonymous().with_rate_limit(limits).layer(echo());
     for (request, text) in [
         (with_token as fn(&str) -> _, "The rate limit for this token is exhausted. Retry after 3 seconds."),
@@ -79,7 +78,7 @@ async fn only_callers_with_a_token_read_of_their_token() {
     }
     // On a route as well.
     let gate = AuthLayer::new(memory()).allow_anonymous();
-    let route = RateLimits::named("orders", Quota::per_hour(1)).unwrap().with_anonymous(Quota::per_hour(1));
+    let route = RateLimits::new(Limit::new("orders", Quota::per_hour(1)).unwrap().with_anonymous(Quota::per_hour(1)));
     let service = gate.clone().layer(gate.route_rate_limit(route).layer(echo()));
     for (request, text) in [(with_token(TOKEN), "for this token"), (get(), "The rate limit is")] {
         send::<_, Body>(&service, request.clone()).await;

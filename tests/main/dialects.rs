@@ -172,6 +172,7 @@ fn assert_verdict(made: &Made, response: &Response<Body>) -> Option<u64> {
         Verdict::OverLimit => 429,
         Verdict::CostAboveBurst => 400,
         Verdict::Unavailable => 503,
+        verdict => panic!("no status for {verdict:?}"),
     };
     assert_eq!(response.status(), status);
     let wait = field(response.headers(), "retry-after").map(number);

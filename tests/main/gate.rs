@@ -12,7 +12,7 @@ use tollgate::extract::TokenCharset;
 use tollgate::limit::RateLimits;
 use tollgate::store::from_fn;
 use tollgate::{
-    AuthLayer, BoxStore, Charge, CurrentGrant, Decision, EmptyBody, Grant, MemoryStore, Policy, ProblemDetails,
+    AuthLayer, BoxStore, Charge, CurrentGrant, Decision, EmptyBody, Grant, Limit, MemoryStore, Policy, ProblemDetails,
     Protocol, Quota, RateLimitHeaders, Rejection, RejectionKind, Scopes, StoreError, TokenLocation, Unauthenticated,
     Verdict,
 };
@@ -227,7 +227,8 @@ async fn optional_authentication_lets_nobody_in_with_a_bad_token() {
 
 #[tokio::test]
 async fn anonymous_callers_can_have_a_policy() {
-    let limits = limits(5).with_anonymous(Quota::per_minute(60).with_burst(2));
+    let limit = Limit::from(Quota::per_minute(60).with_burst(5));
+    let limits = Hands::default().limits(limit.with_anonymous(Quota::per_minute(60).with_burst(2)));
     let gate = AuthLayer::new(memory()).allow_anonymous().with_rate_limit(limits).layer(echo());
     let first = send(&gate, get()).await;
     assert_eq!(first.headers()["ratelimit"], "\"anonymous\";r=1;t=1");
@@ -308,8 +309,7 @@ async fn scopes_guard_routes_in_the_gates_words() {
 async fn two_policies_stack_and_both_are_told() {
     let hands = Hands::default();
     let clock = hands.clone();
-    let orders = RateLimits::named("orders", Quota::per_second(1).with_burst(2))
-        .unwrap()
+    let orders = RateLimits::new(Limit::new("orders", Quota::per_second(1).with_burst(2)).unwrap())
         .with_clock(move || Duration::from_nanos(clock.ns()));
     let gate = AuthLayer::new(memory()).with_rate_limit(limits(5));
     let inner = gate.route_rate_limit(orders);
@@ -338,7 +338,8 @@ async fn two_policies_stack_and_both_are_told() {
 async fn a_policy_is_told_once_by_whoever_charged_last() {
     let (limits, names) = (limits(5), [r#""default""#, r#"def"ault\"#, "default, x", "orders"]);
     for name in names {
-        let orders = RateLimits::named(name, Quota::per_second(1).with_burst(2)).unwrap().with_clock(|| Duration::ZERO);
+        let orders = Limit::new(name, Quota::per_second(1).with_burst(2)).unwrap();
+        let orders = RateLimits::new(orders).with_clock(|| Duration::ZERO);
         let gate = AuthLayer::new(memory()).with_rate_limit(orders.clone());
         let (own, budget) = (gate.clone(), limits.clone());
         let handler = tower::service_fn(move |request: Request<Body>| {
@@ -417,11 +418,12 @@ async fn no_dialect_is_a_dialect() {
 
 #[tokio::test]
 async fn costs_are_charged_and_impossible_ones_are_told() {
-    let limits = limits(5).with_cost(|head| match head.uri.path() {
+    let limit = Limit::from(Quota::per_minute(60).with_burst(5)).with_cost(|head| match head.uri.path() {
         "/free" => 0,
         "/huge" => 6,
         _ => 2,
     });
+    let limits = Hands::default().limits(limit);
     let service = AuthLayer::new(memory()).with_rate_limit(limits).layer(echo());
     let at = |path: &'static str| {
         let mut request = with_token(TOKEN);

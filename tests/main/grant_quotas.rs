@@ -6,7 +6,7 @@ use tollgate::TokenDigest;
 
 use http::{Request, Response};
 use tollgate::limit::{Charge, Limiter, RateLimits};
-use tollgate::{AuthLayer, CurrentGrant, Grant, MemoryStore, Quota};
+use tollgate::{AuthLayer, CurrentGrant, Grant, Limit, LimitError, MemoryStore, Quota};
 use tower::Layer;
 
 use crate::kit::*;
@@ -26,8 +26,12 @@ fn tokens() -> MemoryStore<()> {
     ])
 }
 
+fn limit(name: &str, quota: Quota) -> Limit {
+    Limit::new(name, quota).unwrap()
+}
+
 fn orders() -> RateLimits {
-    RateLimits::named("orders", THREE).unwrap().with_clock(|| Duration::ZERO)
+    RateLimits::new(limit("orders", THREE)).with_clock(|| Duration::ZERO)
 }
 
 /// Sends so many requests at the same time and counts the admitted ones; all others must be answered with 429.
@@ -83,7 +87,7 @@ async fn an_admin_gate_on_the_same_store_limits_by_its_own_quota() {
     let store = tokens();
     let plans = RateLimits::new(Quota::per_minute(1)).with_clock(|| Duration::ZERO);
     let public = AuthLayer::new(store.clone()).with_rate_limit(plans).layer(echo());
-    let admin = RateLimits::named("admin", THREE).unwrap().with_clock(|| Duration::ZERO);
+    let admin = RateLimits::new(limit("admin", THREE)).with_clock(|| Duration::ZERO);
     let admin = AuthLayer::new(store).with_rate_limit(admin).layer(echo());
     assert_eq!(admitted(&admin, 50).await, 3);
     assert_eq!(admitted(&public, 50).await, 50);
@@ -103,28 +107,49 @@ fn named(expected: &[(&str, u32)]) -> Vec<(String, u32)> {
 }
 
 #[test]
-fn one_policy_follows_grant_quotas_and_the_last_call_names_it() {
-    let two = || RateLimits::new(Quota::per_minute(7)).and("day", Quota::per_day(9)).unwrap();
-    let of = |limits: &RateLimits| bursts(&limits.peek(&customer()));
-    assert_eq!(of(&two()), named(&[("default", 100), ("day", 9)]));
-    assert_eq!(of(&two().with_grant_quotas()), named(&[("default", 7), ("day", 100)]));
-    let three = two().with_grant_quotas().and("orders", THREE).unwrap();
-    assert_eq!(of(&three), named(&[("default", 7), ("day", 100), ("orders", 3)]));
-    assert_eq!(of(&three.with_grant_quotas()), named(&[("default", 7), ("day", 9), ("orders", 100)]));
-    assert_eq!(of(&orders()), named(&[("orders", 3)]));
-    assert_eq!(of(&orders().with_grant_quotas()), named(&[("orders", 100)]));
-    assert_eq!(of(&orders().with_grant_quotas().shared_by_all()), named(&[("orders", 3)]));
-    assert_eq!(of(&orders().shared_by_all().with_grant_quotas()), named(&[("orders", 3)]));
+fn only_the_limit_with_grant_quotas_follows_them() {
+    let of = |limits: RateLimits| bursts(&limits.peek(&customer()));
+    let first = || RateLimits::new(Quota::per_minute(7));
+    let day = || limit("day", Quota::per_day(9));
+    assert_eq!(of(first().and(day()).unwrap()), named(&[("default", 100), ("day", 9)]));
+    let two = || first().and(day().with_grant_quotas()).unwrap();
+    assert_eq!(of(two()), named(&[("default", 7), ("day", 100)]));
+    let three = two().and(limit("orders", THREE)).unwrap();
+    assert_eq!(of(three), named(&[("default", 7), ("day", 100), ("orders", 3)]));
+    assert_eq!(of(orders()), named(&[("orders", 3)]));
+    let orders = || limit("orders", THREE);
+    assert_eq!(of(RateLimits::new(orders().with_grant_quotas())), named(&[("orders", 100)]));
+    assert_eq!(of(RateLimits::new(orders().with_grant_quotas().shared_by_all())), named(&[("orders", 3)]));
+    assert_eq!(of(RateLimits::new(orders().shared_by_all().with_grant_quotas())), named(&[("orders", 3)]));
+}
+
+#[test]
+fn a_default_limit_follows_grant_quotas_unless_another_limit_does_whatever_the_order() {
+    let of = |limits: RateLimits| bursts(&limits.peek(&customer()));
+    let default = || Limit::from(Quota::per_minute(7));
+    let orders = || limit("orders", THREE);
+    let explicit = RateLimits::new(orders().with_grant_quotas()).and(default()).unwrap();
+    assert_eq!(of(explicit), named(&[("orders", 100), ("default", 7)]));
+    assert_eq!(of(RateLimits::new(orders()).and(default()).unwrap()), named(&[("orders", 3), ("default", 100)]));
+}
+
+#[test]
+fn a_second_limit_with_grant_quotas_returns_an_error() {
+    let day = || limit("day", Quota::per_day(9)).with_grant_quotas();
+    for first in [limit("orders", THREE).with_grant_quotas(), Limit::from(THREE).with_grant_quotas()] {
+        assert_eq!(RateLimits::new(first).and(day()).unwrap_err(), LimitError::GrantQuotas);
+    }
 }
 
 #[test]
 fn on_a_route_only_an_explicit_choice_follows_grant_quotas() {
-    let of = |limits: &RateLimits| bursts(&limits.clone().for_route().peek(&customer()));
-    let two = RateLimits::new(Quota::per_minute(7)).and("day", Quota::per_day(9)).unwrap();
-    assert_eq!(of(&two), named(&[("default", 7), ("day", 9)]));
-    assert_eq!(of(&two.with_grant_quotas()), named(&[("default", 7), ("day", 100)]));
-    assert_eq!(of(&RateLimits::new(THREE)), named(&[("default", 3)]));
-    assert_eq!(of(&RateLimits::new(THREE).with_grant_quotas()), named(&[("default", 100)]));
+    let of = |limits: RateLimits| bursts(&limits.for_route().peek(&customer()));
+    let day = limit("day", Quota::per_day(9));
+    let two = |day| RateLimits::new(Quota::per_minute(7)).and(day).unwrap();
+    assert_eq!(of(two(day.clone())), named(&[("default", 7), ("day", 9)]));
+    assert_eq!(of(two(day.with_grant_quotas())), named(&[("default", 7), ("day", 100)]));
+    assert_eq!(of(RateLimits::new(THREE)), named(&[("default", 3)]));
+    assert_eq!(of(RateLimits::new(Limit::from(THREE).with_grant_quotas())), named(&[("default", 100)]));
 }
 
 #[tokio::test]
@@ -144,13 +169,14 @@ fn anonymous_callers_of_a_named_policy_have_its_name() {
         decision.parts().map(|part| part.policy().unwrap().name().to_owned()).collect::<Vec<_>>()
     };
     let two = Quota::per_minute(2);
-    assert_eq!(names(RateLimits::new(two).with_anonymous(two)), ["anonymous"]);
-    assert_eq!(names(RateLimits::named("orders", two).unwrap().with_anonymous(two)), ["orders"]);
+    assert_eq!(names(RateLimits::new(Limit::from(two).with_anonymous(two))), ["anonymous"]);
+    assert_eq!(names(RateLimits::new(limit("orders", two).with_anonymous(two))), ["orders"]);
 }
 
 #[test]
 fn near_limit_and_dry_run_go_by_the_quota_that_applies() {
-    let limits = orders().with_near_limit(100).with_dry_run();
+    let limits = limit("orders", THREE).with_near_limit(100).unwrap().with_dry_run();
+    let limits = RateLimits::new(limits).with_clock(|| Duration::ZERO);
     let decisions: Vec<_> = (0..4).map(|_| limits.charge(&customer(), ONE)).collect();
     assert_eq!(
         decisions.iter().map(|decision| decision.is_near_limit()).collect::<Vec<_>>(),
@@ -177,7 +203,7 @@ mod in_redis {
 
     /// The limits by a name and without one, which are limited on a route all the same.
     fn routes() -> [RateLimits; 2] {
-        [RateLimits::named("orders", SLOW.with_burst(3)).unwrap(), RateLimits::new(SLOW.with_burst(3))]
+        [RateLimits::new(limit("orders", SLOW.with_burst(3))), RateLimits::new(SLOW.with_burst(3))]
     }
 
     fn at(url: &str, limits: RateLimits, prefix: &str) -> RedisLimits {
@@ -212,9 +238,10 @@ mod in_redis {
                 Grant::new("customer", ()).with_quota(SLOW.with_burst(90_000)),
             )])
         };
-        for route in [RateLimits::named("orders", many).unwrap(), RateLimits::new(many)] {
+        for route in [limit("orders", many), many.into()] {
             let Some(home) = RedisHome::new("cells_bought_ahead_for_a_route_are_of_its_own_quota") else { return };
             let route = route.with_cost(|head| head.headers["x-cost"].to_str().unwrap().parse().unwrap());
+            let route = RateLimits::new(route);
             let limits = at(home.url(), route, home.prefix()).with_leases(Leases::default());
             let gate = AuthLayer::new(tokens());
             let service = gate.clone().layer(gate.route_rate_limit(limits).layer(echo()));
@@ -229,13 +256,13 @@ mod in_redis {
     #[tokio::test]
     async fn in_redis_too_an_explicit_choice_is_followed_on_a_route() {
         let Some(home) = RedisHome::new("in_redis_too_an_explicit_choice_is_followed_on_a_route") else { return };
-        let own = || RateLimits::new(SLOW.with_burst(3));
+        let own = || Limit::from(SLOW.with_burst(3));
         let of = async |limits: &RedisLimits| bursts(&limits.charge(&customer(), Charge::Units(0)).await);
-        let limits = at(home.url(), own(), home.prefix());
+        let limits = at(home.url(), RateLimits::new(own()), home.prefix());
         assert_eq!(of(&limits).await, named(&[("default", 100)]));
         assert_eq!(of(&limits.clone().for_route()).await, named(&[("default", 3)]));
         assert_eq!(of(&limits).await, named(&[("default", 100)]), "a clone stays as it was");
-        let explicit = at(home.url(), own().with_grant_quotas(), home.prefix()).for_route();
+        let explicit = at(home.url(), RateLimits::new(own().with_grant_quotas()), home.prefix()).for_route();
         assert_eq!(of(&explicit).await, named(&[("default", 100)]));
     }
 

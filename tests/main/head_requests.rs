@@ -20,7 +20,7 @@ use tokio::net::TcpListener;
 use tollgate::gate::BodyTokens;
 use tollgate::limit::RateLimits;
 use tollgate::respond::Respond;
-use tollgate::{AuthLayer, Authenticated, EmptyBody, ProblemDetails, Quota, Rejection, RequestHead, Scopes};
+use tollgate::{AuthLayer, Authenticated, EmptyBody, Limit, ProblemDetails, Quota, Rejection, RequestHead, Scopes};
 use tower::{Layer, Service};
 
 use crate::kit::{Body, TOKEN, User, echo, field, memory, run, send, text};
@@ -85,7 +85,7 @@ async fn rejections_of_head_have_no_content_around_a_router() {
     let doors = BodyTokens::with_timeout(Duration::from_secs(60)).with_json("key").unwrap();
     check(gate.clone().with_body_tokens(doors).layer(router()), None, 401).await;
 
-    let never = || RateLimits::named("never", Quota::per_hour(1)).unwrap().with_cost(|_| 2);
+    let never = || RateLimits::new(Limit::new("never", Quota::per_hour(1)).unwrap().with_cost(|_| 2));
     check(gate.clone().with_rate_limit(never()).layer(router()), Some(TOKEN), 400).await;
     check(gate.layer(gate.route_rate_limit(never()).layer(router())), Some(TOKEN), 400).await;
     let spent = RateLimits::new(Quota::per_hour(1)).with_clock(|| Duration::ZERO);

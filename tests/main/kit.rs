@@ -16,7 +16,7 @@ use tokio::net::TcpListener;
 use tokio::process::Command;
 use tollgate::limit::{Charge, RateLimits};
 use tollgate::store::from_fn_with;
-use tollgate::{BoxStore, Grant, MemoryStore, Quota};
+use tollgate::{BoxStore, Grant, Limit, MemoryStore};
 use tower::{Service, ServiceExt};
 
 pub mod body;
@@ -62,9 +62,9 @@ impl Hands {
         self.0.load(Ordering::SeqCst)
     }
 
-    pub fn limits(&self, quota: Quota) -> RateLimits {
+    pub fn limits(&self, limit: impl Into<Limit>) -> RateLimits {
         let hands = self.clone();
-        RateLimits::new(quota).with_clock(move || Duration::from_nanos(hands.ns()))
+        RateLimits::new(limit).with_clock(move || Duration::from_nanos(hands.ns()))
     }
 }
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use tollgate::limit::redis::{Leases, RedisLimits, RedisServer};
 use tollgate::limit::{Charge, Limiter as _, RateLimits, Verdict};
-use tollgate::{Answer, CurrentGrant, Grant, Quota};
+use tollgate::{Answer, CurrentGrant, Grant, Limit, Quota};
 
 use crate::kit::*;
 use crate::proxy::{Fault, Proxy};
@@ -42,7 +42,7 @@ async fn charge_times(limits: &RedisLimits, grant: &CurrentGrant, times: u32) ->
 #[tokio::test]
 async fn concurrent_callers_wait_for_one_lease() {
     let Some(server) = PrivateRedis::start("concurrent_callers_wait_for_one_lease") else { return };
-    let limits = leased(&server.url(), RateLimits::new(MANY).with_anonymous(MANY));
+    let limits = leased(&server.url(), RateLimits::new(Limit::from(MANY).with_anonymous(MANY)));
     for caller in [Some(caller("alice")), Some(caller("bob")), None] {
         let before = server.trips();
         let charges: Vec<_> = (0..256)
@@ -86,10 +86,10 @@ async fn the_reported_remaining_can_be_charged() {
 #[tokio::test]
 async fn one_lease_covers_several_policies() {
     let Some(server) = PrivateRedis::start("one_lease_covers_several_policies") else { return };
-    let policies = RateLimits::new(MANY).and("few", Quota::one_per(HOUR).with_burst(100)).unwrap();
-    let policies = policies.and("all", Quota::one_per(HOUR).with_burst(160)).unwrap().shared_by_all();
-    let dry_run = Quota::one_per(HOUR).with_burst(50);
-    let limits = leased(&server.url(), policies.and("dry run", dry_run).unwrap().with_dry_run());
+    let limit = |name, burst| Limit::new(name, Quota::one_per(HOUR).with_burst(burst)).unwrap();
+    let policies = RateLimits::new(MANY).and(limit("few", 100)).unwrap();
+    let policies = policies.and(limit("all", 160).shared_by_all()).unwrap();
+    let limits = leased(&server.url(), policies.and(limit("dry run", 50).with_dry_run()).unwrap());
     let (alice, bob) = (caller("alice"), caller("bob"));
 
     let before = server.trips();

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use proptest::prelude::*;
 use tollgate::limit::{Charge, Clock as _, MonotonicClock, RateLimits};
-use tollgate::{Answer, AuthLayer, CurrentGrant, Grant, Limiter as _, Quota, Verdict};
+use tollgate::{Answer, AuthLayer, CurrentGrant, Grant, Limit, Limiter as _, Quota, RequestHead, Verdict};
 use tower::Layer;
 
 use crate::kit::*;
@@ -62,7 +62,7 @@ proptest! {
                 Verdict::Admitted => admitted.push((hands.ns(), units)),
                 Verdict::OverLimit => prop_assert!(units <= quota.burst()),
                 Verdict::CostAboveBurst => prop_assert!(units > quota.burst()),
-                Verdict::Unavailable => prop_assert!(false, "memory is always available"),
+                verdict => prop_assert!(false, "{verdict:?}: memory is always available"),
             }
         }
         assert_bounded(&admitted, quota.burst(), interval)?;
@@ -450,25 +450,42 @@ fn governors_fake_clock_can_be_used() {
 #[test]
 fn a_new_clock_starts_with_full_buckets() {
     let one = Quota::per_minute(1);
-    let before = Hands::default().limits(one).with_anonymous(one);
+    let limits = Hands::default().limits(Limit::from(one).with_anonymous(one));
     let grant = grant_of("s", None);
     let admits = |limits: &RateLimits| {
         let Answer::Ready(anonymous) = limits.charge_anonymous(ONE) else { panic!("limits in memory are immediate") };
         (limits.charge(&grant, ONE).is_admitted(), anonymous.is_admitted())
     };
-    assert_eq!((admits(&before), admits(&before)), ((true, true), (false, false)));
-    let after = before.clone().with_clock(|| Duration::ZERO);
-    assert_eq!((admits(&after), admits(&before)), ((true, true), (false, false)));
+    assert_eq!((admits(&limits), admits(&limits)), ((true, true), (false, false)));
+    let limits = limits.with_clock(|| Duration::ZERO);
+    assert_eq!((admits(&limits), admits(&limits)), ((true, true), (false, false)));
 }
 
 #[test]
-fn clones_with_another_cost_charge_the_same_bucket() {
-    let limits = Hands::default().limits(Quota::per_minute(60).with_burst(5));
-    let expensive = limits.clone().with_cost(|_| 5);
+#[should_panic(expected = "must be called before the limiter is cloned")]
+fn a_new_clock_panics_while_a_clone_exists() {
+    let limits = RateLimits::new(Quota::per_minute(1));
+    let _clone = limits.clone();
+    _ = limits.with_clock(|| Duration::ZERO);
+}
+
+#[test]
+#[should_panic(expected = "must be called before the limiter is cloned")]
+fn a_new_clock_panics_while_a_charge_can_be_refunded() {
+    let limits = RateLimits::new(Quota::per_minute(1)).with_refunds();
+    let _refundable = limits.charge(&grant_of("s", None), ONE);
+    _ = limits.with_clock(|| Duration::ZERO);
+}
+
+#[test]
+fn clones_and_forms_for_routes_charge_the_same_bucket() {
+    let limits = Hands::default().limits(Limit::from(Quota::per_minute(60).with_burst(5)).with_cost(|_| 3));
+    let route = limits.clone().for_route();
     let grant = Arc::new(Grant::new("alice", ()));
     let current = CurrentGrant::new(Arc::clone(&grant));
     assert!(limits.charge(&current, Charge::Units(2)).is_admitted());
-    let decision = expensive.charge(&current, Charge::Units(3));
+    let request = http::Request::new(());
+    let decision = route.charge(&current, Charge::Request(&RequestHead::of(&request)));
     assert!(decision.is_admitted());
     assert_eq!(limits.peek(&current).remaining(), 0);
     assert_eq!(decision.full_in(), Duration::from_secs(5));

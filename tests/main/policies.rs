@@ -10,8 +10,8 @@ use http::{HeaderValue, Request, Response};
 use proptest::prelude::*;
 use tollgate::limit::{Charge, RateLimits};
 use tollgate::{
-    AuthLayer, CurrentGrant, Decision, Grant, MemoryStore, Policy, PolicyNameError, Quota, RateLimitHeaders,
-    RequestHead, Verdict,
+    AuthLayer, CurrentGrant, Decision, Grant, Limit, LimitError, MemoryStore, Policy, PolicyNameError, Quota,
+    RateLimitHeaders, RequestHead, Verdict,
 };
 use tower::{Layer, ServiceExt};
 
@@ -29,16 +29,23 @@ fn digit(head: &RequestHead<'_>, at: usize) -> u32 {
 /// subjects.
 /// The costs are the digits of the path.
 fn limits(hands: &Hands) -> RateLimits {
-    hands
-        .limits(Quota::one_per(SECOND).with_burst(5))
-        .with_cost(|head| digit(head, 0))
-        .and("orders", Quota::one_per(10 * SECOND).with_burst(3))
-        .unwrap()
-        .with_cost(|head| digit(head, 1))
-        .and("everything", Quota::one_per(SECOND).with_burst(8))
-        .unwrap()
-        .with_cost(|head| digit(head, 2))
-        .shared_by_all()
+    limits_with(hands, everything())
+}
+
+/// Returns the limits of [`limits`] with another last one.
+fn limits_with(hands: &Hands, last: Limit) -> RateLimits {
+    let default = Limit::from(Quota::one_per(SECOND).with_burst(5)).with_cost(|head| digit(head, 0));
+    let orders = limit("orders", Quota::one_per(10 * SECOND).with_burst(3)).with_cost(|head| digit(head, 1));
+    hands.limits(default).and(orders).unwrap().and(last).unwrap()
+}
+
+/// The last limit of [`limits`].
+fn everything() -> Limit {
+    limit("everything", Quota::one_per(SECOND).with_burst(8)).with_cost(|head| digit(head, 2)).shared_by_all()
+}
+
+fn limit(name: &str, quota: Quota) -> Limit {
+    Limit::new(name, quota).unwrap()
 }
 
 fn charge(limits: &RateLimits, grant: &CurrentGrant, costs: &str) -> Decision {
@@ -111,15 +118,16 @@ proptest! {
     ) {
         let hands = Hands::default();
         hands.set_ns(1_000);
-        let mut limits = None;
+        let mut limits: Option<RateLimits> = None;
         for (at, &(interval, burst, shared)) in quotas.iter().enumerate() {
             let quota = Quota::one_per(Duration::from_nanos(interval)).with_burst(burst);
-            let one = match limits {
-                None => hands.limits(quota),
-                Some(limits) => RateLimits::and(limits, &at.to_string(), quota).unwrap(),
-            };
+            let one = if at == 0 { quota.into() } else { limit(&at.to_string(), quota) };
             let one = one.with_cost(move |head| digit(head, at));
-            limits = Some(if shared { one.shared_by_all() } else { one });
+            let one = if shared { one.shared_by_all() } else { one };
+            limits = Some(match limits {
+                None => hands.limits(one),
+                Some(limits) => limits.and(one).unwrap(),
+            });
         }
         let limits = limits.unwrap();
         let grants = ["a", "b"].map(|subject| grant_of(subject, None));
@@ -229,15 +237,16 @@ fn a_charge_still_in_debt_is_refunded_completely() {
 #[test]
 fn a_refund_affects_its_own_bucket_only() {
     let hands = Hands::default();
-    let limits = || hands.limits(Quota::one_per(SECOND).with_burst(9)).with_refunds();
+    let limit = Limit::from(Quota::one_per(SECOND).with_burst(9));
+    let limits = |limit| hands.limits(limit).with_refunds();
     let [alice, bob] = ["alice", "bob"].map(|subject| grant_of(subject, None));
-    let own = limits();
+    let own = limits(limit.clone());
     let [of_alice, of_bob] = [(&alice, 3), (&bob, 2)].map(|(who, units)| own.charge(who, Charge::Units(units)));
     now(of_bob.refund());
     now(of_alice.refund());
     assert_eq!(own.peek(&alice).remaining(), 9);
 
-    let shared = limits().shared_by_all();
+    let shared = limits(limit.shared_by_all());
     let [of_alice, of_bob] = [(&alice, 3), (&bob, 2)].map(|(who, units)| shared.charge(who, Charge::Units(units)));
     now(of_alice.refund());
     hands.advance(SECOND);
@@ -297,7 +306,7 @@ fn principals_are_dropped_without_a_turn_held() {
         }
     }
     let limits = Hands::default().limits(Quota::one_per(SECOND).with_burst(9));
-    let limits = limits.and("few", Quota::one_per(SECOND).with_burst(7)).unwrap();
+    let limits = limits.and(limit("few", Quota::one_per(SECOND).with_burst(7))).unwrap();
     let (sender, left) = std::sync::mpsc::channel();
     let replaced = Arc::new(Grant::new("alice", Last(limits.clone(), sender)));
     assert!(limits.charge(&CurrentGrant::new(Arc::clone(&replaced)), ONE).is_admitted());
@@ -315,9 +324,9 @@ fn principals_are_dropped_without_a_turn_held() {
 #[test]
 fn a_refund_finds_a_bucket_that_has_moved() {
     let hands = Hands::default();
-    let limits = hands.limits(Quota::one_per(SECOND).with_burst(9)).with_cost(|head| digit(head, 0));
-    let limits = limits.and("few", Quota::one_per(SECOND).with_burst(2)).unwrap().with_cost(|head| digit(head, 1));
-    let limits = limits.with_refunds();
+    let default = Limit::from(Quota::one_per(SECOND).with_burst(9)).with_cost(|head| digit(head, 0));
+    let few = limit("few", Quota::one_per(SECOND).with_burst(2)).with_cost(|head| digit(head, 1));
+    let limits = hands.limits(default).and(few).unwrap().with_refunds();
     let kept = [(); 2].map(|()| Arc::new(Grant::new("alice", ())));
     let [old, new] = kept.each_ref().map(|grant| CurrentGrant::new(Arc::clone(grant)));
     let first = charge(&limits, &old, "/11");
@@ -342,20 +351,15 @@ fn refunds_do_nothing_unless_enabled() {
 #[test]
 fn concurrent_charges_apply_to_all_policies_or_none() {
     for round in 0..20 {
+        let quota = |burst| Quota::one_per(SECOND).with_burst(burst);
         let limits = Hands::default()
-            .limits(Quota::one_per(SECOND).with_burst(400))
-            .with_cost(|head| digit(head, 0))
-            .and("second", Quota::one_per(SECOND).with_burst(300))
+            .limits(Limit::from(quota(400)).with_cost(|head| digit(head, 0)))
+            .and(limit("second", quota(300)).with_cost(|head| digit(head, 1)))
             .unwrap()
-            .with_cost(|head| digit(head, 1))
-            .and("all", Quota::one_per(SECOND).with_burst(500))
+            .and(limit("all", quota(500)).with_cost(|head| digit(head, 2)).shared_by_all())
             .unwrap()
-            .with_cost(|head| digit(head, 2))
-            .shared_by_all()
-            .and("all too", Quota::one_per(SECOND).with_burst(450))
-            .unwrap()
-            .with_cost(|head| digit(head, 3))
-            .shared_by_all();
+            .and(limit("all too", quota(450)).with_cost(|head| digit(head, 3)).shared_by_all())
+            .unwrap();
         let charged: [AtomicU32; 4] = Default::default();
         let subjects = if round % 2 == 0 { ["alice"; 2] } else { ["alice", "bob"] };
         thread::scope(|scope| {
@@ -433,7 +437,7 @@ async fn policies_of_an_inner_layer_are_appended() {
     let tokens = MemoryStore::from_iter([(TokenDigest::of(TOKEN), Grant::new("alice", ()))]);
     let hands = Hands::default();
     let gate = AuthLayer::new(tokens).with_rate_limit(limits(&hands));
-    let inner = RateLimits::named("a", Quota::per_minute(1)).unwrap().and("b", Quota::per_minute(2)).unwrap();
+    let inner = RateLimits::new(limit("a", Quota::per_minute(1))).and(limit("b", Quota::per_minute(2))).unwrap();
     let service = gate.layer(gate.route_rate_limit(inner).layer(echo()));
     let response = send(&service, with_token(TOKEN)).await;
     let names = |name| -> Vec<String> {
@@ -467,7 +471,7 @@ fn the_quota_of_a_grant_replaces_the_first_policy_only() {
     let limits = limits(&Hands::default());
     let rich = grant_of("rich", Some(Quota::per_minute(600).with_burst(50)));
     assert_eq!(remaining(&limits.peek(&rich)), [50, 3, 8]);
-    let shared = RateLimits::new(Quota::per_minute(5)).shared_by_all();
+    let shared = RateLimits::new(Limit::from(Quota::per_minute(5)).shared_by_all());
     assert_eq!(shared.peek(&rich).remaining(), 5);
 }
 
@@ -481,10 +485,10 @@ fn shared_policies_include_anonymous_requests() {
     assert!(anonymous().is_admitted());
     assert_eq!(violated(&anonymous()), ["everything"]);
 
-    let limits = limits.with_anonymous(Quota::per_minute(1));
+    let limits = limits_with(&Hands::default(), everything().with_anonymous(Quota::per_minute(1)));
     assert_eq!(anonymous_names(&limits), ["everything"], "the shared policy applies already");
-    let limits = RateLimits::new(Quota::per_minute(1)).with_anonymous(Quota::per_minute(2));
-    let limits = limits.and("day", Quota::per_day(5)).unwrap().with_anonymous(Quota::per_day(3));
+    let limits = RateLimits::new(Limit::from(Quota::per_minute(1)).with_anonymous(Quota::per_minute(2)));
+    let limits = limits.and(limit("day", Quota::per_day(5)).with_anonymous(Quota::per_day(3))).unwrap();
     assert_eq!(anonymous_names(&limits), ["anonymous", "day"]);
 }
 
@@ -497,30 +501,34 @@ fn anonymous_names(limits: &RateLimits) -> Vec<String> {
 #[test]
 fn clones_share_the_policies_they_were_cloned_with() {
     let first = Hands::default().limits(Quota::per_minute(10));
-    let both = first.clone().and("day", Quota::per_day(20)).unwrap();
+    let both = first.clone().and(limit("day", Quota::per_day(20))).unwrap();
     let alice = grant_of("alice", None);
     assert!(first.charge(&alice, Charge::Units(3)).is_admitted());
     assert_eq!(remaining(&both.clone().charge(&alice, ONE)), [6, 19]);
     assert_eq!(first.peek(&alice).remaining(), 6);
     assert_eq!((first.subjects(), both.subjects()), (1, 1));
-    assert_eq!(first.with_anonymous(Quota::per_day(1)).peek(&alice).remaining(), 6);
+    assert_eq!(first.with_refunds().peek(&alice).remaining(), 6);
     assert_eq!(remaining(&both.with_clock(|| Duration::ZERO).peek(&alice)), [10, 20]);
 }
 
 #[test]
 fn invalid_and_duplicate_names_return_errors() {
     let limits = || RateLimits::new(Quota::per_minute(1));
-    assert_eq!(limits().and("", Quota::per_day(1)).unwrap_err(), PolicyNameError::Form);
-    assert_eq!(limits().and("default", Quota::per_day(1)).unwrap_err(), PolicyNameError::Taken);
-    assert_eq!(limits().and("anonymous", Quota::per_day(1)).unwrap_err(), PolicyNameError::Taken);
-    let two = limits().and("day", Quota::per_day(1)).unwrap();
-    assert_eq!(two.and("day", Quota::per_day(2)).unwrap_err(), PolicyNameError::Taken);
+    for name in ["", &"a".repeat(65), "caf\u{e9}"] {
+        let invalid = Limit::new(name, Quota::per_day(1)).unwrap_err();
+        assert_eq!(invalid, LimitError::InvalidName(PolicyNameError::Form));
+    }
+    assert_eq!(Limit::new("anonymous", Quota::per_day(1)).unwrap_err(), LimitError::NameTaken);
+    assert_eq!(limits().and(limit("default", Quota::per_day(1))).unwrap_err(), LimitError::NameTaken);
+    assert_eq!(limits().and(Quota::per_day(1).into()).unwrap_err(), LimitError::NameTaken);
+    let two = limits().and(limit("day", Quota::per_day(1))).unwrap();
+    assert_eq!(two.and(limit("day", Quota::per_day(2))).unwrap_err(), LimitError::NameTaken);
 }
 
 #[tokio::test]
 async fn a_dry_run_decides_and_rejects_nothing() {
-    let limits =
-        Hands::default().limits(Quota::per_minute(5)).and("dry run", Quota::per_minute(2)).unwrap().with_dry_run();
+    let dry_run = limit("dry run", Quota::per_minute(2)).with_dry_run();
+    let limits = Hands::default().limits(Quota::per_minute(5)).and(dry_run).unwrap();
     let alice = grant_of("alice", None);
     for (left, dry_run) in [(4, 1), (3, 0), (2, 0), (1, 0)] {
         let decision = limits.charge(&alice, ONE);
@@ -539,7 +547,7 @@ async fn a_dry_run_decides_and_rejects_nothing() {
     let response = send(&service, with_token(TOKEN)).await;
     assert_eq!(field(response.headers(), "ratelimit"), Some(r#""default";r=0;t=12"#));
 
-    let alone = RateLimits::new(Quota::per_minute(1)).with_dry_run();
+    let alone = RateLimits::new(Limit::from(Quota::per_minute(1)).with_dry_run());
     let tokens = MemoryStore::from_iter([(TokenDigest::of(TOKEN), Grant::new("alice", ()))]);
     let service = AuthLayer::new(tokens).with_rate_limit(alone.clone()).layer(echo());
     for _ in 0..3 {
@@ -554,15 +562,15 @@ async fn a_dry_run_decides_and_rejects_nothing() {
 
 #[test]
 fn near_limit_starts_at_the_configured_percentage() {
-    for (percent, burst, near_from) in [(80, 10, 8), (100, 10, 10), (101, 10, 10), (0, 10, 0), (75, 3, 3), (50, 3, 2)] {
-        let limits = Hands::default().limits(Quota::per_minute(burst)).with_near_limit(percent);
+    for (percent, burst, near_from) in [(80, 10, 8), (100, 10, 10), (0, 10, 0), (75, 3, 3), (50, 3, 2)] {
+        let limits = Hands::default().limits(Limit::from(Quota::per_minute(burst)).with_near_limit(percent).unwrap());
         let alice = grant_of("alice", None);
         for used in 0..=burst {
             assert_eq!(limits.peek(&alice).is_near_limit(), used >= near_from, "{used} of {burst}, {percent} %");
             assert_eq!(limits.charge(&alice, ONE).is_admitted(), used < burst);
         }
     }
-    let limits = limits(&Hands::default()).with_near_limit(50);
+    let limits = limits_with(&Hands::default(), everything().with_near_limit(50).unwrap());
     let alice = grant_of("alice", None);
     assert!(!charge(&limits, &alice, "/113").is_near_limit());
     let near = charge(&limits, &alice, "/111");
@@ -571,9 +579,17 @@ fn near_limit_starts_at_the_configured_percentage() {
 }
 
 #[test]
+fn near_limit_above_100_percent_returns_an_error() {
+    for percent in [101, u8::MAX] {
+        let invalid = Limit::from(Quota::per_minute(1)).with_near_limit(percent);
+        assert_eq!(invalid.unwrap_err(), LimitError::NearLimitPercent);
+    }
+}
+
+#[test]
 fn only_policies_by_subject_have_a_partition_key() {
     let limits = limits(&Hands::default()).with_partition_key(|subject| subject.as_str().into());
-    let limits = limits.and("late", Quota::per_minute(1)).unwrap();
+    let limits = limits.and(limit("late", Quota::per_minute(1))).unwrap();
     let headers = RateLimitHeaders::default();
     let tokens = MemoryStore::from_iter([(TokenDigest::of(TOKEN), Grant::new("alice", ()))]);
     let gate = AuthLayer::new(tokens).with_rate_limit_headers(headers);
@@ -587,7 +603,7 @@ fn only_policies_by_subject_have_a_partition_key() {
 /// Checks that the partition-key closure may call the limiter: no lock is held meanwhile.
 #[test]
 fn a_partition_key_closure_may_call_the_limiter() {
-    let limits = Hands::default().limits(Quota::per_minute(5)).and("day", Quota::per_day(9)).unwrap();
+    let limits = Hands::default().limits(Quota::per_minute(5)).and(limit("day", Quota::per_day(9))).unwrap();
     let inner = limits.clone();
     let limits = limits.with_partition_key(move |subject| {
         let left = inner.peek(&grant_of(subject.as_str(), None)).remaining();

@@ -7,7 +7,7 @@ use std::time::Duration;
 use http::{Request, Response};
 use tollgate::limit::{Charge, FailureThrottle, Limiter};
 use tollgate::{
-    Answer, AuthLayer, CurrentGrant, Decision, Quota, RateLimits, Rejection, RejectionKind, Unauthenticated,
+    Answer, AuthLayer, CurrentGrant, Decision, Limit, Quota, RateLimits, Rejection, RejectionKind, Unauthenticated,
 };
 use tower::Layer;
 
@@ -15,8 +15,16 @@ use crate::kit::*;
 
 const ONE_AN_HOUR: Quota = Quota::per_hour(1);
 
-fn limits() -> RateLimits {
-    RateLimits::new(Quota::per_minute(60)).with_clock(|| Duration::ZERO)
+fn per_minute() -> Limit {
+    Quota::per_minute(60).into()
+}
+
+fn named(name: &str, quota: Quota) -> Limit {
+    Limit::new(name, quota).unwrap()
+}
+
+fn limits(limit: Limit) -> RateLimits {
+    RateLimits::new(limit).with_clock(|| Duration::ZERO)
 }
 
 /// An inner service that counts the requests that reach it.
@@ -95,36 +103,31 @@ impl Limiter for Remote {
 #[tokio::test]
 async fn a_gate_charges_preflights_like_anonymous_callers() {
     for limits in [
-        limits().with_anonymous(ONE_AN_HOUR),
-        limits().and("all", ONE_AN_HOUR).unwrap().shared_by_all(),
-        limits().and("day", Quota::per_day(9)).unwrap().with_anonymous(ONE_AN_HOUR),
+        limits(per_minute().with_anonymous(ONE_AN_HOUR)),
+        limits(per_minute()).and(named("all", ONE_AN_HOUR).shared_by_all()).unwrap(),
+        limits(per_minute()).and(named("day", Quota::per_day(9)).with_anonymous(ONE_AN_HOUR)).unwrap(),
     ] {
         let runs = Arc::<AtomicUsize>::default();
-        let gate = AuthLayer::new(memory()).with_rate_limit(limits.with_clock(|| Duration::ZERO));
+        let gate = AuthLayer::new(memory()).with_rate_limit(limits);
         assert_one_passes(&gate.layer(counting(&runs)), &runs).await;
 
         let runs = Arc::<AtomicUsize>::default();
-        let gate = AuthLayer::new(memory()).with_rate_limit(Remote(
-            RateLimits::new(ONE_AN_HOUR).with_anonymous(ONE_AN_HOUR).with_clock(|| Duration::ZERO),
-        ));
+        let gate = AuthLayer::new(memory())
+            .with_rate_limit(Remote(self::limits(Limit::from(ONE_AN_HOUR).with_anonymous(ONE_AN_HOUR))));
         assert_one_passes(&gate.layer(counting(&runs)), &runs).await;
     }
 }
 
 #[tokio::test]
 async fn a_route_limiter_charges_preflights_like_anonymous_callers() {
-    let routes = [
-        limits().with_anonymous(ONE_AN_HOUR),
-        RateLimits::named("all", ONE_AN_HOUR).unwrap().shared_by_all().with_clock(|| Duration::ZERO),
-    ];
-    for route in routes {
+    for route in [per_minute().with_anonymous(ONE_AN_HOUR), named("all", ONE_AN_HOUR).shared_by_all()] {
         let gate = AuthLayer::new(memory());
         let runs = Arc::<AtomicUsize>::default();
-        let service = gate.clone().layer(gate.route_rate_limit(route.clone()).layer(counting(&runs)));
+        let service = gate.clone().layer(gate.route_rate_limit(limits(route.clone())).layer(counting(&runs)));
         assert_one_passes(&service, &runs).await;
 
         let runs = Arc::<AtomicUsize>::default();
-        let pending = Remote(route.with_clock(|| Duration::ZERO));
+        let pending = Remote(limits(route));
         let service = gate.clone().layer(gate.route_rate_limit(pending).layer(counting(&runs)));
         assert_one_passes(&service, &runs).await;
     }
@@ -132,7 +135,9 @@ async fn a_route_limiter_charges_preflights_like_anonymous_callers() {
 
 #[tokio::test]
 async fn preflights_and_anonymous_callers_share_a_bucket() {
-    let gate = AuthLayer::new(memory()).allow_anonymous().with_rate_limit(limits().with_anonymous(Quota::per_hour(2)));
+    let gate = AuthLayer::new(memory())
+        .allow_anonymous()
+        .with_rate_limit(limits(per_minute().with_anonymous(Quota::per_hour(2))));
     let service = gate.layer(echo());
     let first: Response<Body> = send(&service, preflight()).await;
     assert_eq!(first.headers()["ratelimit"], "\"anonymous\";r=1;t=1800");
@@ -149,7 +154,9 @@ async fn a_body_gate_charges_preflights() {
     use tollgate::gate::BodyTokens;
 
     let doors = BodyTokens::with_timeout(Duration::from_secs(5)).with_json("key").unwrap();
-    let gate = AuthLayer::new(memory()).with_rate_limit(limits().with_anonymous(ONE_AN_HOUR)).with_body_tokens(doors);
+    let gate = AuthLayer::new(memory())
+        .with_rate_limit(limits(per_minute().with_anonymous(ONE_AN_HOUR)))
+        .with_body_tokens(doors);
     let runs = Arc::<AtomicUsize>::default();
     let inner = counting(&runs);
     let inner = tower::ServiceExt::map_request(inner, |request: Request<tollgate::gate::ReplayBody<Body>>| {
@@ -161,7 +168,8 @@ async fn a_body_gate_charges_preflights() {
 
 #[tokio::test]
 async fn without_such_policies_preflights_are_neither_charged_nor_counted() {
-    let costly = limits().with_cost(|_| panic!("a preflight costs nothing here")).and("day", ONE_AN_HOUR).unwrap();
+    let costly = per_minute().with_cost(|_| panic!("the cost of a preflight was computed"));
+    let costly = limits(costly).and(named("day", ONE_AN_HOUR)).unwrap();
     let gate = AuthLayer::new(memory()).with_rate_limit(costly.clone());
     let service = gate.clone().layer(gate.route_rate_limit(costly).layer(echo()));
     for _ in 0..5 {
@@ -174,8 +182,9 @@ async fn without_such_policies_preflights_are_neither_charged_nor_counted() {
 #[tokio::test]
 async fn a_rejected_preflight_is_no_failed_attempt() {
     let throttle = FailureThrottle::new(Quota::per_hour(1), |_| Some(1_u8));
-    let gate =
-        AuthLayer::new(memory()).with_failure_throttle(throttle).with_rate_limit(limits().with_anonymous(ONE_AN_HOUR));
+    let gate = AuthLayer::new(memory())
+        .with_failure_throttle(throttle)
+        .with_rate_limit(limits(per_minute().with_anonymous(ONE_AN_HOUR)));
     let service = gate.layer(echo());
     for status in [200, 429, 429, 429] {
         assert_eq!(send(&service, preflight()).await.status(), status);
@@ -189,11 +198,11 @@ async fn a_rejected_preflight_is_no_failed_attempt() {
 async fn the_cost_of_a_preflight_is_computed_without_its_credentials() {
     let seen = Arc::<AtomicUsize>::default();
     let secrets = Arc::clone(&seen);
-    let limits = limits().with_anonymous(ONE_AN_HOUR).with_cost(move |head| {
+    let limit = per_minute().with_anonymous(ONE_AN_HOUR).with_cost(move |head| {
         secrets.fetch_add(usize::from(head.headers.contains_key("authorization")), Ordering::SeqCst);
         u32::from(head.method == "OPTIONS")
     });
-    let service = AuthLayer::new(memory()).with_rate_limit(limits).layer(echo());
+    let service = AuthLayer::new(memory()).with_rate_limit(limits(limit)).layer(echo());
     let mut request = preflight();
     request.headers_mut().insert("authorization", "Bearer secret".parse().unwrap());
     assert_eq!(send(&service, request).await.status(), 200);
@@ -210,8 +219,8 @@ async fn limits_in_redis_charge_preflights_too() {
     use crate::redis_servers::RedisHome;
 
     for policies in [
-        RateLimits::new(Quota::per_minute(60)).with_anonymous(ONE_AN_HOUR),
-        RateLimits::named("all", ONE_AN_HOUR).unwrap().shared_by_all(),
+        RateLimits::new(per_minute().with_anonymous(ONE_AN_HOUR)),
+        RateLimits::new(named("all", ONE_AN_HOUR).shared_by_all()),
     ] {
         for on_route in [false, true] {
             let Some(home) = RedisHome::new("limits_in_redis_charge_preflights_too") else { return };

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use tollgate::limit::redis::{BreakerState, OutagePolicy, RedisLimits, RedisLimitsError, RedisServer};
 use tollgate::limit::{Charge, Limiter, RateLimits, Verdict};
-use tollgate::{AuthLayer, CurrentGrant, Decision, Grant, Quota, Rejection, RejectionKind};
+use tollgate::{AuthLayer, CurrentGrant, Decision, Grant, Limit, Quota, Rejection, RejectionKind};
 use tower::ServiceBuilder;
 
 use crate::kit::*;
@@ -97,7 +97,7 @@ async fn the_sum_of_what_many_charge_at_once_is_exact() {
 #[tokio::test]
 async fn keys_name_nobody_and_end_when_the_budget_is_full() {
     let Some(home) = RedisHome::new("keys_name_nobody_and_end_when_the_budget_is_full") else { return };
-    let limits = RateLimits::named("orders", FIVE).unwrap().with_anonymous(FIVE).with_grant_quotas();
+    let limits = RateLimits::new(Limit::new("orders", FIVE).unwrap().with_anonymous(FIVE).with_grant_quotas());
     let limits = at(&home, limits);
     assert!(charge(&limits, 2).await.is_admitted());
     let own = CurrentGrant::new(Grant::new("id", ()).with_subject("bob@example.org").with_quota(Quota::per_second(3)));
@@ -177,19 +177,14 @@ async fn who_was_refused_is_refused_again_without_a_trip() {
 
 /// Policies of all kinds, of which nothing comes back while a test runs.
 fn policies() -> RateLimits {
-    RateLimits::named("plan", Quota::one_per(HOUR).with_burst(12))
+    let limit = |name, burst| Limit::new(name, Quota::one_per(HOUR).with_burst(burst)).unwrap();
+    RateLimits::new(limit("plan", 12).with_near_limit(50).unwrap().with_grant_quotas())
+        .and(limit("narrow", 7).with_anonymous(Quota::one_per(HOUR).with_burst(3)))
         .unwrap()
-        .with_near_limit(50)
-        .with_grant_quotas()
-        .and("narrow", Quota::one_per(HOUR).with_burst(7))
+        .and(limit("trial", 4).with_dry_run())
         .unwrap()
-        .with_anonymous(Quota::one_per(HOUR).with_burst(3))
-        .and("trial", Quota::one_per(HOUR).with_burst(4))
+        .and(limit("everybody", 15).shared_by_all())
         .unwrap()
-        .with_dry_run()
-        .and("everybody", Quota::one_per(HOUR).with_burst(15))
-        .unwrap()
-        .shared_by_all()
         .with_partition_key(|subject| vec![subject.as_str().len() as u8])
 }
 
@@ -248,7 +243,7 @@ async fn several_policies_are_charged_as_in_memory() {
 async fn at_the_same_time_a_charge_meets_all_policies_or_none() {
     let Some(home) = RedisHome::new("at_the_same_time_a_charge_meets_all_policies_or_none") else { return };
     let quota = |burst| Quota::one_per(HOUR).with_burst(burst);
-    let limits = || RateLimits::new(quota(60)).and("all", quota(100)).unwrap().shared_by_all();
+    let limits = || RateLimits::new(quota(60)).and(Limit::new("all", quota(100)).unwrap().shared_by_all()).unwrap();
     let servers: Vec<_> = (0..4).map(|_| at(&home, limits())).collect();
     let charges: Vec<_> = (0..300)
         .map(|n: usize| {
@@ -276,8 +271,8 @@ async fn at_the_same_time_a_charge_meets_all_policies_or_none() {
 async fn charges_are_given_back_while_they_are_owed() {
     let Some(home) = RedisHome::new("charges_are_given_back_while_they_are_owed") else { return };
     let quota = Quota::one_per(HOUR).with_burst(5);
-    let limits =
-        || RateLimits::new(quota).and("quick", Quota::one_per(Duration::from_millis(1)).with_burst(5)).unwrap();
+    let quick = Limit::new("quick", Quota::one_per(Duration::from_millis(1)).with_burst(5)).unwrap();
+    let limits = || RateLimits::new(quota).and(quick.clone()).unwrap();
     let (one, other) = (at(&home, limits().with_refunds()), at(&home, limits()));
     let first = charge(&one, 3).await;
     assert_eq!(charge(&other, 1).await.remaining(), 1);
@@ -309,7 +304,8 @@ async fn local_budgets_are_divided_and_what_is_too_large_for_them_is_unknown() {
         let (server, nodes) = (RedisServer::single(url).unwrap(), NonZeroU32::new(3).unwrap());
         RedisLimits::new(policies, server, SECRET, nodes).unwrap().with_deadline(PATIENT)
     };
-    let limits = to_three(&server.url(), hands.limits(quota).and("few", quota.with_burst(2)).unwrap());
+    let limits =
+        to_three(&server.url(), hands.limits(quota).and(Limit::new("few", quota.with_burst(2)).unwrap()).unwrap());
     let bursts: Vec<_> = charge(&limits, 0).await.parts().map(|part| part.policy().unwrap().quota()).collect();
     // 7 / 3, and no less than 1.
     assert_eq!(bursts, [Quota::one_per(3 * HOUR).with_burst(2), Quota::one_per(3 * HOUR)]);
@@ -324,7 +320,7 @@ async fn local_budgets_are_divided_and_what_is_too_large_for_them_is_unknown() {
     assert!(decision.is_admitted() && decision.is_local());
 
     // Of a grant's own quota, and of what strangers share, each server has its part as well.
-    let limits = to_three(&server.url(), RateLimits::new(quota).with_anonymous(quota.with_burst(9)));
+    let limits = to_three(&server.url(), RateLimits::new(Limit::from(quota).with_anonymous(quota.with_burst(9))));
     let plan = CurrentGrant::new(Grant::new("bob", ()).with_quota(quota.with_burst(12)));
     for (decision, burst) in [(limits.charge(&plan, ONE).await, 4), (limits.charge_anonymous(ONE).await, 3)] {
         assert!(decision.is_local());
@@ -555,14 +551,15 @@ async fn a_cluster_keeps_each_subject_on_one_node() {
     }
     // All budgets of a subject are on its node; those of all are elsewhere.
     let cluster_of = || RedisServer::cluster(urls.iter().map(|url| &**url)).unwrap();
-    let several = RateLimits::new(FIVE).and("day", FIVE.with_burst(4)).unwrap();
+    let several = RateLimits::new(FIVE).and(Limit::new("day", FIVE.with_burst(4)).unwrap()).unwrap();
     let limits =
         RedisLimits::new(several.clone(), cluster_of(), SECRET, ALONE).unwrap().with_prefix("several:").unwrap();
     let decision = charge(&limits.with_deadline(PATIENT), 2).await;
     assert_eq!((decision.is_local(), decision.remaining()), (false, 2));
-    let all = several.and("all", FIVE).unwrap().shared_by_all();
+    let all = several.and(Limit::new("all", FIVE).unwrap().shared_by_all()).unwrap();
     assert_eq!(RedisLimits::new(all, cluster_of(), SECRET, ALONE).unwrap_err(), RedisLimitsError::SharedOnCluster);
-    let only = RedisLimits::new(RateLimits::new(FIVE).shared_by_all(), cluster_of(), SECRET, ALONE).unwrap();
+    let only =
+        RedisLimits::new(RateLimits::new(Limit::from(FIVE).shared_by_all()), cluster_of(), SECRET, ALONE).unwrap();
     assert!(!charge(&only.with_deadline(PATIENT), 2).await.is_local());
     let asked = cluster.0.iter().filter(|node| node.trips() > 0).count();
     assert!(asked > 1, "all subjects are on one node");

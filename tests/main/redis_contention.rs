@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use tollgate::limit::redis::{BreakerState, Leases, OutagePolicy, RedisLimits, RedisServer};
 use tollgate::limit::{Charge, Limiter as _, RateLimits, Verdict};
-use tollgate::{CurrentGrant, Decision, Grant, Quota};
+use tollgate::{CurrentGrant, Decision, Grant, Limit, Quota};
 
 use crate::kit::*;
 use crate::redis_servers::{PrivateRedis, time_of};
@@ -336,7 +336,7 @@ async fn a_charge_that_waits_longer_than_the_queue_timeout_is_no_outage_and_no_s
 async fn a_dry_run_rejects_nothing_when_the_queue_times_out() {
     let test = "a_dry_run_rejects_nothing_when_the_queue_times_out";
     let Some((server, wire)) = start(test, Duration::from_millis(50)) else { return };
-    let limits = RateLimits::new(Quota::one_per(HOUR).with_burst(10)).with_dry_run();
+    let limits = RateLimits::new(Limit::from(Quota::one_per(HOUR).with_burst(10)).with_dry_run());
     let limits = node(&server, &wire, limits).with_max_in_flight(NonZeroU32::MIN);
     let limits = limits.with_deadline(NEVER).with_queue_timeout(Duration::from_millis(20));
     let decisions = all_at_once(from_ref(&limits), [1; 50]).await;
@@ -350,8 +350,8 @@ async fn dry_runs_reject_nothing_while_redis_is_away() {
     server.kill();
     for when_down in OUTAGE_POLICIES {
         let quota = Quota::one_per(HOUR).with_burst(1);
-        let one = RateLimits::new(quota).with_anonymous(quota).with_dry_run();
-        let two = one.clone().and("other", quota).unwrap().with_dry_run();
+        let one = RateLimits::new(Limit::from(quota).with_anonymous(quota).with_dry_run());
+        let two = one.clone().and(Limit::new("other", quota).unwrap().with_dry_run()).unwrap();
         for (limits, policies) in [(one.clone(), 1), (two, 2)] {
             let redis = RedisServer::single(&server.url()).unwrap();
             let limits = RedisLimits::new(limits, redis, SECRET, NonZeroU32::MIN).unwrap();
@@ -368,7 +368,7 @@ async fn dry_runs_reject_nothing_while_redis_is_away() {
         }
         // Beside a policy that limits in earnest it changes nothing.
         let redis = RedisServer::single(&server.url()).unwrap();
-        let both = one.and("binding", quota).unwrap();
+        let both = one.and(Limit::new("binding", quota).unwrap()).unwrap();
         let limits = RedisLimits::new(both, redis, SECRET, NonZeroU32::MIN).unwrap().with_outage_policy(when_down);
         let first = limits.charge(&alice(), ONE).await.is_admitted();
         let second = limits.charge(&alice(), ONE).await.is_admitted();

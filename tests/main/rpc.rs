@@ -10,7 +10,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tollgate::limit::RateLimits;
 use tollgate::store::from_fn;
-use tollgate::{AuthLayer, CurrentGrant, EmptyBody, Grant, Protocol, Quota, Rejection, RequestHead, StoreError};
+use tollgate::{AuthLayer, CurrentGrant, EmptyBody, Grant, Limit, Protocol, Quota, Rejection, RequestHead, StoreError};
 use tonic::Code;
 use tonic::transport::server::TcpIncoming;
 use tonic::transport::{Endpoint, Server};
@@ -119,7 +119,7 @@ async fn grpc_clients_are_told_not_to_retry_what_cannot_succeed() {
         let field = |name| field(headers, name).map(str::to_owned);
         (field("grpc-status").unwrap(), field("grpc-retry-pushback-ms"), field("grpc-status-details-bin"))
     };
-    let too_dear = RateLimits::new(Quota::per_hour(1)).with_cost(|_| 2);
+    let too_dear = RateLimits::new(Limit::from(Quota::per_hour(1)).with_cost(|_| 2));
     let service = AuthLayer::new(memory()).with_rate_limit(too_dear).layer(echo());
     let response = send(&service, post("application/grpc", TOKEN)).await;
     assert_eq!(pushback(response.headers()), ("8".to_owned(), Some("-1".to_owned()), None));

@@ -122,7 +122,7 @@ async fn no_public_type_prints_a_token() {
     printed.debug(&occupied.to_string());
     let limits = RateLimits::new(Quota::per_minute(60).with_burst(3));
     printed.debug(&limits);
-    printed.debug(&limits.clone().with_clock(MonotonicClock::new()));
+    printed.debug(&RateLimits::new(Quota::per_minute(60)).with_clock(MonotonicClock::new()));
     printed.debug(&limits.charge(&current, ONE));
     printed.debug(&Policy::new("p", Quota::per_minute(60)).unwrap());
     printed.debug(&FailureThrottle::new(Quota::per_minute(60), |_| Some(TOKEN)));

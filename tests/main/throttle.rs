@@ -337,8 +337,26 @@ async fn by_another_clock_and_in_another_table_nothing_is_owed() {
     let failures = FailureThrottle::by_socket_addr(Quota::per_hour(1)).with_clock(|| Duration::ZERO);
     assert_eq!(guesses(failures.clone()).await, 401);
     assert_eq!(guesses(failures.clone()).await, 429);
-    assert_eq!(guesses(failures.clone().with_clock(|| Duration::ZERO)).await, 401);
-    assert_eq!(guesses(failures.with_width(64)).await, 401);
+    let failures = failures.with_clock(|| Duration::ZERO);
+    assert_eq!(guesses(failures.clone()).await, 401);
+    assert_eq!(guesses(failures.clone()).await, 429);
+    assert_eq!(guesses(failures.with_width(64).unwrap()).await, 401);
+}
+
+#[test]
+#[should_panic(expected = "must be set before the throttle is cloned")]
+fn a_new_clock_panics_while_a_clone_exists() {
+    let failures = FailureThrottle::by_socket_addr(Quota::per_hour(1));
+    let _clone = failures.clone();
+    _ = failures.with_clock(|| Duration::ZERO);
+}
+
+#[test]
+#[should_panic(expected = "must be set before the throttle is cloned")]
+fn a_new_width_panics_while_a_clone_exists() {
+    let failures = FailureThrottle::by_socket_addr(Quota::per_hour(1));
+    let _clone = failures.clone();
+    _ = failures.with_width(64);
 }
 
 #[tokio::test]

@@ -75,7 +75,7 @@ impl RedisLimits {
     /// # Errors
     ///
     /// If the secret is too short, or Redis is a cluster and there are policies of each subject beside some that
-    /// [all share](RateLimits::shared_by_all): these are in different slots, and cannot be charged in one step.
+    /// [all share](crate::Limit::shared_by_all): these are in different slots, and cannot be charged in one step.
     pub fn new(
         limits: RateLimits,
         redis: RedisServer,

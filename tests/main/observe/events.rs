@@ -3,7 +3,7 @@ use std::fmt::{Debug, Write as _};
 use std::sync::{Arc, Mutex};
 
 use tollgate::store::CircuitBreaker;
-use tollgate::{Answer, BearerToken, Scopes, TokenStore as _};
+use tollgate::{Answer, BearerToken, Limit, Scopes, TokenStore as _};
 use tracing::field::{Field, Visit};
 use tracing::span::{Attributes, Id, Record};
 use tracing::{Event, Metadata, Subscriber};
@@ -168,7 +168,8 @@ async fn what_is_admitted_is_no_event() {
 fn policies_on_trial_say_whom_they_would_refuse() {
     let ear = Ear::default();
     let _listening = tracing::subscriber::set_default(ear.clone());
-    let limits = RateLimits::named("trial", Quota::per_minute(1)).unwrap().with_dry_run().with_clock(|| Duration::ZERO);
+    let limits = Limit::new("trial", Quota::per_minute(1)).unwrap().with_dry_run();
+    let limits = RateLimits::new(limits).with_clock(|| Duration::ZERO);
     let who = tollgate::Authenticated::new(alice()).current();
     for events in [0, 1] {
         assert!(limits.charge(&who, ONE).is_admitted());
@@ -287,8 +288,8 @@ async fn strangers_fill_no_log_that_is_kept() {
     let ear = Ear::default();
     let _listening = tracing::subscriber::set_default(ear.clone());
     let one = Quota::per_hour(1);
-    let limits = RateLimits::new(one).with_anonymous(one.with_burst(2)).and("trial", one).unwrap();
-    let limits = limits.with_anonymous(one).with_dry_run();
+    let dry_run = Limit::new("trial", one).unwrap().with_anonymous(one).with_dry_run();
+    let limits = RateLimits::new(Limit::from(one).with_anonymous(one.with_burst(2))).and(dry_run).unwrap();
     let service = AuthLayer::new(memory()).allow_anonymous().with_rate_limit(limits).layer(echo());
     for status in [200, 200, 429] {
         assert_eq!(send(&service, get()).await.status(), status);

@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
 use metrics_util::debugging::{DebugValue, DebuggingRecorder, Snapshotter};
 use tollgate::store::CircuitBreaker;
-use tollgate::{Authenticated, TokenStore as _};
+use tollgate::{Authenticated, Limit, TokenStore as _};
 
 use super::*;
 
@@ -127,10 +127,10 @@ async fn what_passes_is_counted_by_where_its_token_was() {
 #[tokio::test]
 async fn layers_behind_a_gate_count_what_they_charge_and_refuse() {
     let book = Book::open();
-    let limits =
-        |name| RateLimits::named(name, Quota::per_minute(1).with_burst(2)).unwrap().with_clock(|| Duration::ZERO);
-    let gate = gate(alice()).with_rate_limit(limits("all"));
-    let service = gate.layer(gate.route_rate_limit(limits("orders").with_cost(|_| 2)).layer(echo()));
+    let limit = |name| Limit::new(name, Quota::per_minute(1).with_burst(2)).unwrap();
+    let limits = |limit: Limit| RateLimits::new(limit).with_clock(|| Duration::ZERO);
+    let gate = gate(alice()).with_rate_limit(limits(limit("all")));
+    let service = gate.layer(gate.route_rate_limit(limits(limit("orders").with_cost(|_| 2))).layer(echo()));
     let statuses = [send(&service, with_token(TOKEN)).await, send(&service, with_token(TOKEN)).await];
     assert_eq!(statuses.map(|response| response.status().as_u16()), [200, 429]);
     let told = book.read();
@@ -144,7 +144,8 @@ async fn layers_behind_a_gate_count_what_they_charge_and_refuse() {
 #[tokio::test]
 async fn charges_of_handlers_are_counted_and_looks_are_not() {
     let book = Book::open();
-    let limits = RateLimits::new(Quota::per_minute(60).with_burst(2)).with_clock(|| Duration::ZERO);
+    let limit = Limit::from(Quota::per_minute(60).with_burst(2));
+    let limits = RateLimits::new(limit.clone()).with_clock(|| Duration::ZERO);
     let who = Authenticated::new(alice()).current();
     for units in [1, 0, 1, 1, 3] {
         _ = limits.charge(&who, Charge::Units(units));
@@ -157,7 +158,8 @@ async fn charges_of_handlers_are_counted_and_looks_are_not() {
     ];
     assert_eq!(book.of(CHARGES), series(counted));
 
-    let limits = limits.with_anonymous(Quota::per_minute(60).with_burst(1)).with_clock(|| Duration::ZERO);
+    let limit = limit.with_anonymous(Quota::per_minute(60).with_burst(1));
+    let limits = RateLimits::new(limit).with_clock(|| Duration::ZERO);
     let service = gate(alice()).allow_anonymous().with_rate_limit(limits).layer(echo());
     for status in [200, 429] {
         assert_eq!(send(&service, get()).await.status(), status);
@@ -171,14 +173,12 @@ async fn charges_of_handlers_are_counted_and_looks_are_not() {
 fn each_policy_of_a_limiter_is_counted_by_its_own_name() {
     let book = Book::open();
     let (small, large) = (Quota::per_minute(60).with_burst(2), Quota::per_minute(60).with_burst(10));
-    let limits = RateLimits::named("large", large)
+    let limit = |name, quota| Limit::new(name, quota).unwrap();
+    let limits = RateLimits::new(limit("large", large).with_near_limit(20).unwrap())
+        .and(limit("small", small))
         .unwrap()
-        .with_near_limit(20)
-        .and("small", small)
+        .and(limit("trial", Quota::per_minute(60).with_burst(1)).with_dry_run())
         .unwrap()
-        .and("trial", Quota::per_minute(60).with_burst(1))
-        .unwrap()
-        .with_dry_run()
         .with_clock(|| Duration::ZERO);
     let who = Authenticated::new(alice()).current();
     let admitted = [(); 4].map(|()| limits.charge(&who, ONE).is_admitted());

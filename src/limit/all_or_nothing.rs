@@ -1,4 +1,4 @@
-//! Charges several policies atomically: all of them or none.
+//! Charges several limits atomically: all of them or none.
 //!
 //! # Rules
 //!
@@ -9,7 +9,7 @@
 //!    uses the same time and happens under the lock, so it restores each bucket exactly.
 //! 3. Code of the service runs without the lock: cost functions, partition keys, and the `Drop` of principals.
 //!
-//! Clones of a limiter that were made before a further policy was added charge the first policy without the lock. Such a
+//! Clones of a limiter that were made before a further limit was added charge the first limit without the lock. Such a
 //! charge may be rejected because of units that are refunded a moment later.
 
 use std::hash::{BuildHasher as _, RandomState};
@@ -56,16 +56,16 @@ impl ChargeLocks {
     }
 }
 
-/// The part of one policy in a charge.
+/// The part of one limit in a charge.
 struct Part<'a> {
-    /// The index of the policy.
+    /// The index of the limit.
     at: usize,
     state: &'a LimitState,
     cost: u32,
     decision: Decision,
 }
 
-/// Charges all policies or none. `cost` returns the cost for a policy. The charges are added to `keep`, for refunds.
+/// Charges all limits or none. `cost` returns the cost for a limit. The charges are added to `keep`, for refunds.
 pub(super) fn charge(
     states: &[LimitState],
     locks: &ChargeLocks,

@@ -1,4 +1,4 @@
-//! [`Buckets`]: the buckets of all subjects under one policy.
+//! [`Buckets`]: the buckets of all subjects under one limit.
 //!
 //! # Rules
 //!
@@ -34,7 +34,7 @@ pub(super) struct BucketOwner<'a> {
     pub(super) grant: Option<&'a Arc<dyn Erased>>,
 }
 
-/// The buckets of all subjects under one policy.
+/// The buckets of all subjects under one limit.
 pub(super) struct Buckets {
     /// Identifies this value in bucket caches.
     id: u64,

@@ -12,7 +12,7 @@ use shuttle::sync::atomic::{AtomicU64, Ordering};
 use shuttle::thread;
 
 use super::sketch::{Peer, Sketch};
-use super::{Charge, RateLimits};
+use super::{Charge, Limit, RateLimits};
 use crate::caller::CurrentGrant;
 use crate::grant::Grant;
 use crate::quota::Quota;
@@ -250,10 +250,11 @@ fn concurrent_attempts_of_a_peer_never_exceed_the_quota() {
     explore(attempts_of_one_peer);
 }
 
-/// Charges several policies. Units that a rejected request refunds never cause the rejection of another request.
-fn several_policies(subjects: [&'static str; 3], share: fn(RateLimits) -> RateLimits) {
-    let limits = share(RateLimits::new(PLANS[0]).with_clock(|| Duration::ZERO)).and("second", PLANS[0]).unwrap();
-    let limits = share(limits.with_cost(|head| head.uri.path().len() as u32 - 1));
+/// Charges several limits. Units that a rejected request refunds never cause the rejection of another request.
+fn several_limits(subjects: [&'static str; 3], share: fn(Limit) -> Limit) {
+    let second = Limit::new("second", PLANS[0]).unwrap().with_cost(|head| head.uri.path().len() as u32 - 1);
+    let limits = RateLimits::new(share(PLANS[0].into())).with_clock(|| Duration::ZERO);
+    let limits = limits.and(share(second)).unwrap();
     let charge = |subject, path| {
         let limits = limits.clone();
         thread::spawn(move || {
@@ -262,7 +263,7 @@ fn several_policies(subjects: [&'static str; 3], share: fn(RateLimits) -> RateLi
             limits.charge(&grant, Charge::Request(&RequestHead::of(&request))).is_admitted()
         })
     };
-    // The first policy admits two units. The second policy never admits the request with three units.
+    // The first limit admits two units. The second limit never admits the request with three units.
     let [first, second, third] = subjects;
     let requests = [(first, "/", true), (second, "/123", false), (third, "/", true)];
     let answers = requests.map(|(subject, path, fits)| (charge(subject, path), fits));
@@ -272,11 +273,11 @@ fn several_policies(subjects: [&'static str; 3], share: fn(RateLimits) -> RateLi
 }
 
 #[test]
-fn several_policies_charge_one_subject_atomically() {
-    explore(|| several_policies(["s"; 3], |limits| limits));
+fn several_limits_charge_one_subject_atomically() {
+    explore(|| several_limits(["s"; 3], |limit| limit));
 }
 
 #[test]
-fn several_shared_policies_charge_all_subjects_atomically() {
-    explore(|| several_policies(["s", "t", "u"], RateLimits::shared_by_all));
+fn several_shared_limits_charge_all_subjects_atomically() {
+    explore(|| several_limits(["s", "t", "u"], Limit::shared_by_all));
 }

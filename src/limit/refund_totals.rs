@@ -1,4 +1,4 @@
-//! [`RefundTotals`]: the total of refunds by policy and subject.
+//! [`RefundTotals`]: the total of refunds by limit and subject.
 //!
 //! A refund has to consider the refunds that were made since its charge.
 //!
@@ -13,7 +13,7 @@ use std::hash::{BuildHasher as _, RandomState};
 use crate::grant::Subject;
 use crate::sync::{Mutex, MutexGuard};
 
-/// A fixed table of totals, indexed by a hash of policy and subject.
+/// A fixed table of totals, indexed by a hash of limit and subject.
 pub(super) struct RefundTotals {
     hasher: RandomState,
     /// In nanoseconds.
@@ -29,8 +29,8 @@ impl RefundTotals {
     }
 
     /// Locks and returns a total. The lock blocks other refunds.
-    pub(super) fn lock(&self, policy: &str, subject: Option<&Subject>) -> MutexGuard<'_, u64> {
-        let hash = self.hasher.hash_one((policy, subject));
+    pub(super) fn lock(&self, limit: &str, subject: Option<&Subject>) -> MutexGuard<'_, u64> {
+        let hash = self.hasher.hash_one((limit, subject));
         // A panic under the lock cannot leave a partial change.
         self.totals[hash as usize % self.totals.len()].lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }

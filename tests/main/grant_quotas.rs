@@ -268,7 +268,7 @@ mod in_redis {
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn without_redis_a_route_limit_is_its_own_quota() {
-        // Nobody listens there.
+        // Nothing listens at this address.
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let url = format!("redis://{}", listener.local_addr().unwrap());
         drop(listener);

@@ -153,10 +153,10 @@ async fn preflights_and_anonymous_callers_share_a_bucket() {
 async fn a_body_gate_charges_preflights() {
     use tollgate::gate::BodyTokens;
 
-    let doors = BodyTokens::with_timeout(Duration::from_secs(5)).with_json("key").unwrap();
+    let body_tokens = BodyTokens::with_timeout(Duration::from_secs(5)).with_json("key").unwrap();
     let gate = AuthLayer::new(memory())
         .with_rate_limit(limits(per_minute().with_anonymous(ONE_AN_HOUR)))
-        .with_body_tokens(doors);
+        .with_body_tokens(body_tokens);
     let runs = Arc::<AtomicUsize>::default();
     let inner = counting(&runs);
     let inner = tower::ServiceExt::map_request(inner, |request: Request<tollgate::gate::ReplayBody<Body>>| {

@@ -1,4 +1,4 @@
-//! What the times in rate limit headers are worth to a client that obeys them.
+//! Properties of the reset times in rate limit headers, for a client that obeys them.
 
 use std::time::{Duration, UNIX_EPOCH};
 
@@ -20,14 +20,14 @@ const DIALECTS: [RateLimitHeaders; 6] = [
     RateLimitHeaders::XDelta,
 ];
 
-/// What a response says of the limit: what remains, and the time that goes with it.
+/// The remaining units and the reset time in the headers of a response.
 #[derive(Debug)]
-struct Told {
+struct Advertised {
     remaining: u32,
     reset: u64,
 }
 
-fn told(headers: &HeaderMap, dialect: RateLimitHeaders) -> Told {
+fn advertised(headers: &HeaderMap, dialect: RateLimitHeaders) -> Advertised {
     let text = |name: &str| headers[name].to_str().unwrap();
     let (remaining, reset) = match dialect {
         RateLimitHeaders::Draft10 => {
@@ -43,15 +43,15 @@ fn told(headers: &HeaderMap, dialect: RateLimitHeaders) -> Told {
         }
         _ => (text("ratelimit-remaining"), text("ratelimit-reset")),
     };
-    Told { remaining: remaining.parse().unwrap(), reset: reset.parse().unwrap() }
+    Advertised { remaining: remaining.parse().unwrap(), reset: reset.parse().unwrap() }
 }
 
-/// A client with a clock that a test turns.
+/// A client with a clock that the test controls.
 struct Client<S> {
     service: S,
     dialect: RateLimitHeaders,
     hands: Hands,
-    /// The wall clock where the monotonic one is 0.
+    /// The wall-clock time at which the monotonic clock is 0.
     epoch_ns: u64,
     runtime: tokio::runtime::Runtime,
 }
@@ -70,7 +70,7 @@ where
         self.send(cost).status().as_u16()
     }
 
-    /// How long a client waits that obeys this time.
+    /// Returns how long an obedient client waits.
     fn wait_for(&self, reset: u64) -> Duration {
         match self.dialect {
             RateLimitHeaders::XEpoch => {
@@ -80,38 +80,38 @@ where
         }
     }
 
-    /// Waits as told, and checks that the request is admitted then and not a second earlier.
-    fn assert_told_exactly(&self, reset: u64, cost: u32) {
+    /// Waits until the reset. Checks that the request is admitted then, and not one second earlier.
+    fn assert_reset_is_exact(&self, reset: u64, cost: u32) {
         let wait = self.wait_for(reset);
         let earlier = wait.saturating_sub(Duration::from_secs(1));
         self.hands.advance(earlier);
-        assert_eq!(self.status(cost), 429, "{:?}: a second less would do", self.dialect);
+        assert_eq!(self.status(cost), 429, "{:?}: the reset is a second too late", self.dialect);
         self.hands.advance(wait - earlier);
-        assert_eq!(self.status(cost), 200, "{:?}: the time was too short", self.dialect);
+        assert_eq!(self.status(cost), 200, "{:?}: the reset is too early", self.dialect);
     }
 
-    /// Sends a request and obeys the answer.
+    /// Sends a request and obeys the response.
     fn step(&self, cost: u32, limit: u32, obeys_rest: bool) {
         let response = self.send(cost);
-        let told = told(response.headers(), self.dialect);
+        let advertised = advertised(response.headers(), self.dialect);
         match response.status().as_u16() {
             429 => {
-                assert_eq!(told.remaining, 0);
+                assert_eq!(advertised.remaining, 0);
                 let retry_after: u64 = field(response.headers(), "retry-after").unwrap().parse().unwrap();
                 match self.dialect {
-                    // A time of day in whole seconds is as far away as Retry-After says, but for the started second.
+                    // A time of day in whole seconds matches `Retry-After`, except for the current second.
                     RateLimitHeaders::XEpoch => {
-                        let away = self.wait_for(told.reset).as_nanos() as u64;
-                        assert!(away.abs_diff(retry_after * SECOND_NS) < SECOND_NS, "{told:?} {retry_after}");
+                        let away = self.wait_for(advertised.reset).as_nanos() as u64;
+                        assert!(away.abs_diff(retry_after * SECOND_NS) < SECOND_NS, "{advertised:?} {retry_after}");
                     }
-                    _ => assert_eq!(told.reset, retry_after),
+                    _ => assert_eq!(advertised.reset, retry_after),
                 }
-                self.assert_told_exactly(told.reset, cost);
+                self.assert_reset_is_exact(advertised.reset, cost);
             }
-            200 if told.remaining == 0 => self.assert_told_exactly(told.reset, 1),
+            200 if advertised.remaining == 0 => self.assert_reset_is_exact(advertised.reset, 1),
             200 if obeys_rest && self.dialect != RateLimitHeaders::Draft10 => {
-                self.hands.advance(self.wait_for(told.reset));
-                assert_eq!(self.status(limit), 200, "the limit is there again");
+                self.hands.advance(self.wait_for(advertised.reset));
+                assert_eq!(self.status(limit), 200, "the whole burst is available again");
             }
             status => assert_eq!(status, 200),
         }
@@ -130,7 +130,7 @@ fn by_cost(limit: Limit) -> Limit {
 
 proptest! {
     #[test]
-    fn a_client_that_obeys_is_admitted_and_waits_no_longer_than_needed(
+    fn an_obedient_client_is_admitted_and_waits_no_longer_than_needed(
         quota in quotas(),
         second in prop::option::of(quotas()),
         epoch_ns in 0..2_000_000_000 * SECOND_NS,
@@ -142,7 +142,7 @@ proptest! {
             let mut limit = quota.burst();
             if let Some(second) = second {
                 if dialect == RateLimitHeaders::Draft10 {
-                    // It lists both, which this client does not read.
+                    // Draft 10 lists both limits. This client reads one.
                     continue;
                 }
                 limits = limits.and(by_cost(Limit::new("second", second).unwrap())).unwrap();
@@ -154,26 +154,26 @@ proptest! {
                 .with_rate_limit_headers(dialect)
                 .with_wall_clock(move || UNIX_EPOCH + Duration::from_nanos(epoch_ns + clock.ns()));
             let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
-            let client = Client { service: gate.layer(echo_but_cost()), dialect, hands, epoch_ns, runtime };
+            let client = Client { service: gate.layer(empty()), dialect, hands, epoch_ns, runtime };
             for (pause, cost, obeys_rest) in &steps {
                 client.hands.advance(Duration::from_nanos(*pause));
-                // With two policies what remains of the one that is told need not be the limit of the other.
+                // With two limits, the advertised one may not be the other's minimum.
                 client.step(cost % limit + 1, limit, *obeys_rest && second.is_none());
             }
         }
     }
 }
 
-/// An inner service that answers with nothing.
-fn echo_but_cost()
+/// An inner service that responds without content.
+fn empty()
 -> impl Service<http::Request<Body>, Response = Response<Body>, Error = std::convert::Infallible, Future: Send> + Clone
 {
     tower::service_fn(|_: http::Request<Body>| std::future::ready(Ok(Response::new(Body::default()))))
 }
 
-/// The case that clients of GitHub's API know: 429 with `X-RateLimit-Remaining: 0`.
+/// Clients of GitHub's API expect 429 with `X-RateLimit-Remaining: 0`.
 #[tokio::test]
-async fn reset_is_the_next_unit_where_nothing_remains_and_the_full_limit_otherwise() {
+async fn reset_is_the_next_unit_when_nothing_remains_and_the_full_bucket_otherwise() {
     for (dialect, name, resets) in [
         (
             RateLimitHeaders::Draft10,
@@ -200,21 +200,21 @@ async fn reset_is_the_next_unit_where_nothing_remains_and_the_full_limit_otherwi
             })
             .layer(echo());
         send(&service, with_token(TOKEN)).await;
-        let mut answers = Vec::new();
-        answers.push(send(&service, with_token(TOKEN)).await);
-        answers.push(send(&service, with_token(TOKEN)).await);
+        let mut responses = Vec::new();
+        responses.push(send(&service, with_token(TOKEN)).await);
+        responses.push(send(&service, with_token(TOKEN)).await);
         hands.advance(Duration::from_millis(1_500));
-        answers.push(send(&service, with_token(TOKEN)).await);
-        assert_eq!(answers[2].status(), 429);
-        assert_eq!(answers[2].headers()["retry-after"], "2");
-        let told: Vec<_> = answers.iter().map(|answer| field(answer.headers(), name).unwrap()).collect();
-        assert_eq!(told, resets, "{dialect:?}");
+        responses.push(send(&service, with_token(TOKEN)).await);
+        assert_eq!(responses[2].status(), 429);
+        assert_eq!(responses[2].headers()["retry-after"], "2");
+        let advertised: Vec<_> = responses.iter().map(|response| field(response.headers(), name).unwrap()).collect();
+        assert_eq!(advertised, resets, "{dialect:?}");
     }
 }
 
-/// Where a gate and a route both have nothing left, the later time is the one to obey.
+/// Checks a gate and a route that both have nothing left.
 #[tokio::test]
-async fn of_two_limits_with_nothing_left_the_later_reset_is_told() {
+async fn of_two_limits_with_nothing_left_the_later_reset_is_advertised() {
     let one = |interval| Hands::default().limits(Quota::one_per(Duration::from_secs(interval)));
     for dialect in DIALECTS.into_iter().filter(|dialect| *dialect != RateLimitHeaders::Draft10) {
         for (outer, inner) in [(20, 5), (5, 20)] {
@@ -224,7 +224,7 @@ async fn of_two_limits_with_nothing_left_the_later_reset_is_told() {
                 .with_wall_clock(|| UNIX_EPOCH);
             let service = gate.clone().layer(gate.route_rate_limit(one(inner)).layer(echo()));
             let response: Response<Body> = send(&service, with_token(TOKEN)).await;
-            let Told { remaining, reset } = told(response.headers(), dialect);
+            let Advertised { remaining, reset } = advertised(response.headers(), dialect);
             assert_eq!((remaining, reset), (0, 20), "{dialect:?} {outer} {inner}");
         }
     }

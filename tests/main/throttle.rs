@@ -1,4 +1,4 @@
-//! Who fails too often is stopped, and nobody else.
+//! The failure throttle rejects peers with too many failures, and no other peers.
 
 use std::convert::Infallible;
 use std::future::{Ready, ready};
@@ -22,10 +22,10 @@ use tower::{Layer, Service, ServiceExt};
 
 use crate::kit::*;
 
-const STRANGER: &str = "198.51.100.7";
-const ELSEWHERE: &str = "198.51.100.8";
+const PEER: &str = "198.51.100.7";
+const OTHER_PEER: &str = "198.51.100.8";
 
-/// A failure every 20 seconds, three at once.
+/// One failure every 20 seconds, with a burst of three.
 const QUOTA: Quota = Quota::per_minute(3).with_burst(3);
 
 fn throttle(hands: &Hands) -> FailureThrottle {
@@ -46,7 +46,7 @@ fn kind<B>(response: &Response<B>) -> Option<RejectionKind> {
     response.extensions().get::<Rejection>().map(Rejection::kind)
 }
 
-/// Sends a request, and says how it was answered.
+/// Sends a request and returns the status of the response.
 async fn status<S>(service: &S, request: Request<Body>) -> u16
 where
     S: Service<Request<Body>, Response = Response<Body>, Error = Infallible> + Clone,
@@ -54,7 +54,7 @@ where
     send(service, request).await.status().as_u16()
 }
 
-/// A store behind a network, which counts how often it was really asked.
+/// A store behind a network, which counts its lookups.
 #[derive(Clone)]
 struct Remote {
     tokens: MemoryStore<User>,
@@ -90,36 +90,36 @@ impl Remote {
 }
 
 #[tokio::test]
-async fn brute_force_stops_and_the_holder_behind_the_same_peer_does_not() {
+async fn brute_force_is_throttled_and_a_valid_token_of_the_same_peer_is_not() {
     let hands = Hands::default();
     let limits = hands.limits(Quota::per_minute(60).with_burst(50));
     let gate = AuthLayer::new(memory()).with_failure_throttle(throttle(&hands)).with_rate_limit(limits.clone());
     let service = gate.layer(echo());
     for _ in 0..3 {
-        assert_eq!(status(&service, guess(STRANGER)).await, 401);
+        assert_eq!(status(&service, guess(PEER)).await, 401);
     }
     for _ in 0..20 {
-        let response = send(&service, guess(STRANGER)).await;
+        let response = send(&service, guess(PEER)).await;
         assert_eq!(kind(&response), Some(RejectionKind::TooManyFailures));
         assert_eq!(response.status(), 429);
-        assert_eq!(status(&service, from(STRANGER, with_token(TOKEN))).await, 200);
+        assert_eq!(status(&service, from(PEER, with_token(TOKEN))).await, 200);
     }
-    assert_eq!(status(&service, guess(ELSEWHERE)).await, 401);
-    // Only what was admitted was charged.
+    assert_eq!(status(&service, guess(OTHER_PEER)).await, 401);
+    // Only admitted requests were charged.
     assert_eq!(limits.peek(&crate::limits::grant_of("alice", None)).remaining(), 30);
 }
 
 #[tokio::test]
-async fn the_refusal_says_when_and_nothing_else() {
+async fn a_rejection_reveals_the_retry_time_and_nothing_else() {
     let hands = Hands::default();
     let limits = hands.limits(Quota::per_minute(60));
     let gate = AuthLayer::new(memory()).with_failure_throttle(throttle(&hands)).with_rate_limit(limits);
     let service = gate.layer(echo());
     for _ in 0..3 {
-        status(&service, guess(STRANGER)).await;
+        status(&service, guess(PEER)).await;
     }
     hands.advance(Duration::from_millis(1_500));
-    let response: Response<Body> = send(&service, guess(STRANGER)).await;
+    let response: Response<Body> = send(&service, guess(PEER)).await;
     let rejection = response.extensions().get::<Rejection>().unwrap().clone();
     assert_eq!(rejection.to_string(), "Too many attempts to authenticate have failed.");
     assert_eq!((rejection.retry_after_secs(), rejection.would_be_throttled()), (Some(19), false));
@@ -136,7 +136,7 @@ async fn the_refusal_says_when_and_nothing_else() {
     });
     assert_eq!(json(response).await, expected);
 
-    let mut request = guess(STRANGER);
+    let mut request = guess(PEER);
     request.headers_mut().insert("content-type", "application/grpc".parse().unwrap());
     let response: Response<Body> = send(&service, request).await;
     assert_eq!(response.status(), 200);
@@ -147,29 +147,29 @@ async fn the_refusal_says_when_and_nothing_else() {
 }
 
 #[tokio::test]
-async fn who_waits_may_try_once_more() {
+async fn one_more_attempt_is_allowed_after_the_retry_time() {
     let hands = Hands::default();
     let service = AuthLayer::new(memory()).with_failure_throttle(throttle(&hands)).layer(echo());
     let remote = Remote::new();
     let waiting = remote.gate(throttle(&hands)).layer(echo());
     for _ in 0..3 {
-        assert_eq!(status(&service, guess(STRANGER)).await, 401);
-        assert_eq!(status(&waiting, guess(STRANGER)).await, 401);
+        assert_eq!(status(&service, guess(PEER)).await, 401);
+        assert_eq!(status(&waiting, guess(PEER)).await, 401);
     }
     for round in 1..=5 {
         hands.set_ns(round * 20_000_000_000 - 1);
-        assert_eq!(status(&service, guess(STRANGER)).await, 429);
-        assert_eq!(status(&waiting, guess(STRANGER)).await, 429);
+        assert_eq!(status(&service, guess(PEER)).await, 429);
+        assert_eq!(status(&waiting, guess(PEER)).await, 429);
         hands.advance(Duration::from_nanos(1));
-        assert_eq!(status(&service, guess(STRANGER)).await, 401);
-        assert_eq!(status(&service, guess(STRANGER)).await, 429);
-        assert_eq!(status(&waiting, guess(STRANGER)).await, 401);
-        assert_eq!(status(&waiting, guess(STRANGER)).await, 429);
+        assert_eq!(status(&service, guess(PEER)).await, 401);
+        assert_eq!(status(&service, guess(PEER)).await, 429);
+        assert_eq!(status(&waiting, guess(PEER)).await, 401);
+        assert_eq!(status(&waiting, guess(PEER)).await, 429);
     }
     assert_eq!(remote.polled(), 8);
 }
 
-/// One store that answers at once, with whatever a token is about.
+/// A store whose answer depends on the token, mostly immediate.
 struct Verdicts;
 
 impl TokenStore for Verdicts {
@@ -194,7 +194,7 @@ impl TokenStore for Verdicts {
 }
 
 #[tokio::test]
-async fn each_failure_counts_and_nothing_else_does() {
+async fn all_kinds_of_failures_are_counted_and_nothing_else() {
     let gate = || {
         let failures = FailureThrottle::by_socket_addr(Quota::per_hour(1)).with_clock(|| Duration::ZERO);
         AuthLayer::with_timeout(Verdicts, Duration::from_secs(1)).with_failure_throttle(failures)
@@ -212,7 +212,7 @@ async fn each_failure_counts_and_nothing_else_does() {
     ] {
         let service = gate().layer(echo());
         let ask = || {
-            let mut request = from(STRANGER, get());
+            let mut request = from(PEER, get());
             request.headers_mut().insert("authorization", authorization.parse().unwrap());
             request
         };
@@ -224,66 +224,66 @@ async fn each_failure_counts_and_nothing_else_does() {
 
     let service = gate().layer(echo());
     for _ in 0..3 {
-        assert_eq!(status(&service, from(STRANGER, with_token("down"))).await, 503);
-        assert_eq!(status(&service, from(STRANGER, get())).await, 401);
-        let mut basic = from(STRANGER, get());
+        assert_eq!(status(&service, from(PEER, with_token("down"))).await, 503);
+        assert_eq!(status(&service, from(PEER, get())).await, 401);
+        let mut basic = from(PEER, get());
         basic.headers_mut().insert("authorization", "Basic YTpi".parse().unwrap());
         assert_eq!(status(&service, basic).await, 401);
-        assert_eq!(status(&service, from(STRANGER, preflight())).await, 200);
+        assert_eq!(status(&service, from(PEER, preflight())).await, 200);
     }
-    assert_eq!(status(&service, guess(STRANGER)).await, 401);
-    // Nor is any of that refused.
-    assert_eq!(status(&service, guess(STRANGER)).await, 429);
-    assert_eq!(status(&service, from(STRANGER, with_token("down"))).await, 503);
-    let response: Response<Body> = send(&service, from(STRANGER, get())).await;
+    assert_eq!(status(&service, guess(PEER)).await, 401);
+    // The uncounted requests are not rejected either.
+    assert_eq!(status(&service, guess(PEER)).await, 429);
+    assert_eq!(status(&service, from(PEER, with_token("down"))).await, 503);
+    let response: Response<Body> = send(&service, from(PEER, get())).await;
     assert_eq!(kind(&response), Some(RejectionKind::Missing));
     let anonymous = gate().allow_anonymous().layer(echo());
     for _ in 0..3 {
-        assert_eq!(status(&anonymous, from(STRANGER, get())).await, 200);
+        assert_eq!(status(&anonymous, from(PEER, get())).await, 200);
     }
 }
 
 #[tokio::test]
-async fn no_store_is_asked_for_who_fails_too_often() {
+async fn no_lookup_is_made_for_a_peer_over_its_limit() {
     let (remote, hands) = (Remote::new(), Hands::default());
     let service = remote.gate(throttle(&hands)).layer(echo());
     for _ in 0..3 {
-        assert_eq!(status(&service, guess(STRANGER)).await, 401);
+        assert_eq!(status(&service, guess(PEER)).await, 401);
     }
     assert_eq!(remote.polled(), 3);
     for _ in 0..20 {
-        assert_eq!(status(&service, guess(STRANGER)).await, 429);
-        // Nobody can tell this one from a guess without asking.
-        let response: Response<Body> = send(&service, from(STRANGER, with_token(TOKEN))).await;
+        assert_eq!(status(&service, guess(PEER)).await, 429);
+        // Without a lookup, a valid token looks like a guess.
+        let response: Response<Body> = send(&service, from(PEER, with_token(TOKEN))).await;
         assert_eq!(kind(&response), Some(RejectionKind::TooManyFailures));
         assert_eq!(field(response.headers(), "retry-after"), Some("20"));
     }
     assert_eq!(remote.polled(), 0);
-    assert_eq!(status(&service, from(ELSEWHERE, with_token(TOKEN))).await, 200);
+    assert_eq!(status(&service, from(OTHER_PEER, with_token(TOKEN))).await, 200);
 }
 
 #[cfg(feature = "cache")]
 #[tokio::test]
-async fn a_holder_that_a_cache_knows_is_never_refused() {
+async fn a_cached_token_is_never_throttled() {
     let (remote, hands) = (Remote::new(), Hands::default());
     let cache = tollgate::store::CachedStore::new(remote.store(), Duration::from_secs(60)).unwrap();
     let gate = AuthLayer::with_timeout(cache.with_clock(|| Duration::ZERO), Duration::from_secs(2));
     let service = gate.with_failure_throttle(throttle(&hands)).layer(echo());
-    assert_eq!(status(&service, from(STRANGER, with_token(TOKEN))).await, 200);
+    assert_eq!(status(&service, from(PEER, with_token(TOKEN))).await, 200);
     for nth in 0..20 {
-        let refused = if nth < 3 { 401 } else { 429 };
-        assert_eq!(status(&service, from(STRANGER, with_token(&format!("tg_guess_{nth}")))).await, refused);
-        assert_eq!(status(&service, from(STRANGER, with_token(TOKEN))).await, 200);
+        let rejected = if nth < 3 { 401 } else { 429 };
+        assert_eq!(status(&service, from(PEER, with_token(&format!("tg_guess_{nth}")))).await, rejected);
+        assert_eq!(status(&service, from(PEER, with_token(TOKEN))).await, 200);
     }
-    // What the cache knows to be unknown is a failure all the same.
-    assert_eq!(status(&service, from(STRANGER, with_token("tg_guess_0"))).await, 429);
+    // A token that is cached as unknown is a failure too.
+    assert_eq!(status(&service, from(PEER, with_token("tg_guess_0"))).await, 429);
     assert_eq!(remote.polled(), 1 + 3);
 }
 
-/// After an outage a cache asks for all its entries again. They are no guesses.
+/// After an outage, a cache looks up all its entries again. These lookups are no guesses.
 #[cfg(feature = "cache")]
 #[tokio::test]
-async fn cached_holders_are_not_throttled_when_everything_may_have_changed() {
+async fn cached_tokens_are_not_throttled_after_the_cache_is_invalidated() {
     use tollgate::store::{CachedStore, Invalidation};
 
     let (remote, hands) = (Remote::new(), Hands::default());
@@ -292,15 +292,15 @@ async fn cached_holders_are_not_throttled_when_everything_may_have_changed() {
         remote.tokens.insert(TokenDigest::of(name), Grant::new(name, User("a holder"))).unwrap();
     }
     let cache = CachedStore::new(remote.store(), Duration::from_secs(60)).unwrap().with_clock(|| Duration::ZERO);
-    // As the reference service wraps it.
+    // The reference service has the same layers.
     let gate = AuthLayer::with_timeout(BoxStore::new(cache.clone()), Duration::from_secs(2));
     let service = gate.with_failure_throttle(throttle(&hands)).layer(echo());
     for name in &names {
-        assert_eq!(status(&service, from(STRANGER, with_token(name))).await, 200);
+        assert_eq!(status(&service, from(PEER, with_token(name))).await, 200);
     }
     for nth in 0..5 {
-        let refused = if nth < 3 { 401 } else { 429 };
-        assert_eq!(status(&service, from(STRANGER, with_token(&format!("tg_guess_{nth}")))).await, refused);
+        let rejected = if nth < 3 { 401 } else { 429 };
+        assert_eq!(status(&service, from(PEER, with_token(&format!("tg_guess_{nth}")))).await, rejected);
     }
     cache.invalidate(&Invalidation::Everything);
     remote.polled();
@@ -308,7 +308,7 @@ async fn cached_holders_are_not_throttled_when_everything_may_have_changed() {
     let waiting: Vec<_> = names[..39]
         .iter()
         .map(|name| {
-            let (service, request) = (service.clone(), from(STRANGER, with_token(name)));
+            let (service, request) = (service.clone(), from(PEER, with_token(name)));
             tokio::spawn(async move { status(&service, request).await })
         })
         .collect();
@@ -318,21 +318,21 @@ async fn cached_holders_are_not_throttled_when_everything_may_have_changed() {
         assert_eq!(answer.await.unwrap(), 200);
     }
     assert_eq!(remote.polled(), 39);
-    // One that was revoked is a failure, and is asked for once.
+    // A revoked token is a failure, and is looked up once.
     remote.tokens.revoke(TokenDigest::of(&*names[39]));
     for _ in 0..3 {
-        assert_eq!(status(&service, from(STRANGER, with_token(&names[39]))).await, 429);
+        assert_eq!(status(&service, from(PEER, with_token(&names[39]))).await, 429);
     }
     assert_eq!(remote.polled(), 1);
     hands.advance(Duration::from_secs(20));
-    assert_eq!(status(&service, guess(STRANGER)).await, 401);
+    assert_eq!(status(&service, guess(PEER)).await, 401);
 }
 
 #[tokio::test]
-async fn by_another_clock_and_in_another_table_nothing_is_owed() {
+async fn a_new_clock_or_width_resets_all_counts() {
     async fn guesses(failures: FailureThrottle) -> u16 {
         let gate = AuthLayer::new(memory()).with_failure_throttle(failures);
-        status(&gate.layer(echo()), guess(STRANGER)).await
+        status(&gate.layer(echo()), guess(PEER)).await
     }
     let failures = FailureThrottle::by_socket_addr(Quota::per_hour(1)).with_clock(|| Duration::ZERO);
     assert_eq!(guesses(failures.clone()).await, 401);
@@ -360,12 +360,12 @@ fn a_new_width_panics_while_a_clone_exists() {
 }
 
 #[tokio::test]
-async fn who_names_a_peer_sees_no_credentials_that_are_removed() {
+async fn the_peer_closure_sees_no_removed_credentials() {
     let seen = Arc::new(AtomicUsize::new(0));
-    let told = Arc::clone(&seen);
+    let calls = Arc::clone(&seen);
     let failures = FailureThrottle::new(QUOTA, move |head| {
         assert!(!head.headers.contains_key("authorization"));
-        told.fetch_add(1, Ordering::SeqCst);
+        calls.fetch_add(1, Ordering::SeqCst);
         Some(())
     });
     let service = AuthLayer::new(memory()).with_credentials_removed().with_failure_throttle(failures).layer(echo());
@@ -378,43 +378,43 @@ async fn who_names_a_peer_sees_no_credentials_that_are_removed() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_was_no_failure_is_given_back() {
+async fn a_reservation_without_a_failure_is_returned() {
     let remote = Remote::new();
     let failures = FailureThrottle::by_socket_addr(Quota::per_hour(1)).with_clock(|| Duration::ZERO);
-    // Over its budget is authenticated.
+    // A caller over its rate limit is authenticated.
     let limits = RateLimits::new(Quota::per_hour(5)).with_clock(|| Duration::ZERO);
     let service = remote.gate(failures).with_rate_limit(limits).layer(echo());
     for nth in 0..10 {
-        assert_eq!(status(&service, from(STRANGER, with_token(TOKEN))).await, if nth < 5 { 200 } else { 429 });
+        assert_eq!(status(&service, from(PEER, with_token(TOKEN))).await, if nth < 5 { 200 } else { 429 });
         remote.down.store(true, Ordering::SeqCst);
-        assert_eq!(status(&service, guess(STRANGER)).await, 503);
+        assert_eq!(status(&service, guess(PEER)).await, 503);
         remote.down.store(false, Ordering::SeqCst);
-        // The deadline.
+        // The timeout.
         remote.answers.forget_permits(Semaphore::MAX_PERMITS);
-        assert_eq!(status(&service, guess(STRANGER)).await, 503);
+        assert_eq!(status(&service, guess(PEER)).await, 503);
         remote.answers.add_permits(Semaphore::MAX_PERMITS);
     }
-    assert_eq!(status(&service, guess(STRANGER)).await, 401);
-    assert_eq!(status(&service, guess(STRANGER)).await, 429);
+    assert_eq!(status(&service, guess(PEER)).await, 401);
+    assert_eq!(status(&service, guess(PEER)).await, 429);
 }
 
 #[tokio::test]
-async fn a_look_up_that_is_dropped_counts() {
+async fn a_lookup_that_is_dropped_early_counts() {
     let (remote, hands) = (Remote::new(), Hands::default());
     let service = remote.gate(throttle(&hands)).layer(echo());
     remote.answers.forget_permits(Semaphore::MAX_PERMITS);
     for _ in 0..3 {
-        let mut dropped = std::pin::pin!(send::<_, Body>(&service, guess(STRANGER)));
+        let mut dropped = std::pin::pin!(send::<_, Body>(&service, guess(PEER)));
         assert!(dropped.as_mut().now_or_never().is_none());
     }
     assert_eq!(remote.polled(), 3);
     remote.answers.add_permits(Semaphore::MAX_PERMITS);
-    assert_eq!(status(&service, guess(STRANGER)).await, 429);
+    assert_eq!(status(&service, guess(PEER)).await, 429);
     hands.advance(Duration::from_secs(20));
-    assert_eq!(status(&service, guess(STRANGER)).await, 401);
+    assert_eq!(status(&service, guess(PEER)).await, 401);
 }
 
-/// A client that gives up after half of the gate's deadline did nothing wrong.
+/// Checks clients that disconnect after half of the gate's timeout.
 #[tokio::test]
 async fn a_lookup_that_is_dropped_late_does_not_count() {
     let (remote, hands) = (Remote::new(), Hands::default());
@@ -422,7 +422,7 @@ async fn a_lookup_that_is_dropped_late_does_not_count() {
     remote.answers.forget_permits(Semaphore::MAX_PERMITS);
     let half = Duration::from_secs(1);
     let drop_after = async |waited: Duration| {
-        let mut dropped = std::pin::pin!(send::<_, Body>(&service, guess(STRANGER)));
+        let mut dropped = std::pin::pin!(send::<_, Body>(&service, guess(PEER)));
         assert!(dropped.as_mut().now_or_never().is_none());
         hands.advance(waited);
     };
@@ -430,8 +430,8 @@ async fn a_lookup_that_is_dropped_late_does_not_count() {
         drop_after(half).await;
     }
     assert_eq!(remote.polled(), 20);
-    // An answer that is late counts as what it is.
-    let mut late = std::pin::pin!(send::<_, Body>(&service, guess(STRANGER)));
+    // A late answer counts like any other.
+    let mut late = std::pin::pin!(send::<_, Body>(&service, guess(PEER)));
     assert!(late.as_mut().now_or_never().is_none());
     hands.advance(half);
     remote.answers.add_permits(Semaphore::MAX_PERMITS);
@@ -441,11 +441,11 @@ async fn a_lookup_that_is_dropped_late_does_not_count() {
         drop_after(Duration::ZERO).await;
     }
     remote.answers.add_permits(Semaphore::MAX_PERMITS);
-    assert_eq!(status(&service, guess(STRANGER)).await, 429);
+    assert_eq!(status(&service, guess(PEER)).await, 429);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn look_ups_under_way_are_no_more_than_the_failures_left() {
+async fn pending_lookups_never_exceed_the_failures_left() {
     for burst in [1, 7, 40] {
         let remote = Remote::new();
         let failures = FailureThrottle::by_socket_addr(Quota::per_hour(burst)).with_clock(|| Duration::ZERO);
@@ -453,48 +453,48 @@ async fn look_ups_under_way_are_no_more_than_the_failures_left() {
         remote.answers.forget_permits(Semaphore::MAX_PERMITS);
         let requests = (0..100).map(|_| {
             let service = service.clone();
-            tokio::spawn(async move { status(&service, guess(STRANGER)).await })
+            tokio::spawn(async move { status(&service, guess(PEER)).await })
         });
         let requests: Vec<_> = requests.collect();
-        // All that are refused are refused at once; the others wait.
+        // Rejections are immediate. The other requests are pending.
         while requests.iter().filter(|request| request.is_finished()).count() < 100 - burst as usize {
             tokio::task::yield_now().await;
         }
         remote.answers.add_permits(Semaphore::MAX_PERMITS);
-        let mut refused = 0;
+        let mut rejected = 0;
         for request in requests {
-            refused += usize::from(request.await.unwrap() == 429);
+            rejected += usize::from(request.await.unwrap() == 429);
         }
-        assert_eq!((refused, remote.polled()), (100 - burst as usize, burst as usize));
-        assert_eq!(status(&service, guess(STRANGER)).await, 429);
+        assert_eq!((rejected, remote.polled()), (100 - burst as usize, burst as usize));
+        assert_eq!(status(&service, guess(PEER)).await, 429);
     }
 }
 
 #[tokio::test]
-async fn valid_look_ups_come_back_all_at_once() {
+async fn reservations_of_valid_lookups_are_returned() {
     let remote = Remote::new();
     let failures = FailureThrottle::by_socket_addr(QUOTA).with_clock(|| Duration::ZERO);
     let service = remote.gate(failures).layer(echo());
     for _ in 0..5 {
         remote.answers.forget_permits(Semaphore::MAX_PERMITS);
-        let mut under_way: Vec<_> =
-            (0..3).map(|_| Box::pin(send::<_, Body>(&service, from(STRANGER, with_token(TOKEN))))).collect();
-        for request in &mut under_way {
+        let mut pending: Vec<_> =
+            (0..3).map(|_| Box::pin(send::<_, Body>(&service, from(PEER, with_token(TOKEN))))).collect();
+        for request in &mut pending {
             assert!(request.as_mut().now_or_never().is_none());
         }
-        assert_eq!(status(&service, guess(STRANGER)).await, 429);
+        assert_eq!(status(&service, guess(PEER)).await, 429);
         remote.answers.add_permits(Semaphore::MAX_PERMITS);
-        for request in under_way {
+        for request in pending {
             assert_eq!(request.await.status(), 200);
         }
     }
     for expected in [401, 401, 401, 429] {
-        assert_eq!(status(&service, guess(STRANGER)).await, expected);
+        assert_eq!(status(&service, guess(PEER)).await, expected);
     }
 }
 
 #[tokio::test]
-async fn peers_are_who_the_closure_says() {
+async fn the_closure_determines_the_peer() {
     let failures = |quota| {
         FailureThrottle::new(quota, |head| head.headers.get("x-peer").map(|name| name.as_bytes().to_vec()))
             .with_clock(|| Duration::ZERO)
@@ -513,7 +513,7 @@ async fn peers_are_who_the_closure_says() {
         assert_eq!(status(&service, with_token("tg_a_guess")).await, 401, "`None` is not throttled");
     }
 
-    // One customer has a /64, and two customers have not the same.
+    // All addresses of a /64 are one peer.
     let hands = Hands::default();
     let service = AuthLayer::new(memory()).with_failure_throttle(throttle(&hands)).layer(echo());
     for (host, expected) in
@@ -530,30 +530,30 @@ async fn peers_are_who_the_closure_says() {
 }
 
 #[tokio::test]
-async fn doors_that_share_a_throttle_count_together() {
+async fn gates_with_clones_of_one_throttle_count_together() {
     let hands = Hands::default();
     let failures = throttle(&hands);
     let (rest, stream) = (
         AuthLayer::new(memory()).with_failure_throttle(failures.clone()).layer(echo()),
         AuthLayer::new(memory()).with_failure_throttle(failures).layer(echo()),
     );
-    assert_eq!(status(&rest, guess(STRANGER)).await, 401);
-    assert_eq!(status(&stream, guess(STRANGER)).await, 401);
-    assert_eq!(status(&rest, guess(STRANGER)).await, 401);
-    assert_eq!(status(&stream, guess(STRANGER)).await, 429);
-    // A gate without one counts nothing.
+    assert_eq!(status(&rest, guess(PEER)).await, 401);
+    assert_eq!(status(&stream, guess(PEER)).await, 401);
+    assert_eq!(status(&rest, guess(PEER)).await, 401);
+    assert_eq!(status(&stream, guess(PEER)).await, 429);
+    // A gate without a throttle counts nothing.
     let open = AuthLayer::new(memory()).layer(echo());
-    assert_eq!(status(&open, guess(STRANGER)).await, 401);
+    assert_eq!(status(&open, guess(PEER)).await, 401);
 }
 
 #[tokio::test]
-async fn a_forgotten_address_is_said() {
+async fn a_missing_address_is_named_in_the_response() {
     let remote = Remote::new();
     let hands = Hands::default();
-    let at_once = AuthLayer::new(memory()).with_failure_throttle(throttle(&hands)).layer(echo());
+    let immediate = AuthLayer::new(memory()).with_failure_throttle(throttle(&hands)).layer(echo());
     let waiting = remote.gate(throttle(&hands)).layer(echo());
     for response in [
-        send::<_, Body>(&at_once, with_token("tg_a_guess")).await,
+        send::<_, Body>(&immediate, with_token("tg_a_guess")).await,
         send(&waiting, with_token("tg_a_guess")).await,
         send(&waiting, with_token(TOKEN)).await,
     ] {
@@ -561,65 +561,66 @@ async fn a_forgotten_address_is_said() {
         assert!(json(response).await["detail"].as_str().unwrap().contains("`SocketAddr`"));
     }
     assert_eq!(remote.polled(), 0);
-    assert_eq!(status(&at_once, with_token(TOKEN)).await, 200);
-    assert_eq!(status(&at_once, get()).await, 401);
+    assert_eq!(status(&immediate, with_token(TOKEN)).await, 200);
+    assert_eq!(status(&immediate, get()).await, 401);
 }
 
 #[tokio::test]
-async fn a_dry_run_refuses_nobody_and_tells() {
+async fn a_dry_run_rejects_nothing_and_reports() {
     let (remote, hands) = (Remote::new(), Hands::default());
-    let at_once = AuthLayer::new(memory()).with_failure_throttle(throttle(&hands).with_dry_run()).layer(echo());
+    let immediate = AuthLayer::new(memory()).with_failure_throttle(throttle(&hands).with_dry_run()).layer(echo());
     let waiting = remote.gate(throttle(&hands).with_dry_run()).layer(echo());
-    let told = |response: &Response<Body>| response.extensions().get::<Rejection>().unwrap().would_be_throttled();
+    let reported = |response: &Response<Body>| response.extensions().get::<Rejection>().unwrap().would_be_throttled();
     for nth in 0..10 {
-        for response in [send(&at_once, guess(STRANGER)).await, send(&waiting, guess(STRANGER)).await] {
-            assert_eq!((response.status().as_u16(), told(&response)), (401, nth >= 3));
+        for response in [send(&immediate, guess(PEER)).await, send(&waiting, guess(PEER)).await] {
+            assert_eq!((response.status().as_u16(), reported(&response)), (401, nth >= 3));
             assert!(response.headers().contains_key("www-authenticate"));
             assert!(!response.headers().contains_key("retry-after"));
         }
-        // In earnest the first would be let in, and the other one would not be looked up.
+        // An enforced throttle would admit the first and prevent the lookup of the second.
         let passed: [Response<Body>; 2] = [
-            send(&at_once, from(STRANGER, with_token(TOKEN))).await,
-            send(&waiting, from(STRANGER, with_token(TOKEN))).await,
+            send(&immediate, from(PEER, with_token(TOKEN))).await,
+            send(&waiting, from(PEER, with_token(TOKEN))).await,
         ];
         assert!(passed.iter().all(|response| response.status() == 200));
-        let told = passed.each_ref().map(|response| response.extensions().get::<WouldBeThrottled>().is_some());
-        assert_eq!(told, [false, nth >= 2]);
+        let marked = passed.each_ref().map(|response| response.extensions().get::<WouldBeThrottled>().is_some());
+        assert_eq!(marked, [false, nth >= 2]);
     }
-    // What would be refused is not counted, so that the run says what would happen.
+    // Requests that would be rejected are not counted, so the dry run reports like an enforced throttle.
     hands.advance(Duration::from_secs(20));
-    for (expected, request) in [(false, guess(STRANGER)), (true, guess(STRANGER))] {
-        assert_eq!(told(&send(&at_once, request).await), expected);
+    for (expected, request) in [(false, guess(PEER)), (true, guess(PEER))] {
+        assert_eq!(reported(&send(&immediate, request).await), expected);
     }
-    // A forgotten address refuses nobody either.
-    let response: Response<Body> = send(&at_once, with_token("tg_a_guess")).await;
-    assert_eq!((response.status().as_u16(), told(&response)), (401, true));
+    // A missing address rejects nothing either.
+    let response: Response<Body> = send(&immediate, with_token("tg_a_guess")).await;
+    assert_eq!((response.status().as_u16(), reported(&response)), (401, true));
 }
 
 #[tokio::test]
-async fn doors_in_the_body_are_throttled_as_well() {
+async fn tokens_in_the_body_are_throttled() {
     let (remote, hands) = (Remote::new(), Hands::default());
-    let doors = || BodyTokens::with_timeout(Duration::from_secs(1)).with_json("key").unwrap().with_text("key").unwrap();
+    let body_tokens =
+        || BodyTokens::with_timeout(Duration::from_secs(1)).with_json("key").unwrap().with_text("key").unwrap();
     let inner = tower::service_fn(|_| async { Ok::<_, Infallible>(Response::new(Body::default())) });
-    let at_once =
-        AuthLayer::new(memory()).with_failure_throttle(throttle(&hands)).with_body_tokens(doors()).layer(inner);
-    let waiting = remote.gate(throttle(&hands)).with_body_tokens(doors()).layer(inner);
+    let immediate =
+        AuthLayer::new(memory()).with_failure_throttle(throttle(&hands)).with_body_tokens(body_tokens()).layer(inner);
+    let waiting = remote.gate(throttle(&hands)).with_body_tokens(body_tokens()).layer(inner);
     let alert = |content_type: &str, body: String| {
-        from(STRANGER, Request::post("/").header("content-type", content_type).body(Body::from(body)).unwrap())
+        from(PEER, Request::post("/").header("content-type", content_type).body(Body::from(body)).unwrap())
     };
     let json = |key: &str| alert("application/json", format!(r#"{{"key": "{key}"}}"#));
-    assert_eq!(status(&at_once, json("tg_a_guess")).await, 401);
-    assert_eq!(status(&at_once, alert("text/plain", "key=tg_a_guess;".to_owned())).await, 401);
-    // Two keys, and nothing that is a failure to authenticate: no key, too long a body.
-    assert_eq!(status(&at_once, alert("text/plain", "key=a;key=b;".to_owned())).await, 400);
-    assert_eq!(status(&at_once, alert("text/plain", "key=tg_a_guess;".to_owned())).await, 429);
-    assert_eq!(status(&at_once, alert("text/plain", "command=FLATTEN;".to_owned())).await, 401);
-    assert_eq!(status(&at_once, alert("text/plain", "x".repeat(70_000))).await, 413);
-    assert_eq!(status(&at_once, json(TOKEN)).await, 200);
-    // A head that leaves open which door is meant.
+    assert_eq!(status(&immediate, json("tg_a_guess")).await, 401);
+    assert_eq!(status(&immediate, alert("text/plain", "key=tg_a_guess;".to_owned())).await, 401);
+    // Two keys are a failure. A missing key and a body that is too large are not.
+    assert_eq!(status(&immediate, alert("text/plain", "key=a;key=b;".to_owned())).await, 400);
+    assert_eq!(status(&immediate, alert("text/plain", "key=tg_a_guess;".to_owned())).await, 429);
+    assert_eq!(status(&immediate, alert("text/plain", "command=FLATTEN;".to_owned())).await, 401);
+    assert_eq!(status(&immediate, alert("text/plain", "x".repeat(70_000))).await, 413);
+    assert_eq!(status(&immediate, json(TOKEN)).await, 200);
+    // The request head is ambiguous about the location of the token.
     let mut ambiguous = json(TOKEN);
     ambiguous.headers_mut().append("content-type", "text/plain".parse().unwrap());
-    assert_eq!(status(&at_once, ambiguous).await, 429);
+    assert_eq!(status(&immediate, ambiguous).await, 429);
 
     assert_eq!(status(&waiting, json(TOKEN)).await, 200);
     for expected in [401, 401, 401, 429] {
@@ -655,12 +656,12 @@ mod on_axum {
     }
 
     #[tokio::test]
-    async fn the_address_of_the_connection_is_the_peer() {
+    async fn the_peer_is_the_address_of_the_connection() {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let addr = listener.local_addr().unwrap();
         let served = app().into_make_service_with_connect_info::<SocketAddr>();
         tokio::spawn(async move { axum::serve(listener, served).await });
-        // Each over a connection, and so from a port, of its own.
+        // Each request has its own connection, and thus its own port.
         for expected in [401, 401, 401, 429, 429] {
             assert_eq!(ask(addr, "tg_a_guess").await.0, expected);
         }
@@ -668,7 +669,7 @@ mod on_axum {
     }
 
     #[tokio::test]
-    async fn a_router_that_is_served_without_it_says_so() {
+    async fn without_connect_info_the_response_names_the_missing_call() {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let addr = listener.local_addr().unwrap();
         tokio::spawn(async move { axum::serve(listener, app()).await });
@@ -679,7 +680,7 @@ mod on_axum {
     }
 
     #[tokio::test]
-    async fn tests_may_say_who_is_connected() {
+    async fn mock_connect_info_is_the_peer() {
         let app = app().layer(MockConnectInfo(SocketAddr::from(([192, 0, 2, 1], 80))));
         for expected in [401, 401, 401, 429] {
             let request = with_token("tg_a_guess").map(axum::body::Body::new);

@@ -1,4 +1,4 @@
-//! Which policy the quota of a grant applies to.
+//! The quota of a grant replaces the quota of one limit, and of no other.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -34,7 +34,7 @@ fn orders() -> RateLimits {
     RateLimits::new(limit("orders", THREE)).with_clock(|| Duration::ZERO)
 }
 
-/// Sends so many requests at the same time and counts the admitted ones; all others must be answered with 429.
+/// Sends this many requests at the same time and returns the number of admitted ones. All others must get 429.
 async fn admitted<S>(service: &S, requests: usize) -> usize
 where
     S: tower::Service<Request<Body>, Response = Response<Body>, Error = std::convert::Infallible, Future: Send>
@@ -64,7 +64,7 @@ where
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_route_limit_is_its_own_quota_whatever_the_grant_brings() {
+async fn a_route_limit_has_its_own_quota_whatever_the_quota_of_the_grant() {
     for route in [orders(), RateLimits::new(THREE).with_clock(|| Duration::ZERO)] {
         let gate = AuthLayer::new(tokens());
         let service = gate.clone().layer(gate.route_rate_limit(route).layer(echo()));
@@ -73,7 +73,7 @@ async fn a_route_limit_is_its_own_quota_whatever_the_grant_brings() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_grant_quota_still_replaces_that_of_the_gate() {
+async fn the_quota_of_a_grant_replaces_that_of_the_gate() {
     let plans = RateLimits::new(Quota::per_minute(1)).with_clock(|| Duration::ZERO);
     let gate = AuthLayer::new(tokens()).with_rate_limit(plans);
     assert_eq!(admitted(&gate.layer(echo()), 120).await, 100);
@@ -93,7 +93,7 @@ async fn an_admin_gate_on_the_same_store_limits_by_its_own_quota() {
     assert_eq!(admitted(&public, 50).await, 50);
 }
 
-/// The names of the policies and their bursts for this caller.
+/// Returns the names of the policies and their bursts.
 fn bursts(decision: &tollgate::Decision) -> Vec<(String, u32)> {
     let burst = |part: &tollgate::Decision| {
         let policy = part.policy().unwrap();
@@ -163,7 +163,7 @@ async fn a_handler_and_its_route_share_a_bucket() {
 }
 
 #[test]
-fn anonymous_callers_of_a_named_policy_have_its_name() {
+fn anonymous_callers_of_a_named_limit_have_its_name() {
     let names = |limits: RateLimits| {
         let decision = limits.charge_anonymous(Charge::Units(0)).ready().unwrap();
         decision.parts().map(|part| part.policy().unwrap().name().to_owned()).collect::<Vec<_>>()
@@ -174,7 +174,7 @@ fn anonymous_callers_of_a_named_policy_have_its_name() {
 }
 
 #[test]
-fn near_limit_and_dry_run_go_by_the_quota_that_applies() {
+fn near_limit_and_dry_run_use_the_quota_that_applies() {
     let limits = limit("orders", THREE).with_near_limit(100).unwrap().with_dry_run();
     let limits = RateLimits::new(limits).with_clock(|| Duration::ZERO);
     let decisions: Vec<_> = (0..4).map(|_| limits.charge(&customer(), ONE)).collect();
@@ -198,10 +198,10 @@ mod in_redis {
     use super::*;
     use crate::redis_servers::RedisHome;
 
-    /// Nothing comes back while a test runs.
+    /// A bucket regains no unit while a test runs.
     const SLOW: Quota = Quota::one_per(Duration::from_secs(3_600));
 
-    /// The limits by a name and without one, which are limited on a route all the same.
+    /// Returns a named and a default limit. On a route, both have their own quota.
     fn routes() -> [RateLimits; 2] {
         [RateLimits::new(limit("orders", SLOW.with_burst(3))), RateLimits::new(SLOW.with_burst(3))]
     }
@@ -213,9 +213,9 @@ mod in_redis {
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-    async fn a_route_limit_in_redis_is_its_own_quota() {
+    async fn a_route_limit_in_redis_has_its_own_quota() {
         for route in routes() {
-            let Some(home) = RedisHome::new("a_route_limit_in_redis_is_its_own_quota") else { return };
+            let Some(home) = RedisHome::new("a_route_limit_in_redis_has_its_own_quota") else { return };
             // Two servers of one application.
             let services: Vec<_> = (0..2)
                 .map(|_| {
@@ -230,7 +230,7 @@ mod in_redis {
     }
 
     #[tokio::test]
-    async fn cells_bought_ahead_for_a_route_are_of_its_own_quota() {
+    async fn leases_for_a_route_have_its_own_quota() {
         let many = SLOW.with_burst(8_000);
         let tokens = || {
             MemoryStore::from_iter([(
@@ -239,7 +239,7 @@ mod in_redis {
             )])
         };
         for route in [limit("orders", many), many.into()] {
-            let Some(home) = RedisHome::new("cells_bought_ahead_for_a_route_are_of_its_own_quota") else { return };
+            let Some(home) = RedisHome::new("leases_for_a_route_have_its_own_quota") else { return };
             let route = route.with_cost(|head| head.headers["x-cost"].to_str().unwrap().parse().unwrap());
             let route = RateLimits::new(route);
             let limits = at(home.url(), route, home.prefix()).with_leases(Leases::default());
@@ -254,8 +254,10 @@ mod in_redis {
     }
 
     #[tokio::test]
-    async fn in_redis_too_an_explicit_choice_is_followed_on_a_route() {
-        let Some(home) = RedisHome::new("in_redis_too_an_explicit_choice_is_followed_on_a_route") else { return };
+    async fn in_redis_only_an_explicit_choice_follows_grant_quotas_on_a_route() {
+        let Some(home) = RedisHome::new("in_redis_only_an_explicit_choice_follows_grant_quotas_on_a_route") else {
+            return;
+        };
         let own = || Limit::from(SLOW.with_burst(3));
         let of = async |limits: &RedisLimits| bursts(&limits.charge(&customer(), Charge::Units(0)).await);
         let limits = at(home.url(), RateLimits::new(own()), home.prefix());
@@ -267,7 +269,7 @@ mod in_redis {
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-    async fn without_redis_a_route_limit_is_its_own_quota() {
+    async fn without_redis_a_route_limit_has_its_own_quota() {
         // Nothing listens at this address.
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let url = format!("redis://{}", listener.local_addr().unwrap());

@@ -1,4 +1,4 @@
-//! Several policies in one limiter: a charge is applied to all policies or to none.
+//! Several limits in one limiter: a charge is applied to all limits or to none.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -32,14 +32,14 @@ fn limits(hands: &Hands) -> RateLimits {
     limits_with(hands, everything())
 }
 
-/// Returns the limits of [`limits`] with another last one.
+/// Returns the limits of [`limits`] with another last limit.
 fn limits_with(hands: &Hands, last: Limit) -> RateLimits {
     let default = Limit::from(Quota::one_per(SECOND).with_burst(5)).with_cost(|head| digit(head, 0));
     let orders = limit("orders", Quota::one_per(10 * SECOND).with_burst(3)).with_cost(|head| digit(head, 1));
     hands.limits(default).and(orders).unwrap().and(last).unwrap()
 }
 
-/// The last limit of [`limits`].
+/// Returns the last limit of [`limits`].
 fn everything() -> Limit {
     limit("everything", Quota::one_per(SECOND).with_burst(8)).with_cost(|head| digit(head, 2)).shared_by_all()
 }
@@ -92,7 +92,7 @@ fn a_rejection_by_one_policy_charges_none() {
     assert_eq!(remaining(&limits.peek(&alice)), [4, 1, 1]);
 }
 
-/// GCRA as in the textbook.
+/// A simple model of GCRA.
 #[derive(Clone)]
 struct Slow {
     interval: u64,
@@ -297,7 +297,7 @@ fn refunds_above_64_bits_of_nanoseconds_are_exact() {
 
 /// Checks that a principal's `Drop` may charge the limiter, even when it runs within a charge of several policies.
 #[test]
-fn principals_are_dropped_without_a_turn_held() {
+fn principals_are_dropped_without_a_lock_held() {
     struct Last(RateLimits, std::sync::mpsc::Sender<u32>);
     impl Drop for Last {
         fn drop(&mut self) {

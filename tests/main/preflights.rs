@@ -167,7 +167,7 @@ async fn a_body_gate_charges_preflights() {
 }
 
 #[tokio::test]
-async fn without_such_policies_preflights_are_neither_charged_nor_counted() {
+async fn without_an_anonymous_limit_preflights_are_neither_charged_nor_counted() {
     let costly = per_minute().with_cost(|_| panic!("the cost of a preflight was computed"));
     let costly = limits(costly).and(named("day", ONE_AN_HOUR)).unwrap();
     let gate = AuthLayer::new(memory()).with_rate_limit(costly.clone());

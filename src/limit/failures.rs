@@ -45,7 +45,7 @@ use crate::request_head::RequestHead;
 ///    has more pending lookups than failures left: the burst has to cover both.
 /// 4. A peer over its limit is rejected before its lookup is polled, even if the token is valid but unknown to all caches. If
 ///    the store answers immediately, its answer is used: valid tokens are admitted, all others are rejected. A token that a
-///    cache holds but has to look up again ([`TokenStore::remembers`](crate::TokenStore::remembers)) is always looked up, and
+///    cache holds but has to look up again ([`TokenStore::is_cached`](crate::TokenStore::is_cached)) is always looked up, and
 ///    counted if it is invalid.
 /// 5. A rejection has status 429 and `Retry-After`, and reveals nothing about the token.
 /// 6. Clones share the counts. Use clones of one throttle for all gates of a service.

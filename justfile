@@ -9,14 +9,14 @@ export rustc := env("MSRV_RUSTC", "/usr/bin/rustc")
 ci: fmt clippy test features docs deny msrv projects instructions timing-valgrind shuttle misuse api fuzz-check fuzz
 
 # Runs the checks for one edit, in under three minutes when warm: format, lints for all features, unit tests and main tests.
-# Without the servers of the tests, and without the tests that take long.
+# It leaves out tests of servers, and tests that take many seconds.
 quick: fmt
     cargo clippy --all-features --all-targets -- -D warnings
     cargo test --all-features --lib
     cargo test --all-features --test main -- {{ prepend('--skip=', quick-later) }}
 
-# Tests that start or need servers, or take longer than a second.
-quick-later := "QUICK_LATER"
+# Tests of servers, and of what needs many seconds.
+quick-later := "cli connections:: fleet:: follow:: leases:: outages:: redis servers:: slow_wire:: sql:: sqlite_files:: store_model::"
 
 # Checks the format.
 fmt:

@@ -1,24 +1,23 @@
-//! A store of one's own: tokens in a text file, a line each, which is read anew at every request.
+//! A custom store: tokens in a text file, one per line, which is read at every request.
 //!
 //! ```text
-//! # SHA-256 of the token, its subject, what it may do
+//! # SHA-256 of the token, its subject, its scopes
 //! ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad alice read trade
 //! ```
 //!
-//! `printf %s "$token" | sha256sum` makes the first word. A line that is added or removed counts from the next request
-//! on; replace the file by renaming a new one, so that nobody reads half of it. This will do for some hundreds of tokens.
-//! For more, [`find`] asks a database, and the rest stays as it is.
+//! `printf %s "$token" | sha256sum` prints the first word. A change takes effect at the next request. Replace the file by
+//! renaming a new one, so that it is never read half-written. A file is enough for some hundreds of tokens. For more, change
+//! [`find`] to ask a database.
 //!
-//! What there is to see:
+//! The example shows:
 //!
-//! 1. The two ways to write a store that may have to wait: [`TokenStore`] for a type of one's own ([`TokenFile`]), or a
-//!    closure ([`short_form`]).
-//! 2. What callers are told when nobody knows whether their token is good, because the file is gone or bad, or its disk
-//!    hangs: 503, and never 401, on which clients throw their tokens away. Operators are told why ([`log_outage`]).
-//! 3. `store::contract`, by which a store checks itself.
+//! 1. Two ways to write a store that waits: [`TokenStore`] for a type ([`TokenFile`]), or a closure ([`short_form`]).
+//! 2. The response when the file is missing or invalid, or the disk hangs: 503 and never 401, because clients discard
+//!    tokens after a 401. [`log_outage`] logs the cause.
+//! 3. `store::contract`, which checks a store.
 //!
-//! `cargo run --example custom_store --features axum` serves on 127.0.0.1:3000 and prints what to try; append
-//! `-- --listen ADDRESS:PORT` for another address.
+//! `cargo run --example custom_store --features axum,tokio` serves on 127.0.0.1:3000 and prints what to try.
+//! `-- --listen ADDRESS:PORT` selects another address.
 #![allow(clippy::print_stdout, clippy::print_stderr)]
 
 use std::collections::HashMap;
@@ -28,7 +27,6 @@ use std::io::{self, Write as _};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
-use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -42,10 +40,10 @@ use tollgate::{
     Answer, AuthLayer, Authenticated, BearerToken, Grant, Rejection, RejectionKind, TokenDigest, TokenStore,
 };
 
-/// Longer than a healthy disk ever takes, and shorter than a caller's patience.
-const DEADLINE: Duration = Duration::from_millis(500);
+/// Longer than a healthy disk takes, and shorter than the timeouts of clients.
+const TIMEOUT: Duration = Duration::from_millis(500);
 
-/// A store with a type that can be named, printed and kept in a struct.
+/// A store of tokens in a file.
 #[derive(Clone, Debug)]
 struct TokenFile {
     path: Arc<Path>,
@@ -58,40 +56,40 @@ impl TokenFile {
 }
 
 impl TokenStore for TokenFile {
-    /// The file knows no more of callers than a grant has fields for.
+    /// The file has no data beyond the fields of a grant.
     type Principal = ();
     type Error = io::Error;
     type Future = Pin<Box<dyn Future<Output = Lookup<(), io::Error>> + Send>>;
 
     fn lookup(&self, token: &BearerToken<'_>) -> Answer<Self::Future> {
-        // The future outlives both borrows, and so takes along what it needs. The token is not among it.
+        // The future outlives both borrows, so it owns the path and the digest. It does not get the token.
         let (path, digest) = (Arc::clone(&self.path), *token.digest());
         Answer::Pending(Box::pin(async move { Ok(find(&path, digest).await?.map(Arc::new)) }))
     }
 }
 
-/// The same in a line, for whoever needs no name. The program takes the other one, the tests drive both.
+/// Returns the same store as a closure, without a type of its own. Only the tests use it.
 #[cfg_attr(not(test), allow(dead_code))]
 fn short_form(path: &Path) -> impl TokenStore<Principal = (), Error = io::Error> + use<> {
     store::from_fn_with(PathBuf::from(path), |path, digest| async move { find(&path, digest).await })
 }
 
-/// Reads the file and picks a grant: `Ok(None)` only if the whole of it was understood and the token is not there.
+/// Reads the file and returns the grant of a token. `Ok(None)` means that the whole file is valid and lacks the token.
 async fn find(path: &Path, digest: TokenDigest) -> io::Result<Option<Grant<()>>> {
     let text = tokio::fs::read_to_string(path).await?;
-    // All lines are read whether the token is known or not, so that neither takes longer than the other.
+    // All lines are read in any case, so that the time does not show whether the token is known.
     Ok(parse_file(&text)?.remove(&digest))
 }
 
 fn parse_file(text: &str) -> io::Result<HashMap<TokenDigest, Grant<()>>> {
-    // Somebody may be writing it in place just now.
+    // The file may be half-written.
     if !text.ends_with('\n') {
         return Err(invalid("the token file is empty or ends within a line"));
     }
     text.lines()
         .enumerate()
         .filter(|(_, line)| !line.is_empty() && !line.starts_with('#'))
-        // Told by its number: errors go to logs, where not even a digest belongs.
+        // The error has the number of the line only: logs must not contain a digest.
         .map(|(i, line)| parse_line(line).ok_or_else(|| invalid(&format!("line {} of the token file is bad", i + 1))))
         .collect()
 }
@@ -107,18 +105,18 @@ fn invalid(reason: &str) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, reason)
 }
 
-/// Takes any store, so that a test can hand it one that hangs.
+/// Builds the service. Tests pass a store that hangs.
 fn app(store: impl TokenStore<Principal = ()>) -> Router {
-    let gate = AuthLayer::with_timeout(store, DEADLINE);
+    let gate = AuthLayer::with_timeout(store, TIMEOUT);
     Router::new().route("/", get(hello)).layer(gate).layer(map_response(log_outage))
 }
 
-async fn hello(who: Authenticated<()>) -> String {
-    let grant = who.grant();
+async fn hello(caller: Authenticated<()>) -> String {
+    let grant = caller.grant();
     format!("hello, {}; you may: {}\n", grant.subject(), grant.scopes())
 }
 
-/// The caller only learns that it is not their token's fault. The reason comes with the refusal, in its extensions.
+/// Logs the cause of a 503. The response does not contain it; the rejection in its extensions does.
 async fn log_outage(response: Response) -> Response {
     let rejection = response.extensions().get::<Rejection>();
     if let Some(rejection) = rejection.filter(|rejection| rejection.kind() == RejectionKind::StoreUnavailable) {
@@ -129,28 +127,18 @@ async fn log_outage(response: Response) -> Response {
 }
 
 #[tokio::main]
-async fn main() -> ExitCode {
-    let args: Vec<String> = std::env::args_os().skip(1).map(|arg| arg.to_string_lossy().into_owned()).collect();
+async fn main() -> Result<(), Box<dyn Error>> {
+    let args: Vec<String> = std::env::args().skip(1).collect();
     let Some(listen) = parse_args(&args) else {
         eprintln!("usage: custom_store [--listen ADDRESS:PORT]");
-        return ExitCode::from(2);
+        std::process::exit(2);
     };
-    match run(listen).await {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("error: {error}");
-            ExitCode::FAILURE
-        }
-    }
-}
-
-async fn run(listen: SocketAddr) -> Result<(), Box<dyn Error>> {
     let listener = TcpListener::bind(listen).await.map_err(|error| format!("cannot listen on {listen}: {error}"))?;
     let token = random_token()?;
     let file = TempFile::new("demo", &line_of(&token, "alice read trade"))?;
     println!("{}", instructions(listener.local_addr()?, &token, &file.path));
-    axum::serve(listener, app(TokenFile::new(&file.path))).with_graceful_shutdown(ctrl_c()).await?;
-    Ok(())
+    let app = app(TokenFile::new(&file.path));
+    Ok(axum::serve(listener, app).with_graceful_shutdown(async { _ = tokio::signal::ctrl_c().await }).await?)
 }
 
 fn instructions(addr: SocketAddr, token: &str, file: &Path) -> String {
@@ -158,13 +146,13 @@ fn instructions(addr: SocketAddr, token: &str, file: &Path) -> String {
     format!(
         "listening on http://{addr}/ until ctrl-c; tokens are in {file}
 
-# alice's token is there: 200
+# alice's token is in the file: 200
 curl -i -H 'Authorization: Bearer {token}' 'http://{addr}/'
 
-# the same after her line is gone: 401
-echo '# nobody' > '{file}'
+# the same request after her line is gone: 401
+echo '# no tokens' > '{file}'
 
-# the same after the file is gone: 503, which says nothing about the token
+# the same request after the file is gone: 503, because the token may be valid
 rm '{file}'
 "
     )
@@ -174,7 +162,7 @@ fn line_of(token: &str, rest: &str) -> String {
     format!("{} {rest}\n", TokenDigest::of(token).to_hex())
 }
 
-/// A file that is removed when this is dropped.
+/// A file that is removed on drop.
 struct TempFile {
     path: PathBuf,
 }
@@ -182,7 +170,7 @@ struct TempFile {
 impl TempFile {
     fn new(name: &str, text: &str) -> io::Result<Self> {
         let path = std::env::temp_dir().join(format!("tollgate-{name}-{}.tokens", std::process::id()));
-        // Only if it is new: never through a link that somebody else has put there.
+        // Only a new file: this does not follow a link that another user has put there.
         let mut file = File::create_new(&path)?;
         let this = Self { path };
         file.write_all(text.as_bytes())?;
@@ -192,17 +180,16 @@ impl TempFile {
 
 impl Drop for TempFile {
     fn drop(&mut self) {
-        // It may be gone already: that is one of the things to try.
+        // The user may have removed it: the instructions say so.
         let _ = fs::remove_file(&self.path);
     }
 }
 
-/// 256 bits of the operating system's randomness.
+/// Returns a token of 256 random bits.
 fn random_token() -> Result<String, getrandom::Error> {
     let mut bytes = [0; 32];
     getrandom::fill(&mut bytes)?;
-    let hex: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
-    Ok(format!("tg_{hex}"))
+    Ok(bytes.iter().fold("tg_".to_owned(), |token, byte| format!("{token}{byte:02x}")))
 }
 
 fn parse_args(args: &[String]) -> Option<SocketAddr> {
@@ -210,13 +197,6 @@ fn parse_args(args: &[String]) -> Option<SocketAddr> {
         [] => Some(SocketAddr::from((Ipv4Addr::LOCALHOST, 3000))),
         [flag, listen] if flag == "--listen" => listen.parse().ok(),
         _ => None,
-    }
-}
-
-/// Waits for ctrl-c; for ever where nobody can listen for it.
-async fn ctrl_c() {
-    if tokio::signal::ctrl_c().await.is_err() {
-        std::future::pending::<()>().await;
     }
 }
 
@@ -238,7 +218,7 @@ mod tests {
         app.clone().oneshot(request.body(Body::empty()).unwrap()).await.unwrap()
     }
 
-    /// What an outage has to look like: it says nothing about the token.
+    /// Checks that the response is a 503 without a statement about the token.
     fn assert_unavailable(response: &Response) {
         assert_eq!(response.status(), 503);
         assert!(!response.headers().contains_key("www-authenticate"));
@@ -246,7 +226,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_change_of_the_file_counts_from_the_next_request_on() {
+    async fn a_change_of_the_file_takes_effect_at_the_next_request() {
         let (alice, bob) = (line_of(ALICE, "alice read trade"), line_of(BOB, "bob"));
         let file = TempFile::new("change", &alice).unwrap();
         for app in [app(TokenFile::new(&file.path)), app(short_form(&file.path))] {
@@ -266,7 +246,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_file_that_cannot_be_understood_is_an_outage() {
+    async fn an_invalid_file_gives_503() {
         let good = line_of(ALICE, "alice read trade");
         let file = TempFile::new("outage", &good).unwrap();
         let app = app(TokenFile::new(&file.path));
@@ -286,28 +266,28 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_store_that_hangs_is_given_up_at_the_deadline() {
+    async fn a_store_that_hangs_times_out() {
         let hangs = store::from_fn(|_| std::future::pending::<io::Result<Option<Grant<()>>>>());
         let begin = Instant::now();
         assert_unavailable(&request(&app(hangs), ALICE).await);
-        assert_eq!(begin.elapsed(), DEADLINE);
+        assert_eq!(begin.elapsed(), TIMEOUT);
     }
 
     #[test]
-    fn errors_name_the_line_and_show_nothing_of_it() {
+    fn errors_contain_the_number_of_the_line_only() {
         let text = format!("# staff\n\n{}{ALICE} alice\n", line_of(BOB, "bob"));
         assert_eq!(parse_file(&text).unwrap_err().to_string(), "line 4 of the token file is bad");
     }
 
     #[test]
-    fn prints_a_line_to_paste() {
+    fn prints_a_curl_line() {
         let text = instructions(SocketAddr::from(([127, 0, 0, 1], 8080)), ALICE, Path::new("demo.tokens"));
         assert!(text.contains("\ncurl -i -H 'Authorization: Bearer tg_alice_3f9a' 'http://127.0.0.1:8080/'\n"));
     }
 
     #[cfg(feature = "test-util")]
     #[tokio::test]
-    async fn both_stores_keep_the_contract() {
+    async fn both_stores_pass_the_contract() {
         use tollgate::BoxStore;
         use tollgate::store::contract::Contract;
 

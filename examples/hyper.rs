@@ -1,8 +1,7 @@
-//! The service of `axum.rs` on hyper alone: `cargo run --example hyper`, and `-- --listen ADDRESS:PORT` for another
-//! address than 127.0.0.1:3000.
+//! The service of `axum.rs` on hyper alone, for HTTP/1 and HTTP/2 on one port.
 //!
-//! A gate is a tower layer: it stands around any tower service, and `TowerToHyperService` brings that to hyper. The
-//! handler finds the caller in the request's extensions. HTTP/1 and HTTP/2 are served on the same port.
+//! `cargo run --example hyper` serves on 127.0.0.1:3000. `-- --listen ADDRESS:PORT` selects another address.
+//! `TowerToHyperService` adapts the tower service for hyper. The handler reads the caller from the request's extensions.
 #![allow(clippy::print_stdout, clippy::print_stderr)]
 
 use std::convert::Infallible;
@@ -10,9 +9,7 @@ use std::error::Error;
 use std::io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::pin::pin;
-use std::process::ExitCode;
 use std::time::Duration;
-use tollgate::TokenDigest;
 
 use bytes::Bytes;
 use http::header::CONTENT_LENGTH;
@@ -24,12 +21,12 @@ use hyper_util::server::conn::auto;
 use hyper_util::server::graceful::GracefulShutdown;
 use hyper_util::service::TowerToHyperService;
 use tokio::net::TcpListener;
-use tollgate::{AuthLayer, Authenticated, Grant, MemoryStore, Quota, RateLimits, RequestHead};
+use tollgate::{AuthLayer, Authenticated, Grant, MemoryStore, Quota, RateLimits, RequestHead, TokenDigest};
 use tower::ServiceBuilder;
 
 const QUOTA: Quota = Quota::per_minute(180).with_burst(20);
 
-/// What this service knows of its callers.
+/// The service's own data about a caller.
 struct User {
     name: &'static str,
 }
@@ -43,13 +40,13 @@ fn gate(token: &str, limits: RateLimits) -> Gate {
 
 async fn hello(gate: Gate, request: Request<Incoming>) -> Result<Response<Full<Bytes>>, Infallible> {
     Ok(match Authenticated::<User>::from_extensions(request.extensions()) {
-        Ok(who) => respond(request.method(), format!("hello, {}\n", who.principal().name)),
-        // A CORS preflight, which passes the gate.
+        Ok(caller) => respond(request.method(), format!("hello, {}\n", caller.principal().name)),
+        // CORS preflights pass the gate without a grant.
         Err(rejection) => gate.reject(rejection.for_request(&RequestHead::of(&request))),
     })
 }
 
-/// hyper does not remove the content of a response to HEAD over HTTP/2, and clients treat it as a protocol error.
+/// Omits the content of responses to HEAD. hyper sends it over HTTP/2, and clients treat it as a protocol error.
 fn respond(method: &Method, text: String) -> Response<Full<Bytes>> {
     let length = text.len();
     let mut response = Response::new(if method == Method::HEAD { Full::default() } else { Full::from(text) });
@@ -57,7 +54,7 @@ fn respond(method: &Method, text: String) -> Response<Full<Bytes>> {
     response
 }
 
-/// Serves until `stop`, and then what has begun.
+/// Serves until `stop`, then ends after the requests in progress, or after 10 seconds.
 async fn serve(listener: TcpListener, gate: Gate, stop: impl Future<Output = ()>) {
     let handler = {
         let gate = gate.clone();
@@ -65,7 +62,7 @@ async fn serve(listener: TcpListener, gate: Gate, stop: impl Future<Output = ()>
     };
     let app = TowerToHyperService::new(ServiceBuilder::new().layer(gate).service_fn(handler));
     let mut server = auto::Builder::new(TokioExecutor::new());
-    // Without a timer there is no limit on how long a client may take to send its headers.
+    // hyper needs a timer to limit the time for request headers.
     server.http1().timer(TokioTimer::new());
     server.http2().timer(TokioTimer::new());
 
@@ -86,16 +83,16 @@ async fn serve(listener: TcpListener, gate: Gate, stop: impl Future<Output = ()>
                     }
                 });
             }
-            // Of one client, who has gone already.
+            // The client has closed the connection already.
             Err(error) if matches!(error.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset) => {}
             Err(error) => {
-                // Mostly a lack of file descriptors, which takes time to pass.
+                // Usually a lack of file descriptors, which takes time to pass.
                 eprintln!("cannot accept a connection: {error}");
                 tokio::time::sleep(Duration::from_secs(1)).await;
             }
         }
     }
-    // New connections are refused from here on, and do not wait in vain.
+    // The OS rejects new connections from here on, instead of queueing them.
     drop(listener);
     if tokio::time::timeout(Duration::from_secs(10), connections.shutdown()).await.is_err() {
         eprintln!("some connections were cut off");
@@ -103,35 +100,24 @@ async fn serve(listener: TcpListener, gate: Gate, stop: impl Future<Output = ()>
 }
 
 #[tokio::main]
-async fn main() -> ExitCode {
-    let args: Vec<String> = std::env::args_os().skip(1).map(|arg| arg.to_string_lossy().into_owned()).collect();
+async fn main() -> Result<(), Box<dyn Error>> {
+    let args: Vec<String> = std::env::args().skip(1).collect();
     let Some(listen) = parse(&args) else {
         eprintln!("usage: hyper [--listen ADDRESS:PORT]");
-        return ExitCode::from(2);
+        std::process::exit(2);
     };
-    match run(listen).await {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("error: {error}");
-            ExitCode::FAILURE
-        }
-    }
-}
-
-async fn run(listen: SocketAddr) -> Result<(), Box<dyn Error>> {
     let listener = TcpListener::bind(listen).await.map_err(|error| format!("cannot listen on {listen}: {error}"))?;
     let token = random_token()?;
     println!("curl -i -H 'Authorization: Bearer {token}' 'http://{}/'", listener.local_addr()?);
-    serve(listener, gate(&token, RateLimits::new(QUOTA)), ctrl_c()).await;
+    serve(listener, gate(&token, RateLimits::new(QUOTA)), async { _ = tokio::signal::ctrl_c().await }).await;
     Ok(())
 }
 
-/// 256 bits of the operating system's randomness.
+/// Returns a token of 256 random bits.
 fn random_token() -> Result<String, getrandom::Error> {
     let mut bytes = [0; 32];
     getrandom::fill(&mut bytes)?;
-    let hex: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
-    Ok(format!("tg_{hex}"))
+    Ok(bytes.iter().fold("tg_".to_owned(), |token, byte| format!("{token}{byte:02x}")))
 }
 
 fn parse(args: &[String]) -> Option<SocketAddr> {
@@ -139,13 +125,6 @@ fn parse(args: &[String]) -> Option<SocketAddr> {
         [] => Some(SocketAddr::from((Ipv4Addr::LOCALHOST, 3000))),
         [flag, listen] if flag == "--listen" => listen.parse().ok(),
         _ => None,
-    }
-}
-
-/// Waits for ctrl-c; for ever where nobody can listen for it.
-async fn ctrl_c() {
-    if tokio::signal::ctrl_c().await.is_err() {
-        std::future::pending::<()>().await;
     }
 }
 
@@ -167,7 +146,7 @@ mod tests {
     }
 
     impl Server {
-        /// On a free port, by a clock that stands still: however slow the machine is, nothing is refilled.
+        /// Serves on a free port. The clock stands still, so that buckets do not refill on a slow machine.
         async fn start(token: &str) -> Self {
             let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
             let addr = listener.local_addr().unwrap();
@@ -197,7 +176,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn greets_over_both_versions_and_from_one_budget() {
+    async fn both_http_versions_charge_one_bucket() {
         let server = Server::start("tg_secret").await;
         for (version, remaining) in [(Version::HTTP_11, 19), (Version::HTTP_2, 18)] {
             let response = send(version, server.get().header("authorization", "Bearer tg_secret")).await;
@@ -210,7 +189,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn responses_to_head_have_no_content_over_both_versions() {
+    async fn responses_to_head_have_no_content_in_both_versions() {
         let server = Server::start("tg_secret").await;
         for version in [Version::HTTP_11, Version::HTTP_2] {
             for authorization in ["Bearer tg_secret", "Bearer tg_guess"] {
@@ -226,7 +205,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn refuses_strangers_and_preflights_too() {
+    async fn requests_and_preflights_without_a_token_get_401() {
         let server = Server::start("tg_secret").await;
         let preflight = server
             .get()
@@ -243,7 +222,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn admits_the_burst_and_no_more() {
+    async fn requests_beyond_the_burst_get_429() {
         let server = Server::start("tg_secret").await;
         let request = || send(Version::HTTP_11, server.get().header("authorization", "Bearer tg_secret"));
         for _ in 0..20 {
@@ -256,7 +235,7 @@ mod tests {
     }
 
     #[test]
-    fn arguments() {
+    fn arguments_are_an_optional_address() {
         let parse = |args: &[&str]| parse(&args.iter().map(ToString::to_string).collect::<Vec<_>>());
         assert_eq!(parse(&[]), "127.0.0.1:3000".parse().ok());
         assert_eq!(parse(&["--listen", "[::1]:0"]), "[::1]:0".parse().ok());

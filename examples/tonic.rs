@@ -1,17 +1,17 @@
-//! A gRPC service behind a gate: `cargo run --example tonic`, and `-- --listen ADDRESS:PORT` for another address than
-//! 127.0.0.1:50051. It prints what to type to call it, by the client that is in it as well.
+//! A gRPC service with API-token authentication and a rate limit, and a client.
 //!
-//! The service is tonic's own for health checks. tonic's bodies are made by nobody else, so that the responder is
-//! [`EmptyBody`]; to a gRPC request a gate speaks gRPC, and clients get UNAUTHENTICATED, RESOURCE_EXHAUSTED or UNAVAILABLE.
+//! `cargo run --example tonic` serves tonic's health service on 127.0.0.1:50051 and prints how to call it by the client in
+//! this program. `-- --listen ADDRESS:PORT` selects another address.
+//!
+//! The gate rejects gRPC requests with UNAUTHENTICATED, RESOURCE_EXHAUSTED or UNAVAILABLE, without a message in the body. So
+//! the responder is [`EmptyBody`], which works with tonic's type of bodies.
 #![allow(clippy::print_stdout, clippy::print_stderr)]
 
 use std::error::Error;
 use std::net::{Ipv4Addr, SocketAddr};
-use std::process::ExitCode;
-use tollgate::TokenDigest;
 
 use tokio::net::TcpListener;
-use tollgate::{AuthLayer, EmptyBody, Grant, Limiter, MemoryStore, Quota, RateLimits, TokenStore};
+use tollgate::{AuthLayer, EmptyBody, Grant, Limiter, MemoryStore, Quota, RateLimits, TokenDigest, TokenStore};
 use tonic::transport::server::TcpIncoming;
 use tonic::transport::{Channel, Endpoint, Server};
 use tonic::{Request, Response, Status};
@@ -39,13 +39,13 @@ where
     Server::builder().layer(gate).add_service(health).serve_with_incoming_shutdown(incoming, stop).await
 }
 
-/// Asks a server for its health.
+/// Calls the health service.
 async fn check(channel: Channel, token: Option<&str>) -> Result<Response<HealthCheckResponse>, Status> {
     let mut request = Request::new(HealthCheckRequest::default());
     if let Some(token) = token {
         let value = format!("Bearer {token}").parse();
         let mut value: tonic::metadata::AsciiMetadataValue =
-            value.map_err(|_| Status::invalid_argument("the token is no header value"))?;
+            value.map_err(|_| Status::invalid_argument("the token is not a valid header value"))?;
         value.set_sensitive(true);
         request.metadata_mut().insert("authorization", value);
     }
@@ -53,21 +53,14 @@ async fn check(channel: Channel, token: Option<&str>) -> Result<Response<HealthC
 }
 
 #[tokio::main]
-async fn main() -> ExitCode {
-    let args: Vec<String> = std::env::args_os().skip(1).map(|arg| arg.to_string_lossy().into_owned()).collect();
-    let done = match parse(&args) {
+async fn main() -> Result<(), Box<dyn Error>> {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    match parse(&args) {
         Some(Command::Serve(listen)) => run_server(listen).await,
         Some(Command::Check { server, token }) => run_client(server, token.as_deref()).await,
         None => {
             eprintln!("usage: tonic [--listen ADDRESS:PORT]\n       tonic check ADDRESS:PORT [TOKEN]");
-            return ExitCode::from(2);
-        }
-    };
-    match done {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("error: {error}");
-            ExitCode::FAILURE
+            std::process::exit(2);
         }
     }
 }
@@ -76,17 +69,17 @@ async fn run_server(listen: SocketAddr) -> Result<(), Box<dyn Error>> {
     let listener = TcpListener::bind(listen).await.map_err(|error| format!("cannot listen on {listen}: {error}"))?;
     let token = random_token()?;
     println!("{}", instructions(listener.local_addr()?, &token));
-    Ok(serve(listener, gate(&token, RateLimits::new(QUOTA)), ctrl_c()).await?)
+    Ok(serve(listener, gate(&token, RateLimits::new(QUOTA)), async { _ = tokio::signal::ctrl_c().await }).await?)
 }
 
 async fn run_client(server: SocketAddr, token: Option<&str>) -> Result<(), Box<dyn Error>> {
-    let channel = endpoint(server)?.connect().await.map_err(|_| format!("nobody serves on {server}"))?;
+    let channel = endpoint(server)?.connect().await.map_err(|_| format!("cannot connect to {server}"))?;
     match check(channel, token).await {
         Ok(response) => println!("OK: {}", response.get_ref().status().as_str_name()),
         Err(status) => {
             println!("{:?}: {}", status.code(), status.message());
             if let Some(seconds) = status.metadata().get("retry-after") {
-                println!("again in {} s", seconds.to_str()?);
+                println!("retry after {} s", seconds.to_str()?);
             }
         }
     }
@@ -97,12 +90,11 @@ fn endpoint(server: SocketAddr) -> Result<Endpoint, tonic::transport::Error> {
     Endpoint::from_shared(format!("http://{server}"))
 }
 
-/// 256 bits of the operating system's randomness.
+/// Returns a token of 256 random bits.
 fn random_token() -> Result<String, getrandom::Error> {
     let mut bytes = [0; 32];
     getrandom::fill(&mut bytes)?;
-    let hex: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
-    Ok(format!("tg_{hex}"))
+    Ok(bytes.iter().fold("tg_".to_owned(), |token, byte| format!("{token}{byte:02x}")))
 }
 
 fn instructions(addr: SocketAddr, token: &str) -> String {
@@ -112,7 +104,7 @@ fn instructions(addr: SocketAddr, token: &str) -> String {
 # with the token: OK, and ResourceExhausted from the {next}th time in a minute
 cargo run -q --example tonic -- check {addr} {token}
 
-# without one: Unauthenticated
+# without a token: Unauthenticated
 cargo run -q --example tonic -- check {addr}
 ",
         next = QUOTA.burst() + 1
@@ -136,13 +128,6 @@ fn parse(args: &[String]) -> Option<Command> {
     }
 }
 
-/// Waits for ctrl-c; for ever where nobody can listen for it.
-async fn ctrl_c() {
-    if tokio::signal::ctrl_c().await.is_err() {
-        std::future::pending::<()>().await;
-    }
-}
-
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
@@ -163,20 +148,20 @@ mod tests {
         endpoint(addr).unwrap().connect().await.unwrap()
     }
 
-    /// By a clock that stands still: however slow the machine is, nothing is refilled.
+    /// Returns limits whose clock stands still, so that buckets do not refill on a slow machine.
     fn limits() -> RateLimits {
         RateLimits::new(QUOTA).with_clock(|| Duration::ZERO)
     }
 
     #[tokio::test]
-    async fn answers_who_has_a_token() {
+    async fn a_valid_token_is_admitted() {
         let response = check(start(gate("tg_secret", limits())).await, Some("tg_secret")).await.unwrap();
         assert_eq!(response.metadata().get("ratelimit").unwrap(), r#""default";r=4;t=12"#);
         assert_eq!(response.into_inner().status(), ServingStatus::Serving);
     }
 
     #[tokio::test]
-    async fn refuses_strangers_in_grpcs_words() {
+    async fn invalid_tokens_are_rejected_with_grpc_statuses() {
         let channel = start(gate("tg_secret", limits())).await;
         for (token, message) in [
             (None, "This resource requires a token. The request has none."),
@@ -189,11 +174,11 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn admits_the_burst_and_no_more() {
+    async fn requests_beyond_the_burst_get_resource_exhausted() {
         let channel = start(gate("tg_secret", limits())).await;
         for _ in 0..5 {
             check(channel.clone(), Some("tg_secret")).await.unwrap();
-            // Costs Alice nothing.
+            // An invalid token does not charge Alice.
             check(channel.clone(), Some("tg_guess")).await.unwrap_err();
         }
         let status = check(channel, Some("tg_secret")).await.unwrap_err();
@@ -203,8 +188,8 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn says_that_the_store_is_down() {
-        let down = from_fn(|_| async { Err::<Option<Grant<()>>, _>(io::Error::other("connection refused")) });
+    async fn a_failing_store_gives_unavailable() {
+        let down = from_fn(|_| async { Err::<Option<Grant<()>>, _>(io::Error::other("connection reset")) });
         let gate =
             AuthLayer::with_timeout(down, Duration::from_secs(5)).with_rate_limit(limits()).with_responder(EmptyBody);
         let status = check(start(gate).await, Some("tg_secret")).await.unwrap_err();
@@ -214,13 +199,13 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn stops_when_told() {
+    async fn serve_returns_after_stop() {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         serve(listener, gate("tg_secret", limits()), std::future::ready(())).await.unwrap();
     }
 
     #[test]
-    fn prints_two_lines_to_paste() {
+    fn prints_two_commands() {
         let text = instructions(SocketAddr::from(([127, 0, 0, 1], 8080)), "tg_secret");
         let commands = text.lines().filter_map(|line| line.strip_prefix("cargo run -q --example tonic -- "));
         let commands: Vec<_> = commands
@@ -232,7 +217,7 @@ mod tests {
     }
 
     #[test]
-    fn arguments() {
+    fn arguments_select_server_or_client() {
         let parse = |args: &[&str]| parse(&args.iter().map(ToString::to_string).collect::<Vec<_>>());
         assert_eq!(parse(&[]), "127.0.0.1:50051".parse().ok().map(Command::Serve));
         assert_eq!(parse(&["--listen", "[::1]:0"]), "[::1]:0".parse().ok().map(Command::Serve));

@@ -1,4 +1,4 @@
-//! What an alert wants: bytes in, a command out.
+//! Parses alerts: bytes in, a command out.
 
 use std::fmt::Display;
 use std::str::FromStr;
@@ -10,7 +10,7 @@ use crate::order::{Ticket, instrument};
 use crate::problem::ProblemDetails;
 use crate::self_limit::{self, SelfLimit};
 
-/// What an alert wants, and how often at the most.
+/// The command of an alert, and its own limit.
 #[derive(Debug)]
 pub(crate) struct Alert {
     pub(crate) command: Command,
@@ -27,7 +27,7 @@ pub(crate) enum Command {
         account: String,
         instrument: String,
     },
-    /// Positions and working orders; of all accounts if none is named.
+    /// Closes positions and cancels working orders, of all accounts if none is named.
     FlattenEverything {
         account: Option<String>,
     },

@@ -6,29 +6,29 @@ use std::num::NonZeroU32;
 use crate::errors::Errors;
 use crate::replicas::Replicas;
 
-/// The environment variable of what keeps users out of Redis.
+/// The environment variable with the secret that hides subjects from readers of Redis.
 pub(crate) const SECRET: &str = "CROSSTRADE_SECRET";
 
 pub(crate) const USAGE: &str = "usage: crosstrade [--listen ADDRESS:PORT] [--database URL] [--redis URL --replicas N [--leases]] [--metrics ADDRESS:PORT] [--crosstrade-errors]
 
-  --listen ADDRESS:PORT  where to listen, 127.0.0.1:8080 if not given; port 0 takes a free one
+  --listen ADDRESS:PORT  the address to serve on; default: 127.0.0.1:8080; port 0 selects a free port
   --database URL         database of the tokens, sqlite://PATH or postgres://USER@HOST/NAME; sqlite://PATH?mode=rwc creates a
                          missing file; default: a file beside the program
-  --redis URL            where budgets are counted, redis://HOST:PORT, by several services that share a database; in memory if not
-                         given. The environment variable CROSSTRADE_SECRET, the same for all, keeps users out of it
-  --replicas N           how many services there are: what each may admit while Redis is away
-  --leases               buy from Redis ahead, so that most requests need not ask it
-  --metrics ADDRESS:PORT where to tell a Prometheus scraper what is counted, at /metrics; nowhere if not given. It asks nobody
-                         who he is: an address that only the scraper reaches
-  --crosstrade-errors    answer 429 by CrossTrade's {\"error\": \"Rate limit exceeded\"} instead of a problem document
-  -h, --help             this text
+  --redis URL            the Redis of the rate limits, redis://HOST:PORT, for several services that share a database; default: in
+                         memory. CROSSTRADE_SECRET, the same for all services, hides users from readers of Redis
+  --replicas N           the number of services; during an outage of Redis each admits its share
+  --leases               reserve units in Redis ahead, so that most requests need no round trip
+  --metrics ADDRESS:PORT serve metrics for Prometheus at /metrics; default: no metrics. Without authentication: use an address that
+                         only the scraper can reach
+  --crosstrade-errors    use CrossTrade's {\"error\": \"Rate limit exceeded\"} for 429 instead of a problem document
+  -h, --help             print this text
 
 limits:
   connections            three quarters of the open files that the process may have (ulimit -n), a quarter of these for one
                          address; 503 beyond
-  request                10 s for the head (16 KiB, 64 fields), 5 s for the body (64 KiB; 2 s for alerts), 10 s to read the answer
+  request                10 s for the head (16 KiB, 64 fields), 5 s for the body (64 KiB; 2 s for alerts), 10 s to read the response
   log                    64 lines of each token and kind in 10 s, 512 bytes of an alert
-  SIGTERM, ctrl-c        10 s for requests and WebSockets to end, 2 s for idle connections";
+  SIGTERM, ctrl-c        shutdown: 10 s for requests and WebSockets, 2 s for idle connections";
 
 #[derive(Debug, PartialEq)]
 pub(crate) enum Command {
@@ -39,11 +39,11 @@ pub(crate) enum Command {
 #[derive(Debug, PartialEq)]
 pub(crate) struct Options {
     pub(crate) listen: SocketAddr,
-    /// `None` is a file beside the program.
+    /// `None` selects a file beside the program.
     pub(crate) database: Option<String>,
-    /// `None` is this service alone.
+    /// `None` selects limits in memory.
     pub(crate) replicas: Option<Replicas>,
-    /// `None` is nowhere.
+    /// `None` serves no metrics.
     pub(crate) metrics: Option<SocketAddr>,
     pub(crate) errors: Errors,
 }

@@ -1,4 +1,4 @@
-//! A request body that has to arrive in time.
+//! A request body with a time limit.
 
 use std::error::Error;
 use std::fmt;
@@ -10,11 +10,11 @@ use axum::body::{Bytes, HttpBody};
 use hyper::body::{Frame, Incoming, SizeHint};
 use tokio::time::{Instant, Sleep, sleep_until};
 
-/// Limits the time for the whole body, however often a part of it comes. Readers limit its size.
+/// Limits the time for the whole body. Readers limit its size.
 pub(crate) struct TimedBody {
     body: Incoming,
     deadline: Instant,
-    /// Runs since a reader had to wait. Most bodies come with the head.
+    /// Runs from the first wait of a reader. Most bodies come with the head.
     waiting: Option<Pin<Box<Sleep>>>,
 }
 
@@ -54,7 +54,7 @@ impl HttpBody for TimedBody {
 }
 
 impl BodyTimeout {
-    /// Whether this is the cause of an error.
+    /// Returns whether this is the cause of an error.
     pub(crate) fn caused(error: &(dyn Error + 'static)) -> bool {
         std::iter::successors(Some(error), |&error| error.source()).any(|error| error.is::<Self>())
     }

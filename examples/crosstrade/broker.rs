@@ -1,4 +1,4 @@
-//! A broker on paper: market orders are filled at once at a price that never moves, limit orders stay working.
+//! A paper broker: market orders are filled immediately at a fixed price, limit orders stay working.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -9,10 +9,10 @@ use serde::Serialize;
 use crate::order::{Action, OrderType, Ticket, TimeInForce};
 use crate::problem::ProblemDetails;
 
-/// The most orders, and the most positions, that an account keeps: finished orders make room, working ones do not.
+/// The maximum number of orders, and of positions, of an account. Finished orders are dropped to make room, working ones are not.
 const MAX_KEPT: usize = 1_000;
 
-/// An order that the broker took.
+/// An accepted order.
 #[derive(Clone, Debug, Serialize)]
 pub(crate) struct Order {
     id: u64,
@@ -37,7 +37,7 @@ enum Status {
     Cancelled,
 }
 
-/// What an account holds of one instrument: bought and sold netted, below 0 if more was sold.
+/// The net position of an account in one instrument, below 0 if more was sold.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub(crate) struct Position {
     pub(crate) instrument: String,
@@ -67,7 +67,7 @@ impl Broker {
         Self(Mutex::new(Book { accounts: BTreeMap::from(accounts), last_id: 0 }))
     }
 
-    /// The names of a user's accounts.
+    /// Returns the names of a user's accounts.
     pub(crate) fn accounts(&self, user: &str) -> Vec<String> {
         self.book().accounts.keys().filter(|(owner, _)| owner == user).map(|(_, name)| name.clone()).collect()
     }
@@ -82,17 +82,17 @@ impl Broker {
         Ok(positions.iter().map(position).collect())
     }
 
-    /// The orders of an account, oldest first.
+    /// Returns the orders of an account, oldest first.
     pub(crate) fn orders(&self, user: &str, account: &str) -> Result<Vec<Order>, ProblemDetails> {
         Ok(self.book().account(user, account)?.orders.iter().cloned().collect())
     }
 
-    /// Takes an order that was [checked](Ticket::checked).
+    /// Places an order that was [checked](Ticket::checked).
     pub(crate) fn place(&self, user: &str, account: &str, ticket: Ticket) -> Result<Order, ProblemDetails> {
         self.book().place(user, account, ticket)
     }
 
-    /// Sells what is held of an instrument, or buys back what was sold; of all instruments if none is named.
+    /// Closes the position in an instrument, or all positions if none is named.
     pub(crate) fn close(
         &self,
         user: &str,
@@ -128,7 +128,7 @@ impl Broker {
 }
 
 impl Book {
-    /// An account of this user. That of another user looks like one that is not there.
+    /// Returns an account of this user. An account of another user gives the same error as a missing one.
     fn account(&mut self, user: &str, account: &str) -> Result<&mut Account, ProblemDetails> {
         self.accounts
             .get_mut(&(user.to_owned(), account.to_owned()))
@@ -192,7 +192,7 @@ impl Account {
     }
 }
 
-/// What an instrument costs on this paper, by the root of its name.
+/// Returns the fixed price of an instrument, by the root of its name.
 fn price(instrument: &str) -> f64 {
     match instrument.trim_start_matches('M').get(..2) {
         Some("ES") => 5_000.0,

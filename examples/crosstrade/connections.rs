@@ -39,7 +39,7 @@ pub(crate) struct Permit {
 }
 
 impl Connections {
-    /// Counts connections. Each holds a clone of `stopping` while it is open.
+    /// Creates the counters. Each connection holds a clone of `stopping` while it is open.
     pub(crate) fn new(limits: &Limits, stopping: watch::Receiver<bool>) -> Self {
         Self {
             open: Arc::default(),
@@ -77,7 +77,7 @@ impl Connections {
 
 async fn answer_busy(mut stream: TcpStream) -> io::Result<()> {
     let mut ignored = [0; 2048];
-    // Most clients take no answer before they have sent a request.
+    // Most clients read no response before they have sent a request.
     _ = stream.read(&mut ignored).await?;
     let answer = format!(
         "HTTP/1.1 503 Service Unavailable\r\nconnection: close\r\nretry-after: 5\r\ncache-control: no-store\r\n\
@@ -86,7 +86,7 @@ async fn answer_busy(mut stream: TcpStream) -> io::Result<()> {
     );
     stream.write_all(answer.as_bytes()).await?;
     stream.shutdown().await?;
-    // The kernel resets a connection that is closed with unread bytes, and the reset can overtake the answer.
+    // The kernel resets a connection that is closed with unread bytes, and the reset can overtake the response.
     while stream.read(&mut ignored).await? > 0 {}
     Ok(())
 }

@@ -1,37 +1,36 @@
-//! In whose words the service says no: a responder of one's own.
+//! The responder of the service: problem documents, or CrossTrade's own errors.
 
 use axum::body::Body;
 use axum::http::{HeaderValue, Response, StatusCode, header};
 use axum::response::IntoResponse;
 use tollgate::respond::Respond;
-use tollgate::{ProblemDetails as StandardWords, Rejection};
+use tollgate::{ProblemDetails as Standard, Rejection};
 
 use crate::problem::ProblemDetails;
 
-/// The body of answers with status 429. All other answers are problem documents (RFC 9457) in any case.
+/// The format of responses with status 429. All other errors are problem documents (RFC 9457).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Errors {
-    /// A problem document as well.
+    /// A problem document.
     ProblemDetails,
-    /// What CrossTrade's own clients expect.
+    /// The format of CrossTrade's API.
     CrossTrade,
 }
 
-/// What gates ask when they refuse.
 impl Respond<Body> for Errors {
     fn respond(&self, rejection: &Rejection) -> Response<Body> {
-        // Status, `Retry-After` and the like are as the standards want them; only the body is ours.
-        self.dress(StandardWords.respond(rejection))
+        // Keeps the status and the headers of the standard responder, and replaces the body only.
+        self.adapt(Standard.respond(rejection))
     }
 }
 
 impl Errors {
-    /// What handlers ask when they refuse.
+    /// Renders an error of a handler.
     pub(crate) fn reject(self, problem: ProblemDetails) -> Response<Body> {
-        self.dress(problem.into_response())
+        self.adapt(problem.into_response())
     }
 
-    fn dress(self, mut response: Response<Body>) -> Response<Body> {
+    fn adapt(self, mut response: Response<Body>) -> Response<Body> {
         if self == Self::CrossTrade && response.status() == StatusCode::TOO_MANY_REQUESTS {
             response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
             *response.body_mut() = Body::from(r#"{"error": "Rate limit exceeded"}"#);

@@ -1,7 +1,7 @@
 //! The fields of an alert, in text or in JSON.
 //!
-//! Both forms end in one list, so that neither can mean what the other cannot. A field that comes twice is an error in
-//! both: what fills a placeholder in an alert could hold a field of its own.
+//! Both forms end in one list, so both can express the same. A repeated field is an error in both: the value of a placeholder
+//! in an alert could contain a field.
 
 use std::fmt;
 
@@ -15,7 +15,7 @@ use crate::problem::ProblemDetails;
 /// White space around names and values, and before JSON: the same as for the gate, and no other white space of Unicode.
 const SPACE: [char; 4] = [' ', '\t', '\r', '\n'];
 
-/// The fields of an alert that mean something here; there may be others, `key` first.
+/// The fields of an alert that the service uses. Others are ignored, `key` among them.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 pub(crate) struct Fields {
@@ -37,7 +37,7 @@ impl Fields {
     pub(crate) fn parse(headers: &HeaderMap, body: &[u8]) -> Result<Self, ProblemDetails> {
         let content_type = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
         let essence = content_type.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
-        // One byte order mark is no part of the text.
+        // A leading byte order mark is not part of the text.
         let body = body.strip_prefix(b"\xef\xbb\xbf").unwrap_or(body);
         match essence.as_str() {
             "text/plain" if begins_object(body) => Self::from_json(body),
@@ -55,7 +55,7 @@ impl Fields {
             .map_err(|error| ProblemDetails::bad_request(format!("The alert cannot be read: {error}")))
     }
 
-    /// `name=value;` with names in any case. A piece without `=` is an error unless it is blank: it may be a limit.
+    /// Parses `name=value;` with names in any case. A non-blank piece without `=` is an error: it may be a mistyped limit.
     fn from_text(body: &[u8]) -> Result<Self, FieldError> {
         let text = std::str::from_utf8(body).map_err(|_| FieldError::custom("The alert is not UTF-8."))?;
         let pieces = text.split(';').map(|piece| piece.trim_matches(SPACE)).filter(|piece| !piece.is_empty());
@@ -72,9 +72,9 @@ fn begins_object(body: &[u8]) -> bool {
     body.iter().find(|&&byte| !SPACE.contains(&char::from(byte))) == Some(&b'{')
 }
 
-/// A value without white space around it. In JSON it may be a number; how it was written counts: `3.0` is not 3.
+/// A value without white space around it. In JSON it may be a number, which keeps its notation: `3.0` is not 3.
 ///
-/// A field that is not there, or `null`, is none. (It is no plain `Option`, which serde does not read from plain text.)
+/// A missing field and `null` are `None`. (The type is not a plain `Option`, which serde does not read from plain text.)
 #[derive(Debug, Default)]
 pub(crate) struct Field(pub(crate) Option<String>);
 

@@ -1,4 +1,4 @@
-//! A connection whose client has to read.
+//! A connection with a time limit for clients that do not read.
 
 use std::io::{self, ErrorKind, IoSlice};
 use std::mem::MaybeUninit;
@@ -11,13 +11,12 @@ use tokio::time::{Sleep, sleep};
 
 use crate::connections::Permit;
 
-/// How long a connection is read after its last answer. See [`TimedIo::poll_shutdown`].
+/// How long a connection is read after its last response. See [`TimedIo::poll_shutdown`].
 pub(crate) const LINGER: Duration = Duration::from_secs(1);
 
 /// Limits the time that a client takes to read, and counts the connection as open until it is dropped.
 ///
-/// The time runs while bytes wait to be sent, until all of them were taken. A client that takes a few bytes now and then
-/// gains nothing by it.
+/// The time runs while bytes wait to be sent, until all of them were taken. Taking a few bytes does not extend it.
 pub(crate) struct TimedIo<S> {
     stream: S,
     max_wait: Duration,
@@ -77,10 +76,10 @@ impl<S: AsyncWrite + AsyncRead + Unpin> AsyncWrite for TimedIo<S> {
         Pin::new(&mut self.stream).poll_flush(cx)
     }
 
-    /// Shuts down the sending side, and reads what still comes until the client closes or [`LINGER`] is over.
+    /// Shuts down the sending side, and reads until the client closes or [`LINGER`] is over.
     ///
-    /// The kernel resets a connection that is closed with unread bytes, and the reset can overtake the last answer: to a
-    /// request with a body that nobody wanted, or before the next request of a pipeline.
+    /// The kernel resets a connection that is closed with unread bytes, and the reset can overtake the last response: after
+    /// a request with an unread body, or before the next request of a pipeline.
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         if this.lingering.is_none() {

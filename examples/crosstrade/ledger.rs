@@ -1,5 +1,5 @@
-//! Where it is counted what callers spend: budgets, and the limits that alerts set themselves. In memory for one service;
-//! `replicas.rs` has the same for several.
+//! The ledger: rate limits, and the limits that alerts set themselves. This file has the ledger of one service, in memory;
+//! `replicas.rs` has that of several.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -10,22 +10,22 @@ use tollgate::{Answer, Charge, CurrentGrant, Decision, RateLimits, Rejection};
 use crate::self_limit::{Denied, SelfLimit, SelfLimits};
 
 pub(crate) trait Ledger: Send + Sync {
-    /// Charges a budget.
-    fn charge(&self, who: &CurrentGrant, charge: Charge<'_>) -> Answer<Later<'static, Decision>>;
+    /// Charges the rate limit of a caller.
+    fn charge(&self, caller: &CurrentGrant, charge: Charge<'_>) -> Answer<Later<'static, Decision>>;
 
-    /// Charges one unit for an alert and counts it towards the limit that it sets itself, with its id: both or neither. The
-    /// alert's own limit comes first.
-    fn pay_alert<'a>(&'a self, who: &'a CurrentGrant, own: Option<(&'a [u8], SelfLimit)>) -> Later<'a, Paid>;
+    /// Charges one unit for an alert, and counts the alert towards its own limit, with its id: both or neither. The alert's
+    /// own limit is checked first.
+    fn charge_alert<'a>(&'a self, caller: &'a CurrentGrant, own: Option<(&'a [u8], SelfLimit)>) -> Later<'a, Charged>;
 }
 
 pub(crate) type Later<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
-pub(crate) type Paid = Result<Decision, Denied<Rejection>>;
+pub(crate) type Charged = Result<Decision, Denied<Rejection>>;
 
-/// The budgets of a ledger, for gates.
+/// The rate limits of a ledger, as a limiter for gates.
 #[derive(Clone)]
-pub(crate) struct Budgets(pub(crate) Arc<dyn Ledger>);
+pub(crate) struct LedgerLimiter(pub(crate) Arc<dyn Ledger>);
 
-impl Limiter for Budgets {
+impl Limiter for LedgerLimiter {
     type Future = Later<'static, Decision>;
 
     fn charge(&self, grant: &CurrentGrant, charge: Charge<'_>) -> Answer<Self::Future> {
@@ -33,11 +33,11 @@ impl Limiter for Budgets {
     }
 }
 
-/// All in the memory of this process.
+/// The ledger in the memory of this process.
 pub(crate) struct Memory {
     limits: RateLimits,
     self_limits: SelfLimits,
-    /// For the self-limits; budgets have one of their own.
+    /// The clock of the self-limits. The rate limits have their own.
     clock: Arc<dyn Clock>,
 }
 
@@ -48,18 +48,18 @@ impl Memory {
 }
 
 impl Ledger for Memory {
-    fn charge(&self, who: &CurrentGrant, charge: Charge<'_>) -> Answer<Later<'static, Decision>> {
-        Answer::Ready(self.limits.charge(who, charge))
+    fn charge(&self, caller: &CurrentGrant, charge: Charge<'_>) -> Answer<Later<'static, Decision>> {
+        Answer::Ready(self.limits.charge(caller, charge))
     }
 
-    fn pay_alert<'a>(&'a self, who: &'a CurrentGrant, own: Option<(&'a [u8], SelfLimit)>) -> Later<'a, Paid> {
-        let charge = || self.limits.charge(who, Charge::Units(1)).into_result();
-        let paid = match own {
+    fn charge_alert<'a>(&'a self, caller: &'a CurrentGrant, own: Option<(&'a [u8], SelfLimit)>) -> Later<'a, Charged> {
+        let charge = || self.limits.charge(caller, Charge::Units(1)).into_result();
+        let charged = match own {
             None => charge().map_err(Denied::NotAccepted),
             Some((id, limit)) => {
-                self.self_limits.admit((who.subject().as_str().as_bytes(), id), limit, self.clock.now(), charge)
+                self.self_limits.admit((caller.subject().as_str().as_bytes(), id), limit, self.clock.now(), charge)
             }
         };
-        Box::pin(std::future::ready(paid))
+        Box::pin(std::future::ready(charged))
     }
 }

@@ -1,12 +1,12 @@
-//! The grants of open sockets. They are looked up when they change, and not in between.
+//! The grants of open sockets, which are looked up after a change only.
 //!
-//! A socket subscribes by its token. Whoever learns of a change tells it by [`LiveGrants::tell`]; then each token that it concerns
-//! is looked up once, however many sockets have it, and [`WORKERS`] at a time, however many tokens there are. A change that
-//! comes while many are being looked up adds each token once more at most, so that nothing is lost and nothing piles up.
+//! A socket subscribes with its token. [`LiveGrants::refresh`] reports a change. Each affected token is then looked up once,
+//! even if many sockets have it. [`WORKERS`] lookups run at the same time. A change during the lookups queues each token at
+//! most once more, so no change is lost and the queue stays bounded.
 //!
-//! If the database cannot be asked, each worker tries again every [`RETRY`]. If one token cannot be read, it is not looked up again
-//! before the next change of its grant. Until then a socket keeps the grant that it has: it can do nothing by it, since each
-//! message is checked by a lookup of its own.
+//! While the database fails, each worker retries every [`RETRY`]. A token that cannot be read is looked up again after the
+//! next change of its grant. Until then a socket keeps its grant, but cannot use it: each message is checked by a lookup of
+//! its own.
 
 use std::collections::{BTreeMap, HashMap};
 use std::pin::Pin;
@@ -19,16 +19,16 @@ use tollgate::{Grant, GrantId, StoreError, Subject, TokenDigest};
 
 use crate::app::User;
 
-/// How many lookups there are at a time. The requests of all other callers need the database too.
+/// The maximum number of concurrent lookups. The requests of other callers need the database too.
 pub(crate) const WORKERS: usize = 4;
-/// How long a worker waits after a lookup has failed.
+/// The pause of a worker after a failed lookup.
 pub(crate) const RETRY: Duration = Duration::from_secs(2);
 
-/// What belongs to a token now, if anything does.
+/// The current grant of a token, if it has one.
 type Current = Option<Arc<Grant<User>>>;
 type Find = dyn Fn(TokenDigest) -> Pin<Box<dyn Future<Output = Lookup<User, StoreError>> + Send>> + Send + Sync;
 
-/// Clones are the same.
+/// The grants of all open sockets. Clones share them.
 #[derive(Clone)]
 pub(crate) struct LiveGrants(Arc<Inner>);
 
@@ -40,22 +40,22 @@ struct Inner {
 #[derive(Default)]
 struct State {
     tokens: HashMap<TokenDigest, Token>,
-    /// The tokens to look up, each once, the lowest number first.
+    /// The tokens to look up, each once, lowest number first.
     queue: BTreeMap<i64, TokenDigest>,
     workers: usize,
 }
 
-/// A token that opens at least one socket.
+/// A token with at least one open socket.
 struct Token {
     grant: GrantId,
     subject: Subject,
-    /// The place in the queue.
+    /// The number in the queue.
     queued: Option<i64>,
     sockets: usize,
     current: watch::Sender<Current>,
 }
 
-/// The grant of one socket, until it is dropped.
+/// A socket's subscription to its grant. Dropping it unsubscribes.
 pub(crate) struct Subscription {
     live: LiveGrants,
     token: TokenDigest,
@@ -76,8 +76,8 @@ impl LiveGrants {
         (self.0.find)(token).await
     }
 
-    /// Subscribes to the grant of a token. It is looked up first of all: what has changed since the gate looked it up was told
-    /// before, and a cache may have been behind even then.
+    /// Subscribes to the grant of a token, and queues a lookup: the grant may have changed since the gate's lookup, and a cache
+    /// may have been stale even then.
     pub(crate) fn subscribe(&self, token: TokenDigest, grant: &Arc<Grant<User>>) -> Subscription {
         let mut state = self.state();
         let entry = state.tokens.entry(token).or_insert_with(|| Token {
@@ -94,19 +94,19 @@ impl LiveGrants {
         Subscription { live: self.clone(), token, current }
     }
 
-    /// Has all grants looked up that a change concerns.
-    pub(crate) fn tell(&self, change: &Invalidation) {
+    /// Queues a lookup of all grants that a change affects.
+    pub(crate) fn refresh(&self, change: &Invalidation) {
         let mut state = self.state();
         let concerns = |digest: &TokenDigest, token: &Token| match change {
             Invalidation::Token(changed) => changed == digest,
             Invalidation::Grant(changed) => *changed == token.grant,
             Invalidation::Subject(changed) => *changed == token.subject,
-            // An open socket has a token that is known.
+            // The token of an open socket is known already.
             Invalidation::Added => false,
-            // Changes of a kind that is not known here are about everything.
+            // Unknown kinds of changes affect everything.
             _ => true,
         };
-        // A revocation does not wait for what may not have changed at all.
+        // A named change goes first. `Everything` queues many tokens that have not changed.
         let end = match change {
             Invalidation::Token(_) | Invalidation::Grant(_) | Invalidation::Subject(_) => End::Front,
             _ => End::Back,
@@ -125,7 +125,7 @@ impl LiveGrants {
         }
     }
 
-    /// Looks up what is queued, until there is no more.
+    /// Looks up the queued tokens until the queue is empty.
     async fn work(self) {
         while let Some(token) = self.next() {
             match self.find(token).await {
@@ -139,7 +139,7 @@ impl LiveGrants {
         }
     }
 
-    /// The next token to look up. A change that is told from now on queues it again.
+    /// Takes the next token from the queue. Later changes queue it again.
     fn next(&self) -> Option<TokenDigest> {
         let mut state = self.state();
         let Some((_, digest)) = state.queue.pop_first() else {
@@ -156,7 +156,7 @@ impl LiveGrants {
         let mut state = self.state();
         let Some(token) = state.tokens.get_mut(&digest) else { return };
         if let Some(grant) = current.as_ref().filter(|grant| *grant.id() != token.grant) {
-            // A change of this grant may have been told meanwhile, when the token was that of another.
+            // A change of the new grant may have been reported before the token belonged to it.
             (token.grant, token.subject) = (grant.id().clone(), grant.subject().clone());
             token.current.send_replace(current);
             state.enqueue(digest, End::Back);
@@ -165,7 +165,7 @@ impl LiveGrants {
         }
     }
 
-    /// Whether no token is subscribed to, queued or being looked up.
+    /// Returns whether no token is subscribed to, queued or being looked up.
     #[cfg(test)]
     pub(crate) fn is_idle(&self) -> bool {
         let state = self.state();
@@ -178,7 +178,7 @@ impl LiveGrants {
 }
 
 impl State {
-    /// A token that is queued already is moved to the front, or stays where it is.
+    /// Queues a token. A queued token is moved to the front, or keeps its place.
     fn enqueue(&mut self, digest: TokenDigest, end: End) {
         let Some(token) = self.tokens.get_mut(&digest) else { return };
         let place = match (end, token.queued) {
@@ -203,16 +203,16 @@ enum End {
 }
 
 impl Subscription {
-    /// Waits until the grant was looked up again, which does not mean that it differs. `None` if there is none any more.
+    /// Waits until the grant was looked up again; it may be unchanged. `None` means that the token has no grant any more.
     pub(crate) async fn changed(&mut self) -> Current {
         if self.current.changed().await.is_err() {
-            // The sender lives as long as this.
+            // The sender lives as long as the subscription.
             std::future::pending::<()>().await;
         }
         self.current.borrow_and_update().clone()
     }
 
-    /// Looks up the grant now.
+    /// Looks up the grant immediately.
     pub(crate) async fn find(&self) -> Lookup<User, StoreError> {
         self.live.find(self.token).await
     }

@@ -6,7 +6,7 @@
 //! | equal lines in [`WINDOW`] | one line with the number of repetitions |
 //! | [`MAX_EXCERPT`](crate::excerpt::MAX_EXCERPT) bytes of an alert | the number of further bytes |
 //! | [`MAX_SOURCES`] tokens and kinds in [`WINDOW`] | further tokens share the limit of one |
-//! | [`MAX_QUEUE`] lines that wait for stderr | lines are dropped: requests never wait for the reader of the log |
+//! | [`MAX_QUEUE`] lines that wait for stderr | lines are dropped: requests never wait for stderr |
 //!
 //! A kind is a place in the code that logs. An alert takes 300 bytes, and 3.5 KB if all of it has to be escaped. So one
 //! token writes 22 KB a second of each kind at most.
@@ -70,7 +70,7 @@ impl Drop for LogGuard {
     }
 }
 
-/// The log on another writer.
+/// Returns a subscriber that writes to another writer.
 pub(crate) fn subscriber<W>(limit: LogLimit, writer: W) -> impl Subscriber + Send + Sync
 where
     W: for<'a> MakeWriter<'a> + Send + Sync + 'static,
@@ -121,7 +121,7 @@ impl LogLimit {
         }
     }
 
-    /// Whether an event may be written.
+    /// Returns whether an event may be written.
     fn admit(&self, source: Source, message: String, line: u64) -> bool {
         let mut sources = self.0.sources.lock().unwrap_or_else(PoisonError::into_inner);
         let source = match sources.len() < MAX_SOURCES || sources.contains_key(&source) {
@@ -156,7 +156,7 @@ impl<S: Subscriber> Layer<S> for LogLimit {
 
 /// Reads the fields of an event.
 struct Fields<H> {
-    /// Of all fields but those that differ in equal lines.
+    /// The hash of all fields except those that differ in equal lines.
     hasher: H,
     grant: Option<String>,
     message: String,

@@ -1,41 +1,41 @@
-//! A paper-trading broker with three doors and one budget, after CrossTrade's API: REST, webhooks, a WebSocket.
+//! The reference service: a paper-trading broker after CrossTrade's API, with REST, webhooks, a WebSocket and one rate limit.
 //!
 //! `cargo run --example crosstrade --all-features` serves on 127.0.0.1:8080 and prints curl lines to try.
 //!
-//! | to read | for |
+//! | file | content |
 //! |---|---|
-//! | `app.rs` | the gates: which door takes which credential, and what draws on the budget |
-//! | `webhook.rs`, `alert.rs`, `fields.rs` | alerts whose token is in the body, charged by the handler |
-//! | `self_limit.rs` | the limit that an alert sets itself: exact, and all of it without I/O |
-//! | `stream.rs`, `rpc.rs` | a WebSocket: a charge a message, and the end of it when the token ends, or nobody is there |
+//! | `app.rs` | the routes and their gates: token locations, and which requests are charged |
+//! | `webhook.rs`, `alert.rs`, `fields.rs` | alerts with the token in the body, charged by the handler |
+//! | `self_limit.rs` | the limit that an alert sets itself: exact, without I/O |
+//! | `stream.rs`, `rpc.rs` | a WebSocket: one charge per message; closed when the token ends or the client is gone |
 //! | `socket.rs` | the frames of a WebSocket, and how the connection ends |
-//! | `live.rs` | the grants of open sockets, looked up when they change |
-//! | `sockets.rs` | how many of them a user may have |
-//! | `errors.rs`, `problem.rs` | a responder of one's own, and the service's own errors |
+//! | `live.rs` | the grants of open sockets, looked up after a change |
+//! | `sockets.rs` | the maximum number of sockets of a user |
+//! | `errors.rs`, `problem.rs` | a custom responder, and the service's own errors |
 //! | `peers.rs` | the limit of failed authentications for each peer |
-//! | `server.rs`, `connections.rs` | HTTP/1 with limits on connections, per peer and in total, and a stop that loses no request |
+//! | `server.rs`, `connections.rs` | HTTP/1 with limits on connections, per peer and in total; graceful shutdown |
 //! | `body.rs`, `io.rs` | timeouts for request bodies, and for clients that do not read |
 //! | `log.rs`, `excerpt.rs` | a log that no client can fill, and that never blocks a request |
-//! | `metrics.rs` | what is counted, for Prometheus, on a listener of its own |
-//! | `ledger.rs`, `replicas.rs` | budgets in memory, or in Redis for several replicas |
-//! | `tokens.rs`, `database.rs` | tokens in SQLite or PostgreSQL, behind a cache that is told of every change |
-//! | `rest.rs`, `order.rs`, `broker.rs` | something to protect |
+//! | `metrics.rs` | metrics for Prometheus, on a separate listener |
+//! | `ledger.rs`, `replicas.rs` | rate limits in memory, or in Redis for several replicas |
+//! | `tokens.rs`, `database.rs` | tokens in SQLite or PostgreSQL, behind a cache with immediate invalidation |
+//! | `rest.rs`, `order.rs`, `broker.rs` | the protected service |
 //!
 //! # Limits
 //!
 //! | what | limit | beyond it |
 //! |---|---|---|
 //! | open connections | three quarters of the open files that the process may have (`ulimit -n`) | 503, `Connection: close` |
-//! | open connections of one IPv4 address or IPv6 /64 network | a quarter of that; none for TradingView | 503, `Connection: close` |
+//! | open connections of one IPv4 address or IPv6 /64 network | a quarter of that; no limit for TradingView | 503, `Connection: close` |
 //! | a request's head | 16 KiB, 64 fields, 10 s; idle connections too | 431; closed after the time |
 //! | a request's body | 64 KiB, 5 s; 2 s for alerts | 413; 408 |
-//! | the client's reading of an answer | 10 s since the buffer of the kernel was full | closed |
-//! | the stop, after SIGTERM or ctrl-c | 10 s; 2 s for idle connections; `Connection: close` on all answers | closed |
+//! | the client's reading of a response | 10 s after the kernel's buffer is full | closed |
+//! | shutdown, after SIGTERM or ctrl-c | 10 s; 2 s for idle connections; `Connection: close` on all responses | closed |
 //! | the log | 64 lines of each token and kind in 10 s; 512 bytes of an alert | summaries |
 //!
-//! Behind a reverse proxy all connections come from one address. Then `peers.rs` has to exempt it, and to take the client's
-//! address from a header that the proxy sets.
-#![allow(clippy::print_stdout, clippy::print_stderr, reason = "a program that talks to the terminal it runs in")]
+//! Behind a reverse proxy all connections come from one address. `peers.rs` must then exempt that address, and read the
+//! client's address from a header that the proxy sets.
+#![allow(clippy::print_stdout, clippy::print_stderr, reason = "a command-line program")]
 
 use std::error::Error;
 use std::net::SocketAddr;
@@ -84,7 +84,7 @@ mod tests;
 mod tokens;
 mod webhook;
 
-/// The number of connections of scrapers. They do not count among those of clients.
+/// The maximum number of connections of scrapers. They are counted separately from those of clients.
 const SCRAPERS: usize = 8;
 
 #[tokio::main]
@@ -139,7 +139,7 @@ async fn serve(Options { listen, database, replicas, metrics, errors }: Options)
     };
     let url = database.unwrap_or_else(database::default_url);
     let database = database::open(&url).await?;
-    // Two tokens of one user: they share the budget, because they share the subject.
+    // Two tokens of one user. They share one bucket, because they share the subject.
     let (trader, reader) = database::demo_tokens(&database).await?;
     let tokens = database::tokens(&database)?;
     let (close, closing) = watch::channel(false);
@@ -164,7 +164,7 @@ async fn serve(Options { listen, database, replicas, metrics, errors }: Options)
     Ok(())
 }
 
-/// Counts in memory, or in Redis with all other replicas.
+/// Creates the limits: in memory, or in Redis for all replicas.
 fn ledger(replicas: Option<Replicas>, clocks: &Clocks) -> Result<Arc<dyn Ledger>, Box<dyn Error>> {
     let limits = RateLimits::new(QUOTA);
     let Some(replicas) = replicas else { return Ok(Arc::new(Memory::new(limits, Arc::clone(&clocks.steady)))) };
@@ -174,7 +174,7 @@ fn ledger(replicas: Option<Replicas>, clocks: &Clocks) -> Result<Arc<dyn Ledger>
     Ok(Arc::new(Shared::new(&replicas, secret.as_bytes(), limits)?))
 }
 
-/// Waits for ctrl-c or SIGTERM. Signals are caught from the call on, not from the first poll.
+/// Waits for ctrl-c or SIGTERM. The handlers are installed by the call, before the first poll.
 #[cfg(unix)]
 fn stop_signal() -> std::io::Result<impl Future<Output = ()>> {
     use tokio::signal::unix::{SignalKind, signal};

@@ -1,7 +1,7 @@
-//! What the service counts, in the text format of Prometheus, on a listener of its own: `--metrics ADDRESS:PORT`.
+//! The metrics of the service, in the text format of Prometheus, on a separate listener: `--metrics ADDRESS:PORT`.
 //!
-//! It is not for the world: it asks nobody who he is, and tells how many callers are refused and why. Listen on an address that
-//! only the scraper reaches.
+//! The listener has no authentication, and the metrics show how many callers are rejected and why. Listen on an address that
+//! only the scraper can reach.
 
 use std::error::Error;
 use std::time::Duration;
@@ -11,9 +11,9 @@ use axum::http::header;
 use axum::routing::get;
 use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle, PrometheusRecorder};
 
-/// The bounds of all histograms, which are of seconds. Those that OBSERVE.md suggests.
+/// The bounds of all histograms, in seconds, as OBSERVE.md suggests.
 const BUCKETS: [f64; 12] = [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5];
-/// How often what histograms have gathered is put into their buckets, so that it takes no memory where nobody scrapes.
+/// The interval at which histograms are aggregated, so that memory stays bounded without scrapes.
 const UPKEEP: Duration = Duration::from_secs(5);
 
 pub(crate) fn recorder() -> Result<PrometheusRecorder, BuildError> {
@@ -21,7 +21,7 @@ pub(crate) fn recorder() -> Result<PrometheusRecorder, BuildError> {
     Ok(builder.set_buckets_for_metric(Matcher::Suffix("_seconds".to_owned()), &BUCKETS)?.build_recorder())
 }
 
-/// Makes the recorder that of the process, and has it looked after.
+/// Installs the recorder of the process, and starts its upkeep.
 pub(crate) fn install() -> Result<PrometheusHandle, Box<dyn Error>> {
     let recorder = recorder()?;
     let handle = recorder.handle();

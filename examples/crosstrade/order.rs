@@ -1,4 +1,4 @@
-//! What an order says, in the words of CrossTrade's API.
+//! Orders, in the format of CrossTrade's API.
 
 use std::str::FromStr;
 
@@ -6,15 +6,15 @@ use serde::{Deserialize, Serialize};
 
 use crate::problem::ProblemDetails;
 
-/// The most of one instrument that one order is about.
+/// The maximum quantity of one order.
 const MAX_QTY: u64 = 1_000_000;
-/// The most bytes of an instrument's name.
+/// The maximum length of an instrument's name in bytes.
 const MAX_INSTRUMENT_LEN: usize = 64;
 
-/// An order as it comes in: the same fields in REST, in messages of the stream and in alerts.
+/// An order as received: the same fields in REST, in messages of the stream and in alerts.
 #[derive(Clone, Debug, Deserialize)]
 pub(crate) struct Ticket {
-    /// In REST the path says it; who says it twice has to say the same.
+    /// In REST the account is in the path, and this field must be the same.
     pub(crate) account: Option<String>,
     pub(crate) instrument: String,
     pub(crate) action: Action,
@@ -27,13 +27,13 @@ pub(crate) struct Ticket {
 }
 
 impl Ticket {
-    /// An order that closes a position, whatever its size.
+    /// Returns an order that closes a position of any size.
     pub(crate) fn market(instrument: String, action: Action, qty: u64) -> Self {
         let (order_type, tif) = (OrderType::Market, TimeInForce::Day);
         Self { account: None, instrument, action, qty, order_type, tif, limit_price: None }
     }
 
-    /// The ticket in the form in which the broker takes it.
+    /// Checks the ticket and normalizes it for the broker.
     pub(crate) fn checked(mut self) -> Result<Self, ProblemDetails> {
         self.instrument = instrument(&self.instrument)?;
         if !(1..=MAX_QTY).contains(&self.qty) {
@@ -50,7 +50,7 @@ impl Ticket {
     }
 }
 
-/// The name of an instrument, as positions show it: `ES 12-26`, `MES1!`, `BRK.B`.
+/// Normalizes the name of an instrument, as positions show it: `ES 12-26`, `MES1!`, `BRK.B`.
 pub(crate) fn instrument(name: &str) -> Result<String, ProblemDetails> {
     let name = name.trim();
     let is_fine = |byte: u8| byte.is_ascii_alphanumeric() || b" -._!/:^".contains(&byte);
@@ -60,7 +60,7 @@ pub(crate) fn instrument(name: &str) -> Result<String, ProblemDetails> {
     }
 }
 
-/// One of a few words. Case does not matter.
+/// Defines an enum of a few words, without regard to case.
 macro_rules! word {
     ($(#[$doc:meta])* $Name:ident, $field:literal: $($(#[$attr:meta])* $Variant:ident = $word:literal),+) => {
         $(#[$doc])*
@@ -93,22 +93,22 @@ macro_rules! word {
 }
 
 word! {
-    /// Which way.
+    /// The direction of an order.
     Action, "action": Buy = "BUY", Sell = "SELL"
 }
 word! {
-    /// At which price.
+    /// The price of an order.
     #[derive(Default)]
     OrderType, "order_type": #[default] Market = "MARKET", Limit = "LIMIT"
 }
 word! {
-    /// For how long a limit order works. This broker is gone before the day is over, and keeps the word for the record.
+    /// How long a limit order works. The broker stores the value and does not use it.
     #[derive(Default)]
     TimeInForce, "tif": #[default] Day = "DAY", Gtc = "GTC"
 }
 
 impl Action {
-    /// A quantity as it changes a position.
+    /// Returns the signed change of a position.
     pub(crate) fn signed(self, qty: u64) -> i64 {
         match self {
             Self::Buy => qty as i64,

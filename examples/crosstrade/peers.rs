@@ -1,4 +1,4 @@
-//! Who fails too often to say who he is.
+//! The limit of failed authentications per peer.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
@@ -6,11 +6,11 @@ use std::sync::Arc;
 use tollgate::Quota;
 use tollgate::limit::{Clock, FailureThrottle, ip_prefix};
 
-/// One every 2 seconds, 60 at once: of an address, at all doors. A household that has mistyped its token stays below it,
-/// and so many look-ups of one address may be under way at the same time.
+/// One failure every 2 seconds with a burst of 60, per address, for all routes. A household with a mistyped token stays
+/// below it. The burst is also the maximum number of pending lookups of one address.
 pub(crate) const FAILURES: Quota = Quota::per_minute(30).with_burst(60);
 
-/// TradingView sends everybody's alerts from these, so that one user's wrong key would be everybody's failure:
+/// The addresses from which TradingView sends the alerts of all users. A limit would let one user's wrong key lock out all:
 /// <https://www.tradingview.com/support/solutions/43000529348>.
 const TRADINGVIEW: [Ipv4Addr; 4] = [
     Ipv4Addr::new(52, 89, 214, 238),
@@ -19,7 +19,7 @@ const TRADINGVIEW: [Ipv4Addr; 4] = [
     Ipv4Addr::new(52, 32, 178, 7),
 ];
 
-/// Returns by what a peer is counted: an IPv4 address, or the network of an IPv6 address. `None` if it is not limited.
+/// Returns the key of a peer: an IPv4 address, or the network of an IPv6 address. `None` exempts the peer.
 pub(crate) fn key(address: IpAddr) -> Option<IpAddr> {
     match ip_prefix(address) {
         IpAddr::V4(v4) if TRADINGVIEW.contains(&v4) => None,
@@ -27,9 +27,9 @@ pub(crate) fn key(address: IpAddr) -> Option<IpAddr> {
     }
 }
 
-/// By the address of the connection, which `server.rs` puts into each request.
+/// Returns the throttle, keyed by the address of the connection, which `server.rs` puts into each request.
 pub(crate) fn throttle(clock: Arc<dyn Clock>) -> FailureThrottle {
-    // Whoever came some other way is one peer, all together: nobody is let off.
+    // Requests without an address count as one peer, so that none is exempt.
     let nowhere = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
     FailureThrottle::new(FAILURES, move |head| {
         key(head.extensions.get().map_or(nowhere, |address: &SocketAddr| address.ip()))

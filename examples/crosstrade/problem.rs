@@ -1,4 +1,4 @@
-//! The errors that are the service's own and not the gate's, as problem documents (RFC 9457).
+//! The service's own errors, as problem documents (RFC 9457).
 
 use std::error::Error;
 use std::time::Duration;
@@ -27,7 +27,7 @@ impl ProblemDetails {
         Self::new(StatusCode::BAD_REQUEST, detail)
     }
 
-    /// The status and text of an extractor's error, or 408 if the body did not arrive in time.
+    /// Converts an extractor's error, or returns 408 if the body did not arrive in time.
     fn of_body(error: &(dyn Error + 'static), status: StatusCode, text: String) -> Self {
         match BodyTimeout::caused(error) {
             true => Self::new(StatusCode::REQUEST_TIMEOUT, "The body did not arrive in time."),
@@ -35,13 +35,13 @@ impl ProblemDetails {
         }
     }
 
-    /// 429, until this much time has passed.
+    /// Returns a 429 with this wait.
     pub(crate) fn too_many(detail: impl Into<String>, retry_after: Duration) -> Self {
         Self { retry_after: Some(retry_after), ..Self::new(StatusCode::TOO_MANY_REQUESTS, detail) }
     }
 }
 
-/// Whole seconds for `Retry-After`: rounded up and never 0, so that who waits them out is not too early.
+/// Returns whole seconds for `Retry-After`: rounded up and never 0, so that a client that waits is not too early.
 fn whole_seconds(wait: Duration) -> u64 {
     (wait.as_secs() + u64::from(wait.subsec_nanos() > 0)).max(1)
 }
@@ -60,7 +60,7 @@ impl IntoResponse for ProblemDetails {
         if let Some(wait) = self.retry_after {
             response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(whole_seconds(wait)));
         }
-        // The rest of the body is not read, so that the connection cannot be used again.
+        // The rest of the body is not read, so the connection cannot be reused.
         if matches!(self.status, StatusCode::REQUEST_TIMEOUT | StatusCode::PAYLOAD_TOO_LARGE) {
             response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
         }
@@ -86,12 +86,12 @@ impl From<BytesRejection> for ProblemDetails {
     }
 }
 
-/// For paths that there are not.
+/// Answers unknown paths.
 pub(crate) async fn not_found() -> ProblemDetails {
     ProblemDetails::new(StatusCode::NOT_FOUND, "There is nothing at this path.")
 }
 
-/// For methods that a path does not have.
+/// Answers methods that a path does not support.
 pub(crate) async fn method_not_allowed() -> ProblemDetails {
     ProblemDetails::new(StatusCode::METHOD_NOT_ALLOWED, "This path does not take this method.")
 }

@@ -1,7 +1,7 @@
-//! The ledger of several services that share a database: in Redis.
+//! The ledger of several services that share a database, in Redis.
 //!
-//! Budgets are tollgate's. The limits that alerts set themselves are `self_limit.lua`, by the rules of `self_limit.rs`: they
-//! are there to stop a strategy that repeats itself, whichever replica its alerts come to.
+//! The rate limits are tollgate's. `self_limit.lua` counts the limits that alerts set themselves, by the rules of
+//! `self_limit.rs`. They stop a strategy that repeats itself, even if its alerts reach different replicas.
 
 use std::error::Error;
 use std::num::NonZeroU32;
@@ -16,29 +16,29 @@ use tollgate::limit::redis::{BreakerState, Leases, RedisLimits, RedisServer};
 use tollgate::limit::{Charge, Limiter};
 use tollgate::{Answer, CurrentGrant, Decision, RateLimits};
 
-use crate::ledger::{Later, Ledger, Paid};
+use crate::ledger::{Charged, Later, Ledger};
 use crate::self_limit::{Denied, MAX_IDS, SelfLimit};
 
-/// Redis answers in less than a millisecond, or is not there.
-const DEADLINE: Duration = Duration::from_millis(250);
+/// The timeout of Redis, which usually replies in less than a millisecond.
+const TIMEOUT: Duration = Duration::from_millis(250);
 const PREFIX: &str = "crosstrade:";
 
-/// Of an id of which nothing is left there is nothing to remember.
+/// Removes an alert from the log of its id, and the id if its log is empty.
 const TAKE_BACK: &str = "redis.call('LREM', KEYS[1], -1, ARGV[1])
     if redis.call('LLEN', KEYS[1]) == 0 then redis.call('ZREM', KEYS[2], ARGV[2]) end";
 
-/// Where the ledger is, and who shares it.
+/// The Redis of the ledger, and the services that share it.
 #[derive(Debug, PartialEq)]
 pub(crate) struct Replicas {
     /// The URL of Redis.
     pub(crate) redis: String,
-    /// How many services there are.
+    /// The number of services.
     pub(crate) count: NonZeroU32,
-    /// Whether each buys ahead.
+    /// Whether services use leases.
     pub(crate) leases: bool,
 }
 
-/// What all replicas spend.
+/// The ledger that all replicas share.
 pub(crate) struct Shared {
     limits: RedisLimits,
     redis: ConnectionManager,
@@ -48,15 +48,15 @@ pub(crate) struct Shared {
 }
 
 impl Shared {
-    /// Nothing is connected yet. The secret, the same for all replicas, keeps users and their ids out of Redis.
-    pub(crate) fn new(replicas: &Replicas, secret: &[u8], budgets: RateLimits) -> Result<Self, Box<dyn Error>> {
+    /// Creates the ledger without connecting. The secret, the same for all replicas, hides users and ids from readers of Redis.
+    pub(crate) fn new(replicas: &Replicas, secret: &[u8], limits: RateLimits) -> Result<Self, Box<dyn Error>> {
         let server = RedisServer::single(&replicas.redis)?;
         let limits =
-            RedisLimits::new(budgets, server, secret, replicas.count)?.with_prefix(PREFIX)?.with_deadline(DEADLINE);
+            RedisLimits::new(limits, server, secret, replicas.count)?.with_prefix(PREFIX)?.with_deadline(TIMEOUT);
         let limits = if replicas.leases { limits.with_leases(Leases::default()) } else { limits };
         let config = ConnectionManagerConfig::new()
-            .set_connection_timeout(Some(DEADLINE))
-            .set_response_timeout(Some(DEADLINE))
+            .set_connection_timeout(Some(TIMEOUT))
+            .set_response_timeout(Some(TIMEOUT))
             .set_number_of_retries(1);
         let client = Client::open(&*replicas.redis)?;
         Ok(Self {
@@ -68,41 +68,41 @@ impl Shared {
         })
     }
 
-    /// The keys of an id's log and of its subject's ids, and what the id is called there.
-    fn names(&self, who: &CurrentGrant, id: &[u8]) -> [String; 3] {
+    /// Returns the keys of an id's log and of its subject's ids, and the name of the id in Redis.
+    fn names(&self, caller: &CurrentGrant, id: &[u8]) -> [String; 3] {
         let name = |kind: &str, of: &[u8]| {
             let mac = self.hmac.clone().chain_update(kind).chain_update(of).finalize().into_bytes();
             BASE64_URL_SAFE_NO_PAD.encode(&mac[..16])
         };
-        let (subject, id) = (name("subject ", who.subject().as_str().as_bytes()), name("id ", id));
+        let (subject, id) = (name("subject ", caller.subject().as_str().as_bytes()), name("id ", id));
         [format!("{PREFIX}{{{subject}}}:alerts:{id}"), format!("{PREFIX}{{{subject}}}:ids"), id]
     }
 
     async fn run<T: FromRedisValue>(&self, script: &ScriptInvocation<'_>) -> Option<T> {
         let mut redis = self.redis.clone();
-        let answer = tokio::time::timeout(DEADLINE, script.invoke_async(&mut redis)).await;
-        answer.ok()?.ok()
+        let reply = tokio::time::timeout(TIMEOUT, script.invoke_async(&mut redis)).await;
+        reply.ok()?.ok()
     }
 
-    async fn pay(&self, who: &CurrentGrant) -> Paid {
-        let decision = self.limits.charge(who, Charge::Units(1)).await;
+    async fn charge_one(&self, caller: &CurrentGrant) -> Charged {
+        let decision = self.limits.charge(caller, Charge::Units(1)).await;
         decision.into_result().map_err(Denied::NotAccepted)
     }
 
-    /// Whether Redis is away: then its breaker says so at once, but for one who asks, from time to time.
-    async fn is_away(&self, who: &CurrentGrant) -> bool {
-        self.limits.state() != BreakerState::Closed && self.limits.charge(who, Charge::Units(0)).await.is_local()
+    /// Returns whether Redis is down. While its circuit breaker is open this is immediate, except for probes.
+    async fn is_down(&self, caller: &CurrentGrant) -> bool {
+        self.limits.state() != BreakerState::Closed && self.limits.charge(caller, Charge::Units(0)).await.is_local()
     }
 
-    /// First the alert's own limit. If it cannot be paid, it is taken back there: for a moment it may have stood in the way
-    /// of another. Where Redis answers too late, or the sender has gone, it stays counted: the limit errs on the safe side.
-    async fn pay_limited(&self, who: &CurrentGrant, id: &[u8], limit: SelfLimit) -> Paid {
-        // It is a safety limit: where nobody knows, the alert is not carried out.
-        let unknown = || Decision::unavailable(DEADLINE).into_result().map_err(Denied::NotAccepted);
-        if self.is_away(who).await {
+    /// Counts the alert towards its own limit, then charges it, and takes the count back if the charge is rejected. In between,
+    /// the count may reject another alert. If Redis replies too late or the client has gone, the count stays, which is safe.
+    async fn charge_limited(&self, caller: &CurrentGrant, id: &[u8], limit: SelfLimit) -> Charged {
+        // A safety limit: without Redis the alert is not carried out.
+        let unknown = || Decision::unavailable(TIMEOUT).into_result().map_err(Denied::NotAccepted);
+        if self.is_down(caller).await {
             return unknown();
         }
-        let [log, ids, id] = self.names(who, id);
+        let [log, ids, id] = self.names(caller, id);
         let window_us = u64::from(limit.window_s) * 1_000_000;
         let mut admit = self.admit.key(&log);
         admit.key(&ids).arg(limit.count).arg(window_us).arg(MAX_IDS).arg(&id);
@@ -112,27 +112,27 @@ impl Shared {
             Some((_, wait_us)) => return Err(Denied::TooManyIds(Duration::from_micros(wait_us))),
             None => return unknown(),
         };
-        let paid = self.pay(who).await;
-        if paid.is_err() {
+        let charged = self.charge_one(caller).await;
+        if charged.is_err() {
             _ = self.run::<()>(self.take_back.key(log).key(ids).arg(at).arg(id)).await;
         }
-        paid
+        charged
     }
 }
 
 impl Ledger for Shared {
-    fn charge(&self, who: &CurrentGrant, charge: Charge<'_>) -> Answer<Later<'static, Decision>> {
-        match self.limits.charge(who, charge) {
+    fn charge(&self, caller: &CurrentGrant, charge: Charge<'_>) -> Answer<Later<'static, Decision>> {
+        match self.limits.charge(caller, charge) {
             Answer::Ready(decision) => Answer::Ready(decision),
             Answer::Pending(decision) => Answer::Pending(Box::pin(decision)),
         }
     }
 
-    fn pay_alert<'a>(&'a self, who: &'a CurrentGrant, own: Option<(&'a [u8], SelfLimit)>) -> Later<'a, Paid> {
+    fn charge_alert<'a>(&'a self, caller: &'a CurrentGrant, own: Option<(&'a [u8], SelfLimit)>) -> Later<'a, Charged> {
         Box::pin(async move {
             match own {
-                None => self.pay(who).await,
-                Some((id, limit)) => self.pay_limited(who, id, limit).await,
+                None => self.charge_one(caller).await,
+                Some((id, limit)) => self.charge_limited(caller, id, limit).await,
             }
         })
     }

@@ -1,4 +1,4 @@
-//! What can be asked on the stream: a text in, an answer out.
+//! The methods of the stream: a text in, an answer out.
 
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
@@ -17,7 +17,7 @@ use crate::problem::ProblemDetails;
 enum Message {
     Ping,
     Rpc {
-        /// Whatever the client knows its request by; the answer has it again.
+        /// The client's id of its request, which the answer repeats.
         #[serde(default)]
         id: Value,
         method: String,
@@ -26,13 +26,13 @@ enum Message {
     },
 }
 
-/// The account that a method is about.
+/// The account of a method.
 #[derive(Debug, Deserialize)]
 struct In {
     account: String,
 }
 
-/// Answers a message that was paid for.
+/// Answers a message that was charged.
 pub(crate) fn answer(service: &Service, grant: &Grant<User>, text: &str) -> Value {
     match serde_json::from_str(text) {
         Err(error) => {

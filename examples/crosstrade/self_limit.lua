@@ -1,9 +1,9 @@
--- `self_limit.rs` for several replicas, by the clock of Redis: counts an alert, unless the limit of its id is reached.
--- KEYS: the log of the id, and the ids of the subject. ARGV: count, window in us, the most ids of a subject, the id.
--- Returns 0 and the time by which the alert is counted, or 1 (over the limit) or 2 (too many ids) and how long to wait; in us.
+-- `self_limit.rs` for several replicas: counts an alert by the clock of Redis, unless the limit of its id is reached.
+-- KEYS: the log of the id, and the ids of the subject. ARGV: count, window in us, the maximum number of ids, the id.
+-- Returns 0 and the time of the alert in the log, or 1 (over the limit) or 2 (too many ids) and how long to wait, in us.
 --
--- A log is a list of the times at which alerts were accepted, oldest first. It ends when the largest window that it was
--- asked with has passed since the last of them, and with it the id among those of the subject.
+-- A log is a list of the times of accepted alerts, oldest first. The log and its id expire when the largest window of the id
+-- has passed since the last alert.
 local count, window, most = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3])
 local time = redis.call('TIME')
 local now = time[1] * 1000000 + time[2]
@@ -17,12 +17,12 @@ local last = tonumber(redis.call('LINDEX', KEYS[1], -1) or nil)
 local nth_last = tonumber(redis.call('LINDEX', KEYS[1], -count) or nil)
 local is_over = nth_last and nth_last + window > now
 if not is_over then
-  -- One a microsecond, so that each can be told from the others.
+  -- One per microsecond, so that each time is unique.
   last = math.max(now, (last or 0) + 1)
   redis.call('RPUSH', KEYS[1], string.format('%.0f', last))
   redis.call('LTRIM', KEYS[1], -1000, -1)
 end
--- Who is refused widens the window as well.
+-- A rejected alert widens the window too.
 ends = math.max(ends or 0, last + window)
 redis.call('ZADD', KEYS[2], string.format('%.0f', ends), ARGV[4])
 local longest = redis.call('ZRANGE', KEYS[2], -1, -1, 'WITHSCORES')

@@ -1,41 +1,41 @@
-//! The limit that an alert sets itself: `rate_limit` alerts of one `id`, and those beyond are not carried out.
+//! The limit that an alert sets itself: `rate_limit` alerts of one `id`. Further alerts are not carried out.
 //!
-//! It is for strategies that repaint or repeat: a safety limit, and so exact, where a budget may be approximate. This
-//! file needs nothing but the standard library and gets the time as an argument.
+//! It is a safety limit for strategies that repaint or repeat, so it is exact, where a rate limit may be approximate. This
+//! file uses the standard library only and gets the time as an argument.
 //!
 //! # Rules
 //!
 //! 1. `N` is N alerts in 60 seconds, `N/S` is N in S seconds; 1 to 1000 and 1 to 86,400, in ASCII digits. Anything else
-//!    is [`Invalid`]: a safety limit must not be dropped silently. So is one without an `id`; an `id` alone limits
-//!    nothing.
-//! 2. In any S seconds no more than N alerts are accepted. (A leaky bucket of that size admits up to 2N - 1: the burst,
-//!    and what is refilled meanwhile.) An alert leaves the window exactly S seconds after it came.
-//! 3. Only alerts that were accepted count, or else a sender that repeats itself would never recover.
-//! 4. Ids belong to their subject. A subject has [`MAX_IDS`] of them at the most.
-//! 5. Alerts of one id may differ in their limits. What was accepted is remembered for the largest window that the id was
-//!    asked with so far; a larger one finds what is left. What is over is forgotten when the next alert comes, once a minute.
+//!    is [`Invalid`]: a safety limit must not be dropped silently. A limit without an `id` is invalid too; an `id` alone
+//!    sets no limit.
+//! 2. In any S seconds at most N alerts are accepted. (A leaky bucket of that size admits up to 2N - 1: the burst, and the
+//!    refill.) An alert leaves the window exactly S seconds after it came.
+//! 3. Only accepted alerts count. Otherwise a client that repeats itself would never recover.
+//! 4. Ids belong to their subject, which has at most [`MAX_IDS`] of them.
+//! 5. Alerts of one id may differ in their limits. Accepted alerts are kept for the largest window of the id so far; a larger
+//!    window counts those that are left. Expired ids are removed at an alert, at most once a minute.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-/// The most bytes of an id.
+/// The maximum length of an id in bytes.
 pub(crate) const MAX_ID_LEN: usize = 128;
-/// The most alerts that a limit can allow in its window.
+/// The maximum number of alerts that a limit can allow in its window.
 const MAX_COUNT: usize = 1_000;
-/// How often what is over is forgotten.
+/// The minimum interval at which expired ids are removed.
 const SWEEP_EVERY: Duration = Duration::from_secs(60);
-/// The most ids of one subject that are remembered.
+/// The maximum number of ids of one subject.
 pub(crate) const MAX_IDS: usize = 1_000;
 
-/// No more than `count` alerts in `window_s` seconds.
+/// At most `count` alerts in `window_s` seconds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct SelfLimit {
     pub(crate) count: u32,
     pub(crate) window_s: u32,
 }
 
-/// Why a self-limit cannot be understood: status 400.
+/// Why a self-limit is invalid: status 400.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Invalid {
     RateLimit,
@@ -53,7 +53,7 @@ impl Invalid {
     }
 }
 
-/// The limit in the fields `rate_limit` and `id` of an alert, if it sets one.
+/// Parses the limit in the fields `rate_limit` and `id` of an alert, if it sets one.
 pub(crate) fn parse(rate_limit: Option<&[u8]>, id: Option<&[u8]>) -> Result<Option<SelfLimit>, Invalid> {
     let Some(rate_limit) = rate_limit else { return Ok(None) };
     let rate_limit = trim(rate_limit);
@@ -71,17 +71,17 @@ pub(crate) fn parse(rate_limit: Option<&[u8]>, id: Option<&[u8]>) -> Result<Opti
     }
 }
 
-/// A number from 1 to `max`, of ASCII digits and nothing else.
+/// Parses a number from 1 to `max`, of ASCII digits only.
 fn number(digits: &[u8], max: u32) -> Option<u32> {
     let number = digits.iter().try_fold(0_u32, |number, &digit| {
         let digit = digit.is_ascii_digit().then(|| u32::from(digit - b'0'))?;
         number.checked_mul(10)?.checked_add(digit)
     })?;
-    // No digit at all is 0.
+    // The empty text is 0.
     (1..=max).contains(&number).then_some(number)
 }
 
-/// Without the white space that alerts may have around values.
+/// Removes the white space that alerts may have around values.
 fn trim(bytes: &[u8]) -> &[u8] {
     let is_space = |byte: &u8| b" \t\r\n".contains(byte);
     let begin = bytes.iter().take_while(|byte| is_space(byte)).count();
@@ -89,7 +89,7 @@ fn trim(bytes: &[u8]) -> &[u8] {
     &bytes[begin..end]
 }
 
-/// The alerts that were accepted, by subject and id.
+/// The accepted alerts, by subject and id.
 #[derive(Debug, Default)]
 pub(crate) struct SelfLimits(Mutex<Subjects>);
 
@@ -105,25 +105,25 @@ type Ids = HashMap<Box<[u8]>, Log>;
 #[derive(Debug, Default)]
 struct Log {
     accepted: VecDeque<Duration>,
-    /// The largest window that the id was asked with.
+    /// The largest window of the id so far.
     max_window: Duration,
 }
 
 /// Why an alert was not accepted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Denied<E> {
-    /// The self-limit is reached, until this much time has passed.
+    /// The self-limit is reached for this duration.
     OverLimit(Duration),
-    /// The subject has as many ids as it may, until this much time has passed.
+    /// The subject has the maximum number of ids for this duration.
     TooManyIds(Duration),
-    /// `accept` has said no. Nothing was counted.
+    /// `accept` has returned this error. Nothing was counted.
     NotAccepted(E),
 }
 
 impl SelfLimits {
     /// Runs `accept` unless the limit is reached, and counts the alert if that returns `Ok`.
     ///
-    /// Other alerts wait meanwhile, so that none is judged by one that is not accepted in the end: `accept` must not
+    /// Other alerts wait meanwhile, so that an alert that is not accepted in the end rejects no other. `accept` must not
     /// block. `now` is the time since any fixed moment.
     pub(crate) fn admit<T, E>(
         &self,
@@ -149,7 +149,7 @@ impl SelfLimits {
         Ok(done)
     }
 
-    /// How many ids are remembered.
+    /// Returns the number of ids.
     #[cfg(test)]
     pub(crate) fn ids(&self) -> usize {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).ids.values().map(Ids::len).sum()
@@ -157,7 +157,7 @@ impl SelfLimits {
 }
 
 impl Subjects {
-    /// Forgets what is over, if that is due.
+    /// Removes expired ids, if that is due.
     fn sweep(&mut self, now: Duration) {
         if now < self.sweep_at {
             return;
@@ -171,13 +171,13 @@ impl Subjects {
 }
 
 impl Log {
-    /// Whether one more fits, or how long to wait until it does.
+    /// Checks that one more alert fits. The error is how long to wait until it does.
     fn check(&mut self, limit: SelfLimit, now: Duration) -> Result<(), Duration> {
         if self.is_over(now) {
             *self = Self::default();
         }
         let (count, window) = (limit.count as usize, self.widen(limit));
-        // If the count-th last has left the window, fewer than that are in it.
+        // If the count-th last alert has left the window, fewer than `count` are in it.
         let Some(nth_last) = self.accepted.len().checked_sub(count) else { return Ok(()) };
         match (self.accepted[nth_last] + window).checked_sub(now) {
             None | Some(Duration::ZERO) => Ok(()),
@@ -187,10 +187,10 @@ impl Log {
 
     fn record(&mut self, limit: SelfLimit, now: Duration) {
         self.widen(limit);
-        // Whoever waited for the lock may come with an earlier time. In order, so that the last is the latest.
+        // A caller that waited for the lock may have an earlier time. Keep the order, so that the last is the latest.
         let latest = self.accepted.back().map_or(now, |&last| last.max(now));
         self.accepted.push_back(latest);
-        // What nobody can ask for any more.
+        // Remove alerts that no window can contain any more.
         let is_gone = |&first: &Duration| first + self.max_window <= now;
         while self.accepted.len() > MAX_COUNT || self.accepted.front().is_some_and(is_gone) {
             self.accepted.pop_front();
@@ -203,7 +203,7 @@ impl Log {
         window
     }
 
-    /// How long until the id can be forgotten.
+    /// Returns how long until the id can be removed.
     fn wait(&self, now: Duration) -> Duration {
         self.accepted.back().map_or(Duration::ZERO, |&last| (last + self.max_window).saturating_sub(now))
     }

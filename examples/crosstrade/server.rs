@@ -37,14 +37,14 @@ pub(crate) const MAX_FIELDS: usize = 64;
 /// The pause after `accept` has failed, mostly for lack of descriptors: the failure lasts, and trying again costs time.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// What clients may use.
+/// The limits for clients.
 #[derive(Clone, Debug)]
 pub(crate) struct Limits {
-    /// Open connections in total. Connections beyond are answered 503.
+    /// Open connections in total. Further connections are answered 503.
     pub(crate) connections: usize,
-    /// Open connections of one peer. Connections beyond are answered 503.
+    /// Open connections of one peer. Further connections are answered 503.
     pub(crate) connections_per_peer: usize,
-    /// Connections that are answered 503 at the same time. Connections beyond are closed without an answer.
+    /// Connections that are answered 503 at the same time. Further connections are closed without a response.
     pub(crate) rejections: usize,
     /// The time for a request's head. Idle connections are closed after it too.
     pub(crate) head: Duration,
@@ -133,7 +133,7 @@ struct Server {
 
 impl Server {
     fn connection(&self, stream: TcpStream, peer: SocketAddr) {
-        // Answers are small, and waiting to send more at the same time gains nothing.
+        // Responses are small, and delaying them to send more gains nothing.
         _ = stream.set_nodelay(true);
         match self.connections.admit(peer.ip()) {
             Some(permit) => drop(tokio::spawn(connection(stream, peer, permit, self.app.clone(), self.limits.clone()))),
@@ -144,7 +144,7 @@ impl Server {
         }
     }
 
-    /// Serves the connections in the listener's queue: their clients may have sent requests. Then closes the listener.
+    /// Serves the connections in the listener's queue, whose clients may have sent requests. Then closes the listener.
     fn serve_queue(&self, listener: TcpListener) {
         // By the standard library: tokio's listener sees a connection only after it was woken for it.
         let Ok(listener) = listener.into_std() else { return };

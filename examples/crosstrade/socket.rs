@@ -1,7 +1,7 @@
 //! One WebSocket (RFC 6455): its handshake, its messages, and how the connection ends.
 //!
-//! By `tokio-tungstenite` itself. axum's extractor is made of it too, but hides the connection, which [`Socket::close`] needs to
-//! send a Close frame that no reset overtakes.
+//! It uses `tokio-tungstenite` directly. axum's extractor uses it too, but hides the connection, which [`Socket::close`] needs
+//! to send a Close frame that no reset overtakes.
 
 use std::time::Duration;
 
@@ -26,17 +26,17 @@ use crate::problem::ProblemDetails;
 
 /// How long a client may take to read a message, and to close.
 const TIMEOUT: Duration = Duration::from_secs(10);
-/// Each socket has a buffer of this size for as long as it is open. Larger messages take more until they are read.
+/// The size of the buffer of each open socket. Larger messages take more until they are read.
 const READ_BUFFER: usize = 2_048;
 
 pub(crate) struct Socket(WebSocketStream<TokioIo<Upgraded>>);
 
-/// What the client has sent.
+/// A message of the client.
 pub(crate) enum Received {
     Text(Utf8Bytes),
     Ping,
     Pong,
-    /// The socket is to be ended for this reason.
+    /// The socket must end for this reason.
     End(End),
 }
 
@@ -47,13 +47,13 @@ pub(crate) enum End {
     ByClient,
     /// The service sends a Close frame.
     ByService(CloseCode, &'static str),
-    /// There is no connection, or the client does not read.
+    /// The connection is lost, or the client does not read.
     Gone,
 }
 
 impl Socket {
-    /// Answers a handshake with 101, and with `protocol` if the client offers it. The second value is the socket, which there
-    /// is when the answer was sent.
+    /// Answers a handshake with 101, and with `protocol` if the client offers it. The second value resolves to
+    /// the socket after the response was sent.
     pub(crate) fn accept(
         request: Request,
         protocol: &'static str,
@@ -77,13 +77,13 @@ impl Socket {
         Ok((response, socket))
     }
 
-    /// Waits for a message. Nothing is lost if the future is dropped.
+    /// Waits for a message. Dropping the future loses nothing.
     pub(crate) async fn receive(&mut self) -> Received {
         match self.0.next().await {
             Some(Ok(Message::Text(text))) => Received::Text(text),
             Some(Ok(Message::Ping(_))) => {
-                // The answer is queued. Nothing is read until it was sent: a client that sends pings and reads no answer
-                // would make the queue longer and longer.
+                // The answer is queued. Nothing is read until it was sent: otherwise a client that sends pings and reads no
+                // answer would grow the queue.
                 match timeout(TIMEOUT, self.0.flush()).await {
                     Ok(Ok(())) => Received::Ping,
                     _ => Received::End(End::Gone),
@@ -117,10 +117,10 @@ impl Socket {
 
     /// Ends the connection: sends or answers the Close frame, and waits for that of the client.
     ///
-    /// After an error the connection is not just dropped. What the client has sent and nobody has read would make that a reset,
-    /// which can overtake the Close frame, and browsers would report 1006.
+    /// After an error the connection is not simply dropped. With unread bytes, dropping would send a reset. The reset can overtake
+    /// the Close frame, and browsers would report 1006.
     pub(crate) async fn close(mut self, end: End) {
-        // On the heap, so that an open socket takes no memory for it.
+        // Boxed, so that an open socket takes no memory for it.
         _ = timeout(TIMEOUT, Box::pin(self.end(end))).await;
     }
 

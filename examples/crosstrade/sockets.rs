@@ -1,24 +1,24 @@
-//! How many sockets each user has open. A budget bounds how fast they are opened, and not how many stay.
+//! The number of open sockets per user. The rate limit bounds how fast sockets are opened, and not how many stay open.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tollgate::Subject;
 
-/// The most sockets of one user, here and for all his tokens.
+/// The maximum number of sockets of one user in this process, for all tokens of the user.
 pub(crate) const MAX_SOCKETS: usize = 16;
 
 #[derive(Default)]
 pub(crate) struct Sockets(Arc<Mutex<HashMap<Subject, usize>>>);
 
-/// A place for one socket, until it is dropped.
+/// Counts one socket until it is dropped.
 pub(crate) struct Place {
     open: Arc<Mutex<HashMap<Subject, usize>>>,
     subject: Subject,
 }
 
 impl Sockets {
-    /// `None` if there are as many as there may be.
+    /// Counts a socket. Returns `None` if the user has [`MAX_SOCKETS`] open.
     pub(crate) fn enter(&self, subject: &Subject) -> Option<Place> {
         let mut open = lock(&self.0);
         let sockets = open.entry(subject.clone()).or_default();

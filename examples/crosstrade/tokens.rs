@@ -6,7 +6,7 @@ use tollgate::{BoxStore, MemoryStore, StoreError, TokenDigest};
 use crate::app::User;
 use crate::live::LiveGrants;
 
-/// Clones are the same.
+/// The tokens of the service. Clones share them.
 #[derive(Clone)]
 pub(crate) struct Tokens {
     store: BoxStore<User>,
@@ -14,7 +14,7 @@ pub(crate) struct Tokens {
 }
 
 impl Tokens {
-    /// Takes a store for gates, and a function that looks up the grant of a token that a gate has let in, by its digest.
+    /// Takes a store for gates, and a function that looks up the grant of an admitted token by its digest.
     pub(crate) fn new<F>(store: BoxStore<User>, find: impl Fn(TokenDigest) -> F + Send + Sync + 'static) -> Self
     where
         F: Future<Output = Lookup<User, StoreError>> + Send + 'static,
@@ -26,7 +26,7 @@ impl Tokens {
         self.store.clone()
     }
 
-    /// The grants of open sockets, to which changes are to be told.
+    /// Returns the grants of open sockets, which must be refreshed after changes.
     pub(crate) fn live(&self) -> &LiveGrants {
         &self.live
     }

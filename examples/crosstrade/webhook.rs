@@ -1,4 +1,4 @@
-//! The webhook door. The gate has found out who calls; the alert's own limit and the budget are checked here.
+//! The handler of the webhook. The gate has authenticated the caller; the handler checks the alert's own limit and the rate limit.
 
 use std::sync::Arc;
 
@@ -20,95 +20,98 @@ use crate::self_limit::Denied;
 
 /// Takes an alert.
 ///
-/// Alerts that their own limit stops cost nothing. Everything else costs one unit of the budget, alerts that cannot be
-/// read or carried out included. What was paid for counts towards the alert's own limit, whatever the broker says then:
-/// half of it may be done.
+/// An alert that its own limit rejects costs nothing. Every other alert costs one unit, even if it is invalid or cannot be
+/// carried out. A charged alert counts towards its own limit even if the broker rejects it: half of it may be done.
 pub(crate) async fn receive(
     State(service): State<Arc<Service>>,
-    who: Authenticated<User>,
+    caller: Authenticated<User>,
     headers: HeaderMap,
     body: Result<Bytes, BytesRejection>,
 ) -> Response {
     let body = body.map_err(ProblemDetails::from);
     let alert = body.as_ref().map_err(ProblemDetails::clone).and_then(|body| Alert::parse(&headers, body));
-    let charge = match pay(&service, &who, alert.as_ref()).await {
-        Ok(charge) => charge,
-        Err(refusal) => return refusal.respond(&service, &who),
+    let decision = match charge(&service, &caller, alert.as_ref()).await {
+        Ok(decision) => decision,
+        Err(error) => return error.respond(&service, &caller),
     };
     // After the charge: the rate limit of a token limits its lines in the log too.
     if let Ok(body) = &body {
-        log(&who, body);
+        log(&caller, body);
     }
-    let mut response = match execute(&service, &who, alert) {
+    let mut response = match execute(&service, &caller, alert) {
         Ok(orders) => Json(json!({ "success": true, "orders": orders })).into_response(),
-        Err(refusal) => refusal.respond(&service, &who),
+        Err(error) => error.respond(&service, &caller),
     };
-    // What was paid is told, whatever came of it.
-    service.gate.advertise(&charge, response.headers_mut());
+    // The headers advertise the charge in any case.
+    service.gate.advertise(&decision, response.headers_mut());
     response
 }
 
-/// Why an alert was not carried out, and in whose words that is said.
-enum Refusal {
-    AsGate(Rejection),
-    AsService(ProblemDetails),
+/// Why an alert was not carried out: a rejection of the gate, or an error of the service.
+enum AlertError {
+    Gate(Rejection),
+    Service(ProblemDetails),
 }
 
-impl Refusal {
-    fn respond(self, service: &Service, who: &Authenticated<User>) -> Response {
+impl AlertError {
+    fn respond(self, service: &Service, caller: &Authenticated<User>) -> Response {
         match self {
-            Self::AsGate(rejection) => service.gate.reject(rejection.of_grant(who.grant().id())),
-            Self::AsService(problem) => {
-                tracing::info!(grant = who.grant().id().as_str(), status = problem.status.as_u16(), "alert rejected");
+            Self::Gate(rejection) => service.gate.reject(rejection.of_grant(caller.grant().id())),
+            Self::Service(problem) => {
+                tracing::info!(
+                    grant = caller.grant().id().as_str(),
+                    status = problem.status.as_u16(),
+                    "alert rejected"
+                );
                 service.errors.reject(problem)
             }
         }
     }
 }
 
-impl From<Rejection> for Refusal {
+impl From<Rejection> for AlertError {
     fn from(rejection: Rejection) -> Self {
-        Self::AsGate(rejection)
+        Self::Gate(rejection)
     }
 }
 
-impl From<ProblemDetails> for Refusal {
+impl From<ProblemDetails> for AlertError {
     fn from(problem: ProblemDetails) -> Self {
-        Self::AsService(problem)
+        Self::Service(problem)
     }
 }
 
-impl From<Denied<Rejection>> for Refusal {
+impl From<Denied<Rejection>> for AlertError {
     fn from(denied: Denied<Rejection>) -> Self {
         let (detail, wait) = match denied {
-            Denied::NotAccepted(rejection) => return Self::AsGate(rejection),
+            Denied::NotAccepted(rejection) => return Self::Gate(rejection),
             Denied::OverLimit(wait) => ("The alert's own `rate_limit` is reached for its `id`.", wait),
             Denied::TooManyIds(wait) => ("You limit more ids at a time than can be kept.", wait),
         };
-        Self::AsService(ProblemDetails::too_many(detail, wait))
+        Self::Service(ProblemDetails::too_many(detail, wait))
     }
 }
 
-/// Charges the budget, and counts the alert towards its own limit.
-async fn pay(
+/// Charges the caller, and counts the alert towards its own limit.
+async fn charge(
     service: &Service,
-    who: &Authenticated<User>,
+    caller: &Authenticated<User>,
     alert: Result<&Alert, &ProblemDetails>,
-) -> Result<Decision, Refusal> {
+) -> Result<Decision, AlertError> {
     let own = alert.ok().and_then(|alert| alert.limit.as_ref());
     let own = own.map(|(id, limit)| (id.as_bytes(), *limit));
-    Ok(service.ledger.pay_alert(&who.current(), own).await?)
+    Ok(service.ledger.charge_alert(&caller.current(), own).await?)
 }
 
 fn execute(
     service: &Service,
-    who: &Authenticated<User>,
+    caller: &Authenticated<User>,
     alert: Result<Alert, ProblemDetails>,
-) -> Result<Vec<Order>, Refusal> {
-    if !who.grant().scopes().contains(TRADE) {
+) -> Result<Vec<Order>, AlertError> {
+    if !caller.grant().scopes().contains(TRADE) {
         return Err(Rejection::insufficient_scope(service.trade.clone()).into());
     }
-    Ok(trade(service, &who.principal().name, alert?.command)?)
+    Ok(trade(service, &caller.principal().name, alert?.command)?)
 }
 
 fn trade(service: &Service, user: &str, command: Command) -> Result<Vec<Order>, ProblemDetails> {
@@ -133,11 +136,11 @@ fn trade(service: &Service, user: &str, command: Command) -> Result<Vec<Order>, 
     }
 }
 
-/// Logs an alert, because users ask what became of theirs. The gate has overwritten the key if it was in the body. If it was
-/// not, nobody has looked for keys there, and the body is not logged.
-fn log(who: &Authenticated<User>, body: &[u8]) {
-    let (grant, user) = (who.grant().id().as_str(), &*who.principal().name);
-    match who.location() {
+/// Logs an alert, because users ask about theirs. If the key was in the body, the gate has overwritten it. Otherwise the body was
+/// not searched for keys, and is not logged.
+fn log(caller: &Authenticated<User>, body: &[u8]) {
+    let (grant, user) = (caller.grant().id().as_str(), &*caller.principal().name);
+    match caller.location() {
         TokenLocation::TextBody | TokenLocation::JsonBody => {
             tracing::info!(grant, user, body = %Excerpt(body), "alert")
         }

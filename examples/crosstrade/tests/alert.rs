@@ -12,7 +12,7 @@ fn parse(content_type: &'static str, body: &str) -> Result<Alert, ProblemDetails
 }
 
 #[test]
-fn both_forms_say_the_same() {
+fn text_and_json_give_the_same_alert() {
     for (content_type, body) in [
         ("text/plain", "\u{feff}key=***;command=CANCELALLORDERS;id= a ;rate_limit= 3/900 "),
         ("text/plain; charset=utf-8", "KEY=***; Command=cancelAllOrders;\r\nID=a;\r\nRate_Limit=3/900;\r\n"),
@@ -30,12 +30,12 @@ fn both_forms_say_the_same() {
 }
 
 #[test]
-fn a_limit_is_never_dropped_silently() {
+fn an_invalid_limit_is_an_error() {
     for rate_limit in ["true", "[1]", "{}", "3.0", "1e0", "-1", "\"\"", "\"1\",\"rate_limit\":\"1000\""] {
         let body = format!(r#"{{"command":"CANCELALLORDERS","id":"a","rate_limit":{rate_limit}}}"#);
         assert!(parse("application/json", &body).is_err(), "{rate_limit}");
     }
-    // A number is as good as its digits; null is absent.
+    // A JSON number counts as its digits; null counts as absent.
     let limit = |rate_limit: &str| {
         let body = format!(r#"{{"command":"CANCELALLORDERS","id":7,"rate_limit":{rate_limit}}}"#);
         parse("application/json", &body).unwrap().limit
@@ -45,7 +45,7 @@ fn a_limit_is_never_dropped_silently() {
 }
 
 #[test]
-fn an_order_needs_its_fields_and_no_more() {
+fn a_missing_order_field_is_named() {
     let body = "command=PLACE;account=sim101;instrument=es 12-26;action=buy;qty=2;comment=a=b;";
     let Command::Place { account, ticket } = parse("text/plain", body).unwrap().command else { panic!() };
     assert_eq!((account.as_str(), ticket.instrument.as_str(), ticket.qty), ("sim101", "ES 12-26", 2));

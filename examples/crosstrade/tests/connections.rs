@@ -1,4 +1,4 @@
-//! Limits on connections, and on the time of bodies and answers.
+//! Tests of the limits on connections, and on the time of bodies and responses.
 
 use std::net::{IpAddr, Ipv4Addr};
 
@@ -53,7 +53,7 @@ async fn ask(stream: &mut TcpStream) -> String {
 async fn client_that_never_reads_is_disconnected() {
     let server = start(Limits { write: Duration::from_millis(300), ..limits() }).await;
     let mut stream = connect_from(&server, 1).await;
-    // When nobody reads the answers, the server reads no more requests.
+    // While the client reads no responses, the server reads no more requests.
     let flood = async { while stream.write_all(HEALTH).await.is_ok() {} };
     timeout(WATCHDOG, flood).await.expect("the server closes the connection");
 }
@@ -137,7 +137,7 @@ async fn websockets_are_counted_until_they_are_closed() {
     socket.read_exact(&mut status).await.unwrap();
     assert_eq!(&status, b"HTTP/1.1 101");
     // For longer than an idle connection stays open.
-    sleep(2 * HEAD_DEADLINE).await;
+    sleep(2 * HEAD_TIMEOUT).await;
     let status = async || {
         let mut stream = connect_from(&server, 2).await;
         stream.write_all(HEALTH).await.unwrap();
@@ -208,14 +208,14 @@ fn post(path: &str, token: &str) -> String {
     )
 }
 
-/// A body comes byte by byte, for ever.
+/// A body comes byte by byte, without end.
 #[tokio::test]
 async fn bodies_are_limited_in_time() {
     let server = start(limits()).await;
     let cases = [
         ("/v1/api/accounts/sim101/orders/place", 408),
         ("/v1/webhook", 408),
-        // Nobody reads the body.
+        // The handler does not read the body.
         ("/v1/api/accounts/sim101/positions/flatten", 200),
         ("/nowhere", 404),
     ];

@@ -1,4 +1,4 @@
-//! The program is killed without warning while it issues tokens. What it had shown of them works afterwards.
+//! The program is killed without warning while it issues tokens. Every token that it had printed works afterwards.
 
 use std::io::{BufRead as _, BufReader};
 use std::process::{Command, Stdio};
@@ -12,7 +12,7 @@ use crate::database;
 
 const ARGS: &str = "CROSSTRADE_TEST_ARGS";
 
-/// No test, but the program, in a process that a test can kill.
+/// Runs the program in a process that a test can kill. This is not a test of its own.
 #[tokio::test]
 #[ignore = "run by other tests"]
 async fn the_program() {
@@ -35,7 +35,7 @@ pub(super) fn program(args: &[&str]) -> Command {
 }
 
 #[tokio::test]
-async fn every_token_that_was_shown_works() {
+async fn every_printed_token_works_after_a_crash() {
     let folder = std::env::temp_dir().join(format!("crosstrade-{}", std::process::id()));
     std::fs::create_dir_all(&folder).unwrap();
     let url = format!("sqlite://{}?mode=rwc", folder.join("tokens.db").display());
@@ -78,7 +78,7 @@ async fn every_token_that_was_shown_works() {
     for token in &shown {
         assert!(store.lookup(&BearerToken::new(token)).await.unwrap().is_some(), "it was shown and does not work");
     }
-    // Nothing is there by halves: a grant has a token, and a token a grant.
+    // The database is consistent: every grant has a token, and every token a grant.
     let pool = sqlx::SqlitePool::connect(&url).await.unwrap();
     let halves: i64 = sqlx::query_scalar(
         "SELECT (SELECT COUNT(*) FROM tollgate_grants WHERE id NOT IN (SELECT grant_id FROM tollgate_tokens)) + \
@@ -92,7 +92,7 @@ async fn every_token_that_was_shown_works() {
     std::fs::remove_dir_all(&folder).unwrap();
 }
 
-/// The same road as the program: database, cache, and a gate on a socket.
+/// Uses the parts of the program: database, cache, and a gate on a socket.
 #[tokio::test]
 async fn tokens_survive_a_restart_and_are_revoked_in_a_running_service() {
     let folder = std::env::temp_dir().join(format!("crosstrade-restart-{}", std::process::id()));
@@ -112,10 +112,10 @@ async fn tokens_survive_a_restart_and_are_revoked_in_a_running_service() {
     let tokens = database::tokens(&database).unwrap();
     let server = Server::start_on(tokens, Errors::ProblemDetails).await;
     assert_eq!(server.get(trader.expose(), "/v1/api/accounts").await.status(), StatusCode::OK);
-    // By another program.
+    // Another program revokes the tokens.
     let there = database::open(&url).await.unwrap();
     assert_eq!(there.revoke_subject(&"demo".into()).await.unwrap(), 2);
-    // A budget that stands still has room for 20: not all may be spent by asking.
+    // The bucket does not refill and has 20 units, so the loop must not use all of them.
     let mut status = StatusCode::OK;
     for _ in 0..15 {
         if status == StatusCode::OK {

@@ -274,7 +274,7 @@ async fn frames_that_break_the_protocol_end_with_its_codes() {
     }
 }
 
-/// Its answers would have to be kept. So nothing more is read until they were sent, and not for ever.
+/// The server reads no more pings until its answers were sent, and closes the connection after a time limit.
 #[tokio::test(start_paused = true)]
 async fn a_client_that_sends_pings_and_reads_nothing_is_dropped() {
     live::short_steps();
@@ -340,7 +340,7 @@ async fn one_close_frame_ends_each_socket_whatever_comes_at_the_same_time() {
             match event {
                 0 => {
                     server.tokens.revoke(TokenDigest::of(TRADER));
-                    server.live.tell(&Invalidation::Grant("demo-1".into()));
+                    server.live.refresh(&Invalidation::Grant("demo-1".into()));
                 }
                 1 => _ = server.close.send(true),
                 _ => {}

@@ -1,4 +1,4 @@
-//! Open sockets learn of changes without asking for them.
+//! Tests of the grants of open sockets after changes.
 
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicUsize};
@@ -130,29 +130,29 @@ async fn a_change_is_looked_up_once_for_each_token_that_it_concerns() {
     tokio::time::sleep(Duration::from_secs(10)).await;
 
     let before = store.lookups();
-    server.live.tell(&Invalidation::Grant("grant-7".into()));
-    server.live.tell(&Invalidation::Subject("user-8".into()));
-    server.live.tell(&Invalidation::Token(TokenDigest::of(token(9))));
-    server.live.tell(&Invalidation::Grant("of nobody here".into()));
-    server.live.tell(&Invalidation::Added);
+    server.live.refresh(&Invalidation::Grant("grant-7".into()));
+    server.live.refresh(&Invalidation::Subject("user-8".into()));
+    server.live.refresh(&Invalidation::Token(TokenDigest::of(token(9))));
+    server.live.refresh(&Invalidation::Grant("unknown".into()));
+    server.live.refresh(&Invalidation::Added);
     tokio::time::sleep(Duration::from_secs(10)).await;
     assert_eq!(store.lookups() - before, 3);
 
-    // However often it is told, a token is queued once, and may be looked up once more for what is told meanwhile.
+    // A token is queued once for many changes, and is looked up at most once more for changes meanwhile.
     let before = store.lookups();
     for _ in 0..1_000 {
-        server.live.tell(&Invalidation::Everything);
-        server.live.tell(&Invalidation::Grant("grant-7".into()));
+        server.live.refresh(&Invalidation::Everything);
+        server.live.refresh(&Invalidation::Grant("grant-7".into()));
     }
     tokio::time::sleep(Duration::from_secs(10)).await;
     assert_eq!(store.lookups() - before, users);
     assert_eq!(store.most_at_a_time.load(Ordering::SeqCst), WORKERS);
 
-    // A revocation overtakes what else is to be looked up.
+    // A named change goes to the front of the queue.
     let before = store.lookups();
     store.memory.revoke(TokenDigest::of(token(11)));
-    server.live.tell(&Invalidation::Everything);
-    server.live.tell(&Invalidation::Grant("grant-11".into()));
+    server.live.refresh(&Invalidation::Everything);
+    server.live.refresh(&Invalidation::Grant("grant-11".into()));
     for _ in 0..sockets {
         assert_eq!(open.join_next().await.unwrap().unwrap(), (11, Some(1008)));
     }
@@ -161,7 +161,7 @@ async fn a_change_is_looked_up_once_for_each_token_that_it_concerns() {
     assert!(open.try_join_next().is_none(), "all others are still open");
 }
 
-/// A token that got another grant is of somebody else. So the sockets that it has opened are closed.
+/// A token with another grant may belong to another user, so its sockets are closed.
 #[tokio::test(start_paused = true)]
 async fn a_socket_ends_when_its_token_gets_another_grant() {
     short_steps();
@@ -170,11 +170,11 @@ async fn a_socket_ends_when_its_token_gets_another_grant() {
     let mut open = open(&server, [0, 1]).await;
     store.looked_up(2).await;
     store.memory.replace(TokenDigest::of(token(0)), grant(1));
-    server.live.tell(&Invalidation::Grant("grant-0".into()));
+    server.live.refresh(&Invalidation::Grant("grant-0".into()));
     assert_eq!(open.join_next().await.unwrap().unwrap(), (0, Some(1008)));
 }
 
-/// The grace period ends without a change that anybody could tell of.
+/// The end of a grace period is not reported as a change.
 #[tokio::test(start_paused = true)]
 async fn a_socket_of_a_rotated_token_ends_with_the_grace_period() {
     short_steps();
@@ -187,7 +187,7 @@ async fn a_socket_of_a_rotated_token_ends_with_the_grace_period() {
         .memory
         .rotate_at(TokenDigest::of(token(0)), TokenDigest::of("ct_successor"), Duration::from_secs(90), now)
         .unwrap();
-    server.live.tell(&Invalidation::Grant("grant-0".into()));
+    server.live.refresh(&Invalidation::Grant("grant-0".into()));
     tokio::time::sleep(Duration::from_secs(60)).await;
     assert!(open.try_join_next().is_none(), "the clock stands still: the grace period is not over");
     let before = store.lookups();
@@ -195,11 +195,11 @@ async fn a_socket_of_a_rotated_token_ends_with_the_grace_period() {
     for _ in 0..2 {
         assert_eq!(open.join_next().await.unwrap().unwrap(), (0, Some(1008)));
     }
-    assert_eq!(store.lookups(), before, "time is known without a lookup");
+    assert_eq!(store.lookups(), before, "the expiry needs no lookup");
     Raw::open(&server, "ct_successor").await.ask_ping().await;
 }
 
-/// Nothing is lost while the database is away, and it is not asked by all sockets when it comes back.
+/// An outage loses no change, and its end causes no lookup for every socket.
 #[tokio::test(start_paused = true)]
 async fn an_outage_delays_the_end_and_causes_no_stampede() {
     short_steps();
@@ -211,27 +211,27 @@ async fn an_outage_delays_the_end_and_causes_no_stampede() {
     store.is_down.store(true, Ordering::SeqCst);
     store.memory.revoke(TokenDigest::of(token(3)));
     let before = store.lookups();
-    server.live.tell(&Invalidation::Everything);
+    server.live.refresh(&Invalidation::Everything);
     let outage = Duration::from_secs(60);
     tokio::time::sleep(outage).await;
-    assert!(open.try_join_next().is_none(), "nobody can tell who was revoked");
+    assert!(open.try_join_next().is_none(), "revocations are unknown during the outage");
     let tries = store.lookups() - before;
     let most = WORKERS * (outage.as_secs() / RETRY.as_secs() + 1) as usize;
     assert!((WORKERS..=most).contains(&tries), "{tries} of {most}");
-    // Whoever opens a socket now, by a token that the gate has in its cache, can do nothing by it.
+    // A socket that is opened now, with a token in the gate's cache, cannot be used.
     let mut blind = Raw::open(&server, &token(4)).await;
     blind.send_ping().await;
     let Some(Frame::Text(answer)) = blind.reader.next().await else { panic!("no answer") };
     assert!(answer.contains("503"), "{answer}");
 
     store.is_down.store(false, Ordering::SeqCst);
-    assert_eq!(open.join_next().await.unwrap().unwrap(), (3, Some(1008)), "nobody has told of it again");
+    assert_eq!(open.join_next().await.unwrap().unwrap(), (3, Some(1008)), "no further change was reported");
     tokio::time::sleep(Duration::from_secs(60)).await;
     assert!(open.try_join_next().is_none());
     Raw::open(&server, &token(4)).await.ask_ping().await;
 }
 
-/// A lookup that is repeated would fail again, and delay those of others.
+/// Repeating the lookup would fail again, and delay other lookups.
 #[tokio::test(start_paused = true)]
 async fn a_token_that_cannot_be_read_is_looked_up_again_with_its_next_change() {
     short_steps();
@@ -241,16 +241,16 @@ async fn a_token_that_cannot_be_read_is_looked_up_again_with_its_next_change() {
     store.looked_up(2).await;
     *store.unreadable.lock().unwrap() = Some(TokenDigest::of(token(0)));
     store.memory.revoke(TokenDigest::of(token(0)));
-    server.live.tell(&Invalidation::Everything);
+    server.live.refresh(&Invalidation::Everything);
     tokio::time::sleep(20 * RETRY).await;
     assert_eq!(store.lookups(), 4);
-    assert!(open.try_join_next().is_none(), "nobody can tell");
+    assert!(open.try_join_next().is_none(), "the grant is unknown");
     *store.unreadable.lock().unwrap() = None;
-    server.live.tell(&Invalidation::Grant("grant-0".into()));
+    server.live.refresh(&Invalidation::Grant("grant-0".into()));
     assert_eq!(open.join_next().await.unwrap().unwrap(), (0, Some(1008)));
 }
 
-/// Sockets that have ended leave nothing behind, in whichever order.
+/// Closed sockets leave no state, in any order.
 #[tokio::test]
 async fn subscriptions_that_ended_are_not_looked_up() {
     let store = Counted::with_users(4);
@@ -265,7 +265,7 @@ async fn subscriptions_that_ended_are_not_looked_up() {
                 let at = random.below(subscriptions.len() as u64) as usize;
                 drop(subscriptions.swap_remove(at));
             }
-            _ => tokens.live().tell(&Invalidation::Everything),
+            _ => tokens.live().refresh(&Invalidation::Everything),
         }
         if random.below(4) == 0 {
             tokio::task::yield_now().await;
@@ -276,7 +276,7 @@ async fn subscriptions_that_ended_are_not_looked_up() {
         tokio::task::yield_now().await;
     }
     let before = store.lookups();
-    tokens.live().tell(&Invalidation::Everything);
+    tokens.live().refresh(&Invalidation::Everything);
     tokio::task::yield_now().await;
     assert_eq!(store.lookups(), before, "seed {seed}");
 }

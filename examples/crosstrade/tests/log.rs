@@ -71,7 +71,7 @@ async fn only_charged_alerts_are_logged_with_their_body() {
     for _ in 0..10 {
         assert_eq!(server.harmless_alert("rate_limit=1;id=a;nth=two;").await.status(), StatusCode::TOO_MANY_REQUESTS);
     }
-    server.spend(19).await;
+    server.charge(19).await;
     for nth in 0..10 {
         assert_eq!(server.harmless_alert(&format!("nth={nth};")).await.status(), StatusCode::TOO_MANY_REQUESTS);
     }
@@ -118,9 +118,9 @@ fn each_token_may_write_some_lines_of_each_kind() {
     });
 }
 
-/// The time to wait differs in lines that say the same.
+/// Equal lines may differ in the time to wait.
 #[test]
-fn wait_times_make_no_difference() {
+fn lines_with_different_wait_times_are_equal() {
     let (log, limit) = (Captured::default(), LogLimit::default());
     with_default(log.subscriber(&limit), || {
         for retry_after_s in 0..5 {

@@ -1,4 +1,4 @@
-//! What an open socket costs.
+//! The memory of an open socket.
 #![cfg(target_os = "linux")]
 
 use std::io::{BufRead as _, BufReader, Read as _};

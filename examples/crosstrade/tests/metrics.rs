@@ -1,15 +1,15 @@
-//! What a scraper sees of what callers did.
+//! Tests of the metrics that a scraper reads.
 
 use super::*;
 use crate::metrics;
 
-/// A service whose numbers are its own, and the address at which they are told. As long as the guard lives.
+/// Starts a service with its own metrics, which last as long as the guard. Returns the address of the metrics.
 async fn start(
     tokens: impl FnOnce() -> Option<Tokens>,
 ) -> (Server, SocketAddr, ::metrics::LocalRecorderGuard<'static>) {
     let recorder = Box::leak(Box::new(metrics::recorder().unwrap()));
     let handle = recorder.handle();
-    // Of this thread, on which the whole service runs, and not of the other tests.
+    // The recorder is that of this thread, on which the whole service runs, and not that of other tests.
     let guard = ::metrics::set_default_local_recorder(recorder);
     tollgate::observe::describe_metrics();
     let server = match tokens() {
@@ -39,9 +39,9 @@ fn assert_has(scraped: &[String], line: &str) {
 }
 
 #[tokio::test]
-async fn what_callers_did_is_told() {
+async fn requests_and_charges_are_counted() {
     let (server, addr, _writing) = start(|| None).await;
-    server.spend(20).await;
+    server.charge(20).await;
     for (token, status) in [(TRADER, 429), (TRADER, 429), ("unknown", 401), ("a b", 401)] {
         assert_eq!(server.get(token, "/v1/api/accounts").await.status(), status);
     }
@@ -68,12 +68,12 @@ async fn what_callers_did_is_told() {
         assert_has(&scraped, line);
     }
     for secret in [TRADER, "ct_other", "demo"] {
-        assert!(!scraped.join("\n").contains(secret), "{secret} is told");
+        assert!(!scraped.join("\n").contains(secret), "{secret} is in the metrics");
     }
 }
 
 #[tokio::test]
-async fn look_ups_are_told_in_buckets() {
+async fn lookups_are_in_a_histogram() {
     let waiting = tollgate::store::from_fn(|_| async {
         tokio::task::yield_now().await;
         Ok::<Option<Grant<User>>, std::io::Error>(None)
@@ -89,9 +89,9 @@ async fn look_ups_are_told_in_buckets() {
     assert_has(&scraped, r#"tollgate_store_lookup_seconds_count{outcome="unknown"} 3"#);
 }
 
-/// The service's own listener tells nothing, and that of the numbers has nothing else.
+/// The service's listener serves no metrics, and the metrics' listener serves nothing else.
 #[tokio::test]
-async fn the_numbers_have_a_listener_of_their_own() {
+async fn metrics_have_a_separate_listener() {
     let (server, addr, _writing) = start(|| None).await;
     assert_eq!(get(server.uri("/metrics")).await.status(), StatusCode::NOT_FOUND);
     assert_eq!(get(format!("http://{addr}/v1/api/accounts")).await.status(), StatusCode::NOT_FOUND);

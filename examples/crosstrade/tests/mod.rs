@@ -1,4 +1,4 @@
-//! Real sockets and real clients, by clocks that the tests turn: nothing is refilled and nothing expires by itself.
+//! Tests of the service with real sockets and clients. The tests set the clocks: nothing refills or expires by itself.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test says by panicking that it failed")]
 
 use std::net::SocketAddr;
@@ -24,7 +24,6 @@ use crate::server::{Limits, serve};
 use crate::tokens::Tokens;
 
 mod alert;
-mod budget;
 mod connections;
 mod crash;
 mod frames;
@@ -37,6 +36,7 @@ mod peers;
 #[cfg(unix)]
 mod process;
 mod program;
+mod rate_limits;
 mod replicas;
 mod rest;
 mod revocation;
@@ -48,14 +48,14 @@ mod webhook;
 
 /// A token of `demo` that may trade.
 pub(crate) const TRADER: &str = "ct_trader";
-/// A token of `demo` that may not.
+/// A token of `demo` that may not trade.
 pub(crate) const READER: &str = "ct_reader";
 
-/// A service on a free port, and the hands of its clocks.
+/// A service on a free port, and its clocks.
 pub(crate) struct Server {
     pub(crate) addr: SocketAddr,
     pub(crate) tokens: MemoryStore<User>,
-    /// To tell open sockets of changes.
+    /// Reports changes to open sockets.
     pub(crate) live: LiveGrants,
     /// Seconds, since 1970 by the wall clock and since the start by the steady one.
     pub(crate) seconds: Arc<AtomicU64>,
@@ -63,11 +63,11 @@ pub(crate) struct Server {
 }
 
 /// Short, for tests that wait for it.
-pub(crate) const HEAD_DEADLINE: Duration = Duration::from_millis(500);
+pub(crate) const HEAD_TIMEOUT: Duration = Duration::from_millis(500);
 
-/// No limit that a test could meet by chance, but for the time of heads.
+/// Returns limits that tests do not reach, except for the time of heads.
 pub(crate) fn limits() -> Limits {
-    Limits { head: HEAD_DEADLINE, ..Limits::for_descriptors(20_000) }
+    Limits { head: HEAD_TIMEOUT, ..Limits::for_descriptors(20_000) }
 }
 
 async fn stop(mut stopped: watch::Receiver<bool>) {
@@ -78,7 +78,7 @@ async fn stop(mut stopped: watch::Receiver<bool>) {
 }
 
 impl Server {
-    /// Budgets stand still, whatever the clocks say.
+    /// Starts a service whose buckets do not refill, at any clock.
     pub(crate) async fn start() -> Self {
         Self::start_with(Errors::ProblemDetails).await
     }
@@ -97,13 +97,13 @@ impl Server {
         Self { tokens, ..server }
     }
 
-    /// With tokens from elsewhere, and none in memory.
+    /// Starts a service with these tokens.
     pub(crate) async fn start_on(tokens: Tokens, errors: Errors) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         Self::start_at(listener, limits(), tokens, errors)
     }
 
-    /// With other limits, and tokens in memory.
+    /// Starts a service with other limits, and tokens in memory.
     pub(crate) async fn start_limited(limits: Limits) -> Self {
         let trader = Grant::new("demo-1", User { name: "demo".to_owned() }).with_scopes(["trade"]).unwrap();
         let tokens = MemoryStore::from_iter([(TokenDigest::of(TRADER), trader)]);
@@ -146,19 +146,19 @@ impl Server {
         send(request.body(body.to_owned()).unwrap()).await
     }
 
-    /// An alert as TradingView sends it: the content type is all that it says in the head.
+    /// Sends an alert as TradingView does, with no header but the content type.
     pub(crate) async fn alert(&self, content_type: &str, body: &str) -> Response<String> {
         let request = Request::post(self.uri("/v1/webhook")).header("content-type", content_type);
         send(request.body(body.to_owned()).unwrap()).await
     }
 
-    /// A text alert with the trader's key that changes nothing, and these fields besides.
+    /// Sends a text alert with the trader's key and these fields, which changes nothing.
     pub(crate) async fn harmless_alert(&self, fields: &str) -> Response<String> {
         self.alert("text/plain; charset=utf-8", &format!("key={TRADER};command=CANCELALLORDERS;{fields}")).await
     }
 
-    /// Spends the whole budget of `demo` by requests.
-    pub(crate) async fn spend(&self, requests: usize) {
+    /// Charges `demo` by this number of requests.
+    pub(crate) async fn charge(&self, requests: usize) {
         for _ in 0..requests {
             assert_eq!(self.get(TRADER, "/v1/api/accounts").await.status(), StatusCode::OK);
         }
@@ -180,7 +180,7 @@ pub(crate) fn json(response: &Response<String>) -> Value {
     serde_json::from_str(response.body()).unwrap_or_else(|error| panic!("{error}: {response:?}"))
 }
 
-/// That it is a problem document with this status, and not to be stored.
+/// Checks that a response is a problem document with this status and `no-store`.
 #[track_caller]
 pub(crate) fn assert_problem(response: &Response<String>, status: StatusCode) {
     assert_eq!(response.status(), status, "{response:?}");

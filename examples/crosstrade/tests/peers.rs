@@ -1,4 +1,4 @@
-//! Who guesses is stopped, and nobody else.
+//! Tests of the limit of failed authentications.
 
 use axum::body::Body;
 use axum::{Router, routing::get};
@@ -9,7 +9,7 @@ use super::*;
 use crate::peers::{FAILURES, throttle};
 
 #[tokio::test]
-async fn who_guesses_is_stopped_at_all_doors() {
+async fn a_guessing_peer_gets_429_on_all_routes() {
     let server = Server::start().await;
     for nth in 0..FAILURES.burst() {
         let guess = match nth % 2 {
@@ -18,18 +18,18 @@ async fn who_guesses_is_stopped_at_all_doors() {
         };
         assert_problem(&guess, StatusCode::UNAUTHORIZED);
     }
-    for refused in [
+    for rejected in [
         server.get("ct_guess", "/v1/api/accounts").await,
         server.get("ct_guess", "/ws/stream").await,
         server.alert("application/json", r#"{"key": "ct_guess"}"#).await,
     ] {
-        assert_problem(&refused, StatusCode::TOO_MANY_REQUESTS);
-        assert_eq!(refused.headers()["retry-after"], "2");
-        assert_eq!(json(&refused)["violated-policies"], serde_json::json!(["failures"]));
+        assert_problem(&rejected, StatusCode::TOO_MANY_REQUESTS);
+        assert_eq!(rejected.headers()["retry-after"], "2");
+        assert_eq!(json(&rejected)["violated-policies"], serde_json::json!(["failures"]));
     }
     assert_eq!(server.get(TRADER, "/v1/api/accounts").await.status(), StatusCode::OK);
     assert_eq!(server.harmless_alert("").await.status(), StatusCode::OK);
-    // Who presents nothing does not guess.
+    // A request without a token is no failed guess.
     let response = send(Request::get(server.uri("/v1/api/accounts")).body(String::new()).unwrap()).await;
     assert_problem(&response, StatusCode::UNAUTHORIZED);
 
@@ -39,7 +39,7 @@ async fn who_guesses_is_stopped_at_all_doors() {
 }
 
 #[tokio::test]
-async fn wrong_keys_in_alerts_are_not_everybodys_failure() {
+async fn wrong_keys_from_tradingview_do_not_lock_out_other_users() {
     let gate = AuthLayer::new(MemoryStore::<()>::new()).with_failure_throttle(throttle(Arc::new(|| Duration::ZERO)));
     let app: Router = Router::new().route("/", get(|| async {})).layer(gate);
     let last_of_many = async |address: Option<&str>| {

@@ -155,7 +155,7 @@ async fn flood_of_alerts_by_one_token_leaves_a_small_log() {
     assert!(log.contains("CANCELALLORDERS"), "{log}");
 }
 
-/// Nobody reads the log, and the pipe is full.
+/// The log is not read, and the pipe is full.
 #[tokio::test]
 async fn program_answers_while_its_log_is_blocked() {
     let (mut pipe, _unread) = UnixStream::pair().unwrap();

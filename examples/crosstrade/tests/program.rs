@@ -3,7 +3,7 @@
 use axum::http::header;
 
 use super::*;
-use crate::app::{BODY_DEADLINE, MAX_BODY};
+use crate::app::{BODY_TIMEOUT, MAX_BODY};
 use crate::args::{Command, Options, USAGE, parse};
 use crate::excerpt::MAX_EXCERPT;
 use crate::instructions;
@@ -66,7 +66,7 @@ fn limits_of_the_help() {
             MAX_HEAD / 1_024,
             seconds(limits.body),
             MAX_BODY / 1_024,
-            seconds(BODY_DEADLINE),
+            seconds(BODY_TIMEOUT),
             seconds(limits.write)
         ),
         format!("{MAX_LINES} lines of each token and kind in {} s, {MAX_EXCERPT} bytes", seconds(WINDOW)),

@@ -1,4 +1,4 @@
-//! Two services, each a process of its own, with one database and one Redis: together they admit what one would.
+//! Tests of two services in separate processes, with one database and one Redis: together they admit what one would.
 
 use std::io::{BufRead as _, BufReader, Read as _};
 use std::net::TcpListener as StdListener;
@@ -179,7 +179,7 @@ impl Drop for Private {
     }
 }
 
-/// What one budget admits in this time, from full on: 20, and 3 a second.
+/// Returns how many requests a full bucket admits in this time: 20, and 3 a second.
 fn quota(time: Duration) -> u64 {
     20 + (3.0 * time.as_secs_f64()) as u64
 }
@@ -200,12 +200,12 @@ async fn two_replicas_admit_what_one_would() {
 }
 
 #[tokio::test]
-async fn two_replicas_that_buy_ahead_admit_what_one_would() {
-    two_admit_what_one_would(&["--leases"], "two_replicas_that_buy_ahead_admit_what_one_would").await;
+async fn two_replicas_with_leases_admit_what_one_would() {
+    two_admit_what_one_would(&["--leases"], "two_replicas_with_leases_admit_what_one_would").await;
 }
 
 #[tokio::test]
-async fn the_service_goes_on_without_redis_and_finds_it_again() {
+async fn an_outage_of_redis_divides_the_limit_until_it_is_back() {
     let Some(mut redis) = Private::start("the_service_goes_on_without_redis") else { return };
     let pair = Pair::start(&redis.url(), &[]);
     let begin = Instant::now();
@@ -219,7 +219,7 @@ async fn the_service_goes_on_without_redis_and_finds_it_again() {
     let most = quota(begin.elapsed());
     assert!(admitted <= most && admitted * 100 >= most * 90, "{admitted} of {most} without Redis");
 
-    // A limit for safety's sake: where nobody can tell whether it is reached, nothing is carried out.
+    // Safety limits need Redis: without it no alert with a limit is carried out.
     let alert = || {
         let fields = "command=cancelallorders;account=sim101;id=strategy;rate_limit=3/60;";
         pair.replicas[0].alert(format!("key={};{fields}", pair.token()))
@@ -229,7 +229,7 @@ async fn the_service_goes_on_without_redis_and_finds_it_again() {
     }
 
     redis.restart();
-    // A probe may come a pause later, and be paid for locally until then.
+    // A probe may come one backoff later; charges are local until then.
     tokio::time::sleep(Duration::from_secs(5)).await;
     for replica in &pair.replicas {
         replica.get(pair.token()).await;
@@ -244,7 +244,7 @@ async fn the_service_goes_on_without_redis_and_finds_it_again() {
 }
 
 #[tokio::test]
-async fn the_limit_that_an_alert_sets_itself_is_one_for_all_replicas() {
+async fn self_limits_are_shared_by_replicas() {
     let Some(redis) = redis_server("the_limit_that_an_alert_sets_itself") else { return };
     let pair = Pair::start(&redis, &[]);
     let alert = |id: usize| {
@@ -255,12 +255,12 @@ async fn the_limit_that_an_alert_sets_itself_is_one_for_all_replicas() {
         let response = pair.replicas[turn % 2].alert(alert(1)).await;
         told.push((response.status().as_u16(), response.headers().contains_key("ratelimit")));
     }
-    // What its own limit stops costs nothing.
+    // An alert that its own limit rejects is not charged.
     assert_eq!(told, [[(200, true); 3].as_slice(), &[(429, false); 5]].concat());
     let another = pair.replicas[1].alert(alert(2)).await;
     assert!(another.headers()["ratelimit"].to_str().unwrap().starts_with(r#""default";r=1"#), "{another:?}");
 
-    // One that the budget refuses does not count, and leaves nothing behind.
+    // An alert that the rate limit rejects does not count, and leaves no state.
     while pair.replicas[0].get(pair.token()).await.status() == StatusCode::OK {}
     while pair.replicas[1].alert(alert(3)).await.status() != StatusCode::OK {}
     tokio::time::sleep(Duration::from_secs(1)).await;

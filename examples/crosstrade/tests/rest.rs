@@ -7,7 +7,7 @@ const PLACE: &str = "/v1/api/accounts/sim101/orders/place";
 const POSITIONS: &str = "/v1/api/accounts/sim101/positions";
 
 #[tokio::test]
-async fn health_needs_no_token_and_costs_nothing() {
+async fn health_needs_no_token_and_is_not_charged() {
     let server = Server::start().await;
     for _ in 0..30 {
         let response = send(Request::get(server.uri("/healthz")).body(String::new()).unwrap()).await;
@@ -16,20 +16,20 @@ async fn health_needs_no_token_and_costs_nothing() {
 }
 
 #[tokio::test]
-async fn everything_else_does() {
+async fn other_routes_need_a_token() {
     let server = Server::start().await;
     for path in ["/v1/api/accounts", POSITIONS, "/v1/api/accounts/sim101/orders", "/ws/stream"] {
         let response = send(Request::get(server.uri(path)).body(String::new()).unwrap()).await;
         assert_problem(&response, StatusCode::UNAUTHORIZED);
         assert_eq!(response.headers()["www-authenticate"], r#"Bearer realm="crosstrade""#);
     }
-    // A token in the query is no token here.
+    // Tokens in the query are not accepted.
     let response = send(Request::get(server.uri("/v1/api/accounts?key=ct_trader")).body(String::new()).unwrap()).await;
     assert_problem(&response, StatusCode::UNAUTHORIZED);
 }
 
 #[tokio::test]
-async fn a_filled_order_is_a_position_until_it_is_flattened() {
+async fn a_filled_order_makes_a_position_until_it_is_flattened() {
     let server = Server::start().await;
     assert_eq!(json(&server.get(TRADER, "/v1/api/accounts").await), value!({ "accounts": ["sim101", "sim102"] }));
 
@@ -48,7 +48,7 @@ async fn a_filled_order_is_a_position_until_it_is_flattened() {
 }
 
 #[tokio::test]
-async fn a_limit_order_works_and_fills_nothing() {
+async fn a_limit_order_stays_working() {
     let server = Server::start().await;
     let order = r#"{"instrument":"NQ 12-26","action":"BUY","qty":1,"order_type":"LIMIT","tif":"GTC","limit_price":1}"#;
     assert_eq!(server.post(TRADER, PLACE, order).await.status(), StatusCode::OK);
@@ -58,7 +58,7 @@ async fn a_limit_order_works_and_fills_nothing() {
 }
 
 #[tokio::test]
-async fn a_token_that_may_only_read_places_nothing() {
+async fn a_token_without_the_scope_trade_places_no_order() {
     let server = Server::start().await;
     let response = server.post(READER, PLACE, r#"{"instrument":"ES","action":"BUY","qty":1}"#).await;
     assert_problem(&response, StatusCode::FORBIDDEN);
@@ -68,7 +68,7 @@ async fn a_token_that_may_only_read_places_nothing() {
 }
 
 #[tokio::test]
-async fn what_is_wrong_with_an_order_is_told() {
+async fn errors_in_orders_are_named() {
     let server = Server::start().await;
     for (body, status) in [
         (r#"{"instrument":"ES","action":"BUY","qty":0}"#, 400),
@@ -86,7 +86,7 @@ async fn what_is_wrong_with_an_order_is_told() {
     let order = r#"{"instrument":"ES","action":"BUY","qty":1}"#;
     let nowhere = server.post(TRADER, "/v1/api/accounts/nowhere/orders/place", order).await;
     assert_problem(&nowhere, StatusCode::NOT_FOUND);
-    // The account of somebody else looks the same.
+    // An account of another user gives the same error.
     let foreign = server.post("ct_other", PLACE, order).await;
     assert_eq!((foreign.status(), foreign.body()), (nowhere.status(), nowhere.body()));
     assert_problem(&server.post(TRADER, PLACE, &" ".repeat(70_000)).await, StatusCode::PAYLOAD_TOO_LARGE);

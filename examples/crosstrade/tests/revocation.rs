@@ -144,7 +144,7 @@ async fn changes_in_postgresql_close_sockets() {
     changes_by_another_process_close_sockets(home).await;
 }
 
-/// What PostgreSQL tells while nobody listens is lost. So everything is looked up when the service listens again.
+/// Notifications during a lost connection are lost, so everything is looked up after the reconnect.
 #[cfg(feature = "postgres")]
 #[tokio::test]
 async fn a_revocation_while_the_connection_is_lost_closes_sockets() {

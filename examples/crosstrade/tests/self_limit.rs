@@ -1,4 +1,4 @@
-//! The self-limit, without a server: its grammar, and its window against an obvious oracle.
+//! Tests of the self-limit without a server: its grammar, and its window against a simple oracle.
 
 use std::time::Duration;
 
@@ -109,7 +109,7 @@ fn alerts_of_one_id_may_differ_in_their_limits() {
     assert_eq!(admit(200, 3, 900), Ok(()));
     assert_eq!(admit(300, 3, 900), Err(Denied::OverLimit(secs(600))));
     assert_eq!(admit(300, 1, 60), Ok(()));
-    // A time that steps back frees nobody and panics nowhere: what came at 350 counts as what came at 360.
+    // A time that steps back neither frees a place nor panics: an alert at 350 counts as one at 360.
     assert_eq!(admit(250, 1, 60), Err(Denied::OverLimit(secs(110))));
     assert_eq!(admit(360, 5, 60), Ok(()));
     assert_eq!(admit(350, 5, 60), Ok(()));
@@ -117,7 +117,7 @@ fn alerts_of_one_id_may_differ_in_their_limits() {
 }
 
 #[test]
-fn a_larger_count_finds_what_smaller_ones_let_pass() {
+fn a_larger_count_includes_alerts_of_smaller_limits() {
     let limits = SelfLimits::default();
     let admit = |now, count, window_s| {
         limits.admit((b"alice", b"a"), SelfLimit { count, window_s }, secs(now), || Ok::<_, ()>(()))
@@ -145,7 +145,7 @@ fn the_ids_of_a_subject_are_bounded() {
     assert_eq!(admit("alice", MAX_IDS, 50), Err(Denied::TooManyIds(secs(10))));
     assert_eq!(admit("alice", 0, 50), Err(Denied::OverLimit(secs(10))), "an id that is known is not forgotten");
     assert_eq!(admit("bob", 0, 50), Ok(()));
-    // Ten of them are over.
+    // Ten of them have expired.
     for id in 0..10 {
         assert_eq!(admit("alice", MAX_IDS + id, 60), Ok(()));
     }
@@ -153,7 +153,7 @@ fn the_ids_of_a_subject_are_bounded() {
 }
 
 #[test]
-fn what_is_over_is_forgotten() {
+fn expired_ids_are_removed() {
     let limits = SelfLimits::default();
     let admit = |subject: &str, id: usize, window_s, now| {
         let limit = SelfLimit { count: 1, window_s };

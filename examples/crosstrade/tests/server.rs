@@ -1,4 +1,4 @@
-//! What strangers may send before anybody knows who they are, byte by byte.
+//! Tests of request heads from unauthenticated clients, byte by byte.
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -7,16 +7,16 @@ use tokio::time::{Instant, sleep, timeout};
 use super::*;
 use crate::server::MAX_HEAD;
 
-/// Far more than any deadline of the server's.
-const PATIENCE: Duration = Duration::from_secs(20);
+/// Far more than any time limit of the server.
+const WATCHDOG: Duration = Duration::from_secs(20);
 
-/// What the server says to these bytes, until it closes.
+/// Sends bytes and returns the response until the server closes.
 async fn raw(server: &Server, request: &str) -> String {
     let mut stream = TcpStream::connect(server.addr).await.unwrap();
     // The server may close before it has read all.
     _ = stream.write_all(request.as_bytes()).await;
     let mut answer = Vec::new();
-    _ = timeout(PATIENCE, stream.read_to_end(&mut answer)).await.expect("the server closes");
+    _ = timeout(WATCHDOG, stream.read_to_end(&mut answer)).await.expect("the server closes");
     String::from_utf8(answer).unwrap()
 }
 
@@ -34,7 +34,7 @@ async fn heads_are_bounded_in_size() {
     assert!(raw(&server, &head_with(&"x-a: 1\r\n".repeat(80))).await.starts_with("HTTP/1.1 431 "));
 }
 
-/// A client that sends a byte now and then does not hold a connection for ever.
+/// A client that sends single bytes cannot hold a connection without end.
 #[tokio::test]
 async fn heads_are_bounded_in_time() {
     let server = Server::start().await;
@@ -44,7 +44,7 @@ async fn heads_are_bounded_in_time() {
         let (mut read, mut write) = stream.into_split();
         let drip = async {
             loop {
-                sleep(HEAD_DEADLINE / 5).await;
+                sleep(HEAD_TIMEOUT / 5).await;
                 if !sent.is_empty() && write.write_all(b"x: y\r\n").await.is_err() {
                     std::future::pending::<()>().await;
                 }
@@ -53,16 +53,16 @@ async fn heads_are_bounded_in_time() {
         let begin = Instant::now();
         let mut answer = Vec::new();
         tokio::select! {
-            closed = timeout(PATIENCE, read.read_to_end(&mut answer)) => drop(closed.expect("the server closes")),
+            closed = timeout(WATCHDOG, read.read_to_end(&mut answer)) => drop(closed.expect("the server closes")),
             () = drip => unreachable!("it never ends"),
         }
-        assert!(begin.elapsed() >= HEAD_DEADLINE, "not before its time");
-        assert_eq!(String::from_utf8_lossy(&answer), "", "nobody waits for this answer");
+        assert!(begin.elapsed() >= HEAD_TIMEOUT, "not before the timeout");
+        assert_eq!(String::from_utf8_lossy(&answer), "", "no response is sent");
     }
 }
 
 #[tokio::test]
-async fn a_service_that_stops_ends_what_has_begun() {
+async fn requests_in_progress_are_answered_after_stop() {
     let server = Server::start().await;
     let mut stream = TcpStream::connect(server.addr).await.unwrap();
     let body = format!("key={TRADER};command=CANCELALLORDERS;");
@@ -71,13 +71,13 @@ async fn a_service_that_stops_ends_what_has_begun() {
         body.len()
     );
     stream.write_all(head.as_bytes()).await.unwrap();
-    sleep(HEAD_DEADLINE / 10).await;
+    sleep(HEAD_TIMEOUT / 10).await;
     server.close.send(true).unwrap();
-    sleep(HEAD_DEADLINE / 10).await;
+    sleep(HEAD_TIMEOUT / 10).await;
     stream.write_all(body.as_bytes()).await.unwrap();
     let mut answer = Vec::new();
-    timeout(PATIENCE, stream.read_to_end(&mut answer)).await.expect("the server closes").unwrap();
+    timeout(WATCHDOG, stream.read_to_end(&mut answer)).await.expect("the server closes").unwrap();
     let answer = String::from_utf8(answer).unwrap();
     assert!(answer.starts_with("HTTP/1.1 200 ") && answer.contains("\r\nconnection: close\r\n"), "{answer}");
-    assert!(TcpStream::connect(server.addr).await.is_err(), "nobody listens any more");
+    assert!(TcpStream::connect(server.addr).await.is_err(), "the listener is closed");
 }

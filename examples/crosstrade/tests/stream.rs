@@ -34,9 +34,9 @@ impl Socket {
         Self::connect(handshake).await
     }
 
-    /// The status with which a socket is refused.
-    pub(crate) async fn refused(server: &Server, token: &str) -> StatusCode {
-        Self::connect(handshake(server, token)).await.err().expect("refused")
+    /// Returns the status of a rejected handshake.
+    pub(crate) async fn rejected(server: &Server, token: &str) -> StatusCode {
+        Self::connect(handshake(server, token)).await.err().expect("rejected")
     }
 
     async fn connect(handshake: Handshake) -> Result<Self, StatusCode> {
@@ -68,7 +68,7 @@ impl Socket {
         loop {
             // So that a test that waits in vain fails; none waits for this time to pass.
             let message = tokio::time::timeout(Duration::from_secs(600), self.client.next()).await;
-            match message.expect("in time").expect("the server says goodbye first").unwrap() {
+            match message.expect("in time").expect("a Close frame comes first").unwrap() {
                 Message::Ping(_) => {}
                 message => return message,
             }
@@ -110,7 +110,7 @@ async fn a_token_in_the_header_opens() {
     let mut socket = Socket::open(&server, TRADER).await;
     assert_eq!(socket.protocol(), None, "none was offered");
     assert_eq!(socket.ask(ping()).await, value!({ "op": "pong" }));
-    assert_eq!(Socket::refused(&server, "ct_guess").await, StatusCode::UNAUTHORIZED);
+    assert_eq!(Socket::rejected(&server, "ct_guess").await, StatusCode::UNAUTHORIZED);
 }
 
 #[tokio::test]
@@ -135,7 +135,7 @@ async fn a_token_in_a_sub_protocol_opens_and_never_comes_back() {
 }
 
 #[tokio::test]
-async fn what_can_be_asked() {
+async fn all_methods_are_answered() {
     let server = Server::start().await;
     let mut socket = Socket::open(&server, TRADER).await;
     let accounts = socket.ask(rpc("accounts", &Value::Null)).await;
@@ -168,7 +168,7 @@ async fn what_can_be_asked() {
 }
 
 #[tokio::test]
-async fn a_revoked_token_asks_nothing_more() {
+async fn sockets_end_when_the_token_is_revoked() {
     let server = Server::start().await;
     let mut socket = Socket::open(&server, TRADER).await;
     assert_eq!(socket.ask(ping()).await["op"], "pong");
@@ -178,7 +178,7 @@ async fn a_revoked_token_asks_nothing_more() {
 }
 
 #[tokio::test]
-async fn nor_does_one_that_has_expired_or_changed_hands() {
+async fn sockets_end_when_the_token_expires_or_gets_another_grant() {
     let server = Server::start().await;
     let user = || User { name: "demo".to_owned() };
     server
@@ -204,7 +204,7 @@ async fn nor_does_one_that_has_expired_or_changed_hands() {
 
 /// Nothing is sent here. Time is the runtime's own, which jumps to the next timer when there is nothing else to do.
 #[tokio::test(start_paused = true)]
-async fn silent_sockets_end_with_their_token_too() {
+async fn silent_sockets_end_with_their_token() {
     short_steps();
     let server = Server::start().await;
     let brief = Grant::new("brief", User { name: "demo".to_owned() }).with_expiry(UNIX_EPOCH + Duration::from_secs(60));
@@ -213,16 +213,16 @@ async fn silent_sockets_end_with_their_token_too() {
     let mut expired = Socket::open(&server, "ct_brief").await;
     let mut kept = Socket::open(&server, READER).await;
     server.tokens.revoke(TokenDigest::of(TRADER));
-    server.live.tell(&Invalidation::Grant("demo-1".into()));
+    server.live.refresh(&Invalidation::Grant("demo-1".into()));
     assert_eq!(revoked.closed().await, 1008);
     server.set_clocks(60);
     assert_eq!(expired.closed().await, 1008);
     assert_eq!(kept.ask(ping()).await["op"], "pong", "another token of the same user");
 }
 
-/// One client answers pings, as long as it reads, and one has gone without a word.
+/// One client answers pings, and one is gone without a Close frame.
 #[tokio::test(start_paused = true)]
-async fn sockets_end_when_nobody_is_there() {
+async fn sockets_end_when_the_client_is_gone() {
     short_steps();
     let server = Server::start().await;
     let mut here = Socket::open(&server, TRADER).await;
@@ -233,13 +233,13 @@ async fn sockets_end_when_nobody_is_there() {
     }
     // What it finds is the ping that it did not answer, and the end.
     let end = async { while let Some(Ok(Message::Ping(_))) = gone.client.next().await {} };
-    tokio::time::timeout(3 * PING_EVERY, end).await.expect("the service has let it go");
+    tokio::time::timeout(3 * PING_EVERY, end).await.expect("the server closes");
     assert_eq!(here.ask(ping()).await["op"], "pong");
 }
 
 /// The sockets of all tokens of a user count, and those that have ended do not.
 #[tokio::test]
-async fn a_user_has_so_many_sockets() {
+async fn sockets_of_a_user_are_limited() {
     let server = Server::start().await;
     let open = |token| Socket::connect(handshake(&server, token));
     let mut sockets = Vec::new();
@@ -251,7 +251,7 @@ async fn a_user_has_so_many_sockets() {
     let mut last = sockets.pop().unwrap();
     last.client.close(None).await.unwrap();
     while last.client.next().await.is_some_and(|message| message.is_ok()) {}
-    // What the budget has left is enough for three more.
+    // The bucket has units for three more.
     for _ in 0..3 {
         if open(TRADER).await.is_ok() {
             return;
@@ -262,7 +262,7 @@ async fn a_user_has_so_many_sockets() {
 }
 
 #[tokio::test]
-async fn sockets_are_told_when_the_service_stops() {
+async fn sockets_are_closed_when_the_service_stops() {
     let server = Server::start().await;
     let mut socket = Socket::open(&server, TRADER).await;
     server.close.send(true).unwrap();
@@ -270,7 +270,7 @@ async fn sockets_are_told_when_the_service_stops() {
 }
 
 #[tokio::test]
-async fn a_request_that_opens_no_socket_is_told_so() {
+async fn a_plain_request_gets_400() {
     let server = Server::start().await;
     assert_problem(&server.get(TRADER, "/ws/stream").await, StatusCode::BAD_REQUEST);
 }

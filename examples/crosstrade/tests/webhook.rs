@@ -23,7 +23,7 @@ async fn text_and_json_alerts_trade() {
     let response = server.alert("application/json; charset=utf-8", as_json).await;
     assert_eq!(response.status(), StatusCode::OK, "{response:?}");
     assert_eq!(positions(&server).await, value!([{ "instrument": "ES 12-26", "qty": -2, "price": 5_000.0 }]));
-    // Answers to requests whose token no cache knows as one.
+    // The token is outside of `Authorization`, so caches need this header.
     assert_eq!(response.headers()["cache-control"], "private");
 }
 
@@ -57,7 +57,7 @@ async fn json_alerts_sent_as_text_trade() {
 }
 
 #[tokio::test]
-async fn a_broken_json_alert_is_told_that_it_is_not_json() {
+async fn a_json_alert_with_a_syntax_error_gets_400() {
     let server = Server::start().await;
     let broken = format!(r#"{{"key": "{TRADER}", "command": "CANCELALLORDERS",}}"#);
     for (content_type, body) in [
@@ -77,7 +77,7 @@ async fn a_broken_json_alert_is_told_that_it_is_not_json() {
 }
 
 #[tokio::test]
-async fn the_other_commands() {
+async fn all_commands_are_carried_out() {
     let server = Server::start().await;
     let alert = async |fields: &str| {
         let response = server.alert("text/plain", &format!("Key = ct_trader;\n{fields}")).await;
@@ -97,7 +97,7 @@ async fn the_other_commands() {
 }
 
 #[tokio::test]
-async fn the_self_limit_is_exact_and_costs_nothing() {
+async fn the_self_limit_is_exact_and_charges_nothing() {
     let server = Server::start().await;
     let alert = async |fields: &str| server.harmless_alert(fields).await;
     // Three in 900 seconds, at 0, 300 and 899.
@@ -105,45 +105,45 @@ async fn the_self_limit_is_exact_and_costs_nothing() {
         server.set_clocks(at);
         assert_eq!(alert("rate_limit=3/900;id=a;").await.status(), StatusCode::OK, "at {at}");
     }
-    // Far more refusals than the budget has units.
+    // Far more rejections than the bucket has units.
     for _ in 0..30 {
-        let refused = alert("rate_limit=3/900;id=a;").await;
-        assert_problem(&refused, StatusCode::TOO_MANY_REQUESTS);
-        assert_eq!(refused.headers()["retry-after"], "1");
-        assert!(!refused.headers().contains_key("ratelimit"), "this is not about the budget");
+        let rejected = alert("rate_limit=3/900;id=a;").await;
+        assert_problem(&rejected, StatusCode::TOO_MANY_REQUESTS);
+        assert_eq!(rejected.headers()["retry-after"], "1");
+        assert!(!rejected.headers().contains_key("ratelimit"), "the rate limit is not involved");
     }
     // Another id, another user, the same id without a limit.
     assert_eq!(alert("rate_limit=1;id=b;").await.status(), StatusCode::OK);
     let other = "key=ct_other;command=CANCELALLORDERS;rate_limit=3/900;id=a;";
     assert_eq!(server.alert("text/plain", other).await.status(), StatusCode::OK);
     assert_eq!(alert("id=a;").await.status(), StatusCode::OK);
-    // Two tokens of one user share the ids, as they share the budget.
+    // Two tokens of one user share the ids, as they share the bucket.
     let reader = format!("key={READER};command=CANCELALLORDERS;rate_limit=3/900;id=a;");
     assert_problem(&server.alert("text/plain", &reader).await, StatusCode::TOO_MANY_REQUESTS);
     // The first leaves the window after 900 seconds to the second.
     server.set_clocks(900);
     assert_eq!(alert("rate_limit=3/900;id=a;").await.status(), StatusCode::OK);
     assert_eq!(alert("rate_limit=3/900;id=a;").await.headers()["retry-after"], "300");
-    // 6 of 20 units are spent.
-    server.spend(14).await;
+    // 6 of 20 units are charged.
+    server.charge(14).await;
     assert_problem(&alert("").await, StatusCode::TOO_MANY_REQUESTS);
 }
 
 #[tokio::test]
-async fn an_alert_that_the_budget_stops_does_not_count() {
+async fn an_alert_over_the_rate_limit_does_not_count() {
     let server = Server::start().await;
-    server.spend(20).await;
+    server.charge(20).await;
     for _ in 0..3 {
-        let refused = server.harmless_alert("rate_limit=1;id=a;").await;
-        assert_problem(&refused, StatusCode::TOO_MANY_REQUESTS);
-        assert_eq!(refused.headers()["retry-after"], "1", "the budget, not the minute of the self-limit");
-        assert_eq!(refused.headers()["ratelimit"], r#""default";r=0;t=1"#);
+        let rejected = server.harmless_alert("rate_limit=1;id=a;").await;
+        assert_problem(&rejected, StatusCode::TOO_MANY_REQUESTS);
+        assert_eq!(rejected.headers()["retry-after"], "1", "the rate limit, not the minute of the self-limit");
+        assert_eq!(rejected.headers()["ratelimit"], r#""default";r=0;t=1"#);
     }
 }
 
-/// A command may be half done when the broker says no, so that what was paid for counts.
+/// A command may be half done when the broker rejects it, so a charged alert counts.
 #[tokio::test]
-async fn an_alert_that_was_paid_for_counts_whatever_the_broker_says() {
+async fn a_charged_alert_counts_even_if_the_broker_rejects_it() {
     let server = Server::start().await;
     let place = |token: &str, account: &str, id: &str| {
         let order = "command=PLACE;instrument=ES;action=BUY;qty=1;rate_limit=1";
@@ -153,15 +153,15 @@ async fn an_alert_that_was_paid_for_counts_whatever_the_broker_says() {
     let again = server.alert("text/plain", &place(TRADER, "sim101", "a")).await;
     assert_problem(&again, StatusCode::TOO_MANY_REQUESTS);
     assert_eq!(again.headers()["retry-after"], "60", "the minute of the self-limit");
-    // Two units are spent so far, by this and by what may not trade.
+    // Two units are charged so far: this alert and the one without the scope.
     assert_problem(&server.alert("text/plain", &place(READER, "sim101", "b")).await, StatusCode::FORBIDDEN);
     assert_problem(&server.alert("text/plain", &place(READER, "sim101", "b")).await, StatusCode::TOO_MANY_REQUESTS);
-    server.spend(18).await;
+    server.charge(18).await;
     assert_problem(&server.alert("text/plain", &place(TRADER, "sim101", "c")).await, StatusCode::TOO_MANY_REQUESTS);
-    assert_eq!(positions(&server).await, value!(null), "no budget to look, and nothing was traded");
+    assert_eq!(positions(&server).await, value!(null), "the bucket is empty, and nothing was traded");
 }
 
-/// A strategy that repeats itself does so at once, on connections of its own.
+/// A strategy that repeats itself sends its alerts at the same time, on several connections.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn of_many_alerts_at_the_same_time_one_is_carried_out() {
     let server = Server::start().await;
@@ -170,15 +170,15 @@ async fn of_many_alerts_at_the_same_time_one_is_carried_out() {
     let alerts = (0..16).map(|_| server.alert("text/plain", &place));
     let responses = futures_util::future::join_all(alerts).await;
     assert_eq!(responses.iter().filter(|response| response.status() == StatusCode::OK).count(), 1);
-    for refused in responses.iter().filter(|response| response.status() != StatusCode::OK) {
-        assert_problem(refused, StatusCode::TOO_MANY_REQUESTS);
-        assert_eq!(refused.headers()["retry-after"], "86400");
+    for rejected in responses.iter().filter(|response| response.status() != StatusCode::OK) {
+        assert_problem(rejected, StatusCode::TOO_MANY_REQUESTS);
+        assert_eq!(rejected.headers()["retry-after"], "86400");
     }
     assert_eq!(positions(&server).await[0]["qty"], 1);
 }
 
 #[tokio::test]
-async fn what_is_wrong_with_an_alert_is_told() {
+async fn errors_in_alerts_are_named() {
     let server = Server::start().await;
     for (fields, status) in [
         ("command=CANCELALLORDERS;rate_limit=3/0;id=a;", 400),
@@ -191,13 +191,13 @@ async fn what_is_wrong_with_an_alert_is_told() {
         ("command=PLACE;account=sim101;instrument=ES;action=BUY;qty=0.5;", 400),
         ("command=PLACE;account=sim101;instrument=<>;action=BUY;qty=1;", 400),
         ("command=PLACE;account=nowhere;instrument=ES;action=BUY;qty=1;", 404),
-        // The gate's own: which key is meant?
+        // The gate rejects two keys.
         ("command=CANCELALLORDERS;key=ct_other;", 400),
     ] {
         let response = server.alert("text/plain", &format!("key={TRADER};{fields}")).await;
         assert_problem(&response, StatusCode::from_u16(status).unwrap());
-        let was_paid = !fields.contains("key=ct_other");
-        assert_eq!(response.headers().contains_key("ratelimit"), was_paid, "{fields}");
+        let was_charged = !fields.contains("key=ct_other");
+        assert_eq!(response.headers().contains_key("ratelimit"), was_charged, "{fields}");
     }
     assert_eq!(positions(&server).await, value!([]));
     // By the header of a client that can set one, the body may be anything.

@@ -8,8 +8,9 @@ export rustc := env("MSRV_RUSTC", "/usr/bin/rustc")
 # Runs all checks. CI calls this recipe.
 ci: fmt clippy test features docs deny msrv projects instructions timing-valgrind shuttle misuse api fuzz-check fuzz
 
-# Runs the checks for one edit, in under three minutes when warm: format, lints for all features, unit tests and main tests.
 # It leaves out tests of servers, and tests that take many seconds.
+#
+# Runs format, lints for all features, unit tests and main tests, in under three minutes when warm.
 quick: fmt
     cargo clippy --all-features --all-targets -- -D warnings
     cargo test --all-features --lib
@@ -92,8 +93,9 @@ projects:
         cargo clippy --locked --manifest-path benches/$project/Cargo.toml --target-dir target/projects -- -D warnings; \
     done
 
-# Fails if a request takes 5 % more instructions than benches/instructions/figures.txt says; `--write` updates the file.
-# Skips the check where valgrind or the compiler of the figures is missing.
+# Skips the check where valgrind or the compiler of the figures is missing. `--write` updates the file.
+#
+# Fails if a request takes 5 % more instructions than benches/instructions/figures.txt says.
 instructions *options:
     cargo run --locked --release --manifest-path benches/instructions/Cargo.toml -- {{options}}
 
@@ -144,11 +146,11 @@ mutants-later := "store_model:: levels:: readiness:: body_sockets::a_silent_clie
 mutants-of-redis := 'RateLimits::rules|divided_by|decide_counted|impl Clock for Time'
 
 # Checks that a test fails for each mutation of three steps, within an hour on two cores. Needs `cargo-mutants`.
-mutants FILES='src/{extract,limit,respond}/*.rs':
+mutants FILES='src/{extract/*,limit/*,limit/memory/*,quota/bucket,quota/cell,respond/*}.rs':
     just mutants-of '{{ FILES }}' "--exclude-re '{{ mutants-of-redis }}'" "{{ prepend('--skip=', mutants-later) }}"
 
 # Checks mutations of the limits in Redis, which must run. Its surviving mutants have not all been reviewed yet.
-mutants-redis FILES='src/limit/{redis/*,clock,memory,rule}.rs':
+mutants-redis FILES='src/{limit/redis/*,limit/memory/*,limit/rule,quota/clock}.rs':
     just mutants-of '{{ FILES }}' "--features redis --re 'limit/redis|{{ mutants-of-redis }}'" 'redis:: leases:: --skip=no_window'
 
 # Runs unit tests first, which are built soonest, then the quick main tests, then all. Fails if a surviving mutant is not

@@ -28,7 +28,7 @@ limits:
                          address; 503 beyond
   request                10 s for the head (16 KiB, 64 fields), 5 s for the body (64 KiB; 2 s for alerts), 10 s to read the response
   log                    64 lines of each token and kind in 10 s, 512 bytes of an alert
-  SIGTERM, ctrl-c        shutdown: 10 s for requests and WebSockets, 2 s for idle connections";
+  SIGTERM, ctrl-c        10 s for requests and WebSockets to end, 2 s for idle connections";
 
 #[derive(Debug, PartialEq)]
 pub(crate) enum Command {

@@ -57,7 +57,7 @@ async fn every_printed_token_works_after_a_crash() {
             }
             child.kill().unwrap();
         } else {
-            // In the middle of whatever it does.
+            // Kill it at a random moment.
             tokio::time::sleep(Duration::from_millis(round * 5)).await;
             child.kill().unwrap();
             let tokens: Vec<String> = out

@@ -61,7 +61,7 @@ fn limits_of_the_help() {
     for line in [
         format!(
             "  request                {} s for the head ({} KiB, {MAX_FIELDS} fields), {} s for the body ({} KiB; {} s for alerts), \
-             {} s to read the answer\n",
+             {} s to read the response\n",
             seconds(limits.head),
             MAX_HEAD / 1_024,
             seconds(limits.body),

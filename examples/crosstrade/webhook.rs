@@ -142,7 +142,7 @@ fn log(caller: &Authenticated<User>, body: &[u8]) {
     let (grant, user) = (caller.grant().id().as_str(), &*caller.principal().name);
     match caller.location() {
         TokenLocation::TextBody | TokenLocation::JsonBody => {
-            tracing::info!(grant, user, body = %Excerpt(body), "alert")
+            tracing::info!(grant, user, body = %Excerpt(body), "alert");
         }
         _ => tracing::info!(grant, user, bytes = body.len(), "alert"),
     }

@@ -73,10 +73,10 @@ fn print(rounds: &[[f64; 3]]) {
 fn limits(url: &str, prefix: &str, leases: Option<Leases>) -> RedisLimits {
     let server = RedisServer::single(url).expect("a URL");
     let limits = RedisLimits::new(RateLimits::new(QUOTA), server, [7; 32], NonZeroU32::MIN).expect("a secret");
-    let limits = limits.with_prefix(prefix).expect("a prefix").with_deadline(Duration::from_secs(10));
+    let limits = limits.with_prefix(prefix).expect("a prefix").with_timeout(Duration::from_secs(10));
     match leases {
         None => limits,
-        Some(leases) => limits.with_leases(leases),
+        Some(leases) => limits.with_leases(leases).expect("no refunds"),
     }
 }
 

@@ -52,8 +52,8 @@ impl Shared {
     pub(crate) fn new(replicas: &Replicas, secret: &[u8], limits: RateLimits) -> Result<Self, Box<dyn Error>> {
         let server = RedisServer::single(&replicas.redis)?;
         let limits =
-            RedisLimits::new(limits, server, secret, replicas.count)?.with_prefix(PREFIX)?.with_deadline(TIMEOUT);
-        let limits = if replicas.leases { limits.with_leases(Leases::default()) } else { limits };
+            RedisLimits::new(limits, server, secret, replicas.count)?.with_prefix(PREFIX)?.with_timeout(TIMEOUT);
+        let limits = if replicas.leases { limits.with_leases(Leases::default())? } else { limits };
         let config = ConnectionManagerConfig::new()
             .set_connection_timeout(Some(TIMEOUT))
             .set_response_timeout(Some(TIMEOUT))

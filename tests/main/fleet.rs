@@ -36,7 +36,7 @@ fn node(url: &str, prefix: &str, quota: Quota, mode: Mode) -> RedisLimits {
         RedisLimits::new(RateLimits::new(quota), server, SECRET, nodes()).unwrap().with_prefix(prefix).unwrap();
     match mode {
         Mode::Exact => limits,
-        Mode::Leased => limits.with_leases(Leases::default()),
+        Mode::Leased => limits.with_leases(Leases::default()).unwrap(),
     }
 }
 
@@ -121,7 +121,7 @@ fn bound(quota: Quota, time: Duration) -> u64 {
 async fn check_exact_fleet(mode: Mode, test: &str) {
     let Some(home) = RedisHome::new(test) else { return };
     let nodes: Vec<_> =
-        fleet(home.url(), home.prefix(), mode).into_iter().map(|node| node.with_deadline(TIMEOUT)).collect();
+        fleet(home.url(), home.prefix(), mode).into_iter().map(|node| node.with_timeout(TIMEOUT)).collect();
     let counts = Arc::new(Counts::default());
     let begin = time_of(home.url());
     for node in &nodes {
@@ -159,7 +159,7 @@ async fn check_disconnected_fleet(mode: Mode, test: &str) {
     let pauses = (Duration::from_millis(50), Duration::from_millis(200));
     let nodes: Vec<_> = fleet(&home.url_through(proxy.address), home.prefix(), mode)
         .into_iter()
-        .map(|node| node.with_backoff(pauses.0, pauses.1).with_deadline(TIMEOUT))
+        .map(|node| node.with_backoff(pauses.0, pauses.1).with_timeout(TIMEOUT))
         .collect();
     let counts = Arc::new(Counts::default());
     let begin = time_of(home.url());
@@ -209,7 +209,7 @@ async fn a_fleet_starts_with_full_buckets_after_redis_lost_them() {
         let pauses = (Duration::from_millis(50), Duration::from_millis(200));
         let nodes: Vec<_> = fleet(&server.url(), "", mode)
             .into_iter()
-            .map(|node| node.with_backoff(pauses.0, pauses.1).with_deadline(TIMEOUT))
+            .map(|node| node.with_backoff(pauses.0, pauses.1).with_timeout(TIMEOUT))
             .collect();
         let counts = Arc::new(Counts::default());
         let begin = time_of(&server.url());
@@ -244,7 +244,7 @@ async fn leases_and_exact_charges_share_a_bucket() {
     let hour = Duration::from_secs(3_600);
     let quota = Quota::one_per(hour).with_burst(400);
     let [exact, leased] =
-        [Mode::Exact, Mode::Leased].map(|mode| node(home.url(), home.prefix(), quota, mode).with_deadline(TIMEOUT));
+        [Mode::Exact, Mode::Leased].map(|mode| node(home.url(), home.prefix(), quota, mode).with_timeout(TIMEOUT));
     let counts = Counts::default();
     for _ in 0..40 {
         counts.charge(&exact, 2).await;

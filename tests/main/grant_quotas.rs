@@ -209,7 +209,7 @@ mod in_redis {
     fn at(url: &str, limits: RateLimits, prefix: &str) -> RedisLimits {
         let redis = RedisServer::single(url).unwrap();
         let limits = RedisLimits::new(limits, redis, [7; 32], NonZeroU32::MIN).unwrap();
-        limits.with_prefix(prefix).unwrap().with_deadline(Duration::from_secs(10))
+        limits.with_prefix(prefix).unwrap().with_timeout(Duration::from_secs(10))
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -242,7 +242,7 @@ mod in_redis {
             let Some(home) = RedisHome::new("leases_for_a_route_have_its_own_quota") else { return };
             let route = route.with_cost(|head| head.headers["x-cost"].to_str().unwrap().parse().unwrap());
             let route = RateLimits::new(route);
-            let limits = at(home.url(), route, home.prefix()).with_leases(Leases::default());
+            let limits = at(home.url(), route, home.prefix()).with_leases(Leases::default()).unwrap();
             let gate = AuthLayer::new(tokens());
             let service = gate.clone().layer(gate.route_rate_limit(limits).layer(echo()));
             for (cost, status) in [("8001", 400), ("1", 200), ("1", 200), ("7998", 200), ("1", 429)] {

@@ -4,7 +4,7 @@ use std::num::NonZeroU32;
 use std::task::{Context, Waker};
 use std::time::Duration;
 
-use tollgate::limit::redis::{Leases, RedisLimits, RedisServer};
+use tollgate::limit::redis::{Leases, RedisLimits, RedisLimitsError, RedisServer};
 use tollgate::limit::{Charge, Limiter as _, RateLimits, Verdict};
 use tollgate::{Answer, CurrentGrant, Grant, Limit, Quota};
 
@@ -20,8 +20,9 @@ const MANY: Quota = Quota::one_per(HOUR).with_burst(8_000);
 
 fn leased(url: &str, limits: RateLimits) -> RedisLimits {
     let server = RedisServer::single(url).unwrap();
-    let limits = RedisLimits::new(limits, server, [7; 32], NonZeroU32::MIN).unwrap().with_leases(Leases::default());
-    limits.with_deadline(Duration::from_secs(10))
+    let limits =
+        RedisLimits::new(limits, server, [7; 32], NonZeroU32::MIN).unwrap().with_leases(Leases::default()).unwrap();
+    limits.with_timeout(Duration::from_secs(10))
 }
 
 fn caller(subject: &str) -> CurrentGrant {
@@ -126,15 +127,12 @@ async fn one_lease_covers_several_policies() {
     assert!((160 - 2 * 20 - 2..=160).contains(&both), "{admitted} and {of_bob}");
 }
 
-#[tokio::test]
-async fn refunds_disable_leases() {
-    let Some(server) = PrivateRedis::start("refunds_disable_leases") else { return };
-    let limits = leased(&server.url(), RateLimits::new(MANY).with_refunds());
-    let last = charge_times(&limits, &caller("alice"), 20).await;
-    assert_eq!(last.remaining(), MANY.burst() - 20);
-    assert!(server.trips() >= 20);
-    last.refund().await;
-    assert_eq!(limits.charge(&caller("alice"), Charge::Units(0)).await.remaining(), MANY.burst() - 19);
+#[test]
+fn leases_with_refunds_are_an_error() {
+    let server = RedisServer::single("redis://127.0.0.1").unwrap();
+    let limits = RateLimits::new(MANY).with_refunds();
+    let limits = RedisLimits::new(limits, server, [7; 32], NonZeroU32::MIN).unwrap();
+    assert_eq!(limits.with_leases(Leases::default()).unwrap_err(), RedisLimitsError::LeasesWithRefunds);
 }
 
 #[tokio::test]
@@ -170,7 +168,7 @@ async fn a_stuck_lease_request_blocks_no_caller() {
     assert!(tokio::time::timeout(NEVER, waiting).await.expect("the caller waits forever").is_admitted());
 
     proxy.set(Fault::Silence);
-    let limits = limits.with_deadline(Duration::from_millis(300));
+    let limits = limits.with_timeout(Duration::from_millis(300));
     let bob = caller("bob");
     let charges: Vec<_> = (0..16)
         .map(|_| {

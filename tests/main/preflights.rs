@@ -226,7 +226,7 @@ async fn limits_in_redis_charge_preflights_too() {
             let Some(home) = RedisHome::new("limits_in_redis_charge_preflights_too") else { return };
             let redis = RedisServer::single(home.url()).unwrap();
             let limits = RedisLimits::new(policies.clone(), redis, [7; 32], NonZeroU32::MIN).unwrap();
-            let limits = limits.with_prefix(home.prefix()).unwrap().with_deadline(Duration::from_secs(10));
+            let limits = limits.with_prefix(home.prefix()).unwrap().with_timeout(Duration::from_secs(10));
             let (gate, runs) = (AuthLayer::new(memory()), Arc::<AtomicUsize>::default());
             match on_route {
                 false => assert_one_passes(&gate.with_rate_limit(limits).layer(counting(&runs)), &runs).await,

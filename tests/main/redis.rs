@@ -32,11 +32,11 @@ fn alice() -> CurrentGrant {
 /// One server of several: a connection and a memory of its own.
 fn at(home: &RedisHome, limits: RateLimits) -> RedisLimits {
     let server = RedisServer::single(home.url()).unwrap();
-    RedisLimits::new(limits, server, SECRET, ALONE).unwrap().with_prefix(home.prefix()).unwrap().with_deadline(PATIENT)
+    RedisLimits::new(limits, server, SECRET, ALONE).unwrap().with_prefix(home.prefix()).unwrap().with_timeout(PATIENT)
 }
 
 fn to(url: &str, limits: RateLimits) -> RedisLimits {
-    RedisLimits::new(limits, RedisServer::single(url).unwrap(), SECRET, ALONE).unwrap().with_deadline(PATIENT)
+    RedisLimits::new(limits, RedisServer::single(url).unwrap(), SECRET, ALONE).unwrap().with_timeout(PATIENT)
 }
 
 async fn charge(limits: &RedisLimits, units: u32) -> Decision {
@@ -67,7 +67,7 @@ async fn servers_share_a_budget() {
     assert!(servers[0].charge(&bob, Charge::Units(5)).await.is_admitted());
     let server = RedisServer::single(home.url()).unwrap();
     let other = RedisLimits::new(RateLimits::new(FIVE), server, [8; 32], ALONE).unwrap();
-    let other = other.with_deadline(PATIENT).with_prefix(home.prefix()).unwrap();
+    let other = other.with_timeout(PATIENT).with_prefix(home.prefix()).unwrap();
     assert!(charge(&other, 5).await.is_admitted());
     let prefix = format!("{}-other", home.prefix());
     assert!(charge(&servers[1].clone().with_prefix(&prefix).unwrap(), 5).await.is_admitted());
@@ -302,7 +302,7 @@ async fn local_budgets_are_divided_and_what_is_too_large_for_them_is_unknown() {
     let quota = Quota::one_per(HOUR).with_burst(7);
     let to_three = |url: &str, policies| {
         let (server, nodes) = (RedisServer::single(url).unwrap(), NonZeroU32::new(3).unwrap());
-        RedisLimits::new(policies, server, SECRET, nodes).unwrap().with_deadline(PATIENT)
+        RedisLimits::new(policies, server, SECRET, nodes).unwrap().with_timeout(PATIENT)
     };
     let limits =
         to_three(&server.url(), hands.limits(quota).and(Limit::new("few", quota.with_burst(2)).unwrap()).unwrap());
@@ -345,7 +345,7 @@ async fn behind_a_proxy(home: &RedisHome, when_down: OutagePolicy) -> (RedisLimi
     let server = RedisServer::single(&home.url_through(proxy.address)).unwrap();
     let server = server.with_connection_timeout(Duration::from_secs(1));
     let limits = RedisLimits::new(hands.limits(FIVE), server, SECRET, ALONE).unwrap();
-    let limits = limits.with_prefix(home.prefix()).unwrap().with_deadline(Duration::from_millis(500));
+    let limits = limits.with_prefix(home.prefix()).unwrap().with_timeout(Duration::from_millis(500));
     let limits = limits.with_failure_threshold(2).with_backoff(HOUR, HOUR).with_outage_policy(when_down);
     (limits, proxy, hands)
 }
@@ -432,11 +432,11 @@ async fn a_connection_is_made_although_the_charge_that_began_it_could_not_wait()
         let Some(home) = RedisHome::new(test) else { return };
         let (limits, proxy, _) = behind_a_proxy(&home, OutagePolicy::default()).await;
         proxy.set(fault);
-        let hurried = limits.clone().with_deadline(Duration::from_millis(10));
+        let hurried = limits.clone().with_timeout(Duration::from_millis(10));
         assert!(charge(&hurried, 1).await.is_local(), "{fault:?}");
         proxy.set(Fault::None);
         tokio::time::sleep(Duration::from_millis(1_500)).await;
-        let decision = charge(&limits.with_deadline(PATIENT), 1).await;
+        let decision = charge(&limits.with_timeout(PATIENT), 1).await;
         assert!(!decision.is_local(), "{fault:?}: {decision:?}");
     }
 }
@@ -448,9 +448,9 @@ async fn a_connection_may_take_as_long_as_was_said() {
     let proxy = Proxy::to(home.address()).await;
     let server = RedisServer::single(&home.url_through(proxy.address)).unwrap().with_connection_timeout(NEVER);
     let limits = RedisLimits::new(RateLimits::new(FIVE), server, SECRET, ALONE).unwrap();
-    let limits = limits.with_prefix(home.prefix()).unwrap().with_deadline(PATIENT);
+    let limits = limits.with_prefix(home.prefix()).unwrap().with_timeout(PATIENT);
     proxy.set(Fault::Delay(Duration::from_millis(600)));
-    let hurried = limits.clone().with_deadline(Duration::from_millis(10));
+    let hurried = limits.clone().with_timeout(Duration::from_millis(10));
     assert!(charge(&hurried, 1).await.is_local());
     let decision = charge(&limits, 1).await;
     assert!(!decision.is_local(), "{decision:?}");
@@ -520,7 +520,7 @@ async fn charges_that_are_dropped_leave_the_connection_as_it_was() {
     let proxy = Proxy::to(home.address()).await;
     let server = RedisServer::single(&home.url_through(proxy.address)).unwrap();
     let limits = RedisLimits::new(RateLimits::new(quota), server, SECRET, ALONE).unwrap();
-    let limits = limits.with_prefix(home.prefix()).unwrap().with_deadline(PATIENT);
+    let limits = limits.with_prefix(home.prefix()).unwrap().with_timeout(PATIENT);
     assert!(charge(&limits, 1).await.is_admitted());
     proxy.set(Fault::Delay(Duration::from_millis(20)));
     for patience in [0, 1, 5, 30] {
@@ -540,7 +540,7 @@ async fn a_cluster_keeps_each_subject_on_one_node() {
     let Some(cluster) = RedisCluster::start("a_cluster_keeps_each_subject_on_one_node") else { return };
     let urls = cluster.urls();
     let server = RedisServer::cluster(urls.iter().map(|url| &**url)).unwrap().with_connection_timeout(PATIENT);
-    let limits = RedisLimits::new(RateLimits::new(FIVE), server, SECRET, ALONE).unwrap().with_deadline(PATIENT);
+    let limits = RedisLimits::new(RateLimits::new(FIVE), server, SECRET, ALONE).unwrap().with_timeout(PATIENT);
     for subject in ["alice", "bob", "carol", "dave", "eve", "frank", "grace", "heidi"] {
         let grant = CurrentGrant::new(Grant::new(subject, ()));
         for left in (0..5).rev() {
@@ -554,13 +554,13 @@ async fn a_cluster_keeps_each_subject_on_one_node() {
     let several = RateLimits::new(FIVE).and(Limit::new("day", FIVE.with_burst(4)).unwrap()).unwrap();
     let limits =
         RedisLimits::new(several.clone(), cluster_of(), SECRET, ALONE).unwrap().with_prefix("several:").unwrap();
-    let decision = charge(&limits.with_deadline(PATIENT), 2).await;
+    let decision = charge(&limits.with_timeout(PATIENT), 2).await;
     assert_eq!((decision.is_local(), decision.remaining()), (false, 2));
     let all = several.and(Limit::new("all", FIVE).unwrap().shared_by_all()).unwrap();
     assert_eq!(RedisLimits::new(all, cluster_of(), SECRET, ALONE).unwrap_err(), RedisLimitsError::SharedOnCluster);
     let only =
         RedisLimits::new(RateLimits::new(Limit::from(FIVE).shared_by_all()), cluster_of(), SECRET, ALONE).unwrap();
-    assert!(!charge(&only.with_deadline(PATIENT), 2).await.is_local());
+    assert!(!charge(&only.with_timeout(PATIENT), 2).await.is_local());
     let asked = cluster.0.iter().filter(|node| node.trips() > 0).count();
     assert!(asked > 1, "all subjects are on one node");
 }
@@ -572,7 +572,7 @@ async fn the_master_that_a_sentinel_names_is_asked_and_the_next_one_after_it() {
     let (url, hands) = (servers.sentinel.url(), Hands::default());
     let server = RedisServer::sentinel("redis://tollgate", [&*url]).unwrap().with_connection_timeout(PATIENT);
     let limits = RedisLimits::new(hands.limits(FIVE), server, SECRET, ALONE).unwrap();
-    let limits = limits.with_deadline(PATIENT).with_failure_threshold(1).with_backoff(HOUR, HOUR);
+    let limits = limits.with_timeout(PATIENT).with_failure_threshold(1).with_backoff(HOUR, HOUR);
     let decision = charge(&limits, 5).await;
     assert!(decision.is_admitted() && !decision.is_local(), "{decision:?}");
     assert!(servers.master.trips() > 0);
@@ -598,7 +598,7 @@ async fn a_sentinel_that_is_silent_keeps_nobody_from_the_others() {
     let server = RedisServer::sentinel("redis://tollgate", [&*silent, &*url]).unwrap();
     // Less than the client library waits for one of them.
     let server = server.with_connection_timeout(Duration::from_millis(900));
-    let limits = RedisLimits::new(hands.limits(FIVE), server, SECRET, ALONE).unwrap().with_deadline(PATIENT);
+    let limits = RedisLimits::new(hands.limits(FIVE), server, SECRET, ALONE).unwrap().with_timeout(PATIENT);
     assert_eq!(recovered(&limits, &hands).await.remaining(), 5);
 }
 
@@ -626,7 +626,7 @@ async fn few_rights_suffice_and_a_wrong_password_is_an_outage() {
         for way in ways {
             let limits = RateLimits::new(FIVE).with_refunds();
             let way = way.unwrap().with_connection_timeout(PATIENT);
-            let limits = RedisLimits::new(limits, way, SECRET, ALONE).unwrap().with_deadline(PATIENT);
+            let limits = RedisLimits::new(limits, way, SECRET, ALONE).unwrap().with_timeout(PATIENT);
             // On connections that others have not yet made.
             let before = charge(&limits, 0).await.remaining();
             let decision = charge(&limits, 2).await;

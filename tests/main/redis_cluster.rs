@@ -21,7 +21,7 @@ const PATIENT: Duration = Duration::from_secs(10);
 fn limits<'a>(seeds: impl IntoIterator<Item = &'a str>, policies: RateLimits) -> RedisLimits {
     let server = RedisServer::cluster(seeds).unwrap();
     let limits = RedisLimits::new(policies, server, [7; 32], NonZeroU32::MIN).unwrap();
-    limits.with_failure_threshold(1_000).with_deadline(PATIENT)
+    limits.with_failure_threshold(1_000).with_timeout(PATIENT)
 }
 
 async fn charge(limits: &RedisLimits, subject: &str) -> Decision {
@@ -98,7 +98,7 @@ async fn a_silent_node_takes_only_its_own_subjects() {
     let (first, second, third) = (first.await, second.await, third.await);
     let stopped = Stopped::stop(&cluster.0[0]);
     for limits in [before.clone(), all()] {
-        let hurried = limits.clone().with_deadline(Duration::from_millis(300));
+        let hurried = limits.clone().with_timeout(Duration::from_millis(300));
         for _ in 0..5 {
             assert!(charge(&hurried, &first).await.is_local());
             for subject in [&second, &third] {
@@ -109,7 +109,7 @@ async fn a_silent_node_takes_only_its_own_subjects() {
     }
     // Many that wait for that node, and few places for commands.
     let few = before.clone().with_max_in_flight(2.try_into().unwrap()).with_queue_timeout(Duration::from_millis(1));
-    assert!(charge(&few.clone().with_deadline(Duration::from_millis(300)), &first).await.is_local());
+    assert!(charge(&few.clone().with_timeout(Duration::from_millis(300)), &first).await.is_local());
     let waiting: Vec<_> = (0..50)
         .map(|_| {
             let (few, first) = (few.clone(), first.clone());

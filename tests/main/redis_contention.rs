@@ -133,7 +133,7 @@ impl Case {
         wire.set_round_trip(self.round_trip);
         let limits = || {
             let limits = node(server, wire, RateLimits::new(self.quota)).with_prefix(prefix).unwrap();
-            let limits = limits.with_deadline(self.deadline).with_outage_policy(self.when_down);
+            let limits = limits.with_timeout(self.deadline).with_outage_policy(self.when_down);
             let limits = limits.with_max_in_flight(u32::try_from(self.max_in_flight).unwrap().try_into().unwrap());
             match self.leases {
                 None => limits,
@@ -274,7 +274,7 @@ async fn a_process_that_stands_still_takes_redis_for_alive() {
     let test = "a_process_that_stands_still_takes_redis_for_alive";
     let Some((server, wire)) = start(test, Duration::from_millis(10)) else { return };
     let limits = node(&server, &wire, RateLimits::new(Quota::one_per(HOUR).with_burst(180)));
-    let limits = limits.with_deadline(Duration::from_millis(400));
+    let limits = limits.with_timeout(Duration::from_millis(400));
     assert!(!limits.charge(&alice(), ONE).await.is_local());
     for leases in [None, Some(Leases::default())] {
         let limits = match leases {
@@ -298,7 +298,7 @@ async fn the_time_for_a_connection_is_not_taken_from_the_command() {
     // Redis knows the script then, so that one trip is enough.
     assert!(!node(&server, &wire, RateLimits::new(quota)).charge(&alice(), ONE).await.is_local());
     wire.set_round_trip(Duration::from_millis(500));
-    let limits = node(&server, &wire, RateLimits::new(quota)).with_deadline(Duration::from_millis(800));
+    let limits = node(&server, &wire, RateLimits::new(quota)).with_timeout(Duration::from_millis(800));
     let before = wire.taken();
     let decisions = all_at_once(from_ref(&limits), [1; 300]).await;
     assert_eq!(count(&decisions, Decision::is_local), 0);
@@ -314,11 +314,11 @@ async fn a_charge_that_waits_longer_than_the_queue_timeout_is_no_outage_and_no_s
             let Some((server, wire)) = start(test, Duration::from_millis(30)) else { return };
             let quota = Quota::one_per(HOUR).with_burst(100);
             let mut limits = node(&server, &wire, RateLimits::new(quota)).with_outage_policy(when_down);
-            limits = limits.with_deadline(NEVER).with_max_in_flight(NonZeroU32::MIN);
+            limits = limits.with_timeout(NEVER).with_max_in_flight(NonZeroU32::MIN);
             limits = limits.with_queue_timeout(Duration::from_millis(100)).with_failure_threshold(1);
             if let Some(leases) = leases {
                 // A purchase has half of the deadline, and that is for ever here.
-                limits = limits.with_leases(leases).with_deadline(Duration::from_millis(400));
+                limits = limits.with_leases(leases).with_timeout(Duration::from_millis(400));
             }
             let decisions = all_at_once(from_ref(&limits), [1; 1_000]).await;
             let timed_out = count(&decisions, |decision| decision.verdict() == Verdict::Unavailable);
@@ -338,7 +338,7 @@ async fn a_dry_run_rejects_nothing_when_the_queue_times_out() {
     let Some((server, wire)) = start(test, Duration::from_millis(50)) else { return };
     let limits = RateLimits::new(Limit::from(Quota::one_per(HOUR).with_burst(10)).with_dry_run());
     let limits = node(&server, &wire, limits).with_max_in_flight(NonZeroU32::MIN);
-    let limits = limits.with_deadline(NEVER).with_queue_timeout(Duration::from_millis(20));
+    let limits = limits.with_timeout(NEVER).with_queue_timeout(Duration::from_millis(20));
     let decisions = all_at_once(from_ref(&limits), [1; 50]).await;
     assert_eq!(admitted(&decisions), 50);
     assert!(count(&decisions, |decision| decision.verdict() == Verdict::Unavailable) > 0);
@@ -416,9 +416,9 @@ async fn charges_that_are_dropped_leave_their_places() {
     for leases in [None, Some(Leases::default())] {
         let Some((server, wire)) = start(test, Duration::from_millis(5)) else { return };
         let quota = Quota::one_per(HOUR).with_burst(10_000);
-        let mut limits = node(&server, &wire, RateLimits::new(quota).with_refunds()).with_deadline(NEVER);
+        let mut limits = node(&server, &wire, RateLimits::new(quota).with_refunds()).with_timeout(NEVER);
         if let Some(leases) = leases {
-            limits = node(&server, &wire, RateLimits::new(quota)).with_deadline(NEVER).with_leases(leases);
+            limits = node(&server, &wire, RateLimits::new(quota)).with_timeout(NEVER).with_leases(leases);
         }
         let limits = limits.with_max_in_flight(2.try_into().unwrap());
         let (mut random, grant) = (Random(7), alice());

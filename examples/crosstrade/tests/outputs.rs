@@ -65,7 +65,7 @@ fn errors_repeat_no_url() {
     }
     for url in ["redis:/user:sesame@h", "redis//:sesame@h", "sesame", "redis://:sesame@h:port", "redis://:sesame@h/x"] {
         let database = ["--listen", "127.0.0.1:0", "--database", "sqlite::memory:", "--replicas", "2", "--redis", url];
-        let expected = "error: no URL of a Redis server, or URLs that do not belong together\n".to_owned();
+        let expected = "error: invalid Redis URL, or URLs that differ in user, password or TLS\n".to_owned();
         assert_eq!(run(&database), (1, expected), "{url}");
     }
 }

@@ -1,11 +1,11 @@
-//! A cluster: which node has a key, and the connections to the nodes.
+//! A Redis cluster: the node of a key, and the connections to the nodes.
 //!
 //! # Rules
 //!
-//! 1. A charge depends on the node that has its key, and on no other. A node that is silent takes nobody else's time.
-//! 2. One node is asked for the slots, and the next ones soon after it if it does not reply. Each time another one is the first,
-//!    since one that is cut off from the others may reply with what was.
-//! 3. Nothing is sent twice but on `MOVED`, `ASK` and `TRYAGAIN`, which say that nothing was done.
+//! 1. A charge depends only on the node that has its key. A silent node delays no other charge.
+//! 2. One node is asked for the slots. If it does not reply, the next ones are asked soon after. Each request starts with another
+//!    node, since a node that is partitioned from the others may reply with outdated slots.
+//! 3. A command is sent again only after `MOVED`, `ASK` and `TRYAGAIN`, which mean that nothing was executed.
 
 use std::collections::HashMap;
 use std::ops::RangeInclusive;
@@ -17,14 +17,14 @@ use futures_util::FutureExt as _;
 use futures_util::future::select_ok;
 use redis::{Cmd, ErrorKind, FromRedisValue, RedisError, RedisResult, ServerErrorKind, Value};
 
-use super::connect::{Attempt, Made, Open};
+use super::connect::{Attempt, Connection, Lazy};
 use super::node::{Endpoint, Node, unexpected};
 
-/// How often a cluster may say that a slot is elsewhere before a charge fails.
+/// The number of redirections after which a charge fails.
 const REDIRECTS: u32 = 4;
-/// How long to wait before a command is sent again of whose keys some have moved.
+/// The pause before a command is sent again after `TRYAGAIN`: some of its keys have moved.
 const TRY_AGAIN: Duration = Duration::from_millis(20);
-/// How long one node has to reply before the next one is asked for the slots as well.
+/// The time after which the next node is asked for the slots as well.
 const NEXT_NODE: Duration = Duration::from_millis(50);
 const SLOTS: u16 = 16_384;
 
@@ -33,30 +33,30 @@ type Address = (String, u16);
 pub(super) struct Cluster {
     seeds: Vec<Endpoint>,
     connection_timeout: Duration,
-    slots: Made<Arc<Slots>>,
-    nodes: Mutex<HashMap<Address, Arc<Made<Node>>>>,
-    /// How often was asked for the slots.
-    asked: AtomicUsize,
+    slots: Lazy<Arc<Slots>>,
+    nodes: Mutex<HashMap<Address, Arc<Lazy<Node>>>>,
+    /// The number of requests for the slots.
+    slot_requests: AtomicUsize,
 }
 
-/// How a node was found.
+/// The cluster and the node that a connection belongs to.
 pub(super) struct Route {
     cluster: Arc<Cluster>,
     address: Address,
 }
 
-/// Which master has which slots.
+/// The master of each range of slots.
 struct Slots(Vec<(RangeInclusive<u16>, Address)>);
 
 impl Cluster {
-    /// `seeds` are some nodes, and all have a host and a port.
+    /// Creates a cluster from some of its nodes, which all have a host and a port.
     pub(super) fn new(seeds: Vec<Endpoint>, connection_timeout: Duration) -> Self {
-        let (slots, nodes) = (Made::default(), Mutex::default());
-        Self { seeds, connection_timeout, slots, nodes, asked: AtomicUsize::new(0) }
+        let (slots, nodes) = (Lazy::default(), Mutex::default());
+        Self { seeds, connection_timeout, slots, nodes, slot_requests: AtomicUsize::new(0) }
     }
 
-    /// The connection to the node that has a key. Waits while it is being made.
-    pub(super) async fn open(self: &Arc<Self>, key: &[u8]) -> RedisResult<Open> {
+    /// Returns the connection to the node that has a key. Waits while the connection is being made.
+    pub(super) async fn open(self: &Arc<Self>, key: &[u8]) -> RedisResult<Connection> {
         let cluster = Arc::clone(self);
         let mut slots = self.slots.attempt(self.connection_timeout, async move { cluster.find_slots().await });
         let slots = slots.done().await?;
@@ -64,53 +64,55 @@ impl Cluster {
         self.open_at(address.clone()).await
     }
 
-    async fn open_at(self: &Arc<Self>, address: Address) -> RedisResult<Open> {
+    async fn open_at(self: &Arc<Self>, address: Address) -> RedisResult<Connection> {
         let mut attempt = self.connection(&address)?;
         let node = attempt.done().await?;
-        Ok(Open { node, attempt, route: Some(Route { cluster: Arc::clone(self), address }) })
+        Ok(Connection { node, attempt, route: Some(Route { cluster: Arc::clone(self), address }) })
     }
 
-    /// A charge has failed, on this connection if there was one. Its slot may have another master now.
-    pub(super) fn failed(&self, open: Option<&Open>) {
-        if let Some((open, route)) = open.and_then(|open| Some((open, open.route.as_ref()?))) {
+    /// Handles a failed charge: drops its connection, if any, and the slots, since the slot may have another master.
+    pub(super) fn failed(&self, connection: Option<&Connection>) {
+        if let Some((connection, route)) =
+            connection.and_then(|connection| Some((connection, connection.route.as_ref()?)))
+        {
             let nodes = self.nodes.lock().unwrap_or_else(PoisonError::into_inner);
             if let Some(made) = nodes.get(&route.address) {
-                made.forget(&open.attempt);
+                made.clear_if(&connection.attempt);
             }
         }
-        self.slots.forget_any();
+        self.slots.clear();
     }
 
     fn connection(&self, address: &Address) -> RedisResult<Attempt<Node>> {
         let made =
             Arc::clone(self.nodes.lock().unwrap_or_else(PoisonError::into_inner).entry(address.clone()).or_default());
-        // All nodes want to know the same.
-        let seed = self.seeds.first().ok_or_else(|| unexpected("a cluster without nodes"))?;
+        // All nodes have the same credentials.
+        let seed = self.seeds.first().ok_or_else(|| unexpected("the cluster has no nodes"))?;
         let endpoint = seed.at(&*address.0, address.1);
         Ok(made.attempt(self.connection_timeout, async move { Node::connect(&endpoint).await }))
     }
 
-    /// Asks the nodes that are known, one soon after the other.
+    /// Asks the known nodes for the slots, one soon after the other.
     async fn find_slots(&self) -> RedisResult<Arc<Slots>> {
         let seeds = self.seeds.iter().filter_map(Endpoint::address).map(|(host, port)| (host.to_owned(), port));
         let mut known: Vec<Address> = seeds.collect();
         known.extend(self.nodes.lock().unwrap_or_else(PoisonError::into_inner).keys().cloned());
         known.sort_unstable();
         known.dedup();
-        let first = self.asked.fetch_add(1, Ordering::Relaxed) % known.len().max(1);
+        let first = self.slot_requests.fetch_add(1, Ordering::Relaxed) % known.len().max(1);
         known.rotate_left(first);
-        // Soon enough for charges that wait, and all by half of the time.
+        // Early enough for waiting charges: all nodes are asked within half of the timeout.
         let step = self.connection_timeout / 2 / u32::try_from(known.len().max(1)).unwrap_or(u32::MAX);
         let step = step.min(NEXT_NODE);
-        let asked = known.iter().zip(0..).map(|(address, place)| {
+        let replies = known.iter().zip(0..).map(|(address, place)| {
             async move {
                 tokio::time::sleep(step * place).await;
                 self.ask_for_slots(address).await
             }
             .boxed()
         });
-        let (slots, _) = select_ok(asked).await?;
-        let is_used = |address: &Address, _: &mut Arc<Made<Node>>| {
+        let (slots, _) = select_ok(replies).await?;
+        let is_used = |address: &Address, _: &mut Arc<Lazy<Node>>| {
             slots.0.iter().any(|(_, of)| of == address)
                 || self.seeds.iter().any(|seed| seed.address() == Some((&address.0, address.1)))
         };
@@ -126,15 +128,15 @@ impl Cluster {
     }
 }
 
-impl Open {
-    /// Sends a command again that a node of a cluster has not taken, to the one that takes it.
-    pub(super) async fn watch<T: FromRedisValue>(&mut self, mut error: RedisError, command: &Cmd) -> RedisResult<T> {
+impl Connection {
+    /// Follows the redirection of an error, and sends the command again.
+    pub(super) async fn redirect<T: FromRedisValue>(&mut self, mut error: RedisError, command: &Cmd) -> RedisResult<T> {
         for _ in 0..REDIRECTS {
             let Some(route) = &self.route else { break };
             let ErrorKind::Server(kind) = error.kind() else { break };
             let done = match (kind, redirection(&error, &route.address.0)) {
                 (ServerErrorKind::Moved, Some(address)) => {
-                    route.cluster.slots.forget_any();
+                    route.cluster.slots.clear();
                     *self = Arc::clone(&route.cluster).open_at(address).await?;
                     self.node.query(command).await
                 }
@@ -156,14 +158,14 @@ impl Open {
     }
 }
 
-/// Where an error says that a slot is.
+/// Returns the address in a redirection error.
 fn redirection(error: &RedisError, host_of_node: &str) -> Option<Address> {
     let (host, port) = error.redirect_node()?.0.rsplit_once(':')?;
     let host = if host.is_empty() { host_of_node } else { host };
     Some((host.to_owned(), port.parse().ok()?))
 }
 
-/// The slot of a key whose hash tag is not empty, as all of ours (`key.rs`): CRC-16/XMODEM of the tag.
+/// Returns the slot of a key with a hash tag that is not empty (`key.rs`): CRC-16/XMODEM of the tag.
 fn slot(key: &[u8]) -> u16 {
     let tag = key.split(|byte| *byte == b'{').nth(1).and_then(|rest| rest.split(|byte| *byte == b'}').next());
     let shift = |crc: u16| if crc & 0x8000 == 0 { crc << 1 } else { (crc << 1) ^ 0x1021 };
@@ -177,19 +179,20 @@ impl Slots {
         self.0.iter().find(|(slots, _)| slots.contains(&slot)).map(|(_, address)| address)
     }
 
-    /// Reads a reply to `CLUSTER SLOTS`: of each range its ends, its master, and replicas. `asked` is the host that replied,
-    /// which is meant where a node does not know its own name.
-    fn read(reply: &Value, asked: &str) -> RedisResult<Self> {
+    /// Reads a reply to `CLUSTER SLOTS`: for each range its ends, its master, and replicas.
+    ///
+    /// `replier` is the host that replied. It stands for a master without a host name.
+    fn read(reply: &Value, replier: &str) -> RedisResult<Self> {
         let range = |range: &Value| {
             let [Value::Int(from), Value::Int(to), Value::Array(master), ..] = list(range)? else { return None };
             let [host, Value::Int(port), ..] = &**master else { return None };
             let host = match host {
-                Value::Nil => asked.to_owned(),
+                Value::Nil => replier.to_owned(),
                 host => String::from_redis_value(host.clone()).ok()?,
             };
             let host = match &*host {
-                "" => asked.to_owned(),
-                // The node does not know it either.
+                "" => replier.to_owned(),
+                // The node has no address for this master.
                 "?" => return None,
                 _ => host,
             };
@@ -198,7 +201,7 @@ impl Slots {
         };
         let slots: Vec<_> = list(reply).unwrap_or_default().iter().filter_map(range).collect();
         match slots.is_empty() {
-            true => Err(unexpected("a node without a cluster")),
+            true => Err(unexpected("the node is not part of a cluster")),
             false => Ok(Self(slots)),
         }
     }
@@ -216,7 +219,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn slots_are_those_of_redis() {
+    fn slots_match_redis() {
         // The check value of CRC-16/XMODEM, and `CLUSTER KEYSLOT`.
         assert_eq!(slot(b"{123456789}:x"), 0x31c3 % SLOTS);
         assert_eq!(slot(b"tollgate:{shared}:default"), slot(b"other{shared}"));
@@ -224,7 +227,7 @@ mod tests {
     }
 
     #[test]
-    fn replies_about_slots_are_read() {
+    fn cluster_slots_replies_are_parsed() {
         let text = |text: &str| Value::BulkString(text.as_bytes().to_vec());
         let node = |host, port| Value::Array(vec![host, Value::Int(port), text("id")]);
         let range = |from, to, node| Value::Array(vec![Value::Int(from), Value::Int(to), node, Value::Nil]);

@@ -2,12 +2,12 @@
 //!
 //! # Rules
 //!
-//! 1. Nothing is connected before the first charge, and no server is needed to start.
-//! 2. All charges go over one connection (one a node of a cluster), one behind the other without waiting for replies.
+//! 1. Connections are made with the first charge. No server is needed to start.
+//! 2. All charges share one connection (one per node of a cluster), and are pipelined.
 //! 3. A connection that has failed, or did not reply in time, is not used again. The next charge makes a new one. Sentinels are
 //!    then asked again for the master, and a cluster for its slots.
-//! 4. Making one is a task, which ends within the connection timeout: charges may have less time than that takes, or be
-//!    dropped, and the next finds the connection made, or begins another.
+//! 4. A task makes the connection, within the connection timeout. A charge with a shorter timeout may fail or be dropped meanwhile.
+//!    The next charge then uses that connection, or makes another.
 
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -21,28 +21,28 @@ use super::node::Node;
 use super::server::{Kind, RedisServer};
 use super::timeout::within;
 
-/// A connection for a charge, and what to forget if it fails.
-pub(super) struct Open {
+/// A connection for a charge, and the attempt to drop if the charge fails.
+pub(super) struct Connection {
     pub(super) node: Node,
     pub(super) attempt: Attempt<Node>,
-    /// Of a node of a cluster.
+    /// Present for a node of a cluster.
     pub(super) route: Option<Route>,
 }
 
-impl Open {
+impl Connection {
     pub(super) async fn query<T: FromRedisValue>(&mut self, command: &Cmd) -> RedisResult<T> {
         let done = self.node.query(command).await;
         match (done, self.route.is_some()) {
-            (Err(error), true) => self.watch(error, command).await,
+            (Err(error), true) => self.redirect(error, command).await,
             (done, _) => done,
         }
     }
 }
 
-/// The way to Redis.
+/// The connections of a limiter.
 pub(super) struct Link {
     server: Arc<RedisServer>,
-    one: Made<Node>,
+    one: Lazy<Node>,
     cluster: Option<Arc<Cluster>>,
 }
 
@@ -52,48 +52,49 @@ impl Link {
             Kind::Cluster(seeds) => Some(Arc::new(Cluster::new(seeds.clone(), server.connection_timeout))),
             _ => None,
         };
-        Self { server: Arc::new(server), one: Made::default(), cluster }
+        Self { server: Arc::new(server), one: Lazy::default(), cluster }
     }
 
     pub(super) fn is_cluster(&self) -> bool {
         self.cluster.is_some()
     }
 
-    /// The connection to the server that has a key. Waits while it is being made.
-    pub(super) async fn open(&self, key: &[u8]) -> RedisResult<Open> {
+    /// Returns the connection to the server that has a key. Waits while the connection is being made.
+    pub(super) async fn open(&self, key: &[u8]) -> RedisResult<Connection> {
         if let Some(cluster) = &self.cluster {
             return cluster.open(key).await;
         }
         let server = Arc::clone(&self.server);
         let mut attempt = self.one.attempt(server.connection_timeout, async move { server.connect().await });
-        Ok(Open { node: attempt.done().await?, attempt, route: None })
+        Ok(Connection { node: attempt.done().await?, attempt, route: None })
     }
 
-    /// A charge has failed, on this connection if there was one. It is not used again.
-    pub(super) fn failed(&self, open: Option<&Open>) {
+    /// Handles a failed charge: its connection, if any, is not used again.
+    pub(super) fn failed(&self, connection: Option<&Connection>) {
         match &self.cluster {
-            Some(cluster) => cluster.failed(open),
-            None => open.into_iter().for_each(|open| self.one.forget(&open.attempt)),
+            Some(cluster) => cluster.failed(connection),
+            None => connection.into_iter().for_each(|connection| self.one.clear_if(&connection.attempt)),
         }
     }
 }
 
-/// A value that charges share, and that is made when one needs it.
-pub(super) struct Made<T>(Mutex<Option<Attempt<T>>>);
+/// A shared value that is made on first use.
+pub(super) struct Lazy<T>(Mutex<Option<Attempt<T>>>);
 
-impl<T> Default for Made<T> {
+impl<T> Default for Lazy<T> {
     fn default() -> Self {
         Self(Mutex::new(None))
     }
 }
 
-/// A value that is made, or is being made. The task that makes it has the sender: charges that wait do not run when it does, only
-/// when it has ended.
+/// A value that is made, or is being made by a task.
+///
+/// The task holds the sender, so waiting charges wake up only when the task has ended.
 #[derive(Clone)]
 pub(super) struct Attempt<T>(watch::Receiver<Option<RedisResult<T>>>);
 
-impl<T: Clone + Send + Sync + 'static> Made<T> {
-    /// The value that is there or is being made. If there is none, a task makes it, within `limit`.
+impl<T: Clone + Send + Sync + 'static> Lazy<T> {
+    /// Returns the current value or attempt. If there is none, starts a task that makes the value within `limit`.
     pub(super) fn attempt(
         &self,
         limit: Duration,
@@ -111,25 +112,24 @@ impl<T: Clone + Send + Sync + 'static> Made<T> {
         current.insert(Attempt(attempt)).clone()
     }
 
-    /// Forgets a value, unless somebody has done so already. One that is still being made stays, since a charge may have less
-    /// time than that takes.
-    pub(super) fn forget(&self, failed: &Attempt<T>) {
+    /// Drops this value, if it is still the current one. A pending attempt stays: a charge may have a shorter timeout.
+    pub(super) fn clear_if(&self, failed: &Attempt<T>) {
         self.lock().take_if(|attempt| attempt.0.same_channel(&failed.0) && attempt.is_over());
     }
 
-    /// Forgets whatever value there is, but not one that is still being made.
-    pub(super) fn forget_any(&self) {
+    /// Drops the current value. A pending attempt stays.
+    pub(super) fn clear(&self) {
         self.lock().take_if(|attempt| attempt.is_over());
     }
 
     fn lock(&self) -> MutexGuard<'_, Option<Attempt<T>>> {
-        // Under the lock only whole values are moved.
+        // A poisoned lock is usable: only whole values are moved under the lock.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl<T: Clone> Attempt<T> {
-    /// Waits until it is made.
+    /// Waits until the value is made.
     pub(super) async fn done(&mut self) -> RedisResult<T> {
         match self.0.wait_for(Option::is_some).await {
             Ok(made) => made.clone().unwrap_or_else(|| Err(gone())),
@@ -144,7 +144,7 @@ impl<T: Clone> Attempt<T> {
     fn has_failed(&self) -> bool {
         match &*self.0.borrow() {
             Some(made) => made.is_err(),
-            // Its task has gone without a word: with its runtime, or by a panic.
+            // The task ended without a result: its runtime ended, or it panicked.
             None => self.0.has_changed().is_err(),
         }
     }
@@ -155,12 +155,12 @@ fn gone() -> RedisError {
 }
 
 impl RedisServer {
-    /// Connects to the server that is there, or to the master.
+    /// Connects to the single server, or to the master that Sentinels name.
     async fn connect(&self) -> RedisResult<Node> {
         match &self.kind {
             Kind::Single(endpoint) => Node::connect(endpoint).await,
             Kind::Sentinel(sentinels) => sentinels.connect().await,
-            // Of a cluster there are several connections.
+            // A cluster has several connections, see `cluster.rs`.
             Kind::Cluster(_) => {
                 Err((redis::ErrorKind::InvalidClientConfig, "a cluster has no single connection").into())
             }

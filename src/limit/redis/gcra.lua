@@ -1,15 +1,14 @@
--- Charges all budgets, or none. Before this comes one line that sets `now`, in whole microseconds (gcra.rs).
--- KEYS: a budget each. ARGV, seven a budget: does its refusal bind (1 or 0), interval in ns, burst x interval and
--- cost x interval in us and ns each, and whether the cost is above the burst (1 or 0).
--- Behind these, where cells are bought ahead (lease.rs), four a budget: how many, for how long in us, and the interval
--- in us and ns.
--- Returns three numbers a budget: 0 if the charge does not fit, or else 1 and the cells that were bought ahead; and what
--- is owed now, in us and ns; and then the time.
+-- Charges all buckets, or none. A first line that sets `now`, in whole microseconds, is prepended (gcra.rs).
+-- KEYS: one per bucket. ARGV, seven per bucket: whether its rejection rejects the whole charge (1 or 0), interval in ns,
+-- burst x interval and cost x interval in us and ns each, and whether the cost is above the burst (1 or 0).
+-- With lease requests (lease.rs) four more per bucket follow: units, duration in us, and interval in us and ns.
+-- Returns three numbers per bucket: 0 if the charge does not fit, or else 1 plus the leased units; and the time until the
+-- bucket is full, in us and ns. The last number is the time.
 --
--- A budget is the text "us ns interval": the theoretical arrival time in two parts, and the interval by which it is
--- counted. Lua's numbers are exact up to 2^53, which is the year 2255 in us; both parts are whole numbers at all times.
--- What is compared is relative to now. A sum above 2^53 may be wrong by 1 us, and is twice as long as any burst.
-local budgets, admitted, answer = {}, true, {}
+-- A bucket is the text "us ns interval": the theoretical arrival time in two parts, and the interval that it is counted
+-- by. Lua's numbers are exact up to 2^53, which is the year 2255 in us. Both parts are always whole numbers.
+-- Comparisons are relative to now. A sum above 2^53 may be wrong by 1 us, but is twice as long as any burst.
+local buckets, admitted, answer = {}, true, {}
 for i, key in ipairs(KEYS) do
   local at = 7 * (i - 1)
   local interval = ARGV[at + 2]
@@ -23,8 +22,8 @@ for i, key in ipairs(KEYS) do
     if tat_us >= now then
       us, ns = tat_us - now, tonumber(tat_ns)
       if counted_by ~= interval then
-        -- As many cells of another quota. Six roundings, each by less than 1 part in 2^53, are made up for by 8 parts;
-        -- then up to whole us. What would take 136 years is cut.
+        -- Carry the same number of units over to another quota. Six roundings, each by less than 1 part in 2^53, are
+        -- covered by 8 parts. Then round up to whole us. Times above 136 years are cut.
         us = (us + ns / 1000) * (tonumber(interval) / tonumber(counted_by)) * (1 + 2 ^ -50)
         us, ns, changed = math.min(math.ceil(us), 4300000000000000), 0, true
       end
@@ -40,37 +39,38 @@ for i, key in ipairs(KEYS) do
   if not fits and ARGV[at + 1] == '1' then
     admitted = false
   end
-  budgets[i] = { us, ns, changed, fits and not is_free, sum_us, sum_ns, interval, fits }
+  buckets[i] = { us, ns, changed, fits and not is_free, sum_us, sum_ns, interval, fits }
 end
 for i, key in ipairs(KEYS) do
-  local us, ns, changed, is_charged, sum_us, sum_ns, interval, fits = unpack(budgets[i])
+  local us, ns, changed, is_charged, sum_us, sum_ns, interval, fits = unpack(buckets[i])
   if admitted and is_charged then
     us, ns, changed = sum_us, sum_ns, true
   end
-  local ahead, at = 0, 7 * #KEYS + 4 * (i - 1)
+  local leased, at = 0, 7 * #KEYS + 4 * (i - 1)
   local most = admitted and fits and tonumber(ARGV[at + 1]) or 0
   if most > 0 then
-    -- As if they were spent at the end of their time; and a quarter of what is left at most, so that no rounding matters.
+    -- Charge the leased units as if they were used at the end of the lease. Lease at most a quarter of what is left, so
+    -- that no rounding matters.
     local hold_us, unit_us, unit_ns = tonumber(ARGV[at + 2]), tonumber(ARGV[at + 3]), tonumber(ARGV[at + 4])
     local from_us, from_ns = us, ns
     if us < hold_us then
       from_us, from_ns = hold_us, 0
     end
     local burst_us = tonumber(ARGV[7 * (i - 1) + 3])
-    ahead = math.min(most, math.floor((burst_us - from_us) / (unit_us + unit_ns / 1000) / 4))
-    if ahead >= 2 then
-      ns = from_ns + ahead * unit_ns
-      us, ns, changed = from_us + ahead * unit_us + math.floor(ns / 1000), ns % 1000, true
+    leased = math.min(most, math.floor((burst_us - from_us) / (unit_us + unit_ns / 1000) / 4))
+    if leased >= 2 then
+      ns = from_ns + leased * unit_ns
+      us, ns, changed = from_us + leased * unit_us + math.floor(ns / 1000), ns % 1000, true
     else
-      ahead = 0
+      leased = 0
     end
   end
   if changed then
     redis.call('SET', key, string.format('%.0f %.0f %s', now + us, ns, interval))
-    -- Not before the budget is full again; a time and no span, so that it does not matter when it is counted from.
+    -- Expire when the bucket is full or later. An absolute time does not depend on when Redis starts to count.
     redis.call('PEXPIREAT', key, string.format('%.0f', math.ceil((now + us + 1) / 1000)))
   end
-  answer[3 * i - 2], answer[3 * i - 1], answer[3 * i] = fits and 1 + ahead or 0, us, ns
+  answer[3 * i - 2], answer[3 * i - 1], answer[3 * i] = fits and 1 + leased or 0, us, ns
 end
 answer[#answer + 1] = now
 return answer

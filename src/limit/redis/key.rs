@@ -1,11 +1,11 @@
-//! Under which keys budgets stand in Redis: `tollgate:{rSg4DZs1fwoQpFc0aGV6Xw}:default`.
+//! The keys of buckets in Redis: `tollgate:{rSg4DZs1fwoQpFc0aGV6Xw}:default`.
 //!
 //! # Rules
 //!
-//! 1. Between the braces is HMAC-SHA-256 of the subject (RFC 2104), cut to 128 bits, in base64url. Who reads Redis and
-//!    does not know the secret cannot tell whose budget it is, nor whether that of somebody he knows is there.
-//! 2. The braces are a hash tag: all budgets of one subject are in one slot of a cluster.
-//! 3. Behind them is the policy's name. No key holds a token, or anything made of one.
+//! 1. The text in braces is HMAC-SHA-256 of the subject (RFC 2104), cut to 128 bits, in base64url. A reader of Redis without the
+//!    secret can neither learn the subject of a bucket nor find the bucket of a known subject.
+//! 2. The braces are a hash tag: all buckets of one subject are in one slot of a cluster.
+//! 3. The policy's name follows the braces. No key contains a token, or anything derived from one.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
@@ -15,14 +15,14 @@ use sha2::Sha256;
 use super::RedisLimitsError;
 use crate::grant::Subject;
 
-/// A prefix, and a secret.
+/// The prefix and the secret of all keys.
 #[derive(Clone)]
 pub(super) struct Keys {
     prefix: String,
     hmac: Hmac<Sha256>,
 }
 
-/// The hash of a subject, by which its budgets are found.
+/// The hash of a subject, used as the hash tag of its keys.
 pub(super) type Tag = [u8; 16];
 
 impl Keys {
@@ -32,13 +32,13 @@ impl Keys {
         if secret.len() < Self::SHORTEST_SECRET {
             return Err(RedisLimitsError::ShortSecret);
         }
-        // HMAC takes keys of any length.
+        // Never an error: HMAC takes keys of any length.
         let hmac = Hmac::new_from_slice(secret).map_err(|_| RedisLimitsError::ShortSecret)?;
         Ok(Self { prefix: "tollgate:".to_owned(), hmac })
     }
 
     pub(super) fn with_prefix(self, prefix: &str) -> Result<Self, RedisLimitsError> {
-        // The first braces of a key are its hash tag, and must be ours.
+        // Redis takes the first braces of a key as its hash tag.
         match prefix.contains(['{', '}']) {
             true => Err(RedisLimitsError::Prefix),
             false => Ok(Self { prefix: prefix.to_owned(), ..self }),
@@ -52,14 +52,14 @@ impl Keys {
         tag
     }
 
-    /// The key of a subject's budget under a policy.
+    /// Returns the key of a subject's bucket under a policy.
     pub(super) fn of_subject(&self, tag: Tag, policy: &str) -> Vec<u8> {
         self.key(&URL_SAFE_NO_PAD.encode(tag), policy)
     }
 
-    /// The key of a budget that many subjects share. No hash is as short as these words.
-    pub(super) fn of_all(&self, who: Everybody, policy: &str) -> Vec<u8> {
-        self.key(who.word(), policy)
+    /// Returns the key of a bucket that several subjects share. The tag is shorter than any hash.
+    pub(super) fn of_shared(&self, tag: SharedTag, policy: &str) -> Vec<u8> {
+        self.key(tag.text(), policy)
     }
 
     fn key(&self, tag: &str, policy: &str) -> Vec<u8> {
@@ -71,15 +71,15 @@ impl Keys {
     }
 }
 
-/// Who shares a budget.
+/// The hash tag of a shared bucket.
 #[derive(Clone, Copy)]
-pub(super) enum Everybody {
+pub(super) enum SharedTag {
     Anonymous,
     Shared,
 }
 
-impl Everybody {
-    fn word(self) -> &'static str {
+impl SharedTag {
+    fn text(self) -> &'static str {
         match self {
             Self::Anonymous => "anonymous",
             Self::Shared => "shared",
@@ -92,8 +92,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn keys_are_keyed_hashes_and_the_prefix_has_no_tag() {
-        // RFC 4231, section 4.4: a key of 20 bytes is too short for us, so the one of section 4.8, cut.
+    fn keys_are_keyed_hashes_and_prefixes_with_braces_are_rejected() {
+        // The secret of RFC 4231, section 4.4 is too short, so the test uses section 4.8, cut to 128 bits.
         let keys = Keys::new(&[0xaa; 131]).unwrap();
         let tag = keys.tag(&"Test Using Larger Than Block-Size Key - Hash Key First".into());
         assert_eq!(tag[..4], [0x60, 0xe4, 0x31, 0x59]);

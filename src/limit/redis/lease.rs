@@ -1,17 +1,16 @@
-//! Cells that a server buys ahead: what is bought, when, and why no more is admitted by that. The rules are those of
-//! [`Leases`].
+//! Leases: units that a server charges in Redis in advance. The rules are those of [`Leases`].
 //!
 //! # Proof of rule 3
 //!
-//! Cells that are bought at a time `a` are spent from `a` to `a + d`, where `d` is 0 for a charge that is made at once,
-//! and the time of a lease otherwise. (Here it is counted from before Redis was asked, and by a clock that may run slow
-//! by 1 part in 64.) The purchase of `n` cells sets the budget's theoretical arrival time to
-//! `max(TAT, a + d) + n x interval`, and is made only if that is not above `a + burst x interval`.
+//! Units that are leased at a time `a` are used from `a` to `a + d`. `d` is 0 for a charge that is made immediately, and the
+//! duration of a lease otherwise. (Here the lease begins before the command is sent, and ends by a clock that may run slow by 1
+//! part in 64.) A lease of `n` units sets the bucket's theoretical arrival time to `max(TAT, a + d) + n x interval`. Redis
+//! grants the lease only if that is at most `a + burst x interval`.
 //!
-//! Take the `N` cells that are spent from `s` to `e`, and the purchases that they come from. The first of these has
-//! `a + d >= s`, so that `TAT` is `s` and the time of its own cells, or more; and each of the others adds the time of its
-//! cells. So `TAT` is at last `s + N x interval` or more. The last of them was made at an `a <= e`, so that `TAT` was at
-//! most `e + burst x interval`. Hence `N <= burst + (e - s) / interval`.
+//! Take the `N` units that are used from `s` to `e`, and the leases that they come from. The first lease has `a + d >= s`, so
+//! `TAT` is at least `s` plus the time of its own units. Each further lease adds the time of its units. So `TAT` is finally at
+//! least `s + N x interval`. The last lease was granted at an `a <= e`, so `TAT` was at most `e + burst x interval`. Hence
+//! `N <= burst + (e - s) / interval`.
 
 use std::time::Duration;
 
@@ -21,53 +20,54 @@ use crate::quota::Quota;
 use crate::quota::decision::{Decision, Verdict};
 use crate::quota::policy::Policy;
 
-/// How cells are bought ahead, see [`RedisLimits::with_leases`](super::RedisLimits::with_leases).
+/// Settings of leases, see [`RedisLimits::with_leases`](super::RedisLimits::with_leases).
+///
+/// A lease is a number of units of one bucket. One call of the script charges them in Redis in advance, for one server.
 ///
 /// # Rules
 ///
-/// 1. A lease is some cells of one budget, bought by one call of the script and spent on one server until it ends. What is
-///    left then is lost: at most one lease a server and budget. (Of a budget that all share: a server and subject.)
-/// 2. Redis charges a lease as cells that are spent at its end, and sells it only if they would fit now. Charges of other
-///    servers, with leases and without, are made beside it as ever. But no server of the same prefix may have
-///    [refunds](crate::RateLimits::with_refunds): the time until a lease's end would be given back as if it had been paid.
-/// 3. Over any time `t` of Redis' clock all servers together admit no more than `burst + rate x t`.
-/// 4. A lease is an eighth of the burst at most, and a quarter of what is left in the budget. It ends after the time in
-///    which an eighth of the burst comes back, or [`with_longest`](Self::with_longest). Of less than two cells, or for less
-///    than 5 milliseconds, there are none: where the burst is below 16, and near the limit, each charge asks Redis.
-/// 5. A lease is meant to last for half of its time at the pace of the charges before it, and is at most twice the one
-///    before. So the first charge buys nothing ahead, and a subject with fewer than four charges in a lease's time never
-///    does.
-/// 6. For a subject one purchase is pending at a time on a server. A charge that comes meanwhile and does not find enough waits
-///    for it, for half of the deadline. After that it asks Redis itself, and buys nothing ahead. The bound of rule 3 holds.
-/// 7. A charge of several budgets takes cells from all of them or from none. Where one of them has no leases, or is on trial
-///    and exhausted, Redis is asked.
-/// 8. What decisions say of a budget is what this server has heard of it last, at most the time of a lease ago.
-/// 9. No task runs. A subject whose leases have ended is forgotten when others come.
+/// 1. A server uses a lease until it ends. Unused units are then lost: at most one lease per server and bucket. (For a bucket that
+///    all subjects share: per server and subject.)
+/// 2. Redis charges a lease as units that are used at its end, and grants it only if they fit now. Other servers charge the same
+///    bucket as usual, with leases and without. But no server of the same prefix may have
+///    [refunds](crate::RateLimits::with_refunds): a refund would also return the time until a lease's end.
+/// 3. In any time `t` of Redis' clock, all servers together admit at most `burst + rate x t`.
+/// 4. A lease has at most an eighth of the burst, and at most a quarter of the units left in the bucket. It lasts for the time in
+///    which an eighth of the burst refills, or [`with_longest`](Self::with_longest). A lease has at least two units and lasts at
+///    least 5 milliseconds. With a burst below 16, and near the limit, each charge asks Redis.
+/// 5. The size of a lease is chosen to last for half of its duration at the pace of the previous charges. It is at most twice the
+///    previous size. So the first charge requests no lease, and neither does a subject with fewer than four charges per lease.
+/// 6. A subject has one pending lease request per server. A concurrent charge that finds too few units waits for that request, for
+///    half of the timeout. After that it asks Redis itself without a lease request. The bound of rule 3 holds.
+/// 7. A charge of several buckets takes units from all of them or from none. If one of them has no leases, or is an exhausted dry
+///    run, the charge asks Redis.
+/// 8. Decisions report the state of a bucket that this server received last, at most the duration of a lease ago.
+/// 9. Leases need no task. Entries of subjects whose leases have ended are removed when new subjects are added.
 ///
-/// Two things only let more pass, by one lease a server at most each: that Redis has lost a budget, which then begins full, and a
-/// change of quota, since other servers may spend what they bought under the old one until it ends.
+/// Two events admit more than this bound, each by at most one lease per server. If Redis loses a bucket, the bucket starts full. After
+/// a change of quota, other servers may use their leases of the previous quota until these end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Leases {
     longest_ns: u64,
 }
 
 impl Default for Leases {
-    /// For a second at most.
+    /// Returns settings with leases of at most one second.
     fn default() -> Self {
         Self { longest_ns: 1_000_000_000 }
     }
 }
 
 impl Leases {
-    /// The same with another time after which a lease ends at the latest. Below 5 milliseconds there are none.
+    /// Sets the longest duration of a lease. Default: 1 second. Below 5 milliseconds there are no leases.
     ///
-    /// A shorter time loses less to a server that does not spend what it has, and asks Redis more often.
+    /// A shorter duration loses fewer unused units, and asks Redis more often.
     #[must_use]
     pub fn with_longest(self, longest: Duration) -> Self {
         Self { longest_ns: u64::try_from(longest.as_nanos()).unwrap_or(u64::MAX) }
     }
 
-    /// What is sold ahead of a quota, if anything.
+    /// Returns the bounds of leases of a quota, or `None` if the quota is too small for leases.
     pub(super) fn plan(self, quota: Quota) -> Option<Plan> {
         let most = quota.burst() / PART_OF_BURST;
         let time_ns = self.longest_ns.min(quota.interval_ns() * u64::from(most));
@@ -80,128 +80,128 @@ const PART_OF_REST: u64 = 4;
 const FEWEST: u32 = 2;
 const SHORTEST_NS: u64 = 5_000_000;
 
-/// The leases of one quota.
+/// The bounds of the leases of one quota.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Plan {
     most: u32,
     time_ns: u64,
 }
 
-/// Cells that are to be bought beside a charge.
+/// A request for a lease, sent with a charge.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Order {
-    /// 0 if there is nothing to buy.
-    pub(super) cells: u32,
-    /// How long Redis has to reckon with them.
+pub(super) struct LeaseRequest {
+    /// The number of units. 0 requests no lease.
+    pub(super) units: u32,
+    /// The time for which Redis reserves the units.
     pub(super) hold_ns: u64,
 }
 
-/// What a server has of one budget, and knows of it. Times are nanoseconds of its own clock.
+/// A server's lease of one bucket, and the last known state of the bucket. Times are nanoseconds of the server's clock.
 #[derive(Debug)]
-pub(super) struct Stock {
+pub(super) struct Lease {
     policy: Policy,
     plan: Plan,
-    /// Cells of the current lease, which are there until `ends_at`.
+    /// Unused units, valid until `ends_at`.
     left: u32,
     ends_at: u64,
-    /// Before Redis was asked the last time.
-    asked_at: u64,
-    /// The cells that came then, those that were spent at once too.
-    came: u32,
-    /// The order before.
-    ordered: u32,
-    /// What Redis has said is owed, and when that was heard.
+    /// When the last lease was requested.
+    sent_at: u64,
+    /// The units charged and leased by that request.
+    received: u32,
+    /// The number of units of the last request.
+    requested: u32,
+    /// The time until the bucket is full, as Redis reported it, and the time of that reply.
     owed_ns: u64,
-    told_at: u64,
+    replied_at: u64,
 }
 
-/// Cells that were taken out for a charge which is not decided yet.
+/// Units that were taken from a lease for a pending charge.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Taken {
-    pub(super) cells: u32,
+    pub(super) units: u32,
     ends_at: u64,
 }
 
-impl Stock {
+impl Lease {
     pub(super) fn new(policy: Policy, plan: Plan) -> Self {
-        Self { policy, plan, left: 0, ends_at: 0, asked_at: 0, came: 0, ordered: 1, owed_ns: 0, told_at: 0 }
+        Self { policy, plan, left: 0, ends_at: 0, sent_at: 0, received: 0, requested: 1, owed_ns: 0, replied_at: 0 }
     }
 
     pub(super) fn quota(&self) -> Quota {
         self.policy.quota()
     }
 
-    /// How many cells could be spent at once.
+    /// Returns the number of units that can be charged immediately.
     pub(super) fn left(&self, now: u64) -> u32 {
         if now < self.ends_at { self.left } else { 0 }
     }
 
-    /// Takes so many cells, or as many as there are. For what is above the burst there are none, since it can never be.
-    pub(super) fn take(&mut self, now: u64, cells: u32) -> Taken {
-        let cells = if cells > self.quota().burst() { 0 } else { cells.min(self.left(now)) };
-        self.left -= cells;
-        Taken { cells, ends_at: self.ends_at }
+    /// Takes this number of units, or as many as are left. Takes none if the number exceeds the burst, which is always rejected.
+    pub(super) fn take(&mut self, now: u64, units: u32) -> Taken {
+        let units = if units > self.quota().burst() { 0 } else { units.min(self.left(now)) };
+        self.left -= units;
+        Taken { units, ends_at: self.ends_at }
     }
 
-    /// Puts back what was not spent, if the lease that it is of is still the current one.
+    /// Puts back unused units, if their lease is still the current one.
     pub(super) fn put_back(&mut self, taken: Taken) {
         if taken.ends_at == self.ends_at {
-            self.left += taken.cells;
+            self.left += taken.units;
         }
     }
 
-    /// Whether Redis has said of late what the budget's state is.
-    pub(super) fn knows(&self, now: u64) -> bool {
-        self.told_at > 0 && now.saturating_sub(self.told_at) < self.plan.time_ns
+    /// Returns whether the last known state of the bucket is recent.
+    pub(super) fn is_fresh(&self, now: u64) -> bool {
+        self.replied_at > 0 && now.saturating_sub(self.replied_at) < self.plan.time_ns
     }
 
-    /// Whether a lease may be had, by what Redis has said before.
-    pub(super) fn may_buy(&self, now: u64) -> bool {
+    /// Returns whether Redis may grant a lease, by the last known state.
+    pub(super) fn can_lease(&self, now: u64) -> bool {
         let owed_ns = self.owed_at(now).max(self.plan.time_ns);
         let rest = self.quota().span_ns().saturating_sub(owed_ns) / self.quota().interval_ns();
         rest / PART_OF_REST >= u64::from(FEWEST)
     }
 
-    /// What to buy beside a charge. `waiting` is the number of cells that others wait for.
-    pub(super) fn order(&self, now: u64, waiting: u32) -> Order {
-        let spent = u128::from(self.came - self.left.min(self.came));
-        let passed = u128::from(now.saturating_sub(self.asked_at).max(1));
-        let by_pace = spent * u128::from(self.plan.time_ns) / (2 * passed);
-        let by_pace = by_pace.min((2 * self.ordered).into()) as u32;
-        let cells = by_pace.max(waiting).min(self.plan.most);
-        let cells = if cells < FEWEST { 0 } else { cells };
-        // As seen from Redis, a clock that runs slow ends a lease late.
-        Order { cells, hold_ns: self.plan.time_ns + self.plan.time_ns.div_ceil(63) }
+    /// Returns the lease request for a charge. `waiting` is the number of units that other charges wait for.
+    pub(super) fn request(&self, now: u64, waiting: u32) -> LeaseRequest {
+        let used = u128::from(self.received - self.left.min(self.received));
+        let passed = u128::from(now.saturating_sub(self.sent_at).max(1));
+        let by_pace = used * u128::from(self.plan.time_ns) / (2 * passed);
+        let by_pace = by_pace.min((2 * self.requested).into()) as u32;
+        let units = by_pace.max(waiting).min(self.plan.most);
+        let units = if units < FEWEST { 0 } else { units };
+        // By Redis' clock, a server whose clock runs slow ends a lease late.
+        LeaseRequest { units, hold_ns: self.plan.time_ns + self.plan.time_ns.div_ceil(63) }
     }
 
-    /// A charge was made in Redis, and this came of the order beside it.
-    pub(super) fn receive(&mut self, asked_at: u64, now: u64, charged: u32, order: Order, ahead: u32) {
-        if ahead > 0 || self.left(now) == 0 {
-            self.left = ahead;
-            self.ends_at = asked_at.saturating_add(self.plan.time_ns);
-            self.asked_at = asked_at;
-            self.came = charged.saturating_add(ahead);
-            self.ordered = order.cells.max(1);
+    /// Starts a lease of the granted units after a charge in Redis.
+    pub(super) fn renew(&mut self, sent_at: u64, now: u64, charged: u32, request: LeaseRequest, granted: u32) {
+        if granted > 0 || self.left(now) == 0 {
+            self.left = granted;
+            self.ends_at = sent_at.saturating_add(self.plan.time_ns);
+            self.sent_at = sent_at;
+            self.received = charged.saturating_add(granted);
+            self.requested = request.units.max(1);
         }
     }
 
-    /// Redis has said what is owed.
-    pub(super) fn hear(&mut self, now: u64, state: State) {
-        (self.owed_ns, self.told_at) = (state.owed_ns, now);
+    /// Stores the bucket's state as reported by Redis.
+    pub(super) fn update(&mut self, now: u64, state: State) {
+        (self.owed_ns, self.replied_at) = (state.owed_ns, now);
     }
 
-    /// Whether nothing would be lost with this.
-    pub(super) fn is_over(&self, now: u64) -> bool {
-        now >= self.ends_at && !self.knows(now)
+    /// Returns whether the lease has ended and the known state is not recent.
+    pub(super) fn is_expired(&self, now: u64) -> bool {
+        now >= self.ends_at && !self.is_fresh(now)
     }
 
     fn owed_at(&self, now: u64) -> u64 {
-        self.owed_ns.saturating_sub(now.saturating_sub(self.told_at))
+        self.owed_ns.saturating_sub(now.saturating_sub(self.replied_at))
     }
 
-    /// The decision about a charge that was made: what is here can be spent as well as what is there.
+    /// Returns the decision about an admitted charge. The remaining units include those of the lease.
     pub(super) fn admitted(&self, now: u64) -> Decision {
-        let here_ns = u64::from(self.left(now)) * self.quota().interval_ns();
-        decision_without_wait(self.policy.clone(), Verdict::Admitted, self.owed_at(now).saturating_sub(here_ns))
+        let leased_ns = u64::from(self.left(now)) * self.quota().interval_ns();
+        decision_without_wait(self.policy.clone(), Verdict::Admitted, self.owed_at(now).saturating_sub(leased_ns))
     }
 }

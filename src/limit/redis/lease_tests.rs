@@ -1,35 +1,35 @@
-//! Leases by the script on a real Redis, at times of the test's own: the bound of rule 3, and what is lost.
+//! Tests of leases with the script in a real Redis, at times that the test sets: the bound of rule 3, and losses.
 
 use std::cell::Cell;
 use std::time::Duration;
 
 use proptest::prelude::*;
 
-use super::connect::Open;
+use super::connect::Connection;
 use super::gcra::{Part, charge_at};
 use super::lease::Leases;
-use super::stocks::Stocks;
+use super::lease_table::LeaseTable;
 use super::tests::{START_US, key, part, redis, remove};
 use crate::grant::Subject;
 use crate::quota::Quota;
 
-/// Nothing takes so long, unless it hangs.
+/// A timeout that only a hanging test exceeds.
 const NEVER: Duration = Duration::from_secs(30);
 
-/// A server with a clock of its own, which began at another time and runs at another pace.
+/// A server with its own clock, which started at another time and runs at another pace.
 struct Node {
-    stocks: Stocks,
-    /// 64ths of the pace of Redis' clock.
+    leases: LeaseTable,
+    /// The pace of its clock, in 64ths of the pace of Redis' clock.
     pace: u64,
     begun: u64,
 }
 
 impl Node {
     fn new(pace: u64) -> Self {
-        Self { stocks: Stocks::new(Leases::default()), pace, begun: pace * 7_000_000_000 }
+        Self { leases: LeaseTable::new(Leases::default()), pace, begun: pace * 7_000_000_000 }
     }
 
-    /// Its clock, in ns, where Redis' clock has advanced by so many us.
+    /// Returns the time of its clock, in ns, after this many us of Redis' clock.
     fn clock(&self, us: u64) -> u64 {
         self.begun + (u128::from(us) * 1_000 * u128::from(self.pace) / 64) as u64
     }
@@ -39,31 +39,32 @@ fn subject() -> Subject {
     "s".into()
 }
 
-/// One charge of one budget. Returns when how many cells were spent, in us. Redis is asked after `there` us, and has
-/// answered `back` us later.
+/// Makes one charge of one bucket. Returns the times, in us, and the numbers of units that were charged.
+///
+/// Redis decides `there` us later, and its reply arrives after `back` more us.
 fn charge(
     runtime: &tokio::runtime::Runtime,
-    open: &mut Open,
+    connection: &mut Connection,
     node: &Node,
     parts: &[Part],
     us: u64,
     (there, back): (u64, u64),
 ) -> Vec<(u64, u32)> {
     let subject = subject();
-    let who = Some(&subject);
+    let subject = Some(&subject);
     let costs: Vec<_> = parts.iter().map(|part| (part.at, part.policy.quota(), part.cost)).collect();
-    if node.stocks.pay(who, node.clock(us), &costs).is_some() {
+    if node.leases.charge(subject, node.clock(us), &costs).is_some() {
         return vec![(us, parts[0].cost)];
     }
-    if !node.stocks.have_leases_of(parts) {
-        return exact(runtime, open, parts, us);
+    if !node.leases.has_leases_for(parts) {
+        return exact(runtime, connection, parts, us);
     }
-    let entered = runtime.block_on(node.stocks.enter(who, || node.clock(us), parts, NEVER));
-    let (purchase, rest) = node.stocks.begin(who, node.clock(us), entered, parts);
-    let reply = runtime.block_on(charge_at(open, &rest, purchase.orders(), START_US + us + there)).unwrap();
+    let access = runtime.block_on(node.leases.lock(subject, || node.clock(us), parts, NEVER));
+    let (prepared, rest) = node.leases.prepare(subject, node.clock(us), access, parts);
+    let reply = runtime.block_on(charge_at(connection, &rest, prepared.requests(), START_US + us + there)).unwrap();
     let times = (node.clock(us), node.clock(us + there + back));
-    let paid = node.stocks.end(who, times, &purchase, &rest, Some(&reply));
-    match &paid[0] {
+    let charged = node.leases.complete(subject, times, &prepared, &rest, Some(&reply));
+    match &charged[0] {
         None => Vec::new(),
         Some(decision) => {
             assert!(decision.is_admitted());
@@ -72,16 +73,25 @@ fn charge(
     }
 }
 
-fn exact(runtime: &tokio::runtime::Runtime, open: &mut Open, parts: &[Part], us: u64) -> Vec<(u64, u32)> {
-    let reply = runtime.block_on(charge_at(open, parts, &[], START_US + us)).unwrap();
+fn exact(runtime: &tokio::runtime::Runtime, connection: &mut Connection, parts: &[Part], us: u64) -> Vec<(u64, u32)> {
+    let reply = runtime.block_on(charge_at(connection, parts, &[], START_US + us)).unwrap();
     if reply.states[0].fits { vec![(us, parts[0].cost)] } else { Vec::new() }
 }
 
-/// Spends all there is at one moment, without leases.
-fn drain(runtime: &tokio::runtime::Runtime, open: &mut Open, key: &[u8], quota: Quota, us: u64) -> Vec<(u64, u32)> {
+/// Charges all units that are left at one moment, without leases.
+fn drain(
+    runtime: &tokio::runtime::Runtime,
+    connection: &mut Connection,
+    key: &[u8],
+    quota: Quota,
+    us: u64,
+) -> Vec<(u64, u32)> {
     let halves = std::iter::successors(Some(quota.burst()), |cost| Some(cost / 2).filter(|half| *half > 0));
-    // Each twice, since half of an odd number is rounded.
-    halves.flat_map(|cost| [cost; 2]).flat_map(|cost| exact(runtime, open, &[part(key, quota, cost)], us)).collect()
+    // Each cost twice, since half of an odd number is rounded.
+    halves
+        .flat_map(|cost| [cost; 2])
+        .flat_map(|cost| exact(runtime, connection, &[part(key, quota, cost)], us))
+        .collect()
 }
 
 fn quotas() -> impl Strategy<Value = Quota> {
@@ -89,12 +99,12 @@ fn quotas() -> impl Strategy<Value = Quota> {
         .prop_map(|(us, burst)| Quota::one_per(Duration::from_nanos(us * 1_000 + 333)).with_burst(burst))
 }
 
-/// What comes after a wait, in thousandths of the time that a burst takes to come back.
+/// A step after a wait. Times are thousandths of the refill time of the burst.
 #[derive(Clone, Debug)]
 enum Step {
-    /// So many charges on one of the servers, in so many thousandths, which cost so much each.
+    /// `count` charges of `cost` on one server, spread over `thousandths`.
     Charges { server: usize, count: u32, thousandths: u64, cost: u32 },
-    /// All that is left is spent at once, by a server without leases.
+    /// A server without leases charges all units that are left, at one moment.
     Drain,
 }
 
@@ -108,162 +118,164 @@ fn steps() -> impl Strategy<Value = Vec<(u64, Step)>> {
 
 #[test]
 fn no_window_admits_more_than_burst_and_rate() {
-    let Some((runtime, mut open)) = redis("no_window_admits_more_than_burst_and_rate") else { return };
+    let Some((runtime, mut connection)) = redis("no_window_admits_more_than_burst_and_rate") else { return };
     let mut runner = proptest::test_runner::TestRunner::new(ProptestConfig::with_cases(60));
-    let open = std::cell::RefCell::new(&mut open);
-    let (at_once, all) = (Cell::new(0_usize), Cell::new(0_usize));
+    let connection = std::cell::RefCell::new(&mut connection);
+    let (immediate, all) = (Cell::new(0_usize), Cell::new(0_usize));
     runner
         .run(&(quotas(), steps(), 0_u64..3_000), |(quota, steps, trip)| {
-            let mut open = open.borrow_mut();
-            // One whose clock is right, one that is as slow as may be, and one that is fast.
+            let mut connection = connection.borrow_mut();
+            // An exact clock, the slowest clock that is allowed, and a fast clock.
             let nodes = [64, 63, 70].map(Node::new);
-            let (key, mut us, mut spent) = (key(), 0_u64, Vec::new());
+            let (key, mut us, mut used) = (key(), 0_u64, Vec::new());
             let refill_us = quota.refill().as_micros() as u64;
             for (wait, step) in steps {
                 us += refill_us * wait / 1_000;
                 let Step::Charges { server, count, thousandths, cost } = step else {
-                    spent.extend(drain(&runtime, &mut open, &key, quota, us));
+                    used.extend(drain(&runtime, &mut connection, &key, quota, us));
                     continue;
                 };
                 for _ in 0..count {
                     let parts = [part(&key, quota, cost)];
-                    let cells = charge(&runtime, &mut open, &nodes[server], &parts, us, (trip, trip));
-                    at_once.set(at_once.get() + usize::from(cells.len() == 1));
+                    let units = charge(&runtime, &mut connection, &nodes[server], &parts, us, (trip, trip));
+                    immediate.set(immediate.get() + usize::from(units.len() == 1));
                     all.set(all.get() + 1);
-                    // Then two trips have passed as well.
-                    us += if cells.len() == 2 { 2 * trip } else { 0 };
+                    // Then the command and its reply have taken two trips.
+                    us += if units.len() == 2 { 2 * trip } else { 0 };
                     us += refill_us * thousandths / 1_000 / u64::from(count);
-                    spent.extend(cells);
+                    used.extend(units);
                 }
             }
-            for (i, &(from, _)) in spent.iter().enumerate() {
-                let mut cells = 0_u64;
-                for &(to, cost) in &spent[i..] {
-                    cells += u64::from(cost);
+            for (i, &(from, _)) in used.iter().enumerate() {
+                let mut units = 0_u64;
+                for &(to, cost) in &used[i..] {
+                    units += u64::from(cost);
                     let allowed = quota.span_ns() + (to - from) * 1_000;
-                    prop_assert!(cells * quota.interval_ns() <= allowed, "{cells} from {from} to {to}: {quota:?}");
+                    prop_assert!(units * quota.interval_ns() <= allowed, "{units} from {from} to {to}: {quota:?}");
                 }
             }
-            remove(&runtime, &mut open, &key);
+            remove(&runtime, &mut connection, &key);
             Ok(())
         })
         .unwrap();
-    // Otherwise the property would say little.
-    let (at_once, all) = (at_once.get(), all.get());
-    assert!(at_once * 5 > all, "only {at_once} of {all} from stock");
+    // Otherwise the property would test little.
+    let (immediate, all) = (immediate.get(), all.get());
+    assert!(immediate * 5 > all, "only {immediate} of {all} from leases");
 }
 
-/// The worst that can come: a lease is kept until its last moment, and then spent together with all that has come back.
+/// Checks the worst case: a lease is kept until its last moment, and then used together with all refilled units.
 #[test]
-fn a_lease_that_is_kept_widens_no_burst() {
-    let Some((runtime, mut open)) = redis("a_lease_that_is_kept_widens_no_burst") else { return };
+fn a_lease_that_is_kept_does_not_increase_the_burst() {
+    let Some((runtime, mut connection)) = redis("a_lease_that_is_kept_does_not_increase_the_burst") else { return };
     for pace in [64, 63, 70] {
         let (node, key, quota) = (Node::new(pace), key(), Quota::per_second(1_000));
         let one = [part(&key, quota, 1)];
-        let mut at = |us| charge(&runtime, &mut open, &node, &one, us, (0, 0)).len();
-        let bought_at = (1..).map(|charge| charge * 2_000).find(|us| at(*us) == 2 && *us > 200_000).unwrap();
-        let left = node.stocks.left(Some(&subject()))[0];
+        let mut at = |us| charge(&runtime, &mut connection, &node, &one, us, (0, 0)).len();
+        let granted_at = (1..).map(|charge| charge * 2_000).find(|us| at(*us) == 2 && *us > 200_000).unwrap();
+        let left = node.leases.left(Some(&subject()))[0];
         assert!(left > 20, "{left}");
-        let ends_at = node.clock(bought_at) + 125_000_000;
-        let last = (bought_at..).find(|us| node.clock(*us + 1) >= ends_at).unwrap();
-        let exact: u32 = drain(&runtime, &mut open, &key, quota, last).iter().map(|(_, cells)| cells).sum();
+        let ends_at = node.clock(granted_at) + 125_000_000;
+        let last = (granted_at..).find(|us| node.clock(*us + 1) >= ends_at).unwrap();
+        let exact: u32 = drain(&runtime, &mut connection, &key, quota, last).iter().map(|(_, units)| units).sum();
         for _ in 0..left {
-            assert_eq!(charge(&runtime, &mut open, &node, &one, last, (0, 0)), [(last, 1)]);
+            assert_eq!(charge(&runtime, &mut connection, &node, &one, last, (0, 0)), [(last, 1)]);
         }
         assert!(exact + left <= 1_000, "{exact} and {left}");
-        // What is kept back is what comes back in the time by which the clock might be wrong.
+        // The units held back are those that refill in the possible error of the clock.
         assert!(exact + left >= 980, "{exact} and {left}");
-        remove(&runtime, &mut open, &key);
+        remove(&runtime, &mut connection, &key);
     }
 }
 
-/// 1,000 charges at half of the rate, one behind the other.
+/// Makes 1,000 sequential charges at half of the rate.
 #[test]
-fn a_steady_caller_asks_seldom_and_loses_nothing() {
-    let Some((runtime, mut open)) = redis("a_steady_caller_asks_seldom_and_loses_nothing") else { return };
+fn a_steady_caller_asks_rarely_and_loses_no_units() {
+    let Some((runtime, mut connection)) = redis("a_steady_caller_asks_rarely_and_loses_no_units") else { return };
     let (node, key, quota) = (Node::new(64), key(), Quota::per_second(1_000));
-    let (mut trips, mut spent) = (0, 0);
+    let (mut trips, mut used) = (0, 0);
     for at in 0..1_000 {
-        let cells = charge(&runtime, &mut open, &node, &[part(&key, quota, 1)], at * 2_000, (0, 0));
-        trips += u32::from(cells.len() == 2);
-        spent += cells.iter().map(|(_, cells)| cells).sum::<u32>();
+        let units = charge(&runtime, &mut connection, &node, &[part(&key, quota, 1)], at * 2_000, (0, 0));
+        trips += u32::from(units.len() == 2);
+        used += units.iter().map(|(_, units)| units).sum::<u32>();
     }
-    assert_eq!(spent, 1_000);
-    // A lease is meant for half an eighth of a second, 31 charges.
+    assert_eq!(used, 1_000);
+    // A lease is sized for half of an eighth of a second, 31 charges.
     assert!((32..=50).contains(&trips), "{trips} trips");
-    remove(&runtime, &mut open, &key);
+    remove(&runtime, &mut connection, &key);
 }
 
 #[test]
-fn who_comes_seldom_and_who_has_little_buys_nothing_ahead() {
-    let Some((runtime, mut open)) = redis("who_comes_seldom_and_who_has_little_buys_nothing_ahead") else { return };
+fn rare_charges_and_small_bursts_request_no_lease() {
+    let Some((runtime, mut connection)) = redis("rare_charges_and_small_bursts_request_no_lease") else {
+        return;
+    };
     for (quota, pause_us) in [(Quota::per_second(1_000), 40_000), (Quota::per_second(1_000).with_burst(15), 1_000)] {
         let (node, key) = (Node::new(64), key());
         for at in 0..30 {
-            let cells = charge(&runtime, &mut open, &node, &[part(&key, quota, 1)], at * pause_us, (0, 0));
-            assert!(cells == [(at * pause_us, 0), (at * pause_us, 1)] || cells == [(at * pause_us, 1)]);
+            let units = charge(&runtime, &mut connection, &node, &[part(&key, quota, 1)], at * pause_us, (0, 0));
+            assert!(units == [(at * pause_us, 0), (at * pause_us, 1)] || units == [(at * pause_us, 1)]);
             let peek = [part(&key, quota, 0)];
-            let reply = runtime.block_on(charge_at(&mut open, &peek, &[], START_US + at * pause_us)).unwrap();
+            let reply = runtime.block_on(charge_at(&mut connection, &peek, &[], START_US + at * pause_us)).unwrap();
             assert!(reply.states[0].owed_ns <= 1_000_000, "{reply:?}");
         }
-        remove(&runtime, &mut open, &key);
+        remove(&runtime, &mut connection, &key);
     }
 }
 
-/// A lease that is not spent is lost, and then somebody else has its cells again.
+/// Checks that unused units are lost, and then available to other servers.
 #[test]
-fn what_is_left_is_lost_when_the_lease_ends() {
-    let Some((runtime, mut open)) = redis("what_is_left_is_lost_when_the_lease_ends") else { return };
+fn unused_units_are_lost_when_the_lease_ends() {
+    let Some((runtime, mut connection)) = redis("unused_units_are_lost_when_the_lease_ends") else { return };
     let (node, key, quota) = (Node::new(64), key(), Quota::per_second(1_000));
-    let mut at = |us: u64| charge(&runtime, &mut open, &node, &[part(&key, quota, 1)], us, (0, 0)).len();
-    // Until one is bought after some that were all spent.
-    let bought_at = (20..).map(|ms| ms * 1_000).find(|us| at(*us) == 2 && *us > 40_000).unwrap();
-    let left = node.stocks.left(Some(&subject()))[0];
+    let mut at = |us: u64| charge(&runtime, &mut connection, &node, &[part(&key, quota, 1)], us, (0, 0)).len();
+    // Until a lease is granted after another one that was used up.
+    let granted_at = (20..).map(|ms| ms * 1_000).find(|us| at(*us) == 2 && *us > 40_000).unwrap();
+    let left = node.leases.left(Some(&subject()))[0];
     assert!((4..=62).contains(&left), "{left}");
-    assert_eq!([at(bought_at + 124_999), at(bought_at + 125_000)], [1, 2]);
-    remove(&runtime, &mut open, &key);
+    assert_eq!([at(granted_at + 124_999), at(granted_at + 125_000)], [1, 2]);
+    remove(&runtime, &mut connection, &key);
 }
 
-/// All or nothing, over several budgets: what one refuses is put back into the stock of the other.
+/// Checks that a charge of several buckets is atomic: after a rejection by one, leased units of the other are put back.
 #[test]
-fn a_refused_charge_leaves_every_stock_as_it_was() {
-    let Some((runtime, mut open)) = redis("a_refused_charge_leaves_every_stock_as_it_was") else { return };
+fn a_rejected_charge_puts_leased_units_back() {
+    let Some((runtime, mut connection)) = redis("a_rejected_charge_puts_leased_units_back") else { return };
     let (node, wide, narrow) = (Node::new(64), key(), key());
     let (plenty, little) = (Quota::per_second(1_000), Quota::per_second(100));
     let parts = |cost| [part(&wide, plenty, cost), part(&narrow, little, cost)];
     let mut us = 0;
     let mut admitted = 0;
-    let (subject, left) = (subject(), || node.stocks.left(Some(&subject())));
+    let (subject, left) = (subject(), || node.leases.left(Some(&subject())));
     loop {
         us += 100;
         let before = left();
-        if charge(&runtime, &mut open, &node, &parts(1), us, (0, 0)).is_empty() {
+        if charge(&runtime, &mut connection, &node, &parts(1), us, (0, 0)).is_empty() {
             assert_eq!(left(), before);
             break;
         }
         admitted += 1;
     }
-    // The shorter burst, less than the time of its leases, and what has come back meanwhile.
+    // The smaller burst, less the duration of its leases, plus the units refilled meanwhile.
     assert!((87..=100 + us / 10_000).contains(&admitted), "{admitted}");
     assert!(left()[0] > 0 && left()[1] == 0, "{:?} of {subject:?}", left());
     for key in [&wide, &narrow] {
-        remove(&runtime, &mut open, key);
+        remove(&runtime, &mut connection, key);
     }
 }
 
 #[test]
-fn memory_is_bounded_by_those_who_came_of_late() {
+fn memory_is_bounded_by_recent_subjects() {
     let (node, quota) = (Node::new(64), Quota::per_second(1_000));
     let one = [part(b"", quota, 1)];
-    let come = |name: u64, us: u64| {
+    let add = |name: u64, us: u64| {
         let subject = Subject::from(name.to_string());
-        let entered = node.stocks.enter(Some(&subject), || node.clock(us), &one, NEVER);
-        let mut entered = Box::pin(entered);
+        let access = node.leases.lock(Some(&subject), || node.clock(us), &one, NEVER);
+        let mut access = Box::pin(access);
         let mut context = std::task::Context::from_waker(std::task::Waker::noop());
-        assert!(entered.as_mut().poll(&mut context).is_ready());
+        assert!(access.as_mut().poll(&mut context).is_ready());
     };
     for name in 0..100_000 {
-        come(name, name * 1_000);
+        add(name, name * 1_000);
     }
-    assert!(node.stocks.len() <= 4_096, "{} are remembered", node.stocks.len());
+    assert!(node.leases.len() <= 4_096, "{} are in the table", node.leases.len());
 }

@@ -1,3 +1,5 @@
+//! The limiter [`RedisLimits`] and its settings.
+
 use std::fmt;
 use std::num::NonZeroU32;
 use std::pin::Pin;
@@ -10,12 +12,12 @@ use tokio::sync::Semaphore;
 use super::RedisLimitsError;
 use super::charge::Shared;
 use super::connect::Link;
-use super::denied::Denied;
 use super::key::Keys;
 use super::lease::Leases;
-use super::outage::{Outage, OutagePolicy};
+use super::lease_table::LeaseTable;
+use super::outage::{Fallback, OutagePolicy};
+use super::rejection_cache::RejectionCache;
 use super::server::RedisServer;
-use super::stocks::Stocks;
 use crate::caller::CurrentGrant;
 use crate::limit::limit::Scope;
 use crate::limit::{Charge, Limiter, RateLimits};
@@ -24,15 +26,18 @@ use crate::pending::breaker::{BreakerState, Switch};
 use crate::quota::clock::Clock;
 use crate::quota::decision::Decision;
 
-/// Budgets in Redis, which all servers that name the same Redis, prefix and secret share.
+/// A [`Limiter`] with buckets in Redis, shared by all servers with the same Redis, prefix and secret.
 ///
-/// With [refunds](RateLimits::with_refunds), no refusal is remembered, since another server may give something back, and
-/// each asks Redis. A refund that Redis does not take in time, or that cannot be sent within the queue timeout, is lost. And refunds do not know of each other there: where several
-/// charges of one subject are given back while they are being paid off, each may give back what another has already, by its own
-/// charge at most.
+/// The policies, costs and clock are those of the [`RateLimits`] given to [`new`](Self::new). Clones share connections, cached
+/// rejections and leases. Local buckets are used only while Redis is unavailable.
 ///
-/// Clones share the connection and all that is remembered. Its policies, costs and clock are those of the [`RateLimits`] that
-/// it is made of; budgets in memory are used only while Redis is away.
+/// # Refunds
+///
+/// With [refunds](RateLimits::with_refunds) no rejection is cached, since another server may refund units. A refund is lost if Redis
+/// does not reply in time, or if the refund cannot be sent within the queue timeout. Concurrent refunds of one subject are
+/// independent: each may return units that another refund has already returned, at most its own charge.
+///
+/// # Example
 ///
 /// ```
 /// use tollgate::limit::redis::{RedisLimits, RedisServer};
@@ -49,33 +54,36 @@ use crate::quota::decision::Decision;
 ///
 /// # Timeouts
 ///
-/// A charge waits for at most the [deadline](Self::with_deadline) for the reply, before that the
-/// [queue timeout](Self::with_queue_timeout) for its turn, and the deadline once or twice more where a connection has to be made:
-/// 1.25 seconds by default. With [leases](Self::with_leases) it may wait for another purchase before, for half of the deadline.
-/// The rules of [this module](crate::limit::redis) say what follows each.
+/// A charge waits for a command slot for at most the [queue timeout](Self::with_queue_timeout), then for the reply for at most the
+/// [timeout](Self::with_timeout). Making a connection takes up to one or two more timeouts: 1.25 seconds in total by default. With
+/// [leases](Self::with_leases) a charge may first wait for a concurrent lease request, for half of the timeout. The rules of
+/// [this module](crate::limit::redis) list what follows each timeout.
 ///
-/// It waits by tokio's clock, and so must be polled on tokio.
+/// Charges use tokio's timers and must be polled on a tokio runtime.
 #[derive(Clone)]
 pub struct RedisLimits {
     shared: Arc<Shared>,
 }
 
-const DEADLINE: Duration = Duration::from_millis(250);
+const TIMEOUT: Duration = Duration::from_millis(250);
 const IN_FLIGHT: usize = 256;
 
 impl RedisLimits {
-    /// These policies in that Redis, with their costs, dry runs and refunds. The secret is 32 random bytes or more, the same on
-    /// all servers; it keeps subjects out of Redis, and another one begins with full budgets.
+    /// Creates a limiter with the policies, costs, dry runs and refunds of `limits`.
     ///
-    /// `nodes` is the number of servers that share the budgets, or more: while Redis is away each of them admits that part.
-    /// With too small a number they admit too much together then.
+    /// `secret` has at least 32 random bytes and is the same on all servers. It hides subjects from Redis. A new secret starts with
+    /// full buckets.
     ///
-    /// Nothing is connected yet, and Redis need not be there.
+    /// `nodes` is the number of servers that share the buckets, or more. While Redis is unavailable, each server admits its part of the
+    /// quota. If the number is too small, all servers together admit too much in an outage.
+    ///
+    /// Connects to Redis with the first charge, not before.
     ///
     /// # Errors
     ///
-    /// If the secret is too short, or Redis is a cluster and there are policies of each subject beside some that
-    /// [all share](crate::Limit::shared_by_all): these are in different slots, and cannot be charged in one step.
+    /// Returns an error if the secret is too short. Returns an error if Redis is a cluster and some policies are
+    /// [shared by all](crate::Limit::shared_by_all) while others are per subject: these are in different slots, and cannot be charged in
+    /// one step.
     pub fn new(
         limits: RateLimits,
         redis: RedisServer,
@@ -88,57 +96,57 @@ impl RedisLimits {
         if link.is_cluster() && has(Scope::Subject) && has(Scope::All) {
             return Err(RedisLimitsError::SharedOnCluster);
         }
-        let mut switch = Switch::new(DEADLINE);
+        let mut switch = Switch::new(TIMEOUT);
         switch.set_name("redis");
         switch.set_clock(Arc::clone(&limits.time) as Arc<dyn Clock>);
         let shared = Shared {
             keys: Arc::new(keys),
             link: Arc::new(link),
-            deadline: DEADLINE,
+            timeout: TIMEOUT,
             switch,
-            denied: Arc::new(Denied::default()),
-            outage: Outage::new(&limits, OutagePolicy::default(), nodes),
+            rejections: Arc::new(RejectionCache::default()),
+            fallback: Fallback::new(&limits, OutagePolicy::default(), nodes),
             nodes,
             limits,
             in_flight: Arc::new(Semaphore::new(IN_FLIGHT)),
             queue_timeout: None,
-            stocks: None,
+            leases: None,
         };
         Ok(Self { shared: Arc::new(shared) })
     }
 
-    /// The same under another prefix than `tollgate:`, by which budgets of several services are told apart.
+    /// Sets the prefix of all keys. Default: `tollgate:`. Services with different prefixes have separate buckets.
     ///
     /// # Errors
     ///
-    /// If the prefix has a brace, which would say to a cluster where the key belongs.
+    /// Returns an error if the prefix contains a brace, which would change the slot of the key in a cluster.
     pub fn with_prefix(mut self, prefix: &str) -> Result<Self, RedisLimitsError> {
         let keys = Keys::clone(&self.shared.keys).with_prefix(prefix)?;
         let shared = self.shared_mut();
         shared.keys = Arc::new(keys);
-        // These are other budgets.
-        shared.denied = Arc::default();
-        shared.stocks = shared.stocks.as_deref().map(|stocks| Arc::new(stocks.emptied()));
+        // Another prefix has other buckets.
+        shared.rejections = Arc::default();
+        shared.leases = shared.leases.as_deref().map(|leases| Arc::new(leases.cleared()));
         Ok(self)
     }
 
-    /// Sets the time in which Redis has to reply to a command. Default: 250 milliseconds.
+    /// Sets the timeout for a reply of Redis. Default: 250 milliseconds.
     ///
-    /// The time begins when the command is handed to the connection. Making a connection has as much time for itself. Time in
-    /// which the whole process stands still is not counted as silence of Redis.
+    /// The time begins when the command is handed to the connection. Making a connection has the same timeout, separately. Time in
+    /// which the whole process does not run is not counted.
     #[must_use]
-    pub fn with_deadline(mut self, deadline: Duration) -> Self {
+    pub fn with_timeout(mut self, timeout: Duration) -> Self {
         let shared = self.shared_mut();
-        shared.deadline = deadline;
-        shared.switch.set_deadline(deadline);
+        shared.timeout = timeout;
+        shared.switch.set_deadline(timeout);
         self
     }
 
-    /// Sets how many commands may wait for their replies at the same time. Default: 256. Further charges wait in a queue.
+    /// Sets how many commands may be in flight. Default: 256. Further charges wait in a queue.
     ///
-    /// A server makes no more charges in a second than this number divided by the round trip time: at 256 commands and 2
-    /// milliseconds, 128,000. A larger number helps only where Redis is far away, and makes each reply wait for more others. Clones that
-    /// are made after this count together.
+    /// A server makes at most this number of charges per round trip: with 256 commands and 2 milliseconds, 128,000 charges per second. A
+    /// larger number helps only if Redis is far away, and increases the latency of each reply. Clones made after this call share the
+    /// limit.
     #[must_use]
     pub fn with_max_in_flight(mut self, commands: NonZeroU32) -> Self {
         let commands = usize::try_from(commands.get()).unwrap_or(usize::MAX).min(Semaphore::MAX_PERMITS);
@@ -146,48 +154,52 @@ impl RedisLimits {
         self
     }
 
-    /// Sets how long a charge may wait until there are fewer commands in flight than
-    /// [`with_max_in_flight`](Self::with_max_in_flight) allows. Default: twice the deadline.
+    /// Sets how long a charge may wait in the queue of [`with_max_in_flight`](Self::with_max_in_flight). Default: twice the timeout.
     ///
-    /// A charge that has waited so long is rejected with 503 ([`Verdict::Unavailable`](crate::Verdict::Unavailable)), whatever
-    /// [`OutagePolicy`] says: Redis is there, so that a local decision would add to what Redis admits. Policies that are dry runs
-    /// reject nothing. The circuit breaker does not count it. A time below the deadline makes the first charges of an outage
-    /// end so.
+    /// After the queue timeout the charge is rejected with 503 ([`Verdict::Unavailable`](crate::Verdict::Unavailable)) under any
+    /// [`OutagePolicy`]: Redis is available, so a local decision would exceed what Redis admits. Dry runs reject nothing. The circuit
+    /// breaker does not count queue timeouts. With a queue timeout below the timeout, the first charges of an outage are rejected with
+    /// 503.
     #[must_use]
     pub fn with_queue_timeout(mut self, queue_timeout: Duration) -> Self {
         self.shared_mut().queue_timeout = Some(queue_timeout);
         self
     }
 
-    /// The same with another answer while Redis is away.
+    /// Sets the policy for charges while Redis is unavailable. Default: [`OutagePolicy::Local`].
     #[must_use]
-    pub fn with_outage_policy(mut self, when_down: OutagePolicy) -> Self {
+    pub fn with_outage_policy(mut self, policy: OutagePolicy) -> Self {
         let shared = self.shared_mut();
-        shared.outage = Outage::new(&shared.limits, when_down, shared.nodes);
+        shared.fallback = Fallback::new(&shared.limits, policy, shared.nodes);
         self
     }
 
-    /// The same, not asking Redis any more after so many failures in a row, rather than 5; 0 is taken as 1.
+    /// Sets the number of consecutive failures that open the circuit breaker. Default: 5. While it is open, Redis is not asked.
     #[must_use]
-    pub fn with_failure_threshold(mut self, failures: u32) -> Self {
-        self.shared_mut().switch.set_failures(failures);
+    pub fn with_failure_threshold(mut self, failures: NonZeroU32) -> Self {
+        self.shared_mut().switch.set_failures(failures.get());
         self
     }
 
-    /// The same with other pauses before a charge may ask Redis again: the first one, and the longest, to which it grows by
-    /// doubling. 1 second and 30 if this is never called.
+    /// Sets the pauses of the circuit breaker before it probes Redis. Default: 1 second, up to 30 seconds.
+    ///
+    /// The pause is `first` after the breaker opens, and doubles with each failed probe up to `longest`.
     #[must_use]
     pub fn with_backoff(mut self, first: Duration, longest: Duration) -> Self {
         self.shared_mut().switch.set_pauses(first, longest);
         self
     }
 
-    /// The same, buying cells ahead by the rules of [`Leases`], so that most charges are answered at once. Without it Redis is
-    /// asked at each charge.
+    /// Charges units in advance by the rules of [`Leases`], so that most charges are decided immediately. Default: no leases, each
+    /// charge asks Redis.
     ///
-    /// A limiter [with refunds](RateLimits::with_refunds) asks Redis all the same: what is given back belongs to no lease. All
-    /// servers of one prefix have leases or refunds, not some of them these and some those.
+    /// All servers of one prefix must have leases or refunds, not some leases and others refunds.
     ///
+    /// # Errors
+    ///
+    /// Returns an error if the limits have [refunds](RateLimits::with_refunds): a refund of leased units would return too much.
+    ///
+    /// # Example
     /// ```
     /// use tollgate::limit::redis::{Leases, RedisLimits, RedisServer};
     /// use tollgate::{Quota, RateLimits};
@@ -195,18 +207,20 @@ impl RedisLimits {
     /// # let (secret, nodes) = ([7; 32], std::num::NonZeroU32::MIN);
     /// let policies = RateLimits::new(Quota::per_second(1_000));
     /// let limits = RedisLimits::new(policies, RedisServer::single("redis://127.0.0.1:6379")?, secret, nodes)?
-    ///     .with_leases(Leases::default());
+    ///     .with_leases(Leases::default())?;
     /// # let _ = limits;
     /// # Ok::<_, tollgate::limit::redis::RedisLimitsError>(())
     /// ```
-    #[must_use]
-    pub fn with_leases(mut self, leases: Leases) -> Self {
+    pub fn with_leases(mut self, leases: Leases) -> Result<Self, RedisLimitsError> {
         let shared = self.shared_mut();
-        shared.stocks = (!shared.limits.has_refunds()).then(|| Arc::new(Stocks::new(leases)));
-        self
+        if shared.limits.has_refunds() {
+            return Err(RedisLimitsError::LeasesWithRefunds);
+        }
+        shared.leases = Some(Arc::new(LeaseTable::new(leases)));
+        Ok(self)
     }
 
-    /// Whether Redis is asked, for those who watch it.
+    /// Returns the state of the circuit breaker.
     #[must_use]
     pub fn state(&self) -> BreakerState {
         self.shared.switch.state()
@@ -221,12 +235,12 @@ impl Limiter for RedisLimits {
     type Future = RedisFuture;
 
     fn charge(&self, grant: &CurrentGrant, charge: Charge<'_>) -> Answer<Self::Future> {
-        self.shared.check(Some(grant), charge)
+        self.shared.charge(Some(grant), charge)
     }
 
     fn charge_anonymous(&self, charge: Charge<'_>) -> Answer<Self::Future> {
         match self.shared.limits.limits_anonymous() {
-            true => self.shared.check(None, charge),
+            true => self.shared.charge(None, charge),
             false => Answer::Ready(Decision::unlimited()),
         }
     }
@@ -235,10 +249,10 @@ impl Limiter for RedisLimits {
         if self.shared.limits.follows_grants_by_default() {
             let shared = self.shared_mut();
             shared.limits = shared.limits.clone().for_route();
-            shared.outage = shared.outage.clone().for_route();
-            // What was remembered or bought is of other quotas.
-            shared.denied = Arc::default();
-            shared.stocks = shared.stocks.as_deref().map(|stocks| Arc::new(stocks.emptied()));
+            shared.fallback = shared.fallback.clone().for_route();
+            // Cached rejections and leases belong to other quotas.
+            shared.rejections = Arc::default();
+            shared.leases = shared.leases.as_deref().map(|leases| Arc::new(leases.cleared()));
         }
         self
     }
@@ -253,7 +267,9 @@ impl fmt::Debug for RedisLimits {
     }
 }
 
-/// A decision that Redis is asked for. Dropped before it is over, it may or may not have charged.
+/// A pending decision of [`RedisLimits`].
+///
+/// If the future is dropped before it completes, the charge may or may not have been made.
 #[must_use = "futures do nothing unless they are polled"]
 pub struct RedisFuture(Pin<Box<dyn Future<Output = Decision> + Send>>);
 

@@ -1,38 +1,37 @@
-//! Budgets that several servers share, in Redis (6 or later) or Valkey.
+//! Rate limits that several servers share, in Redis (6 or later) or Valkey.
 //!
 //! # Rules
 //!
-//! 1. Redis decides, by its own clock, in one step a charge: over all servers together no more is admitted than
+//! 1. Redis decides by its own clock and charges atomically. All servers together admit no more than
 //!    [`RateLimits`](super::RateLimits) in one process would admit.
-//! 2. What Redis has refused is refused here until the time that it named, or for 10 seconds, without asking again.
-//! 3. [`OutagePolicy`] decides a charge only if Redis has failed: it made no connection within the deadline, did not reply to the
-//!    command within the [deadline](RedisLimits::with_deadline), replied with an error, or the circuit breaker is open after
-//!    such failures. [`Decision::is_local`](crate::Decision::is_local) returns true for such decisions. A wait in this process
-//!    is no failure of Redis.
-//! 4. Each wait is bounded (all defaults added, 1.25 seconds; with leases, 1.375 seconds):
+//! 2. A rejection by Redis is cached locally until its retry time, for at most 10 seconds.
+//! 3. [`OutagePolicy`] decides a charge only if Redis has failed. Redis has failed if there is no connection or no reply within
+//!    the [timeout](RedisLimits::with_timeout), if it replies with an error, or if the circuit breaker is open after such
+//!    failures. [`Decision::is_local`](crate::Decision::is_local) returns true for these decisions. A wait in this process is not a
+//!    failure of Redis.
+//! 4. Each wait is bounded. With the defaults the sum is 1.25 seconds, and 1.375 seconds with leases:
 //!
 //!    | wait | bound | then |
 //!    |---|---|---|
-//!    | for another charge's purchase, with leases only | half of the deadline | the charge asks Redis itself |
-//!    | for a connection, if there is none; and again if it fails before the next row is over | deadline | [`OutagePolicy`] |
-//!    | for fewer commands in flight | [queue timeout](RedisLimits::with_queue_timeout), twice the deadline | 503 |
-//!    | for the reply to the command | deadline | [`OutagePolicy`] |
+//!    | for a concurrent lease request, with leases only | half of the timeout | the charge asks Redis itself |
+//!    | for a connection, if there is none; and again if the connection fails during the next wait | timeout | [`OutagePolicy`] |
+//!    | for fewer commands in flight | [queue timeout](RedisLimits::with_queue_timeout), twice the timeout | 503 |
+//!    | for the reply to the command | timeout | [`OutagePolicy`] |
 //!
-//!    Time in which the process stands still comes on top.
-//! 5. With [leases](RedisLimits::with_leases) servers buy cells ahead, so that most charges are answered at once. No more is
-//!    admitted by that.
-//! 6. Redis sees no subject and no token (`key.rs`), and keeps nothing that is not owed: each key ends when its budget is
-//!    full.
+//!    Time in which the process does not run comes on top.
+//! 5. With [leases](RedisLimits::with_leases) a server charges units in advance, so most charges are decided immediately. The bound
+//!    of rule 1 holds.
+//! 6. Redis sees no subject and no token (`key.rs`). Each key expires when its bucket is full.
 
 use thiserror::Error;
 
 mod charge;
 mod cluster;
 mod connect;
-mod denied;
 mod gcra;
 mod key;
 mod lease;
+mod lease_table;
 #[cfg(test)]
 mod lease_tests;
 mod leased;
@@ -40,11 +39,11 @@ mod limits;
 mod node;
 mod outage;
 mod refund;
+mod rejection_cache;
 mod script;
 mod server;
-mod stocks;
 #[cfg(test)]
-#[allow(clippy::unwrap_used, reason = "a test says by panicking that it failed")]
+#[allow(clippy::unwrap_used, reason = "tests fail by panicking")]
 mod tests;
 mod timeout;
 mod tls;
@@ -55,20 +54,24 @@ pub use limits::{RedisFuture, RedisLimits};
 pub use outage::OutagePolicy;
 pub use server::RedisServer;
 
-/// Why no [`RedisLimits`] can be made of this.
+/// An error in the settings of [`RedisLimits`] or [`RedisServer`].
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum RedisLimitsError {
-    /// An address is no URL of Redis, or the addresses of one set do not fit together. It is not shown: it may hold a password.
-    #[error("no URL of a Redis server, or URLs that do not belong together")]
+    /// A URL is invalid, or the URLs of one set differ in user, password or TLS. The error does not contain the URL, which may hold
+    /// a password.
+    #[error("invalid Redis URL, or URLs that differ in user, password or TLS")]
     Url,
     /// The secret has fewer than 32 bytes.
-    #[error("a secret has 32 bytes or more")]
+    #[error("invalid secret: must have at least 32 bytes")]
     ShortSecret,
-    /// A prefix has a brace.
-    #[error("a prefix of keys has no braces")]
+    /// The key prefix contains a brace.
+    #[error("invalid key prefix: must not contain braces")]
     Prefix,
-    /// On a cluster, policies that all share stand beside policies of each subject.
-    #[error("on a cluster a budget that all share cannot be charged in one step with one of a subject")]
+    /// Redis is a cluster, and there are both shared and per-subject policies.
+    #[error("a Redis cluster cannot charge shared and per-subject limits in one step")]
     SharedOnCluster,
+    /// Leases are combined with refunds.
+    #[error("leases cannot be combined with refunds")]
+    LeasesWithRefunds,
 }

@@ -13,10 +13,10 @@ use tokio::task::AbortHandle;
 
 use super::{RedisLimitsError, tls};
 
-/// How many commands may wait to be written.
+/// The number of commands that may wait to be written.
 const QUEUE: usize = 1_024;
 
-/// Where a server is, and what it wants to know of its clients.
+/// The address, credentials and TLS setting of a server.
 #[derive(Clone)]
 pub(super) struct Endpoint {
     info: ConnectionInfo,
@@ -25,22 +25,22 @@ pub(super) struct Endpoint {
 
 impl Endpoint {
     pub(super) fn parse(url: &str) -> Result<Self, RedisLimitsError> {
-        // The client library is built without TLS and refuses these schemes. See `tls.rs`.
+        // The client library is built without TLS and rejects these schemes. See `tls.rs`.
         let tls = |scheme: &str| ["rediss", "valkeys"].iter().any(|tls| scheme.eq_ignore_ascii_case(tls));
         let tls_rest = url.split_once("://").filter(|(scheme, _)| tls(scheme)).map(|(_, rest)| rest);
-        // A fragment would ask for TLS without a check of certificates.
+        // A fragment would disable the check of certificates.
         if tls_rest.is_some_and(|rest| rest.contains('#')) {
             return Err(RedisLimitsError::Url);
         }
         let plain = tls_rest.map(|rest| format!("redis://{rest}"));
-        // The library's own error may quote the URL, password and all.
+        // The library's own error may contain the URL with its password.
         let info = plain.as_deref().unwrap_or(url).into_connection_info().map_err(|_| RedisLimitsError::Url)?;
-        // Commands are small and many: none waits until the packet before it was acknowledged.
+        // No delay (Nagle): commands are small and frequent.
         let info = info.set_tcp_settings(TcpSettings::default().set_nodelay(true));
         Ok(Self { info, is_tls: tls_rest.is_some() })
     }
 
-    /// Host and port, but for sockets of the file system.
+    /// Returns host and port, or `None` for a Unix socket.
     pub(super) fn address(&self) -> Option<(&str, u16)> {
         match self.info.addr() {
             ConnectionAddr::Tcp(host, port) => Some((host, *port)),
@@ -48,19 +48,19 @@ impl Endpoint {
         }
     }
 
-    /// Another server that wants to know the same.
+    /// Returns the endpoint of another server with the same credentials and TLS setting.
     pub(super) fn at(&self, host: impl Into<String>, port: u16) -> Self {
         let info = self.info.clone().set_addr(ConnectionAddr::Tcp(host.into(), port));
         Self { info, is_tls: self.is_tls }
     }
 
-    /// A node of a cluster, which has one database.
+    /// Returns the endpoint with database 0, the only one of a cluster.
     pub(super) fn without_database(self) -> Self {
         let redis = self.info.redis_settings().clone().set_db(0);
         Self { info: self.info.set_redis_settings(redis), ..self }
     }
 
-    /// Whether both want to know the same.
+    /// Returns whether both endpoints have the same credentials, protocol and TLS setting.
     pub(super) fn agrees_with(&self, other: &Self) -> bool {
         let of = |endpoint: &Self| {
             let redis = endpoint.info.redis_settings();
@@ -72,17 +72,17 @@ impl Endpoint {
 }
 
 impl fmt::Debug for Endpoint {
-    /// Shows nothing: an address may hold a password.
+    /// Shows no address, which may contain a password.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Endpoint").finish_non_exhaustive()
     }
 }
 
-/// A connection to a server. Clones are the same one, and its task ends with the last of them.
+/// A connection to a server. Clones share the connection. Its task ends with the last clone.
 #[derive(Clone)]
 pub(super) struct Node {
     connection: MultiplexedConnection,
-    /// The client library ends the tasks that it has started by itself.
+    /// Present if this module started the task. The client library ends its own tasks.
     _task: Option<Arc<Task>>,
 }
 
@@ -95,7 +95,7 @@ impl Drop for Task {
 }
 
 impl Node {
-    /// Connects. The caller sets a timeout.
+    /// Connects without a timeout. The caller sets a timeout.
     pub(super) async fn connect(endpoint: &Endpoint) -> RedisResult<Self> {
         let config = AsyncConnectionConfig::new()
             .set_connection_timeout(None)
@@ -110,7 +110,7 @@ impl Node {
         Self::over(endpoint, stream, config).await
     }
 
-    /// Speaks to a server over a stream.
+    /// Opens a connection over a stream.
     pub(super) async fn over<S>(endpoint: &Endpoint, stream: S, config: AsyncConnectionConfig) -> RedisResult<Self>
     where
         S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Send + Unpin + 'static,
@@ -125,17 +125,17 @@ impl Node {
         command.query_async(&mut self.connection).await
     }
 
-    /// Sends a command to a node of a cluster that does not have the slot yet.
+    /// Sends a command to a node of a cluster that is importing the slot.
     pub(super) async fn query_asking<T: FromRedisValue>(&mut self, command: &Cmd) -> RedisResult<T> {
         let mut both = redis::pipe();
         both.cmd("ASKING").add_command(command.clone());
         let reply = self.connection.req_packed_commands(&both, 1, 1).await?.pop();
-        let reply = reply.ok_or_else(|| unexpected("no reply behind ASKING"))?.extract_error()?;
+        let reply = reply.ok_or_else(|| unexpected("no reply after ASKING"))?.extract_error()?;
         Ok(T::from_redis_value(reply)?)
     }
 }
 
-/// A reply that is not what the command promises.
+/// Returns an error for a reply that does not match the command.
 pub(super) fn unexpected(what: &'static str) -> RedisError {
     (redis::ErrorKind::UnexpectedReturnType, what).into()
 }

@@ -1,47 +1,47 @@
-//! What is decided while Redis is away.
+//! Decisions without Redis: the outage policy.
 
 use std::num::NonZeroU32;
 use std::time::Duration;
 
-use super::charge::Asked;
+use super::charge::ChargeRequest;
 use crate::limit::{Limiter as _, RateLimits};
 use crate::observe;
 use crate::quota::decision::{Decision, Verdict};
 
-/// What is decided while Redis is away, or replies too slowly. Such decisions [are local](Decision::is_local).
+/// A policy for charges while Redis is unavailable or too slow. [`Decision::is_local`] returns true for such decisions.
 ///
-/// The cause is always a failure of Redis, see the rules of [this module](crate::limit::redis). A charge that waits too long in
-/// this process is rejected with 503 instead, see [`with_queue_timeout`](super::RedisLimits::with_queue_timeout). Policies that
-/// are dry runs reject nothing, whatever is chosen here.
+/// The policy applies only to failures of Redis, see the rules of [this module](crate::limit::redis). A charge that waits too long
+/// in this process is rejected with 503 instead, see [`with_queue_timeout`](super::RedisLimits::with_queue_timeout). Dry runs
+/// reject nothing under any policy.
 ///
-/// When Redis is back its budgets are used again. What was spent meanwhile is not carried there.
+/// When Redis is available again, its buckets are used again. Local charges are not carried over.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum OutagePolicy {
-    /// Charges are rejected with 503.
+    /// Rejects charges with 503.
     Reject,
-    /// Everybody is let in, and nothing is counted.
+    /// Admits all charges without counting them.
     Admit,
-    /// Each server has budgets of its own, in memory, of the rate and burst divided by the number of servers: the default.
+    /// Charges buckets in this server's memory, with the rate and burst divided by the number of servers. This is the default.
     ///
-    /// Budgets are full when the first outage begins, and fill up between outages. In an outage of time `t`, all servers together
-    /// admit a subject up to `max(burst, nodes) + rate x t` beside what Redis had admitted: a burst cannot be less than 1 on
-    /// each. A charge that is larger than the divided burst is refused with 503, since only Redis could have admitted it.
+    /// Local buckets are full when the first outage begins, and refill between outages. In an outage of time `t`, all servers
+    /// together admit a subject up to `max(burst, nodes) + rate x t`, in addition to the charges that Redis admitted: each server
+    /// has a burst of at least 1. A charge above the divided burst is rejected with 503, since only Redis could have admitted it.
     #[default]
     Local,
 }
 
-/// The same with budgets.
+/// An outage policy with its local buckets.
 #[derive(Clone)]
-pub(super) enum Outage {
+pub(super) enum Fallback {
     Reject,
     Admit,
     Local(RateLimits),
 }
 
-impl Outage {
-    pub(super) fn new(limits: &RateLimits, when_down: OutagePolicy, nodes: NonZeroU32) -> Self {
-        match when_down {
+impl Fallback {
+    pub(super) fn new(limits: &RateLimits, policy: OutagePolicy, nodes: NonZeroU32) -> Self {
+        match policy {
             OutagePolicy::Reject => Self::Reject,
             OutagePolicy::Admit => Self::Admit,
             OutagePolicy::Local => Self::Local(limits.divided_by(nodes)),
@@ -56,18 +56,18 @@ impl Outage {
         }
     }
 
-    /// Decides a charge without Redis, which may be there again after `wait`.
-    pub(super) fn decide(&self, asked: &Asked, wait: Duration) -> Decision {
-        for part in asked.parts.iter().filter(|_| !asked.is_look) {
+    /// Decides a charge without Redis. `wait` is the time after which Redis may be available.
+    pub(super) fn decide(&self, request: &ChargeRequest, wait: Duration) -> Decision {
+        for part in request.parts.iter().filter(|_| !request.is_look) {
             observe::decided_without_redis(part.policy.name());
         }
         let decision = match self {
-            Self::Reject => undecided(asked, wait),
+            Self::Reject => undecided(request, wait),
             Self::Admit => Decision::unlimited(),
             Self::Local(limits) => {
-                let decision = limits.decide_counted(asked.grant.as_ref(), &asked.costs);
+                let decision = limits.decide_counted(request.grant.as_ref(), &request.costs);
                 let can_ever_fit =
-                    asked.parts.iter().all(|part| !part.binds || part.cost <= part.policy.quota().burst());
+                    request.parts.iter().all(|part| !part.binds || part.cost <= part.policy.quota().burst());
                 match decision.verdict() {
                     Verdict::CostAboveBurst if can_ever_fit && !decision.is_admitted() => Decision::unavailable(wait),
                     _ => decision,
@@ -78,11 +78,11 @@ impl Outage {
     }
 }
 
-/// Decides a charge that nobody could decide. Rejects it unless all of its policies are dry runs.
-pub(super) fn undecided(asked: &Asked, wait: Duration) -> Decision {
-    if asked.parts.iter().any(|part| part.binds) {
+/// Returns the decision about a charge that could not be decided: a rejection, unless all of its policies are dry runs.
+pub(super) fn undecided(request: &ChargeRequest, wait: Duration) -> Decision {
+    if request.parts.iter().any(|part| part.binds) {
         return Decision::unavailable(wait);
     }
-    let parts = asked.parts.iter().map(|part| Decision::unavailable_for(part.policy.clone(), wait).with_dry_run());
+    let parts = request.parts.iter().map(|part| Decision::unavailable_for(part.policy.clone(), wait).with_dry_run());
     Decision::all_of(parts)
 }

@@ -1,7 +1,7 @@
--- Gives back what of charges is not yet paid off. Before this comes one line that sets `now`, in whole microseconds
--- (gcra.rs).
--- KEYS: a budget each. ARGV, five a budget: interval in ns, cost x interval in us and ns, and when the budget would be
--- full again if nobody charged it meanwhile, in us and ns.
+-- Refunds the part of charges that has not refilled yet. A first line that sets `now`, in whole microseconds, is
+-- prepended (gcra.rs).
+-- KEYS: one per bucket. ARGV, five per bucket: interval in ns, cost x interval in us and ns, and the time at which the
+-- bucket is full if no other charge is made, in us and ns.
 for i, key in ipairs(KEYS) do
   local at = 5 * (i - 1)
   local cost_us, cost_ns = tonumber(ARGV[at + 2]), tonumber(ARGV[at + 3])
@@ -12,13 +12,13 @@ for i, key in ipairs(KEYS) do
   local value = redis.call('GET', key)
   if value and (cost_us > 0 or (cost_us == 0 and cost_ns > 0)) then
     local us, ns, counted_by = string.match(value, '^(%d+) (%d+) (%d+)$')
-    -- By another quota nobody knows what the charge would be worth.
+    -- Refund nothing after a change of quota: the charge has no defined value under another quota.
     if counted_by == ARGV[at + 1] then
       us, ns = us - cost_us, ns - cost_ns
       if ns < 0 then
         us, ns = us - 1, ns + 1000
       end
-      -- Where that is past, the budget is full, and the key ends at once.
+      -- If this time has passed, the bucket is full, and the key expires immediately.
       redis.call('SET', key, string.format('%.0f %.0f %s', us, ns, counted_by))
       redis.call('PEXPIREAT', key, string.format('%.0f', math.ceil((us + 1) / 1000)))
     end

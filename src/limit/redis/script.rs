@@ -1,10 +1,10 @@
-//! A script on Redis: sent once, called by its hash from then on.
+//! Lua scripts in Redis: sent once, then called by hash.
 
 use redis::{Cmd, ErrorKind, FromRedisValue, RedisResult, ServerErrorKind};
 
-use super::connect::Open;
+use super::connect::Connection;
 
-/// A Lua script, which runs as one step: nothing else is done meanwhile.
+/// A Lua script. Redis runs a script atomically.
 pub(super) struct Script(redis::Script, String);
 
 impl Script {
@@ -12,17 +12,23 @@ impl Script {
         Self(redis::Script::new(&code), code)
     }
 
-    /// Runs it on the server that has the keys, which must be in one slot. `NOSCRIPT` means that nothing was done, so
-    /// that the same may be sent again, this time with the script.
-    pub(super) async fn run<T: FromRedisValue>(&self, open: &mut Open, keys: &[&[u8]], args: &[u64]) -> RedisResult<T> {
+    /// Runs the script on the server that has the keys. All keys must be in one slot.
+    ///
+    /// After `NOSCRIPT` the script is sent: this error means that nothing was executed.
+    pub(super) async fn run<T: FromRedisValue>(
+        &self,
+        connection: &mut Connection,
+        keys: &[&[u8]],
+        args: &[u64],
+    ) -> RedisResult<T> {
         let call = |name: &str, script: &str| {
             let mut call = Cmd::new();
             call.arg(name).arg(script).arg(keys.len()).arg(keys).arg(args);
             call
         };
-        match open.query(&call("EVALSHA", self.0.get_hash())).await {
+        match connection.query(&call("EVALSHA", self.0.get_hash())).await {
             Err(error) if error.kind() == ErrorKind::Server(ServerErrorKind::NoScript) => {
-                open.query(&call("EVAL", &self.1)).await
+                connection.query(&call("EVAL", &self.1)).await
             }
             done => done,
         }

@@ -1,3 +1,5 @@
+//! The addresses of Redis: a single server, Sentinels, or a cluster.
+
 use std::fmt;
 use std::time::Duration;
 
@@ -8,10 +10,10 @@ use redis::{Cmd, RedisResult, Value};
 use super::RedisLimitsError;
 use super::node::{Endpoint, Node, unexpected};
 
-/// Where Redis (6 or later) or Valkey is: one server, those that Sentinels watch, or a cluster.
+/// The address of Redis (6 or later) or Valkey: one server, a set of servers with Sentinels, or a cluster.
 ///
-/// Addresses are URLs: `redis://[user][:password@]host[:port][/database]`, and `rediss://` for TLS, with the certificates
-/// that Mozilla trusts. Nothing is connected before it is used, and `Debug` shows no address.
+/// Addresses are URLs: `redis://[user][:password@]host[:port][/database]`, or `rediss://` for TLS with Mozilla's root
+/// certificates. Creating this connects to nothing. `Debug` shows no address.
 ///
 /// ```
 /// use tollgate::limit::redis::RedisServer;
@@ -25,13 +27,13 @@ use super::node::{Endpoint, Node, unexpected};
 ///
 /// # Tasks
 ///
-/// Each connection has a task on tokio's runtime, that of the charge which made it. It ends with the connection. Making a
-/// connection is a task too, which ends within [`with_connection_timeout`](Self::with_connection_timeout).
+/// Each connection has a task on the tokio runtime of the charge that made it. The task ends with the connection. Making a
+/// connection is also a task, which ends within [`with_connection_timeout`](Self::with_connection_timeout).
 ///
 /// # TLS
 ///
-/// `rediss://` uses the provider of cryptography that the application has installed for rustls, and `ring` if it has installed
-/// none. It installs none itself.
+/// `rediss://` uses the crypto provider that the application has installed for rustls, or `ring` if there is none. This crate
+/// installs no provider.
 pub struct RedisServer {
     pub(super) kind: Kind,
     pub(super) connection_timeout: Duration,
@@ -41,40 +43,40 @@ pub struct RedisServer {
 pub(super) enum Kind {
     Single(Endpoint),
     Sentinel(Sentinels),
-    /// Some nodes. There is one at least.
+    /// Some nodes of the cluster, at least one.
     Cluster(Vec<Endpoint>),
 }
 
-/// The servers that know which server is the master.
+/// The Sentinels of a set, and its name.
 #[derive(Debug)]
 pub(super) struct Sentinels {
     sentinels: Vec<Endpoint>,
     /// The name of the set.
     name: String,
-    /// Its host and port are unknown.
+    /// The credentials and TLS setting of the master, without its address.
     master: Endpoint,
 }
 
 const CONNECTION_TIMEOUT: Duration = Duration::from_secs(1);
 
 impl RedisServer {
-    /// One server, or a proxy or name behind which there is always the right one.
+    /// Creates the address of one server, or of a proxy or host name for the current master.
     ///
     /// # Errors
     ///
-    /// [`RedisLimitsError::Url`] if this is no such URL.
+    /// Returns [`RedisLimitsError::Url`] if the URL is invalid.
     pub fn single(url: &str) -> Result<Self, RedisLimitsError> {
         Ok(Self::of(Kind::Single(Endpoint::parse(url)?)))
     }
 
-    /// The master of a set of servers that Sentinels watch.
+    /// Creates the address of the master of a set of servers with Sentinels.
     ///
-    /// `master` is a URL with the set's name in the place of the host, and user, password, database and TLS as the
-    /// *servers* want them; what the Sentinels want is in their own URLs.
+    /// `master` is a URL with the set's name as its host. Its user, password, database and TLS are those of the *servers*. The
+    /// Sentinels' own URLs have the credentials and TLS of the Sentinels.
     ///
     /// # Errors
     ///
-    /// [`RedisLimitsError::Url`] if one of these is no such URL, or there is no Sentinel.
+    /// Returns [`RedisLimitsError::Url`] if a URL is invalid, or there is no Sentinel.
     pub fn sentinel<'a>(master: &str, sentinels: impl IntoIterator<Item = &'a str>) -> Result<Self, RedisLimitsError> {
         let sentinels = sentinels.into_iter().map(Endpoint::parse).collect::<Result<Vec<_>, _>>()?;
         let master = Endpoint::parse(master)?;
@@ -87,11 +89,11 @@ impl RedisServer {
         }
     }
 
-    /// A cluster, found through any of these nodes.
+    /// Creates the address of a cluster from some of its nodes.
     ///
     /// # Errors
     ///
-    /// [`RedisLimitsError::Url`] if one of these is no such URL, they differ in user, password or TLS, or there is none.
+    /// Returns [`RedisLimitsError::Url`] if a URL is invalid, the URLs differ in user, password or TLS, or there is none.
     pub fn cluster<'a>(nodes: impl IntoIterator<Item = &'a str>) -> Result<Self, RedisLimitsError> {
         let nodes = nodes.into_iter().map(|url| Ok(Endpoint::parse(url)?.without_database()));
         let nodes = nodes.collect::<Result<Vec<_>, RedisLimitsError>>()?;
@@ -102,7 +104,7 @@ impl RedisServer {
         }
     }
 
-    /// Sets the time in which a connection has to be made, to a server or to a node of a cluster. Default: 1 second.
+    /// Sets the timeout for making a connection, to a server or to a node of a cluster. Default: 1 second.
     #[must_use]
     pub fn with_connection_timeout(self, connection_timeout: Duration) -> Self {
         Self { connection_timeout, ..self }
@@ -114,8 +116,9 @@ impl RedisServer {
 }
 
 impl Sentinels {
-    /// Connects to the master that the first Sentinel names of those that reply. All are asked at the same time: one that is
-    /// silent, maybe since the master of before is, would take the time of the others.
+    /// Connects to the master that the first replying Sentinel names.
+    ///
+    /// All Sentinels are asked at the same time, since a silent one (perhaps on the machine of the failed master) would delay the others.
     pub(super) async fn connect(&self) -> RedisResult<Node> {
         let (master, _) = select_ok(self.sentinels.iter().map(|sentinel| self.ask(sentinel).boxed())).await?;
         Ok(master)
@@ -130,20 +133,20 @@ impl Sentinels {
         let mut sentinel = Node::connect(sentinel).await?;
         let found = sentinel.query(&command(&["SENTINEL", "GET-MASTER-ADDR-BY-NAME", &self.name])).await?;
         let Some((host, port)): Option<(String, u16)> = found else {
-            return Err(unexpected("the Sentinel does not know this name"));
+            return Err(unexpected("the Sentinel has no set of this name"));
         };
         let mut master = Node::connect(&self.master.at(host, port)).await?;
-        // A Sentinel may not have heard yet of another master.
+        // A Sentinel may not have heard of a failover yet.
         let role: Vec<Value> = master.query(&command(&["ROLE"])).await?;
         match role.first() {
             Some(Value::BulkString(role)) if role == b"master" => Ok(master),
-            _ => Err(unexpected("the server is no master")),
+            _ => Err(unexpected("the server is not a master")),
         }
     }
 }
 
 impl fmt::Debug for RedisServer {
-    /// Names the kind only: an address may hold a password.
+    /// Shows only the kind: an address may contain a password.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let kind = match &self.kind {
             Kind::Single(_) => "single",

@@ -1,4 +1,4 @@
-//! A timeout that does not blame Redis for a process that stood still.
+//! A timeout that excludes time in which the process does not run.
 
 use std::pin::pin;
 use std::time::Duration;
@@ -10,9 +10,8 @@ const PARTS: u32 = 8;
 
 /// Waits for a future, for at most `limit`. Returns `None` after that.
 ///
-/// The time is measured in parts, one after the other. When the process stands still, or its tasks wait for the processor, that
-/// costs one part, however long it takes. In the parts that are left the task that reads the connection runs as often as this
-/// one, so that an answer which has arrived is found.
+/// The time is measured in consecutive parts. A pause of the process costs at most one part, however long it takes. In the
+/// remaining parts the task that reads the connection runs as often as this task, so a reply that has arrived is read.
 pub(super) async fn within<T>(limit: Duration, future: impl Future<Output = T>) -> Option<T> {
     let mut future = pin!(future);
     for _ in 0..PARTS {

@@ -1,8 +1,8 @@
 //! TLS to Redis.
 //!
-//! The client library can do TLS, but makes its configuration by `rustls::ClientConfig::builder`, which installs a provider of
-//! cryptography for the whole process, or panics if the build has several. That choice is the application's. So the client
-//! library is built without TLS, and gets the stream that is made here.
+//! The client library creates its TLS configuration with `rustls::ClientConfig::builder`. That installs a crypto provider for the
+//! whole process, or panics if the build has several providers. The application chooses the provider. So the client library is
+//! built without TLS, and gets the stream that this module makes.
 
 use std::sync::Arc;
 
@@ -13,16 +13,16 @@ use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
-/// Connects with the certificates that Mozilla trusts.
+/// Connects, and verifies the server's certificate with Mozilla's roots.
 pub(super) async fn connect(host: &str, port: u16) -> std::io::Result<TlsStream<TcpStream>> {
     let stream = TcpStream::connect((host, port)).await?;
     stream.set_nodelay(true)?;
     let roots = RootCertStore::from_iter(webpki_roots::TLS_SERVER_ROOTS.iter().cloned());
-    shake_hands(stream, host, roots).await
+    handshake(stream, host, roots).await
 }
 
-async fn shake_hands(stream: TcpStream, host: &str, roots: RootCertStore) -> std::io::Result<TlsStream<TcpStream>> {
-    // The application's provider if it has installed one. Nothing is installed here.
+async fn handshake(stream: TcpStream, host: &str, roots: RootCertStore) -> std::io::Result<TlsStream<TcpStream>> {
+    // Use the application's provider if one is installed. Never install one here.
     let provider = CryptoProvider::get_default().cloned().unwrap_or_else(|| Arc::new(ring::default_provider()));
     let config = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
     let config = config.map_err(std::io::Error::other)?.with_root_certificates(roots).with_no_client_auth();
@@ -31,7 +31,7 @@ async fn shake_hands(stream: TcpStream, host: &str, roots: RootCertStore) -> std
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used, reason = "a test says by panicking that it failed")]
+#[allow(clippy::unwrap_used, reason = "tests fail by panicking")]
 mod tests {
     use std::process::Command;
 
@@ -45,7 +45,7 @@ mod tests {
     use super::super::node::{Endpoint, Node};
     use super::*;
 
-    /// A certificate of `localhost` that it has signed itself, and its key.
+    /// Returns a self-signed certificate of `localhost` and its key.
     fn certificate() -> Option<(CertificateDer<'static>, PrivateKeyDer<'static>)> {
         let arguments =
             "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 -keyout - -subj /CN=localhost";
@@ -57,8 +57,8 @@ mod tests {
     }
 
     #[test]
-    fn commands_go_through_tls_to_those_whose_certificate_is_trusted() {
-        let test = "commands_go_through_tls_to_those_whose_certificate_is_trusted";
+    fn tls_connections_require_a_trusted_certificate() {
+        let test = "tls_connections_require_a_trusted_certificate";
         let Some((runtime, _)) = super::super::tests::redis(test) else { return };
         let Some((certificate, key)) = certificate() else {
             return super::super::tests::skip("openssl", test);
@@ -74,28 +74,28 @@ mod tests {
             let endpoint = Endpoint::parse(&url).unwrap();
             let (host, port) = endpoint.address().map(|(host, port)| (host.to_owned(), port)).unwrap();
             let bridge = tokio::spawn(async move {
-                let mut refused = 0;
+                let mut rejected = 0;
                 loop {
                     let (client, _) = listener.accept().await.unwrap();
                     let Ok(mut client) = acceptor.accept(client).await else {
-                        refused += 1;
+                        rejected += 1;
                         continue;
                     };
                     let mut redis = TcpStream::connect((&*host, port)).await.unwrap();
-                    // Until the client has closed the connection, which it does when the last clone is gone.
+                    // Until the client closes the connection, when its last clone is dropped.
                     _ = tokio::io::copy_bidirectional(&mut client, &mut redis).await;
-                    return refused;
+                    return rejected;
                 }
             });
             let mozilla = RootCertStore::from_iter(webpki_roots::TLS_SERVER_ROOTS.iter().cloned());
             let mut ours = RootCertStore::empty();
             ours.add(certificate).unwrap();
-            let shake_hands = async |host: &str, roots: &RootCertStore| {
-                shake_hands(TcpStream::connect(address).await.unwrap(), host, roots.clone()).await
+            let handshake = async |host: &str, roots: &RootCertStore| {
+                handshake(TcpStream::connect(address).await.unwrap(), host, roots.clone()).await
             };
-            assert!(shake_hands("localhost", &mozilla).await.is_err(), "nobody trusts it");
-            assert!(shake_hands("example.org", &ours).await.is_err(), "it is of another server");
-            let stream = shake_hands("localhost", &ours).await.unwrap();
+            assert!(handshake("localhost", &mozilla).await.is_err(), "the certificate is not trusted");
+            assert!(handshake("example.org", &ours).await.is_err(), "the certificate is for another server");
+            let stream = handshake("localhost", &ours).await.unwrap();
             let mut node = Node::over(&endpoint, stream, AsyncConnectionConfig::new()).await.unwrap();
             assert_eq!(node.query::<String>(&redis::cmd("PING")).await.unwrap(), "PONG");
             drop(node.clone());

@@ -1,0 +1,287 @@
+//! The leases of all subjects on this server, by the rules of `lease.rs`.
+
+use std::collections::HashMap;
+use std::hash::{BuildHasher as _, RandomState};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::OwnedMutexGuard;
+
+use super::gcra::{Part, Reply};
+use super::lease::{Lease, LeaseRequest, Leases, Taken};
+use super::timeout::within;
+use crate::grant::Subject;
+use crate::quota::Quota;
+use crate::quota::decision::Decision;
+
+/// All leases of a server.
+pub(super) struct LeaseTable {
+    settings: Leases,
+    hasher: RandomState,
+    /// Several shards, for less lock contention. The last shard is that of anonymous callers.
+    shards: Vec<Mutex<Shard>>,
+    anonymous: Subject,
+}
+
+#[derive(Default)]
+struct Shard {
+    by_subject: HashMap<Subject, SubjectLeases>,
+    /// The number of subjects at which the next sweep is due.
+    sweep_at: usize,
+}
+
+/// The leases of one subject: one a bucket, in the order of the limiter's policies.
+struct SubjectLeases {
+    lock: Arc<LeaseLock>,
+    leases: Vec<Lease>,
+}
+
+/// A lock that allows one lease request of a subject at a time.
+#[derive(Default)]
+struct LeaseLock {
+    mutex: Arc<tokio::sync::Mutex<()>>,
+    waiting: AtomicU32,
+}
+
+/// Counts a waiting charge until it is dropped.
+struct Waiting<'a>(&'a AtomicU32);
+
+impl<'a> Waiting<'a> {
+    fn begin(count: &'a AtomicU32) -> Self {
+        count.fetch_add(1, Ordering::Relaxed);
+        Self(count)
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// The permission of a charge to ask Redis, with or without a lease request.
+pub(super) struct LeaseAccess {
+    lock: Arc<LeaseLock>,
+    /// Present if the charge may request a lease.
+    guard: Option<OwnedMutexGuard<()>>,
+    /// True if another lease request is still pending.
+    has_timed_out: bool,
+}
+
+/// A charge that is sent to Redis, and the leased units that it uses.
+pub(super) struct PreparedCharge {
+    taken: Vec<Taken>,
+    requests: Vec<LeaseRequest>,
+    /// Held until the charge is complete: no other charge requests a lease, and the entry is not swept.
+    access: LeaseAccess,
+}
+
+impl PreparedCharge {
+    pub(super) fn requests(&self) -> &[LeaseRequest] {
+        &self.requests
+    }
+}
+
+impl LeaseTable {
+    const SHARDS: usize = 16;
+    /// A shard with fewer subjects is not swept.
+    const MIN_SWEEP: usize = 64;
+
+    pub(super) fn new(settings: Leases) -> Self {
+        let shard = || Mutex::new(Shard { sweep_at: Self::MIN_SWEEP, ..Shard::default() });
+        let shards = (0..=Self::SHARDS).map(|_| shard()).collect();
+        Self { settings, hasher: RandomState::new(), shards, anonymous: "".into() }
+    }
+
+    /// Returns an empty table with the same settings.
+    pub(super) fn cleared(&self) -> Self {
+        Self::new(self.settings)
+    }
+
+    /// Charges leased units, if there are enough for every cost. Without a cost, returns the last known states if they are fresh.
+    pub(super) fn charge(
+        &self,
+        subject: Option<&Subject>,
+        now: u64,
+        costs: &[(usize, Quota, u32)],
+    ) -> Option<Vec<Decision>> {
+        let (subject, mut shard) = self.shard(subject);
+        let entry = shard.by_subject.get_mut(subject).filter(|entry| entry.matches(costs.iter().map(|of| of.1)))?;
+        let can_charge = |(lease, &(_, _, cost)): (&Lease, &(usize, Quota, u32))| match cost {
+            0 => lease.is_fresh(now),
+            cost => lease.left(now) >= cost,
+        };
+        if !entry.leases.iter().zip(costs).all(can_charge) {
+            return None;
+        }
+        let charge = |(lease, &(_, _, cost)): (&mut Lease, &(usize, Quota, u32))| {
+            _ = lease.take(now, cost);
+            lease.admitted(now)
+        };
+        Some(entry.leases.iter_mut().zip(costs).map(charge).collect())
+    }
+
+    /// Returns whether all of these buckets can be leased.
+    pub(super) fn has_leases_for(&self, parts: &[Part]) -> bool {
+        parts.iter().all(|part| self.settings.plan(part.policy.quota()).is_some())
+    }
+
+    /// Waits until no other lease request of this subject is pending, for at most `timeout`. Does not wait if no lease can be had.
+    ///
+    /// After the timeout the charge asks Redis without a lease request: a slow lease request does not mean that Redis is
+    /// unavailable.
+    pub(super) async fn lock(
+        &self,
+        subject: Option<&Subject>,
+        now: impl Fn() -> u64,
+        parts: &[Part],
+        timeout: Duration,
+    ) -> LeaseAccess {
+        let lock = self.lease_lock(subject, now(), parts);
+        let can_lease = || self.with(subject, parts, |entry| entry.can_lease(now(), parts)).unwrap_or(false);
+        let (mut guard, mut has_timed_out) = (None, false);
+        if can_lease() {
+            guard = Arc::clone(&lock.mutex).try_lock_owned().ok();
+            if guard.is_none() {
+                let _waiting = Waiting::begin(&lock.waiting);
+                guard = within(timeout, Arc::clone(&lock.mutex).lock_owned()).await;
+                has_timed_out = guard.is_none();
+            }
+        }
+        // Drop the guard if other replies showed meanwhile that too little is left: waiting charges need not run in sequence.
+        LeaseAccess { lock, guard: guard.filter(|_| can_lease()), has_timed_out }
+    }
+
+    /// Takes leased units for a charge. Returns the parts that are left for Redis.
+    pub(super) fn prepare(
+        &self,
+        subject: Option<&Subject>,
+        now: u64,
+        access: LeaseAccess,
+        parts: &[Part],
+    ) -> (PreparedCharge, Vec<Part>) {
+        let others = access.lock.waiting.load(Ordering::Relaxed);
+        let prepared = self.with(subject, parts, |entry| {
+            let take = |(lease, part): (&mut Lease, &Part)| {
+                let taken = lease.take(now, part.cost);
+                let request = match access.guard.is_some() && taken.units < part.cost {
+                    true => lease.request(now, others.saturating_mul(part.cost)),
+                    false => LeaseRequest::default(),
+                };
+                (taken, request)
+            };
+            entry.leases.iter_mut().zip(parts).map(take).unzip()
+        });
+        let (taken, requests): (Vec<Taken>, Vec<LeaseRequest>) = prepared.unwrap_or_default();
+        let leased = taken.iter().map(|taken| taken.units).chain(std::iter::repeat(0));
+        let rest =
+            parts.iter().zip(leased).map(|(part, leased)| Part { cost: part.cost - leased, ..part.clone() }).collect();
+        (PreparedCharge { taken, requests, access }, rest)
+    }
+
+    /// Completes a charge with the reply of Redis about `parts`; `None` if there was no reply. Puts back unused units.
+    ///
+    /// Returns a decision for each part that was charged.
+    pub(super) fn complete(
+        &self,
+        subject: Option<&Subject>,
+        (sent_at, now): (u64, u64),
+        prepared: &PreparedCharge,
+        parts: &[Part],
+        reply: Option<&Reply>,
+    ) -> Vec<Option<Decision>> {
+        let states = reply.map_or(&[][..], |reply| &reply.states);
+        let is_admitted = reply.is_some() && parts.iter().zip(states).all(|(part, state)| !part.binds || state.fits);
+        let completed = self.with(subject, parts, |entry| {
+            let complete = |at: usize, lease: &mut Lease| {
+                let (taken, request) = (prepared.taken.get(at)?, prepared.requests.get(at)?);
+                let state = states.get(at).inspect(|state| lease.update(now, **state));
+                if !state.is_some_and(|state| is_admitted && state.fits) {
+                    lease.put_back(*taken);
+                    return None;
+                }
+                let leased = reply.and_then(|reply| reply.leased.get(at)).copied().unwrap_or(0);
+                let charged = parts.get(at).map_or(0, |part| part.cost);
+                // A charge of 0 units, or one beside a pending lease request, does not measure the pace.
+                if charged > 0 && !prepared.access.has_timed_out {
+                    lease.renew(sent_at, now, charged, *request, leased);
+                }
+                Some(lease.admitted(now))
+            };
+            entry.leases.iter_mut().enumerate().map(|(at, lease)| complete(at, lease)).collect()
+        });
+        completed.unwrap_or_else(|| vec![None; parts.len()])
+    }
+
+    /// Returns the number of subjects in the table.
+    #[cfg(test)]
+    pub(super) fn len(&self) -> usize {
+        self.shards.iter().map(|shard| shard.lock().unwrap_or_else(PoisonError::into_inner).by_subject.len()).sum()
+    }
+
+    /// Returns the leased units that are left, those of expired leases too.
+    #[cfg(test)]
+    pub(super) fn left(&self, subject: Option<&Subject>) -> Vec<u32> {
+        let (subject, shard) = self.shard(subject);
+        shard
+            .by_subject
+            .get(subject)
+            .map_or(Vec::new(), |entry| entry.leases.iter().map(|lease| lease.left(0)).collect())
+    }
+
+    /// Returns the subject's lock. Creates an entry if there is none for these buckets.
+    fn lease_lock(&self, subject: Option<&Subject>, now: u64, parts: &[Part]) -> Arc<LeaseLock> {
+        let (subject, mut shard) = self.shard(subject);
+        if let Some(entry) = shard.by_subject.get(subject) {
+            if entry.matches(parts.iter().map(|part| part.policy.quota())) {
+                return Arc::clone(&entry.lock);
+            }
+        }
+        let lease = |part: &Part| Some(Lease::new(part.policy.clone(), self.settings.plan(part.policy.quota())?));
+        let (lock, leases) = (Arc::<LeaseLock>::default(), parts.iter().filter_map(lease).collect());
+        shard.insert(subject, SubjectLeases { lock: Arc::clone(&lock), leases }, now);
+        lock
+    }
+
+    /// Calls `f` with the subject's entry, if it still matches these buckets.
+    fn with<T>(&self, subject: Option<&Subject>, parts: &[Part], f: impl FnOnce(&mut SubjectLeases) -> T) -> Option<T> {
+        let (subject, mut shard) = self.shard(subject);
+        let entry = shard.by_subject.get_mut(subject)?;
+        entry.matches(parts.iter().map(|part| part.policy.quota())).then(|| f(entry))
+    }
+
+    fn shard<'a>(&'a self, subject: Option<&'a Subject>) -> (&'a Subject, MutexGuard<'a, Shard>) {
+        let at = subject.map_or(Self::SHARDS, |subject| self.hasher.hash_one(subject) as usize % Self::SHARDS);
+        // A poisoned lock is usable: no change under the lock can panic before it is complete.
+        (subject.unwrap_or(&self.anonymous), self.shards[at].lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+impl Shard {
+    fn insert(&mut self, subject: &Subject, entry: SubjectLeases, now: u64) {
+        if self.by_subject.len() >= self.sweep_at {
+            // Keep entries with a pending lease request.
+            self.by_subject.retain(|_, entry| {
+                Arc::strong_count(&entry.lock) > 1 || !entry.leases.iter().all(|lease| lease.is_expired(now))
+            });
+            self.by_subject.shrink_to(self.by_subject.len() * 2);
+            // Twice the number that is left: the cost of a sweep is spread over as many inserts.
+            self.sweep_at = (self.by_subject.len() * 2).max(LeaseTable::MIN_SWEEP);
+        }
+        self.by_subject.insert(subject.clone(), entry);
+    }
+}
+
+impl SubjectLeases {
+    /// Returns whether these are the leases of buckets with these quotas.
+    fn matches(&self, quotas: impl ExactSizeIterator<Item = Quota>) -> bool {
+        quotas.len() == self.leases.len() && self.leases.iter().zip(quotas).all(|(lease, quota)| lease.quota() == quota)
+    }
+
+    /// Returns whether units are missing and a lease of them may be granted.
+    fn can_lease(&self, now: u64, parts: &[Part]) -> bool {
+        let is_missing = |(lease, part): (&Lease, &Part)| lease.left(now) < part.cost && lease.can_lease(now);
+        self.leases.iter().zip(parts).any(is_missing)
+    }
+}

@@ -1,5 +1,5 @@
-//! TLS to Redis installs nothing for the process. A process of its own, so that nobody else has installed anything.
-#![allow(clippy::unwrap_used, reason = "a test says by panicking that it failed")]
+//! TLS to Redis installs no crypto provider. This test has its own process, so that no other code has installed one.
+#![allow(clippy::unwrap_used, reason = "tests fail by panicking")]
 
 use std::io::Read as _;
 use std::net::TcpListener;
@@ -14,7 +14,7 @@ use tollgate::{CurrentGrant, Grant, Limiter as _, Quota};
 
 const NEVER: Duration = Duration::from_secs(30);
 
-/// Takes connections, and sends the first byte of each: 22 begins a TLS handshake (RFC 8446, section 5.1).
+/// Accepts connections, and sends the first byte of each: 22 begins a TLS handshake (RFC 8446, section 5.1).
 fn listen() -> (u16, mpsc::Receiver<u8>) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = listener.local_addr().unwrap().port();
@@ -31,7 +31,7 @@ fn listen() -> (u16, mpsc::Receiver<u8>) {
 }
 
 #[tokio::test]
-async fn a_rediss_connection_installs_no_provider_of_cryptography() {
+async fn a_rediss_connection_installs_no_crypto_provider() {
     let (port, first_bytes) = listen();
     let url = format!("rediss://localhost:{port}");
     let servers = [
@@ -40,10 +40,10 @@ async fn a_rediss_connection_installs_no_provider_of_cryptography() {
         RedisServer::cluster([&*url]).unwrap(),
     ];
     for server in servers {
-        assert!(CryptoProvider::get_default().is_none(), "by {server:?}, which is only an address");
+        assert!(CryptoProvider::get_default().is_none(), "installed by {server:?}");
         let limits = RedisLimits::new(RateLimits::new(Quota::per_second(1)), server, [7; 32], NonZeroU32::MIN).unwrap();
         let decision = limits.charge(&CurrentGrant::new(Grant::new("alice", ())), Charge::Units(1)).await;
-        assert!(decision.is_local(), "nobody can speak TLS there");
+        assert!(decision.is_local(), "the server does not speak TLS");
         assert_eq!(first_bytes.recv_timeout(NEVER), Ok(22));
         assert!(CryptoProvider::get_default().is_none());
     }

@@ -66,9 +66,17 @@ mod redaction;
 #[cfg(feature = "redis")]
 mod redis;
 #[cfg(feature = "redis")]
+mod redis_addresses;
+#[cfg(feature = "redis")]
 mod redis_cluster;
 #[cfg(feature = "redis")]
 mod redis_contention;
+#[cfg(feature = "redis")]
+mod redis_contention_cases;
+#[cfg(feature = "redis")]
+mod redis_kit;
+#[cfg(feature = "redis")]
+mod redis_outages;
 #[cfg(feature = "redis")]
 #[allow(dead_code, reason = "servers offer what tests may need")]
 mod redis_servers;

@@ -1,4 +1,4 @@
-//! Clusters whose nodes are silent, or hand on their slots.
+//! Clusters with silent nodes and moving slots.
 
 use std::num::NonZeroU32;
 use std::process::Command;
@@ -13,23 +13,23 @@ use crate::redis_servers::{PrivateRedis, RedisCluster, Reply};
 
 const HOUR: Duration = Duration::from_secs(3_600);
 const MANY: Quota = Quota::one_per(HOUR).with_burst(1_000);
-/// Nothing takes so long, on any machine, unless it hangs.
+/// A timeout that only a hanging test exceeds.
 const NEVER: Duration = Duration::from_secs(30);
-const PATIENT: Duration = Duration::from_secs(10);
+const TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Never opens its breaker, so that each charge shows what the connection does.
+/// Returns a limiter whose breaker never opens, so that each charge tests the connection.
 fn limits<'a>(seeds: impl IntoIterator<Item = &'a str>, policies: RateLimits) -> RedisLimits {
     let server = RedisServer::cluster(seeds).unwrap();
     let limits = RedisLimits::new(policies, server, [7; 32], NonZeroU32::MIN).unwrap();
-    limits.with_failure_threshold(1_000).with_timeout(PATIENT)
+    limits.with_failure_threshold(1_000.try_into().unwrap()).with_timeout(TIMEOUT)
 }
 
 async fn charge(limits: &RedisLimits, subject: &str) -> Decision {
     let grant = CurrentGrant::new(Grant::new(subject, ()));
-    tokio::time::timeout(NEVER, limits.charge(&grant, ONE)).await.expect("a charge hangs")
+    tokio::time::timeout(NEVER, limits.charge(&grant, ONE)).await.expect("the charge hangs")
 }
 
-/// A subject whose bucket is on this node.
+/// Returns a subject whose bucket is on this node.
 async fn subject_on(limits: &RedisLimits, node: &PrivateRedis) -> String {
     for at in 0..1_000 {
         let (subject, before) = (format!("subject-{at}"), node.trips());
@@ -41,7 +41,7 @@ async fn subject_on(limits: &RedisLimits, node: &PrivateRedis) -> String {
     panic!("no subject is on this node")
 }
 
-/// A process that takes connections and says nothing, until it is let go on.
+/// A process that accepts connections but does not run until this is dropped.
 struct Stopped(String);
 
 impl Stopped {
@@ -64,8 +64,8 @@ fn signal(name: &str, pid: &str) {
 }
 
 #[tokio::test]
-async fn a_silent_seed_keeps_no_charge_from_the_cluster() {
-    let Some(cluster) = RedisCluster::start("a_silent_seed_keeps_no_charge_from_the_cluster") else { return };
+async fn a_silent_seed_blocks_no_charge() {
+    let Some(cluster) = RedisCluster::start("a_silent_seed_blocks_no_charge") else { return };
     let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let silent = format!("redis://{}", silent.local_addr().unwrap());
     let urls = cluster.urls();
@@ -76,21 +76,21 @@ async fn a_silent_seed_keeps_no_charge_from_the_cluster() {
                 let decision = charge(&limits, subject).await;
                 assert!(round > 0 || !decision.is_local(), "{subject}: {decision:?}");
             }
-            // All connections are lost, and made again by the next charges.
+            // Cut all connections. The next charges make new ones.
             for node in &cluster.0 {
                 node.ask(&["CLIENT", "KILL", "TYPE", "normal"]).unwrap();
             }
             let begin = Instant::now();
             while charge(&limits, "alice").await.is_local() || charge(&limits, "dave").await.is_local() {
-                assert!(begin.elapsed() < NEVER, "it never connects again");
+                assert!(begin.elapsed() < NEVER, "no new connection is made");
             }
         }
     }
 }
 
 #[tokio::test]
-async fn a_silent_node_takes_only_its_own_subjects() {
-    let Some(cluster) = RedisCluster::start("a_silent_node_takes_only_its_own_subjects") else { return };
+async fn a_silent_node_affects_only_its_own_subjects() {
+    let Some(cluster) = RedisCluster::start("a_silent_node_affects_only_its_own_subjects") else { return };
     let urls = cluster.urls();
     let all = || limits(urls.iter().map(|url| &**url), RateLimits::new(MANY));
     let before = all();
@@ -98,16 +98,16 @@ async fn a_silent_node_takes_only_its_own_subjects() {
     let (first, second, third) = (first.await, second.await, third.await);
     let stopped = Stopped::stop(&cluster.0[0]);
     for limits in [before.clone(), all()] {
-        let hurried = limits.clone().with_timeout(Duration::from_millis(300));
+        let short = limits.clone().with_timeout(Duration::from_millis(300));
         for _ in 0..5 {
-            assert!(charge(&hurried, &first).await.is_local());
+            assert!(charge(&short, &first).await.is_local());
             for subject in [&second, &third] {
                 let decision = charge(&limits, subject).await;
                 assert!(!decision.is_local(), "{subject}: {decision:?}");
             }
         }
     }
-    // Many that wait for that node, and few places for commands.
+    // Many charges wait for that node, with few permits for commands.
     let few = before.clone().with_max_in_flight(2.try_into().unwrap()).with_queue_timeout(Duration::from_millis(1));
     assert!(charge(&few.clone().with_timeout(Duration::from_millis(300)), &first).await.is_local());
     let waiting: Vec<_> = (0..50)
@@ -127,28 +127,28 @@ async fn a_silent_node_takes_only_its_own_subjects() {
     drop(stopped);
     let begin = Instant::now();
     while charge(&before, &first).await.is_local() {
-        assert!(begin.elapsed() < NEVER, "it never comes back");
+        assert!(begin.elapsed() < NEVER, "the node is never used again");
     }
 }
 
 #[tokio::test]
-async fn a_slot_that_moves_is_followed() {
-    let Some(cluster) = RedisCluster::start("a_slot_that_moves_is_followed") else { return };
+async fn a_moving_slot_is_followed() {
+    let Some(cluster) = RedisCluster::start("a_moving_slot_is_followed") else { return };
     let urls = cluster.urls();
     let limits = limits(urls.iter().map(|url| &**url), RateLimits::new(MANY));
     let subject = subject_on(&limits, &cluster.0[0]).await;
     let (from, to) = (&cluster.0[0], &cluster.0[1]);
     let key = {
-        // The one that was made last, and all others belong to other slots.
+        // Only one key of the test is on this node.
         let before: Vec<_> = from.ask(&["KEYS", "*"]).unwrap().list();
         assert_eq!(before.len(), 1);
         before[0].clone().text()
     };
-    let Reply::Int(slot) = from.ask(&["CLUSTER", "KEYSLOT", &key]).unwrap() else { panic!("no number") };
+    let Reply::Int(slot) = from.ask(&["CLUSTER", "KEYSLOT", &key]).unwrap() else { panic!("not a number") };
     let slot = slot.to_string();
     let id = |node: &PrivateRedis| node.ask(&["CLUSTER", "MYID"]).unwrap().text();
     let (from_id, to_id) = (id(from), id(to));
-    // On its way: what is not there any more is asked for at the next node.
+    // While the slot migrates: a key that is not on the old node is asked for on the new one.
     to.ask(&["CLUSTER", "SETSLOT", &slot, "IMPORTING", &from_id]).unwrap();
     from.ask(&["CLUSTER", "SETSLOT", &slot, "MIGRATING", &to_id]).unwrap();
     let decision = charge(&limits, &subject).await;
@@ -158,8 +158,8 @@ async fn a_slot_that_moves_is_followed() {
         let decision = charge(&limits, &subject).await;
         assert_eq!((decision.is_local(), decision.remaining()), (false, left), "{decision:?}");
     }
-    assert_eq!(from.ask(&["EXISTS", &key]).map_err(|_| ()), Err(()), "it says where to ask");
-    // Arrived.
+    assert_eq!(from.ask(&["EXISTS", &key]).map_err(|_| ()), Err(()), "the old node redirects");
+    // The migration is complete.
     for node in [to, from, &cluster.0[2]] {
         node.ask(&["CLUSTER", "SETSLOT", &slot, "NODE", &to_id]).unwrap();
     }
@@ -170,11 +170,11 @@ async fn a_slot_that_moves_is_followed() {
 }
 
 #[test]
-fn seeds_that_do_not_belong_together_are_refused() {
+fn seeds_with_different_credentials_are_rejected() {
     let one = "redis://user:secret@10.0.0.1:7000";
     for other in ["redis://10.0.0.2", "redis://user:other@10.0.0.2", "rediss://user:secret@10.0.0.2", "unix:///tmp/x"] {
         assert!(RedisServer::cluster([one, other]).is_err(), "{other}");
     }
     assert!(RedisServer::cluster([one, "redis://user:secret@10.0.0.2:7001/0"]).is_ok());
-    assert!(RedisServer::single("rediss://10.0.0.1/#insecure").is_err(), "TLS without a check of certificates");
+    assert!(RedisServer::single("rediss://10.0.0.1/#insecure").is_err(), "this disables the check of certificates");
 }

@@ -1,7 +1,7 @@
-//! The Redis servers that tests talk to: a corner of one that is shared, and private ones that a test may kill.
+//! Redis servers for tests: a key prefix on a shared server, and private servers that a test may kill.
 //!
-//! They are driven over a blocking connection of their own, so that what the client library believes is not what is
-//! checked. Where one is missing its tests say `skipped: no Redis` with their names, as in `servers`.
+//! They are controlled over a separate blocking connection, independent of the client library. Without a server the tests report
+//! `skipped: no Redis` with their names, as in `servers`.
 
 use std::io::{self, BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -11,10 +11,10 @@ use std::time::{Duration, Instant};
 
 use crate::machine::{skip, unique};
 
-/// Nothing takes so long, on any machine, unless it hangs.
+/// A timeout that only a hanging test exceeds.
 const NEVER: Duration = Duration::from_secs(30);
 
-/// What a server says.
+/// A reply of a server.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Reply {
     Nil,
@@ -27,23 +27,23 @@ impl Reply {
     pub fn text(self) -> String {
         match self {
             Self::Text(text) => text,
-            other => panic!("{other:?} is no text"),
+            other => panic!("{other:?} is not a text"),
         }
     }
 
     pub fn list(self) -> Vec<Reply> {
         match self {
             Self::List(list) => list,
-            other => panic!("{other:?} is no list"),
+            other => panic!("{other:?} is not a list"),
         }
     }
 }
 
-/// A blocking connection: not for one that goes through a proxy, which runs on the test's own thread.
+/// A blocking connection. It must not go through a proxy on the test's own thread.
 pub struct Wire(BufReader<TcpStream>);
 
 impl Wire {
-    /// `redis://[[user]:password@]host[:port][/database]`.
+    /// Connects to `redis://[[user]:password@]host[:port][/database]`.
     pub fn open(url: &str) -> io::Result<Self> {
         let (userinfo, address, database) = parts(url);
         let address = std::net::ToSocketAddrs::to_socket_addrs(&address)?.next().ok_or(io::ErrorKind::NotFound)?;
@@ -51,8 +51,8 @@ impl Wire {
         stream.set_read_timeout(Some(Duration::from_secs(5)))?;
         let mut wire = Self(BufReader::new(stream));
         if let Some((user, password)) = userinfo.and_then(|userinfo| userinfo.split_once(':')) {
-            let words = ["AUTH", user, password];
-            wire.ask(&words.into_iter().filter(|word| !word.is_empty()).collect::<Vec<_>>())?;
+            let arguments = ["AUTH", user, password];
+            wire.ask(&arguments.into_iter().filter(|argument| !argument.is_empty()).collect::<Vec<_>>())?;
         }
         if !database.is_empty() {
             wire.ask(&["SELECT", database])?;
@@ -60,10 +60,10 @@ impl Wire {
         Ok(wire)
     }
 
-    pub fn ask(&mut self, words: &[&str]) -> io::Result<Reply> {
-        let mut command = format!("*{}\r\n", words.len());
-        for word in words {
-            command += &format!("${}\r\n{word}\r\n", word.len());
+    pub fn ask(&mut self, arguments: &[&str]) -> io::Result<Reply> {
+        let mut command = format!("*{}\r\n", arguments.len());
+        for argument in arguments {
+            command += &format!("${}\r\n{argument}\r\n", argument.len());
         }
         self.0.get_mut().write_all(command.as_bytes())?;
         self.reply()
@@ -94,7 +94,7 @@ impl Wire {
     }
 }
 
-/// What stands before the `@`, `host:port`, and the number of the database.
+/// Returns the user info before the `@`, `host:port`, and the number of the database.
 fn parts(url: &str) -> (Option<&str>, String, &str) {
     let rest = url.split_once("://").unwrap().1;
     let (authority, database) = rest.split_once('/').unwrap_or((rest, ""));
@@ -103,21 +103,21 @@ fn parts(url: &str) -> (Option<&str>, String, &str) {
     (userinfo, address, database)
 }
 
-/// The server's clock, since 1970: the one that budgets are counted by.
+/// Returns the time of the server's clock since 1970, the clock that buckets use.
 pub fn time_of(url: &str) -> Duration {
     let time = Wire::open(url).unwrap().ask(&["TIME"]).unwrap().list();
     let [seconds, micros] = [0, 1].map(|at: usize| time[at].clone().text().parse().unwrap());
     Duration::from_secs(seconds) + Duration::from_micros(micros)
 }
 
-/// A corner of the shared server for one test: keys that begin with `prefix` are its own, and deleted with it.
+/// A key prefix on the shared server for one test. Its keys are deleted on drop.
 pub struct RedisHome {
     url: String,
     prefix: String,
 }
 
 impl RedisHome {
-    /// At `TOLLGATE_TEST_REDIS`, or at what answers on this machine.
+    /// Connects to `TOLLGATE_TEST_REDIS`, or to Redis on this machine.
     pub fn new(test: &str) -> Option<Self> {
         let named = std::env::var("TOLLGATE_TEST_REDIS").ok();
         let url = named.unwrap_or_else(|| "redis://127.0.0.1:6379".to_owned());
@@ -136,12 +136,12 @@ impl RedisHome {
         &self.prefix
     }
 
-    /// `host:port` of the server.
+    /// Returns `host:port` of the server.
     pub fn address(&self) -> String {
         parts(&self.url).1
     }
 
-    /// The same through another address, such as a proxy's.
+    /// Returns the URL with another address, such as that of a proxy.
     pub fn url_through(&self, address: SocketAddr) -> String {
         through(&self.url, address)
     }
@@ -150,7 +150,7 @@ impl RedisHome {
         Wire::open(&self.url).unwrap()
     }
 
-    /// The keys of this test that are there now.
+    /// Returns the current keys of this test.
     pub fn keys(&self) -> Vec<String> {
         keys(&mut self.wire(), &self.prefix).unwrap()
     }
@@ -167,7 +167,7 @@ impl Drop for RedisHome {
     }
 }
 
-/// All keys that hold the prefix, behind the brace of a hash tag too.
+/// Returns all keys with the prefix, also in a hash tag.
 fn keys(wire: &mut Wire, prefix: &str) -> io::Result<Vec<String>> {
     let (mut cursor, mut found) = ("0".to_owned(), Vec::new());
     loop {
@@ -189,19 +189,19 @@ fn through(url: &str, address: SocketAddr) -> String {
     format!("redis://{userinfo}{address}/{database}")
 }
 
-/// A private `redis-server`, with a folder and a port of its own. It is killed when this goes, or the test's process.
+/// A private `redis-server` with its own folder and port. It is killed on drop, and at the end of the test's process.
 pub struct PrivateRedis {
     port: u16,
     folder: PathBuf,
     arguments: Vec<String>,
-    /// A shell that kills the server as soon as its standard input ends.
+    /// A shell that kills the server when its standard input is closed.
     guard: Option<Child>,
 }
 
 impl PrivateRedis {
-    /// How many times it has run a script.
+    /// Returns the number of scripts that the server has run.
     pub fn trips(&self) -> u64 {
-        let Reply::Text(stats) = self.ask(&["INFO", "commandstats"]).unwrap() else { panic!("no text") };
+        let Reply::Text(stats) = self.ask(&["INFO", "commandstats"]).unwrap() else { panic!("not a text") };
         let calls = |name: &str| {
             let line = stats.lines().find_map(|line| line.strip_prefix(&format!("cmdstat_{name}:calls=")));
             line.map_or(0, |rest| rest.split(',').next().unwrap().parse().unwrap())
@@ -209,16 +209,16 @@ impl PrivateRedis {
         calls("evalsha") + calls("eval")
     }
 
-    /// Empty, and listening. Nothing is ever written to a disk.
+    /// Starts an empty server that writes nothing to disk.
     pub fn start(test: &str) -> Option<Self> {
         Self::start_with(test, &[])
     }
 
-    /// The same with more of the arguments of `redis-server`.
+    /// Starts an empty server with more arguments.
     pub fn start_with(test: &str, more: &[&str]) -> Option<Self> {
         let mut server = Self::new(test)?;
         server.arguments.extend(["--save", "", "--appendonly", "no"].map(str::to_owned));
-        server.arguments.extend(more.iter().map(|&word| word.to_owned()));
+        server.arguments.extend(more.iter().map(|&argument| argument.to_owned()));
         server.start_again();
         Some(server)
     }
@@ -238,7 +238,7 @@ impl PrivateRedis {
         self.port
     }
 
-    /// `host:port`.
+    /// Returns `host:port`.
     pub fn address(&self) -> String {
         format!("127.0.0.1:{}", self.port)
     }
@@ -251,12 +251,12 @@ impl PrivateRedis {
         through(&self.url(), address)
     }
 
-    /// A command on a connection of its own.
-    pub fn ask(&self, words: &[&str]) -> io::Result<Reply> {
-        Wire::open(&self.url())?.ask(words)
+    /// Sends a command on a new connection.
+    pub fn ask(&self, arguments: &[&str]) -> io::Result<Reply> {
+        Wire::open(&self.url())?.ask(arguments)
     }
 
-    /// Kills it (SIGKILL): connections are reset, and what it kept is gone.
+    /// Kills the server (SIGKILL): connections are reset, and the data is lost.
     pub fn kill(&mut self) {
         if let Some(mut guard) = self.guard.take() {
             drop(guard.stdin.take());
@@ -264,7 +264,7 @@ impl PrivateRedis {
         }
     }
 
-    /// Starts it on the same port, with nothing in it.
+    /// Starts the server on the same port, without data.
     pub fn start_again(&mut self) {
         self.kill();
         let port = self.port.to_string();
@@ -278,7 +278,7 @@ impl PrivateRedis {
             .stderr(Stdio::null())
             .spawn();
         self.guard = Some(guard.unwrap());
-        until("a server answers", || self.ask(&["PING"]).is_ok());
+        until("the server replies", || self.ask(&["PING"]).is_ok());
     }
 }
 
@@ -296,22 +296,22 @@ impl RedisCluster {
     pub fn start(test: &str) -> Option<Self> {
         let mut nodes = Vec::new();
         for _ in 0..3 {
-            // A slot whose master is gone must not take the others with it.
+            // A failed master must not make the other slots unavailable.
             let arguments = ["--cluster-enabled", "yes", "--cluster-node-timeout", "1000"];
             let arguments = [&arguments[..], &["--cluster-require-full-coverage", "no"]].concat();
             nodes.push(PrivateRedis::start_with(test, &arguments)?);
         }
         for (at, node) in nodes.iter().enumerate() {
             let slots: Vec<String> = (at * 16_384 / 3..(at + 1) * 16_384 / 3).map(|slot| slot.to_string()).collect();
-            let words: Vec<&str> = ["CLUSTER", "ADDSLOTS"].into_iter().chain(slots.iter().map(|s| &**s)).collect();
-            node.ask(&words).unwrap();
+            let arguments: Vec<&str> = ["CLUSTER", "ADDSLOTS"].into_iter().chain(slots.iter().map(|s| &**s)).collect();
+            node.ask(&arguments).unwrap();
             node.ask(&["CLUSTER", "SET-CONFIG-EPOCH", &(at + 1).to_string()]).unwrap();
         }
         for node in &nodes[1..] {
             nodes[0].ask(&["CLUSTER", "MEET", "127.0.0.1", &node.port().to_string()]).unwrap();
         }
         for node in &nodes {
-            until("a cluster agrees", || {
+            until("the cluster is ready", || {
                 let info = node.ask(&["CLUSTER", "INFO"]).unwrap().text();
                 ["cluster_state:ok", "cluster_slots_ok:16384", "cluster_known_nodes:3"]
                     .iter()
@@ -326,7 +326,7 @@ impl RedisCluster {
     }
 }
 
-/// A master and a sentinel that watches it under the name `tollgate`.
+/// A master, and a Sentinel that monitors it under the name `tollgate`.
 pub struct RedisSentinel {
     pub master: PrivateRedis,
     pub sentinel: PrivateRedis,
@@ -348,8 +348,9 @@ impl RedisSentinel {
     }
 }
 
-/// Below the ports that the system gives to outgoing connections: a server that was killed finds its port again. So is the
-/// port 10,000 above it, by which the nodes of a cluster talk.
+/// Returns a free port below the system's ephemeral ports, so that a killed server can reuse its port.
+///
+/// The port 10,000 above is free too: cluster nodes use it among themselves.
 fn free_port() -> u16 {
     loop {
         let mut random = [0; 2];
@@ -364,14 +365,14 @@ fn free_port() -> u16 {
 fn until(what: &str, mut holds: impl FnMut() -> bool) {
     let begin = Instant::now();
     while !holds() {
-        assert!(begin.elapsed() < NEVER, "{what}: it never came to hold");
+        assert!(begin.elapsed() < NEVER, "{what}: the condition never became true");
         std::thread::sleep(Duration::from_millis(10));
     }
 }
 
 #[test]
-fn a_corner_is_empty_and_cleaned_up() {
-    let Some(home) = RedisHome::new("a_corner_is_empty_and_cleaned_up") else { return };
+fn a_prefix_is_empty_and_cleaned_up() {
+    let Some(home) = RedisHome::new("a_prefix_is_empty_and_cleaned_up") else { return };
     assert_eq!(home.keys(), [""; 0]);
     let key = format!("{{{}}}x", home.prefix());
     home.wire().ask(&["SET", &key, "1", "PX", "60000"]).unwrap();
@@ -383,8 +384,8 @@ fn a_corner_is_empty_and_cleaned_up() {
 }
 
 #[test]
-fn a_private_server_is_killed_and_comes_again_empty() {
-    let Some(mut server) = PrivateRedis::start("a_private_server_is_killed_and_comes_again_empty") else { return };
+fn a_killed_private_server_restarts_empty() {
+    let Some(mut server) = PrivateRedis::start("a_killed_private_server_restarts_empty") else { return };
     assert_eq!(server.ask(&["SET", "a", "1"]).unwrap(), Reply::Text("OK".to_owned()));
     server.kill();
     assert!(server.ask(&["PING"]).is_err());
@@ -397,15 +398,15 @@ fn a_private_server_is_killed_and_comes_again_empty() {
 }
 
 #[test]
-fn a_cluster_sends_a_key_to_its_master() {
-    let Some(cluster) = RedisCluster::start("a_cluster_sends_a_key_to_its_master") else { return };
-    let takers = |key: &str| cluster.0.iter().filter(|node| node.ask(&["SET", key, "1"]).is_ok()).count();
-    assert_eq!([takers("a"), takers("b"), takers("c")], [1; 3]);
+fn one_node_of_a_cluster_accepts_a_key() {
+    let Some(cluster) = RedisCluster::start("one_node_of_a_cluster_accepts_a_key") else { return };
+    let accepting = |key: &str| cluster.0.iter().filter(|node| node.ask(&["SET", key, "1"]).is_ok()).count();
+    assert_eq!([accepting("a"), accepting("b"), accepting("c")], [1; 3]);
 }
 
 #[test]
-fn a_sentinel_knows_the_master() {
-    let Some(servers) = RedisSentinel::start("a_sentinel_knows_the_master") else { return };
-    let told = servers.sentinel.ask(&["SENTINEL", "GET-MASTER-ADDR-BY-NAME", "tollgate"]).unwrap().list();
-    assert_eq!(told[1], Reply::Text(servers.master.port().to_string()));
+fn a_sentinel_names_the_master() {
+    let Some(servers) = RedisSentinel::start("a_sentinel_names_the_master") else { return };
+    let master = servers.sentinel.ask(&["SENTINEL", "GET-MASTER-ADDR-BY-NAME", "tollgate"]).unwrap().list();
+    assert_eq!(master[1], Reply::Text(servers.master.port().to_string()));
 }

@@ -1,7 +1,6 @@
-//! The databases that tests talk to, where they are there.
+//! The databases of tests.
 //!
-//! Where one is missing its tests say `skipped: no PostgreSQL` with their names, and fail if `TOLLGATE_REQUIRE_SERVERS`
-//! is set.
+//! Without a database the tests report `skipped: no PostgreSQL` with their names. They fail if `TOLLGATE_REQUIRE_SERVERS` is set.
 
 use std::future::Future;
 use std::path::PathBuf;
@@ -12,7 +11,7 @@ use tollgate::store::sql::Database;
 
 use crate::machine::{skip, unique};
 
-/// Runs a test on SQLite and on PostgreSQL, each with empty tables of its own.
+/// Runs a test on SQLite and on PostgreSQL, each with empty tables.
 pub async fn on_each_database<F: Future<Output = ()>>(test: &str, run: impl Fn(Home) -> F) {
     let sqlite = Home::sqlite();
     sqlite.database().await.migrate().await.unwrap();
@@ -23,15 +22,15 @@ pub async fn on_each_database<F: Future<Output = ()>>(test: &str, run: impl Fn(H
     }
 }
 
-/// A place for tables of one test, which is removed with it.
+/// The tables of one test, which are removed on drop.
 #[derive(Clone)]
 pub struct Home {
     url: String,
-    /// Removed when the last copy is.
-    _remains: std::sync::Arc<Remains>,
+    /// Removes the tables when the last clone is dropped.
+    _cleanup: std::sync::Arc<Cleanup>,
 }
 
-enum Remains {
+enum Cleanup {
     Folder(PathBuf),
     Schema { server: String, schema: String },
 }
@@ -41,7 +40,7 @@ impl Home {
         let folder = std::env::temp_dir().join(format!("tollgate-{}", unique()));
         std::fs::create_dir(&folder).unwrap();
         let url = format!("sqlite://{}", folder.join("tokens.db").display());
-        Self { url, _remains: Remains::Folder(folder).into() }
+        Self { url, _cleanup: Cleanup::Folder(folder).into() }
     }
 
     pub async fn postgres(test: &str) -> Option<Self> {
@@ -51,25 +50,25 @@ impl Home {
         sqlx::query(&format!("CREATE SCHEMA {schema}")).execute(&mut connection).await.unwrap();
         let and = if server.contains('?') { '&' } else { '?' };
         let url = format!("{server}{and}options[search_path]={schema}");
-        Some(Self { url, _remains: Remains::Schema { server, schema }.into() })
+        Some(Self { url, _cleanup: Cleanup::Schema { server, schema }.into() })
     }
 
-    // No field that is public: who moved it out would leave the rest behind, and so remove the place.
+    // The URL is not a public field: moving it out would drop the rest, and so remove the tables.
     pub fn url(&self) -> &str {
         &self.url
     }
 
     pub fn is_postgres(&self) -> bool {
-        matches!(*self._remains, Remains::Schema { .. })
+        matches!(*self._cleanup, Cleanup::Schema { .. })
     }
 
-    /// Connects as another process would. Creates the file on SQLite.
+    /// Connects like another process. Creates the file on SQLite.
     pub async fn database(&self) -> Database {
         let create = if self.is_postgres() { "" } else { "?mode=rwc" };
         Database::connect(&format!("{}{create}", self.url)).await.unwrap()
     }
 
-    /// The same through another address, such as a proxy's.
+    /// Returns the URL with another address, such as that of a proxy.
     pub fn url_through(&self, address: std::net::SocketAddr) -> String {
         let (scheme, rest) = self.url.split_once("://").unwrap();
         let (authority, path) = rest.split_once('/').unwrap();
@@ -77,7 +76,7 @@ impl Home {
         format!("{scheme}://{user}{address}/{path}")
     }
 
-    /// `host:port` of the server.
+    /// Returns `host:port` of the server.
     pub fn address(&self) -> String {
         let authority = self.url.split_once("://").unwrap().1.split('/').next().unwrap();
         let host = authority.rsplit_once('@').map_or(authority, |(_, host)| host);
@@ -85,13 +84,13 @@ impl Home {
     }
 }
 
-impl Drop for Remains {
+impl Drop for Cleanup {
     fn drop(&mut self) {
         match self {
             Self::Folder(folder) => _ = std::fs::remove_dir_all(folder),
             Self::Schema { server, schema } => {
                 let (server, schema) = (server.clone(), schema.clone());
-                // The test's runtime may be about to end.
+                // On another thread: the test's runtime may be shutting down.
                 let removal = std::thread::spawn(move || {
                     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
                     runtime.block_on(async {
@@ -105,7 +104,7 @@ impl Drop for Remains {
     }
 }
 
-/// `TOLLGATE_TEST_POSTGRES`, or what answers on this machine.
+/// Returns `TOLLGATE_TEST_POSTGRES`, or PostgreSQL on this machine, if it is available.
 async fn postgres_server(test: &str) -> Option<String> {
     let named = std::env::var("TOLLGATE_TEST_POSTGRES").ok();
     let server = named.unwrap_or_else(|| "postgres://postgres@127.0.0.1:5432/postgres".to_owned());

@@ -1,4 +1,4 @@
-//! A TCP proxy with a round trip time, on a thread of its own: it goes on while the process under test stands still.
+//! A TCP proxy with a round trip time. It has its own thread, so it runs while the process under test is paused.
 
 use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
@@ -11,7 +11,7 @@ use tokio::sync::{mpsc, watch};
 
 use crate::redis_servers::Wire;
 
-/// A proxy. Each packet arrives half a round trip after it was sent, however many others are in flight.
+/// A proxy. Each packet arrives half a round trip after it was sent, independent of other packets.
 pub struct SlowWire {
     address: SocketAddr,
     state: Arc<State>,
@@ -22,7 +22,7 @@ pub struct SlowWire {
 struct State {
     round_trip_us: AtomicU64,
     is_silent: AtomicBool,
-    taken: AtomicUsize,
+    connections: AtomicUsize,
 }
 
 impl SlowWire {
@@ -39,7 +39,7 @@ impl SlowWire {
                 let listener = tokio::net::TcpListener::from_std(listener).unwrap();
                 let accept = async {
                     while let Ok((client, _)) = listener.accept().await {
-                        state.taken.fetch_add(1, Ordering::SeqCst);
+                        state.connections.fetch_add(1, Ordering::SeqCst);
                         tokio::spawn(serve(client, server.clone(), Arc::clone(&state)));
                     }
                 };
@@ -57,17 +57,17 @@ impl SlowWire {
         self.state.round_trip_us.store(time.as_micros() as u64, Ordering::SeqCst);
     }
 
-    /// What is sent from now on is lost, and so is the rest of its connection.
+    /// Starts or ends a silence. Packets sent in a silence are lost, and so are all later packets of their connections.
     pub fn set_silent(&self, is_silent: bool) {
         self.state.is_silent.store(is_silent, Ordering::SeqCst);
     }
 
-    /// How many connections were made so far.
-    pub fn taken(&self) -> usize {
-        self.state.taken.load(Ordering::SeqCst)
+    /// Returns the number of connections made so far.
+    pub fn connections(&self) -> usize {
+        self.state.connections.load(Ordering::SeqCst)
     }
 
-    /// Measures the longest round trip of a connection beside the others, until it is stopped.
+    /// Measures the longest round trip on a separate connection, until it is stopped.
     pub fn watch(&self) -> Heartbeat {
         let (address, is_over) = (self.address, Arc::<AtomicBool>::default());
         let over = Arc::clone(&is_over);
@@ -91,6 +91,7 @@ impl Drop for SlowWire {
     }
 }
 
+/// A running measurement of the longest round trip.
 pub struct Heartbeat {
     is_over: Arc<AtomicBool>,
     thread: std::thread::JoinHandle<Duration>,
@@ -105,7 +106,7 @@ impl Heartbeat {
 
 async fn serve(client: TcpStream, server: String, state: Arc<State>) {
     if state.is_silent.load(Ordering::SeqCst) {
-        // Also when the silence has ended: this connection was made in it.
+        // Stay silent after the silence ends: this connection was made during it.
         return std::future::pending().await;
     }
     let Ok(server) = TcpStream::connect(server).await else { return };
@@ -120,7 +121,7 @@ async fn serve(client: TcpStream, server: String, state: Arc<State>) {
 }
 
 async fn copy(mut from: tokio::net::tcp::OwnedReadHalf, mut to: tokio::net::tcp::OwnedWriteHalf, state: &Arc<State>) {
-    let (packets, mut on_their_way) = mpsc::unbounded_channel::<(tokio::time::Instant, Vec<u8>)>();
+    let (packets, mut in_flight) = mpsc::unbounded_channel::<(tokio::time::Instant, Vec<u8>)>();
     let read = async move {
         loop {
             let mut buffer = vec![0; 16_384];
@@ -134,7 +135,7 @@ async fn copy(mut from: tokio::net::tcp::OwnedReadHalf, mut to: tokio::net::tcp:
         }
     };
     let write = async move {
-        while let Some((at, packet)) = on_their_way.recv().await {
+        while let Some((at, packet)) = in_flight.recv().await {
             tokio::time::sleep_until(at).await;
             if to.write_all(&packet).await.is_err() {
                 return;

@@ -67,7 +67,7 @@ async fn charges_follow_the_master_that_a_sentinel_names() {
     assert!(next.trips() > 0);
 }
 
-/// As after a power failure of the machine with the master and a Sentinel.
+/// Checks the case after a power failure of the machine with the master and a Sentinel.
 #[tokio::test]
 async fn a_silent_sentinel_does_not_block_the_others() {
     let Some(servers) = RedisSentinel::start("a_silent_sentinel_does_not_block_the_others") else { return };

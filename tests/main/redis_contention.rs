@@ -102,7 +102,8 @@ async fn a_charge_that_waits_too_long_for_a_lease_asks_redis_itself() {
             }
             assert_eq!(count(&decisions, Decision::is_local), 0, "{policy:?}");
             assert_eq!(count(&decisions, |decision| decision.verdict() == Verdict::Unavailable), 0, "{policy:?}");
-            // The rest of a lease, an eighth of the burst, stays for later charges. A lease holds back the refill of its duration, less than one unit.
+            // The rest of a lease, an eighth of the burst, stays for later charges. A lease holds back the refill of its duration, less
+            // than one unit.
             let (admitted, burst) = (admitted(&decisions), u64::from(burst));
             assert!((burst - burst / 8 - 1..=burst).contains(&admitted), "{policy:?}: {admitted}");
             assert_eq!(limits.state(), BreakerState::Closed);
@@ -198,8 +199,8 @@ async fn connection_time_does_not_reduce_the_command_timeout() {
 }
 
 #[tokio::test]
-async fn a_queue_timeout_is_no_outage_and_admits_nothing() {
-    let test = "a_queue_timeout_is_no_outage_and_admits_nothing";
+async fn a_queue_timeout_is_no_outage_and_adds_no_local_quota() {
+    let test = "a_queue_timeout_is_no_outage_and_adds_no_local_quota";
     for policy in OUTAGE_POLICIES {
         for leases in [None, Some(Leases::default())] {
             let Some((server, wire)) = start(test, Duration::from_millis(30)) else { return };

@@ -172,7 +172,7 @@ impl Shared {
 
     /// Waits until a charge may be sent to Redis. Returns a decision instead if Redis need not or must not be asked.
     ///
-    /// This is the case if the bucket is known to be exhausted, there is no connection, the breaker is open, or the queue timeout has
+    /// These are the cases: the bucket is known to be exhausted, there is no connection, the breaker is open, or the queue timeout has
     /// expired.
     pub(super) async fn queue(
         &self,

@@ -54,8 +54,8 @@ use crate::quota::decision::Decision;
 ///
 /// # Timeouts
 ///
-/// A charge waits for a command slot for at most the [queue timeout](Self::with_queue_timeout), then for the reply for at most the
-/// [timeout](Self::with_timeout). Making a connection takes up to one or two more timeouts: 1.25 seconds in total by default. With
+/// A charge waits in the queue for at most the [queue timeout](Self::with_queue_timeout), then for the reply for at most the
+/// [timeout](Self::with_timeout). Making connections takes up to two more timeouts: 1.25 seconds in total by default. With
 /// [leases](Self::with_leases) a charge may first wait for a concurrent lease request, for half of the timeout. The rules of
 /// [this module](crate::limit::redis) list what follows each timeout.
 ///
@@ -200,6 +200,7 @@ impl RedisLimits {
     /// Returns an error if the limits have [refunds](RateLimits::with_refunds): a refund of leased units would return too much.
     ///
     /// # Example
+    ///
     /// ```
     /// use tollgate::limit::redis::{Leases, RedisLimits, RedisServer};
     /// use tollgate::{Quota, RateLimits};

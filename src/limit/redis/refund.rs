@@ -24,7 +24,7 @@ impl Charged {
     }
 }
 
-/// Returns what an admitted charge has charged.
+/// Returns the refundable charge of each bucket of an admitted charge.
 pub(super) fn charged(parts: Vec<Part>, reply: &Reply) -> Vec<Charged> {
     let charged = |(part, state): (Part, &State)| {
         let interval_ns = part.policy.quota().interval_ns();

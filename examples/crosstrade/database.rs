@@ -30,7 +30,7 @@ pub(crate) fn default_url() -> String {
 
 /// Opens the database, and creates its tables if they are missing.
 pub(crate) async fn open(url: &str) -> Result<Database, Box<dyn Error>> {
-    let database = Database::connect(url).await?.with_deadline(TIMEOUT);
+    let database = Database::connect(url).await?.with_timeout(TIMEOUT);
     database.migrate().await?;
     Ok(database)
 }
@@ -56,7 +56,7 @@ pub(crate) fn tokens(database: &Database) -> Result<Tokens, Box<dyn Error>> {
     let cache = CachedStore::new(breaker.clone(), TTL)?;
     let last_used = LastUsed::new(database);
     // Tokens with another prefix, or imported from elsewhere, are looked up without the check.
-    let checked = CheckedStore::new(last_used.note(cache.clone()), TokenFormat::new("ct")?).with_imported_tokens();
+    let checked = CheckedStore::new(last_used.wrap(cache.clone()), TokenFormat::new("ct")?).with_imported_tokens();
 
     // Sockets ask the database and not the cache: they need the current state.
     let tokens = Tokens::new(BoxStore::new(checked), move |token| store.get(token));

@@ -15,9 +15,9 @@ use crate::machine::{say, unique};
 use crate::proxy::{Fault, Proxy};
 use crate::servers::Home;
 
-const DEADLINE: Duration = Duration::from_secs(1);
+const TIMEOUT: Duration = Duration::from_secs(1);
 /// Nothing takes so long, on any machine, unless it hangs.
-const NEVER: Duration = Duration::from_secs(30);
+const WATCHDOG: Duration = Duration::from_secs(30);
 
 /// The size of the pool, and the connection of `follow`.
 const CLIENT_BOUND: usize = 11;
@@ -49,7 +49,7 @@ impl Setting {
     }
 
     fn database(&self) -> Database {
-        Database::connect_lazily(&self.url()).unwrap().with_deadline(DEADLINE)
+        Database::connect_lazily(&self.url()).unwrap().with_timeout(TIMEOUT)
     }
 
     async fn sessions(&mut self, condition: &str) -> usize {
@@ -61,17 +61,17 @@ impl Setting {
 }
 
 async fn find(store: &SqlStore<()>, token: &str) -> Result<bool, StoreError> {
-    let found = tokio::time::timeout(NEVER, store.lookup(&BearerToken::new(token)).into_future()).await;
+    let found = tokio::time::timeout(WATCHDOG, store.lookup(&BearerToken::new(token)).into_future()).await;
     Ok(found.expect("a lookup hangs")?.is_some_and(|grant| grant.is_valid_at(SystemTime::now())))
 }
 
 async fn in_time<F: Future>(work: F) -> F::Output {
-    tokio::time::timeout(NEVER, work).await.expect("it hangs")
+    tokio::time::timeout(WATCHDOG, work).await.expect("it hangs")
 }
 
 /// Issues grants, and uses each of them once.
 async fn used(direct: &Database, last_used: &LastUsed, count: usize) -> Vec<GrantId> {
-    let store = last_used.note(direct.store::<()>());
+    let store = last_used.wrap(direct.store::<()>());
     let mut ids = Vec::new();
     for at in 0..count {
         let token = format!("token-{at}-{}", unique());
@@ -170,7 +170,7 @@ async fn administration_reports_a_lock_and_then_succeeds() {
 async fn administration_fails_in_time_on_a_silent_network() {
     let test = "administration_fails_in_time_on_a_silent_network";
     let Some(mut setting) = Setting::new(test).await else { return };
-    let database = setting.database().with_admin_timeout(DEADLINE);
+    let database = setting.database().with_admin_timeout(TIMEOUT);
     let issued = database.issue(&TokenFormat::new("acme").unwrap(), &NewGrant::new("alice")).await.unwrap();
     let id = &issued.grant.id;
     for cut in [1, 100, 200, 250, 300, 400] {
@@ -179,7 +179,7 @@ async fn administration_fails_in_time_on_a_silent_network() {
         while outcome.is_ok() {
             outcome = in_time(database.relabel(id, "another label")).await;
         }
-        assert!(matches!(outcome, Err(SqlError::Deadline)), "{outcome:?}");
+        assert!(matches!(outcome, Err(SqlError::Timeout)), "{outcome:?}");
         // The server ends a transaction whose client is silent, also while the network stays so.
         in_time(setting.direct.relabel(id, "the last label")).await.unwrap();
         setting.proxy.set(Fault::None);
@@ -279,10 +279,10 @@ async fn connections_stay_bounded_on_a_silent_network() {
     let database = setting.database();
     let followed = database.clone();
     let follower = tokio::spawn(async move { followed.watch(Duration::from_millis(100), drop).await });
-    for fault in [Fault::Silence, Fault::Delay(DEADLINE * 12 / 10), Fault::Silence] {
+    for fault in [Fault::Silence, Fault::Delay(TIMEOUT * 12 / 10), Fault::Silence] {
         open_all(&database).await;
         setting.proxy.set(fault);
-        let (client, server, failures) = load(&mut setting, &database, DEADLINE * 6).await;
+        let (client, server, failures) = load(&mut setting, &database, TIMEOUT * 6).await;
         say(format_args!("{fault:?}: {client} connections of the client, {server} of the server"));
         assert!(failures > 30, "there was no outage");
         assert!(client <= CLIENT_BOUND && server <= SERVER_BOUND, "{fault:?}: {client} and {server}");
@@ -304,7 +304,7 @@ async fn connections_stay_bounded_on_a_slow_database() {
         setting.admin.execute(&*format!("{view}(0)")).await.unwrap();
         assert!(find(&database.store::<()>(), "a-token").await.unwrap());
         setting.admin.execute(&*format!("{view}({seconds})")).await.unwrap();
-        let (client, server, failures) = load(&mut setting, &database, DEADLINE * 6).await;
+        let (client, server, failures) = load(&mut setting, &database, TIMEOUT * 6).await;
         say(format_args!("{seconds} s a statement: {client} connections of the client, {server} of the server"));
         assert!(failures > 30, "there was no outage");
         assert!(client <= CLIENT_BOUND && server <= SERVER_BOUND, "{seconds} s: {client} and {server}");
@@ -320,11 +320,11 @@ async fn pool_of_the_service_loses_no_places_to_a_silent_network() {
     setting.direct.import(TokenDigest::of("a-token"), &NewGrant::new("alice")).await.unwrap();
     let options = sqlx::postgres::PgPoolOptions::new().max_connections(3).test_before_acquire(false);
     let pool = options.connect(&setting.url()).await.unwrap();
-    let database = Database::from_postgres(pool.clone()).with_deadline(DEADLINE);
+    let database = Database::from_postgres(pool.clone()).with_timeout(TIMEOUT);
     for _ in 0..2 {
         open_all(&database).await;
         setting.proxy.set(Fault::Silence);
-        let (client, server, failures) = load(&mut setting, &database, DEADLINE * 3).await;
+        let (client, server, failures) = load(&mut setting, &database, TIMEOUT * 3).await;
         assert!(failures > 30, "there was no outage");
         assert!(client <= 3 && server <= 6, "{client} and {server}");
         setting.proxy.set(Fault::None);
@@ -341,9 +341,9 @@ async fn connections_stay_bounded_on_a_network_that_fails_at_random() {
     let test = "connections_stay_bounded_on_a_network_that_fails_at_random";
     let Some(mut setting) = Setting::new(test).await else { return };
     let id = setting.direct.import(TokenDigest::of("a-token"), &NewGrant::new("alice")).await.unwrap().id;
-    let database = setting.database().with_admin_timeout(DEADLINE);
+    let database = setting.database().with_admin_timeout(TIMEOUT);
     let last_used = LastUsed::new(&database);
-    let store = last_used.note(database.store::<()>());
+    let store = last_used.wrap(database.store::<()>());
     let (writer, followed, changed) = (last_used.clone(), database.clone(), database.clone());
     let others = [
         tokio::spawn(async move { _ = writer.run(Duration::from_millis(30)).await }),
@@ -371,8 +371,8 @@ async fn connections_stay_bounded_on_a_network_that_fails_at_random() {
         setting.proxy.set(match kind {
             0..3 => Fault::Silence,
             3 => Fault::Cut,
-            4 => Fault::Delay(DEADLINE / 2),
-            5 => Fault::Delay(DEADLINE * 2),
+            4 => Fault::Delay(TIMEOUT / 2),
+            5 => Fault::Delay(TIMEOUT * 2),
             _ => Fault::None,
         });
         let (client, server, _) = load(&mut setting, &database, Duration::from_millis(millis + 50)).await;
@@ -399,11 +399,11 @@ async fn stricter_statement_timeout_of_the_url_stays() {
     let view = "CREATE VIEW tollgate_grants AS SELECT g.* FROM real_grants g, pg_sleep(2)";
     setting.admin.execute(view).await.unwrap();
     let url = format!("{}&options[statement_timeout]=300", setting.home.url());
-    let strict = Database::connect(&url).await.unwrap().with_deadline(NEVER);
+    let strict = Database::connect(&url).await.unwrap().with_timeout(WATCHDOG);
     let error = find(&strict.store::<()>(), "a-token").await.unwrap_err();
     let cause = error.source().and_then(|source| source.downcast_ref());
-    assert!(matches!(cause, Some(SqlError::Deadline)), "{error:?}");
-    let database = setting.direct.clone().with_deadline(NEVER);
+    assert!(matches!(cause, Some(SqlError::Timeout)), "{error:?}");
+    let database = setting.direct.clone().with_timeout(WATCHDOG);
     assert!(find(&database.store::<()>(), "a-token").await.unwrap());
 }
 
@@ -418,7 +418,7 @@ async fn administration_reports_a_locked_file() {
     let revoked = in_time(database.revoke(&grant.id)).await;
     assert!(matches!(revoked, Err(SqlError::Locked)), "{revoked:?}");
     let timed = in_time(database.clone().with_admin_timeout(Duration::from_millis(50)).revoke(&grant.id)).await;
-    assert!(matches!(timed, Err(SqlError::Deadline)), "{timed:?}");
+    assert!(matches!(timed, Err(SqlError::Timeout)), "{timed:?}");
     assert!(find(&database.store::<()>(), "a-token").await.unwrap(), "reading goes on");
     assert_eq!(in_time(database.list(None)).await.unwrap().len(), 1);
     other.execute("ROLLBACK").await.unwrap();

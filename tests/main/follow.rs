@@ -99,7 +99,7 @@ async fn outages_reject_no_cached_holder_and_keep_no_revoked_one() {
     let direct = home.database().await;
     direct.migrate().await.unwrap();
     let proxy = Proxy::to(home.address()).await;
-    let database = Database::connect_lazily(&home.url_through(proxy.address)).unwrap().with_deadline(TIMEOUT);
+    let database = Database::connect_lazily(&home.url_through(proxy.address)).unwrap().with_timeout(TIMEOUT);
     let (service, mut told) = process(&database, Duration::from_millis(500));
     assert_eq!(told.recv().await, Some(Invalidation::Everything), "the first connection");
 
@@ -191,7 +191,7 @@ async fn uncached_holders_recover_as_soon_as_the_connection_is_back() {
     }
     for fault in [Fault::Cut, Fault::Garbage, Fault::Silence] {
         let proxy = Proxy::to(home.address()).await;
-        let database = Database::connect_lazily(&home.url_through(proxy.address)).unwrap().with_deadline(TIMEOUT * 5);
+        let database = Database::connect_lazily(&home.url_through(proxy.address)).unwrap().with_timeout(TIMEOUT * 5);
         let (service, mut told) = process(&database, HOUR);
         assert_eq!(told.recv().await, Some(Invalidation::Everything), "the first connection");
         assert_eq!(status(&service, "uncached-0").await, 200);

@@ -16,9 +16,9 @@ use crate::machine::say;
 use crate::proxy::{Fault, Proxy};
 use crate::servers::{Home, on_each_database};
 
-const DEADLINE: Duration = Duration::from_secs(1);
+const TIMEOUT: Duration = Duration::from_secs(1);
 /// Nothing takes so long, on any machine, unless it hangs.
-const NEVER: Duration = Duration::from_secs(30);
+const WATCHDOG: Duration = Duration::from_secs(30);
 
 const FAULTS: [Fault; 4] = [Fault::Cut, Fault::Silence, Fault::Garbage, Fault::Delay(Duration::from_secs(8))];
 
@@ -37,7 +37,7 @@ async fn until<F: Future<Output = bool>>(mut holds: impl FnMut() -> F) {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     };
-    tokio::time::timeout(NEVER, wait).await.expect("it never came to hold");
+    tokio::time::timeout(WATCHDOG, wait).await.expect("it never came to hold");
 }
 
 /// Many connections are open when the fault comes, and all of them are dead when it ends.
@@ -46,19 +46,19 @@ async fn a_fault_is_answered_by_503_and_forgotten_when_it_ends() {
     let test = "a_fault_is_answered_by_503_and_forgotten_when_it_ends";
     let Some((home, proxy, direct)) = behind_a_proxy(test).await else { return };
     direct.import(TokenDigest::of(TOKEN), &NewGrant::new("alice")).await.unwrap();
-    let database = Database::connect_lazily(&home.url_through(proxy.address)).unwrap().with_deadline(DEADLINE);
-    let gate = AuthLayer::with_timeout(database.store::<()>(), DEADLINE * 2);
+    let database = Database::connect_lazily(&home.url_through(proxy.address)).unwrap().with_timeout(TIMEOUT);
+    let gate = AuthLayer::with_timeout(database.store::<()>(), TIMEOUT * 2);
     let service = ServiceBuilder::new().layer(gate).service(echo());
     let requests = |status: u16| (0..8).flat_map(move |_| [(with_token(TOKEN), status), (with_token("unknown"), 401)]);
 
     for fault in FAULTS {
-        tokio::time::timeout(NEVER, all_at_once(&service, requests(200))).await.expect("healthy requests hang");
+        tokio::time::timeout(WATCHDOG, all_at_once(&service, requests(200))).await.expect("healthy requests hang");
         proxy.set(fault);
         // Known tokens and unknown ones alike: nobody is let in, and nobody is told that a token is bad.
         let refused = (0..16).map(|at| (with_token(if at % 2 == 0 { TOKEN } else { "unknown" }), 503));
-        tokio::time::timeout(NEVER, all_at_once(&service, refused)).await.expect("a request hangs");
+        tokio::time::timeout(WATCHDOG, all_at_once(&service, refused)).await.expect("a request hangs");
         proxy.set(Fault::None);
-        let healed = tokio::time::timeout(NEVER, send(&service, with_token(TOKEN))).await.expect("a request hangs");
+        let healed = tokio::time::timeout(WATCHDOG, send(&service, with_token(TOKEN))).await.expect("a request hangs");
         let why = healed.extensions().get::<tollgate::Rejection>();
         assert_eq!(healed.status(), StatusCode::OK, "after {fault:?}: {why:?}");
     }
@@ -70,7 +70,7 @@ async fn look_ups_that_are_dropped_leave_the_connections_as_they_were() {
     let Some((home, proxy, direct)) = behind_a_proxy(test).await else { return };
     direct.import(TokenDigest::of(TOKEN), &NewGrant::new("alice")).await.unwrap();
     let database = Database::connect(&home.url_through(proxy.address)).await.unwrap();
-    let gate = AuthLayer::with_timeout(database.store::<()>(), NEVER);
+    let gate = AuthLayer::with_timeout(database.store::<()>(), WATCHDOG);
     let service = ServiceBuilder::new().layer(gate).service(echo());
     for patience in [0, 1, 2, 5, 300] {
         for _ in 0..if patience < 300 { 30 } else { 12 } {
@@ -94,7 +94,7 @@ fn watch(database: &Database, interval: Duration) -> mpsc::UnboundedReceiver<Inv
 }
 
 async fn next(told: &mut mpsc::UnboundedReceiver<Invalidation>) -> Invalidation {
-    tokio::time::timeout(NEVER, told.recv()).await.expect("nothing is told").unwrap()
+    tokio::time::timeout(WATCHDOG, told.recv()).await.expect("nothing is told").unwrap()
 }
 
 #[tokio::test]
@@ -127,7 +127,7 @@ async fn what_another_process_changes_is_told() {
             change = next(&mut told).await;
         }
         let last_used = tollgate::store::sql::LastUsed::new(&there);
-        let store = last_used.note(there.store::<()>());
+        let store = last_used.wrap(there.store::<()>());
         _ = tollgate::TokenStore::lookup(&store, &tollgate::BearerToken::new("bob-token")).await.unwrap();
         assert_eq!(last_used.flush().await.unwrap(), 1);
         there.revoke(&bob.id).await.unwrap();
@@ -175,13 +175,13 @@ async fn who_was_cut_off_is_told_that_anything_may_have_changed() {
     let test = "who_was_cut_off_is_told_that_anything_may_have_changed";
     let Some((home, proxy, direct)) = behind_a_proxy(test).await else { return };
     let grant = direct.import(TokenDigest::of(TOKEN), &NewGrant::new("alice")).await.unwrap();
-    let database = Database::connect_lazily(&home.url_through(proxy.address)).unwrap().with_deadline(DEADLINE);
+    let database = Database::connect_lazily(&home.url_through(proxy.address)).unwrap().with_timeout(TIMEOUT);
     let mut told = watch(&database, Duration::from_millis(100));
     assert_eq!(next(&mut told).await, Invalidation::Everything);
     for fault in FAULTS {
         proxy.set(fault);
         // Silence is noticed by a question that nobody answers; until then nothing is told.
-        tokio::time::sleep(DEADLINE + Duration::from_millis(500)).await;
+        tokio::time::sleep(TIMEOUT + Duration::from_millis(500)).await;
         direct.relabel(&grant.id, &format!("{fault:?}")).await.unwrap();
         proxy.set(Fault::None);
         // What was told while the fault lasted cannot be relied on; that all may have changed is told after it.
@@ -210,20 +210,24 @@ mod through_a_cache {
 
     /// A gate of a process of its own, and the database that it sees.
     async fn process(url: &str) -> (Database, Service) {
-        let database = Database::connect_lazily(url).unwrap().with_deadline(DEADLINE);
-        let breaker = CircuitBreaker::with_timeout(database.store::<()>(), DEADLINE * 2)
+        let database = Database::connect_lazily(url).unwrap().with_timeout(TIMEOUT);
+        let breaker = CircuitBreaker::with_timeout(database.store::<()>(), TIMEOUT * 2)
             .with_backoff(Duration::from_millis(50), Duration::from_millis(200));
         let cache = CachedStore::new(breaker, TTL).unwrap();
         let (followed, told) = (database.clone(), cache.clone());
         tokio::spawn(async move {
             followed.watch(Duration::from_millis(100), move |change| told.invalidate(&change)).await
         });
-        let gate = AuthLayer::with_timeout(cache, DEADLINE * 3);
+        let gate = AuthLayer::with_timeout(cache, TIMEOUT * 3);
         (database, Service::new(ServiceBuilder::new().layer(gate).service(echo())))
     }
 
     async fn status(service: &Service, token: &str) -> u16 {
-        tokio::time::timeout(NEVER, send(service, with_token(token))).await.expect("a request hangs").status().as_u16()
+        tokio::time::timeout(WATCHDOG, send(service, with_token(token)))
+            .await
+            .expect("a request hangs")
+            .status()
+            .as_u16()
     }
 
     #[tokio::test]

@@ -84,7 +84,7 @@ async fn they_keep_the_contract() {
 async fn a_database_that_is_down_is_no_verdict() {
     // Nobody listens on this port; nor is there such a folder.
     for url in ["postgres://nobody@127.0.0.1:9/nothing", "sqlite:///nowhere-at-all/tokens.db"] {
-        let database = Database::connect_lazily(url).unwrap().with_deadline(Duration::from_millis(300));
+        let database = Database::connect_lazily(url).unwrap().with_timeout(Duration::from_millis(300));
         Contract::new(database.store::<()>()).knows("alice-token-1", "alice").check_outage().await;
         assert!(Database::connect(url).await.is_err());
     }
@@ -291,11 +291,11 @@ async fn names_that_are_taken_or_no_names_are_refused_whole() {
         let database = home.database().await;
         database.import(TokenDigest::of("a-token"), &NewGrant::new("alice").with_id("one")).await.unwrap();
         let taken = database.import(TokenDigest::of("a-token"), &NewGrant::new("bob").with_id("two")).await;
-        assert!(matches!(taken, Err(SqlError::Occupied)));
+        assert!(matches!(taken, Err(SqlError::AlreadyExists)));
         assert!(!format!("{taken:?}").contains(&TokenDigest::of("a-token").to_hex()));
         assert!(database.describe(&"two".into()).await.unwrap().is_none(), "a grant without a token");
         let again = database.import(TokenDigest::of("another-token"), &NewGrant::new("bob").with_id("one")).await;
-        assert!(matches!(again, Err(SqlError::Occupied)));
+        assert!(matches!(again, Err(SqlError::AlreadyExists)));
         for bad in ["", "a\nb", &"x".repeat(256)] {
             for grant in [NewGrant::new(bad), NewGrant::new("alice").with_id(bad)] {
                 assert!(
@@ -586,7 +586,7 @@ async fn uses_are_noted_in_batches_and_only_forward() {
         let hands = Hands::new();
         let database = hands.drive(home.database().await);
         let last_used = LastUsed::new(&database);
-        let store = last_used.note(database.store::<()>());
+        let store = last_used.wrap(database.store::<()>());
         let mut ids = Vec::new();
         for token in ["one", "two", "late"] {
             let grant = match token {
@@ -616,7 +616,7 @@ async fn uses_are_noted_in_batches_and_only_forward() {
         let other = LastUsed::new(&behind.drive(home.database().await));
         hands.pass(Duration::from_secs(120));
         _ = store.lookup(&BearerToken::new("one")).await.unwrap();
-        _ = other.note(database.store::<()>()).lookup(&BearerToken::new("one")).await.unwrap();
+        _ = other.wrap(database.store::<()>()).lookup(&BearerToken::new("one")).await.unwrap();
         last_used.flush().await.unwrap();
         other.flush().await.unwrap();
         assert_eq!(used(ids[0].clone()).await, Some(hands.now()));
@@ -631,7 +631,7 @@ async fn uses_that_could_not_be_written_are_kept() {
     database.migrate().await.unwrap();
     let record = database.import(TokenDigest::of("a-token"), &NewGrant::new("alice")).await.unwrap();
     let last_used = LastUsed::new(&database);
-    _ = last_used.note(database.store::<()>()).lookup(&BearerToken::new("a-token")).await.unwrap();
+    _ = last_used.wrap(database.store::<()>()).lookup(&BearerToken::new("a-token")).await.unwrap();
     let pool = sqlx::SqlitePool::connect(home.url()).await.unwrap();
     sqlx::query("ALTER TABLE tollgate_grants RENAME COLUMN last_used_ms TO hidden").execute(&pool).await.unwrap();
     assert!(last_used.flush().await.is_err());

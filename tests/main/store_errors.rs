@@ -73,7 +73,7 @@ struct User {
 async fn one_unreadable_row_does_not_affect_other_tokens() {
     let test = "one_unreadable_row_does_not_affect_other_tokens";
     let Some(home) = Home::postgres(test).await else { return };
-    let database = home.database().await.with_deadline(TIMEOUT);
+    let database = home.database().await.with_timeout(TIMEOUT);
     database.migrate().await.unwrap();
     for number in 0..HOLDERS {
         let grant = NewGrant::new(format!("user-{number}")).with_principal(&json!({ "name": "A" })).unwrap();
@@ -241,7 +241,7 @@ async fn every_wrapper_tells_whether_a_token_is_cached() {
     check("Checked", CheckedStore::new(cache(), TokenFormat::new("acme").unwrap()).with_imported_tokens()).await;
     let peppered = PepperedStore::new(cache(), Pepper::new([7; 32]).unwrap());
     check("PepperedStore", peppered.with_older(Pepper::new([8; 32]).unwrap())).await;
-    check("LastUsedStore", LastUsed::new(&database).note(cache())).await;
+    check("LastUsedStore", LastUsed::new(&database).wrap(cache())).await;
     assert!(!known().is_cached(&BearerToken::new(TOKEN)), "a store is no cache");
 }
 
@@ -273,7 +273,7 @@ async fn every_wrapper_keeps_what_an_error_concerns() {
     check("CachedStore", CachedStore::new(failing(), TIMEOUT).unwrap()).await;
     check("Checked", CheckedStore::new(failing(), TokenFormat::new("acme").unwrap()).with_imported_tokens()).await;
     check("PepperedStore", PepperedStore::new(Unpeppered(failing()), Pepper::new([7; 32]).unwrap())).await;
-    check("LastUsedStore", LastUsed::new(&database).note(failing())).await;
+    check("LastUsedStore", LastUsed::new(&database).wrap(failing())).await;
     let cache = CachedStore::new(CircuitBreaker::with_timeout(failing(), TIMEOUT), TIMEOUT).unwrap();
-    check("all", BoxStore::new(Arc::new(LastUsed::new(&database).note(BoxStore::new(cache))))).await;
+    check("all", BoxStore::new(Arc::new(LastUsed::new(&database).wrap(BoxStore::new(cache))))).await;
 }

@@ -1,4 +1,4 @@
-//! What the commands do.
+//! The implementation of the commands.
 
 use std::borrow::Cow;
 use std::error::Error;
@@ -8,25 +8,26 @@ use std::time::SystemTime;
 
 use tollgate::mint::{Secret, TokenFormat};
 use tollgate::store::sql::{Database, GrantRecord, Issued, NewGrant, SqlError};
-use tollgate::{GrantId, Quota, QuotaError, ScopeError, Subject};
+use tollgate::{GrantId, QuotaError, ScopeError, Subject};
 
-use crate::args::{Cli, Issue, Noun, Place, Rate, Tables, Verb, default_format};
+use crate::args::{Cli, Command, Issue, Options, Tables, TokenCommand, default_format};
 use crate::show;
 
-/// Why a command was not done, and what it exits with.
+/// The error of a command.
 #[derive(Debug)]
 pub(crate) enum Failure {
-    /// The command line is wrong in a way that its parser does not see.
+    /// The command line is invalid in a way that its parser cannot detect.
     Usage(String),
-    Refused(String),
+    Failed(String),
     Database(SqlError),
 }
 
 impl Failure {
+    /// Returns the exit code.
     pub(crate) fn code(&self) -> u8 {
         match self {
             Self::Usage(_) | Self::Database(SqlError::Url(_) | SqlError::Prefix | SqlError::Name) => 2,
-            Self::Refused(_) | Self::Database(_) => 1,
+            Self::Failed(_) | Self::Database(_) => 1,
         }
     }
 }
@@ -34,13 +35,13 @@ impl Failure {
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Usage(text) | Self::Refused(text) => f.write_str(text),
+            Self::Usage(text) | Self::Failed(text) => f.write_str(text),
             Self::Database(error) => {
                 let mut text = error.to_string();
                 let mut source = error.source();
                 while let Some(error) = source {
                     let cause = error.to_string();
-                    // Some errors contain the text of their source.
+                    // Some errors already contain the text of their source.
                     if !text.contains(&cause) {
                         text = text + ": " + &cause;
                     }
@@ -67,9 +68,9 @@ impl From<SqlError> for Failure {
 }
 
 impl From<ScopeError> for Failure {
-    /// The error itself repeats the scope.
+    /// Replaces the text, because `ScopeError` contains the scope.
     fn from(_: ScopeError) -> Self {
-        Self::Usage("a scope is made of printable ASCII characters, without spaces, quotes and backslashes".to_owned())
+        Self::Usage("invalid scope: must be printable ASCII without spaces, quotes and backslashes".to_owned())
     }
 }
 
@@ -81,88 +82,87 @@ impl From<QuotaError> for Failure {
 
 impl From<io::Error> for Failure {
     fn from(error: io::Error) -> Self {
-        Self::Refused(format!("standard output: {error}"))
+        Self::Failed(format!("cannot write to standard output: {error}"))
     }
 }
 
-pub(crate) async fn run(Cli { noun }: Cli) -> Result<(), Failure> {
-    match noun {
-        Noun::Migrate(tables) => migrate(&tables).await,
-        Noun::Token(verb) => token(verb).await,
+pub(crate) async fn run(Cli { command }: Cli) -> Result<(), Failure> {
+    match command {
+        Command::Migrate(tables) => migrate(&tables).await,
+        Command::Token(command) => token(command).await,
     }
 }
 
 async fn migrate(tables: &Tables) -> Result<(), Failure> {
-    // A wrong prefix is an error before anything is created.
+    // Check the prefix before anything is created.
     Database::connect_lazily(&with_creation(&tables.database, false))?.with_table_prefix(&tables.table_prefix)?;
     let database = Database::connect(&with_creation(&tables.database, true)).await?;
     database.with_table_prefix(&tables.table_prefix)?.migrate().await?;
     Ok(show::print("the tables are up to date")?)
 }
 
-async fn token(verb: Verb) -> Result<(), Failure> {
-    match verb {
-        Verb::Issue(issue) => {
+async fn token(command: TokenCommand) -> Result<(), Failure> {
+    match command {
+        TokenCommand::Issue(issue) => {
             let grant = new_grant(&issue)?;
-            let database = open(&issue.place).await?;
+            let database = open(&issue.options).await?;
             let issued = database.issue(&issue.prefix, &grant).await?;
-            hand_over(&issued, issue.place.json)
+            print_issued(&issued, issue.options.json)
         }
-        Verb::List { place, subject } => {
-            let database = open(&place).await?;
+        TokenCommand::List { options, subject } => {
+            let database = open(&options).await?;
             let grants = database.list(subject.map(Into::into).as_ref()).await?;
-            let text = if place.json { show::json_list(&grants) } else { show::table(&grants) };
+            let text = if options.json { show::json_list(&grants) } else { show::table(&grants) };
             Ok(show::print(&text)?)
         }
-        Verb::Show { place, id } => {
-            let grant = find(&open(&place).await?, &id).await?;
-            Ok(show::print(&if place.json { show::json(&grant) } else { show::details(&grant) })?)
+        TokenCommand::Show { options, id } => {
+            let grant = find(&open(&options).await?, &id).await?;
+            Ok(show::print(&if options.json { show::json(&grant) } else { show::details(&grant) })?)
         }
-        Verb::Rotate { place, id, grace, prefix } => {
-            let database = open(&place).await?;
+        TokenCommand::Rotate { options, id, grace, prefix } => {
+            let database = open(&options).await?;
             let format = match prefix {
                 Some(format) => format,
-                None => same_format(&find(&database, &id).await?, place.json)?,
+                None => same_format(&find(&database, &id).await?, options.json)?,
             };
             let issued = database.rotate(&id.into(), &format, grace).await?;
-            hand_over(&issued, place.json)
+            print_issued(&issued, options.json)
         }
-        Verb::Revoke { place, id: Some(id), .. } => {
-            let database = open(&place).await?;
+        TokenCommand::Revoke { options, id: Some(id), .. } => {
+            let database = open(&options).await?;
             let id = GrantId::from(id);
             if !database.revoke(&id).await? {
                 find(&database, id.as_str()).await?;
-                return Err(Failure::Refused("the grant is already revoked".to_owned()));
+                return Err(Failure::Failed("the grant is already revoked".to_owned()));
             }
             let grant = find(&database, id.as_str()).await?;
-            Ok(show::print(&if place.json { show::json(&grant) } else { format!("revoked {id}") })?)
+            Ok(show::print(&if options.json { show::json(&grant) } else { format!("revoked {id}") })?)
         }
-        Verb::Revoke { place, subject, .. } => {
+        TokenCommand::Revoke { options, subject, .. } => {
             let subject = Subject::from(subject.unwrap_or_default());
-            let database = open(&place).await?;
+            let database = open(&options).await?;
             let revoked = |grants: Vec<GrantRecord>| grants.into_iter().filter(|grant| grant.revoked_at.is_some());
             let before: Vec<GrantId> = revoked(database.list(Some(&subject)).await?).map(|grant| grant.id).collect();
             if database.revoke_subject(&subject).await? == 0 {
-                return Err(Failure::Refused("there is no grant of this subject to revoke".to_owned()));
+                return Err(Failure::Failed("the subject has no grants to revoke".to_owned()));
             }
             let now = revoked(database.list(Some(&subject)).await?).map(|grant| grant.id);
             let ids: Vec<GrantId> = now.filter(|id| !before.contains(id)).collect();
-            let text = if place.json { show::json_ids(&ids) } else { format!("revoked {} of {subject}", ids.len()) };
+            let text = if options.json { show::json_ids(&ids) } else { format!("revoked {} of {subject}", ids.len()) };
             Ok(show::print(&text)?)
         }
-        Verb::Purge { place, ended_before } => {
-            let database = open(&place).await?;
+        TokenCommand::Purge { options, ended_before } => {
+            let database = open(&options).await?;
             let before = SystemTime::now().checked_sub(ended_before).unwrap_or(SystemTime::UNIX_EPOCH);
             let count = database.purge(before).await?;
-            Ok(show::print(&if place.json { format!(r#"{{"purged":{count}}}"#) } else { format!("purged {count}") })?)
+            Ok(show::print(&if options.json { format!(r#"{{"purged":{count}}}"#) } else { format!("purged {count}") })?)
         }
     }
 }
 
 fn new_grant(issue: &Issue) -> Result<NewGrant, Failure> {
     let mut grant = NewGrant::new(issue.subject.as_str()).with_label(&issue.label).with_scopes(&issue.scopes)?;
-    if let Some(Rate { number, period }) = issue.quota {
-        let quota = Quota::try_per(number, period)?;
+    if let Some(quota) = issue.quota {
         grant = grant.with_quota(match issue.burst {
             None => quota,
             Some(burst) => quota.try_with_burst(burst)?,
@@ -170,23 +170,23 @@ fn new_grant(issue: &Issue) -> Result<NewGrant, Failure> {
     }
     if let Some(time) = issue.expires {
         let end = SystemTime::now().checked_add(time);
-        grant = grant.with_expiry(end.ok_or_else(|| Failure::Usage("there is no date so far away".to_owned()))?);
+        grant = grant.with_expiry(end.ok_or_else(|| Failure::Usage("the lifetime is too long".to_owned()))?);
     }
     grant.check()?;
     Ok(grant)
 }
 
-/// Connects. Neither a file nor tables are created: for a mistyped URL or prefix they would be empty.
-async fn open(Place { tables, .. }: &Place) -> Result<Database, Failure> {
+/// Connects to the database. Creates no file and no tables, because the URL or the prefix may be mistyped.
+async fn open(Options { tables, .. }: &Options) -> Result<Database, Failure> {
     let url = with_creation(&tables.database, false);
-    // A wrong prefix is an error before a server is asked.
+    // Check the prefix before connecting.
     Database::connect_lazily(&url)?.with_table_prefix(&tables.table_prefix)?;
     let database = Database::connect(&url).await?.with_table_prefix(&tables.table_prefix)?;
     database.check_tables().await?;
     Ok(database)
 }
 
-/// The URL with or without the order to create a SQLite file. A `mode` that says otherwise (`rw`, `ro`) is kept.
+/// Adds `mode=rwc` to the URL of a SQLite file, or replaces it with `mode=rw`. Other modes (`rw`, `ro`) are kept.
 fn with_creation(url: &str, create: bool) -> Cow<'_, str> {
     let (path, query) = url.split_once('?').unwrap_or((url, ""));
     let is_sqlite = url.starts_with("sqlite:");
@@ -199,16 +199,16 @@ fn with_creation(url: &str, create: bool) -> Cow<'_, str> {
     }
 }
 
-/// The format of a grant's newest token, if it is known.
+/// Returns the format of the grant's newest token, or the default format if its prefix is unknown.
 fn same_format(grant: &GrantRecord, json: bool) -> Result<TokenFormat, Failure> {
     if let Some(format) = grant.token_prefix.as_deref().and_then(|prefix| TokenFormat::new(prefix).ok()) {
         return Ok(format);
     }
     let format = default_format().map_err(|error| Failure::Usage(error.to_string()))?;
-    // In JSON the prefix is a member of the grant.
+    // The JSON output contains the prefix.
     if !json {
-        show::say(&format!(
-            "the prefix of the old token is not known; the new token has the prefix {}",
+        show::eprint(&format!(
+            "the prefix of the old token is unknown; the new token has the prefix {}",
             format.prefix()
         ));
     }
@@ -219,12 +219,15 @@ async fn find(database: &Database, id: &str) -> Result<GrantRecord, Failure> {
     database.describe(&id.into()).await?.ok_or(Failure::Database(SqlError::NotFound))
 }
 
-/// The secret to standard output, and nothing else; what it belongs to, to standard error.
-fn hand_over(Issued { secret, grant }: &Issued, json: bool) -> Result<(), Failure> {
-    // Whatever becomes of this, the secret is handed over.
-    show::say(&if json { show::json(grant) } else { show::details(grant) });
+/// Prints only the secret to standard output, and the grant to standard error.
+fn print_issued(Issued { secret, grant, .. }: &Issued, json: bool) -> Result<(), Failure> {
+    // A failure to print the grant must not prevent printing the secret.
+    show::eprint(&if json { show::json(grant) } else { show::details(grant) });
     print_secret(secret).map_err(|error| {
-        Failure::Refused(format!("standard output: {error}\nnobody has the token of {}: revoke or rotate it", grant.id))
+        Failure::Failed(format!(
+            "cannot write the token to standard output: {error}\nthe token of grant {} was not delivered: revoke or rotate it",
+            grant.id
+        ))
     })
 }
 

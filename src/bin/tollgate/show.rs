@@ -1,12 +1,12 @@
-//! What the commands say: tables for people, JSON for programs.
+//! The output of the commands: text for people, JSON for programs.
 
 use std::fmt::Write as _;
 use std::io::{self, Write as _};
 use std::time::{Duration, SystemTime};
 
 use serde_json::{Value, json};
+use tollgate::GrantId;
 use tollgate::store::sql::GrantRecord;
-use tollgate::{GrantId, Quota};
 
 /// Writes a result to standard output.
 pub(crate) fn print(text: &str) -> io::Result<()> {
@@ -15,8 +15,8 @@ pub(crate) fn print(text: &str) -> io::Result<()> {
     out.flush()
 }
 
-/// Writes to standard error. Nobody may be listening, which is no reason to stop.
-pub(crate) fn say(text: &str) {
+/// Writes to standard error. Ignores failures, because standard error may be closed.
+pub(crate) fn eprint(text: &str) {
     _ = writeln!(io::stderr(), "{}", text.trim_end_matches('\n'));
 }
 
@@ -44,7 +44,7 @@ fn row(grant: &GrantRecord) -> [String; 8] {
         plain(grant.subject.as_str()),
         or_dash(plain(&grant.label)),
         or_dash(grant.scopes.to_string()),
-        or_dash(grant.quota.map(quota).unwrap_or_default()),
+        or_dash(grant.quota.map(|quota| quota.to_string()).unwrap_or_default()),
         state(grant, SystemTime::now()).to_owned(),
         or_dash(grant.expires_at.map(time).unwrap_or_default()),
         or_dash(grant.last_used.map(time).unwrap_or_default()),
@@ -62,9 +62,9 @@ pub(crate) fn details(grant: &GrantRecord) -> String {
     line("subject", plain(grant.subject.as_str()));
     line("label", plain(&grant.label));
     line("scopes", grant.scopes.to_string());
-    line("quota", grant.quota.map(quota).unwrap_or_default());
+    line("quota", grant.quota.map(|quota| quota.to_string()).unwrap_or_default());
     line("state", state(grant, SystemTime::now()).to_owned());
-    line("bound", if grant.sender_constrained { "to a key of its sender".to_owned() } else { String::new() });
+    line("bound", if grant.sender_constrained { "to a key of the sender".to_owned() } else { String::new() });
     line("created", time(grant.created_at));
     line("not before", grant.not_before.map(time).unwrap_or_default());
     line("expires", grant.expires_at.map(time).unwrap_or_default());
@@ -116,32 +116,17 @@ fn state(grant: &GrantRecord, now: SystemTime) -> &'static str {
     }
 }
 
-/// RFC 3339, in UTC. What has no such date is cut to the last one.
+/// Formats a time as RFC 3339 in UTC. Later times are replaced by the last date.
 fn time(time: SystemTime) -> String {
     humantime::format_rfc3339_millis(time.min(last_date())).to_string()
 }
 
-/// 9999-12-31T23:59:59Z, after which years have five digits.
+/// Returns 9999-12-31T23:59:59Z, the last date with a four-digit year.
 pub(crate) fn last_date() -> SystemTime {
     SystemTime::UNIX_EPOCH + Duration::from_secs(253_402_300_799)
 }
 
-/// As it is written on the command line, if it can be.
-fn quota(quota: Quota) -> String {
-    let interval = quota.interval();
-    let periods = [("s", 1), ("min", 60), ("h", 3_600), ("day", 86_400)];
-    let rate = periods.into_iter().find_map(|(name, seconds)| {
-        let period = Duration::from_secs(seconds);
-        // The interval was rounded up.
-        let number = u32::try_from(period.as_nanos().div_ceil(interval.as_nanos())).ok()?;
-        let same = Quota::try_per(number, period).is_ok_and(|same| same.interval() == interval);
-        same.then(|| format!("{number}/{name}"))
-    });
-    let rate = rate.unwrap_or_else(|| format!("one per {}", humantime::format_duration(interval)));
-    format!("{rate}, burst {}", quota.burst())
-}
-
-/// Others may have written into the tables what a terminal would obey.
+/// Replaces control characters. Other programs may have written terminal escape sequences into the tables.
 fn plain(text: &str) -> String {
     text.replace(char::is_control, "\u{fffd}")
 }

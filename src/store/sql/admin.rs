@@ -1,3 +1,5 @@
+//! Administration of grants: issue, list, change, rotate, revoke, purge.
+
 use std::time::{Duration, SystemTime};
 
 use super::database::{administer, unix_ms};
@@ -9,21 +11,21 @@ use crate::quota::Quota;
 use crate::token::TokenDigest;
 use crate::token::mint::{RandomnessError, TokenFormat};
 
-/// Administration. Each operation is a transaction, and has a [timeout](Self::with_admin_timeout). If an operation fails by
-/// [`SqlError::Deadline`] or [`SqlError::Database`], or if its future is dropped, it may or may not have been committed.
+/// Administration. Each operation is one transaction with a [timeout](Self::with_admin_timeout), unless stated otherwise. After
+/// [`SqlError::Timeout`] or [`SqlError::Database`], or after its future is dropped, an operation may have been committed.
 impl Database {
-    /// Issues a grant with a new token. When this returns, the token works; the secret is in nobody else's hands.
+    /// Issues a grant with a new token. The token is valid when this method returns. The secret is stored nowhere.
     ///
     /// # Errors
     ///
-    /// If the grant's id is taken, a name is too long, there is no randomness, or the database fails.
+    /// If the grant's id exists, a name is invalid, the system provides no random bytes, or the database fails.
     pub async fn issue(&self, format: &TokenFormat, grant: &NewGrant) -> Result<Issued, SqlError> {
         let secret = format.mint()?;
         let grant = self.insert(secret.digest(), Some(format.prefix()), grant).await?;
         Ok(Issued { secret, grant })
     }
 
-    /// Issues a grant for a token that somebody has already, by its digest.
+    /// Issues a grant for an existing token, by its digest.
     ///
     /// ```no_run
     /// use tollgate::TokenDigest;
@@ -38,7 +40,7 @@ impl Database {
     ///
     /// # Errors
     ///
-    /// If the token or the grant's id is taken, a name is too long, or the database fails.
+    /// If the token or the grant's id exists, a name is invalid, or the database fails.
     pub async fn import(&self, token: impl Into<TokenDigest>, grant: &NewGrant) -> Result<GrantRecord, SqlError> {
         self.insert(token.into(), None, grant).await
     }
@@ -88,7 +90,7 @@ impl Database {
         })
     }
 
-    /// All grants, or those of a subject, the oldest first. Revoked and expired ones are among them until they are
+    /// Lists all grants, or those of a subject, oldest first. The list includes revoked and expired grants until they are
     /// [purged](Self::purge).
     ///
     /// # Errors
@@ -107,7 +109,7 @@ impl Database {
         })
     }
 
-    /// What the tables say of a grant.
+    /// Reads a grant. Returns `None` if it does not exist.
     ///
     /// # Errors
     ///
@@ -119,49 +121,48 @@ impl Database {
         })
     }
 
-    /// Gives a grant other words.
+    /// Replaces the label of a grant.
     ///
     /// # Errors
     ///
-    /// If there is no such grant, the label is too long, or the database fails.
+    /// If the grant does not exist, the label is invalid, or the database fails.
     pub async fn relabel(&self, id: &GrantId, label: &str) -> Result<(), SqlError> {
         NewGrant::new("subject").with_label(label).check()?;
         let statement = self.sql("UPDATE {p}grants SET label = $2 WHERE id = $1");
         administer!(self, Writes, transaction => {
             let update = sqlx::query(&statement).bind(id.as_str()).bind(label);
-            one(update.execute(&mut *transaction).await?.rows_affected())
+            updated(update.execute(&mut *transaction).await?.rows_affected())
         })
     }
 
-    /// Gives a grant other scopes.
+    /// Replaces the scopes of a grant.
     ///
     /// # Errors
     ///
-    /// If there is no such grant, or the database fails.
+    /// If the grant does not exist, or the database fails.
     pub async fn set_scopes(&self, id: &GrantId, scopes: &Scopes) -> Result<(), SqlError> {
         let statement = self.sql("UPDATE {p}grants SET scopes = $2 WHERE id = $1");
         administer!(self, Writes, transaction => {
             let update = sqlx::query(&statement).bind(id.as_str()).bind(scopes.to_string());
-            one(update.execute(&mut *transaction).await?.rows_affected())
+            updated(update.execute(&mut *transaction).await?.rows_affected())
         })
     }
 
-    /// Gives a grant another quota; `None` is the limiter's default.
+    /// Replaces the quota of a grant. `None` selects the default of the rate limiter.
     ///
     /// # Errors
     ///
-    /// If there is no such grant, or the database fails.
+    /// If the grant does not exist, or the database fails.
     pub async fn set_quota(&self, id: &GrantId, quota: Option<Quota>) -> Result<(), SqlError> {
         let statement = self.sql("UPDATE {p}grants SET quota_interval_ns = $2, quota_burst = $3 WHERE id = $1");
         let (interval, burst) = quota_columns(quota);
         administer!(self, Writes, transaction => {
             let update = sqlx::query(&statement).bind(id.as_str()).bind(interval).bind(burst);
-            one(update.execute(&mut *transaction).await?.rows_affected())
+            updated(update.execute(&mut *transaction).await?.rows_affected())
         })
     }
 
-    /// Revokes a grant with all its tokens, for ever. Returns whether there was one to revoke: `false` if there is none, or
-    /// it was revoked before.
+    /// Revokes a grant with all its tokens, permanently. Returns `false` if the grant does not exist or was revoked before.
     ///
     /// # Errors
     ///
@@ -170,7 +171,7 @@ impl Database {
         Ok(self.revoke_where("id", id.as_str()).await? == 1)
     }
 
-    /// Revokes all grants of a subject. Returns how many there were to revoke.
+    /// Revokes all grants of a subject, permanently. Returns the number of grants that were not revoked before.
     ///
     /// # Errors
     ///
@@ -188,21 +189,21 @@ impl Database {
         })
     }
 
-    /// Gives a grant a new token. The old one works for the time of `grace`, but never longer than the grant; it ends at once
-    /// if that is zero. Tokens from before that keep their own grace.
+    /// Issues a new token for a grant. The old token stays valid for the grace period `grace`, but no longer than the grant. If
+    /// `grace` is zero, the old token is invalid immediately. Tokens of earlier rotations keep their own grace periods.
     ///
-    /// Both tokens stand for one grant, with the same id, subject and so budget. Nobody sees a moment in which neither works.
-    /// [`GrantRecord::token_prefix`] says which prefix the old token has.
+    /// Both tokens belong to the same grant, and so have the same id, subject and rate limits. At any time at least one of them
+    /// is valid. [`GrantRecord::token_prefix`] is the prefix of the old token.
     ///
     /// # Errors
     ///
-    /// If there is no such grant, it is revoked or expired, there is no randomness, or the database fails.
+    /// If the grant does not exist, is revoked or has expired, the system provides no random bytes, or the database fails.
     pub async fn rotate(&self, id: &GrantId, format: &TokenFormat, grace: Duration) -> Result<Issued, SqlError> {
         let secret = format.mint()?;
         let now = self.now();
         let grace_ends = now.checked_add(grace).map_or(i64::MAX, unix_ms);
         let describe = self.sql(concat!("SELECT ", columns!(), " FROM {p}grants g WHERE g.id = $1 {for_update}"));
-        let outgoing = match grace.is_zero() {
+        let retire = match grace.is_zero() {
             true => {
                 self.sql("DELETE FROM {p}tokens WHERE grant_id = $1 AND outgoing_until_ms IS NULL AND $2 IS NOT NULL")
             }
@@ -210,12 +211,12 @@ impl Database {
                 .sql("UPDATE {p}tokens SET outgoing_until_ms = $2 WHERE grant_id = $1 AND outgoing_until_ms IS NULL"),
         };
         administer!(self, Writes, transaction => {
-            // Locked, so that two rotations come one after the other, and none while it is revoked.
+            // Lock the row: two rotations, or a rotation and a revocation, must not run at the same time.
             let row = sqlx::query(&describe).bind(id.as_str()).fetch_optional(&mut *transaction).await?;
             let mut grant = read(&row.ok_or(SqlError::NotFound)?)?;
-            check_alive(&grant, now)?;
+            check_active(&grant, now)?;
             let until = grant.expires_at.map_or(grace_ends, |end| grace_ends.min(unix_ms(end)));
-            sqlx::query(&outgoing).bind(id.as_str()).bind(until).execute(&mut *transaction).await?;
+            sqlx::query(&retire).bind(id.as_str()).bind(until).execute(&mut *transaction).await?;
             sqlx::query(&self.sql(INSERT_TOKEN))
                 .bind(secret.digest().to_bytes().to_vec())
                 .bind(id.as_str())
@@ -230,11 +231,11 @@ impl Database {
         .map(|grant| Issued { secret, grant })
     }
 
-    /// Deletes grants that were revoked or have expired before this moment, with their tokens, and tokens whose grace had
-    /// ended by then. Returns how many grants.
+    /// Deletes grants that were revoked or expired before this time, with their tokens. Also deletes tokens whose grace period
+    /// ended before this time. Returns the number of deleted grants.
     ///
-    /// Deletes up to 10,000 rows in a transaction, each with a [timeout](Self::with_admin_timeout). After an error some are
-    /// deleted.
+    /// Each transaction deletes up to 10,000 rows and has its own [timeout](Self::with_admin_timeout). After an error, some rows
+    /// may be deleted.
     ///
     /// # Errors
     ///
@@ -254,24 +255,24 @@ impl Database {
     async fn purge_by(&self, statement: &str, before: i64) -> Result<u64, SqlError> {
         let mut purged = 0;
         loop {
-            let gone = administer!(self, Writes, transaction => {
+            let deleted = administer!(self, Writes, transaction => {
                 let delete = sqlx::query(statement).bind(before).bind(PURGE);
                 Ok(delete.execute(&mut *transaction).await?.rows_affected())
             })?;
-            purged += gone;
-            if gone < PURGE.unsigned_abs() {
+            purged += deleted;
+            if deleted < PURGE.unsigned_abs() {
                 return Ok(purged);
             }
         }
     }
 }
 
-/// The number of rows that a transaction deletes.
+/// The maximum number of rows that a transaction deletes.
 const PURGE: i64 = 10_000;
 const DESCRIBE: &str = concat!("SELECT ", columns!(), " FROM {p}grants g WHERE g.id = $1");
 const INSERT_TOKEN: &str = "INSERT INTO {p}tokens (digest, grant_id, created_ms) VALUES ($1, $2, $3)";
 
-fn check_alive(grant: &GrantRecord, now: SystemTime) -> Result<(), SqlError> {
+fn check_active(grant: &GrantRecord, now: SystemTime) -> Result<(), SqlError> {
     if grant.revoked_at.is_some() {
         return Err(SqlError::Revoked);
     }
@@ -281,11 +282,11 @@ fn check_alive(grant: &GrantRecord, now: SystemTime) -> Result<(), SqlError> {
     }
 }
 
-fn one(changed: u64) -> Result<(), SqlError> {
+fn updated(changed: u64) -> Result<(), SqlError> {
     if changed == 0 { Err(SqlError::NotFound) } else { Ok(()) }
 }
 
-/// 80 random bits, which nobody has to keep secret: two grants will not have the same.
+/// Returns an id of 80 random bits. Ids are not secret; the bits only make collisions improbable.
 fn random_id() -> Result<GrantId, SqlError> {
     let mut bytes = [0; 10];
     getrandom::fill(&mut bytes).map_err(RandomnessError::new)?;

@@ -1,3 +1,5 @@
+//! PostgreSQL connections: a pool with a bounded number of sockets, and the timeouts of its sessions.
+
 use std::ops::{Deref, DerefMut};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -10,44 +12,44 @@ use tokio::time::{Instant, timeout, timeout_at};
 
 use super::SqlError;
 use super::database::CONNECT_TIMEOUT;
-use super::lookup::was_cut;
+use super::lookup::is_disconnect;
 use super::url::rejected;
 
 /// The size of the pool that [`Database::connect`](super::Database::connect) opens.
 const MAX_CONNECTIONS: u32 = 10;
-/// Connections that were idle for longer are pinged before they are used.
+/// Connections that were idle for longer than this are pinged before use.
 const TRUSTED_IDLE: Duration = Duration::from_secs(1);
-/// Idle connections are closed after this time.
+/// The pool closes connections that were idle for this time.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(120);
-/// The server closes idle connections after this time. The pool looks every [`IDLE_TIMEOUT`], so that it is always first
-/// while the network works.
+/// The server closes connections that were idle for this time. While the network works, the pool closes them first, because it
+/// checks every [`IDLE_TIMEOUT`].
 const SERVER_IDLE_TIMEOUT: Duration = Duration::from_secs(300);
 
 /// A pool of PostgreSQL connections. The number of open sockets never exceeds the size of the pool.
 ///
-/// A connection that misses a deadline is closed before its place in the pool is free again.
+/// A connection whose timeout expires is closed before its slot in the pool is free again.
 #[derive(Clone)]
 pub(super) struct Connections {
     pool: PgPool,
     is_own: bool,
-    deadline: Duration,
+    lookup_timeout: Duration,
     distrust: Distrust,
 }
 
-/// Connections that have been idle since before this moment are closed instead of used: a statement that began then was not
-/// answered, so the network may have lost them as well.
+/// Closes connections instead of using them if they have been idle since before this time. A statement that began then was not
+/// answered, so the network may have lost these connections as well.
 #[derive(Clone, Default)]
 struct Distrust(Arc<Mutex<Option<Instant>>>);
 
 impl Distrust {
-    fn before(&self, moment: Instant) {
+    fn before(&self, time: Instant) {
         let mut distrusted = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        *distrusted = (*distrusted).max(Some(moment));
+        *distrusted = (*distrusted).max(Some(time));
     }
 
     fn covers(&self, idle_since: Option<Instant>) -> bool {
         let distrusted = *self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        distrusted.is_some_and(|moment| idle_since.is_none_or(|since| since <= moment))
+        distrusted.is_some_and(|time| idle_since.is_none_or(|since| since <= time))
     }
 
     async fn is_usable(&self, connection: &mut PgConnection, state: PoolConnectionMetadata, wait: Duration) -> bool {
@@ -67,99 +69,99 @@ impl Distrust {
 }
 
 impl Connections {
-    pub(super) fn open(options: PgConnectOptions, deadline: Duration) -> Self {
+    pub(super) fn open(options: PgConnectOptions, lookup_timeout: Duration) -> Self {
         let distrust = Distrust::default();
         let suspect = distrust.clone();
-        let pool = pool_with(session(deadline, Some(SERVER_IDLE_TIMEOUT)))
+        let pool = pool_with(session(lookup_timeout, Some(SERVER_IDLE_TIMEOUT)))
             .max_connections(MAX_CONNECTIONS)
-            .acquire_timeout(deadline.clamp(CONNECT_TIMEOUT, CONNECT_TIMEOUT * 100))
+            .acquire_timeout(lookup_timeout.clamp(CONNECT_TIMEOUT, CONNECT_TIMEOUT * 100))
             .idle_timeout(IDLE_TIMEOUT)
             .test_before_acquire(false)
             .before_acquire(move |connection, state| {
                 let suspect = suspect.clone();
-                // Half of the deadline is left to open another connection.
-                Box::pin(async move { Ok(suspect.is_usable(connection, state, deadline / 2).await) })
+                // Half of the timeout is left to open another connection.
+                Box::pin(async move { Ok(suspect.is_usable(connection, state, lookup_timeout / 2).await) })
             })
             .connect_lazy_with(options);
-        Self { pool, is_own: true, deadline, distrust }
+        Self { pool, is_own: true, lookup_timeout, distrust }
     }
 
-    /// A pool of the service's own, whose sessions stay as they are.
-    pub(super) fn shared(pool: PgPool, deadline: Duration) -> Self {
-        Self { pool, is_own: false, deadline, distrust: Distrust::default() }
+    /// Uses a pool of the service. The settings of its sessions are not changed.
+    pub(super) fn shared(pool: PgPool, lookup_timeout: Duration) -> Self {
+        Self { pool, is_own: false, lookup_timeout, distrust: Distrust::default() }
     }
 
-    /// Connections with another deadline. The sessions of a pool depend on it, so an own pool is replaced.
-    pub(super) fn with_deadline(&self, deadline: Duration) -> Self {
+    /// Returns connections with another timeout. Sessions depend on the timeout, so a pool of this crate is replaced.
+    pub(super) fn with_timeout(&self, lookup_timeout: Duration) -> Self {
         match self.is_own {
-            true => Self::open((*self.pool.connect_options()).clone(), deadline),
-            false => Self::shared(self.pool.clone(), deadline),
+            true => Self::open((*self.pool.connect_options()).clone(), lookup_timeout),
+            false => Self::shared(self.pool.clone(), lookup_timeout),
         }
     }
 
-    /// Connects outside of the pool, which would repeat failures for a while and then report a timeout.
+    /// Connects once, without the pool. The pool would retry for a while and then report a timeout instead of the cause.
     pub(super) async fn probe(&self) -> Result<(), SqlError> {
         use sqlx::ConnectOptions as _;
         let connect = async {
             let mut connection = self.pool.connect_options().connect().await.map_err(rejected)?;
-            connection.execute(&*session(self.deadline, None)).await?;
+            connection.execute(&*session(self.lookup_timeout, None)).await?;
             Ok(connection.close().await?)
         };
-        timeout(CONNECT_TIMEOUT, connect).await.unwrap_or(Err(SqlError::Deadline))
+        timeout(CONNECT_TIMEOUT, connect).await.unwrap_or(Err(SqlError::Timeout))
     }
 
-    /// A pool of one connection for `LISTEN`. Its connection is closed when it is dropped, without waiting for an answer.
+    /// Creates a pool of one connection for `LISTEN`. The connection is closed when it is dropped, without waiting for a reply.
     pub(super) fn for_listening(&self) -> PgPool {
-        pool_with(session(self.deadline, None))
+        pool_with(session(self.lookup_timeout, None))
             .max_connections(1)
             .idle_timeout(None)
             .max_lifetime(None)
-            .acquire_timeout(self.deadline.min(CONNECT_TIMEOUT * 100))
+            .acquire_timeout(self.lookup_timeout.min(CONNECT_TIMEOUT * 100))
             .after_release(|_, _| Box::pin(async { Ok(false) }))
             .connect_lazy_with((*self.pool.connect_options()).clone())
     }
 
-    /// Closes connections that have been idle since before this moment, when they are about to be used.
-    pub(super) fn distrust_before(&self, moment: Instant) {
-        self.distrust.before(moment);
+    /// Marks connections that have been idle since before this time. They are closed instead of used.
+    pub(super) fn distrust_before(&self, time: Instant) {
+        self.distrust.before(time);
     }
 
-    /// A connection for this work, for which the caller has a timeout.
+    /// Takes a connection for this work. The caller applies the timeout.
     pub(super) async fn acquire(&self, work: Work) -> Result<Held, sqlx::Error> {
         let connection = self.pool.acquire().await?;
         let (since, distrust) = (Instant::now(), self.distrust.clone());
-        Ok(Held { connection, work, since, deadline: self.deadline, distrust })
+        Ok(Held { connection, work, since, lookup_timeout: self.lookup_timeout, distrust })
     }
 }
 
-/// What a connection is used for, and how that ended.
+/// The use of a connection, and its outcome.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Work {
-    /// One statement that reads. If it is dropped, the connection goes back to the pool when the server has answered, because
-    /// clients that hang up and a database that is only slow must not cost connections.
+    /// One statement that reads. If it is dropped, the connection returns to the pool after the server's reply. So clients that
+    /// disconnect and a slow database do not cause new connections.
     Reading,
-    /// Anything else. If it is dropped, the connection is closed: it may be inside of a transaction.
+    /// Any other work. If it is dropped, the connection is closed, because it may be inside a transaction.
     Writing,
-    /// The server has answered.
+    /// The server has replied.
     Done,
     /// The connection failed.
     Broken,
 }
 
-/// A connection out of the pool.
+/// A connection taken from the pool.
 pub(super) struct Held {
     connection: PoolConnection<Postgres>,
     work: Work,
     since: Instant,
-    deadline: Duration,
+    lookup_timeout: Duration,
     distrust: Distrust,
 }
 
 impl Held {
-    /// Ends the work with this outcome.
+    /// Records the outcome of the work and returns it.
     pub(super) fn end<T>(mut self, outcome: Result<T, SqlError>) -> Result<T, SqlError> {
         self.work = match &outcome {
-            Err(SqlError::Database(error)) if was_cut(&**error) => Work::Broken,
+            Err(SqlError::Database(error)) if is_disconnect(&**error) => Work::Broken,
             _ => Work::Done,
         };
         outcome
@@ -169,23 +171,23 @@ impl Held {
 impl Drop for Held {
     fn drop(&mut self) {
         let now = Instant::now();
-        // Takes the connection. Dropped before it is polled, this future closes the socket and then frees the place. (The
-        // destructor of `PoolConnection` waits for an answer without a timeout, and keeps the place until then.)
+        // If this future is dropped before it is polled, it closes the socket and then frees the slot. The destructor of
+        // `PoolConnection` would wait for a reply without a timeout, and keep the slot until then.
         let returning = self.connection.return_to_pool();
-        let is_silent = self.work != Work::Done && now.duration_since(self.since) >= self.deadline / 2;
+        let is_silent = self.work != Work::Done && now.duration_since(self.since) >= self.lookup_timeout / 2;
         if is_silent || self.work == Work::Broken {
             self.distrust.before(self.since);
         }
-        let asked = match self.work {
+        let sent = match self.work {
             Work::Reading => self.since,
             Work::Done => now,
             Work::Writing | Work::Broken => return,
         };
-        let (Ok(runtime), Some(end)) = (Handle::try_current(), asked.checked_add(self.deadline)) else { return };
+        let (Ok(runtime), Some(end)) = (Handle::try_current(), sent.checked_add(self.lookup_timeout)) else { return };
         let distrust = self.distrust.clone();
         runtime.spawn(async move {
             if timeout_at(end, returning).await.is_err() {
-                distrust.before(asked);
+                distrust.before(sent);
             }
         });
     }
@@ -207,8 +209,8 @@ impl DerefMut for Held {
 
 /// Closes a listener immediately.
 ///
-/// The destructor of `PgListener` starts a task that sends `UNLISTEN` and waits for the answer without a timeout. Here that task
-/// is started on a runtime that ends before it runs, so that the connection goes back to its pool, which closes it.
+/// The destructor of `PgListener` starts a task that sends `UNLISTEN` and waits for the reply without a timeout. Here the task
+/// starts on a runtime that ends before the task runs. So the connection returns to its pool, which closes it.
 pub(super) fn close(listener: PgListener) {
     let Ok(runtime) = Builder::new_current_thread().build() else { return };
     let context = runtime.enter();
@@ -225,13 +227,12 @@ fn pool_with(session: String) -> PgPoolOptions {
     })
 }
 
-/// The statement that bounds a session on the server's side, where the client's timeouts have no effect: how long a statement
-/// runs, how long a transaction waits for its client, and how long a connection lives whose client is gone.
+/// Returns the statement that sets the server's timeouts of a session. They bound how long a statement runs, how long a
+/// transaction waits for its client, and how long the connection of a lost client stays open.
 ///
-/// Settings that are stricter already stay, and settings that the server does not know are left out (`idle_session_timeout` is
-/// of version 14).
-fn session(deadline: Duration, idle: Option<Duration>) -> String {
-    let statement = statement_timeout(deadline);
+/// Stricter settings are kept. Settings that the server does not support are omitted (`idle_session_timeout` needs version 14).
+fn session(lookup_timeout: Duration, idle: Option<Duration>) -> String {
+    let statement = statement_timeout(lookup_timeout);
     let mut settings = vec![
         ("statement_timeout", statement),
         ("idle_in_transaction_session_timeout", statement),
@@ -250,12 +251,12 @@ fn session(deadline: Duration, idle: Option<Duration>) -> String {
     )
 }
 
-/// The server cancels a statement before its client gives up, so that a slow database does not cost connections.
-pub(super) fn statement_timeout(deadline: Duration) -> i32 {
-    millis(deadline - deadline / 10)
+/// Returns the server's timeout of a statement. It is shorter than the client's, so that a slow database closes no connections.
+pub(super) fn statement_timeout(lookup_timeout: Duration) -> i32 {
+    millis(lookup_timeout - lookup_timeout / 10)
 }
 
-/// Whole milliseconds as PostgreSQL's settings take them, where 0 would mean no limit.
+/// Converts to whole milliseconds for PostgreSQL settings. Returns at least 1, because 0 means no limit.
 pub(super) fn millis(time: Duration) -> i32 {
     i32::try_from(time.as_millis()).unwrap_or(i32::MAX).max(1)
 }
@@ -270,15 +271,15 @@ mod tests {
         let second = Duration::from_secs(1);
         assert!(!distrust.covers(Some(now)) && !distrust.covers(None));
         distrust.before(now + second);
-        // An older failure changes nothing.
+        // An older failure has no effect.
         distrust.before(now);
         assert!(distrust.covers(Some(now)) && distrust.covers(Some(now + second)));
-        assert!(!distrust.covers(Some(now + 2 * second)), "it has answered since");
-        assert!(distrust.covers(None), "idle for longer than the clock can tell");
+        assert!(!distrust.covers(Some(now + 2 * second)), "the connection has replied since");
+        assert!(distrust.covers(None), "idle since before the clock's range");
     }
 
     #[test]
-    fn timeouts_of_the_server_are_never_unlimited() {
+    fn server_timeouts_are_never_unlimited() {
         assert_eq!(millis(Duration::ZERO), 1);
         assert_eq!(millis(Duration::MAX), i32::MAX);
         assert_eq!(statement_timeout(Duration::from_secs(2)), 1_800);

@@ -1,3 +1,5 @@
+//! The database handle: connections, settings and transactions.
+
 use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -16,7 +18,7 @@ use super::schema::Schema;
 
 /// A database with grants. Clones share its connections.
 ///
-/// See the [module](super) for what is kept, and for an example.
+/// The [module documentation](super) describes the tables and has an example.
 #[derive(Clone)]
 pub struct Database(pub(super) Arc<Inner>);
 
@@ -24,7 +26,7 @@ pub struct Database(pub(super) Arc<Inner>);
 pub(super) struct Inner {
     pub(super) pool: Pool,
     pub(super) schema: Schema,
-    pub(super) deadline: Duration,
+    pub(super) lookup_timeout: Duration,
     pub(super) admin_timeout: Duration,
     clock: Arc<dyn Fn() -> SystemTime + Send + Sync>,
 }
@@ -37,7 +39,7 @@ pub(super) enum Pool {
     Postgres(Connections),
 }
 
-/// Runs the same code on a connection to either database. The caller has a timeout for it.
+/// Runs the same code on a connection to either database. The caller applies the timeout.
 macro_rules! on_connection {
     ($database:expr, $work:ident, $connection:ident => $body:expr) => {
         match &$database.0.pool {
@@ -63,8 +65,8 @@ macro_rules! on_connection {
 }
 pub(super) use on_connection;
 
-/// Runs the same code in a transaction on either database, which is committed if the code returns `Ok`. The transaction `Reads`
-/// or `Writes`.
+/// Runs the same code in a transaction on either database. The transaction `Reads` or `Writes`. Commits it if the code returns
+/// `Ok`.
 macro_rules! administer {
     ($database:expr, $access:ident, $transaction:ident => $body:expr) => {{
         use sqlx::Connection as _;
@@ -81,20 +83,20 @@ macro_rules! administer {
                 Ok(outcome)
             })
         };
-        tokio::time::timeout($database.0.admin_timeout, work).await.unwrap_or(Err(SqlError::Deadline))
+        tokio::time::timeout($database.0.admin_timeout, work).await.unwrap_or(Err(SqlError::Timeout))
     }};
 }
 pub(super) use administer;
 
-/// What a transaction does.
+/// The access of a transaction.
 pub(super) enum Access {
     Reads,
     Writes,
 }
 
-const DEFAULT_DEADLINE: Duration = Duration::from_secs(2);
+const DEFAULT_LOOKUP_TIMEOUT: Duration = Duration::from_secs(2);
 const DEFAULT_ADMIN_TIMEOUT: Duration = Duration::from_secs(30);
-/// The longest time that administration waits for a lock.
+/// The maximum time that administration waits for a lock.
 #[cfg(feature = "postgres")]
 const LOCK_TIMEOUT: Duration = Duration::from_secs(5);
 pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -104,24 +106,25 @@ impl Database {
     ///
     /// | URL | database |
     /// |---|---|
-    /// | `sqlite://path` | a file that exists |
-    /// | `sqlite://path?mode=rwc` | a file, which is created if it is missing, with the mode 0600 on Unix |
+    /// | `sqlite://path` | an existing file |
+    /// | `sqlite://path?mode=rwc` | a file; created with mode 0600 (on Unix) if it does not exist |
     /// | `sqlite::memory:` | memory |
     /// | `postgres://user:password@host:port/database` | PostgreSQL, with parameters of libpq, such as `sslmode=verify-full` and `sslrootcert` |
     ///
-    /// A missing file is an error unless the URL says `mode=rwc`: an empty database knows no token. Special characters in a
-    /// user, password or database name are percent-encoded. Unknown parameters are errors.
+    /// A missing file is an error unless the URL contains `mode=rwc`, because an empty database rejects all tokens. Special
+    /// characters in the user, password and database name are percent-encoded. Unknown parameters are errors.
     ///
-    /// Opens up to 10 connections as they are needed; 4 for a SQLite file, which has one writer at a time, and 1 in memory.
+    /// Opens connections as needed: up to 10 to PostgreSQL, up to 4 to a SQLite file, which has one writer at a time, and 1 to
+    /// memory.
     ///
-    /// Sessions on PostgreSQL get timeouts (`statement_timeout`, `idle_in_transaction_session_timeout`,
-    /// `idle_session_timeout`, `tcp_keepalives_*`, `tcp_user_timeout`), unless they have stricter ones. A pooler in transaction
-    /// mode would hand them on to other clients: use [`from_postgres`](Self::from_postgres) behind one.
+    /// Sets timeouts for sessions on PostgreSQL, unless stricter ones are set: `statement_timeout`,
+    /// `idle_in_transaction_session_timeout`, `idle_session_timeout`, `tcp_keepalives_*` and `tcp_user_timeout`. A pooler in
+    /// transaction mode would apply them to other clients too. Use [`from_postgres`](Self::from_postgres) with such a pooler.
     ///
     /// # Errors
     ///
-    /// [`SqlError::Url`], [`SqlError::NoFile`], [`SqlError::NotCreated`], or if the database cannot be reached. No error
-    /// repeats any part of the URL.
+    /// [`SqlError::Url`], [`SqlError::NoFile`], [`SqlError::NotCreated`], or if the database cannot be reached. Errors contain
+    /// no part of the URL.
     pub async fn connect(url: &str) -> Result<Self, SqlError> {
         let database = Self::connect_lazily(url)?;
         #[cfg(feature = "sqlite")]
@@ -132,9 +135,9 @@ impl Database {
             #[cfg(feature = "sqlite")]
             Pool::Sqlite(pool) => {
                 use sqlx::{ConnectOptions as _, Connection as _};
-                // Not by the pool, which would repeat failures for a while and then report a timeout.
+                // Connect without the pool. The pool would retry for a while and then report a timeout instead of the cause.
                 let connection = timeout(CONNECT_TIMEOUT, pool.connect_options().connect()).await;
-                _ = connection.map_err(|_| SqlError::Deadline)?.map_err(super::url::rejected)?.close().await;
+                _ = connection.map_err(|_| SqlError::Timeout)?.map_err(super::url::rejected)?.close().await;
             }
             #[cfg(feature = "postgres")]
             Pool::Postgres(connections) => connections.probe().await?,
@@ -142,7 +145,8 @@ impl Database {
         Ok(database)
     }
 
-    /// The same without connecting, for a service that starts while its database is down. Call it in a tokio runtime.
+    /// Creates a database without connecting, so that a service can start while its database is down. See
+    /// [`connect`](Self::connect) for URLs. Call this function in a tokio runtime.
     ///
     /// # Errors
     ///
@@ -150,12 +154,12 @@ impl Database {
     pub fn connect_lazily(url: &str) -> Result<Self, SqlError> {
         #[cfg(feature = "sqlite")]
         if let Some(sqlite) = super::url::sqlite(url)? {
-            sqlite.create_if_asked()?;
-            // Another process may write: wait for it.
+            sqlite.create_if_requested()?;
+            // Another process may be writing.
             let options = sqlite.options.foreign_keys(true).busy_timeout(Duration::from_secs(5));
             let pool = SqlitePoolOptions::new().acquire_timeout(CONNECT_TIMEOUT);
             let pool = match sqlite.in_memory {
-                // Each connection to memory would have tables of its own, which end with it.
+                // Each connection to memory has its own tables, which are lost when it is closed.
                 true => pool.max_connections(1).min_connections(1).idle_timeout(None).max_lifetime(None),
                 false => pool.max_connections(4),
             };
@@ -163,76 +167,78 @@ impl Database {
         }
         #[cfg(feature = "postgres")]
         if let Some(options) = super::url::postgres(url)? {
-            let connections = Connections::open(options, DEFAULT_DEADLINE);
+            let connections = Connections::open(options, DEFAULT_LOOKUP_TIMEOUT);
             return Ok(Self::of(Pool::Postgres(connections), Schema::postgres()));
         }
         Err(SqlError::Url(super::url::SCHEMES))
     }
 
-    /// On a pool of the service's own.
+    /// Creates a database on an existing pool.
     #[cfg(feature = "sqlite")]
     #[must_use]
     pub fn from_sqlite(pool: SqlitePool) -> Self {
         Self::of(Pool::Sqlite(pool), Schema::sqlite())
     }
 
-    /// Uses a pool of the service's own.
+    /// Creates a database on an existing pool.
     ///
-    /// A connection that misses a deadline is closed, as with [`connect`](Self::connect). Everything else is as the pool is
-    /// configured. Its sessions get no `statement_timeout` and no TCP keepalive, so that the server may keep a connection as
-    /// long as a statement runs, or for hours after its client was lost: set them for the role or in the URL. Each idle
-    /// connection that was lost costs one lookup its deadline.
+    /// A connection whose timeout expires is closed, as with [`connect`](Self::connect). The pool's own settings are not
+    /// changed. Its sessions get no `statement_timeout` and no TCP keepalive. So the server may keep a connection as long as
+    /// a statement runs, or for hours after the client was lost. Set these timeouts for the role or in the URL. For each idle
+    /// connection that was lost, one lookup times out.
     #[cfg(feature = "postgres")]
     #[must_use]
     pub fn from_postgres(pool: PgPool) -> Self {
-        Self::of(Pool::Postgres(Connections::shared(pool, DEFAULT_DEADLINE)), Schema::postgres())
+        Self::of(Pool::Postgres(Connections::shared(pool, DEFAULT_LOOKUP_TIMEOUT)), Schema::postgres())
     }
 
     fn of(pool: Pool, schema: Schema) -> Self {
         let clock = Arc::new(SystemTime::now);
-        Self(Arc::new(Inner { pool, schema, deadline: DEFAULT_DEADLINE, admin_timeout: DEFAULT_ADMIN_TIMEOUT, clock }))
+        let (lookup_timeout, admin_timeout) = (DEFAULT_LOOKUP_TIMEOUT, DEFAULT_ADMIN_TIMEOUT);
+        Self(Arc::new(Inner { pool, schema, lookup_timeout, admin_timeout, clock }))
     }
 
-    /// The same with other names of tables: `acme_` gives `acme_grants` and `acme_tokens`.
+    /// Sets the prefix of the table names. With `acme_` the tables are `acme_grants` and `acme_tokens`. Default: `tollgate_`.
     ///
     /// # Errors
     ///
-    /// If it is longer than 32 characters, has any but lower-case letters, digits and underscores, or begins with a digit.
+    /// [`SqlError::Prefix`] if the prefix is empty, is longer than 32 characters, has characters other than lower-case letters,
+    /// digits and underscores, or begins with a digit.
     pub fn with_table_prefix(self, prefix: &str) -> Result<Self, SqlError> {
         let schema = self.0.schema.with_prefix(prefix).ok_or(SqlError::Prefix)?;
         Ok(self.map(|inner| inner.schema = schema))
     }
 
-    /// Sets the timeout of a lookup. Default: 2 seconds. Give the gate a little more, so that lookups that fail by this timeout
-    /// close their connections.
+    /// Sets the timeout of a lookup. Default: 2 seconds. Set a slightly longer timeout on the gate, so that lookups that reach
+    /// this timeout close their connections.
     ///
-    /// A PostgreSQL server cancels the statement after nine tenths of this time (`statement_timeout`), so that a database that is
-    /// only slow keeps its connections. The sessions of a pool depend on it: with [`connect`](Self::connect), the returned
-    /// database has connections of its own, and shares none with clones that were made before.
+    /// A PostgreSQL server cancels the statement after nine tenths of this time (`statement_timeout`), so that a slow database
+    /// keeps its connections. Sessions depend on this timeout. So a database from [`connect`](Self::connect) gets a new pool
+    /// here, and shares no connections with earlier clones.
     #[must_use]
-    pub fn with_deadline(self, deadline: Duration) -> Self {
+    pub fn with_timeout(self, timeout: Duration) -> Self {
         self.map(|inner| {
-            inner.deadline = deadline;
+            inner.lookup_timeout = timeout;
             match &mut inner.pool {
                 #[cfg(feature = "sqlite")]
                 Pool::Sqlite(_) => {}
                 #[cfg(feature = "postgres")]
-                Pool::Postgres(connections) => *connections = connections.with_deadline(deadline),
+                Pool::Postgres(connections) => *connections = connections.with_timeout(timeout),
             }
         })
     }
 
     /// Sets the timeout of each administrative operation, such as [`issue`](Self::issue) or [`revoke`](Self::revoke). Default: 30
-    /// seconds. An operation fails with [`SqlError::Deadline`] when the time is over.
+    /// seconds. An operation that reaches the timeout fails with [`SqlError::Timeout`].
     ///
-    /// On PostgreSQL an operation waits for at most 5 seconds, and at most half of this time, for a lock of another transaction,
-    /// and then fails with [`SqlError::Locked`]. SQLite has a `busy_timeout` of 5 seconds.
+    /// On PostgreSQL, an operation waits at most 5 seconds, and at most half of this timeout, for a lock of another transaction.
+    /// Then it fails with [`SqlError::Locked`]. SQLite uses a `busy_timeout` of 5 seconds.
     #[must_use]
     pub fn with_admin_timeout(self, timeout: Duration) -> Self {
         self.map(|inner| inner.admin_timeout = timeout)
     }
 
-    /// The same with another clock for what is written: when something was created, revoked, or has to end.
+    /// Sets the clock for times that are written, such as the times of creation and revocation. Default: the system clock.
     #[must_use]
     pub fn with_wall_clock(self, now: impl Fn() -> SystemTime + Send + Sync + 'static) -> Self {
         self.map(|inner| inner.clock = Arc::new(now))
@@ -252,14 +258,14 @@ impl Database {
         (self.0.clock)()
     }
 
-    /// The statement that begins an administrative transaction. On PostgreSQL it also bounds how long the transaction waits for
-    /// locks, how long each of its statements runs, and how long it waits for a client that has fallen silent.
+    /// Returns the statement that begins an administrative transaction. On PostgreSQL it also sets timeouts: for locks, for each
+    /// statement, and for a client that sends nothing.
     pub(super) fn begin(&self, access: Access) -> String {
         match &self.0.pool {
             #[cfg(feature = "sqlite")]
             Pool::Sqlite(_) => match access {
                 Access::Reads => "BEGIN".to_owned(),
-                // Two transactions that read first and write then could not both go on.
+                // Two transactions that first read and then write would conflict, and one of them would fail.
                 Access::Writes => "BEGIN IMMEDIATE".to_owned(),
             },
             #[cfg(feature = "postgres")]
@@ -279,24 +285,24 @@ impl Database {
         }
     }
 
-    /// The text of a statement, with this database's names and types in it.
+    /// Renders a statement with the table names and types of this database.
     pub(super) fn sql(&self, template: &str) -> String {
         self.0.schema.render(template)
     }
 }
 
-/// Milliseconds since 1970, rounded down; what no database holds is cut off.
+/// Converts to milliseconds since 1970, rounded down and limited to the range of the columns.
 pub(super) fn unix_ms(time: SystemTime) -> i64 {
     time.duration_since(UNIX_EPOCH).map_or(0, |since| i64::try_from(since.as_millis()).unwrap_or(i64::MAX))
 }
 
-/// `None` for what [`SystemTime`] cannot tell, and for moments before 1970.
+/// Converts from milliseconds since 1970. Returns `None` for times before 1970 or beyond the range of [`SystemTime`].
 pub(super) fn from_unix_ms(ms: i64) -> Option<SystemTime> {
     UNIX_EPOCH.checked_add(Duration::from_millis(u64::try_from(ms).ok()?))
 }
 
 impl fmt::Debug for Database {
-    /// Leaves out the URL, which may have a password.
+    /// Omits the URL, which may contain a password.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let kind = match &self.0.pool {
             #[cfg(feature = "sqlite")]
@@ -307,7 +313,7 @@ impl fmt::Debug for Database {
         f.debug_struct("Database")
             .field("kind", &kind)
             .field("table_prefix", &self.0.schema.prefix())
-            .field("deadline", &self.0.deadline)
+            .field("timeout", &self.0.lookup_timeout)
             .finish_non_exhaustive()
     }
 }

@@ -1,3 +1,5 @@
+//! Watching a database: reports changes of the tables by any process.
+
 use std::convert::Infallible;
 use std::time::Duration;
 
@@ -17,7 +19,8 @@ use super::report::Reporter;
 use crate::store::Invalidation;
 
 impl Database {
-    /// Reports what is changed in the tables, by whichever process, for ever: for a task of its own, in front of a cache.
+    /// Reports changes of the tables by any process to `on_change`, such as the invalidation of a cache. Never returns; run it
+    /// in its own task.
     ///
     /// ```no_run
     /// # #[cfg(feature = "cache")]
@@ -29,11 +32,11 @@ impl Database {
     /// let database = Database::connect("postgres://127.0.0.1/acme").await?;
     /// let breaker = CircuitBreaker::with_timeout(database.store::<()>(), Duration::from_secs(2));
     /// let cache = CachedStore::new(breaker.clone(), Duration::from_secs(60))?;
-    /// let followed = cache.clone();
-    /// let on_change = move |change: Change| {
-    ///     followed.invalidate(&change);
+    /// let watched = cache.clone();
+    /// let on_change = move |change: Invalidation| {
+    ///     watched.invalidate(&change);
     ///     if change == Invalidation::Everything {
-    ///         // Perhaps the database is back.
+    ///         // The database may be available again.
     ///         breaker.probe_now();
     ///     }
     /// };
@@ -42,33 +45,33 @@ impl Database {
     /// # }
     /// ```
     ///
-    /// # How late
+    /// # Delay
     ///
-    /// | | a change is reported after |
+    /// | database | delay of a report |
     /// |---|---|
-    /// | SQLite | at most `interval`, and the time of one small query: a table of changes is read so often |
-    /// | PostgreSQL, connected | the time that the server's `NOTIFY` takes |
-    /// | PostgreSQL, connection lost | at most `interval` and one [deadline](Database::with_deadline) until that is noticed, then as soon as it is connected again |
+    /// | SQLite | at most `interval` plus the time of one small query, because a table of changes is polled |
+    /// | PostgreSQL, connected | the time of the server's `NOTIFY` |
+    /// | PostgreSQL, connection lost | at most `interval` plus one [timeout](Database::with_timeout) to notice the loss, plus the time to reconnect |
     ///
-    /// PostgreSQL does not keep notifications for a client that is not connected. So [`Invalidation::Everything`] is reported whenever
-    /// listening begins, the first time as well. A cache then asks the database before it uses an entry again; see
+    /// PostgreSQL does not keep notifications for clients that are not connected. So [`Invalidation::Everything`] is reported
+    /// whenever listening begins, including the first time. A cache then asks the database before it uses an entry again; see
     /// `CachedStore`.
     ///
     /// # Revocations during an outage
     ///
-    /// While the database cannot be reached, a cache serves what it has, for as long as its own settings allow. When the
-    /// database is back, a connection is made within `interval`, two deadlines and 500 ms: the loss of the old connection may
-    /// not be noticed yet, or an attempt to connect may still be waiting. From then on, a token that was revoked during the
-    /// outage is rejected as soon as its look-up is answered by the database. No revoked token is accepted for longer than the
-    /// cache's own `ttl` and `stale_on_error`.
+    /// While the database cannot be reached, a cache serves its entries as long as its own settings allow. When the database is
+    /// available again, this method connects within `interval`, two timeouts and 500 ms. Until then, the loss of the old
+    /// connection may be unnoticed, or an attempt to connect may still be waiting. After that, a token that was revoked during
+    /// the outage is rejected as soon as the database answers its lookup. No revoked token is accepted for longer than the `ttl`
+    /// and `stale_on_error` of the cache.
     ///
     /// # Floods of notifications
     ///
-    /// Every role of a PostgreSQL database may send notifications on any channel. So they are merged, and none is lost:
-    /// `Everything` and `Added` are reported immediately, and then at most once in each `interval`, at its end. Of named grants,
-    /// at most 100 are reported in each `interval`; more of them are reported as `Everything`. A flood can make a cache
-    /// ask the database once in each `interval` for each entry in use, and no more. The metric `tollgate_store_changes_total`
-    /// counts what is reported and what is merged.
+    /// Every role of a PostgreSQL database may send notifications on any channel. So notifications are merged, and none is lost.
+    /// `Everything` and `Added` are reported immediately, and then at most once in each `interval`, at its end. At most 100 named
+    /// grants are reported in each `interval`; further ones are reported as `Everything`. So a flood makes a cache ask the
+    /// database at most once in each `interval` for each entry in use. The metric `tollgate_store_changes_total` counts
+    /// reported and merged changes.
     pub async fn watch(&self, interval: Duration, on_change: impl FnMut(Invalidation) + Send) -> Infallible {
         let mut reporter = Reporter::new(interval, on_change);
         match &self.0.pool {
@@ -76,7 +79,7 @@ impl Database {
             Pool::Sqlite(pool) => {
                 let mut last = None;
                 loop {
-                    // A failure shows itself in lookups, and the changes wait.
+                    // After a failure, the next poll reports the same changes. Lookups report the failure.
                     if let Ok(newest) = self.changes_since(pool, last, &mut reporter).await {
                         last = Some(newest);
                     }
@@ -87,18 +90,18 @@ impl Database {
             Pool::Postgres(connections) => {
                 let channel =
                     self.sql("SELECT '{p}changes_' || relnamespace FROM pg_class WHERE oid = '{p}grants'::regclass");
-                // A connection of its own: it must not wait for one of those that lookups use.
-                let own = connections.for_listening();
+                // Use a separate pool: listening must not wait for connections that lookups use.
+                let listening = connections.for_listening();
                 let mut lost = None;
                 loop {
                     let on_connection = || {
                         if let Some(lost) = lost {
-                            // The connections of look-ups were lost at the same time, and may not know it yet.
+                            // The connections of lookups may have been lost at the same time.
                             connections.distrust_before(lost);
                         }
                     };
-                    // Ends when the connection does.
-                    _ = listen(&own, &channel, self.0.deadline, on_connection, &mut reporter).await;
+                    // Returns when the connection is lost.
+                    _ = listen(&listening, &channel, self.0.lookup_timeout, on_connection, &mut reporter).await;
                     reporter.report_waiting();
                     lost = Some(Instant::now());
                     tokio::time::sleep(interval.min(RECONNECT)).await;
@@ -107,7 +110,7 @@ impl Database {
         }
     }
 
-    /// Reports the changes after the one with this number, and returns the number of the newest.
+    /// Reports the changes after the change with the number `last`. Returns the number of the newest change.
     #[cfg(feature = "sqlite")]
     async fn changes_since<F: FnMut(Invalidation) + Send>(
         &self,
@@ -116,23 +119,23 @@ impl Database {
         reporter: &mut Reporter<F>,
     ) -> Result<i64, SqlError> {
         let statement = self.sql(match last {
-            // The last one too: if it is gone, so may be others.
+            // Includes the last change. If it is missing, later ones may be missing as well.
             Some(_) => "SELECT id, grant_id FROM {p}changes WHERE id >= $1 ORDER BY id",
             None => "SELECT id, grant_id FROM {p}changes WHERE $1 IS NULL ORDER BY id DESC LIMIT 1",
         });
         let select = sqlx::query_as(&statement).bind(last).fetch_all(pool);
-        let changes = timeout(self.0.deadline, select).await.map_err(|_| SqlError::Deadline)?;
+        let changes = timeout(self.0.lookup_timeout, select).await.map_err(|_| SqlError::Timeout)?;
         let mut changes: Vec<(i64, Option<String>)> = changes?;
         let newest = changes.last().map_or(0, |(id, _)| *id);
         match (changes.first(), last) {
             (Some((first, _)), Some(last)) if *first == last => {
-                // Deleting a grant deletes its tokens, each of which is a change of the same grant.
+                // Deleting a grant also deletes its tokens. Each of these is a change of the same grant.
                 changes.dedup_by(|(_, this), (id, previous)| *id != last && this == previous);
                 for (_, grant) in changes.drain(1..) {
                     reporter.report_now(grant.map_or(Invalidation::Added, |id| Invalidation::Grant(id.into())));
                 }
             }
-            // The table is still empty, which it is if somebody has emptied it.
+            // The table is still empty. Only another program empties it.
             (None, Some(0)) => {}
             _ => reporter.report_now(Invalidation::Everything),
         }
@@ -140,36 +143,36 @@ impl Database {
     }
 }
 
-/// How long to wait before one connects again.
+/// The wait before the next attempt to connect.
 #[cfg(feature = "postgres")]
 const RECONNECT: Duration = Duration::from_millis(500);
 
 #[cfg(feature = "postgres")]
 async fn listen<F: FnMut(Invalidation) + Send>(
-    own: &sqlx::PgPool,
+    pool: &sqlx::PgPool,
     channel: &str,
-    deadline: Duration,
+    lookup_timeout: Duration,
     on_connection: impl FnOnce() + Send,
     reporter: &mut Reporter<F>,
 ) -> Result<Infallible, Box<dyn std::error::Error + Send + Sync>> {
     let began = Instant::now();
-    let mut listener = timeout(deadline, PgListener::connect_with(own)).await??;
-    let left = deadline.saturating_sub(began.elapsed());
-    let ended = hear(&mut listener, channel, (left, deadline), on_connection, reporter).await;
+    let mut listener = timeout(lookup_timeout, PgListener::connect_with(pool)).await??;
+    let left = lookup_timeout.saturating_sub(began.elapsed());
+    let outcome = receive(&mut listener, channel, (left, lookup_timeout), on_connection, reporter).await;
     connections::close(listener);
-    ended
+    outcome
 }
 
-/// Listens until the connection is lost. The timeouts are those of the first question and of later ones.
+/// Listens until the connection is lost. The timeouts are those of the first query and of later ones.
 #[cfg(feature = "postgres")]
-async fn hear<F: FnMut(Invalidation) + Send>(
+async fn receive<F: FnMut(Invalidation) + Send>(
     listener: &mut PgListener,
     channel: &str,
-    (left, deadline): (Duration, Duration),
+    (left, lookup_timeout): (Duration, Duration),
     on_connection: impl FnOnce() + Send,
     reporter: &mut Reporter<F>,
 ) -> Result<Infallible, Box<dyn std::error::Error + Send + Sync>> {
-    // What was told in between would be lost: the caller begins anew.
+    // Notifications during a reconnection would be lost. The caller starts again instead, and reports `Everything`.
     listener.eager_reconnect(false);
     let begin = async {
         let name: String = sqlx::query_scalar(channel).fetch_one(&mut *listener).await?;
@@ -179,34 +182,34 @@ async fn hear<F: FnMut(Invalidation) + Send>(
     on_connection();
     reporter.report_now(Invalidation::Everything);
     let interval = reporter.interval();
-    let mut heard = Instant::now();
+    let mut received = Instant::now();
     loop {
         let due = reporter.report_due().unwrap_or(interval);
-        // A wait that is cut short loses nothing: what has come of a message stays with the connection.
-        match timeout(due.min(interval.saturating_sub(heard.elapsed())), listener.try_recv()).await {
-            Ok(Ok(Some(told))) => {
-                heard = Instant::now();
-                reporter.report(read(told.payload()));
+        // A cancelled wait loses nothing: the connection keeps the received part of a message.
+        match timeout(due.min(interval.saturating_sub(received.elapsed())), listener.try_recv()).await {
+            Ok(Ok(Some(notification))) => {
+                received = Instant::now();
+                reporter.report(parse(notification.payload()));
             }
             Ok(Ok(None)) => return Err("the connection was closed".into()),
             Ok(Err(error)) => return Err(error.into()),
             // A merged change is due.
-            Err(_) if heard.elapsed() < interval => {}
-            // Nothing was told for a while: does the server live? A connection that is dead says nothing either.
+            Err(_) if received.elapsed() < interval => {}
+            // No notification for a while: check that the connection works.
             Err(_) => {
-                timeout(deadline, sqlx::query("SELECT 1").execute(&mut *listener)).await??;
-                heard = Instant::now();
+                timeout(lookup_timeout, sqlx::query("SELECT 1").execute(&mut *listener)).await??;
+                received = Instant::now();
             }
         }
     }
 }
 
 #[cfg(feature = "postgres")]
-fn read(payload: &str) -> Invalidation {
+fn parse(payload: &str) -> Invalidation {
     match payload.strip_prefix("grant ") {
         Some(id) => Invalidation::Grant(id.into()),
         None if payload == "added" => Invalidation::Added,
-        // Of a newer version, perhaps.
+        // May be from a newer version of this crate.
         None => Invalidation::Everything,
     }
 }

@@ -1,3 +1,5 @@
+//! The store of a database: looks up tokens.
+
 use std::error::Error;
 use std::fmt;
 use std::pin::Pin;
@@ -16,7 +18,7 @@ use crate::rejection::store_error::StoreError;
 use crate::store::{Lookup, TokenStore};
 use crate::token::{BearerToken, TokenDigest};
 
-/// The one statement of a look-up: the digest is a primary key.
+/// The statement of a lookup, by the primary key.
 pub(super) const STATEMENT: &str = concat!(
     "SELECT t.digest, t.outgoing_until_ms, ",
     columns!(),
@@ -29,21 +31,22 @@ pub type SqlFuture<P> = Pin<Box<dyn Future<Output = Lookup<P, StoreError>> + Sen
 type Principals<P> = dyn Fn(GrantRecord) -> PrincipalFuture<P> + Send + Sync;
 type PrincipalFuture<P> = Pin<Box<dyn Future<Output = Result<Grant<P>, SqlError>> + Send>>;
 
-/// Looks tokens up in a [`Database`]. Cheap to clone.
+/// A token store on a [`Database`]. Cheap to clone.
 ///
-/// A token costs one statement, which finds it by a unique index; that its digest is the one which was asked for is then
-/// confirmed in constant time. Tokens of revoked grants are unknown.
+/// Each lookup runs one statement, which uses a unique index. Then the digest of the row is compared with that of the token in
+/// constant time. Tokens of revoked grants are unknown.
 ///
-/// A row that cannot be read, or whose principal cannot, is an error [about one token](StoreError::concerns_token); see
-/// [`SqlError::concerns_token`]. The database works, and a [`CircuitBreaker`](crate::store::CircuitBreaker) stays closed.
+/// If a row or its principal cannot be read, the lookup fails with an error
+/// [about one token](StoreError::concerns_token); see [`SqlError::concerns_token`]. Such errors do not open a
+/// [`CircuitBreaker`](crate::store::CircuitBreaker).
 pub struct SqlStore<P> {
     database: Database,
     principals: Arc<Principals<P>>,
 }
 
 impl Database {
-    /// The store whose principals stand in the column `principal`, as JSON; a missing one is read as `null`, which `()` and
-    /// `Option` can be read from. A principal that cannot be read is an error about that token, and answered by 503.
+    /// Returns a store that reads principals from the column `principal`, as JSON. A missing principal is read as `null`, which
+    /// deserializes to `()` and `Option`. A principal that cannot be read is an error about that token, and the gate answers 503.
     #[must_use]
     pub fn store<P: DeserializeOwned + Send + Sync + 'static>(&self) -> SqlStore<P> {
         SqlStore::new(self, |record| {
@@ -54,12 +57,11 @@ impl Database {
         })
     }
 
-    /// The store whose principals the service finds by itself, by a query on tables of its own. It has the deadline of the
-    /// look-up, together with it. An error is answered by 503.
+    /// Returns a store that calls `principal` to find the principal of a grant, for example in tables of the service. The
+    /// [timeout](Self::with_timeout) of the lookup includes this call. After an error, the gate answers 503.
     ///
-    /// An error is taken to concern the store, such as one of the database, unless it says that it is about the row: an error
-    /// made by [`StoreError::for_token`], one of `serde_json`, or one of `sqlx` for a row that was not found or cannot be
-    /// decoded.
+    /// These errors concern one token: an error made by [`StoreError::for_token`], an error of `serde_json`, and an error of
+    /// `sqlx` for a row that was not found or cannot be decoded. All other errors concern the store.
     ///
     /// ```no_run
     /// use tollgate::store::sql::{Database, GrantRecord};
@@ -68,7 +70,7 @@ impl Database {
     ///
     /// async fn user_of(grant: GrantRecord) -> Result<User, std::io::Error> {
     ///     // SELECT plan FROM users WHERE name = ..
-    ///     Ok(User { plan: format!("that of {}", grant.subject) })
+    ///     Ok(User { plan: format!("plan of {}", grant.subject) })
     /// }
     ///
     /// # fn example(database: &Database) {
@@ -93,53 +95,52 @@ impl Database {
         })
     }
 
-    /// The row of a token, and the end of its grace.
+    /// Reads the row of a token and the end of its grace period.
     async fn find(&self, digest: TokenDigest) -> Result<Option<(GrantRecord, Option<i64>)>, SqlError> {
         on_connection!(self, Reading, connection => {
             let statement = sqlx::query(&self.0.schema.lookup).bind(digest.to_bytes().to_vec());
             let Some(row) = statement.fetch_optional(connection).await? else { return Ok(None) };
-            // The comparison takes the same time wherever the digests differ.
+            // Compares in constant time.
             match digest_of(row.try_get("digest")?)? == digest {
                 true => Ok(Some((read(&row)?, row.try_get("outgoing_until_ms")?))),
-                // The database did not do what it was asked to, so its answer says nothing about this token.
+                // The database returned another row, so nothing is known about this token.
                 false => Err(SqlError::Corrupt("digest")),
             }
         })
     }
 
-    /// Repeats [`find`](Self::find) if the connection turned out to have been cut, as all are when a server restarts.
-    async fn find_again(&self, digest: TokenDigest) -> Result<Option<(GrantRecord, Option<i64>)>, SqlError> {
+    /// Calls [`find`](Self::find), and repeats it once if the connection was lost. A restart of the server closes all connections.
+    async fn find_with_retry(&self, digest: TokenDigest) -> Result<Option<(GrantRecord, Option<i64>)>, SqlError> {
         match self.find(digest).await {
-            Err(SqlError::Database(error)) if was_cut(&*error) => self.find(digest).await,
+            Err(SqlError::Database(error)) if is_disconnect(&*error) => self.find(digest).await,
             found => found,
         }
     }
 }
 
-/// Whether the connection is lost, so that the statement may succeed on another one.
-pub(super) fn was_cut(error: &(dyn Error + Send + Sync + 'static)) -> bool {
+/// Returns whether the connection was lost, so that the statement may succeed on another connection.
+pub(super) fn is_disconnect(error: &(dyn Error + Send + Sync + 'static)) -> bool {
     match error.downcast_ref::<sqlx::Error>() {
         Some(sqlx::Error::Io(_) | sqlx::Error::Protocol(_)) => true,
-        // PostgreSQL says good-bye when it is shut down (57P01) or falls over (57P02).
-        Some(sqlx::Error::Database(said)) => said.code().is_some_and(|code| code.starts_with("57P0")),
+        // PostgreSQL sends these codes when it shuts down (57P01) or crashes (57P02).
+        Some(sqlx::Error::Database(reply)) => reply.code().is_some_and(|code| code.starts_with("57P0")),
         _ => false,
     }
 }
 
 impl SqlError {
-    /// Returns true if the database works and only one row could not be read, so that the error concerns one token and not the
-    /// store.
+    /// Returns true if the error concerns one token and not the store: the database works, but one row could not be read.
     #[must_use]
     pub fn concerns_token(&self) -> bool {
         match self {
             Self::Corrupt(_) => true,
-            Self::Principal(error) | Self::Database(error) => is_about_a_row(&**error),
+            Self::Principal(error) | Self::Database(error) => concerns_row(&**error),
             _ => false,
         }
     }
 }
 
-fn is_about_a_row(error: &(dyn Error + Send + Sync + 'static)) -> bool {
+fn concerns_row(error: &(dyn Error + Send + Sync + 'static)) -> bool {
     if let Some(error) = error.downcast_ref::<StoreError>() {
         return error.concerns_token();
     }
@@ -151,12 +152,12 @@ fn is_about_a_row(error: &(dyn Error + Send + Sync + 'static)) -> bool {
     }
     match error.downcast_ref::<sqlx::Error>() {
         Some(sqlx::Error::RowNotFound | sqlx::Error::ColumnDecode { .. } | sqlx::Error::Decode(_)) => true,
-        Some(sqlx::Error::Database(said)) => is_data_exception(&**said),
+        Some(sqlx::Error::Database(reply)) => is_data_exception(&**reply),
         _ => false,
     }
 }
 
-/// Class 22 of SQLSTATE: a value that a query could not convert.
+/// Returns whether the error has SQLSTATE class 22: a query could not convert a value.
 #[cfg_attr(not(feature = "postgres"), allow(unused_variables, reason = "SQLite has no such codes"))]
 fn is_data_exception(error: &(dyn sqlx::error::DatabaseError + 'static)) -> bool {
     #[cfg(feature = "postgres")]
@@ -195,8 +196,8 @@ impl<P: Send + Sync + 'static> TokenStore for SqlStore<P> {
 }
 
 impl<P: Send + Sync + 'static> SqlStore<P> {
-    /// The grant of a token, for what outlives a request, such as a WebSocket, and has to ask again. It looks whether the grant
-    /// [is valid](Grant::is_valid_at) by itself, as a gate does.
+    /// Looks up the grant of a token outside of a gate, for example to check the token of an open WebSocket again. The caller
+    /// has to check that the grant [is valid](Grant::is_valid_at), as a gate does.
     ///
     /// ```no_run
     /// use tollgate::store::sql::SqlStore;
@@ -212,16 +213,16 @@ impl<P: Send + Sync + 'static> SqlStore<P> {
         Box::pin(async move {
             let database = &store.database;
             let find = async {
-                let Some((record, outgoing)) = database.find_again(digest).await? else { return Ok(None) };
+                let Some((record, grace_end)) = database.find_with_retry(digest).await? else { return Ok(None) };
                 let grant = (store.principals)(record).await?;
-                Ok(Some(Arc::new(match outgoing {
+                Ok(Some(Arc::new(match grace_end {
                     None => grant,
-                    // Not what time cannot tell: a grace that ended long ago must not become one that has no end.
+                    // `from_unix_ms` returns `None` before 1970, which would mean a grace period without an end.
                     Some(..0) => return Err(SqlError::Corrupt("outgoing_until_ms")),
                     Some(until) => grant.into_rotated(from_unix_ms(until)),
                 })))
             };
-            let found = timeout(database.0.deadline, find).await.unwrap_or(Err(SqlError::Deadline));
+            let found = timeout(database.0.lookup_timeout, find).await.unwrap_or(Err(SqlError::Timeout));
             Ok(found?)
         })
     }

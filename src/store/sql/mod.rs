@@ -1,7 +1,7 @@
 //! Grants in a database: SQLite (feature `sqlite`, compiled in) or PostgreSQL (feature `postgres`).
 //!
-//! [`Database`] administers them: issue, list, describe, change, rotate, revoke, purge. [`SqlStore`] looks them up for a
-//! gate. Both are cheap to clone.
+//! [`Database`] administers grants: it issues, lists, changes, rotates, revokes and purges them. [`SqlStore`] looks up
+//! tokens for a gate. Both are cheap to clone.
 //!
 //! ```no_run
 //! use std::time::Duration;
@@ -22,30 +22,30 @@
 //! # }
 //! ```
 //!
-//! # What is kept
+//! # Tables
 //!
-//! Two tables, whose names begin with a prefix (`tollgate_` unless [another](Database::with_table_prefix) is chosen):
-//! `grants`, and `tokens`, of which a rotation gives a grant two. Digests of tokens are kept, never tokens. Moments are
-//! whole milliseconds since 1970. What others write into the tables counts as well: all columns but `digest` may be
-//! changed by hand.
+//! The tables are `grants` and `tokens`. Their names begin with `tollgate_` or with
+//! [another prefix](Database::with_table_prefix). After a rotation, a grant has more than one token. The tables contain
+//! digests of tokens, never tokens. Times are whole milliseconds since 1970. Other programs may change all columns except
+//! `digest`; lookups use the changed values.
 //!
 //! # Revocation
 //!
-//! A look-up reads the tables, so that whatever was committed before it counts. Where a cache stands in front,
-//! [`Database::watch`] tells it what was changed, by whichever process, and says how late it may be.
+//! Each lookup reads the tables, so all changes that were committed before the lookup take effect. In front of a database
+//! with a cache, [`Database::watch`] reports changes by any process. Its documentation states the maximum delay.
 //!
-//! # When the database is down
+//! # Outages
 //!
-//! Each lookup has a [deadline](Database::with_deadline); the gate answers 503 to one that misses it. A PostgreSQL connection
-//! that misses a deadline is closed, and so are all connections that have been idle since. Put the store behind
-//! [`CircuitBreaker`](super::CircuitBreaker) to fail immediately while the database is down.
+//! Each lookup has a [timeout](Database::with_timeout). The gate answers 503 when the timeout expires. The PostgreSQL
+//! connection of such a lookup is closed, and so are all connections that have been idle since the lookup began. Put the
+//! store behind [`CircuitBreaker`](super::CircuitBreaker) to fail immediately while the database is down.
 //!
-//! # How many connections
+//! # Number of connections
 //!
-//! [`Database::connect`] opens up to 10 connections to PostgreSQL, and [`Database::watch`] one more. No more sockets are open at
-//! any time, also in an outage. The server may keep a connection for longer than its client, because it does not notice that
-//! the network lost it: for about a minute (TCP keepalive), or for 5 minutes behind a proxy (`idle_session_timeout`, PostgreSQL
-//! 14 or later). So plan for twice as many in `max_connections`.
+//! [`Database::connect`] opens up to 10 connections to PostgreSQL, and [`Database::watch`] opens one more. The number of open
+//! sockets never exceeds this bound, even during an outage. A server may keep a lost connection longer than its client
+//! does: for about a minute (TCP keepalive), or for 5 minutes behind a proxy (`idle_session_timeout`, PostgreSQL 14 or
+//! later). So plan for twice as many connections in `max_connections`.
 
 use std::error::Error;
 
@@ -70,73 +70,76 @@ pub use record::{GrantRecord, Issued, NewGrant};
 
 use crate::token::mint::RandomnessError;
 
-/// Why a database did not do what it was asked to.
+/// An error of a [`Database`].
 ///
-/// Holds neither tokens nor digests.
+/// Errors never contain tokens or digests.
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum SqlError {
-    /// The URL is malformed, or names a database that this program was not compiled for. The text repeats nothing of it.
+    /// The URL is malformed, or its database needs a feature that is not enabled. The text contains no part of the URL.
     #[error("invalid database URL: {0}")]
     Url(&'static str),
-    /// There is no such SQLite file.
+    /// The SQLite file does not exist.
     #[error("no such database file")]
     NoFile,
     /// The SQLite file could not be created.
-    #[error("the database file could not be created")]
+    #[error("cannot create the database file")]
     NotCreated(#[source] std::io::Error),
-    /// A table prefix has up to 32 lower-case letters, digits and underscores, and begins with no digit.
-    #[error("a table prefix has up to 32 lower-case letters, digits and underscores, and begins with no digit")]
+    /// The table prefix is invalid.
+    #[error(
+        "invalid table prefix: must be 1 to 32 lower-case letters, digits or underscores, and not begin with a digit"
+    )]
     Prefix,
-    /// There are no tables with this prefix.
+    /// No tables with this prefix exist.
     #[error("the database has no tables with this prefix")]
     NoTables,
-    /// The tables are those of an older version of this crate.
-    #[error("the tables are of an older version ({found}) than this program needs ({known})")]
+    /// The tables were created by an older version of this crate.
+    #[error("the tables have version {found}, but version {expected} is required")]
     Older {
         /// The version of the tables.
         found: i64,
-        /// The version that is needed.
-        known: i64,
+        /// The version that this crate requires.
+        expected: i64,
     },
-    /// The tables are those of a newer version of this crate.
-    #[error("the tables are of a newer version ({found}) than this program knows ({known})")]
+    /// The tables were created by a newer version of this crate.
+    #[error("the tables have version {found}, but only versions up to {expected} are supported")]
     Newer {
         /// The version of the tables.
         found: i64,
-        /// The last version that is known here.
-        known: i64,
+        /// The newest version that this crate supports.
+        expected: i64,
     },
-    /// There is no such grant.
-    #[error("there is no such grant")]
+    /// The grant does not exist.
+    #[error("grant not found")]
     NotFound,
-    /// The grant was revoked, which is for ever.
+    /// The grant is revoked. A revocation is permanent.
     #[error("the grant is revoked")]
     Revoked,
     /// The grant has expired.
     #[error("the grant has expired")]
     Expired,
-    /// There is such a grant or such a token already.
-    #[error("there is such a grant or such a token already")]
-    Occupied,
-    /// An id, a subject or a label that the tables do not take.
+    /// A grant with this id or this token exists.
+    #[error("the grant id or the token already exists")]
+    AlreadyExists,
+    /// An id, subject or label is too long, empty or has a control character; see [`NewGrant::check`].
     #[error(
-        "an id has 1 to 255 characters, a subject 1 to 255, a label at most 255, and none of them a control character"
+        "invalid id, subject or label: ids and subjects have 1 to 255 characters, labels at most 255, and control characters \
+         are not allowed"
     )]
     Name,
-    /// A row holds what no grant can have; the text names the column.
-    #[error("a row holds what no grant can have, in column {0}")]
+    /// A row has an invalid value. The text names the column.
+    #[error("invalid value in column {0}")]
     Corrupt(&'static str),
-    /// The principal of a grant could not be read from its row, or from the service's own query.
-    #[error("the principal of a grant could not be read")]
+    /// The principal of a grant could not be read from its row, or by the query of the service.
+    #[error("cannot read the principal of the grant")]
     Principal(#[source] Box<dyn Error + Send + Sync>),
-    /// There is no randomness for a token.
+    /// The operating system provides no random bytes for a token.
     #[error(transparent)]
     Randomness(#[from] RandomnessError),
-    /// The database did not answer within the deadline.
-    #[error("the database did not answer in time")]
-    Deadline,
-    /// Another transaction holds a lock on the rows or tables, and did not end in time. Nothing was changed.
+    /// The database did not answer within the timeout.
+    #[error("database timeout")]
+    Timeout,
+    /// Another transaction locks the rows or tables, and did not end in time. Nothing was changed.
     #[error("the grants are locked by another transaction")]
     Locked,
     /// The database failed, or could not be reached.
@@ -147,17 +150,17 @@ pub enum SqlError {
 impl From<sqlx::Error> for SqlError {
     fn from(error: sqlx::Error) -> Self {
         match &error {
-            // What the database says of it would show the digest.
-            sqlx::Error::Database(said) if said.is_unique_violation() => Self::Occupied,
-            sqlx::Error::PoolTimedOut => Self::Deadline,
-            // The server repeats the user and the database of the URL: of a mistyped one they may be the password.
-            sqlx::Error::Database(said) => match said.code().as_deref() {
+            // The message of the database would contain the digest.
+            sqlx::Error::Database(reply) if reply.is_unique_violation() => Self::AlreadyExists,
+            sqlx::Error::PoolTimedOut => Self::Timeout,
+            // The server repeats the user and the database of the URL. In a mistyped URL they may be the password.
+            sqlx::Error::Database(reply) => match reply.code().as_deref() {
                 Some(code) if code.starts_with("28") => {
                     Self::Database(format!("the server rejected the user, the password or this host ({code})").into())
                 }
                 Some(code @ "3D000") => Self::Database(format!("the server has no such database ({code})").into()),
-                // PostgreSQL: `query_canceled`, which is how it reports its `statement_timeout`.
-                Some("57014") => Self::Deadline,
+                // PostgreSQL: `query_canceled`, which reports a `statement_timeout`.
+                Some("57014") => Self::Timeout,
                 // PostgreSQL: `lock_not_available`. SQLite: `SQLITE_BUSY` with its extended codes, and `SQLITE_LOCKED`.
                 Some("55P03" | "5" | "261" | "517" | "773" | "6" | "262") => Self::Locked,
                 _ => Self::Database(Box::new(error)),

@@ -1,10 +1,10 @@
-//! Reports changes to whoever follows a database.
+//! Merging of change reports, so that floods of notifications cause a bounded number of reports.
 //!
 //! # Rules
 //!
-//! 1. What is asked to be reported is reported, or an `Everything` after it, which stands for all of it.
+//! 1. Each change is reported, or an `Everything` is reported after it, which includes all changes.
 //! 2. `Everything` and `Added` are reported immediately, and then at most once in each interval, at its end.
-//! 3. At most [`MOST_NAMED`] named grants are reported in each interval. More of them become `Everything`.
+//! 3. At most [`MAX_NAMED`] named grants are reported in each interval. Further ones are reported as `Everything`.
 
 use std::time::Duration;
 
@@ -15,7 +15,7 @@ use crate::observe::{self, Followed};
 use crate::store::Invalidation;
 
 #[cfg(feature = "postgres")]
-const MOST_NAMED: u32 = 100;
+const MAX_NAMED: u32 = 100;
 
 pub(super) struct Reporter<F> {
     on_change: F,
@@ -23,13 +23,13 @@ pub(super) struct Reporter<F> {
     pace: Pace,
 }
 
-/// How often what anybody can announce is reported.
+/// The state of the limits on reports of notifications, which any database role can send.
 #[cfg(feature = "postgres")]
 struct Pace {
     interval: Duration,
     everything: Merged,
     added: Merged,
-    /// When the interval began in which so many named grants were reported.
+    /// The start of the interval in which `named` grants were reported.
     named_since: Option<Instant>,
     named: u32,
 }
@@ -43,7 +43,7 @@ struct Merged {
 
 #[cfg(feature = "postgres")]
 impl Merged {
-    /// Returns true if it is to be reported immediately. Otherwise it waits.
+    /// Returns true if the change is to be reported immediately. Otherwise the change waits.
     fn admit(&mut self, now: Instant, interval: Duration) -> bool {
         self.is_waiting = self.last.is_some_and(|last| now.saturating_duration_since(last) < interval);
         if !self.is_waiting {
@@ -52,7 +52,7 @@ impl Merged {
         !self.is_waiting
     }
 
-    /// The time until it is to be reported, if it waits.
+    /// Returns the time until the waiting change is due.
     fn due_in(&self, now: Instant, interval: Duration) -> Option<Duration> {
         let last = self.last.filter(|_| self.is_waiting)?;
         Some(interval.saturating_sub(now.saturating_duration_since(last)))
@@ -75,7 +75,7 @@ impl<F: FnMut(Invalidation)> Reporter<F> {
         }
     }
 
-    /// Reports a change, however recently there was another one.
+    /// Reports a change immediately, without limits.
     pub(super) fn report_now(&mut self, change: Invalidation) {
         #[cfg(feature = "postgres")]
         if change == Invalidation::Everything {
@@ -97,7 +97,7 @@ impl<F: FnMut(Invalidation)> Reporter<F> {
         self.pace.interval
     }
 
-    /// Reports a change that anybody may have announced.
+    /// Reports a change of a notification, within the limits.
     pub(super) fn report(&mut self, change: Invalidation) {
         let (now, pace) = (Instant::now(), &mut self.pace);
         let change = match change {
@@ -116,7 +116,7 @@ impl<F: FnMut(Invalidation)> Reporter<F> {
         }
     }
 
-    /// Reports what has waited long enough, and returns the time until the next one is due.
+    /// Reports the changes that are due. Returns the time until the next change is due.
     pub(super) fn report_due(&mut self) -> Option<Duration> {
         let (now, interval) = (Instant::now(), self.pace.interval);
         let is_due = |merged: &Merged| merged.due_in(now, interval).is_some_and(|wait| wait.is_zero());
@@ -130,7 +130,7 @@ impl<F: FnMut(Invalidation)> Reporter<F> {
         everything.due_in(now, interval).into_iter().chain(added.due_in(now, interval)).min()
     }
 
-    /// Reports all that waits.
+    /// Reports all waiting changes.
     pub(super) fn report_waiting(&mut self) {
         if self.pace.everything.is_waiting || self.pace.added.is_waiting {
             self.report_now(Invalidation::Everything);
@@ -146,7 +146,7 @@ impl Pace {
             (self.named_since, self.named) = (Some(now), 0);
         }
         self.named = self.named.saturating_add(1);
-        self.named <= MOST_NAMED
+        self.named <= MAX_NAMED
     }
 }
 
@@ -174,10 +174,9 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever is announced when: it is reported within an interval, by itself or by what stands for it, and nothing is
-        /// reported more often than the rules say.
+        /// Each change is reported within an interval, by itself or by `Everything`, and no more often than the rules allow.
         #[test]
-        fn nothing_is_lost_and_little_is_reported(steps in prop::collection::vec(step(), 1..100)) {
+        fn changes_are_reported_within_an_interval_and_within_the_limits(steps in prop::collection::vec(step(), 1..100)) {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
             runtime.block_on(async {
                 let mut reported: Vec<(Invalidation, Instant)> = Vec::new();
@@ -207,8 +206,8 @@ mod tests {
                     }
                 }
                 for (change, at) in &announced {
-                    let is_reported = reported.iter().any(|(reported, told)| {
-                        told >= at && *told <= *at + INTERVAL && (reported == change || *reported == Invalidation::Everything)
+                    let is_reported = reported.iter().any(|(reported, time)| {
+                        time >= at && *time <= *at + INTERVAL && (reported == change || *reported == Invalidation::Everything)
                     });
                     prop_assert!(is_reported, "{change:?}");
                 }
@@ -217,7 +216,7 @@ mod tests {
                     prop_assert!(times.windows(2).all(|pair| pair[1] - pair[0] >= INTERVAL), "{kind:?}");
                 }
                 let named: Vec<_> = reported.iter().filter(|(change, _)| matches!(change, Invalidation::Grant(_))).collect();
-                let first_and_last = named.windows(2 * MOST_NAMED as usize + 1);
+                let first_and_last = named.windows(2 * MAX_NAMED as usize + 1);
                 prop_assert!(first_and_last.into_iter().all(|many| many[many.len() - 1].1 - many[0].1 >= INTERVAL));
                 Ok(())
             })?;

@@ -1,3 +1,5 @@
+//! Table names, SQL dialects and migrations.
+
 use std::cmp::Ordering;
 
 use sqlx::Executor as _;
@@ -9,7 +11,7 @@ use super::{Database, SqlError};
 const DEFAULT_PREFIX: &str = "tollgate_";
 const MAX_PREFIX_LEN: usize = 32;
 
-/// The versions of the tables, oldest first. What has been released is never changed; what has to change becomes one more.
+/// A version of the tables. Released migrations are never changed; a change is a new migration.
 struct Migration {
     both: &'static str,
     #[cfg(feature = "sqlite")]
@@ -18,6 +20,7 @@ struct Migration {
     postgres: &'static str,
 }
 
+/// All versions, oldest first.
 const MIGRATIONS: [Migration; 1] = [Migration {
     both: include_str!("migrations/1.sql"),
     #[cfg(feature = "sqlite")]
@@ -26,28 +29,28 @@ const MIGRATIONS: [Migration; 1] = [Migration {
     postgres: include_str!("migrations/1.postgres.sql"),
 }];
 
-/// What differs between the databases, and the names of the tables.
+/// The names of the tables and the SQL dialect of the database.
 #[derive(Clone)]
 pub(super) struct Schema {
     prefix: Box<str>,
     dialect: &'static Dialect,
-    /// The statement of every look-up, rendered once.
+    /// The statement of lookups, rendered once.
     pub(super) lookup: Box<str>,
 }
 
 struct Dialect {
     bytes: &'static str,
     json: &'static str,
-    /// Ends a `SELECT` of a row that is about to be changed.
+    /// The suffix of a `SELECT` that locks a row for a change.
     for_update: &'static str,
-    /// Ends a `CREATE TABLE`.
+    /// The suffix of a `CREATE TABLE`.
     keyed: &'static str,
     /// Runs before the first tables are created, outside of a transaction.
     prepare: Option<&'static str>,
-    /// Keeps other migrations out until the transaction ends, where `BEGIN` does not: two that create a table at once would
-    /// fail, even if they say `IF NOT EXISTS`.
+    /// Locks out other migrations until the transaction ends, if `BEGIN` does not. Otherwise two migrations at the same time
+    /// could fail, even with `IF NOT EXISTS`.
     lock: &'static str,
-    /// Counts those of the three tables that exist.
+    /// Counts how many of the three tables exist.
     count: &'static str,
     migration: fn(&Migration) -> &'static str,
 }
@@ -57,7 +60,7 @@ const SQLITE: Dialect = Dialect {
     bytes: "BLOB",
     json: "TEXT",
     for_update: "",
-    // With row ids, a statement could replace a row by that number, which no trigger sees.
+    // With row ids, a statement could replace a row by its row id, which fires no trigger.
     keyed: " WITHOUT ROWID",
     prepare: None,
     lock: "SELECT 1",
@@ -67,14 +70,14 @@ const SQLITE: Dialect = Dialect {
 };
 
 impl Schema {
-    /// In a file that the service opens.
+    /// Returns the schema for a pool of the service.
     #[cfg(feature = "sqlite")]
     pub(super) fn sqlite() -> Self {
         Self::of(DEFAULT_PREFIX.into(), &SQLITE)
     }
 
-    /// In a file that this crate opens. The file keeps WAL mode, so that it is set once, with the first tables: connecting
-    /// changes no file.
+    /// Returns the schema for a file that this crate opens. The first migration sets WAL mode, which the file keeps. So
+    /// connecting changes no file.
     #[cfg(feature = "sqlite")]
     pub(super) fn own_sqlite() -> Self {
         static DIALECT: Dialect = Dialect { prepare: Some("PRAGMA journal_mode = WAL"), ..SQLITE };
@@ -89,7 +92,7 @@ impl Schema {
             for_update: "FOR UPDATE",
             keyed: "",
             prepare: None,
-            // Another migration may take longer than other locks are waited for.
+            // Another migration may take longer than `lock_timeout`.
             lock: "SELECT set_config('lock_timeout', '0', true), pg_advisory_xact_lock(hashtext('{p}migrations'))",
             count: "SELECT CAST(num_nonnulls(to_regclass('{p}migrations'), to_regclass('{p}grants'), \
                 to_regclass('{p}tokens')) AS BIGINT)",
@@ -126,25 +129,26 @@ impl Schema {
 }
 
 impl Database {
-    /// Creates the tables, or brings them to this version. Does nothing where they are. Several processes may do it at once.
+    /// Creates the tables, or upgrades them to this version. Does nothing if they are up to date. Several processes may call
+    /// this method at the same time.
     ///
-    /// The versions are kept in a table of their own, whose name begins with the same prefix, so that they are in nobody's
-    /// way who migrates the same database by sqlx or another tool. A SQLite file that [`connect`](Self::connect) opened gets
-    /// WAL mode with its first tables, so that readers do not wait for writers.
+    /// The version is stored in the table `migrations` with the same prefix, so that it does not conflict with migrations by
+    /// sqlx or other tools. In a SQLite file that [`connect`](Self::connect) opened, the first migration sets WAL mode, so that
+    /// readers do not wait for writers.
     ///
     /// # Errors
     ///
     /// If the database fails, or if the tables are of a newer version.
     pub async fn migrate(&self) -> Result<(), SqlError> {
-        let known = known();
+        let supported = supported();
         let schema = &self.0.schema;
         let last = self.sql(LAST);
-        // As a rule there is nothing to do, and who may only read need not write for that. Where there are no tables this fails.
+        // Usually the tables are up to date, and a role that may only read succeeds. Without tables this query fails.
         let found = administer!(self, Reads, transaction => {
             Ok(sqlx::query_scalar::<_, i64>(&last).fetch_one(&mut *transaction).await?)
         });
         match (found, schema.dialect.prepare) {
-            (Ok(found), _) if found == known => return Ok(()),
+            (Ok(found), _) if found == supported => return Ok(()),
             (Err(_), Some(prepare)) => self.prepare(prepare).await?,
             _ => {}
         }
@@ -154,12 +158,12 @@ impl Database {
                  (version BIGINT NOT NULL PRIMARY KEY, applied_ms BIGINT NOT NULL)");
             sqlx::query(&table).execute(&mut *transaction).await?;
             let found: i64 = sqlx::query_scalar(&last).fetch_one(&mut *transaction).await?;
-            if found > known {
-                return Err(SqlError::Newer { found, known });
+            if found > supported {
+                return Err(SqlError::Newer { found, expected: supported });
             }
             for (version, migration) in (1_i64..).zip(&MIGRATIONS).filter(|(version, _)| *version > found) {
                 for script in [migration.both, (schema.dialect.migration)(migration)] {
-                    // Text, not a prepared statement: a script has several. (The future of `raw_sql` cannot be sent.)
+                    // A script has several statements, so it cannot be prepared. The future of `raw_sql` is not `Send`.
                     transaction.execute(&*self.sql(script)).await?;
                 }
                 let applied = self.sql("INSERT INTO {p}migrations (version, applied_ms) VALUES ($1, $2)");
@@ -177,17 +181,17 @@ impl Database {
                 Ok(())
             })
         };
-        timeout(self.0.admin_timeout, work).await.unwrap_or(Err(SqlError::Deadline))
+        timeout(self.0.admin_timeout, work).await.unwrap_or(Err(SqlError::Timeout))
     }
 
-    /// Checks that the tables exist and are of this version. Changes nothing.
+    /// Checks that the tables exist and have this version. Changes nothing.
     ///
     /// ```no_run
     /// use tollgate::store::sql::{Database, SqlError};
     ///
     /// # async fn example() -> Result<(), SqlError> {
     /// let database = Database::connect("postgres://127.0.0.1/acme").await?;
-    /// // Deployments run `tollgate migrate`; the service itself may not change tables.
+    /// // The deployment runs `tollgate migrate`; the role of the service may not change tables.
     /// database.check_tables().await?;
     /// # Ok(())
     /// # }
@@ -205,17 +209,17 @@ impl Database {
             }
             Ok(sqlx::query_scalar(&last).fetch_one(&mut *transaction).await?)
         })?;
-        match found.cmp(&known()) {
-            Ordering::Less => Err(SqlError::Older { found, known: known() }),
+        match found.cmp(&supported()) {
+            Ordering::Less => Err(SqlError::Older { found, expected: supported() }),
             Ordering::Equal => Ok(()),
-            Ordering::Greater => Err(SqlError::Newer { found, known: known() }),
+            Ordering::Greater => Err(SqlError::Newer { found, expected: supported() }),
         }
     }
 }
 
 const LAST: &str = "SELECT COALESCE(MAX(version), 0) FROM {p}migrations";
 
-/// The version that this program knows.
-fn known() -> i64 {
+/// Returns the newest version that this crate supports.
+fn supported() -> i64 {
     i64::try_from(MIGRATIONS.len()).unwrap_or(i64::MAX)
 }

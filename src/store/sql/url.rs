@@ -1,4 +1,4 @@
-//! Database URLs. No error repeats any part of one: of a mistyped URL every part may be the password.
+//! Database URLs. Errors contain no part of a URL, because in a mistyped URL each part may be the password.
 
 #[cfg(feature = "sqlite")]
 use std::path::{Path, PathBuf};
@@ -12,25 +12,25 @@ use sqlx::sqlite::SqliteConnectOptions;
 use super::SqlError;
 
 #[cfg(all(feature = "sqlite", feature = "postgres"))]
-pub(super) const SCHEMES: &str = "it must begin with sqlite:, postgres:// or postgresql://";
+pub(super) const SCHEMES: &str = "must begin with sqlite:, postgres:// or postgresql://";
 #[cfg(all(feature = "sqlite", not(feature = "postgres")))]
-pub(super) const SCHEMES: &str = "it must begin with sqlite: (PostgreSQL needs the feature `postgres`)";
+pub(super) const SCHEMES: &str = "must begin with sqlite: (PostgreSQL needs the feature `postgres`)";
 #[cfg(all(feature = "postgres", not(feature = "sqlite")))]
-pub(super) const SCHEMES: &str = "it must begin with postgres:// or postgresql:// (SQLite needs the feature `sqlite`)";
+pub(super) const SCHEMES: &str = "must begin with postgres:// or postgresql:// (SQLite needs the feature `sqlite`)";
 
 #[cfg(feature = "sqlite")]
 pub(super) struct Sqlite {
     pub(super) options: SqliteConnectOptions,
     pub(super) in_memory: bool,
-    /// `None` in memory, and for names that only SQLite understands.
+    /// `None` in memory, and for names that only SQLite can resolve.
     file: Option<PathBuf>,
-    creates: bool,
+    create: bool,
 }
 
 #[cfg(feature = "sqlite")]
-const SQLITE: &str = "it must have the form sqlite://PATH, and its parameters are mode, cache, immutable and vfs";
+const SQLITE: &str = "must have the form sqlite://PATH; supported parameters are mode, cache, immutable and vfs";
 
-/// `None` for the URL of another database.
+/// Parses a SQLite URL. Returns `None` for the URL of another database.
 #[cfg(feature = "sqlite")]
 pub(super) fn sqlite(url: &str) -> Result<Option<Sqlite>, SqlError> {
     if !url.starts_with("sqlite:") {
@@ -40,18 +40,18 @@ pub(super) fn sqlite(url: &str) -> Result<Option<Sqlite>, SqlError> {
     let (path, query) = url.split_once('?').unwrap_or((url, ""));
     let has = |parameter: &str| query.split('&').any(|pair| percent_decode_str(pair).eq(parameter.bytes()));
     let in_memory = matches!(path, "sqlite::memory:" | "sqlite://:memory:") || has("mode=memory");
-    // Names that begin with `file:` are URIs, which SQLite reads by itself.
+    // SQLite itself parses names that begin with `file:`.
     let is_uri = options.get_filename().to_str().is_some_and(|name| name.starts_with("file:"));
     let file = (!in_memory && !is_uri).then(|| options.get_filename().to_owned());
-    // SQLite would create files that everybody may read.
-    Ok(Some(Sqlite { options: options.create_if_missing(false), in_memory, file, creates: has("mode=rwc") }))
+    // SQLite would create files that all users may read.
+    Ok(Some(Sqlite { options: options.create_if_missing(false), in_memory, file, create: has("mode=rwc") }))
 }
 
 #[cfg(feature = "sqlite")]
 impl Sqlite {
-    /// Creates the file if it is missing, and the URL says `mode=rwc`.
-    pub(super) fn create_if_asked(&self) -> Result<(), SqlError> {
-        self.file.as_deref().filter(|_| self.creates).map_or(Ok(()), create)
+    /// Creates the file if it is missing and the URL contains `mode=rwc`.
+    pub(super) fn create_if_requested(&self) -> Result<(), SqlError> {
+        self.file.as_deref().filter(|_| self.create).map_or(Ok(()), create)
     }
 
     pub(super) fn is_missing(&self) -> bool {
@@ -59,7 +59,7 @@ impl Sqlite {
     }
 }
 
-/// Creates an empty file that only its owner may read. SQLite gives the files beside it (`-wal`, `-shm`) the same mode.
+/// Creates an empty file that only its owner may read. SQLite creates the `-wal` and `-shm` files with the same mode.
 #[cfg(feature = "sqlite")]
 fn create(file: &Path) -> Result<(), SqlError> {
     let mut options = std::fs::OpenOptions::new();
@@ -74,13 +74,13 @@ fn create(file: &Path) -> Result<(), SqlError> {
 
 #[cfg(feature = "postgres")]
 const POSTGRES: &str =
-    "it must have the form postgres://USER:PASSWORD@HOST:PORT/DATABASE, with special characters percent-encoded";
+    "must have the form postgres://USER:PASSWORD@HOST:PORT/DATABASE, with special characters percent-encoded";
 
 #[cfg(feature = "postgres")]
-const SUPPORTED: &str = "a parameter is not supported; supported are application_name, dbname, host, hostaddr, options, \
+const SUPPORTED: &str = "unsupported parameter; supported parameters are application_name, dbname, host, hostaddr, options, \
      options[NAME], password, port, sslcert, sslkey, sslmode, sslrootcert, statement-cache-capacity and user";
 
-/// What sqlx knows.
+/// The parameters that sqlx supports.
 #[cfg(feature = "postgres")]
 const PARAMETERS: [&str; 18] = [
     "application_name",
@@ -103,7 +103,7 @@ const PARAMETERS: [&str; 18] = [
     "user",
 ];
 
-/// What libpq knows, and sqlx ignores. Without them a connection is no less safe.
+/// Parameters of libpq that sqlx ignores. Ignoring them does not make a connection less secure.
 #[cfg(feature = "postgres")]
 const IGNORED: [&str; 10] = [
     "channel_binding",
@@ -118,14 +118,14 @@ const IGNORED: [&str; 10] = [
     "tcp_user_timeout",
 ];
 
-/// `None` for the URL of another database.
+/// Parses a PostgreSQL URL. Returns `None` for the URL of another database.
 #[cfg(feature = "postgres")]
 pub(super) fn postgres(url: &str) -> Result<Option<PgConnectOptions>, SqlError> {
     let rest = url.strip_prefix("postgres://").or_else(|| url.strip_prefix("postgresql://"));
     let Some(rest) = rest else { return Ok(None) };
-    let (place, query) = rest.split_once('?').unwrap_or((rest, ""));
-    let path = place.split_once('/').map_or("", |(_, path)| path);
-    // Behind a password with `/` or `#` in it. The name of the database would be made of it, which servers repeat.
+    let (location, query) = rest.split_once('?').unwrap_or((rest, ""));
+    let path = location.split_once('/').map_or("", |(_, path)| path);
+    // The password contains `/` or `#`. Its rest would become the database name, which servers repeat in errors.
     if path.contains('@') || rest.contains('#') {
         return Err(SqlError::Url(POSTGRES));
     }
@@ -134,16 +134,16 @@ pub(super) fn postgres(url: &str) -> Result<Option<PgConnectOptions>, SqlError> 
         let is_setting = key.starts_with("options[") && key.ends_with(']');
         is_setting || PARAMETERS.contains(&&*key) || IGNORED.contains(&&*key)
     };
-    // A mistyped `sslmode` must not be ignored, and sqlx writes what it ignores to the log.
+    // A mistyped `sslmode` must not be ignored. Also, sqlx logs unknown parameters with their values.
     if !query.split('&').filter(|pair| !pair.is_empty()).all(is_known) {
         return Err(SqlError::Url(SUPPORTED));
     }
     url.parse().map(Some).map_err(|_| SqlError::Url(POSTGRES))
 }
 
-/// Why no connection could be made. Servers repeat the settings that they do not accept.
+/// Converts an error of connecting. Omits the server's message if it would repeat a setting of the URL.
 pub(super) fn rejected(error: sqlx::Error) -> SqlError {
-    let code = error.as_database_error().and_then(|said| said.code()).unwrap_or_default();
+    let code = error.as_database_error().and_then(|reply| reply.code()).unwrap_or_default();
     // PostgreSQL's classes 22 and 42, whose codes have five characters.
     match code.len() == 5 && (code.starts_with("22") || code.starts_with("42")) {
         true => SqlError::Database(format!("the server rejected a parameter of the URL ({code})").into()),

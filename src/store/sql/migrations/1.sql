@@ -12,7 +12,7 @@ CREATE TABLE {p}grants (
     created_ms BIGINT NOT NULL,
     revoked_ms BIGINT,
     last_used_ms BIGINT,
-    -- What the newest token begins with, before `_`; null if that is not known.
+    -- The prefix of the newest token, without `_`. Null if it is unknown.
     token_prefix TEXT,
     CHECK ((quota_interval_ns IS NULL) = (quota_burst IS NULL))
 ){keyed};
@@ -23,11 +23,11 @@ CREATE TABLE {p}tokens (
     digest {bytes} NOT NULL PRIMARY KEY CHECK (length(digest) = 32),
     grant_id TEXT NOT NULL REFERENCES {p}grants (id) ON DELETE CASCADE,
     created_ms BIGINT NOT NULL,
-    -- When its grace ends; not null if it has a successor.
+    -- The end of the grace period. Null if the token was not rotated.
     outgoing_until_ms BIGINT
 ){keyed};
 
 CREATE INDEX {p}tokens_by_grant ON {p}tokens (grant_id);
 
--- A grant has one token that has no successor.
+-- A grant has at most one token that was not rotated.
 CREATE UNIQUE INDEX {p}tokens_current ON {p}tokens (grant_id) WHERE outgoing_until_ms IS NULL;

@@ -1,5 +1,5 @@
--- Changes are numbered, for followers that poll: the id of the grant that was changed, or null for a token that was added. The
--- last thousand are kept. A follower that does not find the last one that it knows has missed some.
+-- Numbered changes for polling: the id of the changed grant, or null for a new token. The last 1000 changes are kept. A process
+-- that does not find the last change it read has missed some changes.
 CREATE TABLE {p}changes (
     id INTEGER NOT NULL PRIMARY KEY AUTOINCREMENT,
     grant_id TEXT
@@ -27,7 +27,7 @@ BEGIN INSERT INTO {p}changes (grant_id) VALUES (OLD.grant_id); END;
 CREATE TRIGGER {p}token_deleted AFTER DELETE ON {p}tokens
 BEGIN INSERT INTO {p}changes (grant_id) VALUES (OLD.grant_id); END;
 
--- `REPLACE` and `OR REPLACE` delete rows without running the triggers of `DELETE`: these name the grants of such rows.
+-- `REPLACE` and `OR REPLACE` delete rows without firing `DELETE` triggers. The following triggers record such changes.
 CREATE TRIGGER {p}grant_replaced BEFORE INSERT ON {p}grants
 BEGIN INSERT INTO {p}changes (grant_id) SELECT id FROM {p}grants WHERE id = NEW.id; END;
 

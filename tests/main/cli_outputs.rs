@@ -1,9 +1,9 @@
-//! The command line: whole outputs of the program, on SQLite and PostgreSQL.
+//! Complete outputs of the command line, on SQLite and PostgreSQL.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, SystemTime};
-use tollgate::TokenDigest;
+use tollgate::{QuotaError, TokenDigest};
 
 use sqlx::{Connection as _, Executor as _, PgConnection};
 use tollgate::mint::TokenFormat;
@@ -74,7 +74,7 @@ async fn database_errors_are_printed_once() {
     assert_eq!(run(&read_only, &["token", "revoke", "--subject", "alice"]), failure(1, expected));
 
     let other = Home::sqlite();
-    std::fs::write(file(&other), "This is no database, but a text of more than a hundred bytes. ".repeat(9)).unwrap();
+    std::fs::write(file(&other), "This text is not a database and has more than a hundred bytes. ".repeat(9)).unwrap();
     let expected = "the database failed: error returned from database: (code: 26) file is not a database";
     for args in COMMANDS {
         assert_eq!(run(other.url(), args), failure(1, expected), "{args:?}");
@@ -84,7 +84,7 @@ async fn database_errors_are_printed_once() {
         for args in COMMANDS {
             assert_eq!(run("postgres://127.0.0.1:9/x", args), failure(1, expected), "{args:?}");
         }
-        let expected = "the database file could not be created: No such file or directory (os error 2)";
+        let expected = "cannot create the database file: No such file or directory (os error 2)";
         assert_eq!(run("sqlite:///no/such/folder/tokens.db", &["migrate"]), failure(1, expected));
     }
 
@@ -97,8 +97,8 @@ async fn database_errors_are_printed_once() {
 }
 
 #[tokio::test]
-async fn no_command_but_migrate_creates_anything() {
-    for home in homes("no_command_but_migrate_creates_anything").await {
+async fn only_migrate_creates_files_and_tables() {
+    for home in homes("only_migrate_creates_files_and_tables").await {
         let with = |parameter: &str| match home.is_postgres() {
             true => home.url().to_owned(),
             false => format!("{}{parameter}", home.url()),
@@ -113,7 +113,7 @@ async fn no_command_but_migrate_creates_anything() {
             assert_eq!(tables(&home).await, 0);
         } else {
             assert_eq!(names(file(&home).parent().unwrap()), [""; 0]);
-            // An empty file is an empty database.
+            // SQLite reads an empty file as an empty database.
             std::fs::write(file(&home), "").unwrap();
             for args in COMMANDS {
                 assert_eq!(run(home.url(), args), failure(1, NO_TABLES), "{args:?}");
@@ -138,7 +138,7 @@ async fn no_command_but_migrate_creates_anything() {
     }
 }
 
-/// The tables and indexes of a schema.
+/// Counts the tables and indexes of the schema.
 async fn tables(home: &Home) -> i64 {
     let mut connection = PgConnection::connect(home.url()).await.unwrap();
     let count = "SELECT COUNT(*) FROM pg_class WHERE relnamespace = current_schema()::regnamespace";
@@ -156,20 +156,19 @@ async fn tables_of_another_version_are_errors() {
             }
         };
         change("DELETE FROM tollgate_migrations").await;
-        let older = "the tables are of an older version (0) than this program needs (1); upgrade the tables with \
-             `tollgate migrate`";
+        let older = "the tables have version 0, but version 1 is required; upgrade the tables with `tollgate migrate`";
         for args in COMMANDS {
             assert_eq!(run(home.url(), args), failure(1, older), "{args:?}");
         }
         change("INSERT INTO tollgate_migrations VALUES (1000, 0)").await;
-        let newer = "the tables are of a newer version (1000) than this program knows (1)";
+        let newer = "the tables have version 1000, but only versions up to 1 are supported";
         for args in COMMANDS.into_iter().chain([&["migrate"][..]]) {
             assert_eq!(run(home.url(), args), failure(1, newer), "{args:?}");
         }
     }
 }
 
-/// What `issue` and `rotate` write of a grant for `alice`.
+/// Returns the text that `issue` and `rotate` print about a grant of `alice`.
 fn details(grant: &GrantRecord) -> String {
     format!(
         "id         {}\nsubject    alice\nstate      valid\ncreated    {}\nprefix     {}\n",
@@ -197,7 +196,7 @@ async fn a_rotated_token_has_the_prefix_of_the_old_one() {
             (&["token", "rotate", id, "--prefix", "acme_test"], "acme_test"),
             (&["token", "rotate", id, "--grace", "0s"], "acme_test"),
         ] {
-            // The environment is the default of new tokens only.
+            // The environment sets the default for `issue` only.
             let rotated = outcome(tollgate(args).env("TOLLGATE_DATABASE", home.url()).env("TOLLGATE_PREFIX", "other"));
             has_prefix(prefix, &rotated);
             let grant = database.describe(&id.into()).await.unwrap().unwrap();
@@ -232,25 +231,25 @@ async fn a_token_without_a_known_prefix_is_rotated_with_the_default_one() {
             let args = ["token", "rotate", &id];
             let rotated = outcome(tollgate(&args).env("TOLLGATE_DATABASE", home.url()).env(name, "acme"));
             let grant = database.describe(&id.as_str().into()).await.unwrap().unwrap();
-            let said = format!("the prefix of the old token is not known; the new token has the prefix {prefix}\n");
-            assert_eq!((rotated.0, rotated.2), (0, said + &details(&grant)));
+            let note = format!("the prefix of the old token is unknown; the new token has the prefix {prefix}\n");
+            assert_eq!((rotated.0, rotated.2), (0, note + &details(&grant)));
             TokenFormat::new(prefix).unwrap().check(rotated.1.trim_end()).unwrap();
-            // From then on the prefix is known.
+            // After the rotation the prefix is known.
             assert_eq!(grant.token_prefix.as_deref(), Some(prefix));
         }
     })
     .await;
 }
 
-const SCHEMES: &str = "invalid database URL: it must begin with sqlite:, postgres:// or postgresql://";
+const SCHEMES: &str = "invalid database URL: must begin with sqlite:, postgres:// or postgresql://";
 const SQLITE: &str =
-    "invalid database URL: it must have the form sqlite://PATH, and its parameters are mode, cache, immutable and vfs";
-const POSTGRES: &str = "invalid database URL: it must have the form postgres://USER:PASSWORD@HOST:PORT/DATABASE, with special \
+    "invalid database URL: must have the form sqlite://PATH; supported parameters are mode, cache, immutable and vfs";
+const POSTGRES: &str = "invalid database URL: must have the form postgres://USER:PASSWORD@HOST:PORT/DATABASE, with special \
      characters percent-encoded";
-const PARAMETER: &str = "invalid database URL: a parameter is not supported; supported are application_name, dbname, host, \
+const PARAMETER: &str = "invalid database URL: unsupported parameter; supported parameters are application_name, dbname, host, \
      hostaddr, options, options[NAME], password, port, sslcert, sslkey, sslmode, sslrootcert, statement-cache-capacity and user";
 
-/// URLs with a password somewhere, and the error that `token list` prints.
+/// URLs that contain a password, with the exit code and the error of `token list`.
 const MISTYPED: [(&str, i32, &str); 31] = [
     ("postgres:/user:sesame@h/x", 2, SCHEMES),
     ("postgres:user:sesame@h/x", 2, SCHEMES),
@@ -286,7 +285,7 @@ const MISTYPED: [(&str, i32, &str); 31] = [
 ];
 
 #[tokio::test]
-async fn errors_repeat_no_part_of_a_database_url() {
+async fn errors_contain_no_part_of_a_database_url() {
     let home = Home::sqlite();
     let folder = file(&home).parent().unwrap().to_owned();
     for (url, code, error) in MISTYPED {
@@ -304,7 +303,7 @@ async fn errors_repeat_no_part_of_a_database_url() {
             }
         }
     }
-    let Some(home) = Home::postgres("errors_repeat_no_part_of_a_database_url").await else { return };
+    let Some(home) = Home::postgres("errors_contain_no_part_of_a_database_url").await else { return };
     let server = home.address();
     for (url, error) in [
         (format!("postgres://postgres@{server}/sesame"), "the server has no such database (3D000)"),
@@ -323,7 +322,7 @@ async fn errors_repeat_no_part_of_a_database_url() {
 }
 
 #[test]
-fn usage_errors_repeat_no_argument() {
+fn usage_errors_contain_no_argument() {
     let issue = ["token", "issue", "--subject", "alice"];
     for secret in ["postgres://user:sesame@h/x", "sesame", "--sesame", "--sesame=x", "-sesame"] {
         for args in [
@@ -350,7 +349,7 @@ fn usage_errors_repeat_no_argument() {
             let others = &args[..args.len().saturating_sub(1)];
             for args in [[args, &[secret]].concat(), [others, &[&inline]].concat()] {
                 let outcome = run("sqlite::memory:", &args);
-                // Some are names that are not known.
+                // Some secrets are valid ids, which do not exist.
                 assert!(matches!((outcome.0, outcome.1.as_str()), (1 | 2, "")), "{args:?}: {outcome:?}");
                 assert!(!outcome.2.contains("sesame") && outcome.2.starts_with("error: "), "{args:?}: {outcome:?}");
             }
@@ -370,24 +369,24 @@ fn usage_errors_repeat_no_argument() {
     let usage = "\n\nUsage: tollgate token list [OPTIONS] --database <URL>\n\nFor more information, try '--help'.";
     let unknown = failure(2, &format!("unexpected argument '(not shown)' found{usage}"));
     assert_eq!(run("sqlite::memory:", &["token", "list", "postgres://user:sesame@h/x"]), unknown);
-    let scope = "a scope is made of printable ASCII characters, without spaces, quotes and backslashes";
+    let scope = "invalid scope: must be printable ASCII without spaces, quotes and backslashes";
     let args = [&issue[..], &["--scope", "open sesame"]].concat();
     assert_eq!(run("sqlite::memory:", &args), failure(2, scope));
 }
 
 #[tokio::test]
 async fn values_out_of_range_are_errors() {
-    const TIME: &str = "a time is a number with a unit, such as 90d, 12h, 30m or 0s";
-    const TOO_LONG: &str = "the time is too long: dates end with the year 9999";
-    const EXPIRED: &str = "the grant would have expired already";
-    const RATE: &str = "a rate is a number per second, minute, hour or day, such as 180/min";
-    const NUMBER: &str = "the number of a rate is at least 1 and at most 4294967295, and 1000000000 per second";
-    const BURST: &str = "a burst is a number from 1 to 4294967295";
+    const TIME: &str = "must be a number with a unit, such as 90d, 12h, 30m or 0s";
+    const TOO_LONG: &str = "must end before the year 10000";
+    const EXPIRED: &str = "must be at least 1ms";
+    const BURST: &str = "must be a number from 1 to 4294967295";
     let home = Home::sqlite();
     home.database().await.migrate().await.unwrap();
     let issue = ["token", "issue", "--subject", "alice"];
     let rotate = ["token", "rotate", "an-id"];
     let fast = [&issue[..], &["--quota", "1/s"]].concat();
+    let [zero, syntax, too_long] =
+        [QuotaError::Zero, QuotaError::Syntax, QuotaError::TooLong].map(|error| error.to_string());
     for (args, name, value, error) in [
         (&issue[..], "--expires <TIME>", "99999999y", TOO_LONG),
         (&issue, "--expires <TIME>", "8000y", TOO_LONG),
@@ -398,15 +397,17 @@ async fn values_out_of_range_are_errors() {
         (&issue, "--expires <TIME>", "-5d", TIME),
         (&issue, "--expires <TIME>", "90", TIME),
         (&issue, "--expires <TIME>", "5d!", TIME),
-        (&issue, "--quota <RATE>", "0/min", NUMBER),
-        (&issue, "--quota <RATE>", "4294967296/min", NUMBER),
-        (&issue, "--quota <RATE>", "1000000001/s", NUMBER),
-        (&issue, "--quota <RATE>", "-1/min", RATE),
-        (&issue, "--quota <RATE>", "+1/min", RATE),
-        (&issue, "--quota <RATE>", "1.5/min", RATE),
-        (&issue, "--quota <RATE>", "180/year", RATE),
-        (&issue, "--quota <RATE>", "180", RATE),
-        (&issue, "--quota <RATE>", "/min", RATE),
+        (&issue, "--quota <QUOTA>", "0/min", &zero),
+        (&issue, "--quota <QUOTA>", "4294967296/min", &syntax),
+        (&issue, "--quota <QUOTA>", "-1/min", &syntax),
+        (&issue, "--quota <QUOTA>", "+1/min", &syntax),
+        (&issue, "--quota <QUOTA>", "1.5/min", &syntax),
+        (&issue, "--quota <QUOTA>", "180/year", &syntax),
+        (&issue, "--quota <QUOTA>", "180", &syntax),
+        (&issue, "--quota <QUOTA>", "/min", &syntax),
+        (&issue, "--quota <QUOTA>", "180/min burst", &syntax),
+        (&issue, "--quota <QUOTA>", "180/min burst 0", &zero),
+        (&issue, "--quota <QUOTA>", "1/day burst 4294967295", &too_long),
         (&fast, "--burst <BURST>", "0", BURST),
         (&fast, "--burst <BURST>", "-1", BURST),
         (&fast, "--burst <BURST>", "4294967296", BURST),
@@ -415,16 +416,16 @@ async fn values_out_of_range_are_errors() {
         (&rotate, "--grace <TIME>", "-1h", TIME),
         (&rotate, "--grace <TIME>", "1", TIME),
         (&["token", "purge"], "--ended-before <TIME>", "99999999y", TOO_LONG),
-        (&["token", "purge"], "--ended-before <TIME>", "1000y", "the time is too long: dates begin with the year 1970"),
+        (&["token", "purge"], "--ended-before <TIME>", "1000y", "must begin after the year 1969"),
         (&["token", "purge"], "--ended-before <TIME>", "-1d", TIME),
     ] {
         let argument = format!("{}={value}", name.split(' ').next().unwrap());
         let text = format!("invalid value '(not shown)' for '{name}': {error}\n\nFor more information, try '--help'.");
         assert_eq!(run(home.url(), &[args, &[&argument]].concat()), failure(2, &text), "{args:?} {argument}");
     }
-    // Two numbers that are no quota together.
+    // A valid quota and a burst that is too large for it.
     let slow = [&issue[..], &["--quota", "1/day", "--burst", "4294967295"]].concat();
-    assert_eq!(run(home.url(), &slow), failure(2, "the quota would take more than 146 years to refill"));
+    assert_eq!(run(home.url(), &slow), failure(2, &too_long));
     assert!(home.database().await.list(None).await.unwrap().is_empty());
 
     let last = [&issue[..], &["--expires", "7900y", "--quota", "1000000000/s", "--burst", "4294967295"]].concat();
@@ -435,7 +436,7 @@ async fn values_out_of_range_are_errors() {
 }
 
 #[test]
-fn help_says_which_command_creates_tables() {
+fn help_states_which_command_creates_tables() {
     let (code, out, err) = outcome(&mut tollgate(&["--help"]));
     assert_eq!((code, err.as_str()), (0, ""));
     let expected = "\
@@ -444,7 +445,7 @@ Manages API tokens in a database
 Usage: tollgate <COMMAND>
 
 Commands:
-  migrate  Create the tables, or upgrade them to this version; a missing SQLite file is created
+  migrate  Create or upgrade the tables; creates a missing SQLite file
   token    Issue, list, show, rotate, revoke and purge tokens
   help     Print this message or the help of the given subcommand(s)
 
@@ -452,10 +453,11 @@ Options:
   -h, --help     Print help
   -V, --version  Print version
 
-No command but `migrate` creates a file or tables. Exit codes: 0 for success, 1 if the command failed, 2 for a wrong command line.
+Only `migrate` creates a file or tables.
+Exit codes: 0 for success, 1 if the command failed, 2 for an invalid command line.
 ";
     assert_eq!(out, expected);
-    // The values of the environment are not shown.
+    // Help must not show the values of environment variables.
     for args in COMMANDS.into_iter().chain([&["migrate"][..]]) {
         let mut command = tollgate(args);
         command.arg("--help").env("TOLLGATE_DATABASE", "postgres://user:sesame@h/x").env("TOLLGATE_PREFIX", "sesame");

@@ -1,4 +1,4 @@
-//! SQLite files: who creates them, their mode, and changes that fire no DELETE trigger.
+//! SQLite files: creation, file modes, and reports of changes that fire no DELETE trigger.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -16,19 +16,19 @@ fn path(home: &Home) -> PathBuf {
     home.url().strip_prefix("sqlite://").unwrap().into()
 }
 
-/// Connects as the program `sqlite3` does: no pragma is set, so foreign keys and recursive triggers are off.
+/// Connects as the program `sqlite3` does: without pragmas, so foreign keys and recursive triggers are off.
 async fn raw(file: &Path) -> SqliteConnection {
     SqliteConnectOptions::new().filename(file).foreign_keys(false).connect().await.unwrap()
 }
 
 async fn next(changes: &mut UnboundedReceiver<Invalidation>) -> Option<Invalidation> {
-    // A watchdog: a change that is never reported fails the test.
+    // The timeout fails the test if the change is never reported.
     tokio::time::timeout(Duration::from_secs(5), changes.recv()).await.ok().flatten()
 }
 
 #[tokio::test]
-async fn replaced_rows_are_reported_to_followers() {
-    // Each deletes a row, or overwrites it, as the conflict resolution of another statement.
+async fn replaced_rows_are_reported() {
+    // Each statement deletes or overwrites a row to resolve a conflict.
     let replacements = [
         "REPLACE INTO tollgate_grants (id, subject, created_ms, revoked_ms) VALUES ('one', 'alice', 0, 1)",
         "INSERT OR REPLACE INTO tollgate_grants (id, subject, created_ms, revoked_ms) VALUES ('one', 'alice', 0, 1)",
@@ -39,7 +39,7 @@ async fn replaced_rows_are_reported_to_followers() {
          grant_id = 'one'",
         "REPLACE INTO tollgate_tokens (digest, grant_id, created_ms, outgoing_until_ms) SELECT digest, grant_id, 0, 1 FROM \
          tollgate_tokens WHERE grant_id = 'one'",
-        // The current token of the grant is another one now.
+        // Replaces the current token of the grant.
         "REPLACE INTO tollgate_tokens (digest, grant_id, created_ms) VALUES (zeroblob(32), 'one', 0)",
         "UPDATE OR REPLACE tollgate_tokens SET grant_id = 'one' WHERE grant_id = 'two'",
         "INSERT INTO tollgate_tokens (digest, grant_id, created_ms) SELECT digest, 'two', 0 FROM tollgate_tokens WHERE \
@@ -52,12 +52,12 @@ async fn replaced_rows_are_reported_to_followers() {
         for id in ["one", "two"] {
             database.import(TokenDigest::of(id), &NewGrant::new("alice").with_id(id)).await.unwrap();
         }
-        let (tell, mut changes) = unbounded_channel();
-        let followed = database.clone();
-        let following = tokio::spawn(async move {
-            followed.watch(Duration::from_millis(1), move |change| _ = tell.send(change)).await;
+        let (report, mut changes) = unbounded_channel();
+        let watched = database.clone();
+        let watching = tokio::spawn(async move {
+            watched.watch(Duration::from_millis(1), move |change| _ = report.send(change)).await;
         });
-        assert_eq!(next(&mut changes).await, Some(Invalidation::Everything), "following begins");
+        assert_eq!(next(&mut changes).await, Some(Invalidation::Everything), "the first report");
         let mut connection = raw(&path(&home)).await;
         connection.execute(replacement).await.unwrap();
         let mut change = next(&mut changes).await;
@@ -65,7 +65,7 @@ async fn replaced_rows_are_reported_to_followers() {
             assert!(change.is_some(), "{replacement}");
             change = next(&mut changes).await;
         }
-        following.abort();
+        watching.abort();
     }
 }
 
@@ -75,12 +75,12 @@ async fn a_new_token_is_reported_as_added_only() {
     let database = home.database().await;
     database.migrate().await.unwrap();
     database.import(TokenDigest::of("one"), &NewGrant::new("alice").with_id("one")).await.unwrap();
-    let (tell, mut changes) = unbounded_channel();
-    let followed = database.clone();
-    let following = tokio::spawn(async move {
-        followed.watch(Duration::from_millis(1), move |change| _ = tell.send(change)).await;
+    let (report, mut changes) = unbounded_channel();
+    let watched = database.clone();
+    let watching = tokio::spawn(async move {
+        watched.watch(Duration::from_millis(1), move |change| _ = report.send(change)).await;
     });
-    assert_eq!(next(&mut changes).await, Some(Invalidation::Everything), "following begins");
+    assert_eq!(next(&mut changes).await, Some(Invalidation::Everything), "the first report");
     database.import(TokenDigest::of("two"), &NewGrant::new("alice").with_id("two")).await.unwrap();
     assert_eq!(next(&mut changes).await, Some(Invalidation::Added));
     let mut connection = raw(&path(&home)).await;
@@ -90,7 +90,7 @@ async fn a_new_token_is_reported_as_added_only() {
          COMMIT";
     connection.execute(statements).await.unwrap();
     assert_eq!(next(&mut changes).await, Some(Invalidation::Added), "by another process");
-    following.abort();
+    watching.abort();
 }
 
 #[cfg(unix)]
@@ -164,7 +164,7 @@ async fn a_migration_waits_for_readers_of_the_file() {
     let mut reader = raw(&path(&home)).await;
     reader.execute("BEGIN; SELECT COUNT(*) FROM sqlite_master").await.unwrap();
     let migration = tokio::spawn(async move { database.migrate().await });
-    // Long enough for the migration to meet the reader. If it begins later, it succeeds as well.
+    // Long enough that the migration usually waits for the reader. If it begins later, it succeeds as well.
     tokio::time::sleep(Duration::from_millis(200)).await;
     reader.execute("COMMIT").await.unwrap();
     migration.await.unwrap().unwrap();

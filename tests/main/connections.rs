@@ -1,4 +1,4 @@
-//! Connections to PostgreSQL in outages: how many are open, what they lock, and what administration reports.
+//! PostgreSQL connections during outages: their number, their locks, and the errors of administration.
 
 use std::error::Error as _;
 use std::sync::Arc;
@@ -16,21 +16,21 @@ use crate::proxy::{Fault, Proxy};
 use crate::servers::Home;
 
 const TIMEOUT: Duration = Duration::from_secs(1);
-/// Nothing takes so long, on any machine, unless it hangs.
+/// The timeout of a test step. No step takes this long unless it hangs.
 const WATCHDOG: Duration = Duration::from_secs(30);
 
-/// The size of the pool, and the connection of `follow`.
+/// The size of the pool, and the connection of `watch`.
 const CLIENT_BOUND: usize = 11;
-/// The server may keep as many connections again that it does not know to be lost.
+/// The server may keep the same number of lost connections that it has not detected.
 const SERVER_BOUND: usize = 22;
 
 struct Setting {
     home: Home,
     proxy: Proxy,
-    /// Not through the proxy.
+    /// Connects without the proxy.
     direct: Database,
     admin: PgConnection,
-    /// The name of the connections that come through the proxy.
+    /// The application name of connections through the proxy.
     name: String,
 }
 
@@ -66,10 +66,10 @@ async fn find(store: &SqlStore<()>, token: &str) -> Result<bool, StoreError> {
 }
 
 async fn in_time<F: Future>(work: F) -> F::Output {
-    tokio::time::timeout(WATCHDOG, work).await.expect("it hangs")
+    tokio::time::timeout(WATCHDOG, work).await.expect("the operation hangs")
 }
 
-/// Issues grants, and uses each of them once.
+/// Issues grants and uses each of them once.
 async fn used(direct: &Database, last_used: &LastUsed, count: usize) -> Vec<GrantId> {
     let store = last_used.wrap(direct.store::<()>());
     let mut ids = Vec::new();
@@ -95,12 +95,12 @@ async fn revocation_succeeds_while_a_flush_is_cut_off() {
         let database = setting.database();
         let last_used = LastUsed::new(&database);
         let ids = used(&setting.direct, &last_used, 500).await;
-        // Connects first, so that the flush itself is what is cut.
+        // Connect first, so that the fault interrupts the flush.
         assert!(!find(&database.store::<()>(), "unknown").await.unwrap());
 
         let mut random = [0; 4];
         getrandom::fill(&mut random).unwrap();
-        // A flush of 500 notes sends more than this.
+        // A flush of 500 uses sends more bytes than this.
         let cut = usize::try_from(u32::from_le_bytes(random)).unwrap() % 30_000;
         say(format_args!("round {round}: the network is silent after {cut} bytes"));
         setting.proxy.silence_after(cut);
@@ -180,7 +180,7 @@ async fn administration_fails_in_time_on_a_silent_network() {
             outcome = in_time(database.relabel(id, "another label")).await;
         }
         assert!(matches!(outcome, Err(SqlError::Timeout)), "{outcome:?}");
-        // The server ends a transaction whose client is silent, also while the network stays so.
+        // The server ends the transaction of a silent client, even if the network stays silent.
         in_time(setting.direct.relabel(id, "the last label")).await.unwrap();
         setting.proxy.set(Fault::None);
         in_time(database.relabel(id, "healed")).await.unwrap();
@@ -188,7 +188,7 @@ async fn administration_fails_in_time_on_a_silent_network() {
     assert_eq!(setting.sessions("state LIKE 'idle in transaction%'").await, 0);
 }
 
-/// An operation that is dropped at any moment must not leave its transaction to the next user of the connection.
+/// The next user of a connection must not inherit the transaction of a dropped operation.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn dropped_administration_leaves_no_transaction_behind() {
     let test = "dropped_administration_leaves_no_transaction_behind";
@@ -212,16 +212,16 @@ async fn dropped_administration_leaves_no_transaction_behind() {
     }
 }
 
-/// The number of open sockets of this process to the proxy.
+/// Counts the open sockets of this process to the proxy.
 async fn sockets_to(proxy: &Proxy) -> usize {
     let port = format!(":{:04X}", proxy.address.port());
     let is_open = |line: &&str| {
         let mut fields = line.split_whitespace().skip(2);
-        // Established, or about to be.
+        // Established or connecting.
         fields.next().is_some_and(|remote| remote.ends_with(&port)) && matches!(fields.next(), Some("01" | "02"))
     };
     let mut count = usize::MAX;
-    // The list is no snapshot: it may have a socket that is closed while it is read, and the one that takes its place.
+    // The list is not a snapshot. It may contain a socket that is closed during the read, and also its replacement.
     for _ in 0..3 {
         let Ok(sockets) = std::fs::read_to_string("/proc/self/net/tcp") else { return proxy.open() };
         count = count.min(sockets.lines().filter(is_open).count());
@@ -240,8 +240,8 @@ async fn open_all(database: &Database) {
     }
 }
 
-/// Sends lookups without a pause for this time. Returns the largest numbers of connections that the client and the server had,
-/// and the number of lookups that failed.
+/// Sends lookups without a pause for this time. Returns the maximum numbers of connections of the client and of the server, and
+/// the number of failed lookups.
 async fn load(setting: &mut Setting, database: &Database, time: Duration) -> (usize, usize, usize) {
     let stop = Arc::new(AtomicBool::new(false));
     let failures = Arc::new(AtomicUsize::new(0));
@@ -277,19 +277,19 @@ async fn connections_stay_bounded_on_a_silent_network() {
     let Some(mut setting) = Setting::new(test).await else { return };
     setting.direct.import(TokenDigest::of("a-token"), &NewGrant::new("alice")).await.unwrap();
     let database = setting.database();
-    let followed = database.clone();
-    let follower = tokio::spawn(async move { followed.watch(Duration::from_millis(100), drop).await });
+    let watched = database.clone();
+    let watching = tokio::spawn(async move { watched.watch(Duration::from_millis(100), drop).await });
     for fault in [Fault::Silence, Fault::Delay(TIMEOUT * 12 / 10), Fault::Silence] {
         open_all(&database).await;
         setting.proxy.set(fault);
         let (client, server, failures) = load(&mut setting, &database, TIMEOUT * 6).await;
         say(format_args!("{fault:?}: {client} connections of the client, {server} of the server"));
-        assert!(failures > 30, "there was no outage");
+        assert!(failures > 30, "too few failures for an outage");
         assert!(client <= CLIENT_BOUND && server <= SERVER_BOUND, "{fault:?}: {client} and {server}");
         setting.proxy.set(Fault::None);
         assert!(find(&database.store::<()>(), "a-token").await.unwrap(), "after {fault:?}");
     }
-    follower.abort();
+    watching.abort();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -306,7 +306,7 @@ async fn connections_stay_bounded_on_a_slow_database() {
         setting.admin.execute(&*format!("{view}({seconds})")).await.unwrap();
         let (client, server, failures) = load(&mut setting, &database, TIMEOUT * 6).await;
         say(format_args!("{seconds} s a statement: {client} connections of the client, {server} of the server"));
-        assert!(failures > 30, "there was no outage");
+        assert!(failures > 30, "too few failures for an outage");
         assert!(client <= CLIENT_BOUND && server <= SERVER_BOUND, "{seconds} s: {client} and {server}");
         setting.admin.execute(&*format!("{view}(0)")).await.unwrap();
         assert!(find(&database.store::<()>(), "a-token").await.unwrap(), "after {seconds} s a statement");
@@ -314,8 +314,8 @@ async fn connections_stay_bounded_on_a_slow_database() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn pool_of_the_service_loses_no_places_to_a_silent_network() {
-    let test = "pool_of_the_service_loses_no_places_to_a_silent_network";
+async fn pools_of_the_service_lose_no_slots_on_a_silent_network() {
+    let test = "pools_of_the_service_lose_no_slots_on_a_silent_network";
     let Some(mut setting) = Setting::new(test).await else { return };
     setting.direct.import(TokenDigest::of("a-token"), &NewGrant::new("alice")).await.unwrap();
     let options = sqlx::postgres::PgPoolOptions::new().max_connections(3).test_before_acquire(false);
@@ -325,7 +325,7 @@ async fn pool_of_the_service_loses_no_places_to_a_silent_network() {
         open_all(&database).await;
         setting.proxy.set(Fault::Silence);
         let (client, server, failures) = load(&mut setting, &database, TIMEOUT * 3).await;
-        assert!(failures > 30, "there was no outage");
+        assert!(failures > 30, "too few failures for an outage");
         assert!(client <= 3 && server <= 6, "{client} and {server}");
         setting.proxy.set(Fault::None);
         assert!(find(&database.store::<()>(), "a-token").await.unwrap());
@@ -335,7 +335,7 @@ async fn pool_of_the_service_loses_no_places_to_a_silent_network() {
     }
 }
 
-/// A random schedule of faults, and everything that a service does with its database at the same time.
+/// Runs all uses of a database at the same time, with a random schedule of faults.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn connections_stay_bounded_on_a_network_that_fails_at_random() {
     let test = "connections_stay_bounded_on_a_network_that_fails_at_random";
@@ -344,16 +344,16 @@ async fn connections_stay_bounded_on_a_network_that_fails_at_random() {
     let database = setting.database().with_admin_timeout(TIMEOUT);
     let last_used = LastUsed::new(&database);
     let store = last_used.wrap(database.store::<()>());
-    let (writer, followed, changed) = (last_used.clone(), database.clone(), database.clone());
+    let (writer, watched, changed) = (last_used.clone(), database.clone(), database.clone());
     let others = [
         tokio::spawn(async move { _ = writer.run(Duration::from_millis(30)).await }),
-        tokio::spawn(async move { _ = followed.watch(Duration::from_millis(100), drop).await }),
+        tokio::spawn(async move { _ = watched.watch(Duration::from_millis(100), drop).await }),
         tokio::spawn(async move {
             loop {
                 _ = changed.relabel(&id, "a label").await;
             }
         }),
-        // Clients that hang up.
+        // Clients that disconnect.
         tokio::spawn(async move {
             loop {
                 let lookup = store.lookup(&BearerToken::new("a-token")).into_future();
@@ -419,7 +419,7 @@ async fn administration_reports_a_locked_file() {
     assert!(matches!(revoked, Err(SqlError::Locked)), "{revoked:?}");
     let timed = in_time(database.clone().with_admin_timeout(Duration::from_millis(50)).revoke(&grant.id)).await;
     assert!(matches!(timed, Err(SqlError::Timeout)), "{timed:?}");
-    assert!(find(&database.store::<()>(), "a-token").await.unwrap(), "reading goes on");
+    assert!(find(&database.store::<()>(), "a-token").await.unwrap(), "lookups still work");
     assert_eq!(in_time(database.list(None)).await.unwrap().len(), 1);
     other.execute("ROLLBACK").await.unwrap();
     assert!(in_time(database.revoke(&grant.id)).await.unwrap());

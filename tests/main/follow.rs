@@ -1,4 +1,4 @@
-//! Caches that follow a PostgreSQL database: through outages, and through floods of notifications.
+//! Caches with invalidation by PostgreSQL, during outages and floods of notifications.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -18,10 +18,10 @@ use crate::machine::say;
 use crate::proxy::{Fault, Proxy};
 use crate::servers::Home;
 
-/// The timeout of the database. An outage that is silent takes at least so long to be noticed.
+/// The timeout of the database. Detecting a silent outage takes at least this long.
 const TIMEOUT: Duration = Duration::from_secs(1);
 const INTERVAL: Duration = Duration::from_millis(100);
-/// No test waits for so long, on any machine, unless something hangs.
+/// The timeout of a test step. No step takes this long unless it hangs.
 const WATCHDOG: Duration = Duration::from_secs(60);
 const HOUR: Duration = Duration::from_secs(3_600);
 
@@ -40,7 +40,7 @@ async fn until<F: Future<Output = bool>>(what: &str, mut holds: impl FnMut() -> 
     tokio::time::timeout(WATCHDOG, wait).await.unwrap_or_else(|_| panic!("never: {what}"));
 }
 
-/// A generator of numbers below a bound. The seed is printed, because a failure depends on it.
+/// A random number generator. Prints its seed, so that a failure can be reproduced.
 struct Random(u64);
 
 impl Random {
@@ -60,24 +60,24 @@ impl Random {
     }
 }
 
-/// A gate with a cache that follows the database, as the documentation recommends it.
+/// Creates a gate with a cache and invalidation, as the documentation recommends.
 fn process(database: &Database, pause: Duration) -> (Service, mpsc::UnboundedReceiver<Invalidation>) {
     let breaker = CircuitBreaker::with_timeout(database.store::<()>(), TIMEOUT * 2).with_backoff(pause, pause * 4);
     let cache = CachedStore::new(breaker.clone(), HOUR).unwrap();
-    let (tell, told) = mpsc::unbounded_channel();
-    let (followed, invalidated) = (database.clone(), cache.clone());
+    let (report, reported) = mpsc::unbounded_channel();
+    let (watched, invalidated) = (database.clone(), cache.clone());
     tokio::spawn(async move {
         let on_change = move |change: Invalidation| {
             invalidated.invalidate(&change);
             if change == Invalidation::Everything {
                 breaker.probe_now();
             }
-            _ = tell.send(change);
+            _ = report.send(change);
         };
-        followed.watch(INTERVAL, on_change).await
+        watched.watch(INTERVAL, on_change).await
     });
     let gate = AuthLayer::with_timeout(cache, WATCHDOG / 2);
-    (Service::new(ServiceBuilder::new().layer(gate).service(echo())), told)
+    (Service::new(ServiceBuilder::new().layer(gate).service(echo())), reported)
 }
 
 struct Holder {
@@ -89,25 +89,24 @@ struct Holder {
     is_rejected: AtomicBool,
 }
 
-/// Cached holders send requests all the time, while the database goes away and comes back at random moments. Tokens are
-/// revoked during the outages.
+/// Clients with cached tokens send requests all the time, with outages at random times. Tokens are revoked during outages.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn outages_reject_no_cached_holder_and_keep_no_revoked_one() {
-    let test = "outages_reject_no_cached_holder_and_keep_no_revoked_one";
+async fn cached_tokens_survive_outages_and_revoked_ones_are_rejected() {
+    let test = "cached_tokens_survive_outages_and_revoked_ones_are_rejected";
     let Some(home) = Home::postgres(test).await else { return };
     let mut random = Random::new(test);
     let direct = home.database().await;
     direct.migrate().await.unwrap();
     let proxy = Proxy::to(home.address()).await;
     let database = Database::connect_lazily(&home.url_through(proxy.address)).unwrap().with_timeout(TIMEOUT);
-    let (service, mut told) = process(&database, Duration::from_millis(500));
-    assert_eq!(told.recv().await, Some(Invalidation::Everything), "the first connection");
+    let (service, mut reported) = process(&database, Duration::from_millis(500));
+    assert_eq!(reported.recv().await, Some(Invalidation::Everything), "the first connection");
 
     let mut holders = Vec::new();
     for number in 0..40 {
         let token = format!("holder-token-{number}");
         let grant = direct.import(TokenDigest::of(&*token), &NewGrant::new(format!("user-{number}"))).await.unwrap().id;
-        until("a holder is cached", || async { status(&service, &token).await == 200 }).await;
+        until("a token is cached", || async { status(&service, &token).await == 200 }).await;
         let (is_being_revoked, is_rejected) = (AtomicBool::new(false), AtomicBool::new(false));
         holders.push(Arc::new(Holder { token, grant, is_being_revoked, is_rejected }));
     }
@@ -124,7 +123,7 @@ async fn outages_reject_no_cached_holder_and_keep_no_revoked_one() {
                 sent.fetch_add(1, Ordering::SeqCst);
                 let is_being_revoked = holder.is_being_revoked.load(Ordering::SeqCst);
                 match status {
-                    200 => assert!(!holder.is_rejected.load(Ordering::SeqCst), "a token was valid again"),
+                    200 => assert!(!holder.is_rejected.load(Ordering::SeqCst), "a rejected token is admitted again"),
                     401 if is_being_revoked => holder.is_rejected.store(true, Ordering::SeqCst),
                     503 if !is_being_revoked => _ = unavailable.fetch_add(1, Ordering::SeqCst),
                     503 => {}
@@ -179,10 +178,10 @@ async fn outages_reject_no_cached_holder_and_keep_no_revoked_one() {
     assert_eq!(unavailable, 0, "answers 503 for cached holders, of {sent}");
 }
 
-/// The pause of the breaker is longer than the test may take.
+/// The backoff of the circuit breaker is longer than the test may take.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn uncached_holders_recover_as_soon_as_the_connection_is_back() {
-    let test = "uncached_holders_recover_as_soon_as_the_connection_is_back";
+async fn uncached_tokens_recover_when_the_connection_is_back() {
+    let test = "uncached_tokens_recover_when_the_connection_is_back";
     let Some(home) = Home::postgres(test).await else { return };
     let direct = home.database().await;
     direct.migrate().await.unwrap();
@@ -192,20 +191,20 @@ async fn uncached_holders_recover_as_soon_as_the_connection_is_back() {
     for fault in [Fault::Cut, Fault::Garbage, Fault::Silence] {
         let proxy = Proxy::to(home.address()).await;
         let database = Database::connect_lazily(&home.url_through(proxy.address)).unwrap().with_timeout(TIMEOUT * 5);
-        let (service, mut told) = process(&database, HOUR);
-        assert_eq!(told.recv().await, Some(Invalidation::Everything), "the first connection");
+        let (service, mut reported) = process(&database, HOUR);
+        assert_eq!(reported.recv().await, Some(Invalidation::Everything), "the first connection");
         assert_eq!(status(&service, "uncached-0").await, 200);
         proxy.set(fault);
         let lookups = (1..8).map(|number| (with_token(&format!("uncached-{number}")), 503));
         tokio::time::timeout(WATCHDOG, all_at_once(&service, lookups)).await.expect("a request hangs");
-        let refused = send(&service, with_token("uncached-1")).await;
-        let retry_after: u64 = field(refused.headers(), "retry-after").unwrap().parse().unwrap();
-        assert!(refused.status() == 503 && retry_after > 1_000, "an open breaker: {retry_after}");
-        // Only what has noticed the loss of its connection connects again.
+        let rejected = send(&service, with_token("uncached-1")).await;
+        let retry_after: u64 = field(rejected.headers(), "retry-after").unwrap().parse().unwrap();
+        assert!(rejected.status() == 503 && retry_after > 1_000, "open circuit breaker: {retry_after}");
+        // A new connection shows that the loss was detected.
         let taken = proxy.taken();
         until("a new connection", || async { proxy.taken() > taken }).await;
         proxy.set(Fault::None);
-        until("uncached holders recover", || async {
+        until("uncached tokens are valid again", || async {
             let mut all = true;
             for number in 0..8 {
                 all &= status(&service, &format!("uncached-{number}")).await == 200;
@@ -240,10 +239,10 @@ async fn a_flood_of_notifications_is_merged_and_no_change_is_lost() {
     let database = home.database().await;
     database.migrate().await.unwrap();
     let interval = Duration::from_millis(500);
-    let (tell, mut told) = mpsc::unbounded_channel();
-    let followed = database.clone();
-    tokio::spawn(async move { followed.watch(interval, move |change| _ = tell.send((change, Instant::now()))).await });
-    assert_eq!(told.recv().await.unwrap().0, Invalidation::Everything, "the first connection");
+    let (report, mut reported) = mpsc::unbounded_channel();
+    let watched = database.clone();
+    tokio::spawn(async move { watched.watch(interval, move |change| _ = report.send((change, Instant::now()))).await });
+    assert_eq!(reported.recv().await.unwrap().0, Invalidation::Everything, "the first connection");
 
     let began = Instant::now();
     let (stop, sent) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
@@ -264,7 +263,7 @@ async fn a_flood_of_notifications_is_merged_and_no_change_is_lost() {
     for attacker in attackers {
         attacker.await.unwrap();
     }
-    // The last one. It is reported, however recently another one was.
+    // The last change must be reported, even immediately after another one.
     let last = Instant::now();
     let mut connection = PgConnection::connect(home.url()).await.unwrap();
     let channel = channel(&mut connection).await;
@@ -272,11 +271,11 @@ async fn a_flood_of_notifications_is_merged_and_no_change_is_lost() {
 
     let (mut everything, mut named, mut added) = (0, 0, 0);
     loop {
-        let next = tokio::time::timeout(WATCHDOG, told.recv()).await.expect("the last change is lost").unwrap();
+        let next = tokio::time::timeout(WATCHDOG, reported.recv()).await.expect("the last change is lost").unwrap();
         match next {
             (Invalidation::Everything, at) => {
                 everything += 1;
-                // It stands for all that was committed before it.
+                // It includes all changes that were committed before it.
                 revoked.retain(|(_, committed)| *committed > at);
                 if at > last && revoked.is_empty() {
                     break;
@@ -322,7 +321,7 @@ async fn notifications_of_unknown_grants_do_not_empty_a_cache() {
     let asked = Arc::new(AtomicUsize::new(0));
     let cache = CachedStore::new(Counted(database.store::<()>(), Arc::clone(&asked)), HOUR).unwrap();
     let (named, everything) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
-    let (followed, invalidated) = (database.clone(), cache.clone());
+    let (watched, invalidated) = (database.clone(), cache.clone());
     let counts = (Arc::clone(&named), Arc::clone(&everything));
     tokio::spawn(async move {
         let on_change = move |change: Invalidation| {
@@ -330,7 +329,7 @@ async fn notifications_of_unknown_grants_do_not_empty_a_cache() {
             count.fetch_add(1, Ordering::SeqCst);
             invalidated.invalidate(&change);
         };
-        followed.watch(Duration::from_millis(500), on_change).await
+        watched.watch(Duration::from_millis(500), on_change).await
     });
     let (stop, sent) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
     let attackers: Vec<_> = ["grant a", "grant b", "grant c"]
@@ -358,10 +357,10 @@ async fn notifications_of_unknown_grants_do_not_empty_a_cache() {
     say(format_args!(
         "{test}: {asked} lookups in {rounds} rounds; {named} and {everything} times `Everything` reported of {sent}"
     ));
-    // Once for each `Everything`, and now and then because two names share a place in a table.
+    // One lookup for each `Everything`, and sometimes one more because two names share a table entry.
     assert!(asked <= tokens.len() * (everything + 2), "{asked} lookups, {everything} times `Everything`");
     assert!(rounds * tokens.len() > asked);
-    // A grant that the cache holds is removed all the same.
+    // A revoked grant is still removed from the cache.
     assert!(database.revoke(&tokens[0].as_str().into()).await.unwrap());
     until("a revoked token is unknown", || async {
         cache.lookup(&BearerToken::new(&tokens[0])).await.unwrap().is_none()

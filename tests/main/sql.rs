@@ -22,7 +22,7 @@ async fn find<P: Send + Sync + 'static>(store: &SqlStore<P>, token: &str) -> Opt
     store.lookup(&BearerToken::new(token)).await.unwrap()
 }
 
-/// Why a lookup failed, and whether that concerns only the token.
+/// Returns the cause of a failed lookup, and whether the error concerns only the token.
 fn cause<P>(found: &Lookup<P, StoreError>) -> Option<(&SqlError, bool)> {
     let error = found.as_ref().err()?;
     let cause = std::error::Error::source(error).and_then(|source| source.downcast_ref::<SqlError>()).unwrap();
@@ -34,11 +34,11 @@ async fn knows(database: &Database, token: &str) -> bool {
     find(&database.store::<()>(), token).await.is_some_and(|grant| grant.is_valid_at(SystemTime::now()))
 }
 
-/// Hands that a test turns, in milliseconds.
+/// A manual clock in milliseconds.
 #[derive(Clone)]
-struct Hands(Arc<AtomicU64>);
+struct Clock(Arc<AtomicU64>);
 
-impl Hands {
+impl Clock {
     fn new() -> Self {
         Self(Arc::new(AtomicU64::new(1_700_000_000_000)))
     }
@@ -47,19 +47,19 @@ impl Hands {
         UNIX_EPOCH + Duration::from_millis(self.0.load(Ordering::Relaxed))
     }
 
-    fn pass(&self, time: Duration) {
+    fn advance(&self, time: Duration) {
         self.0.fetch_add(time.as_millis() as u64, Ordering::Relaxed);
     }
 
-    fn drive(&self, database: Database) -> Database {
-        let hands = self.clone();
-        database.with_wall_clock(move || hands.now())
+    fn database(&self, database: Database) -> Database {
+        let clock = self.clone();
+        database.with_wall_clock(move || clock.now())
     }
 }
 
 #[tokio::test]
-async fn they_keep_the_contract() {
-    on_each_database("they_keep_the_contract", |home| async move {
+async fn stores_keep_the_contract() {
+    on_each_database("stores_keep_the_contract", |home| async move {
         let database = home.database().await;
         for (token, subject) in [("alice-token-1", "alice"), ("bob-token-1", "bob"), ("gone-token-1", "carol")] {
             database.import(TokenDigest::of(token), &NewGrant::new(subject)).await.unwrap();
@@ -81,9 +81,9 @@ async fn they_keep_the_contract() {
 }
 
 #[tokio::test]
-async fn a_database_that_is_down_is_no_verdict() {
-    // Nobody listens on this port; nor is there such a folder.
-    for url in ["postgres://nobody@127.0.0.1:9/nothing", "sqlite:///nowhere-at-all/tokens.db"] {
+async fn unreachable_databases_are_errors() {
+    // No server listens on this port, and the folder does not exist.
+    for url in ["postgres://user@127.0.0.1:9/nothing", "sqlite:///nowhere-at-all/tokens.db"] {
         let database = Database::connect_lazily(url).unwrap().with_timeout(Duration::from_millis(300));
         Contract::new(database.store::<()>()).knows("alice-token-1", "alice").check_outage().await;
         assert!(Database::connect(url).await.is_err());
@@ -91,18 +91,18 @@ async fn a_database_that_is_down_is_no_verdict() {
 }
 
 #[tokio::test]
-async fn what_was_issued_is_found_as_it_was_issued() {
+async fn lookups_return_grants_as_issued() {
     #[derive(Debug, PartialEq, Serialize, Deserialize)]
     struct User {
         name: String,
     }
-    on_each_database("what_was_issued_is_found_as_it_was_issued", |home| async move {
+    on_each_database("lookups_return_grants_as_issued", |home| async move {
         let database = home.database().await;
         let quota = Quota::try_per(700, Duration::from_secs(7)).unwrap().with_burst(9);
         let (from, until) = (UNIX_EPOCH + Duration::from_millis(5), UNIX_EPOCH + Duration::from_secs(4_000_000_000));
         let new = NewGrant::new("alice ü '\"")
             .with_id("key-17")
-            .with_label("the robot; DROP TABLE tollgate_grants --")
+            .with_label("bot; DROP TABLE tollgate_grants --")
             .with_scopes(["trade", "read:all"])
             .unwrap()
             .with_quota(quota)
@@ -123,7 +123,7 @@ async fn what_was_issued_is_found_as_it_was_issued() {
 
         let listed = database.list(Some(&"alice ü '\"".into())).await.unwrap();
         assert_eq!(listed.len(), 1);
-        assert_eq!(listed[0].label, "the robot; DROP TABLE tollgate_grants --");
+        assert_eq!(listed[0].label, "bot; DROP TABLE tollgate_grants --");
         assert!(database.list(Some(&"alice".into())).await.unwrap().is_empty());
 
         let bare = database.issue(&format(), &NewGrant::new("bob").with_sender_constraint()).await.unwrap();
@@ -131,14 +131,14 @@ async fn what_was_issued_is_found_as_it_was_issued() {
         assert!(grant.is_sender_constrained());
         assert_eq!((grant.quota(), grant.not_before(), grant.expires_at()), (None, None, None));
         assert_eq!(database.list(None).await.unwrap().len(), 2);
-        assert!(database.describe(&"nobody".into()).await.unwrap().is_none());
+        assert!(database.describe(&"unknown".into()).await.unwrap().is_none());
     })
     .await;
 }
 
 #[tokio::test]
-async fn moments_between_milliseconds_never_widen_a_grant() {
-    on_each_database("moments_between_milliseconds_never_widen_a_grant", |home| async move {
+async fn times_between_milliseconds_never_extend_a_grant() {
+    on_each_database("times_between_milliseconds_never_extend_a_grant", |home| async move {
         let database = home.database().await;
         let between = UNIX_EPOCH + Duration::from_nanos(5_000_001);
         let grant = NewGrant::new("alice").with_not_before(between).with_expiry(between);
@@ -150,7 +150,7 @@ async fn moments_between_milliseconds_never_widen_a_grant() {
 }
 
 #[tokio::test]
-async fn nothing_in_the_tables_is_a_token() {
+async fn tables_contain_no_token() {
     let home = Home::sqlite();
     let database = home.database().await;
     database.migrate().await.unwrap();
@@ -160,7 +160,7 @@ async fn nothing_in_the_tables_is_a_token() {
     for file in [path.to_owned(), format!("{path}-wal")] {
         let bytes = std::fs::read(&file).unwrap();
         for secret in [&issued.secret, &next.secret] {
-            // The body alone, in case that something was kept without the prefix.
+            // The random part alone, in case it is stored without the prefix.
             let body = &secret.expose().as_bytes()[5..40];
             assert!(!bytes.windows(body.len()).any(|window| window == body), "{file}");
         }
@@ -170,48 +170,48 @@ async fn nothing_in_the_tables_is_a_token() {
 }
 
 #[tokio::test]
-async fn a_rotation_leaves_the_old_token_its_grace() {
-    on_each_database("a_rotation_leaves_the_old_token_its_grace", |home| async move {
-        let hands = Hands::new();
-        let database = hands.drive(home.database().await);
+async fn rotated_tokens_are_valid_in_their_grace_period() {
+    on_each_database("rotated_tokens_are_valid_in_their_grace_period", |home| async move {
+        let clock = Clock::new();
+        let database = clock.database(home.database().await);
         let store = database.store::<()>();
-        let end = hands.now() + Duration::from_secs(3_600);
+        let end = clock.now() + Duration::from_secs(3_600);
         let new = NewGrant::new("alice").with_expiry(end);
         let first = database.issue(&format(), &new).await.unwrap();
         let id = first.grant.id.clone();
         let second = database.rotate(&id, &format(), Duration::from_secs(600)).await.unwrap();
 
-        let outgoing = find(&store, first.secret.expose()).await.unwrap();
-        assert!(outgoing.is_rotated());
-        assert_eq!(outgoing.expires_at(), Some(hands.now() + Duration::from_secs(600)));
+        let rotated = find(&store, first.secret.expose()).await.unwrap();
+        assert!(rotated.is_rotated());
+        assert_eq!(rotated.expires_at(), Some(clock.now() + Duration::from_secs(600)));
         let current = find(&store, second.secret.expose()).await.unwrap();
-        assert_eq!((current.id(), current.subject(), current.expires_at()), (&id, outgoing.subject(), Some(end)));
+        assert_eq!((current.id(), current.subject(), current.expires_at()), (&id, rotated.subject(), Some(end)));
 
-        // A grace that is longer than the grant ends with it.
+        // A grace period ends no later than the grant.
         let third = database.rotate(&id, &format(), Duration::MAX).await.unwrap();
         assert_eq!(find(&store, second.secret.expose()).await.unwrap().expires_at(), Some(end));
-        // Without a grace it ends at once.
+        // Without a grace period the old token is invalid immediately.
         let fourth = database.rotate(&id, &format(), Duration::ZERO).await.unwrap();
         assert!(find(&store, third.secret.expose()).await.is_none());
-        // The first keeps its own.
+        // The first token keeps its own grace period.
         assert!(find(&store, first.secret.expose()).await.is_some());
 
-        hands.pass(Duration::from_secs(3_600));
+        clock.advance(Duration::from_secs(3_600));
         assert!(matches!(database.rotate(&id, &format(), Duration::ZERO).await, Err(SqlError::Expired)));
-        assert!(matches!(database.rotate(&"nobody".into(), &format(), Duration::ZERO).await, Err(SqlError::NotFound)));
-        assert!(find(&store, fourth.secret.expose()).await.is_some(), "the gate, not the store, judges its expiry");
+        assert!(matches!(database.rotate(&"unknown".into(), &format(), Duration::ZERO).await, Err(SqlError::NotFound)));
+        assert!(find(&store, fourth.secret.expose()).await.is_some(), "the gate, not the store, checks the expiry");
 
         let unbounded = database.issue(&format(), &NewGrant::new("bob")).await.unwrap();
         database.rotate(&unbounded.grant.id, &format(), Duration::MAX).await.unwrap();
-        let outgoing = find(&store, unbounded.secret.expose()).await.unwrap();
-        assert!(outgoing.is_rotated() && outgoing.is_valid_at(hands.now() + Duration::from_secs(1 << 33)));
+        let rotated = find(&store, unbounded.secret.expose()).await.unwrap();
+        assert!(rotated.is_rotated() && rotated.is_valid_at(clock.now() + Duration::from_secs(1 << 33)));
     })
     .await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn rotations_at_once_leave_one_current_token() {
-    on_each_database("rotations_at_once_leave_one_current_token", |home| async move {
+async fn concurrent_rotations_leave_one_current_token() {
+    on_each_database("concurrent_rotations_leave_one_current_token", |home| async move {
         let database = home.database().await;
         let issued = database.issue(&format(), &NewGrant::new("alice")).await.unwrap();
         let rotations: Vec<_> = (0..8)
@@ -235,8 +235,8 @@ async fn rotations_at_once_leave_one_current_token() {
 }
 
 #[tokio::test]
-async fn the_revoked_are_unknown_for_ever() {
-    on_each_database("the_revoked_are_unknown_for_ever", |home| async move {
+async fn revoked_grants_are_unknown() {
+    on_each_database("revoked_grants_are_unknown", |home| async move {
         let database = home.database().await;
         let mut tokens = Vec::new();
         for subject in ["alice", "alice", "bob"] {
@@ -245,7 +245,7 @@ async fn the_revoked_are_unknown_for_ever() {
         let id = &tokens[2].grant.id;
         let next = database.rotate(id, &format(), Duration::from_secs(60)).await.unwrap();
         assert!(database.revoke(id).await.unwrap());
-        assert!(!database.revoke(id).await.unwrap(), "it was");
+        assert!(!database.revoke(id).await.unwrap(), "it is already revoked");
         assert!(!knows(&database, tokens[2].secret.expose()).await && !knows(&database, next.secret.expose()).await);
         assert!(matches!(database.rotate(id, &format(), Duration::ZERO).await, Err(SqlError::Revoked)));
 
@@ -261,8 +261,8 @@ async fn the_revoked_are_unknown_for_ever() {
 }
 
 #[tokio::test]
-async fn what_is_changed_counts_at_the_next_look_up() {
-    on_each_database("what_is_changed_counts_at_the_next_look_up", |home| async move {
+async fn changes_take_effect_at_the_next_lookup() {
+    on_each_database("changes_take_effect_at_the_next_lookup", |home| async move {
         let database = home.database().await;
         let issued = database.issue(&format(), &NewGrant::new("alice").with_label("old")).await.unwrap();
         let id = &issued.grant.id;
@@ -276,24 +276,24 @@ async fn what_is_changed_counts_at_the_next_look_up() {
         database.set_quota(id, None).await.unwrap();
         assert_eq!(find(&database.store::<()>(), issued.secret.expose()).await.unwrap().quota(), None);
 
-        let nobody = GrantId::from("nobody");
-        assert!(matches!(database.relabel(&nobody, "").await, Err(SqlError::NotFound)));
-        assert!(matches!(database.set_scopes(&nobody, &Scopes::default()).await, Err(SqlError::NotFound)));
-        assert!(matches!(database.set_quota(&nobody, None).await, Err(SqlError::NotFound)));
-        assert!(!database.revoke(&nobody).await.unwrap());
+        let unknown = GrantId::from("unknown");
+        assert!(matches!(database.relabel(&unknown, "").await, Err(SqlError::NotFound)));
+        assert!(matches!(database.set_scopes(&unknown, &Scopes::default()).await, Err(SqlError::NotFound)));
+        assert!(matches!(database.set_quota(&unknown, None).await, Err(SqlError::NotFound)));
+        assert!(!database.revoke(&unknown).await.unwrap());
     })
     .await;
 }
 
 #[tokio::test]
-async fn names_that_are_taken_or_no_names_are_refused_whole() {
-    on_each_database("names_that_are_taken_or_no_names_are_refused_whole", |home| async move {
+async fn duplicate_and_invalid_names_are_rejected_atomically() {
+    on_each_database("duplicate_and_invalid_names_are_rejected_atomically", |home| async move {
         let database = home.database().await;
         database.import(TokenDigest::of("a-token"), &NewGrant::new("alice").with_id("one")).await.unwrap();
         let taken = database.import(TokenDigest::of("a-token"), &NewGrant::new("bob").with_id("two")).await;
         assert!(matches!(taken, Err(SqlError::AlreadyExists)));
         assert!(!format!("{taken:?}").contains(&TokenDigest::of("a-token").to_hex()));
-        assert!(database.describe(&"two".into()).await.unwrap().is_none(), "a grant without a token");
+        assert!(database.describe(&"two".into()).await.unwrap().is_none(), "the grant must not exist without a token");
         let again = database.import(TokenDigest::of("another-token"), &NewGrant::new("bob").with_id("one")).await;
         assert!(matches!(again, Err(SqlError::AlreadyExists)));
         for bad in ["", "a\nb", &"x".repeat(256)] {
@@ -312,28 +312,28 @@ async fn names_that_are_taken_or_no_names_are_refused_whole() {
 }
 
 #[tokio::test]
-async fn the_purge_takes_what_has_ended_and_nothing_else() {
-    on_each_database("the_purge_takes_what_has_ended_and_nothing_else", |home| async move {
-        let hands = Hands::new();
-        let database = hands.drive(home.database().await);
+async fn purge_deletes_only_ended_grants() {
+    on_each_database("purge_deletes_only_ended_grants", |home| async move {
+        let clock = Clock::new();
+        let database = clock.database(home.database().await);
         let hour = Duration::from_secs(3_600);
-        let alive = database.issue(&format(), &NewGrant::new("alive")).await.unwrap();
-        hands.pass(Duration::from_millis(1));
+        let active = database.issue(&format(), &NewGrant::new("active")).await.unwrap();
+        clock.advance(Duration::from_millis(1));
         let later =
-            database.issue(&format(), &NewGrant::new("later").with_expiry(hands.now() + 3 * hour)).await.unwrap();
+            database.issue(&format(), &NewGrant::new("later").with_expiry(clock.now() + 3 * hour)).await.unwrap();
         let revoked = database.issue(&format(), &NewGrant::new("revoked")).await.unwrap();
-        database.issue(&format(), &NewGrant::new("expired").with_expiry(hands.now() + hour)).await.unwrap();
+        database.issue(&format(), &NewGrant::new("expired").with_expiry(clock.now() + hour)).await.unwrap();
         database.revoke(&revoked.grant.id).await.unwrap();
-        let next = database.rotate(&alive.grant.id, &format(), hour).await.unwrap();
+        let next = database.rotate(&active.grant.id, &format(), hour).await.unwrap();
 
-        assert_eq!(database.purge(hands.now()).await.unwrap(), 0, "nothing ended before it");
-        hands.pass(2 * hour);
-        assert_eq!(database.purge(hands.now()).await.unwrap(), 2);
+        assert_eq!(database.purge(clock.now()).await.unwrap(), 0, "no grant ended before now");
+        clock.advance(2 * hour);
+        assert_eq!(database.purge(clock.now()).await.unwrap(), 2);
         let left: Vec<String> =
             database.list(None).await.unwrap().iter().map(|grant| grant.subject.to_string()).collect();
-        assert_eq!(left, ["alive", "later"]);
+        assert_eq!(left, ["active", "later"]);
         let store = database.store::<()>();
-        assert!(find(&store, alive.secret.expose()).await.is_none(), "its grace has ended");
+        assert!(find(&store, active.secret.expose()).await.is_none(), "its grace period has ended");
         assert!(find(&store, next.secret.expose()).await.is_some());
         assert!(find(&store, later.secret.expose()).await.is_some());
         assert!(find(&store, revoked.secret.expose()).await.is_none());
@@ -345,7 +345,7 @@ async fn the_purge_takes_what_has_ended_and_nothing_else() {
 async fn purge_deletes_more_than_one_batch() {
     on_each_database("purge_deletes_more_than_one_batch", |home| async move {
         let database = home.database().await;
-        let alive = database.import(TokenDigest::of("a-token"), &NewGrant::new("alice")).await.unwrap();
+        let active = database.import(TokenDigest::of("a-token"), &NewGrant::new("alice")).await.unwrap();
         let rows = "WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 20001) \
              INSERT INTO tollgate_grants (id, subject, created_ms, expires_ms) SELECT 'g' || i, 'bob', 0, 1 FROM n";
         match home.is_postgres() {
@@ -353,15 +353,15 @@ async fn purge_deletes_more_than_one_batch() {
             false => _ = sqlx::SqlitePool::connect(home.url()).await.unwrap().execute(rows).await.unwrap(),
         }
         assert_eq!(database.purge(SystemTime::now()).await.unwrap(), 20_001);
-        assert_eq!(database.list(None).await.unwrap()[0].id, alive.id);
+        assert_eq!(database.list(None).await.unwrap()[0].id, active.id);
         assert!(knows(&database, "a-token").await);
     })
     .await;
 }
 
 #[tokio::test]
-async fn principals_that_cannot_be_read_are_no_verdict() {
-    on_each_database("principals_that_cannot_be_read_are_no_verdict", |home| async move {
+async fn unreadable_principals_are_errors() {
+    on_each_database("unreadable_principals_are_errors", |home| async move {
         let database = home.database().await;
         database
             .import(TokenDigest::of("a-token"), &NewGrant::new("alice").with_principal("a text").unwrap())
@@ -384,7 +384,7 @@ async fn principals_that_cannot_be_read_are_no_verdict() {
     .await;
 }
 
-/// A query for the principal fails because of its row, or because of the database.
+/// The query for a principal can fail because of its row or because of the database.
 #[tokio::test]
 async fn errors_concern_the_database_or_one_row() {
     on_each_database("errors_concern_the_database_or_one_row", |home| async move {
@@ -418,9 +418,9 @@ async fn errors_concern_the_database_or_one_row() {
             assert!(!is_about_the_row, "{what}");
         }
 
-        // By real queries, of a value that cannot be converted and of a table that is not there.
+        // Real queries: a value that cannot be converted, and a missing table.
         let wrong_value = "SELECT CAST(CAST(g.subject AS TEXT) AS INTEGER) FROM tollgate_grants g";
-        for (query, is_about_the_row) in [(wrong_value, true), ("SELECT 1 FROM nothing_of_this_name", false)] {
+        for (query, is_about_the_row) in [(wrong_value, true), ("SELECT 1 FROM missing_table", false)] {
             let url = home.url().to_owned();
             let store = database.store_with(move |_| {
                 let url = url.clone();
@@ -434,14 +434,14 @@ async fn errors_concern_the_database_or_one_row() {
                 assert_eq!(cause(&found).unwrap().1, is_about_the_row, "{query}: {found:?}");
             }
         }
-        // SQLite keeps a text in a column of numbers.
+        // SQLite stores text in a column of numbers.
         if !home.is_postgres() {
             let pool = sqlx::SqlitePool::connect(home.url()).await.unwrap();
             sqlx::query("UPDATE tollgate_grants SET created_ms = 'yesterday'").execute(&pool).await.unwrap();
             let found = database.store::<()>().lookup(&BearerToken::new("a-token")).await;
             assert!(matches!(cause(&found), Some((SqlError::Database(_), true))), "{found:?}");
         }
-        // The tables are gone.
+        // The tables do not exist.
         database
             .with_table_prefix("gone_")
             .unwrap()
@@ -454,7 +454,7 @@ async fn errors_concern_the_database_or_one_row() {
 }
 
 #[tokio::test]
-async fn rows_that_no_grant_can_have_are_no_verdict() {
+async fn invalid_rows_are_errors() {
     let home = Home::sqlite();
     let database = home.database().await;
     database.migrate().await.unwrap();
@@ -471,18 +471,18 @@ async fn rows_that_no_grant_can_have_are_no_verdict() {
         sqlx::query(&format!("UPDATE tollgate_grants SET {wrong}")).execute(&pool).await.unwrap();
         let found = database.store::<()>().lookup(&BearerToken::new("a-token")).await;
         assert!(matches!(cause(&found), Some((SqlError::Corrupt(_), true))), "{wrong}");
-        let mend = "UPDATE tollgate_grants SET scopes = '', quota_interval_ns = NULL, quota_burst = NULL, \
+        let repair = "UPDATE tollgate_grants SET scopes = '', quota_interval_ns = NULL, quota_burst = NULL, \
              expires_ms = NULL, created_ms = 0";
-        sqlx::query(mend).execute(&pool).await.unwrap();
+        sqlx::query(repair).execute(&pool).await.unwrap();
         assert!(find(&database.store::<()>(), "a-token").await.is_some());
     }
-    // A grace of before 1970 is none without an end.
+    // The end of a grace period before 1970 must not mean no end.
     sqlx::query("UPDATE tollgate_tokens SET outgoing_until_ms = -1").execute(&pool).await.unwrap();
     let found = database.store::<()>().lookup(&BearerToken::new("a-token")).await;
     assert!(matches!(cause(&found), Some((SqlError::Corrupt(_), true))), "{found:?}");
 }
 
-/// A database that compares digests in its own way.
+/// The database compares digests incorrectly.
 #[tokio::test]
 async fn row_with_another_digest_is_an_error() {
     use sqlx::Connection as _;
@@ -501,11 +501,11 @@ async fn row_with_another_digest_is_an_error() {
         match cause(&found) {
             Some((SqlError::Corrupt("digest"), true)) => wrong += 1,
             Some((error, _)) => panic!("{error}"),
-            // The row was found, or the comparison failed as well.
+            // The row was found, or the comparison in the database failed too.
             None => {}
         }
     }
-    assert!(wrong > 0, "the other digest was taken for an unknown token");
+    assert!(wrong > 0, "another digest was treated as an unknown token");
 
     let Some(home) = Home::postgres("row_with_another_digest_is_an_error").await else { return };
     let database = home.database().await;
@@ -515,19 +515,19 @@ async fn row_with_another_digest_is_an_error() {
     let operator = "CREATE FUNCTION same(bytea, bytea) RETURNS boolean LANGUAGE sql AS 'SELECT true'; \
          CREATE OPERATOR = (FUNCTION = same, LEFTARG = bytea, RIGHTARG = bytea)";
     admin.execute(operator).await.unwrap();
-    // The operator comes before the one of the system.
+    // The search path finds this operator before the built-in one.
     let database = Database::connect(&format!("{},pg_catalog", home.url())).await.unwrap();
     let found = database.store::<()>().lookup(&BearerToken::new("another-token")).await;
     assert!(matches!(cause(&found), Some((SqlError::Corrupt("digest"), true))), "{found:?}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn migrations_run_from_empty_twice_and_at_once() {
+async fn concurrent_and_repeated_migrations_succeed() {
     let mut homes = vec![Home::sqlite()];
-    homes.extend(Home::postgres("migrations_run_from_empty_twice_and_at_once").await);
+    homes.extend(Home::postgres("concurrent_and_repeated_migrations_succeed").await);
     for home in homes {
-        // Each with connections of its own, as processes have.
-        let at_once: Vec<_> = (0..6)
+        // Each migration has its own connections, as a process has.
+        let migrations: Vec<_> = (0..6)
             .map(|_| {
                 let home = home.clone();
                 tokio::spawn(async move {
@@ -537,7 +537,7 @@ async fn migrations_run_from_empty_twice_and_at_once() {
                 })
             })
             .collect();
-        for migration in at_once {
+        for migration in migrations {
             migration.await.unwrap().unwrap();
         }
         let database = home.database().await;
@@ -545,7 +545,7 @@ async fn migrations_run_from_empty_twice_and_at_once() {
         database.migrate().await.unwrap();
         assert!(knows(&database, "a-token").await);
 
-        // Another prefix has tables of its own.
+        // Another prefix means other tables.
         let other = database.clone().with_table_prefix("other_").unwrap();
         assert!(other.store::<()>().lookup(&BearerToken::new("a-token")).await.is_err(), "no tables yet");
         other.migrate().await.unwrap();
@@ -554,7 +554,7 @@ async fn migrations_run_from_empty_twice_and_at_once() {
 }
 
 #[tokio::test]
-async fn tables_of_a_newer_version_are_left_alone() {
+async fn tables_of_a_newer_version_are_not_migrated() {
     let home = Home::sqlite();
     let database = home.database().await;
     database.migrate().await.unwrap();
@@ -564,7 +564,7 @@ async fn tables_of_a_newer_version_are_left_alone() {
 }
 
 #[tokio::test]
-async fn urls_and_prefixes_are_checked() {
+async fn invalid_urls_and_prefixes_are_rejected() {
     for url in ["", "tokens.db", "mysql://localhost/x", "http://localhost"] {
         assert!(matches!(Database::connect_lazily(url), Err(SqlError::Url(_))), "{url}");
     }
@@ -581,16 +581,16 @@ async fn urls_and_prefixes_are_checked() {
 }
 
 #[tokio::test]
-async fn uses_are_noted_in_batches_and_only_forward() {
-    on_each_database("uses_are_noted_in_batches_and_only_forward", |home| async move {
-        let hands = Hands::new();
-        let database = hands.drive(home.database().await);
+async fn uses_are_written_in_batches_and_never_decrease() {
+    on_each_database("uses_are_written_in_batches_and_never_decrease", |home| async move {
+        let clock = Clock::new();
+        let database = clock.database(home.database().await);
         let last_used = LastUsed::new(&database);
         let store = last_used.wrap(database.store::<()>());
         let mut ids = Vec::new();
         for token in ["one", "two", "late"] {
             let grant = match token {
-                "late" => NewGrant::new(token).with_not_before(hands.now() + Duration::from_secs(3_600)),
+                "late" => NewGrant::new(token).with_not_before(clock.now() + Duration::from_secs(3_600)),
                 _ => NewGrant::new(token),
             };
             ids.push(database.import(TokenDigest::of(token), &grant).await.unwrap().id);
@@ -604,28 +604,28 @@ async fn uses_are_noted_in_batches_and_only_forward() {
                 _ = store.lookup(&BearerToken::new(token)).await.unwrap();
             }
         }
-        assert_eq!(used(ids[0].clone()).await, None, "nothing is written on the road");
+        assert_eq!(used(ids[0].clone()).await, None, "lookups write nothing");
         assert_eq!(last_used.flush().await.unwrap(), 1);
-        let first = hands.now();
+        let first = clock.now();
         assert_eq!(used(ids[0].clone()).await, Some(first));
         assert_eq!((used(ids[1].clone()).await, used(ids[2].clone()).await), (None, None));
-        assert_eq!(last_used.flush().await.unwrap(), 0, "nothing new");
+        assert_eq!(last_used.flush().await.unwrap(), 0, "no new uses");
 
-        // Another process, whose clock is behind.
-        let behind = Hands::new();
-        let other = LastUsed::new(&behind.drive(home.database().await));
-        hands.pass(Duration::from_secs(120));
+        // Another process whose clock is behind.
+        let behind = Clock::new();
+        let other = LastUsed::new(&behind.database(home.database().await));
+        clock.advance(Duration::from_secs(120));
         _ = store.lookup(&BearerToken::new("one")).await.unwrap();
         _ = other.wrap(database.store::<()>()).lookup(&BearerToken::new("one")).await.unwrap();
         last_used.flush().await.unwrap();
         other.flush().await.unwrap();
-        assert_eq!(used(ids[0].clone()).await, Some(hands.now()));
+        assert_eq!(used(ids[0].clone()).await, Some(clock.now()));
     })
     .await;
 }
 
 #[tokio::test]
-async fn uses_that_could_not_be_written_are_kept() {
+async fn unwritten_uses_are_kept() {
     let home = Home::sqlite();
     let database = home.database().await;
     database.migrate().await.unwrap();
@@ -641,8 +641,8 @@ async fn uses_that_could_not_be_written_are_kept() {
 }
 
 #[tokio::test]
-async fn subjects_share_a_budget_over_a_rotation() {
-    on_each_database("subjects_share_a_budget_over_a_rotation", |home| async move {
+async fn rotated_tokens_share_a_rate_limit() {
+    on_each_database("rotated_tokens_share_a_rate_limit", |home| async move {
         use tollgate::CurrentGrant;
         use tollgate::limit::{Charge, RateLimits};
         let database = home.database().await;
@@ -663,9 +663,9 @@ async fn subjects_share_a_budget_over_a_rotation() {
 }
 
 #[tokio::test]
-async fn who_may_only_read_finds_the_tables_as_they_should_be() {
+async fn read_only_roles_can_migrate_current_tables() {
     use sqlx::{Connection as _, PgConnection};
-    let test = "who_may_only_read_finds_the_tables_as_they_should_be";
+    let test = "read_only_roles_can_migrate_current_tables";
     let Some(home) = Home::postgres(test).await else { return };
     home.database().await.migrate().await.unwrap();
     let mut owner = PgConnection::connect(home.url()).await.unwrap();
@@ -682,5 +682,5 @@ async fn who_may_only_read_finds_the_tables_as_they_should_be() {
     drop(reader);
     owner.execute(&*format!("DROP OWNED BY {role}; DROP ROLE {role}")).await.unwrap();
     assert!(migrated.is_ok() && listed.unwrap().is_empty(), "{migrated:?}");
-    assert!(matches!(issued, Err(SqlError::Database(_))), "it may only read");
+    assert!(matches!(issued, Err(SqlError::Database(_))), "the role may only read");
 }

@@ -84,7 +84,7 @@ async fn database_errors_are_printed_once() {
         for args in COMMANDS {
             assert_eq!(run("postgres://127.0.0.1:9/x", args), failure(1, expected), "{args:?}");
         }
-        let expected = "cannot create the database file: No such file or directory (os error 2)";
+        let expected = "the database file could not be created: No such file or directory (os error 2)";
         assert_eq!(run("sqlite:///no/such/folder/tokens.db", &["migrate"]), failure(1, expected));
     }
 

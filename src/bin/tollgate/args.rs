@@ -79,7 +79,7 @@ pub(crate) enum TokenCommand {
     Purge {
         #[command(flatten)]
         options: Options,
-        /// Minimum age of the revocation, expiry or end, such as 30d
+        /// Delete only what ended at least this long ago, such as 30d
         #[arg(long, value_name = "TIME", default_value = "0s", value_parser = age)]
         ended_before: Duration,
     },
@@ -98,7 +98,7 @@ pub(crate) struct Issue {
     /// Scope of the grant; can be repeated
     #[arg(long = "scope", value_name = "SCOPE")]
     pub(crate) scopes: Vec<String>,
-    /// Rate limit of the grant, such as 3/s, 180/min or "5000/h burst 20"
+    /// Rate limit of the grant, such as 3/s, 180/min or "5000/h burst 20" [default burst: the number]
     #[arg(long, value_parser = quota)]
     pub(crate) quota: Option<Quota>,
     /// Burst of the rate limit; overrides the burst in --quota

@@ -186,7 +186,8 @@ async fn open(Options { tables, .. }: &Options) -> Result<Database, Failure> {
     Ok(database)
 }
 
-/// Adds `mode=rwc` to the URL of a SQLite file, or replaces it with `mode=rw`. Other modes (`rw`, `ro`) are kept.
+/// Allows or forbids a SQLite URL to create its file. Adds `mode=rwc` if `create` is set and the URL has no mode. Replaces
+/// `mode=rwc` with `mode=rw` if `create` is not set. Other modes (`rw`, `ro`) are kept.
 fn with_creation(url: &str, create: bool) -> Cow<'_, str> {
     let (path, query) = url.split_once('?').unwrap_or((url, ""));
     let is_sqlite = url.starts_with("sqlite:");

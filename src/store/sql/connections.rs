@@ -18,7 +18,7 @@ use super::url::rejected;
 /// The size of the pool that [`Database::connect`](super::Database::connect) opens.
 const MAX_CONNECTIONS: u32 = 10;
 /// Connections that were idle for longer than this are pinged before use.
-const TRUSTED_IDLE: Duration = Duration::from_secs(1);
+const PING_AFTER: Duration = Duration::from_secs(1);
 /// The pool closes connections that were idle for this time.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(120);
 /// The server closes connections that were idle for this time. While the network works, the pool closes them first, because it
@@ -33,23 +33,23 @@ pub(super) struct Connections {
     pool: PgPool,
     is_own: bool,
     lookup_timeout: Duration,
-    distrust: Distrust,
+    idle_cutoff: IdleCutoff,
 }
 
-/// Closes connections instead of using them if they have been idle since before this time. A statement that began then was not
-/// answered, so the network may have lost these connections as well.
+/// The time before which idle connections are not trusted. A statement that was sent at this time got no reply, so the network
+/// may have lost the connections that were idle then. They are closed instead of used.
 #[derive(Clone, Default)]
-struct Distrust(Arc<Mutex<Option<Instant>>>);
+struct IdleCutoff(Arc<Mutex<Option<Instant>>>);
 
-impl Distrust {
-    fn before(&self, time: Instant) {
-        let mut distrusted = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        *distrusted = (*distrusted).max(Some(time));
+impl IdleCutoff {
+    fn raise(&self, time: Instant) {
+        let mut cutoff = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        *cutoff = (*cutoff).max(Some(time));
     }
 
     fn covers(&self, idle_since: Option<Instant>) -> bool {
-        let distrusted = *self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        distrusted.is_some_and(|time| idle_since.is_none_or(|since| since <= time))
+        let cutoff = *self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        cutoff.is_some_and(|time| idle_since.is_none_or(|since| since <= time))
     }
 
     async fn is_usable(&self, connection: &mut PgConnection, state: PoolConnectionMetadata, wait: Duration) -> bool {
@@ -57,11 +57,11 @@ impl Distrust {
         if self.covers(now.checked_sub(state.idle_for)) {
             return false;
         }
-        if state.idle_for <= TRUSTED_IDLE {
+        if state.idle_for <= PING_AFTER {
             return true;
         }
         let Ok(ping) = timeout(wait, connection.ping()).await else {
-            self.before(now);
+            self.raise(now);
             return false;
         };
         ping.is_ok()
@@ -70,25 +70,25 @@ impl Distrust {
 
 impl Connections {
     pub(super) fn open(options: PgConnectOptions, lookup_timeout: Duration) -> Self {
-        let distrust = Distrust::default();
-        let suspect = distrust.clone();
+        let idle_cutoff = IdleCutoff::default();
+        let acquire_cutoff = idle_cutoff.clone();
         let pool = pool_with(session(lookup_timeout, Some(SERVER_IDLE_TIMEOUT)))
             .max_connections(MAX_CONNECTIONS)
             .acquire_timeout(lookup_timeout.clamp(CONNECT_TIMEOUT, CONNECT_TIMEOUT * 100))
             .idle_timeout(IDLE_TIMEOUT)
             .test_before_acquire(false)
             .before_acquire(move |connection, state| {
-                let suspect = suspect.clone();
+                let acquire_cutoff = acquire_cutoff.clone();
                 // Half of the timeout is left to open another connection.
-                Box::pin(async move { Ok(suspect.is_usable(connection, state, lookup_timeout / 2).await) })
+                Box::pin(async move { Ok(acquire_cutoff.is_usable(connection, state, lookup_timeout / 2).await) })
             })
             .connect_lazy_with(options);
-        Self { pool, is_own: true, lookup_timeout, distrust }
+        Self { pool, is_own: true, lookup_timeout, idle_cutoff }
     }
 
     /// Uses a pool of the service. The settings of its sessions are not changed.
     pub(super) fn shared(pool: PgPool, lookup_timeout: Duration) -> Self {
-        Self { pool, is_own: false, lookup_timeout, distrust: Distrust::default() }
+        Self { pool, is_own: false, lookup_timeout, idle_cutoff: IdleCutoff::default() }
     }
 
     /// Returns connections with another timeout. Sessions depend on the timeout, so a pool of this crate is replaced.
@@ -121,16 +121,16 @@ impl Connections {
             .connect_lazy_with((*self.pool.connect_options()).clone())
     }
 
-    /// Marks connections that have been idle since before this time. They are closed instead of used.
-    pub(super) fn distrust_before(&self, time: Instant) {
-        self.distrust.before(time);
+    /// Closes connections that have been idle since before this time, instead of using them again.
+    pub(super) fn discard_idle_since(&self, time: Instant) {
+        self.idle_cutoff.raise(time);
     }
 
     /// Takes a connection for this work. The caller applies the timeout.
     pub(super) async fn acquire(&self, work: Work) -> Result<Held, sqlx::Error> {
         let connection = self.pool.acquire().await?;
-        let (since, distrust) = (Instant::now(), self.distrust.clone());
-        Ok(Held { connection, work, since, lookup_timeout: self.lookup_timeout, distrust })
+        let (since, idle_cutoff) = (Instant::now(), self.idle_cutoff.clone());
+        Ok(Held { connection, work, since, lookup_timeout: self.lookup_timeout, idle_cutoff })
     }
 }
 
@@ -154,7 +154,7 @@ pub(super) struct Held {
     work: Work,
     since: Instant,
     lookup_timeout: Duration,
-    distrust: Distrust,
+    idle_cutoff: IdleCutoff,
 }
 
 impl Held {
@@ -176,7 +176,7 @@ impl Drop for Held {
         let returning = self.connection.return_to_pool();
         let is_silent = self.work != Work::Done && now.duration_since(self.since) >= self.lookup_timeout / 2;
         if is_silent || self.work == Work::Broken {
-            self.distrust.before(self.since);
+            self.idle_cutoff.raise(self.since);
         }
         let sent = match self.work {
             Work::Reading => self.since,
@@ -184,10 +184,10 @@ impl Drop for Held {
             Work::Writing | Work::Broken => return,
         };
         let (Ok(runtime), Some(end)) = (Handle::try_current(), sent.checked_add(self.lookup_timeout)) else { return };
-        let distrust = self.distrust.clone();
+        let idle_cutoff = self.idle_cutoff.clone();
         runtime.spawn(async move {
             if timeout_at(end, returning).await.is_err() {
-                distrust.before(sent);
+                idle_cutoff.raise(sent);
             }
         });
     }
@@ -266,16 +266,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn connections_idle_since_before_an_unanswered_statement_are_distrusted() {
-        let (distrust, now) = (Distrust::default(), Instant::now());
+    fn connections_idle_since_before_an_unanswered_statement_are_discarded() {
+        let (idle_cutoff, now) = (IdleCutoff::default(), Instant::now());
         let second = Duration::from_secs(1);
-        assert!(!distrust.covers(Some(now)) && !distrust.covers(None));
-        distrust.before(now + second);
+        assert!(!idle_cutoff.covers(Some(now)) && !idle_cutoff.covers(None));
+        idle_cutoff.raise(now + second);
         // An older failure has no effect.
-        distrust.before(now);
-        assert!(distrust.covers(Some(now)) && distrust.covers(Some(now + second)));
-        assert!(!distrust.covers(Some(now + 2 * second)), "the connection has replied since");
-        assert!(distrust.covers(None), "idle since before the clock's range");
+        idle_cutoff.raise(now);
+        assert!(idle_cutoff.covers(Some(now)) && idle_cutoff.covers(Some(now + second)));
+        assert!(!idle_cutoff.covers(Some(now + 2 * second)), "the connection has replied since");
+        assert!(idle_cutoff.covers(None), "idle since before the clock's range");
     }
 
     #[test]

@@ -97,7 +97,7 @@ impl Database {
                     let on_connection = || {
                         if let Some(lost) = lost {
                             // The connections of lookups may have been lost at the same time.
-                            connections.distrust_before(lost);
+                            connections.discard_idle_since(lost);
                         }
                     };
                     // Returns when the connection is lost.

@@ -83,7 +83,7 @@ pub enum SqlError {
     #[error("no such database file")]
     NoFile,
     /// The SQLite file could not be created.
-    #[error("cannot create the database file")]
+    #[error("the database file could not be created")]
     NotCreated(#[source] std::io::Error),
     /// The table prefix is invalid.
     #[error(

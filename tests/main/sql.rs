@@ -51,7 +51,7 @@ impl Clock {
         self.0.fetch_add(time.as_millis() as u64, Ordering::Relaxed);
     }
 
-    fn database(&self, database: Database) -> Database {
+    fn install(&self, database: Database) -> Database {
         let clock = self.clone();
         database.with_wall_clock(move || clock.now())
     }
@@ -173,7 +173,7 @@ async fn tables_contain_no_token() {
 async fn rotated_tokens_are_valid_in_their_grace_period() {
     on_each_database("rotated_tokens_are_valid_in_their_grace_period", |home| async move {
         let clock = Clock::new();
-        let database = clock.database(home.database().await);
+        let database = clock.install(home.database().await);
         let store = database.store::<()>();
         let end = clock.now() + Duration::from_secs(3_600);
         let new = NewGrant::new("alice").with_expiry(end);
@@ -315,7 +315,7 @@ async fn duplicate_and_invalid_names_are_rejected_atomically() {
 async fn purge_deletes_only_ended_grants() {
     on_each_database("purge_deletes_only_ended_grants", |home| async move {
         let clock = Clock::new();
-        let database = clock.database(home.database().await);
+        let database = clock.install(home.database().await);
         let hour = Duration::from_secs(3_600);
         let active = database.issue(&format(), &NewGrant::new("active")).await.unwrap();
         clock.advance(Duration::from_millis(1));
@@ -584,7 +584,7 @@ async fn invalid_urls_and_prefixes_are_rejected() {
 async fn uses_are_written_in_batches_and_never_decrease() {
     on_each_database("uses_are_written_in_batches_and_never_decrease", |home| async move {
         let clock = Clock::new();
-        let database = clock.database(home.database().await);
+        let database = clock.install(home.database().await);
         let last_used = LastUsed::new(&database);
         let store = last_used.wrap(database.store::<()>());
         let mut ids = Vec::new();
@@ -613,7 +613,7 @@ async fn uses_are_written_in_batches_and_never_decrease() {
 
         // Another process whose clock is behind.
         let behind = Clock::new();
-        let other = LastUsed::new(&behind.database(home.database().await));
+        let other = LastUsed::new(&behind.install(home.database().await));
         clock.advance(Duration::from_secs(120));
         _ = store.lookup(&BearerToken::new("one")).await.unwrap();
         _ = other.wrap(database.store::<()>()).lookup(&BearerToken::new("one")).await.unwrap();

@@ -1,7 +1,40 @@
-//! Opaque API tokens and a budget on each of them, for axum, hyper and tonic.
+//! API-token authentication and per-customer rate limits for axum, hyper and tonic, with standards-compliant error responses.
 //!
-//! A gate is a tower layer. It finds the caller's token, looks it up by digest, charges the caller's budget, and
-//! refuses in the words of the standards:
+#![cfg_attr(feature = "axum", doc = "```")]
+#![cfg_attr(not(feature = "axum"), doc = "```ignore")]
+//! use axum::{Router, routing::get};
+//! use tollgate::{AuthLayer, Authenticated, Grant, MemoryStore, Quota, RateLimits, TokenDigest};
+//!
+//! struct User { name: &'static str }
+//!
+//! let alice = Grant::new("alice", User { name: "Alice" });
+//! let tokens = MemoryStore::from_iter([(TokenDigest::of("a-secret-token"), alice)]);
+//! let gate = AuthLayer::new(tokens).with_rate_limit(RateLimits::new(Quota::per_minute(180).with_burst(20)));
+//! let app: Router = Router::new()
+//!     .route("/", get(|caller: Authenticated<User>| async move { format!("hello, {}", caller.principal().name) }))
+//!     .layer(gate);
+//! ```
+//!
+//! A handler that takes [`Authenticated`] runs only for callers with a valid token. Services on hyper read [`CurrentGrant`] from
+//! the request's extensions. [`guide::quick_start`] shows both, and tonic.
+//!
+//! # Guides
+//!
+//! | guide | question |
+//! |---|---|
+//! | [`quick_start`](guide::quick_start) | How do I protect a service on axum, hyper or tonic? |
+//! | [`tokens`](guide::tokens) | How do I make, store, rotate and revoke tokens? |
+//! | [`databases`](guide::databases), [`introspection`](guide::introspection) | How do I keep tokens in SQLite, PostgreSQL or an authorization server, behind a cache? |
+//! | [`rate_limits`](guide::rate_limits), [`many_servers`](guide::many_servers) | How do I limit customers, on one server or on several? |
+//! | [`webhooks`](guide::webhooks), [`websockets`](guide::websockets) | How do I accept tokens in bodies, and on sockets? |
+//! | [`guessing`](guide::guessing), [`reverse_proxies`](guide::reverse_proxies), [`cors`](guide::cors) | What do attackers, proxies and browsers need? |
+//! | [`rejections`](guide::rejections), [`custom_errors`](guide::custom_errors) | What does a client get, and how do I change the body? |
+//! | [`testing`](guide::testing), [`observability`](guide::observability) | How do I test and watch my service? |
+//! | [`faq`](guide::faq), [`migration`](guide::migration) | Short answers; how do I replace what I have? |
+//!
+//! # Modules
+//!
+//! A gate runs a pipeline of four steps. Each step is a pure function from one type to the next. Only [`gate`] depends on tower.
 //!
 //! ```text
 //! HeaderMap ──extract──▶ BearerToken ──authenticate──▶ Grant<P> ──limit──▶ Decision ──▶ inner service
@@ -11,61 +44,22 @@
 //!                                                     respond ──▶ Response<B>
 //! ```
 //!
-//! Each station is pure and turns one type into the next; [`gate`] drives them and is the only part that knows tower.
-//!
-//! # Example
-//!
-//! ```
-//! # #[cfg(feature = "axum")]
-//! # fn app() -> axum::Router {
-//! use axum::{Router, routing::get};
-//! use tollgate::{AuthLayer, Authenticated, Grant, MemoryStore, Quota, RateLimits};
-//!
-//! struct User { name: &'static str }
-//!
-//! let tokens = MemoryStore::from_iter([(TokenDigest::of("a-secret-token"), Grant::new("alice", User { name: "Alice" }))]);
-//! let gate = AuthLayer::new(tokens).with_rate_limit(RateLimits::new(Quota::per_minute(180).with_burst(20)));
-//! let app: Router = Router::new()
-//!     .route("/", get(|who: Authenticated<User>| async move { format!("hello, {}", who.principal().name) }))
-//!     .layer(gate);
-//! # app
-//! # }
-//! ```
-//!
-//! hyper users write the same with `tower::ServiceBuilder` and find the grant in the request's extensions, as
-//! [`CurrentGrant`]. tonic and boxed bodies choose the responder [`EmptyBody`] or [`ProblemDetails::map_body`].
-//!
-//! # The modules, along the road
-//!
-//! | | |
+//! | module | content |
 //! |---|---|
-//! | [`extract`] | find the token, behind all open doors: bytes in, token out |
-//! | [`store`] | find the grant: [`TokenStore`], [`MemoryStore`] and others |
-//! | [`limit`] | charge the budget: [`RateLimits`], or a [`Limiter`] of your own; count failures: [`FailureThrottle`](limit::FailureThrottle) |
-//! | [`respond`] | say no: [`Challenge`](respond::Challenge), [`ProblemDetails`], `RateLimit` headers |
-//! | [`gate`] | the tower layers: [`AuthLayer`], [`RateLimitLayer`], [`RequireScopeLayer`] |
-//! | [`mint`] | beside the road: new tokens, and a check of tokens that needs no store |
-//! | [`observe`] | beside the road: every metric and every event, and what to be woken by |
+//! | [`gate`] | the tower layers [`AuthLayer`], [`RateLimitLayer`], [`RequireScopeLayer`] |
+//! | [`extract`] | reads a token from a request |
+//! | [`store`] | looks up the grant: [`TokenStore`], [`MemoryStore`] and others |
+//! | [`limit`] | charges the rate limit: [`RateLimits`], [`Limiter`]; counts failures: [`FailureThrottle`](limit::FailureThrottle) |
+//! | [`respond`] | writes rejections: [`ProblemDetails`], [`Challenge`](respond::Challenge), [`RateLimitHeaders`] |
+//! | `mint` | makes new tokens, and checks their form without a store (feature `mint`) |
+//! | [`observe`] | lists every metric, every event, and alerts |
+//! | [`guide`] | the guides |
 //!
 //! # Features
 //!
-//! No feature is on by default, and none changes what is there without it.
+//! No feature is on by default. A feature adds items and changes nothing else.
 //!
-//! | feature | adds |
-//! |---|---|
-//! | `body` | [`gate::BodyTokens`]: tokens in JSON, text and forms |
-//! | `axum` | [`Authenticated`] as extractor, [`Rejection`] as response, `FailureThrottle::by_connect_info` |
-//! | `cache` | [`store::CachedStore`]: a cache that can be told to forget |
-//! | `cli` | the command line `tollgate`, with `sqlite`, `postgres` or both |
-//! | `introspection` | [`store::IntrospectionStore`]: tokens that an authorization server knows (RFC 7662) |
-//! | `metrics` | [counters, gauges and histograms](observe) by the crate `metrics` |
-//! | `mint` | [`mint::TokenFormat`]: new tokens; [`store::CheckedStore`] |
-//! | `pepper` | [`store::PepperedStore`]: HMAC-SHA-256 of digests |
-//! | `postgres`, `sqlite` | [`store::sql`]: tokens in a database, and their administration |
-//! | `redis` | [`limit::redis`]: budgets that several servers share, in Redis or Valkey |
-//! | `serde` | `Serialize` and `Deserialize` for [`Quota`] |
-//! | `test-util` | `store::contract`, checks that a store runs on itself |
-//! | `tracing` | [an event for each refusal](observe) by the crate `tracing` |
+#![doc = include_str!("features.md")]
 #![cfg_attr(docsrs, feature(doc_cfg))]
 #![forbid(unsafe_code)]
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used))]
@@ -91,6 +85,25 @@ pub mod gate;
 #[cfg(feature = "axum")]
 mod axum;
 
+// The doctests of the guides need all of these features.
+#[cfg(any(
+    not(doctest),
+    all(
+        feature = "axum",
+        feature = "body",
+        feature = "cache",
+        feature = "introspection",
+        feature = "metrics",
+        feature = "mint",
+        feature = "postgres",
+        feature = "redis",
+        feature = "sqlite",
+        feature = "test-util",
+        feature = "tokio"
+    )
+))]
+pub mod guide;
+
 pub use caller::{Authenticated, CurrentGrant, Unauthenticated};
 pub use gate::{
     AuthLayer, AuthService, RateLimitLayer, RateLimitService, RequireScopeLayer, RequireScopeService, Unlimited,
@@ -115,16 +128,7 @@ pub use token::{BearerToken, TokenDigest, TokenDigestError, TokenLocation};
 #[cfg(doctest)]
 mod misuse;
 
-/// The README's code, compiled and run.
-#[cfg(all(
-    doctest,
-    feature = "axum",
-    feature = "body",
-    feature = "cache",
-    feature = "introspection",
-    feature = "mint",
-    feature = "redis",
-    feature = "sqlite"
-))]
+/// The code of the README, compiled and run.
+#[cfg(all(doctest, feature = "axum"))]
 #[doc = include_str!("../README.md")]
 struct Readme;

@@ -23,6 +23,24 @@
 macro_rules! guides {
     ($($name:ident $file:literal)+) => {
         $(
+            // Some links point to items of features.
+            #[cfg_attr(
+                not(all(
+                    feature = "axum",
+                    feature = "body",
+                    feature = "cache",
+                    feature = "introspection",
+                    feature = "metrics",
+                    feature = "mint",
+                    feature = "pepper",
+                    feature = "postgres",
+                    feature = "redis",
+                    feature = "sqlite",
+                    feature = "test-util",
+                    feature = "tokio"
+                )),
+                allow(rustdoc::broken_intra_doc_links)
+            )]
             #[doc = include_str!($file)]
             pub mod $name {}
         )+

@@ -28,6 +28,7 @@ mod cli_outputs;
 mod connections;
 mod details;
 mod dialects;
+mod features;
 #[cfg(feature = "redis")]
 mod fleet;
 #[cfg(all(feature = "cache", feature = "sqlite", feature = "postgres"))]
@@ -40,6 +41,7 @@ mod introspection;
 mod invalid_requests;
 mod keep_alive;
 mod kit;
+mod language;
 #[cfg(feature = "redis")]
 mod leases;
 mod levels;

@@ -131,4 +131,4 @@ mod misuse;
 /// The code of the README, compiled and run.
 #[cfg(all(doctest, feature = "axum"))]
 #[doc = include_str!("../README.md")]
-struct Readme;
+struct README;

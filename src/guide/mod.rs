@@ -15,8 +15,8 @@
 //! | [`cors`] | What do browsers need? |
 //! | [`reverse_proxies`] | What changes behind nginx, a load balancer or a CDN? |
 //! | [`testing`] | How do I test handlers and limits? |
-//! | [`observability`] | What can I measure, and what should wake me up? |
-//! | [`rejections`] | What does a client get, and when? |
+//! | [`observability`] | What can I measure, and which alerts do I need? |
+//! | [`rejections`] | What does a client receive, and when? |
 //! | [`faq`] | Short answers |
 //! | [`migration`] | How do I replace what I have? |
 

@@ -93,7 +93,6 @@ mod axum;
         feature = "body",
         feature = "cache",
         feature = "introspection",
-        feature = "metrics",
         feature = "mint",
         feature = "postgres",
         feature = "redis",

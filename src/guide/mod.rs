@@ -30,7 +30,6 @@ macro_rules! guides {
                     feature = "body",
                     feature = "cache",
                     feature = "introspection",
-                    feature = "metrics",
                     feature = "mint",
                     feature = "pepper",
                     feature = "postgres",

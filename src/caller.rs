@@ -11,7 +11,7 @@ use crate::grant::{Grant, GrantId, Subject};
 use crate::quota::Quota;
 use crate::quota::decision::{Decision, Decisions};
 use crate::rejection::Rejection;
-use crate::rejection::terms::Terms;
+use crate::rejection::terms::Challenges;
 use crate::token::{Credential, TokenDigest, TokenLocation};
 
 /// The grant of the current request, for principals of any type. Gates insert it into the request extensions.
@@ -215,8 +215,8 @@ impl<P> Authenticated<P> {
     where
         P: Send + Sync + 'static,
     {
-        Self::from_extensions_if_any(extensions)?.ok_or_else(|| match extensions.get::<Arc<Terms>>() {
-            Some(terms) => Rejection::missing().under(terms),
+        Self::from_extensions_if_any(extensions)?.ok_or_else(|| match extensions.get::<Arc<Challenges>>() {
+            Some(terms) => Rejection::missing().with_challenges(terms),
             None => Rejection::missing(),
         })
     }

@@ -79,7 +79,7 @@ const WORDS: &str = "
     request.expect.verdict: accept missing invalid_token invalid_request insufficient_scope step_up too_large \
         unavailable rate_limited transport_reject pass
     request.expect.source: header query form api_key json text ws
-    limit-headers.input.format: draft-10 draft-07 draft-06 draft-03 x-epoch x-delta
+    limit-headers.input.format: draft-11 draft-10 draft-07 draft-06 draft-03 x-epoch x-delta
     gcra-n.expect.outcome: insufficient_capacity";
 
 fn main() -> ExitCode {
@@ -723,7 +723,8 @@ async fn limit_headers(input: &Value, expect: &Value) -> Outcome {
         Some("draft-03") => RateLimitHeaders::Draft03,
         Some("x-epoch") => RateLimitHeaders::XEpoch,
         Some("x-delta") => RateLimitHeaders::XDelta,
-        _ => RateLimitHeaders::Draft10,
+        Some("draft-10") => RateLimitHeaders::Draft10,
+        _ => RateLimitHeaders::Draft11,
     });
     if let Some(now) = read!(input["unix_now_s"])? {
         let now = UNIX_EPOCH + Duration::try_from_secs_f64(now)?;

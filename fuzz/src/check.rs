@@ -15,8 +15,8 @@ pub const PREFIX: &str = "base64url.bearer.authorization.example.";
 
 /// Returns the crate's token syntax for a form.
 pub fn token_form(form: Form) -> TokenSyntax {
-    let alphabet = if form.lenient { TokenCharset::Lenient } else { TokenCharset::B64Token };
-    TokenSyntax { alphabet, max_len: form.max_len }
+    let charset = if form.lenient { TokenCharset::Lenient } else { TokenCharset::B64Token };
+    TokenSyntax::default().with_charset(charset).with_max_len(form.max_len)
 }
 
 pub fn header(data: &[u8]) {
@@ -137,6 +137,7 @@ fn same(is: Extracted<'_>, should_be: Found) {
         }
         Extracted::Malformed => (Found::BadToken, "Malformed".to_owned()),
         Extracted::Ambiguous(reason) => (Found::BadRequest, format!("Ambiguous({reason:?})")),
+        other => panic!("unexpected result: {other:?}"),
     };
     assert_eq!(found, should_be);
     assert_eq!(printed, prints);

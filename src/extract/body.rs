@@ -1,4 +1,4 @@
-//! The doors in the body: which of them fits a request, and what it holds.
+//! Token locations in the body: selects the one that a request uses, and reads it.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -6,26 +6,26 @@ use std::sync::Arc;
 use http::{HeaderMap, Method, header};
 
 use super::header::strip_ows;
-use super::{Extracted, InvalidRequest, TokenLocationError, TokenSyntax, door_name, form, json, open, text};
+use super::{Extracted, InvalidRequest, TokenLocationError, TokenSyntax, enable, form, json, location_name, text};
 use crate::rejection::protocol::Protocol;
 use crate::request_head::RequestHead;
 use crate::token::TokenLocation;
 
-/// The open doors in the body, by the name of the field that holds the token.
+/// The enabled locations in the body, each with the name of the field that holds the token.
 #[derive(Clone, Debug)]
 pub(crate) struct BodyTokens {
     pub(crate) form: Option<Arc<str>>,
     pub(crate) json: Option<Arc<str>>,
     pub(crate) text: Option<Arc<str>>,
-    /// Whether a text body that begins with `{` is JSON.
+    /// `true` if a text body that begins with `{` is read as JSON.
     pub(crate) sniff: bool,
-    /// How deep JSON may be nested.
+    /// The maximum nesting depth of JSON.
     pub(crate) max_depth: usize,
 }
 
-/// A door that fits.
+/// The location that a request uses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Door {
+pub(crate) enum BodyLocation {
     Form,
     Json,
     Text,
@@ -38,27 +38,29 @@ impl Default for BodyTokens {
 }
 
 impl BodyTokens {
-    /// Opens the door in texts, whose fields have no quotes.
-    pub(crate) fn open_text(&mut self, field: &str) -> Result<(), TokenLocationError> {
-        let field = door_name(field)?;
+    /// Enables text bodies. Field names cannot be quoted.
+    pub(crate) fn enable_text(&mut self, field: &str) -> Result<(), TokenLocationError> {
+        let field = location_name(field)?;
         match text::is_name(&field) {
-            true => open(&mut self.text, field),
+            true => enable(&mut self.text, field),
             false => Err(TokenLocationError::Name),
         }
     }
 
-    /// The door that fits a request, by its method and the type of its body.
+    /// Returns the location that a request uses, by its method and content type.
     ///
     /// # Rules
     ///
-    /// 1. `POST`, `PUT` and `PATCH` only: RFC 6750, section 2.2, wants a method whose body has a meaning.
-    /// 2. The type is compared without case and parameters. A body that is encoded in any way fits no door, and neither
-    ///    does gRPC, gRPC-Web or a stream of Connect, whose messages are framed, `application/grpc+json` too.
-    /// 3. Two types, and a charset that is neither UTF-8 nor US-ASCII, are contradictions; two types only if any door is
-    ///    open.
-    pub(crate) fn fitting(&self, head: &RequestHead<'_>) -> Result<Option<Door>, InvalidRequest> {
+    /// 1. Only `POST`, `PUT` and `PATCH` have a location in the body: RFC 6750, section 2.2, requires a method whose body has
+    ///    defined semantics.
+    /// 2. The media type is compared without case and parameters.
+    /// 3. A body with a content encoding has no location. Neither has a body of framed messages: gRPC (also
+    ///    `application/grpc+json`), gRPC-Web and streaming Connect.
+    /// 4. Two content types are an invalid request if any location in the body is enabled. So is a charset that is neither
+    ///    UTF-8 nor US-ASCII.
+    pub(crate) fn location_for(&self, head: &RequestHead<'_>) -> Result<Option<BodyLocation>, InvalidRequest> {
         let has_body = matches!(*head.method, Method::POST | Method::PUT | Method::PATCH);
-        if self.are_closed() || !has_body || is_encoded(head.headers) || Protocol::of(head) == Protocol::Grpc {
+        if self.are_disabled() || !has_body || is_encoded(head.headers) || Protocol::of(head) == Protocol::Grpc {
             return Ok(None);
         }
         let mut types = head.headers.get_all(header::CONTENT_TYPE).iter();
@@ -75,43 +77,44 @@ impl BodyTokens {
         let begins = |with: &[u8]| essence.get(..with.len()).is_some_and(|begin| begin.eq_ignore_ascii_case(with));
         let is_framed = begins(b"application/grpc-web+") || begins(b"application/connect+");
         let json_suffix = essence.len() > 5 && essence[essence.len() - 5..].eq_ignore_ascii_case(b"+json");
-        let door = if self.form.is_some() && is(b"application/x-www-form-urlencoded") {
-            Door::Form
+        let location = if self.form.is_some() && is(b"application/x-www-form-urlencoded") {
+            BodyLocation::Form
         } else if self.json.is_some() && (is(b"application/json") || json_suffix && !is_framed) {
-            Door::Json
+            BodyLocation::Json
         } else if (self.text.is_some() || self.sniffs()) && is(b"text/plain") {
-            Door::Text
+            BodyLocation::Text
         } else {
             return Ok(None);
         };
-        if has_other_charset(parameters) { Err(InvalidRequest::OtherCharset) } else { Ok(Some(door)) }
+        if has_other_charset(parameters) { Err(InvalidRequest::OtherCharset) } else { Ok(Some(location)) }
     }
 
-    /// What the body holds behind this door, the location, and where the credential stands.
-    pub(crate) fn look<'a>(
+    /// Reads this location. Returns the result, the kind of location, and the range of the credential in the body.
+    pub(crate) fn extract<'a>(
         &self,
-        door: Door,
+        location: BodyLocation,
         body: &'a [u8],
-        form_of_token: TokenSyntax,
+        syntax: TokenSyntax,
     ) -> (Extracted<'a>, TokenLocation, Range<usize>) {
-        let is_json = door == Door::Json || (door == Door::Text && self.sniffs() && json::begins_object(body));
-        let ((presented, span), location) = match (door, &self.form, &self.json, &self.text) {
-            (Door::Form, Some(name), ..) => (form::locate(body, name, form_of_token), TokenLocation::FormBody),
+        let is_json = location == BodyLocation::Json
+            || (location == BodyLocation::Text && self.sniffs() && json::begins_object(body));
+        let ((extracted, span), location) = match (location, &self.form, &self.json, &self.text) {
+            (BodyLocation::Form, Some(name), ..) => (form::locate(body, name, syntax), TokenLocation::FormBody),
             (_, _, Some(name), _) if is_json => {
-                (json::locate(body, name, form_of_token, self.max_depth), TokenLocation::JsonBody)
+                (json::locate(body, name, syntax, self.max_depth), TokenLocation::JsonBody)
             }
-            (Door::Text, _, _, Some(name)) => (text::locate(body, name, form_of_token), TokenLocation::TextBody),
-            // A text, where only JSON in texts is looked for.
+            (BodyLocation::Text, _, _, Some(name)) => (text::locate(body, name, syntax), TokenLocation::TextBody),
+            // A text body, and only JSON in text bodies is enabled.
             _ => ((Extracted::Nothing, 0..0), TokenLocation::TextBody),
         };
-        (presented, location, span)
+        (extracted, location, span)
     }
 
-    fn are_closed(&self) -> bool {
+    fn are_disabled(&self) -> bool {
         self.form.is_none() && self.json.is_none() && self.text.is_none()
     }
 
-    /// Only if there is a JSON door to go through.
+    /// Returns whether text bodies are checked for JSON. This requires the JSON location.
     fn sniffs(&self) -> bool {
         self.sniff && self.json.is_some()
     }

@@ -1,14 +1,15 @@
+//! Tokens in form bodies.
 use super::query::{Escapes, one_value};
 use super::{Extracted, TokenSyntax};
 
-/// The token of a form field (RFC 6750, section 2.2), in a body of `application/x-www-form-urlencoded`.
+/// Reads the token of a form field (RFC 6750, section 2.2) in an `application/x-www-form-urlencoded` body.
 ///
 /// # Rules
 ///
 /// 1. Fields are separated by `&`, never by `;`. A name without `=` has an empty value.
-/// 2. `+` is a space, then names and values are percent-decoded once; a broken escape stays as it is.
-/// 3. More than one such field is [`Extracted::Ambiguous`], an empty one [`Extracted::Malformed`].
-/// 4. Bytes outside of ASCII in other fields do not matter.
+/// 2. `+` is a space. Then names and values are percent-decoded once. A broken escape is kept as it is.
+/// 3. More than one such field is [`Extracted::Ambiguous`]. An empty field is [`Extracted::Malformed`].
+/// 4. Other fields may contain non-ASCII bytes.
 ///
 /// ```
 /// use tollgate::extract::{Extracted, TokenSyntax, form};

@@ -1,18 +1,19 @@
+//! Tokens in header fields: `Authorization` and API keys.
 use http::{HeaderMap, HeaderName, header};
 
 use super::{Extracted, InvalidRequest, TokenSyntax, is_tchar, is_token};
 use crate::token::BearerToken;
 
-/// The token of the `Authorization` header, by RFC 6750, section 2.1, and RFC 9110, section 11.
+/// Reads the token of the `Authorization` header (RFC 6750, section 2.1, and RFC 9110, section 11).
 ///
 /// # Rules
 ///
-/// 1. Bytes, never text: a value that is no UTF-8 is malformed, not missing.
-/// 2. No field line, an empty value or another scheme is [`Extracted::Nothing`]. More than one line, whatever the
-///    schemes, is [`Extracted::Ambiguous`], and so is a comma in Bearer credentials, which is what a proxy makes of two
-///    lines.
-/// 3. Spaces and tabs around the value are not part of it; no other white space is white space.
-/// 4. The scheme is matched without case. One or more spaces (never tabs) follow, then the token, and nothing else.
+/// 1. The value is read as bytes. A value that is not UTF-8 is malformed, not missing.
+/// 2. No field line, an empty value and another scheme are [`Extracted::Nothing`].
+/// 3. More than one line, with any schemes, is [`Extracted::Ambiguous`]. So is a comma in Bearer credentials, because proxies
+///    join two lines with a comma.
+/// 4. Spaces and tabs around the value are removed. Other white space is part of the value.
+/// 5. The scheme is matched without case. One or more spaces (not tabs) and the token follow, and nothing else.
 ///
 /// # ABNF
 ///
@@ -37,18 +38,18 @@ use crate::token::BearerToken;
 /// headers.append(AUTHORIZATION, HeaderValue::from_static("Basic Zm9v"));
 /// assert!(matches!(authorization(&headers, TokenSyntax::default()), Extracted::Ambiguous(_)));
 /// ```
-pub fn authorization(headers: &HeaderMap, form: TokenSyntax) -> Extracted<'_> {
-    one_line(headers, &header::AUTHORIZATION, |value| credentials(value, form))
+pub fn authorization(headers: &HeaderMap, syntax: TokenSyntax) -> Extracted<'_> {
+    one_line(headers, &header::AUTHORIZATION, |value| credentials(value, syntax))
 }
 
-/// The token of a header field of the service's own, such as `X-API-Key`: the whole value, without any scheme.
+/// Reads the token of another header field, such as `X-API-Key`. The whole value is the token, without a scheme.
 ///
 /// # Rules
 ///
-/// 1. No field line is [`Extracted::Nothing`]. An empty value is [`Extracted::Malformed`]: a field of one purpose was
-///    sent for that purpose.
-/// 2. More than one line, or a comma in the value, is [`Extracted::Ambiguous`].
-/// 3. Spaces and tabs around the value are not part of it.
+/// 1. No field line is [`Extracted::Nothing`].
+/// 2. An empty value is [`Extracted::Malformed`], because the field has no other purpose.
+/// 3. More than one line, or a comma in the value, is [`Extracted::Ambiguous`].
+/// 4. Spaces and tabs around the value are removed.
 ///
 /// ```
 /// use http::{HeaderMap, HeaderName, HeaderValue};
@@ -60,48 +61,48 @@ pub fn authorization(headers: &HeaderMap, form: TokenSyntax) -> Extracted<'_> {
 /// let Extracted::Token(token) = api_key(&headers, &name, TokenSyntax::default()) else { panic!() };
 /// assert_eq!(token.expose(), b"k_123");
 /// ```
-pub fn api_key<'a>(headers: &'a HeaderMap, name: &HeaderName, form: TokenSyntax) -> Extracted<'a> {
+pub fn api_key<'a>(headers: &'a HeaderMap, name: &HeaderName, syntax: TokenSyntax) -> Extracted<'a> {
     one_line(headers, name, |value| match value.contains(&b',') {
         true => Extracted::Ambiguous(InvalidRequest::SeveralCredentials),
-        false => Extracted::value(value, form),
+        false => Extracted::value(value, syntax),
     })
 }
 
-/// Looks into a field that may have one line only.
+/// Reads a field that may have only one line.
 fn one_line<'a>(
     headers: &'a HeaderMap,
     name: &HeaderName,
-    look: impl FnOnce(&'a [u8]) -> Extracted<'a>,
+    read: impl FnOnce(&'a [u8]) -> Extracted<'a>,
 ) -> Extracted<'a> {
     let mut lines = headers.get_all(name).iter();
     match (lines.next(), lines.next()) {
         (None, _) => Extracted::Nothing,
-        (Some(line), None) => look(strip_ows(line.as_bytes())),
+        (Some(line), None) => read(strip_ows(line.as_bytes())),
         (Some(_), Some(_)) => Extracted::Ambiguous(InvalidRequest::SeveralCredentials),
     }
 }
 
-/// What follows the scheme, if that is Bearer.
+/// Returns the bytes after the scheme, if the scheme is Bearer.
 fn after_scheme(value: &[u8]) -> Option<&[u8]> {
     const SCHEME: &[u8] = b"bearer";
 
     let (scheme, rest) = value.split_at_checked(SCHEME.len())?;
-    // The scheme ends where no character of an HTTP token follows: `Bearers` is another one.
+    // The scheme ends before the first byte that is not a `tchar`: `Bearers` is another scheme.
     let is_it = scheme.eq_ignore_ascii_case(SCHEME) && !rest.first().is_some_and(|&byte| is_tchar(byte));
     is_it.then_some(rest)
 }
 
-/// Whether `Authorization` has Bearer credentials, of whatever form.
+/// Returns whether `Authorization` has Bearer credentials, well-formed or not.
 pub(crate) fn has_bearer(headers: &HeaderMap) -> bool {
     let mut lines = headers.get_all(header::AUTHORIZATION).iter();
     lines.any(|line| after_scheme(strip_ows(line.as_bytes())).is_some())
 }
 
-fn credentials(value: &[u8], form: TokenSyntax) -> Extracted<'_> {
+fn credentials(value: &[u8], syntax: TokenSyntax) -> Extracted<'_> {
     let Some(rest) = after_scheme(value) else { return Extracted::Nothing };
     let token = &rest[rest.iter().take_while(|&&byte| byte == b' ').count()..];
-    if token.len() < rest.len() && is_token(token, form) {
-        // No alphabet has a comma in it, so that this is not two lines joined.
+    if token.len() < rest.len() && is_token(token, syntax) {
+        // No charset contains a comma, so that these are not two joined lines.
         Extracted::Token(BearerToken::new(token))
     } else if rest.contains(&b',') {
         Extracted::Ambiguous(InvalidRequest::SeveralCredentials)
@@ -110,7 +111,7 @@ fn credentials(value: &[u8], form: TokenSyntax) -> Extracted<'_> {
     }
 }
 
-/// Strips optional white space, SP and HTAB only: `str::trim` would take Unicode's as well.
+/// Strips optional white space: SP and HTAB only. `str::trim` would also strip Unicode white space.
 pub(super) fn strip_ows(mut value: &[u8]) -> &[u8] {
     while let [b' ' | b'\t', rest @ ..] = value {
         value = rest;
@@ -126,15 +127,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_space_stands_between_the_scheme_which_is_bearer_and_the_token() {
-        let form = TokenSyntax::default();
-        assert!(matches!(credentials(b"Bearer /abc", form), Extracted::Token(_)));
-        // No character of a scheme, but one of a token.
-        assert!(matches!(credentials(b"Bearer/abc", form), Extracted::Malformed));
-        assert!(matches!(credentials(b"Bearer\tabc", form), Extracted::Malformed));
-        assert!(matches!(credentials(b"Bearer", form), Extracted::Malformed));
+    fn bearer_scheme_requires_a_space_before_the_token() {
+        let syntax = TokenSyntax::default();
+        assert!(matches!(credentials(b"Bearer /abc", syntax), Extracted::Token(_)));
+        // `/` cannot be in a scheme, but can be in a token.
+        assert!(matches!(credentials(b"Bearer/abc", syntax), Extracted::Malformed));
+        assert!(matches!(credentials(b"Bearer\tabc", syntax), Extracted::Malformed));
+        assert!(matches!(credentials(b"Bearer", syntax), Extracted::Malformed));
         for other in [&b"Bearerabc"[..], b"Bearers abc", b"Digest abc", b"Digest", b"Basic abc", b""] {
-            assert!(matches!(credentials(other, form), Extracted::Nothing));
+            assert!(matches!(credentials(other, syntax), Extracted::Nothing));
         }
     }
 }

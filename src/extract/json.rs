@@ -1,3 +1,4 @@
+//! Tokens in JSON bodies.
 use std::borrow::Cow;
 use std::fmt;
 use std::ops::Range;
@@ -7,18 +8,18 @@ use serde_json::value::RawValue;
 
 use super::{Extracted, InvalidRequest, TokenSyntax};
 
-/// The token of a JSON body: the member of the top-level object with this name (RFC 8259).
+/// Reads the token of a JSON body: the member of the top-level object with this name (RFC 8259).
 ///
 /// # Rules
 ///
-/// 1. The whole body is checked, not only what stands before the member: UTF-8 (one byte order mark at the beginning is
-///    dropped), grammar, escapes, and a depth of 64 at the most. What fails is [`Extracted::Ambiguous`].
-/// 2. The name is compared after unescaping, with case. Members of nested objects do not count.
-/// 3. A second such member, however it is written, is [`Extracted::Ambiguous`]: which of two counts depends on the
-///    parser, and the handler may have another one.
-/// 4. `null`, no such member, a top level that is no object and an empty body are [`Extracted::Nothing`]. Any other value
-///    that is no string is [`Extracted::Ambiguous`]. A string is taken as it is, without trimming.
-/// 5. Numbers are checked and not converted, so that none is too large.
+/// 1. The whole body is checked, not only the part before the member: UTF-8, grammar, escapes, and a nesting depth of at
+///    most 64. One byte order mark at the beginning is dropped. An invalid body is [`Extracted::Ambiguous`].
+/// 2. The name is compared after unescaping, with case. Members of nested objects are ignored.
+/// 3. A second such member is [`Extracted::Ambiguous`], with any escapes: parsers differ in which member they use, and the
+///    handler may use another parser.
+/// 4. `null`, a missing member, a top level that is not an object and an empty body are [`Extracted::Nothing`].
+/// 5. A string is not trimmed. Any other type of value is [`Extracted::Ambiguous`].
+/// 6. Numbers are checked but not converted. No number is too large.
 ///
 /// ```
 /// use tollgate::extract::{Extracted, TokenSyntax, json};
@@ -30,18 +31,18 @@ use super::{Extracted, InvalidRequest, TokenSyntax};
 /// let twice = br#"{"key": "S3cret", "\u006bey": "evil"}"#;
 /// assert!(matches!(json(twice, "key", TokenSyntax::default()), Extracted::Ambiguous(_)));
 /// ```
-pub fn json<'a>(body: &'a [u8], name: &str, form: TokenSyntax) -> Extracted<'a> {
-    locate(body, name, form, MAX_DEPTH).0
+pub fn json<'a>(body: &'a [u8], name: &str, syntax: TokenSyntax) -> Extracted<'a> {
+    locate(body, name, syntax, MAX_DEPTH).0
 }
 
-/// How deep arrays and objects may be nested, unless something else is said.
+/// The default maximum nesting depth of arrays and objects.
 pub(super) const MAX_DEPTH: usize = 64;
 
 /// White space of RFC 8259, section 2.
 const SPACE: [char; 4] = [' ', '\t', '\r', '\n'];
 
-/// Returns whether a body whose type says nothing of JSON begins as an object: `{` after at most one byte order mark and
-/// white space.
+/// Returns whether a body begins with a JSON object: `{` after at most one byte order mark and white space. For bodies whose
+/// content type is not JSON.
 pub(super) fn begins_object(body: &[u8]) -> bool {
     let body = body.strip_prefix(super::BOM).unwrap_or(body);
     let first = body.iter().find(|&&byte| !SPACE.contains(&char::from(byte)));
@@ -51,7 +52,7 @@ pub(super) fn begins_object(body: &[u8]) -> bool {
 pub(super) fn locate<'a>(
     body: &'a [u8],
     name: &str,
-    form: TokenSyntax,
+    syntax: TokenSyntax,
     max_depth: usize,
 ) -> (Extracted<'a>, Range<usize>) {
     let nothing = (Extracted::Nothing, 0..0);
@@ -63,7 +64,7 @@ pub(super) fn locate<'a>(
     if text.is_empty() {
         return nothing;
     }
-    // `serde_json` walks what it skips to any depth, and does not look into escapes there.
+    // `serde_json` skips values of any depth, and does not check escapes in them.
     if let Err(reason) = check_depth_and_pairs(text.as_bytes(), max_depth) {
         return wrong(reason);
     }
@@ -80,16 +81,16 @@ pub(super) fn locate<'a>(
         return wrong(InvalidRequest::NotAString);
     };
     let value = match written.contains('\\') {
-        // It was checked when it was skipped, and nothing in it stands for something else.
+        // The string was checked when it was skipped, and has no escapes.
         false => Cow::Borrowed(written.as_bytes()),
         true => match serde_json::from_str::<String>(raw) {
             Ok(text) => Cow::Owned(text.into_bytes()),
             Err(_) => return wrong(InvalidRequest::InvalidJson),
         },
     };
-    // The slice lies in the body, which is where it is found.
+    // The slice is part of the body.
     let begin = written.as_ptr() as usize - body.as_ptr() as usize;
-    (Extracted::value(value, form), begin..begin + written.len())
+    (Extracted::value(value, syntax), begin..begin + written.len())
 }
 
 fn top_level<'a>(text: &'a str, name: &str) -> serde_json::Result<Member<'a>> {
@@ -101,7 +102,7 @@ fn top_level<'a>(text: &'a str, name: &str) -> serde_json::Result<Member<'a>> {
     parser.end().map(|()| member)
 }
 
-/// What the top level says of the member.
+/// The occurrences of the member in the top-level object.
 enum Member<'a> {
     Absent,
     Once(&'a RawValue),
@@ -135,7 +136,7 @@ impl<'de> Visitor<'de> for TopLevel<'_> {
     }
 }
 
-/// Compares a name after unescaping, without keeping it.
+/// Compares a member name after unescaping, without storing it.
 struct IsName<'n>(&'n str);
 
 impl<'de> DeserializeSeed<'de> for IsName<'_> {
@@ -158,11 +159,11 @@ impl Visitor<'_> for IsName<'_> {
     }
 }
 
-/// Checks what `serde_json` does not check in values that it skips: the depth, and that surrogates come in pairs.
+/// Checks what `serde_json` does not check in skipped values: the depth, and that surrogates come in pairs.
 ///
-/// Reads tokens only as far as it must, to know what is a string. What is no JSON may pass here: it fails next.
+/// Only strings and brackets are recognized. Other invalid JSON passes here, and is rejected by the parser afterwards.
 fn check_depth_and_pairs(text: &[u8], max_depth: usize) -> Result<(), InvalidRequest> {
-    // Alerts have few brackets, and no escapes of that kind.
+    // Most bodies have few brackets and no `\u` escapes.
     let has_units = memchr::memchr_iter(b'\\', text).any(|at| text.get(at + 1) == Some(&b'u'));
     if !has_units && count_opened(text) <= max_depth {
         return Ok(());
@@ -189,14 +190,14 @@ fn check_depth_and_pairs(text: &[u8], max_depth: usize) -> Result<(), InvalidReq
     Ok(())
 }
 
-/// How many brackets and braces are opened, in strings too.
+/// Counts the opening brackets and braces, including those in strings.
 fn count_opened(text: &[u8]) -> usize {
-    // They differ in the bit that is set here. Counted in bytes as far as one can hold, which is several at once.
+    // `[` and `{` differ in the bit 0x20. Sums of up to 255 bytes fit into a `u8`, so that the loop is vectorized.
     let in_chunk = |chunk: &[u8]| chunk.iter().fold(0_u8, |count, &byte| count + u8::from(byte | 0x20 == b'{'));
     text.chunks(255).map(|chunk| usize::from(in_chunk(chunk))).sum()
 }
 
-/// The place after the quote that ends a string, if there is one and its surrogates come in pairs.
+/// Returns the position after the closing quote of a string, if there is one and the surrogates come in pairs.
 fn end_of_string(text: &[u8], mut at: usize) -> Option<usize> {
     loop {
         at += memchr::memchr2(b'"', b'\\', &text[at..])?;
@@ -210,13 +211,13 @@ fn end_of_string(text: &[u8], mut at: usize) -> Option<usize> {
             },
             Some(0xdc00..=0xdfff) => return None,
             Some(_) => at += 6,
-            // Another escape: two bytes, unless the text ends here.
+            // Any other escape has two bytes, unless the text ends here.
             None => at = (at + 2).min(text.len()),
         }
     }
 }
 
-/// The UTF-16 code unit of an escape `\uXXXX` at this place.
+/// Returns the UTF-16 code unit of a `\uXXXX` escape at this position.
 fn unit(text: &[u8], at: usize) -> Option<u32> {
     let digits = text.get(at..at + 6)?.strip_prefix(b"\\u")?;
     digits.iter().try_fold(0, |unit, &digit| Some(unit << 4 | char::from(digit).to_digit(16)?))
@@ -227,7 +228,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_opened_is_counted_and_nothing_else() {
+    fn only_opening_brackets_and_braces_are_counted() {
         for (text, count) in [("", 0), ("{[]}", 2), (r#"{"a":"[;{"}"#, 3), ("\u{15b}[", 1)] {
             assert_eq!(count_opened(text.as_bytes()), count, "{text}");
             assert_eq!(count_opened(text.repeat(1_000).as_bytes()), count * 1_000, "{text}");

@@ -1,22 +1,21 @@
-//! The first station: find the caller's token.
+//! Token extraction, the first step of the pipeline: finds the token in a request.
 //!
-//! Each place where a token can be is a *location*; one that a gate looks into is an open *door*. A parser is a function
-//! of bytes: total and linear, so that it can be fuzzed alone. What the doors hold is combined by one rule: a request
-//! carries one credential.
+//! A *token location* is a place in a request where a token can be. Each parser is a function of bytes. It accepts any input
+//! and runs in linear time, so that it can be fuzzed alone.
 //!
 //! # Rules
 //!
-//! 1. Presence counts: an empty or malformed token is presented, and refused, not absent.
-//! 2. Where it cannot be told which token is meant, the request is wrong (`invalid_request`), even if all are equal.
-//! 3. A closed door is not looked into: what is behind it neither counts nor hurts.
+//! 1. A request has exactly one credential. An empty or malformed token counts as a credential, and is rejected.
+//! 2. If several credentials are found, the request is invalid (`invalid_request`), even if all are equal.
+//! 3. Locations that are not enabled are ignored.
 
 use std::borrow::Cow;
 
 #[cfg(feature = "body")]
 pub(crate) mod body;
-mod doors;
 #[cfg(feature = "body")]
 mod form;
+mod head;
 mod header;
 #[cfg(feature = "body")]
 mod json;
@@ -25,9 +24,9 @@ mod query;
 mod text;
 mod websocket;
 
-pub use doors::TokenLocationError;
 #[cfg(feature = "body")]
 pub use form::form;
+pub use head::TokenLocationError;
 pub use header::{api_key, authorization};
 #[cfg(feature = "body")]
 pub use json::json;
@@ -36,74 +35,106 @@ pub use query::query;
 pub use text::text;
 pub use websocket::websocket;
 
-pub(crate) use doors::{HeadDoors, door_name, open};
+pub(crate) use head::{HeadLocations, enable, location_name};
 pub(crate) use header::has_bearer;
-pub(crate) use query::{has_query_door, without_parameter};
+pub(crate) use query::{allows_query_token, without_parameter};
 pub(crate) use websocket::without_token;
 
 pub use crate::rejection::invalid_request::InvalidRequest;
 use crate::token::{BearerToken, TokenLocation};
 
-/// Which bytes make a token.
+/// The set of bytes that a token may contain.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum TokenCharset {
     /// `b64token` of RFC 6750, section 2.1: letters, digits, `-._~+/`, then any number of `=`.
     #[default]
     B64Token,
-    /// All visible ASCII but `,` `"` and `\`: for RFC 8959 (`secret-token:`) and for keys that were issued long ago.
+    /// All visible ASCII characters except `,`, `"` and `\`: for RFC 8959 (`secret-token:`) and for existing keys.
     Lenient,
 }
 
-/// The form of tokens, the same for all carriers.
+/// The syntax of tokens: the allowed bytes and the maximum length. It is the same for all token locations.
+///
+/// ```
+/// use tollgate::extract::{TokenCharset, TokenSyntax};
+///
+/// let syntax = TokenSyntax::default().with_charset(TokenCharset::Lenient).with_max_len(256);
+/// assert_eq!((syntax.charset(), syntax.max_len()), (TokenCharset::Lenient, 256));
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TokenSyntax {
-    /// The bytes that may be in it.
-    pub alphabet: TokenCharset,
-    /// The most bytes that it may have. More are refused before anything is hashed.
-    pub max_len: usize,
+    charset: TokenCharset,
+    max_len: usize,
 }
 
 impl TokenSyntax {
-    /// The most bytes of a token unless something else is said.
+    /// The default maximum length of a token, in bytes.
     pub const DEFAULT_MAX_LEN: usize = 8_192;
+
+    /// Sets the bytes that a token may contain. Default: [`TokenCharset::B64Token`].
+    #[must_use]
+    pub const fn with_charset(self, charset: TokenCharset) -> Self {
+        Self { charset, ..self }
+    }
+
+    /// Sets the maximum length of a token, in bytes. Default: [`DEFAULT_MAX_LEN`](Self::DEFAULT_MAX_LEN).
+    ///
+    /// Longer tokens are rejected before they are hashed.
+    #[must_use]
+    pub const fn with_max_len(self, max_len: usize) -> Self {
+        Self { max_len, ..self }
+    }
+
+    /// Returns the bytes that a token may contain.
+    #[must_use]
+    pub const fn charset(self) -> TokenCharset {
+        self.charset
+    }
+
+    /// Returns the maximum length of a token, in bytes.
+    #[must_use]
+    pub const fn max_len(self) -> usize {
+        self.max_len
+    }
 }
 
 impl Default for TokenSyntax {
     fn default() -> Self {
-        Self { alphabet: TokenCharset::default(), max_len: Self::DEFAULT_MAX_LEN }
+        Self { charset: TokenCharset::default(), max_len: Self::DEFAULT_MAX_LEN }
     }
 }
 
-/// What a location holds.
+/// The result of reading one token location.
 #[derive(Debug)]
+#[non_exhaustive]
 pub enum Extracted<'a> {
-    /// Nothing that this location is about.
+    /// No credential.
     Nothing,
     /// A well-formed token.
     Token(BearerToken<'a>),
-    /// A credential, but not a well-formed token: refused like an unknown token.
+    /// A credential that is not a well-formed token. It is rejected like an unknown token.
     Malformed,
-    /// The request is wrong, for this reason: it has more than one credential, or a body that cannot be parsed.
+    /// An invalid request: it has more than one credential, or a body that cannot be parsed.
     Ambiguous(InvalidRequest),
 }
 
 impl<'a> Extracted<'a> {
-    /// A value that some location holds, if it has the form of a token.
-    fn value(bytes: impl Into<Cow<'a, [u8]>>, form: TokenSyntax) -> Self {
+    /// Checks the syntax of a value that a location holds.
+    fn value(bytes: impl Into<Cow<'a, [u8]>>, syntax: TokenSyntax) -> Self {
         let bytes = bytes.into();
-        match is_token(&bytes, form) {
+        match is_token(&bytes, syntax) {
             true => Self::Token(BearerToken::decoded(bytes)),
             false => Self::Malformed,
         }
     }
 
-    /// What two doors hold together, and the location of it.
+    /// Combines the results of two locations, and returns the location of the combined result.
     pub(crate) fn and(self, location: TokenLocation, other: Self, of: TokenLocation) -> (Self, TokenLocation) {
         match (self, other) {
             (this, Self::Nothing) => (this, location),
             (Self::Nothing, other) => (other, of),
-            // The first reason: a client that removes it is told the next.
+            // Only the first reason is reported. A client that fixes it gets the next one.
             (Self::Ambiguous(reason), _) | (_, Self::Ambiguous(reason)) => (Self::Ambiguous(reason), location),
             _ => (Self::Ambiguous(InvalidRequest::SeveralCredentials), location),
         }
@@ -114,7 +145,7 @@ impl<'a> Extracted<'a> {
 #[cfg(feature = "body")]
 const BOM: &[u8] = b"\xef\xbb\xbf";
 
-/// `b64token` without its padding. Written without branches, so that the compiler checks many bytes at once.
+/// Returns whether the byte is in `b64token`, without its padding. It has no branches, so that the compiler vectorizes it.
 const fn is_b64(byte: u8) -> bool {
     is_alphanumeric(byte)
         | (byte == b'-')
@@ -133,7 +164,7 @@ const fn is_alphanumeric(byte: u8) -> bool {
     ((byte | 0x20).wrapping_sub(b'a') < 26) | (byte.wrapping_sub(b'0') < 10)
 }
 
-/// RFC 9110, section 5.6.2.
+/// Returns whether the byte is a `tchar` (RFC 9110, section 5.6.2).
 const fn is_tchar(byte: u8) -> bool {
     is_alphanumeric(byte)
         || matches!(
@@ -142,12 +173,12 @@ const fn is_tchar(byte: u8) -> bool {
         )
 }
 
-/// Whether the bytes are a token of this form.
-fn is_token(bytes: &[u8], form: TokenSyntax) -> bool {
-    if bytes.is_empty() || bytes.len() > form.max_len {
+/// Returns whether the bytes are a token of this syntax.
+fn is_token(bytes: &[u8], syntax: TokenSyntax) -> bool {
+    if bytes.is_empty() || bytes.len() > syntax.max_len {
         return false;
     }
-    match form.alphabet {
+    match syntax.charset {
         TokenCharset::B64Token => {
             let padding = bytes.iter().rev().take_while(|&&byte| byte == b'=').count();
             let body = &bytes[..bytes.len() - padding];
@@ -157,12 +188,12 @@ fn is_token(bytes: &[u8], form: TokenSyntax) -> bool {
     }
 }
 
-/// Like `Iterator::all`, but to the end in any case, 16 bytes at a time: nearly all tokens are well-formed, and longer.
+/// Works like `Iterator::all`, but in blocks of 16 bytes and without an early exit: nearly all tokens are well-formed.
 #[inline]
 fn all(bytes: &[u8], is: impl Fn(u8) -> bool) -> bool {
     let wrong = |chunk: &[u8; 16]| chunk.iter().fold(0, |wrong, &byte| wrong | u8::from(!is(byte)));
     match bytes.last_chunk() {
-        // The last 16 overlap those before, if the length is no multiple.
+        // The last block overlaps the previous one if the length is not a multiple of 16.
         Some(last) => {
             let chunks = bytes.chunks_exact(16).map(|chunk| chunk.first_chunk().map_or(1, &wrong));
             chunks.fold(wrong(last), |all, wrong| all | wrong) == 0
@@ -176,7 +207,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_classes_are_the_grammar() {
+    fn byte_classes_match_the_grammar() {
         for byte in 0..=u8::MAX {
             let alphanumeric = byte.is_ascii_alphanumeric();
             assert_eq!(is_b64(byte), alphanumeric || b"-._~+/".contains(&byte), "b64 {byte:#x}");
@@ -186,21 +217,21 @@ mod tests {
     }
 
     #[test]
-    fn the_form_bounds_a_token() {
-        let form = TokenSyntax { max_len: 4, ..TokenSyntax::default() };
+    fn token_syntax_limits_length_and_bytes() {
+        let syntax = TokenSyntax::default().with_max_len(4);
         for (token, expected) in
             [("", false), ("a", true), ("abcd", true), ("abcde", false), ("ab==", true), ("=", false), ("a=b", false)]
         {
-            assert_eq!(is_token(token.as_bytes(), form), expected, "{token}");
+            assert_eq!(is_token(token.as_bytes(), syntax), expected, "{token}");
         }
-        let lenient = TokenSyntax { alphabet: TokenCharset::Lenient, ..TokenSyntax::default() };
+        let lenient = TokenSyntax::default().with_charset(TokenCharset::Lenient);
         for (token, expected) in [("a:b%20", true), ("=", true), ("a b", false), ("a,b", false), ("caf\u{e9}", false)] {
             assert_eq!(is_token(token.as_bytes(), lenient), expected, "{token}");
         }
     }
 
     #[test]
-    fn a_wrong_byte_is_found_wherever_it_is_and_two_are_as_well() {
+    fn one_or_two_invalid_bytes_are_found_at_any_position() {
         for len in 1..50 {
             let good = vec![b'a'; len];
             assert!(is_token(&good, TokenSyntax::default()), "{len}");

@@ -1,3 +1,4 @@
+//! Tokens in the query.
 use std::borrow::Cow;
 
 use http::{Method, Uri};
@@ -5,14 +6,14 @@ use percent_encoding::percent_decode;
 
 use super::{Extracted, InvalidRequest, TokenSyntax};
 
-/// The token of a query parameter (RFC 6750, section 2.3), of `GET` and `HEAD` requests.
+/// Reads the token of a query parameter (RFC 6750, section 2.3) of a `GET` or `HEAD` request.
 ///
 /// # Rules
 ///
 /// 1. Parameters are separated by `&`, never by `;`. A name without `=` has an empty value.
-/// 2. Names and values are percent-decoded once; a broken escape stays as it is. `+` is a plus: RFC 6750 cites RFC 3986
-///    for the query, which knows no other meaning, and no token has a space in it.
-/// 3. More than one such parameter is [`Extracted::Ambiguous`], an empty one [`Extracted::Malformed`].
+/// 2. Names and values are percent-decoded once. A broken escape is kept as it is.
+/// 3. `+` is a plus sign: RFC 6750 refers to RFC 3986 for the query, which gives it no other meaning.
+/// 4. More than one such parameter is [`Extracted::Ambiguous`]. An empty parameter is [`Extracted::Malformed`].
 ///
 /// ```
 /// use http::{Method, Uri};
@@ -22,23 +23,23 @@ use super::{Extracted, InvalidRequest, TokenSyntax};
 /// let Extracted::Token(token) = query(&Method::GET, &uri, "access_token", TokenSyntax::default()) else { panic!() };
 /// assert_eq!(token.expose(), b"mF_9.B5f-4.1JqM");
 /// ```
-pub fn query<'a>(method: &Method, uri: &'a Uri, name: &str, form: TokenSyntax) -> Extracted<'a> {
+pub fn query<'a>(method: &Method, uri: &'a Uri, name: &str, syntax: TokenSyntax) -> Extracted<'a> {
     match uri.query() {
-        Some(query) if has_query_door(method) => one_value(query.as_bytes(), name, Escapes::Percent, form).0,
+        Some(query) if allows_query_token(method) => one_value(query.as_bytes(), name, Escapes::Percent, syntax).0,
         _ => Extracted::Nothing,
     }
 }
 
-/// Whether requests of this method can have a token in the query.
-pub(crate) fn has_query_door(method: &Method) -> bool {
+/// Returns whether requests of this method may have a token in the query.
+pub(crate) fn allows_query_token(method: &Method) -> bool {
     matches!(*method, Method::GET | Method::HEAD)
 }
 
-/// How names and values are escaped.
+/// The escapes of names and values.
 #[derive(Clone, Copy)]
 pub(super) enum Escapes {
     Percent,
-    /// `+` is a space besides.
+    /// Percent-encoding, and `+` for a space.
     #[cfg(feature = "body")]
     Form,
 }
@@ -52,10 +53,10 @@ impl Escapes {
         }
     }
 
-    /// The same byte by byte, so that no name of a field costs an allocation, whatever its sender wrote.
+    /// Decodes byte by byte, so that comparing a name never allocates.
     fn decoded(self, bytes: &[u8]) -> impl Iterator<Item = u8> {
         let is_space = move |&byte: &u8| byte == b'+' && !matches!(self, Self::Percent);
-        // No escape has a `+` in it.
+        // A percent escape contains no `+`.
         bytes.split(is_space).enumerate().flat_map(|(at, part)| {
             let space = (at > 0).then_some(b' ');
             space.into_iter().chain(percent_decode(part))
@@ -63,12 +64,12 @@ impl Escapes {
     }
 }
 
-/// The value of the only pair with this name, and where it stands.
+/// Returns the value of the only pair with this name, and its range.
 pub(super) fn one_value<'a>(
     pairs: &'a [u8],
     name: &str,
     escapes: Escapes,
-    form: TokenSyntax,
+    syntax: TokenSyntax,
 ) -> (Extracted<'a>, std::ops::Range<usize>) {
     let mut found = None;
     let mut at = 0;
@@ -89,7 +90,7 @@ pub(super) fn one_value<'a>(
     }
     match found {
         None => (Extracted::Nothing, 0..0),
-        Some((value, span)) => (Extracted::value(escapes.decode(value), form), span),
+        Some((value, span)) => (Extracted::value(escapes.decode(value), syntax), span),
     }
 }
 
@@ -100,7 +101,7 @@ fn split_pair(pair: &[u8]) -> (&[u8], &[u8]) {
     }
 }
 
-/// The same target without this parameter, for handlers and logs that must not see it.
+/// Returns the URI without this parameter, for handlers and logs.
 pub(crate) fn without_parameter(uri: &Uri, name: &str) -> Option<Uri> {
     let kept: Vec<&str> = uri
         .query()?

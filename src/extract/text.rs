@@ -1,15 +1,17 @@
+//! Tokens in text bodies.
 use super::{Extracted, InvalidRequest, TokenSyntax};
 
-/// The token of a text body of `name=value;` fields, as CrossTrade's webhook takes it.
+/// Reads the token of a text body of `name=value;` fields, the format of CrossTrade's webhooks.
 ///
 /// # Rules
 ///
-/// 1. The body is UTF-8, or else [`Extracted::Ambiguous`]. One byte order mark at the beginning is dropped.
-/// 2. Fields are separated by `;` only; line ends are white space. Each is split at its first `=`; spaces, tabs and line
-///    ends around name and value are not part of them. The last field needs no `;`.
-/// 3. The name is matched without case, the value is taken as it is: no escapes, no quotes.
-/// 4. A second such field, or one without `=`, is [`Extracted::Ambiguous`]: alert texts have placeholders, and what fills
-///    one could hold a field of its own. An empty value is [`Extracted::Malformed`].
+/// 1. A body that is not UTF-8 is [`Extracted::Ambiguous`]. One byte order mark at the beginning is dropped.
+/// 2. Fields are separated by `;` only. The last field needs no `;`. A field is split at its first `=`.
+/// 3. Spaces, tabs and line ends around a name or value are removed.
+/// 4. The name is matched without case. The value has no escapes and no quotes.
+/// 5. A second such field, or one without `=`, is [`Extracted::Ambiguous`]: alert texts have placeholders, and the text that
+///    replaces one could contain a field.
+/// 6. An empty value is [`Extracted::Malformed`].
 ///
 /// ```
 /// use tollgate::extract::{Extracted, TokenSyntax, text};
@@ -21,11 +23,11 @@ use super::{Extracted, InvalidRequest, TokenSyntax};
 /// let injected = b"key=S3cret; comment=;key=evil;";
 /// assert!(matches!(text(injected, "key", TokenSyntax::default()), Extracted::Ambiguous(_)));
 /// ```
-pub fn text<'a>(body: &'a [u8], name: &str, form: TokenSyntax) -> Extracted<'a> {
-    locate(body, name, form).0
+pub fn text<'a>(body: &'a [u8], name: &str, syntax: TokenSyntax) -> Extracted<'a> {
+    locate(body, name, syntax).0
 }
 
-pub(super) fn locate<'a>(body: &'a [u8], name: &str, form: TokenSyntax) -> (Extracted<'a>, std::ops::Range<usize>) {
+pub(super) fn locate<'a>(body: &'a [u8], name: &str, syntax: TokenSyntax) -> (Extracted<'a>, std::ops::Range<usize>) {
     if std::str::from_utf8(body).is_err() {
         return (Extracted::Ambiguous(InvalidRequest::InvalidUtf8), 0..0);
     }
@@ -34,7 +36,7 @@ pub(super) fn locate<'a>(body: &'a [u8], name: &str, form: TokenSyntax) -> (Extr
     for field in body.split(|&byte| byte == b';') {
         let begin = at;
         at += field.len() + 1;
-        // The mark can stand at the beginning only, which is where the first field begins.
+        // Only the first field can begin with the mark.
         let field = if begin == 0 { field.strip_prefix(super::BOM).unwrap_or(field) } else { field };
         let (own, value) = match field.iter().position(|&byte| byte == b'=') {
             Some(equals) => (&field[..equals], Some(&field[equals + 1..])),
@@ -56,11 +58,11 @@ pub(super) fn locate<'a>(body: &'a [u8], name: &str, form: TokenSyntax) -> (Extr
     }
     match found {
         None => (Extracted::Nothing, 0..0),
-        Some((value, span)) => (Extracted::value(value, form), span),
+        Some((value, span)) => (Extracted::value(value, syntax), span),
     }
 }
 
-/// Whether a field can have this name.
+/// Returns whether a field can have this name.
 pub(super) fn is_name(name: &str) -> bool {
     let bytes = name.as_bytes();
     trim(bytes) == bytes && !bytes.starts_with(super::BOM) && !bytes.iter().any(|byte| b"=;".contains(byte))

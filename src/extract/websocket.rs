@@ -1,3 +1,4 @@
+//! Tokens in the sub-protocols of WebSocket handshakes.
 use base64::prelude::{BASE64_URL_SAFE_NO_PAD, Engine as _};
 use http::{HeaderMap, HeaderValue, Method, Version, header};
 
@@ -5,17 +6,19 @@ use super::header::strip_ows;
 use super::{Extracted, InvalidRequest, TokenSyntax};
 use crate::request_head::RequestHead;
 
-/// The token among the sub-protocols that a WebSocket client offers, where scripts in browsers can put one.
+/// Reads the token from the sub-protocols that a WebSocket client offers. Scripts in browsers can set these.
 ///
 /// # Rules
 ///
-/// 1. Only requests that open a WebSocket: `GET` with `Upgrade: websocket`, or an extended `CONNECT` of HTTP/2 or
-///    HTTP/3 (RFC 8441).
-/// 2. One item of all `Sec-WebSocket-Protocol` lines begins with the prefix; the rest of it is the token in base64url
-///    without padding, since sub-protocols are HTTP tokens. A second such item, one that cannot be decoded, and a client
-///    that offers no other protocol are [`Extracted::Ambiguous`]. What decodes to no token is [`Extracted::Malformed`].
+/// 1. Only WebSocket handshakes are read: `GET` with `Upgrade: websocket`, or extended `CONNECT` over HTTP/2 or HTTP/3
+///    (RFC 8441).
+/// 2. The sub-protocol with the prefix holds the token, in base64url without padding, because sub-protocols are HTTP tokens.
+///    All `Sec-WebSocket-Protocol` lines are read.
+/// 3. A second sub-protocol with the prefix, and one that cannot be decoded, are [`Extracted::Ambiguous`]. So is a client that
+///    offers no other sub-protocol.
+/// 4. A decoded value that is not a token is [`Extracted::Malformed`].
 ///
-/// The gate removes the item, so that no server can choose it, and send it back.
+/// The gate removes the sub-protocol with the token, so that no server can select it and send it back.
 ///
 /// ```
 /// use http::Request;
@@ -32,7 +35,7 @@ use crate::request_head::RequestHead;
 /// assert_eq!(token.expose(), b"tok-1");
 /// # Ok::<_, http::Error>(())
 /// ```
-pub fn websocket<'a>(head: &RequestHead<'a>, prefix: &str, form: TokenSyntax) -> Extracted<'a> {
+pub fn websocket<'a>(head: &RequestHead<'a>, prefix: &str, syntax: TokenSyntax) -> Extracted<'a> {
     if !opens_websocket(head) {
         return Extracted::Nothing;
     }
@@ -47,7 +50,7 @@ pub fn websocket<'a>(head: &RequestHead<'a>, prefix: &str, form: TokenSyntax) ->
     }
     match found.map(|encoded| BASE64_URL_SAFE_NO_PAD.decode(encoded)) {
         None => Extracted::Nothing,
-        Some(Ok(token)) if others > 0 => Extracted::value(token, form),
+        Some(Ok(token)) if others > 0 => Extracted::value(token, syntax),
         Some(Ok(_)) => Extracted::Ambiguous(InvalidRequest::OnlyTokenProtocol),
         Some(Err(_)) => Extracted::Ambiguous(InvalidRequest::EncodedToken),
     }
@@ -58,13 +61,13 @@ fn opens_websocket(head: &RequestHead<'_>) -> bool {
         Method::GET => head.headers.get_all(header::UPGRADE).iter().any(|value| {
             value.as_bytes().split(|&byte| byte == b',').any(|item| strip_ows(item).eq_ignore_ascii_case(b"websocket"))
         }),
-        // `:protocol` is out of reach here, but HTTP/1 has no CONNECT with sub-protocols.
+        // `:protocol` cannot be read here. `CONNECT` over HTTP/1 has no sub-protocols.
         Method::CONNECT => matches!(head.version, Version::HTTP_2 | Version::HTTP_3),
         _ => false,
     }
 }
 
-/// All items of all lines, without empty ones.
+/// Returns the items of all lines, without empty ones.
 fn items(headers: &HeaderMap) -> impl Iterator<Item = &[u8]> {
     headers
         .get_all(header::SEC_WEBSOCKET_PROTOCOL)
@@ -74,13 +77,13 @@ fn items(headers: &HeaderMap) -> impl Iterator<Item = &[u8]> {
         .filter(|item| !item.is_empty())
 }
 
-/// Removes the token from the protocols that are offered.
+/// Removes the token from the offered sub-protocols.
 pub(crate) fn without_token(headers: &mut HeaderMap, prefix: &str) {
     if !items(headers).any(|item| item.starts_with(prefix.as_bytes())) {
         return;
     }
     let kept: Vec<&[u8]> = items(headers).filter(|item| !item.starts_with(prefix.as_bytes())).collect();
-    // Parts of values, joined by a comma, are a value.
+    // Parts of valid values, joined by a comma, are a valid value.
     let kept = HeaderValue::from_bytes(&kept.join(&b", "[..]));
     match kept {
         Ok(value) if !value.is_empty() => _ = headers.insert(header::SEC_WEBSOCKET_PROTOCOL, value),

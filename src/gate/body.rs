@@ -15,7 +15,7 @@ use super::service::NotAsked;
 use super::settings::Shared;
 use super::unlimited::Unlimited;
 use crate::extract::Extracted;
-use crate::extract::body::Door;
+use crate::extract::body::BodyLocation;
 use crate::limit::Limiter;
 use crate::pending::timeout::BoxSleep;
 use crate::rejection::protocol::BodyRead;
@@ -64,7 +64,7 @@ where
         let shared = &*self.shared;
         let step = match shared.preflight(&mut request) {
             Some(pass) => pass,
-            None => match self.doors.doors.fitting(&RequestHead::of(&request)) {
+            None => match self.doors.doors.location_for(&RequestHead::of(&request)) {
                 Ok(Some(door)) => return self.read(door, request),
                 Ok(None) => {
                     let (presented, location) = shared.look(&request);
@@ -80,7 +80,7 @@ where
 }
 
 impl<S: Clone, T, L, R> BodyAuthService<S, T, L, R> {
-    fn read<ReqB, ResB>(&mut self, door: Door, request: Request<ReqB>) -> BodyAuthFuture<S, ReqB, T, L, R, ResB>
+    fn read<ReqB, ResB>(&mut self, door: BodyLocation, request: Request<ReqB>) -> BodyAuthFuture<S, ReqB, T, L, R, ResB>
     where
         S: Service<Request<ReplayBody<ReqB>>, Response = Response<ResB>>,
         T: TokenStore,
@@ -157,7 +157,7 @@ pin_project_lite::pin_project! {
         read: Read,
         // Most bodies come in one piece and are there at the first look: for those no timer is started.
         deadline: Option<BoxSleep>,
-        door: Door,
+        door: BodyLocation,
         rest: Option<(S, request::Parts)>,
         shared: Arc<Shared<T, L, R>>,
         doors: Arc<BodyTokens>,
@@ -303,7 +303,7 @@ where
                 request.extensions_mut().insert(BodyRead);
                 let (in_head, carrier_in_head) = shared.look(&request);
                 let body = request.body().as_bytes();
-                let (in_body, carrier_in_body, span) = this.doors.doors.look(*this.door, body, shared.settings.form);
+                let (in_body, carrier_in_body, span) = this.doors.doors.extract(*this.door, body, shared.settings.form);
                 let is_in_body = matches!(in_body, Extracted::Token(_));
                 let (presented, location) = in_head.and(carrier_in_head, in_body, carrier_in_body);
                 let asked = shared.ask(presented, location);

@@ -2,7 +2,7 @@ use std::fmt;
 use std::time::Duration;
 
 use crate::extract::body::BodyTokens as Doors;
-use crate::extract::{TokenLocationError, door_name, open};
+use crate::extract::{TokenLocationError, enable, location_name};
 use crate::pending::timeout::{Sleep, Timeout};
 
 /// The doors in the body: for callers who cannot set headers, such as TradingView's webhooks.
@@ -67,7 +67,7 @@ impl BodyTokens {
     ///
     /// If the name is empty, or the door is open already.
     pub fn with_json(mut self, member: &str) -> Result<Self, TokenLocationError> {
-        open(&mut self.doors.json, door_name(member)?)?;
+        enable(&mut self.doors.json, location_name(member)?)?;
         Ok(self)
     }
 
@@ -79,7 +79,7 @@ impl BodyTokens {
     /// If no field can have this name (it is empty, has `=` or `;` in it, or white space around it), or the door is open
     /// already.
     pub fn with_text(mut self, field: &str) -> Result<Self, TokenLocationError> {
-        self.doors.open_text(field)?;
+        self.doors.enable_text(field)?;
         Ok(self)
     }
 
@@ -90,7 +90,7 @@ impl BodyTokens {
     ///
     /// If the name is empty, or the door is open already.
     pub fn with_form(mut self, field: &str) -> Result<Self, TokenLocationError> {
-        open(&mut self.doors.form, door_name(field)?)?;
+        enable(&mut self.doors.form, location_name(field)?)?;
         Ok(self)
     }
 

@@ -11,15 +11,15 @@ use super::settings::Shared;
 use super::throttle::ended;
 use crate::caller::{CurrentGrant, Unauthenticated};
 use crate::limit::{Attempt, Limiter};
-use crate::observe::{self, LookedUp, Timer};
+use crate::observe::{self, LookupOutcome, Timer};
 use crate::pending::answer::Answer;
 use crate::pending::timeout::BoxSleep;
 use crate::quota::decision::Decision;
 use crate::rejection::Rejection;
 use crate::rejection::store_error::StoreError;
-use crate::rejection::terms::Terms;
+use crate::rejection::terms::Challenges;
 use crate::request_head::RequestHead;
-use crate::respond::ratelimit::Advert;
+use crate::respond::ratelimit::LimitHeaders;
 use crate::respond::{Respond, keep_private};
 use crate::store::TokenStore;
 use crate::token::{Credential, TokenLocation};
@@ -27,7 +27,7 @@ use crate::token::{Credential, TokenLocation};
 /// Where a request stands after a station.
 pub(super) enum Step<T: TokenStore, L: Limiter> {
     /// The caller is in the request's extensions.
-    Admit(TokenLocation, Option<Advert>),
+    Admit(TokenLocation, Option<LimitHeaders>),
     Refuse(Rejection),
     Wait(Wait<T::Future, L::Future>),
 }
@@ -36,7 +36,7 @@ pub(super) enum Step<T: TokenStore, L: Limiter> {
 pub(super) enum Caller {
     Known(CurrentGrant),
     /// With how the gate speaks, for a handler that wants a grant after all.
-    Unauthenticated(Unauthenticated, Arc<Terms>),
+    Unauthenticated(Unauthenticated, Arc<Challenges>),
     /// The request came through a gate before: its extensions have the caller. What this layer decided is added.
     Behind(Option<Decision>),
 }
@@ -55,7 +55,7 @@ impl Caller {
     pub(super) fn enter<T: TokenStore, L: Limiter, B>(
         self,
         request: &mut Request<B>,
-        advert: Option<Advert>,
+        advert: Option<LimitHeaders>,
     ) -> Step<T, L> {
         let extensions = request.extensions_mut();
         // Where there is no token, or another gate has seen to it, nothing is left to do for the location.
@@ -119,7 +119,7 @@ pin_project_lite::pin_project! {
         L: Limiter,
     {
         Refused { response: Option<Response<ResB>> },
-        Running { #[pin] future: S::Future, advert: Option<Advert>, location: TokenLocation },
+        Running { #[pin] future: S::Future, advert: Option<LimitHeaders>, location: TokenLocation },
         Parked { parked: Pin<Box<Parked<S, ReqB, T, L, R>>> },
     }
 }
@@ -166,7 +166,7 @@ where
     }
 
     #[inline]
-    fn run(inner: &mut S, request: Request<ReqB>, location: TokenLocation, advert: Option<Advert>) -> Self {
+    fn run(inner: &mut S, request: Request<ReqB>, location: TokenLocation, advert: Option<LimitHeaders>) -> Self {
         Self { state: State::Running { future: inner.call(request), advert, location } }
     }
 
@@ -238,14 +238,14 @@ impl<S, ReqB, T: TokenStore, L: Limiter, R> Parked<S, ReqB, T, L, R> {
             WaitProj::Lookup { future, deadline, credential, timer, attempt } => match future.poll(cx) {
                 Poll::Ready(found) => {
                     let found = found.map_err(StoreError::new);
-                    timer.looked_up(LookedUp::by(&found));
+                    timer.record_lookup(LookupOutcome::by(&found));
                     let Some((_, request)) = parked.rest else { completed() };
                     Poll::Ready(parked.shared.looked_up(found, *credential, attempt.take(), request))
                 }
                 Poll::Pending => {
                     let Some(sleep) = deadline else { return Poll::Pending };
                     ready!(sleep.as_mut().poll(cx));
-                    timer.looked_up(LookedUp::Deadline);
+                    timer.record_lookup(LookupOutcome::Deadline);
                     let timeout = parked.shared.settings.timeout.as_ref();
                     let deadline = timeout.map(|timeout| timeout.duration).unwrap_or_default();
                     let rejection = Rejection::unavailable(StoreError::deadline(deadline));

@@ -8,11 +8,11 @@ use tower_layer::Layer;
 use super::service::AuthService;
 use super::settings::{Settings, Shared, WallClock};
 use super::unlimited::Unlimited;
-use crate::extract::{HeadDoors, TokenCharset, TokenLocationError, TokenSyntax, door_name, open};
+use crate::extract::{HeadLocations, TokenCharset, TokenLocationError, TokenSyntax, enable, location_name};
 use crate::limit::{FailureThrottle, Limiter};
 use crate::pending::timeout::{Sleep, Timeout};
 use crate::rejection::Rejection;
-use crate::rejection::terms::Terms;
+use crate::rejection::terms::Challenges;
 use crate::request_head::RequestHead;
 use crate::respond::{Challenge, ChallengeError, ProblemDetails, RateLimitHeaders};
 use crate::store::{ImmediateStore, TokenStore};
@@ -108,7 +108,7 @@ impl<T: TokenStore> AuthLayer<T> {
             anonymous: false,
             preflight: true,
             remove_credentials: false,
-            doors: HeadDoors::default(),
+            doors: HeadLocations::default(),
             wall_clock: WallClock::System,
             throttle: None,
             ratelimit: RateLimitHeaders::default(),
@@ -214,13 +214,13 @@ impl<T, L, R, B> AuthLayer<T, L, R, B> {
     /// The same with another limit than 8192 on the bytes of a token. Longer ones are refused before any hashing.
     #[must_use]
     pub fn with_max_token_len(self, max_len: usize) -> Self {
-        self.map_settings(|settings| settings.form.max_len = max_len)
+        self.map_settings(|settings| settings.form = settings.form.with_max_len(max_len))
     }
 
     /// The same with another alphabet of tokens.
     #[must_use]
     pub fn with_charset(self, alphabet: TokenCharset) -> Self {
-        self.map_settings(|settings| settings.form.alphabet = alphabet)
+        self.map_settings(|settings| settings.form = settings.form.with_charset(alphabet))
     }
 
     /// The same, and a request that presents nothing goes on as [anonymous](crate::Unauthenticated::Anonymous).
@@ -263,7 +263,7 @@ impl<T, L, R, B> AuthLayer<T, L, R, B> {
     /// Open another door, or nobody gets in. Who presents nothing is still asked for Bearer.
     #[must_use]
     pub fn without_authorization_header(self) -> Self {
-        self.map_settings(|settings| settings.doors.authorization_closed = true)
+        self.map_settings(|settings| settings.doors.authorization_disabled = true)
     }
 
     /// The same, and a token is also taken from this header field, such as `X-API-Key`. It holds nothing but the token.
@@ -284,7 +284,7 @@ impl<T, L, R, B> AuthLayer<T, L, R, B> {
     ///
     /// If the field has another purpose, such as `Authorization`, or the door is open already.
     pub fn with_api_key_header(self, name: HeaderName) -> Result<Self, TokenLocationError> {
-        self.open_door(|doors| doors.open_api_key(name, false))
+        self.open_door(|doors| doors.enable_api_key(name, false))
     }
 
     /// [`with_api_key_header`](Self::with_api_key_header) for services behind a gateway that uses the field for a purpose
@@ -294,7 +294,7 @@ impl<T, L, R, B> AuthLayer<T, L, R, B> {
     ///
     /// Those of [`with_api_key_header`](Self::with_api_key_header).
     pub fn with_api_key_header_unless_bearer(self, name: HeaderName) -> Result<Self, TokenLocationError> {
-        self.open_door(|doors| doors.open_api_key(name, true))
+        self.open_door(|doors| doors.enable_api_key(name, true))
     }
 
     /// The same, and a token is also taken from the query parameter of this name (RFC 6750, section 2.3: `access_token`),
@@ -308,7 +308,7 @@ impl<T, L, R, B> AuthLayer<T, L, R, B> {
     ///
     /// If the name is empty, or the door is open already.
     pub fn with_discouraged_query_token(self, parameter: &str) -> Result<Self, TokenLocationError> {
-        self.open_door(|doors| open(&mut doors.query, door_name(parameter)?))
+        self.open_door(|doors| enable(&mut doors.query, location_name(parameter)?))
     }
 
     /// The same, and a token is also taken from the sub-protocols that a WebSocket client offers, behind this prefix and
@@ -328,7 +328,7 @@ impl<T, L, R, B> AuthLayer<T, L, R, B> {
     /// If the prefix is empty or has a character that a sub-protocol cannot have (RFC 9110, section 5.6.2: `token`), or
     /// the door is open already.
     pub fn with_websocket_token(self, prefix: &str) -> Result<Self, TokenLocationError> {
-        self.open_door(|doors| doors.open_websocket(prefix))
+        self.open_door(|doors| doors.enable_websocket(prefix))
     }
 
     /// The same, and a token is also taken from wherever the closure finds one in the head of a request, such as a cookie
@@ -372,7 +372,7 @@ impl<T, L, R, B> AuthLayer<T, L, R, B> {
 
     fn open_door(
         self,
-        open: impl FnOnce(&mut HeadDoors) -> Result<(), TokenLocationError>,
+        open: impl FnOnce(&mut HeadLocations) -> Result<(), TokenLocationError>,
     ) -> Result<Self, TokenLocationError> {
         let mut opened = Ok(());
         let gate = self.map_settings(|settings| opened = open(&mut settings.doors));
@@ -385,7 +385,7 @@ impl<T, L, R, B> AuthLayer<T, L, R, B> {
         Self { shared: Arc::new(shared), body: self.body }
     }
 
-    fn map_terms(self, change: impl FnOnce(Terms) -> Terms) -> Self {
+    fn map_terms(self, change: impl FnOnce(Challenges) -> Challenges) -> Self {
         let shared = Arc::unwrap_or_clone(self.shared);
         let terms = Arc::new(change(Arc::unwrap_or_clone(shared.terms)));
         Self { shared: Arc::new(Shared { terms, ..shared }), body: self.body }

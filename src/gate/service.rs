@@ -11,7 +11,7 @@ use super::unlimited::{Unlimited, is_unlimited};
 use crate::authenticate::verdict;
 use crate::caller::{CurrentGrant, Unauthenticated};
 use crate::extract::{
-    Extracted, InvalidRequest, authorization, has_bearer, has_query_door, without_parameter, without_token,
+    Extracted, InvalidRequest, allows_query_token, authorization, has_bearer, without_parameter, without_token,
 };
 use crate::limit::{Charge, Limiter};
 use crate::pending::answer::Answer;
@@ -19,7 +19,7 @@ use crate::quota::decision::Decision;
 use crate::rejection::store_error::StoreError;
 use crate::rejection::{Rejection, RejectionKind};
 use crate::request_head::RequestHead;
-use crate::respond::ratelimit::{Advert, advert};
+use crate::respond::ratelimit::{LimitHeaders, limit_headers};
 use crate::respond::{Respond, keep_target};
 use crate::store::{Lookup, TokenStore};
 use crate::token::{Credential, TokenLocation};
@@ -90,9 +90,9 @@ impl<T: TokenStore, L: Limiter, R> Shared<T, L, R> {
     /// The credential in the head of a request.
     #[inline]
     pub(super) fn look<'a, B>(&self, request: &'a Request<B>) -> (Extracted<'a>, TokenLocation) {
-        match self.settings.doors.are_usual() {
+        match self.settings.doors.is_authorization_only() {
             true => (authorization(request.headers(), self.settings.form), TokenLocation::AuthorizationHeader),
-            false => self.settings.doors.look(&RequestHead::of(request), self.settings.form),
+            false => self.settings.doors.extract(&RequestHead::of(request), self.settings.form),
         }
     }
 
@@ -198,13 +198,13 @@ impl<T, L, R> Shared<T, L, R> {
     /// Sees to it that nothing behind the gate prints the token, or, by choice, has it at all.
     #[inline]
     fn guard_secrets<B>(&self, location: Option<TokenLocation>, request: &mut Request<B>) {
-        if !self.settings.doors.are_usual() {
+        if !self.settings.doors.is_authorization_only() {
             self.guard_other_doors(request);
         }
         // What is of another scheme is not this gate's to take; a token that was found there is not.
         let Settings { remove_credentials, doors, .. } = &self.settings;
         let is_bearer = || location == Some(TokenLocation::AuthorizationHeader) || has_bearer(request.headers());
-        let remove = *remove_credentials && !doors.authorization_closed && is_bearer();
+        let remove = *remove_credentials && !doors.authorization_disabled && is_bearer();
         guard_field(request.headers_mut(), &header::AUTHORIZATION, remove);
     }
 
@@ -221,7 +221,7 @@ impl<T, L, R> Shared<T, L, R> {
             without_token(request.headers_mut(), prefix);
         }
         match &doors.query {
-            Some(name) if remove && has_query_door(request.method()) => remove_parameter(request, name),
+            Some(name) if remove && allows_query_token(request.method()) => remove_parameter(request, name),
             _ => {}
         }
     }
@@ -231,7 +231,7 @@ impl<T, L, R> Shared<T, L, R> {
         R: Respond<B>,
     {
         let advert = rejection.decision().and_then(|decision| self.advert(decision));
-        let mut response = self.responder.reject(rejection.under(&self.terms));
+        let mut response = self.responder.reject(rejection.with_challenges(&self.terms));
         if self.settings.doors.query.is_some() {
             keep_target(response.headers_mut());
         }
@@ -242,8 +242,8 @@ impl<T, L, R> Shared<T, L, R> {
     }
 
     #[inline]
-    pub(super) fn advert(&self, decision: &Decision) -> Option<Advert> {
-        advert(self.settings.ratelimit, decision, || self.settings.wall_clock.now())
+    pub(super) fn advert(&self, decision: &Decision) -> Option<LimitHeaders> {
+        limit_headers(self.settings.ratelimit, decision, || self.settings.wall_clock.now())
     }
 }
 

@@ -2,10 +2,10 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use crate::extract::{HeadDoors, TokenSyntax};
+use crate::extract::{HeadLocations, TokenSyntax};
 use crate::limit::FailureThrottle;
 use crate::pending::timeout::Timeout;
-use crate::rejection::terms::Terms;
+use crate::rejection::terms::Challenges;
 use crate::respond::RateLimitHeaders;
 
 /// What a service needs, behind one pointer, because axum clones services at every request. Each part is shared again,
@@ -14,7 +14,7 @@ pub(super) struct Shared<T, L, R> {
     pub(super) store: Arc<T>,
     pub(super) limiter: Arc<L>,
     pub(super) responder: Arc<R>,
-    pub(super) terms: Arc<Terms>,
+    pub(super) terms: Arc<Challenges>,
     pub(super) settings: Settings,
 }
 
@@ -25,7 +25,7 @@ pub(super) struct Settings {
     pub(super) anonymous: bool,
     pub(super) preflight: bool,
     pub(super) remove_credentials: bool,
-    pub(super) doors: HeadDoors,
+    pub(super) doors: HeadLocations,
     pub(super) wall_clock: WallClock,
     pub(super) throttle: Option<FailureThrottle>,
     pub(super) ratelimit: RateLimitHeaders,

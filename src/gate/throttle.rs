@@ -101,7 +101,7 @@ impl<T: TokenStore, L: Limiter, R> Shared<T, L, R> {
 pub(super) fn ended(attempt: Option<Attempt>, rejection: Rejection) -> Rejection {
     let Some(attempt) = attempt else { return rejection };
     let rejection = match attempt.would_be_throttled() {
-        true => rejection.let_in_by_dry_run(),
+        true => rejection.with_would_be_throttled(),
         false => rejection,
     };
     match is_failure(&rejection) {

@@ -201,7 +201,7 @@ impl Buckets {
     fn unlock_and_report(&self, map: MutexGuard<'_, Map>) {
         let subjects = map.slots.len();
         drop(map);
-        observe::accounts(self.name.as_str(), subjects);
+        observe::buckets(self.name.as_str(), subjects);
     }
 
     pub(super) fn len(&self) -> usize {

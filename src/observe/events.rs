@@ -37,7 +37,7 @@ fn protocol(protocol: Protocol) -> &'static str {
     }
 }
 
-pub(super) fn refused(rejection: &Rejection) {
+pub(super) fn rejected(rejection: &Rejection) {
     match rejection.kind() {
         // What anybody can send, as often as he likes: a log that is read every day must not be his to fill.
         RejectionKind::Missing
@@ -89,7 +89,7 @@ fn causes(rejection: &Rejection) -> Option<String> {
     Some(text)
 }
 
-pub(super) fn would_refuse(policy: &str, grant: Option<&GrantId>) {
+pub(super) fn would_reject(policy: &str, grant: Option<&GrantId>) {
     macro_rules! told {
         ($level:ident $(, $grant:ident)?) => {
             tracing::event!(
@@ -105,7 +105,7 @@ pub(super) fn would_refuse(policy: &str, grant: Option<&GrantId>) {
     }
 }
 
-pub(super) fn breaker_turned(breaker: &'static str, to: Breaker) {
+pub(super) fn breaker_changed(breaker: &'static str, to: Breaker) {
     let state = to.name();
     match to {
         Breaker::Open => {

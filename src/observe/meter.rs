@@ -35,15 +35,15 @@ metrics! {
     CHARGES: Counter "tollgate_limit_decisions_total", "Charges by policy and by what became of them.";
     NEAR_LIMIT: Counter "tollgate_limit_near_total", "Charges that left little of a budget, by policy.";
     DRY_RUN: Counter "tollgate_limit_dry_run_total", "Charges that a policy would have refused if it did more than watch.";
-    ACCOUNTS: Gauge "tollgate_limit_accounts", "Subjects whose budgets a limiter in memory remembers, by policy.";
+    BUCKETS: Gauge "tollgate_limit_accounts", "Subjects whose budgets a limiter in memory remembers, by policy.";
     LOOKUP: Histogram "tollgate_store_lookup_seconds", "How long look-ups took that had to be waited for.";
     CACHE: Counter "tollgate_cache_lookups_total", "Look-ups in caches of grants by what the cache knew.";
-    FOLLOWED: Counter "tollgate_store_changes_total", "Changes in databases that caches follow, reported or merged.";
+    STORE_CHANGES: Counter "tollgate_store_changes_total", "Changes in databases that caches follow, reported or merged.";
     BREAKER: Gauge "tollgate_breaker_state", "What a breaker does: 0 closed, 1 half_open, 2 open.";
-    BREAKER_TURNS: Counter "tollgate_breaker_transitions_total", "How often a breaker went into a state.";
+    BREAKER_TRANSITIONS: Counter "tollgate_breaker_transitions_total", "How often a breaker went into a state.";
     THROTTLED: Counter "tollgate_failures_throttled_total", "Requests of peers that have failed too often, refused or on trial.";
     REDIS_CALL: Histogram "tollgate_redis_call_seconds", "How long calls of Redis took: charges, purchases and refunds.";
-    WITHOUT_REDIS: Counter "tollgate_redis_local_decisions_total", "Charges that were decided without the Redis server, by policy.";
+    REDIS_LOCAL: Counter "tollgate_redis_local_decisions_total", "Charges that were decided without the Redis server, by policy.";
     QUEUE_TIMEOUTS: Counter "tollgate_redis_queue_timeouts_total", "Charges and refunds that were not sent to Redis within the queue timeout.";
 }
 
@@ -110,18 +110,18 @@ impl<const N: usize> Keys<N> {
     }
 }
 
-static REFUSED: Keys<32> = Keys::new();
+static REJECTED: Keys<32> = Keys::new();
 static ADMITTED: Keys<16> = Keys::new();
 static PASSED: Keys<4> = Keys::new();
 static CACHED: Keys<4> = Keys::new();
-static OF_PEERS: Keys<2> = Keys::new();
+static THROTTLED_KEYS: Keys<2> = Keys::new();
 
 fn request(outcome: &'static str, location: &'static str) -> Key {
     REQUESTS.kept_key([("outcome", outcome), ("location", location)])
 }
 
-pub(super) fn refused(kind: RejectionKind) {
-    REFUSED.count(kind as usize, || request(kind.as_str(), "none"));
+pub(super) fn rejected(kind: RejectionKind) {
+    REJECTED.count(kind as usize, || request(kind.as_str(), "none"));
 }
 
 pub(super) fn admitted(location: TokenLocation) {
@@ -140,8 +140,8 @@ pub(super) fn cached(what: Cached) {
 }
 
 pub(super) fn throttled(is_dry_run: bool) {
-    let outcome = if is_dry_run { "dry_run" } else { "refused" };
-    OF_PEERS.count(usize::from(is_dry_run), || THROTTLED.kept_key([("outcome", outcome)]));
+    let outcome = if is_dry_run { "dry_run" } else { "rejected" };
+    THROTTLED_KEYS.count(usize::from(is_dry_run), || THROTTLED.kept_key([("outcome", outcome)]));
 }
 
 /// What a policy's counters count.
@@ -152,12 +152,12 @@ pub(super) enum Charged {
     CostAboveBurst,
     NearLimit,
     DryRun,
-    WithoutRedis,
+    RedisLocal,
 }
 
 impl Charged {
     const ALL: [Self; 6] =
-        [Self::Admitted, Self::OverLimit, Self::CostAboveBurst, Self::NearLimit, Self::DryRun, Self::WithoutRedis];
+        [Self::Admitted, Self::OverLimit, Self::CostAboveBurst, Self::NearLimit, Self::DryRun, Self::RedisLocal];
 
     /// The metric, and the label beside the policy, if it has one.
     fn parts(self) -> (&'static Metric, Option<&'static str>) {
@@ -167,7 +167,7 @@ impl Charged {
             Self::CostAboveBurst => (&CHARGES, Some("cost_above_burst")),
             Self::NearLimit => (&NEAR_LIMIT, None),
             Self::DryRun => (&DRY_RUN, None),
-            Self::WithoutRedis => (&WITHOUT_REDIS, None),
+            Self::RedisLocal => (&REDIS_LOCAL, None),
         }
     }
 

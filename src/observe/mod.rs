@@ -41,11 +41,11 @@ pub fn describe_metrics() {
 
 /// A request was refused, by whichever layer or handler.
 #[inline]
-pub(crate) fn refused(rejection: &Rejection) {
+pub(crate) fn rejected(rejection: &Rejection) {
     #[cfg(feature = "metrics")]
-    meter::refused(rejection.kind());
+    meter::rejected(rejection.kind());
     #[cfg(feature = "tracing")]
-    events::refused(rejection);
+    events::rejected(rejection);
 }
 
 /// A gate lets a request with a grant pass.
@@ -76,7 +76,7 @@ pub(crate) fn charged(decision: &Decision, caller: Option<&CurrentGrant>) {
                 }
             }
             (Verdict::Admitted, _, false) => {}
-            (_, true, _) => would_refuse(policy, caller.map(CurrentGrant::id)),
+            (_, true, _) => would_reject(policy, caller.map(CurrentGrant::id)),
             (verdict, false, _) => decided(policy, verdict),
         }
     }
@@ -107,18 +107,18 @@ pub(crate) fn near_limit(policy: &str) {
 
 /// A policy that only watches would have refused.
 #[inline]
-pub(crate) fn would_refuse(policy: &str, grant: Option<&GrantId>) {
+pub(crate) fn would_reject(policy: &str, grant: Option<&GrantId>) {
     #[cfg(feature = "metrics")]
     meter::by_policy(policy, meter::Charged::DryRun);
     #[cfg(feature = "tracing")]
-    events::would_refuse(policy, grant);
+    events::would_reject(policy, grant);
 }
 
 /// So many subjects are remembered by a limiter of this name.
 #[inline]
-pub(crate) fn accounts(policy: &str, subjects: usize) {
+pub(crate) fn buckets(policy: &str, subjects: usize) {
     #[cfg(feature = "metrics")]
-    meter::ACCOUNTS.set(&[("policy", policy)], subjects as f64);
+    meter::BUCKETS.set(&[("policy", policy)], subjects as f64);
 }
 
 /// Measures how long something was waited for. Nothing at all without the feature `metrics`.
@@ -139,14 +139,14 @@ impl Timer {
 
     /// A look-up that was waited for has ended.
     #[inline]
-    pub(crate) fn looked_up(self, end: LookedUp) {
+    pub(crate) fn record_lookup(self, end: LookupOutcome) {
         #[cfg(feature = "metrics")]
         meter::LOOKUP.record(&[("outcome", end.name())], self.since.elapsed());
     }
 
     /// A call of a script in Redis has ended.
     #[inline]
-    pub(crate) fn asked_redis(self, end: AtRedis) {
+    pub(crate) fn record_redis_call(self, end: RedisOutcome) {
         #[cfg(feature = "metrics")]
         meter::REDIS_CALL.record(&[("outcome", end.name())], self.since.elapsed());
     }
@@ -169,7 +169,7 @@ macro_rules! words {
 
 words! {
     /// How a look-up ended.
-    LookedUp {
+    LookupOutcome {
         Found = "found",
         Unknown = "unknown",
         /// The store failed.
@@ -180,7 +180,7 @@ words! {
     }
 }
 
-impl LookedUp {
+impl LookupOutcome {
     #[inline]
     pub(crate) fn by<G>(found: &Result<Option<G>, StoreError>) -> Self {
         match found {
@@ -194,7 +194,7 @@ impl LookedUp {
 
 words! {
     /// How a call of a script in Redis ended: with an answer, or without.
-    AtRedis {
+    RedisOutcome {
         Answered = "answered",
         Failed = "failed",
         Deadline = "deadline",
@@ -224,7 +224,7 @@ words! {
 
 words! {
     /// What became of a change in a database that is followed.
-    Followed {
+    StoreChange {
         Named = "named",
         Added = "added",
         Everything = "everything",
@@ -235,9 +235,9 @@ words! {
 
 /// A change was reported, or merged.
 #[inline]
-pub(crate) fn followed(what: Followed) {
+pub(crate) fn store_changed(what: StoreChange) {
     #[cfg(feature = "metrics")]
-    meter::FOLLOWED.count(&[("change", what.name())]);
+    meter::STORE_CHANGES.count(&[("change", what.name())]);
 }
 
 /// A cache was asked.
@@ -249,19 +249,19 @@ pub(crate) fn cached(what: Cached) {
 
 /// A breaker is in another state now. Told under its lock, so that the last one told is the last one: a number, no event.
 #[inline]
-pub(crate) fn breaker_is(name: &'static str, state: Breaker) {
+pub(crate) fn breaker_state(name: &'static str, state: Breaker) {
     #[cfg(feature = "metrics")]
     {
         meter::BREAKER.set(&[("breaker", name)], f64::from(state as u8));
-        meter::BREAKER_TURNS.count(&[("breaker", name), ("to", state.name())]);
+        meter::BREAKER_TRANSITIONS.count(&[("breaker", name), ("to", state.name())]);
     }
 }
 
 /// The same for who reads: told when nothing is locked, because whoever hears it may look at the breaker.
 #[inline]
-pub(crate) fn breaker_turned(name: &'static str, state: Breaker) {
+pub(crate) fn breaker_changed(name: &'static str, state: Breaker) {
     #[cfg(feature = "tracing")]
-    events::breaker_turned(name, state);
+    events::breaker_changed(name, state);
 }
 
 /// A peer has failed too often, and was refused, or would have been.
@@ -275,7 +275,7 @@ pub(crate) fn throttled(is_dry_run: bool) {
 #[inline]
 pub(crate) fn decided_without_redis(policy: &str) {
     #[cfg(feature = "metrics")]
-    meter::by_policy(policy, meter::Charged::WithoutRedis);
+    meter::by_policy(policy, meter::Charged::RedisLocal);
 }
 
 /// A charge or a refund could not be sent to Redis within the queue timeout.

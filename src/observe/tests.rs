@@ -33,25 +33,27 @@ fn assert_told<const N: usize>(tell: impl FnOnce(), expected: [(&str, f64); N]) 
 
 #[test]
 fn what_is_told_is_what_was_said() {
-    assert_told(|| throttled(false), [("tollgate_failures_throttled_total outcome=refused", 1.0)]);
+    assert_told(|| throttled(false), [("tollgate_failures_throttled_total outcome=rejected", 1.0)]);
     assert_told(|| throttled(true), [("tollgate_failures_throttled_total outcome=dry_run", 1.0)]);
     assert_told(|| near_limit("p"), [("tollgate_limit_near_total policy=p", 1.0)]);
-    assert_told(|| would_refuse("p", Some(&"g".into())), [("tollgate_limit_dry_run_total policy=p", 1.0)]);
+    assert_told(|| would_reject("p", Some(&"g".into())), [("tollgate_limit_dry_run_total policy=p", 1.0)]);
     assert_told(|| decided_without_redis("p"), [("tollgate_redis_local_decisions_total policy=p", 1.0)]);
     assert_told(queue_timed_out, [("tollgate_redis_queue_timeouts_total", 1.0)]);
-    assert_told(|| accounts("p", 7), [("tollgate_limit_accounts policy=p", 7.0)]);
+    assert_told(|| buckets("p", 7), [("tollgate_limit_accounts policy=p", 7.0)]);
     for (change, word) in [
-        (Followed::Named, "named"),
-        (Followed::Added, "added"),
-        (Followed::Everything, "everything"),
-        (Followed::Merged, "merged"),
+        (StoreChange::Named, "named"),
+        (StoreChange::Added, "added"),
+        (StoreChange::Everything, "everything"),
+        (StoreChange::Merged, "merged"),
     ] {
         let series = format!("tollgate_store_changes_total change={word}");
-        assert_told(|| followed(change), [(&*series, 1.0)]);
+        assert_told(|| store_changed(change), [(&*series, 1.0)]);
     }
-    for (end, word) in [(AtRedis::Answered, "answered"), (AtRedis::Failed, "failed"), (AtRedis::Deadline, "deadline")] {
+    for (end, word) in
+        [(RedisOutcome::Answered, "answered"), (RedisOutcome::Failed, "failed"), (RedisOutcome::Deadline, "deadline")]
+    {
         let series = format!("tollgate_redis_call_seconds outcome={word}");
-        assert_told(|| Timer::start().asked_redis(end), [(&*series, 1.0)]);
+        assert_told(|| Timer::start().record_redis_call(end), [(&*series, 1.0)]);
     }
     for (verdict, word) in [
         (Verdict::Admitted, "admitted"),
@@ -88,7 +90,7 @@ fn each_number_is_its_own() {
             RejectionKind::LimiterUnavailable,
             RejectionKind::Misconfigured,
         ] {
-            refused(&Rejection::new(kind));
+            rejected(&Rejection::new(kind));
         }
         for what in [Cached::Hit, Cached::Unknown, Cached::Stale, Cached::Miss] {
             cached(what);
@@ -143,7 +145,7 @@ fn a_timer_measures_seconds() {
     let recorder = DebuggingRecorder::new();
     metrics::with_local_recorder(&recorder, || {
         let since = std::time::Instant::now().checked_sub(Duration::from_millis(1_500)).unwrap();
-        Timer { since }.looked_up(LookedUp::Found);
+        Timer { since }.record_lookup(LookupOutcome::Found);
     });
     let told = recorder.snapshotter().snapshot().into_vec();
     let [(_, _, _, DebugValue::Histogram(values))] = &told[..] else { panic!("one histogram") };

@@ -194,7 +194,7 @@ impl Switch {
     #[cold]
     fn turn(&self, phase: MutexGuard<'_, Phase>, to: Phase) {
         let state = self.set(phase, to);
-        observe::breaker_turned(self.settings.name, state);
+        observe::breaker_changed(self.settings.name, state);
     }
 
     fn set(&self, mut phase: MutexGuard<'_, Phase>, to: Phase) -> observe::Breaker {
@@ -205,7 +205,7 @@ impl Switch {
             Phase::Open { .. } => observe::Breaker::Open,
             Phase::HalfOpen { .. } => observe::Breaker::HalfOpen,
         };
-        observe::breaker_is(self.settings.name, state);
+        observe::breaker_state(self.settings.name, state);
         state
     }
 }

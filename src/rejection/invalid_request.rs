@@ -1,8 +1,8 @@
-//! [`InvalidRequest`]: what is wrong with a request that is rejected with 400.
+//! [`InvalidRequest`]: the reason why a request is rejected with 400 `invalid_request`.
 
 use std::fmt;
 
-/// Declares the reasons, each with the one text that clients and logs get for it.
+/// Declares the reasons, each with the text that clients and logs get.
 macro_rules! reasons {
     ($($(#[$doc:meta])* $reason:ident => $text:literal,)+) => {
         /// Explains why a request is answered with 400 `invalid_request`.

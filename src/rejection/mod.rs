@@ -1,4 +1,4 @@
-//! Rejections: why a request goes no further, and the challenges that tell how to authenticate.
+//! Rejections: the reason why a request is rejected, and the challenges that say how to authenticate.
 
 pub(crate) mod challenge;
 pub(crate) mod invalid_request;

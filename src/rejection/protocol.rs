@@ -1,10 +1,10 @@
-//! [`Protocol`]: which format of rejections a client reads.
+//! [`Protocol`]: the format in which a client expects a rejection.
 
 use http::{HeaderValue, Method, Version, header};
 
 use crate::request_head::RequestHead;
 
-/// The protocol that a client speaks, and so the format of a rejection.
+/// The protocol of a request, which determines the format of a rejection.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Protocol {
@@ -13,11 +13,11 @@ pub enum Protocol {
     Http,
     /// gRPC: status 200 and `grpc-status` in the header section ("Trailers-Only").
     Grpc,
-    /// gRPC-Web: as gRPC, with the content type of gRPC-Web.
+    /// gRPC-Web: like gRPC, with the content type of gRPC-Web.
     GrpcWeb,
-    /// A unary call of Connect: a status code and a JSON error.
+    /// A unary Connect call: a status code and a JSON error.
     Connect,
-    /// A streaming call of Connect: status 200 and a JSON error in the last message of the stream.
+    /// A streaming Connect call: status 200 and a JSON error in the last message of the stream.
     ConnectStream,
 }
 
@@ -32,8 +32,8 @@ impl Protocol {
     /// | `POST` with `Connect-Protocol-Version: 1`, `GET` with `connect=v1` in the query | [`Connect`](Self::Connect) |
     /// | all others | [`Http`](Self::Http) |
     ///
-    /// Parameters of the content type are ignored. Connect's version is optional in a unary call, but its clients send it; a
-    /// JSON request without it is plain HTTP.
+    /// Parameters of the content type are ignored. Connect's version header is optional in a unary call, but its clients send
+    /// it. A JSON request without it is plain HTTP.
     ///
     /// ```
     /// use http::Request;
@@ -51,8 +51,8 @@ impl Protocol {
     }
 }
 
-/// The format of a rejection: a protocol, and the content type of its responses. These are static, so that nothing of the request
-/// is repeated in a rejection.
+/// The format of a rejection: a protocol, and the content type of the response. Content types are static, so that a rejection
+/// never repeats data of the request.
 #[derive(Clone, Copy, Debug)]
 enum Format {
     ProblemDetails,
@@ -68,7 +68,7 @@ enum Format {
 }
 
 impl Format {
-    /// Those of protocols that frame their messages, and so have content types of their own. Responses have that of the request.
+    /// Formats of protocols that frame their messages. Requests and responses have the same content type.
     const FRAMED: [Self; 8] = [
         Self::Grpc,
         Self::GrpcWeb,
@@ -95,7 +95,7 @@ impl Format {
         }
     }
 
-    /// The format of a protocol, if no more is known.
+    /// Returns the default format of a protocol.
     fn of(protocol: Protocol) -> Self {
         match protocol {
             Protocol::Http => Self::ProblemDetails,
@@ -114,7 +114,7 @@ impl Format {
         }
     }
 
-    /// By the content type. A suffix that is not listed is left out of the response's, if there is such a type.
+    /// Returns the format by the content type. An unknown suffix is dropped if the type without it is known.
     fn framed(head: &RequestHead<'_>) -> Option<Self> {
         let value = head.headers.get(header::CONTENT_TYPE)?.as_bytes();
         let until = |value: &'_ [u8], end: u8| value.iter().position(|&byte| byte == end).unwrap_or(value.len());
@@ -130,9 +130,9 @@ impl Format {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Reply {
     format: Format,
-    /// Whether the method is `HEAD`, so that the response must not have content (RFC 9110, section 9.3.2).
+    /// `true` if the method is `HEAD`: the response must not have content (RFC 9110, section 9.3.2).
     pub(crate) is_head: bool,
-    /// Whether the connection has to be closed after the response, because the rest of the request will not be read (RFC 9112,
+    /// `true` if the connection must be closed after the response, because the rest of the request is not read (RFC 9112,
     /// section 9.3).
     pub(crate) closes: bool,
 }
@@ -172,19 +172,19 @@ fn is_unary_connect(head: &RequestHead<'_>) -> bool {
     }
 }
 
-/// Marks a request whose body a gate has read to its end.
+/// An extension of a request whose body a gate has read to its end.
 #[derive(Clone, Copy)]
 #[cfg_attr(not(feature = "body"), allow(dead_code))]
 pub(crate) struct BodyRead;
 
-/// Whether a request of HTTP/1 announces a body (RFC 9112, section 6.3) that nobody has read. Later versions end a request
-/// without its connection.
+/// Returns whether an HTTP/1 request has a body (RFC 9112, section 6.3) that was not read. In later versions of HTTP a request
+/// ends without its connection.
 fn has_unread_body(head: &RequestHead<'_>) -> bool {
-    let ends_by_its_connection = matches!(head.version, Version::HTTP_09 | Version::HTTP_10 | Version::HTTP_11);
+    let ends_with_connection = matches!(head.version, Version::HTTP_09 | Version::HTTP_10 | Version::HTTP_11);
     let is_some = |length: &HeaderValue| length != "0";
     let announced = || {
         head.headers.contains_key(header::TRANSFER_ENCODING)
             || head.headers.get(header::CONTENT_LENGTH).is_some_and(is_some)
     };
-    ends_by_its_connection && announced() && head.extensions.get::<BodyRead>().is_none()
+    ends_with_connection && announced() && head.extensions.get::<BodyRead>().is_none()
 }

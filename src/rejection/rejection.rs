@@ -1,4 +1,4 @@
-//! [`Rejection`]: why a request was rejected.
+//! [`Rejection`]: a rejected request, with its reason and everything that the response needs.
 
 use std::error::Error;
 use std::fmt;
@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use super::challenge::{Challenge, ChallengeError};
 use super::store_error::StoreError;
-use super::terms::Terms;
+use super::terms::Challenges;
 use crate::grant::GrantId;
 use crate::grant::scopes::Scopes;
 use crate::quota::decision::{Decision, Verdict, secs_up};
@@ -16,12 +16,13 @@ use crate::rejection::invalid_request::InvalidRequest;
 use crate::rejection::protocol::{Protocol, Reply};
 use crate::request_head::RequestHead;
 
-/// Why a request was refused, and all that is needed to say so.
+/// A rejected request: the reason, and everything that the response needs.
 ///
-/// A gate puts it into the extensions of its answer, so that outer layers can count and log it. It holds no token.
+/// A gate puts the rejection into the extensions of the response, so that outer layers can count and log it. A rejection holds
+/// no token.
 ///
-/// A handler that finds out by itself that a grant does not suffice makes one, and
-/// [`AuthLayer::reject`](crate::AuthLayer::reject) writes it with the realm and the responder of the gate:
+/// A handler that needs more than the grant allows creates a rejection itself.
+/// [`AuthLayer::reject`](crate::AuthLayer::reject) turns it into a response, with the realm and the responder of the gate:
 ///
 /// ```
 /// use tollgate::{Rejection, RejectionKind, Scopes};
@@ -34,75 +35,76 @@ use crate::request_head::RequestHead;
 pub struct Rejection {
     kind: RejectionKind,
     reply: Reply,
-    /// How the gate speaks; `None` until a gate has seen it.
-    terms: Option<Arc<Terms>>,
+    /// The challenges of the gate. `None` until a gate has processed the rejection.
+    challenges: Option<Arc<Challenges>>,
     grant: Option<GrantId>,
-    // Boxed: few refusals have these, and `Result<_, Rejection>` is what handlers return.
+    // Boxed: few rejections have these, and handlers return `Result<_, Rejection>`.
     decision: Option<Box<Decision>>,
     needs: Option<Box<Needs>>,
     source: Option<StoreError>,
-    /// For [`RejectionKind::Misconfigured`]: what was forgotten.
+    /// For [`RejectionKind::Misconfigured`]: the missing or misplaced layer.
     hint: &'static str,
     /// For [`RejectionKind::InvalidRequest`].
     reason: InvalidRequest,
-    /// For [`RejectionKind::TooManyFailures`]: nanoseconds until the next attempt may be made.
+    /// For [`RejectionKind::TooManyFailures`]: nanoseconds until the next attempt is allowed.
     wait: Option<NonZeroU64>,
     would_be_throttled: bool,
 }
 
-/// What a caller would have to bring.
+/// The requirements that the request did not meet.
 #[derive(Clone)]
 enum Needs {
     Scopes(Scopes),
     Authentication(Challenge),
 }
 
-/// The reasons for which a request can be refused, with the status and the challenge's `error` that they get over HTTP.
+/// The reason for a rejection, with its HTTP status and the `error` of its challenge.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum RejectionKind {
-    /// 401: nothing was presented.
+    /// 401: the request has no credential.
     Missing,
-    /// 401 `invalid_token`: what was presented is no token.
+    /// 401 `invalid_token`: the credential is not a well-formed token.
     MalformedToken,
-    /// 401 `invalid_token`: no grant belongs to the token, or none any more.
+    /// 401 `invalid_token`: the token has no grant, or its grant was revoked.
     UnknownToken,
-    /// 401 `invalid_token`: the grant is not valid yet. Looks like an unknown token.
+    /// 401 `invalid_token`: the grant is not valid yet. Clients cannot tell it from an unknown token.
     NotYetValid,
     /// 401 `invalid_token`: the grant has expired.
     ExpiredToken,
-    /// 401 `invalid_token`: the token is bound to a key and came without proof. Looks like an unknown token.
+    /// 401 `invalid_token`: the token is bound to a key, and the request has no proof. Clients cannot tell it from an unknown
+    /// token.
     SenderConstrained,
-    /// 400 `invalid_request`: more than one credential, or a request that leaves open which is meant.
+    /// 400 `invalid_request`: the request has more than one credential, or an ambiguous one.
     InvalidRequest,
-    /// 403 `insufficient_scope`: the grant does not allow this.
+    /// 403 `insufficient_scope`: the grant does not have a required scope.
     InsufficientScope,
-    /// 401 `insufficient_user_authentication`: the user has to authenticate again, or better (RFC 9470).
+    /// 401 `insufficient_user_authentication`: the user must authenticate again, or with a stronger method (RFC 9470).
     InsufficientUserAuthentication,
-    /// 429: too many attempts of the peer to authenticate have failed. Says nothing of the token.
+    /// 429: too many authentication attempts of the peer have failed. The token was not checked.
     TooManyFailures,
-    /// 429: the budget is spent.
+    /// 429: the rate limit is exhausted.
     OverLimit,
-    /// 400: the request costs more than the budget can ever hold.
+    /// 400: the request costs more than the burst of the rate limit, so that it can never be admitted.
     CostAboveBurst,
-    /// 413: the body is longer than the doors in it allow.
+    /// 413: the body is longer than the maximum for bodies with a token.
     BodyTooLarge,
     /// 400: the body could not be read to its end.
     BodyUnreadable,
-    /// 408: the body did not come in time.
+    /// 408: the body did not arrive within the timeout.
     BodyTimeout,
-    /// 503: the store could not tell, or not in time.
+    /// 503: the store failed or timed out.
     StoreUnavailable,
-    /// 503: the limiter could not tell, or not in time.
+    /// 503: the limiter failed or timed out.
     LimiterUnavailable,
     /// 500: layers are missing or in the wrong order.
     Misconfigured,
 }
 
 impl RejectionKind {
-    /// Returns the word for this kind in metrics and events, as in `OBSERVE.md`: `over_limit`, for example.
+    /// Returns the name of this kind in metrics and events (see `OBSERVE.md`), for example `over_limit`.
     ///
-    /// For operators: it tells kinds apart that look the same to clients.
+    /// The name is for operators: clients cannot tell all kinds apart.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -133,7 +135,7 @@ impl Rejection {
         Self {
             kind,
             reply: Reply::default(),
-            terms: None,
+            challenges: None,
             grant: None,
             decision: None,
             needs: None,
@@ -145,20 +147,22 @@ impl Rejection {
         }
     }
 
-    /// Nothing was presented, and something is needed: 401 without an error code.
+    /// Creates a rejection of a request without a credential: 401 without an error code.
     #[must_use]
     pub fn missing() -> Self {
         Self::new(RejectionKind::Missing)
     }
 
-    /// The grant lacks one of these scopes: 403.
+    /// Creates a rejection of a grant that lacks one of these scopes: 403.
     #[must_use]
     pub fn insufficient_scope(scopes: Scopes) -> Self {
         Self { needs: Some(Box::new(Needs::Scopes(scopes))), ..Self::new(RejectionKind::InsufficientScope) }
     }
 
-    /// The user has to authenticate by one of these methods, most wanted first, or not longer ago than this (RFC 9470,
-    /// section 3): 401.
+    /// Creates a rejection that requires the user to authenticate again (RFC 9470, section 3): 401.
+    ///
+    /// `acr_values` are the accepted authentication methods, preferred first. `max_age` is the maximum time since the user
+    /// authenticated.
     ///
     /// ```
     /// use std::time::Duration;
@@ -171,7 +175,7 @@ impl Rejection {
     ///
     /// # Errors
     ///
-    /// If a value is empty or has a space, a quote, a backslash, a control or a non-ASCII character.
+    /// Returns an error if a value is empty or has a space, a quote, a backslash, a control or a non-ASCII character.
     pub fn insufficient_user_authentication<I>(acr_values: I, max_age: Option<Duration>) -> Result<Self, ChallengeError>
     where
         I: IntoIterator,
@@ -185,7 +189,7 @@ impl Rejection {
         Ok(Self { needs: Some(Box::new(Needs::Authentication(needs))), ..Self::new(kind) })
     }
 
-    /// What a charge that was not admitted is refused with: 429, 400 if it can never be, or 503 if nobody knows.
+    /// Creates a rejection of a charge: 429, 400 if it can never be admitted, or 503 if the limiter is unavailable.
     pub(crate) fn over_limit(decision: Decision) -> Self {
         let kind = match decision.verdict() {
             Verdict::CostAboveBurst => RejectionKind::CostAboveBurst,
@@ -195,17 +199,17 @@ impl Rejection {
         Self { decision: Some(Box::new(decision)), ..Self::new(kind) }
     }
 
-    /// Too many attempts have failed: 429, for so many nanoseconds.
+    /// Creates a rejection after too many failed attempts: 429, with the time to wait in nanoseconds.
     pub(crate) fn too_many_failures(wait: NonZeroU64) -> Self {
         Self { wait: Some(wait), ..Self::new(RejectionKind::TooManyFailures) }
     }
 
-    /// The same, and it says that only a dry run of the throttle has let it come so far.
-    pub(crate) fn let_in_by_dry_run(self) -> Self {
+    /// Marks a rejection that a failure throttle would have made earlier if it were not a dry run.
+    pub(crate) fn with_would_be_throttled(self) -> Self {
         Self { would_be_throttled: true, ..self }
     }
 
-    /// The request is wrong, for this reason: 400.
+    /// Creates a rejection of an invalid request: 400, with this reason.
     pub(crate) fn invalid_request(reason: InvalidRequest) -> Self {
         Self { reason, ..Self::new(RejectionKind::InvalidRequest) }
     }
@@ -218,13 +222,13 @@ impl Rejection {
         Self { source: Some(source), ..Self::new(RejectionKind::StoreUnavailable) }
     }
 
-    /// The same, and it names the grant that was refused: for logs.
+    /// Adds the id of the rejected grant, for logs.
     #[must_use]
     pub fn of_grant(self, grant: &GrantId) -> Self {
         Self { grant: Some(grant.clone()), ..self }
     }
 
-    /// Sets the protocol of the response: [`Protocol::of`] returns that of a request.
+    /// Sets the protocol of the response. [`Protocol::of`] returns the protocol of a request.
     ///
     /// Gates and extractors do this themselves. A handler that has the request calls [`for_request`](Self::for_request).
     #[must_use]
@@ -232,8 +236,11 @@ impl Rejection {
         Self { reply: self.reply.with_protocol(protocol), ..self }
     }
 
-    /// Adapts the response to the request: to its [protocol](Protocol::of), to `HEAD`, whose responses have no content, and to a
-    /// body that will not be read, after which a connection of HTTP/1 has to be closed.
+    /// Adapts the response to the request:
+    ///
+    /// - The response has the [protocol](Protocol::of) of the request.
+    /// - The response to `HEAD` has no content.
+    /// - An HTTP/1 connection is closed after the response if the body of the request was not read.
     ///
     /// Gates and extractors do this themselves.
     ///
@@ -254,26 +261,26 @@ impl Rejection {
         Self { reply: Reply::to(head), ..self }
     }
 
-    pub(crate) fn under(self, terms: &Arc<Terms>) -> Self {
-        Self { terms: Some(Arc::clone(terms)), ..self }
+    pub(crate) fn with_challenges(self, challenges: &Arc<Challenges>) -> Self {
+        Self { challenges: Some(Arc::clone(challenges)), ..self }
     }
 
-    /// Why.
+    /// Returns the reason for the rejection.
     #[must_use]
     pub fn kind(&self) -> RejectionKind {
         self.kind
     }
 
-    /// The protocol of the response.
+    /// Returns the protocol of the response.
     #[must_use]
     pub fn protocol(&self) -> Protocol {
         self.reply.protocol()
     }
 
-    /// Returns whether a responder may write content of its own: over HTTP, and not in response to `HEAD`.
+    /// Returns whether a responder may write its own content: only over HTTP, and not in response to `HEAD`.
     ///
-    /// HTTP/2 clients treat content in response to `HEAD` as a protocol error (RFC 9113, section 8.1.1), and hyper sends what it is
-    /// given. The other [protocols](Self::protocol) prescribe the content.
+    /// HTTP/2 clients treat content in response to `HEAD` as a protocol error (RFC 9113, section 8.1.1), and hyper does not
+    /// remove it. The other [protocols](Self::protocol) define the content.
     #[must_use]
     pub fn allows_content(&self) -> bool {
         self.protocol() == Protocol::Http && !self.reply.is_head
@@ -283,19 +290,19 @@ impl Rejection {
         &self.reply
     }
 
-    /// The grant that was refused, if one was found and is what was refused.
+    /// Returns the id of the rejected grant, if a grant was found and was the reason.
     #[must_use]
     pub fn grant(&self) -> Option<&GrantId> {
         self.grant.as_ref()
     }
 
-    /// What the limiter decided, if it was the limiter that refused.
+    /// Returns the decision of the limiter, if the limiter rejected the request.
     #[must_use]
     pub fn decision(&self) -> Option<&Decision> {
         self.decision.as_deref()
     }
 
-    /// The scopes that would have been needed.
+    /// Returns the required scopes.
     #[must_use]
     pub fn required_scopes(&self) -> Option<&Scopes> {
         match self.needs.as_deref() {
@@ -304,21 +311,21 @@ impl Rejection {
         }
     }
 
-    /// The gate's protection space, if a gate has seen this.
+    /// Returns the realm of the gate, if a gate has processed the rejection.
     #[must_use]
     pub fn realm(&self) -> Option<&str> {
-        self.terms.as_ref()?.bearer().realm()
+        self.challenges.as_ref()?.bearer().realm()
     }
 
-    /// Whether the throttle of failures would have refused this, had it not been a
+    /// Returns whether the failure throttle would have rejected the request if it were not a
     /// [dry run](crate::limit::FailureThrottle::with_dry_run).
     #[must_use]
     pub fn would_be_throttled(&self) -> bool {
         self.would_be_throttled
     }
 
-    /// The time after which the request may succeed, if it is known. While a store or a limiter is unavailable and does not say
-    /// for how long, it is 1 second.
+    /// Returns the time after which the request may succeed, if known. The default is 1 second while a store or a limiter is
+    /// unavailable.
     pub(crate) fn retry_after(&self) -> Option<Duration> {
         let limit = self.decision().and_then(Decision::retry_after);
         let attempt = || self.wait.map(|wait| Duration::from_nanos(wait.get()));
@@ -331,11 +338,9 @@ impl Rejection {
         }
     }
 
-    /// Returns the value of the header field `Retry-After`: the time after which the client may try again, in whole seconds,
-    /// rounded up and never 0.
+    /// Returns the value of the `Retry-After` header: the time to wait in whole seconds, rounded up and never 0.
     ///
-    /// `Some` for each 429 and each 503. While a store or a limiter is unavailable and does not say for how long, it is 1
-    /// second.
+    /// Returns `Some` for each 429 and each 503. While a store or a limiter is unavailable, the default is 1 second.
     #[must_use]
     pub fn retry_after_secs(&self) -> Option<u64> {
         let ns = u64::try_from(self.retry_after()?.as_nanos()).unwrap_or(u64::MAX);
@@ -346,7 +351,7 @@ impl Rejection {
         Self { needs: Some(Box::new(Needs::Scopes(scopes))), ..self }
     }
 
-    /// The methods and age that would have been needed, as a challenge that has only these.
+    /// Returns the required authentication, as a challenge that has only these parameters.
     pub(crate) fn required_authentication(&self) -> Option<&Challenge> {
         match self.needs.as_deref() {
             Some(Needs::Authentication(challenge)) => Some(challenge),
@@ -354,16 +359,16 @@ impl Rejection {
         }
     }
 
-    pub(crate) fn terms(&self) -> Option<&Arc<Terms>> {
-        self.terms.as_ref()
+    pub(crate) fn challenges(&self) -> Option<&Arc<Challenges>> {
+        self.challenges.as_ref()
     }
 
-    /// Why the store could not tell, if that is the reason.
+    /// Returns the error of the store, if the store failed.
     pub(crate) fn store_error(&self) -> Option<&StoreError> {
         self.source.as_ref()
     }
 
-    /// The reason of [`RejectionKind::InvalidRequest`].
+    /// Returns the reason of [`RejectionKind::InvalidRequest`].
     pub(crate) fn reason(&self) -> InvalidRequest {
         self.reason
     }
@@ -374,8 +379,9 @@ impl Rejection {
 }
 
 impl Decision {
-    /// The decision itself if the caller may go on, and otherwise the refusal that says so: 429, 400 if the charge can never
-    /// fit, or 503 if the limiter could not tell. For handlers that charge by themselves.
+    /// Returns the decision if it is an admission, and otherwise a rejection. For handlers that charge by themselves.
+    ///
+    /// The rejection is 429, 400 if the charge can never be admitted, or 503 if the limiter is unavailable.
     ///
     /// ```
     /// use http::Response;
@@ -384,19 +390,19 @@ impl Decision {
     ///
     /// let tokens = MemoryStore::from_iter([(TokenDigest::of("a-token"), Grant::new("alice", ()))]);
     /// let (gate, limits) = (AuthLayer::new(tokens), RateLimits::new(Quota::per_minute(1)));
-    /// let who = Authenticated::new(Grant::new("alice", ())).current();
+    /// let caller = Authenticated::new(Grant::new("alice", ())).current();
     ///
-    /// assert!(limits.charge(&who, Charge::Units(1)).into_result().is_ok());
-    /// let rejection = limits.charge(&who, Charge::Units(1)).into_result().unwrap_err();
-    /// // Whose budget it is, for who logs it.
-    /// let response: Response<bytes::Bytes> = gate.reject(rejection.of_grant(who.id()));
+    /// assert!(limits.charge(&caller, Charge::Units(1)).into_result().is_ok());
+    /// let rejection = limits.charge(&caller, Charge::Units(1)).into_result().unwrap_err();
+    /// // Logs contain the id of the grant.
+    /// let response: Response<bytes::Bytes> = gate.reject(rejection.of_grant(caller.id()));
     /// assert_eq!(response.status(), 429);
     /// assert_eq!(response.headers()["ratelimit"], r#""default";r=0;t=60"#);
     /// ```
     ///
     /// # Errors
     ///
-    /// If the caller may not go on; then nothing was charged.
+    /// Returns a rejection if the charge was not admitted. Then nothing was charged.
     pub fn into_result(self) -> Result<Self, Rejection> {
         match self.is_admitted() {
             true => Ok(self),

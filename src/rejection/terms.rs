@@ -1,4 +1,4 @@
-//! [`Terms`]: the pre-rendered challenges of a gate.
+//! [`Challenges`]: the pre-rendered challenges of a gate.
 
 use http::HeaderValue;
 
@@ -6,7 +6,7 @@ use super::challenge::{Challenge, ErrorCode};
 
 /// The challenges of a gate.
 #[derive(Clone, Debug)]
-pub(crate) struct Terms {
+pub(crate) struct Challenges {
     bearer: Challenge,
     others: Vec<Challenge>,
     /// Rendered once, so that floods of unauthenticated requests stay cheap.
@@ -21,7 +21,7 @@ struct Rendered {
     others: Vec<HeaderValue>,
 }
 
-impl Terms {
+impl Challenges {
     pub(crate) fn new(bearer: Challenge) -> Self {
         let rendered = Rendered::of(&bearer, &[]);
         Self { bearer, others: Vec::new(), rendered }
@@ -69,7 +69,7 @@ impl Rendered {
     }
 }
 
-impl Default for Terms {
+impl Default for Challenges {
     fn default() -> Self {
         let bearer = Challenge::default_bearer();
         Self::new(bearer)

@@ -1,7 +1,7 @@
-//! Rejections of Connect: a JSON error. A unary call gets it with an HTTP status, a streaming call in its last message, with
-//! status 200.
+//! Connect: rejections are JSON errors. A unary call gets the error with an HTTP status, a streaming call in its last message,
+//! with status 200.
 //!
-//! Without the error clients derive the code from the HTTP status, and read 429 as UNAVAILABLE.
+//! Without the JSON error, clients derive the code from the HTTP status, and read 429 as UNAVAILABLE.
 
 use base64::prelude::{BASE64_STANDARD_NO_PAD, Engine as _};
 use http::{HeaderValue, Response, StatusCode, header};
@@ -11,7 +11,7 @@ use super::problem::write_json_string;
 use super::{NO_STORE, write_limits};
 use crate::rejection::{Rejection, RejectionKind};
 
-/// Returns the name of the code and its HTTP status. Connect has the codes of gRPC.
+/// Returns the name of the error code and its HTTP status. Connect has the same codes as gRPC.
 fn code(kind: RejectionKind) -> (&'static str, StatusCode) {
     match grpc::status(kind) {
         "7" => ("permission_denied", StatusCode::FORBIDDEN),
@@ -22,12 +22,12 @@ fn code(kind: RejectionKind) -> (&'static str, StatusCode) {
     }
 }
 
-/// The status of a unary call.
+/// Returns the HTTP status for a unary call.
 pub(super) fn status(kind: RejectionKind) -> StatusCode {
     code(kind).1
 }
 
-/// The content of a unary call.
+/// Returns the content for a unary call.
 pub(super) fn error(rejection: &Rejection) -> Vec<u8> {
     let mut json = String::from(r#"{"code":""#);
     json.push_str(code(rejection.kind()).0);
@@ -42,7 +42,7 @@ pub(super) fn error(rejection: &Rejection) -> Vec<u8> {
     json.into_bytes()
 }
 
-/// The header section of a streaming call.
+/// Returns the header section for a streaming call.
 pub(super) fn stream_head(rejection: &Rejection) -> Response<()> {
     let mut response = Response::new(());
     let headers = response.headers_mut();
@@ -51,7 +51,7 @@ pub(super) fn stream_head(rejection: &Rejection) -> Response<()> {
     response
 }
 
-/// The content of a streaming call: one message, whose flag says that it ends the stream.
+/// Returns the content for a streaming call: one message with the end-of-stream flag.
 pub(super) fn end_of_stream(rejection: &Rejection) -> Vec<u8> {
     const END_STREAM: u8 = 0b10;
     let message = [br#"{"error":"#, &error(rejection)[..], b"}"].concat();

@@ -1,10 +1,11 @@
-//! Statuses and texts of rejections: the only place that has them.
+//! Status codes and texts of rejections, defined here only.
 //!
 //! # Rules
 //!
-//! 1. Clients may read every text. It reveals no more than the challenge does: unknown, revoked, not yet valid and bound tokens
-//!    read the same, and no text has the error of a store. Operators find both in [`Rejection::kind`] and in the error's source.
-//! 2. A text is ASCII, without a quote, a backslash or a percent sign, so that JSON and gRPC need no escapes.
+//! 1. Clients can read every text. A text reveals no more than the challenge. Unknown, revoked, not yet valid and bound tokens
+//!    have the same text. No text contains the error of a store.
+//! 2. Operators find the exact reason in [`Rejection::kind`], and the error in the error's source.
+//! 3. A text is ASCII without quotes, backslashes and percent signs, so that JSON and gRPC need no escapes.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -13,7 +14,7 @@ use http::StatusCode;
 
 use crate::rejection::{Rejection, RejectionKind};
 
-/// ProblemDetails details (RFC 9457), with further members.
+/// Problem details (RFC 9457), with additional members.
 macro_rules! problem {
     ($type:literal, $status:literal, $title:literal, $text:expr, $more:literal) => {
         concat!(
@@ -32,8 +33,8 @@ macro_rules! problem {
     };
 }
 
-/// The text and the body of each kind whose body is always the same. The type is `about:blank`, with the phrase of the status
-/// as title (RFC 9457, section 4.2.1), or the given one with further members.
+/// Declares the text and the body of each kind whose body is fixed. The default type is `about:blank`, with the status phrase as
+/// title (RFC 9457, section 4.2.1).
 macro_rules! fixed {
     ($($(RejectionKind::$kind:ident)|+ => $status:literal $title:literal $text:literal $(($type:literal $more:literal))?,)+) => {
         const fn fixed(kind: RejectionKind) -> Option<(&'static str, &'static str)> {
@@ -70,12 +71,12 @@ fixed! {
         503 "Service Unavailable" "The service cannot check tokens at the moment. The token may be valid.",
     RejectionKind::LimiterUnavailable =>
         503 "Service Unavailable" "The service cannot check the rate limit at the moment.",
-    // The type of draft-ietf-httpapi-ratelimit-headers-10 for 429 because of what looks like abuse.
+    // The problem type of draft-ietf-httpapi-ratelimit-headers-11 for a 429 after suspected abuse.
     RejectionKind::TooManyFailures => 429 "Too Many Requests" "Too many attempts to authenticate have failed."
         ("https://iana.org/assignments/http-problem-types#abnormal-usage-detected" r#","violated-policies":["failures"]"#),
 }
 
-/// Returns the body of problem details that is the same for all rejections of this kind or reason, if there is one.
+/// Returns the problem details of a rejection, if all rejections of this kind or reason have the same.
 pub(super) fn fixed_body(rejection: &Rejection) -> Option<&'static str> {
     match rejection.kind() {
         RejectionKind::InvalidRequest => Some(rejection.reason().problem()),
@@ -83,7 +84,7 @@ pub(super) fn fixed_body(rejection: &Rejection) -> Option<&'static str> {
     }
 }
 
-/// The first sentence of a text.
+/// Returns the first sentence of a text.
 fn sentence(rejection: &Rejection) -> &'static str {
     match (fixed(rejection.kind()), rejection.grant()) {
         (Some((text, _)), _) => text,
@@ -95,12 +96,12 @@ fn sentence(rejection: &Rejection) -> &'static str {
     }
 }
 
-/// The number of seconds in a text, if it has one. Texts of a flood have none, so that they need no allocation.
+/// Returns the number of seconds in a text, if it has one. Frequent rejections have none, so that they need no allocation.
 fn retry_after_secs(rejection: &Rejection) -> Option<u64> {
     rejection.retry_after_secs().filter(|_| rejection.kind() == RejectionKind::OverLimit)
 }
 
-/// Returns the pieces of the text of a rejection, to be joined. A number is formatted into `digits`.
+/// Returns the parts of a text. A number is formatted into `digits`.
 pub(super) fn pieces<'a>(rejection: &Rejection, digits: &'a mut itoa::Buffer) -> [&'a str; 4] {
     let sentence = sentence(rejection);
     match retry_after_secs(rejection) {
@@ -111,16 +112,18 @@ pub(super) fn pieces<'a>(rejection: &Rejection, digits: &'a mut itoa::Buffer) ->
 }
 
 impl Rejection {
-    /// Returns the status of the response over HTTP. Over gRPC the status is 200, and the code is in `grpc-status`.
+    /// Returns the HTTP status of the response. Over gRPC the status is 200, and the code is in `grpc-status`.
     #[must_use]
     pub fn status(&self) -> StatusCode {
         status(self.kind())
     }
 
-    /// Returns a text for the client: the `detail` of [`ProblemDetails`](crate::ProblemDetails) and the `Display` of the rejection.
+    /// Returns a text for the client: the `detail` of [`ProblemDetails`](crate::ProblemDetails), and the `Display` of the
+    /// rejection.
     ///
-    /// It reveals no more than the challenge. Unknown, revoked, not yet valid and bound tokens read the same, and the error of a
-    /// store is never part of it: operators find these in [`kind`](Self::kind) and in the [source](std::error::Error::source).
+    /// The text reveals no more than the challenge. Unknown, revoked, not yet valid and bound tokens have the same text. The
+    /// error of a store is never part of it. Operators find these in [`kind`](Self::kind) and in the
+    /// [source](std::error::Error::source).
     ///
     /// ```
     /// use tollgate::limit::{Charge, RateLimits};
@@ -191,7 +194,7 @@ mod tests {
 
     const SECRET: &str = "postgres://user:password@db7/tokens";
 
-    /// All kinds: whoever adds one is reminded by the compiler.
+    /// Returns all kinds. A new kind does not compile until it is added here.
     fn all() -> Vec<RejectionKind> {
         use RejectionKind::*;
         let next = |kind| match kind {
@@ -217,7 +220,7 @@ mod tests {
         std::iter::successors(Some(Missing), |kind| next(*kind)).collect()
     }
 
-    /// A rejection of this kind with all that it can know.
+    /// Returns a rejection of this kind, with all optional data.
     fn rejection(kind: RejectionKind) -> Rejection {
         let decision = |verdict| {
             let policy = Policy::new("odd \"policy\"", Quota::per_hour(1)).unwrap();
@@ -241,7 +244,7 @@ mod tests {
     }
 
     #[test]
-    fn detail_display_and_problem_details_are_one_text() {
+    fn detail_display_and_problem_details_have_the_same_text() {
         for kind in all() {
             let rejection = rejection(kind);
             let response: Response<Bytes> = ProblemDetails.respond(&rejection);
@@ -255,7 +258,7 @@ mod tests {
             assert_eq!(
                 body["title"].as_str(),
                 rejection.status().canonical_reason().map(|reason| match reason {
-                    // RFC 9110, section 15.5.14: the name that the crate `http` does not have yet.
+                    // The crate `http` still has the name from before RFC 9110, section 15.5.14.
                     "Payload Too Large" => "Content Too Large",
                     other => other,
                 })
@@ -284,17 +287,17 @@ mod tests {
     }
 
     #[test]
-    fn words_of_kinds_are_those_of_the_operators_page() {
+    fn kinds_and_statuses_match_observe_md() {
         let page = include_str!("../../OBSERVE.md");
         let section = page.split("| kind | level | HTTP |").nth(1).unwrap().split("\n\n").next().unwrap();
         let rows = section.lines().filter(|line| line.contains('`')).map(|row| row.split('|').collect::<Vec<_>>());
-        let mut told: BTreeSet<(String, u16)> = BTreeSet::new();
+        let mut documented: BTreeSet<(String, u16)> = BTreeSet::new();
         for row in rows {
-            let words =
-                row[1].split('`').skip(1).step_by(2).map(|word| (word.to_owned(), row[3].trim().parse().unwrap()));
-            told.extend(words);
+            let names =
+                row[1].split('`').skip(1).step_by(2).map(|name| (name.to_owned(), row[3].trim().parse().unwrap()));
+            documented.extend(names);
         }
         let own = all().into_iter().map(|kind| (kind.as_str().to_owned(), rejection(kind).status().as_u16()));
-        assert_eq!(own.collect::<BTreeSet<_>>(), told);
+        assert_eq!(own.collect::<BTreeSet<_>>(), documented);
     }
 }

@@ -1,7 +1,7 @@
-//! Rejections over gRPC and gRPC-Web: HTTP status 200, everything in the header section ("Trailers-Only"), no body.
+//! gRPC and gRPC-Web: rejections have HTTP status 200, all fields in the header section ("Trailers-Only"), and no body.
 //!
-//! The mapping from HTTP status to gRPC status is for clients that got no `grpc-status`; servers must not rely on it. Clients
-//! would read 429 as UNAVAILABLE.
+//! `grpc-status` is always sent. Clients derive the code from the HTTP status only if it is missing, and would read 429 as
+//! UNAVAILABLE.
 
 use std::borrow::Cow;
 use std::time::Duration;
@@ -18,7 +18,7 @@ pub(super) fn head(rejection: &Rejection) -> Response<()> {
     let mut response = Response::new(());
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(rejection.reply().content_type()));
-    // To a cache it is a response like any other, with status 200.
+    // Caches see a response with status 200.
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static(NO_STORE));
     headers.insert(GRPC_STATUS, HeaderValue::from_static(status));
     match rejection.retry_after() {
@@ -31,7 +31,7 @@ pub(super) fn head(rejection: &Rejection) -> Response<()> {
                 headers.insert(GRPC_STATUS_DETAILS_BIN, value);
             }
         }
-        // Waiting does not help, and a client that retries this status has to know. A negative value means: do not retry.
+        // Waiting does not help. A negative value tells clients that retry this status not to.
         None if status == RESOURCE_EXHAUSTED => {
             headers.insert(GRPC_RETRY_PUSHBACK_MS, HeaderValue::from_static("-1"));
         }
@@ -48,7 +48,7 @@ pub(super) fn head(rejection: &Rejection) -> Response<()> {
 pub(super) fn status(kind: RejectionKind) -> &'static str {
     match kind {
         RejectionKind::InsufficientScope => "7",
-        // A request that costs too much is about a quota, and not about credentials: a client must not fetch a new token.
+        // A cost above the burst is about the quota, not about credentials: the client must not fetch a new token.
         RejectionKind::TooManyFailures
         | RejectionKind::OverLimit
         | RejectionKind::CostAboveBurst
@@ -68,7 +68,7 @@ pub(super) fn status(kind: RejectionKind) -> &'static str {
     }
 }
 
-/// Returns the text of a rejection, with the scopes that the token lacks, which HTTP has in the challenge.
+/// Returns the text of a rejection, with the required scopes. Over HTTP they are in the challenge.
 pub(super) fn message(rejection: &Rejection) -> Cow<'static, str> {
     let mut text = rejection.detail();
     if let (RejectionKind::InsufficientScope, Some(scopes)) = (rejection.kind(), rejection.required_scopes()) {
@@ -81,20 +81,20 @@ pub(super) fn message(rejection: &Rejection) -> Cow<'static, str> {
 }
 
 const RESOURCE_EXHAUSTED: &str = "8";
-const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
-const GRPC_MESSAGE: HeaderName = HeaderName::from_static("grpc-message");
+pub(super) const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
+pub(super) const GRPC_MESSAGE: HeaderName = HeaderName::from_static("grpc-message");
 const GRPC_RETRY_PUSHBACK_MS: HeaderName = HeaderName::from_static("grpc-retry-pushback-ms");
 const GRPC_STATUS_DETAILS_BIN: HeaderName = HeaderName::from_static("grpc-status-details-bin");
 
-/// What gRPC percent-encodes in a message, of ASCII.
+/// The ASCII characters that gRPC percent-encodes in a message.
 const ESCAPED: &AsciiSet = &CONTROLS.add(b'%');
 
-/// Rounds up, to 1 ms at least: who waits is admitted.
+/// Rounds up to whole milliseconds, at least 1, so that a client is not rejected after this time.
 pub(super) fn whole_millis(wait: Duration) -> u64 {
     u64::try_from(wait.as_nanos().div_ceil(1_000_000)).unwrap_or(u64::MAX).max(1)
 }
 
-/// `grpc-retry-pushback-ms` is a signed number of 32 bits (gRFC A6); clients take a larger one for "do not retry".
+/// Limits `grpc-retry-pushback-ms` to a signed 32-bit number (gRFC A6). Clients read a larger number as "do not retry".
 fn pushback(millis: u64) -> u64 {
     millis.min(i32::MAX.unsigned_abs().into())
 }

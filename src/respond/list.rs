@@ -2,8 +2,8 @@
 
 use http::{HeaderMap, HeaderName};
 
-/// The members of all lines of a field, without white space around them and without empty ones (RFC 9110, section 5.6.1).
-/// A comma in a quoted string separates nothing.
+/// Returns the members of all lines of a field, trimmed and without empty ones (RFC 9110, section 5.6.1). A comma in a quoted
+/// string does not separate.
 pub(super) fn members<'a>(headers: &'a HeaderMap, name: &HeaderName) -> impl Iterator<Item = &'a [u8]> {
     headers.get_all(name).iter().flat_map(|line| split(line.as_bytes()))
 }
@@ -36,7 +36,7 @@ mod tests {
             ("a, b\t,c", &["a", "b", "c"]),
             (r#"private="a, b", max-age=1"#, &[r#"private="a, b""#, "max-age=1"]),
             (r#""a\",";q=1, "b\\";q=2"#, &[r#""a\",";q=1"#, r#""b\\";q=2"#]),
-            // Outside of quotes a backslash is like any other character.
+            // Outside of quotes a backslash is an ordinary character.
             (r#"a\, b, \"c, d""#, &["a\\", "b", r#"\"c, d""#]),
             (r#"a, "open, end"#, &["a", r#""open, end"#]),
         ] {

@@ -1,24 +1,31 @@
-//! The last station: say no, in the words of the standards.
+//! Responses to rejected requests, the last step of the pipeline.
 //!
-//! This is the only place that knows the status codes and header fields of answers. [`ProblemDetails`] is the default
-//! responder, [`EmptyBody`] is for bodies that can only be empty, [`ProblemDetails::map_body`] for any other body, and a closure
-//! from `&Rejection` to a response is a responder too.
+//! This module alone defines the status codes and header fields of rejections. [`ProblemDetails`] is the default responder.
+//! [`EmptyBody`] is for bodies that can only be empty, [`ProblemDetails::map_body`] for other body types. A closure from
+//! `&Rejection` to a response is also a responder.
 //!
 //! # Rules
 //!
-//! 1. Nothing usable was presented: 401 without an error code. The token is wrong: 401 `invalid_token`. The request is
-//!    wrong: 400 `invalid_request`. Rights are missing: 403. The server cannot tell: 503.
-//! 2. Every 400 to 403 that speaks of credentials has a challenge; 429 and 5xx have none.
-//! 3. No refusal may be stored: `Cache-Control: no-store`.
+//! 1. The status and error code depend on the cause:
+//!
+//!    | cause | response |
+//!    |---|---|
+//!    | no usable credential | 401 without an error code |
+//!    | invalid token | 401 `invalid_token` |
+//!    | invalid request | 400 `invalid_request` |
+//!    | missing scope | 403 `insufficient_scope` |
+//!    | the server cannot decide | 503 |
+//! 2. Every 400, 401 and 403 about credentials has a challenge. 429 and 5xx have none.
+//! 3. Rejections must not be stored: `Cache-Control: no-store`.
 //! 4. `Retry-After` is in whole seconds, rounded up and never 0. Every 429 and every 503 has it.
-//! 5. A request of gRPC, gRPC-Web or Connect is rejected in the format of its [`Protocol`], since its clients read
-//!    nothing else. [`ProblemDetails`] writes all of them, [`EmptyBody`] those without content: gRPC and gRPC-Web.
+//! 5. A gRPC, gRPC-Web or Connect request is rejected in the format of its [`Protocol`], because its clients read no other.
+//!    [`ProblemDetails`] writes all of them. [`EmptyBody`] writes those without content: gRPC and gRPC-Web.
 //! 6. A rejection of `HEAD` has no content (RFC 9110, section 9.3.2).
-//! 7. A rejection of an HTTP/1 request whose body was not read has `Connection: close` (RFC 9112, section 9.6): the server closes
-//!    the connection, and a client that sent its next request on it would fail.
+//! 7. A rejection of an HTTP/1 request whose body was not read has `Connection: close` (RFC 9112, section 9.6), because the
+//!    server closes the connection. Otherwise a client could send its next request on a closed connection.
 
 use http::header::Entry;
-use http::{HeaderValue, Response, StatusCode, header};
+use http::{HeaderName, HeaderValue, Response, StatusCode, header};
 
 mod connect;
 pub(crate) mod detail;
@@ -33,25 +40,25 @@ pub use ratelimit::RateLimitHeaders;
 
 use crate::observe;
 use crate::rejection::protocol::Protocol;
-use crate::rejection::terms::Terms;
+use crate::rejection::terms::Challenges;
 use crate::rejection::{Rejection, RejectionKind};
 use crate::token::TokenLocation;
 
-/// Writes refusals.
+/// Turns rejections into responses.
 ///
-/// Closures implement it; [`AuthLayer::with_response_fn`](crate::AuthLayer::with_response_fn) takes one. A responder
-/// never sees the request: what it may say is in the [`Rejection`].
+/// Closures implement this trait; [`AuthLayer::with_response_fn`](crate::AuthLayer::with_response_fn) takes one. A responder
+/// does not get the request. The [`Rejection`] holds everything that a response may reveal.
 ///
-/// A responder must not write content of its own unless [`Rejection::allows_content`] returns true. Gates cannot enforce this: they
-/// do not know the type of the body.
+/// A responder must not write its own content unless [`Rejection::allows_content`] returns true. Gates cannot enforce this,
+/// because they do not know the type of the body.
 ///
 /// ```
 /// use http::{Response, StatusCode};
 /// use tollgate::respond::Respond;
 /// use tollgate::{Rejection, RejectionKind};
 ///
-/// /// Takes the standard head and writes a body of its own.
-/// fn crosstrade(rejection: &Rejection) -> Response<String> {
+/// /// Takes the standard head and writes a custom body.
+/// fn rate_limit_error(rejection: &Rejection) -> Response<String> {
 ///     let response: Response<String> = tollgate::EmptyBody.respond(rejection);
 ///     match rejection.kind() {
 ///         RejectionKind::OverLimit if rejection.allows_content() => {
@@ -60,23 +67,30 @@ use crate::token::TokenLocation;
 ///         _ => response,
 ///     }
 /// }
-/// # let _: &dyn Respond<String> = &crosstrade;
+/// # let _: &dyn Respond<String> = &rate_limit_error;
 /// ```
 #[diagnostic::on_unimplemented(
-    message = "`{Self}` cannot write a refusal into a body of type `{B}`",
+    message = "`{Self}` cannot write a rejection into a body of type `{B}`",
     note = "`ProblemDetails` needs `{B}: From<Bytes>`",
     note = "use `.with_responder(EmptyBody)` where `{B}: Default` (tonic), `.with_responder(ProblemDetails.map_body(..))` for a boxed body, or `.with_response_fn(|rejection| ..)`"
 )]
 pub trait Respond<B>: Send + Sync + 'static {
-    /// Writes a refusal.
+    /// Returns the response to a rejection.
     fn respond(&self, rejection: &Rejection) -> Response<B>;
 
-    /// Writes a refusal and puts it into the extensions of the response, as gates do, so that outer layers can count
-    /// and log it. It is here that a refusal is [told](crate::observe) to recorders and subscribers.
+    /// Returns the complete response to a rejection. Gates call this method.
     ///
-    /// What [`respond`](Self::respond) leaves out is added: that no cache stores the answer, unless it speaks of caches, to a
-    /// 401 how to authenticate (RFC 9110, section 15.5.2), and to a 503 `Retry-After`. `Connection: close` is added where the
-    /// connection cannot be used again. Whoever writes this method anew does all of that himself.
+    /// It puts the rejection into the extensions of the response, so that outer layers can count and log it. It also reports the
+    /// rejection to [metrics and events](crate::observe).
+    ///
+    /// The default implementation adds the headers that [`respond`](Self::respond) left out:
+    ///
+    /// - `Cache-Control: no-store`, if there is no `Cache-Control`
+    /// - `WWW-Authenticate` on a 401 (RFC 9110, section 15.5.2)
+    /// - `Retry-After` on a 503
+    /// - `Connection: close`, if the connection cannot be used again
+    ///
+    /// An implementation that overrides this method must do all of this.
     fn reject(&self, rejection: Rejection) -> Response<B> {
         let mut response = written(self, rejection);
         complete(&mut response);
@@ -84,10 +98,10 @@ pub trait Respond<B>: Send + Sync + 'static {
     }
 }
 
-/// An answer that carries the refusal which it is about.
+/// Reports the rejection, and puts it into the extensions of its response.
 #[inline]
 fn written<B>(responder: &(impl Respond<B> + ?Sized), rejection: Rejection) -> Response<B> {
-    observe::refused(&rejection);
+    observe::rejected(&rejection);
     let mut response = responder.respond(&rejection);
     if rejection.reply().closes {
         response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
@@ -115,9 +129,9 @@ impl<B, R: Respond<B> + ?Sized> Respond<B> for std::sync::Arc<R> {
     }
 }
 
-/// Refuses with the head alone: for bodies that are only [`Default`], such as tonic's.
+/// A responder that writes an empty body: for bodies that are only [`Default`], such as tonic's.
 ///
-/// Clients of Connect then get an HTTP status without an error, and derive the code from it: they read 429 as UNAVAILABLE.
+/// A Connect client then gets no Connect error. It derives the error code from the HTTP status, and reads 429 as UNAVAILABLE.
 ///
 /// ```
 /// use http::Response;
@@ -142,29 +156,29 @@ impl<B: Default> Respond<B> for EmptyBody {
     }
 }
 
-/// The Bearer challenge of a refusal: none, one without an error, or one with.
-fn bearer_challenge(rejection: &Rejection, terms: &Terms) -> Option<HeaderValue> {
+/// Returns the Bearer challenge of a rejection: none, one without an error, or one with an error.
+fn bearer_challenge(rejection: &Rejection, challenges: &Challenges) -> Option<HeaderValue> {
     Some(match rejection.kind() {
         RejectionKind::Missing => match rejection.required_scopes() {
-            // Scopes are no error information, so that they may be told to those who presented nothing.
-            Some(scopes) => terms.bearer().clone().with_scope(scopes).to_header_value(),
-            None => terms.challenge(None),
+            // Scopes are not error information. So they are allowed without a credential (RFC 6750, section 3.1).
+            Some(scopes) => challenges.bearer().clone().with_scope(scopes).to_header_value(),
+            None => challenges.challenge(None),
         },
         RejectionKind::MalformedToken
         | RejectionKind::UnknownToken
         | RejectionKind::NotYetValid
         | RejectionKind::ExpiredToken
-        | RejectionKind::SenderConstrained => terms.challenge(Some(ErrorCode::InvalidToken)),
-        RejectionKind::InvalidRequest => terms.challenge(Some(ErrorCode::InvalidRequest)),
+        | RejectionKind::SenderConstrained => challenges.challenge(Some(ErrorCode::InvalidToken)),
+        RejectionKind::InvalidRequest => challenges.challenge(Some(ErrorCode::InvalidRequest)),
         RejectionKind::InsufficientScope => {
-            let challenge = terms.bearer().clone().with_error(ErrorCode::InsufficientScope);
+            let challenge = challenges.bearer().clone().with_error(ErrorCode::InsufficientScope);
             rejection
                 .required_scopes()
                 .map_or(challenge.clone(), |scopes| challenge.with_scope(scopes))
                 .to_header_value()
         }
         RejectionKind::InsufficientUserAuthentication => {
-            let challenge = terms.bearer().clone().with_error(ErrorCode::InsufficientUserAuthentication);
+            let challenge = challenges.bearer().clone().with_error(ErrorCode::InsufficientUserAuthentication);
             match rejection.required_authentication() {
                 Some(needed) => challenge.with_authentication_of(needed).to_header_value(),
                 None => challenge.to_header_value(),
@@ -182,25 +196,25 @@ fn bearer_challenge(rejection: &Rejection, terms: &Terms) -> Option<HeaderValue>
     })
 }
 
-/// Writes all `WWW-Authenticate` lines of a refusal, one a challenge (RFC 9110, section 11.6.1).
-pub(crate) fn write_challenges(headers: &mut http::HeaderMap, rejection: &Rejection, terms: &Terms) {
-    if let Some(bearer) = bearer_challenge(rejection, terms) {
+/// Writes all `WWW-Authenticate` lines of a rejection, one for each challenge (RFC 9110, section 11.6.1).
+pub(crate) fn write_challenges(headers: &mut http::HeaderMap, rejection: &Rejection, challenges: &Challenges) {
+    if let Some(bearer) = bearer_challenge(rejection, challenges) {
         headers.insert(header::WWW_AUTHENTICATE, bearer);
-        for other in terms.others() {
+        for other in challenges.others() {
             headers.append(header::WWW_AUTHENTICATE, other.clone());
         }
     }
 }
 
-/// The same in the words of the gate that refuses.
+/// Writes the challenges of the gate that rejects the request.
 fn write_own_challenges(headers: &mut http::HeaderMap, rejection: &Rejection) {
-    match rejection.terms() {
-        Some(terms) => write_challenges(headers, rejection, terms),
-        None => write_challenges(headers, rejection, &Terms::default()),
+    match rejection.challenges() {
+        Some(challenges) => write_challenges(headers, rejection, challenges),
+        None => write_challenges(headers, rejection, &Challenges::default()),
     }
 }
 
-/// Adds what no refusal may be without, and a responder of the service's own may have left out.
+/// Adds required headers that a custom responder may have left out.
 fn complete<B>(response: &mut Response<B>) {
     if !response.headers().contains_key(header::CACHE_CONTROL) {
         response.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static(NO_STORE));
@@ -218,7 +232,7 @@ fn complete<B>(response: &mut Response<B>) {
     }
 }
 
-/// Everything of a refusal but its body.
+/// Returns the response without its body.
 fn head(rejection: &Rejection) -> Response<()> {
     let status = match rejection.protocol() {
         Protocol::Grpc | Protocol::GrpcWeb => return grpc::head(rejection),
@@ -234,19 +248,18 @@ fn head(rejection: &Rejection) -> Response<()> {
     response
 }
 
-/// `Retry-After`, which every dialect has. The `RateLimit` fields of all policies are written by the gate, on success
-/// and refusal alike.
+/// Writes `Retry-After`. The gate writes the rate limit headers, because responses to admitted requests have them too.
 fn write_limits(headers: &mut http::HeaderMap, rejection: &Rejection) {
     if let Some(seconds) = rejection.retry_after_secs() {
         headers.insert(header::RETRY_AFTER, ratelimit::number(seconds));
     }
 }
 
-/// Keeps shared caches from an answer to a request whose token they do not know as one (RFC 9111, section 3.5, protects
-/// requests with `Authorization` only).
+/// Prevents shared caches from storing a response to a request with a token outside of `Authorization`. RFC 9111, section 3.5,
+/// protects requests with `Authorization` only.
 pub(crate) fn keep_private(headers: &mut http::HeaderMap, location: TokenLocation) {
     match headers.entry(header::CACHE_CONTROL) {
-        // What most answers are.
+        // The usual case.
         Entry::Vacant(free) => _ = free.insert(HeaderValue::from_static("private")),
         Entry::Occupied(_) => amend_cache_control(headers),
     }
@@ -255,33 +268,60 @@ pub(crate) fn keep_private(headers: &mut http::HeaderMap, location: TokenLocatio
     }
 }
 
-/// Keeps links on a page from carrying the token away that is in its target (RFC 9700, section 4.3.2).
+/// Prevents links on a page from sending the token in its URL as referrer (RFC 9700, section 4.3.2).
 pub(crate) fn keep_target(headers: &mut http::HeaderMap) {
     if !headers.contains_key(header::REFERRER_POLICY) {
         headers.insert(header::REFERRER_POLICY, HeaderValue::from_static("no-referrer"));
     }
 }
 
-/// Makes private what a handler said of caches.
+/// Makes the `Cache-Control` of a handler private.
 fn amend_cache_control(headers: &mut http::HeaderMap) {
-    // With a value, `private="field"`, a directive is about that field only, and is not this one.
+    // A directive with a value, such as `private="field"`, concerns that field only.
     let says = |directive: &str| {
         let mut directives = list::members(headers, &header::CACHE_CONTROL);
         directives.any(|own| own.eq_ignore_ascii_case(directive.as_bytes()))
     };
     let kept_already = (says("private") && !says("public")) || says("no-store");
     if !kept_already {
-        // What lets caches store more goes, and what is private in part is private now; the rest stays.
+        // Remove directives that allow caches to store more, and a `private` for some fields. Keep all others.
         let goes = |directive: &[u8]| {
             let name = directive.split(|&byte| byte == b'=').next().unwrap_or_default();
             ["public", "private", "s-maxage", "max-age"].iter().any(|own| name.eq_ignore_ascii_case(own.as_bytes()))
         };
         let kept = list::members(headers, &header::CACHE_CONTROL).filter(|directive| !goes(directive));
         let value = [&b"private"[..]].into_iter().chain(kept).collect::<Vec<_>>().join(&b", "[..]);
-        // Members of values, joined by a comma, are a value.
+        // Valid list members, joined by a comma, are a valid value.
         let value = HeaderValue::try_from(value).unwrap_or(HeaderValue::from_static("private"));
         headers.insert(header::CACHE_CONTROL, value);
     }
 }
 
 const NO_STORE: &str = "no-store";
+
+/// The response headers of a gate that scripts in browsers can read only if a CORS layer exposes them.
+///
+/// They are the challenge, `Retry-After`, the [rate limit headers](RateLimitHeaders) in all formats, and the status of gRPC-Web.
+/// With tower-http: `CorsLayer::new().expose_headers(EXPOSED_HEADERS)`. The CORS layer belongs outside of the gate, so that
+/// rejections have CORS headers too.
+///
+/// ```
+/// use tollgate::respond::EXPOSED_HEADERS;
+///
+/// let value = EXPOSED_HEADERS.map(|name| name.to_string()).join(", ");
+/// assert!(value.starts_with("www-authenticate, retry-after, ratelimit, ratelimit-policy"));
+/// ```
+pub const EXPOSED_HEADERS: [HeaderName; 12] = [
+    header::WWW_AUTHENTICATE,
+    header::RETRY_AFTER,
+    ratelimit::RATELIMIT,
+    ratelimit::RATELIMIT_POLICY,
+    HeaderName::from_static("ratelimit-limit"),
+    HeaderName::from_static("ratelimit-remaining"),
+    HeaderName::from_static("ratelimit-reset"),
+    HeaderName::from_static("x-ratelimit-limit"),
+    HeaderName::from_static("x-ratelimit-remaining"),
+    HeaderName::from_static("x-ratelimit-reset"),
+    grpc::GRPC_STATUS,
+    grpc::GRPC_MESSAGE,
+];

@@ -1,3 +1,4 @@
+//! [`ProblemDetails`]: rejections as `application/problem+json`.
 use std::fmt::Write as _;
 
 use bytes::Bytes;
@@ -9,7 +10,7 @@ use crate::quota::policy::Policy;
 use crate::rejection::protocol::Protocol;
 use crate::rejection::{Rejection, RejectionKind};
 
-/// Refuses with a problem details body (RFC 9457), `application/problem+json`: the default responder.
+/// A responder that writes problem details (RFC 9457), `application/problem+json`. It is the default.
 ///
 /// ```
 /// use bytes::Bytes;
@@ -25,7 +26,7 @@ use crate::rejection::{Rejection, RejectionKind};
 pub struct ProblemDetails;
 
 impl ProblemDetails {
-    /// The same for any other type of body, which the function makes of the bytes.
+    /// Returns a responder for another body type. The function creates the body from the bytes.
     ///
     /// ```
     /// use bytes::Bytes;
@@ -54,12 +55,12 @@ impl<B: From<Bytes>> Respond<B> for ProblemDetails {
     }
 
     fn reject(&self, rejection: Rejection) -> Response<B> {
-        // Its head is complete, which this saves a flood the look for.
+        // The head is already complete: skip the checks, so that floods of rejections stay cheap.
         written(self, rejection)
     }
 }
 
-/// A responder made by [`ProblemDetails::map_body`].
+/// The responder that [`ProblemDetails::map_body`] returns.
 #[derive(Clone, Copy, Debug)]
 pub struct MappedBody<F>(F);
 
@@ -82,7 +83,7 @@ fn respond(rejection: &Rejection) -> Response<Bytes> {
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(rejection.reply().content_type()));
     if rejection.reply().is_head {
-        // The length that GET would have. Servers would add the length of what is left, which is 0.
+        // The length of the content of `GET`. Servers would add the length of the empty content.
         headers.insert(header::CONTENT_LENGTH, ratelimit::number(content.len() as u64));
         content = Bytes::new();
     }
@@ -97,7 +98,7 @@ fn body(rejection: &Rejection) -> Bytes {
     }
 }
 
-/// The problem type of draft-ietf-httpapi-ratelimit-headers-10 for 429.
+/// Returns problem details with the type of draft-ietf-httpapi-ratelimit-headers-11 for 429.
 fn over_limit(rejection: &Rejection) -> Bytes {
     const BEFORE: &str = r#"{"type":"https://iana.org/assignments/http-problem-types#quota-exceeded","title":"Too Many Requests","status":429,"detail":""#;
     const BETWEEN: &str = r#"","violated-policies":["#;
@@ -106,7 +107,7 @@ fn over_limit(rejection: &Rejection) -> Bytes {
     let mut digits = itoa::Buffer::new();
     let text = detail::pieces(rejection, &mut digits);
     let violated = || rejection.decision().into_iter().flat_map(Decision::violated).map(Policy::name);
-    // Exact for nearly all names, so that the bytes need no second allocation.
+    // Exact unless names need escapes, so that no second allocation is needed.
     let names: usize = violated().map(|name| name.len() + r#"",""#.len()).sum();
     let around = BEFORE.len() + text.iter().map(|piece| piece.len()).sum::<usize>() + BETWEEN.len() + AFTER.len();
     let mut body = String::with_capacity(around + names.saturating_sub(1));
@@ -130,7 +131,7 @@ fn misconfigured(hint: &str) -> Bytes {
     body.into()
 }
 
-/// RFC 8259, section 7.
+/// Writes a JSON string (RFC 8259, section 7).
 pub(super) fn write_json_string(out: &mut String, text: &str) {
     out.push('"');
     for c in text.chars() {
@@ -152,7 +153,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_what_json_wants_escaped_is_escaped() {
+    fn json_string_escapes_quotes_backslashes_and_controls_only() {
         let mut out = String::new();
         write_json_string(&mut out, "\0\t\u{1f} !\"\\/\u{7f}\u{e9}");
         assert_eq!(out, "\"\\u0000\\u0009\\u001f !\\\"\\\\/\u{7f}\u{e9}\"");

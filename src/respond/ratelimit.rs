@@ -1,4 +1,4 @@
-//! `RateLimit`, `RateLimit-Policy` and their older dialects, as functions of a [`Decision`].
+//! [`RateLimitHeaders`]: the headers that advertise rate limits, rendered from a [`Decision`].
 
 use std::cmp::Reverse;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -11,61 +11,76 @@ use crate::quota::Quota;
 use crate::quota::decision::{Decision, secs_up};
 use crate::quota::policy::Policy;
 
-/// The dialect of the rate limit headers of a gate.
+/// The format of the rate limit headers of a gate.
 ///
-/// The header names of the drafts are the same while their syntax is not, so that one gate uses one dialect. All times are
-/// whole seconds, rounded up. `Retry-After` on a 429 is the same in all dialects: the time until the same request is admitted.
+/// The drafts use the same header names with different syntaxes, so that a gate uses one format. All times are in whole seconds,
+/// rounded up. `Retry-After` on a 429 is the same in all formats: the time until the same request is admitted.
 ///
 /// # Reset
 ///
-/// The older dialects have a single time, `reset`:
+/// The older formats have one time, `reset`:
 ///
 /// | response | `reset` is the time until |
 /// |---|---|
 /// | 429 | the same request is admitted, as in `Retry-After` |
-/// | another one where nothing remains | one unit more is available |
-/// | another one where something remains | the whole limit is available again |
+/// | any other with `remaining` 0 | one more unit is available |
+/// | any other | the whole limit is available |
 ///
-/// So a client that has to wait, and obeys `reset`, is admitted then, and not a second earlier. A bucket is refilled all the
-/// time: after this wait it has a unit, or as many as the request costs, and not the whole limit.
+/// A client that waits for `reset` is admitted then, and not a second earlier. The bucket is refilled continuously: after this
+/// time it holds one unit, or the cost of the rejected request, and not the whole limit.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum RateLimitHeaders {
-    /// draft-ietf-httpapi-ratelimit-headers-10: `RateLimit: "default";r=19;t=1` and `RateLimit-Policy: "default";q=20;w=7`.
+    /// draft-ietf-httpapi-ratelimit-headers-11: `RateLimit: "default";r=19;t=1` and `RateLimit-Policy: "default";q=20;w=7`.
     ///
-    /// `w` is the time in which an empty bucket is refilled. `t` is the number of seconds until one unit more is available; on
-    /// a 429 until the same request is admitted, as in `Retry-After`. All policies are listed.
+    /// All policies are listed.
+    ///
+    /// - `q` is the burst, and `w` the time in which an empty bucket is refilled.
+    /// - `r` is the available quota: the number of units that can be used now.
+    /// - `t` is the effective window: a client should use no more than `r` units within `t` seconds. It is the time until one
+    ///   more unit is available. Until then exactly `r` units are admitted. It is not the time until the bucket is full.
+    /// - On a 429, `r` is 0, and `t` is the time until the same request is admitted, as in `Retry-After`. Clients prefer
+    ///   `Retry-After`.
+    ///
+    /// *Proxies* should not change the fields to a more permissive limit, nor remove them. *Caches*: clients ignore the fields of
+    /// a cached response, which has a positive `Age`. *Trailers* never contain the fields. Clients ignore malformed fields.
     #[default]
-    Draft10,
+    Draft11,
     /// draft-07: `RateLimit: limit=20, remaining=19, reset=1` and `RateLimit-Policy: 20;w=7`.
     ///
-    /// `reset` is a number of seconds, [see above](Self#reset).
+    /// `reset` is a number of seconds, see [Reset](Self#reset).
     Draft07,
     /// draft-05 and -06: `RateLimit-Limit: 20`, `RateLimit-Remaining`, `RateLimit-Reset`, `RateLimit-Policy: 20;w=7`.
     ///
-    /// `RateLimit-Reset` is a number of seconds, [see above](Self#reset).
+    /// `RateLimit-Reset` is a number of seconds, see [Reset](Self#reset).
     Draft06,
     /// draft-03: `RateLimit-Limit: 20, 20;w=7`, `RateLimit-Remaining`, `RateLimit-Reset`.
     ///
-    /// `RateLimit-Reset` is a number of seconds, [see above](Self#reset).
+    /// `RateLimit-Reset` is a number of seconds, see [Reset](Self#reset).
     Draft03,
-    /// `X-RateLimit-Limit`, `-Remaining` and `-Reset`, as GitHub has them.
+    /// `X-RateLimit-Limit`, `-Remaining` and `-Reset`, as GitHub sends them.
     ///
-    /// `X-RateLimit-Reset` is a time of day in seconds since 1970-01-01 UTC, by the server's clock,
-    /// [see above](Self#reset). On a 429 it is at most one second later than `Retry-After`.
+    /// `X-RateLimit-Reset` is a Unix time in seconds, by the clock of the server, see [Reset](Self#reset). On a 429 it is at
+    /// most one second later than `Retry-After`.
     XEpoch,
     /// `X-RateLimit-Limit`, `-Remaining` and `-Reset`.
     ///
-    /// `X-RateLimit-Reset` is a number of seconds, [see above](Self#reset).
+    /// `X-RateLimit-Reset` is a number of seconds, see [Reset](Self#reset).
     XDelta,
-    /// None. `Retry-After` is sent all the same.
+    /// No rate limit headers. `Retry-After` is still sent.
     Off,
 }
 
-const RATELIMIT: HeaderName = HeaderName::from_static("ratelimit");
-const RATELIMIT_POLICY: HeaderName = HeaderName::from_static("ratelimit-policy");
+#[allow(non_upper_case_globals, reason = "named like the variants")]
+impl RateLimitHeaders {
+    /// draft-ietf-httpapi-ratelimit-headers-10: the same bytes as [`Draft11`](Self::Draft11).
+    pub const Draft10: Self = Self::Draft11;
+}
 
-/// Limit, remaining, reset.
+pub(super) const RATELIMIT: HeaderName = HeaderName::from_static("ratelimit");
+pub(super) const RATELIMIT_POLICY: HeaderName = HeaderName::from_static("ratelimit-policy");
+
+/// The names for limit, remaining and reset.
 const TRIPLE: [HeaderName; 3] = [
     HeaderName::from_static("ratelimit-limit"),
     HeaderName::from_static("ratelimit-remaining"),
@@ -77,79 +92,79 @@ const X_TRIPLE: [HeaderName; 3] = [
     HeaderName::from_static("x-ratelimit-reset"),
 ];
 
-/// What is to be written into one response, rendered as soon as the decision is known.
+/// The rate limit headers of one response, rendered when the decision is known.
 #[derive(Debug)]
-pub(crate) struct Advert {
+pub(crate) struct LimitHeaders {
     fields: Fields,
     remaining: u32,
 }
 
 #[derive(Debug)]
 enum Fields {
-    /// Lists, to which other policies can be joined.
-    Draft10 { policy: Policy, state: HeaderValue },
-    /// The same of several policies.
-    Draft10List(Vec<(Policy, HeaderValue)>),
-    /// One policy only: the tightest.
-    Single { dialect: RateLimitHeaders, quota: Quota, reset: u64 },
+    /// List items of one policy.
+    Item { policy: Policy, state: HeaderValue },
+    /// List items of several policies.
+    Items(Vec<(Policy, HeaderValue)>),
+    /// The strictest of several policies, for formats with one policy.
+    Single { format: RateLimitHeaders, quota: Quota, reset: u64 },
 }
 
-/// Renders a decision; `None` if there is nothing to tell. `now` is asked only for a dialect that tells the time.
-pub(crate) fn advert(
-    dialect: RateLimitHeaders,
+/// Renders the headers of a decision, if it has any. `now` is called only by formats with a time of day.
+pub(crate) fn limit_headers(
+    format: RateLimitHeaders,
     decision: &Decision,
     now: impl FnOnce() -> SystemTime,
-) -> Option<Advert> {
+) -> Option<LimitHeaders> {
     let policy = decision.policy()?;
-    // Clients are told nothing of policies on trial.
+    // Clients do not see dry runs.
     if decision.is_dry_run() {
         return None;
     }
-    let fields = match dialect {
+    let fields = match format {
         RateLimitHeaders::Off => return None,
-        RateLimitHeaders::Draft10 if decision.is_of_several() => {
-            let told = decision.parts().filter(|part| !part.is_dry_run());
-            let item = |part| Some((Decision::policy(part)?.clone(), draft_10_item(part)?));
-            Fields::Draft10List(told.filter_map(item).collect())
+        RateLimitHeaders::Draft11 if decision.is_of_several() => {
+            let listed = decision.parts().filter(|part| !part.is_dry_run());
+            let item = |part| Some((Decision::policy(part)?.clone(), limit_item(part)?));
+            Fields::Items(listed.filter_map(item).collect())
         }
-        RateLimitHeaders::Draft10 => Fields::Draft10 { policy: policy.clone(), state: draft_10_item(decision)? },
+        RateLimitHeaders::Draft11 => Fields::Item { policy: policy.clone(), state: limit_item(decision)? },
         RateLimitHeaders::XEpoch => {
             let now_ns = now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_nanos());
             let reset = (now_ns + u128::from(decision.reset_in_ns())).div_ceil(1_000_000_000) as u64;
-            Fields::Single { dialect, quota: policy.quota(), reset }
+            Fields::Single { format, quota: policy.quota(), reset }
         }
         RateLimitHeaders::XDelta
         | RateLimitHeaders::Draft07
         | RateLimitHeaders::Draft06
         | RateLimitHeaders::Draft03 => {
-            Fields::Single { dialect, quota: policy.quota(), reset: secs_up(decision.reset_in_ns()) }
+            Fields::Single { format, quota: policy.quota(), reset: secs_up(decision.reset_in_ns()) }
         }
     };
-    Some(Advert { fields, remaining: decision.remaining() })
+    Some(LimitHeaders { fields, remaining: decision.remaining() })
 }
 
-impl Advert {
-    /// Writes it into a response in which an inner layer may have told of its own policy.
+impl LimitHeaders {
+    /// Writes the headers into a response. An inner layer may have written headers of its own policy.
     #[inline]
     pub(crate) fn write(self, headers: &mut HeaderMap) {
         match self.fields {
-            Fields::Draft10 { policy, state } => {
+            Fields::Item { policy, state } => {
                 join(headers, || RATELIMIT_POLICY, &policy, policy.advert().clone());
                 join(headers, || RATELIMIT, &policy, state);
             }
-            Fields::Draft10List(items) => write_list(headers, &items),
-            Fields::Single { dialect, quota, reset } => {
-                // An inner policy that leaves less is the one to obey, or of two that leave as much the later one.
+            Fields::Items(items) => write_list(headers, &items),
+            Fields::Single { format, quota, reset } => {
+                // The stricter policy wins: less remains, or as much remains and the reset is later.
                 let own = (self.remaining.into(), Reverse(reset));
-                if told(headers, dialect).is_none_or(|(remaining, reset)| own < (remaining, Reverse(reset))) {
-                    write_single(headers, dialect, quota, self.remaining, reset);
+                if read_single(headers, format).is_none_or(|(remaining, reset)| own < (remaining, Reverse(reset))) {
+                    write_single(headers, format, quota, self.remaining, reset);
                 }
             }
         }
     }
 }
 
-/// Writes the items of several policies, in front of what inner layers have told.
+/// Writes the items of several policies, before those of inner layers.
 fn write_list(headers: &mut HeaderMap, items: &[(Policy, HeaderValue)]) {
     if headers.contains_key(RATELIMIT) || headers.contains_key(RATELIMIT_POLICY) {
         for (policy, state) in items.iter().rev() {
@@ -158,7 +173,7 @@ fn write_list(headers: &mut HeaderMap, items: &[(Policy, HeaderValue)]) {
         }
         return;
     }
-    // Items joined by a comma are a value.
+    // Valid items, joined by a comma, are a valid value.
     let joined = |items: Vec<&[u8]>| HeaderValue::try_from(items.join(&b", "[..])).ok();
     let adverts = joined(items.iter().map(|(policy, _)| policy.advert().as_bytes()).collect());
     let states = joined(items.iter().map(|(_, state)| state.as_bytes()).collect());
@@ -168,38 +183,38 @@ fn write_list(headers: &mut HeaderMap, items: &[(Policy, HeaderValue)]) {
     }
 }
 
-/// Adds an item to a list, in the same field line: many clients read only one.
+/// Adds an item to a list. All items stay in one field line, because many clients read only one.
 #[inline]
 fn join(headers: &mut HeaderMap, name: fn() -> HeaderName, policy: &Policy, item: HeaderValue) {
-    // The usual answer has no such field yet, and is asked once. (A name costs less to make than to clone.)
+    // Usually the response does not have the field: one lookup is enough. Creating a name is cheaper than cloning one.
     if headers.append(name(), item) {
         join_lines(headers, name(), policy);
     }
 }
 
-/// Makes one line of what an inner layer or the handler has told, and of the item that was added last.
+/// Joins the item that was added last with those of inner layers or the handler, into one line.
 #[cold]
 fn join_lines(headers: &mut HeaderMap, name: HeaderName, policy: &Policy) {
-    // What is no item of this draft comes from elsewhere, and would make the list unreadable.
+    // Drop anything that is not an item of this draft: it would make the list invalid.
     let mut items: Vec<&[u8]> = members(headers, &name).filter(|item| item.starts_with(b"\"")).collect();
-    if let Some((own, told)) = items.split_last() {
-        match told.iter().any(|item| policy.is_named_in(item)) {
-            // Who charged the same budget later knows better how it stands.
-            true => items = told.to_vec(),
-            // The outermost policy first, as requests meet them.
-            false => items = [&[*own][..], told].concat(),
+    if let Some((own, listed)) = items.split_last() {
+        match listed.iter().any(|item| policy.is_named_in(item)) {
+            // The inner layer charged the same bucket later, so that its state is newer.
+            true => items = listed.to_vec(),
+            // The outermost policy first, in the order in which a request is checked.
+            false => items = [&[*own][..], listed].concat(),
         }
     }
-    // Items joined by a comma are a value.
+    // Valid items, joined by a comma, are a valid value.
     if let Ok(list) = HeaderValue::try_from(items.join(&b", "[..])) {
         headers.insert(name, list);
     }
 }
 
-/// Returns what an inner layer has written: what remains, and its reset.
-fn told(headers: &HeaderMap, dialect: RateLimitHeaders) -> Option<(u64, u64)> {
+/// Returns the remaining units and the reset that an inner layer has written.
+fn read_single(headers: &HeaderMap, format: RateLimitHeaders) -> Option<(u64, u64)> {
     let number = |name| headers.get(name)?.to_str().ok()?.parse().ok();
-    let (remaining, reset) = match dialect {
+    let (remaining, reset) = match format {
         RateLimitHeaders::Draft07 => {
             let value = headers.get(RATELIMIT)?.to_str().ok()?;
             let member = |key| value.split(", ").find_map(|member| member.strip_prefix(key))?.parse().ok();
@@ -211,20 +226,20 @@ fn told(headers: &HeaderMap, dialect: RateLimitHeaders) -> Option<(u64, u64)> {
     Some((remaining?, reset.unwrap_or(0)))
 }
 
-fn write_single(headers: &mut HeaderMap, dialect: RateLimitHeaders, quota: Quota, remaining: u32, reset: u64) {
+fn write_single(headers: &mut HeaderMap, format: RateLimitHeaders, quota: Quota, remaining: u32, reset: u64) {
     let (limit, window) = (quota.burst(), secs_up(quota.span_ns()));
     let text = |text: String| HeaderValue::try_from(text).ok();
-    let fields = match dialect {
+    let fields = match format {
         RateLimitHeaders::Draft07 => vec![
             (RATELIMIT, text(format!("limit={limit}, remaining={remaining}, reset={reset}"))),
             (RATELIMIT_POLICY, text(format!("{limit};w={window}"))),
         ],
         _ => {
-            let [limit_name, remaining_name, reset_name] = match dialect {
+            let [limit_name, remaining_name, reset_name] = match format {
                 RateLimitHeaders::XEpoch | RateLimitHeaders::XDelta => X_TRIPLE,
                 _ => TRIPLE,
             };
-            let limit_value = match dialect {
+            let limit_value = match format {
                 RateLimitHeaders::Draft03 => text(format!("{limit}, {limit};w={window}")),
                 _ => Some(number(limit.into())),
             };
@@ -233,7 +248,7 @@ fn write_single(headers: &mut HeaderMap, dialect: RateLimitHeaders, quota: Quota
                 (remaining_name, Some(number(remaining.into()))),
                 (reset_name, Some(number(reset))),
             ];
-            if dialect == RateLimitHeaders::Draft06 {
+            if format == RateLimitHeaders::Draft06 {
                 fields.push((RATELIMIT_POLICY, text(format!("{limit};w={window}"))));
             }
             fields
@@ -246,23 +261,23 @@ fn write_single(headers: &mut HeaderMap, dialect: RateLimitHeaders, quota: Quota
     }
 }
 
-/// A number as a field value, in one allocation; `HeaderValue::from` needs two.
+/// Returns a number as a field value, with one allocation. `HeaderValue::from` needs two.
 pub(crate) fn number(number: u64) -> HeaderValue {
     HeaderValue::from_str(itoa::Buffer::new().format(number)).unwrap_or_else(|_| number.into())
 }
 
-/// The `RateLimit` item of one policy's decision.
-fn draft_10_item(decision: &Decision) -> Option<HeaderValue> {
+/// Returns the `RateLimit` item of the decision of one policy.
+fn limit_item(decision: &Decision) -> Option<HeaderValue> {
     let policy = decision.policy()?;
     match policy.item(decision) {
         Some(item) => Some(item.clone()),
-        None => draft_10_state(policy.prefix(), decision),
+        None => state_item(policy.prefix(), decision),
     }
 }
 
-/// `"name";r=19;t=1`, in one allocation and without `fmt`: this is written into every answer.
-fn draft_10_state(prefix: &[u8], decision: &Decision) -> Option<HeaderValue> {
-    // A name of 64 characters, all escaped, with the words and numbers around it, is shorter than this.
+/// Renders `"name";r=19;t=1` with one allocation and without `fmt`, because most responses have it.
+fn state_item(prefix: &[u8], decision: &Decision) -> Option<HeaderValue> {
+    // Enough for a name of 64 characters, all escaped, with keys and numbers.
     let mut buffer = [0; 192];
     let mut digits = itoa::Buffer::new();
     let mut at = 0;
@@ -279,7 +294,7 @@ fn draft_10_state(prefix: &[u8], decision: &Decision) -> Option<HeaderValue> {
         None => HeaderValue::from_bytes(&buffer[..at]).ok(),
         Some(key) => {
             let mut item = buffer[..at].to_vec();
-            // RFC 9651, section 4.1.8: a byte sequence is base64 with padding.
+            // A byte sequence is base64 with padding (RFC 9651, section 4.1.8).
             item.extend_from_slice(format!(";pk=:{}:", BASE64_STANDARD.encode(key)).as_bytes());
             HeaderValue::try_from(item).ok()
         }

@@ -56,7 +56,7 @@ impl Gate {
         let store = Store { pending: options.pending, asked: Arc::clone(&asked) };
         let mut gate = AuthLayer::with_timer(store, Duration::from_secs(1), |_| std::future::pending())
             .with_max_token_len(locations.token.max_len)
-            .with_charset(token_form(locations.token).alphabet)
+            .with_charset(token_form(locations.token).charset())
             .with_wall_clock(wall_clock);
         if locations.api_key {
             let with_key = match locations.api_key_unless_bearer {

@@ -21,7 +21,7 @@ use super::timeout::within;
 use crate::caller::CurrentGrant;
 use crate::limit::limit::{Limit, Scope};
 use crate::limit::{Charge, RateLimits, Refund};
-use crate::observe::{self, AtRedis, Timer};
+use crate::observe::{self, RedisOutcome, Timer};
 use crate::pending::answer::Answer;
 use crate::pending::breaker::{Pass, Switch};
 use crate::quota::Quota;
@@ -225,10 +225,10 @@ impl Shared {
         };
         let end = match opened {
             Some(Ok(connection)) => return Ok(connection),
-            Some(Err(_)) => AtRedis::Failed,
-            None => AtRedis::Deadline,
+            Some(Err(_)) => RedisOutcome::Failed,
+            None => RedisOutcome::Deadline,
         };
-        timer.asked_redis(end);
+        timer.record_redis_call(end);
         pass.end(false);
         self.link.failed(None);
         Err(NotSent::Unavailable(self.timeout))
@@ -247,10 +247,10 @@ impl Shared {
     ) -> Option<T> {
         let timer = Timer::start();
         let done = within(self.timeout, command(&mut permit.connection)).await;
-        timer.asked_redis(match &done {
-            Some(Ok(_)) => AtRedis::Answered,
-            Some(Err(_)) => AtRedis::Failed,
-            None => AtRedis::Deadline,
+        timer.record_redis_call(match &done {
+            Some(Ok(_)) => RedisOutcome::Answered,
+            Some(Err(_)) => RedisOutcome::Failed,
+            None => RedisOutcome::Deadline,
         });
         let done = done.and_then(Result::ok);
         pass.end(done.is_some());

@@ -11,7 +11,7 @@ use std::time::Duration;
 #[cfg(feature = "postgres")]
 use tokio::time::Instant;
 
-use crate::observe::{self, Followed};
+use crate::observe::{self, StoreChange};
 use crate::store::Invalidation;
 
 #[cfg(feature = "postgres")]
@@ -82,10 +82,10 @@ impl<F: FnMut(Invalidation)> Reporter<F> {
             self.pace.everything = Merged { last: Some(Instant::now()), is_waiting: false };
             self.pace.added.is_waiting = false;
         }
-        observe::followed(match change {
-            Invalidation::Added => Followed::Added,
-            Invalidation::Everything => Followed::Everything,
-            Invalidation::Token(_) | Invalidation::Grant(_) | Invalidation::Subject(_) => Followed::Named,
+        observe::store_changed(match change {
+            Invalidation::Added => StoreChange::Added,
+            Invalidation::Everything => StoreChange::Everything,
+            Invalidation::Token(_) | Invalidation::Grant(_) | Invalidation::Subject(_) => StoreChange::Named,
         });
         (self.on_change)(change);
     }
@@ -112,7 +112,7 @@ impl<F: FnMut(Invalidation)> Reporter<F> {
         };
         match is_admitted {
             true => self.report_now(change),
-            false => observe::followed(Followed::Merged),
+            false => observe::store_changed(StoreChange::Merged),
         }
     }
 

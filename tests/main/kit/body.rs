@@ -287,6 +287,7 @@ impl From<Extracted<'_>> for Found {
             Extracted::Token(token) => Self::Token(token.expose().to_vec()),
             Extracted::Malformed => Self::Malformed,
             Extracted::Ambiguous(_) => Self::Ambiguous,
+            other => panic!("unexpected result: {other:?}"),
         }
     }
 }

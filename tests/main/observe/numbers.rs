@@ -201,7 +201,7 @@ fn each_policy_of_a_limiter_is_counted_by_its_own_name() {
 async fn throttled_peers_are_counted_on_trial_too() {
     let book = Book::open();
     let throttle = || FailureThrottle::new(Quota::per_hour(1), |_| Some("a peer")).with_clock(|| Duration::ZERO);
-    for (failures, outcome) in [(throttle(), "refused"), (throttle().with_dry_run(), "dry_run")] {
+    for (failures, outcome) in [(throttle(), "rejected"), (throttle().with_dry_run(), "dry_run")] {
         let gate = AuthLayer::new(MemoryStore::<()>::new()).with_failure_throttle(failures);
         for _ in 0..3 {
             send(&gate.clone().layer(echo()), with_token(TOKEN)).await;

@@ -1,3 +1,4 @@
+//! Events by `tracing`.
 use std::error::Error;
 use std::fmt::Write as _;
 
@@ -10,7 +11,7 @@ use crate::rejection::{Rejection, RejectionKind};
 
 const TARGET: &str = "tollgate";
 
-macro_rules! refusal {
+macro_rules! rejection_event {
     ($level:ident, $rejection:ident) => {
         tracing::event!(
             target: TARGET,
@@ -39,7 +40,7 @@ fn protocol(protocol: Protocol) -> &'static str {
 
 pub(super) fn rejected(rejection: &Rejection) {
     match rejection.kind() {
-        // What anybody can send, as often as he likes: a log that is read every day must not be his to fill.
+        // Any client can cause these, as often as it likes. A log at level INFO must not be filled by clients.
         RejectionKind::Missing
         | RejectionKind::MalformedToken
         | RejectionKind::UnknownToken
@@ -47,8 +48,8 @@ pub(super) fn rejected(rejection: &Rejection) {
         | RejectionKind::BodyTooLarge
         | RejectionKind::BodyUnreadable
         | RejectionKind::BodyTimeout
-        | RejectionKind::TooManyFailures => refusal!(DEBUG, rejection),
-        // What needs a token that a store knows, unless nobody is named: budgets that strangers share.
+        | RejectionKind::TooManyFailures => rejection_event!(DEBUG, rejection),
+        // These need a token that the store knows. Without a grant, the bucket is shared by anonymous callers.
         RejectionKind::NotYetValid
         | RejectionKind::ExpiredToken
         | RejectionKind::SenderConstrained
@@ -56,27 +57,27 @@ pub(super) fn rejected(rejection: &Rejection) {
         | RejectionKind::InsufficientUserAuthentication
         | RejectionKind::OverLimit
         | RejectionKind::CostAboveBurst => match rejection.grant() {
-            Some(_) => refusal!(INFO, rejection),
-            None => refusal!(DEBUG, rejection),
+            Some(_) => rejection_event!(INFO, rejection),
+            None => rejection_event!(DEBUG, rejection),
         },
-        // A client may cause this by its choice of a token.
+        // A client can cause this by its choice of a token.
         RejectionKind::StoreUnavailable if rejection.store_error().is_some_and(StoreError::concerns_token) => {
-            refusal!(DEBUG, rejection);
+            rejection_event!(DEBUG, rejection);
         }
-        // The service's own faults: one that passes, and one that somebody has to mend.
-        RejectionKind::StoreUnavailable | RejectionKind::LimiterUnavailable => refusal!(WARN, rejection),
-        RejectionKind::Misconfigured => refusal!(ERROR, rejection),
+        // Faults of the service. WARN may pass by itself, ERROR needs a fix.
+        RejectionKind::StoreUnavailable | RejectionKind::LimiterUnavailable => rejection_event!(WARN, rejection),
+        RejectionKind::Misconfigured => rejection_event!(ERROR, rejection),
     }
 }
 
-/// Whose limits were met, separated by commas.
+/// Returns the names of the violated policies, separated by commas.
 fn policies(rejection: &Rejection) -> Option<String> {
     let violated: Vec<&str> = rejection.decision()?.violated().map(Policy::name).collect();
-    // None where it was no policy: the limiter's server did not answer.
+    // Empty if the limiter's server did not answer: then no policy was violated.
     (!violated.is_empty()).then(|| violated.join(", "))
 }
 
-/// Why a store failed, from the outside in.
+/// Returns the error of a store and its causes, outermost first.
 fn causes(rejection: &Rejection) -> Option<String> {
     let mut cause = rejection.source()?.source();
     let mut text = String::new();
@@ -90,18 +91,18 @@ fn causes(rejection: &Rejection) -> Option<String> {
 }
 
 pub(super) fn would_reject(policy: &str, grant: Option<&GrantId>) {
-    macro_rules! told {
+    macro_rules! dry_run_event {
         ($level:ident $(, $grant:ident)?) => {
             tracing::event!(
                 target: TARGET, tracing::Level::$level, policy $(, $grant)?,
-                "a policy that only watches would have refused"
+                "rate limit exceeded in dry run"
             )
         };
     }
     match grant.map(GrantId::as_str) {
-        Some(grant) => told!(INFO, grant),
-        // Of budgets that strangers share.
-        None => told!(DEBUG),
+        Some(grant) => dry_run_event!(INFO, grant),
+        // The bucket is shared by anonymous callers, which any client can be.
+        None => dry_run_event!(DEBUG),
     }
 }
 
@@ -109,13 +110,13 @@ pub(super) fn breaker_changed(breaker: &'static str, to: Breaker) {
     let state = to.name();
     match to {
         Breaker::Open => {
-            tracing::event!(target: TARGET, tracing::Level::WARN, breaker, state, "what has failed is not asked for a while");
+            tracing::event!(target: TARGET, tracing::Level::WARN, breaker, state, "circuit breaker opened");
         }
         Breaker::HalfOpen => {
-            tracing::event!(target: TARGET, tracing::Level::DEBUG, breaker, state, "one request tries it");
+            tracing::event!(target: TARGET, tracing::Level::DEBUG, breaker, state, "circuit breaker half-open");
         }
         Breaker::Closed => {
-            tracing::event!(target: TARGET, tracing::Level::INFO, breaker, state, "it is there again");
+            tracing::event!(target: TARGET, tracing::Level::INFO, breaker, state, "circuit breaker closed");
         }
     }
 }

@@ -1,3 +1,4 @@
+//! Metrics by `metrics`.
 use std::sync::OnceLock;
 use std::time::Duration;
 
@@ -8,7 +9,7 @@ use crate::caller::Unauthenticated;
 use crate::rejection::RejectionKind;
 use crate::token::TokenLocation;
 
-/// What a recorder is told of a metric.
+/// The description of a metric.
 pub(super) struct Metric {
     name: &'static str,
     shape: Shape,
@@ -31,20 +32,20 @@ macro_rules! metrics {
 }
 
 metrics! {
-    REQUESTS: Counter "tollgate_requests_total", "Requests by what became of them, and where the token of those was that a gate let pass.";
-    CHARGES: Counter "tollgate_limit_decisions_total", "Charges by policy and by what became of them.";
-    NEAR_LIMIT: Counter "tollgate_limit_near_total", "Charges that left little of a budget, by policy.";
-    DRY_RUN: Counter "tollgate_limit_dry_run_total", "Charges that a policy would have refused if it did more than watch.";
-    BUCKETS: Gauge "tollgate_limit_accounts", "Subjects whose budgets a limiter in memory remembers, by policy.";
-    LOOKUP: Histogram "tollgate_store_lookup_seconds", "How long look-ups took that had to be waited for.";
-    CACHE: Counter "tollgate_cache_lookups_total", "Look-ups in caches of grants by what the cache knew.";
-    STORE_CHANGES: Counter "tollgate_store_changes_total", "Changes in databases that caches follow, reported or merged.";
-    BREAKER: Gauge "tollgate_breaker_state", "What a breaker does: 0 closed, 1 half_open, 2 open.";
-    BREAKER_TRANSITIONS: Counter "tollgate_breaker_transitions_total", "How often a breaker went into a state.";
-    THROTTLED: Counter "tollgate_failures_throttled_total", "Requests of peers that have failed too often, refused or on trial.";
-    REDIS_CALL: Histogram "tollgate_redis_call_seconds", "How long calls of Redis took: charges, purchases and refunds.";
-    REDIS_LOCAL: Counter "tollgate_redis_local_decisions_total", "Charges that were decided without the Redis server, by policy.";
-    QUEUE_TIMEOUTS: Counter "tollgate_redis_queue_timeouts_total", "Charges and refunds that were not sent to Redis within the queue timeout.";
+    REQUESTS: Counter "tollgate_requests_total", "Requests by outcome, and the token location of admitted requests.";
+    CHARGES: Counter "tollgate_limit_decisions_total", "Charges by policy and outcome.";
+    NEAR_LIMIT: Counter "tollgate_limit_near_total", "Charges after which a bucket is nearly empty, by policy.";
+    DRY_RUN: Counter "tollgate_limit_dry_run_total", "Charges that a policy in dry run would have rejected.";
+    BUCKETS: Gauge "tollgate_limit_accounts", "Subjects with a bucket in an in-memory limiter, by policy.";
+    LOOKUP: Histogram "tollgate_store_lookup_seconds", "Duration of pending store lookups.";
+    CACHE: Counter "tollgate_cache_lookups_total", "Cache lookups by outcome.";
+    STORE_CHANGES: Counter "tollgate_store_changes_total", "Changes in watched databases, reported or merged.";
+    BREAKER: Gauge "tollgate_breaker_state", "State of a circuit breaker: 0 closed, 1 half_open, 2 open.";
+    BREAKER_TRANSITIONS: Counter "tollgate_breaker_transitions_total", "State changes of circuit breakers, by new state.";
+    THROTTLED: Counter "tollgate_failures_throttled_total", "Requests of peers with too many failures, rejected or in dry run.";
+    REDIS_CALL: Histogram "tollgate_redis_call_seconds", "Duration of Redis calls: charges, leases and refunds.";
+    REDIS_LOCAL: Counter "tollgate_redis_local_decisions_total", "Charges decided without the Redis server, by policy.";
+    QUEUE_TIMEOUTS: Counter "tollgate_redis_queue_timeouts_total", "Charges and refunds not sent to Redis within the queue timeout.";
 }
 
 static METADATA: Metadata<'static> = Metadata::new("tollgate", Level::INFO, Some("tollgate"));
@@ -60,7 +61,7 @@ impl Metric {
         });
     }
 
-    /// A key for ever, which a recorder clones without an allocation: for what is kept.
+    /// Returns a key that lives forever, so that a recorder clones it without an allocation.
     fn kept_key<const N: usize>(&self, labels: [(&'static str, &'static str); N]) -> Key {
         let labels = labels.map(|(label, value)| Label::from_static_parts(label, value));
         Key::from_static_labels(self.name, Box::leak(Box::new(labels)))
@@ -86,14 +87,14 @@ impl Metric {
     }
 }
 
-/// What is counted at every request is one look-up in the recorder, by a key that is kept. The counter itself cannot be kept: a
-/// recorder may come at any time, and that of a test is for one thread only.
+/// Increments a counter: one lookup in the recorder. The counter cannot be cached, because a recorder can be installed at any
+/// time, and tests install one for a single thread.
 #[inline]
 fn count(key: &Key) {
     with_recorder(|recorder| recorder.register_counter(key, &METADATA).increment(1));
 }
 
-/// The keys of a metric whose label values are known here, by their number.
+/// The keys of a metric whose label values are fixed, by their index.
 struct Keys<const N: usize>([OnceLock<Key>; N]);
 
 impl<const N: usize> Keys<N> {
@@ -144,7 +145,7 @@ pub(super) fn throttled(is_dry_run: bool) {
     THROTTLED_KEYS.count(usize::from(is_dry_run), || THROTTLED.kept_key([("outcome", outcome)]));
 }
 
-/// What a policy's counters count.
+/// The counters of a policy.
 #[derive(Clone, Copy)]
 pub(super) enum Charged {
     Admitted,
@@ -159,7 +160,7 @@ impl Charged {
     const ALL: [Self; 6] =
         [Self::Admitted, Self::OverLimit, Self::CostAboveBurst, Self::NearLimit, Self::DryRun, Self::RedisLocal];
 
-    /// The metric, and the label beside the policy, if it has one.
+    /// Returns the metric, and the value of its label `outcome` if it has one.
     fn parts(self) -> (&'static Metric, Option<&'static str>) {
         match self {
             Self::Admitted => (&CHARGES, Some("admitted")),
@@ -186,7 +187,7 @@ impl Charged {
     }
 }
 
-/// A policy's keys, in the order of [`Charged::ALL`].
+/// The keys of a policy, in the order of [`Charged::ALL`].
 struct PolicyKeys {
     policy: &'static str,
     keys: [Key; Charged::ALL.len()],
@@ -199,7 +200,7 @@ impl PolicyKeys {
     }
 }
 
-/// The first policies that were charged, for ever: more than a service has. Those beyond are counted by keys that are made anew.
+/// The keys of the first policies, kept forever. Most services have fewer policies. Others get a new key for each count.
 static POLICIES: [OnceLock<PolicyKeys>; 64] = [const { OnceLock::new() }; 64];
 
 pub(super) fn by_policy(policy: &str, what: Charged) {

@@ -1,17 +1,19 @@
+//! Metrics (feature `metrics`) and events (feature `tracing`).
+//!
 #![doc = include_str!("../../OBSERVE.md")]
-#![allow(dead_code, reason = "what is told depends on features: a service without a cache never tells of one")]
+#![allow(dead_code, reason = "depends on features: a service without a cache reports no cache lookups")]
 #![cfg_attr(
     not(all(feature = "metrics", feature = "tracing")),
-    allow(unused_variables, reason = "what is told when a feature is off is told to nobody")
+    allow(unused_variables, reason = "not reported without the feature")
 )]
 
 // Rules.
 //
-// 1. This is the only place that names `tracing` (in `events.rs`) and `metrics` (in `meter.rs`). The rest of the crate calls
-//    the functions below, which are empty without these features.
-// 2. Nothing here takes a token, a digest or a header value, so that none can be told.
-// 3. A label's value is a word of this file, a policy's name or a `&'static str`: configuration, never input.
-// 4. What is told at every request makes no allocation (`tests/alloc.rs`).
+// 1. Only this module uses `tracing` (in `events.rs`) and `metrics` (in `meter.rs`). The rest of the crate calls the functions
+//    below, which are empty without these features.
+// 2. No function takes a token, a digest or a header value, so that none can be reported.
+// 3. A label value is defined in this folder, the name of a policy, or a `&'static str`: configuration, never request data.
+// 4. Reports of every request do not allocate (`tests/alloc.rs`).
 
 #[cfg(feature = "tracing")]
 mod events;
@@ -27,9 +29,10 @@ use crate::rejection::Rejection;
 use crate::rejection::store_error::StoreError;
 use crate::token::TokenLocation;
 
-/// Tells the recorder what each metric means and counts, so that an exporter can say it: as `# HELP` lines, for Prometheus.
+/// Describes all metrics and their units to the recorder. Exporters show the descriptions, for example as `# HELP` lines for
+/// Prometheus.
 ///
-/// Call it once, after the recorder was installed. Recorders that come later know nothing of it.
+/// Call this function once, after the recorder was installed. A recorder that is installed later gets no descriptions.
 ///
 /// ```
 /// tollgate::observe::describe_metrics();
@@ -39,7 +42,7 @@ pub fn describe_metrics() {
     meter::ALL.iter().for_each(|metric| metric.describe());
 }
 
-/// A request was refused, by whichever layer or handler.
+/// Reports a rejection by a gate, another layer or a handler.
 #[inline]
 pub(crate) fn rejected(rejection: &Rejection) {
     #[cfg(feature = "metrics")]
@@ -48,21 +51,22 @@ pub(crate) fn rejected(rejection: &Rejection) {
     events::rejected(rejection);
 }
 
-/// A gate lets a request with a grant pass.
+/// Reports that a gate admitted a request with a grant.
 #[inline]
 pub(crate) fn admitted(location: TokenLocation) {
     #[cfg(feature = "metrics")]
     meter::admitted(location);
 }
 
-/// A gate lets a request without a grant pass.
+/// Reports that a gate admitted a request without a grant.
 #[inline]
 pub(crate) fn passed(why: Unauthenticated) {
     #[cfg(feature = "metrics")]
     meter::passed(why);
 }
 
-/// A limiter has charged a caller, or has not: a part a policy. Parts that would fit beside one that refuses are not charged.
+/// Reports a decision, one part for each policy. If one policy rejects the charge, the policies that admit it are not reported,
+/// because nothing was charged.
 #[inline]
 pub(crate) fn charged(decision: &Decision, caller: Option<&CurrentGrant>) {
     #[cfg(any(feature = "metrics", feature = "tracing"))]
@@ -82,7 +86,7 @@ pub(crate) fn charged(decision: &Decision, caller: Option<&CurrentGrant>) {
     }
 }
 
-/// One policy has decided.
+/// Reports the decision of one policy.
 #[inline]
 pub(crate) fn decided(policy: &str, verdict: Verdict) {
     #[cfg(feature = "metrics")]
@@ -92,20 +96,20 @@ pub(crate) fn decided(policy: &str, verdict: Verdict) {
             Verdict::Admitted => meter::Charged::Admitted,
             Verdict::OverLimit => meter::Charged::OverLimit,
             Verdict::CostAboveBurst => meter::Charged::CostAboveBurst,
-            // Nobody has decided.
+            // No policy has decided.
             Verdict::Unavailable => return,
         },
     );
 }
 
-/// A charge was made that left little of a budget.
+/// Reports a charge after which a bucket is nearly empty.
 #[inline]
 pub(crate) fn near_limit(policy: &str) {
     #[cfg(feature = "metrics")]
     meter::by_policy(policy, meter::Charged::NearLimit);
 }
 
-/// A policy that only watches would have refused.
+/// Reports that a policy in dry run would have rejected a charge.
 #[inline]
 pub(crate) fn would_reject(policy: &str, grant: Option<&GrantId>) {
     #[cfg(feature = "metrics")]
@@ -114,14 +118,14 @@ pub(crate) fn would_reject(policy: &str, grant: Option<&GrantId>) {
     events::would_reject(policy, grant);
 }
 
-/// So many subjects are remembered by a limiter of this name.
+/// Reports how many subjects have a bucket in a limiter with this name.
 #[inline]
 pub(crate) fn buckets(policy: &str, subjects: usize) {
     #[cfg(feature = "metrics")]
     meter::BUCKETS.set(&[("policy", policy)], subjects as f64);
 }
 
-/// Measures how long something was waited for. Nothing at all without the feature `metrics`.
+/// Measures a waiting time. It is empty without the feature `metrics`.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Timer {
     #[cfg(feature = "metrics")]
@@ -137,14 +141,14 @@ impl Timer {
         }
     }
 
-    /// A look-up that was waited for has ended.
+    /// Records the duration of a lookup that was pending.
     #[inline]
     pub(crate) fn record_lookup(self, end: LookupOutcome) {
         #[cfg(feature = "metrics")]
         meter::LOOKUP.record(&[("outcome", end.name())], self.since.elapsed());
     }
 
-    /// A call of a script in Redis has ended.
+    /// Records the duration of a Redis call.
     #[inline]
     pub(crate) fn record_redis_call(self, end: RedisOutcome) {
         #[cfg(feature = "metrics")]
@@ -152,29 +156,29 @@ impl Timer {
     }
 }
 
-macro_rules! words {
-    ($(#[$about:meta])* $words:ident { $($(#[$of:meta])* $word:ident = $name:literal,)+ }) => {
+macro_rules! label_values {
+    ($(#[$about:meta])* $values:ident { $($(#[$of:meta])* $value:ident = $name:literal,)+ }) => {
         $(#[$about])*
         #[derive(Clone, Copy, Debug)]
-        pub(crate) enum $words { $($(#[$of])* $word,)+ }
+        pub(crate) enum $values { $($(#[$of])* $value,)+ }
 
-        impl $words {
+        impl $values {
             #[inline]
             fn name(self) -> &'static str {
-                match self { $(Self::$word => $name,)+ }
+                match self { $(Self::$value => $name,)+ }
             }
         }
     };
 }
 
-words! {
-    /// How a look-up ended.
+label_values! {
+    /// The result of a store lookup.
     LookupOutcome {
         Found = "found",
         Unknown = "unknown",
         /// The store failed.
         Failed = "failed",
-        /// The store works, and could not check this token.
+        /// The store works, but could not check this token.
         FailedForToken = "failed_for_token",
         Deadline = "deadline",
     }
@@ -192,8 +196,8 @@ impl LookupOutcome {
     }
 }
 
-words! {
-    /// How a call of a script in Redis ended: with an answer, or without.
+label_values! {
+    /// The result of a Redis call.
     RedisOutcome {
         Answered = "answered",
         Failed = "failed",
@@ -201,20 +205,20 @@ words! {
     }
 }
 
-words! {
-    /// What a cache knew.
+label_values! {
+    /// The result of a cache lookup.
     Cached {
         Hit = "hit",
-        /// It remembers that the store does not know the token.
+        /// A cached negative answer: the store does not know the token.
         Unknown = "unknown",
-        /// Answered, and asked for anew.
+        /// An expired grant was returned, and is being refreshed.
         Stale = "stale",
         Miss = "miss",
     }
 }
 
-words! {
-    /// What a breaker does.
+label_values! {
+    /// The state of a circuit breaker.
     Breaker {
         Closed = "closed",
         HalfOpen = "half_open",
@@ -222,32 +226,32 @@ words! {
     }
 }
 
-words! {
-    /// What became of a change in a database that is followed.
+label_values! {
+    /// A change in a watched database.
     StoreChange {
         Named = "named",
         Added = "added",
         Everything = "everything",
-        /// It waits, or a later one stands for it.
+        /// Not reported: a later report includes it.
         Merged = "merged",
     }
 }
 
-/// A change was reported, or merged.
+/// Reports a change in a watched database.
 #[inline]
 pub(crate) fn store_changed(what: StoreChange) {
     #[cfg(feature = "metrics")]
     meter::STORE_CHANGES.count(&[("change", what.name())]);
 }
 
-/// A cache was asked.
+/// Reports a cache lookup.
 #[inline]
 pub(crate) fn cached(what: Cached) {
     #[cfg(feature = "metrics")]
     meter::cached(what);
 }
 
-/// A breaker is in another state now. Told under its lock, so that the last one told is the last one: a number, no event.
+/// Sets the state of a circuit breaker in the metrics. It is called under the breaker's lock, so that the last value is right.
 #[inline]
 pub(crate) fn breaker_state(name: &'static str, state: Breaker) {
     #[cfg(feature = "metrics")]
@@ -257,28 +261,28 @@ pub(crate) fn breaker_state(name: &'static str, state: Breaker) {
     }
 }
 
-/// The same for who reads: told when nothing is locked, because whoever hears it may look at the breaker.
+/// Emits an event for the state of a circuit breaker. It is called without the lock, because a subscriber may use the breaker.
 #[inline]
 pub(crate) fn breaker_changed(name: &'static str, state: Breaker) {
     #[cfg(feature = "tracing")]
     events::breaker_changed(name, state);
 }
 
-/// A peer has failed too often, and was refused, or would have been.
+/// Reports a request of a peer with too many failures, which was rejected, or would have been without the dry run.
 #[inline]
 pub(crate) fn throttled(is_dry_run: bool) {
     #[cfg(feature = "metrics")]
     meter::throttled(is_dry_run);
 }
 
-/// A policy's charge was decided without the Redis server that should have.
+/// Reports a charge that was decided without the Redis server.
 #[inline]
 pub(crate) fn decided_without_redis(policy: &str) {
     #[cfg(feature = "metrics")]
     meter::by_policy(policy, meter::Charged::RedisLocal);
 }
 
-/// A charge or a refund could not be sent to Redis within the queue timeout.
+/// Reports a charge or refund that was not sent to Redis within the queue timeout.
 #[inline]
 pub(crate) fn queue_timed_out() {
     #[cfg(feature = "metrics")]

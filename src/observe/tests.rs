@@ -1,5 +1,4 @@
-//! Each metric by the function that tells it, whoever calls that. Those that a request can reach are tested from outside as
-//! well (`tests/main/observe`).
+//! Metrics, each by the function that reports it. Metrics that requests reach are tested in `tests/main/observe` too.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -10,10 +9,10 @@ use metrics_util::debugging::{DebugValue, DebuggingRecorder};
 use super::*;
 use crate::rejection::RejectionKind;
 
-/// All series that are told by the function, as Prometheus writes them, and their values; of histograms how many.
-fn told(tell: impl FnOnce()) -> BTreeMap<String, f64> {
+/// Returns all series that a function reports, in the form of Prometheus, with their values; for histograms the count.
+fn reported(report: impl FnOnce()) -> BTreeMap<String, f64> {
     let recorder = DebuggingRecorder::new();
-    metrics::with_local_recorder(&recorder, tell);
+    metrics::with_local_recorder(&recorder, report);
     let read = |(key, value): (&Key, DebugValue)| {
         let labels: Vec<String> = key.labels().map(|label| format!("{}={}", label.key(), label.value())).collect();
         let value = match value {
@@ -27,49 +26,49 @@ fn told(tell: impl FnOnce()) -> BTreeMap<String, f64> {
     snapshot.into_iter().map(|(key, _, _, value)| read((key.key(), value))).collect()
 }
 
-fn assert_told<const N: usize>(tell: impl FnOnce(), expected: [(&str, f64); N]) {
-    assert_eq!(told(tell), BTreeMap::from(expected.map(|(series, value)| (series.to_owned(), value))));
+fn assert_reported<const N: usize>(report: impl FnOnce(), expected: [(&str, f64); N]) {
+    assert_eq!(reported(report), BTreeMap::from(expected.map(|(series, value)| (series.to_owned(), value))));
 }
 
 #[test]
-fn what_is_told_is_what_was_said() {
-    assert_told(|| throttled(false), [("tollgate_failures_throttled_total outcome=rejected", 1.0)]);
-    assert_told(|| throttled(true), [("tollgate_failures_throttled_total outcome=dry_run", 1.0)]);
-    assert_told(|| near_limit("p"), [("tollgate_limit_near_total policy=p", 1.0)]);
-    assert_told(|| would_reject("p", Some(&"g".into())), [("tollgate_limit_dry_run_total policy=p", 1.0)]);
-    assert_told(|| decided_without_redis("p"), [("tollgate_redis_local_decisions_total policy=p", 1.0)]);
-    assert_told(queue_timed_out, [("tollgate_redis_queue_timeouts_total", 1.0)]);
-    assert_told(|| buckets("p", 7), [("tollgate_limit_accounts policy=p", 7.0)]);
-    for (change, word) in [
+fn each_report_changes_one_series() {
+    assert_reported(|| throttled(false), [("tollgate_failures_throttled_total outcome=rejected", 1.0)]);
+    assert_reported(|| throttled(true), [("tollgate_failures_throttled_total outcome=dry_run", 1.0)]);
+    assert_reported(|| near_limit("p"), [("tollgate_limit_near_total policy=p", 1.0)]);
+    assert_reported(|| would_reject("p", Some(&"g".into())), [("tollgate_limit_dry_run_total policy=p", 1.0)]);
+    assert_reported(|| decided_without_redis("p"), [("tollgate_redis_local_decisions_total policy=p", 1.0)]);
+    assert_reported(queue_timed_out, [("tollgate_redis_queue_timeouts_total", 1.0)]);
+    assert_reported(|| buckets("p", 7), [("tollgate_limit_accounts policy=p", 7.0)]);
+    for (change, name) in [
         (StoreChange::Named, "named"),
         (StoreChange::Added, "added"),
         (StoreChange::Everything, "everything"),
         (StoreChange::Merged, "merged"),
     ] {
-        let series = format!("tollgate_store_changes_total change={word}");
-        assert_told(|| store_changed(change), [(&*series, 1.0)]);
+        let series = format!("tollgate_store_changes_total change={name}");
+        assert_reported(|| store_changed(change), [(&*series, 1.0)]);
     }
-    for (end, word) in
+    for (end, name) in
         [(RedisOutcome::Answered, "answered"), (RedisOutcome::Failed, "failed"), (RedisOutcome::Deadline, "deadline")]
     {
-        let series = format!("tollgate_redis_call_seconds outcome={word}");
-        assert_told(|| Timer::start().record_redis_call(end), [(&*series, 1.0)]);
+        let series = format!("tollgate_redis_call_seconds outcome={name}");
+        assert_reported(|| Timer::start().record_redis_call(end), [(&*series, 1.0)]);
     }
-    for (verdict, word) in [
+    for (verdict, name) in [
         (Verdict::Admitted, "admitted"),
         (Verdict::OverLimit, "over_limit"),
         (Verdict::CostAboveBurst, "cost_above_burst"),
     ] {
-        let series = format!("tollgate_limit_decisions_total policy=p,outcome={word}");
-        assert_told(|| decided("p", verdict), [(&*series, 1.0)]);
+        let series = format!("tollgate_limit_decisions_total policy=p,outcome={name}");
+        assert_reported(|| decided("p", verdict), [(&*series, 1.0)]);
     }
 }
 
-/// Each series has a key of its own, and is counted by no other.
+/// Each kind and each cache result has its own series.
 #[test]
-fn each_number_is_its_own() {
+fn rejections_and_cache_lookups_have_separate_series() {
     let kinds = 18;
-    let told = told(|| {
+    let reported = reported(|| {
         for kind in [
             RejectionKind::Missing,
             RejectionKind::MalformedToken,
@@ -96,27 +95,27 @@ fn each_number_is_its_own() {
             cached(what);
         }
     });
-    assert_eq!(told.len(), kinds + 4);
-    assert!(told.values().all(|count| *count == 1.0), "{told:?}");
+    assert_eq!(reported.len(), kinds + 4);
+    assert!(reported.values().all(|count| *count == 1.0), "{reported:?}");
 }
 
-/// Policies beyond those whose keys are kept are counted like the others.
+/// Policies whose keys are not kept are counted too.
 #[test]
-fn many_policies_are_counted_by_their_own_names() {
-    let told = told(|| {
+fn more_policies_than_kept_keys_are_counted_by_name() {
+    let reported = reported(|| {
         for _ in 0..3 {
             for i in 0..100 {
                 decided(&format!("policy {i}"), Verdict::Admitted);
             }
         }
     });
-    assert_eq!(told.len(), 100);
-    assert!(told.values().all(|count| *count == 3.0), "{told:?}");
+    assert_eq!(reported.len(), 100);
+    assert!(reported.values().all(|count| *count == 3.0), "{reported:?}");
 }
 
-/// A recorder that charges a budget itself must not stop the service.
+/// A recorder that charges a bucket itself must not block the service.
 #[test]
-fn a_recorder_may_come_back() {
+fn recorder_may_report_metrics_itself() {
     struct Again(DebuggingRecorder);
 
     impl Recorder for Again {
@@ -141,13 +140,13 @@ fn a_recorder_may_come_back() {
 }
 
 #[test]
-fn a_timer_measures_seconds() {
+fn timer_records_seconds() {
     let recorder = DebuggingRecorder::new();
     metrics::with_local_recorder(&recorder, || {
         let since = std::time::Instant::now().checked_sub(Duration::from_millis(1_500)).unwrap();
         Timer { since }.record_lookup(LookupOutcome::Found);
     });
-    let told = recorder.snapshotter().snapshot().into_vec();
-    let [(_, _, _, DebugValue::Histogram(values))] = &told[..] else { panic!("one histogram") };
+    let reported = recorder.snapshotter().snapshot().into_vec();
+    let [(_, _, _, DebugValue::Histogram(values))] = &reported[..] else { panic!("one histogram") };
     assert!((1.5..100.0).contains(&values[0].0), "{values:?}");
 }

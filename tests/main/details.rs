@@ -1,4 +1,4 @@
-//! The texts of rejections, which clients may read.
+//! Texts of rejections, which clients can read.
 
 use std::time::{Duration, SystemTime};
 use tollgate::TokenDigest;
@@ -9,7 +9,7 @@ use tower::Layer;
 
 use crate::kit::*;
 
-/// All that a client or a careless log could be shown of a rejection.
+/// Returns everything that a client or a log can see of a rejection.
 async fn shown(response: Response<Body>) -> (String, serde_json::Value) {
     let rejection = response.extensions().get::<Rejection>().unwrap().clone();
     assert_eq!(rejection.status(), response.status());
@@ -20,7 +20,7 @@ async fn shown(response: Response<Body>) -> (String, serde_json::Value) {
 }
 
 #[tokio::test]
-async fn tokens_that_the_challenge_does_not_tell_apart_read_the_same() {
+async fn invalid_tokens_with_the_same_challenge_have_the_same_text() {
     let tomorrow = SystemTime::now() + Duration::from_secs(86_400);
     let tokens = MemoryStore::from_iter([
         (TokenDigest::of("tg_early"), Grant::new("early", ()).with_not_before(tomorrow)),
@@ -45,7 +45,7 @@ async fn tokens_that_the_challenge_does_not_tell_apart_read_the_same() {
 }
 
 #[tokio::test]
-async fn no_text_has_the_error_of_the_store() {
+async fn texts_do_not_contain_the_store_error() {
     use tollgate::store::from_fn;
 
     let store =
@@ -61,7 +61,7 @@ async fn no_text_has_the_error_of_the_store() {
 }
 
 #[tokio::test]
-async fn only_callers_with_a_token_read_of_their_token() {
+async fn text_mentions_the_token_only_to_callers_with_a_token() {
     let limits = Hands::default()
         .limits(Limit::from(Quota::per_minute(20).with_burst(1)).with_anonymous(Quota::per_minute(60).with_burst(1)));
     let service = AuthLayer::new(memory()).allow_anonymous().with_rate_limit(limits).layer(echo());
@@ -76,7 +76,7 @@ async fn only_callers_with_a_token_read_of_their_token() {
         let (shown, _) = shown(response).await;
         assert_eq!(shown, text);
     }
-    // On a route as well.
+    // The same on a route.
     let gate = AuthLayer::new(memory()).allow_anonymous();
     let route = RateLimits::new(Limit::new("orders", Quota::per_hour(1)).unwrap().with_anonymous(Quota::per_hour(1)));
     let service = gate.clone().layer(gate.route_rate_limit(route).layer(echo()));

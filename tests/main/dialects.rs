@@ -1,6 +1,6 @@
-//! The rate limit fields of all dialects, read back by `sfv` and by parsers as small as the grammars of old drafts.
+//! The rate limit headers of all formats, parsed by `sfv` and by small parsers of the grammars of old drafts.
 //!
-//! Decisions are any that a limiter of somebody's own can make.
+//! The decisions are all that a custom limiter can make.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -15,7 +15,7 @@ use tower::Layer;
 
 use crate::kit::*;
 
-/// A limiter that has decided already.
+/// A limiter with a fixed decision.
 struct Decided(Decision);
 
 impl Limiter for Decided {
@@ -26,7 +26,7 @@ impl Limiter for Decided {
     }
 }
 
-/// What a decision was made of.
+/// The input of a decision.
 #[derive(Clone, Debug)]
 struct Made {
     name: String,
@@ -49,11 +49,11 @@ impl Made {
         }
     }
 
-    fn answer(&self, dialect: RateLimitHeaders) -> Response<Body> {
+    fn answer(&self, format: RateLimitHeaders) -> Response<Body> {
         let now = UNIX_EPOCH + self.now;
         let gate = AuthLayer::new(memory())
             .with_rate_limit(Decided(self.decision()))
-            .with_rate_limit_headers(dialect)
+            .with_rate_limit_headers(format)
             .with_wall_clock(move || now);
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
         runtime.block_on(send(&gate.layer(echo()), with_token(TOKEN)))
@@ -91,20 +91,20 @@ fn made() -> impl Strategy<Value = Made> {
     )
 }
 
-/// Digits as they are written in the fields of all dialects: no sign, no zero in front, nothing around.
+/// Parses a number in the form of all formats: no sign, no leading zero, no spaces.
 fn number(text: &str) -> u64 {
-    let number: u64 = text.parse().unwrap_or_else(|_| panic!("{text:?} is no number"));
+    let number: u64 = text.parse().unwrap_or_else(|_| panic!("{text:?} is not a number"));
     assert_eq!(number.to_string(), text);
     number
 }
 
-/// `20;w=7`
+/// Parses `20;w=7`.
 fn quota_item(text: &str) -> [u64; 2] {
     let (limit, window) = text.split_once(";w=").unwrap_or_else(|| panic!("{text:?} has no window"));
     [number(limit), number(window)]
 }
 
-/// `limit=20, remaining=19, reset=1`
+/// Parses `limit=20, remaining=19, reset=1`.
 fn dictionary(text: &str) -> [u64; 3] {
     let mut members = text.split(", ");
     let read = ["limit=", "remaining=", "reset="].map(|key| {
@@ -115,19 +115,19 @@ fn dictionary(text: &str) -> [u64; 3] {
     read
 }
 
-/// Limit, remaining and reset, and the policy's limit and window where the dialect tells them.
+/// Limit, remaining and reset, and the policy's limit and window if the format has them.
 struct Read {
     triple: [u64; 3],
     policy: Option<[u64; 2]>,
 }
 
-fn read(headers: &HeaderMap, dialect: RateLimitHeaders) -> Read {
+fn read(headers: &HeaderMap, format: RateLimitHeaders) -> Read {
     let text = |name: &str| {
         assert_eq!(headers.get_all(name).iter().count(), 1, "{name} in one line");
         field(headers, name).unwrap()
     };
     let triple = |prefix: &str| ["limit", "remaining", "reset"].map(|name| number(text(&format!("{prefix}-{name}"))));
-    match dialect {
+    match format {
         RateLimitHeaders::Draft07 => {
             Read { triple: dictionary(text("ratelimit")), policy: Some(quota_item(text("ratelimit-policy"))) }
         }
@@ -140,11 +140,11 @@ fn read(headers: &HeaderMap, dialect: RateLimitHeaders) -> Read {
             Read { triple: [number(limit), remaining, reset], policy: Some(quota_item(policy)) }
         }
         RateLimitHeaders::XEpoch | RateLimitHeaders::XDelta => Read { triple: triple("x-ratelimit"), policy: None },
-        other => panic!("{other:?} has no three numbers"),
+        other => panic!("{other:?} does not have three numbers"),
     }
 }
 
-/// The names of the fields that tell of a limit, in order.
+/// Returns the sorted names of the rate limit headers.
 fn names(headers: &HeaderMap) -> Vec<&str> {
     let mut names: Vec<_> =
         headers.keys().map(|name| name.as_str()).filter(|name| name.contains("ratelimit")).collect();
@@ -154,18 +154,18 @@ fn names(headers: &HeaderMap) -> Vec<&str> {
 
 const SECOND: u128 = 1_000_000_000;
 
-/// The least number of seconds that is not shorter.
+/// Returns whether the seconds are these nanoseconds, rounded up.
 fn is_rounded_up(seconds: u64, ns: u128) -> bool {
-    let told = u128::from(seconds) * SECOND;
-    ns <= told && told < ns + SECOND
+    let rounded = u128::from(seconds) * SECOND;
+    ns <= rounded && rounded < ns + SECOND
 }
 
-/// What a decision keeps of a time: 584 years are the most.
+/// Returns the time that a decision stores: at most 584 years.
 fn kept(time: Duration) -> u128 {
     time.as_nanos().min(u64::MAX.into())
 }
 
-/// The status and `Retry-After`, which are the same in all dialects. Returns the seconds to wait.
+/// Checks the status and `Retry-After`, which are the same in all formats. Returns the seconds to wait.
 fn assert_verdict(made: &Made, response: &Response<Body>) -> Option<u64> {
     let status = match made.verdict {
         Verdict::Admitted => 200,
@@ -179,7 +179,7 @@ fn assert_verdict(made: &Made, response: &Response<Body>) -> Option<u64> {
     assert_eq!(
         wait.is_some(),
         matches!(made.verdict, Verdict::OverLimit | Verdict::Unavailable),
-        "who waits is told how long, and nobody else"
+        "`Retry-After` is for 429 and 503 only"
     );
     if let Some(wait) = wait {
         assert!(wait > 0 && (is_rounded_up(wait, kept(made.more_in)) || made.more_in.is_zero() && wait == 1));
@@ -189,8 +189,8 @@ fn assert_verdict(made: &Made, response: &Response<Body>) -> Option<u64> {
 
 proptest! {
     #[test]
-    fn draft_10_says_what_was_decided(made in made()) {
-        let response = made.answer(RateLimitHeaders::Draft10);
+    fn draft_11_headers_match_the_decision(made in made()) {
+        let response = made.answer(RateLimitHeaders::Draft11);
         assert_verdict(&made, &response);
         prop_assert_eq!(names(response.headers()), ["ratelimit", "ratelimit-policy"]);
         let item = |name: &str| {
@@ -216,21 +216,21 @@ proptest! {
     }
 
     #[test]
-    fn older_dialects_say_what_was_decided(made in made()) {
+    fn headers_of_older_formats_match_the_decision(made in made()) {
         let triple = ["ratelimit-limit", "ratelimit-remaining", "ratelimit-reset"];
         let with_policy = ["ratelimit-limit", "ratelimit-policy", "ratelimit-remaining", "ratelimit-reset"];
         let x_triple = ["x-ratelimit-limit", "x-ratelimit-remaining", "x-ratelimit-reset"];
-        for (dialect, fields) in [
+        for (format, fields) in [
             (RateLimitHeaders::Draft07, &["ratelimit", "ratelimit-policy"][..]),
             (RateLimitHeaders::Draft06, &with_policy),
             (RateLimitHeaders::Draft03, &triple),
             (RateLimitHeaders::XEpoch, &x_triple),
             (RateLimitHeaders::XDelta, &x_triple),
         ] {
-            let response = made.answer(dialect);
+            let response = made.answer(format);
             let wait = assert_verdict(&made, &response);
-            prop_assert_eq!(names(response.headers()), fields, "{:?}", dialect);
-            let Read { triple: [limit, remaining, reset], policy } = read(response.headers(), dialect);
+            prop_assert_eq!(names(response.headers()), fields, "{:?}", format);
+            let Read { triple: [limit, remaining, reset], policy } = read(response.headers(), format);
             prop_assert_eq!((limit, remaining), (u64::from(made.quota.burst()), made.remaining()));
             if let Some([limit, window]) = policy {
                 prop_assert_eq!(limit, u64::from(made.quota.burst()));
@@ -243,7 +243,7 @@ proptest! {
                 (None, 0) => more,
                 (None, _) => full,
             };
-            match dialect {
+            match format {
                 RateLimitHeaders::XEpoch => prop_assert!(is_rounded_up(reset, made.now.as_nanos() + wanted)),
                 _ => prop_assert!(is_rounded_up(reset, wanted) && wait.is_none_or(|wait| wait == reset)),
             }
@@ -251,7 +251,7 @@ proptest! {
     }
 
     #[test]
-    fn who_tells_nothing_tells_nothing(made in made()) {
+    fn off_sends_no_ratelimit_headers(made in made()) {
         let response = made.answer(RateLimitHeaders::Off);
         assert_verdict(&made, &response);
         prop_assert!(names(response.headers()).is_empty());
@@ -259,7 +259,7 @@ proptest! {
 }
 
 #[test]
-fn a_clock_before_1970_is_read_as_1970() {
+fn clock_before_1970_is_read_as_1970() {
     let policy = Policy::new("p", Quota::per_minute(1)).unwrap();
     let decision = Decision::new(policy, Verdict::Admitted, 1, Duration::ZERO, Duration::from_secs(7));
     let before: SystemTime = UNIX_EPOCH - Duration::from_secs(1_000);
@@ -270,4 +270,41 @@ fn a_clock_before_1970_is_read_as_1970() {
     let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
     let response = runtime.block_on(send(&gate.layer(echo()), with_token(TOKEN)));
     assert_eq!(response.headers()["x-ratelimit-reset"], "7");
+}
+
+#[test]
+fn draft_10_is_the_same_format_as_draft_11_the_default() {
+    assert_eq!(RateLimitHeaders::default(), RateLimitHeaders::Draft11);
+    assert_eq!(RateLimitHeaders::Draft10, RateLimitHeaders::Draft11);
+}
+
+/// Headers that every browser exposes, or that concern no script.
+const OTHER_HEADERS: [&str; 4] = ["cache-control", "content-length", "content-type", "connection"];
+
+#[test]
+fn exposed_headers_include_all_headers_of_all_formats() {
+    use tollgate::respond::EXPOSED_HEADERS;
+
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    let mut seen = std::collections::BTreeSet::new();
+    for format in [
+        RateLimitHeaders::Draft11,
+        RateLimitHeaders::Draft07,
+        RateLimitHeaders::Draft06,
+        RateLimitHeaders::Draft03,
+        RateLimitHeaders::XEpoch,
+        RateLimitHeaders::XDelta,
+    ] {
+        let policy = Policy::new("p", Quota::per_minute(1)).unwrap();
+        let decision = Decision::new(policy, Verdict::OverLimit, 0, Duration::from_secs(60), Duration::from_secs(60));
+        let gate = AuthLayer::new(memory()).with_rate_limit(Decided(decision)).with_rate_limit_headers(format);
+        for request in [with_token(TOKEN), get()] {
+            let response = runtime.block_on(send(&gate.layer(echo()), request));
+            assert!(response.status().is_client_error());
+            seen.extend(response.headers().keys().map(|name| name.as_str().to_owned()));
+        }
+    }
+    seen.extend(["grpc-status".to_owned(), "grpc-message".to_owned()]);
+    seen.retain(|name| !OTHER_HEADERS.contains(&&**name));
+    assert_eq!(seen, EXPOSED_HEADERS.iter().map(|name| name.as_str().to_owned()).collect());
 }

@@ -1,6 +1,6 @@
 //! Rejections of `HEAD` over HTTP/2: the header section of `GET` and no content (RFC 9110, section 9.3.2).
 //!
-//! hyper sends over HTTP/2 what it is given. axum removes content in its routes, and not around its routers.
+//! hyper does not remove content over HTTP/2. axum removes it in its routes, but not around its routers.
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -25,7 +25,7 @@ use tower::{Layer, Service};
 
 use crate::kit::{Body, TOKEN, User, echo, field, memory, run, send, text};
 
-/// Serves by hyper, over HTTP/1 and HTTP/2, on a free port.
+/// Serves with hyper, over HTTP/1 and HTTP/2, on a free port.
 async fn serve<S, B>(service: S) -> SocketAddr
 where
     S: Service<Request<Incoming>, Response = Response<B>, Error = Infallible, Future: Send> + Clone + Send + 'static,
@@ -58,7 +58,7 @@ async fn ask(addr: SocketAddr, method: &Method, token: Option<&str>) -> (StatusC
     (head.status, head.headers, body.to_bytes())
 }
 
-/// Serves, and compares the rejections of `HEAD` and of `GET`.
+/// Compares the rejections of `HEAD` and `GET`.
 async fn check<S, B>(service: S, token: Option<&str>, status: u16)
 where
     S: Service<Request<Incoming>, Response = Response<B>, Error = Infallible, Future: Send> + Clone + Send + 'static,
@@ -103,7 +103,7 @@ async fn rejections_of_head_have_no_content_around_a_router() {
 #[tokio::test]
 async fn rejections_of_head_have_no_content_in_a_router() {
     async fn private(_: Authenticated<User>) {}
-    async fn refusing() -> axum::response::Response {
+    async fn rejecting() -> axum::response::Response {
         Rejection::insufficient_scope(Scopes::new(["admin"]).unwrap()).into_response()
     }
     let gate = AuthLayer::new(memory());
@@ -113,11 +113,11 @@ async fn rejections_of_head_have_no_content_in_a_router() {
     let anonymous = gate.allow_anonymous();
     check(anonymous.layer(Router::new().fallback(private)), None, 401).await;
     check(Router::new().fallback(private), None, 500).await;
-    check(Router::new().fallback(refusing), None, 403).await;
+    check(Router::new().fallback(rejecting), None, 403).await;
 }
 
 #[tokio::test]
-async fn responders_leave_out_the_content() {
+async fn responders_send_no_content_to_head() {
     let head = || Request::head("/").body(Body::default()).unwrap();
     let gate = AuthLayer::new(memory());
     let boxed = gate.clone().with_responder(ProblemDetails.map_body(Body::new)).layer(echo());
@@ -127,7 +127,7 @@ async fn responders_leave_out_the_content() {
     let none = gate.clone().with_responder(EmptyBody).layer(echo());
     assert_eq!(field(send(&none, head()).await.headers(), "content-length"), None);
 
-    // A closure has to ask.
+    // A closure must call `allows_content`.
     let own = gate.clone().with_response_fn(|rejection| {
         let response: Response<Body> = EmptyBody.respond(rejection);
         if rejection.allows_content() { response.map(|_| Body::from("no")) } else { response }
@@ -135,7 +135,7 @@ async fn responders_leave_out_the_content() {
     assert_eq!(text(send(&own.layer(echo()), head()).await).await, "");
     assert_eq!(text(send(&own.layer(echo()), crate::kit::get()).await).await, "no");
 
-    // And a handler has to say.
+    // A handler must call `for_request`.
     let request = head();
     let rejection = || Rejection::missing().for_request(&RequestHead::of(&request));
     assert!(!rejection().allows_content() && Rejection::missing().allows_content());

@@ -1,4 +1,4 @@
-//! 400 `invalid_request` says what is wrong with the request.
+//! The detail of 400 `invalid_request` names the error in the request.
 
 use std::convert::Infallible;
 use std::time::Duration;
@@ -39,7 +39,7 @@ fn post(content_type: &str, body: impl Into<bytes::Bytes>) -> Request<Body> {
     Request::post("/").header(header::CONTENT_TYPE, content_type).body(Body::new(body.into())).unwrap()
 }
 
-/// The document, whose status, kind and challenge are the same for all reasons.
+/// Returns the detail. Checks the status, the kind and the challenge, which are the same for all reasons.
 async fn detail_of(request: Request<Body>, what: &str) -> String {
     let response = answer(request).await;
     assert_eq!(response.status(), 400, "{what}");
@@ -56,7 +56,7 @@ async fn detail_of(request: Request<Body>, what: &str) -> String {
 }
 
 #[tokio::test]
-async fn an_invalid_body_is_named() {
+async fn detail_names_the_error_in_a_body() {
     let deep = "[".repeat(65) + &"]".repeat(65);
     let json = "application/json";
     for (content_type, body, detail) in [
@@ -89,7 +89,7 @@ async fn an_invalid_body_is_named() {
 }
 
 #[tokio::test]
-async fn several_credentials_are_named() {
+async fn detail_names_several_credentials() {
     let with = |name: &'static str, values: &[&str]| {
         let mut request = get();
         for value in values {
@@ -108,14 +108,14 @@ async fn several_credentials_are_named() {
     ] {
         assert_eq!(detail_of(request, what).await, SEVERAL);
     }
-    // What is wrong with the body is of more use than that there may be a second credential in it.
+    // An error in the body takes precedence over a possible second credential in it.
     let mut broken = post("application/json", "{");
     broken.headers_mut().insert("authorization", format!("Bearer {TOKEN}").parse().unwrap());
     assert_eq!(detail_of(broken, "header and broken body").await, NOT_JSON);
 }
 
 #[tokio::test]
-async fn an_invalid_websocket_handshake_is_named() {
+async fn detail_names_the_error_in_a_websocket_handshake() {
     let only = "Sec-WebSocket-Protocol offers the token alone. Offer the protocol of the service beside it.";
     let encoding = "The token in Sec-WebSocket-Protocol is not base64url without padding.";
     for (protocols, detail) in [
@@ -134,25 +134,25 @@ async fn an_invalid_websocket_handshake_is_named() {
     }
 }
 
-/// The first character decides how a text is read, and nothing else does.
+/// Only the first character decides whether a text body is read as JSON.
 #[tokio::test]
-async fn json_in_text_is_recognised_by_its_first_character() {
+async fn text_body_that_begins_with_a_brace_is_json() {
     let found = async |body: &str| answer(post("text/plain", body.to_owned())).await;
     for body in [
         format!(r#"{{"key": "{TOKEN}"}}"#),
         format!("\u{feff} \t\r\n{{\"key\": \"{TOKEN}\"}}\n"),
-        // Fields of a text are no fields where the body is JSON.
+        // A JSON body has no text fields.
         format!(r#"{{"key": "{TOKEN}", "comment": "x;key=other;"}}"#),
         format!("key={TOKEN};comment={{\"key\": \"other\"}};"),
         format!("\u{feff}\nkey={TOKEN};"),
-        // Not white space in JSON, so that this is a text.
+        // Not white space in JSON. So this is a text body.
         format!("\u{c}{{;key={TOKEN};"),
     ] {
         let response = found(&body).await;
         assert_eq!(response.status(), 200, "{body}");
         assert_eq!(text(response).await, body, "the handler gets what was sent");
     }
-    // No second look where the first fails.
+    // Invalid JSON is not read as text.
     for body in [
         format!("{{;key={TOKEN};"),
         format!("{{\"key\": \"{TOKEN}\""),
@@ -160,7 +160,7 @@ async fn json_in_text_is_recognised_by_its_first_character() {
     ] {
         assert_eq!(detail_of(post("text/plain", body.clone()), &body).await, NOT_JSON, "{body}");
     }
-    // An array has no members. It is a text without fields.
+    // An array has no members. This is a text body without fields.
     for body in [format!("[{{\"key\": \"{TOKEN}\"}}]"), r#"{"command": "PLACE"}"#.to_owned()] {
         let response = found(&body).await;
         assert_eq!(response.status(), 401, "{body}");

@@ -1,4 +1,4 @@
-//! Connections of HTTP/1 after a rejection: closed if the request's body was not read, and kept otherwise.
+//! HTTP/1 connections after a rejection: closed if the body of the request was not read, otherwise kept.
 
 use std::io;
 use std::net::SocketAddr;
@@ -16,7 +16,7 @@ use tower::Layer;
 
 use crate::kit::{Body, TOKEN, User, echo, field, memory, run, send, serve, values};
 
-/// A route for each place that rejects requests.
+/// Returns an app with a route for each layer that rejects requests.
 fn app() -> Router {
     let gate = AuthLayer::new(memory());
     let never = RateLimits::new(Limit::new("never", Quota::per_hour(1)).unwrap().with_cost(|_| 2));
@@ -32,7 +32,7 @@ fn app() -> Router {
         .route("/body/scope", post(|| async {}).route_layer((body, admin())))
 }
 
-/// A client that sends its next request on the same connection, unless the last response said that it will be closed.
+/// A client that reuses its connection unless the last response had `Connection: close`.
 struct Client {
     addr: SocketAddr,
     kept: Option<TcpStream>,
@@ -44,7 +44,7 @@ impl Client {
         Self { addr, kept: None, connections: 0 }
     }
 
-    /// Sends the head and the first part of a body, reads the response, and sends the rest if the connection is kept. Returns the
+    /// Sends the head and the first part of a body, and reads the response. Sends the rest if the connection is kept. Returns the
     /// head of the response.
     async fn ask(&mut self, head: &str, first: &str, rest: &str) -> io::Result<String> {
         let mut stream = match self.kept.take() {
@@ -54,7 +54,7 @@ impl Client {
                 TcpStream::connect(self.addr).await?
             }
         };
-        // A server that has answered may close the connection before all is sent. What counts is the response.
+        // The server may close the connection after its response, before everything is sent.
         _ = stream.write_all(format!("{head}\r\nhost: x\r\n\r\n{first}").as_bytes()).await;
         let response = read_response(&mut stream).await?;
         if !response.contains("\r\nconnection: close\r\n") {
@@ -88,7 +88,7 @@ async fn read_response(stream: &mut TcpStream) -> io::Result<String> {
 }
 
 #[tokio::test]
-async fn no_request_fails_on_a_connection_that_was_kept() {
+async fn next_request_on_a_kept_connection_succeeds() {
     let addr = serve(app()).await;
     let long = "x".repeat(200_000);
     let long_length = format!("content-length: {}", long.len());
@@ -112,7 +112,7 @@ async fn no_request_fails_on_a_connection_that_was_kept() {
     ] {
         let mut client = Client::new(addr);
         for (framing, first, rest) in framings {
-            // The second one goes where the first one was answered, if that connection is kept.
+            // The second request uses the same connection, if it was kept.
             for _ in 0..2 {
                 let request = format!("{path}, {framing}, {} bytes first", first.len());
                 let head = format!(
@@ -127,7 +127,7 @@ async fn no_request_fails_on_a_connection_that_was_kept() {
 }
 
 #[tokio::test]
-async fn connections_are_kept_if_nothing_was_left_unread() {
+async fn connection_is_kept_if_the_body_was_read() {
     let mut client = Client::new(serve(app()).await);
     let json = |path: &str, body: &str| {
         format!(
@@ -152,7 +152,7 @@ async fn connections_are_kept_if_nothing_was_left_unread() {
 }
 
 #[tokio::test]
-async fn connection_close_is_for_http_1_and_for_unread_bodies() {
+async fn connection_close_is_sent_only_over_http_1_with_an_unread_body() {
     let gate = AuthLayer::new(memory());
     let service = gate.layer(echo());
     let rejected = |version: Version, name: &'static str, value: &'static str| {
@@ -171,7 +171,7 @@ async fn connection_close_is_for_http_1_and_for_unread_bodies() {
     for version in [Version::HTTP_2, Version::HTTP_3] {
         assert!(rejected(version, "content-length", "1").await.is_empty(), "{version:?}: RFC 9113, section 8.2.2");
     }
-    // Responses of the service's own, and of its responder.
+    // Responses of a handler and of a custom responder.
     let mut admitted = crate::kit::with_token(TOKEN);
     admitted.headers_mut().insert("content-length", "1".parse().unwrap());
     assert_eq!(field(send(&service, admitted).await.headers(), "connection"), None);
@@ -187,9 +187,9 @@ async fn connection_close_is_for_http_1_and_for_unread_bodies() {
     assert_eq!(field(&by_hand, "connection"), Some("close"));
 }
 
-/// Node.js with its agent that keeps connections: requests of 70 KB, one after the other.
+/// Node.js with a keep-alive agent sends sequential requests of 70 KB.
 #[tokio::test(flavor = "multi_thread")]
-async fn node_keeps_its_connections_and_loses_no_request() {
+async fn node_keep_alive_agent_loses_no_request() {
     const SCRIPT: &str = "
         const http = require('node:http');
         const agent = new http.Agent({ keepAlive: true, maxSockets: 1 });
@@ -209,7 +209,7 @@ async fn node_keeps_its_connections_and_loses_no_request() {
             process.exit(0);
         })();";
     let port = serve(app()).await.port().to_string();
-    let test = "node_keeps_its_connections_and_loses_no_request";
+    let test = "node_keep_alive_agent_loses_no_request";
     if let Some(seen) = run("node", &["-e", SCRIPT, &port], test).await {
         assert_eq!(seen.trim(), r#"{"401":40}"#);
     }

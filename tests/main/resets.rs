@@ -1,18 +1,18 @@
-//! Properties of the reset times in rate limit headers, for a client that obeys them.
+//! Clients that wait for the times in rate limit headers are admitted, and not a second earlier.
 
 use std::time::{Duration, UNIX_EPOCH};
 
 use http::{HeaderMap, Response};
 use proptest::prelude::*;
-use tollgate::{AuthLayer, Limit, Quota, RateLimitHeaders};
+use tollgate::{AuthLayer, Quota, RateLimitHeaders, RateLimits};
 use tower::{Layer, Service};
 
 use crate::kit::*;
 
 const SECOND_NS: u64 = 1_000_000_000;
 
-const DIALECTS: [RateLimitHeaders; 6] = [
-    RateLimitHeaders::Draft10,
+const FORMATS: [RateLimitHeaders; 6] = [
+    RateLimitHeaders::Draft11,
     RateLimitHeaders::Draft07,
     RateLimitHeaders::Draft06,
     RateLimitHeaders::Draft03,
@@ -20,17 +20,17 @@ const DIALECTS: [RateLimitHeaders; 6] = [
     RateLimitHeaders::XDelta,
 ];
 
-/// The remaining units and the reset time in the headers of a response.
+/// The remaining units and the reset that a response advertises.
 #[derive(Debug)]
 struct Advertised {
     remaining: u32,
     reset: u64,
 }
 
-fn advertised(headers: &HeaderMap, dialect: RateLimitHeaders) -> Advertised {
+fn advertised(headers: &HeaderMap, format: RateLimitHeaders) -> Advertised {
     let text = |name: &str| headers[name].to_str().unwrap();
-    let (remaining, reset) = match dialect {
-        RateLimitHeaders::Draft10 => {
+    let (remaining, reset) = match format {
+        RateLimitHeaders::Draft11 => {
             let (_, state) = text("ratelimit").split_once(";r=").unwrap();
             state.split_once(";t=").unwrap()
         }
@@ -46,12 +46,12 @@ fn advertised(headers: &HeaderMap, dialect: RateLimitHeaders) -> Advertised {
     Advertised { remaining: remaining.parse().unwrap(), reset: reset.parse().unwrap() }
 }
 
-/// A client with a clock that the test controls.
+/// A client with a clock that the test advances.
 struct Client<S> {
     service: S,
-    dialect: RateLimitHeaders,
+    format: RateLimitHeaders,
     hands: Hands,
-    /// The wall-clock time at which the monotonic clock is 0.
+    /// The time of the wall clock when the monotonic clock is 0.
     epoch_ns: u64,
     runtime: tokio::runtime::Runtime,
 }
@@ -70,9 +70,9 @@ where
         self.send(cost).status().as_u16()
     }
 
-    /// Returns how long an obedient client waits.
+    /// Returns how long a client has to wait for this reset.
     fn wait_for(&self, reset: u64) -> Duration {
-        match self.dialect {
+        match self.format {
             RateLimitHeaders::XEpoch => {
                 Duration::from_nanos((reset * SECOND_NS).saturating_sub(self.epoch_ns + self.hands.ns()))
             }
@@ -80,26 +80,26 @@ where
         }
     }
 
-    /// Waits until the reset. Checks that the request is admitted then, and not one second earlier.
+    /// Waits for the reset. Checks that the request is admitted then, and not a second earlier.
     fn assert_reset_is_exact(&self, reset: u64, cost: u32) {
         let wait = self.wait_for(reset);
         let earlier = wait.saturating_sub(Duration::from_secs(1));
         self.hands.advance(earlier);
-        assert_eq!(self.status(cost), 429, "{:?}: the reset is a second too late", self.dialect);
+        assert_eq!(self.status(cost), 429, "{:?}: the reset is too late", self.format);
         self.hands.advance(wait - earlier);
-        assert_eq!(self.status(cost), 200, "{:?}: the reset is too early", self.dialect);
+        assert_eq!(self.status(cost), 200, "{:?}: the reset is too early", self.format);
     }
 
-    /// Sends a request and obeys the response.
-    fn step(&self, cost: u32, limit: u32, obeys_rest: bool) {
+    /// Sends a request and waits as the response advertises.
+    fn step(&self, cost: u32, limit: u32, waits_for_full: bool) {
         let response = self.send(cost);
-        let advertised = advertised(response.headers(), self.dialect);
+        let advertised = advertised(response.headers(), self.format);
         match response.status().as_u16() {
             429 => {
                 assert_eq!(advertised.remaining, 0);
                 let retry_after: u64 = field(response.headers(), "retry-after").unwrap().parse().unwrap();
-                match self.dialect {
-                    // A time of day in whole seconds matches `Retry-After`, except for the current second.
+                match self.format {
+                    // A time of day in whole seconds may differ from `Retry-After` by less than a second.
                     RateLimitHeaders::XEpoch => {
                         let away = self.wait_for(advertised.reset).as_nanos() as u64;
                         assert!(away.abs_diff(retry_after * SECOND_NS) < SECOND_NS, "{advertised:?} {retry_after}");
@@ -109,9 +109,9 @@ where
                 self.assert_reset_is_exact(advertised.reset, cost);
             }
             200 if advertised.remaining == 0 => self.assert_reset_is_exact(advertised.reset, 1),
-            200 if obeys_rest && self.dialect != RateLimitHeaders::Draft10 => {
+            200 if waits_for_full && self.format != RateLimitHeaders::Draft11 => {
                 self.hands.advance(self.wait_for(advertised.reset));
-                assert_eq!(self.status(limit), 200, "the whole burst is available again");
+                assert_eq!(self.status(limit), 200, "the whole limit is available");
             }
             status => assert_eq!(status, 200),
         }
@@ -124,59 +124,100 @@ fn quotas() -> impl Strategy<Value = Quota> {
         .prop_map(|(interval, burst)| Quota::one_per(Duration::from_nanos(interval)).with_burst(burst))
 }
 
-fn by_cost(limit: Limit) -> Limit {
-    limit.with_cost(|head| head.headers["x-cost"].to_str().unwrap().parse().unwrap())
+fn by_cost(limits: RateLimits) -> RateLimits {
+    limits.with_cost(|head| head.headers["x-cost"].to_str().unwrap().parse().unwrap())
 }
 
 proptest! {
     #[test]
-    fn an_obedient_client_is_admitted_and_waits_no_longer_than_needed(
+    fn waiting_for_the_reset_is_enough_and_never_a_second_too_long(
         quota in quotas(),
         second in prop::option::of(quotas()),
         epoch_ns in 0..2_000_000_000 * SECOND_NS,
         steps in prop::collection::vec((0..5 * SECOND_NS, any::<u32>(), any::<bool>()), 1..30),
     ) {
-        for dialect in DIALECTS {
+        for format in FORMATS {
             let hands = Hands::default();
-            let mut limits = hands.limits(by_cost(quota.into()));
+            let mut limits = by_cost(hands.limits(quota));
             let mut limit = quota.burst();
             if let Some(second) = second {
-                if dialect == RateLimitHeaders::Draft10 {
-                    // Draft 10 lists both limits. This client reads one.
+                if format == RateLimitHeaders::Draft11 {
+                    // Both policies are listed, and this client reads one.
                     continue;
                 }
-                limits = limits.and(by_cost(Limit::new("second", second).unwrap())).unwrap();
+                limits = by_cost(limits.and("second", second).unwrap());
                 limit = limit.min(second.burst());
             }
             let clock = hands.clone();
             let gate = AuthLayer::new(memory())
                 .with_rate_limit(limits)
-                .with_rate_limit_headers(dialect)
+                .with_rate_limit_headers(format)
                 .with_wall_clock(move || UNIX_EPOCH + Duration::from_nanos(epoch_ns + clock.ns()));
             let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
-            let client = Client { service: gate.layer(empty()), dialect, hands, epoch_ns, runtime };
-            for (pause, cost, obeys_rest) in &steps {
+            let client = Client { service: gate.layer(empty_service()), format, hands, epoch_ns, runtime };
+            for (pause, cost, waits_for_full) in &steps {
                 client.hands.advance(Duration::from_nanos(*pause));
-                // With two limits, the advertised one may not be the other's minimum.
-                client.step(cost % limit + 1, limit, *obeys_rest && second.is_none());
+                // With two policies, the advertised one need not be the one with the lower burst.
+                client.step(cost % limit + 1, limit, *waits_for_full && second.is_none());
             }
         }
     }
 }
 
-/// An inner service that responds without content.
-fn empty()
+proptest! {
+    /// draft-11 defines `t` as the effective window: no more than `r` units should be used within `t` seconds.
+    ///
+    /// `t` is the time until the next unit, rounded up. Until then the limiter admits exactly `r` requests, at any times. So a
+    /// client that uses `r` requests within `t` seconds is never rejected, and `t` is the shortest such window.
+    #[test]
+    fn exactly_r_requests_are_admitted_within_t_seconds(
+        quota in quotas(),
+        used in 1..12_u32,
+        pause in 0..5 * SECOND_NS,
+        times in prop::collection::vec(0.0..1.0_f64, 12),
+    ) {
+        let (format, hands) = (RateLimitHeaders::Draft11, Hands::default());
+        let gate = AuthLayer::new(memory()).with_rate_limit(hands.limits(quota));
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        let client = Client { service: gate.layer(empty_service()), format, hands, epoch_ns: 0, runtime };
+        for _ in 1..used {
+            client.status(1);
+        }
+        client.hands.advance(Duration::from_nanos(pause));
+        let response = client.send(1);
+        prop_assume!(response.status() == 200);
+        let Advertised { remaining, reset } = advertised(response.headers(), format);
+
+        let start = client.hands.ns();
+        let wait_until = |ns| client.hands.advance(Duration::from_nanos(ns - (client.hands.ns() - start)));
+        // The last whole second before the next unit.
+        let window = (reset - 1) * SECOND_NS;
+        let mut times: Vec<u64> = times.iter().map(|share| (share * window as f64) as u64).collect();
+        times.sort_unstable();
+        for time in times.into_iter().take(remaining as usize) {
+            wait_until(time);
+            prop_assert_eq!(client.status(1), 200, "one of {} requests within {} s", remaining, reset);
+        }
+        wait_until(window);
+        prop_assert_eq!(client.status(1), 429, "more than {} requests within {} s", remaining, reset);
+        wait_until(reset * SECOND_NS);
+        prop_assert_eq!(client.status(1), 200, "no further request after {} s", reset);
+    }
+}
+
+/// Returns an inner service with empty responses.
+fn empty_service()
 -> impl Service<http::Request<Body>, Response = Response<Body>, Error = std::convert::Infallible, Future: Send> + Clone
 {
     tower::service_fn(|_: http::Request<Body>| std::future::ready(Ok(Response::new(Body::default()))))
 }
 
-/// Clients of GitHub's API expect 429 with `X-RateLimit-Remaining: 0`.
+/// Clients of GitHub's API rely on this for a 429 with `X-RateLimit-Remaining: 0`.
 #[tokio::test]
-async fn reset_is_the_next_unit_when_nothing_remains_and_the_full_bucket_otherwise() {
-    for (dialect, name, resets) in [
+async fn reset_is_the_next_unit_at_zero_remaining_and_the_full_limit_otherwise() {
+    for (format, name, resets) in [
         (
-            RateLimitHeaders::Draft10,
+            RateLimitHeaders::Draft11,
             "ratelimit",
             [r#""default";r=1;t=3"#, r#""default";r=0;t=3"#, r#""default";r=0;t=2"#],
         ),
@@ -194,38 +235,38 @@ async fn reset_is_the_next_unit_when_nothing_remains_and_the_full_bucket_otherwi
         let clock = hands.clone();
         let service = AuthLayer::new(memory())
             .with_rate_limit(hands.limits(Quota::one_per(Duration::from_secs(3)).with_burst(3)))
-            .with_rate_limit_headers(dialect)
+            .with_rate_limit_headers(format)
             .with_wall_clock(move || {
                 UNIX_EPOCH + Duration::from_millis(1_000_000_700) + Duration::from_nanos(clock.ns())
             })
             .layer(echo());
         send(&service, with_token(TOKEN)).await;
-        let mut responses = Vec::new();
-        responses.push(send(&service, with_token(TOKEN)).await);
-        responses.push(send(&service, with_token(TOKEN)).await);
+        let mut answers = Vec::new();
+        answers.push(send(&service, with_token(TOKEN)).await);
+        answers.push(send(&service, with_token(TOKEN)).await);
         hands.advance(Duration::from_millis(1_500));
-        responses.push(send(&service, with_token(TOKEN)).await);
-        assert_eq!(responses[2].status(), 429);
-        assert_eq!(responses[2].headers()["retry-after"], "2");
-        let advertised: Vec<_> = responses.iter().map(|response| field(response.headers(), name).unwrap()).collect();
-        assert_eq!(advertised, resets, "{dialect:?}");
+        answers.push(send(&service, with_token(TOKEN)).await);
+        assert_eq!(answers[2].status(), 429);
+        assert_eq!(answers[2].headers()["retry-after"], "2");
+        let values: Vec<_> = answers.iter().map(|answer| field(answer.headers(), name).unwrap()).collect();
+        assert_eq!(values, resets, "{format:?}");
     }
 }
 
-/// Checks a gate and a route that both have nothing left.
+/// If the limits of a gate and of a route are both exhausted, a client must wait for the later reset.
 #[tokio::test]
-async fn of_two_limits_with_nothing_left_the_later_reset_is_advertised() {
+async fn two_exhausted_limits_advertise_the_later_reset() {
     let one = |interval| Hands::default().limits(Quota::one_per(Duration::from_secs(interval)));
-    for dialect in DIALECTS.into_iter().filter(|dialect| *dialect != RateLimitHeaders::Draft10) {
+    for format in FORMATS.into_iter().filter(|format| *format != RateLimitHeaders::Draft11) {
         for (outer, inner) in [(20, 5), (5, 20)] {
             let gate = AuthLayer::new(memory())
                 .with_rate_limit(one(outer))
-                .with_rate_limit_headers(dialect)
+                .with_rate_limit_headers(format)
                 .with_wall_clock(|| UNIX_EPOCH);
             let service = gate.clone().layer(gate.route_rate_limit(one(inner)).layer(echo()));
             let response: Response<Body> = send(&service, with_token(TOKEN)).await;
-            let Advertised { remaining, reset } = advertised(response.headers(), dialect);
-            assert_eq!((remaining, reset), (0, 20), "{dialect:?} {outer} {inner}");
+            let Advertised { remaining, reset } = advertised(response.headers(), format);
+            assert_eq!((remaining, reset), (0, 20), "{format:?} {outer} {inner}");
         }
     }
 }

@@ -22,7 +22,7 @@ use tower::Layer;
 use crate::kit::{Body, Hands, ONE, TOKEN, echo, field, json, memory, run, say, send, serve, text};
 
 #[test]
-fn protocols_are_told_apart() {
+fn protocol_is_detected_from_the_request() {
     const VERSION: &str = "connect-protocol-version";
     for (method, target, name, value, expected) in [
         ("POST", "/", "content-type", "application/grpc", Protocol::Grpc),
@@ -37,7 +37,7 @@ fn protocols_are_told_apart() {
         ("POST", "/", VERSION, "1", Protocol::Connect),
         ("GET", "/?encoding=json&connect=v1", "accept", "*/*", Protocol::Connect),
         ("HEAD", "/?connect=v1", "accept", "*/*", Protocol::Connect),
-        // Not theirs, or in a format that is not known.
+        // Other content types, and unknown formats.
         ("POST", "/", "content-type", "application/grpc-webx", Protocol::Http),
         ("POST", "/", "content-type", "application/connect", Protocol::Http),
         ("POST", "/", "content-type", "application/connect+cbor", Protocol::Http),
@@ -61,7 +61,7 @@ fn post(content_type: &str, token: &str) -> Request<Body> {
     request.header("authorization", format!("Bearer {token}")).body(Body::default()).unwrap()
 }
 
-/// The delay of `google.rpc.RetryInfo`, as a client decodes it.
+/// Decodes the delay of `google.rpc.RetryInfo`.
 fn retry_delay(headers: &HeaderMap) -> Option<Duration> {
     let encoded = field(headers, "grpc-status-details-bin")?;
     let details = BASE64_STANDARD_NO_PAD.decode(encoded).expect("base64 without padding");
@@ -69,8 +69,8 @@ fn retry_delay(headers: &HeaderMap) -> Option<Duration> {
     status.check_error_details().unwrap().retry_info()?.retry_delay
 }
 
-/// A gate with a bucket of one cell, which was spent, and a clock that stands still.
-fn spent(quota: Quota) -> AuthLayer<tollgate::MemoryStore<crate::kit::User>, RateLimits> {
+/// Returns a gate with an exhausted bucket of one unit, and a fixed clock.
+fn exhausted(quota: Quota) -> AuthLayer<tollgate::MemoryStore<crate::kit::User>, RateLimits> {
     let limits = Hands::default().limits(quota);
     let alice = CurrentGrant::new(Grant::new("alice", ()));
     assert!(limits.charge(&alice, ONE).is_admitted());
@@ -78,7 +78,7 @@ fn spent(quota: Quota) -> AuthLayer<tollgate::MemoryStore<crate::kit::User>, Rat
 }
 
 #[tokio::test]
-async fn grpc_clients_are_told_when_to_retry() {
+async fn grpc_rejection_says_when_to_retry() {
     for (quota, millis, seconds) in [
         (Quota::per_second(1).with_burst(1), 1_000, "1"),
         (Quota::per_second(4).with_burst(1), 250, "1"),
@@ -86,14 +86,14 @@ async fn grpc_clients_are_told_when_to_retry() {
         (Quota::per_second(100_000).with_burst(1), 1, "1"),
         (Quota::per_minute(8).with_burst(1), 7_500, "8"),
     ] {
-        let response = send(&spent(quota).layer(echo()), post("application/grpc", TOKEN)).await;
+        let response = send(&exhausted(quota).layer(echo()), post("application/grpc", TOKEN)).await;
         let headers = response.headers();
         assert_eq!(field(headers, "grpc-status"), Some("8"));
         assert_eq!(field(headers, "grpc-retry-pushback-ms"), Some(&*millis.to_string()), "{quota:?}");
         assert_eq!(retry_delay(headers), Some(Duration::from_millis(millis)), "{quota:?}");
         assert_eq!(field(headers, "retry-after"), Some(seconds), "{quota:?}");
     }
-    // A number of 32 bits, or clients take it for "do not retry".
+    // Clients read a number of more than 32 bits as "do not retry".
     let later = |wait| {
         let down =
             from_fn(
@@ -114,7 +114,7 @@ async fn grpc_clients_are_told_when_to_retry() {
 }
 
 #[tokio::test]
-async fn grpc_clients_are_told_not_to_retry_what_cannot_succeed() {
+async fn grpc_rejection_forbids_retries_that_cannot_succeed() {
     let pushback = |headers: &HeaderMap| {
         let field = |name| field(headers, name).map(str::to_owned);
         (field("grpc-status").unwrap(), field("grpc-retry-pushback-ms"), field("grpc-status-details-bin"))
@@ -134,7 +134,7 @@ async fn grpc_clients_are_told_not_to_retry_what_cannot_succeed() {
 }
 
 #[tokio::test]
-async fn the_missing_scope_is_named() {
+async fn message_names_the_required_scopes() {
     let gate = AuthLayer::new(memory());
     for (scopes, message) in [
         (&["orders:write"][..], "The token does not have the required scope. Required: orders:write"),
@@ -153,8 +153,8 @@ async fn the_missing_scope_is_named() {
 }
 
 #[tokio::test]
-async fn grpc_web_is_rejected_with_its_own_content_type() {
-    let service = spent(Quota::per_second(4).with_burst(1)).layer(echo());
+async fn grpc_web_rejection_has_the_content_type_of_the_request() {
+    let service = exhausted(Quota::per_second(4).with_burst(1)).layer(echo());
     for (content_type, expected) in [
         ("application/grpc-web", "application/grpc-web"),
         ("application/grpc-web+proto", "application/grpc-web+proto"),
@@ -181,7 +181,7 @@ async fn grpc_web_is_rejected_with_its_own_content_type() {
     assert_eq!(field(by_hand.headers(), "content-type"), Some("application/grpc-web+proto"));
 }
 
-/// Decodes the one message of a stream of Connect.
+/// Decodes the only message of a Connect stream.
 async fn json_of_stream(response: Response<Body>) -> serde_json::Value {
     let bytes = response.into_body().collect().await.unwrap().to_bytes();
     let (prefix, message) = bytes.split_at(5);
@@ -191,13 +191,13 @@ async fn json_of_stream(response: Response<Body>) -> serde_json::Value {
 }
 
 #[tokio::test]
-async fn connect_has_the_codes_of_grpc() {
+async fn connect_errors_have_the_codes_of_grpc() {
     let gate = AuthLayer::new(memory());
     let scope = gate.layer(gate.require_scopes(["admin"]).unwrap().layer(echo()));
     let forgotten = gate.require_scopes(["admin"]).unwrap().layer(echo());
     let down = from_fn(|_| async { Err::<Option<Grant<()>>, _>(std::io::Error::other("down")) });
     let down = AuthLayer::with_timeout(down, Duration::from_secs(60)).layer(echo());
-    let spent = spent(Quota::per_minute(1)).layer(echo());
+    let exhausted = exhausted(Quota::per_minute(1)).layer(echo());
     let unary = |token| {
         let mut request = post("application/json", token);
         request.headers_mut().insert("connect-protocol-version", "1".parse().unwrap());
@@ -207,7 +207,7 @@ async fn connect_has_the_codes_of_grpc() {
     let responses = [
         (send(&gate.layer(echo()), unary("unknown")).await, 401, "unauthenticated"),
         (send(&scope, unary(TOKEN)).await, 403, "permission_denied"),
-        (send(&spent, unary(TOKEN)).await, 429, "resource_exhausted"),
+        (send(&exhausted, unary(TOKEN)).await, 429, "resource_exhausted"),
         (send(&down, unary(TOKEN)).await, 503, "unavailable"),
         (send(&forgotten, unary(TOKEN)).await, 500, "internal"),
     ];
@@ -221,7 +221,7 @@ async fn connect_has_the_codes_of_grpc() {
     let responses = [
         (send(&gate.layer(echo()), stream("unknown")).await, "unauthenticated"),
         (send(&scope, stream(TOKEN)).await, "permission_denied"),
-        (send(&spent, stream(TOKEN)).await, "resource_exhausted"),
+        (send(&exhausted, stream(TOKEN)).await, "resource_exhausted"),
         (send(&down, stream(TOKEN)).await, "unavailable"),
         (send(&forgotten, stream(TOKEN)).await, "internal"),
     ];
@@ -231,20 +231,20 @@ async fn connect_has_the_codes_of_grpc() {
         assert_eq!(field(response.headers(), "www-authenticate"), None);
         assert_eq!(json_of_stream(response).await["error"]["code"], code);
     }
-    // A responder that writes no content leaves the code to the HTTP status.
+    // Without content, clients derive the code from the HTTP status.
     let response = send(&AuthLayer::new(memory()).with_responder(EmptyBody).layer(echo()), stream("unknown")).await;
     assert_eq!((response.status().as_u16(), text(response).await), (401, String::new()));
 }
 
-/// Requests of `@connectrpc/connect-node` 2.1, as they came, and responses that it was seen to read: as RESOURCE_EXHAUSTED with
-/// the message and the details.
+/// Recorded requests of `@connectrpc/connect-node` 2.1. It reads the responses as RESOURCE_EXHAUSTED with the message and the
+/// details.
 #[tokio::test]
-async fn recorded_calls_of_connect_clients() {
+async fn recorded_connect_calls_get_connect_errors() {
     const COMMON: &str =
         "authorization: Bearer tg_W7xHq0fN3kLr9sVb2mZd8pTy\r\nuser-agent: connect-es/2.1.2\r\nHost: 127.0.0.1\r\n";
     // RetryInfo { retry_delay: Duration { seconds: 60 } }
     const ERROR: &str = r#"{"code":"resource_exhausted","message":"The rate limit for this token is exhausted. Retry after 60 seconds.","details":[{"type":"google.rpc.RetryInfo","value":"CgIIPA"}]}"#;
-    let app = axum::Router::new().fallback(|| async {}).layer(spent(Quota::per_minute(1)));
+    let app = axum::Router::new().fallback(|| async {}).layer(exhausted(Quota::per_minute(1)));
     let addr = serve(app).await;
     let end = format!("\u{2}\0\0\0{}{{\"error\":{ERROR}}}", char::from(u8::try_from(ERROR.len() + 10).unwrap()));
     for (request, status, content_type, content) in [
@@ -283,7 +283,7 @@ async fn recorded_calls_of_connect_clients() {
         let mut stream = TcpStream::connect(addr).await.unwrap();
         stream.write_all(request.as_bytes()).await.unwrap();
         let mut response = Vec::new();
-        // A reset after the response counts as its end.
+        // A connection reset after the response is its end.
         _ = stream.read_to_end(&mut response).await;
         let response: String = response.into_iter().map(char::from).collect();
         let (head, body) = response.split_once("\r\n\r\n").unwrap();
@@ -294,7 +294,7 @@ async fn recorded_calls_of_connect_clients() {
     }
 }
 
-/// Serves tonic's health service, with four calls a second.
+/// Serves tonic's health service, limited to four calls per second.
 async fn health() -> std::net::SocketAddr {
     let gate = AuthLayer::new(memory()).with_rate_limit(RateLimits::new(Quota::per_second(4).with_burst(1)));
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -306,7 +306,7 @@ async fn health() -> std::net::SocketAddr {
 }
 
 #[tokio::test]
-async fn a_tonic_client_that_waits_the_pushback_is_admitted() {
+async fn tonic_client_is_admitted_after_the_pushback() {
     let channel = Endpoint::from_shared(format!("http://{}", health().await)).unwrap().connect().await.unwrap();
     let call = || {
         let mut request = tonic::Request::new(HealthCheckRequest::default());
@@ -314,7 +314,7 @@ async fn a_tonic_client_that_waits_the_pushback_is_admitted() {
         let mut client = HealthClient::new(channel.clone());
         async move { client.check(request).await }
     };
-    // The bucket is full again if a call takes long.
+    // Slow calls may find a full bucket again.
     for _ in 0..100 {
         let Err(status) = call().await else { continue };
         assert_eq!(status.code(), Code::ResourceExhausted);
@@ -323,15 +323,15 @@ async fn a_tonic_client_that_waits_the_pushback_is_admitted() {
         assert!(wait <= Duration::from_millis(250), "{wait:?}");
         assert_eq!(status.get_details_retry_info().unwrap().retry_delay, Some(wait));
         tokio::time::sleep(wait).await;
-        call().await.expect("nobody else spends");
+        call().await.expect("no other client uses the bucket");
         return;
     }
-    panic!("100 calls in a row, and none was rejected");
+    panic!("none of 100 calls was rejected");
 }
 
-/// grpcio retries by its policy at once, but for the pushback: six calls are admitted, and none is rejected in the end.
+/// grpcio waits for the pushback before it retries. Without it, the retry policy would retry immediately. All six calls succeed.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_grpcio_client_with_a_retry_policy_is_admitted() {
+async fn grpcio_client_with_a_retry_policy_is_admitted() {
     const SCRIPT: &str = "
 import json, sys
 try:
@@ -346,7 +346,7 @@ check = channel.unary_unary('/grpc.health.v1.Health/Check', lambda it: it, lambd
 for _ in range(6):
     check(b'', metadata=[('authorization', 'Bearer ' + sys.argv[2])])
 print('admitted')";
-    let test = "a_grpcio_client_with_a_retry_policy_is_admitted";
+    let test = "grpcio_client_with_a_retry_policy_is_admitted";
     let port = health().await.port().to_string();
     match run("python3", &["-c", SCRIPT, &port, TOKEN], test).await.as_deref().map(str::trim) {
         None | Some("admitted") => {}

@@ -1,28 +1,30 @@
+//! Events of rejections, dry runs and circuit breakers.
+
 use std::collections::BTreeMap;
 use std::fmt::{Debug, Write as _};
 use std::sync::{Arc, Mutex};
 
 use tollgate::store::CircuitBreaker;
-use tollgate::{Answer, BearerToken, Limit, Scopes, TokenStore as _};
+use tollgate::{Answer, BearerToken, Scopes, TokenStore as _};
 use tracing::field::{Field, Visit};
 use tracing::span::{Attributes, Id, Record};
 use tracing::{Event, Metadata, Subscriber};
 
 use super::*;
 
-/// What was told: level, fields, and the message among them.
+/// An event: its level and fields. The message is a field.
 #[derive(Debug)]
-struct Told {
+struct Reported {
     level: String,
     fields: BTreeMap<&'static str, String>,
 }
 
-/// A subscriber that keeps the events of the crate, and that sees all levels.
+/// A subscriber that records the events of the crate, at all levels.
 #[derive(Clone, Default)]
-struct Ear(Arc<Mutex<Vec<Told>>>);
+struct Subscribed(Arc<Mutex<Vec<Reported>>>);
 
-impl Ear {
-    fn take(&self) -> Vec<Told> {
+impl Subscribed {
+    fn take(&self) -> Vec<Reported> {
         std::mem::take(&mut *self.0.lock().unwrap())
     }
 }
@@ -39,7 +41,7 @@ impl Visit for Fields<'_> {
     }
 }
 
-impl Subscriber for Ear {
+impl Subscriber for Subscribed {
     fn enabled(&self, metadata: &Metadata<'_>) -> bool {
         metadata.target().starts_with("tollgate")
     }
@@ -48,11 +50,11 @@ impl Subscriber for Ear {
         assert_eq!(event.metadata().target(), "tollgate");
         let mut fields = BTreeMap::new();
         event.record(&mut Fields(&mut fields));
-        self.0.lock().unwrap().push(Told { level: event.metadata().level().to_string(), fields });
+        self.0.lock().unwrap().push(Reported { level: event.metadata().level().to_string(), fields });
     }
 
     fn new_span(&self, _: &Attributes<'_>) -> Id {
-        panic!("the gate makes no spans")
+        panic!("the gate creates no spans")
     }
 
     fn record(&self, _: &Id, _: &Record<'_>) {}
@@ -61,26 +63,26 @@ impl Subscriber for Ear {
     fn exit(&self, _: &Id) {}
 }
 
-/// A log that is kept names callers, and is not filled by those whom a handler does not name.
+/// Rejections at INFO contain a grant. A handler that does not call `of_grant` stays at DEBUG.
 #[tokio::test]
-async fn what_names_nobody_is_debug() {
-    let ear = Ear::default();
-    let _listening = tracing::subscriber::set_default(ear.clone());
+async fn rejection_without_grant_is_debug() {
+    let subscribed = Subscribed::default();
+    let _guard = tracing::subscriber::set_default(subscribed.clone());
     let gate = AuthLayer::new(memory());
     let needs = || Rejection::insufficient_scope(Scopes::new(["trade"]).unwrap());
-    let who = CurrentGrant::new(Grant::new("alice", ()));
-    for (rejection, level) in [(needs(), "DEBUG"), (needs().of_grant(who.id()), "INFO")] {
+    let caller = CurrentGrant::new(Grant::new("alice", ()));
+    for (rejection, level) in [(needs(), "DEBUG"), (needs().of_grant(caller.id()), "INFO")] {
         let _: Response<Body> = gate.reject(rejection);
-        let [told] = &ear.take()[..] else { panic!("told once") };
-        assert_eq!((&*told.level, told.fields.contains_key("grant")), (level, level == "INFO"));
+        let [reported] = &subscribed.take()[..] else { panic!("one event") };
+        assert_eq!((&*reported.level, reported.fields.contains_key("grant")), (level, level == "INFO"));
     }
 }
 
-/// A client may cause an error about its token as often as it likes.
+/// Clients can cause errors that concern only their token as often as they like.
 #[tokio::test]
-async fn store_errors_say_what_they_concern() {
-    let ear = Ear::default();
-    let _listening = tracing::subscriber::set_default(ear.clone());
+async fn store_error_that_concerns_the_token_is_debug() {
+    let subscribed = Subscribed::default();
+    let _guard = tracing::subscriber::set_default(subscribed.clone());
     for (error, level, concerns) in [
         (tollgate::StoreError::new("connection refused"), "WARN", "store"),
         (tollgate::StoreError::for_token("a bad row"), "DEBUG", "token"),
@@ -89,22 +91,22 @@ async fn store_errors_say_what_they_concern() {
         let store = from_fn(move |_| std::future::ready(Err::<Option<Grant<()>>, _>(error.clone())));
         let gate = AuthLayer::with_timeout(store, Duration::from_secs(1));
         assert_eq!(send(&gate.layer(echo()), with_token(TOKEN)).await.status(), 503);
-        let [told] = &ear.take()[..] else { panic!("told once") };
-        let field = |name: &str| told.fields.get(name).map(String::as_str);
-        assert_eq!((&*told.level, field("kind")), (level, Some("store_unavailable")));
+        let [reported] = &subscribed.take()[..] else { panic!("one event") };
+        let field = |name: &str| reported.fields.get(name).map(String::as_str);
+        assert_eq!((&*reported.level, field("kind")), (level, Some("store_unavailable")));
         assert_eq!((field("concerns"), field("error")), (Some(concerns), Some(&*cause)));
     }
 }
 
 #[tokio::test]
-async fn each_refusal_is_one_event_that_says_why() {
-    let ear = Ear::default();
-    let _listening = tracing::subscriber::set_default(ear.clone());
+async fn each_rejection_is_one_event_with_its_reason() {
+    let subscribed = Subscribed::default();
+    let _guard = tracing::subscriber::set_default(subscribed.clone());
     for case in cases() {
         let rejection = case.answer.await.extensions().get::<Rejection>().cloned().unwrap();
-        let [told] = &ear.take()[..] else { panic!("{} is not told once", case.kind) };
-        let field = |name: &str| told.fields.get(name).map(String::as_str);
-        assert_eq!(told.level, kinds()[case.kind].0, "{}", case.kind);
+        let [reported] = &subscribed.take()[..] else { panic!("{}: not one event", case.kind) };
+        let field = |name: &str| reported.fields.get(name).map(String::as_str);
+        assert_eq!(reported.level, kinds()[case.kind].0, "{}", case.kind);
         assert_eq!(field("kind"), Some(case.kind));
         assert_eq!(field("message"), Some(&*rejection.to_string()));
         assert_eq!(field("protocol"), Some(if case.grpc { "grpc" } else { "http" }));
@@ -114,16 +116,16 @@ async fn each_refusal_is_one_event_that_says_why() {
         assert_eq!(field("error"), case.error, "{}", case.kind);
         assert_eq!(field("hint").is_some(), case.kind == "misconfigured", "{}", case.kind);
         let known: Vec<String> = table("field").iter().flat_map(|row| quoted(&row[0])).collect();
-        for name in told.fields.keys().filter(|name| **name != "message") {
-            assert!(known.iter().any(|known| known == name), "OBSERVE.md does not know `{name}`");
+        for name in reported.fields.keys().filter(|name| **name != "message") {
+            assert!(known.iter().any(|known| known == name), "OBSERVE.md does not list `{name}`");
         }
     }
 }
 
 #[tokio::test]
-async fn events_name_the_protocol() {
-    let ear = Ear::default();
-    let _listening = tracing::subscriber::set_default(ear.clone());
+async fn events_contain_the_protocol() {
+    let subscribed = Subscribed::default();
+    let _guard = tracing::subscriber::set_default(subscribed.clone());
     let service = AuthLayer::new(memory()).layer(echo());
     for (content_type, protocol) in [
         ("text/plain", "http"),
@@ -132,64 +134,64 @@ async fn events_name_the_protocol() {
         ("application/connect+json", "connect"),
     ] {
         send(&service, Request::post("/").header("content-type", content_type).body(Body::default()).unwrap()).await;
-        let [told] = &ear.take()[..] else { panic!("told once") };
-        assert_eq!(told.fields["protocol"], protocol);
+        let [reported] = &subscribed.take()[..] else { panic!("one event") };
+        assert_eq!(reported.fields["protocol"], protocol);
         assert!(table("field").iter().any(|row| quoted(&row[1]).contains(&protocol.to_owned())), "{protocol}");
     }
 }
 
-/// Handlers refuse by an extractor's rejection, or by the gate.
+/// Handlers reject with an extractor's rejection, or with the gate.
 #[tokio::test]
-async fn handlers_refusals_are_told_too() {
-    let ear = Ear::default();
-    let _listening = tracing::subscriber::set_default(ear.clone());
+async fn rejection_by_a_handler_is_an_event() {
+    let subscribed = Subscribed::default();
+    let _guard = tracing::subscriber::set_default(subscribed.clone());
     let handler = |_: tollgate::Authenticated<()>| async {};
     let app: axum::Router = axum::Router::new().route("/", axum::routing::get(handler));
     let request = Request::get("/").body(axum::body::Body::empty()).unwrap();
     assert_eq!(tower::ServiceExt::oneshot(app, request).await.unwrap().status(), 500);
-    let told = ear.take();
-    assert_eq!(told.len(), 1);
-    assert_eq!((&*told[0].level, &*told[0].fields["kind"]), ("ERROR", "misconfigured"));
-    assert!(told[0].fields["hint"].contains("Perhaps you forgot to add `AuthLayer`"));
+    let reported = subscribed.take();
+    assert_eq!(reported.len(), 1);
+    assert_eq!((&*reported[0].level, &*reported[0].fields["kind"]), ("ERROR", "misconfigured"));
+    assert!(reported[0].fields["hint"].contains("Perhaps you forgot to add `AuthLayer`"));
 }
 
 #[tokio::test]
-async fn what_is_admitted_is_no_event() {
-    let ear = Ear::default();
-    let _listening = tracing::subscriber::set_default(ear.clone());
+async fn admitted_requests_emit_no_event() {
+    let subscribed = Subscribed::default();
+    let _guard = tracing::subscriber::set_default(subscribed.clone());
     let service = gate(alice()).allow_anonymous().layer(echo());
     for request in [with_token(TOKEN), get(), preflight()] {
         assert_eq!(send(&service, request).await.status(), 200);
     }
-    assert!(ear.take().is_empty());
+    assert!(subscribed.take().is_empty());
 }
 
 #[test]
-fn policies_on_trial_say_whom_they_would_refuse() {
-    let ear = Ear::default();
-    let _listening = tracing::subscriber::set_default(ear.clone());
-    let limits = Limit::new("trial", Quota::per_minute(1)).unwrap().with_dry_run();
-    let limits = RateLimits::new(limits).with_clock(|| Duration::ZERO);
-    let who = tollgate::Authenticated::new(alice()).current();
+fn dry_run_event_contains_the_grant() {
+    let subscribed = Subscribed::default();
+    let _guard = tracing::subscriber::set_default(subscribed.clone());
+    let limits =
+        RateLimits::named("observed", Quota::per_minute(1)).unwrap().with_dry_run().with_clock(|| Duration::ZERO);
+    let caller = tollgate::Authenticated::new(alice()).current();
     for events in [0, 1] {
-        assert!(limits.charge(&who, ONE).is_admitted());
-        let told = ear.take();
-        assert_eq!(told.len(), events);
-        for Told { level, fields } in told {
-            assert_eq!((&*level, &*fields["policy"], &*fields["grant"]), ("INFO", "trial", "alice"));
+        assert!(limits.charge(&caller, ONE).is_admitted());
+        let reported = subscribed.take();
+        assert_eq!(reported.len(), events);
+        for Reported { level, fields } in reported {
+            assert_eq!((&*level, &*fields["policy"], &*fields["grant"]), ("INFO", "observed", "alice"));
         }
     }
 }
 
 #[tokio::test]
-async fn breakers_are_told_of_when_they_turn() {
-    let ear = Ear::default();
-    let _listening = tracing::subscriber::set_default(ear.clone());
-    let ill = Arc::new(Mutex::new(true));
-    let asked = ill.clone();
+async fn breaker_state_changes_are_events() {
+    let subscribed = Subscribed::default();
+    let _guard = tracing::subscriber::set_default(subscribed.clone());
+    let is_failing = Arc::new(Mutex::new(true));
+    let in_store = is_failing.clone();
     let store = from_fn(move |_| {
-        let ill = *asked.lock().unwrap();
-        async move { if ill { Err("ill") } else { Ok(None::<Grant<()>>) } }
+        let is_failing = *in_store.lock().unwrap();
+        async move { if is_failing { Err("down") } else { Ok(None::<Grant<()>>) } }
     });
     let hands = Hands::default();
     let clock = hands.clone();
@@ -208,20 +210,24 @@ async fn breakers_are_told_of_when_they_turn() {
         look_up().await;
     }
     hands.advance(Duration::from_secs(2));
-    *ill.lock().unwrap() = false;
+    *is_failing.lock().unwrap() = false;
     assert!(look_up().await);
-    let told: Vec<_> = ear.take().into_iter().map(|told| (told.level, told.fields["state"].clone())).collect();
-    assert_eq!(told, [("WARN", "open"), ("DEBUG", "half_open"), ("INFO", "closed")].map(|(a, b)| (a.into(), b.into())));
+    let reported: Vec<_> =
+        subscribed.take().into_iter().map(|reported| (reported.level, reported.fields["state"].clone())).collect();
+    assert_eq!(
+        reported,
+        [("WARN", "open"), ("DEBUG", "half_open"), ("INFO", "closed")].map(|(a, b)| (a.into(), b.into()))
+    );
 }
 
-/// A subscriber may look at what it is told of: nothing is locked then.
+/// A subscriber may use the breaker: events are emitted without its lock.
 #[test]
-fn who_is_told_of_a_breaker_may_look_at_it() {
+fn subscriber_may_read_the_breaker_state() {
     type Watched = CircuitBreaker<tollgate::BoxStore<()>>;
 
-    struct Looks(Arc<Mutex<Option<Watched>>>, Arc<Mutex<String>>);
+    struct ReadsState(Arc<Mutex<Option<Watched>>>, Arc<Mutex<String>>);
 
-    impl Subscriber for Looks {
+    impl Subscriber for ReadsState {
         fn enabled(&self, metadata: &Metadata<'_>) -> bool {
             metadata.target() == "tollgate"
         }
@@ -238,30 +244,30 @@ fn who_is_told_of_a_breaker_may_look_at_it() {
         fn exit(&self, _: &Id) {}
     }
 
-    let store = tollgate::BoxStore::new(from_fn(|_| async { Err::<Option<Grant<()>>, _>("ill") }));
+    let store = tollgate::BoxStore::new(from_fn(|_| async { Err::<Option<Grant<()>>, _>("down") }));
     let breaker = CircuitBreaker::with_timeout(store, Duration::from_secs(1)).with_failure_threshold(1);
     let seen = Arc::<Mutex<String>>::default();
-    let looks = Looks(Arc::new(Mutex::new(Some(breaker.clone()))), seen.clone());
-    // Apart, so that a thread that waits for itself is noticed.
+    let subscriber = ReadsState(Arc::new(Mutex::new(Some(breaker.clone()))), seen.clone());
+    // In another thread, so that the test notices a deadlock.
     let (done, is_done) = std::sync::mpsc::channel();
     std::thread::spawn(move || {
-        let _listening = tracing::subscriber::set_default(looks);
+        let _guard = tracing::subscriber::set_default(subscriber);
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
         let found = runtime.block_on(async { breaker.lookup(&BearerToken::new(TOKEN)).await });
         done.send(found.is_err()).unwrap();
     });
-    assert_eq!(is_done.recv_timeout(Duration::from_secs(20)), Ok(true), "it waits for itself");
+    assert_eq!(is_done.recv_timeout(Duration::from_secs(20)), Ok(true), "deadlock");
     assert_eq!(*seen.lock().unwrap(), "Open");
 }
 
 #[tokio::test]
 async fn no_event_holds_a_token_or_a_digest() {
-    let ear = Ear::default();
-    let _listening = tracing::subscriber::set_default(ear.clone());
+    let subscribed = Subscribed::default();
+    let _guard = tracing::subscriber::set_default(subscribed.clone());
     for case in cases() {
         case.answer.await;
     }
-    // And what goes through every other door.
+    // The other token locations.
     let gate = gate(alice().with_expiry(SystemTime::UNIX_EPOCH))
         .with_discouraged_query_token("access_token")
         .unwrap()
@@ -277,19 +283,19 @@ async fn no_event_holds_a_token_or_a_digest() {
         let request = Request::get(target).header(field, value).body(Body::default()).unwrap();
         assert!(send(&service, request).await.status().is_client_error());
     }
-    let told = ear.take();
-    assert_eq!(told.len(), cases().len() + 4);
-    assert_clean(&format!("{told:?}"));
+    let reported = subscribed.take();
+    assert_eq!(reported.len(), cases().len() + 4);
+    assert_clean(&format!("{reported:?}"));
 }
 
-/// What anybody can cause is told at a level that no log keeps: budgets of strangers, and probes that are given up.
+/// Events that any client can cause are at DEBUG: buckets of anonymous callers, and cancelled probes.
 #[tokio::test]
-async fn strangers_fill_no_log_that_is_kept() {
-    let ear = Ear::default();
-    let _listening = tracing::subscriber::set_default(ear.clone());
+async fn events_that_any_client_can_cause_are_debug() {
+    let subscribed = Subscribed::default();
+    let _guard = tracing::subscriber::set_default(subscribed.clone());
     let one = Quota::per_hour(1);
-    let dry_run = Limit::new("trial", one).unwrap().with_anonymous(one).with_dry_run();
-    let limits = RateLimits::new(Limit::from(one).with_anonymous(one.with_burst(2))).and(dry_run).unwrap();
+    let limits = RateLimits::new(one).with_anonymous(one.with_burst(2)).and("observed", one).unwrap();
+    let limits = limits.with_anonymous(one).with_dry_run();
     let service = AuthLayer::new(memory()).allow_anonymous().with_rate_limit(limits).layer(echo());
     for status in [200, 200, 429] {
         assert_eq!(send(&service, get()).await.status(), status);
@@ -299,13 +305,13 @@ async fn strangers_fill_no_log_that_is_kept() {
     let breaker = CircuitBreaker::with_timeout(down, Duration::from_secs(9));
     let breaker = breaker.with_failure_threshold(1).with_backoff(Duration::ZERO, Duration::ZERO);
     let token = BearerToken::new(TOKEN);
-    let told = ear.take();
-    assert!(told.len() >= 3 && told.iter().all(|told| told.level == "DEBUG"), "{told:?}");
+    let reported = subscribed.take();
+    assert!(reported.len() >= 3 && reported.iter().all(|reported| reported.level == "DEBUG"), "{reported:?}");
     assert!(breaker.lookup(&token).await.is_err());
-    assert_eq!(ear.take().iter().map(|told| &*told.level).collect::<Vec<_>>(), ["WARN"]);
+    assert_eq!(subscribed.take().iter().map(|reported| &*reported.level).collect::<Vec<_>>(), ["WARN"]);
     for _ in 0..3 {
-        assert!(matches!(breaker.lookup(&token), Answer::Pending(_)), "a probe, which is dropped");
+        assert!(matches!(breaker.lookup(&token), Answer::Pending(_)), "a probe, which is cancelled");
     }
-    let told = ear.take();
-    assert!(told.len() == 3 && told.iter().all(|told| told.level == "DEBUG"), "{told:?}");
+    let reported = subscribed.take();
+    assert!(reported.len() == 3 && reported.iter().all(|reported| reported.level == "DEBUG"), "{reported:?}");
 }

@@ -1,4 +1,4 @@
-//! What the service can watch: each refusal, admission, charge and look-up is told once, and nothing told is a secret.
+//! Metrics and events: each rejection, admission, charge and lookup is reported once, and no report contains a secret.
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
@@ -30,7 +30,7 @@ mod page;
 
 type Answer = Pin<Box<dyn Future<Output = Response<Body>>>>;
 
-/// A request that is refused, and what is to be told of it.
+/// A rejected request, and the expected report.
 pub struct Case {
     pub kind: &'static str,
     pub grpc: bool,
@@ -60,7 +60,7 @@ fn alice() -> Grant<()> {
     Grant::new("alice", ())
 }
 
-/// An answer of a gate for this grant to a request with these `Authorization` lines.
+/// Sends a request with these `Authorization` lines to a gate that knows this grant.
 async fn to(grant: Grant<()>, lines: &'static [&'static str]) -> Response<Body> {
     let mut request = get();
     for line in lines {
@@ -69,13 +69,13 @@ async fn to(grant: Grant<()>, lines: &'static [&'static str]) -> Response<Body> 
     send(&gate(grant).layer(echo()), request).await
 }
 
-/// A webhook whose body has these frames, and then never ends.
+/// Sends a webhook whose body has these frames and no end.
 async fn webhook(frames: Vec<Result<&'static str, &'static str>>) -> Response<Body> {
     use futures_util::StreamExt as _;
 
-    let doors = BodyTokens::with_timeout(Duration::from_millis(20)).with_json("key").unwrap().with_limit(64);
+    let body_tokens = BodyTokens::with_timeout(Duration::from_millis(20)).with_json("key").unwrap().with_limit(64);
     let service = gate(alice())
-        .with_body_tokens(doors)
+        .with_body_tokens(body_tokens)
         .layer(tower::service_fn(|_| async { Ok::<_, Infallible>(Response::new(Body::default())) }));
     let frames =
         frames.into_iter().map(|frame| frame.map(|text| Frame::data(Bytes::from(text.replace("TOKEN", TOKEN)))));
@@ -98,22 +98,22 @@ async fn over(limits: RateLimits, requests: usize) -> Response<Body> {
     send(&service, with_token(TOKEN)).await
 }
 
-/// Fails by another gate, of which nobody is told.
+/// Fails once at another gate, without a report.
 async fn failed_once(failures: &FailureThrottle) {
     #[cfg(feature = "tracing")]
-    let _nobody = tracing::subscriber::set_default(tracing::subscriber::NoSubscriber::default());
+    let _no_subscriber = tracing::subscriber::set_default(tracing::subscriber::NoSubscriber::default());
     #[cfg(feature = "metrics")]
-    let nothing = metrics::NoopRecorder;
+    let no_recorder = metrics::NoopRecorder;
     #[cfg(feature = "metrics")]
-    let _nowhere = metrics::set_default_local_recorder(&nothing);
+    let _not_recorded = metrics::set_default_local_recorder(&no_recorder);
     let gate = AuthLayer::new(MemoryStore::<()>::new()).with_failure_throttle(failures.clone());
     assert_eq!(send(&gate.layer(echo()), with_token(TOKEN)).await.status(), 401);
 }
 
 /// A limiter whose server does not answer.
-struct Gone;
+struct Unavailable;
 
-impl Limiter for Gone {
+impl Limiter for Unavailable {
     type Future = Immediate<Decision>;
 
     fn charge(&self, _: &CurrentGrant, _: Charge<'_>) -> tollgate::Answer<Self::Future> {
@@ -121,7 +121,7 @@ impl Limiter for Gone {
     }
 }
 
-/// One of each kind. All that present something present [`TOKEN`].
+/// Returns one case for each kind. All credentials are [`TOKEN`].
 pub fn cases() -> Vec<Case> {
     let (past, future) = (SystemTime::UNIX_EPOCH, SystemTime::now() + Duration::from_secs(3_600));
     let limits = |limit: Limit| RateLimits::new(limit).with_clock(|| Duration::ZERO);
@@ -160,7 +160,7 @@ pub fn cases() -> Vec<Case> {
             ..Case::new("too_many_failures", async {
                 let failures =
                     FailureThrottle::new(Quota::per_hour(1), |_| Some("a peer")).with_clock(|| Duration::ZERO);
-                // One failure is let in, and not counted among those that the test looks at.
+                // The first failure is not throttled. It is not reported, because the tests expect one report for each case.
                 failed_once(&failures).await;
                 let gate = AuthLayer::new(MemoryStore::<()>::new()).with_failure_throttle(failures);
                 send(&gate.layer(echo()), with_token(TOKEN)).await
@@ -194,7 +194,7 @@ pub fn cases() -> Vec<Case> {
         Case {
             retry_after_s: Some(2),
             ..Case::new("limiter_unavailable", async {
-                send(&gate(alice()).with_rate_limit(Gone).layer(echo()), with_token(TOKEN)).await
+                send(&gate(alice()).with_rate_limit(Unavailable).layer(echo()), with_token(TOKEN)).await
             })
             .of("alice")
         },
@@ -205,7 +205,7 @@ pub fn cases() -> Vec<Case> {
     ]
 }
 
-/// The rows of the table in OBSERVE.md whose head begins with this cell.
+/// Returns the rows of the table in OBSERVE.md whose first column has this header.
 fn table(first: &str) -> Vec<Vec<String>> {
     const PAGE: &str = include_str!("../../../OBSERVE.md");
 
@@ -218,12 +218,12 @@ fn table(first: &str) -> Vec<Vec<String>> {
     rows
 }
 
-/// The words between backticks.
+/// Returns the texts between backticks.
 fn quoted(cell: &str) -> Vec<String> {
     cell.split('`').skip(1).step_by(2).map(str::to_owned).collect()
 }
 
-/// Level and status of each kind of refusal, by OBSERVE.md.
+/// Returns the level and status of each kind of rejection, from OBSERVE.md.
 fn kinds() -> BTreeMap<String, (String, u16)> {
     let row = |row: Vec<String>| {
         let (level, status) = (row[1].clone(), row[2].parse().unwrap());
@@ -232,7 +232,7 @@ fn kinds() -> BTreeMap<String, (String, u16)> {
     table("kind").into_iter().flat_map(row).collect()
 }
 
-/// Fails if the token, a piece of it, or its digest stands in the text, in any form in which it could.
+/// Panics if the text contains the token, a part of it, or its digest, in any encoding.
 fn assert_clean(text: &str) {
     let digest = TokenDigest::of(TOKEN).to_bytes();
     let hex = digest.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
@@ -248,12 +248,12 @@ fn assert_clean(text: &str) {
         list(TOKEN.as_bytes()),
     ];
     for secret in secrets {
-        assert!(!text.contains(&secret), "{secret} was told:\n{text}");
+        assert!(!text.contains(&secret), "the report contains {secret}:\n{text}");
     }
 }
 
 #[test]
-fn there_is_a_case_of_each_kind_of_the_page() {
+fn each_documented_kind_has_a_case() {
     let cases: std::collections::BTreeSet<String> = cases().iter().map(|case| case.kind.to_owned()).collect();
     assert_eq!(kinds().into_keys().collect::<std::collections::BTreeSet<_>>(), cases);
 }

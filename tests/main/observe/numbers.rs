@@ -1,27 +1,29 @@
+//! Metrics of gates, limiters, stores and caches.
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
 use metrics_util::debugging::{DebugValue, DebuggingRecorder, Snapshotter};
 use tollgate::store::CircuitBreaker;
-use tollgate::{Authenticated, Limit, TokenStore as _};
+use tollgate::{Authenticated, TokenStore as _};
 
 use super::*;
 
-/// A recorder for this thread, and all that it was told, by series as Prometheus writes them.
-pub struct Book {
+/// A recorder for this thread, with all series in the form of Prometheus.
+pub struct SeriesRecorder {
     snapshotter: Snapshotter,
-    _writing: metrics::LocalRecorderGuard<'static>,
+    _guard: metrics::LocalRecorderGuard<'static>,
 }
 
-impl Book {
-    pub fn open() -> Self {
-        // It lives for as long as the process, so that the guard may.
+impl SeriesRecorder {
+    pub fn install() -> Self {
+        // The guard needs a recorder that lives as long as the process.
         let recorder: &'static DebuggingRecorder = Box::leak(Box::default());
-        Self { snapshotter: recorder.snapshotter(), _writing: metrics::set_default_local_recorder(recorder) }
+        Self { snapshotter: recorder.snapshotter(), _guard: metrics::set_default_local_recorder(recorder) }
     }
 
-    /// What was told since it was asked last; of histograms how often.
+    /// Returns the changes since the last call; for histograms the number of values.
     pub fn read(&self) -> BTreeMap<String, f64> {
         let mut series = BTreeMap::new();
         for (key, _, _, value) in self.snapshotter.snapshot().into_vec() {
@@ -37,7 +39,7 @@ impl Book {
         series
     }
 
-    /// The series of one metric that are not 0.
+    /// Returns the series of one metric that are not 0.
     fn of(&self, metric: &str) -> Vec<(String, f64)> {
         let prefix = format!("{metric}{{");
         let all = self.read().into_iter().filter(|(series, value)| series.starts_with(&prefix) && *value != 0.0);
@@ -45,14 +47,14 @@ impl Book {
     }
 }
 
-/// A recorder that remembers how a gauge stands, as the one above does not: reading it sets it to 0.
+/// Returns a recorder that keeps the values of gauges. [`SeriesRecorder::read`] resets them to 0.
 fn scraper() -> (PrometheusHandle, metrics::LocalRecorderGuard<'static>) {
     let recorder = Box::leak(Box::new(PrometheusBuilder::new().build_recorder()));
     (recorder.handle(), metrics::set_default_local_recorder(recorder))
 }
 
 #[track_caller]
-fn assert_told(scraper: &PrometheusHandle, expected: &[&str]) {
+fn assert_reported(scraper: &PrometheusHandle, expected: &[&str]) {
     let text = scraper.render();
     for line in expected {
         assert!(text.lines().any(|own| own == *line), "no `{line}` in\n{text}");
@@ -67,19 +69,19 @@ const REQUESTS: &str = "tollgate_requests_total";
 const CHARGES: &str = "tollgate_limit_decisions_total";
 
 #[tokio::test]
-async fn each_refusal_is_counted_once() {
-    let book = Book::open();
+async fn each_rejection_is_counted_once() {
+    let recorder = SeriesRecorder::install();
     for case in cases() {
         case.answer.await;
-        let refused: Vec<_> =
-            book.of(REQUESTS).into_iter().filter(|(labels, _)| !labels.starts_with("outcome=admitted")).collect();
-        assert_eq!(refused, series([(&*format!("outcome={},location=none", case.kind), 1.0)]));
+        let rejected: Vec<_> =
+            recorder.of(REQUESTS).into_iter().filter(|(labels, _)| !labels.starts_with("outcome=admitted")).collect();
+        assert_eq!(rejected, series([(&*format!("outcome={},location=none", case.kind), 1.0)]));
     }
 }
 
 #[tokio::test]
-async fn what_passes_is_counted_by_where_its_token_was() {
-    let book = Book::open();
+async fn admitted_requests_are_counted_by_token_location() {
+    let recorder = SeriesRecorder::install();
     let gate = gate(alice())
         .allow_anonymous()
         .with_discouraged_query_token("access_token")
@@ -105,12 +107,12 @@ async fn what_passes_is_counted_by_where_its_token_was() {
         (preflight(), "preflight", "none"),
     ] {
         assert_eq!(send(&service, request).await.status(), 200);
-        assert_eq!(book.of(REQUESTS), series([(&*format!("outcome={outcome},location={location}"), 1.0)]));
+        assert_eq!(recorder.of(REQUESTS), series([(&*format!("outcome={outcome},location={location}"), 1.0)]));
     }
-    let doors = BodyTokens::with_timeout(Duration::from_secs(1));
-    let doors = doors.with_json("key").unwrap().with_text("key").unwrap().with_form("key").unwrap();
+    let body_tokens = BodyTokens::with_timeout(Duration::from_secs(1));
+    let body_tokens = body_tokens.with_json("key").unwrap().with_text("key").unwrap().with_form("key").unwrap();
     let service = gate
-        .with_body_tokens(doors)
+        .with_body_tokens(body_tokens)
         .layer(tower::service_fn(|_| async { Ok::<_, Infallible>(Response::new(Body::default())) }));
     for (content_type, body, location) in [
         ("application/json", format!(r#"{{"key": "{TOKEN}"}}"#), "json_body"),
@@ -119,147 +121,147 @@ async fn what_passes_is_counted_by_where_its_token_was() {
     ] {
         let request = Request::post("/").header("content-type", content_type).body(Body::from(body)).unwrap();
         assert_eq!(send(&service, request).await.status(), 200);
-        assert_eq!(book.of(REQUESTS), series([(&*format!("outcome=admitted,location={location}"), 1.0)]));
+        assert_eq!(recorder.of(REQUESTS), series([(&*format!("outcome=admitted,location={location}"), 1.0)]));
     }
 }
 
-/// A request that passed a gate is not admitted again by the layers behind it.
+/// A request that a gate admitted is not counted as admitted by the layers behind it.
 #[tokio::test]
-async fn layers_behind_a_gate_count_what_they_charge_and_refuse() {
-    let book = Book::open();
-    let limit = |name| Limit::new(name, Quota::per_minute(1).with_burst(2)).unwrap();
-    let limits = |limit: Limit| RateLimits::new(limit).with_clock(|| Duration::ZERO);
-    let gate = gate(alice()).with_rate_limit(limits(limit("all")));
-    let service = gate.layer(gate.route_rate_limit(limits(limit("orders").with_cost(|_| 2))).layer(echo()));
+async fn layers_behind_a_gate_count_charges_and_rejections() {
+    let recorder = SeriesRecorder::install();
+    let limits =
+        |name| RateLimits::named(name, Quota::per_minute(1).with_burst(2)).unwrap().with_clock(|| Duration::ZERO);
+    let gate = gate(alice()).with_rate_limit(limits("all"));
+    let service = gate.layer(gate.route_rate_limit(limits("orders").with_cost(|_| 2)).layer(echo()));
     let statuses = [send(&service, with_token(TOKEN)).await, send(&service, with_token(TOKEN)).await];
     assert_eq!(statuses.map(|response| response.status().as_u16()), [200, 429]);
-    let told = book.read();
-    assert_eq!(told[&format!("{REQUESTS}{{outcome=admitted,location=authorization_header}}")], 2.0);
-    assert_eq!(told[&format!("{REQUESTS}{{outcome=over_limit,location=none}}")], 1.0);
-    assert_eq!(told[&format!("{CHARGES}{{policy=all,outcome=admitted}}")], 2.0);
-    assert_eq!(told[&format!("{CHARGES}{{policy=orders,outcome=admitted}}")], 1.0);
-    assert_eq!(told[&format!("{CHARGES}{{policy=orders,outcome=over_limit}}")], 1.0);
+    let reported = recorder.read();
+    assert_eq!(reported[&format!("{REQUESTS}{{outcome=admitted,location=authorization_header}}")], 2.0);
+    assert_eq!(reported[&format!("{REQUESTS}{{outcome=over_limit,location=none}}")], 1.0);
+    assert_eq!(reported[&format!("{CHARGES}{{policy=all,outcome=admitted}}")], 2.0);
+    assert_eq!(reported[&format!("{CHARGES}{{policy=orders,outcome=admitted}}")], 1.0);
+    assert_eq!(reported[&format!("{CHARGES}{{policy=orders,outcome=over_limit}}")], 1.0);
 }
 
 #[tokio::test]
-async fn charges_of_handlers_are_counted_and_looks_are_not() {
-    let book = Book::open();
-    let limit = Limit::from(Quota::per_minute(60).with_burst(2));
-    let limits = RateLimits::new(limit.clone()).with_clock(|| Duration::ZERO);
-    let who = Authenticated::new(alice()).current();
+async fn charges_of_handlers_are_counted_but_peeks_are_not() {
+    let recorder = SeriesRecorder::install();
+    let limits = RateLimits::new(Quota::per_minute(60).with_burst(2)).with_clock(|| Duration::ZERO);
+    let caller = Authenticated::new(alice()).current();
     for units in [1, 0, 1, 1, 3] {
-        _ = limits.charge(&who, Charge::Units(units));
+        _ = limits.charge(&caller, Charge::Units(units));
     }
-    _ = limits.peek(&who);
+    _ = limits.peek(&caller);
     let counted = [
         ("policy=default,outcome=admitted", 2.0),
         ("policy=default,outcome=cost_above_burst", 1.0),
         ("policy=default,outcome=over_limit", 1.0),
     ];
-    assert_eq!(book.of(CHARGES), series(counted));
+    assert_eq!(recorder.of(CHARGES), series(counted));
 
-    let limit = limit.with_anonymous(Quota::per_minute(60).with_burst(1));
-    let limits = RateLimits::new(limit).with_clock(|| Duration::ZERO);
+    let limits = limits.with_anonymous(Quota::per_minute(60).with_burst(1)).with_clock(|| Duration::ZERO);
     let service = gate(alice()).allow_anonymous().with_rate_limit(limits).layer(echo());
     for status in [200, 429] {
         assert_eq!(send(&service, get()).await.status(), status);
     }
     let counted = [("policy=anonymous,outcome=admitted", 1.0), ("policy=anonymous,outcome=over_limit", 1.0)];
-    assert_eq!(book.of(CHARGES), series(counted));
+    assert_eq!(recorder.of(CHARGES), series(counted));
 }
 
-/// Of several policies each is counted by what it did; what was not charged is not counted.
+/// Each of several policies is counted by its outcome. A policy that was not charged is not counted.
 #[test]
-fn each_policy_of_a_limiter_is_counted_by_its_own_name() {
-    let book = Book::open();
+fn each_policy_of_a_limiter_is_counted_by_name() {
+    let recorder = SeriesRecorder::install();
     let (small, large) = (Quota::per_minute(60).with_burst(2), Quota::per_minute(60).with_burst(10));
-    let limit = |name, quota| Limit::new(name, quota).unwrap();
-    let limits = RateLimits::new(limit("large", large).with_near_limit(20).unwrap())
-        .and(limit("small", small))
+    let limits = RateLimits::named("large", large)
         .unwrap()
-        .and(limit("trial", Quota::per_minute(60).with_burst(1)).with_dry_run())
+        .with_near_limit(20)
+        .and("small", small)
         .unwrap()
+        .and("observed", Quota::per_minute(60).with_burst(1))
+        .unwrap()
+        .with_dry_run()
         .with_clock(|| Duration::ZERO);
-    let who = Authenticated::new(alice()).current();
-    let admitted = [(); 4].map(|()| limits.charge(&who, ONE).is_admitted());
+    let caller = Authenticated::new(alice()).current();
+    let admitted = [(); 4].map(|()| limits.charge(&caller, ONE).is_admitted());
     assert_eq!(admitted, [true, true, false, false]);
-    _ = limits.peek(&who);
-    let told: BTreeMap<String, f64> =
-        book.read().into_iter().filter(|(series, _)| !series.contains("accounts")).collect();
+    _ = limits.peek(&caller);
+    let reported: BTreeMap<String, f64> =
+        recorder.read().into_iter().filter(|(series, _)| !series.contains("accounts")).collect();
     let expected = [
         ("tollgate_limit_decisions_total{policy=large,outcome=admitted}", 2.0),
         ("tollgate_limit_decisions_total{policy=small,outcome=admitted}", 2.0),
         ("tollgate_limit_decisions_total{policy=small,outcome=over_limit}", 2.0),
-        ("tollgate_limit_decisions_total{policy=trial,outcome=admitted}", 1.0),
-        ("tollgate_limit_dry_run_total{policy=trial}", 3.0),
+        ("tollgate_limit_decisions_total{policy=observed,outcome=admitted}", 1.0),
+        ("tollgate_limit_dry_run_total{policy=observed}", 3.0),
         ("tollgate_limit_near_total{policy=large}", 1.0),
     ];
-    assert_eq!(told, BTreeMap::from(expected.map(|(series, count)| (series.to_owned(), count))));
+    assert_eq!(reported, BTreeMap::from(expected.map(|(series, count)| (series.to_owned(), count))));
 }
 
 #[tokio::test]
-async fn throttled_peers_are_counted_on_trial_too() {
-    let book = Book::open();
+async fn throttled_peers_are_counted_in_dry_run_too() {
+    let recorder = SeriesRecorder::install();
     let throttle = || FailureThrottle::new(Quota::per_hour(1), |_| Some("a peer")).with_clock(|| Duration::ZERO);
     for (failures, outcome) in [(throttle(), "rejected"), (throttle().with_dry_run(), "dry_run")] {
         let gate = AuthLayer::new(MemoryStore::<()>::new()).with_failure_throttle(failures);
         for _ in 0..3 {
             send(&gate.clone().layer(echo()), with_token(TOKEN)).await;
         }
-        let counted = book.of("tollgate_failures_throttled_total");
+        let counted = recorder.of("tollgate_failures_throttled_total");
         assert_eq!(counted, series([(&*format!("outcome={outcome}"), 2.0)]));
     }
 }
 
 #[test]
-fn subjects_come_and_go() {
-    let ((scraper, _writing), hands) = (scraper(), Hands::default());
+fn gauge_of_subjects_follows_charges_and_sweeps() {
+    let ((scraper, _guard), hands) = (scraper(), Hands::default());
     let limits = hands.limits(Quota::per_second(1).with_burst(5));
     for (subject, line) in ["a", "b", "c"].into_iter().zip(["1", "2", "3"]) {
         _ = limits.charge(&Authenticated::new(Grant::new(subject, ())).current(), ONE);
-        assert_told(&scraper, &[&*format!(r#"tollgate_limit_accounts{{policy="default"}} {line}"#)]);
+        assert_reported(&scraper, &[&*format!(r#"tollgate_limit_accounts{{policy="default"}} {line}"#)]);
     }
     hands.advance(Duration::from_secs(5));
     limits.sweep();
-    assert_told(&scraper, &[r#"tollgate_limit_accounts{policy="default"} 0"#]);
+    assert_reported(&scraper, &[r#"tollgate_limit_accounts{policy="default"} 0"#]);
     assert_eq!(limits.subjects(), 0);
 }
 
 #[tokio::test(start_paused = true)]
-async fn look_ups_that_are_waited_for_are_measured_by_how_they_end() {
+async fn pending_lookups_are_measured_by_outcome() {
     const LOOKUP: &str = "tollgate_store_lookup_seconds";
 
-    let book = Book::open();
+    let recorder = SeriesRecorder::install();
     let service = AuthLayer::with_timeout(slow(), Duration::from_secs(1)).layer(echo());
     for (token, outcome) in [(TOKEN, "found"), ("unknown", "unknown")] {
         send(&service, with_token(token)).await;
-        assert_eq!(book.of(LOOKUP), series([(&*format!("outcome={outcome}"), 1.0)]));
+        assert_eq!(recorder.of(LOOKUP), series([(&*format!("outcome={outcome}"), 1.0)]));
     }
     for (name, outcome) in [("store_unavailable", "failed")] {
         cases().into_iter().find(|case| case.kind == name).unwrap().answer.await;
-        assert_eq!(book.of(LOOKUP), series([(&*format!("outcome={outcome}"), 1.0)]));
+        assert_eq!(recorder.of(LOOKUP), series([(&*format!("outcome={outcome}"), 1.0)]));
     }
     let unreadable = from_fn(|_| async { Err::<Option<Grant<()>>, _>(tollgate::StoreError::for_token("a bad row")) });
     let service = AuthLayer::with_timeout(unreadable, Duration::from_secs(1)).layer(echo());
     assert_eq!(send(&service, with_token(TOKEN)).await.status(), 503);
-    assert_eq!(book.of(LOOKUP), series([("outcome=failed_for_token", 1.0)]));
+    assert_eq!(recorder.of(LOOKUP), series([("outcome=failed_for_token", 1.0)]));
     let silent = from_fn(|_| std::future::pending::<Result<Option<Grant<()>>, std::io::Error>>());
     let service = AuthLayer::with_timeout(silent, Duration::from_secs(1)).layer(echo());
     assert_eq!(send(&service, with_token(TOKEN)).await.status(), 503);
-    assert_eq!(book.of(LOOKUP), series([("outcome=deadline", 1.0)]));
-    // What is answered at once is not measured: a clock would cost as much as the look-up.
+    assert_eq!(recorder.of(LOOKUP), series([("outcome=deadline", 1.0)]));
+    // Immediate answers are not measured: reading the clock costs as much as the lookup.
     send(&gate(alice()).layer(echo()), with_token(TOKEN)).await;
-    assert_eq!(book.of(LOOKUP), []);
+    assert_eq!(recorder.of(LOOKUP), []);
 }
 
 #[tokio::test]
-async fn breakers_say_what_they_do() {
-    let ((scraper, _writing), hands) = (scraper(), Hands::default());
-    let (ill, clock) = (Arc::new(AtomicU8::new(1)), hands.clone());
-    let asked = ill.clone();
+async fn breaker_state_is_a_gauge() {
+    let ((scraper, _guard), hands) = (scraper(), Hands::default());
+    let (is_failing, clock) = (Arc::new(AtomicU8::new(1)), hands.clone());
+    let in_store = is_failing.clone();
     let store = from_fn(move |_| {
-        let ill = asked.load(Ordering::SeqCst) == 1;
-        async move { if ill { Err("ill") } else { Ok(None::<Grant<()>>) } }
+        let is_failing = in_store.load(Ordering::SeqCst) == 1;
+        async move { if is_failing { Err("down") } else { Ok(None::<Grant<()>>) } }
     });
     let second = Duration::from_secs(1);
     let breaker = CircuitBreaker::with_timeout(store, second)
@@ -268,12 +270,12 @@ async fn breakers_say_what_they_do() {
         .with_backoff(second, second)
         .with_clock(move || Duration::from_nanos(clock.ns()));
     let look_up = || breaker.lookup(&tollgate::BearerToken::new(TOKEN)).into_future();
-    let state = |state: u8, turned: &str, times: u8| {
-        assert_told(
+    let state = |state: u8, to: &str, times: u8| {
+        assert_reported(
             &scraper,
             &[
                 &*format!(r#"tollgate_breaker_state{{breaker="database"}} {state}"#),
-                &*format!(r#"tollgate_breaker_transitions_total{{breaker="database",to="{turned}"}} {times}"#),
+                &*format!(r#"tollgate_breaker_transitions_total{{breaker="database",to="{to}"}} {times}"#),
             ],
         );
     };
@@ -282,13 +284,13 @@ async fn breakers_say_what_they_do() {
     state(2, "open", 1);
     hands.advance(second);
     let tollgate::Answer::Pending(probe) = breaker.lookup(&tollgate::BearerToken::new(TOKEN)) else {
-        panic!("it waits")
+        panic!("the probe is pending")
     };
     state(1, "half_open", 1);
-    // Who gives up probing leaves the turn to the next one.
+    // After a cancelled probe, the next lookup probes.
     drop(probe);
     state(2, "open", 2);
-    ill.store(0, Ordering::SeqCst);
+    is_failing.store(0, Ordering::SeqCst);
     assert!(look_up().await.is_ok());
     state(0, "half_open", 2);
     state(0, "closed", 1);
@@ -296,10 +298,10 @@ async fn breakers_say_what_they_do() {
 
 #[cfg(feature = "cache")]
 #[tokio::test]
-async fn caches_say_what_they_knew() {
+async fn cache_lookups_are_counted_by_outcome() {
     use tollgate::store::CachedStore;
 
-    let (book, hands) = (Book::open(), Hands::default());
+    let (recorder, hands) = (SeriesRecorder::install(), Hands::default());
     let (clock, second) = (hands.clone(), Duration::from_secs(1));
     let cache = CachedStore::new(slow(), 10 * second)
         .unwrap()
@@ -310,19 +312,19 @@ async fn caches_say_what_they_knew() {
         let cache = cache.clone();
         async move { _ = cache.lookup(&tollgate::BearerToken::new(token)).await }
     };
-    for (token, knew) in [(TOKEN, "miss"), (TOKEN, "hit"), ("no", "miss"), ("no", "unknown")] {
+    for (token, outcome) in [(TOKEN, "miss"), (TOKEN, "hit"), ("no", "miss"), ("no", "unknown")] {
         ask(token).await;
-        assert_eq!(book.of("tollgate_cache_lookups_total"), series([(&*format!("outcome={knew}"), 1.0)]));
+        assert_eq!(recorder.of("tollgate_cache_lookups_total"), series([(&*format!("outcome={outcome}"), 1.0)]));
     }
     hands.advance(15 * second);
     ask(TOKEN).await;
-    assert_eq!(book.of("tollgate_cache_lookups_total"), series([("outcome=stale", 1.0)]));
+    assert_eq!(recorder.of("tollgate_cache_lookups_total"), series([("outcome=stale", 1.0)]));
 }
 
-/// There are as many series after many tokens, subjects, targets and realms as after few.
+/// The number of series does not depend on the number of tokens, subjects, URIs and realms.
 #[tokio::test]
-async fn no_input_becomes_a_label() {
-    let book = Book::open();
+async fn labels_contain_no_request_data() {
+    let recorder = SeriesRecorder::install();
     let mut sizes = Vec::new();
     for many in [3, 300] {
         for i in 0..many {
@@ -337,21 +339,24 @@ async fn no_input_becomes_a_label() {
                 send(&service, request).await;
             }
         }
-        let told = book.read();
-        assert!(!format!("{told:?}").contains("number") && !format!("{told:?}").contains("subject"), "{told:?}");
-        assert_eq!(told[&format!("{CHARGES}{{policy=default,outcome=over_limit}}")], f64::from(many));
-        sizes.push(told.len());
+        let reported = recorder.read();
+        assert!(
+            !format!("{reported:?}").contains("number") && !format!("{reported:?}").contains("subject"),
+            "{reported:?}"
+        );
+        assert_eq!(reported[&format!("{CHARGES}{{policy=default,outcome=over_limit}}")], f64::from(many));
+        sizes.push(reported.len());
     }
     assert_eq!(sizes[0], sizes[1]);
 }
 
 #[tokio::test]
 async fn no_series_holds_a_token_or_a_digest() {
-    let book = Book::open();
+    let recorder = SeriesRecorder::install();
     for case in cases() {
         case.answer.await;
     }
-    let told = format!("{:?}", book.read());
-    assert!(told.len() > 1_000);
-    assert_clean(&told);
+    let reported = format!("{:?}", recorder.read());
+    assert!(reported.len() > 1_000);
+    assert_clean(&reported);
 }

@@ -68,12 +68,12 @@ pub enum RejectionKind {
     MalformedToken,
     /// 401 `invalid_token`: the token has no grant, or its grant was revoked.
     UnknownToken,
-    /// 401 `invalid_token`: the grant is not valid yet. Clients cannot tell it from an unknown token.
+    /// 401 `invalid_token`: the grant is not valid yet. Clients cannot distinguish it from an unknown token.
     NotYetValid,
     /// 401 `invalid_token`: the grant has expired.
     ExpiredToken,
-    /// 401 `invalid_token`: the token is bound to a key, and the request has no proof. Clients cannot tell it from an unknown
-    /// token.
+    /// 401 `invalid_token`: the token is bound to a key, and the request has no proof. Clients cannot distinguish it from an
+    /// unknown token.
     SenderConstrained,
     /// 400 `invalid_request`: the request has more than one credential, or an ambiguous one.
     InvalidRequest,
@@ -104,7 +104,7 @@ pub enum RejectionKind {
 impl RejectionKind {
     /// Returns the name of this kind in metrics and events (see `OBSERVE.md`), for example `over_limit`.
     ///
-    /// The name is for operators: clients cannot tell all kinds apart.
+    /// The name is for operators: clients cannot distinguish all kinds.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {

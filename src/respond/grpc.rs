@@ -31,7 +31,7 @@ pub(super) fn head(rejection: &Rejection) -> Response<()> {
                 headers.insert(GRPC_STATUS_DETAILS_BIN, value);
             }
         }
-        // Waiting does not help. A negative value tells clients that retry this status not to.
+        // Waiting does not help. A negative value stops clients that retry this status.
         None if status == RESOURCE_EXHAUSTED => {
             headers.insert(GRPC_RETRY_PUSHBACK_MS, HeaderValue::from_static("-1"));
         }

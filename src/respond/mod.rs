@@ -278,12 +278,12 @@ pub(crate) fn keep_target(headers: &mut http::HeaderMap) {
 /// Makes the `Cache-Control` of a handler private.
 fn amend_cache_control(headers: &mut http::HeaderMap) {
     // A directive with a value, such as `private="field"`, concerns that field only.
-    let says = |directive: &str| {
+    let has = |directive: &str| {
         let mut directives = list::members(headers, &header::CACHE_CONTROL);
         directives.any(|own| own.eq_ignore_ascii_case(directive.as_bytes()))
     };
-    let kept_already = (says("private") && !says("public")) || says("no-store");
-    if !kept_already {
+    let is_private = (has("private") && !has("public")) || has("no-store");
+    if !is_private {
         // Remove directives that allow caches to store more, and a `private` for some fields. Keep all others.
         let goes = |directive: &[u8]| {
             let name = directive.split(|&byte| byte == b'=').next().unwrap_or_default();

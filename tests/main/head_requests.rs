@@ -10,7 +10,7 @@ use axum::Router;
 use axum::response::IntoResponse;
 use bytes::Bytes;
 use http::{HeaderMap, Method, Request, Response, StatusCode};
-use http_body_util::{BodyExt, Empty as NoBody};
+use http_body_util::{BodyExt, Empty as EmptyContent};
 use hyper::body::Incoming;
 use hyper_util::client::legacy::Client;
 use hyper_util::rt::{TokioExecutor, TokioIo};
@@ -47,12 +47,12 @@ where
 }
 
 async fn ask(addr: SocketAddr, method: &Method, token: Option<&str>) -> (StatusCode, HeaderMap, Bytes) {
-    let client = Client::builder(TokioExecutor::new()).http2_only(true).build_http::<NoBody<Bytes>>();
+    let client = Client::builder(TokioExecutor::new()).http2_only(true).build_http::<EmptyContent<Bytes>>();
     let mut request = Request::builder().method(method).uri(format!("http://{addr}/"));
     if let Some(token) = token {
         request = request.header("authorization", format!("Bearer {token}"));
     }
-    let (mut head, body) = client.request(request.body(NoBody::new()).unwrap()).await.unwrap().into_parts();
+    let (mut head, body) = client.request(request.body(EmptyContent::new()).unwrap()).await.unwrap().into_parts();
     head.headers.remove("date");
     let body = body.collect().await.unwrap_or_else(|error| panic!("{method}, {token:?}: {error:?}"));
     (head.status, head.headers, body.to_bytes())
@@ -82,8 +82,8 @@ async fn rejections_of_head_have_no_content_around_a_router() {
     let gate = AuthLayer::new(memory());
     check(gate.layer(router()), None, 401).await;
     check(gate.layer(router()), Some("unknown"), 401).await;
-    let doors = BodyTokens::with_timeout(Duration::from_secs(60)).with_json("key").unwrap();
-    check(gate.clone().with_body_tokens(doors).layer(router()), None, 401).await;
+    let body_tokens = BodyTokens::with_timeout(Duration::from_secs(60)).with_json("key").unwrap();
+    check(gate.clone().with_body_tokens(body_tokens).layer(router()), None, 401).await;
 
     let never = || RateLimits::new(Limit::new("never", Quota::per_hour(1)).unwrap().with_cost(|_| 2));
     check(gate.clone().with_rate_limit(never()).layer(router()), Some(TOKEN), 400).await;

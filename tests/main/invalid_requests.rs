@@ -19,7 +19,7 @@ async fn answer(request: Request<Body>) -> Response<Body> {
     let inner = tower::service_fn(|request: Request<ReplayBody<Body>>| async move {
         Ok::<_, Infallible>(Response::new(Body::from(text(Response::new(request.into_body())).await)))
     });
-    let doors = BodyTokens::with_timeout(Duration::from_secs(5))
+    let body_tokens = BodyTokens::with_timeout(Duration::from_secs(5))
         .with_json("key")
         .unwrap()
         .with_text("key")
@@ -32,7 +32,7 @@ async fn answer(request: Request<Body>) -> Response<Body> {
         .unwrap()
         .with_discouraged_query_token("access_token")
         .unwrap();
-    gate.with_body_tokens(doors).layer(inner).oneshot(request).await.unwrap()
+    gate.with_body_tokens(body_tokens).layer(inner).oneshot(request).await.unwrap()
 }
 
 fn post(content_type: &str, body: impl Into<bytes::Bytes>) -> Request<Body> {

@@ -11,7 +11,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tollgate::gate::BodyTokens;
 use tollgate::limit::RateLimits;
-use tollgate::{AuthLayer, Authenticated, Limit, Quota, Rejection, Scopes};
+use tollgate::{AuthLayer, Authenticated, Quota, Rejection, Scopes};
 use tower::Layer;
 
 use crate::kit::{Body, TOKEN, User, echo, field, memory, run, send, serve, values};
@@ -19,9 +19,9 @@ use crate::kit::{Body, TOKEN, User, echo, field, memory, run, send, serve, value
 /// Returns an app with a route for each layer that rejects requests.
 fn app() -> Router {
     let gate = AuthLayer::new(memory());
-    let never = RateLimits::new(Limit::new("never", Quota::per_hour(1)).unwrap().with_cost(|_| 2));
-    let doors = BodyTokens::with_timeout(Duration::from_millis(20)).with_json("key").unwrap().with_limit(64);
-    let body = gate.clone().with_body_tokens(doors);
+    let never = RateLimits::named("never", Quota::per_hour(1)).unwrap().with_cost(|_| 2);
+    let body_tokens = BodyTokens::with_timeout(Duration::from_millis(20)).with_json("key").unwrap().with_limit(64);
+    let body = gate.clone().with_body_tokens(body_tokens);
     let admin = || gate.require_scopes(["admin"]).unwrap();
     Router::new()
         .route("/gate", get(|| async {}).post(|| async {}).route_layer(gate.clone()))

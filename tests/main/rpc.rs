@@ -130,7 +130,7 @@ async fn grpc_rejection_forbids_retries_that_cannot_succeed() {
     let down = AuthLayer::with_timeout(down, Duration::from_secs(60)).layer(echo());
     let response = send(&down, post("application/grpc", TOKEN)).await;
     let (status, pushback, _) = pushback(response.headers());
-    assert_eq!((status.as_str(), pushback.as_deref()), ("14", Some("1000")), "as Retry-After says");
+    assert_eq!((status.as_str(), pushback.as_deref()), ("14", Some("1000")), "the time of Retry-After");
 }
 
 #[tokio::test]

@@ -84,7 +84,7 @@ async fn store_error_that_concerns_the_token_is_debug() {
     let subscribed = Subscribed::default();
     let _guard = tracing::subscriber::set_default(subscribed.clone());
     for (error, level, concerns) in [
-        (tollgate::StoreError::new("connection refused"), "WARN", "store"),
+        (tollgate::StoreError::new("connection reset"), "WARN", "store"),
         (tollgate::StoreError::for_token("a bad row"), "DEBUG", "token"),
     ] {
         let cause = std::error::Error::source(&error).unwrap().to_string();

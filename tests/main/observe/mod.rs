@@ -14,8 +14,8 @@ use tollgate::gate::BodyTokens;
 use tollgate::limit::FailureThrottle;
 use tollgate::store::from_fn;
 use tollgate::{
-    AuthLayer, Charge, CurrentGrant, Decision, Grant, Immediate, Limit, Limiter, MemoryStore, Quota, RateLimits,
-    Rejection, TokenDigest,
+    AuthLayer, Charge, CurrentGrant, Decision, Grant, Immediate, Limiter, MemoryStore, Quota, RateLimits, Rejection,
+    TokenDigest,
 };
 use tower::{Layer, Service};
 
@@ -124,9 +124,8 @@ impl Limiter for Unavailable {
 /// Returns one case for each kind. All credentials are [`TOKEN`].
 pub fn cases() -> Vec<Case> {
     let (past, future) = (SystemTime::UNIX_EPOCH, SystemTime::now() + Duration::from_secs(3_600));
-    let limits = |limit: Limit| RateLimits::new(limit).with_clock(|| Duration::ZERO);
-    let limit = |name| Limit::new(name, Quota::per_minute(1)).unwrap();
-    let failing = || from_fn(|_| async { Err::<Option<Grant<()>>, _>(std::io::Error::other("connection refused")) });
+    let orders = || RateLimits::named("orders", Quota::per_minute(1)).unwrap().with_clock(|| Duration::ZERO);
+    let failing = || from_fn(|_| async { Err::<Option<Grant<()>>, _>(std::io::Error::other("connection reset")) });
     let waiting = AuthLayer::with_timeout(failing(), Duration::from_secs(1));
     vec![
         Case::new("missing", to(alice(), &[])),
@@ -169,16 +168,16 @@ pub fn cases() -> Vec<Case> {
         Case {
             policy: Some("orders, all"),
             retry_after_s: Some(60),
-            ..Case::new("over_limit", over(limits(limit("orders")).and(limit("all")).unwrap(), 2)).of("alice")
+            ..Case::new("over_limit", over(orders().and("all", Quota::per_minute(1)).unwrap(), 2)).of("alice")
         },
         Case {
             policy: Some("orders"),
             retry_after_s: Some(60),
-            ..Case::new("over_limit", over(limits(limit("orders")), 2)).of("alice")
+            ..Case::new("over_limit", over(orders(), 2)).of("alice")
         },
         Case {
             policy: Some("orders"),
-            ..Case::new("cost_above_burst", over(limits(limit("orders").with_cost(|_| 2)), 1)).of("alice")
+            ..Case::new("cost_above_burst", over(orders().with_cost(|_| 2), 1)).of("alice")
         },
         Case::new(
             "body_too_large",
@@ -188,7 +187,7 @@ pub fn cases() -> Vec<Case> {
         Case::new("body_timeout", webhook(vec![Ok(r#"{"key": "TOKEN"}"#)])),
         Case {
             retry_after_s: Some(1),
-            error: Some("connection refused"),
+            error: Some("connection reset"),
             ..Case::new("store_unavailable", async move { send(&waiting.layer(echo()), with_token(TOKEN)).await })
         },
         Case {
@@ -259,7 +258,7 @@ fn each_documented_kind_has_a_case() {
 }
 
 #[tokio::test]
-async fn the_page_says_how_each_kind_is_answered() {
+async fn observe_md_lists_the_status_of_each_kind() {
     for case in cases() {
         let status = case.answer.await.status().as_u16();
         assert_eq!(status, if case.grpc { 200 } else { kinds()[case.kind].1 }, "{}", case.kind);

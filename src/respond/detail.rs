@@ -132,7 +132,7 @@ impl Rejection {
     /// let limits = RateLimits::new(Quota::per_minute(20).with_burst(1));
     /// let alice = CurrentGrant::new(Grant::new("alice", ()));
     /// assert!(limits.charge(&alice, Charge::Units(1)).into_result().is_ok());
-    /// let rejection = limits.charge(&alice, Charge::Units(1)).into_result().unwrap_err().of_grant(&alice);
+    /// let rejection = limits.charge(&alice, Charge::Units(1)).into_result().unwrap_err().of_grant(alice.id());
     /// assert_eq!(rejection.status(), 429);
     /// assert_eq!(rejection.detail(), "The rate limit for this token is exhausted. Retry after 3 seconds.");
     /// ```

@@ -1,3 +1,5 @@
+//! [`AuthFuture`]: waits for stores, limiters and the inner service, and completes the response.
+
 use std::fmt;
 use std::mem;
 use std::pin::Pin;
@@ -7,97 +9,26 @@ use std::task::{Context, Poll, ready};
 use http::{Request, Response};
 use tower_service::Service;
 
-use super::settings::Shared;
-use super::throttle::ended;
-use crate::caller::{CurrentGrant, Unauthenticated};
-use crate::limit::{Attempt, Limiter};
-use crate::observe::{self, LookupOutcome, Timer};
+use super::settings::Gate;
+use super::state::{Step, Wait, WaitProj};
+use crate::caller::CurrentGrant;
+use crate::limit::Limiter;
+use crate::observe::LookedUp;
 use crate::pending::answer::Answer;
-use crate::pending::timeout::BoxSleep;
-use crate::quota::decision::Decision;
 use crate::rejection::Rejection;
 use crate::rejection::store_error::StoreError;
-use crate::rejection::terms::Challenges;
 use crate::request_head::RequestHead;
-use crate::respond::ratelimit::LimitHeaders;
+use crate::respond::ratelimit::Advert;
 use crate::respond::{Respond, keep_private};
 use crate::store::TokenStore;
-use crate::token::{Credential, TokenLocation};
-
-/// Where a request stands after a station.
-pub(super) enum Step<T: TokenStore, L: Limiter> {
-    /// The caller is in the request's extensions.
-    Admit(TokenLocation, Option<LimitHeaders>),
-    Refuse(Rejection),
-    Wait(Wait<T::Future, L::Future>),
-}
-
-/// What the inner service will find in the request's extensions.
-pub(super) enum Caller {
-    Known(CurrentGrant),
-    /// With how the gate speaks, for a handler that wants a grant after all.
-    Unauthenticated(Unauthenticated, Arc<Challenges>),
-    /// The request came through a gate before: its extensions have the caller. What this layer decided is added.
-    Behind(Option<Decision>),
-}
-
-impl Caller {
-    pub(super) fn record(&mut self, decision: Decision) {
-        match self {
-            Self::Known(grant) => grant.record(decision),
-            Self::Unauthenticated(..) => {}
-            Self::Behind(recorded) => *recorded = Some(decision),
-        }
-    }
-
-    /// Puts the caller into the request, which is admitted herewith.
-    #[inline]
-    pub(super) fn enter<T: TokenStore, L: Limiter, B>(
-        self,
-        request: &mut Request<B>,
-        advert: Option<LimitHeaders>,
-    ) -> Step<T, L> {
-        let extensions = request.extensions_mut();
-        // Where there is no token, or another gate has seen to it, nothing is left to do for the location.
-        let mut location = TokenLocation::AuthorizationHeader;
-        match self {
-            Self::Known(grant) => {
-                location = grant.location();
-                observe::admitted(location);
-                extensions.insert(grant);
-            }
-            Self::Unauthenticated(why, terms) => {
-                observe::passed(why);
-                // What a gate around this one found is not what this one lets pass.
-                extensions.remove::<CurrentGrant>();
-                extensions.insert(why);
-                extensions.insert(terms);
-            }
-            Self::Behind(decision) => {
-                if let (Some(grant), Some(decision)) = (extensions.get_mut::<CurrentGrant>(), decision) {
-                    grant.record(decision);
-                }
-            }
-        }
-        Step::Admit(location, advert)
-    }
-}
-
-pin_project_lite::pin_project! {
-    /// What a parked request waits for.
-    #[project = WaitProj]
-    pub(super) enum Wait<F, G> {
-        Lookup { #[pin] future: F, deadline: Option<BoxSleep>, credential: Credential, timer: Timer, attempt: Option<Attempt> },
-        Check { #[pin] future: G, caller: Option<Caller> },
-    }
-}
+use crate::token::TokenLocation;
 
 pin_project_lite::pin_project! {
     /// The future of an [`AuthService`](super::AuthService).
     ///
     /// # Panics
     ///
-    /// If it is polled again after it was ready.
+    /// Panics if it is polled again after it was ready.
     #[must_use = "futures do nothing unless you `.await` or poll them"]
     pub struct AuthFuture<S, ReqB, T, L, R, ResB>
     where
@@ -118,14 +49,16 @@ pin_project_lite::pin_project! {
         T: TokenStore,
         L: Limiter,
     {
-        Refused { response: Option<Response<ResB>> },
-        Running { #[pin] future: S::Future, advert: Option<LimitHeaders>, location: TokenLocation },
-        Parked { parked: Pin<Box<Parked<S, ReqB, T, L, R>>> },
+        Rejected { response: Option<Response<ResB>> },
+        Running { #[pin] future: S::Future, advert: Option<Advert>, location: TokenLocation },
+        // Boxed, because few requests wait and every request moves this enum.
+        Waiting { waiting: Pin<Box<Waiting<S, ReqB, T, L, R>>> },
     }
 }
 
 pin_project_lite::pin_project! {
-    struct Parked<S, ReqB, T, L, R>
+    /// A request that waits for a store or a limiter.
+    struct Waiting<S, ReqB, T, L, R>
     where
         T: TokenStore,
         L: Limiter,
@@ -133,7 +66,7 @@ pin_project_lite::pin_project! {
         #[pin]
         wait: Wait<T::Future, L::Future>,
         rest: Option<(S, Request<ReqB>)>,
-        shared: Arc<Shared<T, L, R>>,
+        gate: Arc<Gate<T, L, R>>,
     }
 }
 
@@ -144,41 +77,40 @@ where
     L: Limiter,
     R: Respond<ResB>,
 {
-    /// Takes a step: calls the ready inner service, refuses, or parks the request.
+    /// Calls the inner service, which is ready, or rejects the request, or waits.
     #[inline]
-    pub(super) fn take(step: Step<T, L>, inner: &mut S, shared: &Arc<Shared<T, L, R>>, request: Request<ReqB>) -> Self
+    pub(super) fn after(step: Step<T, L>, inner: &mut S, gate: &Arc<Gate<T, L, R>>, request: Request<ReqB>) -> Self
     where
         S: Clone,
     {
         match step {
             Step::Admit(location, advert) => Self::run(inner, request, location, advert),
-            Step::Refuse(rejection) => Self::reject(shared, rejection, &request),
+            Step::Reject(rejection) => Self::reject(gate, rejection, &request),
             Step::Wait(wait) => {
-                // The instance that was made ready goes with the request; a clone, which nobody has asked whether it
-                // is ready, stays behind.
+                // The instance that was made ready must serve this request. A clone may not be ready.
                 let not_ready_inner = inner.clone();
                 let ready_inner = mem::replace(inner, not_ready_inner);
                 let rest = Some((ready_inner, request));
-                let parked = Box::pin(Parked { wait, rest, shared: Arc::clone(shared) });
-                Self { state: State::Parked { parked } }
+                let waiting = Box::pin(Waiting { wait, rest, gate: Arc::clone(gate) });
+                Self { state: State::Waiting { waiting } }
             }
         }
     }
 
     #[inline]
-    fn run(inner: &mut S, request: Request<ReqB>, location: TokenLocation, advert: Option<LimitHeaders>) -> Self {
+    fn run(inner: &mut S, request: Request<ReqB>, location: TokenLocation, advert: Option<Advert>) -> Self {
         Self { state: State::Running { future: inner.call(request), advert, location } }
     }
 
-    fn reject(shared: &Shared<T, L, R>, rejection: Rejection, request: &Request<ReqB>) -> Self {
-        // Behind a gate the caller is known by the request alone.
+    fn reject(gate: &Gate<T, L, R>, rejection: Rejection, request: &Request<ReqB>) -> Self {
+        // Layers behind a gate find the caller only in the request.
         let caller = request.extensions().get::<CurrentGrant>().filter(|_| rejection.decision().is_some());
         let rejection = match caller {
             Some(caller) if rejection.grant().is_none() => rejection.of_grant(caller.id()),
             _ => rejection,
         };
-        let response = shared.reject(rejection.for_request(&RequestHead::of(request)));
-        Self { state: State::Refused { response: Some(response) } }
+        let response = gate.reject(rejection.for_request(&RequestHead::of(request)));
+        Self { state: State::Rejected { response: Some(response) } }
     }
 }
 
@@ -195,7 +127,7 @@ where
         let mut state = self.project().state;
         loop {
             let next = match state.as_mut().project() {
-                StateProj::Refused { response } => return Poll::Ready(Ok(once(response))),
+                StateProj::Rejected { response } => return Poll::Ready(Ok(take(response))),
                 StateProj::Running { future, advert, location } => {
                     let mut response = ready!(future.poll(cx))?;
                     if *location != TokenLocation::AuthorizationHeader {
@@ -206,21 +138,21 @@ where
                     }
                     return Poll::Ready(Ok(response));
                 }
-                StateProj::Parked { parked } => {
-                    let step = ready!(parked.as_mut().poll_step(cx));
-                    let mut parked = parked.as_mut().project();
+                StateProj::Waiting { waiting } => {
+                    let step = ready!(waiting.as_mut().poll_step(cx));
+                    let mut waiting = waiting.as_mut().project();
                     match step {
                         Step::Wait(wait) => {
-                            parked.wait.set(wait);
+                            waiting.wait.set(wait);
                             continue;
                         }
                         Step::Admit(location, advert) => {
-                            let (mut inner, request) = once(parked.rest);
+                            let (mut inner, request) = take(waiting.rest);
                             Self::run(&mut inner, request, location, advert)
                         }
-                        Step::Refuse(rejection) => {
-                            let (_, request) = once(parked.rest);
-                            Self::reject(parked.shared, rejection, &request)
+                        Step::Reject(rejection) => {
+                            let (_, request) = take(waiting.rest);
+                            Self::reject(waiting.gate, rejection, &request)
                         }
                     }
                 }
@@ -230,39 +162,35 @@ where
     }
 }
 
-impl<S, ReqB, T: TokenStore, L: Limiter, R> Parked<S, ReqB, T, L, R> {
-    /// Waits for a store or a limiter.
+impl<S, ReqB, T: TokenStore, L: Limiter, R> Waiting<S, ReqB, T, L, R> {
+    /// Polls the store or the limiter, and returns the next step.
     fn poll_step(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Step<T, L>> {
-        let parked = self.project();
-        match parked.wait.project() {
-            WaitProj::Lookup { future, deadline, credential, timer, attempt } => match future.poll(cx) {
+        let this = self.project();
+        let Some((_, request)) = this.rest else { completed() };
+        match this.wait.project() {
+            WaitProj::Lookup { future, timeout, credential, timer, attempt } => match future.poll(cx) {
                 Poll::Ready(found) => {
                     let found = found.map_err(StoreError::new);
-                    timer.record_lookup(LookupOutcome::by(&found));
-                    let Some((_, request)) = parked.rest else { completed() };
-                    Poll::Ready(parked.shared.looked_up(found, *credential, attempt.take(), request))
+                    timer.looked_up(LookedUp::by(&found));
+                    Poll::Ready(this.gate.authenticate_after_wait(found, *credential, attempt.take(), request))
                 }
                 Poll::Pending => {
-                    let Some(sleep) = deadline else { return Poll::Pending };
+                    let Some(sleep) = timeout else { return Poll::Pending };
                     ready!(sleep.as_mut().poll(cx));
-                    timer.record_lookup(LookupOutcome::Deadline);
-                    let timeout = parked.shared.settings.timeout.as_ref();
-                    let deadline = timeout.map(|timeout| timeout.duration).unwrap_or_default();
-                    let rejection = Rejection::unavailable(StoreError::deadline(deadline));
-                    Poll::Ready(Step::Refuse(ended(attempt.take(), rejection)))
+                    timer.looked_up(LookedUp::Deadline);
+                    Poll::Ready(this.gate.reject_after_timeout(attempt.take()))
                 }
             },
-            WaitProj::Check { future, caller } => {
+            WaitProj::Charge { future, caller } => {
                 let decision = ready!(future.poll(cx));
-                let Some((_, request)) = parked.rest else { completed() };
-                Poll::Ready(parked.shared.checked(once(caller), Answer::Ready(decision), request))
+                Poll::Ready(this.gate.limit(take(caller), Answer::Ready(decision), request))
             }
         }
     }
 }
 
-/// Takes what a finished future no longer has.
-pub(super) fn once<T>(value: &mut Option<T>) -> T {
+/// Takes the value, which is there until the future has completed.
+pub(super) fn take<T>(value: &mut Option<T>) -> T {
     match value.take() {
         Some(value) => value,
         None => completed(),

@@ -1,30 +1,25 @@
-//! The shell: tower layers that drive a request down the road. The only folder that knows tower.
+//! The tower layers, which run the pipeline: extract, authenticate, limit, respond. Only this folder uses tower.
 
 #[cfg(feature = "body")]
 mod body;
-#[cfg(feature = "body")]
-mod doors;
 mod future;
-mod inner;
 mod layer;
-#[cfg(feature = "body")]
-mod replay;
-mod scope;
+mod locations;
+mod rate_limit;
+mod redact;
+mod require_scope;
 mod service;
 mod settings;
-mod throttle;
+mod state;
+mod steps;
 mod unlimited;
 
 pub use crate::pending::timeout::Sleep;
 #[cfg(feature = "body")]
-pub use body::{BodyAuthFuture, BodyAuthLayer, BodyAuthService};
-#[cfg(feature = "body")]
-pub use doors::BodyTokens;
+pub use body::{BodyAuthFuture, BodyAuthLayer, BodyAuthService, BodyTokens, ReplayBody};
 pub use future::AuthFuture;
-pub use inner::{RateLimitFuture, RateLimitLayer, RateLimitService};
 pub use layer::{AuthLayer, HeadOnly};
-#[cfg(feature = "body")]
-pub use replay::ReplayBody;
-pub use scope::{RequireScopeFuture, RequireScopeLayer, RequireScopeService};
+pub use rate_limit::{RateLimitFuture, RateLimitLayer, RateLimitService};
+pub use require_scope::{RequireScopeFuture, RequireScopeLayer, RequireScopeService};
 pub use service::AuthService;
 pub use unlimited::Unlimited;

@@ -1,53 +1,58 @@
+//! [`Gate`] and [`Settings`]: the shared state of all services of a layer.
+
 use std::fmt;
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use crate::extract::{HeadLocations, TokenSyntax};
+use crate::extract::{HeadDoors, TokenSyntax};
 use crate::limit::FailureThrottle;
 use crate::pending::timeout::Timeout;
-use crate::rejection::terms::Challenges;
+use crate::rejection::terms::Terms;
 use crate::respond::RateLimitHeaders;
 
-/// What a service needs, behind one pointer, because axum clones services at every request. Each part is shared again,
-/// so that a builder can change one of them after the layer was cloned.
-pub(super) struct Shared<T, L, R> {
+/// The state of a gate. Services hold it behind one pointer, because axum clones services for each request.
+///
+/// Each part has its own pointer, so that a builder can change one part after the layer was cloned.
+pub(super) struct Gate<T, L, R> {
     pub(super) store: Arc<T>,
     pub(super) limiter: Arc<L>,
     pub(super) responder: Arc<R>,
-    pub(super) terms: Arc<Challenges>,
+    pub(super) terms: Arc<Terms>,
     pub(super) settings: Settings,
 }
 
+/// The settings of a gate whose types do not depend on type parameters.
 #[derive(Clone)]
 pub(super) struct Settings {
-    pub(super) form: TokenSyntax,
+    pub(super) syntax: TokenSyntax,
+    /// The timeout of lookups, or `None` if the store never waits.
     pub(super) timeout: Option<Timeout>,
-    pub(super) anonymous: bool,
-    pub(super) preflight: bool,
+    pub(super) allow_anonymous: bool,
+    pub(super) bypass_preflights: bool,
     pub(super) remove_credentials: bool,
-    pub(super) doors: HeadLocations,
+    pub(super) locations: HeadDoors,
     pub(super) wall_clock: WallClock,
     pub(super) throttle: Option<FailureThrottle>,
-    pub(super) ratelimit: RateLimitHeaders,
+    pub(super) headers: RateLimitHeaders,
 }
 
-/// What tells whether a grant has expired.
+/// The clock for the expiry of grants and for headers with absolute times.
 #[derive(Clone)]
 pub(super) enum WallClock {
     System,
-    Given(Arc<dyn Fn() -> SystemTime + Send + Sync>),
+    Custom(Arc<dyn Fn() -> SystemTime + Send + Sync>),
 }
 
 impl WallClock {
     pub(super) fn now(&self) -> SystemTime {
         match self {
             Self::System => SystemTime::now(),
-            Self::Given(now) => now(),
+            Self::Custom(now) => now(),
         }
     }
 }
 
-impl<T, L, R> Clone for Shared<T, L, R> {
+impl<T, L, R> Clone for Gate<T, L, R> {
     fn clone(&self) -> Self {
         Self {
             store: Arc::clone(&self.store),
@@ -59,17 +64,17 @@ impl<T, L, R> Clone for Shared<T, L, R> {
     }
 }
 
-impl<T, L, R> Shared<T, L, R> {
-    /// What all layers and services of a gate print.
+impl<T, L, R> Gate<T, L, R> {
+    /// Returns the debug output that all layers and services of a gate share.
     pub(super) fn debug<'a, 'f>(&self, name: &str, f: &'a mut fmt::Formatter<'f>) -> fmt::DebugStruct<'a, 'f> {
         let mut debug = f.debug_struct(name);
         debug
             .field("challenge", self.terms.bearer())
-            .field("headers", &self.settings.ratelimit)
-            .field("form", &self.settings.form)
-            .field("doors", &self.settings.doors)
-            .field("deadline", &self.settings.timeout.as_ref().map(|timeout| timeout.duration))
-            .field("anonymous", &self.settings.anonymous)
+            .field("headers", &self.settings.headers)
+            .field("syntax", &self.settings.syntax)
+            .field("locations", &self.settings.locations)
+            .field("timeout", &self.settings.timeout.as_ref().map(|timeout| timeout.duration))
+            .field("anonymous", &self.settings.allow_anonymous)
             .field("failures", &self.settings.throttle);
         debug
     }

@@ -1,4 +1,4 @@
-//! The parts that a gate can be without: a limiter, and for layers behind a gate the store.
+//! [`Unlimited`], the limiter of a gate without a rate limit, and [`NoStore`], the store of layers behind a gate.
 
 use std::any::TypeId;
 use std::convert::Infallible;
@@ -10,7 +10,7 @@ use crate::quota::decision::Decision;
 use crate::store::{Lookup, TokenStore};
 use crate::token::BearerToken;
 
-/// The limiter of a gate without a rate limit. It admits every request, and such a gate writes no `RateLimit` headers.
+/// The limiter of a gate without a rate limit. It admits every request, and the gate writes no `RateLimit` headers.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Unlimited;
 
@@ -22,12 +22,12 @@ impl Limiter for Unlimited {
     }
 }
 
-/// Whether a gate with this limiter makes no decision at all. The compiler knows the answer.
+/// Returns whether `L` is [`Unlimited`]. The compiler evaluates the comparison.
 pub(super) fn is_unlimited<L: 'static>() -> bool {
     TypeId::of::<L>() == TypeId::of::<Unlimited>()
 }
 
-/// The store of a layer behind a gate, which looks nothing up.
+/// The store of a layer behind a gate. It is never used.
 pub(super) struct NoStore;
 
 impl TokenStore for NoStore {

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::{Request, Response, StatusCode, header};
-use tollgate::{AuthLayer, Grant, MemoryStore, Quota, RateLimits};
+use tollgate::{AuthLayer, Grant, MemoryStore, Quota, RateLimits, TokenDigest};
 use tower::{Layer, Service};
 
 #[derive(Clone, Copy)]

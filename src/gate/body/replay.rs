@@ -1,3 +1,5 @@
+//! [`ReplayBody`]: the request body of the inner service.
+
 use std::fmt;
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -7,7 +9,7 @@ use http::HeaderMap;
 use http_body::{Body, Frame, SizeHint};
 
 pin_project_lite::pin_project! {
-    /// A body as the inner service gets it: untouched, or read and to be read again.
+    /// A request body as the inner service gets it: not read by the gate, or read and replayed.
     pub struct ReplayBody<B> {
         #[pin]
         kind: Kind<B>,
@@ -18,7 +20,7 @@ pin_project_lite::pin_project! {
     #[project = KindProj]
     enum Kind<B> {
         Untouched { #[pin] body: B },
-        Read { data: Bytes, trailers: Option<HeaderMap> },
+        Received { data: Bytes, trailers: Option<HeaderMap> },
     }
 }
 
@@ -27,22 +29,22 @@ impl<B> ReplayBody<B> {
         Self { kind: Kind::Untouched { body } }
     }
 
-    pub(super) fn read(data: Bytes, trailers: Option<HeaderMap>) -> Self {
-        Self { kind: Kind::Read { data, trailers } }
+    pub(super) fn received(data: Bytes, trailers: Option<HeaderMap>) -> Self {
+        Self { kind: Kind::Received { data, trailers } }
     }
 
-    /// What was read.
+    /// Returns the data that the gate has read.
     pub(super) fn as_bytes(&self) -> &[u8] {
         match &self.kind {
             Kind::Untouched { .. } => &[],
-            Kind::Read { data, .. } => data,
+            Kind::Received { data, .. } => data,
         }
     }
 
-    /// Overwrites a part of what was read. The length stays.
+    /// Overwrites a part of the data with `*`. The length does not change.
     pub(super) fn mask(&mut self, span: std::ops::Range<usize>) {
-        if let Kind::Read { data, .. } = &mut self.kind {
-            // Copied only if somebody else holds the bytes too.
+        if let Kind::Received { data, .. } = &mut self.kind {
+            // This copies only if the buffer is shared.
             let mut masked = BytesMut::from(std::mem::take(data));
             masked[span].fill(b'*');
             *data = masked.freeze();
@@ -59,7 +61,7 @@ impl<B: Body> Body for ReplayBody<B> {
             KindProj::Untouched { body } => {
                 body.poll_frame(cx).map_ok(|frame| frame.map_data(|mut data| data.copy_to_bytes(data.remaining())))
             }
-            KindProj::Read { data, trailers } => Poll::Ready(match std::mem::take(data) {
+            KindProj::Received { data, trailers } => Poll::Ready(match std::mem::take(data) {
                 data if data.is_empty() => trailers.take().map(|trailers| Ok(Frame::trailers(trailers))),
                 data => Some(Ok(Frame::data(data))),
             }),
@@ -69,24 +71,24 @@ impl<B: Body> Body for ReplayBody<B> {
     fn is_end_stream(&self) -> bool {
         match &self.kind {
             Kind::Untouched { body } => body.is_end_stream(),
-            Kind::Read { data, trailers } => data.is_empty() && trailers.is_none(),
+            Kind::Received { data, trailers } => data.is_empty() && trailers.is_none(),
         }
     }
 
     fn size_hint(&self) -> SizeHint {
         match &self.kind {
             Kind::Untouched { body } => body.size_hint(),
-            Kind::Read { data, .. } => SizeHint::with_exact(data.len() as u64),
+            Kind::Received { data, .. } => SizeHint::with_exact(data.len() as u64),
         }
     }
 }
 
 impl<B> fmt::Debug for ReplayBody<B> {
-    /// Says nothing of the content, which may hold the token.
+    /// Omits the content, which may contain the token.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match &self.kind {
             Kind::Untouched { .. } => "ReplayBody(untouched)",
-            Kind::Read { .. } => "ReplayBody(read)",
+            Kind::Received { .. } => "ReplayBody(read)",
         })
     }
 }

@@ -1,0 +1,88 @@
+//! Protects credentials: marks header values sensitive, removes credentials on request, and clears them from preflights.
+
+use http::{HeaderMap, HeaderName, Request, header};
+
+use super::settings::{Gate, Settings};
+use super::state::TokenLookup;
+use crate::extract::{has_bearer, has_query_door, without_parameter, without_token};
+use crate::store::TokenStore;
+use crate::token::TokenLocation;
+
+impl<T, L, R> Gate<T, L, R> {
+    /// Prevents code behind the gate from printing the token. Removes the token if the gate is set up so.
+    #[inline]
+    pub(super) fn redact<B>(&self, lookup: &TokenLookup<T>, request: &mut Request<B>)
+    where
+        T: TokenStore,
+    {
+        if !self.settings.locations.are_usual() {
+            self.redact_other_locations(request);
+        }
+        // Credentials of another scheme are not removed, unless a custom location found the token there.
+        let Settings { remove_credentials, locations, .. } = &self.settings;
+        let is_found = || matches!(lookup, Ok(asked) if asked.location() == TokenLocation::AuthorizationHeader);
+        let is_bearer = || is_found() || has_bearer(request.headers());
+        let remove = *remove_credentials && !locations.authorization_closed && is_bearer();
+        redact_field(request.headers_mut(), &header::AUTHORIZATION, remove);
+    }
+
+    fn redact_other_locations<B>(&self, request: &mut Request<B>) {
+        let (locations, remove) = (&self.settings.locations, self.settings.remove_credentials);
+        if let Some(name) = &locations.api_key {
+            // If Bearer credentials take precedence, the field has another purpose and stays. Its lines may still be secret.
+            match locations.api_key_beside(request.headers(), self.settings.syntax) {
+                Some(name) => redact_field(request.headers_mut(), name, remove),
+                None => mark_all_lines(request.headers_mut(), name),
+            }
+        }
+        if let Some(prefix) = &locations.websocket {
+            without_token(request.headers_mut(), prefix);
+        }
+        match &locations.query {
+            Some(name) if remove && has_query_door(request.method()) => remove_parameter(request, name),
+            _ => {}
+        }
+    }
+
+    /// Removes credentials from all enabled locations of a preflight. Preflights need none, and the gate did not check any.
+    pub(super) fn remove_credentials<B>(&self, request: &mut Request<B>) {
+        let locations = &self.settings.locations;
+        let headers = request.headers_mut();
+        headers.remove(header::AUTHORIZATION);
+        if let Some(name) = &locations.api_key {
+            headers.remove(name);
+        }
+        if let Some(prefix) = &locations.websocket {
+            without_token(headers, prefix);
+        }
+        if let Some(name) = &locations.query {
+            remove_parameter(request, name);
+        }
+    }
+}
+
+/// Marks a header field sensitive, or removes it.
+#[inline]
+fn redact_field(headers: &mut HeaderMap, name: &HeaderName, remove: bool) {
+    if remove {
+        headers.remove(name);
+        return;
+    }
+    if let Some(line) = headers.get_mut(name) {
+        line.set_sensitive(true);
+    }
+    // Only then can the field have several lines. Responders or services may still print them.
+    if headers.len() > headers.keys_len() {
+        mark_all_lines(headers, name);
+    }
+}
+
+fn mark_all_lines(headers: &mut HeaderMap, name: &HeaderName) {
+    headers.iter_mut().filter(|(own, _)| *own == name).for_each(|(_, line)| line.set_sensitive(true));
+}
+
+fn remove_parameter<B>(request: &mut Request<B>, name: &str) {
+    if let Some(uri) = without_parameter(request.uri(), name) {
+        *request.uri_mut() = uri;
+    }
+}

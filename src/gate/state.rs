@@ -1,0 +1,82 @@
+//! The state of a request between two steps of the pipeline.
+
+use std::sync::Arc;
+
+use crate::caller::{CurrentGrant, Unauthenticated};
+use crate::extract::InvalidRequest;
+use crate::limit::{Attempt, Limiter};
+use crate::observe::Timer;
+use crate::pending::answer::Answer;
+use crate::pending::timeout::BoxSleep;
+use crate::quota::decision::Decision;
+use crate::rejection::store_error::StoreError;
+use crate::rejection::terms::Terms;
+use crate::rejection::{Rejection, RejectionKind};
+use crate::respond::ratelimit::Advert;
+use crate::store::{Lookup, TokenStore};
+use crate::token::{Credential, TokenLocation};
+
+/// The next action for a request.
+pub(super) enum Step<T: TokenStore, L: Limiter> {
+    /// Calls the inner service. The caller is in the request's extensions.
+    Admit(TokenLocation, Option<Advert>),
+    /// Sends a rejection.
+    Reject(Rejection),
+    /// Waits for a store or a limiter.
+    Wait(Wait<T::Future, L::Future>),
+}
+
+pin_project_lite::pin_project! {
+    /// The pending answer of a store or a limiter, and what the next step needs.
+    #[project = WaitProj]
+    pub(super) enum Wait<F, G> {
+        Lookup { #[pin] future: F, timeout: Option<BoxSleep>, credential: Credential, timer: Timer, attempt: Option<Attempt> },
+        Charge { #[pin] future: G, caller: Option<Caller> },
+    }
+}
+
+/// The caller of a request, as the inner service finds it in the extensions.
+pub(super) enum Caller {
+    Known(CurrentGrant),
+    /// The terms are for a handler that rejects the request because it has no grant.
+    Unauthenticated(Unauthenticated, Arc<Terms>),
+    /// A gate around this layer has inserted the caller. This layer adds its decision.
+    Behind(Option<Decision>),
+}
+
+/// The store's answer to the lookup of a token, or the reason why there was no lookup.
+pub(super) type TokenLookup<T> = Result<Asked<T>, NoToken>;
+
+/// The store's answer about a credential.
+pub(super) struct Asked<T: TokenStore> {
+    pub(super) answer: Answer<T::Future>,
+    pub(super) credential: Credential,
+    /// [`TokenStore::is_cached`] for a pending answer of a gate with a throttle, and else false.
+    pub(super) is_cached: bool,
+}
+
+impl<T: TokenStore> Asked<T> {
+    pub(super) fn location(&self) -> TokenLocation {
+        self.credential.location
+    }
+}
+
+/// The reason why there is no token to look up.
+pub(super) enum NoToken {
+    Missing,
+    Malformed,
+    Invalid(InvalidRequest),
+}
+
+impl From<NoToken> for Rejection {
+    fn from(reason: NoToken) -> Self {
+        match reason {
+            NoToken::Missing => Self::missing(),
+            NoToken::Malformed => Self::new(RejectionKind::MalformedToken),
+            NoToken::Invalid(reason) => Self::invalid_request(reason),
+        }
+    }
+}
+
+/// A store's answer, with the error type of all stores.
+pub(super) type Found<T> = Lookup<<T as TokenStore>::Principal, StoreError>;

@@ -1,0 +1,333 @@
+//! The steps of the pipeline: every decision of a gate about a request.
+
+use std::sync::Arc;
+
+use http::{Method, Request, Response, header};
+
+use super::settings::Gate;
+use super::state::{Asked, Caller, Found, NoToken, Step, TokenLookup, Wait};
+use super::unlimited::is_unlimited;
+use crate::authenticate::verdict;
+use crate::caller::{CurrentGrant, Unauthenticated};
+use crate::extract::{Extracted, authorization};
+use crate::limit::{Attempt, Charge, Limiter, WouldBeThrottled};
+use crate::observe::{self, Timer};
+use crate::pending::answer::Answer;
+use crate::quota::decision::Decision;
+use crate::rejection::store_error::StoreError;
+use crate::rejection::{Rejection, RejectionKind};
+use crate::request_head::RequestHead;
+use crate::respond::ratelimit::{Advert, advert};
+use crate::respond::{Respond, keep_target};
+use crate::store::TokenStore;
+use crate::token::{Credential, TokenLocation};
+
+/// Preflights. They skip extraction and authentication.
+impl<T: TokenStore, L: Limiter, R> Gate<T, L, R> {
+    /// Admits a CORS preflight, charged like an anonymous caller. Returns `None` for other requests.
+    #[inline]
+    pub(super) fn bypass_preflight<B>(&self, request: &mut Request<B>) -> Option<Step<T, L>> {
+        if !self.settings.bypass_preflights || !is_preflight(request) {
+            return None;
+        }
+        self.remove_credentials(request);
+        Some(self.charge_unauthenticated(Unauthenticated::Preflight, request))
+    }
+}
+
+/// Returns whether the request is a "CORS-preflight request" of the Fetch standard. Other `OPTIONS` requests may have
+/// credentials.
+fn is_preflight<B>(request: &Request<B>) -> bool {
+    request.method() == Method::OPTIONS
+        && request.headers().contains_key(header::ORIGIN)
+        && request.headers().contains_key(header::ACCESS_CONTROL_REQUEST_METHOD)
+}
+
+/// Step 1: extract.
+impl<T: TokenStore, L: Limiter, R> Gate<T, L, R> {
+    /// Returns the credential in the head of a request.
+    #[inline]
+    pub(super) fn extract<'a, B>(&self, request: &'a Request<B>) -> (Extracted<'a>, TokenLocation) {
+        match self.settings.locations.are_usual() {
+            true => (authorization(request.headers(), self.settings.syntax), TokenLocation::AuthorizationHeader),
+            false => self.settings.locations.look(&RequestHead::of(request), self.settings.syntax),
+        }
+    }
+
+    /// Looks up the token in the store. The result does not borrow the request.
+    #[inline]
+    pub(super) fn look_up(&self, extracted: Extracted<'_>, location: TokenLocation) -> TokenLookup<T> {
+        match extracted {
+            Extracted::Token(token) => {
+                let credential = Credential { location, digest: Some(*token.digest()) };
+                let answer = self.store.lookup(&token);
+                // Only the throttle uses `is_cached`.
+                let may_be_throttled = self.settings.throttle.is_some() && matches!(answer, Answer::Pending(_));
+                let is_cached = may_be_throttled && self.store.is_cached(&token);
+                Ok(Asked { answer, credential, is_cached })
+            }
+            Extracted::Nothing => Err(NoToken::Missing),
+            Extracted::Malformed => Err(NoToken::Malformed),
+            Extracted::Ambiguous(reason) => Err(NoToken::Invalid(reason)),
+        }
+    }
+}
+
+/// Step 2: authenticate.
+impl<T: TokenStore, L: Limiter, R> Gate<T, L, R> {
+    /// Continues with the store's answer, or waits for a pending one.
+    #[inline]
+    pub(super) fn authenticate<B>(&self, lookup: TokenLookup<T>, request: &mut Request<B>) -> Step<T, L> {
+        match lookup {
+            Ok(Asked { answer: Answer::Ready(found), credential, .. }) => {
+                match self.check_grant(found.map_err(StoreError::new), credential) {
+                    Ok(grant) => self.charge(grant, request),
+                    Err(rejection) => self.reject_attempt(rejection, request),
+                }
+            }
+            Ok(Asked { answer: Answer::Pending(future), credential, is_cached: true }) => {
+                self.wait_for_store(future, credential, None)
+            }
+            // A throttled peer must not cause a lookup. The future is dropped before its first poll.
+            Ok(Asked { answer: Answer::Pending(future), credential, is_cached: false }) => {
+                match self.begin_attempt(request) {
+                    Ok(attempt) => self.wait_for_store(future, credential, attempt),
+                    Err(throttled) => Step::Reject(throttled),
+                }
+            }
+            Err(NoToken::Missing) if self.settings.allow_anonymous => {
+                self.charge_unauthenticated(Unauthenticated::Anonymous, request)
+            }
+            Err(reason) => self.reject_attempt(reason.into(), request),
+        }
+    }
+
+    fn wait_for_store(&self, future: T::Future, credential: Credential, attempt: Option<Attempt>) -> Step<T, L> {
+        let timeout = self.settings.timeout.as_ref();
+        let attempt = match timeout {
+            Some(timeout) => attempt.map(|attempt| attempt.with_deadline(timeout.duration)),
+            None => attempt,
+        };
+        let timeout = timeout.map(|timeout| timeout.start());
+        Step::Wait(Wait::Lookup { future, timeout, credential, timer: Timer::start(), attempt })
+    }
+
+    /// Continues after a pending lookup.
+    pub(super) fn authenticate_after_wait<B>(
+        &self,
+        found: Found<T>,
+        credential: Credential,
+        attempt: Option<Attempt>,
+        request: &mut Request<B>,
+    ) -> Step<T, L> {
+        match self.check_grant(found, credential) {
+            Ok(grant) => {
+                if let Some(attempt) = attempt {
+                    if attempt.would_be_throttled() {
+                        request.extensions_mut().insert(WouldBeThrottled);
+                    }
+                    attempt.succeed();
+                }
+                self.charge(grant, request)
+            }
+            Err(rejection) if attempt.is_some() => Step::Reject(end_attempt(attempt, rejection)),
+            // There is no attempt yet, because the token is cached or the store answered immediately.
+            Err(rejection) => self.reject_attempt(rejection, request),
+        }
+    }
+
+    /// Ends the attempt of a lookup that has timed out.
+    pub(super) fn reject_after_timeout(&self, attempt: Option<Attempt>) -> Step<T, L> {
+        let timeout = self.settings.timeout.as_ref().map(|timeout| timeout.duration).unwrap_or_default();
+        let rejection = Rejection::unavailable(StoreError::deadline(timeout));
+        Step::Reject(end_attempt(attempt, rejection))
+    }
+
+    /// Returns the grant, if the store found one and it is valid.
+    #[inline]
+    fn check_grant(&self, found: Found<T>, credential: Credential) -> Result<CurrentGrant, Rejection> {
+        let grant = match found {
+            Ok(Some(grant)) => grant,
+            Ok(None) => return Err(Rejection::new(RejectionKind::UnknownToken)),
+            Err(error) => return Err(Rejection::unavailable(error)),
+        };
+        let verdict = verdict(grant.head(), || self.settings.wall_clock.now());
+        let grant = CurrentGrant::by(grant, credential);
+        match verdict {
+            Ok(()) => Ok(grant),
+            Err(kind) => Err(Rejection::new(kind).of_grant(grant.id())),
+        }
+    }
+}
+
+/// The failure throttle, a part of step 2. Requests that are admitted without waiting never reach it.
+impl<T: TokenStore, L: Limiter, R> Gate<T, L, R> {
+    /// Begins an attempt of the request's peer, or returns a rejection if the peer is throttled.
+    ///
+    /// Returns `None` if the gate has no throttle, or if the throttle does not count this peer.
+    fn begin_attempt<B>(&self, request: &Request<B>) -> Result<Option<Attempt>, Rejection> {
+        match &self.settings.throttle {
+            Some(throttle) => throttle.begin(&RequestHead::of(request)),
+            None => Ok(None),
+        }
+    }
+
+    /// Rejects a request, and counts a failed attempt. Peers with too many failures get the throttle's rejection.
+    #[inline]
+    fn reject_attempt<B>(&self, rejection: Rejection, request: &Request<B>) -> Step<T, L> {
+        if self.settings.throttle.is_none() || !is_failure(&rejection) {
+            return Step::Reject(rejection);
+        }
+        self.count_failure(rejection, request)
+    }
+
+    #[cold]
+    fn count_failure<B>(&self, rejection: Rejection, request: &Request<B>) -> Step<T, L> {
+        match self.begin_attempt(request) {
+            Ok(attempt) => Step::Reject(end_attempt(attempt, rejection)),
+            Err(throttled) => Step::Reject(throttled),
+        }
+    }
+}
+
+/// Ends an attempt as a failure or as a success. Returns the rejection, marked if only a dry run admitted the attempt.
+fn end_attempt(attempt: Option<Attempt>, rejection: Rejection) -> Rejection {
+    let Some(attempt) = attempt else { return rejection };
+    let rejection = match attempt.would_be_throttled() {
+        true => rejection.let_in_by_dry_run(),
+        false => rejection,
+    };
+    match is_failure(&rejection) {
+        true => attempt.fail(),
+        false => attempt.succeed(),
+    }
+    rejection
+}
+
+/// Returns whether the rejection is a failed attempt to authenticate. A request without credentials is no attempt.
+///
+/// An outage of the store is not the client's failure. But the client may choose a token that a working store cannot check.
+fn is_failure(rejection: &Rejection) -> bool {
+    match rejection.kind() {
+        RejectionKind::MalformedToken
+        | RejectionKind::UnknownToken
+        | RejectionKind::NotYetValid
+        | RejectionKind::ExpiredToken
+        | RejectionKind::SenderConstrained
+        | RejectionKind::InvalidRequest => true,
+        RejectionKind::StoreUnavailable => rejection.store_error().is_some_and(StoreError::concerns_token),
+        _ => false,
+    }
+}
+
+/// Step 3: limit.
+impl<T: TokenStore, L: Limiter, R> Gate<T, L, R> {
+    /// Charges the authenticated caller.
+    #[inline]
+    fn charge<B>(&self, grant: CurrentGrant, request: &mut Request<B>) -> Step<T, L> {
+        if is_unlimited::<L>() {
+            return Caller::Known(grant).admit(request, None);
+        }
+        let answer = self.limiter.charge(&grant, Charge::Request(&RequestHead::of(request)));
+        self.limit(Caller::Known(grant), answer, request)
+    }
+
+    /// Charges a request without a grant.
+    fn charge_unauthenticated<B>(&self, reason: Unauthenticated, request: &mut Request<B>) -> Step<T, L> {
+        let caller = Caller::Unauthenticated(reason, Arc::clone(&self.terms));
+        if is_unlimited::<L>() {
+            return caller.admit(request, None);
+        }
+        let answer = self.limiter.charge_anonymous(Charge::Request(&RequestHead::of(request)));
+        self.limit(caller, answer, request)
+    }
+
+    /// Continues with the limiter's decision, or waits for a pending one.
+    #[inline]
+    pub(super) fn limit<B>(
+        &self,
+        mut caller: Caller,
+        answer: Answer<L::Future>,
+        request: &mut Request<B>,
+    ) -> Step<T, L> {
+        let decision = match answer {
+            Answer::Ready(decision) => decision,
+            Answer::Pending(future) => return Step::Wait(Wait::Charge { future, caller: Some(caller) }),
+        };
+        match decision.into_result() {
+            Ok(decision) => {
+                let advert = self.advert(&decision);
+                caller.record(decision);
+                caller.admit(request, advert)
+            }
+            Err(rejection) => Step::Reject(match &caller {
+                Caller::Known(grant) => rejection.of_grant(grant.id()),
+                Caller::Unauthenticated(..) | Caller::Behind(_) => rejection,
+            }),
+        }
+    }
+}
+
+impl Caller {
+    /// Adds a decision, for handlers. Unauthenticated requests have no list of decisions.
+    fn record(&mut self, decision: Decision) {
+        match self {
+            Self::Known(grant) => grant.record(decision),
+            Self::Unauthenticated(..) => {}
+            Self::Behind(recorded) => *recorded = Some(decision),
+        }
+    }
+
+    /// Inserts the caller into the extensions of the request, which is admitted.
+    #[inline]
+    fn admit<T: TokenStore, L: Limiter, B>(self, request: &mut Request<B>, advert: Option<Advert>) -> Step<T, L> {
+        let extensions = request.extensions_mut();
+        // The location decides about the privacy fields of the response. Without a token there are none to add.
+        let mut location = TokenLocation::AuthorizationHeader;
+        match self {
+            Self::Known(grant) => {
+                location = grant.location();
+                observe::admitted(location);
+                extensions.insert(grant);
+            }
+            Self::Unauthenticated(reason, terms) => {
+                observe::passed(reason);
+                // Remove the grant of an outer gate: this gate did not authenticate the request.
+                extensions.remove::<CurrentGrant>();
+                extensions.insert(reason);
+                extensions.insert(terms);
+            }
+            Self::Behind(decision) => {
+                if let (Some(grant), Some(decision)) = (extensions.get_mut::<CurrentGrant>(), decision) {
+                    grant.record(decision);
+                }
+            }
+        }
+        Step::Admit(location, advert)
+    }
+}
+
+/// Step 4: respond.
+impl<T, L, R> Gate<T, L, R> {
+    /// Returns the response of a rejection.
+    pub(super) fn reject<B>(&self, rejection: Rejection) -> Response<B>
+    where
+        R: Respond<B>,
+    {
+        let advert = rejection.decision().and_then(|decision| self.advert(decision));
+        let mut response = self.responder.reject(rejection.under(&self.terms));
+        if self.settings.locations.query.is_some() {
+            keep_target(response.headers_mut());
+        }
+        if let Some(advert) = advert {
+            advert.write(response.headers_mut());
+        }
+        response
+    }
+
+    /// Renders the rate limit headers of a decision.
+    #[inline]
+    pub(super) fn advert(&self, decision: &Decision) -> Option<Advert> {
+        advert(self.settings.headers, decision, || self.settings.wall_clock.now())
+    }
+}

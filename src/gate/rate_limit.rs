@@ -107,7 +107,7 @@ where
             GateResult::NoGate => Err(Step::Reject(Rejection::misconfigured(NO_GATE))),
         };
         let step = match answer {
-            Ok(answer) => self.gate.limit(Caller::Behind(None), answer, &mut request),
+            Ok(answer) => self.gate.limit(Caller::BehindGate, answer, &mut request),
             Err(step) => step,
         };
         RateLimitFuture { future: AuthFuture::after(step, &mut self.inner, &self.gate, request) }

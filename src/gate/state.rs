@@ -1,16 +1,12 @@
 //! The state of a request between two steps of the pipeline.
 
-use std::sync::Arc;
-
 use crate::caller::{CurrentGrant, Unauthenticated};
 use crate::extract::InvalidRequest;
 use crate::limit::{Attempt, Limiter};
 use crate::observe::Timer;
 use crate::pending::answer::Answer;
 use crate::pending::timeout::BoxSleep;
-use crate::quota::decision::Decision;
 use crate::rejection::store_error::StoreError;
-use crate::rejection::terms::Terms;
 use crate::rejection::{Rejection, RejectionKind};
 use crate::respond::ratelimit::Advert;
 use crate::store::{Lookup, TokenStore};
@@ -35,13 +31,12 @@ pin_project_lite::pin_project! {
     }
 }
 
-/// The caller of a request, as the inner service finds it in the extensions.
+/// The caller of a request that waits for a limiter.
 pub(super) enum Caller {
-    Known(CurrentGrant),
-    /// The terms are for a handler that rejects the request because it has no grant.
-    Unauthenticated(Unauthenticated, Arc<Terms>),
-    /// A gate around this layer has inserted the caller. This layer adds its decision.
-    Behind(Option<Decision>),
+    Authenticated(CurrentGrant),
+    Unauthenticated(Unauthenticated),
+    /// A gate around this layer has inserted the caller into the request's extensions.
+    BehindGate,
 }
 
 /// The store's answer to the lookup of a token, or the reason why there was no lookup.

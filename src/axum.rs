@@ -1,4 +1,4 @@
-//! The edge to axum (feature `axum`): extractors, refusals as responses, and the address of the connection.
+//! Integration with axum (feature `axum`): the extractors, rejections as responses, and the address of the connection.
 
 use std::net::SocketAddr;
 
@@ -19,7 +19,7 @@ use crate::respond::{ProblemDetails, Respond};
 impl<S: Sync, P: Send + Sync + 'static> FromRequestParts<S> for Authenticated<P> {
     type Rejection = Rejection;
 
-    /// [`Authenticated::from_extensions`].
+    /// Returns the caller, as [`Authenticated::from_extensions`] does.
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Rejection> {
         Self::from_extensions(&parts.extensions).map_err(|rejection| rejection.for_request(&RequestHead::from(&*parts)))
     }
@@ -28,7 +28,7 @@ impl<S: Sync, P: Send + Sync + 'static> FromRequestParts<S> for Authenticated<P>
 impl<S: Sync, P: Send + Sync + 'static> OptionalFromRequestParts<S> for Authenticated<P> {
     type Rejection = Rejection;
 
-    /// [`Authenticated::from_extensions_if_any`].
+    /// Returns the caller or `None`, as [`Authenticated::from_extensions_if_any`] does.
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Option<Self>, Rejection> {
         Self::from_extensions_if_any(&parts.extensions)
             .map_err(|rejection| rejection.for_request(&RequestHead::from(&*parts)))
@@ -36,11 +36,11 @@ impl<S: Sync, P: Send + Sync + 'static> OptionalFromRequestParts<S> for Authenti
 }
 
 impl FailureThrottle {
-    /// By the address of the connection that axum knows, [`ConnectInfo`], grouped by [`ip_prefix`].
+    /// Creates a throttle by the client address of axum's [`ConnectInfo`], grouped by [`ip_prefix`].
     ///
-    /// The router has to be served by `into_make_service_with_connect_info::<SocketAddr>()`. In tests [`MockConnectInfo`]
-    /// will do, as a layer around the gate. A request without either that would have to be counted is refused with 500,
-    /// which says what was forgotten.
+    /// Serve the router with `into_make_service_with_connect_info::<SocketAddr>()`. Tests can use [`MockConnectInfo`] as a
+    /// layer around the gate. If the throttle needs the address and both are missing, the request is rejected with 500. The
+    /// response names the cause.
     ///
     /// ```
     /// use std::net::SocketAddr;
@@ -68,12 +68,13 @@ impl FailureThrottle {
     }
 }
 
-const NO_CONNECT_INFO: &str = "No `ConnectInfo` is in the request's extensions. Perhaps you forgot to serve the router by \
+const NO_CONNECT_INFO: &str = "No `ConnectInfo` is in the request's extensions. Perhaps you forgot to serve the router with \
                                `into_make_service_with_connect_info::<SocketAddr>()`.";
 
 impl IntoResponse for Rejection {
-    /// Writes the refusal by [`ProblemDetails`], for the realm `api` unless a gate has given it another. To refuse with the
-    /// gate's own realm and responder use [`AuthLayer::reject`](crate::AuthLayer::reject).
+    /// Writes the rejection with [`ProblemDetails`]. The realm is `api`, unless a gate has set another.
+    ///
+    /// [`AuthLayer::reject`](crate::AuthLayer::reject) uses the gate's realm and responder.
     fn into_response(self) -> Response {
         Respond::<Body>::reject(&ProblemDetails, self)
     }

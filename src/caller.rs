@@ -111,6 +111,7 @@ impl CurrentGrant {
         self.decisions.refund().await;
     }
 
+    #[inline]
     pub(crate) fn record(&mut self, decision: Decision) {
         self.decisions.push(decision);
     }

@@ -244,6 +244,7 @@ impl<T: TokenStore, L: Limiter, R> Gate<T, L, R> {
     }
 
     /// Continues with the limiter's decision, or waits for a pending one.
+    #[inline]
     pub(super) fn limit<B>(&self, caller: Caller, answer: Answer<L::Future>, request: &mut Request<B>) -> Step<T, L> {
         let decision = match answer {
             Answer::Ready(decision) => decision,

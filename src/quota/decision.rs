@@ -371,6 +371,7 @@ pub(crate) struct Decisions {
 }
 
 impl Decisions {
+    #[inline]
     pub(crate) fn push(&mut self, decision: Decision) {
         match self.first {
             None => self.first = Some(decision),

@@ -403,6 +403,7 @@ impl Decision {
     /// # Errors
     ///
     /// Returns a rejection if the charge was not admitted. Then nothing was charged.
+    #[inline]
     pub fn into_result(self) -> Result<Self, Rejection> {
         match self.is_admitted() {
             true => Ok(self),

@@ -1,11 +1,10 @@
-//! What a gate does with each request, seen from both sides.
+//! The gate as clients and inner services see it.
 
 use std::convert::Infallible;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
-use tollgate::TokenDigest;
 
 use http::{HeaderValue, Request, Response, StatusCode, header};
 use tollgate::extract::TokenCharset;
@@ -13,7 +12,7 @@ use tollgate::limit::RateLimits;
 use tollgate::store::from_fn;
 use tollgate::{
     AuthLayer, BoxStore, Charge, CurrentGrant, Decision, EmptyBody, Grant, Limit, MemoryStore, Policy, ProblemDetails,
-    Protocol, Quota, RateLimitHeaders, Rejection, RejectionKind, Scopes, StoreError, TokenLocation, Unauthenticated,
+    Protocol, Quota, RateLimitHeaders, Rejection, RejectionKind, Scopes, StoreError, TokenDigest, TokenLocation, Unauthenticated,
     Verdict,
 };
 use tower::{Layer, ServiceBuilder, ServiceExt};
@@ -24,23 +23,23 @@ fn limits(burst: u32) -> RateLimits {
     Hands::default().limits(Quota::per_minute(60).with_burst(burst))
 }
 
-/// The gate's stores in both branches of `Answer`, and boxed.
+/// Runs the body with an immediate and a pending store, plain and boxed.
 macro_rules! for_each_store {
     (|$layer:ident| $body:expr) => {{
-        let deadline = Duration::from_secs(5);
+        let timeout = Duration::from_secs(5);
         let $layer = AuthLayer::new(memory());
         $body;
-        let $layer = AuthLayer::with_timeout(slow(), deadline);
+        let $layer = AuthLayer::with_timeout(slow(), timeout);
         $body;
-        let $layer = AuthLayer::with_timeout(BoxStore::new(memory()), deadline);
+        let $layer = AuthLayer::with_timeout(BoxStore::new(memory()), timeout);
         $body;
-        let $layer = AuthLayer::with_timeout(BoxStore::new(slow()), deadline);
+        let $layer = AuthLayer::with_timeout(BoxStore::new(slow()), timeout);
         $body;
     }};
 }
 
 #[tokio::test]
-async fn a_good_token_goes_on_with_its_grant() {
+async fn valid_tokens_reach_the_inner_service_with_their_grant() {
     for_each_store!(|layer| {
         let gate = layer.with_rate_limit(limits(5)).layer(echo());
         let response = send(&gate, with_token(TOKEN)).await;
@@ -60,7 +59,7 @@ async fn a_good_token_goes_on_with_its_grant() {
 }
 
 #[tokio::test]
-async fn refusals_never_reach_the_inner_service() {
+async fn rejected_requests_never_reach_the_inner_service() {
     for_each_store!(|layer| {
         let reached = Arc::new(AtomicUsize::new(0));
         let counter = Arc::clone(&reached);
@@ -95,7 +94,7 @@ async fn refusals_never_reach_the_inner_service() {
 }
 
 #[tokio::test]
-async fn what_is_wrong_with_a_token_is_not_told() {
+async fn invalid_tokens_get_the_same_response_unless_expired() {
     let now = UNIX_EPOCH + Duration::from_secs(1_000);
     let hour = Duration::from_secs(3_600);
     let tokens = MemoryStore::from_iter([
@@ -107,13 +106,13 @@ async fn what_is_wrong_with_a_token_is_not_told() {
     tokens.revoke(TokenDigest::of("revoked"));
     let gate = AuthLayer::new(tokens).with_wall_clock(move || now).layer(echo());
 
-    let mut answers = Vec::new();
+    let mut responses = Vec::new();
     for token in ["never-seen", "revoked", "early", "bound", "mal formed"] {
         let response = send(&gate, with_token(token)).await;
         let seen = (response.status(), format!("{:?}", response.headers()), text(response).await);
-        answers.push(seen);
+        responses.push(seen);
     }
-    assert!(answers.windows(2).all(|pair| pair[0] == pair[1]), "{answers:#?}");
+    assert!(responses.windows(2).all(|pair| pair[0] == pair[1]), "{responses:#?}");
 
     let expired = send(&gate, with_token("expired")).await;
     assert_eq!(expired.extensions().get::<Rejection>().map(Rejection::kind), Some(RejectionKind::ExpiredToken));
@@ -121,12 +120,12 @@ async fn what_is_wrong_with_a_token_is_not_told() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_store_that_cannot_tell_is_503_and_never_401() {
+async fn failing_and_silent_stores_are_503_and_never_401() {
     let failing = from_fn(|_| async { Err::<Option<Grant<()>>, _>(io::Error::other("connection refused")) });
     let silent = from_fn(|_| std::future::pending::<Result<Option<Grant<()>>, Infallible>>());
-    let deadline = Duration::from_millis(1_500);
+    let timeout = Duration::from_millis(1_500);
 
-    let gate = AuthLayer::with_timeout(failing, deadline).layer(echo());
+    let gate = AuthLayer::with_timeout(failing, timeout).layer(echo());
     let response = send(&gate, with_token(TOKEN)).await;
     assert_eq!(response.status(), 503);
     assert!(!response.headers().contains_key("www-authenticate"));
@@ -134,23 +133,23 @@ async fn a_store_that_cannot_tell_is_503_and_never_401() {
     let source = std::error::Error::source(rejection).unwrap().downcast_ref::<StoreError>().unwrap();
     assert_eq!(std::error::Error::source(source).unwrap().to_string(), "connection refused");
 
-    let gate = AuthLayer::with_timeout(silent, deadline).layer(echo());
+    let gate = AuthLayer::with_timeout(silent, timeout).layer(echo());
     let begin = tokio::time::Instant::now();
     let response = send(&gate, with_token(TOKEN)).await;
-    assert_eq!(begin.elapsed(), deadline);
+    assert_eq!(begin.elapsed(), timeout);
     assert_eq!(response.status(), 503);
     assert_eq!(response.headers()["cache-control"], "no-store");
     assert_eq!(json(response).await["status"], 503);
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_answer_at_the_deadline_still_counts() {
-    let deadline = Duration::from_secs(1);
+async fn a_lookup_that_completes_at_the_timeout_is_used() {
+    let timeout = Duration::from_secs(1);
     let punctual = from_fn(move |_| async move {
-        tokio::time::sleep(deadline).await;
+        tokio::time::sleep(timeout).await;
         Ok::<_, Infallible>(Some(Grant::new("alice", ())))
     });
-    let gate = AuthLayer::with_timeout(punctual, deadline).layer(echo());
+    let gate = AuthLayer::with_timeout(punctual, timeout).layer(echo());
     assert_eq!(send(&gate, with_token(TOKEN)).await.status(), 200);
 }
 
@@ -162,7 +161,7 @@ async fn errors_of_the_inner_service_pass() {
 }
 
 #[tokio::test]
-async fn answers_of_the_inner_service_pass_unchanged() {
+async fn responses_of_the_inner_service_pass_unchanged() {
     let inner = tower::service_fn(|_: Request<Body>| async {
         let response = Response::builder()
             .status(401)
@@ -181,7 +180,7 @@ async fn answers_of_the_inner_service_pass_unchanged() {
 }
 
 #[tokio::test]
-async fn only_a_true_preflight_passes() {
+async fn only_cors_preflights_bypass_authentication() {
     let layer = AuthLayer::new(memory()).with_rate_limit(limits(1));
     let gate = layer.clone().layer(echo());
     let mut with_secret = preflight();
@@ -191,7 +190,7 @@ async fn only_a_true_preflight_passes() {
         assert_eq!(response.status(), 200);
         assert_eq!(response.extensions().get::<Unauthenticated>(), Some(&Unauthenticated::Preflight));
         assert!(response.extensions().get::<CurrentGrant>().is_none());
-        assert!(!response.headers().contains_key("authorization"), "credentials in a preflight are not handed on");
+        assert!(!response.headers().contains_key("authorization"), "credentials in a preflight are removed");
         assert!(!response.headers().contains_key("ratelimit"));
     }
 
@@ -209,7 +208,7 @@ async fn only_a_true_preflight_passes() {
 }
 
 #[tokio::test]
-async fn optional_authentication_lets_nobody_in_with_a_bad_token() {
+async fn anonymous_access_still_rejects_invalid_credentials() {
     for_each_store!(|layer| {
         let gate = layer.allow_anonymous().with_rate_limit(limits(1)).layer(echo());
         for _ in 0..3 {
@@ -236,7 +235,7 @@ async fn anonymous_callers_can_have_a_policy() {
     let third = send(&gate, get()).await;
     assert_eq!(third.status(), 429);
     assert_eq!(json(third).await["violated-policies"], serde_json::json!(["anonymous"]));
-    // Nobody with a token pays for that.
+    // The bucket of an authenticated caller is not charged.
     assert_eq!(send(&gate, with_token(TOKEN)).await.headers()["ratelimit"], "\"default\";r=4;t=1");
 }
 
@@ -246,7 +245,7 @@ async fn the_authorization_header_can_be_removed() {
     let response = send(&gate, with_token(TOKEN)).await;
     assert_eq!(response.status(), 200);
     assert!(!response.headers().contains_key("authorization"));
-    // Malformed Bearer credentials are some too; those of another scheme are not the gate's to take.
+    // Credentials of another scheme are not removed, but marked sensitive.
     let optional = AuthLayer::new(memory()).with_credentials_removed().allow_anonymous().layer(echo());
     let mut basic = get();
     basic.headers_mut().insert("authorization", HeaderValue::from_static("Basic Zm9v"));
@@ -259,7 +258,7 @@ async fn the_authorization_header_can_be_removed() {
 }
 
 #[tokio::test]
-async fn the_form_of_tokens_is_a_setting() {
+async fn the_token_syntax_is_a_setting() {
     let tokens = MemoryStore::from_iter([(TokenDigest::of("secret-token:E92FB7EB"), Grant::new("alice", ()))]);
     let strict = AuthLayer::new(tokens.clone()).layer(echo());
     assert_eq!(send(&strict, with_token("secret-token:E92FB7EB")).await.status(), 401);
@@ -270,7 +269,7 @@ async fn the_form_of_tokens_is_a_setting() {
 }
 
 #[tokio::test]
-async fn scopes_guard_routes_in_the_gates_words() {
+async fn missing_scopes_are_rejected_with_the_realm_of_the_gate() {
     let tokens = MemoryStore::from_iter([
         (TokenDigest::of("both"), Grant::new("both", ()).with_scopes(["read", "write"]).unwrap()),
         (TokenDigest::of("read"), Grant::new("read", ()).with_scopes(["read"]).unwrap()),
@@ -283,12 +282,12 @@ async fn scopes_guard_routes_in_the_gates_words() {
         assert_eq!(send(&all, with_token(token)).await.status(), of_all, "{token}");
         assert_eq!(send(&any, with_token(token)).await.status(), of_any, "{token}");
     }
-    let refused = send(&all, with_token("read")).await;
+    let rejected = send(&all, with_token("read")).await;
     assert_eq!(
-        refused.headers()["www-authenticate"],
+        rejected.headers()["www-authenticate"],
         r#"Bearer realm="trading", error="insufficient_scope", scope="read write""#
     );
-    let rejection = refused.extensions().get::<Rejection>().unwrap();
+    let rejection = rejected.extensions().get::<Rejection>().unwrap();
     assert_eq!(rejection.grant().map(|id| id.as_str()), Some("read"));
     assert_eq!(rejection.required_scopes(), Some(&Scopes::new(["read", "write"]).unwrap()));
 
@@ -306,7 +305,7 @@ async fn scopes_guard_routes_in_the_gates_words() {
 }
 
 #[tokio::test]
-async fn two_policies_stack_and_both_are_told() {
+async fn headers_list_the_policies_of_the_gate_and_the_route() {
     let hands = Hands::default();
     let clock = hands.clone();
     let orders = RateLimits::new(Limit::new("orders", Quota::per_second(1).with_burst(2)).unwrap())
@@ -323,29 +322,29 @@ async fn two_policies_stack_and_both_are_told() {
     assert_eq!(policies, ["default", "orders"]);
 
     send(&service, with_token(TOKEN)).await;
-    let refused = send(&service, with_token(TOKEN)).await;
-    assert_eq!(refused.status(), 429);
-    assert_eq!(refused.headers()["ratelimit"], "\"default\";r=2;t=1, \"orders\";r=0;t=1");
-    assert_eq!(refused.extensions().get::<Rejection>().unwrap().grant().unwrap().as_str(), "alice");
-    assert_eq!(json(refused).await["violated-policies"], serde_json::json!(["orders"]));
+    let rejected = send(&service, with_token(TOKEN)).await;
+    assert_eq!(rejected.status(), 429);
+    assert_eq!(rejected.headers()["ratelimit"], "\"default\";r=2;t=1, \"orders\";r=0;t=1");
+    assert_eq!(rejected.extensions().get::<Rejection>().unwrap().grant().unwrap().as_str(), "alice");
+    assert_eq!(json(rejected).await["violated-policies"], serde_json::json!(["orders"]));
 
     assert_eq!(send(&service, preflight()).await.status(), 200);
     assert_eq!(send(&inner.layer(echo()), with_token(TOKEN)).await.status(), 500);
 }
 
-/// A gate and a handler behind it that charge one budget: the list has one item a policy, with what is left in the end.
+/// A gate and a handler behind it charge one bucket. The list has one item for each policy, with the remaining units in the end.
 #[tokio::test]
-async fn a_policy_is_told_once_by_whoever_charged_last() {
+async fn each_policy_is_listed_once_with_its_last_decision() {
     let (limits, names) = (limits(5), [r#""default""#, r#"def"ault\"#, "default, x", "orders"]);
     for name in names {
         let orders = Limit::new(name, Quota::per_second(1).with_burst(2)).unwrap();
         let orders = RateLimits::new(orders).with_clock(|| Duration::ZERO);
         let gate = AuthLayer::new(memory()).with_rate_limit(orders.clone());
-        let (own, budget) = (gate.clone(), limits.clone());
+        let (own, limits) = (gate.clone(), limits.clone());
         let handler = tower::service_fn(move |request: Request<Body>| {
             let mut response = Response::new(Body::default());
             let current = request.extensions().get::<CurrentGrant>().unwrap();
-            own.advertise(&budget.charge(current, Charge::Units(0)), response.headers_mut());
+            own.advertise(&limits.charge(current, Charge::Units(0)), response.headers_mut());
             own.advertise(&orders.charge(current, Charge::Units(1)), response.headers_mut());
             std::future::ready(Ok::<_, Infallible>(response))
         });
@@ -360,14 +359,14 @@ async fn a_policy_is_told_once_by_whoever_charged_last() {
     }
 }
 
-/// What an application tells in an older dialect, or by mistake, must not make our list unreadable.
+/// The inner service may write an older dialect, or invalid items. The list of the gate must stay valid.
 #[tokio::test]
-async fn what_is_no_item_of_the_list_goes() {
+async fn invalid_items_of_the_inner_service_are_removed_from_the_list() {
     let gate = AuthLayer::new(memory()).with_rate_limit(limits(5));
-    let told = [("ratelimit", "limit=20, remaining=19, reset=1"), ("ratelimit-policy", "20;w=7, \"own\";q=1")];
+    let written = [("ratelimit", "limit=20, remaining=19, reset=1"), ("ratelimit-policy", "20;w=7, \"own\";q=1")];
     let handler = tower::service_fn(move |_: Request<Body>| {
         let mut response = Response::new(Body::default());
-        for (name, value) in told {
+        for (name, value) in written {
             response.headers_mut().append(name, HeaderValue::from_static(value));
         }
         std::future::ready(Ok::<_, Infallible>(response))
@@ -378,8 +377,8 @@ async fn what_is_no_item_of_the_list_goes() {
 }
 
 #[tokio::test]
-async fn dialects_of_one_policy_tell_the_tighter_of_two() {
-    for (dialect, remaining, wider) in [
+async fn single_policy_dialects_advertise_the_more_restrictive_policy() {
+    for (dialect, remaining, expected) in [
         (RateLimitHeaders::Draft03, "ratelimit-remaining", "2"),
         (RateLimitHeaders::Draft06, "ratelimit-remaining", "2"),
         (RateLimitHeaders::Draft07, "ratelimit", "limit=3, remaining=2, reset=1"),
@@ -390,11 +389,11 @@ async fn dialects_of_one_policy_tell_the_tighter_of_two() {
             let gate = AuthLayer::new(memory()).with_rate_limit_headers(dialect).with_rate_limit(limits(outer));
             let service = gate.clone().layer(gate.route_rate_limit(limits(inner)).layer(echo()));
             let response = send(&service, with_token(TOKEN)).await;
-            assert_eq!(field(response.headers(), remaining), Some(wider), "{dialect:?} {outer} {inner}");
+            assert_eq!(field(response.headers(), remaining), Some(expected), "{dialect:?} {outer} {inner}");
             assert_eq!(response.headers().get_all(remaining).iter().count(), 1);
         }
     }
-    // Of two that leave the same, the inner one.
+    // With equal remaining units, the inner policy.
     let gate = AuthLayer::new(memory()).with_rate_limit_headers(RateLimitHeaders::Draft07).with_rate_limit(limits(3));
     let slower = Hands::default().limits(Quota::per_minute(1).with_burst(3));
     let response = send(&gate.clone().layer(gate.route_rate_limit(slower).layer(echo())), with_token(TOKEN)).await;
@@ -402,7 +401,7 @@ async fn dialects_of_one_policy_tell_the_tighter_of_two() {
 }
 
 #[tokio::test]
-async fn no_dialect_is_a_dialect() {
+async fn off_sends_no_ratelimit_headers() {
     let gate = AuthLayer::new(memory()).with_rate_limit_headers(RateLimitHeaders::Off).with_rate_limit(limits(1));
     let service = gate.layer(echo());
     let limited = |name: &http::HeaderName| name.as_str().contains("ratelimit");
@@ -437,14 +436,14 @@ async fn costs_are_charged_and_impossible_ones_are_told() {
     assert!(!huge.headers().contains_key("retry-after"));
     assert!(!huge.headers().contains_key("www-authenticate"));
     assert_eq!(huge.headers()["cache-control"], "no-store");
-    assert_eq!(huge.headers()["ratelimit"], "\"default\";r=3;t=1", "which a cheaper request may spend");
+    assert_eq!(huge.headers()["ratelimit"], "\"default\";r=3;t=1", "a cheaper request may still use the units");
     assert_eq!(huge.extensions().get::<Rejection>().unwrap().kind(), RejectionKind::CostAboveBurst);
     assert!(json(huge).await["detail"].as_str().unwrap().contains("more than the rate limit can ever allow"));
     assert_eq!(send(&service, at("/free")).await.headers()["ratelimit"], "\"default\";r=3;t=1");
 }
 
 #[tokio::test]
-async fn grpc_is_refused_in_its_own_words() {
+async fn grpc_requests_are_rejected_with_a_grpc_status() {
     let gate = AuthLayer::new(memory()).with_rate_limit(limits(1));
     let service = gate.clone().layer(gate.require_scopes(["trade"]).unwrap().layer(echo()));
     let grpc = |content_type: &'static str, token: Option<&str>| {
@@ -457,7 +456,7 @@ async fn grpc_is_refused_in_its_own_words() {
         (grpc("application/grpc+proto", Some("unknown")), "16"),
         (grpc("application/grpc;x=y", Some(TOKEN)), "7"),
         (grpc("Application/gRPC", Some(TOKEN)), "8"),
-        // White space around a value is not part of it, and not everything strips it.
+        // White space around a value is not part of it, but some servers do not strip it.
         (grpc(" \tapplication/grpc", None), "16"),
         (grpc("application/grpc\t", None), "16"),
         (grpc("application/grpc ; x=y", None), "16"),
@@ -466,7 +465,7 @@ async fn grpc_is_refused_in_its_own_words() {
         assert_eq!(response.status(), 200);
         assert_eq!(response.headers()["content-type"], "application/grpc");
         assert_eq!(response.headers()["grpc-status"], status);
-        assert_eq!(response.headers()["cache-control"], "no-store", "caches see an answer to a GET");
+        assert_eq!(response.headers()["cache-control"], "no-store", "caches see a response to a GET");
         assert_eq!(response.extensions().get::<Rejection>().unwrap().protocol(), Protocol::Grpc);
         assert_eq!(text(response).await, "");
     }
@@ -493,7 +492,7 @@ async fn responders_can_be_chosen() {
         .layer(echo());
     let response = send(&closure, get()).await;
     assert_eq!(response.status(), 418);
-    assert!(response.extensions().get::<Rejection>().is_some(), "whoever writes the answer");
+    assert!(response.extensions().get::<Rejection>().is_some(), "every responder");
     assert_eq!(text(response).await, "This resource requires a token. The request has none.");
 
     let shared: Arc<dyn tollgate::respond::Respond<Body>> = Arc::new(ProblemDetails);
@@ -501,12 +500,12 @@ async fn responders_can_be_chosen() {
     assert_eq!(send(&erased, get()).await.status(), 401);
 }
 
-/// What a responder forgets, and what it says otherwise.
+/// The gate adds missing header fields, and keeps the values of the responder.
 #[tokio::test]
-async fn no_responder_leaves_out_what_standards_demand() {
+async fn required_fields_are_added_to_responses_of_any_responder() {
     const NO_STORE: HeaderValue = HeaderValue::from_static("no-store");
     const BEARER: HeaderValue = HeaderValue::from_static("Bearer realm=\"trading\"");
-    let answer = |status: u16, fields: &'static [(&str, &str)]| {
+    let respond = |status: u16, fields: &'static [(&str, &str)]| {
         let gate = AuthLayer::new(memory()).with_realm("trading").unwrap().with_response_fn(move |_| {
             let mut response = Response::new(Body::default());
             *response.status_mut() = StatusCode::from_u16(status).unwrap();
@@ -518,18 +517,18 @@ async fn no_responder_leaves_out_what_standards_demand() {
         async move { send(&gate.layer(echo()), get()).await.headers().clone() }
     };
     let (cache, challenge) = ("cache-control", "www-authenticate");
-    let headers = answer(401, &[]).await;
+    let headers = respond(401, &[]).await;
     assert_eq!((&headers[cache], &headers[challenge]), (&NO_STORE, &BEARER));
-    let headers = answer(404, &[]).await;
+    let headers = respond(404, &[]).await;
     assert_eq!((&headers[cache], headers.get(challenge)), (&NO_STORE, None));
-    let headers = answer(401, &[("cache-control", "max-age=5"), ("www-authenticate", "Basic")]).await;
+    let headers = respond(401, &[("cache-control", "max-age=5"), ("www-authenticate", "Basic")]).await;
     assert_eq!(values(&headers, cache), ["max-age=5"]);
     assert_eq!(values(&headers, challenge), ["Basic"]);
 }
 
-/// Gates hold responders in an `Arc`, and so may services.
+/// An `Arc` of a responder calls the responder's own `reject`.
 #[tokio::test]
-async fn the_way_in_which_a_responder_refuses_is_its_own() {
+async fn responders_can_override_reject() {
     struct Numbered;
     impl tollgate::respond::Respond<Body> for Numbered {
         fn respond(&self, rejection: &Rejection) -> Response<Body> {
@@ -548,8 +547,8 @@ async fn the_way_in_which_a_responder_refuses_is_its_own() {
 }
 
 #[tokio::test]
-async fn a_limiter_may_wait() {
-    /// Like one whose budgets are on another machine.
+async fn limiters_can_be_pending() {
+    /// A limiter whose buckets are on another machine.
     struct Remote(RateLimits);
 
     impl tollgate::Limiter for Remote {
@@ -577,7 +576,7 @@ async fn a_limiter_may_wait() {
 }
 
 #[tokio::test]
-async fn a_limiter_of_ones_own_decides_without_governor() {
+async fn custom_limiters_decide_without_governor() {
     struct NoSeconds(Policy);
 
     impl tollgate::Limiter for NoSeconds {
@@ -594,14 +593,18 @@ async fn a_limiter_of_ones_own_decides_without_governor() {
     let policy = Policy::new("odd \"only\"", Quota::per_second(7)).unwrap();
     let service = AuthLayer::new(memory()).with_rate_limit(NoSeconds(policy)).layer(echo());
     let admitted = send(&service, with_token(TOKEN)).await;
-    assert_eq!(admitted.headers()["ratelimit"], r#""odd \"only\"";r=7;t=2"#, "not more than the policy has");
-    let refused = send(&service, with_token("tg_another_token_of_alice")).await;
-    assert_eq!(refused.headers()["retry-after"], "2");
-    assert_eq!(json(refused).await["violated-policies"], serde_json::json!(["odd \"only\""]));
+    assert_eq!(
+        admitted.headers()["ratelimit"],
+        r#""odd \"only\"";r=7;t=2"#,
+        "remaining is at most the quota of the policy"
+    );
+    let rejected = send(&service, with_token("tg_another_token_of_alice")).await;
+    assert_eq!(rejected.headers()["retry-after"], "2");
+    assert_eq!(json(rejected).await["violated-policies"], serde_json::json!(["odd \"only\""]));
 }
 
 #[tokio::test]
-async fn a_handler_refuses_in_the_gates_words() {
+async fn handlers_reject_with_the_realm_of_the_gate() {
     let gate = AuthLayer::new(memory()).with_realm("trading").unwrap();
     let step_up = || Rejection::insufficient_user_authentication(["myACR", "other"], Some(Duration::from_secs(5)));
     let response: Response<Body> = gate.reject(step_up().unwrap());
@@ -618,7 +621,7 @@ async fn a_handler_refuses_in_the_gates_words() {
 }
 
 #[tokio::test]
-async fn settings_come_in_any_order_and_leave_clones_alone() {
+async fn settings_apply_in_any_order_and_not_to_earlier_clones() {
     let first = AuthLayer::new(memory()).with_realm("first").unwrap();
     let second = first.clone().with_rate_limit(limits(3)).with_realm("second").unwrap().with_responder(EmptyBody);
     let metadata = "https://api.example/.well-known/oauth-protected-resource";
@@ -633,18 +636,18 @@ async fn settings_come_in_any_order_and_leave_clones_alone() {
 }
 
 #[tokio::test]
-async fn epoch_headers_tell_the_wall_clocks_time() {
+async fn epoch_headers_use_the_wall_clock() {
     let gate = AuthLayer::new(memory())
         .with_wall_clock(|| SystemTime::UNIX_EPOCH + Duration::from_millis(1_000_500))
         .with_rate_limit_headers(RateLimitHeaders::XEpoch)
         .with_rate_limit(limits(3));
     let response = send(&gate.layer(echo()), with_token(TOKEN)).await;
-    // Full again 1 s after 1000.5 s, rounded up.
+    // The bucket is full 1 s after 1000.5 s, rounded up.
     assert_eq!(response.headers()["x-ratelimit-reset"], "1002");
 }
 
 #[tokio::test]
-async fn a_gate_in_a_gate_says_by_itself_who_calls() {
+async fn an_inner_gate_authenticates_again() {
     let outer = AuthLayer::new(memory());
     let inner = AuthLayer::new(memory()).allow_anonymous();
     let hidden = outer.clone().with_credentials_removed();

@@ -180,7 +180,7 @@ async fn without_an_anonymous_limit_preflights_are_neither_charged_nor_counted()
 }
 
 #[tokio::test]
-async fn a_rejected_preflight_is_no_failed_attempt() {
+async fn rejected_preflights_are_not_failed_attempts() {
     let throttle = FailureThrottle::new(Quota::per_hour(1), |_| Some(1_u8));
     let gate = AuthLayer::new(memory())
         .with_failure_throttle(throttle)
@@ -189,7 +189,7 @@ async fn a_rejected_preflight_is_no_failed_attempt() {
     for status in [200, 429, 429, 429] {
         assert_eq!(send(&service, preflight()).await.status(), status);
     }
-    assert_eq!(send(&service, with_token("unknown")).await.status(), 401, "the first failure of this peer");
+    assert_eq!(send(&service, with_token("unknown")).await.status(), 401, "the first failed attempt of this peer");
     let second: Response<Body> = send(&service, with_token("unknown")).await;
     assert_eq!(second.extensions().get::<Rejection>().unwrap().kind(), RejectionKind::TooManyFailures);
 }

@@ -66,6 +66,7 @@ impl CurrentGrant {
 
     /// Returns the quota of the grant, or `None` for the default quota of the limiter.
     #[must_use]
+    #[inline]
     pub fn quota(&self) -> Option<Quota> {
         self.grant.head().quota()
     }

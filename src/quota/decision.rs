@@ -77,6 +77,7 @@ impl Decision {
         Self::from_ns(policy, verdict, remaining, ns(more_in), ns(full_in))
     }
 
+    #[inline]
     pub(crate) fn from_ns(policy: Policy, verdict: Verdict, remaining: u32, more_in_ns: u64, full_in_ns: u64) -> Self {
         Self { policy: Some(policy), verdict, remaining, more_in_ns, full_in_ns, ..Self::unlimited() }
     }

@@ -267,6 +267,7 @@ pub(crate) fn number(number: u64) -> HeaderValue {
 }
 
 /// Returns the `RateLimit` item of the decision of one policy.
+#[inline]
 fn limit_item(decision: &Decision) -> Option<HeaderValue> {
     let policy = decision.policy()?;
     match policy.item(decision) {

@@ -30,6 +30,7 @@ impl<'a> BearerToken<'a> {
     }
 
     /// Creates a token from decoded bytes. The request may contain another spelling, such as percent-encoding.
+    #[inline]
     pub(crate) fn decoded(bytes: Cow<'a, [u8]>) -> Self {
         Self { digest: TokenDigest::of(&bytes), bytes }
     }

@@ -13,12 +13,12 @@ use super::settings::Gate;
 use super::state::{Step, Wait, WaitProj};
 use crate::caller::CurrentGrant;
 use crate::limit::Limiter;
-use crate::observe::LookedUp;
+use crate::observe::LookupOutcome;
 use crate::pending::answer::Answer;
 use crate::rejection::Rejection;
 use crate::rejection::store_error::StoreError;
 use crate::request_head::RequestHead;
-use crate::respond::ratelimit::Advert;
+use crate::respond::ratelimit::LimitHeaders;
 use crate::respond::{Respond, keep_private};
 use crate::store::TokenStore;
 use crate::token::TokenLocation;
@@ -50,7 +50,7 @@ pin_project_lite::pin_project! {
         L: Limiter,
     {
         Rejected { response: Option<Response<ResB>> },
-        Running { #[pin] future: S::Future, advert: Option<Advert>, location: TokenLocation },
+        Running { #[pin] future: S::Future, advert: Option<LimitHeaders>, location: TokenLocation },
         // Boxed, because few requests wait and every request moves this enum.
         Waiting { waiting: Pin<Box<Waiting<S, ReqB, T, L, R>>> },
     }
@@ -98,7 +98,7 @@ where
     }
 
     #[inline]
-    fn run(inner: &mut S, request: Request<ReqB>, location: TokenLocation, advert: Option<Advert>) -> Self {
+    fn run(inner: &mut S, request: Request<ReqB>, location: TokenLocation, advert: Option<LimitHeaders>) -> Self {
         Self { state: State::Running { future: inner.call(request), advert, location } }
     }
 
@@ -171,13 +171,13 @@ impl<S, ReqB, T: TokenStore, L: Limiter, R> Waiting<S, ReqB, T, L, R> {
             WaitProj::Lookup { future, timeout, credential, timer, attempt } => match future.poll(cx) {
                 Poll::Ready(found) => {
                     let found = found.map_err(StoreError::new);
-                    timer.looked_up(LookedUp::by(&found));
+                    timer.record_lookup(LookupOutcome::by(&found));
                     Poll::Ready(this.gate.authenticate_after_wait(found, *credential, attempt.take(), request))
                 }
                 Poll::Pending => {
                     let Some(sleep) = timeout else { return Poll::Pending };
                     ready!(sleep.as_mut().poll(cx));
-                    timer.looked_up(LookedUp::Deadline);
+                    timer.record_lookup(LookupOutcome::Deadline);
                     Poll::Ready(this.gate.reject_after_timeout(attempt.take()))
                 }
             },

@@ -10,12 +10,12 @@ use tower_layer::Layer;
 use super::service::AuthService;
 use super::settings::{Gate, Settings, WallClock};
 use super::unlimited::{NoStore, Unlimited};
-use crate::extract::{HeadDoors, TokenCharset, TokenSyntax};
+use crate::extract::{HeadLocations, TokenCharset, TokenSyntax};
 use crate::limit::{FailureThrottle, Limiter};
 use crate::pending::timeout::{Sleep, Timeout};
 use crate::quota::decision::Decision;
 use crate::rejection::Rejection;
-use crate::rejection::terms::Terms;
+use crate::rejection::terms::Challenges;
 use crate::respond::{Challenge, ChallengeError, ProblemDetails, RateLimitHeaders, Respond};
 use crate::store::{ImmediateStore, TokenStore};
 
@@ -116,7 +116,7 @@ impl<T: TokenStore> AuthLayer<T> {
             allow_anonymous: false,
             bypass_preflights: true,
             remove_credentials: false,
-            locations: HeadDoors::default(),
+            locations: HeadLocations::default(),
             wall_clock: WallClock::System,
             throttle: None,
             headers: RateLimitHeaders::default(),
@@ -226,13 +226,13 @@ impl<T, L, R, B> AuthLayer<T, L, R, B> {
     /// Sets the maximum length of a token in bytes. Default: 8192. Longer tokens are rejected before hashing.
     #[must_use]
     pub fn with_max_token_len(self, max_len: usize) -> Self {
-        self.map_settings(|settings| settings.syntax.max_len = max_len)
+        self.map_settings(|settings| settings.syntax = settings.syntax.with_max_len(max_len))
     }
 
     /// Sets the characters that a token may have.
     #[must_use]
     pub fn with_charset(self, charset: TokenCharset) -> Self {
-        self.map_settings(|settings| settings.syntax.alphabet = charset)
+        self.map_settings(|settings| settings.syntax = settings.syntax.with_charset(charset))
     }
 
     /// Admits requests without credentials as [anonymous](crate::Unauthenticated::Anonymous).
@@ -342,7 +342,7 @@ impl<T, L, R, B> AuthLayer<T, L, R, B> {
         Self { gate: Arc::new(gate), body: self.body }
     }
 
-    fn map_terms(self, change: impl FnOnce(Terms) -> Terms) -> Self {
+    fn map_terms(self, change: impl FnOnce(Challenges) -> Challenges) -> Self {
         let gate = Arc::unwrap_or_clone(self.gate);
         let terms = Arc::new(change(Arc::unwrap_or_clone(gate.terms)));
         Self { gate: Arc::new(Gate { terms, ..gate }), body: self.body }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use http::HeaderName;
 
 use super::layer::AuthLayer;
-use crate::extract::{HeadDoors, TokenLocationError, door_name, open};
+use crate::extract::{HeadLocations, TokenLocationError, enable, location_name};
 use crate::request_head::RequestHead;
 
 /// Token locations. By default, a gate extracts tokens from the `Authorization` header only.
@@ -16,7 +16,7 @@ impl<T, L, R, B> AuthLayer<T, L, R, B> {
     /// Requests without credentials still get a Bearer challenge.
     #[must_use]
     pub fn without_authorization_header(self) -> Self {
-        self.map_settings(|settings| settings.locations.authorization_closed = true)
+        self.map_settings(|settings| settings.locations.authorization_disabled = true)
     }
 
     /// Extracts tokens from this header field as well, such as `X-API-Key`. The field value is the token alone.
@@ -37,7 +37,7 @@ impl<T, L, R, B> AuthLayer<T, L, R, B> {
     ///
     /// Returns an error if the field has another purpose, such as `Authorization`, or if an API key header is set already.
     pub fn with_api_key_header(self, name: HeaderName) -> Result<Self, TokenLocationError> {
-        self.with_location(|locations| locations.open_api_key(name, false))
+        self.with_location(|locations| locations.enable_api_key(name, false))
     }
 
     /// Extracts tokens from this header field as well, but ignores the field in requests with Bearer credentials.
@@ -49,7 +49,7 @@ impl<T, L, R, B> AuthLayer<T, L, R, B> {
     ///
     /// Returns the errors of [`with_api_key_header`](Self::with_api_key_header).
     pub fn with_api_key_header_unless_bearer(self, name: HeaderName) -> Result<Self, TokenLocationError> {
-        self.with_location(|locations| locations.open_api_key(name, true))
+        self.with_location(|locations| locations.enable_api_key(name, true))
     }
 
     /// Extracts tokens from this query parameter of `GET` and `HEAD` requests as well (RFC 6750, section 2.3: `access_token`).
@@ -64,7 +64,7 @@ impl<T, L, R, B> AuthLayer<T, L, R, B> {
     ///
     /// Returns an error if the name is empty, or if a query parameter is set already.
     pub fn with_discouraged_query_token(self, parameter: &str) -> Result<Self, TokenLocationError> {
-        self.with_location(|locations| open(&mut locations.query, door_name(parameter)?))
+        self.with_location(|locations| enable(&mut locations.query, location_name(parameter)?))
     }
 
     /// Extracts tokens from WebSocket sub-protocols as well, after this prefix and in base64url without padding.
@@ -87,7 +87,7 @@ impl<T, L, R, B> AuthLayer<T, L, R, B> {
     /// - The prefix is empty, or has a character that a sub-protocol cannot have (RFC 9110, section 5.6.2: `token`).
     /// - A prefix is set already.
     pub fn with_websocket_token(self, prefix: &str) -> Result<Self, TokenLocationError> {
-        self.with_location(|locations| locations.open_websocket(prefix))
+        self.with_location(|locations| locations.enable_websocket(prefix))
     }
 
     /// Extracts tokens from the request head with a closure as well, such as from a cookie or another scheme.
@@ -121,7 +121,7 @@ impl<T, L, R, B> AuthLayer<T, L, R, B> {
 
     fn with_location(
         self,
-        add: impl FnOnce(&mut HeadDoors) -> Result<(), TokenLocationError>,
+        add: impl FnOnce(&mut HeadLocations) -> Result<(), TokenLocationError>,
     ) -> Result<Self, TokenLocationError> {
         let mut result = Ok(());
         let layer = self.map_settings(|settings| result = add(&mut settings.locations));

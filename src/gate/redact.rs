@@ -4,7 +4,7 @@ use http::{HeaderMap, HeaderName, Request, header};
 
 use super::settings::{Gate, Settings};
 use super::state::TokenLookup;
-use crate::extract::{has_bearer, has_query_door, without_parameter, without_token};
+use crate::extract::{allows_query_token, has_bearer, without_parameter, without_token};
 use crate::store::TokenStore;
 use crate::token::TokenLocation;
 
@@ -15,14 +15,14 @@ impl<T, L, R> Gate<T, L, R> {
     where
         T: TokenStore,
     {
-        if !self.settings.locations.are_usual() {
+        if !self.settings.locations.is_authorization_only() {
             self.redact_other_locations(request);
         }
         // Credentials of another scheme are not removed, unless a custom location found the token there.
         let Settings { remove_credentials, locations, .. } = &self.settings;
         let is_found = || matches!(lookup, Ok(asked) if asked.location() == TokenLocation::AuthorizationHeader);
         let is_bearer = || is_found() || has_bearer(request.headers());
-        let remove = *remove_credentials && !locations.authorization_closed && is_bearer();
+        let remove = *remove_credentials && !locations.authorization_disabled && is_bearer();
         redact_field(request.headers_mut(), &header::AUTHORIZATION, remove);
     }
 
@@ -39,7 +39,7 @@ impl<T, L, R> Gate<T, L, R> {
             without_token(request.headers_mut(), prefix);
         }
         match &locations.query {
-            Some(name) if remove && has_query_door(request.method()) => remove_parameter(request, name),
+            Some(name) if remove && allows_query_token(request.method()) => remove_parameter(request, name),
             _ => {}
         }
     }

@@ -4,10 +4,10 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use crate::extract::{HeadDoors, TokenSyntax};
+use crate::extract::{HeadLocations, TokenSyntax};
 use crate::limit::FailureThrottle;
 use crate::pending::timeout::Timeout;
-use crate::rejection::terms::Terms;
+use crate::rejection::terms::Challenges;
 use crate::respond::RateLimitHeaders;
 
 /// The state of a gate. Services hold it behind one pointer, because axum clones services for each request.
@@ -17,7 +17,7 @@ pub(super) struct Gate<T, L, R> {
     pub(super) store: Arc<T>,
     pub(super) limiter: Arc<L>,
     pub(super) responder: Arc<R>,
-    pub(super) terms: Arc<Terms>,
+    pub(super) terms: Arc<Challenges>,
     pub(super) settings: Settings,
 }
 
@@ -30,7 +30,7 @@ pub(super) struct Settings {
     pub(super) allow_anonymous: bool,
     pub(super) bypass_preflights: bool,
     pub(super) remove_credentials: bool,
-    pub(super) locations: HeadDoors,
+    pub(super) locations: HeadLocations,
     pub(super) wall_clock: WallClock,
     pub(super) throttle: Option<FailureThrottle>,
     pub(super) headers: RateLimitHeaders,

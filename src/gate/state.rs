@@ -8,14 +8,14 @@ use crate::pending::answer::Answer;
 use crate::pending::timeout::BoxSleep;
 use crate::rejection::store_error::StoreError;
 use crate::rejection::{Rejection, RejectionKind};
-use crate::respond::ratelimit::Advert;
+use crate::respond::ratelimit::LimitHeaders;
 use crate::store::{Lookup, TokenStore};
 use crate::token::{Credential, TokenLocation};
 
 /// The next action for a request.
 pub(super) enum Step<T: TokenStore, L: Limiter> {
     /// Calls the inner service. The caller is in the request's extensions.
-    Admit(TokenLocation, Option<Advert>),
+    Admit(TokenLocation, Option<LimitHeaders>),
     /// Sends a rejection.
     Reject(Rejection),
     /// Waits for a store or a limiter.

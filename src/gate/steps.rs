@@ -18,7 +18,7 @@ use crate::quota::decision::Decision;
 use crate::rejection::store_error::StoreError;
 use crate::rejection::{Rejection, RejectionKind};
 use crate::request_head::RequestHead;
-use crate::respond::ratelimit::{Advert, advert};
+use crate::respond::ratelimit::{LimitHeaders, limit_headers};
 use crate::respond::{Respond, keep_target};
 use crate::store::TokenStore;
 use crate::token::{Credential, TokenLocation};
@@ -49,9 +49,9 @@ impl<T: TokenStore, L: Limiter, R> Gate<T, L, R> {
     /// Returns the credential in the head of a request.
     #[inline]
     pub(super) fn extract<'a, B>(&self, request: &'a Request<B>) -> (Extracted<'a>, TokenLocation) {
-        match self.settings.locations.are_usual() {
+        match self.settings.locations.is_authorization_only() {
             true => (authorization(request.headers(), self.settings.syntax), TokenLocation::AuthorizationHeader),
-            false => self.settings.locations.look(&RequestHead::of(request), self.settings.syntax),
+            false => self.settings.locations.extract(&RequestHead::of(request), self.settings.syntax),
         }
     }
 
@@ -106,7 +106,7 @@ impl<T: TokenStore, L: Limiter, R> Gate<T, L, R> {
     fn wait_for_store(&self, future: T::Future, credential: Credential, attempt: Option<Attempt>) -> Step<T, L> {
         let timeout = self.settings.timeout.as_ref();
         let attempt = match timeout {
-            Some(timeout) => attempt.map(|attempt| attempt.with_deadline(timeout.duration)),
+            Some(timeout) => attempt.map(|attempt| attempt.with_timeout(timeout.duration)),
             None => attempt,
         };
         let timeout = timeout.map(|timeout| timeout.start());
@@ -193,7 +193,7 @@ impl<T: TokenStore, L: Limiter, R> Gate<T, L, R> {
 fn end_attempt(attempt: Option<Attempt>, rejection: Rejection) -> Rejection {
     let Some(attempt) = attempt else { return rejection };
     let rejection = match attempt.would_be_throttled() {
-        true => rejection.let_in_by_dry_run(),
+        true => rejection.with_would_be_throttled(),
         false => rejection,
     };
     match is_failure(&rejection) {
@@ -290,7 +290,7 @@ impl<T: TokenStore, L: Limiter, R> Gate<T, L, R> {
     fn admit_unauthenticated<B>(
         &self,
         reason: Unauthenticated,
-        advert: Option<Advert>,
+        advert: Option<LimitHeaders>,
         request: &mut Request<B>,
     ) -> Step<T, L> {
         observe::passed(reason);
@@ -308,7 +308,7 @@ impl<T: TokenStore, L: Limiter, R> Gate<T, L, R> {
 #[inline]
 fn admit<T: TokenStore, L: Limiter, B>(
     grant: CurrentGrant,
-    advert: Option<Advert>,
+    advert: Option<LimitHeaders>,
     request: &mut Request<B>,
 ) -> Step<T, L> {
     let location = grant.location();
@@ -325,7 +325,7 @@ impl<T, L, R> Gate<T, L, R> {
         R: Respond<B>,
     {
         let advert = rejection.decision().and_then(|decision| self.advert(decision));
-        let mut response = self.responder.reject(rejection.under(&self.terms));
+        let mut response = self.responder.reject(rejection.with_challenges(&self.terms));
         if self.settings.locations.query.is_some() {
             keep_target(response.headers_mut());
         }
@@ -337,7 +337,7 @@ impl<T, L, R> Gate<T, L, R> {
 
     /// Renders the rate limit headers of a decision.
     #[inline]
-    pub(super) fn advert(&self, decision: &Decision) -> Option<Advert> {
-        advert(self.settings.headers, decision, || self.settings.wall_clock.now())
+    pub(super) fn advert(&self, decision: &Decision) -> Option<LimitHeaders> {
+        limit_headers(self.settings.headers, decision, || self.settings.wall_clock.now())
     }
 }

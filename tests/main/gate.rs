@@ -12,8 +12,8 @@ use tollgate::limit::RateLimits;
 use tollgate::store::from_fn;
 use tollgate::{
     AuthLayer, BoxStore, Charge, CurrentGrant, Decision, EmptyBody, Grant, Limit, MemoryStore, Policy, ProblemDetails,
-    Protocol, Quota, RateLimitHeaders, Rejection, RejectionKind, Scopes, StoreError, TokenDigest, TokenLocation, Unauthenticated,
-    Verdict,
+    Protocol, Quota, RateLimitHeaders, Rejection, RejectionKind, Scopes, StoreError, TokenDigest, TokenLocation,
+    Unauthenticated, Verdict,
 };
 use tower::{Layer, ServiceBuilder, ServiceExt};
 

@@ -13,7 +13,7 @@ use tower_service::Service;
 use super::replay::ReplayBody;
 use super::tokens::BodyTokens;
 use crate::extract::Extracted;
-use crate::extract::body::Door as BodyLocation;
+use crate::extract::body::BodyLocation;
 use crate::gate::future::{AuthFuture, take};
 use crate::gate::settings::Gate;
 use crate::gate::state::Step;

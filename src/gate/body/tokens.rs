@@ -4,8 +4,8 @@ use std::fmt;
 use std::ops::Range;
 use std::time::Duration;
 
-use crate::extract::body::{BodyTokens as Locations, Door as BodyLocation};
-use crate::extract::{Extracted, InvalidRequest, TokenLocationError, TokenSyntax, door_name, open};
+use crate::extract::body::{BodyLocation, BodyTokens as Locations};
+use crate::extract::{Extracted, InvalidRequest, TokenLocationError, TokenSyntax, enable, location_name};
 use crate::pending::timeout::{BoxSleep, Sleep, Timeout};
 use crate::request_head::RequestHead;
 use crate::token::TokenLocation;
@@ -80,7 +80,7 @@ impl BodyTokens {
     ///
     /// Returns an error if the name is empty, or if a JSON member is set already.
     pub fn with_json(mut self, member: &str) -> Result<Self, TokenLocationError> {
-        open(&mut self.locations.json, door_name(member)?)?;
+        enable(&mut self.locations.json, location_name(member)?)?;
         Ok(self)
     }
 
@@ -95,7 +95,7 @@ impl BodyTokens {
     /// - The name is empty, contains `=` or `;`, or begins or ends with white space. No field can have such a name.
     /// - A text field is set already.
     pub fn with_text(mut self, field: &str) -> Result<Self, TokenLocationError> {
-        self.locations.open_text(field)?;
+        self.locations.enable_text(field)?;
         Ok(self)
     }
 
@@ -107,7 +107,7 @@ impl BodyTokens {
     ///
     /// Returns an error if the name is empty, or if a form field is set already.
     pub fn with_form(mut self, field: &str) -> Result<Self, TokenLocationError> {
-        open(&mut self.locations.form, door_name(field)?)?;
+        enable(&mut self.locations.form, location_name(field)?)?;
         Ok(self)
     }
 
@@ -161,7 +161,7 @@ impl BodyTokens {
 
     /// Returns the location that a request may have its token in, or `None` if the body is not to be read.
     pub(super) fn location_of(&self, head: &RequestHead<'_>) -> Result<Option<BodyLocation>, InvalidRequest> {
-        self.locations.fitting(head)
+        self.locations.location_for(head)
     }
 
     /// Returns the credential in a body, its location, and its position.
@@ -171,7 +171,7 @@ impl BodyTokens {
         body: &'a [u8],
         syntax: TokenSyntax,
     ) -> (Extracted<'a>, TokenLocation, Range<usize>) {
-        self.locations.look(location, body, syntax)
+        self.locations.extract(location, body, syntax)
     }
 }
 

@@ -140,7 +140,7 @@ impl<T: TokenStore, L: Limiter, R> Gate<T, L, R> {
     /// Ends the attempt of a lookup that has timed out.
     pub(super) fn reject_after_timeout(&self, attempt: Option<Attempt>) -> Step<T, L> {
         let timeout = self.settings.timeout.as_ref().map(|timeout| timeout.duration).unwrap_or_default();
-        let rejection = Rejection::unavailable(StoreError::deadline(timeout));
+        let rejection = Rejection::unavailable(StoreError::timeout(timeout));
         Step::Reject(end_attempt(attempt, rejection))
     }
 

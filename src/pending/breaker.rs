@@ -1,28 +1,34 @@
-//! A switch in front of what may be down, so that nobody waits for it, and it has time to come back.
+//! The circuit breaker that stores and Redis limits share.
 //!
 //! # Rules
 //!
-//! 1. Closed, it lets all pass. So many failures in a row open it, for a pause; a success in between starts the count anew.
-//! 2. Open, it lets nobody pass. After the pause it lets one pass, the probe, whose success closes it, and whose failure
-//!    opens it for twice as long.
-//! 3. A request that is dropped counts neither way, and a probe that is dropped leaves its turn to the next. Exception: one
-//!    that was [measured](Pass::start) and waited for half of its deadline or longer counts as a failure.
-//! 4. [`probe_now`](Switch::probe_now) ends the pause: the next request probes. If that fails, the pauses start anew.
+//! 1. A closed breaker lets all requests pass. It opens after a number of consecutive failures. A success resets that number.
+//! 2. An open breaker rejects all requests until its pause ends. The next request is the probe. A successful probe closes the
+//!    breaker. A failed probe opens it again, for twice the pause.
+//! 3. A dropped request counts neither as a success nor as a failure. A dropped probe lets the next request probe. Exception: a
+//!    [measured](Permit::start) request that waited for half of its timeout or longer counts as a failure.
+//! 4. [`probe_now`](Breaker::probe_now) ends the pause: the next request probes. If that probe fails, the pauses start with the
+//!    shortest one.
 
+use std::num::NonZeroU32;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use thiserror::Error;
+
 use crate::observe;
 use crate::quota::clock::{Clock, MonotonicClock};
 
-const FAILURES: u32 = 5;
-const FIRST_PAUSE: Duration = Duration::from_secs(1);
-const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+/// 5 failures.
+const FAILURES: NonZeroU32 = NonZeroU32::MIN.saturating_add(4);
+const BACKOFF: Backoff = Backoff { first: Duration::from_secs(1), longest: Duration::from_secs(30) };
+/// The shortest time after which a request may probe while another probe is pending.
+const MIN_PROBE_TIME: Duration = Duration::from_secs(1);
 
-/// Clones share their state, and have settings of their own once these are changed.
+/// The shared part of a circuit breaker. Clones share the state. A setter changes the settings of one clone only.
 #[derive(Clone)]
-pub(crate) struct Switch {
+pub(crate) struct Breaker {
     settings: Arc<Settings>,
     shared: Arc<Shared>,
 }
@@ -30,78 +36,97 @@ pub(crate) struct Switch {
 #[derive(Clone)]
 struct Settings {
     name: &'static str,
-    deadline: Duration,
-    failures: u32,
-    pauses: (Duration, Duration),
+    timeout: Duration,
+    failure_threshold: NonZeroU32,
+    backoff: Backoff,
     clock: Arc<dyn Clock>,
+}
+
+/// The pauses before a probe: the first one, and the maximum of the doubled ones.
+#[derive(Clone, Copy)]
+pub(crate) struct Backoff {
+    pub(crate) first: Duration,
+    pub(crate) longest: Duration,
+}
+
+/// The error of a backoff whose longest pause is shorter than its first pause.
+#[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
+#[error("invalid backoff: the longest pause must not be shorter than the first pause")]
+pub struct BackoffError(());
+
+impl Backoff {
+    pub(crate) fn new(first: Duration, longest: Duration) -> Result<Self, BackoffError> {
+        if longest < first { Err(BackoffError(())) } else { Ok(Self { first, longest }) }
+    }
 }
 
 #[derive(Default)]
 struct Shared {
-    /// How many in a row have failed.
+    /// The number of consecutive failures.
     failures: AtomicU32,
-    /// Whether `phase` is anything but closed, so that a closed breaker costs no lock.
+    /// True unless `state` is closed. Spares requests the lock while the breaker is closed.
     tripped: AtomicBool,
-    phase: Mutex<Phase>,
+    state: Mutex<State>,
 }
 
 #[derive(Clone, Copy, Default)]
-enum Phase {
+enum State {
     #[default]
     Closed,
     Open {
         until: Duration,
-        /// Zero after [`Switch::probe_now`].
+        /// Zero after [`Breaker::probe_now`].
         pause: Duration,
     },
     HalfOpen {
-        /// When another may probe, because the one that does is not waited for, and not dropped either.
+        /// The time after which another request may probe, in case the probe is neither polled nor dropped.
         until: Duration,
         pause: Duration,
     },
 }
 
-/// What a breaker does, for those who watch it.
+/// The state of a circuit breaker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum BreakerState {
-    /// It asks what stands behind it.
+    /// All requests pass.
     Closed,
-    /// It answers in its place.
+    /// All requests fail immediately.
     Open,
-    /// It answers in its place, but for one, which asks.
+    /// One request, the probe, passes. All others fail immediately.
     HalfOpen,
 }
 
-impl Switch {
-    /// Opens after 5 failures in a row, for 1 second at first, and for 30 at most. `deadline` is that of one who passes.
-    pub(crate) fn new(deadline: Duration) -> Self {
+impl Breaker {
+    /// Creates a breaker that opens after 5 consecutive failures, for 1 second at first and for 30 seconds at most. `timeout` is
+    /// that of one request.
+    pub(crate) fn new(timeout: Duration) -> Self {
         let settings = Settings {
             name: "default",
-            deadline,
-            failures: FAILURES,
-            pauses: (FIRST_PAUSE, LONGEST_PAUSE),
+            timeout,
+            failure_threshold: FAILURES,
+            backoff: BACKOFF,
             clock: Arc::new(MonotonicClock::new()),
         };
         Self { settings: Arc::new(settings), shared: Arc::default() }
     }
 
-    /// By which metrics and events tell breakers apart.
+    /// Sets the name in metrics and events.
     pub(crate) fn set_name(&mut self, name: &'static str) {
         self.settings().name = name;
     }
 
     #[cfg(feature = "redis")]
-    pub(crate) fn set_deadline(&mut self, deadline: Duration) {
-        self.settings().deadline = deadline;
+    pub(crate) fn set_timeout(&mut self, timeout: Duration) {
+        self.settings().timeout = timeout;
     }
 
-    /// 0 is taken as 1.
-    pub(crate) fn set_failures(&mut self, failures: u32) {
-        self.settings().failures = failures.max(1);
+    pub(crate) fn set_failure_threshold(&mut self, failures: NonZeroU32) {
+        self.settings().failure_threshold = failures;
     }
 
-    pub(crate) fn set_pauses(&mut self, first: Duration, longest: Duration) {
-        self.settings().pauses = (first, longest.max(first));
+    pub(crate) fn set_backoff(&mut self, backoff: Backoff) {
+        self.settings().backoff = backoff;
     }
 
     pub(crate) fn set_clock(&mut self, clock: Arc<dyn Clock>) {
@@ -113,45 +138,45 @@ impl Switch {
     }
 
     pub(crate) fn state(&self) -> BreakerState {
-        match *self.phase() {
-            Phase::Closed => BreakerState::Closed,
-            Phase::Open { .. } => BreakerState::Open,
-            Phase::HalfOpen { .. } => BreakerState::HalfOpen,
+        match *self.lock() {
+            State::Closed => BreakerState::Closed,
+            State::Open { .. } => BreakerState::Open,
+            State::HalfOpen { .. } => BreakerState::HalfOpen,
         }
     }
 
-    /// Lets one pass, and says whether it is a probe, or when to come back.
+    /// Returns whether the request is a probe, or the time to wait if it must not pass.
     #[inline]
-    pub(crate) fn enter(&self) -> Result<bool, Duration> {
+    pub(crate) fn try_acquire(&self) -> Result<bool, Duration> {
         if self.shared.tripped.load(Ordering::Acquire) { self.probe() } else { Ok(false) }
     }
 
     #[cold]
     fn probe(&self) -> Result<bool, Duration> {
-        let deadline = self.settings.deadline;
+        let timeout = self.settings.timeout;
         let now = self.settings.clock.now();
-        let phase = self.phase();
-        match *phase {
-            Phase::Closed => Ok(false),
-            Phase::Open { until, pause } | Phase::HalfOpen { until, pause } if now >= until => {
-                // Room to spare for one that is waited for: its deadline counts from its first poll.
-                let until = now.saturating_add(deadline.saturating_mul(2).max(FIRST_PAUSE));
-                self.turn(phase, Phase::HalfOpen { until, pause });
+        let state = self.lock();
+        match *state {
+            State::Closed => Ok(false),
+            State::Open { until, pause } | State::HalfOpen { until, pause } if now >= until => {
+                // Twice the timeout, because the timeout of a probe starts with its first poll.
+                let until = now.saturating_add(timeout.saturating_mul(2).max(MIN_PROBE_TIME));
+                self.transition(state, State::HalfOpen { until, pause });
                 Ok(true)
             }
-            Phase::Open { until, .. } => Err(until - now),
-            Phase::HalfOpen { .. } => Err(deadline),
+            State::Open { until, .. } => Err(until - now),
+            State::HalfOpen { .. } => Err(timeout),
         }
     }
 
     #[inline]
     pub(crate) fn succeeded(&self, is_probe: bool) {
-        // Read first: all who pass share it, and it is 0 as a rule.
+        // Read before writing: all requests share this counter, and it is usually 0.
         if self.shared.failures.load(Ordering::Relaxed) != 0 {
             self.shared.failures.store(0, Ordering::Relaxed);
         }
         if is_probe {
-            self.turn(self.phase(), Phase::Closed);
+            self.transition(self.lock(), State::Closed);
         }
     }
 
@@ -159,87 +184,87 @@ impl Switch {
     pub(crate) fn failed(&self, is_probe: bool) {
         let failures = self.shared.failures.fetch_add(1, Ordering::Relaxed).saturating_add(1);
         let now = self.settings.clock.now();
-        let (first, longest) = self.settings.pauses;
-        let phase = self.phase();
-        let pause = match *phase {
-            Phase::HalfOpen { pause, .. } if is_probe => pause.saturating_mul(2).clamp(first, longest),
-            Phase::Closed if failures >= self.settings.failures => first,
-            // One that began before the breaker opened says nothing new.
+        let Settings { failure_threshold, backoff: Backoff { first, longest }, .. } = *self.settings;
+        let state = self.lock();
+        let pause = match *state {
+            State::HalfOpen { pause, .. } if is_probe => pause.saturating_mul(2).clamp(first, longest),
+            State::Closed if failures >= failure_threshold.get() => first,
+            // The request began before the breaker opened.
             _ => return,
         };
-        self.turn(phase, Phase::Open { until: now.saturating_add(pause), pause });
+        self.transition(state, State::Open { until: now.saturating_add(pause), pause });
     }
 
-    /// Lets the next request probe, if the breaker is not closed. A probe that is already waiting may take until its deadline,
-    /// so that another one is let through beside it.
+    /// Lets the next request probe, unless the breaker is closed. A pending probe may take until its timeout, so a second probe
+    /// may run at the same time.
     pub(crate) fn probe_now(&self) {
         if !self.shared.tripped.load(Ordering::Acquire) {
             return;
         }
-        let next = Phase::Open { until: Duration::ZERO, pause: Duration::ZERO };
-        let mut phase = self.phase();
-        match *phase {
-            Phase::Closed => {}
-            // No transition, and so nothing to count.
-            Phase::Open { .. } => *phase = next,
-            Phase::HalfOpen { .. } => _ = self.set(phase, next),
+        let next = State::Open { until: Duration::ZERO, pause: Duration::ZERO };
+        let mut state = self.lock();
+        match *state {
+            State::Closed => {}
+            // No transition, so nothing is reported.
+            State::Open { .. } => *state = next,
+            State::HalfOpen { .. } => _ = self.set(state, next),
         }
     }
 
-    /// Under this lock only whole values are moved.
-    fn phase(&self) -> MutexGuard<'_, Phase> {
-        self.shared.phase.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Ignores poisoning: every write under this lock stores a complete value.
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.shared.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     #[cold]
-    fn turn(&self, phase: MutexGuard<'_, Phase>, to: Phase) {
-        let state = self.set(phase, to);
+    fn transition(&self, state: MutexGuard<'_, State>, to: State) {
+        let state = self.set(state, to);
         observe::breaker_changed(self.settings.name, state);
     }
 
-    fn set(&self, mut phase: MutexGuard<'_, Phase>, to: Phase) -> observe::Breaker {
-        *phase = to;
-        self.shared.tripped.store(!matches!(to, Phase::Closed), Ordering::Release);
+    fn set(&self, mut state: MutexGuard<'_, State>, to: State) -> observe::Breaker {
+        *state = to;
+        self.shared.tripped.store(!matches!(to, State::Closed), Ordering::Release);
         let state = match to {
-            Phase::Closed => observe::Breaker::Closed,
-            Phase::Open { .. } => observe::Breaker::Open,
-            Phase::HalfOpen { .. } => observe::Breaker::HalfOpen,
+            State::Closed => observe::Breaker::Closed,
+            State::Open { .. } => observe::Breaker::Open,
+            State::HalfOpen { .. } => observe::Breaker::HalfOpen,
         };
         observe::breaker_state(self.settings.name, state);
         state
     }
 }
 
-/// One that was let pass, and has to be waited for.
-pub(crate) struct Pass {
-    switch: Switch,
+/// The permit of a pending request. Reports the result to the breaker.
+pub(crate) struct Permit {
+    breaker: Breaker,
     is_probe: bool,
     has_ended: bool,
-    /// When the wait began, if it is measured.
+    /// The start of the wait, if it is measured.
     since: Option<Duration>,
 }
 
-impl Pass {
-    pub(crate) fn new(switch: &Switch, is_probe: bool) -> Self {
-        Self { switch: switch.clone(), is_probe, has_ended: false, since: None }
+impl Permit {
+    pub(crate) fn new(breaker: &Breaker, is_probe: bool) -> Self {
+        Self { breaker: breaker.clone(), is_probe, has_ended: false, since: None }
     }
 
-    /// Measures from now on how long this one waits.
+    /// Starts to measure the wait.
     pub(crate) fn start(&mut self) {
-        self.since = Some(self.switch.settings.clock.now());
+        self.since = Some(self.breaker.settings.clock.now());
     }
 
-    /// Whether half of the deadline has passed since the [start](Self::start).
+    /// Returns whether half of the timeout has passed since the [start](Self::start).
     fn has_waited_long(&self) -> bool {
-        let Settings { clock, deadline, .. } = &*self.switch.settings;
-        self.since.is_some_and(|since| clock.now().saturating_sub(since) >= *deadline / 2)
+        let Settings { clock, timeout, .. } = &*self.breaker.settings;
+        self.since.is_some_and(|since| clock.now().saturating_sub(since) >= *timeout / 2)
     }
 
-    /// Asks the breaker again, for a caller that has waited since. Returns the time to wait if the breaker has opened meanwhile.
+    /// Checks the breaker again after a wait. Returns the time to wait if the breaker has opened meanwhile.
     #[cfg(feature = "redis")]
     pub(crate) fn renew(&mut self) -> Result<(), Duration> {
         if !self.is_probe {
-            self.is_probe = self.switch.enter()?;
+            self.is_probe = self.breaker.try_acquire()?;
         }
         Ok(())
     }
@@ -247,25 +272,25 @@ impl Pass {
     pub(crate) fn end(&mut self, has_succeeded: bool) {
         self.has_ended = true;
         match has_succeeded {
-            true => self.switch.succeeded(self.is_probe),
-            false => self.switch.failed(self.is_probe),
+            true => self.breaker.succeeded(self.is_probe),
+            false => self.breaker.failed(self.is_probe),
         }
     }
 }
 
-impl Drop for Pass {
-    /// A probe that nobody waits for any more leaves the turn to the next.
+impl Drop for Permit {
+    /// Counts a failure after a long measured wait. Otherwise lets the next request probe if this was the probe.
     fn drop(&mut self) {
         if self.has_ended {
             return;
         }
         if self.has_waited_long() {
-            self.switch.failed(self.is_probe);
+            self.breaker.failed(self.is_probe);
         } else if self.is_probe {
-            let phase = self.switch.phase();
-            if let Phase::HalfOpen { pause, .. } = *phase {
-                // Nothing was learned, and so there is no event: whoever gives up could make as many as he likes.
-                self.switch.set(phase, Phase::Open { until: Duration::ZERO, pause });
+            let state = self.breaker.lock();
+            if let State::HalfOpen { pause, .. } = *state {
+                // Reports no transition event: clients that give up could otherwise fill the log.
+                self.breaker.set(state, State::Open { until: Duration::ZERO, pause });
             }
         }
     }

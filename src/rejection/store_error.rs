@@ -1,26 +1,26 @@
-//! [`StoreError`]: a store could not answer.
+//! [`StoreError`]: the error of a lookup.
 
 use std::error::Error;
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// The error of a lookup: a store could not find out whether a token is valid. A gate answers 503.
+/// The error of a lookup: the store could not check whether a token is valid. The gate responds with 503.
 ///
 /// An error concerns either the store or one token:
 ///
 /// | | about the store | about one token |
 /// |---|---|---|
-/// | made by | [`new`](Self::new) | [`for_token`](Self::for_token) |
-/// | for example | connection refused, timeout, HTTP 500 | a row that cannot be read, a token that the authorization server answers with HTTP 400 |
+/// | created by | [`new`](Self::new) | [`for_token`](Self::for_token) |
+/// | for example | no connection, timeout, HTTP 500 | an unreadable row, a token that the authorization server rejects with HTTP 400 |
 /// | [`CircuitBreaker`](crate::store::CircuitBreaker) | counts a failure | counts a success, because the store has answered |
 /// | `CachedStore` | may serve an older answer | never serves an older answer |
 /// | [`FailureThrottle`](crate::limit::FailureThrottle) | counts nothing | counts a failed attempt of the peer |
 ///
-/// What a client can cause by the choice of its token concerns that token. Otherwise one client could open the circuit breaker
-/// for everybody. If in doubt between the two, use `for_token`.
+/// If a client can cause an error by its choice of token, the error concerns that token. Otherwise one client could open the
+/// circuit breaker for all clients. When in doubt, use `for_token`.
 ///
-/// A store's own error is the [`source`](Error::source). It must contain neither the token nor its digest.
+/// The error of the store is the [`source`](Error::source). It must contain neither the token nor its digest.
 ///
 /// ```
 /// use tollgate::{Grant, StoreError, store};
@@ -43,8 +43,8 @@ pub struct StoreError {
 impl StoreError {
     /// Wraps an error about the store.
     ///
-    /// A `StoreError` is returned unchanged. An error that has one among its [sources](Error::source) takes over whether it
-    /// concerns a token, and its [`retry_after`](Self::retry_after).
+    /// Returns a `StoreError` unchanged. If there is one among the [sources](Error::source), the new error has its
+    /// [`concerns_token`](Self::concerns_token) and [`retry_after`](Self::retry_after).
     pub fn new(error: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
         let error = match error.into().downcast::<Self>() {
             Ok(same) => return *same,
@@ -59,7 +59,7 @@ impl StoreError {
         Self { source: Arc::from(error), retry_after, concerns_token }
     }
 
-    /// Wraps an error about one token, such as a row that cannot be read. The store itself works.
+    /// Wraps an error about one token, such as an unreadable row. The store itself works.
     pub fn for_token(error: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
         Self { concerns_token: true, ..Self::new(error) }
     }
@@ -70,20 +70,20 @@ impl StoreError {
         self.concerns_token
     }
 
-    /// Sets the time that clients are asked to wait by `Retry-After`. Default: 1 second.
+    /// Sets the time that `Retry-After` advertises. Default: 1 second.
     #[must_use]
     pub fn with_retry_after(self, retry_after: Duration) -> Self {
         Self { retry_after: Some(retry_after), ..self }
     }
 
-    /// Returns the time that clients are asked to wait, if the store has set one.
+    /// Returns the time for `Retry-After`, if the store has set one.
     #[must_use]
     pub fn retry_after(&self) -> Option<Duration> {
         self.retry_after
     }
 
-    pub(crate) fn deadline(deadline: Duration) -> Self {
-        Self::new(format!("no answer within {deadline:?}"))
+    pub(crate) fn timeout(timeout: Duration) -> Self {
+        Self::new(format!("no answer within {timeout:?}"))
     }
 }
 
@@ -122,7 +122,7 @@ mod tests {
     }
 
     #[test]
-    fn wrapping_keeps_the_classification() {
+    fn wrapping_preserves_the_classification() {
         assert!(!StoreError::new("down").concerns_token());
         let second = Duration::from_secs(1);
         for (error, concerns_token) in [

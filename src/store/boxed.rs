@@ -1,3 +1,5 @@
+//! [`BoxStore`]: a store with its type erased.
+
 use std::fmt;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -10,9 +12,9 @@ use crate::token::BearerToken;
 type BoxFuture<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 type DynStore<P> = dyn TokenStore<Principal = P, Error = StoreError, Future = BoxFuture<Lookup<P, StoreError>>>;
 
-/// Any store, without its type: to choose one at run time. Cheap to clone.
+/// A store with its type erased, to choose a store at run time. Clones share the store.
 ///
-/// An answer that the store has at hand stays at hand, without a box.
+/// An immediate answer of the inner store stays immediate and needs no allocation.
 ///
 /// ```
 /// use std::time::Duration;
@@ -28,7 +30,7 @@ type DynStore<P> = dyn TokenStore<Principal = P, Error = StoreError, Future = Bo
 pub struct BoxStore<P>(Arc<DynStore<P>>);
 
 impl<P: Send + Sync + 'static> BoxStore<P> {
-    /// Forgets the type of a store.
+    /// Erases the type of a store.
     pub fn new<T: TokenStore<Principal = P>>(store: T) -> Self {
         Self(Arc::new(Erase(store)))
     }

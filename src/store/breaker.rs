@@ -1,5 +1,8 @@
+//! [`CircuitBreaker`]: fails lookups immediately while a store is down.
+
 use std::error::Error;
 use std::fmt;
+use std::num::NonZeroU32;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -10,33 +13,35 @@ use thiserror::Error;
 use super::{Lookup, TokenStore};
 use crate::limit::Clock;
 use crate::pending::answer::Answer;
-use crate::pending::breaker::{Pass, Switch};
+use crate::pending::breaker::{Backoff, Breaker, Permit};
 use crate::pending::timeout::{BoxSleep, Sleep, Timeout};
 use crate::rejection::store_error::StoreError;
 use crate::token::BearerToken;
 
-pub use crate::pending::breaker::BreakerState;
+pub use crate::pending::breaker::{BackoffError, BreakerState};
 
-/// A store that is not asked while it is down, so that nobody waits for it, and it has time to come back.
+/// A circuit breaker around another store. Clones share the state.
 ///
-/// | state | a look-up |
+/// While the store is down, lookups fail immediately, and the store gets no load.
+///
+/// | state | a lookup |
 /// |---|---|
-/// | [closed](BreakerState::Closed) | asks the store, and fails if it takes longer than the deadline |
-/// | [open](BreakerState::Open), after failures in a row | fails at once: 503 with `Retry-After`, never 401 |
-/// | [probing](BreakerState::HalfOpen), after a pause | one of them asks the store; its success closes the breaker, its failure opens it for twice as long |
+/// | [closed](BreakerState::Closed) | is sent to the store, and fails if it exceeds the timeout |
+/// | [open](BreakerState::Open), after consecutive failures | fails immediately: 503 with `Retry-After`, never 401 |
+/// | [half-open](BreakerState::HalfOpen), after a pause | one lookup, the probe, is sent to the store. If it succeeds, the breaker closes. If it fails, the breaker opens for twice as long. All other lookups fail immediately |
 ///
-/// # What counts
+/// # Successes and failures
 ///
 /// | a lookup | counts as |
 /// |---|---|
 /// | a grant, or "unknown" | success |
 /// | an error [about one token](StoreError::concerns_token) | success, because the store has answered |
-/// | an error about the store, or the breaker's own deadline | failure |
-/// | dropped after half of the breaker's own deadline or later, for example because clients gave up | failure |
+/// | an error about the store, or the breaker's timeout | failure |
+/// | dropped after half of the breaker's timeout or later, for example because the client gave up | failure |
 /// | dropped earlier | nothing |
 ///
-/// The time of a lookup is measured from its first poll. The gate has a deadline too, which ends the wait of one request; it
-/// should be longer than the breaker's.
+/// The time of a lookup is measured from its first poll. The gate has a timeout too, which ends the wait of one request. Set it
+/// longer than the breaker's timeout.
 ///
 /// # Recovery
 ///
@@ -54,42 +59,41 @@ pub use crate::pending::breaker::BreakerState;
 /// # let _ = gate;
 /// ```
 ///
-/// Put a cache outside of it: what is remembered is answered in all states.
+/// Put a cache in front of the breaker: cached grants are returned in every state.
 pub struct CircuitBreaker<T> {
     store: Arc<T>,
-    switch: Switch,
+    breaker: Breaker,
     timeout: Arc<Timeout>,
 }
 
-/// Why a look-up failed that the store did not answer.
+/// The error of a lookup that the circuit breaker ended.
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum CircuitBreakerError {
-    /// The store has failed, and is given time.
-    #[error("the store has failed, and is not asked for a while")]
+    /// The breaker is open, because the store has failed.
+    #[error("circuit breaker is open")]
     Open,
-    /// The store did not answer within the deadline.
-    #[error("the store did not answer in time")]
-    Deadline,
+    /// The store did not answer within the breaker's timeout.
+    #[error("the store did not answer within the timeout of the circuit breaker")]
+    Timeout,
 }
 
 impl<T> CircuitBreaker<T> {
-    /// Creates a circuit breaker. `timeout` is that of one lookup; give the gate a longer one.
+    /// Creates a circuit breaker. `timeout` is that of one lookup. Set a longer one for the gate.
     ///
-    /// The breaker opens after 5 failures in a row, for 1 second at first, and for 30 at most. The timer is tokio's;
-    /// [`with_timer`](Self::with_timer) takes another.
+    /// The breaker opens after 5 consecutive failures, for 1 second at first and for 30 seconds at most. It uses the timer of
+    /// tokio. [`with_timer`](Self::with_timer) takes another one.
     #[cfg(feature = "tokio")]
     pub fn with_timeout(store: T, timeout: Duration) -> Self {
         Self::with_timer(store, timeout, tokio::time::sleep)
     }
 
-    /// Creates a circuit breaker with the timer of any runtime. `sleep` returns a future that is ready after the given time.
+    /// Creates a circuit breaker with the timer of any runtime. `sleep` returns a future that completes after the given time.
     pub fn with_timer(store: T, timeout: Duration, sleep: impl Sleep) -> Self {
-        Self { store: Arc::new(store), switch: Switch::new(timeout), timeout: Arc::new(Timeout::new(timeout, sleep)) }
+        Self { store: Arc::new(store), breaker: Breaker::new(timeout), timeout: Arc::new(Timeout::new(timeout, sleep)) }
     }
 
-    /// The same under a name of its own, by which [metrics and events](crate::observe) tell several breakers apart; `default`
-    /// if this is never called.
+    /// Sets the name in [metrics and events](crate::observe). Default: `default`.
     ///
     /// ```
     /// use std::time::Duration;
@@ -101,44 +105,62 @@ impl<T> CircuitBreaker<T> {
     /// ```
     #[must_use]
     pub fn with_name(mut self, name: &'static str) -> Self {
-        self.switch.set_name(name);
+        self.breaker.set_name(name);
         self
     }
 
-    /// The same, open after so many failures in a row; 0 is taken as 1.
+    /// Sets the number of consecutive failures that open the breaker. Default: 5.
+    ///
+    /// ```
+    /// use std::num::NonZeroU32;
+    /// use std::time::Duration;
+    /// use tollgate::MemoryStore;
+    /// use tollgate::store::CircuitBreaker;
+    ///
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let store = CircuitBreaker::with_timeout(MemoryStore::<()>::new(), Duration::from_secs(1))
+    ///     .with_failure_threshold(NonZeroU32::new(10).ok_or("at least 1")?)
+    ///     .with_backoff(Duration::from_secs(2), Duration::from_secs(60))?;
+    /// # let _ = store;
+    /// # Ok(())
+    /// # }
+    /// ```
     #[must_use]
-    pub fn with_failure_threshold(mut self, failures: u32) -> Self {
-        self.switch.set_failures(failures);
+    pub fn with_failure_threshold(mut self, failures: NonZeroU32) -> Self {
+        self.breaker.set_failure_threshold(failures);
         self
     }
 
-    /// The same with other pauses before a look-up may probe the store: the first one, and the longest, to which it grows by
-    /// doubling.
-    #[must_use]
-    pub fn with_backoff(mut self, first: Duration, longest: Duration) -> Self {
-        self.switch.set_pauses(first, longest);
-        self
+    /// Sets the first pause before a probe, and the longest one. Each failed probe doubles the pause, up to the longest one.
+    /// Default: 1 second and 30 seconds.
+    ///
+    /// # Errors
+    ///
+    /// If `longest` is shorter than `first`.
+    pub fn with_backoff(mut self, first: Duration, longest: Duration) -> Result<Self, BackoffError> {
+        self.breaker.set_backoff(Backoff::new(first, longest)?);
+        Ok(self)
     }
 
-    /// The same by another clock than the system's monotonic one.
+    /// Sets the clock that measures pauses and waits. Default: the monotonic clock of the system.
     #[must_use]
     pub fn with_clock(mut self, clock: impl Clock) -> Self {
-        self.switch.set_clock(Arc::new(clock));
+        self.breaker.set_clock(Arc::new(clock));
         self
     }
 
     /// Lets the next lookup probe the store, instead of waiting for the end of the pause. Does nothing while the breaker is
     /// closed.
     ///
-    /// If that lookup fails, the pauses start anew with the shortest one.
+    /// If that lookup fails, the pauses start with the shortest one.
     pub fn probe_now(&self) {
-        self.switch.probe_now();
+        self.breaker.probe_now();
     }
 
-    /// What it does now.
+    /// Returns the current state.
     #[must_use]
     pub fn state(&self) -> BreakerState {
-        self.switch.state()
+        self.breaker.state()
     }
 }
 
@@ -148,30 +170,30 @@ impl<T: TokenStore> TokenStore for CircuitBreaker<T> {
     type Future = CircuitBreakerFuture<T::Future>;
 
     fn lookup(&self, token: &BearerToken<'_>) -> Answer<Self::Future> {
-        let is_probe = match self.switch.enter() {
+        let is_probe = match self.breaker.try_acquire() {
             Ok(is_probe) => is_probe,
             Err(wait) => return Answer::Ready(Err(StoreError::new(CircuitBreakerError::Open).with_retry_after(wait))),
         };
         match self.store.lookup(token) {
             Answer::Ready(Ok(found)) => {
-                self.switch.succeeded(is_probe);
+                self.breaker.succeeded(is_probe);
                 Answer::Ready(Ok(found))
             }
             Answer::Ready(Err(error)) => {
                 let error = StoreError::new(error);
                 match error.concerns_token() {
-                    true => self.switch.succeeded(is_probe),
-                    false => self.switch.failed(is_probe),
+                    true => self.breaker.succeeded(is_probe),
+                    false => self.breaker.failed(is_probe),
                 }
                 Answer::Ready(Err(error))
             }
             Answer::Pending(future) => {
-                let pass = Pass::new(&self.switch, is_probe);
+                let permit = Permit::new(&self.breaker, is_probe);
                 Answer::Pending(CircuitBreakerFuture {
                     future,
-                    deadline: None,
+                    sleep: None,
                     timeout: Arc::clone(&self.timeout),
-                    pass,
+                    permit,
                 })
             }
         }
@@ -187,10 +209,10 @@ pin_project_lite::pin_project! {
     pub struct CircuitBreakerFuture<F> {
         #[pin]
         future: F,
-        // Starts with the first poll, as the look-up does.
-        deadline: Option<BoxSleep>,
+        // Starts with the first poll, as the lookup does.
+        sleep: Option<BoxSleep>,
         timeout: Arc<Timeout>,
-        pass: Pass,
+        permit: Permit,
     }
 }
 
@@ -205,18 +227,18 @@ where
         let this = self.project();
         if let Poll::Ready(found) = this.future.poll(cx) {
             let found = found.map_err(StoreError::new);
-            this.pass.end(found.as_ref().err().is_none_or(StoreError::concerns_token));
+            this.permit.end(found.as_ref().err().is_none_or(StoreError::concerns_token));
             return Poll::Ready(found);
         }
-        let deadline = this.deadline.get_or_insert_with(|| {
-            this.pass.start();
+        let sleep = this.sleep.get_or_insert_with(|| {
+            this.permit.start();
             this.timeout.start()
         });
-        match deadline.as_mut().poll(cx) {
+        match sleep.as_mut().poll(cx) {
             Poll::Pending => Poll::Pending,
             Poll::Ready(()) => {
-                this.pass.end(false);
-                Poll::Ready(Err(StoreError::new(CircuitBreakerError::Deadline)))
+                this.permit.end(false);
+                Poll::Ready(Err(StoreError::new(CircuitBreakerError::Timeout)))
             }
         }
     }
@@ -224,7 +246,7 @@ where
 
 impl<T> Clone for CircuitBreaker<T> {
     fn clone(&self) -> Self {
-        Self { store: Arc::clone(&self.store), switch: self.switch.clone(), timeout: Arc::clone(&self.timeout) }
+        Self { store: Arc::clone(&self.store), breaker: self.breaker.clone(), timeout: Arc::clone(&self.timeout) }
     }
 }
 

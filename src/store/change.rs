@@ -1,22 +1,24 @@
+//! [`Invalidation`]: a change that caches must apply.
+
 use crate::grant::{GrantId, Subject};
 use crate::token::TokenDigest;
 
-/// What has changed where grants are kept, told to whoever remembers them.
+/// A change of stored grants, for caches.
 ///
-/// `CachedStore::invalidate` takes it; a database tells it by `sql::Database::watch`, and an administration of one's
-/// own by whatever brings messages to its processes.
+/// Pass it to `CachedStore::invalidate`. `sql::Database::watch` reports the changes of a database. For other stores, send
+/// changes to all processes by your own messaging.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Invalidation {
-    /// A token, by the digest that the store knows it by.
+    /// A token was changed or revoked. The digest is the one that the store uses.
     Token(TokenDigest),
-    /// All tokens of a grant.
+    /// All tokens of a grant were changed or revoked.
     Grant(GrantId),
-    /// All tokens of a subject.
+    /// All tokens of a subject were changed or revoked.
     Subject(Subject),
-    /// A token was added, so that one which was unknown may be known now.
+    /// A token was added: tokens that were unknown may be known now.
     Added,
-    /// Anything may have changed, for example while a connection was lost. A cache does not remove its entries, but asks the
-    /// store before it uses them again, and uses them without an answer only while the store fails.
+    /// Anything may have changed, for example while a connection was lost. A cache keeps its entries, but looks each of them up
+    /// in the store before it serves them again. It serves an old entry only while the store fails.
     Everything,
 }

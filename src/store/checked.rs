@@ -1,22 +1,24 @@
+//! [`CheckedStore`]: rejects tokens in a foreign format without a lookup.
+
 use super::TokenStore;
 use crate::pending::answer::Answer;
 use crate::token::BearerToken;
 use crate::token::mint::TokenFormat;
 
-/// A store that is asked only for tokens that can be the service's by their form. Anything else is unknown at once, also
-/// while the store is down.
+/// A store that looks up only tokens in the service's format. Any other token is unknown immediately, even while the inner store
+/// is down.
 ///
-/// That a token has the form of a [`TokenFormat`] can be seen by anybody who knows it, so that the time which this saves tells
-/// nothing. Clients are told the same as of any unknown token.
+/// The shorter response time reveals nothing secret: anyone who knows a [`TokenFormat`] can check the format of a token. Clients
+/// get the same response as for any unknown token.
 ///
 /// ```
-/// use tollgate::{AuthLayer, Grant, MemoryStore, mint::TokenFormat, store::CheckedStore};
+/// use tollgate::{AuthLayer, Grant, MemoryStore, TokenDigest, mint::TokenFormat, store::CheckedStore};
 ///
 /// let format = TokenFormat::new("acme")?;
 /// let secret = format.mint()?;
 /// let tokens = MemoryStore::new();
 /// tokens.insert(&secret, Grant::new("alice", ()))?;
-/// tokens.insert("a-token-of-the-system-before", Grant::new("bob", ()))?;
+/// tokens.insert(TokenDigest::of("token-of-an-older-system"), Grant::new("bob", ()))?;
 ///
 /// let gate = AuthLayer::new(CheckedStore::new(tokens, format).with_imported_tokens());
 /// # let _ = gate;
@@ -30,21 +32,21 @@ pub struct CheckedStore<T> {
 }
 
 impl<T> CheckedStore<T> {
-    /// Asks the store for tokens of this format only.
+    /// Creates a store that looks up only tokens in this format.
     #[must_use]
     pub fn new(store: T, format: TokenFormat) -> Self {
         Self { store, formats: vec![format], imported: false }
     }
 
-    /// The same for tokens of one more format, such as that of an older version.
+    /// Adds another format, such as an older one.
     #[must_use]
     pub fn with_format(mut self, format: TokenFormat) -> Self {
         self.formats.push(format);
         self
     }
 
-    /// The same for tokens of other shapes that were imported: the store is asked for all that do not begin with a
-    /// format's prefix and an underscore. Choose a prefix that no imported token has.
+    /// Also looks up imported tokens in any other format. Tokens that begin with the prefix of a format and an underscore are
+    /// still checked. Choose a prefix that no imported token has.
     #[must_use]
     pub fn with_imported_tokens(mut self) -> Self {
         self.imported = true;

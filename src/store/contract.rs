@@ -1,4 +1,4 @@
-//! Checks that a store keeps the contract of [`TokenStore`], for every store to run on itself (feature `test-util`).
+//! Checks that a store fulfils the contract of [`TokenStore`], for the tests of any store (feature `test-util`).
 //!
 //! ```
 //! use tollgate::store::contract::Contract;
@@ -7,7 +7,7 @@
 //! # #[tokio::main(flavor = "current_thread")]
 //! # async fn main() {
 //! let store = MemoryStore::from_iter([(TokenDigest::of("alice-token-1"), Grant::new("alice", ())), (TokenDigest::of("gone-token-1"), Grant::new("bob", ()))]);
-//! store.revoke("gone-token-1");
+//! store.revoke(TokenDigest::of("gone-token-1"));
 //!
 //! Contract::new(store).knows("alice-token-1", "alice").has_revoked("gone-token-1").check().await;
 //! # }
@@ -19,8 +19,8 @@ use super::TokenStore;
 use crate::pending::answer::Answer;
 use crate::token::BearerToken;
 
-/// What a store was filled with, and so has to answer.
-#[must_use = "nothing is checked before `check` or `check_outage`"]
+/// A store under test, with the answers that are expected of it.
+#[must_use = "call `check` or `check_outage` to run the checks"]
 pub struct Contract<T> {
     store: T,
     known: Vec<(String, String)>,
@@ -28,18 +28,18 @@ pub struct Contract<T> {
 }
 
 impl<T: TokenStore + Debug> Contract<T> {
-    /// Begins with a store that was filled.
+    /// Creates a contract for a store that already has its grants.
     pub fn new(store: T) -> Self {
         Self { store, known: Vec::new(), revoked: Vec::new() }
     }
 
-    /// The store has a grant with this subject for this token.
+    /// Adds a token whose grant the store has, with the subject of the grant.
     pub fn knows(mut self, token: impl Into<String>, subject: impl Into<String>) -> Self {
         self.known.push((token.into(), subject.into()));
         self
     }
 
-    /// The store had a grant for this token, and it was taken away.
+    /// Adds a token whose grant was revoked.
     pub fn has_revoked(mut self, token: impl Into<String>) -> Self {
         self.revoked.push(token.into());
         self
@@ -48,35 +48,35 @@ impl<T: TokenStore + Debug> Contract<T> {
     /// Checks that the store:
     ///
     /// 1. finds every known token, every time, with the right subject;
-    /// 2. finds nothing for revoked tokens, for the empty token, for bytes that are no UTF-8, and for tokens that
-    ///    differ from a known one in a character, its case, its length, or white space around it;
-    /// 3. answers look-ups that overlap, each with its own answer, in whatever order they are polled;
-    /// 4. survives look-ups that are never polled, and such as are dropped half-way;
+    /// 2. finds nothing for revoked tokens, for the empty token, for bytes that are not UTF-8, and for tokens that differ from a
+    ///    known one in a character, its case, its length, or surrounding white space;
+    /// 3. returns the right answer to each of several concurrent lookups, in any order of polling;
+    /// 4. keeps working after lookups that are never polled or are dropped before they complete;
     /// 5. shows no token in its `Debug` output.
     ///
     /// # Panics
     ///
-    /// If it does not, with the rule that is broken; and if no token was named that it knows. Tokens are not printed.
+    /// If the store breaks a rule; the message names the rule. If no known token was added. The messages contain no token.
     pub async fn check(self) {
-        assert!(!self.known.is_empty(), "contract: name a token that the store knows");
-        self.finds_what_it_knows().await;
-        self.finds_nothing_else().await;
-        self.keeps_overlapping_lookups_apart().await;
+        assert!(!self.known.is_empty(), "contract: add a token that the store knows");
+        self.finds_known_tokens().await;
+        self.finds_no_other_token().await;
+        self.separates_concurrent_lookups().await;
         self.survives_dropped_lookups().await;
-        self.prints_no_token();
+        self.shows_no_token();
     }
 
-    /// Checks a store whose backend is down: every look-up must say so, and none may say "unknown".
+    /// Checks a store whose backend is down: every lookup must return an error, never "unknown".
     ///
     /// # Panics
     ///
-    /// If a look-up does not return an error, or the error shows the token; and if no token was named.
+    /// If a lookup does not return an error. If an error shows the token. If no token was added.
     pub async fn check_outage(self) {
-        assert!(!(self.known.is_empty() && self.revoked.is_empty()), "contract: name a token to ask for");
+        assert!(!(self.known.is_empty() && self.revoked.is_empty()), "contract: add a token to look up");
         let tokens = self.known.iter().map(|(token, _)| token).chain(&self.revoked);
         for token in tokens {
             match self.store.lookup(&BearerToken::new(token)).await {
-                Ok(_) => panic!("contract: a store that cannot find out returns an error, so that nobody reads a 401"),
+                Ok(_) => panic!("contract: a store that cannot answer returns an error, so that clients get no 401"),
                 Err(error) => {
                     let error = error.into();
                     let shown = format!("{error} {error:?}");
@@ -93,7 +93,7 @@ impl<T: TokenStore + Debug> Contract<T> {
         }
     }
 
-    async fn finds_what_it_knows(&self) {
+    async fn finds_known_tokens(&self) {
         for (token, subject) in &self.known {
             for _ in 0..3 {
                 let found = self.subject_of(token).await;
@@ -102,7 +102,7 @@ impl<T: TokenStore + Debug> Contract<T> {
         }
     }
 
-    async fn finds_nothing_else(&self) {
+    async fn finds_no_other_token(&self) {
         for token in &self.revoked {
             assert_eq!(self.subject_of(token).await, None, "contract: a revoked token has no grant");
         }
@@ -119,7 +119,7 @@ impl<T: TokenStore + Debug> Contract<T> {
         }
     }
 
-    async fn keeps_overlapping_lookups_apart(&self) {
+    async fn separates_concurrent_lookups(&self) {
         let mut waiting = Vec::new();
         for _ in 0..8 {
             for (token, subject) in &self.known {
@@ -127,13 +127,13 @@ impl<T: TokenStore + Debug> Contract<T> {
                 waiting.push((self.store.lookup(&BearerToken::new(&format!("{token}.unknown"))), None));
             }
         }
-        // Polled in the other order than asked.
+        // Polled in reverse order.
         while let Some((answer, subject)) = waiting.pop() {
             let found = match answer.await {
                 Ok(found) => found.map(|grant| grant.subject().to_string()),
                 Err(error) => panic!("contract: the store failed: {}", error.into()),
             };
-            assert_eq!(found.as_ref(), subject, "contract: overlapping look-ups keep their answers");
+            assert_eq!(found.as_ref(), subject, "contract: concurrent lookups get their own answers");
         }
     }
 
@@ -153,11 +153,11 @@ impl<T: TokenStore + Debug> Contract<T> {
                 }
             }
             let found = self.subject_of(token).await;
-            assert_eq!(found.as_deref(), Some(&**subject), "contract: dropped look-ups harm no other");
+            assert_eq!(found.as_deref(), Some(&**subject), "contract: dropped lookups do not affect others");
         }
     }
 
-    fn prints_no_token(&self) {
+    fn shows_no_token(&self) {
         let shown = format!("{:?} {:#?}", self.store, self.store);
         let tokens = self.known.iter().map(|(token, _)| token).chain(&self.revoked);
         for token in tokens {
@@ -167,7 +167,7 @@ impl<T: TokenStore + Debug> Contract<T> {
 }
 
 impl<T: Debug> Debug for Contract<T> {
-    /// Leaves out the tokens.
+    /// Omits the tokens.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Contract").field("store", &self.store).finish_non_exhaustive()
     }

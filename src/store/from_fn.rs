@@ -1,3 +1,5 @@
+//! [`from_fn`] and [`from_fn_with`]: stores from closures.
+
 use std::error::Error;
 use std::fmt;
 use std::pin::Pin;
@@ -9,11 +11,11 @@ use crate::grant::Grant;
 use crate::pending::answer::Answer;
 use crate::token::{BearerToken, TokenDigest};
 
-/// A store made of a closure, see [`from_fn`].
+/// The store of [`from_fn`] and [`from_fn_with`].
 #[derive(Clone, Copy)]
 pub struct FromFn<F>(F);
 
-/// A store that asks a closure, whose future owns what it needs.
+/// Creates a store from a closure. The future of the closure must own its data.
 ///
 /// ```
 /// use std::time::Duration;
@@ -34,7 +36,7 @@ where
     FromFn(f)
 }
 
-/// [`from_fn`] with a state, such as a connection pool, of which every call gets a clone.
+/// Creates a store from a closure and a state, such as a connection pool. Each call gets a clone of the state.
 ///
 /// ```
 /// use tollgate::{Grant, TokenDigest, store};
@@ -95,7 +97,7 @@ where
     }
 }
 
-// By hand, because closures and their futures have no `Debug`.
+// Not derived, because closures and their futures do not implement `Debug`.
 impl<F> fmt::Debug for FromFn<F> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("FromFn(..)")

@@ -1,3 +1,5 @@
+//! [`MemoryStore`]: grants in the memory of this process.
+
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::convert::Infallible;
@@ -13,26 +15,26 @@ use crate::grant::{Grant, GrantId, Subject};
 use crate::pending::answer::{Answer, Immediate};
 use crate::token::{BearerToken, TokenDigest};
 
-/// Grants in the memory of this process, by the digests of their tokens. Clones share the grants.
+/// A store in the memory of this process. Clones share the grants.
 ///
-/// Everything can be changed while requests are served from many threads. Readers wait for nobody but a writer to the
-/// same of 64 shards: for as long as one entry takes, or the growth of that shard's table. Revoking by grant or subject
-/// looks at all tokens under one lock. [`replace_all`](Self::replace_all) swaps the whole content at once.
+/// Any thread may change the store while requests are served. The store has 64 shards. A reader waits only for a writer to the
+/// same shard, for the time of one change or of the growth of the shard's table. A revocation by grant or subject locks the whole
+/// store while it visits all tokens. [`replace_all`](Self::replace_all) replaces the whole content atomically.
+///
+/// The store keeps digests, not tokens. Pass a [`TokenDigest`] or what converts to one, such as a minted secret.
 ///
 /// ```
-/// use tollgate::{BearerToken, Grant, MemoryStore, TokenStore};
+/// use tollgate::{BearerToken, Grant, MemoryStore, TokenDigest, TokenStore};
 ///
 /// let tokens = MemoryStore::new();
-/// tokens.insert("first", Grant::new("alice", "Alice"))?;
-/// tokens.revoke("first");
+/// tokens.insert(TokenDigest::of("first"), Grant::new("alice", "Alice"))?;
+/// tokens.revoke(TokenDigest::of("first"));
 /// assert!(tokens.lookup(&BearerToken::new("first")).ready().unwrap()?.is_none());
 /// # Ok::<_, Box<dyn std::error::Error>>(())
 /// ```
-///
-/// Tokens are given as text, of which the digest is kept, or as a [`TokenDigest`].
 pub struct MemoryStore<P>(Arc<[Shard<P>; SHARDS]>);
 
-/// Readers of different shards touch different cache lines.
+/// Aligned, so that readers of different shards use different cache lines.
 #[repr(align(64))]
 struct Shard<P>(RwLock<Table<P>>);
 
@@ -40,9 +42,9 @@ type Table<P> = HashMap<TokenDigest, Arc<Grant<P>>, BuildHasherDefault<DigestHas
 
 const SHARDS: usize = 64;
 
-/// The token is in the store already. Holds the grant that was to be inserted.
+/// The error of an insertion whose token already exists. Contains the grant that was not inserted.
 #[derive(Error)]
-#[error("the token is in the store already")]
+#[error("the token already exists")]
 pub struct OccupiedError<P>(pub Box<Grant<P>>);
 
 impl<P> fmt::Debug for OccupiedError<P> {
@@ -51,23 +53,23 @@ impl<P> fmt::Debug for OccupiedError<P> {
     }
 }
 
-/// A token that cannot be rotated. Nothing was changed.
+/// The error of a failed rotation. The store is unchanged.
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum RotateError {
     /// The old token is not in the store.
-    #[error("the token is not in the store")]
+    #[error("the token does not exist")]
     NotFound,
-    /// The old token has a successor already, and ends with its grace: what came of it would end too.
-    #[error("the token was rotated before")]
-    Outgoing,
-    /// The new token is in the store already, as that of the same grant or of another one.
-    #[error("the new token is in the store already")]
+    /// The old token was rotated before, and expires after its grace period. Another successor would expire with it.
+    #[error("the token was already rotated")]
+    Rotated,
+    /// The new token is already in the store, with the same grant or another one.
+    #[error("the new token already exists")]
     Occupied,
 }
 
 impl<P> MemoryStore<P> {
-    /// A store without grants.
+    /// Creates a store without grants.
     #[must_use]
     pub fn new() -> Self {
         Self(Arc::new(std::array::from_fn(|_| Shard(RwLock::default()))))
@@ -77,7 +79,7 @@ impl<P> MemoryStore<P> {
     ///
     /// # Errors
     ///
-    /// If the token is there already; the error returns the grant.
+    /// If the token already exists. The error contains the grant.
     pub fn insert(&self, token: impl Into<TokenDigest>, grant: Grant<P>) -> Result<(), OccupiedError<P>> {
         let digest = token.into();
         match self.write(&digest).entry(digest) {
@@ -89,49 +91,49 @@ impl<P> MemoryStore<P> {
         }
     }
 
-    /// Sets the grant of a token, new or not. Returns the grant that it had before.
+    /// Sets the grant of a new or existing token. Returns the previous grant.
     pub fn replace(&self, token: impl Into<TokenDigest>, grant: Grant<P>) -> Option<Arc<Grant<P>>> {
         let digest = token.into();
         self.write(&digest).insert(digest, Arc::new(grant))
     }
 
-    /// The grant of a token, for administration. Gates ask by [`lookup`](TokenStore::lookup).
+    /// Returns the grant of a token, for administration. Gates call [`lookup`](TokenStore::lookup).
     #[inline]
     #[must_use]
     pub fn get(&self, token: impl Into<TokenDigest>) -> Option<Arc<Grant<P>>> {
         let digest = token.into();
-        // Found by 8 bytes of the digest, then confirmed by all 32, in constant time.
+        // 8 bytes of the digest find the entry. The comparison of all 32 bytes takes constant time.
         self.0[shard_of(&digest)].read().get(&digest).cloned()
     }
 
-    /// Removes a token. Returns its grant. Requests that were admitted already go on.
+    /// Removes a token. Returns its grant. Requests that are already admitted continue.
     pub fn revoke(&self, token: impl Into<TokenDigest>) -> Option<Arc<Grant<P>>> {
         let digest = token.into();
         self.write(&digest).remove(&digest)
     }
 
-    /// Removes all tokens of a grant, of which a rotation makes two. Returns how many.
+    /// Removes all tokens of a grant. Returns their number. After a rotation, a grant has two tokens.
     pub fn revoke_grant(&self, id: &GrantId) -> usize {
         self.revoke_if(|grant| grant.id() == id)
     }
 
-    /// Removes all tokens of a subject. Returns how many.
+    /// Removes all tokens of a subject. Returns their number.
     pub fn revoke_subject(&self, subject: &Subject) -> usize {
         self.revoke_if(|grant| grant.subject() == subject)
     }
 
-    /// Removes tokens whose grants have expired, or whose grace has ended, by this moment. Returns how many. They are refused
-    /// all the same, and only take memory.
+    /// Removes tokens whose grant or grace period has expired by this time. Returns their number. The gate rejects expired tokens in
+    /// any case, so this only frees memory.
     ///
     /// ```
     /// use std::time::{Duration, SystemTime};
     /// use tollgate::{Grant, MemoryStore, TokenDigest};
     ///
     /// let tokens = MemoryStore::from_iter([(TokenDigest::of("old"), Grant::new("alice", ()))]);
-    /// tokens.rotate("old", "new", Duration::from_secs(3_600))?;
+    /// tokens.rotate(TokenDigest::of("old"), TokenDigest::of("new"), Duration::from_secs(3_600))?;
     /// assert_eq!(tokens.purge(SystemTime::now()), 0);
     /// assert_eq!(tokens.purge(SystemTime::now() + Duration::from_secs(7_200)), 1);
-    /// assert!(tokens.get("old").is_none() && tokens.get("new").is_some());
+    /// assert!(tokens.get(TokenDigest::of("old")).is_none() && tokens.get(TokenDigest::of("new")).is_some());
     /// # Ok::<_, tollgate::store::RotateError>(())
     /// ```
     pub fn purge(&self, before: SystemTime) -> usize {
@@ -139,42 +141,43 @@ impl<P> MemoryStore<P> {
     }
 
     fn revoke_if(&self, revoked: impl Fn(&Grant<P>) -> bool) -> usize {
-        let mut gone = Vec::new();
-        // All at once: a rotation must not move a token from a shard that comes to one that was.
+        let mut removed = Vec::new();
+        // Lock all shards: a concurrent rotation must not move a token from a shard not yet visited to a visited one.
         for table in &mut self.write_all() {
             table.retain(|_, grant| {
                 let revoked = revoked(grant);
                 if revoked {
                     // Dropped after the locks.
-                    gone.push(Arc::clone(grant));
+                    removed.push(Arc::clone(grant));
                 }
                 !revoked
             });
         }
-        gone.len()
+        removed.len()
     }
 
-    /// Gives a grant a new token. The old one works for the time of `grace`, but never longer than the grant. Returns
-    /// the grant of the new token.
+    /// Adds a new token to a grant. The old token works for the grace period, but never longer than the grant. Returns the grant of
+    /// the new token.
     ///
-    /// Both tokens stand for one grant, with the same id, subject and so budget. Nobody sees a moment in which neither
-    /// works, nor one in which the old one has lost its expiry. The old one is refused after the grace, and stays until it is
-    /// [purged](Self::purge).
+    /// Both tokens have the same id and subject, and therefore share their buckets. The change is atomic: no reader sees a time at
+    /// which neither token works, or at which the old token has no expiry. After the grace period, the gate rejects the old
+    /// token, which stays in the store until [`purge`](Self::purge).
     ///
     /// ```
     /// use std::time::Duration;
     /// use tollgate::{Grant, MemoryStore, TokenDigest};
     ///
     /// let tokens = MemoryStore::from_iter([(TokenDigest::of("old"), Grant::new("alice", ()))]);
-    /// tokens.rotate("old", "new", Duration::from_secs(3_600))?;
+    /// let (old, new) = (TokenDigest::of("old"), TokenDigest::of("new"));
+    /// tokens.rotate(old, new, Duration::from_secs(3_600))?;
     /// assert_eq!(tokens.len(), 2);
-    /// assert!(tokens.rotate("old", "another", Duration::ZERO).is_err(), "it has a successor");
+    /// assert!(tokens.rotate(old, TokenDigest::of("another"), Duration::ZERO).is_err(), "already rotated");
     /// # Ok::<_, tollgate::store::RotateError>(())
     /// ```
     ///
     /// # Errors
     ///
-    /// If the old token is not there or was rotated before, or the new one is there already.
+    /// If the old token does not exist or was already rotated, or if the new token already exists.
     pub fn rotate(
         &self,
         old: impl Into<TokenDigest>,
@@ -184,11 +187,11 @@ impl<P> MemoryStore<P> {
         self.rotate_at(old, new, grace, SystemTime::now())
     }
 
-    /// [`rotate`](Self::rotate) by another clock than the system's, such as the one that the gate was given.
+    /// Rotates a token at the given time, for example that of the gate's clock. See [`rotate`](Self::rotate).
     ///
     /// # Errors
     ///
-    /// Those of [`rotate`](Self::rotate).
+    /// See [`rotate`](Self::rotate).
     pub fn rotate_at(
         &self,
         old: impl Into<TokenDigest>,
@@ -200,27 +203,27 @@ impl<P> MemoryStore<P> {
         let mut shards = self.write_both(&old, &new);
         let grant = Arc::clone(shards.table(&old).get(&old).ok_or(RotateError::NotFound)?);
         if grant.is_rotated() {
-            return Err(RotateError::Outgoing);
+            return Err(RotateError::Rotated);
         }
         if shards.table(&new).contains_key(&new) {
             return Err(RotateError::Occupied);
         }
-        let incoming = Arc::new(Grant::clone(&grant));
-        shards.table(&new).insert(new, Arc::clone(&incoming));
+        let new_grant = Arc::new(Grant::clone(&grant));
+        shards.table(&new).insert(new, Arc::clone(&new_grant));
         if grace.is_zero() {
             shards.table(&old).remove(&old);
         } else {
-            // The grace has no end if it is longer than time can tell.
-            let outgoing = Grant::clone(&grant).into_rotated(now.checked_add(grace));
-            shards.table(&old).insert(old, Arc::new(outgoing));
+            // The grace period is unlimited if its end is beyond the range of `SystemTime`.
+            let rotated = Grant::clone(&grant).into_rotated(now.checked_add(grace));
+            shards.table(&old).insert(old, Arc::new(rotated));
         }
-        Ok(incoming)
+        Ok(new_grant)
     }
 
-    /// Swaps the whole content, for a reload: every look-up sees all of the old or all of the new.
+    /// Replaces the whole content atomically, for a reload. Every lookup sees either the old content or the new one.
     ///
-    /// The new tables are built before anything is locked. Budgets stay: they belong to subjects, not to this store.
-    /// Of a token that comes twice the last grant counts.
+    /// The new tables are built before any lock is taken. Buckets are unchanged, because they belong to subjects. If a token occurs
+    /// twice, its last grant is used.
     pub fn replace_all<T: Into<TokenDigest>>(&self, grants: impl IntoIterator<Item = (T, Grant<P>)>) {
         let mut tables: [Table<P>; SHARDS] = std::array::from_fn(|_| Table::default());
         for (token, grant) in grants {
@@ -232,22 +235,22 @@ impl<P> MemoryStore<P> {
             std::mem::swap(&mut **table, new);
         }
         drop(locked);
-        // What is in `tables` now, the old content, is dropped here, when nobody waits any more.
+        // `tables` now holds the old content, which is dropped here, after the locks.
     }
 
-    /// How many tokens there are.
+    /// Returns the number of tokens.
     #[must_use]
     pub fn len(&self) -> usize {
         self.0.iter().map(|shard| shard.read().len()).sum()
     }
 
-    /// Whether there is none.
+    /// Returns whether the store has no tokens.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.0.iter().all(|shard| shard.read().is_empty())
     }
 
-    /// The grants of all tokens, at one moment a shard.
+    /// Returns the grants of all tokens. Each shard is read at a different time.
     #[must_use]
     pub fn grants(&self) -> Vec<Arc<Grant<P>>> {
         self.0.iter().flat_map(|shard| shard.read().values().cloned().collect::<Vec<_>>()).collect()
@@ -261,7 +264,7 @@ impl<P> MemoryStore<P> {
         self.0.iter().map(Shard::write).collect()
     }
 
-    /// Locks the shards of two tokens, in the order in which everybody locks several.
+    /// Locks the shards of two tokens, in the order of shards, which prevents deadlocks.
     fn write_both(&self, a: &TokenDigest, b: &TokenDigest) -> TwoShards<'_, P> {
         let (low, high) = (shard_of(a).min(shard_of(b)), shard_of(a).max(shard_of(b)));
         let first = self.0[low].write();
@@ -290,7 +293,7 @@ fn shard_of(digest: &TokenDigest) -> usize {
 }
 
 impl<P> Shard<P> {
-    // Under these locks only whole entries are moved, so that a panic elsewhere leaves nothing half done.
+    // Ignores poisoning: every change under these locks is complete.
     #[inline]
     fn read(&self) -> RwLockReadGuard<'_, Table<P>> {
         self.0.read().unwrap_or_else(PoisonError::into_inner)
@@ -324,7 +327,7 @@ impl<P> Default for MemoryStore<P> {
     }
 }
 
-/// Of a token that comes twice the last grant counts.
+/// If a token occurs twice, its last grant is used.
 impl<P, T: Into<TokenDigest>> FromIterator<(T, Grant<P>)> for MemoryStore<P> {
     fn from_iter<I: IntoIterator<Item = (T, Grant<P>)>>(grants: I) -> Self {
         let store = Self::new();
@@ -339,14 +342,14 @@ impl<P> fmt::Debug for MemoryStore<P> {
     }
 }
 
-/// Takes the 8 bytes that a digest hands over as they are: they are uniformly distributed, and only digests of tokens
-/// that somebody put into the store are ever in the table, so that strangers cannot fill a bucket.
+/// Uses 8 bytes of a digest as its hash. Digests are uniformly distributed. A table contains only digests of tokens in the store, so
+/// clients cannot cause collisions.
 #[derive(Clone, Copy, Default)]
 pub(super) struct DigestHasher(u64);
 
 impl Hasher for DigestHasher {
     fn write(&mut self, bytes: &[u8]) {
-        // Never called for digests; any other key still gets a hash.
+        // Not called for digests. Other keys get a hash too.
         for &byte in bytes {
             self.0 = self.0.rotate_left(8) ^ u64::from(byte);
         }

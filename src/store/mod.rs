@@ -1,17 +1,17 @@
-//! Where grants are kept: [`TokenStore`], and stores to begin with.
+//! Token stores: the trait [`TokenStore`], and stores that implement it.
 //!
 //! | store | for |
 //! |---|---|
 //! | [`MemoryStore`] | tokens in this process, changed while requests are served |
-//! | [`from_fn`], [`from_fn_with`] | a closure that asks whoever knows |
-//! | [`BoxStore`] | any store, without its type |
-//! | [`CircuitBreaker`] | any store, not asked while it is down |
-//! | `CachedStore` | any store, remembered for a while and forgotten at once (feature `cache`) |
-//! | `CheckedStore` | any store, asked only for tokens that have the form of the service's (feature `mint`) |
-//! | `PepperedStore` | any store, which keeps HMACs of digests instead of digests (feature `pepper`) |
+//! | [`from_fn`], [`from_fn_with`] | a closure that looks grants up |
+//! | [`BoxStore`] | any store, with its type erased |
+//! | [`CircuitBreaker`] | any store: lookups fail immediately while it is down |
+//! | `CachedStore` | any store: a cache with immediate invalidation (feature `cache`) |
+//! | `CheckedStore` | any store: only tokens in the service's format are looked up (feature `mint`) |
+//! | `PepperedStore` | any store that keeps HMACs of digests instead of digests (feature `pepper`) |
 //! | `sql::SqlStore` | SQLite and PostgreSQL, with administration (features `sqlite`, `postgres`) |
-//! | `IntrospectionStore` | tokens that an authorization server knows (RFC 7662, feature `introspection`) |
-//! | `contract` | checks that every store can run on itself (feature `test-util`) |
+//! | `IntrospectionStore` | tokens of an authorization server (RFC 7662, feature `introspection`) |
+//! | `contract` | checks of the store contract, for tests of any store (feature `test-util`) |
 
 use std::error::Error;
 use std::sync::Arc;
@@ -36,9 +36,9 @@ mod peppered;
 pub mod sql;
 
 pub use boxed::BoxStore;
-pub use breaker::{BreakerState, CircuitBreaker, CircuitBreakerError, CircuitBreakerFuture};
+pub use breaker::{BackoffError, BreakerState, CircuitBreaker, CircuitBreakerError, CircuitBreakerFuture};
 #[cfg(feature = "cache")]
-pub use cached::{CacheSettingsError, CachedFuture, CachedStore};
+pub use cached::{CacheSettingsError, CachedFuture, CachedStore, CachedStoreBuilder};
 #[cfg(any(feature = "cache", feature = "sqlite", feature = "postgres"))]
 pub use change::Invalidation;
 #[cfg(feature = "mint")]
@@ -57,32 +57,30 @@ use crate::grant::Grant;
 use crate::pending::answer::{Answer, Immediate};
 use crate::token::BearerToken;
 
-/// What a store replies: a grant, nothing, or that it could not find out.
+/// The result of a lookup: a grant, no grant, or an error if the store could not answer.
 pub type Lookup<P, E> = Result<Option<Arc<Grant<P>>>, E>;
 
-/// Finds the grant that belongs to a token.
+/// Looks up the grant of a token.
 ///
 /// # Contract
 ///
-/// - `Ok(None)`: no grant belongs to the token. Unknown and revoked are the same.
-/// - `Err`: the store could not find out. It answers 503, never 401; an outage must not look like a revocation.
-///   If the store works and only this token could not be checked, return [`StoreError::for_token`](crate::StoreError::for_token),
-///   so that the token of one client cannot open a [`CircuitBreaker`] for everybody. Any other error concerns the store.
-/// - Expiry, not-before and the sender constraint are not the store's business: it hands on the grant, and the gate
-///   judges it.
-/// - [`Answer::Ready`] if the answer is at hand. The store must not block the thread.
-/// - The future of [`Answer::Pending`] is lazy, owns all it needs, and may be dropped at any time: a gate refuses
-///   without polling it on behalf of a peer that fails too often ([`FailureThrottle`](crate::limit::FailureThrottle)), and
-///   drops it at the deadline. What it costs is to be in the future, and not in the look-up that returns it.
+/// - `Ok(None)`: no grant belongs to the token. Do not distinguish unknown tokens from revoked ones.
+/// - `Err`: the store could not answer. The gate responds with 503, never with 401: an outage must not look like a revocation.
+///   If the store works and only this token could not be checked, return [`StoreError::for_token`](crate::StoreError::for_token).
+///   Otherwise the token of one client could open a [`CircuitBreaker`] for all clients. Any other error concerns the store.
+/// - Expiry, not-before and the sender constraint: return the grant. The gate checks them.
+/// - [`Answer::Ready`]: an immediate answer. The store must not block the thread.
+/// - [`Answer::Pending`]: the future is lazy, owns all its data, and may be dropped at any time. A gate drops it after the
+///   timeout. A gate drops it unpolled if the peer fails too often ([`FailureThrottle`](crate::limit::FailureThrottle)). Do
+///   expensive work in the future, not in the call that returns it.
 ///
 /// # Security
 ///
-/// - Look up by [`BearerToken::digest`], and compare digests by `==`, whose time does not depend on where they differ.
-///   Never compare tokens.
-/// - Do the same work for tokens that are unknown and known.
-/// - Keep digests, not tokens. Put neither into errors or logs.
-/// - A false `Some` lets a stranger in; a false `None` locks a caller out, and clients throw away tokens that they are
-///   told are invalid. When in doubt, `Err`.
+/// - Look up by [`BearerToken::digest`], and compare digests with `==`, which takes constant time. Never compare tokens.
+/// - Do the same work for unknown tokens and for known ones.
+/// - Store digests, not tokens. Put neither into errors or logs.
+/// - A false `Some` admits an unauthorized client. A false `None` locks out a caller, and clients discard tokens that are
+///   rejected as invalid. When in doubt, return `Err`.
 ///
 /// # Example
 ///
@@ -109,21 +107,21 @@ pub type Lookup<P, E> = Result<Option<Arc<Grant<P>>>, E>;
     note = "use `MemoryStore`, `store::from_fn(|digest| async move {{ .. }})` or implement `TokenStore`"
 )]
 pub trait TokenStore: Send + Sync + 'static {
-    /// Who callers are, in the service's own words.
+    /// The service's own type for callers.
     type Principal: Send + Sync + 'static;
-    /// Why it could not be found out. `Box<dyn Error + Send + Sync>` will do.
+    /// The error of a lookup, for example `Box<dyn Error + Send + Sync>`.
     type Error: Into<Box<dyn Error + Send + Sync>> + Send + 'static;
-    /// The future of an answer that has to be waited for; [`Immediate`] if there is none.
+    /// The future of a pending answer. Use [`Immediate`] if all answers are immediate.
     type Future: Future<Output = Lookup<Self::Principal, Self::Error>> + Send + 'static;
 
-    /// Looks a token up.
+    /// Looks up the grant of a token.
     fn lookup(&self, token: &BearerToken<'_>) -> Answer<Self::Future>;
 
-    /// Returns true if the store has a grant for this token at hand, which it serves if [`lookup`](Self::lookup) cannot find out
-    /// anything newer, as a cache does. Default: false.
+    /// Returns true if the store has a cached grant for this token, which it serves if [`lookup`](Self::lookup) fails to get a
+    /// newer one. Default: false.
     ///
-    /// Such a token is no guess. So a [`FailureThrottle`](crate::limit::FailureThrottle) does not keep its lookup from waiting,
-    /// and counts it only if the token turns out to be invalid. A store that wraps another one calls this method of that store.
+    /// Such a token is no guess. A [`FailureThrottle`](crate::limit::FailureThrottle) does not throttle its lookup, and counts it
+    /// only if the token turns out to be invalid. A store that wraps another store must call this method of that store.
     fn is_cached(&self, token: &BearerToken<'_>) -> bool {
         _ = token;
         false
@@ -144,17 +142,17 @@ impl<T: TokenStore + ?Sized> TokenStore for Arc<T> {
     }
 }
 
-/// A store that never waits, by its type: its future cannot exist, as [`Immediate`] cannot. Such stores need no deadline.
+/// A store whose answers are all immediate, enforced by the type of its future. Such a store needs no timeout.
 ///
-/// Every such store has this trait, and no other can: what may wait has to be given a deadline.
+/// All stores whose future is [`Immediate`] implement this trait. No other store can: a pending lookup needs a timeout.
 pub trait ImmediateStore: TokenStore<Future: sealed::NeverWaits> {}
 
 impl<T: TokenStore<Future: sealed::NeverWaits> + ?Sized> ImmediateStore for T {}
 
 mod sealed {
     #[diagnostic::on_unimplemented(
-        message = "a store with the future `{Self}` may have to wait for an answer",
-        note = "use `AuthLayer::with_timeout(store, deadline)`, so that every wait has an end"
+        message = "a store with the future `{Self}` may return pending answers",
+        note = "use `AuthLayer::with_timeout(store, timeout)`, which limits the wait"
     )]
     pub trait NeverWaits {}
 

@@ -1,3 +1,5 @@
+//! [`PepperedStore`]: a store that keeps HMACs of digests, and [`Pepper`], the key.
+
 use std::fmt;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
@@ -13,33 +15,33 @@ use super::{Lookup, TokenStore};
 use crate::pending::answer::Answer;
 use crate::token::{BearerToken, TokenDigest};
 
-/// A store whose grants are kept under HMAC-SHA-256 of their tokens' digests, by a key that the store does not have: a
-/// *pepper*. Who reads the store, or a backup of it, cannot tell whether a token that he has is in there; who can write to it,
-/// but does not know the pepper, cannot put in a token of his own.
+/// A store of HMACs. Grants are stored under the HMAC-SHA-256 of the token's digest, with a key that the store does not have: a
+/// *pepper*.
 ///
-/// Tokens are random, so that SHA-256 keeps them secret without any pepper. It is for digests that leave the process.
+/// A reader of the store or of its backup cannot check whether a token is valid. A writer without the pepper cannot add a token.
+///
+/// Tokens are random, so SHA-256 protects them without a pepper. A pepper additionally protects digests outside of the process.
 ///
 /// # Rules
 ///
-/// 1. A grant is kept under `HMAC-SHA-256(pepper, SHA-256(token))` (RFC 2104), which [`digest`](Self::digest) gives. It is made
-///    of the digest, so that a table of SHA-256 digests can be given a pepper without its tokens.
-/// 2. Looked up under the current pepper, then under the older ones, from new to old. The first that finds a grant, or cannot
-///    find out, decides.
-/// 3. A pepper ends when no grant is kept under it any more: a rotated token's successor is kept under the current one. A
-///    grant that moves to another pepper has to stand under both for as long as a request takes.
-/// 4. The store is asked at once if it answers at once. Otherwise it is asked for the next only when it has not found the one
-///    before.
+/// 1. A grant is stored under `HMAC-SHA-256(pepper, SHA-256(token))` (RFC 2104), which [`digest`](Self::digest) returns. The HMAC
+///    is computed from the digest, so an existing table of SHA-256 digests can be peppered without its tokens.
+/// 2. A lookup tries the current pepper, then the older ones from new to old. The first grant or error is the result.
+/// 3. Remove a pepper when no grant is stored under it. The successor of a rotated token is stored under the current pepper. To
+///    move a grant to another pepper, keep it under both for the duration of a request.
+/// 4. If the inner store is immediate, lookups are immediate. Otherwise, the lookup for the next pepper starts after the one before
+///    has found nothing.
 ///
 /// ```
-/// use tollgate::{AuthLayer, Grant, MemoryStore, store::{Pepper, PepperedStore}};
+/// use tollgate::{AuthLayer, Grant, MemoryStore, TokenDigest, store::{Pepper, PepperedStore}};
 ///
 /// # let (new, old) = ([1; 32], [2; 32]);
 /// let tokens = MemoryStore::new();
 /// let store = PepperedStore::new(tokens.clone(), Pepper::new(new)?).with_older(Pepper::new(old)?);
 ///
-/// tokens.insert(store.digest("a-new-token"), Grant::new("alice", ()))?;
-/// // To revoke one, whichever pepper it has:
-/// for digest in store.digests("an-old-token") {
+/// tokens.insert(store.digest(TokenDigest::of("a-new-token")), Grant::new("alice", ()))?;
+/// // Revoke a token under any pepper:
+/// for digest in store.digests(TokenDigest::of("an-old-token")) {
 ///     tokens.revoke(digest);
 /// }
 /// let gate = AuthLayer::new(store);
@@ -55,25 +57,25 @@ pub struct PepperedStore<T> {
 }
 
 impl<T> PepperedStore<T> {
-    /// A store that keeps grants under this pepper.
+    /// Creates a store with its current pepper.
     #[must_use]
     pub fn new(store: T, pepper: Pepper) -> Self {
         Self { store, current: pepper, older: Vec::new() }
     }
 
-    /// The same, in which grants may be kept under this pepper too, older than those that were given before.
+    /// Adds an older pepper, under which grants may still be stored. Add peppers from new to old.
     #[must_use]
     pub fn with_older(mut self, pepper: Pepper) -> Self {
         self.older.push(pepper);
         self
     }
 
-    /// Under what a new token's grant is kept: its digest by the current pepper.
+    /// Returns the digest under which a new token is stored, made with the current pepper.
     pub fn digest(&self, token: impl Into<TokenDigest>) -> TokenDigest {
         self.current.digest(token)
     }
 
-    /// Under what a token's grant may be kept: its digests by all peppers, the current one first.
+    /// Returns the digests under which a token may be stored, made with all peppers. The current pepper is first.
     pub fn digests(&self, token: impl Into<TokenDigest>) -> impl Iterator<Item = TokenDigest> {
         let token = token.into();
         std::iter::once(&self.current).chain(&self.older).map(move |pepper| pepper.digest(token))
@@ -89,7 +91,7 @@ impl<T: TokenStore> TokenStore for PepperedStore<T> {
         let mut answers = self.digests(token).map(|digest| self.store.lookup(&token.with_digest(digest)));
         match first(&mut answers) {
             Answer::Ready(found) => Answer::Ready(found),
-            // Those behind are lazy, so that to ask for them now costs nothing, and nobody has to keep the token for them.
+            // Create the other lookups now, so that the future does not have to own the token. They are lazy.
             Answer::Pending(current) => {
                 Answer::Pending(PepperedStoreFuture { current, older: answers.collect::<Vec<_>>().into_iter() })
             }
@@ -101,7 +103,7 @@ impl<T: TokenStore> TokenStore for PepperedStore<T> {
     }
 }
 
-/// The first answer that is anything but "unknown", or that has to be waited for.
+/// Returns the first answer that is pending or is not "unknown".
 fn first<F, P, E>(answers: &mut impl Iterator<Item = Answer<F>>) -> Answer<F>
 where
     F: Future<Output = Lookup<P, E>>,
@@ -110,7 +112,7 @@ where
 }
 
 pin_project_lite::pin_project! {
-    /// The future of a [`PepperedStore`] store. There is none if the store never waits.
+    /// The future of a [`PepperedStore`]. An immediate store has none.
     pub struct PepperedStoreFuture<F: Future> {
         #[pin]
         current: F,
@@ -139,7 +141,7 @@ where
     }
 }
 
-// It holds a future that cannot exist, and so cannot exist either.
+// It contains a future that cannot exist, so it cannot exist either.
 impl<F: Future + NeverWaits> NeverWaits for PepperedStoreFuture<F> {}
 
 impl<F: Future> fmt::Debug for PepperedStoreFuture<F> {
@@ -148,18 +150,18 @@ impl<F: Future> fmt::Debug for PepperedStoreFuture<F> {
     }
 }
 
-/// The secret key of a [`PepperedStore`] store: 32 random bytes or more, from a secrets manager, kept apart from the store.
+/// The secret key of a [`PepperedStore`]: at least 32 random bytes. Keep it in a secrets manager, apart from the store.
 ///
-/// `Debug` is redacted, and the bytes are overwritten when it is dropped. Those that it was made of are the caller's, and
-/// what HMAC has on the stack while it computes is not overwritten.
+/// `Debug` is redacted, and the key is overwritten on drop. The caller must overwrite the bytes that it was created from. Copies
+/// on the stack, which HMAC makes while it computes, are not overwritten.
 pub struct Pepper(Box<Zeroizing<[u8; BLOCK_LEN]>>);
 
 impl Pepper {
-    /// A pepper of these bytes. They must be random, not a password.
+    /// Creates a pepper. The bytes must be random, not a password.
     ///
     /// # Errors
     ///
-    /// If there are fewer than 32.
+    /// If there are fewer than 32 bytes.
     pub fn new(bytes: impl AsRef<[u8]>) -> Result<Self, PepperLengthError> {
         let bytes = bytes.as_ref();
         if bytes.len() < MIN_LEN {
@@ -168,9 +170,9 @@ impl Pepper {
         Ok(Self::of(bytes))
     }
 
-    /// The key as the block that HMAC makes of it: longer ones are hashed, shorter ones end in zeros (RFC 2104, section 2).
+    /// Expands the key to a block: longer keys are hashed, shorter keys are padded with zeros (RFC 2104, section 2).
     fn of(bytes: &[u8]) -> Self {
-        // Boxed before it is filled, so that no move leaves a copy behind.
+        // Boxed before it is filled, so that no move leaves a copy.
         let mut block = Box::new(Zeroizing::new([0; BLOCK_LEN]));
         if bytes.len() <= BLOCK_LEN {
             block[..bytes.len()].copy_from_slice(bytes);
@@ -180,13 +182,13 @@ impl Pepper {
         Self(block)
     }
 
-    /// `HMAC-SHA-256(pepper, SHA-256(token))`. Takes the token, or its digest, such as one that was kept without a pepper:
+    /// Returns `HMAC-SHA-256(pepper, SHA-256(token))` for the digest of a token, such as one that was stored without a pepper.
     ///
     /// ```
     /// use tollgate::{TokenDigest, store::Pepper};
     ///
     /// let pepper = Pepper::new([7; 32])?;
-    /// assert_eq!(pepper.digest("a-token"), pepper.digest(TokenDigest::of("a-token")));
+    /// assert_ne!(pepper.digest(TokenDigest::of("a-token")), TokenDigest::of("a-token"));
     /// # Ok::<_, tollgate::store::PepperLengthError>(())
     /// ```
     pub fn digest(&self, token: impl Into<TokenDigest>) -> TokenDigest {
@@ -205,13 +207,13 @@ impl fmt::Debug for Pepper {
     }
 }
 
-/// The pepper has fewer than 32 bytes.
+/// The error of a pepper with fewer than 32 bytes.
 #[derive(Debug, Error, PartialEq, Eq)]
-#[error("a pepper has 32 bytes or more")]
+#[error("invalid pepper: must have at least 32 bytes")]
 pub struct PepperLengthError(());
 
 const MIN_LEN: usize = 32;
-/// The block of SHA-256.
+/// The block length of SHA-256.
 const BLOCK_LEN: usize = 64;
 
 #[cfg(test)]
@@ -222,9 +224,9 @@ mod tests {
         TokenDigest::from_bytes(bytes).to_hex()
     }
 
-    /// RFC 4231, sections 4.2, 4.3, 4.7 and 4.8: short keys end in zeros, long ones are hashed.
+    /// Checks vectors of RFC 4231, sections 4.2, 4.3 and 4.7: short keys are padded, long keys are hashed.
     #[test]
-    fn hmac_is_that_of_the_standard() {
+    fn hmac_matches_rfc_4231() {
         let one = Pepper::of(&[0x0b; 20]).hmac(b"Hi There");
         assert_eq!(hex(one), "b0344c61d8db38535ca8afceaf0bf12b881dc200c9833da726e9376c2e32cff7");
         let two = Pepper::of(b"Jefe").hmac(b"what do ya want for nothing?");
@@ -233,9 +235,9 @@ mod tests {
         assert_eq!(hex(six), "60e431591ee0b67f0d8a26aacbf5b77f8e0bc6213728c5140546040f0ee37f54");
     }
 
-    /// The formula of RFC 2104 by hand, for every length around that of a block.
+    /// Compares with the formula of RFC 2104 for key lengths around the block length.
     #[test]
-    fn peppers_of_all_lengths_are_keys_of_the_formula() {
+    fn digests_of_all_key_lengths_match_rfc_2104() {
         for len in 32..=130_u8 {
             let bytes: Vec<u8> = (0..len).map(|at| at.wrapping_mul(37) ^ len).collect();
             let mut key = if len > 64 { Sha256::digest(&bytes).to_vec() } else { bytes.clone() };
@@ -252,7 +254,7 @@ mod tests {
     }
 
     #[test]
-    fn peppers_do_not_outlive_themselves() {
+    fn peppers_are_overwritten_on_drop() {
         fn is_zeroised<T: zeroize::ZeroizeOnDrop>(_: &T) {}
         is_zeroised(&*Pepper::of(&[1; 32]).0);
     }

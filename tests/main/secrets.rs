@@ -117,7 +117,7 @@ async fn no_public_type_prints_a_token() {
     printed.debug(&PepperedStore::new(BoxStore::new(store.clone()), Pepper::new(PEPPER).unwrap()).lookup(&token));
     printed.error(&Pepper::new(&PEPPER[..31]).unwrap_err());
     let occupied = store.insert(TokenDigest::of(TOKEN), grant.clone()).unwrap_err();
-    printed.error(&io::Error::other(RotateError::Outgoing));
+    printed.error(&io::Error::other(RotateError::Rotated));
     printed.debug(&occupied);
     printed.debug(&occupied.to_string());
     let limits = RateLimits::new(Quota::per_minute(60).with_burst(3));

@@ -128,7 +128,7 @@ proptest! {
                     let Some(entry) = model.get(&old).filter(|entry| !entry.rotated && !model.contains_key(&new)) else {
                         prop_assert_eq!(rotated.unwrap_err(), match model.get(&old) {
                             None => RotateError::NotFound,
-                            Some(entry) if entry.rotated => RotateError::Outgoing,
+                            Some(entry) if entry.rotated => RotateError::Rotated,
                             Some(_) => RotateError::Occupied,
                         });
                         continue;

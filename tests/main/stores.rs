@@ -229,7 +229,7 @@ fn a_failed_rotation_changes_nothing() {
     // A successor of a token in its grace period would expire with that token, unnoticed.
     for (old, new, why) in [
         ("nowhere", "x", RotateError::NotFound),
-        ("one", "x", RotateError::Outgoing),
+        ("one", "x", RotateError::Rotated),
         ("one-2", "two", RotateError::Occupied),
         ("one-2", "one", RotateError::Occupied),
         ("two", "two", RotateError::Occupied),
@@ -249,7 +249,7 @@ fn a_failed_rotation_changes_nothing() {
 
     store.rotate(TokenDigest::of("one-2"), TokenDigest::of("one-3"), Duration::MAX).unwrap();
     assert!(store.get(TokenDigest::of("one-2")).unwrap().is_rotated(), "even with an unlimited grace period");
-    assert_eq!(store.rotate(TokenDigest::of("one-2"), TokenDigest::of("x"), hour).unwrap_err(), RotateError::Outgoing);
+    assert_eq!(store.rotate(TokenDigest::of("one-2"), TokenDigest::of("x"), hour).unwrap_err(), RotateError::Rotated);
 }
 
 #[test]

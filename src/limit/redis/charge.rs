@@ -23,7 +23,7 @@ use crate::limit::limit::{Limit, Scope};
 use crate::limit::{Charge, RateLimits, Refund};
 use crate::observe::{self, RedisOutcome, Timer};
 use crate::pending::answer::Answer;
-use crate::pending::breaker::{Pass, Switch};
+use crate::pending::breaker::{Breaker, Permit};
 use crate::quota::Quota;
 use crate::quota::decision::Decision;
 use crate::quota::policy::Policy;
@@ -34,7 +34,7 @@ pub(super) struct Shared {
     pub(super) keys: Arc<Keys>,
     pub(super) link: Arc<Link>,
     pub(super) timeout: Duration,
-    pub(super) switch: Switch,
+    pub(super) switch: Breaker,
     pub(super) rejections: Arc<RejectionCache>,
     pub(super) fallback: Fallback,
     pub(super) nodes: NonZeroU32,
@@ -120,9 +120,9 @@ impl Shared {
         if let Some(states) = self.rejections.find(&request.tag, &request.parts, self.limits.time.now_ns()) {
             return Answer::Ready(reported(self.decision(&request, &states), request.grant.as_ref(), request.is_look));
         }
-        match self.switch.enter() {
+        match self.switch.try_acquire() {
             Ok(is_probe) => {
-                let (pass, shared) = (Pass::new(&self.switch, is_probe), Arc::clone(self));
+                let (pass, shared) = (Permit::new(&self.switch, is_probe), Arc::clone(self));
                 Answer::Pending(RedisFuture::new(async move {
                     let (grant, is_look) = (request.grant.clone(), request.is_look);
                     reported(shared.ask(request, pass).await, grant.as_ref(), is_look)
@@ -134,7 +134,7 @@ impl Shared {
         }
     }
 
-    async fn ask(self: Arc<Self>, request: ChargeRequest, mut pass: Pass) -> Decision {
+    async fn ask(self: Arc<Self>, request: ChargeRequest, mut pass: Permit) -> Decision {
         if let Some(leases) = self.leases.as_ref().filter(|leases| leases.has_leases_for(&request.parts)) {
             // Boxed, so that the future is smaller without leases.
             return Box::pin(self.ask_with_lease(leases, &request, pass)).await;
@@ -162,8 +162,8 @@ impl Shared {
     }
 
     async fn refund(self: Arc<Self>, charged: Vec<refund::Charged>) {
-        let Ok(is_probe) = self.switch.enter() else { return };
-        let mut pass = Pass::new(&self.switch, is_probe);
+        let Ok(is_probe) = self.switch.try_acquire() else { return };
+        let mut pass = Permit::new(&self.switch, is_probe);
         if let Ok(permit) = self.acquire(charged[0].key(), &mut pass).await {
             let refund = async |connection: &mut Connection| refund::refund(connection, &charged).await;
             _ = self.with_redis(permit, pass, refund).await;
@@ -177,7 +177,7 @@ impl Shared {
     pub(super) async fn queue(
         &self,
         request: &ChargeRequest,
-        pass: &mut Pass,
+        pass: &mut Permit,
     ) -> Result<SendPermit<'_>, Box<Decision>> {
         let permit = match self.acquire(&request.parts[0].key, pass).await {
             Ok(permit) => permit,
@@ -192,7 +192,7 @@ impl Shared {
     }
 
     /// Waits for a connection and for a permit.
-    async fn acquire(&self, key: &[u8], pass: &mut Pass) -> Result<SendPermit<'_>, NotSent> {
+    async fn acquire(&self, key: &[u8], pass: &mut Permit) -> Result<SendPermit<'_>, NotSent> {
         // First the connection: charges that wait for an unavailable cluster node must not hold permits.
         let mut connection = self.connection(key, pass).await?;
         let (permit, has_waited) = match self.in_flight.try_acquire() {
@@ -215,7 +215,7 @@ impl Shared {
     }
 
     /// Waits for a connection, for at most the timeout.
-    async fn connection(&self, key: &[u8], pass: &mut Pass) -> Result<Connection, NotSent> {
+    async fn connection(&self, key: &[u8], pass: &mut Permit) -> Result<Connection, NotSent> {
         let mut connection = pin!(self.link.open(key));
         // An open connection needs no timer.
         let timer = Timer::start();
@@ -242,7 +242,7 @@ impl Shared {
     pub(super) async fn with_redis<T>(
         &self,
         mut permit: SendPermit<'_>,
-        mut pass: Pass,
+        mut pass: Permit,
         command: impl AsyncFnOnce(&mut Connection) -> RedisResult<T>,
     ) -> Option<T> {
         let timer = Timer::start();

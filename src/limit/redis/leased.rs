@@ -5,7 +5,7 @@ use super::connect::Connection;
 use super::gcra;
 use super::lease_table::LeaseTable;
 use crate::caller::CurrentGrant;
-use crate::pending::breaker::Pass;
+use crate::pending::breaker::Permit;
 use crate::quota::Quota;
 use crate::quota::decision::Decision;
 
@@ -37,7 +37,7 @@ impl Shared {
         &self,
         leases: &LeaseTable,
         request: &ChargeRequest,
-        mut pass: Pass,
+        mut pass: Permit,
     ) -> Decision {
         let subject = request.grant.as_ref().map(CurrentGrant::subject);
         let now = || self.limits.time.now_ns();

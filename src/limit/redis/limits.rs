@@ -22,7 +22,7 @@ use crate::caller::CurrentGrant;
 use crate::limit::limit::Scope;
 use crate::limit::{Charge, Limiter, RateLimits};
 use crate::pending::answer::Answer;
-use crate::pending::breaker::{BreakerState, Switch};
+use crate::pending::breaker::{Backoff, Breaker, BreakerState};
 use crate::quota::clock::Clock;
 use crate::quota::decision::Decision;
 
@@ -96,7 +96,7 @@ impl RedisLimits {
         if link.is_cluster() && has(Scope::Subject) && has(Scope::All) {
             return Err(RedisLimitsError::SharedOnCluster);
         }
-        let mut switch = Switch::new(TIMEOUT);
+        let mut switch = Breaker::new(TIMEOUT);
         switch.set_name("redis");
         switch.set_clock(Arc::clone(&limits.time) as Arc<dyn Clock>);
         let shared = Shared {
@@ -138,7 +138,7 @@ impl RedisLimits {
     pub fn with_timeout(mut self, timeout: Duration) -> Self {
         let shared = self.shared_mut();
         shared.timeout = timeout;
-        shared.switch.set_deadline(timeout);
+        shared.switch.set_timeout(timeout);
         self
     }
 
@@ -177,7 +177,7 @@ impl RedisLimits {
     /// Sets the number of consecutive failures that open the circuit breaker. Default: 5. While it is open, Redis is not asked.
     #[must_use]
     pub fn with_failure_threshold(mut self, failures: NonZeroU32) -> Self {
-        self.shared_mut().switch.set_failures(failures.get());
+        self.shared_mut().switch.set_failure_threshold(failures.get());
         self
     }
 
@@ -186,7 +186,7 @@ impl RedisLimits {
     /// The pause is `first` after the breaker opens, and doubles with each failed probe up to `longest`.
     #[must_use]
     pub fn with_backoff(mut self, first: Duration, longest: Duration) -> Self {
-        self.shared_mut().switch.set_pauses(first, longest);
+        self.shared_mut().switch.set_backoff(Backoff { first, longest: longest.max(first) });
         self
     }
 

@@ -1,28 +1,31 @@
+//! [`CachedStore`]: a cache with immediate invalidation.
+
 use std::fmt;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
-use thiserror::Error;
+mod builder;
+mod entries;
+mod lookups;
 
-mod flight;
-mod memory;
+pub use builder::{CacheSettingsError, CachedStoreBuilder};
 
-use flight::{Flight, Flights};
-use memory::{Asked, Memory, Remembered};
+use builder::Settings;
+use entries::{Entries, Found, Started};
+use lookups::{PendingLookups, SharedLookup};
 
 use super::{Invalidation, Lookup, TokenStore};
 use crate::observe::{self, Cached};
 use crate::pending::answer::Answer;
-use crate::quota::clock::{Clock, Time};
 use crate::rejection::store_error::StoreError;
 use crate::token::{BearerToken, TokenDigest};
 
-/// A cache in front of a store. Clones share it.
+/// Caches the answers of another [`TokenStore`]. Clones share one cache.
 ///
-/// What it remembers is answered at once, without a future. What it does not is asked for once, however many requests want
-/// to know: they wait for one look-up together. Failures are never remembered.
+/// A cached grant is returned immediately. On a miss, one lookup is sent to the inner store. Concurrent requests for the same
+/// token wait for that lookup. Errors are never cached.
 ///
 /// ```
 /// use std::time::Duration;
@@ -30,255 +33,116 @@ use crate::token::{BearerToken, TokenDigest};
 /// use tollgate::{AuthLayer, Grant};
 ///
 /// let store = from_fn(|_digest| async { Ok::<Option<Grant<()>>, std::io::Error>(None) });
-/// let cache = CachedStore::new(store, Duration::from_secs(60))?.with_capacity(100_000)?;
+/// let cache = CachedStore::builder(store, Duration::from_secs(60)).with_capacity(100_000).build()?;
 /// let gate = AuthLayer::with_timeout(cache, Duration::from_secs(2));
 /// # let _ = gate;
 /// # Ok::<_, tollgate::store::CacheSettingsError>(())
 /// ```
 ///
-/// # How stale an answer can be
+/// # How stale can an answer be?
 ///
-/// | | at most |
+/// | answer | at most |
 /// |---|---|
-/// | a grant | `ttl`, and with [`with_stale_while_revalidate`](Self::with_stale_while_revalidate) its bound on top |
-/// | a grant, while the store fails | `ttl`, and the bound of [`with_stale_on_error`](Self::with_stale_on_error) on top |
-/// | "unknown" | [`with_unknown_ttl`](Self::with_unknown_ttl), 5 seconds by default, and never more than `ttl` |
+/// | a grant | `ttl`, plus the bound of [`with_stale_while_revalidate`](CachedStoreBuilder::with_stale_while_revalidate) |
+/// | a grant, while the store fails | `ttl`, plus the bound of [`with_stale_on_error`](CachedStoreBuilder::with_stale_on_error) |
+/// | "unknown" | [`with_unknown_ttl`](CachedStoreBuilder::with_unknown_ttl), 5 seconds by default, and never more than `ttl` |
 ///
-/// All of it is counted from the moment at which the store was asked. A request that joins a lookup gets its answer, for which
-/// the store was asked at most 5 seconds before. A grant that has expired is asked for anew in any case.
+/// The age of an answer is counted from the start of its lookup. A request joins only lookups that started less than 5 seconds
+/// ago. An expired grant is always looked up again.
 ///
-/// The store fails if it returns an error [about the store](StoreError::concerns_token). Nothing older is served instead of an
-/// error about one token, because that is the answer of a working store.
+/// The store fails if it returns an error [about the store](StoreError::concerns_token). After an error about one token, the
+/// cache serves no older answer, because the store works.
 ///
 /// # Invalidation
 ///
-/// After [`invalidate`](Self::invalidate) returns, no lookup sees the entries that it removed, nor joins lookups that began
-/// before. Requests that are already waiting get their answer, but what was read before its invalidation is not kept.
+/// After [`invalidate`](Self::invalidate) returns, no lookup sees the old entry or joins a lookup that started before. Requests
+/// that are already waiting get their answer. An answer that was read before its invalidation is not cached.
 ///
-/// [`Invalidation::Everything`] removes no grant, because it is reported when a connection was lost: when the store is least able to
-/// answer. It marks all entries as possibly outdated, and the next lookup of each entry asks the store. If the store answers,
-/// its answer counts. If the store fails, or a [`CircuitBreaker`](crate::store::CircuitBreaker) in front of it is open, the old grant is
-/// served, but no longer than the table allows, and the next lookup asks again.
+/// [`Invalidation::Everything`] removes no grant, because it usually reports a lost connection, when the store may still be down.
+/// It marks all entries as possibly outdated. The next lookup of each entry goes to the store. If the store answers, its answer
+/// replaces the entry. If the store fails, or a [`CircuitBreaker`](crate::store::CircuitBreaker) in front of it is open, the old
+/// grant is served within the limits of the table, and the next lookup tries again.
 ///
-/// So a token that was revoked without a message is accepted until the first lookup that the store answers after
-/// `Invalidation::Everything`, and never longer than `ttl` plus the bound of `with_stale_on_error`. To remove everything immediately,
-/// call [`clear`](Self::clear).
+/// A token that was revoked without a message is therefore accepted until the store answers a lookup after
+/// `Invalidation::Everything`. It is never accepted for longer than `ttl` plus the bound of `with_stale_on_error`. Call
+/// [`clear`](Self::clear) to remove everything immediately.
 ///
-/// [`Invalidation::Token`] names a token by the digest that this cache is asked by: put it next to the store, inside of `PepperedStore`.
+/// [`Invalidation::Token`] names the digest that this cache looks up. Put the cache inside a `PepperedStore`, next to the store.
 ///
 /// # Memory
 ///
-/// At most [`with_capacity`](Self::with_capacity) grants, 10,000 by default, and as many unknown tokens, apart from them, so
-/// that a flood of junk pushes out no grant.
+/// The cache holds at most [`with_capacity`](CachedStoreBuilder::with_capacity) grants (10,000 by default) and the same number of
+/// negative entries. The two are evicted separately, so junk tokens never evict grants.
 pub struct CachedStore<T: TokenStore>(Arc<Inner<T>>);
 
 struct Inner<T: TokenStore> {
-    store: Arc<T>,
+    store: T,
     settings: Settings,
-    memory: Memory<T::Principal>,
-    flights: Flights<T::Principal>,
-}
-
-#[derive(Clone)]
-struct Settings {
-    ttl: Duration,
-    unknown_ttl: Duration,
-    capacity: u64,
-    stale_while_revalidate: Duration,
-    stale_on_error: Duration,
-    spawn: Option<Arc<Spawn>>,
-    time: Time,
-    wall_clock: Arc<dyn Fn() -> SystemTime + Send + Sync>,
-}
-
-impl Settings {
-    #[inline]
-    fn now(&self) -> Duration {
-        Duration::from_nanos(self.time.now_ns())
-    }
-}
-
-type Spawn = dyn Fn(Pin<Box<dyn Future<Output = ()> + Send>>) + Send + Sync;
-
-const UNKNOWN_TTL: Duration = Duration::from_secs(5);
-const CAPACITY: u64 = 10_000;
-/// A year. What is older than that is no cache's business.
-const LONGEST: Duration = Duration::from_secs(366 * 86_400);
-
-/// What no cache can be set to.
-#[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum CacheSettingsError {
-    /// A time of zero, where nothing would ever be remembered, or of more than a year.
-    #[error("a cache remembers for more than no time and less than a year")]
-    Time,
-    /// A capacity of zero.
-    #[error("a cache has to have room for something")]
-    Capacity,
+    entries: Entries<T::Principal>,
+    lookups: PendingLookups<T::Principal>,
 }
 
 impl<T: TokenStore> CachedStore<T> {
-    /// Remembers grants for the time of `ttl`.
+    /// Creates a cache with the default settings, which serves grants for at most `ttl`.
     ///
     /// # Errors
     ///
-    /// If it is zero, or more than a year.
+    /// If `ttl` is zero or longer than 366 days.
     pub fn new(store: T, ttl: Duration) -> Result<Self, CacheSettingsError> {
-        let ttl = checked(ttl)?;
-        Ok(Self::of(
-            Arc::new(store),
-            Settings {
-                ttl,
-                unknown_ttl: UNKNOWN_TTL.min(ttl),
-                capacity: CAPACITY,
-                stale_while_revalidate: Duration::ZERO,
-                stale_on_error: Duration::ZERO,
-                spawn: None,
-                time: Time::counter(),
-                wall_clock: Arc::new(SystemTime::now),
-            },
-        ))
+        Self::builder(store, ttl).build()
     }
 
-    fn of(store: Arc<T>, settings: Settings) -> Self {
-        let memory = Memory::new(settings.capacity);
-        Self(Arc::new(Inner { store, settings, memory, flights: Flights::default() }))
+    /// Creates a builder for a cache with other settings.
+    pub fn builder(store: T, ttl: Duration) -> CachedStoreBuilder<T> {
+        CachedStoreBuilder::new(store, ttl)
     }
 
-    /// The same with another time for which "unknown" is remembered, never longer than a grant is; zero is not at all. A token that becomes known is
-    /// refused for so long, unless [`Invalidation::Added`] is told.
-    ///
-    /// # Errors
-    ///
-    /// If it is more than a year.
-    pub fn with_unknown_ttl(self, ttl: Duration) -> Result<Self, CacheSettingsError> {
-        if !ttl.is_zero() {
-            checked(ttl)?;
-        }
-        Ok(self.map(|settings| settings.unknown_ttl = ttl.min(settings.ttl)))
+    fn with_settings(store: T, settings: Settings, capacity: u64) -> Self {
+        Self(Arc::new(Inner { store, settings, entries: Entries::new(capacity), lookups: PendingLookups::default() }))
     }
 
-    /// The same with room for so many grants, and for as many unknown tokens.
-    ///
-    /// # Errors
-    ///
-    /// If it is zero.
-    pub fn with_capacity(self, grants: u64) -> Result<Self, CacheSettingsError> {
-        if grants == 0 {
-            return Err(CacheSettingsError::Capacity);
-        }
-        Ok(self.map(|settings| settings.capacity = grants))
-    }
-
-    /// The same, and a grant that is older than `ttl`, but by no more than the bound, is still answered, while it is asked for
-    /// anew by a task that `spawn` runs: callers do not wait for what is used all the time.
-    ///
-    /// The store has to bound its waits by itself, since no gate waits for that task.
-    ///
-    /// ```
-    /// use std::time::Duration;
-    /// use tollgate::MemoryStore;
-    /// use tollgate::store::CachedStore;
-    ///
-    /// let cache = CachedStore::new(MemoryStore::<()>::new(), Duration::from_secs(30))?
-    ///     .with_stale_while_revalidate(Duration::from_secs(30), |refresh| _ = tokio::spawn(refresh))?;
-    /// # let _ = cache;
-    /// # Ok::<_, tollgate::store::CacheSettingsError>(())
-    /// ```
-    ///
-    /// # Errors
-    ///
-    /// If the bound is zero or more than a year.
-    pub fn with_stale_while_revalidate(
-        self,
-        bound: Duration,
-        spawn: impl Fn(Pin<Box<dyn Future<Output = ()> + Send>>) + Send + Sync + 'static,
-    ) -> Result<Self, CacheSettingsError> {
-        let bound = checked(bound)?;
-        Ok(self.map(|settings| {
-            settings.stale_while_revalidate = bound;
-            settings.spawn = Some(Arc::new(spawn));
-        }))
-    }
-
-    /// The same, and while the store fails, a grant that is older than `ttl`, but by no more than the bound, is still
-    /// answered. Without it a grant is refused by 503 when its `ttl` is over and the store is down.
-    ///
-    /// The longer the bound, the longer a token may work that was revoked while the store could not be reached.
-    ///
-    /// A store that is silent has not failed: who waits for it until the gate's deadline is refused. Put a
-    /// [`CircuitBreaker`](crate::store::CircuitBreaker) with a shorter deadline between the cache and a store that does not end its waits
-    /// by itself.
-    ///
-    /// # Errors
-    ///
-    /// If the bound is zero or more than a year.
-    pub fn with_stale_on_error(self, bound: Duration) -> Result<Self, CacheSettingsError> {
-        let bound = checked(bound)?;
-        Ok(self.map(|settings| settings.stale_on_error = bound))
-    }
-
-    /// The same by another clock than the processor's counter, such as
-    /// [`MonotonicClock`](crate::limit::MonotonicClock) where that counter drifts.
-    #[must_use]
-    pub fn with_clock(self, clock: impl Clock) -> Self {
-        self.map(|settings| settings.time = Time::Given(Arc::new(clock)))
-    }
-
-    /// The same by another clock for the expiry of grants than the system's.
-    #[must_use]
-    pub fn with_wall_clock(self, now: impl Fn() -> SystemTime + Send + Sync + 'static) -> Self {
-        self.map(|settings| settings.wall_clock = Arc::new(now))
-    }
-
-    /// Begins anew, with nothing remembered: what was cloned before keeps its own memory.
-    fn map(self, change: impl FnOnce(&mut Settings)) -> Self {
-        let mut settings = self.0.settings.clone();
-        change(&mut settings);
-        Self::of(Arc::clone(&self.0.store), settings)
-    }
-
-    /// Removes what has changed; after [`Invalidation::Everything`], marks all grants as possibly outdated.
+    /// Removes the entries that a change concerns. After [`Invalidation::Everything`], marks all grants as possibly outdated.
     pub fn invalidate(&self, change: &Invalidation) {
-        self.0.memory.forget(change);
+        self.0.entries.invalidate(change);
     }
 
-    /// Removes all entries, also if the store cannot be asked for them again: for an emergency, such as a leak of tokens.
+    /// Removes all entries, even if the store is down and cannot restore them. Use it in an emergency, such as leaked tokens.
     pub fn clear(&self) {
-        self.0.memory.clear();
+        self.0.entries.clear();
     }
 }
 
 impl<T: TokenStore> Inner<T> {
-    /// Asks the store, or joins those who wait for it already.
-    fn ask(self: &Arc<Self>, token: &BearerToken<'_>, now: Duration) -> Answer<Flight<T::Principal>> {
+    /// Joins a pending lookup of the token, or sends one to the store.
+    fn ask(self: &Arc<Self>, token: &BearerToken<'_>, now: Duration) -> Answer<SharedLookup<T::Principal>> {
         let digest = *token.digest();
-        let epoch = self.memory.epoch();
-        if let Some(flight) = self.flights.join(&digest, epoch, now) {
-            return Answer::Pending(flight);
+        let epoch = self.entries.epoch();
+        if let Some(lookup) = self.lookups.join(&digest, epoch, now) {
+            return Answer::Pending(lookup);
         }
         match self.store.lookup(token) {
             Answer::Ready(found) => {
-                let asked = Asked { epoch, at: now };
-                Answer::Ready(self.land(digest, asked, found.map_err(StoreError::new)))
+                let started = Started { epoch, at: now };
+                Answer::Ready(self.record(digest, started, found.map_err(StoreError::new)))
             }
             Answer::Pending(future) => {
                 let inner = Arc::clone(self);
-                let flight = async move {
-                    let asked = Asked { epoch, at: inner.settings.now() };
-                    inner.land(digest, asked, future.await.map_err(StoreError::new))
+                let lookup = async move {
+                    let started = Started { epoch, at: inner.settings.now() };
+                    inner.record(digest, started, future.await.map_err(StoreError::new))
                 };
-                Answer::Pending(self.flights.start(digest, epoch, now, flight))
+                Answer::Pending(self.lookups.start(digest, epoch, now, lookup))
             }
         }
     }
 
-    /// Remembers what the store says, or falls back to what it said before. An answer is as old as its question: nobody knows
-    /// when in between the store has looked.
-    fn land(
+    /// Caches an answer of the store. Returns an older grant instead of an error about the store, if the settings allow that.
+    ///
+    /// The age of an answer counts from the start of its lookup, because the time at which the store read it is not known.
+    fn record(
         &self,
         digest: TokenDigest,
-        asked: Asked,
+        started: Started,
         found: Lookup<T::Principal, StoreError>,
     ) -> Lookup<T::Principal, StoreError> {
         let Settings { ttl, unknown_ttl, stale_on_error, .. } = self.settings;
@@ -288,34 +152,40 @@ impl<T: TokenStore> Inner<T> {
                 let left =
                     grant.expires_at().map(|end| end.duration_since((self.settings.wall_clock)()).unwrap_or_default());
                 let ends = left.map_or(Duration::MAX, |left| now.saturating_add(left));
-                self.memory.keep(digest, asked, Arc::clone(&grant), asked.at.saturating_add(ttl).min(ends), ends);
+                self.entries.insert(
+                    digest,
+                    started,
+                    Arc::clone(&grant),
+                    started.at.saturating_add(ttl).min(ends),
+                    ends,
+                );
                 Ok(Some(grant))
             }
             Ok(None) => {
-                self.memory.keep_unknown(digest, asked, asked.at.saturating_add(unknown_ttl));
+                self.entries.insert_unknown(digest, started, started.at.saturating_add(unknown_ttl));
                 Ok(None)
             }
             Err(error) if error.concerns_token() => {
-                self.memory.remove(&digest, asked);
+                self.entries.remove(&digest, started);
                 Err(error)
             }
-            Err(error) => match self.memory.known(&digest) {
-                Some(known) if known.is_usable(now, stale_on_error) => Ok(Some(known.grant())),
+            Err(error) => match self.entries.get(&digest) {
+                Some(entry) if entry.is_usable(now, stale_on_error) => Ok(Some(entry.grant())),
                 _ => Err(error),
             },
         }
     }
 
-    /// Has a task ask the store, unless somebody does. What it says at once need not be late.
+    /// Refreshes an entry in the background, unless a lookup of the token is pending. Returns an immediate answer of the store.
     fn refresh(self: &Arc<Self>, token: &BearerToken<'_>, now: Duration) -> Option<Lookup<T::Principal, StoreError>> {
         let spawn = self.settings.spawn.as_ref()?;
-        if self.flights.is_under_way(token.digest(), self.memory.epoch(), now) {
+        if self.lookups.is_pending(token.digest(), self.entries.epoch(), now) {
             return None;
         }
         match self.ask(token, now) {
             Answer::Ready(found) => Some(found),
-            Answer::Pending(flight) => {
-                spawn(Box::pin(async move { _ = flight.await }));
+            Answer::Pending(lookup) => {
+                spawn(Box::pin(async move { _ = lookup.await }));
                 None
             }
         }
@@ -331,39 +201,39 @@ impl<T: TokenStore> TokenStore for CachedStore<T> {
     fn lookup(&self, token: &BearerToken<'_>) -> Answer<Self::Future> {
         let inner = &self.0;
         let now = inner.settings.now();
-        match inner.memory.recall(token.digest(), now) {
-            Remembered::Known(known) if known.is_usable(now, Duration::ZERO) => {
+        match inner.entries.get_current(token.digest(), now) {
+            Found::Grant(entry) if entry.is_usable(now, Duration::ZERO) => {
                 observe::cached(Cached::Hit);
-                return Answer::Ready(Ok(Some(known.grant())));
+                return Answer::Ready(Ok(Some(entry.grant())));
             }
-            Remembered::Known(known) if known.is_usable(now, inner.settings.stale_while_revalidate) => {
+            Found::Grant(entry) if entry.is_usable(now, inner.settings.stale_while_revalidate) => {
                 observe::cached(Cached::Stale);
                 return match inner.refresh(token, now) {
                     Some(Ok(found)) => Answer::Ready(Ok(found)),
                     Some(Err(error)) if error.concerns_token() => Answer::Ready(Err(error)),
-                    Some(Err(_)) | None => Answer::Ready(Ok(Some(known.grant()))),
+                    Some(Err(_)) | None => Answer::Ready(Ok(Some(entry.grant()))),
                 };
             }
-            Remembered::Unknown => {
+            Found::Unknown => {
                 observe::cached(Cached::Unknown);
                 return Answer::Ready(Ok(None));
             }
-            Remembered::Known(_) | Remembered::Nothing => observe::cached(Cached::Miss),
+            Found::Grant(_) | Found::Nothing => observe::cached(Cached::Miss),
         }
         match inner.ask(token, now) {
             Answer::Ready(found) => Answer::Ready(found),
-            Answer::Pending(flight) => Answer::Pending(CachedFuture(flight)),
+            Answer::Pending(lookup) => Answer::Pending(CachedFuture(lookup)),
         }
     }
 
     fn is_cached(&self, token: &BearerToken<'_>) -> bool {
-        let Inner { settings, memory, .. } = &*self.0;
-        memory.known(token.digest()).is_some_and(|known| known.is_usable(settings.now(), settings.stale_on_error))
+        let Inner { settings, entries, .. } = &*self.0;
+        entries.get(token.digest()).is_some_and(|entry| entry.is_usable(settings.now(), settings.stale_on_error))
     }
 }
 
-/// The future of a [`CachedStore`]: waits for a look-up, together with whoever asked for the same token.
-pub struct CachedFuture<P>(Flight<P>);
+/// The future of a [`CachedStore`]: waits for a lookup, which concurrent requests for the same token share.
+pub struct CachedFuture<P>(SharedLookup<P>);
 
 impl<P> Future for CachedFuture<P> {
     type Output = Lookup<P, StoreError>;
@@ -371,10 +241,6 @@ impl<P> Future for CachedFuture<P> {
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         Pin::new(&mut self.0).poll(cx)
     }
-}
-
-fn checked(time: Duration) -> Result<Duration, CacheSettingsError> {
-    if time.is_zero() || time > LONGEST { Err(CacheSettingsError::Time) } else { Ok(time) }
 }
 
 impl<T: TokenStore> Clone for CachedStore<T> {
@@ -387,7 +253,7 @@ impl<T: TokenStore> fmt::Debug for CachedStore<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("CachedStore")
             .field("ttl", &self.0.settings.ttl)
-            .field("grants", &self.0.memory.len())
+            .field("grants", &self.0.entries.len())
             .finish_non_exhaustive()
     }
 }

@@ -1,3 +1,5 @@
+//! [`ClientAuth`]: the service's credentials at the introspection endpoint.
+
 use std::fmt;
 
 use base64::Engine as _;
@@ -10,10 +12,10 @@ use zeroize::Zeroizing;
 use super::FORM;
 use super::error::IntrospectionConfigError;
 
-/// What a service shows to the introspection endpoint, which answers nobody whom it does not know (RFC 7662, section 2.1).
+/// The credentials of the service at the introspection endpoint, which requires them (RFC 7662, section 2.1).
 ///
-/// `Debug` is redacted, and the memory is overwritten when the last store that has it is gone. The text that it
-/// was made of is the caller's.
+/// `Debug` is redacted. The memory is overwritten when the last store with these credentials is dropped. The caller must overwrite
+/// the text that they were created from.
 ///
 /// ```
 /// use tollgate::store::ClientAuth;
@@ -26,7 +28,7 @@ use super::error::IntrospectionConfigError;
 pub struct ClientAuth(HeaderValue);
 
 impl ClientAuth {
-    /// A client's identifier and secret, each form-encoded, by HTTP Basic (RFC 6749, section 2.3.1).
+    /// Creates credentials for HTTP Basic from a client identifier and secret, each form-encoded (RFC 6749, section 2.3.1).
     ///
     /// # Errors
     ///
@@ -36,7 +38,7 @@ impl ClientAuth {
             return Err(IntrospectionConfigError::ClientId);
         }
         let secret = secret.as_ref();
-        // All with room for all of it, so that none grows and leaves copies behind.
+        // With the full capacity, because growth would leave copies in memory.
         let mut pair = Zeroizing::new(String::with_capacity(3 * (client_id.len() + secret.len()) + 1));
         pair.extend(percent_encode(client_id.as_bytes(), FORM));
         pair.push(':');
@@ -47,11 +49,11 @@ impl ClientAuth {
         Self::of(value).ok_or(IntrospectionConfigError::ClientId)
     }
 
-    /// A token of the service's own.
+    /// Creates credentials from a Bearer token of the service.
     ///
     /// # Errors
     ///
-    /// If it is not of the form of Bearer tokens (`b64token`, RFC 6750, section 2.1).
+    /// If the token does not have the syntax of Bearer tokens (`b64token`, RFC 6750, section 2.1).
     pub fn bearer(token: impl AsRef<str>) -> Result<Self, IntrospectionConfigError> {
         let token = token.as_ref();
         let body = token.trim_end_matches('=');
@@ -73,7 +75,7 @@ impl ClientAuth {
                 self.0.as_bytes()
             }
         }
-        // Not copied, so that it is overwritten with its owner.
+        // Shared, not copied, so that the memory is overwritten with its owner.
         let mut value = HeaderValue::from_maybe_shared(Bytes::from_owner(Owner(value))).ok()?;
         value.set_sensitive(true);
         Some(Self(value))

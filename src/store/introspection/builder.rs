@@ -1,3 +1,5 @@
+//! [`IntrospectionBuilder`]: the settings of an introspection store.
+
 use std::error::Error;
 use std::fmt;
 use std::net::IpAddr;
@@ -12,7 +14,7 @@ use super::error::IntrospectionConfigError;
 use super::{Inner, IntrospectionStore, MakePrincipal, Reading};
 use crate::quota::Quota;
 
-/// An [`IntrospectionStore`] that is being put together. What is wrong is said by [`build`](Self::build).
+/// The settings of an [`IntrospectionStore`]. [`build`](Self::build) checks them.
 #[must_use = "a builder does nothing before `build`"]
 pub struct IntrospectionBuilder<P = Claims> {
     endpoint: Box<str>,
@@ -41,43 +43,43 @@ impl IntrospectionBuilder {
 }
 
 impl<P> IntrospectionBuilder<P> {
-    /// The same, where the whole request may take so long, from the first poll to the end of the answer. Two seconds unless
-    /// this is said.
+    /// Sets the timeout of a request, from the first poll to the end of the response. Default: 2 seconds.
     pub fn with_timeout(mut self, timeout: Duration) -> Self {
         self.timeout = timeout;
         self
     }
 
-    /// The same, where connecting may take so long, TLS included. It is part of the whole. Two seconds unless this is said.
+    /// Sets the timeout of a connection attempt, including TLS. It is part of the timeout of the request. Default: 2 seconds.
     pub fn with_connect_timeout(mut self, timeout: Duration) -> Self {
         self.connect_timeout = timeout;
         self
     }
 
-    /// The same, where an answer may have so many bytes: 65,536 unless this is said.
+    /// Sets the maximum length of a response in bytes. Default: 65,536.
     pub fn with_max_answer(mut self, bytes: usize) -> Self {
         self.max_answer = bytes;
         self
     }
 
-    /// The same for tokens that are meant for this service: one whose `aud` does not have this audience is not known, nor
-    /// is one without `aud`. Said more than once, any of them will do.
+    /// Requires an audience: a token is unknown if its `aud` is missing or does not contain this audience. If called more than once,
+    /// one of the audiences is enough.
     ///
-    /// Without it, a token that was given for another service of the same authorization server is as good as one for this,
-    /// unless the server itself sees to that.
+    /// Without an audience, tokens for other services of the same authorization server are accepted, unless the server checks the
+    /// audience.
     pub fn with_audience(mut self, audience: &str) -> Self {
         self.reading.audiences.push(audience.into());
         self
     }
 
-    /// The same with this before every subject and id, such as the name of the server: budgets of two servers' subjects stay
-    /// apart.
+    /// Sets a prefix for all subjects and ids, such as the name of the server. It separates the subjects of two servers, and with
+    /// them their buckets.
     pub fn with_subject_prefix(mut self, prefix: &str) -> Self {
         self.reading.subject_prefix = prefix.into();
         self
     }
 
-    /// The same with quotas that the answer names, such as by a plan. `None` is the limiter's default.
+    /// Sets a function that returns the quota of a token, for example by a plan in the response. `None` means the default of the
+    /// limiter.
     ///
     /// ```
     /// use tollgate::{Quota, store::{ClientAuth, IntrospectionStore}};
@@ -94,8 +96,8 @@ impl<P> IntrospectionBuilder<P> {
         self
     }
 
-    /// Sets how a principal of the service's own type is made. If it returns an error, the answer is 503. The error concerns
-    /// this token, unless it is made by [`StoreError::new`](crate::StoreError::new).
+    /// Sets the function that creates the principal. If it returns an error, the gate responds with 503. The error concerns this
+    /// token, unless it is created by [`StoreError::new`](crate::StoreError::new).
     pub fn with_principal<Q, E>(
         self,
         principal: impl Fn(Claims) -> Result<Q, E> + Send + Sync + 'static,
@@ -117,27 +119,29 @@ impl<P> IntrospectionBuilder<P> {
         }
     }
 
-    /// The same, and servers whose certificates were signed by one of these, in PEM, are trusted too, beside those that Mozilla
-    /// trusts.
+    /// Adds trusted root certificates in PEM, in addition to those of Mozilla.
     pub fn with_root_certificate_pem(mut self, pem: &[u8]) -> Self {
         self.roots.push(pem.into());
         self
     }
 
-    /// The same, where the endpoint may be `http`: everybody on the way reads tokens and the service's own credentials, and
-    /// can say of any token that it is good. For a side car in another network namespace, if for anything.
+    /// Allows an `http` endpoint on another host. Anyone on the network path can then read tokens and the service's credentials, and
+    /// forge responses. Use it only for a sidecar in another network namespace.
     pub fn with_insecure_http(mut self) -> Self {
         self.insecure_http = true;
         self
     }
 
-    /// The store.
+    /// Creates the store.
     ///
     /// # Errors
     ///
-    /// If the endpoint is no absolute URL, is not `https`, or has a user, a password or a fragment. `http` will do where the
-    /// host is an address of this machine, such as `127.0.0.1`; `localhost` is a name that may be resolved to any other. If a
-    /// time or the size is 0, an audience is empty, or a certificate cannot be read.
+    /// - The endpoint is not an absolute URL, or contains a user, a password or a fragment.
+    /// - The endpoint is not `https`. `http` is allowed if the host is a loopback address, such as `127.0.0.1`. The name `localhost`
+    ///   is not allowed, because it may resolve to any address.
+    /// - A timeout or the maximum length is 0.
+    /// - An audience is empty.
+    /// - A certificate cannot be read.
     pub fn build(self) -> Result<IntrospectionStore<P>, IntrospectionConfigError> {
         let endpoint = endpoint(&self.endpoint, self.insecure_http)?;
         if self.timeout.is_zero() || self.connect_timeout.is_zero() {
@@ -166,7 +170,7 @@ impl<P> IntrospectionBuilder<P> {
         }
         let client = client.build().map_err(|_| match self.roots.is_empty() {
             true => IntrospectionConfigError::Client,
-            // They are looked into only now.
+            // The client parses the certificates only here.
             false => IntrospectionConfigError::RootCertificate,
         })?;
         Ok(IntrospectionStore(Arc::new(Inner {
@@ -180,7 +184,7 @@ impl<P> IntrospectionBuilder<P> {
 }
 
 fn endpoint(text: &str, insecure_http: bool) -> Result<Url, IntrospectionConfigError> {
-    // Parsers of URLs for browsers leave such characters out.
+    // URL parsers remove or replace such characters silently.
     if text.bytes().any(|byte| byte <= b' ' || byte == b'\\' || byte == 0x7f) {
         return Err(IntrospectionConfigError::Endpoint);
     }

@@ -1,16 +1,18 @@
+//! [`Claims`]: the members of an introspection response.
+
 use std::fmt;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde::de::{Deserialize, Deserializer, Error as _, MapAccess, Visitor};
 use serde_json::{Map, Value};
 
-use super::error::Why;
+use super::error::Cause;
 use crate::grant::scopes::Scopes;
 
-/// What an authorization server says of an active token (RFC 7662, section 2.2).
+/// The members of the response about an active token (RFC 7662, section 2.2).
 ///
-/// Members that the standard does not know are there by [`get`](Self::get). `Debug` is redacted: an
-/// answer is about people, and may repeat the token.
+/// [`get`](Self::get) returns any member, including non-standard ones. `Debug` is redacted, because a response contains personal
+/// data and may repeat the token.
 pub struct Claims {
     members: Map<String, Value>,
     scopes: Scopes,
@@ -21,20 +23,20 @@ pub struct Claims {
 }
 
 impl Claims {
-    pub(super) fn new(Members(members): Members) -> Result<Self, Why> {
+    pub(super) fn new(Members(members): Members) -> Result<Self, Cause> {
         for name in ["sub", "client_id", "username", "jti", "iss"] {
             match members.get(name) {
                 None => {}
                 Some(Value::String(text)) if !text.is_empty() => {}
-                Some(_) => return Err(Why::Member(name)),
+                Some(_) => return Err(Cause::Member(name)),
             }
         }
         let scopes = match members.get("scope") {
             None => Scopes::default(),
             Some(Value::String(scopes)) => {
-                Scopes::new(scopes.split(' ').filter(|scope| !scope.is_empty())).map_err(|_| Why::Member("scope"))?
+                Scopes::new(scopes.split(' ').filter(|scope| !scope.is_empty())).map_err(|_| Cause::Member("scope"))?
             }
-            Some(_) => return Err(Why::Member("scope")),
+            Some(_) => return Err(Cause::Member("scope")),
         };
         let is_audience = match members.get("aud") {
             None | Some(Value::String(_)) => true,
@@ -42,19 +44,19 @@ impl Claims {
             Some(_) => false,
         };
         if !is_audience {
-            return Err(Why::Member("aud"));
+            return Err(Cause::Member("aud"));
         }
         let dpop = match members.get("token_type") {
             None => false,
-            Some(Value::String(own)) if own.eq_ignore_ascii_case("Bearer") => false,
-            Some(Value::String(own)) if own.eq_ignore_ascii_case("DPoP") => true,
-            Some(Value::String(_)) => return Err(Why::TokenType),
-            Some(_) => return Err(Why::Member("token_type")),
+            Some(Value::String(name)) if name.eq_ignore_ascii_case("Bearer") => false,
+            Some(Value::String(name)) if name.eq_ignore_ascii_case("DPoP") => true,
+            Some(Value::String(_)) => return Err(Cause::TokenType),
+            Some(_) => return Err(Cause::Member("token_type")),
         };
         let bound = match members.get("cnf") {
             None => false,
             Some(Value::Object(_)) => true,
-            Some(_) => return Err(Why::Member("cnf")),
+            Some(_) => return Err(Cause::Member("cnf")),
         };
         Ok(Self {
             scopes,
@@ -66,37 +68,37 @@ impl Claims {
         })
     }
 
-    /// `sub`: whose token it is, in the server's own words.
+    /// Returns `sub`, the subject of the token at the authorization server.
     #[must_use]
     pub fn subject(&self) -> Option<&str> {
         self.text("sub")
     }
 
-    /// `client_id`: the client that the token was given to.
+    /// Returns `client_id`, the client that requested the token.
     #[must_use]
     pub fn client_id(&self) -> Option<&str> {
         self.text("client_id")
     }
 
-    /// `username`: whose token it is, for people to read.
+    /// Returns `username`, a human-readable name of the resource owner.
     #[must_use]
     pub fn username(&self) -> Option<&str> {
         self.text("username")
     }
 
-    /// `iss`: who has issued the token.
+    /// Returns `iss`, the issuer of the token.
     #[must_use]
     pub fn issuer(&self) -> Option<&str> {
         self.text("iss")
     }
 
-    /// `jti`: the name of the token.
+    /// Returns `jti`, the identifier of the token.
     #[must_use]
     pub fn token_id(&self) -> Option<&str> {
         self.text("jti")
     }
 
-    /// `aud`: for whom the token is meant, one or several.
+    /// Returns `aud`, the audiences of the token.
     pub fn audiences(&self) -> impl Iterator<Item = &str> {
         let (one, several) = match self.get("aud") {
             Some(Value::Array(all)) => (None, &**all),
@@ -105,37 +107,37 @@ impl Claims {
         one.into_iter().chain(several).filter_map(Value::as_str)
     }
 
-    /// `scope`: what the token allows.
+    /// Returns `scope`, the scopes of the token.
     #[must_use]
     pub fn scopes(&self) -> &Scopes {
         &self.scopes
     }
 
-    /// `nbf`: from when on the token is valid, rounded up to a second.
+    /// Returns `nbf`, the start of the token's validity, rounded up to a second.
     #[must_use]
     pub fn not_before(&self) -> Option<SystemTime> {
         self.not_before
     }
 
-    /// `exp`: when the token expires, rounded down to a second.
+    /// Returns `exp`, the expiry of the token, rounded down to a second.
     #[must_use]
     pub fn expires_at(&self) -> Option<SystemTime> {
         self.expires_at
     }
 
-    /// `iat`: when the token was issued, rounded down to a second.
+    /// Returns `iat`, the time of issue, rounded down to a second.
     #[must_use]
     pub fn issued_at(&self) -> Option<SystemTime> {
         self.issued_at
     }
 
-    /// Whether its sender must prove a key: there is a `cnf`, or the `token_type` is DPoP.
+    /// Returns whether the sender must prove possession of a key: `cnf` is present, or `token_type` is DPoP.
     #[must_use]
     pub fn is_sender_constrained(&self) -> bool {
         self.sender_constrained
     }
 
-    /// Any member of the answer, by its name.
+    /// Returns a member of the response by its name.
     #[must_use]
     pub fn get(&self, name: &str) -> Option<&Value> {
         self.members.get(name)
@@ -156,36 +158,35 @@ impl fmt::Debug for Claims {
     }
 }
 
-/// A NumericDate (RFC 7519, section 2), of which fractions are rounded. What is later than any clock shows is the last
-/// moment that there is: never, for a gate.
-fn date(members: &Map<String, Value>, name: &'static str, round: fn(f64) -> f64) -> Result<Option<SystemTime>, Why> {
+/// Reads a NumericDate (RFC 7519, section 2). Rounds fractions, and limits the result to [`LATEST`].
+fn date(members: &Map<String, Value>, name: &'static str, round: fn(f64) -> f64) -> Result<Option<SystemTime>, Cause> {
     let seconds = match members.get(name) {
         None => return Ok(None),
-        // Whole ones are not made floating: those beyond 2^53 would change.
+        // Integers are not converted to floats, which would change those above 2^53.
         Some(Value::Number(number)) => match (number.as_u64(), number.as_f64()) {
             (Some(seconds), _) => seconds,
             (None, Some(seconds)) if seconds >= 0.0 && seconds.is_finite() => whole(round(seconds)),
-            _ => return Err(Why::Member(name)),
+            _ => return Err(Cause::Member(name)),
         },
-        Some(_) => return Err(Why::Member(name)),
+        Some(_) => return Err(Cause::Member(name)),
     };
     Ok(Some(UNIX_EPOCH + Duration::from_secs(seconds.min(LATEST))))
 }
 
-/// About the year 2600, when nanoseconds since 1970 have no room in 64 bits any more, which is "never" to a grant.
+/// About the year 2600, which a grant treats as "never": nanoseconds since 1970 no longer fit into 64 bits.
 const LATEST: u64 = 20_000_000_000;
 
-#[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a whole number from 0 on; `as` saturates")]
+#[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a non-negative integer; `as` saturates")]
 fn whole(seconds: f64) -> u64 {
     seconds as u64
 }
 
-/// The members of a JSON object, each of which is there once.
+/// The members of a JSON object without duplicate names.
 pub(super) struct Members(Map<String, Value>);
 
 impl Members {
-    pub(super) fn active(&self) -> Result<bool, Why> {
-        self.0.get("active").and_then(Value::as_bool).ok_or(Why::Active)
+    pub(super) fn active(&self) -> Result<bool, Cause> {
+        self.0.get("active").and_then(Value::as_bool).ok_or(Cause::NoActive)
     }
 }
 
@@ -203,7 +204,7 @@ impl<'de> Deserialize<'de> for Members {
                 let mut members = Map::new();
                 while let Some((name, value)) = map.next_entry()? {
                     if members.insert(name, value).is_some() {
-                        return Err(A::Error::custom("a member twice"));
+                        return Err(A::Error::custom("duplicate member"));
                     }
                 }
                 Ok(Members(members))

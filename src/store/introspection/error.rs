@@ -1,3 +1,5 @@
+//! [`IntrospectionConfigError`] and [`IntrospectionError`].
+
 use std::error::Error;
 use std::fmt;
 
@@ -6,126 +8,131 @@ use thiserror::Error as ThisError;
 
 use crate::rejection::store_error::StoreError;
 
-/// Why an [`IntrospectionStore`](super::IntrospectionStore) could not be built.
+/// The error of an [`IntrospectionStore`](super::IntrospectionStore) with an invalid setting.
 #[derive(Debug, ThisError, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum IntrospectionConfigError {
-    /// The endpoint is no absolute URL of HTTP.
-    #[error("the introspection endpoint is no absolute URL")]
+    /// The endpoint is not an absolute HTTP URL.
+    #[error("invalid introspection endpoint: must be an absolute https URL")]
     Endpoint,
-    /// The endpoint is not `https`, and neither on this machine nor allowed to be in clear.
-    #[error("the introspection endpoint is not https")]
+    /// The endpoint is not `https`, not on this machine, and not allowed to be `http`.
+    #[error("invalid introspection endpoint: must be https")]
     Insecure,
-    /// The endpoint has a user or a password: that is what [`ClientAuth`](super::ClientAuth) is for.
-    #[error("the introspection endpoint has a user or a password in its URL")]
+    /// The endpoint contains a user or a password. Use [`ClientAuth`](super::ClientAuth) instead.
+    #[error("invalid introspection endpoint: must not contain a user or a password")]
     UserInfo,
-    /// The endpoint has a fragment.
-    #[error("the introspection endpoint has a fragment")]
+    /// The endpoint contains a fragment.
+    #[error("invalid introspection endpoint: must not contain a fragment")]
     Fragment,
-    /// The client's identifier is empty.
-    #[error("the client's identifier is empty")]
+    /// The client identifier is empty.
+    #[error("invalid client identifier: must not be empty")]
     ClientId,
-    /// The service's own token is not of the form of Bearer tokens.
-    #[error("the service's own token is no Bearer token")]
+    /// The service's own token does not have the syntax of Bearer tokens.
+    #[error("invalid Bearer token for the introspection endpoint")]
     BearerToken,
-    /// A time limit is zero.
-    #[error("a time limit is zero")]
+    /// A timeout is zero.
+    #[error("invalid introspection timeout: must be more than 0")]
     Timeout,
-    /// No answer has room in the size that was given.
-    #[error("the size of answers is limited to nothing")]
+    /// The maximum length of a response is zero.
+    #[error("invalid maximum length of introspection responses: must be at least 1")]
     MaxAnswer,
-    /// A root certificate cannot be read, or there is none in what was given.
-    #[error("a root certificate cannot be read")]
+    /// A root certificate cannot be read, or the PEM text contains none.
+    #[error("invalid root certificate")]
     RootCertificate,
     /// An audience is empty.
-    #[error("an audience is empty")]
+    #[error("invalid audience: must not be empty")]
     Audience,
-    /// The HTTP client could not be set up, such as for want of entropy.
-    #[error("the HTTP client cannot be set up")]
+    /// The HTTP client could not be created, for example without entropy.
+    #[error("the HTTP client could not be created")]
     Client,
 }
 
-/// Why an authorization server could not tell whether a token is good. A gate answers it by 503.
+/// The error of a failed introspection. The gate responds with 503.
 ///
-/// It holds neither the token nor anything that the server wrote, which may show it.
+/// It contains neither the token nor text of the response, which may repeat the token.
 #[derive(Debug)]
-pub struct IntrospectionError(Why);
+pub struct IntrospectionError(Cause);
 
 #[derive(Debug)]
-pub(super) enum Why {
+pub(super) enum Cause {
     Timeout,
     Transport(Box<dyn Error + Send + Sync>),
     Credentials(StatusCode),
     Status(StatusCode),
     MediaType,
     TooLarge(usize),
-    /// In which line and column.
+    /// The line and the column.
     Json(usize, usize),
-    Twice,
-    Active,
+    NotOneObject,
+    NoActive,
     Member(&'static str),
     TokenType,
     NoSubject,
     Principal(Box<dyn Error + Send + Sync>),
 }
 
-impl Why {
+impl Cause {
     pub(super) fn transport(error: reqwest::Error) -> Self {
-        // The URL may have secrets in its query.
+        // The query of the URL may contain secrets.
         if error.is_timeout() { Self::Timeout } else { Self::Transport(Box::new(error.without_url())) }
     }
 
-    /// The message of the error is left out, because it can quote the answer.
+    /// Omits the message of the error, because it can quote the response.
     pub(super) fn json(error: &serde_json::Error) -> Self {
-        if error.is_data() { Self::Twice } else { Self::Json(error.line(), error.column()) }
+        if error.is_data() { Self::NotOneObject } else { Self::Json(error.line(), error.column()) }
     }
 }
 
-impl From<Why> for IntrospectionError {
-    fn from(why: Why) -> Self {
-        Self(why)
+impl From<Cause> for IntrospectionError {
+    fn from(cause: Cause) -> Self {
+        Self(cause)
     }
 }
 
 impl IntrospectionError {
-    /// Whether the endpoint did not answer in time.
+    /// Returns whether the request timed out.
     #[must_use]
     pub fn is_timeout(&self) -> bool {
-        matches!(self.0, Why::Timeout)
+        matches!(self.0, Cause::Timeout)
     }
 
-    /// Whether the endpoint refused the credentials of the service itself (401, 403), which somebody has to set right.
+    /// Returns whether the endpoint rejected the credentials of this service (401, 403). An operator must correct them.
     #[must_use]
     pub fn is_credentials(&self) -> bool {
-        matches!(self.0, Why::Credentials(_))
+        matches!(self.0, Cause::Credentials(_))
     }
 
-    /// Returns true if the endpoint works and has answered, but its answer about this token cannot be used. See the table of
+    /// Returns true if the endpoint works, but its response about this token cannot be used. See the table of
     /// [`IntrospectionStore`](super::IntrospectionStore#errors).
     #[must_use]
     pub fn concerns_token(&self) -> bool {
         match &self.0 {
-            Why::Timeout | Why::Transport(_) | Why::Credentials(_) | Why::MediaType | Why::Json(..) => false,
-            Why::Status(status) => is_about_the_token(*status),
-            // What a client may cause by its choice of a token.
-            Why::TooLarge(_) | Why::Twice | Why::Active | Why::Member(_) | Why::TokenType | Why::NoSubject => true,
-            Why::Principal(error) => error.downcast_ref().is_none_or(StoreError::concerns_token),
+            Cause::Timeout | Cause::Transport(_) | Cause::Credentials(_) | Cause::MediaType | Cause::Json(..) => false,
+            Cause::Status(status) => is_about_the_token(*status),
+            // A client can cause these by its choice of token.
+            Cause::TooLarge(_)
+            | Cause::NotOneObject
+            | Cause::NoActive
+            | Cause::Member(_)
+            | Cause::TokenType
+            | Cause::NoSubject => true,
+            Cause::Principal(error) => error.downcast_ref().is_none_or(StoreError::concerns_token),
         }
     }
 
-    /// The status of the endpoint's answer, where that was what is wrong.
+    /// Returns the status of the response, if the status is the error.
     #[must_use]
     pub fn status(&self) -> Option<StatusCode> {
         match self.0 {
-            Why::Credentials(status) | Why::Status(status) => Some(status),
+            Cause::Credentials(status) | Cause::Status(status) => Some(status),
             _ => None,
         }
     }
 }
 
-/// The endpoint rejects the token that it was asked about. 401 and 403 reject the service's own credentials.
+/// Returns whether the status rejects the token. 401 and 403 reject the service's own credentials, and are not passed here.
 fn is_about_the_token(status: StatusCode) -> bool {
-    // These depend on the configuration, or on the moment.
+    // These depend on the configuration or on the time.
     let is_about_the_service = matches!(
         status,
         StatusCode::METHOD_NOT_ALLOWED
@@ -149,23 +156,27 @@ impl From<IntrospectionError> for StoreError {
 impl fmt::Display for IntrospectionError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.0 {
-            Why::Timeout => f.write_str("the introspection endpoint did not answer in time"),
-            Why::Transport(_) => f.write_str("the introspection endpoint could not be asked"),
-            Why::Credentials(status) => {
-                write!(f, "the introspection endpoint refuses this service's own credentials ({})", status.as_u16())
+            Cause::Timeout => f.write_str("the introspection request timed out"),
+            Cause::Transport(_) => f.write_str("the introspection request failed"),
+            Cause::Credentials(status) => {
+                write!(f, "the introspection endpoint rejected the credentials of this service ({})", status.as_u16())
             }
-            Why::Status(status) => write!(f, "the introspection endpoint answered with status {}", status.as_u16()),
-            Why::MediaType => f.write_str("the introspection endpoint's answer is not declared as JSON"),
-            Why::TooLarge(max) => write!(f, "the introspection endpoint's answer is larger than {max} bytes"),
-            Why::Json(line, column) => {
-                write!(f, "the introspection endpoint's answer is not JSON (line {line}, column {column})")
+            Cause::Status(status) => write!(f, "the introspection endpoint responded with status {}", status.as_u16()),
+            Cause::MediaType => f.write_str("the introspection response has no JSON media type"),
+            Cause::TooLarge(max) => write!(f, "the introspection response is larger than {max} bytes"),
+            Cause::Json(line, column) => {
+                write!(f, "the introspection response is not JSON (line {line}, column {column})")
             }
-            Why::Twice => f.write_str("the introspection endpoint's answer is no object, or has a member twice"),
-            Why::Active => f.write_str("the introspection endpoint's answer has no boolean `active`"),
-            Why::Member(name) => write!(f, "the introspection endpoint's answer has a malformed `{name}`"),
-            Why::TokenType => f.write_str("the introspection endpoint's `token_type` is neither Bearer nor DPoP"),
-            Why::NoSubject => f.write_str("the introspection endpoint's answer names no one whose token it is"),
-            Why::Principal(_) => f.write_str("no principal could be made of the introspection endpoint's answer"),
+            Cause::NotOneObject => {
+                f.write_str("the introspection response is not an object, or has a duplicate member")
+            }
+            Cause::NoActive => f.write_str("the introspection response has no boolean `active`"),
+            Cause::Member(name) => write!(f, "the introspection response has a malformed `{name}`"),
+            Cause::TokenType => {
+                f.write_str("the `token_type` of the introspection response is neither Bearer nor DPoP")
+            }
+            Cause::NoSubject => f.write_str("the introspection response has no subject"),
+            Cause::Principal(_) => f.write_str("the principal could not be created from the introspection response"),
         }
     }
 }
@@ -173,7 +184,7 @@ impl fmt::Display for IntrospectionError {
 impl Error for IntrospectionError {
     fn source(&self) -> Option<&(dyn Error + 'static)> {
         match &self.0 {
-            Why::Transport(source) | Why::Principal(source) => Some(&**source),
+            Cause::Transport(source) | Cause::Principal(source) => Some(&**source),
             _ => None,
         }
     }

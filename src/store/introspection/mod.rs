@@ -1,3 +1,5 @@
+//! [`IntrospectionStore`]: token introspection (RFC 7662).
+
 use std::error::Error;
 use std::fmt;
 use std::pin::Pin;
@@ -28,66 +30,68 @@ pub use claims::Claims;
 pub use error::{IntrospectionConfigError, IntrospectionError};
 
 use claims::Members;
-use error::Why;
+use error::Cause;
 
-/// A store that asks an authorization server: token introspection (RFC 7662).
+/// A store that looks tokens up at an authorization server by token introspection (RFC 7662).
 ///
 /// # Rules
 ///
-/// 1. The token goes to the endpoint and nowhere else: by POST, in a form, over TLS but on loopback addresses. Redirects are not
-///    followed, no proxy is used, and those that the environment names are not looked at.
-/// 2. `"active": false` is a token that is not known: 401. Nothing else of such an answer is looked at, but that it is JSON
-///    and names no member twice.
-/// 3. Whatever is not an answer of this standard is an [`IntrospectionError`], which a gate answers by 503, never by 401: any
-///    status but 200, another media type than `application/json` or `application/*+json`, no boolean `active`, a member
-///    that is there twice or has another type than the standard gives it (`null` included), an answer that is too large,
-///    is cut off or takes too long. So is a 401 or 403 of the endpoint: the service's own credentials are wrong.
-/// 4. What the gate judges is handed to it: `scope`, `exp`, `nbf`. Times may have fractions; a token ends and begins at
-///    a whole second, within its time: `exp` is rounded down, `nbf` up. Negative ones are errors.
-/// 5. `cnf`, or the `token_type` DPoP, makes the grant sender constrained, so that it is refused as a Bearer token (RFC 9449,
-///    section 7.2). `token_type` may be missing or, without regard to case, `Bearer`; any other is an error.
-/// 6. With [audiences](IntrospectionBuilder::with_audience), a token whose `aud` has none of them is not known. `iss` is not
-///    looked at: the endpoint answers for its own server.
-/// 7. `"token_use": "refresh_token"`, as Ory Hydra writes it, is not known: refresh tokens are active too, and only the
-///    authorization server takes them.
+/// 1. The token is sent only to the endpoint: by POST, in a form, over TLS except on loopback addresses. Redirects are not followed.
+///    No proxy is used, and the proxies of the environment are ignored.
+/// 2. `"active": false` means that the token is unknown: 401. The rest of such a response is ignored, but it must be JSON without
+///    duplicate members.
+/// 3. Any other response that does not follow the standard is an [`IntrospectionError`]. The gate responds with 503, never with 401.
+///    This includes:
+///    - any status but 200. A 401 or 403 means that the credentials of this service are wrong;
+///    - any media type but `application/json` or `application/*+json`;
+///    - a response without a boolean `active`;
+///    - a member that is duplicate or has the wrong type, `null` included;
+///    - a response that is too long, truncated or late.
+/// 4. `scope`, `exp` and `nbf` become part of the grant, and the gate checks them. Fractions of a second shorten the validity: `exp`
+///    is rounded down and `nbf` up. Negative times are errors.
+/// 5. `cnf`, or the `token_type` DPoP, makes the grant sender-constrained. The gate rejects it as a Bearer token (RFC 9449, section
+///    7.2). `token_type` may be missing or `Bearer` in any case. Any other value is an error.
+/// 6. With [audiences](IntrospectionBuilder::with_audience), a token is unknown if its `aud` contains none of them. `iss` is ignored,
+///    because the endpoint answers for its own server.
+/// 7. `"token_use": "refresh_token"`, which Ory Hydra sends, means that the token is unknown. Refresh tokens are active too, but only
+///    the authorization server accepts them.
 ///
 /// # Errors
 ///
 /// | the endpoint | the error concerns |
 /// |---|---|
-/// | cannot be reached, or its answer is cut off or late | the store |
-/// | answers 5xx, 429, 408, or any status below 400 but 200, such as a redirect | the store |
-/// | answers 401, 403 or 407: the credentials of this service are wrong | the store |
-/// | answers 405 or 415: it is no introspection endpoint | the store |
-/// | answers something other than JSON | the store |
-/// | answers any other 4xx, such as 400 to a token that it cannot parse | this token |
-/// | answers JSON with a malformed, missing or repeated member, without a subject, or with too many bytes | this token |
-/// | answers what [`with_principal`](IntrospectionBuilder::with_principal) rejects | this token, unless it returns [`StoreError::new`] |
+/// | cannot be reached, or its response is truncated or late | the store |
+/// | responds with 5xx, 429, 408, or any status below 400 but 200, such as a redirect | the store |
+/// | responds with 401, 403 or 407: the credentials of this service are wrong | the store |
+/// | responds with 405 or 415: it is no introspection endpoint | the store |
+/// | does not respond with JSON | the store |
+/// | responds with any other 4xx, such as 400 to a token that it cannot parse | this token |
+/// | responds with JSON with a malformed, missing or duplicate member, without a subject, or with too many bytes | this token |
+/// | responds with JSON that [`with_principal`](IntrospectionBuilder::with_principal) rejects | this token, unless the function returns [`StoreError::new`] |
 ///
-/// An error about the store counts for a [`CircuitBreaker`](super::CircuitBreaker), and a cache may serve an older answer. An error about a
-/// token does neither, so that a client cannot open the breaker by its choice of tokens; it counts for a
+/// An error about the store counts for a [`CircuitBreaker`](super::CircuitBreaker), and a cache may serve an older grant. An error
+/// about a token does neither, so a client cannot open the breaker by its choice of tokens. It counts for a
 /// [`FailureThrottle`](crate::limit::FailureThrottle). The source of the [`StoreError`] is an [`IntrospectionError`].
 ///
-/// If a filter (WAF) in front of the endpoint answers 403 to some tokens, exempt the endpoint from it, or put `CheckedStore` before
-/// the store: otherwise such tokens look like wrong credentials.
+/// A filter (WAF) in front of the endpoint may respond with 403 to some tokens, which look like wrong credentials. Exempt the
+/// endpoint from the filter, or put `CheckedStore` in front of the store.
 ///
-/// # Whose budget
+/// # Subjects and ids
 ///
-/// The subject is `sub`, or else `client_id`, or else `username`; an active token without any of them is an error. Where a
-/// server leaves out `sub` at times, see to it that nobody can choose a user name that is another's `sub`. Two servers may
-/// mean two people by one `sub`: give each store a [prefix](IntrospectionBuilder::with_subject_prefix).
+/// The subject is `sub`, or else `client_id`, or else `username`. An active token without any of them is an error. If the server
+/// sometimes omits `sub`, make sure that no user can choose a user name that is another user's `sub`. Two servers may use the same
+/// `sub` for different users: give each store a [prefix](IntrospectionBuilder::with_subject_prefix).
 ///
-/// The grant's id is `jti`, or else the subject. It is shown in logs, and so is never made of the token: a `jti` that
-/// is the token itself is left aside, a subject that is one is an error.
+/// The id of the grant is `jti`, or else the subject. Ids appear in logs, so an id is never the token: a `jti` that equals the token
+/// is ignored, and a subject that equals the token is an error.
 ///
 /// # Deployment
 ///
-/// - Every look-up is a request to the authorization server. Put a cache in front (feature `cache`), which must not keep a
-///   grant beyond its `exp`, and a `CheckedStore` before it if tokens have a form that can be checked.
-/// - It needs a tokio runtime with time and I/O enabled. Connections are kept and driven by tasks of the HTTP client.
-/// - The gate's deadline should be longer than [the store's own](IntrospectionBuilder::with_timeout), whose error says more.
-/// - The form with the token is overwritten when the request is done. The copies that the HTTP client and TLS write to the
-///   connection are not.
+/// - Every lookup is a request to the authorization server. Put a cache in front of the store (feature `cache`), which must not serve
+///   a grant after its `exp`. If the format of tokens can be checked, put a `CheckedStore` in front of the cache.
+/// - The store needs a tokio runtime with time and I/O enabled. Tasks of the HTTP client drive its connections.
+/// - Set the timeout of the gate longer than [the one of the store](IntrospectionBuilder::with_timeout), whose error is more precise.
+/// - The form with the token is overwritten after the request. Copies in the buffers of the HTTP client and of TLS are not.
 ///
 /// ```
 /// use std::time::Duration;
@@ -119,7 +123,7 @@ struct Inner<P> {
     reading: Reading<P>,
 }
 
-/// How an answer becomes a grant.
+/// The conversion of a response to a grant.
 struct Reading<P> {
     audiences: Vec<Box<str>>,
     subject_prefix: Box<str>,
@@ -131,16 +135,16 @@ type MakePrincipal<P> = Arc<dyn Fn(Claims) -> Result<P, Box<dyn Error + Send + S
 type MakeQuota = Arc<dyn Fn(&Claims) -> Option<Quota> + Send + Sync>;
 
 impl IntrospectionStore {
-    /// A store with the defaults of [`builder`](Self::builder), whose principals are the [`Claims`].
+    /// Creates a store with the default settings. Its principals are the [`Claims`].
     ///
     /// # Errors
     ///
-    /// As [`IntrospectionBuilder::build`].
+    /// See [`IntrospectionBuilder::build`].
     pub fn new(endpoint: &str, auth: ClientAuth) -> Result<Self, IntrospectionConfigError> {
         Self::builder(endpoint, auth).build()
     }
 
-    /// Begins with the URL of the endpoint, and with what the service shows there to be answered.
+    /// Creates a builder from the URL of the endpoint and the credentials of the service.
     pub fn builder(endpoint: &str, auth: ClientAuth) -> IntrospectionBuilder {
         IntrospectionBuilder::new(endpoint, auth)
     }
@@ -157,18 +161,18 @@ impl<P: Send + Sync + 'static> TokenStore for IntrospectionStore<P> {
         let digest = *token.digest();
         Answer::Pending(IntrospectionFuture(Box::pin(async move {
             let found = async { inner.reading.read(&inner.ask(form).await?, digest) };
-            found.await.map_err(|why| IntrospectionError::from(why).into())
+            found.await.map_err(|cause| IntrospectionError::from(cause).into())
         })))
     }
 }
 
-/// What `application/x-www-form-urlencoded` leaves as it is, without the `+` for spaces, which all decoders read either way.
+/// The encoding of `application/x-www-form-urlencoded`, with `%20` for spaces, which all decoders accept.
 const FORM: &AsciiSet = &NON_ALPHANUMERIC.remove(b'*').remove(b'-').remove(b'.').remove(b'_');
 
-/// The form that shows the token, in memory that is overwritten when the last of its owners is gone.
+/// Returns the form with the token, in memory that is overwritten on drop.
 fn form(token: &[u8]) -> Bytes {
     let (before, after) = (&b"token="[..], &b"&token_type_hint=access_token"[..]);
-    // With room for all of it, so that it does not grow and leave copies behind.
+    // With the full capacity, because growth would leave copies in memory.
     let mut form = Zeroizing::new(Vec::with_capacity(before.len() + 3 * token.len() + after.len()));
     form.extend_from_slice(before);
     percent_encode(token, FORM).for_each(|part| form.extend_from_slice(part.as_bytes()));
@@ -177,7 +181,7 @@ fn form(token: &[u8]) -> Bytes {
 }
 
 impl<P> Inner<P> {
-    async fn ask(&self, form: Bytes) -> Result<Vec<u8>, Why> {
+    async fn ask(&self, form: Bytes) -> Result<Vec<u8>, Cause> {
         let request = self
             .client
             .post(self.endpoint.clone())
@@ -185,24 +189,24 @@ impl<P> Inner<P> {
             .header(header::ACCEPT, "application/json")
             .header(header::CONTENT_TYPE, "application/x-www-form-urlencoded")
             .body(form);
-        let answer = request.send().await.map_err(Why::transport)?;
+        let answer = request.send().await.map_err(Cause::transport)?;
         match answer.status() {
             StatusCode::OK => {}
-            status @ (StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN) => return Err(Why::Credentials(status)),
-            status => return Err(Why::Status(status)),
+            status @ (StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN) => return Err(Cause::Credentials(status)),
+            status => return Err(Cause::Status(status)),
         }
         if !is_json(answer.headers()) {
-            return Err(Why::MediaType);
+            return Err(Cause::MediaType);
         }
         self.body(answer).await
     }
 
-    /// The body, as long as it is not larger than it may be.
-    async fn body(&self, mut answer: Response) -> Result<Vec<u8>, Why> {
+    /// Reads the body, up to the maximum length.
+    async fn body(&self, mut answer: Response) -> Result<Vec<u8>, Cause> {
         let mut body = Vec::new();
-        while let Some(chunk) = answer.chunk().await.map_err(Why::transport)? {
+        while let Some(chunk) = answer.chunk().await.map_err(Cause::transport)? {
             if chunk.len() > self.max_answer - body.len() {
-                return Err(Why::TooLarge(self.max_answer));
+                return Err(Cause::TooLarge(self.max_answer));
             }
             body.extend_from_slice(&chunk);
         }
@@ -210,7 +214,7 @@ impl<P> Inner<P> {
     }
 }
 
-/// Whether there is one `Content-Type`, and it is `application/json` or `application/*+json`, whatever its parameters.
+/// Returns whether there is exactly one `Content-Type`: `application/json` or `application/*+json`, with any parameters.
 fn is_json(headers: &HeaderMap) -> bool {
     let mut values = headers.get_all(header::CONTENT_TYPE).iter();
     let (Some(value), None) = (values.next(), values.next()) else { return false };
@@ -221,25 +225,25 @@ fn is_json(headers: &HeaderMap) -> bool {
 }
 
 impl<P> Reading<P> {
-    fn read(&self, answer: &[u8], token: TokenDigest) -> Lookup<P, Why> {
-        let members: Members = serde_json::from_slice(answer).map_err(|error| Why::json(&error))?;
+    fn read(&self, answer: &[u8], token: TokenDigest) -> Lookup<P, Cause> {
+        let members: Members = serde_json::from_slice(answer).map_err(|error| Cause::json(&error))?;
         if !members.active()? {
             return Ok(None);
         }
         let claims = Claims::new(members)?;
-        let is_meant_for_us = self.audiences.is_empty()
-            || claims.audiences().any(|audience| self.audiences.iter().any(|own| **own == *audience));
-        if !is_meant_for_us || claims.is_refresh_token() {
+        let has_audience = self.audiences.is_empty()
+            || claims.audiences().any(|audience| self.audiences.iter().any(|accepted| **accepted == *audience));
+        if !has_audience || claims.is_refresh_token() {
             return Ok(None);
         }
         self.grant(claims, token).map(|grant| Some(Arc::new(grant)))
     }
 
-    fn grant(&self, claims: Claims, token: TokenDigest) -> Result<Grant<P>, Why> {
+    fn grant(&self, claims: Claims, token: TokenDigest) -> Result<Grant<P>, Cause> {
         let is_the_token = |text: &str| TokenDigest::of(text) == token;
-        let name = claims.subject().or(claims.client_id()).or(claims.username()).ok_or(Why::NoSubject)?;
+        let name = claims.subject().or(claims.client_id()).or(claims.username()).ok_or(Cause::NoSubject)?;
         if is_the_token(name) {
-            return Err(Why::NoSubject);
+            return Err(Cause::NoSubject);
         }
         let subject = format!("{}{name}", self.subject_prefix);
         let id = claims.token_id().filter(|id| !is_the_token(id));
@@ -249,9 +253,9 @@ impl<P> Reading<P> {
         let (constrained, quota) =
             (claims.is_sender_constrained(), self.quota.as_ref().and_then(|quota| quota(&claims)));
 
-        let principal = (self.principal)(claims).map_err(Why::Principal)?;
+        let principal = (self.principal)(claims).map_err(Cause::Principal)?;
         let mut grant = Grant::new(id, principal).with_subject(subject);
-        grant = grant.with_scopes(scopes.iter()).map_err(|_| Why::Member("scope"))?;
+        grant = grant.with_scopes(scopes.iter()).map_err(|_| Cause::Member("scope"))?;
         if let Some(not_before) = not_before {
             grant = grant.with_not_before(not_before);
         }
@@ -275,7 +279,7 @@ impl<P> Clone for IntrospectionStore<P> {
 }
 
 impl<P> fmt::Debug for IntrospectionStore<P> {
-    /// Leaves out the credentials, and the endpoint's query, which may hold some.
+    /// Omits the credentials, and the query of the endpoint, which may contain secrets.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut endpoint = self.0.endpoint.clone();
         endpoint.set_query(None);
@@ -283,7 +287,7 @@ impl<P> fmt::Debug for IntrospectionStore<P> {
     }
 }
 
-/// The future of an [`IntrospectionStore`]. The request begins when it is polled, and ends when it is dropped.
+/// The future of an [`IntrospectionStore`]. The first poll sends the request. Dropping the future cancels it.
 pub struct IntrospectionFuture<P>(Pin<Box<dyn Future<Output = Lookup<P, StoreError>> + Send>>);
 
 impl<P> Future for IntrospectionFuture<P> {

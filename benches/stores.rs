@@ -46,7 +46,7 @@ fn hits(criterion: &mut Criterion, size: usize) {
     let memory: MemoryStore<u32> =
         (0..size).map(|i| (TokenDigest::of(token(i)), Grant::new(format!("user-{i}"), i as u32))).collect();
     // Capacity for all tokens and a reserve, so that nothing is evicted.
-    let cached = CachedStore::new(memory.clone(), TTL).and_then(|cache| cache.with_capacity(2 * size as u64));
+    let cached = CachedStore::builder(memory.clone(), TTL).with_capacity(2 * size as u64).build();
     let cached = cached.expect("settings");
     let breaker = CircuitBreaker::with_timeout(memory.clone(), Duration::from_secs(1));
     // Fill the cache before measuring.

@@ -62,7 +62,8 @@ impl Random {
 
 /// Creates a gate with a cache and invalidation, as the documentation recommends.
 fn process(database: &Database, pause: Duration) -> (Service, mpsc::UnboundedReceiver<Invalidation>) {
-    let breaker = CircuitBreaker::with_timeout(database.store::<()>(), TIMEOUT * 2).with_backoff(pause, pause * 4);
+    let breaker =
+        CircuitBreaker::with_timeout(database.store::<()>(), TIMEOUT * 2).with_backoff(pause, pause * 4).unwrap();
     let cache = CachedStore::new(breaker.clone(), HOUR).unwrap();
     let (report, reported) = mpsc::unbounded_channel();
     let (watched, invalidated) = (database.clone(), cache.clone());

@@ -20,7 +20,11 @@ use tollgate::{BoxStore, Grant, Limit, MemoryStore};
 use tower::{Service, ServiceExt};
 
 pub mod body;
+#[cfg(feature = "introspection")]
+pub mod introspection;
 pub mod location;
+#[cfg(feature = "cache")]
+pub mod remote;
 
 pub type Body = Full<Bytes>;
 

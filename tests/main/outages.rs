@@ -209,7 +209,8 @@ mod through_a_cache {
     async fn process(url: &str) -> (Database, Service) {
         let database = Database::connect_lazily(url).unwrap().with_timeout(TIMEOUT);
         let breaker = CircuitBreaker::with_timeout(database.store::<()>(), TIMEOUT * 2)
-            .with_backoff(Duration::from_millis(50), Duration::from_millis(200));
+            .with_backoff(Duration::from_millis(50), Duration::from_millis(200))
+            .unwrap();
         let cache = CachedStore::new(breaker, TTL).unwrap();
         let (watched, invalidated) = (database.clone(), cache.clone());
         tokio::spawn(async move {

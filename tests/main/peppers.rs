@@ -101,7 +101,7 @@ fn peppers_below_32_bytes_return_errors() {
     for len in [32, 64, 65, 1_000] {
         assert!(Pepper::new(vec![1; len]).is_ok(), "{len} bytes");
     }
-    assert_eq!(Pepper::new("short").unwrap_err().to_string(), "a pepper has 32 bytes or more");
+    assert_eq!(Pepper::new("short").unwrap_err().to_string(), "invalid pepper: must have at least 32 bytes");
 }
 
 /// Computed by another program: `hmac.new(bytes(range(32)), sha256(b"a-token").digest(), sha256)` in Python.

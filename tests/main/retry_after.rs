@@ -1,15 +1,15 @@
-//! Every 503 says when to come back.
+//! Every 503 response has `Retry-After`.
 
+use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
-use tollgate::TokenDigest;
 
 use http::Response;
 use tollgate::store::{CachedStore, CircuitBreaker, from_fn};
 use tollgate::{
     Answer, AuthLayer, BoxStore, Charge, CurrentGrant, Decision, EmptyBody, Grant, Immediate, Limiter, MemoryStore,
-    Rejection, RejectionKind,
+    Rejection, RejectionKind, TokenDigest,
 };
 use tower::{Layer, ServiceBuilder};
 
@@ -17,18 +17,18 @@ use crate::kit::*;
 
 const SECOND: Duration = Duration::from_secs(1);
 
-/// `Retry-After` of an answer, if it is a 503 or its equivalent in gRPC.
+/// Returns `Retry-After` of a response, if the status is 503 or its equivalent in gRPC.
 fn unavailable(response: &Response<Body>) -> Option<Option<u64>> {
     let is_unavailable =
         response.status() == 503 || field(response.headers(), "grpc-status").is_some_and(|status| status == "14");
     is_unavailable.then(|| field(response.headers(), "retry-after").map(|seconds| seconds.parse().unwrap()))
 }
 
-/// A limiter whose server does not answer.
+/// A limiter whose server is unavailable.
 #[derive(Clone)]
-struct Gone(Duration);
+struct Unavailable(Duration);
 
-impl Limiter for Gone {
+impl Limiter for Unavailable {
     type Future = Immediate<Decision>;
 
     fn charge(&self, _: &CurrentGrant, _: Charge<'_>) -> Answer<Self::Future> {
@@ -49,11 +49,14 @@ async fn every_cause_of_a_503_has_retry_after() {
     let silent = || BoxStore::new(from_fn(|_| std::future::pending::<Result<Option<Grant<()>>, &str>>()));
     let gate = |store| AuthLayer::with_timeout(store, SECOND / 50);
     let known = || AuthLayer::new(MemoryStore::from_iter([(TokenDigest::of(TOKEN), Grant::new("alice", ()))]));
-    let tripped =
-        CircuitBreaker::with_timeout(failing(), SECOND).with_failure_threshold(1).with_backoff(5 * SECOND, 5 * SECOND);
+    let tripped = CircuitBreaker::with_timeout(failing(), SECOND)
+        .with_failure_threshold(NonZeroU32::MIN)
+        .with_backoff(5 * SECOND, 5 * SECOND)
+        .unwrap();
     let half_open = CircuitBreaker::with_timeout(silent(), SECOND / 100)
-        .with_failure_threshold(1)
-        .with_backoff(Duration::ZERO, Duration::ZERO);
+        .with_failure_threshold(NonZeroU32::MIN)
+        .with_backoff(Duration::ZERO, Duration::ZERO)
+        .unwrap();
     let own_response = |rejection: &Rejection| {
         assert_eq!(rejection.kind(), RejectionKind::StoreUnavailable);
         let mut response = Response::new(Body::default());
@@ -63,12 +66,15 @@ async fn every_cause_of_a_503_has_retry_after() {
     let services = [
         ("the store fails", Boxed::new(gate(failing()).layer(echo()))),
         ("the store fails, another responder", Boxed::new(gate(failing()).with_responder(EmptyBody).layer(echo()))),
-        ("the store fails, an own response", Boxed::new(gate(failing()).with_response_fn(own_response).layer(echo()))),
-        ("deadline of the gate", Boxed::new(gate(silent()).layer(echo()))),
+        ("the store fails, custom response", Boxed::new(gate(failing()).with_response_fn(own_response).layer(echo()))),
+        ("timeout of the gate", Boxed::new(gate(silent()).layer(echo()))),
         ("open breaker", Boxed::new(AuthLayer::with_timeout(tripped, SECOND).layer(echo()))),
         ("half-open breaker", Boxed::new(AuthLayer::with_timeout(half_open, SECOND).layer(echo()))),
-        ("no limiter, no hint", Boxed::new(known().with_rate_limit(Gone(Duration::ZERO)).layer(echo()))),
-        ("no limiter", Boxed::new(known().with_rate_limit(Gone(SECOND * 3 / 2)).layer(echo()))),
+        (
+            "unavailable limiter without a retry time",
+            Boxed::new(known().with_rate_limit(Unavailable(Duration::ZERO)).layer(echo())),
+        ),
+        ("unavailable limiter", Boxed::new(known().with_rate_limit(Unavailable(SECOND * 3 / 2)).layer(echo()))),
     ];
     for (cause, service) in services {
         for round in 0..3 {
@@ -78,13 +84,13 @@ async fn every_cause_of_a_503_has_retry_after() {
             }
         }
     }
-    // A handler that charges by itself.
+    // A handler that charges the limiter itself.
     let rejection = Decision::unavailable(Duration::ZERO).into_result().unwrap_err();
     let response = axum::response::IntoResponse::into_response(rejection);
     assert_eq!(field(response.headers(), "retry-after"), Some("1"));
 }
 
-/// A store fails, is silent and works again, while many requests come.
+/// The store fails, stops responding and recovers during many requests.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_503_has_retry_after_while_a_breaker_opens_probes_and_closes() {
     let mode = Arc::new(AtomicUsize::new(0));
@@ -106,12 +112,13 @@ async fn every_503_has_retry_after_while_a_breaker_opens_probes_and_closes() {
         }
     });
     let breaker = CircuitBreaker::with_timeout(store, Duration::from_millis(30))
-        .with_failure_threshold(3)
-        .with_backoff(Duration::from_millis(5), Duration::from_millis(40));
+        .with_failure_threshold(NonZeroU32::new(3).unwrap())
+        .with_backoff(Duration::from_millis(5), Duration::from_millis(40))
+        .unwrap();
     let cache = CachedStore::new(breaker, Duration::from_millis(1)).unwrap();
     let services: Vec<Boxed> = [10, 45, 500]
-        .map(|deadline| {
-            let gate = AuthLayer::with_timeout(cache.clone(), Duration::from_millis(deadline));
+        .map(|timeout| {
+            let gate = AuthLayer::with_timeout(cache.clone(), Duration::from_millis(timeout));
             Boxed::new(ServiceBuilder::new().layer(gate).service(echo()))
         })
         .into();
@@ -135,7 +142,7 @@ async fn every_503_has_retry_after_while_a_breaker_opens_probes_and_closes() {
             })
         })
         .collect();
-    let switch = tokio::spawn(async move {
+    let changes = tokio::spawn(async move {
         for next in (0..4).cycle() {
             mode.store(next, Ordering::SeqCst);
             tokio::time::sleep(Duration::from_millis(40)).await;
@@ -144,7 +151,7 @@ async fn every_503_has_retry_after_while_a_breaker_opens_probes_and_closes() {
     for client in clients {
         client.await.unwrap();
     }
-    switch.abort();
+    changes.abort();
     let (answered, rejected) = (answered.load(Ordering::SeqCst), rejected.load(Ordering::SeqCst));
     assert!(rejected > 0 && rejected < answered, "{rejected} of {answered}");
 }

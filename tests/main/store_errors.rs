@@ -15,11 +15,11 @@ use tollgate::store::{BreakerState, CachedStore, CheckedStore, CircuitBreaker, P
 use tollgate::{Answer, AuthLayer, BearerToken, BoxStore, Grant, Quota, StoreError, TokenDigest, TokenStore};
 use tower::{Layer, ServiceBuilder};
 
-use crate::introspection::{answer, builder, server};
+use crate::kit::introspection::{answer, builder, server};
 use crate::kit::*;
 use crate::servers::Home;
 
-/// Long enough for a loaded machine. No test waits for it.
+/// Long enough for a slow machine. No test waits for it.
 const TIMEOUT: Duration = Duration::from_secs(60);
 const HOLDERS: usize = 200;
 
@@ -27,7 +27,7 @@ fn holder(number: usize) -> String {
     format!("holder-token-{number}")
 }
 
-/// Sends the requests of all holders at the same time, and counts the answers other than 200.
+/// Sends the requests of all holders concurrently, and counts the responses other than 200.
 async fn rejected_holders(service: &(impl AnyService + Clone + Send + 'static)) -> usize {
     let answers: Vec<_> = (0..HOLDERS)
         .map(|number| {
@@ -42,7 +42,7 @@ async fn rejected_holders(service: &(impl AnyService + Clone + Send + 'static)) 
     rejected
 }
 
-/// A gate with an inner service, whatever its type.
+/// A gate with an inner service of any type.
 trait AnyService {
     fn status(&self, request: Request<Body>) -> impl Future<Output = u16> + Send;
 }
@@ -55,9 +55,9 @@ impl AnyService for Boxed {
     }
 }
 
-/// What a service puts in front of a store: a gate, a cache and a breaker.
+/// Returns a gate with a cache and a circuit breaker in front of the store.
 fn guarded<T: TokenStore>(store: T) -> (Boxed, CircuitBreaker<T>) {
-    let breaker = CircuitBreaker::with_timeout(store, TIMEOUT).with_backoff(TIMEOUT, TIMEOUT);
+    let breaker = CircuitBreaker::with_timeout(store, TIMEOUT).with_backoff(TIMEOUT, TIMEOUT).unwrap();
     let cache = CachedStore::new(breaker.clone(), TIMEOUT).unwrap();
     let gate = AuthLayer::with_timeout(cache, TIMEOUT * 2);
     (Boxed::new(ServiceBuilder::new().layer(gate).service(echo())), breaker)
@@ -90,7 +90,7 @@ async fn one_unreadable_row_does_not_affect_other_tokens() {
     assert_eq!(rejected_holders(&service).await, 0);
 }
 
-/// An authorization server that knows the holders, and gives everybody else this answer.
+/// Starts an authorization server that knows the holders, and returns this response for all other tokens.
 async fn authorization_server(junk: fn() -> Response<Body>) -> (SocketAddr, Arc<AtomicUsize>) {
     let junk_calls = Arc::new(AtomicUsize::new(0));
     let count = Arc::clone(&junk_calls);
@@ -128,7 +128,7 @@ async fn junk_that_the_endpoint_rejects_does_not_affect_other_tokens() {
             assert_eq!(attack(number).await, 503);
         }
         assert_eq!(breaker.state(), BreakerState::Closed);
-        // The attack goes on while the holders come.
+        // The attack continues during the requests of the holders.
         let stop = Arc::new(AtomicBool::new(false));
         let attacker = tokio::spawn({
             let (stop, service) = (Arc::clone(&stop), service.clone());
@@ -172,7 +172,7 @@ async fn junk_costs_no_more_calls_of_the_endpoint_than_the_failure_throttle_allo
     }
 }
 
-/// An authorization server that is silent, and clients that give up before anybody else does.
+/// The authorization server never responds, and the clients give up before any timeout.
 #[tokio::test]
 async fn lookups_that_clients_abandon_late_open_the_breaker_and_are_not_charged_to_the_client() {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -184,13 +184,14 @@ async fn lookups_that_clients_abandon_late_open_the_breaker_and_are_not_charged_
         }
     });
     let timeout = Duration::from_secs(2);
-    let breaker =
-        CircuitBreaker::with_timeout(builder(address).build().unwrap(), timeout).with_backoff(TIMEOUT, TIMEOUT);
+    let breaker = CircuitBreaker::with_timeout(builder(address).build().unwrap(), timeout)
+        .with_backoff(TIMEOUT, TIMEOUT)
+        .unwrap();
     let cache = CachedStore::new(breaker.clone(), TIMEOUT).unwrap();
     let throttle = FailureThrottle::new(Quota::per_hour(1).with_burst(5), |_| Some("the client"));
     let gate = AuthLayer::with_timeout(cache, timeout).with_failure_throttle(throttle);
     let service = Boxed::new(gate.layer(echo()));
-    // As many as the burst allows at the same time.
+    // As many concurrent requests as the burst allows.
     let clients: Vec<_> = (0..5)
         .map(|number| {
             let service = service.clone();
@@ -199,17 +200,17 @@ async fn lookups_that_clients_abandon_late_open_the_breaker_and_are_not_charged_
         })
         .collect();
     for client in clients {
-        // On a machine that is very slow the gate was faster.
+        // On a very slow machine, the timeout of the gate is first.
         assert!(matches!(client.await.unwrap(), Err(_) | Ok(503)));
     }
     assert_eq!(breaker.state(), BreakerState::Open);
     for number in 0..20 {
-        assert_eq!(service.status(with_token(&holder(number))).await, 503, "429 if it had been charged");
+        assert_eq!(service.status(with_token(&holder(number))).await, 503, "not charged, or it would be 429");
     }
     connections.abort();
 }
 
-/// A store whose errors are of both kinds.
+/// Returns a store with errors about one token and about the store.
 fn failing() -> BoxStore<()> {
     BoxStore::new(from_fn(|digest| async move {
         Err::<Option<Grant<()>>, _>(match digest == TokenDigest::of("unreadable") {
@@ -219,9 +220,9 @@ fn failing() -> BoxStore<()> {
     }))
 }
 
-/// The throttle of failures asks for it.
+/// The failure throttle calls `is_cached`.
 #[tokio::test]
-async fn every_wrapper_tells_whether_a_token_is_cached() {
+async fn every_wrapper_forwards_is_cached() {
     async fn check<T: TokenStore>(wrapper: &str, store: T) {
         let found = store.lookup(&BearerToken::new(TOKEN)).await;
         assert!(found.is_ok_and(|found| found.is_some()), "{wrapper}");
@@ -238,7 +239,7 @@ async fn every_wrapper_tells_whether_a_token_is_cached() {
     check("Arc", Arc::new(cache())).await;
     check("BoxStore", BoxStore::new(cache())).await;
     check("CircuitBreaker", CircuitBreaker::with_timeout(cache(), TIMEOUT)).await;
-    check("Checked", CheckedStore::new(cache(), TokenFormat::new("acme").unwrap()).with_imported_tokens()).await;
+    check("CheckedStore", CheckedStore::new(cache(), TokenFormat::new("acme").unwrap()).with_imported_tokens()).await;
     let peppered = PepperedStore::new(cache(), Pepper::new([7; 32]).unwrap());
     check("PepperedStore", peppered.with_older(Pepper::new([8; 32]).unwrap())).await;
     check("LastUsedStore", LastUsed::new(&database).wrap(cache())).await;
@@ -246,14 +247,14 @@ async fn every_wrapper_tells_whether_a_token_is_cached() {
 }
 
 #[tokio::test]
-async fn every_wrapper_keeps_what_an_error_concerns() {
+async fn every_wrapper_preserves_what_an_error_concerns() {
     async fn check<T: TokenStore>(wrapper: &str, store: T) {
         for token in ["unreadable", "another"] {
             let error = store.lookup(&BearerToken::new(token)).await.err().map(StoreError::new);
             assert_eq!(error.map(|error| error.concerns_token()), Some(token == "unreadable"), "{wrapper}");
         }
     }
-    /// The digest of a token as the store inside of a pepper sees it.
+    /// Replaces the peppered digest by the digest of the token.
     struct Unpeppered<T>(T);
     impl<T: TokenStore> TokenStore for Unpeppered<T> {
         type Principal = T::Principal;
@@ -271,7 +272,7 @@ async fn every_wrapper_keeps_what_an_error_concerns() {
     check("BoxStore", BoxStore::new(failing())).await;
     check("CircuitBreaker", CircuitBreaker::with_timeout(failing(), TIMEOUT)).await;
     check("CachedStore", CachedStore::new(failing(), TIMEOUT).unwrap()).await;
-    check("Checked", CheckedStore::new(failing(), TokenFormat::new("acme").unwrap()).with_imported_tokens()).await;
+    check("CheckedStore", CheckedStore::new(failing(), TokenFormat::new("acme").unwrap()).with_imported_tokens()).await;
     check("PepperedStore", PepperedStore::new(Unpeppered(failing()), Pepper::new([7; 32]).unwrap())).await;
     check("LastUsedStore", LastUsed::new(&database).wrap(failing())).await;
     let cache = CachedStore::new(CircuitBreaker::with_timeout(failing(), TIMEOUT), TIMEOUT).unwrap();

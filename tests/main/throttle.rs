@@ -266,8 +266,9 @@ async fn no_lookup_is_made_for_a_peer_over_its_limit() {
 #[tokio::test]
 async fn a_cached_token_is_never_throttled() {
     let (remote, hands) = (Remote::new(), Hands::default());
-    let cache = tollgate::store::CachedStore::new(remote.store(), Duration::from_secs(60)).unwrap();
-    let gate = AuthLayer::with_timeout(cache.with_clock(|| Duration::ZERO), Duration::from_secs(2));
+    let cache =
+        tollgate::store::CachedStore::builder(remote.store(), Duration::from_secs(60)).with_clock(|| Duration::ZERO);
+    let gate = AuthLayer::with_timeout(cache.build().unwrap(), Duration::from_secs(2));
     let service = gate.with_failure_throttle(throttle(&hands)).layer(echo());
     assert_eq!(status(&service, from(PEER, with_token(TOKEN))).await, 200);
     for nth in 0..20 {

@@ -197,8 +197,9 @@ async fn breaker_state_changes_are_events() {
     let clock = hands.clone();
     let breaker = CircuitBreaker::with_timeout(store, Duration::from_secs(1))
         .with_name("database")
-        .with_failure_threshold(2)
+        .with_failure_threshold(std::num::NonZeroU32::new(2).unwrap())
         .with_backoff(Duration::from_secs(1), Duration::from_secs(1))
+        .unwrap()
         .with_clock(move || Duration::from_nanos(clock.ns()));
     let look_up = || async {
         match breaker.lookup(&BearerToken::new(TOKEN)) {
@@ -245,7 +246,7 @@ fn subscriber_may_read_the_breaker_state() {
     }
 
     let store = tollgate::BoxStore::new(from_fn(|_| async { Err::<Option<Grant<()>>, _>("down") }));
-    let breaker = CircuitBreaker::with_timeout(store, Duration::from_secs(1)).with_failure_threshold(1);
+    let breaker = CircuitBreaker::with_timeout(store, Duration::from_secs(1)).with_failure_threshold(std::num::NonZeroU32::MIN);
     let seen = Arc::<Mutex<String>>::default();
     let subscriber = ReadsState(Arc::new(Mutex::new(Some(breaker.clone()))), seen.clone());
     // In another thread, so that the test notices a deadlock.
@@ -303,7 +304,8 @@ async fn events_that_any_client_can_cause_are_debug() {
 
     let down = from_fn(|_| async { Err::<Option<Grant<User>>, _>(std::io::Error::other("down")) });
     let breaker = CircuitBreaker::with_timeout(down, Duration::from_secs(9));
-    let breaker = breaker.with_failure_threshold(1).with_backoff(Duration::ZERO, Duration::ZERO);
+    let breaker =
+        breaker.with_failure_threshold(std::num::NonZeroU32::MIN).with_backoff(Duration::ZERO, Duration::ZERO).unwrap();
     let token = BearerToken::new(TOKEN);
     let reported = subscribed.take();
     assert!(reported.len() >= 3 && reported.iter().all(|reported| reported.level == "DEBUG"), "{reported:?}");

@@ -266,8 +266,9 @@ async fn breaker_state_is_a_gauge() {
     let second = Duration::from_secs(1);
     let breaker = CircuitBreaker::with_timeout(store, second)
         .with_name("database")
-        .with_failure_threshold(1)
+        .with_failure_threshold(std::num::NonZeroU32::MIN)
         .with_backoff(second, second)
+        .unwrap()
         .with_clock(move || Duration::from_nanos(clock.ns()));
     let look_up = || breaker.lookup(&tollgate::BearerToken::new(TOKEN)).into_future();
     let state = |state: u8, to: &str, times: u8| {
@@ -303,11 +304,11 @@ async fn cache_lookups_are_counted_by_outcome() {
 
     let (recorder, hands) = (SeriesRecorder::install(), Hands::default());
     let (clock, second) = (hands.clone(), Duration::from_secs(1));
-    let cache = CachedStore::new(slow(), 10 * second)
-        .unwrap()
+    let cache = CachedStore::builder(slow(), 10 * second)
         .with_stale_while_revalidate(10 * second, |refresh| _ = tokio::spawn(refresh))
-        .unwrap()
-        .with_clock(move || Duration::from_nanos(clock.ns()));
+        .with_clock(move || Duration::from_nanos(clock.ns()))
+        .build()
+        .unwrap();
     let ask = |token: &'static str| {
         let cache = cache.clone();
         async move { _ = cache.lookup(&tollgate::BearerToken::new(token)).await }

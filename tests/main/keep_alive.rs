@@ -19,7 +19,7 @@ use crate::kit::{Body, TOKEN, User, echo, field, memory, run, send, serve, value
 /// Returns an app with a route for each layer that rejects requests.
 fn app() -> Router {
     let gate = AuthLayer::new(memory());
-    let never = RateLimits::named("never", Quota::per_hour(1)).unwrap().with_cost(|_| 2);
+    let never = RateLimits::new(tollgate::Limit::new("never", Quota::per_hour(1)).unwrap().with_cost(|_| 2));
     let body_tokens = BodyTokens::with_timeout(Duration::from_millis(20)).with_json("key").unwrap().with_limit(64);
     let body = gate.clone().with_body_tokens(body_tokens);
     let admin = || gate.require_scopes(["admin"]).unwrap();

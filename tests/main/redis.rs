@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use tollgate::Limit;
 use tollgate::limit::redis::{RedisLimits, RedisServer};
 use tollgate::limit::{Charge, Limiter as _, RateLimits, Verdict};
 use tollgate::{CurrentGrant, Decision, Grant, Quota};
@@ -64,7 +65,7 @@ async fn concurrent_charges_admit_exactly_the_burst() {
 #[tokio::test]
 async fn keys_contain_no_subject_and_expire_when_the_bucket_is_full() {
     let Some(home) = RedisHome::new("keys_contain_no_subject_and_expire_when_the_bucket_is_full") else { return };
-    let limits = RateLimits::named("orders", FIVE).unwrap().with_anonymous(FIVE).with_grant_quotas();
+    let limits = RateLimits::new(Limit::new("orders", FIVE).unwrap().with_anonymous(FIVE).with_grant_quotas());
     let limits = at(&home, limits);
     assert!(charge(&limits, 2).await.is_admitted());
     let own = CurrentGrant::new(Grant::new("id", ()).with_subject("bob@example.org").with_quota(Quota::per_second(3)));
@@ -144,19 +145,14 @@ async fn repeated_rejections_cost_no_round_trip() {
 
 /// Returns policies of all kinds, which refill nothing during a test.
 fn policies() -> RateLimits {
-    RateLimits::named("plan", Quota::one_per(HOUR).with_burst(12))
+    let limit = |name, burst| Limit::new(name, Quota::one_per(HOUR).with_burst(burst)).unwrap();
+    RateLimits::new(limit("plan", 12).with_near_limit(50).unwrap().with_grant_quotas())
+        .and(limit("narrow", 7).with_anonymous(Quota::one_per(HOUR).with_burst(3)))
         .unwrap()
-        .with_near_limit(50)
-        .with_grant_quotas()
-        .and("narrow", Quota::one_per(HOUR).with_burst(7))
+        .and(limit("dry run", 4).with_dry_run())
         .unwrap()
-        .with_anonymous(Quota::one_per(HOUR).with_burst(3))
-        .and("dry run", Quota::one_per(HOUR).with_burst(4))
+        .and(limit("shared", 15).shared_by_all())
         .unwrap()
-        .with_dry_run()
-        .and("shared", Quota::one_per(HOUR).with_burst(15))
-        .unwrap()
-        .shared_by_all()
         .with_partition_key(|subject| vec![subject.as_str().len() as u8])
 }
 
@@ -215,7 +211,7 @@ async fn several_policies_are_charged_like_in_memory() {
 async fn concurrent_charges_are_atomic_across_policies() {
     let Some(home) = RedisHome::new("concurrent_charges_are_atomic_across_policies") else { return };
     let quota = |burst| Quota::one_per(HOUR).with_burst(burst);
-    let limits = || RateLimits::new(quota(60)).and("all", quota(100)).unwrap().shared_by_all();
+    let limits = || RateLimits::new(quota(60)).and(Limit::new("all", quota(100)).unwrap().shared_by_all()).unwrap();
     let servers: Vec<_> = (0..4).map(|_| at(&home, limits())).collect();
     let charges: Vec<_> = (0..300)
         .map(|n: usize| {
@@ -243,8 +239,11 @@ async fn concurrent_charges_are_atomic_across_policies() {
 async fn refunds_return_what_has_not_refilled() {
     let Some(home) = RedisHome::new("refunds_return_what_has_not_refilled") else { return };
     let quota = Quota::one_per(HOUR).with_burst(5);
-    let limits =
-        || RateLimits::new(quota).and("quick", Quota::one_per(Duration::from_millis(1)).with_burst(5)).unwrap();
+    let limits = || {
+        RateLimits::new(quota)
+            .and(Limit::new("quick", Quota::one_per(Duration::from_millis(1)).with_burst(5)).unwrap())
+            .unwrap()
+    };
     let (one, other) = (at(&home, limits().with_refunds()), at(&home, limits()));
     let first = charge(&one, 3).await;
     assert_eq!(charge(&other, 1).await.remaining(), 1);

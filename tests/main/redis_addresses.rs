@@ -4,6 +4,7 @@ use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::Duration;
 
+use tollgate::Limit;
 use tollgate::limit::redis::{RedisLimits, RedisLimitsError, RedisServer};
 use tollgate::limit::{Limiter, RateLimits};
 use tollgate::{CurrentGrant, Grant};
@@ -28,14 +29,15 @@ async fn a_cluster_keeps_each_subject_on_one_node() {
     }
     // All buckets of a subject are on one node. Shared buckets are elsewhere.
     let cluster_of = || RedisServer::cluster(urls.iter().map(|url| &**url)).unwrap();
-    let several = RateLimits::new(FIVE).and("day", FIVE.with_burst(4)).unwrap();
+    let several = RateLimits::new(FIVE).and(Limit::new("day", FIVE.with_burst(4)).unwrap()).unwrap();
     let limits =
         RedisLimits::new(several.clone(), cluster_of(), SECRET, ONE_NODE).unwrap().with_prefix("several:").unwrap();
     let decision = charge(&limits.with_timeout(TIMEOUT), 2).await;
     assert_eq!((decision.is_local(), decision.remaining()), (false, 2));
-    let all = several.and("all", FIVE).unwrap().shared_by_all();
+    let all = several.and(Limit::new("all", FIVE).unwrap().shared_by_all()).unwrap();
     assert_eq!(RedisLimits::new(all, cluster_of(), SECRET, ONE_NODE).unwrap_err(), RedisLimitsError::SharedOnCluster);
-    let only = RedisLimits::new(RateLimits::new(FIVE).shared_by_all(), cluster_of(), SECRET, ONE_NODE).unwrap();
+    let only =
+        RedisLimits::new(RateLimits::new(Limit::from(FIVE).shared_by_all()), cluster_of(), SECRET, ONE_NODE).unwrap();
     assert!(!charge(&only.with_timeout(TIMEOUT), 2).await.is_local());
     let nodes = cluster.0.iter().filter(|node| node.trips() > 0).count();
     assert!(nodes > 1, "all subjects are on one node");

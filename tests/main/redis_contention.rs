@@ -6,6 +6,7 @@ use std::slice::from_ref;
 use std::task::{Context, Waker};
 use std::time::{Duration, Instant};
 
+use tollgate::Limit;
 use tollgate::limit::redis::{BreakerState, Leases, OutagePolicy, RedisLimits, RedisServer};
 use tollgate::limit::{Charge, Limiter as _, RateLimits, Verdict};
 use tollgate::{CurrentGrant, Decision, Grant, Quota};
@@ -228,7 +229,7 @@ async fn a_queue_timeout_is_no_outage_and_adds_no_local_quota() {
 async fn a_dry_run_rejects_nothing_when_the_queue_times_out() {
     let test = "a_dry_run_rejects_nothing_when_the_queue_times_out";
     let Some((server, wire)) = start(test, Duration::from_millis(50)) else { return };
-    let limits = RateLimits::new(Quota::one_per(HOUR).with_burst(10)).with_dry_run();
+    let limits = RateLimits::new(Limit::from(Quota::one_per(HOUR).with_burst(10)).with_dry_run());
     let limits = node(&server, &wire, limits).with_max_in_flight(NonZeroU32::MIN);
     let limits = limits.with_timeout(NEVER).with_queue_timeout(Duration::from_millis(20));
     let decisions = charge_concurrently(from_ref(&limits), [1; 50]).await;
@@ -242,8 +243,8 @@ async fn dry_runs_reject_nothing_in_an_outage() {
     server.kill();
     for policy in OUTAGE_POLICIES {
         let quota = Quota::one_per(HOUR).with_burst(1);
-        let one = RateLimits::new(quota).with_anonymous(quota).with_dry_run();
-        let two = one.clone().and("other", quota).unwrap().with_dry_run();
+        let one = RateLimits::new(Limit::from(quota).with_anonymous(quota).with_dry_run());
+        let two = one.clone().and(Limit::new("other", quota).unwrap().with_dry_run()).unwrap();
         for (limits, policies) in [(one.clone(), 1), (two, 2)] {
             let redis = RedisServer::single(&server.url()).unwrap();
             let limits = RedisLimits::new(limits, redis, SECRET, NonZeroU32::MIN).unwrap();
@@ -260,7 +261,7 @@ async fn dry_runs_reject_nothing_in_an_outage() {
         }
         // A dry run does not change the decisions of an enforced policy.
         let redis = RedisServer::single(&server.url()).unwrap();
-        let both = one.and("binding", quota).unwrap();
+        let both = one.and(Limit::new("binding", quota).unwrap()).unwrap();
         let limits = RedisLimits::new(both, redis, SECRET, NonZeroU32::MIN).unwrap().with_outage_policy(policy);
         let first = limits.charge(&alice(), ONE).await.is_admitted();
         let second = limits.charge(&alice(), ONE).await.is_admitted();

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::num::NonZeroU32;
 use std::time::Duration;
 
+use tollgate::Limit;
 use tollgate::limit::redis::{BreakerState, OutagePolicy, RedisLimits, RedisServer};
 use tollgate::limit::{Charge, Limiter as _, RateLimits, Verdict};
 use tollgate::{AuthLayer, CurrentGrant, Decision, Grant, Quota, Rejection, RejectionKind};
@@ -27,7 +28,8 @@ async fn local_buckets_are_divided_and_charges_above_them_are_unavailable() {
         let (server, nodes) = (RedisServer::single(url).unwrap(), NonZeroU32::new(3).unwrap());
         RedisLimits::new(policies, server, SECRET, nodes).unwrap().with_timeout(TIMEOUT)
     };
-    let limits = to_three(&server.url(), hands.limits(quota).and("few", quota.with_burst(2)).unwrap());
+    let limits =
+        to_three(&server.url(), hands.limits(quota).and(Limit::new("few", quota.with_burst(2)).unwrap()).unwrap());
     let bursts: Vec<_> = charge(&limits, 0).await.parts().map(|part| part.policy().unwrap().quota()).collect();
     // 7 / 3 rounded down, and at least 1.
     assert_eq!(bursts, [Quota::one_per(3 * HOUR).with_burst(2), Quota::one_per(3 * HOUR)]);
@@ -42,7 +44,7 @@ async fn local_buckets_are_divided_and_charges_above_them_are_unavailable() {
     assert!(decision.is_admitted() && decision.is_local());
 
     // A grant's own quota and the anonymous quota are divided too.
-    let limits = to_three(&server.url(), RateLimits::new(quota).with_anonymous(quota.with_burst(9)));
+    let limits = to_three(&server.url(), RateLimits::new(Limit::from(quota).with_anonymous(quota.with_burst(9))));
     let plan = CurrentGrant::new(Grant::new("bob", ()).with_quota(quota.with_burst(12)));
     for (decision, burst) in [(limits.charge(&plan, ONE).await, 4), (limits.charge_anonymous(ONE).await, 3)] {
         assert!(decision.is_local());

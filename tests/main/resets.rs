@@ -4,7 +4,8 @@ use std::time::{Duration, UNIX_EPOCH};
 
 use http::{HeaderMap, Response};
 use proptest::prelude::*;
-use tollgate::{AuthLayer, Quota, RateLimitHeaders, RateLimits};
+use tollgate::Limit;
+use tollgate::{AuthLayer, Quota, RateLimitHeaders};
 use tower::{Layer, Service};
 
 use crate::kit::*;
@@ -124,8 +125,8 @@ fn quotas() -> impl Strategy<Value = Quota> {
         .prop_map(|(interval, burst)| Quota::one_per(Duration::from_nanos(interval)).with_burst(burst))
 }
 
-fn by_cost(limits: RateLimits) -> RateLimits {
-    limits.with_cost(|head| head.headers["x-cost"].to_str().unwrap().parse().unwrap())
+fn by_cost(limit: Limit) -> Limit {
+    limit.with_cost(|head| head.headers["x-cost"].to_str().unwrap().parse().unwrap())
 }
 
 proptest! {
@@ -138,14 +139,14 @@ proptest! {
     ) {
         for format in FORMATS {
             let hands = Hands::default();
-            let mut limits = by_cost(hands.limits(quota));
+            let mut limits = hands.limits(by_cost(quota.into()));
             let mut limit = quota.burst();
             if let Some(second) = second {
                 if format == RateLimitHeaders::Draft11 {
                     // Both policies are listed, and this client reads one.
                     continue;
                 }
-                limits = by_cost(limits.and("second", second).unwrap());
+                limits = limits.and(by_cost(Limit::new("second", second).unwrap())).unwrap();
                 limit = limit.min(second.burst());
             }
             let clock = hands.clone();

@@ -292,7 +292,8 @@ async fn cached_tokens_are_not_throttled_after_the_cache_is_invalidated() {
     for name in &names {
         remote.tokens.insert(TokenDigest::of(name), Grant::new(name, User("a holder"))).unwrap();
     }
-    let cache = CachedStore::new(remote.store(), Duration::from_secs(60)).unwrap().with_clock(|| Duration::ZERO);
+    let cache =
+        CachedStore::builder(remote.store(), Duration::from_secs(60)).with_clock(|| Duration::ZERO).build().unwrap();
     // The reference service has the same layers.
     let gate = AuthLayer::with_timeout(BoxStore::new(cache.clone()), Duration::from_secs(2));
     let service = gate.with_failure_throttle(throttle(&hands)).layer(echo());

@@ -177,7 +177,7 @@ impl RedisLimits {
     /// Sets the number of consecutive failures that open the circuit breaker. Default: 5. While it is open, Redis is not asked.
     #[must_use]
     pub fn with_failure_threshold(mut self, failures: NonZeroU32) -> Self {
-        self.shared_mut().switch.set_failure_threshold(failures.get());
+        self.shared_mut().switch.set_failure_threshold(failures);
         self
     }
 

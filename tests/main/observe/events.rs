@@ -170,8 +170,8 @@ async fn admitted_requests_emit_no_event() {
 fn dry_run_event_contains_the_grant() {
     let subscribed = Subscribed::default();
     let _guard = tracing::subscriber::set_default(subscribed.clone());
-    let limits =
-        RateLimits::named("observed", Quota::per_minute(1)).unwrap().with_dry_run().with_clock(|| Duration::ZERO);
+    let limits = RateLimits::new(tollgate::Limit::new("observed", Quota::per_minute(1)).unwrap().with_dry_run())
+        .with_clock(|| Duration::ZERO);
     let caller = tollgate::Authenticated::new(alice()).current();
     for events in [0, 1] {
         assert!(limits.charge(&caller, ONE).is_admitted());
@@ -246,7 +246,8 @@ fn subscriber_may_read_the_breaker_state() {
     }
 
     let store = tollgate::BoxStore::new(from_fn(|_| async { Err::<Option<Grant<()>>, _>("down") }));
-    let breaker = CircuitBreaker::with_timeout(store, Duration::from_secs(1)).with_failure_threshold(std::num::NonZeroU32::MIN);
+    let breaker =
+        CircuitBreaker::with_timeout(store, Duration::from_secs(1)).with_failure_threshold(std::num::NonZeroU32::MIN);
     let seen = Arc::<Mutex<String>>::default();
     let subscriber = ReadsState(Arc::new(Mutex::new(Some(breaker.clone()))), seen.clone());
     // In another thread, so that the test notices a deadlock.
@@ -295,8 +296,8 @@ async fn events_that_any_client_can_cause_are_debug() {
     let subscribed = Subscribed::default();
     let _guard = tracing::subscriber::set_default(subscribed.clone());
     let one = Quota::per_hour(1);
-    let limits = RateLimits::new(one).with_anonymous(one.with_burst(2)).and("observed", one).unwrap();
-    let limits = limits.with_anonymous(one).with_dry_run();
+    let observed = tollgate::Limit::new("observed", one).unwrap().with_anonymous(one).with_dry_run();
+    let limits = RateLimits::new(tollgate::Limit::from(one).with_anonymous(one.with_burst(2))).and(observed).unwrap();
     let service = AuthLayer::new(memory()).allow_anonymous().with_rate_limit(limits).layer(echo());
     for status in [200, 200, 429] {
         assert_eq!(send(&service, get()).await.status(), status);

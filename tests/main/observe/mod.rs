@@ -124,7 +124,8 @@ impl Limiter for Unavailable {
 /// Returns one case for each kind. All credentials are [`TOKEN`].
 pub fn cases() -> Vec<Case> {
     let (past, future) = (SystemTime::UNIX_EPOCH, SystemTime::now() + Duration::from_secs(3_600));
-    let orders = || RateLimits::named("orders", Quota::per_minute(1)).unwrap().with_clock(|| Duration::ZERO);
+    let limit = |name| tollgate::Limit::new(name, Quota::per_minute(1)).unwrap();
+    let limits = |limit: tollgate::Limit| RateLimits::new(limit).with_clock(|| Duration::ZERO);
     let failing = || from_fn(|_| async { Err::<Option<Grant<()>>, _>(std::io::Error::other("connection reset")) });
     let waiting = AuthLayer::with_timeout(failing(), Duration::from_secs(1));
     vec![
@@ -168,16 +169,16 @@ pub fn cases() -> Vec<Case> {
         Case {
             policy: Some("orders, all"),
             retry_after_s: Some(60),
-            ..Case::new("over_limit", over(orders().and("all", Quota::per_minute(1)).unwrap(), 2)).of("alice")
+            ..Case::new("over_limit", over(limits(limit("orders")).and(limit("all")).unwrap(), 2)).of("alice")
         },
         Case {
             policy: Some("orders"),
             retry_after_s: Some(60),
-            ..Case::new("over_limit", over(orders(), 2)).of("alice")
+            ..Case::new("over_limit", over(limits(limit("orders")), 2)).of("alice")
         },
         Case {
             policy: Some("orders"),
-            ..Case::new("cost_above_burst", over(orders().with_cost(|_| 2), 1)).of("alice")
+            ..Case::new("cost_above_burst", over(limits(limit("orders").with_cost(|_| 2)), 1)).of("alice")
         },
         Case::new(
             "body_too_large",

@@ -129,10 +129,12 @@ async fn admitted_requests_are_counted_by_token_location() {
 #[tokio::test]
 async fn layers_behind_a_gate_count_charges_and_rejections() {
     let recorder = SeriesRecorder::install();
-    let limits =
-        |name| RateLimits::named(name, Quota::per_minute(1).with_burst(2)).unwrap().with_clock(|| Duration::ZERO);
-    let gate = gate(alice()).with_rate_limit(limits("all"));
-    let service = gate.layer(gate.route_rate_limit(limits("orders").with_cost(|_| 2)).layer(echo()));
+    let limits = |name, cost| {
+        let limit = tollgate::Limit::new(name, Quota::per_minute(1).with_burst(2)).unwrap().with_cost(move |_| cost);
+        RateLimits::new(limit).with_clock(|| Duration::ZERO)
+    };
+    let gate = gate(alice()).with_rate_limit(limits("all", 1));
+    let service = gate.layer(gate.route_rate_limit(limits("orders", 2)).layer(echo()));
     let statuses = [send(&service, with_token(TOKEN)).await, send(&service, with_token(TOKEN)).await];
     assert_eq!(statuses.map(|response| response.status().as_u16()), [200, 429]);
     let reported = recorder.read();
@@ -159,7 +161,9 @@ async fn charges_of_handlers_are_counted_but_peeks_are_not() {
     ];
     assert_eq!(recorder.of(CHARGES), series(counted));
 
-    let limits = limits.with_anonymous(Quota::per_minute(60).with_burst(1)).with_clock(|| Duration::ZERO);
+    let limit = tollgate::Limit::from(Quota::per_minute(60).with_burst(2));
+    let limit = limit.with_anonymous(Quota::per_minute(60).with_burst(1));
+    let limits = RateLimits::new(limit).with_clock(|| Duration::ZERO);
     let service = gate(alice()).allow_anonymous().with_rate_limit(limits).layer(echo());
     for status in [200, 429] {
         assert_eq!(send(&service, get()).await.status(), status);
@@ -173,14 +177,11 @@ async fn charges_of_handlers_are_counted_but_peeks_are_not() {
 fn each_policy_of_a_limiter_is_counted_by_name() {
     let recorder = SeriesRecorder::install();
     let (small, large) = (Quota::per_minute(60).with_burst(2), Quota::per_minute(60).with_burst(10));
-    let limits = RateLimits::named("large", large)
+    let limits = RateLimits::new(tollgate::Limit::new("large", large).unwrap().with_near_limit(20).unwrap())
+        .and(tollgate::Limit::new("small", small).unwrap())
         .unwrap()
-        .with_near_limit(20)
-        .and("small", small)
+        .and(tollgate::Limit::new("observed", Quota::per_minute(60).with_burst(1)).unwrap().with_dry_run())
         .unwrap()
-        .and("observed", Quota::per_minute(60).with_burst(1))
-        .unwrap()
-        .with_dry_run()
         .with_clock(|| Duration::ZERO);
     let caller = Authenticated::new(alice()).current();
     let admitted = [(); 4].map(|()| limits.charge(&caller, ONE).is_admitted());

@@ -41,7 +41,7 @@ use crate::rejection::Rejection;
 ///    wrong. So a peer never has more look-ups under way than it has failures left: the burst is for those as well.
 /// 4. A peer over its limit is refused before its look-up is polled, and so is a valid token of which nothing is
 ///    remembered. What the store answers at once is looked at first: valid tokens pass, all else is refused. A token that a
-///    cache still holds, but has to ask for ([`TokenStore::is_cached`](crate::TokenStore::remembers)), is looked up in any
+///    cache still holds, but has to ask for ([`TokenStore::is_cached`](crate::TokenStore::is_cached)), is looked up in any
 ///    case, and counted if it turns out to be invalid.
 /// 5. A refusal has status 429 and `Retry-After`, and tells nothing of the token.
 /// 6. Clones share what they count, so that one throttle stands for all doors of a service.

@@ -81,7 +81,14 @@ fn respond(rejection: &Rejection) -> Response<Bytes> {
         Protocol::ConnectStream => (connect::stream_head(rejection), connect::end_of_stream(rejection).into()),
     };
     let headers = response.headers_mut();
-    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(rejection.reply().content_type()));
+    headers.insert(
+        header::CONTENT_TYPE,
+        match rejection.protocol() {
+            // Known to the compiler, which checks it once.
+            Protocol::Http => const { HeaderValue::from_static("application/problem+json") },
+            _ => HeaderValue::from_static(rejection.reply().content_type()),
+        },
+    );
     if rejection.reply().is_head {
         // The length of the content of `GET`. Servers would add the length of the empty content.
         headers.insert(header::CONTENT_LENGTH, ratelimit::number(content.len() as u64));

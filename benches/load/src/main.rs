@@ -30,6 +30,9 @@ mod fields;
 mod io;
 #[path = "../../../examples/crosstrade/ledger.rs"]
 mod ledger;
+#[path = "../../../examples/crosstrade/live.rs"]
+#[allow(dead_code, reason = "no database reports changes here")]
+mod live;
 #[path = "../../../examples/crosstrade/order.rs"]
 mod order;
 #[path = "../../../examples/crosstrade/peers.rs"]
@@ -44,6 +47,8 @@ mod rpc;
 mod self_limit;
 #[path = "../../../examples/crosstrade/server.rs"]
 mod server;
+#[path = "../../../examples/crosstrade/socket.rs"]
+mod socket;
 #[path = "../../../examples/crosstrade/sockets.rs"]
 mod sockets;
 #[path = "../../../examples/crosstrade/stream.rs"]

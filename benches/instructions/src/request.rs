@@ -50,7 +50,8 @@ pub fn run(case: Case, count: usize) {
 }
 
 fn gate(quota: Quota) -> AuthLayer<MemoryStore<usize>, RateLimits> {
-    let store: MemoryStore<usize> = (0..TOKENS).map(|i| (TokenDigest::of(token(i)), Grant::new(format!("user-{i}"), i))).collect();
+    let store: MemoryStore<usize> =
+        (0..TOKENS).map(|i| (TokenDigest::of(token(i)), Grant::new(format!("user-{i}"), i))).collect();
     // A deterministic clock that advances a microsecond at each reading.
     let micros = AtomicU64::new(0);
     let clock = move || Duration::from_micros(micros.fetch_add(1, Ordering::Relaxed));

@@ -7,7 +7,7 @@ use axum::routing::{get, post};
 use axum::{Extension, Router};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
-use tollgate::{CurrentGrant, Grant, MemoryStore, Quota, RateLimits};
+use tollgate::{CurrentGrant, Grant, MemoryStore, Quota, RateLimits, TokenDigest};
 
 use crate::app::{Clocks, MAX_BODY, QUOTA, Service, Settings, User, app};
 use crate::errors::Errors;
@@ -47,9 +47,9 @@ impl Variant {
 
 fn settings(quota: Quota) -> Result<Settings> {
     // Ten thousand other tokens, as a service has them.
-    let others = (0..10_000).map(|i| (format!("ct_{i:064x}"), grant(&format!("user-{i}"))));
+    let others = (0..10_000).map(|i| (TokenDigest::of(format!("ct_{i:064x}")), grant(&format!("user-{i}"))));
     let tokens = MemoryStore::from_iter(others);
-    tokens.replace(TOKEN, grant("demo").with_scopes(["trade"])?);
+    tokens.replace(TokenDigest::of(TOKEN), grant("demo").with_scopes(["trade"])?);
     let (_, closing) = watch::channel(false);
     let clocks = Clocks::system();
     let ledger = Arc::new(Memory::new(RateLimits::new(quota), Arc::clone(&clocks.steady)));

@@ -1,6 +1,6 @@
 //! The gate of this crate.
 
-use tollgate::{AuthLayer, Grant, MemoryStore, Quota, RateLimitHeaders, RateLimits};
+use tollgate::{AuthLayer, Grant, MemoryStore, Quota, RateLimitHeaders, RateLimits, TokenDigest};
 
 use super::Limit;
 use crate::floor::{PLENTY, token};
@@ -9,7 +9,8 @@ use crate::row::Row;
 type Gate = AuthLayer<MemoryStore<u32>, RateLimits>;
 
 fn gate(size: usize, limit: Limit) -> Gate {
-    let store: MemoryStore<u32> = (0..size).map(|i| (TokenDigest::of(token(i)), Grant::new(format!("user-{i}"), i as u32))).collect();
+    let store: MemoryStore<u32> =
+        (0..size).map(|i| (TokenDigest::of(token(i)), Grant::new(format!("user-{i}"), i as u32))).collect();
     let quota = match limit {
         Limit::Unlimited => PLENTY,
         Limit::OnePerDay => Quota::per_day(1),

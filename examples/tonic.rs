@@ -190,8 +190,9 @@ mod tests {
     #[tokio::test]
     async fn a_failing_store_gives_unavailable() {
         let down = from_fn(|_| async { Err::<Option<Grant<()>>, _>(io::Error::other("connection reset")) });
-        let gate =
-            AuthLayer::with_timeout(down, Duration::from_secs(5)).with_rate_limit(limits()).with_responder(EmptyBody);
+        let gate = AuthLayer::with_timer(down, Duration::from_secs(5), tokio::time::sleep)
+            .with_rate_limit(limits())
+            .with_responder(EmptyBody);
         let status = check(start(gate).await, Some("tg_secret")).await.unwrap_err();
         let message = "The service cannot check tokens at the moment. The token may be valid.";
         assert_eq!((status.code(), status.message()), (Code::Unavailable, message));

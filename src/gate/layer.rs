@@ -59,7 +59,7 @@ use crate::store::{ImmediateStore, TokenStore};
 /// # Type parameters
 ///
 /// `T` is the [`TokenStore`], `L` the [`Limiter`], `R` the [responder](crate::respond::Respond). `B` is [`HeadOnly`], or
-/// `BodyTokens` for a gate that accepts tokens in bodies as well ([`with_body_tokens`](Self::with_body_tokens), feature `body`).
+/// `BodyTokens` for a gate that accepts tokens in bodies as well (`with_body_tokens`, feature `body`).
 pub struct AuthLayer<T, L = Unlimited, R = ProblemDetails, B = HeadOnly> {
     gate: Arc<Gate<T, L, R>>,
     body: B,
@@ -238,7 +238,7 @@ impl<T, L, R, B> AuthLayer<T, L, R, B> {
     /// Admits requests without credentials as [anonymous](crate::Unauthenticated::Anonymous).
     ///
     /// Invalid credentials are still rejected. The limiter decides about anonymous callers; see
-    /// [`RateLimits::with_anonymous`](crate::RateLimits::with_anonymous). Handlers take `Option<Authenticated<P>>`.
+    /// [`Limit::with_anonymous`](crate::Limit::with_anonymous). Handlers take `Option<Authenticated<P>>`.
     #[must_use]
     pub fn allow_anonymous(self) -> Self {
         self.map_settings(|settings| settings.allow_anonymous = true)

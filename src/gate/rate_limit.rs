@@ -25,7 +25,7 @@ impl<T, L, R, B> AuthLayer<T, L, R, B> {
     /// header dialect. Set up the gate before.
     ///
     /// Give the limiter its own policy name, because the headers list both policies. The limiter ignores the quotas of grants,
-    /// unless [`RateLimits::with_grant_quotas`] is set. CORS preflights are charged like anonymous callers.
+    /// unless [`Limit::with_grant_quotas`](crate::Limit::with_grant_quotas) is set. CORS preflights are charged like anonymous callers.
     ///
     /// ```
     /// use axum::{Router, routing::post};

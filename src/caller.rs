@@ -140,7 +140,7 @@ impl fmt::Debug for CurrentGrant {
 #[cfg_attr(feature = "axum", doc = "```")]
 #[cfg_attr(not(feature = "axum"), doc = "```ignore")]
 /// use axum::{Router, routing::get};
-/// use tollgate::{AuthLayer, Authenticated, Grant, MemoryStore};
+/// use tollgate::{AuthLayer, Authenticated, Grant, MemoryStore, TokenDigest};
 ///
 /// #[derive(Debug)]
 /// struct User { name: &'static str }

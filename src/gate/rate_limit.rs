@@ -29,16 +29,15 @@ impl<T, L, R, B> AuthLayer<T, L, R, B> {
     ///
     /// ```
     /// use axum::{Router, routing::post};
-    /// use tollgate::limit::RateLimits;
-    /// use tollgate::{AuthLayer, Grant, MemoryStore, Quota, TokenDigest};
+    /// use tollgate::{AuthLayer, Grant, Limit, MemoryStore, Quota, RateLimits, TokenDigest};
     ///
     /// let tokens = MemoryStore::from_iter([(TokenDigest::of("a-token"), Grant::new("alice", ()))]);
     /// let gate = AuthLayer::new(tokens).with_rate_limit(RateLimits::new(Quota::per_minute(180)));
-    /// let orders = gate.route_rate_limit(RateLimits::named("orders", Quota::per_second(3))?);
+    /// let orders = gate.route_rate_limit(RateLimits::new(Limit::new("orders", Quota::per_second(3))?));
     /// let app: Router = Router::new()
     ///     .route("/orders", post(|| async { "placed" }).route_layer(orders))
     ///     .layer(gate);
-    /// # Ok::<_, tollgate::PolicyNameError>(())
+    /// # Ok::<_, tollgate::LimitError>(())
     /// ```
     #[must_use]
     pub fn route_rate_limit<M: Limiter>(&self, limiter: M) -> RateLimitLayer<M, R> {

@@ -49,7 +49,7 @@ use super::bearer::BearerToken;
 ///     let digest = TokenDigest::from_base64(digest)?;
 ///     tokens.insert(digest, Grant::new(name, ()))?;
 /// }
-/// assert!(tokens.get("abc").is_some());
+/// assert!(tokens.get(TokenDigest::of("abc")).is_some());
 /// # Ok::<_, Box<dyn std::error::Error>>(())
 /// ```
 #[derive(Clone, Copy)]

@@ -1,4 +1,4 @@
-//! What tests ask of the machine: names that nobody else uses, and a word where a server is missing.
+//! Unique names for servers that tests share, and the line that a test prints where a server is missing.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 

@@ -15,7 +15,7 @@ use tokio::sync::watch;
 pub enum Fault {
     /// Nothing happens.
     None,
-    /// Connections are reset, and new ones closed at once.
+    /// Connections are reset, and new ones closed immediately.
     Cut,
     /// Every packet waits for so long.
     Delay(Duration),

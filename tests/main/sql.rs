@@ -477,7 +477,7 @@ async fn invalid_rows_are_errors() {
         assert!(find(&database.store::<()>(), "a-token").await.is_some());
     }
     // The end of a grace period before 1970 must not mean no end.
-    sqlx::query("UPDATE tollgate_tokens SET outgoing_until_ms = -1").execute(&pool).await.unwrap();
+    sqlx::query("UPDATE tollgate_tokens SET rotated_until_ms = -1").execute(&pool).await.unwrap();
     let found = database.store::<()>().lookup(&BearerToken::new("a-token")).await;
     assert!(matches!(cause(&found), Some((SqlError::Corrupt(_), true))), "{found:?}");
 }
@@ -493,7 +493,7 @@ async fn row_with_another_digest_is_an_error() {
     let pool = sqlx::SqlitePool::connect(home.url()).await.unwrap();
     // SQLite evaluates the column of the view once for the comparison and once for the answer.
     let view = "ALTER TABLE tollgate_tokens RENAME TO real_tokens; CREATE VIEW tollgate_tokens AS \
-         SELECT iif(random() % 2, digest, zeroblob(32)) AS digest, grant_id, outgoing_until_ms FROM real_tokens";
+         SELECT iif(random() % 2, digest, zeroblob(32)) AS digest, grant_id, rotated_until_ms FROM real_tokens";
     pool.execute(view).await.unwrap();
     let mut wrong = 0;
     for _ in 0..200 {

@@ -37,13 +37,13 @@ async fn replaced_rows_are_reported() {
         "UPDATE OR REPLACE tollgate_grants SET id = 'one' WHERE id = 'two'",
         "REPLACE INTO tollgate_tokens (digest, grant_id, created_ms) SELECT digest, 'new', 0 FROM tollgate_tokens WHERE \
          grant_id = 'one'",
-        "REPLACE INTO tollgate_tokens (digest, grant_id, created_ms, outgoing_until_ms) SELECT digest, grant_id, 0, 1 FROM \
+        "REPLACE INTO tollgate_tokens (digest, grant_id, created_ms, rotated_until_ms) SELECT digest, grant_id, 0, 1 FROM \
          tollgate_tokens WHERE grant_id = 'one'",
         // Replaces the current token of the grant.
         "REPLACE INTO tollgate_tokens (digest, grant_id, created_ms) VALUES (zeroblob(32), 'one', 0)",
         "UPDATE OR REPLACE tollgate_tokens SET grant_id = 'one' WHERE grant_id = 'two'",
         "INSERT INTO tollgate_tokens (digest, grant_id, created_ms) SELECT digest, 'two', 0 FROM tollgate_tokens WHERE \
-         grant_id = 'one' ON CONFLICT (digest) DO UPDATE SET outgoing_until_ms = 1",
+         grant_id = 'one' ON CONFLICT (digest) DO UPDATE SET rotated_until_ms = 1",
     ];
     for replacement in replacements {
         let home = Home::sqlite();

@@ -63,7 +63,7 @@ async fn requests_and_charges_are_counted() {
         r#"tollgate_limit_accounts{policy="default"} 2"#,
         "# TYPE tollgate_requests_total counter",
         "# TYPE tollgate_limit_accounts gauge",
-        "# HELP tollgate_limit_decisions_total Charges by policy and by what became of them.",
+        "# HELP tollgate_limit_decisions_total Charges by policy and outcome.",
     ] {
         assert_has(&scraped, line);
     }

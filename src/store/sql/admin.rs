@@ -33,7 +33,7 @@ impl Database {
     ///
     /// # async fn example(database: &Database) -> Result<(), Box<dyn std::error::Error>> {
     /// let digest = TokenDigest::from_hex("ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad");
-    /// database.import(digest.ok_or("not a SHA-256 digest")?, &NewGrant::new("alice")).await?;
+    /// database.import(digest?, &NewGrant::new("alice")).await?;
     /// # Ok(())
     /// # }
     /// ```
@@ -203,13 +203,13 @@ impl Database {
         let now = self.now();
         let grace_ends = now.checked_add(grace).map_or(i64::MAX, unix_ms);
         let describe = self.sql(concat!("SELECT ", columns!(), " FROM {p}grants g WHERE g.id = $1 {for_update}"));
-        let retire = match grace.is_zero() {
-            true => {
-                self.sql("DELETE FROM {p}tokens WHERE grant_id = $1 AND outgoing_until_ms IS NULL AND $2 IS NOT NULL")
-            }
-            false => self
-                .sql("UPDATE {p}tokens SET outgoing_until_ms = $2 WHERE grant_id = $1 AND outgoing_until_ms IS NULL"),
-        };
+        let retire =
+            match grace.is_zero() {
+                true => self
+                    .sql("DELETE FROM {p}tokens WHERE grant_id = $1 AND rotated_until_ms IS NULL AND $2 IS NOT NULL"),
+                false => self
+                    .sql("UPDATE {p}tokens SET rotated_until_ms = $2 WHERE grant_id = $1 AND rotated_until_ms IS NULL"),
+            };
         administer!(self, Writes, transaction => {
             // Lock the row: two rotations, or a rotation and a revocation, must not run at the same time.
             let row = sqlx::query(&describe).bind(id.as_str()).fetch_optional(&mut *transaction).await?;
@@ -243,7 +243,7 @@ impl Database {
     pub async fn purge(&self, before: SystemTime) -> Result<u64, SqlError> {
         let before = unix_ms(before);
         let tokens = self.sql(
-            "DELETE FROM {p}tokens WHERE digest IN (SELECT digest FROM {p}tokens WHERE outgoing_until_ms < $1 LIMIT $2)",
+            "DELETE FROM {p}tokens WHERE digest IN (SELECT digest FROM {p}tokens WHERE rotated_until_ms < $1 LIMIT $2)",
         );
         let grants = self.sql(
             "DELETE FROM {p}grants WHERE id IN (SELECT id FROM {p}grants WHERE revoked_ms < $1 OR expires_ms < $1 LIMIT $2)",

@@ -20,7 +20,7 @@ use crate::token::{BearerToken, TokenDigest};
 
 /// The statement of a lookup, by the primary key.
 pub(super) const STATEMENT: &str = concat!(
-    "SELECT t.digest, t.outgoing_until_ms, ",
+    "SELECT t.digest, t.rotated_until_ms, ",
     columns!(),
     " FROM {p}tokens t JOIN {p}grants g ON g.id = t.grant_id WHERE t.digest = $1 AND g.revoked_ms IS NULL"
 );
@@ -102,7 +102,7 @@ impl Database {
             let Some(row) = statement.fetch_optional(connection).await? else { return Ok(None) };
             // Compares in constant time.
             match digest_of(row.try_get("digest")?)? == digest {
-                true => Ok(Some((read(&row)?, row.try_get("outgoing_until_ms")?))),
+                true => Ok(Some((read(&row)?, row.try_get("rotated_until_ms")?))),
                 // The database returned another row, so nothing is known about this token.
                 false => Err(SqlError::Corrupt("digest")),
             }
@@ -218,7 +218,7 @@ impl<P: Send + Sync + 'static> SqlStore<P> {
                 Ok(Some(Arc::new(match grace_end {
                     None => grant,
                     // `from_unix_ms` returns `None` before 1970, which would mean a grace period without an end.
-                    Some(..0) => return Err(SqlError::Corrupt("outgoing_until_ms")),
+                    Some(..0) => return Err(SqlError::Corrupt("rotated_until_ms")),
                     Some(until) => grant.into_rotated(from_unix_ms(until)),
                 })))
             };

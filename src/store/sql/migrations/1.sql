@@ -24,10 +24,10 @@ CREATE TABLE {p}tokens (
     grant_id TEXT NOT NULL REFERENCES {p}grants (id) ON DELETE CASCADE,
     created_ms BIGINT NOT NULL,
     -- The end of the grace period. Null if the token was not rotated.
-    outgoing_until_ms BIGINT
+    rotated_until_ms BIGINT
 ){keyed};
 
 CREATE INDEX {p}tokens_by_grant ON {p}tokens (grant_id);
 
 -- A grant has at most one token that was not rotated.
-CREATE UNIQUE INDEX {p}tokens_current ON {p}tokens (grant_id) WHERE outgoing_until_ms IS NULL;
+CREATE UNIQUE INDEX {p}tokens_current ON {p}tokens (grant_id) WHERE rotated_until_ms IS NULL;

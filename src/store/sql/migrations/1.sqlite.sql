@@ -35,7 +35,7 @@ CREATE TRIGGER {p}token_replaced BEFORE INSERT ON {p}tokens
 BEGIN
     INSERT INTO {p}changes (grant_id) SELECT grant_id FROM {p}tokens
     WHERE digest = NEW.digest
-        OR (NEW.outgoing_until_ms IS NULL AND grant_id = NEW.grant_id AND outgoing_until_ms IS NULL);
+        OR (NEW.rotated_until_ms IS NULL AND grant_id = NEW.grant_id AND rotated_until_ms IS NULL);
 END;
 
 CREATE TRIGGER {p}grant_replaced_by_update BEFORE UPDATE OF id ON {p}grants
@@ -45,5 +45,5 @@ CREATE TRIGGER {p}token_replaced_by_update BEFORE UPDATE ON {p}tokens
 BEGIN
     INSERT INTO {p}changes (grant_id) SELECT grant_id FROM {p}tokens
     WHERE digest = NEW.digest
-        OR (NEW.outgoing_until_ms IS NULL AND grant_id = NEW.grant_id AND outgoing_until_ms IS NULL);
+        OR (NEW.rotated_until_ms IS NULL AND grant_id = NEW.grant_id AND rotated_until_ms IS NULL);
 END;

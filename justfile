@@ -56,7 +56,7 @@ msrv: (where "Rust 1.85" "$rustc --version | grep -q '^rustc 1.85.'" "TOLLGATE_R
 
 [private]
 msrv-check:
-    for features in "" axum axum,body,cache,cli,introspection,metrics,mint,pepper,postgres,redis,serde,sqlite,test-util,tracing; do \
+    for features in "" axum axum,body,cache,cli,introspection,metrics,mint,pepper,postgres,redis,serde,sqlite,test-util,tokio,tracing; do \
         RUSTC="$rustc" "${MSRV_CARGO:-/usr/bin/cargo}" check --locked --lib --bins \
             --no-default-features --features "$features" --target-dir target/msrv; \
     done

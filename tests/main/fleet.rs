@@ -159,7 +159,7 @@ async fn check_disconnected_fleet(mode: Mode, test: &str) {
     let pauses = (Duration::from_millis(50), Duration::from_millis(200));
     let nodes: Vec<_> = fleet(&home.url_through(proxy.address), home.prefix(), mode)
         .into_iter()
-        .map(|node| node.with_backoff(pauses.0, pauses.1).with_timeout(TIMEOUT))
+        .map(|node| node.with_backoff(pauses.0, pauses.1).unwrap().with_timeout(TIMEOUT))
         .collect();
     let counts = Arc::new(Counts::default());
     let begin = time_of(home.url());
@@ -209,7 +209,7 @@ async fn a_fleet_starts_with_full_buckets_after_redis_lost_them() {
         let pauses = (Duration::from_millis(50), Duration::from_millis(200));
         let nodes: Vec<_> = fleet(&server.url(), "", mode)
             .into_iter()
-            .map(|node| node.with_backoff(pauses.0, pauses.1).with_timeout(TIMEOUT))
+            .map(|node| node.with_backoff(pauses.0, pauses.1).unwrap().with_timeout(TIMEOUT))
             .collect();
         let counts = Arc::new(Counts::default());
         let begin = time_of(&server.url());

@@ -135,6 +135,15 @@ fn leases_with_refunds_are_an_error() {
     assert_eq!(limits.with_leases(Leases::default()).unwrap_err(), RedisLimitsError::LeasesWithRefunds);
 }
 
+#[test]
+fn a_longest_pause_below_the_first_is_an_error() {
+    let server = RedisServer::single("redis://127.0.0.1").unwrap();
+    let limits = RedisLimits::new(RateLimits::new(MANY), server, [7; 32], NonZeroU32::MIN).unwrap();
+    let (short, long) = (Duration::from_secs(1), Duration::from_secs(2));
+    assert!(limits.clone().with_backoff(long, short).is_err());
+    assert!(limits.with_backoff(long, long).is_ok());
+}
+
 #[tokio::test]
 async fn another_prefix_or_quota_has_its_own_lease() {
     let Some(server) = PrivateRedis::start("another_prefix_or_quota_has_its_own_lease") else { return };

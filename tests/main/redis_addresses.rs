@@ -50,7 +50,7 @@ async fn charges_follow_the_master_that_a_sentinel_names() {
     let (url, hands) = (servers.sentinel.url(), Hands::default());
     let server = RedisServer::sentinel("redis://tollgate", [&*url]).unwrap().with_connection_timeout(TIMEOUT);
     let limits = RedisLimits::new(hands.limits(FIVE), server, SECRET, ONE_NODE).unwrap();
-    let limits = limits.with_timeout(TIMEOUT).with_failure_threshold(NonZeroU32::MIN).with_backoff(HOUR, HOUR);
+    let limits = limits.with_timeout(TIMEOUT).with_failure_threshold(NonZeroU32::MIN).with_backoff(HOUR, HOUR).unwrap();
     let decision = charge(&limits, 5).await;
     assert!(decision.is_admitted() && !decision.is_local(), "{decision:?}");
     assert!(servers.master.trips() > 0);

@@ -283,7 +283,7 @@ async fn a_breaker_that_opens_under_load_adds_one_local_quota() {
     for leases in [None, Some(Leases::default())] {
         let Some((server, wire)) = start(test, Duration::from_millis(10)) else { return };
         let quota = Quota::one_per(HOUR).with_burst(500);
-        let mut limits = node(&server, &wire, RateLimits::new(quota)).with_backoff(HOUR, HOUR);
+        let mut limits = node(&server, &wire, RateLimits::new(quota)).with_backoff(HOUR, HOUR).unwrap();
         if let Some(leases) = leases {
             limits = limits.with_leases(leases).unwrap();
         }
@@ -344,6 +344,7 @@ async fn one_of_many_charges_probes() {
     let limits = node(&server, &wire, hands.limits(Quota::one_per(HOUR).with_burst(1_000)));
     let limits = limits
         .with_backoff(HOUR, HOUR)
+        .unwrap()
         .with_failure_threshold(NonZeroU32::MIN)
         .with_outage_policy(OutagePolicy::Reject);
     let limits = limits.with_max_in_flight(NonZeroU32::MIN);

@@ -59,8 +59,11 @@ async fn behind_a_proxy(home: &RedisHome, policy: OutagePolicy) -> (RedisLimits,
     let server = server.with_connection_timeout(Duration::from_secs(1));
     let limits = RedisLimits::new(hands.limits(FIVE), server, SECRET, ONE_NODE).unwrap();
     let limits = limits.with_prefix(home.prefix()).unwrap().with_timeout(Duration::from_millis(500));
-    let limits =
-        limits.with_failure_threshold(2.try_into().unwrap()).with_backoff(HOUR, HOUR).with_outage_policy(policy);
+    let limits = limits
+        .with_failure_threshold(2.try_into().unwrap())
+        .with_backoff(HOUR, HOUR)
+        .unwrap()
+        .with_outage_policy(policy);
     (limits, proxy, hands)
 }
 
@@ -99,7 +102,8 @@ async fn a_restarted_server_is_asked_again() {
     let test = "a_restarted_server_is_asked_again";
     let Some(mut server) = PrivateRedis::start(test) else { return };
     let hands = Hands::default();
-    let limits = to(&server.url(), hands.limits(FIVE)).with_failure_threshold(NonZeroU32::MIN).with_backoff(HOUR, HOUR);
+    let limits =
+        to(&server.url(), hands.limits(FIVE)).with_failure_threshold(NonZeroU32::MIN).with_backoff(HOUR, HOUR).unwrap();
     assert_eq!(charge(&limits, 4).await.remaining(), 1);
     server.kill();
     let decision = charge(&limits, 1).await;
@@ -117,7 +121,7 @@ async fn a_limiter_starts_without_a_server() {
     let Some(mut server) = PrivateRedis::start("a_limiter_starts_without_a_server") else { return };
     server.kill();
     let hands = Hands::default();
-    let limits = to(&server.url(), hands.limits(FIVE)).with_backoff(HOUR, HOUR);
+    let limits = to(&server.url(), hands.limits(FIVE)).with_backoff(HOUR, HOUR).unwrap();
     assert!(charge(&limits, 1).await.is_local());
     server.start_again();
     assert_eq!(recovered(&limits, &hands).await.remaining(), 5);

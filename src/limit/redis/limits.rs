@@ -22,7 +22,7 @@ use crate::caller::CurrentGrant;
 use crate::limit::limit::Scope;
 use crate::limit::{Charge, Limiter, RateLimits};
 use crate::pending::answer::Answer;
-use crate::pending::breaker::{Backoff, Breaker, BreakerState};
+use crate::pending::breaker::{Backoff, BackoffError, Breaker, BreakerState};
 use crate::quota::clock::Clock;
 use crate::quota::decision::Decision;
 
@@ -184,10 +184,13 @@ impl RedisLimits {
     /// Sets the pauses of the circuit breaker before it probes Redis. Default: 1 second, up to 30 seconds.
     ///
     /// The pause is `first` after the breaker opens, and doubles with each failed probe up to `longest`.
-    #[must_use]
-    pub fn with_backoff(mut self, first: Duration, longest: Duration) -> Self {
-        self.shared_mut().switch.set_backoff(Backoff { first, longest: longest.max(first) });
-        self
+    ///
+    /// # Errors
+    ///
+    /// Returns an error if `longest` is shorter than `first`.
+    pub fn with_backoff(mut self, first: Duration, longest: Duration) -> Result<Self, BackoffError> {
+        self.shared_mut().switch.set_backoff(Backoff::new(first, longest)?);
+        Ok(self)
     }
 
     /// Charges units in advance by the rules of [`Leases`], so that most charges are decided immediately. Default: no leases, each

@@ -48,7 +48,7 @@ mod tests;
 mod timeout;
 mod tls;
 
-pub use crate::pending::breaker::BreakerState;
+pub use crate::pending::breaker::{BackoffError, BreakerState};
 pub use lease::Leases;
 pub use limits::{RedisFuture, RedisLimits};
 pub use outage::OutagePolicy;

@@ -134,7 +134,7 @@ where
                         keep_private(response.headers_mut(), *location);
                     }
                     if let Some(advert) = advert.take() {
-                        advert.write(response.headers_mut());
+                        advert.write_response(&mut response);
                     }
                     return Poll::Ready(Ok(response));
                 }

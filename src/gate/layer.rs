@@ -135,7 +135,7 @@ impl<T: TokenStore> AuthLayer<T> {
 impl<T: TokenStore, R, B> AuthLayer<T, Unlimited, R, B> {
     /// Adds a rate limit. Each request is charged to the subject of its grant.
     ///
-    /// For the quota see [`RateLimits`](crate::RateLimits#whose-quota). Charges follow authentication, so requests that are
+    /// For the quota see [`Limit`](crate::Limit#grants-quotas). Charges follow authentication, so requests that are
     /// rejected with 401 are not charged.
     #[must_use]
     pub fn with_rate_limit<L: Limiter>(self, limiter: L) -> AuthLayer<T, L, R, B> {

@@ -214,8 +214,8 @@ impl<P> Grant<P> {
         self
     }
 
-    /// Sets the quota of this grant, such as a customer's plan. It replaces the quota of the gate's limiter, and that of at most
-    /// one policy; see [Whose quota](crate::RateLimits#whose-quota).
+    /// Sets the quota of this grant, such as a customer's plan. It replaces the quota of at most one limit; see
+    /// [`Limit`](crate::Limit#grants-quotas).
     ///
     /// Use the same quota for all tokens of one subject. Where quotas differ, each change between the tokens creates a new
     /// bucket under the lock of the limiter.

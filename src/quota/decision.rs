@@ -72,7 +72,7 @@ impl Decision {
     #[must_use]
     pub fn new(policy: Policy, verdict: Verdict, remaining: u32, more_in: Duration, full_in: Duration) -> Self {
         let ns = |d: Duration| u64::try_from(d.as_nanos()).unwrap_or(u64::MAX);
-        // Headers must not advertise more units than the quota (draft-ietf-httpapi-ratelimit-headers-10).
+        // Headers must not advertise more units than the quota (draft-ietf-httpapi-ratelimit-headers-11).
         let remaining = remaining.min(policy.quota().burst());
         Self::from_ns(policy, verdict, remaining, ns(more_in), ns(full_in))
     }
@@ -185,7 +185,7 @@ impl Decision {
         self.rest.get_or_insert_default()
     }
 
-    /// Sets the partition key, which identifies the bucket in the `pk` parameter of draft-10.
+    /// Sets the partition key, which identifies the bucket in the `pk` parameter of draft-11.
     ///
     /// Never derive the key from a token or an unkeyed hash of a token. Use a keyed hash of the subject.
     #[must_use]

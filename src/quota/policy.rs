@@ -37,9 +37,9 @@ enum Repr {
 struct Inner {
     quota: Quota,
     name: Box<str>,
-    /// The draft-10 `RateLimit-Policy` item, such as `"name";q=20;w=7`.
+    /// The draft-11 `RateLimit-Policy` item, such as `"name";q=20;w=7`.
     advert: HeaderValue,
-    /// The beginning of every draft-10 `RateLimit` item of this policy, `"name";r=`.
+    /// The beginning of every draft-11 `RateLimit` item of this policy, `"name";r=`.
     prefix: Box<[u8]>,
     /// The `RateLimit` items such as `"name";r=19;t=1`, indexed by the remaining units. Rendered for small buckets that gain a
     /// unit within a second.

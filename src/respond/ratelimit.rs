@@ -5,11 +5,13 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use base64::prelude::{BASE64_STANDARD, Engine as _};
 use http::header::{HeaderMap, HeaderName, HeaderValue};
+use http::{Response, StatusCode};
 
 use super::list::members;
 use crate::quota::Quota;
 use crate::quota::decision::{Decision, secs_up};
 use crate::quota::policy::Policy;
+use crate::rejection::Rejection;
 
 /// The format of the rate limit headers of a gate.
 ///
@@ -144,6 +146,34 @@ pub(crate) fn limit_headers(
 }
 
 impl LimitHeaders {
+    /// Writes the headers into a response of the inner service.
+    #[inline]
+    pub(crate) fn write_response<B>(self, response: &mut Response<B>) {
+        if response.status() == StatusCode::TOO_MANY_REQUESTS {
+            self.write_rejection(response);
+        }
+        self.write(response.headers_mut());
+    }
+
+    /// Writes the headers of a rejection that the handler returned. It was decided later than the gate's charge.
+    #[cold]
+    fn write_rejection<B>(&self, response: &mut Response<B>) {
+        let format = match &self.fields {
+            Fields::Single { format, .. } => *format,
+            Fields::Item { .. } | Fields::Items(_) => RateLimitHeaders::Draft11,
+        };
+        let decision = response.extensions().get::<Rejection>().and_then(Rejection::decision);
+        let rejected = decision.and_then(|decision| limit_headers(format, decision, SystemTime::now));
+        // The layer of a route, and `AuthLayer::reject`, have written them already.
+        let is_written = match format {
+            RateLimitHeaders::Draft11 => response.headers().contains_key(RATELIMIT),
+            _ => read_single(response.headers(), format).is_some(),
+        };
+        if let Some(rejected) = rejected.filter(|_| !is_written) {
+            rejected.write(response.headers_mut());
+        }
+    }
+
     /// Writes the headers into a response. An inner layer may have written headers of its own policy.
     #[inline]
     pub(crate) fn write(self, headers: &mut HeaderMap) {

@@ -215,7 +215,7 @@ impl RateLimits {
         Self { refund_totals: Some(Arc::new(RefundTotals::new())), ..self }
     }
 
-    /// Sets the partition key of each subject's buckets, which clients see in the `pk` parameter of draft-10. Default: none.
+    /// Sets the partition key of each subject's buckets, which clients see in the `pk` parameter of draft-11. Default: none.
     ///
     /// The key must not contain sensitive data, because clients and every log on the way see it. Use a keyed hash (HMAC) of
     /// the subject.

@@ -119,7 +119,7 @@ impl Database {
     ///
     /// Sets timeouts for sessions on PostgreSQL, unless stricter ones are set: `statement_timeout`,
     /// `idle_in_transaction_session_timeout`, `idle_session_timeout`, `tcp_keepalives_*` and `tcp_user_timeout`. A pooler in
-    /// transaction mode would apply them to other clients too. Use [`from_postgres`](Self::from_postgres) with such a pooler.
+    /// transaction mode would apply them to other clients too. Use `from_postgres` with such a pooler.
     ///
     /// # Errors
     ///

@@ -26,7 +26,7 @@
 //!
 //! The tables are `grants` and `tokens`. Their names begin with `tollgate_` or with
 //! [another prefix](Database::with_table_prefix). After a rotation, a grant has more than one token. The tables contain
-//! digests of tokens, never tokens. Times are whole milliseconds since 1970. Other programs may change all columns except
+//! digests of tokens, never tokens. [`Database::migrate`] also keeps the table `migrations`, and on SQLite `changes`. Times are whole milliseconds since 1970. Other programs may change all columns except
 //! `digest`; lookups use the changed values.
 //!
 //! # Revocation
@@ -130,8 +130,8 @@ pub enum SqlError {
     /// A row has an invalid value. The text names the column.
     #[error("invalid value in column {0}")]
     Corrupt(&'static str),
-    /// The principal of a grant could not be read from its row, or by the query of the service.
-    #[error("cannot read the principal of the grant")]
+    /// The principal of a grant could not be read from its row or by the query of the service, or not be serialized.
+    #[error("cannot read or write the principal of the grant")]
     Principal(#[source] Box<dyn Error + Send + Sync>),
     /// The operating system provides no random bytes for a token.
     #[error(transparent)]

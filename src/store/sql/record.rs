@@ -119,12 +119,10 @@ impl NewGrant {
     ///
     /// # Errors
     ///
-    /// If the principal cannot be serialized as JSON.
-    pub fn with_principal<P: Serialize + ?Sized>(
-        mut self,
-        principal: &P,
-    ) -> Result<Self, Box<dyn Error + Send + Sync>> {
-        self.principal = Some(serde_json::to_string(principal)?);
+    /// [`SqlError::Principal`] if the principal cannot be serialized as JSON.
+    pub fn with_principal<P: Serialize + ?Sized>(mut self, principal: &P) -> Result<Self, SqlError> {
+        let json = serde_json::to_string(principal).map_err(|error| SqlError::Principal(error.into()))?;
+        self.principal = Some(json);
         Ok(self)
     }
 

@@ -48,7 +48,9 @@ impl<T, L, R> Gate<T, L, R> {
     pub(super) fn remove_credentials<B>(&self, request: &mut Request<B>) {
         let locations = &self.settings.locations;
         let headers = request.headers_mut();
-        headers.remove(header::AUTHORIZATION);
+        if !locations.authorization_disabled {
+            headers.remove(header::AUTHORIZATION);
+        }
         if let Some(name) = &locations.api_key {
             headers.remove(name);
         }

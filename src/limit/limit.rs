@@ -43,6 +43,9 @@ type Cost = dyn Fn(&RequestHead<'_>) -> u32 + Send + Sync;
 /// | created by [`new`](Self::new) | own quota | own quota |
 /// | with [`with_grant_quotas`](Self::with_grant_quotas) | quota of the grant | quota of the grant |
 /// | [shared by all](Self::shared_by_all), and the bucket of anonymous callers | own quota | own quota |
+///
+/// Where the first line has two quotas, a grant with a quota has two buckets, one for each. All other buckets are shared by clones of
+/// the limiter and its forms on routes.
 #[derive(Clone)]
 pub struct Limit {
     pub(crate) name: PolicyName,
@@ -89,7 +92,10 @@ pub(crate) enum Scope {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum GrantQuotas {
     Ignored,
-    /// In a gate, but not on a route.
+    /// The default on a route, or beside a limit that follows the grants. Clones elsewhere may follow them, so a grant with its
+    /// own quota has one bucket here and one there. In one bucket, a larger quota would refill what the smaller one has used.
+    Unfollowed,
+    /// The default, in a gate or a handler.
     FollowedByDefault,
     /// Everywhere, set by [`Limit::with_grant_quotas`].
     Followed,
@@ -256,9 +262,25 @@ impl Limit {
     /// Returns the quota of the grant, if that quota replaces the one of this limit.
     #[inline]
     pub(super) fn quota_of(&self, grant: &CurrentGrant) -> Option<Quota> {
-        let is_followed = self.grant_quotas != GrantQuotas::Ignored && self.scope == Scope::Subject;
-        let quota = grant.quota().filter(|_| is_followed);
+        let quota = grant.quota().filter(|_| self.follows_grants() && self.scope == Scope::Subject);
         quota.map(|quota| quota.divided_by(self.nodes))
+    }
+
+    /// Keeps the limit's own quota, unless grants' quotas were chosen explicitly.
+    pub(super) fn unfollow(&mut self) {
+        if self.grant_quotas == GrantQuotas::FollowedByDefault {
+            self.grant_quotas = GrantQuotas::Unfollowed;
+        }
+    }
+
+    pub(super) fn follows_grants(&self) -> bool {
+        matches!(self.grant_quotas, GrantQuotas::FollowedByDefault | GrantQuotas::Followed)
+    }
+
+    /// Returns whether this grant has a bucket apart from that of clones which follow its quota.
+    #[inline]
+    pub(super) fn is_apart(&self, grant: &CurrentGrant) -> bool {
+        self.grant_quotas == GrantQuotas::Unfollowed && grant.quota().is_some()
     }
 
     /// Returns whether this limit applies to anonymous callers and CORS preflights.

@@ -1,7 +1,7 @@
 //! [`LimitState`]: one limit with its buckets, and the charge of one bucket.
 
 use std::num::NonZeroU32;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use super::buckets::{BucketOwner, Buckets, Removed};
 use super::limit::{Limit, Scope};
@@ -24,7 +24,12 @@ pub(super) struct LimitState {
 
 #[derive(Clone)]
 enum BucketSet {
-    PerSubject { buckets: Arc<Buckets>, anonymous: Option<Arc<SharedBucket>> },
+    PerSubject {
+        buckets: Arc<Buckets>,
+        /// See [`GrantQuotas::Unfollowed`](super::limit::GrantQuotas::Unfollowed).
+        apart: Arc<OnceLock<Buckets>>,
+        anonymous: Option<Arc<SharedBucket>>,
+    },
     Shared(Arc<SharedBucket>),
 }
 
@@ -71,6 +76,7 @@ impl LimitState {
             Scope::All => BucketSet::Shared(SharedBucket::new(limit.name.clone(), limit.quota)),
             Scope::Subject => BucketSet::PerSubject {
                 buckets: Arc::new(Buckets::new(limit.name.clone(), limit.quota)),
+                apart: Arc::default(),
                 anonymous: limit.anonymous.map(|quota| SharedBucket::new(limit.anonymous_name(), quota)),
             },
         };
@@ -92,7 +98,11 @@ impl LimitState {
     #[inline]
     fn owner<'a>(&'a self, grant: Option<&'a CurrentGrant>) -> Option<(&'a Buckets, BucketOwner<'a>)> {
         match (&self.buckets, grant) {
-            (BucketSet::PerSubject { buckets, .. }, Some(grant)) => {
+            (BucketSet::PerSubject { buckets, apart, .. }, Some(grant)) => {
+                let buckets = match self.limit.is_apart(grant) {
+                    false => buckets,
+                    true => apart.get_or_init(|| Buckets::new(self.limit.name.clone(), self.limit.quota)),
+                };
                 let (quota, grant) = (self.limit.quota_of(grant), grant.erased());
                 let head = grant.head();
                 let (subject, bucket_cache) = (head.subject(), head.bucket_cache());
@@ -174,14 +184,15 @@ impl LimitState {
     }
 
     pub(super) fn sweep(&self, now: u64) {
-        if let BucketSet::PerSubject { buckets, .. } = &self.buckets {
+        if let BucketSet::PerSubject { buckets, apart, .. } = &self.buckets {
             buckets.sweep(now);
+            apart.get().into_iter().for_each(|buckets| buckets.sweep(now));
         }
     }
 
     pub(super) fn subjects(&self) -> usize {
         match &self.buckets {
-            BucketSet::PerSubject { buckets, .. } => buckets.len(),
+            BucketSet::PerSubject { buckets, apart, .. } => buckets.len() + apart.get().map_or(0, Buckets::len),
             BucketSet::Shared(_) => 0,
         }
     }

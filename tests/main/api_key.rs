@@ -90,4 +90,9 @@ async fn without_authorization_header_ignores_and_forwards_it() {
         "still marked as secrets"
     );
     assert_eq!(values(&received_request.headers, "x-api-key"), [""; 0]);
+
+    let mut request = preflight();
+    request.headers_mut().insert("authorization", "Bearer of-a-proxy".parse().unwrap());
+    let response = send(&layer.layer(echo()), request).await;
+    assert_eq!(values(response.headers(), "authorization"), ["Bearer of-a-proxy"], "of a preflight");
 }

@@ -63,6 +63,33 @@ where
     admitted
 }
 
+/// A handler that keeps a clone sees the quota of the grant. The route must not: neither immediately nor after some time, when
+/// the larger quota of the grant has refilled more.
+fn assert_clones_do_not_change_the_quota_of_a_route(handler: &RateLimits, hands: &Hands) {
+    // A store keeps its grants, with their buckets.
+    let caller = CurrentGrant::new(Arc::new(Grant::new("customer", ()).with_quota(PLAN)));
+    let route = handler.clone().for_route();
+    let admitted_on_route = || (0..50).filter(|_| route.charge(&caller, Charge::Units(1)).is_admitted()).count();
+    assert_eq!(handler.peek(&caller).remaining(), 100);
+    assert_eq!(admitted_on_route(), 3);
+    assert_eq!(handler.peek(&caller).remaining(), 100);
+    hands.advance(Duration::from_secs(10));
+    assert!(handler.charge(&caller, Charge::Units(100)).is_admitted());
+    assert_eq!(admitted_on_route(), 0);
+    hands.advance(Duration::from_secs(1190));
+    assert_eq!(admitted_on_route(), 1);
+    // Forms for other routes share the bucket.
+    assert!(!handler.clone().for_route().charge(&caller, Charge::Units(1)).is_admitted());
+}
+
+#[test]
+fn clones_do_not_change_the_quota_of_a_route() {
+    let hands = Hands::default();
+    assert_clones_do_not_change_the_quota_of_a_route(&hands.limits(Quota::per_hour(3)), &hands);
+    let several = hands.limits(Quota::per_hour(3)).and(limit("day", Quota::per_day(9_000))).unwrap();
+    assert_clones_do_not_change_the_quota_of_a_route(&several, &hands);
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_route_limit_has_its_own_quota_whatever_the_quota_of_the_grant() {
     for route in [orders(), RateLimits::new(THREE).with_clock(|| Duration::ZERO)] {
@@ -264,6 +291,13 @@ mod in_redis {
         assert_eq!(of(&limits).await, named(&[("default", 100)]));
         assert_eq!(of(&limits.clone().for_route()).await, named(&[("default", 3)]));
         assert_eq!(of(&limits).await, named(&[("default", 100)]), "a clone stays as it was");
+        let route = limits.clone().for_route();
+        assert!(route.charge(&customer(), Charge::Units(3)).await.is_admitted());
+        assert!(limits.charge(&customer(), Charge::Units(100)).await.is_admitted(), "two buckets");
+        assert!(
+            !limits.clone().for_route().charge(&customer(), Charge::Units(1)).await.is_admitted(),
+            "one for routes"
+        );
         let explicit = at(home.url(), RateLimits::new(own().with_grant_quotas()), home.prefix()).for_route();
         assert_eq!(of(&explicit).await, named(&[("default", 100)]));
     }

@@ -134,11 +134,7 @@ impl Limiter for RateLimits {
 
     fn for_route(self) -> Self {
         match self.follows_grants_by_default() {
-            true => self.change_all(|limit| {
-                if limit.grant_quotas == GrantQuotas::FollowedByDefault {
-                    limit.grant_quotas = GrantQuotas::Ignored;
-                }
-            }),
+            true => self.change_all(Limit::unfollow),
             false => self,
         }
     }

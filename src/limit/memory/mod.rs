@@ -113,13 +113,12 @@ impl RateLimits {
                 return Err(LimitError::GrantQuotas);
             }
             GrantQuotas::Followed => {
-                let ignored = |state: LimitState| state.changed(|limit| limit.grant_quotas = GrantQuotas::Ignored);
-                limits = limits.into_iter().map(ignored).collect();
+                limits = limits.into_iter().map(|state| state.changed(Limit::unfollow)).collect();
             }
-            GrantQuotas::FollowedByDefault if limits.iter().any(|other| follows(other) != GrantQuotas::Ignored) => {
+            GrantQuotas::FollowedByDefault if limits.iter().any(|other| other.limit().follows_grants()) => {
                 limit.grant_quotas = GrantQuotas::Ignored;
             }
-            GrantQuotas::FollowedByDefault | GrantQuotas::Ignored => {}
+            GrantQuotas::FollowedByDefault | GrantQuotas::Unfollowed | GrantQuotas::Ignored => {}
         }
         limit.partition_key.clone_from(&self.first.limit().partition_key);
         limits.push(LimitState::new(limit));

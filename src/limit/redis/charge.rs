@@ -28,6 +28,9 @@ use crate::quota::Quota;
 use crate::quota::decision::Decision;
 use crate::quota::policy::Policy;
 
+/// The last part of the key for a grant whose quota is not followed, see [`Limit::is_apart`].
+const APART: &str = "default@own";
+
 /// The state of a limiter, shared by its clones. Each clone of this struct has its own settings.
 #[derive(Clone)]
 pub(super) struct Shared {
@@ -107,6 +110,7 @@ impl Shared {
         };
         let key = match (rule.scope, grant) {
             (Scope::All, _) => self.keys.of_shared(SharedTag::Shared, policy.name()),
+            (Scope::Subject, Some(grant)) if rule.is_apart(grant) => self.keys.of_subject(tag, APART),
             (Scope::Subject, Some(_)) => self.keys.of_subject(tag, policy.name()),
             (Scope::Subject, None) => self.keys.of_shared(SharedTag::Anonymous, policy.name()),
         };

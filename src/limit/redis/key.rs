@@ -5,7 +5,7 @@
 //! 1. The text in braces is HMAC-SHA-256 of the subject (RFC 2104), cut to 128 bits, in base64url. A reader of Redis without the
 //!    secret can neither learn the subject of a bucket nor find the bucket of a known subject.
 //! 2. The braces are a hash tag: all buckets of one subject are in one slot of a cluster.
-//! 3. The policy's name follows the braces. No key contains a token, or anything derived from one.
+//! 3. The policy's name follows the braces, or `default@own` for a grant with its own quota on a route. No key contains a token, or anything derived from one.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;

@@ -1,6 +1,5 @@
 //! Grants as the tables store them.
 
-use std::error::Error;
 use std::time::{Duration, SystemTime};
 
 use serde::Serialize;

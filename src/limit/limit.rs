@@ -44,8 +44,8 @@ type Cost = dyn Fn(&RequestHead<'_>) -> u32 + Send + Sync;
 /// | with [`with_grant_quotas`](Self::with_grant_quotas) | quota of the grant | quota of the grant |
 /// | [shared by all](Self::shared_by_all), and the bucket of anonymous callers | own quota | own quota |
 ///
-/// Where the first line has two quotas, a grant with a quota has two buckets, one for each. All other buckets are shared by clones of
-/// the limiter and its forms on routes.
+/// Clones of a limiter share the buckets, on routes too. One case is different: under a limit converted from a `Quota`, a grant with
+/// its own quota has one bucket on routes and another one elsewhere.
 #[derive(Clone)]
 pub struct Limit {
     pub(crate) name: PolicyName,

@@ -113,7 +113,8 @@ impl LimitState {
         }
     }
 
-    /// Out of the way of the usual charge, which gets slower otherwise.
+    /// Returns the buckets of grants whose quota is not followed. A function of its own, because the usual charge is shorter without
+    /// this code.
     #[cold]
     fn apart<'a>(&self, apart: &'a OnceLock<Buckets>) -> &'a Buckets {
         apart.get_or_init(|| Buckets::new(self.limit.name.clone(), self.limit.quota))

@@ -170,3 +170,23 @@ async fn a_migration_waits_for_readers_of_the_file() {
     migration.await.unwrap().unwrap();
     home.database().await.check_tables().await.unwrap();
 }
+
+/// The first migration sets WAL mode. SQLite refuses that immediately, without its `busy_timeout`, if a writer is about to commit.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_first_migration_waits_for_other_writers() {
+    for _ in 0..10 {
+        let home = Home::sqlite();
+        let database = home.database().await;
+        let mut writer = raw(&path(&home)).await;
+        writer.execute("PRAGMA busy_timeout = 5000; CREATE TABLE other (value)").await.unwrap();
+        let writing = tokio::spawn(async move {
+            for _ in 0..100 {
+                writer.execute("BEGIN IMMEDIATE; INSERT INTO other VALUES (1)").await.unwrap();
+                while writer.execute("COMMIT").await.is_err() {}
+            }
+        });
+        database.migrate().await.unwrap();
+        writing.await.unwrap();
+        database.check_tables().await.unwrap();
+    }
+}

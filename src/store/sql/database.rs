@@ -97,8 +97,7 @@ pub(super) enum Access {
 const DEFAULT_LOOKUP_TIMEOUT: Duration = Duration::from_secs(2);
 const DEFAULT_ADMIN_TIMEOUT: Duration = Duration::from_secs(30);
 /// The maximum time that administration waits for a lock.
-#[cfg(feature = "postgres")]
-const LOCK_TIMEOUT: Duration = Duration::from_secs(5);
+pub(super) const LOCK_TIMEOUT: Duration = Duration::from_secs(5);
 pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
 impl Database {
@@ -156,7 +155,7 @@ impl Database {
         if let Some(sqlite) = super::url::sqlite(url)? {
             sqlite.create_if_requested()?;
             // Another process may be writing.
-            let options = sqlite.options.foreign_keys(true).busy_timeout(Duration::from_secs(5));
+            let options = sqlite.options.foreign_keys(true).busy_timeout(LOCK_TIMEOUT);
             let pool = SqlitePoolOptions::new().acquire_timeout(CONNECT_TIMEOUT);
             let pool = match sqlite.in_memory {
                 // Each connection to memory has its own tables, which are lost when it is closed.

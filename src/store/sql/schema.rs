@@ -1,15 +1,18 @@
 //! Table names, SQL dialects and migrations.
 
 use std::cmp::Ordering;
+use std::time::Duration;
 
 use sqlx::Executor as _;
-use tokio::time::timeout;
+use tokio::time::{Instant, sleep, timeout};
 
-use super::database::{administer, on_connection};
+use super::database::{LOCK_TIMEOUT, administer, on_connection};
 use super::{Database, SqlError};
 
 const DEFAULT_PREFIX: &str = "tollgate_";
 const MAX_PREFIX_LEN: usize = 32;
+/// The pause before a statement is run again that SQLite refused because of a lock.
+const TRY_AGAIN: Duration = Duration::from_millis(10);
 
 /// A version of the tables. Released migrations are never changed; a change is a new migration.
 struct Migration {
@@ -174,12 +177,24 @@ impl Database {
     }
 
     /// Runs a statement outside of a transaction.
+    ///
+    /// SQLite refuses to change the journal mode while a writer is about to commit, without waiting for its `busy_timeout`.
+    /// This method waits as long itself.
     async fn prepare(&self, statement: &str) -> Result<(), SqlError> {
-        let work = async {
+        let once = || async {
             on_connection!(self, Writing, connection => {
                 sqlx::query(statement).execute(connection).await?;
                 Ok(())
             })
+        };
+        let until = Instant::now() + LOCK_TIMEOUT;
+        let work = async {
+            loop {
+                match once().await {
+                    Err(SqlError::Locked) if Instant::now() < until => sleep(TRY_AGAIN).await,
+                    done => return done,
+                }
+            }
         };
         timeout(self.0.admin_timeout, work).await.unwrap_or(Err(SqlError::Timeout))
     }

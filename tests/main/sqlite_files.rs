@@ -171,7 +171,7 @@ async fn a_migration_waits_for_readers_of_the_file() {
     home.database().await.check_tables().await.unwrap();
 }
 
-/// The first migration sets WAL mode. SQLite refuses that immediately, without its `busy_timeout`, if a writer is about to commit.
+/// The first migration sets WAL mode. That fails immediately, without the `busy_timeout`, if a writer is about to commit.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_first_migration_waits_for_other_writers() {
     for _ in 0..10 {

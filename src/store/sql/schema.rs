@@ -11,7 +11,7 @@ use super::{Database, SqlError};
 
 const DEFAULT_PREFIX: &str = "tollgate_";
 const MAX_PREFIX_LEN: usize = 32;
-/// The pause before a statement is run again that SQLite refused because of a lock.
+/// The pause before a statement is run again that failed because of a lock in SQLite.
 const TRY_AGAIN: Duration = Duration::from_millis(10);
 
 /// A version of the tables. Released migrations are never changed; a change is a new migration.
@@ -178,7 +178,7 @@ impl Database {
 
     /// Runs a statement outside of a transaction.
     ///
-    /// SQLite refuses to change the journal mode while a writer is about to commit, without waiting for its `busy_timeout`.
+    /// SQLite does not change the journal mode while a writer is about to commit, without waiting for its `busy_timeout`.
     /// This method waits as long itself.
     async fn prepare(&self, statement: &str) -> Result<(), SqlError> {
         let once = || async {

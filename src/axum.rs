@@ -4,7 +4,6 @@ use std::net::SocketAddr;
 
 use axum::extract::ConnectInfo;
 use axum::extract::connect_info::MockConnectInfo;
-use axum_core::body::Body;
 use axum_core::extract::{FromRequestParts, OptionalFromRequestParts};
 use axum_core::response::{IntoResponse, Response};
 use http::request::Parts;
@@ -72,10 +71,15 @@ const NO_CONNECT_INFO: &str = "No `ConnectInfo` is in the request's extensions. 
                                `into_make_service_with_connect_info::<SocketAddr>()`.";
 
 impl IntoResponse for Rejection {
-    /// Writes the rejection with [`ProblemDetails`]. The realm is `api`, unless a gate has set another.
+    /// Writes the rejection that a handler returns, or that an extractor of the handler made.
     ///
-    /// [`AuthLayer::reject`](crate::AuthLayer::reject) uses the gate's realm and responder.
+    /// The gate around the handler writes this response again, with its realm and its responder. It keeps other header fields
+    /// of the response. Without a gate, the response has [`ProblemDetails`] and the realm `api`.
     fn into_response(self) -> Response {
-        Respond::<Body>::reject(&ProblemDetails, self)
+        let mut response: Response = ProblemDetails.reject(self);
+        if let Some(rejection) = response.extensions_mut().remove::<Rejection>() {
+            response.extensions_mut().insert(rejection.with_provisional(true));
+        }
+        response
     }
 }

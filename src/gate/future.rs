@@ -6,20 +6,18 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
-use http::{Request, Response};
+use http::{Method, Request, Response};
 use tower_service::Service;
 
 use super::settings::Gate;
-use super::state::{Step, Wait, WaitProj};
-use crate::caller::CurrentGrant;
+use super::state::{Admitted, Step, Wait, WaitProj};
 use crate::limit::Limiter;
 use crate::observe::LookupOutcome;
 use crate::pending::answer::Answer;
 use crate::rejection::Rejection;
 use crate::rejection::store_error::StoreError;
-use crate::request_head::RequestHead;
 use crate::respond::ratelimit::LimitHeaders;
-use crate::respond::{Respond, keep_private};
+use crate::respond::{Respond, keep_private, provisional, rewrite};
 use crate::store::TokenStore;
 use crate::token::TokenLocation;
 
@@ -50,7 +48,14 @@ pin_project_lite::pin_project! {
         L: Limiter,
     {
         Rejected { response: Option<Response<ResB>> },
-        Running { #[pin] future: S::Future, advert: Option<LimitHeaders>, location: TokenLocation },
+        Running {
+            #[pin]
+            future: S::Future,
+            advert: Option<LimitHeaders>,
+            location: TokenLocation,
+            admitted: Option<Admitted>,
+            gate: Arc<Gate<T, L, R>>,
+        },
         // Boxed, because few requests wait and every request moves this enum.
         Waiting { waiting: Pin<Box<Waiting<S, ReqB, T, L, R>>> },
     }
@@ -84,7 +89,7 @@ where
         S: Clone,
     {
         match step {
-            Step::Admit(location, advert) => Self::run(inner, request, location, advert),
+            Step::Admit(location, advert) => Self::run(inner, gate, request, location, advert),
             Step::Reject(rejection) => Self::reject(gate, rejection, &request),
             Step::Wait(wait) => {
                 // The instance that was made ready must serve this request. A clone may not be ready.
@@ -98,19 +103,21 @@ where
     }
 
     #[inline]
-    fn run(inner: &mut S, request: Request<ReqB>, location: TokenLocation, advert: Option<LimitHeaders>) -> Self {
-        Self { state: State::Running { future: inner.call(request), advert, location } }
+    fn run(
+        inner: &mut S,
+        gate: &Arc<Gate<T, L, R>>,
+        request: Request<ReqB>,
+        location: TokenLocation,
+        advert: Option<LimitHeaders>,
+    ) -> Self {
+        let is_head = request.method() == Method::HEAD;
+        let admitted = Some(Admitted { is_head, request_id: gate.request_id(&request).map(Box::new) });
+        let gate = Arc::clone(gate);
+        Self { state: State::Running { future: inner.call(request), advert, location, admitted, gate } }
     }
 
     fn reject(gate: &Gate<T, L, R>, rejection: Rejection, request: &Request<ReqB>) -> Self {
-        // Layers behind a gate find the caller only in the request.
-        let caller = request.extensions().get::<CurrentGrant>().filter(|_| rejection.decision().is_some());
-        let rejection = match caller {
-            Some(caller) if rejection.grant().is_none() => rejection.of_grant(caller.id()),
-            _ => rejection,
-        };
-        let response = gate.reject(rejection.for_request(&RequestHead::of(request)));
-        Self { state: State::Rejected { response: Some(response) } }
+        Self { state: State::Rejected { response: Some(gate.reject_request(rejection, request)) } }
     }
 }
 
@@ -128,8 +135,12 @@ where
         loop {
             let next = match state.as_mut().project() {
                 StateProj::Rejected { response } => return Poll::Ready(Ok(take(response))),
-                StateProj::Running { future, advert, location } => {
+                StateProj::Running { future, advert, location, admitted, gate } => {
                     let mut response = ready!(future.poll(cx))?;
+                    if let Some(rejection) = provisional(&response) {
+                        let written = gate.reject_returned(rejection.clone(), take(admitted));
+                        response = rewrite(response, written);
+                    }
                     if *location != TokenLocation::AuthorizationHeader {
                         keep_private(response.headers_mut(), *location);
                     }
@@ -148,7 +159,7 @@ where
                         }
                         Step::Admit(location, advert) => {
                             let (mut inner, request) = take(waiting.rest);
-                            Self::run(&mut inner, request, location, advert)
+                            Self::run(&mut inner, waiting.gate, request, location, advert)
                         }
                         Step::Reject(rejection) => {
                             let (_, request) = take(waiting.rest);

@@ -4,7 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use http::{HeaderMap, Response};
+use http::{HeaderMap, HeaderValue, Response};
 use tower_layer::Layer;
 
 use super::service::AuthService;
@@ -16,6 +16,7 @@ use crate::pending::timeout::{Sleep, Timeout};
 use crate::quota::decision::Decision;
 use crate::rejection::Rejection;
 use crate::rejection::terms::Challenges;
+use crate::request_head::RequestHead;
 use crate::respond::{Challenge, ChallengeError, ProblemDetails, RateLimitHeaders, Respond};
 use crate::store::{ImmediateStore, TokenStore};
 
@@ -120,6 +121,7 @@ impl<T: TokenStore> AuthLayer<T> {
             wall_clock: WallClock::System,
             throttle: None,
             headers: RateLimitHeaders::default(),
+            request_id: None,
         };
         let gate = Gate {
             store: Arc::new(store),
@@ -214,6 +216,35 @@ impl<T, L, R, B> AuthLayer<T, L, R, B> {
         self.with_responder(respond)
     }
 
+    /// Sets a function that returns the id of a request. Responders get it by [`Rejection::request_id`].
+    ///
+    /// The gate calls the function once for each request, before the inner service. So the id is also known for rejections that
+    /// handlers return. A layer outside of the gate can set the header or the extension that the function reads.
+    ///
+    /// ```
+    /// use http::Response;
+    /// use tollgate::{AuthLayer, EmptyBody, Grant, MemoryStore, TokenDigest, respond::Respond};
+    ///
+    /// let tokens = MemoryStore::from_iter([(TokenDigest::of("a-token"), Grant::new("alice", ()))]);
+    /// let gate = AuthLayer::new(tokens)
+    ///     .with_request_id(|head| head.headers.get("x-request-id").cloned())
+    ///     .with_response_fn(|rejection| {
+    ///         let mut response: Response<String> = EmptyBody.respond(rejection);
+    ///         if let Some(id) = rejection.request_id() {
+    ///             response.headers_mut().insert("x-request-id", id.clone());
+    ///         }
+    ///         response
+    ///     });
+    /// # let _ = gate;
+    /// ```
+    #[must_use]
+    pub fn with_request_id<F>(self, request_id: F) -> Self
+    where
+        F: Fn(&RequestHead<'_>) -> Option<HeaderValue> + Send + Sync + 'static,
+    {
+        self.map_settings(|settings| settings.request_id = Some(Arc::new(request_id)))
+    }
+
     /// Rejects peers with too many failed authentications with 429, before the gate waits for a store.
     ///
     /// See [`FailureThrottle`]. Valid tokens that the store finds immediately are admitted even from a throttled peer. The order
@@ -276,7 +307,8 @@ impl<T, L, R, B> AuthLayer<T, L, R, B> {
 
     /// Returns the response of this gate to a rejection, with its realm and responder.
     ///
-    /// This is for handlers that find out that a grant does not suffice. Keep a clone of the gate in the handler's state.
+    /// This is for handlers that find out that a grant does not suffice, in services without axum. An axum handler can return
+    /// the rejection itself: the gate around it writes the response.
     ///
     /// The gate does not see the request here. Adapt the rejection to the method and the protocol by
     /// [`Rejection::for_request`], and add the grant for events by [`Rejection::of_grant`].

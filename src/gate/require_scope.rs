@@ -16,7 +16,6 @@ use super::settings::Gate;
 use super::unlimited::{NoStore, Unlimited};
 use crate::grant::scopes::{ScopeError, Scopes};
 use crate::rejection::{Rejection, RejectionKind};
-use crate::request_head::RequestHead;
 use crate::respond::{ProblemDetails, Respond};
 
 impl<T, L, R, B> AuthLayer<T, L, R, B> {
@@ -152,7 +151,7 @@ where
         let state = match rejection {
             None => State::Running { future: self.inner.call(request) },
             Some(rejection) => {
-                let response = required.gate.reject(rejection.for_request(&RequestHead::of(&request)));
+                let response = required.gate.reject_request(rejection, &request);
                 State::Rejected { response: Some(response) }
             }
         };

@@ -4,10 +4,13 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::SystemTime;
 
+use http::HeaderValue;
+
 use crate::extract::{HeadLocations, TokenSyntax};
 use crate::limit::FailureThrottle;
 use crate::pending::timeout::Timeout;
 use crate::rejection::terms::Challenges;
+use crate::request_head::RequestHead;
 use crate::respond::RateLimitHeaders;
 
 /// The state of a gate. Services hold it behind one pointer, because axum clones services for each request.
@@ -34,7 +37,11 @@ pub(super) struct Settings {
     pub(super) wall_clock: WallClock,
     pub(super) throttle: Option<FailureThrottle>,
     pub(super) headers: RateLimitHeaders,
+    pub(super) request_id: Option<RequestId>,
 }
+
+/// Returns the id of a request.
+pub(super) type RequestId = Arc<dyn Fn(&RequestHead<'_>) -> Option<HeaderValue> + Send + Sync>;
 
 /// The clock for the expiry of grants and for headers with absolute times.
 #[derive(Clone)]

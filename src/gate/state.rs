@@ -1,5 +1,7 @@
 //! The state of a request between two steps of the pipeline.
 
+use http::HeaderValue;
+
 use crate::caller::{CurrentGrant, Unauthenticated};
 use crate::extract::InvalidRequest;
 use crate::limit::{Attempt, Limiter};
@@ -20,6 +22,12 @@ pub(super) enum Step<T: TokenStore, L: Limiter> {
     Reject(Rejection),
     /// Waits for a store or a limiter.
     Wait(Wait<T::Future, L::Future>),
+}
+
+/// What a gate remembers of an admitted request, for a rejection that the handler returns.
+pub(super) struct Admitted {
+    pub(super) is_head: bool,
+    pub(super) request_id: Option<Box<HeaderValue>>,
 }
 
 pin_project_lite::pin_project! {

@@ -6,7 +6,10 @@ use std::num::NonZeroU64;
 use std::sync::Arc;
 use std::time::Duration;
 
+use http::HeaderValue;
+
 use super::challenge::{Challenge, ChallengeError};
+use super::kind::RejectionKind;
 use super::store_error::StoreError;
 use super::terms::Challenges;
 use crate::grant::GrantId;
@@ -49,6 +52,9 @@ pub struct Rejection {
     /// For [`RejectionKind::TooManyFailures`]: nanoseconds until the next attempt is allowed.
     wait: Option<NonZeroU64>,
     would_be_throttled: bool,
+    // Boxed: only gates with a function for it set one.
+    request_id: Option<Box<HeaderValue>>,
+    is_provisional: bool,
 }
 
 /// The requirements that the request did not meet.
@@ -56,78 +62,6 @@ pub struct Rejection {
 enum Needs {
     Scopes(Scopes),
     Authentication(Challenge),
-}
-
-/// The reason for a rejection, with its HTTP status and the `error` of its challenge.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[non_exhaustive]
-pub enum RejectionKind {
-    /// 401: the request has no credential.
-    Missing,
-    /// 401 `invalid_token`: the credential is not a well-formed token.
-    MalformedToken,
-    /// 401 `invalid_token`: the token has no grant, or its grant was revoked.
-    UnknownToken,
-    /// 401 `invalid_token`: the grant is not valid yet. Clients cannot distinguish it from an unknown token.
-    NotYetValid,
-    /// 401 `invalid_token`: the grant has expired.
-    ExpiredToken,
-    /// 401 `invalid_token`: the token is bound to a key, and the request has no proof. Clients cannot distinguish it from an
-    /// unknown token.
-    SenderConstrained,
-    /// 400 `invalid_request`: the request has more than one credential, or an ambiguous one.
-    InvalidRequest,
-    /// 403 `insufficient_scope`: the grant does not have a required scope.
-    InsufficientScope,
-    /// 401 `insufficient_user_authentication`: the user must authenticate again, or with a stronger method (RFC 9470).
-    InsufficientUserAuthentication,
-    /// 429: too many authentication attempts of the peer have failed. The token was not checked.
-    TooManyFailures,
-    /// 429: the rate limit is exhausted.
-    OverLimit,
-    /// 400: the request costs more than the burst of the rate limit, so that it can never be admitted.
-    CostAboveBurst,
-    /// 413: the body is longer than the maximum for bodies with a token.
-    BodyTooLarge,
-    /// 400: the body could not be read to its end.
-    BodyUnreadable,
-    /// 408: the body did not arrive within the timeout.
-    BodyTimeout,
-    /// 503: the store failed or timed out.
-    StoreUnavailable,
-    /// 503: the limiter failed or timed out.
-    LimiterUnavailable,
-    /// 500: layers are missing or in the wrong order.
-    Misconfigured,
-}
-
-impl RejectionKind {
-    /// Returns the name of this kind in metrics and events (see `OBSERVE.md`), for example `over_limit`.
-    ///
-    /// The name is for operators: clients cannot distinguish all kinds.
-    #[must_use]
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Missing => "missing",
-            Self::MalformedToken => "malformed_token",
-            Self::UnknownToken => "unknown_token",
-            Self::NotYetValid => "not_yet_valid",
-            Self::ExpiredToken => "expired_token",
-            Self::SenderConstrained => "sender_constrained",
-            Self::InvalidRequest => "invalid_request",
-            Self::InsufficientScope => "insufficient_scope",
-            Self::InsufficientUserAuthentication => "insufficient_user_authentication",
-            Self::TooManyFailures => "too_many_failures",
-            Self::OverLimit => "over_limit",
-            Self::CostAboveBurst => "cost_above_burst",
-            Self::BodyTooLarge => "body_too_large",
-            Self::BodyUnreadable => "body_unreadable",
-            Self::BodyTimeout => "body_timeout",
-            Self::StoreUnavailable => "store_unavailable",
-            Self::LimiterUnavailable => "limiter_unavailable",
-            Self::Misconfigured => "misconfigured",
-        }
-    }
 }
 
 impl Rejection {
@@ -144,6 +78,8 @@ impl Rejection {
             reason: InvalidRequest::SeveralCredentials,
             wait: None,
             would_be_throttled: false,
+            request_id: None,
+            is_provisional: false,
         }
     }
 
@@ -240,7 +176,8 @@ impl Rejection {
     ///
     /// - The response has the [protocol](Protocol::of) of the request.
     /// - The response to `HEAD` has no content.
-    /// - An HTTP/1 connection is closed after the response if the body of the request was not read.
+    /// - An HTTP/1 connection is closed after the response if the request has a body that no gate has read. This method cannot
+    ///   know whether the handler has read it.
     ///
     /// Gates and extractors do this themselves.
     ///
@@ -259,6 +196,26 @@ impl Rejection {
     #[must_use]
     pub fn for_request(self, head: &RequestHead<'_>) -> Self {
         Self { reply: Reply::to(head), ..self }
+    }
+
+    /// Sets the id of the request, for [`request_id`](Self::request_id).
+    ///
+    /// Gates [with request ids](crate::AuthLayer::with_request_id) do this themselves. A handler needs it only for
+    /// [`AuthLayer::reject`](crate::AuthLayer::reject).
+    #[must_use]
+    pub fn with_request_id(self, id: HeaderValue) -> Self {
+        Self { request_id: Some(Box::new(id)), ..self }
+    }
+
+    /// Sets whether the response is provisional: the gate around the handler writes it again.
+    pub(crate) fn with_provisional(self, is_provisional: bool) -> Self {
+        Self { is_provisional, ..self }
+    }
+
+    /// Adds what a gate knows about the request of a rejection that the handler returned.
+    pub(crate) fn for_admitted(mut self, is_head: bool, request_id: Option<Box<HeaderValue>>) -> Self {
+        self.reply.is_head |= is_head;
+        Self { request_id: self.request_id.or(request_id), ..self }
     }
 
     pub(crate) fn with_challenges(self, challenges: &Arc<Challenges>) -> Self {
@@ -309,6 +266,19 @@ impl Rejection {
             Some(Needs::Scopes(scopes)) => Some(scopes),
             _ => None,
         }
+    }
+
+    /// Returns the id of the request, for an error body that clients can quote to a support desk.
+    ///
+    /// Returns `Some` if the gate has a function for it; see [`AuthLayer::with_request_id`](crate::AuthLayer::with_request_id).
+    #[must_use]
+    pub fn request_id(&self) -> Option<&HeaderValue> {
+        self.request_id.as_deref()
+    }
+
+    /// Returns whether a gate around the handler writes the response again.
+    pub(crate) fn is_provisional(&self) -> bool {
+        self.is_provisional
     }
 
     /// Returns the realm of the gate, if a gate has processed the rejection.

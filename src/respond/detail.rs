@@ -86,13 +86,11 @@ pub(super) fn fixed_body(rejection: &Rejection) -> Option<&'static str> {
 
 /// Returns the first sentence of a text.
 fn sentence(rejection: &Rejection) -> &'static str {
-    match (fixed(rejection.kind()), rejection.grant()) {
+    match (fixed(rejection.kind()), rejection.kind()) {
         (Some((text, _)), _) => text,
-        (None, _) if rejection.kind() == RejectionKind::Misconfigured => rejection.hint(),
-        (None, _) if rejection.kind() == RejectionKind::InvalidRequest => rejection.reason().detail(),
-        // Only a caller with a token has a grant.
-        (None, Some(_)) => "The rate limit for this token is exhausted.",
-        (None, None) => "The rate limit is exhausted.",
+        (None, RejectionKind::Misconfigured) => rejection.hint(),
+        (None, RejectionKind::InvalidRequest) => rejection.reason().detail(),
+        (None, _) => "The rate limit is exhausted.",
     }
 }
 
@@ -134,7 +132,7 @@ impl Rejection {
     /// assert!(limits.charge(&alice, Charge::Units(1)).into_result().is_ok());
     /// let rejection = limits.charge(&alice, Charge::Units(1)).into_result().unwrap_err().of_grant(alice.id());
     /// assert_eq!(rejection.status(), 429);
-    /// assert_eq!(rejection.detail(), "The rate limit for this token is exhausted. Retry after 3 seconds.");
+    /// assert_eq!(rejection.detail(), "The rate limit is exhausted. Retry after 3 seconds.");
     /// ```
     #[must_use]
     pub fn detail(&self) -> Cow<'static, str> {
@@ -280,10 +278,7 @@ mod tests {
                 assert!(!text.contains(word), "{kind:?}: {text}");
             }
         }
-        assert_eq!(
-            text(RejectionKind::OverLimit),
-            "The rate limit for this token is exhausted. Retry after 3 seconds."
-        );
+        assert_eq!(text(RejectionKind::OverLimit), "The rate limit is exhausted. Retry after 3 seconds.");
     }
 
     #[test]

@@ -24,6 +24,8 @@
 //! 7. A rejection of an HTTP/1 request whose body was not read has `Connection: close` (RFC 9112, section 9.6), because the
 //!    server closes the connection. Otherwise a client could send its next request on a closed connection.
 
+use std::mem;
+
 use http::header::Entry;
 use http::{HeaderName, HeaderValue, Response, StatusCode, header};
 
@@ -101,12 +103,15 @@ pub trait Respond<B>: Send + Sync + 'static {
 /// Reports the rejection, and puts it into the extensions of its response.
 #[inline]
 fn written<B>(responder: &(impl Respond<B> + ?Sized), rejection: Rejection) -> Response<B> {
-    observe::rejected(&rejection);
+    // A provisional response was reported when it was made.
+    if !rejection.is_provisional() {
+        observe::rejected(&rejection);
+    }
     let mut response = responder.respond(&rejection);
     if rejection.reply().closes {
         response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
     }
-    response.extensions_mut().insert(rejection);
+    response.extensions_mut().insert(rejection.with_provisional(false));
     response
 }
 
@@ -230,6 +235,32 @@ fn complete<B>(response: &mut Response<B>) {
             write_own_challenges(response.headers_mut(), &rejection);
         }
     }
+}
+
+/// Returns the rejection of a response that the gate writes again.
+#[inline]
+pub(crate) fn provisional<B>(response: &Response<B>) -> Option<&Rejection> {
+    response.extensions().get::<Rejection>().filter(|rejection| rejection.is_provisional())
+}
+
+/// Replaces a provisional response. Keeps header fields that the handler or inner layers have added.
+pub(crate) fn rewrite<B>(provisional: Response<B>, mut written: Response<B>) -> Response<B> {
+    let (parts, _) = provisional.into_parts();
+    let mut headers = parts.headers;
+    for name in [
+        header::CONTENT_ENCODING,
+        header::CONTENT_LENGTH,
+        header::CONTENT_TYPE,
+        header::RETRY_AFTER,
+        header::WWW_AUTHENTICATE,
+    ] {
+        headers.remove(name);
+    }
+    headers.extend(mem::take(written.headers_mut()));
+    *written.headers_mut() = headers;
+    let rejection = mem::replace(written.extensions_mut(), parts.extensions);
+    written.extensions_mut().extend(rejection);
+    written
 }
 
 /// Returns the response without its body.

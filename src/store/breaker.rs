@@ -143,8 +143,17 @@ impl<T> CircuitBreaker<T> {
     }
 
     /// Sets the clock that measures pauses and waits. Default: the monotonic clock of the system.
+    ///
+    /// # Panics
+    ///
+    /// Panics if a clone exists. Both would read the times of the same pause from different clocks.
     #[must_use]
+    #[track_caller]
     pub fn with_clock(mut self, clock: impl Clock) -> Self {
+        assert!(
+            Arc::strong_count(&self.store) == 1,
+            "`CircuitBreaker::with_clock` must be called before the circuit breaker is cloned"
+        );
         self.breaker.set_clock(Arc::new(clock));
         self
     }

@@ -398,3 +398,11 @@ fn a_backoff_with_a_longest_pause_below_the_first_is_an_error() {
     assert_eq!(error.to_string(), "invalid backoff: the longest pause must not be shorter than the first pause");
     assert!(breaker(&flaky, &hands).with_backoff(SECOND, SECOND).is_ok());
 }
+
+#[test]
+#[should_panic(expected = "must be called before the circuit breaker is cloned")]
+fn a_new_clock_panics_while_a_clone_exists() {
+    let breaker = breaker(&Flaky::default(), &Hands::default());
+    let _clone = breaker.clone();
+    _ = breaker.with_clock(|| Duration::ZERO);
+}

@@ -128,6 +128,18 @@ async fn tokens_are_issued_rotated_revoked_and_purged() {
 }
 
 #[tokio::test]
+async fn the_principal_of_a_grant_reaches_its_service() {
+    on_each_database("the_principal_of_a_grant_reaches_its_service", |home| async move {
+        let database = home.database().await;
+        let (token, _) = secret(&home, &["token", "issue", "--subject", "alice", "--principal", r#"{"plan": "pro"}"#]);
+        let store = database.store::<std::collections::BTreeMap<String, String>>();
+        let grant = store.lookup(&BearerToken::new(&token)).await.unwrap().unwrap();
+        assert_eq!(grant.principal()["plan"], "pro");
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn failed_commands_exit_with_1() {
     on_each_database("failed_commands_exit_with_1", |home| async move {
         let (_, grant) = secret(&home, &["token", "issue", "--subject", "alice"]);
@@ -163,6 +175,7 @@ async fn invalid_command_lines_exit_with_2() {
         &["token", "revoke"],
         &["token", "revoke", "id", "--subject", "alice"],
         &["token", "rotate", "id", "--grace", "soon"],
+        &[&issue[..], &["--principal", "{plan}"]].concat(),
         &[&issue[..], &["--quota", "180"]].concat(),
         &[&issue[..], &["--quota", "180/year"]].concat(),
         &[&issue[..], &["--quota", "-1/min"]].concat(),
@@ -257,6 +270,7 @@ async fn invalid_arguments_are_not_printed() {
         &["token", "list", token],
         &["token", "issue", "--subject", "alice", "--prefix", token],
         &["token", "issue", "--subject", "alice", "--quota", token],
+        &["token", "issue", "--subject", "alice", "--principal", token],
     ] {
         let output = tollgate(args).env("TOLLGATE_DATABASE", "sqlite::memory:").output().unwrap();
         let error = String::from_utf8(output.stderr).unwrap();

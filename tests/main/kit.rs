@@ -179,11 +179,20 @@ pub async fn run(program: &str, args: &[&str], test: &str) -> Option<String> {
             Some(text(&output.stdout))
         }
         Err(error) if error.kind() == ErrorKind::NotFound => {
-            say(&format!("skipped: no {program}: {test}"));
+            skip(program, test);
             None
         }
         Err(error) => panic!("{program}: {error}"),
     }
+}
+
+/// Says that a test is skipped for lack of a client. Fails if `TOLLGATE_REQUIRE_CLIENTS` is set.
+pub fn skip(client: &str, test: &str) {
+    assert!(
+        std::env::var_os("TOLLGATE_REQUIRE_CLIENTS").is_none(),
+        "{test}: no {client}, and TOLLGATE_REQUIRE_CLIENTS is set"
+    );
+    say(&format!("skipped: no {client}: {test}"));
 }
 
 /// Writes past the capture of the test harness.

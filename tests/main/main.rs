@@ -24,6 +24,7 @@ mod challenges;
 mod cli;
 #[cfg(all(feature = "cli", feature = "sqlite", feature = "postgres"))]
 mod cli_outputs;
+mod company_errors;
 #[cfg(all(feature = "sqlite", feature = "postgres"))]
 mod connections;
 mod details;

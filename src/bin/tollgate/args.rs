@@ -6,6 +6,7 @@ use std::time::{Duration, SystemTime};
 
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{ArgGroup, Args, Parser, Subcommand};
+use serde_json::Value;
 use tollgate::mint::{FormatError, TokenFormat};
 use tollgate::{Quota, QuotaError};
 
@@ -107,6 +108,9 @@ pub(crate) struct Issue {
     /// Lifetime of the grant, such as 90d or 12h
     #[arg(long, value_name = "TIME", value_parser = lifetime)]
     pub(crate) expires: Option<Duration>,
+    /// Principal of the grant as JSON, such as '{"plan": "pro"}', for services that keep it in this database
+    #[arg(long, value_name = "JSON", value_parser = principal)]
+    pub(crate) principal: Option<Value>,
     /// Prefix of the token
     #[arg(long, env = PREFIX, hide_env_values = true, default_value = DEFAULT_PREFIX, value_parser = format)]
     pub(crate) prefix: TokenFormat,
@@ -188,6 +192,10 @@ fn hide_arguments(error: &mut clap::Error) {
 
 fn quota(text: &str) -> Result<Quota, QuotaError> {
     text.parse()
+}
+
+fn principal(text: &str) -> Result<Value, &'static str> {
+    serde_json::from_str(text).map_err(|_| "must be JSON")
 }
 
 fn burst(text: &str) -> Result<u32, &'static str> {

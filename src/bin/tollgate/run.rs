@@ -168,6 +168,9 @@ fn new_grant(issue: &Issue) -> Result<NewGrant, Failure> {
             Some(burst) => quota.try_with_burst(burst)?,
         });
     }
+    if let Some(principal) = &issue.principal {
+        grant = grant.with_principal(principal)?;
+    }
     if let Some(time) = issue.expires {
         let end = SystemTime::now().checked_add(time);
         grant = grant.with_expiry(end.ok_or_else(|| Failure::Usage("the lifetime is too long".to_owned()))?);

@@ -145,6 +145,19 @@ async fn layers_behind_a_gate_count_charges_and_rejections() {
     assert_eq!(reported[&format!("{CHARGES}{{policy=orders,outcome=over_limit}}")], 1.0);
 }
 
+/// The gate writes the response of the handler again, but counts it once.
+#[tokio::test]
+async fn a_rejection_that_a_handler_returns_is_counted_once() {
+    let recorder = SeriesRecorder::install();
+    let handler = || async { Err::<(), _>(Rejection::missing()) };
+    let app: axum::Router = axum::Router::new().route("/", axum::routing::get(handler)).layer(gate(alice()));
+    let request = with_token(TOKEN).map(axum::body::Body::new);
+    assert_eq!(tower::ServiceExt::oneshot(app, request).await.unwrap().status(), 401);
+    let admitted_and_rejected =
+        [("outcome=admitted,location=authorization_header", 1.0), ("outcome=missing,location=none", 1.0)];
+    assert_eq!(recorder.of(REQUESTS), series(admitted_and_rejected));
+}
+
 #[tokio::test]
 async fn charges_of_handlers_are_counted_but_peeks_are_not() {
     let recorder = SeriesRecorder::install();

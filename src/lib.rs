@@ -71,6 +71,8 @@ mod quota;
 mod rejection;
 mod request_head;
 mod sync;
+#[cfg(any(feature = "introspection", feature = "redis"))]
+mod tls;
 mod token;
 
 mod authenticate;

@@ -5,7 +5,7 @@ use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use std::vec;
 
-use hmac::{Hmac, Mac};
+use hmac::{Hmac, KeyInit, Mac};
 use sha2::{Digest, Sha256};
 use thiserror::Error;
 use zeroize::Zeroizing;
@@ -197,7 +197,7 @@ impl Pepper {
 
     fn hmac(&self, message: &[u8]) -> [u8; 32] {
         let block: &[u8; BLOCK_LEN] = &self.0;
-        <Hmac<Sha256> as Mac>::new(block.into()).chain_update(message).finalize().into_bytes().into()
+        <Hmac<Sha256> as KeyInit>::new(block.into()).chain_update(message).finalize().into_bytes().into()
     }
 }
 

@@ -55,7 +55,7 @@ impl Setting {
     async fn sessions(&mut self, condition: &str) -> usize {
         let count =
             format!("SELECT count(*) FROM pg_stat_activity WHERE application_name = '{}' AND {condition}", self.name);
-        let count: i64 = sqlx::query_scalar(&count).fetch_one(&mut self.admin).await.unwrap();
+        let count: i64 = sqlx::query_scalar(sqlx::AssertSqlSafe(count)).fetch_one(&mut self.admin).await.unwrap();
         count.try_into().unwrap()
     }
 }
@@ -301,14 +301,14 @@ async fn connections_stay_bounded_on_a_slow_database() {
     let view = "CREATE OR REPLACE VIEW tollgate_grants AS SELECT g.* FROM real_grants g, pg_sleep";
     let database = setting.database();
     for seconds in ["1.2", "60"] {
-        setting.admin.execute(&*format!("{view}(0)")).await.unwrap();
+        setting.admin.execute(sqlx::AssertSqlSafe(format!("{view}(0)"))).await.unwrap();
         assert!(find(&database.store::<()>(), "a-token").await.unwrap());
-        setting.admin.execute(&*format!("{view}({seconds})")).await.unwrap();
+        setting.admin.execute(sqlx::AssertSqlSafe(format!("{view}({seconds})"))).await.unwrap();
         let (client, server, failures) = load(&mut setting, &database, TIMEOUT * 6).await;
         say(format_args!("{seconds} s a statement: {client} connections of the client, {server} of the server"));
         assert!(failures > 30, "too few failures for an outage");
         assert!(client <= CLIENT_BOUND && server <= SERVER_BOUND, "{seconds} s: {client} and {server}");
-        setting.admin.execute(&*format!("{view}(0)")).await.unwrap();
+        setting.admin.execute(sqlx::AssertSqlSafe(format!("{view}(0)"))).await.unwrap();
         assert!(find(&database.store::<()>(), "a-token").await.unwrap(), "after {seconds} s a statement");
     }
 }

@@ -227,8 +227,9 @@ async fn flood(home: &Home, payload: &'static str, batch: usize, stop: Arc<Atomi
     let mut connection = PgConnection::connect(home.url()).await.unwrap();
     let channel = channel(&mut connection).await;
     while !stop.load(Ordering::SeqCst) {
-        let notify = format!("SELECT pg_notify($1, $2 || i) FROM generate_series(1, {batch}) i");
-        sqlx::query(&notify).bind(&channel).bind(payload).execute(&mut connection).await.unwrap();
+        let notify = sqlx::query("SELECT pg_notify($1, $2 || i) FROM generate_series(1, $3) i");
+        let notify = notify.bind(&channel).bind(payload).bind(i64::try_from(batch).unwrap());
+        notify.execute(&mut connection).await.unwrap();
         sent.fetch_add(batch, Ordering::SeqCst);
     }
 }

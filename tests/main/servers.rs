@@ -47,7 +47,7 @@ impl Home {
         let server = postgres_server(test).await?;
         let schema = format!("tollgate_{}", unique());
         let mut connection = PgConnection::connect(&server).await.unwrap();
-        sqlx::query(&format!("CREATE SCHEMA {schema}")).execute(&mut connection).await.unwrap();
+        sqlx::query(sqlx::AssertSqlSafe(format!("CREATE SCHEMA {schema}"))).execute(&mut connection).await.unwrap();
         let and = if server.contains('?') { '&' } else { '?' };
         let url = format!("{server}{and}options[search_path]={schema}");
         Some(Self { url, _cleanup: Cleanup::Schema { server, schema }.into() })
@@ -95,7 +95,9 @@ impl Drop for Cleanup {
                     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
                     runtime.block_on(async {
                         let Ok(mut connection) = PgConnection::connect(&server).await else { return };
-                        _ = sqlx::query(&format!("DROP SCHEMA {schema} CASCADE")).execute(&mut connection).await;
+                        _ = sqlx::query(sqlx::AssertSqlSafe(format!("DROP SCHEMA {schema} CASCADE")))
+                            .execute(&mut connection)
+                            .await;
                     });
                 });
                 _ = removal.join();

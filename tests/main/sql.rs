@@ -468,7 +468,7 @@ async fn invalid_rows_are_errors() {
         "expires_ms = -1",
         "created_ms = -1",
     ] {
-        sqlx::query(&format!("UPDATE tollgate_grants SET {wrong}")).execute(&pool).await.unwrap();
+        sqlx::query(sqlx::AssertSqlSafe(format!("UPDATE tollgate_grants SET {wrong}"))).execute(&pool).await.unwrap();
         let found = database.store::<()>().lookup(&BearerToken::new("a-token")).await;
         assert!(matches!(cause(&found), Some((SqlError::Corrupt(_), true))), "{wrong}");
         let repair = "UPDATE tollgate_grants SET scopes = '', quota_interval_ns = NULL, quota_burst = NULL, \
@@ -674,13 +674,13 @@ async fn read_only_roles_can_migrate_current_tables() {
     let grants = format!(
         "CREATE ROLE {role}; GRANT USAGE ON SCHEMA {schema} TO {role}; GRANT SELECT ON ALL TABLES IN SCHEMA {schema} TO {role}"
     );
-    owner.execute(&*grants).await.unwrap();
+    owner.execute(sqlx::AssertSqlSafe(grants)).await.unwrap();
 
     let reader = Database::connect(&format!("{}&options[role]={role}", home.url())).await.unwrap();
     let (migrated, listed) = (reader.migrate().await, reader.list(None).await);
     let issued = reader.issue(&format(), &NewGrant::new("alice")).await;
     drop(reader);
-    owner.execute(&*format!("DROP OWNED BY {role}; DROP ROLE {role}")).await.unwrap();
+    owner.execute(sqlx::AssertSqlSafe(format!("DROP OWNED BY {role}; DROP ROLE {role}"))).await.unwrap();
     assert!(migrated.is_ok() && listed.unwrap().is_empty(), "{migrated:?}");
     assert!(matches!(issued, Err(SqlError::Database(_))), "the role may only read");
 }

@@ -41,7 +41,7 @@ impl Home {
         let connected = tokio::time::timeout(Duration::from_secs(5), sqlx::PgConnection::connect(&server)).await;
         let Ok(Ok(mut connection)) = connected else { return replicas::skipped("no PostgreSQL", test) };
         let name = unique();
-        sqlx::raw_sql(&format!("CREATE DATABASE {name}")).execute(&mut connection).await.unwrap();
+        sqlx::raw_sql(sqlx::AssertSqlSafe(format!("CREATE DATABASE {name}"))).execute(&mut connection).await.unwrap();
         Some(Self::Postgres { server, name })
     }
 
@@ -57,7 +57,7 @@ impl Home {
     }
 
     /// Runs statements as another process would: by a connection of its own, which knows nothing of the crate.
-    async fn run(&self, statements: &str) {
+    async fn run(&self, statements: &'static str) {
         match self {
             Self::Sqlite(_) => {
                 let mut connection = SqliteConnection::connect(&self.url()).await.unwrap();
@@ -79,7 +79,7 @@ impl Home {
             Self::Postgres { server, name } => {
                 let mut connection = sqlx::PgConnection::connect(&server).await.unwrap();
                 let drop = format!("DROP DATABASE {name} WITH (FORCE)");
-                sqlx::raw_sql(&drop).execute(&mut connection).await.unwrap();
+                sqlx::raw_sql(sqlx::AssertSqlSafe(drop)).execute(&mut connection).await.unwrap();
             }
         }
     }
@@ -124,8 +124,9 @@ async fn changes_by_another_process_close_sockets(home: Home) {
     for socket in &mut sockets[..2] {
         assert_eq!(closed(socket).await, Some(1008));
     }
-    let grants = "SELECT id FROM tollgate_grants WHERE subject = 'deleted'";
-    home.run(&format!("DELETE FROM tollgate_tokens WHERE grant_id IN ({grants})")).await;
+    let delete =
+        "DELETE FROM tollgate_tokens WHERE grant_id IN (SELECT id FROM tollgate_grants WHERE subject = 'deleted')";
+    home.run(delete).await;
     assert_eq!(closed(&mut sockets[2]).await, Some(1008));
     sockets[3].ask_ping().await;
     drop(server);

@@ -1,31 +1,24 @@
-//! TLS to Redis.
-//!
-//! The client library creates its TLS configuration with `rustls::ClientConfig::builder`. That installs a crypto provider for the
-//! whole process, or panics if the build has several providers. The application chooses the provider. So the client library is
-//! built without TLS, and gets the stream that this module makes.
+//! TLS to Redis. The client library is built without TLS, and gets the stream that this module makes.
 
 use std::sync::Arc;
 
-use rustls::crypto::{CryptoProvider, ring};
+use rustls::RootCertStore;
 use rustls::pki_types::ServerName;
-use rustls::{ClientConfig, RootCertStore};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
+
+use crate::tls;
 
 /// Connects, and verifies the server's certificate with Mozilla's roots.
 pub(super) async fn connect(host: &str, port: u16) -> std::io::Result<TlsStream<TcpStream>> {
     let stream = TcpStream::connect((host, port)).await?;
     stream.set_nodelay(true)?;
-    let roots = RootCertStore::from_iter(webpki_roots::TLS_SERVER_ROOTS.iter().cloned());
-    handshake(stream, host, roots).await
+    handshake(stream, host, tls::mozilla()).await
 }
 
 async fn handshake(stream: TcpStream, host: &str, roots: RootCertStore) -> std::io::Result<TlsStream<TcpStream>> {
-    // Use the application's provider if one is installed. Never install one here.
-    let provider = CryptoProvider::get_default().cloned().unwrap_or_else(|| Arc::new(ring::default_provider()));
-    let config = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
-    let config = config.map_err(std::io::Error::other)?.with_root_certificates(roots).with_no_client_auth();
+    let config = tls::client_config(roots).map_err(std::io::Error::other)?;
     let name = ServerName::try_from(host.to_owned()).map_err(std::io::Error::other)?;
     TlsConnector::from(Arc::new(config)).connect(name, stream).await
 }
@@ -37,6 +30,7 @@ mod tests {
 
     use redis::AsyncConnectionConfig;
     use rustls::ServerConfig;
+    use rustls::crypto::ring;
     use rustls::pki_types::pem::PemObject as _;
     use rustls::pki_types::{CertificateDer, PrivateKeyDer};
     use tokio::net::TcpListener;
@@ -87,13 +81,12 @@ mod tests {
                     return rejected;
                 }
             });
-            let mozilla = RootCertStore::from_iter(webpki_roots::TLS_SERVER_ROOTS.iter().cloned());
             let mut ours = RootCertStore::empty();
             ours.add(certificate).unwrap();
             let handshake = async |host: &str, roots: &RootCertStore| {
                 handshake(TcpStream::connect(address).await.unwrap(), host, roots.clone()).await
             };
-            assert!(handshake("localhost", &mozilla).await.is_err(), "the certificate is not trusted");
+            assert!(handshake("localhost", &tls::mozilla()).await.is_err(), "the certificate is not trusted");
             assert!(handshake("example.org", &ours).await.is_err(), "the certificate is for another server");
             let stream = handshake("localhost", &ours).await.unwrap();
             let mut node = Node::over(&endpoint, stream, AsyncConnectionConfig::new()).await.unwrap();

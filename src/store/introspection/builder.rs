@@ -6,13 +6,17 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use reqwest::{Certificate, Client, Url, redirect};
+use reqwest::{Client, Url, redirect};
+use rustls::RootCertStore;
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject as _;
 
 use super::auth::ClientAuth;
 use super::claims::Claims;
 use super::error::IntrospectionConfigError;
 use super::{Inner, IntrospectionStore, MakePrincipal, Reading};
 use crate::quota::Quota;
+use crate::tls;
 
 /// The settings of an [`IntrospectionStore`]. [`build`](Self::build) checks them.
 #[must_use = "a builder does nothing before `build`"]
@@ -153,7 +157,7 @@ impl<P> IntrospectionBuilder<P> {
         if self.reading.audiences.iter().any(|audience| audience.is_empty()) {
             return Err(IntrospectionConfigError::Audience);
         }
-        let mut client = Client::builder()
+        let client = Client::builder()
             .redirect(redirect::Policy::none())
             .referer(false)
             .no_proxy()
@@ -161,18 +165,8 @@ impl<P> IntrospectionBuilder<P> {
             .timeout(self.timeout)
             .https_only(endpoint.scheme() == "https")
             .user_agent(concat!("tollgate/", env!("CARGO_PKG_VERSION")));
-        for pem in &self.roots {
-            let roots = Certificate::from_pem_bundle(pem).map_err(|_| IntrospectionConfigError::RootCertificate)?;
-            if roots.is_empty() {
-                return Err(IntrospectionConfigError::RootCertificate);
-            }
-            client = roots.into_iter().fold(client, |client, root| client.add_root_certificate(root));
-        }
-        let client = client.build().map_err(|_| match self.roots.is_empty() {
-            true => IntrospectionConfigError::Client,
-            // The client parses the certificates only here.
-            false => IntrospectionConfigError::RootCertificate,
-        })?;
+        let tls = tls::client_config(roots(&self.roots)?).map_err(|_| IntrospectionConfigError::Client)?;
+        let client = client.tls_backend_preconfigured(tls).build().map_err(|_| IntrospectionConfigError::Client)?;
         Ok(IntrospectionStore(Arc::new(Inner {
             client,
             endpoint,
@@ -181,6 +175,19 @@ impl<P> IntrospectionBuilder<P> {
             reading: self.reading,
         })))
     }
+}
+
+/// Returns the roots of Mozilla and of these PEM files.
+fn roots(files: &[Box<[u8]>]) -> Result<RootCertStore, IntrospectionConfigError> {
+    let mut roots = tls::mozilla();
+    for pem in files {
+        let certificates = CertificateDer::pem_slice_iter(pem).collect::<Result<Vec<_>, _>>().unwrap_or_default();
+        let accepted = certificates.iter().all(|certificate| roots.add(certificate.clone()).is_ok());
+        if certificates.is_empty() || !accepted {
+            return Err(IntrospectionConfigError::RootCertificate);
+        }
+    }
+    Ok(roots)
 }
 
 fn endpoint(text: &str, insecure_http: bool) -> Result<Url, IntrospectionConfigError> {

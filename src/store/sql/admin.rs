@@ -2,6 +2,8 @@
 
 use std::time::{Duration, SystemTime};
 
+use sqlx::SqlStr;
+
 use super::database::{administer, unix_ms};
 use super::record::{columns, quota_columns, read};
 use super::{Database, GrantRecord, Issued, NewGrant, SqlError};
@@ -64,7 +66,7 @@ impl Database {
              VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, CAST($10 AS {json}), $11, $12)",
         );
         administer!(self, Writes, transaction => {
-            sqlx::query(&insert)
+            sqlx::query(insert)
                 .bind(id.as_str())
                 .bind(grant.subject.as_str())
                 .bind(&grant.label)
@@ -79,13 +81,13 @@ impl Database {
                 .bind(prefix)
                 .execute(&mut *transaction)
                 .await?;
-            sqlx::query(&self.sql(INSERT_TOKEN))
+            sqlx::query(self.sql(INSERT_TOKEN))
                 .bind(digest.to_bytes().to_vec())
                 .bind(id.as_str())
                 .bind(now)
                 .execute(&mut *transaction)
                 .await?;
-            let row = sqlx::query(&self.sql(DESCRIBE)).bind(id.as_str()).fetch_one(&mut *transaction).await?;
+            let row = sqlx::query(self.sql(DESCRIBE)).bind(id.as_str()).fetch_one(&mut *transaction).await?;
             read(&row)
         })
     }
@@ -104,7 +106,7 @@ impl Database {
         ));
         administer!(self, Reads, transaction => {
             let subject = subject.map(Subject::as_str);
-            let rows = sqlx::query(&statement).bind(subject).fetch_all(&mut *transaction).await?;
+            let rows = sqlx::query(statement).bind(subject).fetch_all(&mut *transaction).await?;
             rows.iter().map(read).collect()
         })
     }
@@ -116,7 +118,7 @@ impl Database {
     /// If the database fails.
     pub async fn describe(&self, id: &GrantId) -> Result<Option<GrantRecord>, SqlError> {
         administer!(self, Reads, transaction => {
-            let row = sqlx::query(&self.sql(DESCRIBE)).bind(id.as_str()).fetch_optional(&mut *transaction).await?;
+            let row = sqlx::query(self.sql(DESCRIBE)).bind(id.as_str()).fetch_optional(&mut *transaction).await?;
             row.as_ref().map(read).transpose()
         })
     }
@@ -130,7 +132,7 @@ impl Database {
         NewGrant::new("subject").with_label(label).check()?;
         let statement = self.sql("UPDATE {p}grants SET label = $2 WHERE id = $1");
         administer!(self, Writes, transaction => {
-            let update = sqlx::query(&statement).bind(id.as_str()).bind(label);
+            let update = sqlx::query(statement).bind(id.as_str()).bind(label);
             updated(update.execute(&mut *transaction).await?.rows_affected())
         })
     }
@@ -143,7 +145,7 @@ impl Database {
     pub async fn set_scopes(&self, id: &GrantId, scopes: &Scopes) -> Result<(), SqlError> {
         let statement = self.sql("UPDATE {p}grants SET scopes = $2 WHERE id = $1");
         administer!(self, Writes, transaction => {
-            let update = sqlx::query(&statement).bind(id.as_str()).bind(scopes.to_string());
+            let update = sqlx::query(statement).bind(id.as_str()).bind(scopes.to_string());
             updated(update.execute(&mut *transaction).await?.rows_affected())
         })
     }
@@ -157,7 +159,7 @@ impl Database {
         let statement = self.sql("UPDATE {p}grants SET quota_interval_ns = $2, quota_burst = $3 WHERE id = $1");
         let (interval, burst) = quota_columns(quota);
         administer!(self, Writes, transaction => {
-            let update = sqlx::query(&statement).bind(id.as_str()).bind(interval).bind(burst);
+            let update = sqlx::query(statement).bind(id.as_str()).bind(interval).bind(burst);
             updated(update.execute(&mut *transaction).await?.rows_affected())
         })
     }
@@ -168,7 +170,8 @@ impl Database {
     ///
     /// If the database fails.
     pub async fn revoke(&self, id: &GrantId) -> Result<bool, SqlError> {
-        Ok(self.revoke_where("id", id.as_str()).await? == 1)
+        let statement = "UPDATE {p}grants SET revoked_ms = $2 WHERE revoked_ms IS NULL AND id = $1";
+        Ok(self.revoke_by(statement, id.as_str()).await? == 1)
     }
 
     /// Revokes all grants of a subject, permanently. Returns the number of grants that were not revoked before.
@@ -177,14 +180,14 @@ impl Database {
     ///
     /// If the database fails.
     pub async fn revoke_subject(&self, subject: &Subject) -> Result<u64, SqlError> {
-        self.revoke_where("subject", subject.as_str()).await
+        let statement = "UPDATE {p}grants SET revoked_ms = $2 WHERE revoked_ms IS NULL AND subject = $1";
+        self.revoke_by(statement, subject.as_str()).await
     }
 
-    async fn revoke_where(&self, column: &'static str, value: &str) -> Result<u64, SqlError> {
-        let statement =
-            self.sql("UPDATE {p}grants SET revoked_ms = $2 WHERE revoked_ms IS NULL AND ") + column + " = $1";
+    async fn revoke_by(&self, statement: &'static str, value: &str) -> Result<u64, SqlError> {
+        let statement = self.sql(statement);
         administer!(self, Writes, transaction => {
-            let update = sqlx::query(&statement).bind(value).bind(self.now_ms());
+            let update = sqlx::query(statement).bind(value).bind(self.now_ms());
             Ok(update.execute(&mut *transaction).await?.rows_affected())
         })
     }
@@ -212,19 +215,19 @@ impl Database {
             };
         administer!(self, Writes, transaction => {
             // Lock the row: two rotations, or a rotation and a revocation, must not run at the same time.
-            let row = sqlx::query(&describe).bind(id.as_str()).fetch_optional(&mut *transaction).await?;
+            let row = sqlx::query(describe).bind(id.as_str()).fetch_optional(&mut *transaction).await?;
             let mut grant = read(&row.ok_or(SqlError::NotFound)?)?;
             check_active(&grant, now)?;
             let until = grant.expires_at.map_or(grace_ends, |end| grace_ends.min(unix_ms(end)));
-            sqlx::query(&retire).bind(id.as_str()).bind(until).execute(&mut *transaction).await?;
-            sqlx::query(&self.sql(INSERT_TOKEN))
+            sqlx::query(retire).bind(id.as_str()).bind(until).execute(&mut *transaction).await?;
+            sqlx::query(self.sql(INSERT_TOKEN))
                 .bind(secret.digest().to_bytes().to_vec())
                 .bind(id.as_str())
                 .bind(unix_ms(now))
                 .execute(&mut *transaction)
                 .await?;
             let prefix = self.sql("UPDATE {p}grants SET token_prefix = $2 WHERE id = $1");
-            sqlx::query(&prefix).bind(id.as_str()).bind(format.prefix()).execute(&mut *transaction).await?;
+            sqlx::query(prefix).bind(id.as_str()).bind(format.prefix()).execute(&mut *transaction).await?;
             grant.token_prefix = Some(format.prefix().to_owned());
             Ok(grant)
         })
@@ -252,11 +255,11 @@ impl Database {
         self.purge_by(&grants, before).await
     }
 
-    async fn purge_by(&self, statement: &str, before: i64) -> Result<u64, SqlError> {
+    async fn purge_by(&self, statement: &SqlStr, before: i64) -> Result<u64, SqlError> {
         let mut purged = 0;
         loop {
             let deleted = administer!(self, Writes, transaction => {
-                let delete = sqlx::query(statement).bind(before).bind(PURGE);
+                let delete = sqlx::query(statement.clone()).bind(before).bind(PURGE);
                 Ok(delete.execute(&mut *transaction).await?.rows_affected())
             })?;
             purged += deleted;

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use sqlx::pool::{PoolConnection, PoolConnectionMetadata};
 use sqlx::postgres::{PgConnectOptions, PgConnection, PgListener, PgPool, PgPoolOptions};
-use sqlx::{Connection as _, Executor as _, Postgres};
+use sqlx::{AssertSqlSafe, Connection as _, Executor as _, Postgres, SqlSafeStr as _, SqlStr};
 use tokio::runtime::{Builder, Handle};
 use tokio::time::{Instant, timeout, timeout_at};
 
@@ -104,7 +104,7 @@ impl Connections {
         use sqlx::ConnectOptions as _;
         let connect = async {
             let mut connection = self.pool.connect_options().connect().await.map_err(rejected)?;
-            connection.execute(&*session(self.lookup_timeout, None)).await?;
+            connection.execute(session(self.lookup_timeout, None)).await?;
             Ok(connection.close().await?)
         };
         timeout(CONNECT_TIMEOUT, connect).await.unwrap_or(Err(SqlError::Timeout))
@@ -219,11 +219,10 @@ pub(super) fn close(listener: PgListener) {
     runtime.shutdown_background();
 }
 
-fn pool_with(session: String) -> PgPoolOptions {
-    let session: Arc<str> = session.into();
+fn pool_with(session: SqlStr) -> PgPoolOptions {
     PgPoolOptions::new().after_connect(move |connection, _| {
-        let session = Arc::clone(&session);
-        Box::pin(async move { connection.execute(&*session).await.map(drop) })
+        let session = session.clone();
+        Box::pin(async move { connection.execute(session).await.map(drop) })
     })
 }
 
@@ -231,7 +230,7 @@ fn pool_with(session: String) -> PgPoolOptions {
 /// transaction waits for its client, and how long the connection of a lost client stays open.
 ///
 /// Stricter settings are kept. Settings that the server does not support are omitted (`idle_session_timeout` needs version 14).
-fn session(lookup_timeout: Duration, idle: Option<Duration>) -> String {
+fn session(lookup_timeout: Duration, idle: Option<Duration>) -> SqlStr {
     let statement = statement_timeout(lookup_timeout);
     let mut settings = vec![
         ("statement_timeout", statement),
@@ -243,12 +242,13 @@ fn session(lookup_timeout: Duration, idle: Option<Duration>) -> String {
     ];
     settings.extend(idle.map(|idle| ("idle_session_timeout", millis(idle))));
     let values: Vec<String> = settings.iter().map(|(name, value)| format!("('{name}', {value})")).collect();
-    format!(
+    let statement = format!(
         "SELECT set_config(wanted.name, wanted.value::text, false) \
          FROM pg_settings s JOIN (VALUES {}) AS wanted (name, value) \
          ON CASE WHEN s.name = wanted.name THEN s.setting::bigint NOT BETWEEN 1 AND wanted.value ELSE false END",
         values.join(", ")
-    )
+    );
+    AssertSqlSafe(statement).into_sql_str()
 }
 
 /// Returns the server's timeout of a statement. It is shorter than the client's, so that a slow database closes no connections.

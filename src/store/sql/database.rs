@@ -4,6 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use sqlx::SqlStr;
 #[cfg(feature = "postgres")]
 use sqlx::postgres::PgPool;
 #[cfg(feature = "sqlite")]
@@ -259,16 +260,18 @@ impl Database {
 
     /// Returns the statement that begins an administrative transaction. On PostgreSQL it also sets timeouts: for locks, for each
     /// statement, and for a client that sends nothing.
-    pub(super) fn begin(&self, access: Access) -> String {
+    pub(super) fn begin(&self, access: Access) -> SqlStr {
         match &self.0.pool {
             #[cfg(feature = "sqlite")]
             Pool::Sqlite(_) => match access {
-                Access::Reads => "BEGIN".to_owned(),
+                Access::Reads => SqlStr::from_static("BEGIN"),
                 // Two transactions that first read and then write would conflict, and one of them would fail.
-                Access::Writes => "BEGIN IMMEDIATE".to_owned(),
+                Access::Writes => SqlStr::from_static("BEGIN IMMEDIATE"),
             },
             #[cfg(feature = "postgres")]
             Pool::Postgres(_) => {
+                use sqlx::{AssertSqlSafe, SqlSafeStr as _};
+
                 use super::connections::millis;
                 let begin = match access {
                     Access::Reads => "BEGIN READ ONLY",
@@ -276,16 +279,17 @@ impl Database {
                 };
                 let timeout = self.0.admin_timeout;
                 let (lock, statement) = (millis(LOCK_TIMEOUT.min(timeout / 2)), millis(timeout));
-                format!(
+                let begin = format!(
                     "{begin}; SET LOCAL lock_timeout = {lock}; SET LOCAL statement_timeout = {statement}; \
                      SET LOCAL idle_in_transaction_session_timeout = {lock}"
-                )
+                );
+                AssertSqlSafe(begin).into_sql_str()
             }
         }
     }
 
     /// Renders a statement with the table names and types of this database.
-    pub(super) fn sql(&self, template: &str) -> String {
+    pub(super) fn sql(&self, template: &'static str) -> SqlStr {
         self.0.schema.render(template)
     }
 }

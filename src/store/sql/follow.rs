@@ -4,6 +4,8 @@ use std::convert::Infallible;
 use std::time::Duration;
 
 #[cfg(feature = "postgres")]
+use sqlx::SqlStr;
+#[cfg(feature = "postgres")]
 use sqlx::postgres::PgListener;
 #[cfg(feature = "postgres")]
 use tokio::time::Instant;
@@ -123,7 +125,7 @@ impl Database {
             Some(_) => "SELECT id, grant_id FROM {p}changes WHERE id >= $1 ORDER BY id",
             None => "SELECT id, grant_id FROM {p}changes WHERE $1 IS NULL ORDER BY id DESC LIMIT 1",
         });
-        let select = sqlx::query_as(&statement).bind(last).fetch_all(pool);
+        let select = sqlx::query_as(statement).bind(last).fetch_all(pool);
         let changes = timeout(self.0.lookup_timeout, select).await.map_err(|_| SqlError::Timeout)?;
         let mut changes: Vec<(i64, Option<String>)> = changes?;
         let newest = changes.last().map_or(0, |(id, _)| *id);
@@ -150,7 +152,7 @@ const RECONNECT: Duration = Duration::from_millis(500);
 #[cfg(feature = "postgres")]
 async fn listen<F: FnMut(Invalidation) + Send>(
     pool: &sqlx::PgPool,
-    channel: &str,
+    channel: &SqlStr,
     lookup_timeout: Duration,
     on_connection: impl FnOnce() + Send,
     reporter: &mut Reporter<F>,
@@ -167,7 +169,7 @@ async fn listen<F: FnMut(Invalidation) + Send>(
 #[cfg(feature = "postgres")]
 async fn receive<F: FnMut(Invalidation) + Send>(
     listener: &mut PgListener,
-    channel: &str,
+    channel: &SqlStr,
     (left, lookup_timeout): (Duration, Duration),
     on_connection: impl FnOnce() + Send,
     reporter: &mut Reporter<F>,
@@ -175,7 +177,7 @@ async fn receive<F: FnMut(Invalidation) + Send>(
     // Notifications during a reconnection would be lost. The caller starts again instead, and reports `Everything`.
     listener.eager_reconnect(false);
     let begin = async {
-        let name: String = sqlx::query_scalar(channel).fetch_one(&mut *listener).await?;
+        let name: String = sqlx::query_scalar(channel.clone()).fetch_one(&mut *listener).await?;
         listener.listen(&name).await
     };
     timeout(left, begin).await??;

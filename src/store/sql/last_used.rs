@@ -10,7 +10,7 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 #[cfg(feature = "postgres")]
-use sqlx::{Executor as _, Row as _};
+use sqlx::{AssertSqlSafe, Executor as _, Row as _};
 use tokio::time::timeout;
 
 use super::database::{Pool, unix_ms};
@@ -137,7 +137,7 @@ impl LastUsed {
             match &database.0.pool {
                 #[cfg(feature = "sqlite")]
                 Pool::Sqlite(pool) => {
-                    sqlx::query(&database.sql(SQLITE)).bind(uses).execute(pool).await?;
+                    sqlx::query(database.sql(SQLITE)).bind(uses).execute(pool).await?;
                     Ok(Vec::new())
                 }
                 #[cfg(feature = "postgres")]
@@ -145,9 +145,11 @@ impl LastUsed {
                     use super::connections::{Work, statement_timeout};
                     let limit = statement_timeout(database.0.lookup_timeout);
                     let uses: String = uses.bytes().map(|byte| format!("{byte:02x}")).collect();
-                    let script = format!("SET LOCAL statement_timeout = {limit}; ") + &database.sql(POSTGRES);
+                    let script = database.sql(POSTGRES).as_str().replace("{uses}", &uses);
+                    // The uses are hexadecimal digits.
+                    let script = AssertSqlSafe(format!("SET LOCAL statement_timeout = {limit}; {script}"));
                     let mut held = connections.acquire(Work::Writing).await?;
-                    let locked = held.fetch_all(&*script.replace("{uses}", &uses)).await.map_err(SqlError::from);
+                    let locked = held.fetch_all(script).await.map_err(SqlError::from);
                     let locked =
                         locked.and_then(|rows| Ok(rows.iter().map(|row| row.try_get(0)).collect::<Result<_, _>>()?));
                     held.end(locked)

@@ -1,9 +1,10 @@
 //! Table names, SQL dialects and migrations.
 
 use std::cmp::Ordering;
+use std::sync::Arc;
 use std::time::Duration;
 
-use sqlx::Executor as _;
+use sqlx::{AssertSqlSafe, Executor as _, SqlSafeStr as _, SqlStr};
 use tokio::time::{Instant, sleep, timeout};
 
 use super::database::{LOCK_TIMEOUT, administer, on_connection};
@@ -38,7 +39,7 @@ pub(super) struct Schema {
     prefix: Box<str>,
     dialect: &'static Dialect,
     /// The statement of lookups, rendered once.
-    pub(super) lookup: Box<str>,
+    pub(super) lookup: SqlStr,
 }
 
 struct Dialect {
@@ -105,9 +106,8 @@ impl Schema {
     }
 
     fn of(prefix: Box<str>, dialect: &'static Dialect) -> Self {
-        let mut schema = Self { prefix, dialect, lookup: "".into() };
-        schema.lookup = schema.render(super::lookup::STATEMENT).into();
-        schema
+        let lookup = render(super::lookup::STATEMENT, &prefix, dialect);
+        Self { prefix, dialect, lookup }
     }
 
     pub(super) fn with_prefix(&self, prefix: &str) -> Option<Self> {
@@ -121,14 +121,20 @@ impl Schema {
         &self.prefix
     }
 
-    pub(super) fn render(&self, template: &str) -> String {
-        template
-            .replace("{p}", &self.prefix)
-            .replace("{bytes}", self.dialect.bytes)
-            .replace("{json}", self.dialect.json)
-            .replace("{for_update}", self.dialect.for_update)
-            .replace("{keyed}", self.dialect.keyed)
+    pub(super) fn render(&self, template: &'static str) -> SqlStr {
+        render(template, &self.prefix, self.dialect)
     }
+}
+
+/// Renders a statement. All parts are static, but the prefix, whose characters were checked.
+fn render(template: &'static str, prefix: &str, dialect: &Dialect) -> SqlStr {
+    let statement = template
+        .replace("{p}", prefix)
+        .replace("{bytes}", dialect.bytes)
+        .replace("{json}", dialect.json)
+        .replace("{for_update}", dialect.for_update)
+        .replace("{keyed}", dialect.keyed);
+    AssertSqlSafe(Arc::<str>::from(statement)).into_sql_str()
 }
 
 impl Database {
@@ -148,7 +154,7 @@ impl Database {
         let last = self.sql(LAST);
         // Usually the tables are up to date, and a role that may only read succeeds. Without tables this query fails.
         let found = administer!(self, Reads, transaction => {
-            Ok(sqlx::query_scalar::<_, i64>(&last).fetch_one(&mut *transaction).await?)
+            Ok(sqlx::query_scalar::<_, i64>(last.clone()).fetch_one(&mut *transaction).await?)
         });
         match (found, schema.dialect.prepare) {
             (Ok(found), _) if found == supported => return Ok(()),
@@ -156,21 +162,21 @@ impl Database {
             _ => {}
         }
         administer!(self, Writes, transaction => {
-            sqlx::query(&self.sql(schema.dialect.lock)).execute(&mut *transaction).await?;
+            sqlx::query(self.sql(schema.dialect.lock)).execute(&mut *transaction).await?;
             let table = self.sql("CREATE TABLE IF NOT EXISTS {p}migrations \
                  (version BIGINT NOT NULL PRIMARY KEY, applied_ms BIGINT NOT NULL)");
-            sqlx::query(&table).execute(&mut *transaction).await?;
-            let found: i64 = sqlx::query_scalar(&last).fetch_one(&mut *transaction).await?;
+            sqlx::query(table).execute(&mut *transaction).await?;
+            let found: i64 = sqlx::query_scalar(last).fetch_one(&mut *transaction).await?;
             if found > supported {
                 return Err(SqlError::Newer { found, expected: supported });
             }
             for (version, migration) in (1_i64..).zip(&MIGRATIONS).filter(|(version, _)| *version > found) {
                 for script in [migration.both, (schema.dialect.migration)(migration)] {
                     // A script has several statements, so it cannot be prepared. The future of `raw_sql` is not `Send`.
-                    transaction.execute(&*self.sql(script)).await?;
+                    transaction.execute(self.sql(script)).await?;
                 }
                 let applied = self.sql("INSERT INTO {p}migrations (version, applied_ms) VALUES ($1, $2)");
-                sqlx::query(&applied).bind(version).bind(self.now_ms()).execute(&mut *transaction).await?;
+                sqlx::query(applied).bind(version).bind(self.now_ms()).execute(&mut *transaction).await?;
             }
             Ok(())
         })
@@ -180,7 +186,7 @@ impl Database {
     ///
     /// SQLite does not change the journal mode while a writer is about to commit, without waiting for its `busy_timeout`.
     /// This method waits as long itself.
-    async fn prepare(&self, statement: &str) -> Result<(), SqlError> {
+    async fn prepare(&self, statement: &'static str) -> Result<(), SqlError> {
         let once = || async {
             on_connection!(self, Writing, connection => {
                 sqlx::query(statement).execute(connection).await?;
@@ -218,11 +224,11 @@ impl Database {
     pub async fn check_tables(&self) -> Result<(), SqlError> {
         let (count, last) = (self.sql(self.0.schema.dialect.count), self.sql(LAST));
         let found: i64 = administer!(self, Reads, transaction => {
-            let tables: i64 = sqlx::query_scalar(&count).fetch_one(&mut *transaction).await?;
+            let tables: i64 = sqlx::query_scalar(count).fetch_one(&mut *transaction).await?;
             if tables < 3 {
                 return Err(SqlError::NoTables);
             }
-            Ok(sqlx::query_scalar(&last).fetch_one(&mut *transaction).await?)
+            Ok(sqlx::query_scalar(last).fetch_one(&mut *transaction).await?)
         })?;
         match found.cmp(&supported()) {
             Ordering::Less => Err(SqlError::Older { found, expected: supported() }),

@@ -4,7 +4,6 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use http::{HeaderMap, HeaderValue, Response};
 use tower_layer::Layer;
 
 use super::service::AuthService;
@@ -13,18 +12,14 @@ use super::unlimited::{NoStore, Unlimited};
 use crate::extract::{HeadLocations, TokenCharset, TokenSyntax};
 use crate::limit::{FailureThrottle, Limiter};
 use crate::pending::timeout::{Sleep, Timeout};
-use crate::quota::decision::Decision;
-use crate::rejection::Rejection;
-use crate::rejection::terms::Challenges;
-use crate::request_head::RequestHead;
-use crate::respond::{Challenge, ChallengeError, ProblemDetails, RateLimitHeaders, Respond};
+use crate::respond::{ProblemDetails, RateLimitHeaders};
 use crate::store::{ImmediateStore, TokenStore};
 
 /// The gate: a tower layer that authenticates requests by their token and applies rate limits.
 ///
 /// Admitted requests reach the inner service with the grant in their extensions. Handlers take
 /// [`Authenticated`](crate::Authenticated). Rejected requests never reach the inner service. Their response has the
-/// [`Rejection`] in its extensions; the layer returns no errors of its own.
+/// [`Rejection`](crate::Rejection) in its extensions; the layer returns no errors of its own.
 ///
 /// ```
 /// use tollgate::limit::RateLimits;
@@ -62,8 +57,8 @@ use crate::store::{ImmediateStore, TokenStore};
 /// `T` is the [`TokenStore`], `L` the [`Limiter`], `R` the [responder](crate::respond::Respond). `B` is [`HeadOnly`], or
 /// `BodyTokens` for a gate that accepts tokens in bodies as well (`with_body_tokens`, feature `body`).
 pub struct AuthLayer<T, L = Unlimited, R = ProblemDetails, B = HeadOnly> {
-    gate: Arc<Gate<T, L, R>>,
-    body: B,
+    pub(super) gate: Arc<Gate<T, L, R>>,
+    pub(super) body: B,
 }
 
 /// Marks an [`AuthLayer`] that never reads request bodies.
@@ -148,103 +143,6 @@ impl<T: TokenStore, R, B> AuthLayer<T, Unlimited, R, B> {
 }
 
 impl<T, L, R, B> AuthLayer<T, L, R, B> {
-    /// Sets the realm of all challenges. Default: `api`.
-    ///
-    /// # Errors
-    ///
-    /// Returns an error if the realm is empty or has a control or non-ASCII character.
-    pub fn with_realm(self, realm: &str) -> Result<Self, ChallengeError> {
-        let bearer = self.gate.terms.bearer().clone().with_realm(realm)?;
-        Ok(self.map_terms(|terms| terms.with_bearer(bearer)))
-    }
-
-    /// Adds the URL of the protected resource metadata to all challenges (RFC 9728, section 5.1).
-    ///
-    /// The URL is never derived from the request's `Host`, which the client chooses.
-    ///
-    /// # Errors
-    ///
-    /// Returns an error if the URL is not an absolute URI.
-    pub fn with_resource_metadata(self, uri: &str) -> Result<Self, ChallengeError> {
-        let bearer = self.gate.terms.bearer().clone().with_resource_metadata(uri)?;
-        Ok(self.map_terms(|terms| terms.with_bearer(bearer)))
-    }
-
-    /// Adds the challenge of another scheme that the service accepts, in its own field line.
-    ///
-    /// The challenge is sent without an error parameter, because rejected clients did not use that scheme.
-    #[must_use]
-    pub fn with_challenge(self, challenge: Challenge) -> Self {
-        self.map_terms(|terms| terms.with_other(challenge))
-    }
-
-    /// Sets the dialect of the rate limit headers.
-    #[must_use]
-    pub fn with_rate_limit_headers(self, dialect: RateLimitHeaders) -> Self {
-        self.map_settings(|settings| settings.headers = dialect)
-    }
-
-    /// Sets the responder: [`EmptyBody`](crate::EmptyBody), [`ProblemDetails::map_body`], or a custom one.
-    ///
-    /// If the responder omits them, the gate adds `Cache-Control: no-store`, and a challenge to 401 responses (RFC 9110,
-    /// section 15.5.2).
-    #[must_use]
-    pub fn with_responder<R2>(self, responder: R2) -> AuthLayer<T, L, R2, B> {
-        let Gate { store, limiter, terms, settings, .. } = Arc::unwrap_or_clone(self.gate);
-        let gate = Gate { store, limiter, responder: Arc::new(responder), terms, settings };
-        AuthLayer { gate: Arc::new(gate), body: self.body }
-    }
-
-    /// Sets a closure as the responder. It must follow [`Rejection::allows_content`].
-    ///
-    /// ```
-    /// use http::Response;
-    /// use tollgate::{AuthLayer, EmptyBody, Grant, MemoryStore, respond::Respond, TokenDigest};
-    ///
-    /// let tokens = MemoryStore::from_iter([(TokenDigest::of("a-token"), Grant::new("alice", ()))]);
-    /// let gate = AuthLayer::new(tokens).with_response_fn(|rejection| {
-    ///     let response: Response<String> = EmptyBody.respond(rejection);
-    ///     if rejection.allows_content() { response.map(|_| rejection.detail().into_owned()) } else { response }
-    /// });
-    /// # let _ = gate;
-    /// ```
-    #[must_use]
-    pub fn with_response_fn<ResB, F>(self, respond: F) -> AuthLayer<T, L, F, B>
-    where
-        F: Fn(&Rejection) -> Response<ResB> + Send + Sync + 'static,
-    {
-        self.with_responder(respond)
-    }
-
-    /// Sets a function that returns the id of a request. Responders get it by [`Rejection::request_id`].
-    ///
-    /// The gate calls the function once for each request, before the inner service. So the id is also known for rejections that
-    /// handlers return. A layer outside of the gate can set the header or the extension that the function reads.
-    ///
-    /// ```
-    /// use http::Response;
-    /// use tollgate::{AuthLayer, EmptyBody, Grant, MemoryStore, TokenDigest, respond::Respond};
-    ///
-    /// let tokens = MemoryStore::from_iter([(TokenDigest::of("a-token"), Grant::new("alice", ()))]);
-    /// let gate = AuthLayer::new(tokens)
-    ///     .with_request_id(|head| head.headers.get("x-request-id").cloned())
-    ///     .with_response_fn(|rejection| {
-    ///         let mut response: Response<String> = EmptyBody.respond(rejection);
-    ///         if let Some(id) = rejection.request_id() {
-    ///             response.headers_mut().insert("x-request-id", id.clone());
-    ///         }
-    ///         response
-    ///     });
-    /// # let _ = gate;
-    /// ```
-    #[must_use]
-    pub fn with_request_id<F>(self, request_id: F) -> Self
-    where
-        F: Fn(&RequestHead<'_>) -> Option<HeaderValue> + Send + Sync + 'static,
-    {
-        self.map_settings(|settings| settings.request_id = Some(Arc::new(request_id)))
-    }
-
     /// Rejects peers with too many failed authentications with 429, before the gate waits for a store.
     ///
     /// See [`FailureThrottle`]. Valid tokens that the store finds immediately are admitted even from a throttled peer. The order
@@ -305,57 +203,6 @@ impl<T, L, R, B> AuthLayer<T, L, R, B> {
         self.map_settings(|settings| settings.wall_clock = WallClock::Custom(Arc::new(now)))
     }
 
-    /// Returns the response of this gate to a rejection, with its realm and responder.
-    ///
-    /// This is for handlers that find out that a grant does not suffice, in services without axum. An axum handler can return
-    /// the rejection itself: the gate around it writes the response.
-    ///
-    /// The gate does not see the request here. Adapt the rejection to the method and the protocol by
-    /// [`Rejection::for_request`], and add the grant for events by [`Rejection::of_grant`].
-    ///
-    /// ```
-    /// use http::{HeaderName, Response};
-    /// use tollgate::{AuthLayer, Grant, MemoryStore, Rejection, Scopes, TokenDigest};
-    ///
-    /// let tokens = MemoryStore::from_iter([(TokenDigest::of("a-token"), Grant::new("alice", ()))]);
-    /// let gate = AuthLayer::new(tokens).with_realm("trading")?;
-    /// let response: Response<bytes::Bytes> =
-    ///     gate.reject(Rejection::insufficient_scope(Scopes::new(["trade"])?));
-    /// assert_eq!(response.status(), 403);
-    /// assert_eq!(
-    ///     response.headers()["www-authenticate"],
-    ///     r#"Bearer realm="trading", error="insufficient_scope", scope="trade""#,
-    /// );
-    /// # Ok::<_, Box<dyn std::error::Error>>(())
-    /// ```
-    pub fn reject<ResB>(&self, rejection: Rejection) -> Response<ResB>
-    where
-        R: Respond<ResB>,
-    {
-        self.gate.reject(rejection)
-    }
-
-    /// Writes the rate limit headers for a charge that a handler made itself, in the gate's dialect.
-    ///
-    /// ```
-    /// use http::HeaderMap;
-    /// use tollgate::limit::{Charge, RateLimits};
-    /// use tollgate::{AuthLayer, Authenticated, Grant, MemoryStore, Quota, TokenDigest};
-    ///
-    /// let tokens = MemoryStore::from_iter([(TokenDigest::of("a-token"), Grant::new("alice", ()))]);
-    /// let (gate, limits) = (AuthLayer::new(tokens), RateLimits::new(Quota::per_minute(60)));
-    /// let caller = Authenticated::new(Grant::new("alice", ())).current();
-    ///
-    /// let mut headers = HeaderMap::new();
-    /// gate.advertise(&limits.charge(&caller, Charge::Units(10)), &mut headers);
-    /// assert_eq!(headers["ratelimit"], r#""default";r=50;t=1"#);
-    /// ```
-    pub fn advertise(&self, decision: &Decision, headers: &mut HeaderMap) {
-        if let Some(advert) = self.gate.advert(decision) {
-            advert.write(headers);
-        }
-    }
-
     /// Returns a gate for a layer behind this one. It has no store, and this gate's responder, terms and settings.
     pub(super) fn behind<M>(&self, limiter: M) -> Gate<NoStore, M, R> {
         let Gate { responder, terms, settings, .. } = &*self.gate;
@@ -372,12 +219,6 @@ impl<T, L, R, B> AuthLayer<T, L, R, B> {
         let mut gate = Arc::unwrap_or_clone(self.gate);
         change(&mut gate.settings);
         Self { gate: Arc::new(gate), body: self.body }
-    }
-
-    fn map_terms(self, change: impl FnOnce(Challenges) -> Challenges) -> Self {
-        let gate = Arc::unwrap_or_clone(self.gate);
-        let terms = Arc::new(change(Arc::unwrap_or_clone(gate.terms)));
-        Self { gate: Arc::new(Gate { terms, ..gate }), body: self.body }
     }
 }
 

@@ -8,6 +8,7 @@ mod locations;
 mod rate_limit;
 mod redact;
 mod require_scope;
+mod responses;
 mod service;
 mod settings;
 mod state;

@@ -1,6 +1,7 @@
 //! Rejections: the reason why a request is rejected, and the challenges that say how to authenticate.
 
 pub(crate) mod challenge;
+mod decision;
 pub(crate) mod invalid_request;
 mod kind;
 pub(crate) mod protocol;

@@ -34,6 +34,8 @@ pub struct CurrentGrant {
     grant: Arc<dyn Erased>,
     credential: Credential,
     decisions: Decisions,
+    /// The address of the limiter of the gate, or 0 if the gate has none.
+    limiter: usize,
 }
 
 impl CurrentGrant {
@@ -43,7 +45,7 @@ impl CurrentGrant {
     }
 
     pub(crate) fn by<P: Send + Sync + 'static>(grant: Arc<Grant<P>>, credential: Credential) -> Self {
-        Self { grant, credential, decisions: Decisions::default() }
+        Self { grant, credential, decisions: Decisions::default(), limiter: 0 }
     }
 
     /// Returns the identifier of the grant.
@@ -115,6 +117,17 @@ impl CurrentGrant {
     #[inline]
     pub(crate) fn record(&mut self, decision: Decision) {
         self.decisions.push(decision);
+    }
+
+    /// Sets the address of the limiter of the gate.
+    #[inline]
+    pub(crate) fn set_limiter(&mut self, limiter: usize) {
+        self.limiter = limiter;
+    }
+
+    /// Returns whether the gates of both grants have the same limiter.
+    pub(crate) fn has_limiter_of(&self, other: &Self) -> bool {
+        self.limiter != 0 && self.limiter == other.limiter
     }
 
     pub(crate) fn erased(&self) -> &Arc<dyn Erased> {
@@ -290,7 +303,7 @@ impl<P> Authenticated<P> {
         P: Send + Sync + 'static,
     {
         let grant: Arc<Grant<P>> = Arc::clone(&self.grant);
-        CurrentGrant { grant, credential: self.credential, decisions: self.decisions.clone() }
+        CurrentGrant { grant, credential: self.credential, decisions: self.decisions.clone(), limiter: 0 }
     }
 }
 

@@ -66,6 +66,7 @@
 
 mod caller;
 mod grant;
+mod list;
 mod pending;
 mod quota;
 mod rejection;
@@ -106,12 +107,10 @@ mod axum;
 pub mod guide;
 
 pub use caller::{Authenticated, CurrentGrant, Unauthenticated};
-pub use gate::{
-    AuthLayer, AuthService, RateLimitLayer, RateLimitService, RequireScopeLayer, RequireScopeService, Unlimited,
-};
+pub use gate::{AuthLayer, AuthService, RateLimitLayer, RateLimitService, RequireScopeLayer, RequireScopeService};
 pub use grant::scopes::{ScopeError, Scopes};
 pub use grant::{Grant, GrantId, Subject};
-pub use limit::{Charge, Limit, LimitError, Limiter, RateLimits};
+pub use limit::{Charge, Limit, LimitError, Limiter, RateLimits, Unlimited};
 pub use pending::answer::{Answer, AnswerFuture, Immediate};
 pub use quota::decision::{Decision, Verdict};
 pub use quota::policy::{Policy, PolicyNameError};

@@ -6,11 +6,12 @@ use std::time::{Duration, SystemTime};
 
 use tower_layer::Layer;
 
+use super::identity::Identity;
 use super::service::AuthService;
 use super::settings::{Gate, Settings, WallClock};
-use super::unlimited::{NoStore, Unlimited};
+use super::unlimited::NoStore;
 use crate::extract::{HeadLocations, TokenCharset, TokenSyntax};
-use crate::limit::{FailureThrottle, Limiter};
+use crate::limit::{FailureThrottle, Limiter, Unlimited};
 use crate::pending::timeout::{Sleep, Timeout};
 use crate::respond::{ProblemDetails, RateLimitHeaders};
 use crate::store::{ImmediateStore, TokenStore};
@@ -55,7 +56,8 @@ use crate::store::{ImmediateStore, TokenStore};
 /// # Type parameters
 ///
 /// `T` is the [`TokenStore`], `L` the [`Limiter`], `R` the [responder](crate::respond::Respond). `B` is [`HeadOnly`], or
-/// `BodyTokens` for a gate that accepts tokens in bodies as well (`with_body_tokens`, feature `body`).
+/// `BodyTokens` for a gate that accepts tokens in bodies as well (`with_body_tokens`, feature `body`), or [`Identity`] for a gate
+/// [without tokens](Self::anonymous).
 pub struct AuthLayer<T, L = Unlimited, R = ProblemDetails, B = HeadOnly> {
     pub(super) gate: Arc<Gate<T, L, R>>,
     pub(super) body: B,
@@ -64,6 +66,20 @@ pub struct AuthLayer<T, L = Unlimited, R = ProblemDetails, B = HeadOnly> {
 /// Marks an [`AuthLayer`] that never reads request bodies.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct HeadOnly;
+
+/// An [`AuthLayer`] that reads tokens: all but an [`Identity`] layer.
+pub trait ReadsTokens: sealed::Sealed {}
+
+mod sealed {
+    pub trait Sealed {}
+}
+
+impl ReadsTokens for HeadOnly {}
+impl sealed::Sealed for HeadOnly {}
+#[cfg(feature = "body")]
+impl ReadsTokens for super::BodyTokens {}
+#[cfg(feature = "body")]
+impl sealed::Sealed for super::BodyTokens {}
 
 impl<T: TokenStore> AuthLayer<T> {
     /// Creates a gate for a store that never waits, such as [`MemoryStore`](crate::MemoryStore).
@@ -106,26 +122,37 @@ impl<T: TokenStore> AuthLayer<T> {
     }
 
     fn with_optional_timeout(store: T, timeout: Option<Timeout>) -> Self {
-        let settings = Settings {
-            syntax: TokenSyntax::default(),
-            timeout,
-            allow_anonymous: false,
-            bypass_preflights: true,
-            remove_credentials: false,
-            locations: HeadLocations::default(),
-            wall_clock: WallClock::System,
-            throttle: None,
-            headers: RateLimitHeaders::default(),
-            request_id: None,
-        };
-        let gate = Gate {
-            store: Arc::new(store),
-            limiter: Arc::new(Unlimited),
-            responder: Arc::new(ProblemDetails),
-            terms: Arc::default(),
-            settings,
-        };
-        Self { gate: Arc::new(gate), body: HeadOnly }
+        Self { gate: Arc::new(new_gate(store, timeout)), body: HeadOnly }
+    }
+}
+
+impl AuthLayer<NoStore, Unlimited, ProblemDetails, Identity> {
+    pub(super) fn without_tokens(identity: Identity) -> Self {
+        let layer = Self { gate: Arc::new(new_gate(NoStore, None)), body: identity };
+        layer.map_settings(|settings| settings.allow_anonymous = true)
+    }
+}
+
+/// Returns a gate with the default settings.
+fn new_gate<T>(store: T, timeout: Option<Timeout>) -> Gate<T, Unlimited, ProblemDetails> {
+    let settings = Settings {
+        syntax: TokenSyntax::default(),
+        timeout,
+        allow_anonymous: false,
+        bypass_preflights: true,
+        remove_credentials: false,
+        locations: HeadLocations::default(),
+        wall_clock: WallClock::System,
+        throttle: None,
+        headers: RateLimitHeaders::default(),
+        request_id: None,
+    };
+    Gate {
+        store: Arc::new(store),
+        limiter: Arc::new(Unlimited),
+        responder: Arc::new(ProblemDetails),
+        terms: Arc::default(),
+        settings,
     }
 }
 
@@ -142,7 +169,7 @@ impl<T: TokenStore, R, B> AuthLayer<T, Unlimited, R, B> {
     }
 }
 
-impl<T, L, R, B> AuthLayer<T, L, R, B> {
+impl<T, L, R, B: ReadsTokens> AuthLayer<T, L, R, B> {
     /// Rejects peers with too many failed authentications with 429, before the gate waits for a store.
     ///
     /// See [`FailureThrottle`]. Valid tokens that the store finds immediately are admitted even from a throttled peer. The order
@@ -173,16 +200,6 @@ impl<T, L, R, B> AuthLayer<T, L, R, B> {
         self.map_settings(|settings| settings.allow_anonymous = true)
     }
 
-    /// Requires authentication for CORS preflights, too. Browsers cannot authenticate preflights.
-    ///
-    /// Use this behind a CORS layer that answers preflights itself. By default, preflights (`OPTIONS` with `Origin` and
-    /// `Access-Control-Request-Method`) are admitted without a grant, marked as
-    /// [`Unauthenticated::Preflight`](crate::Unauthenticated::Preflight). The limiter charges them like anonymous callers.
-    #[must_use]
-    pub fn without_preflight_bypass(self) -> Self {
-        self.map_settings(|settings| settings.bypass_preflights = false)
-    }
-
     /// Removes credentials from the request before the inner service gets it.
     ///
     /// Header fields and query parameters are removed. In a body, the token is overwritten with `*`. Only token locations
@@ -195,6 +212,18 @@ impl<T, L, R, B> AuthLayer<T, L, R, B> {
     #[must_use]
     pub fn with_credentials_removed(self) -> Self {
         self.map_settings(|settings| settings.remove_credentials = true)
+    }
+}
+
+impl<T, L, R, B> AuthLayer<T, L, R, B> {
+    /// Requires authentication for CORS preflights, too. Browsers cannot authenticate preflights.
+    ///
+    /// Use this behind a CORS layer that answers preflights itself. By default, preflights (`OPTIONS` with `Origin` and
+    /// `Access-Control-Request-Method`) are admitted without a grant, marked as
+    /// [`Unauthenticated::Preflight`](crate::Unauthenticated::Preflight). The limiter charges them like anonymous callers.
+    #[must_use]
+    pub fn without_preflight_bypass(self) -> Self {
+        self.map_settings(|settings| settings.bypass_preflights = false)
     }
 
     /// Sets the clock for expiry and for headers with absolute times. For tests.

@@ -4,12 +4,12 @@ use std::sync::Arc;
 
 use http::HeaderName;
 
-use super::layer::AuthLayer;
+use super::layer::{AuthLayer, ReadsTokens};
 use crate::extract::{HeadLocations, TokenLocationError, enable, location_name};
 use crate::request_head::RequestHead;
 
 /// Token locations. By default, a gate extracts tokens from the `Authorization` header only.
-impl<T, L, R, B> AuthLayer<T, L, R, B> {
+impl<T, L, R, B: ReadsTokens> AuthLayer<T, L, R, B> {
     /// Ignores the `Authorization` header, for routes where the field belongs to another party, such as a proxy in front.
     ///
     /// The gate neither reads nor removes the field. Enable another token location; otherwise all requests are rejected.

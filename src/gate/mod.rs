@@ -3,6 +3,7 @@
 #[cfg(feature = "body")]
 mod body;
 mod future;
+mod identity;
 mod layer;
 mod locations;
 mod rate_limit;
@@ -19,8 +20,9 @@ pub use crate::pending::timeout::Sleep;
 #[cfg(feature = "body")]
 pub use body::{BodyAuthFuture, BodyAuthLayer, BodyAuthService, BodyTokens, ReplayBody};
 pub use future::AuthFuture;
-pub use layer::{AuthLayer, HeadOnly};
+pub use identity::{Identity, IdentityLayer, IdentityService};
+pub use layer::{AuthLayer, HeadOnly, ReadsTokens};
 pub use rate_limit::{RateLimitFuture, RateLimitLayer, RateLimitService};
 pub use require_scope::{RequireScopeFuture, RequireScopeLayer, RequireScopeService};
 pub use service::AuthService;
-pub use unlimited::Unlimited;
+pub use unlimited::NoStore;

@@ -13,8 +13,9 @@ use super::future::take;
 use super::layer::AuthLayer;
 use super::rate_limit::{GateResult, NO_GATE};
 use super::settings::Gate;
-use super::unlimited::{NoStore, Unlimited};
+use super::unlimited::NoStore;
 use crate::grant::scopes::{ScopeError, Scopes};
+use crate::limit::Unlimited;
 use crate::rejection::{Rejection, RejectionKind};
 use crate::respond::{ProblemDetails, Respond};
 

@@ -9,8 +9,7 @@ use tower_service::Service;
 
 use super::future::AuthFuture;
 use super::settings::Gate;
-use super::unlimited::Unlimited;
-use crate::limit::Limiter;
+use crate::limit::{Limiter, Unlimited};
 use crate::respond::{ProblemDetails, Respond};
 use crate::store::TokenStore;
 

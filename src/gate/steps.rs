@@ -223,7 +223,7 @@ fn is_failure(rejection: &Rejection) -> bool {
 impl<T: TokenStore, L: Limiter, R> Gate<T, L, R> {
     /// Charges the authenticated caller.
     #[inline]
-    fn charge<B>(&self, grant: CurrentGrant, request: &mut Request<B>) -> Step<T, L> {
+    pub(super) fn charge<B>(&self, grant: CurrentGrant, request: &mut Request<B>) -> Step<T, L> {
         if is_unlimited::<L>() {
             return admit(grant, None, request);
         }
@@ -235,7 +235,7 @@ impl<T: TokenStore, L: Limiter, R> Gate<T, L, R> {
     }
 
     /// Charges a request without a grant.
-    fn charge_unauthenticated<B>(&self, reason: Unauthenticated, request: &mut Request<B>) -> Step<T, L> {
+    pub(super) fn charge_unauthenticated<B>(&self, reason: Unauthenticated, request: &mut Request<B>) -> Step<T, L> {
         if is_unlimited::<L>() {
             return self.admit_unauthenticated(reason, None, request);
         }
@@ -284,6 +284,7 @@ impl<T: TokenStore, L: Limiter, R> Gate<T, L, R> {
             Ok(decision) => {
                 let advert = self.advert(&decision);
                 grant.record(decision);
+                grant.set_limiter(Arc::as_ptr(&self.limiter).addr());
                 admit(grant, advert, request)
             }
             Err(rejection) => Step::Reject(rejection.of_grant(grant.id())),
@@ -296,13 +297,16 @@ impl<T: TokenStore, L: Limiter, R> Gate<T, L, R> {
         advert: Option<LimitHeaders>,
         request: &mut Request<B>,
     ) -> Step<T, L> {
-        observe::passed(reason);
         let extensions = request.extensions_mut();
         // Remove the grant of an outer gate: this gate did not authenticate the request.
         extensions.remove::<CurrentGrant>();
         extensions.insert(reason);
         // The terms are for a handler that rejects the request because it has no grant.
-        extensions.insert(Arc::clone(&self.terms));
+        let outer = extensions.insert(Arc::clone(&self.terms));
+        if !is_unlimited::<L>() && outer.is_some_and(|terms| Arc::ptr_eq(&terms, &self.terms)) {
+            return Step::Reject(Rejection::misconfigured(TWICE));
+        }
+        observe::passed(reason);
         // Responses to requests without a token need no privacy fields.
         Step::Admit(TokenLocation::AuthorizationHeader, advert)
     }
@@ -315,10 +319,20 @@ fn admit<T: TokenStore, L: Limiter, B>(
     request: &mut Request<B>,
 ) -> Step<T, L> {
     let location = grant.location();
+    let outer = request.extensions_mut().insert(grant);
+    if let Some(outer) = outer {
+        let is_twice = |grant: &CurrentGrant| grant.has_limiter_of(&outer);
+        if request.extensions().get().is_some_and(is_twice) {
+            return Step::Reject(Rejection::misconfigured(TWICE));
+        }
+    }
     observe::admitted(location);
-    request.extensions_mut().insert(grant);
     Step::Admit(location, advert)
 }
+
+/// The detail of a rejection by a gate whose limiter a gate around it has charged already.
+const TWICE: &str =
+    "The same gate has already charged this request. Perhaps it is a layer of a router and of one of its routes.";
 
 /// Step 4: respond.
 impl<T, L, R> Gate<T, L, R> {

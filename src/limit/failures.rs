@@ -4,12 +4,12 @@ use std::fmt;
 use std::hash::{BuildHasher as _, Hash, RandomState};
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
-use std::time::Duration;
 
 use thiserror::Error;
 
+use super::attempt::{Attempt, AuthAttempt};
 use super::sketch::{Peer, Sketch};
-use super::{Clock, Time};
+use super::{ClientIp, Clock, Time};
 use crate::observe;
 use crate::quota::Quota;
 use crate::rejection::Rejection;
@@ -54,26 +54,7 @@ use crate::request_head::RequestHead;
 ///
 /// The closure determines the peer; the throttle never guesses. [`by_socket_addr`](Self::by_socket_addr) and, with the feature
 /// `axum`, `by_connect_info` use the address of the connection. Behind a proxy this is the address of the proxy, and one
-/// client would stop all others. Read the header that *your* proxy writes, from the end that the proxy wrote. For one trusted
-/// proxy that appends to `X-Forwarded-For`:
-///
-/// ```
-/// use std::net::{IpAddr, Ipv4Addr};
-/// use tollgate::limit::{FailureThrottle, ip_prefix};
-/// use tollgate::{RequestHead, Quota};
-///
-/// fn behind_one_proxy(head: &RequestHead<'_>) -> Option<IpAddr> {
-///     let last = head.headers.get_all("x-forwarded-for").iter().next_back()?.to_str().ok()?;
-///     let address = last.rsplit(',').next()?.trim().parse().ok()?;
-///     Some(ip_prefix(address))
-/// }
-///
-/// // All requests that bypass the proxy are one peer. With `None` they would not be throttled.
-/// let failures = FailureThrottle::new(Quota::per_minute(10).with_burst(30), |head| {
-///     behind_one_proxy(head).or(Some(IpAddr::V4(Ipv4Addr::UNSPECIFIED)))
-/// });
-/// # let _ = failures;
-/// ```
+/// client would stop all others: use [`by_client_ip`](Self::by_client_ip) there.
 ///
 /// The client must not be able to choose the key. With the token as the key, each guess would be a new peer. With a claimed
 /// account name as the key, an attacker could lock out the account.
@@ -115,6 +96,8 @@ pub enum FailureThrottleError {
     Width,
 }
 
+const NO_ADDRESS: &str = "The request extensions contain no peer address. Insert the `SocketAddr` of the connection.";
+
 impl FailureThrottle {
     /// The default number of cells in a row.
     pub const DEFAULT_WIDTH: usize = 16_384;
@@ -137,8 +120,27 @@ impl FailureThrottle {
     pub fn by_socket_addr(quota: Quota) -> Self {
         Self::required(quota, |head| match head.extensions.get::<SocketAddr>() {
             Some(address) => Ok(Some(ip_prefix(address.ip()))),
-            None => Err("The request extensions contain no peer address. Insert the `SocketAddr` of the connection."),
+            None => Err(NO_ADDRESS),
         })
+    }
+
+    /// Creates a throttle by the address of the client, also behind proxies.
+    ///
+    /// A request without an address of the connection that would have to be counted gets 500. The rejection names the missing
+    /// extension.
+    ///
+    /// ```
+    /// use tollgate::Quota;
+    /// use tollgate::limit::{ClientIp, FailureThrottle};
+    ///
+    /// let address = ClientIp::x_forwarded_for(["10.0.0.0/8"])?;
+    /// let failures = FailureThrottle::by_client_ip(Quota::per_minute(10).with_burst(30), address);
+    /// # let _ = failures;
+    /// # Ok::<_, tollgate::limit::ClientIpError>(())
+    /// ```
+    #[must_use]
+    pub fn by_client_ip(quota: Quota, address: ClientIp) -> Self {
+        Self::required(quota, move |head| address.of(head).map(Some).ok_or(NO_ADDRESS))
     }
 
     pub(crate) fn required<K: Hash>(
@@ -221,6 +223,38 @@ impl FailureThrottle {
         self.sketch.memory_bytes()
     }
 
+    /// Begins an attempt to authenticate in a handler of the service, such as a sign-in form. Give the throttle's clones to all
+    /// places where the same peer could guess.
+    ///
+    /// ```
+    /// use axum::extract::{Request, State};
+    /// use tollgate::limit::FailureThrottle;
+    /// use tollgate::{Rejection, RequestHead};
+    ///
+    /// async fn sign_in(State(failures): State<FailureThrottle>, request: Request) -> Result<&'static str, Rejection> {
+    ///     let attempt = failures.begin_attempt(&RequestHead::of(&request))?;
+    ///     match password_matches(request).await {
+    ///         true => {
+    ///             attempt.succeed();
+    ///             Ok("welcome")
+    ///         }
+    ///         false => {
+    ///             attempt.fail();
+    ///             Ok("wrong name or password")
+    ///         }
+    ///     }
+    /// }
+    /// # async fn password_matches(_: Request) -> bool { true }
+    /// # let _: axum::routing::MethodRouter<FailureThrottle> = axum::routing::post(sign_in);
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// Returns a rejection if the peer is over its limit (429), or if the request has no address that the throttle needs (500).
+    pub fn begin_attempt(&self, head: &RequestHead<'_>) -> Result<AuthAttempt, Rejection> {
+        self.begin(head).map(AuthAttempt::of).map_err(|rejection| rejection.for_request(head))
+    }
+
     /// Begins an attempt. Returns `None` if the request is not throttled, and an error if its peer is over the limit.
     pub(crate) fn begin(&self, head: &RequestHead<'_>) -> Result<Option<Attempt>, Rejection> {
         let (peer, rejection) = match (self.peer)(head) {
@@ -244,7 +278,7 @@ impl FailureThrottle {
             Some(rejection) if !self.dry_run => Err(rejection),
             _ => {
                 let (sketch, time) = (Arc::clone(&self.sketch), Arc::clone(&self.time));
-                Ok(Some(Attempt { sketch, time, peer, excused_from_ns: u64::MAX }))
+                Ok(Some(Attempt::new(sketch, time, peer)))
             }
         }
     }
@@ -264,54 +298,6 @@ impl fmt::Debug for FailureThrottle {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct WouldBeThrottled;
-
-/// A pending attempt to authenticate. Dropping it means that the client disconnected.
-pub(crate) struct Attempt {
-    sketch: Arc<Sketch>,
-    time: Arc<Time>,
-    /// `None` if the throttle would have rejected the attempt. Like a rejection, the attempt is not counted then.
-    peer: Option<Peer>,
-    /// From this time on, a disconnect is no failure.
-    excused_from_ns: u64,
-}
-
-impl Attempt {
-    /// Sets the timeout of the lookup. A disconnect after half of this time is no failure.
-    pub(crate) fn with_timeout(mut self, timeout: Duration) -> Self {
-        let half = u64::try_from(timeout.as_nanos() / 2).unwrap_or(u64::MAX);
-        self.excused_from_ns = self.time.now_ns().saturating_add(half);
-        self
-    }
-
-    /// Ends the attempt as a success.
-    pub(crate) fn succeed(mut self) {
-        if let Some(peer) = self.peer.take() {
-            self.sketch.succeed(peer);
-        }
-    }
-
-    /// Ends the attempt as a failure.
-    pub(crate) fn fail(mut self) {
-        if let Some(peer) = self.peer.take() {
-            self.sketch.fail(peer, self.time.now_ns());
-        }
-    }
-
-    /// Returns whether the throttle would have rejected the attempt.
-    pub(crate) fn would_be_throttled(&self) -> bool {
-        self.peer.is_none()
-    }
-}
-
-impl Drop for Attempt {
-    fn drop(&mut self) {
-        let Some(peer) = self.peer.take() else { return };
-        match self.time.now_ns() {
-            now if now < self.excused_from_ns => self.sketch.fail(peer, now),
-            _ => self.sketch.succeed(peer),
-        }
-    }
-}
 
 /// Returns the prefix of an address that belongs to one peer.
 ///
@@ -337,6 +323,8 @@ pub fn ip_prefix(address: IpAddr) -> IpAddr {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use http::Request;
 
     use super::*;

@@ -76,6 +76,14 @@ pub enum LimitError {
     /// The percentage of [`Limit::with_near_limit`] is above 100.
     #[error("invalid near-limit percentage: must be from 0 to 100")]
     NearLimitPercent,
+    /// A setting of the limit would have no effect in [`AnonymousLimits`](super::AnonymousLimits).
+    #[error(
+        "a limit for anonymous callers cannot be shared by all, have another anonymous quota, or follow grants' quotas"
+    )]
+    NotForAnonymous,
+    /// The number of buckets of [`AnonymousLimits`](super::AnonymousLimits) is out of range.
+    #[error("invalid number of buckets: must be from 64 to 2^24")]
+    Capacity,
     /// A second limit of the same limiter has [`Limit::with_grant_quotas`].
     #[error("grants' quotas can replace the quota of one limit only")]
     GrantQuotas,
@@ -281,6 +289,11 @@ impl Limit {
     #[inline]
     pub(super) fn is_apart(&self, grant: &CurrentGrant) -> bool {
         self.grant_quotas == GrantQuotas::Unfollowed && grant.quota().is_some()
+    }
+
+    /// Returns whether the limit has a setting that has no effect on the bucket of one anonymous caller.
+    pub(super) fn is_for_grants(&self) -> bool {
+        self.scope == Scope::All || self.anonymous.is_some() || self.grant_quotas == GrantQuotas::Followed
     }
 
     /// Returns whether this limit applies to anonymous callers and CORS preflights.

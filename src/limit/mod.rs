@@ -1,12 +1,13 @@
 //! Rate limits: the third step of the pipeline charges the caller.
 //!
 //! [`RateLimits`] is the limiter in memory. It uses GCRA, computed by `governor`. Implement [`Limiter`] to keep buckets
-//! elsewhere. [`FailureThrottle`] limits the failed authentications of a peer.
+//! elsewhere. [`AnonymousLimits`] limits clients without a token by their address, and [`FailureThrottle`] the failed
+//! authentications of a peer.
 //!
 //! # Rules
 //!
-//! 1. A bucket belongs to a [`Subject`](crate::Subject) that a store returned. Buckets cannot be keyed by a header, a token or
-//!    an address, so clients can neither reset a bucket nor grow the memory.
+//! 1. A bucket belongs to a [`Subject`](crate::Subject) that a store returned, so clients can neither reset a bucket nor grow
+//!    the memory. Only [`AnonymousLimits`] has buckets by address, in a table of fixed size.
 //! 2. In any time `t`, at most `burst + rate x t` units are admitted. The largest burst and rate of all quotas that the subject
 //!    had meanwhile count. A change of plan carries the used units over, capped at units that take 438 years to regain.
 //! 3. A rejected charge costs nothing. A retry after exactly [`Decision::retry_after`] is admitted if no other request charges
@@ -17,10 +18,14 @@
 //!    [sweep](RateLimits::sweep). New subjects cause sweeps.
 
 mod all_or_nothing;
+mod anonymous;
+mod attempt;
 mod buckets;
+mod client_ip;
 mod failures;
 #[cfg(all(test, tollgate_shuttle))]
 mod interleavings;
+mod key_table;
 #[allow(clippy::module_inception, reason = "the file of `Limit`")]
 mod limit;
 mod memory;
@@ -29,13 +34,18 @@ pub mod redis;
 mod refund_totals;
 mod sketch;
 mod state;
+mod unlimited;
 
 pub(crate) use crate::quota::clock::Time;
 pub use crate::quota::clock::{Clock, MonotonicClock};
-pub(crate) use failures::Attempt;
+pub use anonymous::AnonymousLimits;
+pub(crate) use attempt::Attempt;
+pub use attempt::AuthAttempt;
+pub use client_ip::{ClientIp, ClientIpError};
 pub use failures::{FailureThrottle, FailureThrottleError, WouldBeThrottled, ip_prefix};
 pub use limit::{Limit, LimitError};
 pub use memory::RateLimits;
+pub use unlimited::Unlimited;
 
 pub use crate::quota::decision::{Decision, Verdict};
 pub use crate::quota::policy::{Policy, PolicyNameError};

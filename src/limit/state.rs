@@ -220,16 +220,25 @@ fn decision(bucket: &Bucket, now: u64, cost: u32) -> Option<Decision> {
         Some(cost) => bucket.charge(now, cost),
         None => Outcome::Admitted { tat: bucket.tat()?.max(now) },
     };
-    let policy = bucket.policy().clone();
-    let (verdict, tat) = match outcome {
+    let before = match outcome {
         Outcome::Frozen => return None,
+        Outcome::AboveBurst => bucket.tat()?,
+        Outcome::Admitted { .. } | Outcome::Rejected { .. } => 0,
+    };
+    Some(decision_of(bucket.policy().clone(), outcome, before, now))
+}
+
+/// Returns the decision of a charge. `before` is the theoretical arrival time if nothing was charged.
+#[inline]
+pub(super) fn decision_of(policy: Policy, outcome: Outcome, before: u64, now: u64) -> Decision {
+    let (verdict, tat) = match outcome {
         Outcome::Rejected { tat, wait } => {
-            return Some(Decision::from_ns(policy, Verdict::OverLimit, 0, wait, tat.saturating_sub(now)));
+            return Decision::from_ns(policy, Verdict::OverLimit, 0, wait, tat.saturating_sub(now));
         }
         Outcome::Admitted { tat } => (Verdict::Admitted, tat),
-        Outcome::AboveBurst => (Verdict::CostAboveBurst, bucket.tat()?.max(now)),
+        Outcome::AboveBurst | Outcome::Frozen => (Verdict::CostAboveBurst, before.max(now)),
     };
-    Some(decision_without_wait(policy, verdict, tat.saturating_sub(now)))
+    decision_without_wait(policy, verdict, tat.saturating_sub(now))
 }
 
 /// Returns the decision of a charge that fits or never fits. The bucket is full after `full_in` nanoseconds.

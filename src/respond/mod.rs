@@ -32,7 +32,6 @@ use http::{HeaderName, HeaderValue, Response, StatusCode, header};
 mod connect;
 pub(crate) mod detail;
 mod grpc;
-pub(crate) mod list;
 mod problem;
 pub(crate) mod ratelimit;
 
@@ -40,6 +39,7 @@ pub use crate::rejection::challenge::{Challenge, ChallengeError, ErrorCode};
 pub use problem::{MappedBody, ProblemDetails};
 pub use ratelimit::RateLimitHeaders;
 
+use crate::list;
 use crate::observe;
 use crate::rejection::protocol::Protocol;
 use crate::rejection::terms::Challenges;

@@ -7,7 +7,7 @@ use base64::prelude::{BASE64_STANDARD, Engine as _};
 use http::header::{HeaderMap, HeaderName, HeaderValue};
 use http::{Response, StatusCode};
 
-use super::list::members;
+use crate::list::members;
 use crate::quota::Quota;
 use crate::quota::decision::{Decision, secs_up};
 use crate::quota::policy::Policy;

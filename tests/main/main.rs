@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "tests fail by panicking")]
 #![allow(unreachable_pub, reason = "in one binary, `pub` items are for other modules")]
 
+mod anonymous_limits;
 mod api_key;
 mod axum_edge;
 mod body_form;
@@ -24,6 +25,7 @@ mod challenges;
 mod cli;
 #[cfg(all(feature = "cli", feature = "sqlite", feature = "postgres"))]
 mod cli_outputs;
+mod client_ip;
 mod company_errors;
 #[cfg(all(feature = "sqlite", feature = "postgres"))]
 mod connections;
@@ -37,6 +39,7 @@ mod follow;
 mod gate;
 mod grant_quotas;
 mod head_requests;
+mod identity;
 #[cfg(feature = "introspection")]
 mod introspection;
 mod invalid_requests;

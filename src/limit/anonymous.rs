@@ -1,0 +1,208 @@
+//! [`AnonymousLimits`]: a limit for each client without a grant, by its address or another key.
+
+use std::fmt;
+use std::hash::{BuildHasher as _, Hash, RandomState};
+use std::sync::Arc;
+
+use super::key_table::KeyTable;
+use super::limit::{Limit, LimitError};
+use super::state::decision_of;
+use super::{Charge, ClientIp, Clock, Limiter, Time, Unlimited};
+use crate::caller::CurrentGrant;
+use crate::observe;
+use crate::pending::answer::Answer;
+use crate::quota::cell::Outcome;
+use crate::quota::decision::Decision;
+use crate::quota::policy::Policy;
+use crate::request_head::RequestHead;
+
+/// A rate limit for each client without a grant, by its address or another key.
+///
+/// Use it for public routes, and for the anonymous callers of a gate. Authenticated callers are not limited, unless
+/// [`with_authenticated`](Self::with_authenticated) adds their limits.
+///
+/// ```
+/// use tollgate::limit::{AnonymousLimits, ClientIp, RateLimits};
+/// use tollgate::{AuthLayer, Grant, MemoryStore, Quota, TokenDigest};
+///
+/// // A public route: no tokens, 60 requests in a minute for each address.
+/// let per_address = AnonymousLimits::by_client_ip(Quota::per_minute(60), ClientIp::peer())?;
+/// let public = AuthLayer::anonymous().with_rate_limit(per_address.clone());
+///
+/// // A gate: callers with a token have their own limit, all others that of their address.
+/// let tokens = MemoryStore::from_iter([(TokenDigest::of("a-token"), Grant::new("alice", ()))]);
+/// let limits = per_address.with_authenticated(RateLimits::new(Quota::per_minute(600)));
+/// let gate = AuthLayer::new(tokens).allow_anonymous().with_rate_limit(limits);
+/// # let _ = (public, gate);
+/// # Ok::<_, tollgate::LimitError>(())
+/// ```
+///
+/// Serve an axum router with `into_make_service_with_connect_info::<SocketAddr>()`, so that requests have an address.
+///
+/// # Rules
+///
+/// 1. Each key has its own bucket. In any time `t`, a key is admitted at most `burst + rate x t` units.
+/// 2. Requests without a key share one bucket. With [`by_client_ip`](Self::by_client_ip) these are requests without an address.
+/// 3. CORS preflights are charged like other anonymous requests.
+/// 4. Clones share the buckets.
+///
+/// # Memory
+///
+/// The table has a fixed number of [buckets](Self::with_capacity) of 17 bytes: 65,536 by default, which take 1.1 MiB. It is
+/// allocated at creation.
+///
+/// A client with many addresses cannot make the table grow, and cannot regain units by using other addresses. If more addresses
+/// than buckets are in use at the same time, a new address inherits the used units of the least used bucket among eight. So it is
+/// admitted less, and never more. In any time `t`, all addresses together are admitted at most `capacity x (burst + rate x t)`
+/// units. A flood from that many addresses makes new addresses wait, and addresses that have a bucket keep it.
+#[derive(Clone)]
+pub struct AnonymousLimits<L = Unlimited> {
+    limit: Limit,
+    policy: Policy,
+    table: Arc<KeyTable>,
+    key: Arc<KeyOf>,
+    time: Arc<Time>,
+    authenticated: L,
+}
+
+/// Returns the hash of the key of a request, or `None` for requests without a key.
+type KeyOf = dyn Fn(&RequestHead<'_>) -> Option<u64> + Send + Sync;
+
+const CAPACITY: usize = 65_536;
+
+impl AnonymousLimits {
+    /// Creates a limit for each client address, reduced to the prefix of [`ClientIp::with_ipv6_prefix`].
+    ///
+    /// # Errors
+    ///
+    /// [`LimitError::NotForAnonymous`], as for [`new`](Self::new).
+    pub fn by_client_ip(limit: impl Into<Limit>, address: ClientIp) -> Result<Self, LimitError> {
+        Self::new(limit, move |head| address.of(head))
+    }
+
+    /// Creates a limit for each key. `key` returns the key of a request, or `None` for requests that share one bucket.
+    ///
+    /// The client must not be able to choose its key freely. Otherwise it would have a new bucket for each request.
+    ///
+    /// # Errors
+    ///
+    /// [`LimitError::NotForAnonymous`] if the limit has [`shared_by_all`](Limit::shared_by_all),
+    /// [`with_anonymous`](Limit::with_anonymous) or [`with_grant_quotas`](Limit::with_grant_quotas), which would have no effect.
+    pub fn new<K: Hash>(
+        limit: impl Into<Limit>,
+        key: impl Fn(&RequestHead<'_>) -> Option<K> + Send + Sync + 'static,
+    ) -> Result<Self, LimitError> {
+        let limit = limit.into();
+        if limit.is_for_grants() {
+            return Err(LimitError::NotForAnonymous);
+        }
+        let keys = RandomState::new();
+        Ok(Self {
+            policy: Policy::named(&limit.anonymous_name(), limit.quota()),
+            limit,
+            table: Arc::new(KeyTable::new(CAPACITY)),
+            key: Arc::new(move |head| key(head).map(|key| keys.hash_one(key))),
+            time: Arc::new(Time::counter()),
+            authenticated: Unlimited,
+        })
+    }
+
+    /// Sets the limiter of callers with a grant. Default: they are not limited.
+    #[must_use]
+    pub fn with_authenticated<L: Limiter>(self, limiter: L) -> AnonymousLimits<L> {
+        let Self { limit, policy, table, key, time, .. } = self;
+        AnonymousLimits { limit, policy, table, key, time, authenticated: limiter }
+    }
+}
+
+impl<L> AnonymousLimits<L> {
+    /// Sets the number of buckets, from 64 to 2^24. The number is rounded up to a power of two. Default: 65,536.
+    ///
+    /// Call this method before the limiter is cloned.
+    ///
+    /// # Errors
+    ///
+    /// [`LimitError::Capacity`] if the number is out of range.
+    ///
+    /// # Panics
+    ///
+    /// Panics if a clone exists. It would keep the old buckets, so each key would get twice its quota.
+    #[track_caller]
+    pub fn with_capacity(self, buckets: usize) -> Result<Self, LimitError> {
+        match (64..=1 << 24).contains(&buckets) {
+            true => Ok(self.with_full_buckets(buckets)),
+            false => Err(LimitError::Capacity),
+        }
+    }
+
+    /// Sets the clock. Default: the monotonic clock of the system. All buckets are full afterwards.
+    ///
+    /// Call this method before the limiter is cloned.
+    ///
+    /// # Panics
+    ///
+    /// Panics if a clone exists. It would keep the old buckets, so each key would get twice its quota.
+    #[must_use]
+    #[track_caller]
+    pub fn with_clock(self, clock: impl Clock) -> Self {
+        let capacity = self.table.capacity();
+        Self { time: Arc::new(Time::Given(Arc::new(clock))), ..self.with_full_buckets(capacity) }
+    }
+
+    #[track_caller]
+    fn with_full_buckets(self, capacity: usize) -> Self {
+        let is_unshared = Arc::strong_count(&self.table) == 1;
+        assert!(is_unshared, "`AnonymousLimits` must be set up before it is cloned");
+        Self { table: Arc::new(KeyTable::new(capacity)), ..self }
+    }
+
+    /// Returns the size of the table in bytes, which does not depend on the number of keys.
+    #[must_use]
+    pub fn memory_bytes(&self) -> usize {
+        self.table.memory_bytes()
+    }
+
+    fn charge_key(&self, charge: Charge<'_>) -> Decision {
+        let (now, cost) = (self.time.now_ns(), self.limit.cost(charge));
+        let hash = match charge {
+            Charge::Request(head) => (self.key)(head).unwrap_or(0),
+            Charge::Units(_) => 0,
+        };
+        let (outcome, before) = self.table.charge(hash, self.policy.quota(), now, cost);
+        // A bucket of the table is never frozen.
+        let decision = match outcome {
+            Outcome::Frozen => Decision::unlimited(),
+            outcome => decision_of(self.policy.clone(), outcome, before, now),
+        };
+        let decision = self.limit.mark(decision, None);
+        observe::charged(&decision, None);
+        decision
+    }
+}
+
+impl<L: Limiter> Limiter for AnonymousLimits<L> {
+    type Future = L::Future;
+
+    #[inline]
+    fn charge(&self, grant: &CurrentGrant, charge: Charge<'_>) -> Answer<Self::Future> {
+        self.authenticated.charge(grant, charge)
+    }
+
+    fn charge_anonymous(&self, charge: Charge<'_>) -> Answer<Self::Future> {
+        Answer::Ready(self.charge_key(charge))
+    }
+
+    fn for_route(self) -> Self {
+        Self { authenticated: self.authenticated.for_route(), ..self }
+    }
+}
+
+impl<L: fmt::Debug> fmt::Debug for AnonymousLimits<L> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("AnonymousLimits")
+            .field("limit", &self.limit)
+            .field("capacity", &self.table.capacity())
+            .field("authenticated", &self.authenticated)
+            .finish_non_exhaustive()
+    }
+}

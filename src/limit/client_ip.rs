@@ -1,0 +1,271 @@
+//! [`ClientIp`]: the address of a client, also behind proxies.
+
+use std::fmt;
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::sync::Arc;
+
+#[cfg(feature = "axum")]
+use axum::extract::{ConnectInfo, connect_info::MockConnectInfo};
+use http::{HeaderName, HeaderValue};
+use ipnet::IpNet;
+use thiserror::Error;
+
+use crate::list::{is_terminated, split};
+use crate::request_head::RequestHead;
+
+/// The source of client addresses, for [`AnonymousLimits`](super::AnonymousLimits) and
+/// [`FailureThrottle::by_client_ip`](super::FailureThrottle::by_client_ip).
+///
+/// ```
+/// use tollgate::limit::ClientIp;
+///
+/// // A service that clients reach directly.
+/// let direct = ClientIp::peer();
+/// // A service behind load balancers in these networks, which append to `X-Forwarded-For`.
+/// let proxied = ClientIp::x_forwarded_for(["10.0.0.0/8", "fd00::/8"])?;
+/// # let _ = (direct, proxied);
+/// # Ok::<_, tollgate::limit::ClientIpError>(())
+/// ```
+///
+/// # Rules
+///
+/// 1. The *peer* is the address of the connection: the [`SocketAddr`] in the request extensions, or axum's `ConnectInfo`
+///    (feature `axum`). A server behind a proxy with the PROXY protocol inserts the address that the proxy has sent.
+/// 2. A header field counts only if the peer is in a trusted network. Otherwise the client is the peer.
+/// 3. In a list, the client is the rightmost address that is not in a trusted network. Each proxy appends the address from
+///    which it got the request, so all addresses further left may be forged.
+/// 4. A missing or malformed value ends the list: the client is the last address that a trusted proxy has named, or the peer.
+///    `unknown` and obfuscated identifiers (RFC 7239, section 6) count as malformed. If all addresses are trusted, the client
+///    is the leftmost one.
+/// 5. IPv6 addresses are reduced to a [prefix](Self::with_ipv6_prefix). An IPv4-mapped IPv6 address counts as IPv4.
+///
+/// So a client can never choose an address, unless a trusted proxy passes on what the client has written. Check that your proxy
+/// appends to the field or overwrites it.
+#[derive(Clone)]
+pub struct ClientIp {
+    source: Source,
+    trusted: Arc<[IpNet]>,
+    ipv6_prefix: u8,
+}
+
+#[derive(Clone, Debug)]
+enum Source {
+    Peer,
+    XForwardedFor,
+    Forwarded,
+    Single(HeaderName),
+}
+
+/// The error of an invalid setting of a [`ClientIp`].
+#[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum ClientIpError {
+    /// A trusted network is not an address, or an address with a prefix length.
+    #[error("invalid trusted network: must be an IP address or a network, such as 10.0.0.0/8")]
+    Network,
+    /// There is no trusted network, so that the header field would never count.
+    #[error("no trusted network: the header field would never count")]
+    NoNetwork,
+    /// The prefix length of IPv6 addresses is out of range.
+    #[error("invalid IPv6 prefix: must be from 1 to 128 bits")]
+    Ipv6Prefix,
+}
+
+const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+
+impl ClientIp {
+    /// Uses the address of the connection, for services that clients reach directly.
+    #[must_use]
+    pub fn peer() -> Self {
+        Self { source: Source::Peer, trusted: [].into(), ipv6_prefix: 64 }
+    }
+
+    /// Uses `X-Forwarded-For`, to which each proxy in these networks appends an address.
+    ///
+    /// # Errors
+    ///
+    /// If a network is invalid, or if there is none.
+    pub fn x_forwarded_for<'a>(trusted: impl IntoIterator<Item = &'a str>) -> Result<Self, ClientIpError> {
+        Self::behind(Source::XForwardedFor, trusted)
+    }
+
+    /// Uses `Forwarded` (RFC 7239), to which each proxy in these networks appends an element.
+    ///
+    /// # Errors
+    ///
+    /// If a network is invalid, or if there is none.
+    pub fn forwarded<'a>(trusted: impl IntoIterator<Item = &'a str>) -> Result<Self, ClientIpError> {
+        Self::behind(Source::Forwarded, trusted)
+    }
+
+    /// Uses a field with one address that proxies in these networks overwrite, such as `X-Real-IP` or `CF-Connecting-IP`.
+    ///
+    /// Several lines of the field count as malformed.
+    ///
+    /// ```
+    /// use http::HeaderName;
+    /// use tollgate::limit::ClientIp;
+    ///
+    /// let proxied = ClientIp::header(HeaderName::from_static("x-real-ip"), ["192.0.2.7"])?;
+    /// # let _ = proxied;
+    /// # Ok::<_, tollgate::limit::ClientIpError>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// If a network is invalid, or if there is none.
+    pub fn header<'a>(name: HeaderName, trusted: impl IntoIterator<Item = &'a str>) -> Result<Self, ClientIpError> {
+        Self::behind(Source::Single(name), trusted)
+    }
+
+    fn behind<'a>(source: Source, trusted: impl IntoIterator<Item = &'a str>) -> Result<Self, ClientIpError> {
+        let network = |text: &str| match text.parse::<IpAddr>() {
+            Ok(address) => Ok(IpNet::from(address)),
+            Err(_) => text.parse().map_err(|_| ClientIpError::Network),
+        };
+        let trusted = trusted.into_iter().map(network).collect::<Result<Arc<[IpNet]>, _>>()?;
+        match trusted.is_empty() {
+            true => Err(ClientIpError::NoNetwork),
+            false => Ok(Self { source, trusted, ..Self::peer() }),
+        }
+    }
+
+    /// Sets the length of the prefix to which IPv6 addresses are reduced, in bits. Default: 64.
+    ///
+    /// A customer usually gets a /64, and often a /56 or a /48. With a longer prefix, such a customer has many addresses. With
+    /// a shorter one, neighbours may share a limit.
+    ///
+    /// # Errors
+    ///
+    /// If the length is not from 1 to 128.
+    pub fn with_ipv6_prefix(self, bits: u8) -> Result<Self, ClientIpError> {
+        match (1..=128).contains(&bits) {
+            true => Ok(Self { ipv6_prefix: bits, ..self }),
+            false => Err(ClientIpError::Ipv6Prefix),
+        }
+    }
+
+    /// Returns the address of the client of a request, reduced to its prefix. Returns `None` if the request has no address of
+    /// the connection.
+    ///
+    /// ```
+    /// use std::net::{IpAddr, SocketAddr};
+    /// use http::Request;
+    /// use tollgate::RequestHead;
+    /// use tollgate::limit::ClientIp;
+    ///
+    /// let proxied = ClientIp::x_forwarded_for(["10.0.0.0/8"])?;
+    /// let mut request = Request::get("/").header("x-forwarded-for", "203.0.113.9, 198.51.100.1, 10.0.0.2").body(())?;
+    /// request.extensions_mut().insert(SocketAddr::from(([10, 0, 0, 1], 40_000)));
+    /// assert_eq!(proxied.of(&RequestHead::of(&request)), Some(IpAddr::from([198, 51, 100, 1])));
+    /// # Ok::<_, Box<dyn std::error::Error>>(())
+    /// ```
+    #[must_use]
+    pub fn of(&self, head: &RequestHead<'_>) -> Option<IpAddr> {
+        let peer = peer(head)?.to_canonical();
+        let client = match &self.source {
+            Source::Peer => peer,
+            Source::Single(name) => self.rightmost_untrusted(peer, only(head, name).into_iter()),
+            Source::XForwardedFor => {
+                let lines = head.headers.get_all(X_FORWARDED_FOR).iter().rev();
+                self.rightmost_untrusted(peer, lines.flat_map(|line| line.as_bytes().rsplit(|&byte| byte == b',')))
+            }
+            Source::Forwarded => {
+                let lines = head.headers.get_all(http::header::FORWARDED).iter().rev();
+                self.rightmost_untrusted(peer, lines.flat_map(forwarded_nodes))
+            }
+        };
+        Some(self.prefix(client))
+    }
+
+    /// Returns the first address that is not trusted, from the peer on. Ends at an element that is no address.
+    fn rightmost_untrusted<'a>(&self, peer: IpAddr, elements: impl Iterator<Item = &'a [u8]>) -> IpAddr {
+        let mut elements = elements;
+        let mut client = peer;
+        while self.trusted.iter().any(|network| network.contains(&client)) {
+            match elements.next().and_then(address) {
+                Some(address) => client = address,
+                None => break,
+            }
+        }
+        client
+    }
+
+    fn prefix(&self, address: IpAddr) -> IpAddr {
+        match address {
+            IpAddr::V6(v6) => {
+                IpAddr::V6(Ipv6Addr::from_bits(v6.to_bits() & (!0 << (128 - u32::from(self.ipv6_prefix)))))
+            }
+            v4 => v4,
+        }
+    }
+}
+
+/// Returns the address of the connection.
+fn peer(head: &RequestHead<'_>) -> Option<IpAddr> {
+    if let Some(address) = head.extensions.get::<SocketAddr>() {
+        return Some(address.ip());
+    }
+    #[cfg(feature = "axum")]
+    if let Some(ConnectInfo(address)) = head.extensions.get::<ConnectInfo<SocketAddr>>() {
+        return Some(address.ip());
+    }
+    #[cfg(feature = "axum")]
+    if let Some(MockConnectInfo(address)) = head.extensions.get::<MockConnectInfo<SocketAddr>>() {
+        return Some(address.ip());
+    }
+    None
+}
+
+/// Returns the value of a field that has exactly one line.
+fn only<'a>(head: &RequestHead<'a>, name: &HeaderName) -> Option<&'a [u8]> {
+    let mut lines = head.headers.get_all(name).iter();
+    lines.next().filter(|_| lines.next().is_none()).map(HeaderValue::as_bytes)
+}
+
+/// Parses an address with or without a port, as proxies write it: `192.0.2.1`, `192.0.2.1:80`, `2001:db8::1`, `[2001:db8::1]`
+/// or `[2001:db8::1]:80`.
+fn address(text: &[u8]) -> Option<IpAddr> {
+    let text = std::str::from_utf8(text).ok()?.trim_ascii();
+    let in_brackets = || text.strip_prefix('[')?.strip_suffix(']')?.parse::<Ipv6Addr>().ok().map(IpAddr::V6);
+    let with_port = || text.parse::<SocketAddr>().ok().map(|address| address.ip());
+    let address = text.parse().ok().or_else(with_port).or_else(in_brackets)?;
+    Some(IpAddr::to_canonical(&address))
+}
+
+/// Returns the nodes of a line of `Forwarded`, rightmost first.
+///
+/// A client could open a quoted string that swallows the element of the proxy. Such a line ends inside of a quoted string, because
+/// proxies write balanced quotes. It counts as malformed.
+fn forwarded_nodes(line: &HeaderValue) -> impl Iterator<Item = &[u8]> {
+    let nodes: Vec<&[u8]> = match is_terminated(line.as_bytes()) {
+        true => split(line.as_bytes(), b',').map(forwarded_for).collect(),
+        false => vec![b""],
+    };
+    nodes.into_iter().rev()
+}
+
+/// Returns the node of a `Forwarded` element (RFC 7239, section 4), or an empty text, which is no address.
+fn forwarded_for(element: &[u8]) -> &[u8] {
+    let mut nodes = split(element, b';').filter_map(|pair| {
+        let at = pair.iter().position(|&byte| byte == b'=')?;
+        pair[..at].eq_ignore_ascii_case(b"for").then(|| &pair[at + 1..])
+    });
+    match (nodes.next(), nodes.next()) {
+        // No node has a character that needs an escape.
+        (Some(node), None) => {
+            node.strip_prefix(b"\"").map_or(node, |node| node.strip_suffix(b"\"").unwrap_or_default())
+        }
+        _ => b"",
+    }
+}
+
+impl fmt::Debug for ClientIp {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ClientIp")
+            .field("source", &self.source)
+            .field("trusted", &self.trusted)
+            .field("ipv6_prefix", &self.ipv6_prefix)
+            .finish()
+    }
+}

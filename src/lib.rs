@@ -26,6 +26,7 @@
 //! | [`tokens`](guide::tokens) | How do I make, store, rotate and revoke tokens? |
 //! | [`databases`](guide::databases), [`introspection`](guide::introspection) | How do I keep tokens in SQLite, PostgreSQL or an authorization server, behind a cache? |
 //! | [`rate_limits`](guide::rate_limits), [`many_servers`](guide::many_servers) | How do I limit customers, on one server or on several? |
+//! | [`public_routes`](guide::public_routes) | How do I limit callers without a token by their address? |
 //! | [`webhooks`](guide::webhooks), [`websockets`](guide::websockets) | How do I accept tokens in bodies, and on sockets? |
 //! | [`guessing`](guide::guessing), [`reverse_proxies`](guide::reverse_proxies), [`cors`](guide::cors) | What do attackers, proxies and browsers need? |
 //! | [`rejections`](guide::rejections), [`custom_errors`](guide::custom_errors) | What does a client get, and how do I change the body? |

@@ -194,7 +194,8 @@ impl<T, L, R, B: ReadsTokens> AuthLayer<T, L, R, B> {
     /// Admits requests without credentials as [anonymous](crate::Unauthenticated::Anonymous).
     ///
     /// Invalid credentials are still rejected. The limiter decides about anonymous callers; see
-    /// [`Limit::with_anonymous`](crate::Limit::with_anonymous). Handlers take `Option<Authenticated<P>>`.
+    /// [`Limit::with_anonymous`](crate::Limit::with_anonymous) and [`AnonymousLimits`](crate::limit::AnonymousLimits). Handlers take
+    /// `Option<Authenticated<P>>`. A handler that takes `Authenticated<P>` answers 401 to anonymous callers.
     #[must_use]
     pub fn allow_anonymous(self) -> Self {
         self.map_settings(|settings| settings.allow_anonymous = true)

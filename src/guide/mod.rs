@@ -8,6 +8,7 @@
 //! | [`introspection`] | How do I accept the tokens of an authorization server? |
 //! | [`rate_limits`] | How do I limit customers: plans, several limits, costs, refunds, dry run? |
 //! | [`many_servers`] | How do several servers share one limit, and what happens when Redis is down? |
+//! | [`public_routes`] | How do I limit callers by address, or callers of a session? |
 //! | [`webhooks`] | How do I accept tokens in request bodies, or elsewhere? |
 //! | [`websockets`] | How do I authenticate and limit WebSockets and streams? |
 //! | [`guessing`] | How do I slow down clients that try tokens? |
@@ -53,6 +54,7 @@ guides! {
     introspection "introspection.md"
     rate_limits "rate_limits.md"
     many_servers "many_servers.md"
+    public_routes "public_routes.md"
     webhooks "webhooks.md"
     websockets "websockets.md"
     guessing "guessing.md"

@@ -200,8 +200,8 @@ impl Rejection {
 
     /// Sets the id of the request, for [`request_id`](Self::request_id).
     ///
-    /// Gates [with request ids](crate::AuthLayer::with_request_id) do this themselves. A handler needs it only for
-    /// [`AuthLayer::reject`](crate::AuthLayer::reject).
+    /// Gates [with request ids](crate::AuthLayer::with_request_id) do this themselves. A handler needs it only if it writes the
+    /// response itself, as for [`AuthLayer::reject`](crate::AuthLayer::reject) or on a WebSocket.
     #[must_use]
     pub fn with_request_id(self, id: HeaderValue) -> Self {
         Self { request_id: Some(Box::new(id)), ..self }

@@ -1,8 +1,11 @@
 //! The targets for the parsers. Their input is the content of the location, byte for byte. Header lines end in LF.
 
-use http::header::{AUTHORIZATION, SEC_WEBSOCKET_PROTOCOL, UPGRADE};
+use std::net::{IpAddr, SocketAddr};
+
+use http::header::{AUTHORIZATION, FORWARDED, SEC_WEBSOCKET_PROTOCOL, UPGRADE};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Uri};
 use tollgate::extract::{self, Extracted, TokenCharset, TokenSyntax};
+use tollgate::limit::ClientIp;
 use tollgate::{BearerToken, RequestHead};
 
 use crate::oracle::{self, Form, Found, latin_1};
@@ -112,6 +115,32 @@ pub fn websocket(data: &[u8]) {
         let should_be = oracle::websocket(&lines(data), PREFIX, form);
         same(extract::websocket(&RequestHead::of(&request), PREFIX, token_form(form)), should_be);
     }
+}
+
+/// Checks the lines of both fields, and that nothing before the element of a proxy changes the client's address.
+pub fn client_ip(data: &[u8]) {
+    const PROXY: [u8; 4] = [10, 0, 0, 1];
+    const CLIENT: [u8; 4] = [198, 51, 100, 7];
+    let proxy = IpAddr::from(PROXY);
+    let client = |source: &ClientIp, name: &HeaderName, data: &[u8]| {
+        let mut request = Request::new(());
+        *request.headers_mut() = headers(name.clone(), data)?;
+        request.extensions_mut().insert(SocketAddr::from((PROXY, 40_000)));
+        source.of(&RequestHead::of(&request))
+    };
+    let by_list = ClientIp::x_forwarded_for(["10.0.0.0/8"]).expect("a valid network");
+    let by_element = ClientIp::forwarded(["10.0.0.0/8"]).expect("a valid network");
+    let x_forwarded_for = HeaderName::from_static("x-forwarded-for");
+
+    let Some(found) = client(&by_list, &x_forwarded_for, data) else { return };
+    assert_eq!(found, oracle::client_ip::x_forwarded_for(proxy, &lines(data)));
+    let found = client(&by_element, &FORWARDED, data);
+    assert_eq!(found, Some(oracle::client_ip::forwarded(proxy, &lines(data))));
+
+    let found = client(&by_list, &x_forwarded_for, &[data, b",198.51.100.7"].concat());
+    assert_eq!(found, Some(IpAddr::from(CLIENT)));
+    let found = client(&by_element, &FORWARDED, &[data, b", for=198.51.100.7;proto=https"].concat());
+    assert!([Some(IpAddr::from(CLIENT)), Some(proxy)].contains(&found), "{found:?}");
 }
 
 fn lines(data: &[u8]) -> Vec<String> {

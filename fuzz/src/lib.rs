@@ -21,7 +21,7 @@ use std::{env, fs};
 pub type Check = fn(&[u8]);
 
 /// All targets with their names.
-pub const TARGETS: [(&str, Check); 10] = [
+pub const TARGETS: [(&str, Check); 11] = [
     ("header", check::header),
     ("api_key", check::api_key),
     ("query", check::query),
@@ -29,6 +29,7 @@ pub const TARGETS: [(&str, Check); 10] = [
     ("json", check::json),
     ("text", check::text),
     ("websocket", check::websocket),
+    ("client_ip", check::client_ip),
     ("self_limit", self_limit::check),
     ("mint", mint::check),
     ("pipeline", pipeline::check),

@@ -83,6 +83,14 @@ fn at_limits(target: &str) -> Vec<Vec<u8>> {
         "api_key" => both(""),
         "query" | "form" => both("access_token="),
         "text" => both("key="),
+        "client_ip" => [
+            "1.1.1.1, 198.51.100.1:80, 10.0.0.2",
+            "[2001:db8::1]:80\n10.0.0.2",
+            "for=1.1.1.1;x=\"",
+            "for=\"[2001:db8::1]:80\";by=10.0.0.1, For=10.0.0.2",
+        ]
+        .map(|text| text.as_bytes().to_vec())
+        .into(),
         "mint" => crate::mint::seeds(),
         "self_limit" => [128, 129].map(|len| [&b"1\xff"[..], &token("", len)].concat()).to_vec(),
         "pipeline" => {
@@ -119,7 +127,7 @@ fn seed(target: &str, vector: &Value) -> Option<Vec<u8>> {
         "websocket" => field("sec-websocket-protocol").filter(|_| !list(&sent.lines("upgrade")).is_empty()),
         "query" => query_of(&sent.target).map(bytes),
         "form" | "json" | "text" => body_of(target),
-        "mint" => None,
+        "client_ip" | "mint" => None,
         "pipeline" => {
             sent.to_http(())?;
             Some([&Options::with_locations(&locations(vector))[..], &sent.to_bytes()].concat())

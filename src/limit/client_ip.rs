@@ -168,7 +168,7 @@ impl ClientIp {
             Source::Single(name) => self.rightmost_untrusted(peer, only(head, name).into_iter()),
             Source::XForwardedFor => {
                 let lines = head.headers.get_all(X_FORWARDED_FOR).iter().rev();
-                self.rightmost_untrusted(peer, lines.flat_map(|line| line.as_bytes().rsplit(|&byte| byte == b',')))
+                self.rightmost_untrusted(peer, lines.flat_map(elements))
             }
             Source::Forwarded => {
                 let lines = head.headers.get_all(http::header::FORWARDED).iter().rev();
@@ -220,17 +220,22 @@ fn peer(head: &RequestHead<'_>) -> Option<IpAddr> {
 /// Returns the value of a field that has exactly one line.
 fn only<'a>(head: &RequestHead<'a>, name: &HeaderName) -> Option<&'a [u8]> {
     let mut lines = head.headers.get_all(name).iter();
-    lines.next().filter(|_| lines.next().is_none()).map(HeaderValue::as_bytes)
+    lines.next().filter(|_| lines.next().is_none()).map(|line| line.as_bytes().trim_ascii())
 }
 
 /// Parses an address with or without a port, as proxies write it: `192.0.2.1`, `192.0.2.1:80`, `2001:db8::1`, `[2001:db8::1]`
 /// or `[2001:db8::1]:80`.
 fn address(text: &[u8]) -> Option<IpAddr> {
-    let text = std::str::from_utf8(text).ok()?.trim_ascii();
+    let text = std::str::from_utf8(text).ok()?;
     let in_brackets = || text.strip_prefix('[')?.strip_suffix(']')?.parse::<Ipv6Addr>().ok().map(IpAddr::V6);
     let with_port = || text.parse::<SocketAddr>().ok().map(|address| address.ip());
     let address = text.parse().ok().or_else(with_port).or_else(in_brackets)?;
     Some(IpAddr::to_canonical(&address))
+}
+
+/// Returns the elements of a line of `X-Forwarded-For`, rightmost first.
+fn elements(line: &HeaderValue) -> impl Iterator<Item = &[u8]> {
+    line.as_bytes().rsplit(|&byte| byte == b',').map(<[u8]>::trim_ascii)
 }
 
 /// Returns the nodes of a line of `Forwarded`, rightmost first.

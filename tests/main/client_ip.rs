@@ -85,6 +85,7 @@ fn forwarded_elements_are_read_by_rfc_7239() {
         ("for=1.1.1.1, proto=https", PROXY),
         ("for=1.1.1.1, for=198.51.100.1;for=198.51.100.2", PROXY),
         ("198.51.100.1", PROXY),
+        ("for= 198.51.100.1", PROXY),
         // A client opens a quoted string that swallows the element of the proxy.
         (r#"for=1.1.1.1;x=", for=198.51.100.1"#, PROXY),
         (r#"for=1.1.1.1;x="\", for="[2001:db8::1]""#, PROXY),

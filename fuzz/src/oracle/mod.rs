@@ -21,6 +21,7 @@
 //! ```
 
 mod body;
+pub mod client_ip;
 mod gcra;
 mod header;
 mod json;

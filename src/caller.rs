@@ -230,9 +230,9 @@ impl<P> Authenticated<P> {
     where
         P: Send + Sync + 'static,
     {
-        Self::from_extensions_if_any(extensions)?.ok_or_else(|| match extensions.get::<Arc<Challenges>>() {
-            Some(terms) => Rejection::missing().with_challenges(terms),
-            None => Rejection::missing(),
+        Self::from_extensions_if_any(extensions)?.ok_or_else(|| {
+            let terms = extensions.get::<WithoutGrant>().and_then(|without_grant| without_grant.terms.as_ref());
+            terms.map_or_else(Rejection::missing, |terms| Rejection::missing().with_challenges(terms))
         })
     }
 
@@ -251,7 +251,7 @@ impl<P> Authenticated<P> {
                 Some(caller) => Ok(Some(caller)),
                 None => Err(Rejection::misconfigured(OTHER_TYPE)),
             },
-            None if extensions.get::<Unauthenticated>().is_some() => Ok(None),
+            None if extensions.get::<WithoutGrant>().is_some() => Ok(None),
             None => Err(Rejection::misconfigured(NO_GATE)),
         }
     }
@@ -319,10 +319,14 @@ impl<P> fmt::Debug for Authenticated<P> {
     }
 }
 
-/// The request extension of requests that a gate admitted without a grant. Handlers can thereby detect a missing gate.
+/// The reason why a gate admitted a request without a grant.
 ///
-/// An inner gate may have inserted a [`CurrentGrant`] as well. Check for [`CurrentGrant`] first, because it takes
-/// precedence.
+/// ```
+/// use http::Extensions;
+/// use tollgate::Unauthenticated;
+///
+/// assert_eq!(Unauthenticated::from_extensions(&Extensions::new()), None);
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Unauthenticated {
@@ -330,4 +334,26 @@ pub enum Unauthenticated {
     Preflight,
     /// A request without credentials. The gate allows anonymous callers.
     Anonymous,
+}
+
+impl Unauthenticated {
+    /// Returns the reason from the extensions of a request, or `None` if no gate has admitted it without a grant. Handlers can
+    /// thereby detect a missing gate.
+    ///
+    /// An inner gate may have inserted a [`CurrentGrant`] as well. Check for [`CurrentGrant`] first, because it takes
+    /// precedence.
+    #[must_use]
+    pub fn from_extensions(extensions: &Extensions) -> Option<Self> {
+        extensions.get::<WithoutGrant>().map(|without_grant| without_grant.reason)
+    }
+}
+
+/// The request extension of requests that a gate admitted without a grant. One value, because each extension is an allocation.
+#[derive(Clone)]
+pub(crate) struct WithoutGrant {
+    pub(crate) reason: Unauthenticated,
+    /// For a handler that rejects the request because it has no grant. `None` for the default challenges.
+    pub(crate) terms: Option<Arc<Challenges>>,
+    /// The address of the limiter of the gate, or 0 if the gate has none.
+    pub(crate) limiter: usize,
 }

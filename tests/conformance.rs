@@ -359,7 +359,7 @@ impl Seen {
         Ok(match (self.rejection, &self.inner) {
             (None, None) => "transport_reject",
             (None, Some(_)) if self.caller().is_some() => "accept",
-            (None, Some(inner)) if inner.extensions.get::<Unauthenticated>().is_some() => "pass",
+            (None, Some(inner)) if Unauthenticated::from_extensions(&inner.extensions).is_some() => "pass",
             (Some(Kind::Missing), _) => "missing",
             (Some(Kind::MalformedToken | Kind::UnknownToken | Kind::NotYetValid), _) => "invalid_token",
             (Some(Kind::ExpiredToken | Kind::SenderConstrained), _) => "invalid_token",

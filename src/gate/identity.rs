@@ -23,7 +23,7 @@ use crate::respond::{ProblemDetails, Respond};
 
 /// Marks an [`AuthLayer`] without tokens, made by [`AuthLayer::anonymous`] or [`AuthLayer::identified_by`].
 #[derive(Clone)]
-pub struct Identity(Arc<Identify>);
+pub struct Identity(Option<Arc<Identify>>);
 
 type Identify = dyn Fn(&RequestHead<'_>) -> Option<CurrentGrant> + Send + Sync;
 
@@ -45,7 +45,7 @@ impl IdentityLayer {
     /// ```
     #[must_use]
     pub fn anonymous() -> Self {
-        Self::without_tokens(Identity(Arc::new(|_| None)))
+        Self::without_tokens(Identity(None))
     }
 
     /// Creates a gate for callers that something else has authenticated, such as a session or a client certificate.
@@ -82,7 +82,7 @@ impl IdentityLayer {
         P: Send + Sync + 'static,
         G: Into<Arc<Grant<P>>>,
     {
-        Self::without_tokens(Identity(Arc::new(move |head| identify(head).map(CurrentGrant::new))))
+        Self::without_tokens(Identity(Some(Arc::new(move |head| identify(head).map(CurrentGrant::new)))))
     }
 }
 
@@ -131,7 +131,7 @@ where
         let step = match gate.bypass_preflight(&mut request) {
             Some(step) => step,
             None => {
-                let grant = (self.identity.0)(&RequestHead::of(&request));
+                let grant = self.identity.0.as_ref().and_then(|identify| identify(&RequestHead::of(&request)));
                 gate.identify(grant, &mut request)
             }
         };

@@ -179,7 +179,7 @@ impl<'a> GateResult<'a> {
     pub(super) fn of<B>(request: &'a Request<B>) -> Self {
         match request.extensions().get::<CurrentGrant>() {
             Some(grant) => Self::Authenticated(grant),
-            None => match request.extensions().get::<Unauthenticated>() {
+            None => match Unauthenticated::from_extensions(request.extensions()) {
                 Some(Unauthenticated::Anonymous) => Self::Anonymous,
                 Some(Unauthenticated::Preflight) => Self::Preflight,
                 None => Self::NoGate,

@@ -8,7 +8,7 @@ use super::settings::Gate;
 use super::state::{Admitted, Asked, Caller, Found, NoToken, Step, TokenLookup, Wait};
 use super::unlimited::is_unlimited;
 use crate::authenticate::verdict;
-use crate::caller::{CurrentGrant, Unauthenticated};
+use crate::caller::{CurrentGrant, Unauthenticated, WithoutGrant};
 use crate::extract::{Extracted, authorization};
 use crate::grant::Grant;
 use crate::limit::{Attempt, Charge, Limiter, WouldBeThrottled};
@@ -284,11 +284,17 @@ impl<T: TokenStore, L: Limiter, R> Gate<T, L, R> {
             Ok(decision) => {
                 let advert = self.advert(&decision);
                 grant.record(decision);
-                grant.set_limiter(Arc::as_ptr(&self.limiter).addr());
+                grant.set_limiter(self.limiter_id());
                 admit(grant, advert, request)
             }
             Err(rejection) => Step::Reject(rejection.of_grant(grant.id())),
         }
+    }
+
+    /// Returns the address of the limiter, or 0 without a limiter. Changed copies of a gate have the same limiter.
+    #[inline]
+    fn limiter_id(&self) -> usize {
+        if is_unlimited::<L>() { 0 } else { Arc::as_ptr(&self.limiter).addr() }
     }
 
     fn admit_unauthenticated<B>(
@@ -300,10 +306,10 @@ impl<T: TokenStore, L: Limiter, R> Gate<T, L, R> {
         let extensions = request.extensions_mut();
         // Remove the grant of an outer gate: this gate did not authenticate the request.
         extensions.remove::<CurrentGrant>();
-        extensions.insert(reason);
-        // The terms are for a handler that rejects the request because it has no grant.
-        let outer = extensions.insert(Arc::clone(&self.terms));
-        if !is_unlimited::<L>() && outer.is_some_and(|terms| Arc::ptr_eq(&terms, &self.terms)) {
+        let limiter = self.limiter_id();
+        let terms = (!self.terms.is_default()).then(|| Arc::clone(&self.terms));
+        let outer = extensions.insert(WithoutGrant { reason, terms, limiter });
+        if outer.is_some_and(|outer| limiter != 0 && outer.limiter == limiter) {
             return Step::Reject(Rejection::misconfigured(TWICE));
         }
         observe::passed(reason);

@@ -29,8 +29,8 @@ use crate::request_head::RequestHead;
 ///
 /// # Rules
 ///
-/// 1. The *peer* is the address of the connection: the [`SocketAddr`] in the request extensions, or axum's `ConnectInfo`
-///    (feature `axum`). A server behind a proxy with the PROXY protocol inserts the address that the proxy has sent.
+/// 1. The *peer* is the address of the connection: axum's `ConnectInfo` (feature `axum`), or the [`SocketAddr`] in the request
+///    extensions. A server behind a proxy with the PROXY protocol inserts the address that the proxy has sent.
 /// 2. A header field counts only if the peer is in a trusted network. Otherwise the client is the peer.
 /// 3. In a list, the client is the rightmost address that is not in a trusted network. Each proxy appends the address from
 ///    which it got the request, so all addresses further left may be forged.
@@ -203,11 +203,11 @@ impl ClientIp {
 
 /// Returns the address of the connection.
 fn peer(head: &RequestHead<'_>) -> Option<IpAddr> {
-    if let Some(address) = head.extensions.get::<SocketAddr>() {
-        return Some(address.ip());
-    }
     #[cfg(feature = "axum")]
     if let Some(ConnectInfo(address)) = head.extensions.get::<ConnectInfo<SocketAddr>>() {
+        return Some(address.ip());
+    }
+    if let Some(address) = head.extensions.get::<SocketAddr>() {
         return Some(address.ip());
     }
     #[cfg(feature = "axum")]

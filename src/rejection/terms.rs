@@ -11,6 +11,7 @@ pub(crate) struct Challenges {
     others: Vec<Challenge>,
     /// Rendered once, so that floods of unauthenticated requests stay cheap.
     rendered: Rendered,
+    is_default: bool,
 }
 
 #[derive(Clone, Debug)]
@@ -24,16 +25,21 @@ struct Rendered {
 impl Challenges {
     pub(crate) fn new(bearer: Challenge) -> Self {
         let rendered = Rendered::of(&bearer, &[]);
-        Self { bearer, others: Vec::new(), rendered }
+        Self { bearer, others: Vec::new(), rendered, is_default: false }
     }
 
     pub(crate) fn with_bearer(self, bearer: Challenge) -> Self {
-        Self { rendered: Rendered::of(&bearer, &self.others), bearer, ..self }
+        Self { rendered: Rendered::of(&bearer, &self.others), bearer, is_default: false, ..self }
     }
 
     pub(crate) fn with_other(mut self, other: Challenge) -> Self {
         self.others.push(other.without_error());
-        Self { rendered: Rendered::of(&self.bearer, &self.others), ..self }
+        Self { rendered: Rendered::of(&self.bearer, &self.others), is_default: false, ..self }
+    }
+
+    /// Returns whether these are the challenges of a gate without such settings.
+    pub(crate) fn is_default(&self) -> bool {
+        self.is_default
     }
 
     /// Returns the Bearer challenge of this gate, without an error.
@@ -71,7 +77,6 @@ impl Rendered {
 
 impl Default for Challenges {
     fn default() -> Self {
-        let bearer = Challenge::default_bearer();
-        Self::new(bearer)
+        Self { is_default: true, ..Self::new(Challenge::default_bearer()) }
     }
 }

@@ -32,7 +32,7 @@ fn decimal(number: f64) -> String {
 }
 
 /// The compared rows: each first row is divided by the second.
-const RATIOS: [(&str, &str); 9] = [
+const RATIOS: [(&str, &str); 10] = [
     ("tower_governor", "tollgate"),
     ("axum-governor", "tollgate"),
     ("axum-extra + governor", "tollgate"),
@@ -42,6 +42,7 @@ const RATIOS: [(&str, &str); 9] = [
     ("tower_governor, plain tower", "tollgate, plain tower"),
     ("axum-governor, plain tower", "tollgate, plain tower"),
     ("hand-written, plain tower", "tollgate, plain tower"),
+    ("tower_governor, by address", "tollgate, by address"),
 ];
 
 pub fn print_ratios(figures: &[Figures]) {

@@ -15,7 +15,7 @@ pub fn check(received: Option<&Received>, expected: &Expected, request: &Sent, o
     };
     let extensions = &received.head.extensions;
     let caller = extensions.get::<CurrentGrant>();
-    let unauthenticated = extensions.get::<Unauthenticated>().copied();
+    let unauthenticated = Unauthenticated::from_extensions(extensions);
     match expected {
         Expected::Rejected { kind, .. } => panic!("{kind:?} reached the inner service"),
         Expected::Preflight => assert_eq!(unauthenticated, Some(Unauthenticated::Preflight)),

@@ -2,6 +2,7 @@
 
 mod axum_extra;
 mod axum_governor;
+mod by_address;
 mod hand_written;
 mod tollgate;
 mod tower_governor;
@@ -38,6 +39,8 @@ const BURST: NonZeroU32 = NonZeroU32::new(20).expect("not zero");
 pub enum Rejects {
     /// Unknown tokens (401) and exhausted limits (429).
     Both,
+    /// Exhausted limits (429). The stack does not authenticate.
+    Limits,
     /// Not a gate.
     Nothing,
 }
@@ -58,6 +61,10 @@ impl Stack {
 
     const fn plain(name: &'static str, build: fn(usize, Limit) -> Row) -> Self {
         Self { name, base: "baseline, plain tower", rejects: Rejects::Both, build }
+    }
+
+    const fn by_address(name: &'static str, build: fn(usize, Limit) -> Row) -> Self {
+        Self { name, base: "baseline, by address", rejects: Rejects::Limits, build }
     }
 
     const fn without_rejections(self) -> Self {
@@ -81,6 +88,9 @@ pub const STACKS: &[Stack] = &[
     Stack::axum("axum-governor", axum_governor::routed),
     Stack::axum("axum-extra + governor", axum_extra::routed),
     Stack::axum("baseline", |_, _| routed_baseline()).without_rejections(),
+    Stack::by_address("tollgate, by address", by_address::tollgate),
+    Stack::by_address("tower_governor, by address", by_address::tower_governor),
+    Stack::by_address("baseline, by address", by_address::baseline).without_rejections(),
     Stack::plain("tollgate, plain tower", tollgate::plain),
     Stack::plain("floor, plain tower", |size, _| plain(FloorLayer::new(size))).without_rejections(),
     Stack::plain("hand-written, plain tower", hand_written::plain),
@@ -150,6 +160,8 @@ pub fn verify(stack: &Stack) {
     }
     if stack.rejects == Rejects::Both {
         assert_eq!(row.answer(FEW).0, StatusCode::UNAUTHORIZED, "{} rejects an unknown token", stack.name);
+    }
+    if stack.rejects != Rejects::Nothing {
         let row = (stack.build)(FEW, Limit::OnePerDay);
         for token in 0..FEW {
             assert_eq!(row.answer(token).0, StatusCode::OK, "{} admits once", stack.name);
@@ -162,5 +174,5 @@ pub fn verify(stack: &Stack) {
 
 fn sends_limit_headers(name: &str) -> bool {
     let name = name.trim_end_matches(", plain tower");
-    ["tollgate", "floor", "tower_governor", "axum-governor"].contains(&name)
+    ["tollgate", "tollgate, by address", "floor", "tower_governor", "axum-governor"].contains(&name)
 }

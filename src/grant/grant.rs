@@ -249,6 +249,20 @@ impl<P> Grant<P> {
         self
     }
 
+    /// Returns a grant with another principal, for [`store::try_map`](crate::store::try_map). All other data, such as the expiry,
+    /// is copied.
+    ///
+    /// ```
+    /// use tollgate::Grant;
+    ///
+    /// let grant = Grant::new("key-17", 17_u64).with_subject("alice").with_principal("Alice");
+    /// assert_eq!((grant.subject().as_str(), *grant.principal()), ("alice", "Alice"));
+    /// ```
+    #[must_use]
+    pub fn with_principal<Q>(&self, principal: Q) -> Grant<Q> {
+        Grant { head: self.head.clone(), principal: Arc::new(principal) }
+    }
+
     /// Returns the identifier of the grant.
     #[must_use]
     pub fn id(&self) -> &GrantId {

@@ -4,6 +4,9 @@
 //! |---|---|
 //! | [`MemoryStore`] | tokens in this process, changed while requests are served |
 //! | [`from_fn`], [`from_fn_with`] | a closure that looks grants up |
+//! | [`map`], [`try_map`] | any store: a function changes the grants, such as a query for the user |
+//! | [`first_of`] | two stores, asked in turn |
+//! | [`by_prefix`] | several stores, one for each prefix of tokens |
 //! | [`BoxStore`] | any store, with its type erased |
 //! | [`CircuitBreaker`] | any store: lookups fail immediately while it is down |
 //! | `CachedStore` | any store: a cache with immediate invalidation (feature `cache`) |
@@ -18,6 +21,7 @@ use std::sync::Arc;
 
 mod boxed;
 mod breaker;
+mod by_prefix;
 #[cfg(feature = "cache")]
 mod cached;
 #[cfg(any(feature = "cache", feature = "sqlite", feature = "postgres"))]
@@ -26,32 +30,39 @@ mod change;
 mod checked;
 #[cfg(feature = "test-util")]
 pub mod contract;
+mod first_of;
 mod from_fn;
 #[cfg(feature = "introspection")]
 mod introspection;
+mod map;
 mod memory;
 #[cfg(feature = "pepper")]
 mod peppered;
 #[cfg(any(feature = "sqlite", feature = "postgres"))]
 pub mod sql;
+mod try_map;
 
 pub use boxed::BoxStore;
 pub use breaker::{BackoffError, BreakerState, CircuitBreaker, CircuitBreakerError, CircuitBreakerFuture};
+pub use by_prefix::{ByPrefix, DuplicatePrefixError, by_prefix};
 #[cfg(feature = "cache")]
 pub use cached::{CacheSettingsError, CachedFuture, CachedStore, CachedStoreBuilder};
 #[cfg(any(feature = "cache", feature = "sqlite", feature = "postgres"))]
 pub use change::Invalidation;
 #[cfg(feature = "mint")]
 pub use checked::CheckedStore;
+pub use first_of::{FirstOf, FirstOfFuture, first_of};
 pub use from_fn::{FromFn, FromFnFuture, from_fn, from_fn_with};
 #[cfg(feature = "introspection")]
 pub use introspection::{
     Claims, ClientAuth, IntrospectionBuilder, IntrospectionConfigError, IntrospectionError, IntrospectionFuture,
     IntrospectionStore,
 };
+pub use map::{Map, MapFuture, map};
 pub use memory::{MemoryStore, OccupiedError, RotateError};
 #[cfg(feature = "pepper")]
 pub use peppered::{Pepper, PepperLengthError, PepperedStore, PepperedStoreFuture};
+pub use try_map::{TryMap, TryMapFuture, try_map};
 
 use crate::grant::Grant;
 use crate::pending::answer::{Answer, Immediate};

@@ -43,7 +43,12 @@ pub fn memory() -> MemoryStore<User> {
 
 /// Returns the store of [`memory`] as a pending store.
 pub fn slow() -> BoxStore<User> {
-    BoxStore::new(from_fn_with(memory(), |memory, digest| async move {
+    pending(memory())
+}
+
+/// Returns a store with these tokens whose answers are pending.
+pub fn pending(tokens: MemoryStore<User>) -> BoxStore<User> {
+    BoxStore::new(from_fn_with(tokens, |memory, digest| async move {
         tokio::task::yield_now().await;
         Ok::<_, Infallible>(memory.get(digest).map(|grant| Grant::clone(&grant)))
     }))

@@ -26,6 +26,8 @@ mod cli;
 #[cfg(all(feature = "cli", feature = "sqlite", feature = "postgres"))]
 mod cli_outputs;
 mod client_ip;
+#[cfg(all(feature = "cache", feature = "test-util"))]
+mod combinators;
 mod company_errors;
 #[cfg(all(feature = "sqlite", feature = "postgres"))]
 mod connections;

@@ -120,6 +120,28 @@ struct KeptToken;
 /// ```
 struct WaitingWithoutTimeout;
 
+/// A cache outside of stores that are chosen by the request's head would return the grants of one tenant to another.
+///
+/// ```
+/// use std::time::Duration;
+/// use tollgate::store::{self, CachedStore};
+/// use tollgate::{AuthLayer, MemoryStore};
+/// let acme = CachedStore::new(MemoryStore::<()>::new(), Duration::from_secs(60)).unwrap();
+/// let store = store::by_head(move |head| (head.host() == Some("acme.example.com")).then(|| acme.clone()));
+/// let _ = AuthLayer::with_timeout(store, Duration::from_secs(2));
+/// ```
+///
+/// ```compile_fail,E0277
+/// use std::time::Duration;
+/// use tollgate::store::{self, CachedStore};
+/// use tollgate::{AuthLayer, MemoryStore};
+/// let acme = MemoryStore::<()>::new();
+/// let store = store::by_head(move |head| (head.host() == Some("acme.example.com")).then(|| acme.clone()));
+/// let _ = CachedStore::builder(store, Duration::from_secs(60));
+/// ```
+#[cfg(all(feature = "cache", feature = "tokio"))]
+struct CachedTenants;
+
 /// A rate limit belongs to a subject that a store has authenticated. Keys that clients choose would give each request a new
 /// limit, and would fill the memory.
 ///

@@ -18,7 +18,7 @@ use crate::rejection::Rejection;
 use crate::rejection::store_error::StoreError;
 use crate::respond::ratelimit::LimitHeaders;
 use crate::respond::{Respond, keep_private, provisional, rewrite};
-use crate::store::TokenStore;
+use crate::store::GateStore;
 use crate::token::TokenLocation;
 
 pin_project_lite::pin_project! {
@@ -31,7 +31,7 @@ pin_project_lite::pin_project! {
     pub struct AuthFuture<S, ReqB, T, L, R, ResB>
     where
         S: Service<Request<ReqB>>,
-        T: TokenStore,
+        T: GateStore,
         L: Limiter,
     {
         #[pin]
@@ -44,7 +44,7 @@ pin_project_lite::pin_project! {
     enum State<S, ReqB, T, L, R, ResB>
     where
         S: Service<Request<ReqB>>,
-        T: TokenStore,
+        T: GateStore,
         L: Limiter,
     {
         Rejected { response: Option<Response<ResB>> },
@@ -65,7 +65,7 @@ pin_project_lite::pin_project! {
     /// A request that waits for a store or a limiter.
     struct Waiting<S, ReqB, T, L, R>
     where
-        T: TokenStore,
+        T: GateStore,
         L: Limiter,
     {
         #[pin]
@@ -78,7 +78,7 @@ pin_project_lite::pin_project! {
 impl<S, ReqB, T, L, R, ResB> AuthFuture<S, ReqB, T, L, R, ResB>
 where
     S: Service<Request<ReqB>, Response = Response<ResB>>,
-    T: TokenStore,
+    T: GateStore,
     L: Limiter,
     R: Respond<ResB>,
 {
@@ -124,7 +124,7 @@ where
 impl<S, ReqB, T, L, R, ResB> Future for AuthFuture<S, ReqB, T, L, R, ResB>
 where
     S: Service<Request<ReqB>, Response = Response<ResB>>,
-    T: TokenStore,
+    T: GateStore,
     L: Limiter,
     R: Respond<ResB>,
 {
@@ -173,7 +173,7 @@ where
     }
 }
 
-impl<S, ReqB, T: TokenStore, L: Limiter, R> Waiting<S, ReqB, T, L, R> {
+impl<S, ReqB, T: GateStore, L: Limiter, R> Waiting<S, ReqB, T, L, R> {
     /// Polls the store or the limiter, and returns the next step.
     fn poll_step(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Step<T, L>> {
         let this = self.project();
@@ -216,7 +216,7 @@ fn completed() -> ! {
 impl<S, ReqB, T, L, R, ResB> fmt::Debug for AuthFuture<S, ReqB, T, L, R, ResB>
 where
     S: Service<Request<ReqB>>,
-    T: TokenStore,
+    T: GateStore,
     L: Limiter,
 {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -14,7 +14,7 @@ use crate::extract::{HeadLocations, TokenCharset, TokenSyntax};
 use crate::limit::{FailureThrottle, Limiter, Unlimited};
 use crate::pending::timeout::{Sleep, Timeout};
 use crate::respond::{ProblemDetails, RateLimitHeaders};
-use crate::store::{ImmediateStore, TokenStore};
+use crate::store::{GateStore, ImmediateStore};
 
 /// The gate: a tower layer that authenticates requests by their token and applies rate limits.
 ///
@@ -55,7 +55,7 @@ use crate::store::{ImmediateStore, TokenStore};
 ///
 /// # Type parameters
 ///
-/// `T` is the [`TokenStore`], `L` the [`Limiter`], `R` the [responder](crate::respond::Respond). `B` is [`HeadOnly`], or
+/// `T` is the [`GateStore`], `L` the [`Limiter`], `R` the [responder](crate::respond::Respond). `B` is [`HeadOnly`], or
 /// `BodyTokens` for a gate that accepts tokens in bodies as well (`with_body_tokens`, feature `body`), or [`Identity`] for a gate
 /// [without tokens](Self::anonymous).
 pub struct AuthLayer<T, L = Unlimited, R = ProblemDetails, B = HeadOnly> {
@@ -81,7 +81,7 @@ impl ReadsTokens for super::BodyTokens {}
 #[cfg(feature = "body")]
 impl sealed::Sealed for super::BodyTokens {}
 
-impl<T: TokenStore> AuthLayer<T> {
+impl<T: GateStore> AuthLayer<T> {
     /// Creates a gate for a store that never waits, such as [`MemoryStore`](crate::MemoryStore).
     ///
     /// By default, a gate extracts tokens from the `Authorization` header, has the realm `api`, and responds with
@@ -156,7 +156,7 @@ fn new_gate<T>(store: T, timeout: Option<Timeout>) -> Gate<T, Unlimited, Problem
     }
 }
 
-impl<T: TokenStore, R, B> AuthLayer<T, Unlimited, R, B> {
+impl<T: GateStore, R, B> AuthLayer<T, Unlimited, R, B> {
     /// Adds a rate limit. Each request is charged to the subject of its grant.
     ///
     /// For the quota see [`Limit`](crate::Limit#grants-quotas). Charges follow authentication, so requests that are

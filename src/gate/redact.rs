@@ -5,7 +5,7 @@ use http::{HeaderMap, HeaderName, Request, header};
 use super::settings::{Gate, Settings};
 use super::state::TokenLookup;
 use crate::extract::{allows_query_token, has_bearer, without_parameter, without_token};
-use crate::store::TokenStore;
+use crate::store::GateStore;
 use crate::token::TokenLocation;
 
 impl<T, L, R> Gate<T, L, R> {
@@ -13,7 +13,7 @@ impl<T, L, R> Gate<T, L, R> {
     #[inline]
     pub(super) fn redact<B>(&self, lookup: &TokenLookup<T>, request: &mut Request<B>)
     where
-        T: TokenStore,
+        T: GateStore,
     {
         if !self.settings.locations.is_authorization_only() {
             self.redact_other_locations(request);

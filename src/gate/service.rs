@@ -11,7 +11,7 @@ use super::future::AuthFuture;
 use super::settings::Gate;
 use crate::limit::{Limiter, Unlimited};
 use crate::respond::{ProblemDetails, Respond};
-use crate::store::TokenStore;
+use crate::store::GateStore;
 
 /// The service of an [`AuthLayer`](crate::AuthLayer).
 pub struct AuthService<S, T, L = Unlimited, R = ProblemDetails> {
@@ -28,7 +28,7 @@ impl<S, T, L, R> AuthService<S, T, L, R> {
 impl<S, T, L, R, ReqB, ResB> Service<Request<ReqB>> for AuthService<S, T, L, R>
 where
     S: Service<Request<ReqB>, Response = Response<ResB>> + Clone,
-    T: TokenStore,
+    T: GateStore,
     L: Limiter,
     R: Respond<ResB>,
 {
@@ -47,7 +47,7 @@ where
             Some(step) => step,
             None => {
                 let (extracted, location) = gate.extract(&request);
-                let lookup = gate.look_up(extracted, location);
+                let lookup = gate.look_up(extracted, location, &request);
                 gate.redact(&lookup, &mut request);
                 gate.authenticate(lookup, &mut request)
             }

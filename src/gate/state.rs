@@ -11,11 +11,11 @@ use crate::pending::timeout::BoxSleep;
 use crate::rejection::store_error::StoreError;
 use crate::rejection::{Rejection, RejectionKind};
 use crate::respond::ratelimit::LimitHeaders;
-use crate::store::{Lookup, TokenStore};
+use crate::store::{GateStore, Lookup};
 use crate::token::{Credential, TokenLocation};
 
 /// The next action for a request.
-pub(super) enum Step<T: TokenStore, L: Limiter> {
+pub(super) enum Step<T: GateStore, L: Limiter> {
     /// Calls the inner service. The caller is in the request's extensions.
     Admit(TokenLocation, Option<LimitHeaders>),
     /// Sends a rejection.
@@ -51,14 +51,14 @@ pub(super) enum Caller {
 pub(super) type TokenLookup<T> = Result<Asked<T>, NoToken>;
 
 /// The store's answer about a credential.
-pub(super) struct Asked<T: TokenStore> {
+pub(super) struct Asked<T: GateStore> {
     pub(super) answer: Answer<T::Future>,
     pub(super) credential: Credential,
-    /// [`TokenStore::is_cached`] for a pending answer of a gate with a throttle, and else false.
+    /// [`GateStore::is_cached_for`] for a pending answer of a gate with a throttle, and else false.
     pub(super) is_cached: bool,
 }
 
-impl<T: TokenStore> Asked<T> {
+impl<T: GateStore> Asked<T> {
     pub(super) fn location(&self) -> TokenLocation {
         self.credential.location
     }
@@ -82,4 +82,4 @@ impl From<NoToken> for Rejection {
 }
 
 /// A store's answer, with the error type of all stores.
-pub(super) type Found<T> = Lookup<<T as TokenStore>::Principal, StoreError>;
+pub(super) type Found<T> = Lookup<<T as GateStore>::Principal, StoreError>;

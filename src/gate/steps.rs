@@ -20,11 +20,11 @@ use crate::rejection::{Rejection, RejectionKind};
 use crate::request_head::RequestHead;
 use crate::respond::ratelimit::{LimitHeaders, limit_headers};
 use crate::respond::{Respond, keep_target};
-use crate::store::TokenStore;
+use crate::store::GateStore;
 use crate::token::{Credential, TokenLocation};
 
 /// Preflights. They skip extraction and authentication.
-impl<T: TokenStore, L: Limiter, R> Gate<T, L, R> {
+impl<T: GateStore, L: Limiter, R> Gate<T, L, R> {
     /// Admits a CORS preflight, charged like an anonymous caller. Returns `None` for other requests.
     #[inline]
     pub(super) fn bypass_preflight<B>(&self, request: &mut Request<B>) -> Option<Step<T, L>> {
@@ -45,7 +45,7 @@ fn is_preflight<B>(request: &Request<B>) -> bool {
 }
 
 /// Step 1: extract.
-impl<T: TokenStore, L: Limiter, R> Gate<T, L, R> {
+impl<T: GateStore, L: Limiter, R> Gate<T, L, R> {
     /// Returns the credential in the head of a request.
     #[inline]
     pub(super) fn extract<'a, B>(&self, request: &'a Request<B>) -> (Extracted<'a>, TokenLocation) {
@@ -57,14 +57,20 @@ impl<T: TokenStore, L: Limiter, R> Gate<T, L, R> {
 
     /// Looks up the token in the store. The result does not borrow the request.
     #[inline]
-    pub(super) fn look_up(&self, extracted: Extracted<'_>, location: TokenLocation) -> TokenLookup<T> {
+    pub(super) fn look_up<B>(
+        &self,
+        extracted: Extracted<'_>,
+        location: TokenLocation,
+        request: &Request<B>,
+    ) -> TokenLookup<T> {
         match extracted {
             Extracted::Token(token) => {
                 let credential = Credential { location, digest: Some(*token.digest()) };
-                let answer = self.store.lookup(&token);
+                let head = RequestHead::of(request);
+                let answer = self.store.lookup_for(&token, &head);
                 // Only the throttle uses `is_cached`.
                 let may_be_throttled = self.settings.throttle.is_some() && matches!(answer, Answer::Pending(_));
-                let is_cached = may_be_throttled && self.store.is_cached(&token);
+                let is_cached = may_be_throttled && self.store.is_cached_for(&token, &head);
                 Ok(Asked { answer, credential, is_cached })
             }
             Extracted::Nothing => Err(NoToken::Missing),
@@ -75,7 +81,7 @@ impl<T: TokenStore, L: Limiter, R> Gate<T, L, R> {
 }
 
 /// Step 2: authenticate.
-impl<T: TokenStore, L: Limiter, R> Gate<T, L, R> {
+impl<T: GateStore, L: Limiter, R> Gate<T, L, R> {
     /// Continues with the store's answer, or waits for a pending one.
     #[inline]
     pub(super) fn authenticate<B>(&self, lookup: TokenLookup<T>, request: &mut Request<B>) -> Step<T, L> {
@@ -160,7 +166,7 @@ impl<T: TokenStore, L: Limiter, R> Gate<T, L, R> {
 }
 
 /// The failure throttle, a part of step 2. Requests that are admitted without waiting never reach it.
-impl<T: TokenStore, L: Limiter, R> Gate<T, L, R> {
+impl<T: GateStore, L: Limiter, R> Gate<T, L, R> {
     /// Begins an attempt of the request's peer, or returns a rejection if the peer is throttled.
     ///
     /// Returns `None` if the gate has no throttle, or if the throttle does not count this peer.
@@ -220,7 +226,7 @@ fn is_failure(rejection: &Rejection) -> bool {
 }
 
 /// Step 3: limit.
-impl<T: TokenStore, L: Limiter, R> Gate<T, L, R> {
+impl<T: GateStore, L: Limiter, R> Gate<T, L, R> {
     /// Charges the authenticated caller.
     #[inline]
     pub(super) fn charge<B>(&self, grant: CurrentGrant, request: &mut Request<B>) -> Step<T, L> {
@@ -319,7 +325,7 @@ impl<T: TokenStore, L: Limiter, R> Gate<T, L, R> {
 }
 
 #[inline]
-fn admit<T: TokenStore, L: Limiter, B>(
+fn admit<T: GateStore, L: Limiter, B>(
     grant: CurrentGrant,
     advert: Option<LimitHeaders>,
     request: &mut Request<B>,

@@ -7,6 +7,7 @@
 //! | [`map`], [`try_map`] | any store: a function changes the grants, such as a query for the user |
 //! | [`first_of`] | two stores, asked in turn |
 //! | [`by_prefix`] | several stores, one for each prefix of tokens |
+//! | [`by_head`] | several stores, one for each tenant: a function chooses by the request's head |
 //! | [`BoxStore`] | any store, with its type erased |
 //! | [`CircuitBreaker`] | any store: lookups fail immediately while it is down |
 //! | `CachedStore` | any store: a cache with immediate invalidation (feature `cache`) |
@@ -21,6 +22,7 @@ use std::sync::Arc;
 
 mod boxed;
 mod breaker;
+mod by_head;
 mod by_prefix;
 #[cfg(feature = "cache")]
 mod cached;
@@ -44,6 +46,7 @@ mod try_map;
 
 pub use boxed::BoxStore;
 pub use breaker::{BackoffError, BreakerState, CircuitBreaker, CircuitBreakerError, CircuitBreakerFuture};
+pub use by_head::{ByHead, by_head};
 pub use by_prefix::{ByPrefix, DuplicatePrefixError, by_prefix};
 #[cfg(feature = "cache")]
 pub use cached::{CacheSettingsError, CachedFuture, CachedStore, CachedStoreBuilder};
@@ -66,6 +69,7 @@ pub use try_map::{TryMap, TryMapFuture, try_map};
 
 use crate::grant::Grant;
 use crate::pending::answer::{Answer, Immediate};
+use crate::request_head::RequestHead;
 use crate::token::BearerToken;
 
 /// The result of a lookup: a grant, no grant, or an error if the store could not answer.
@@ -153,12 +157,52 @@ impl<T: TokenStore + ?Sized> TokenStore for Arc<T> {
     }
 }
 
+/// A store that a gate accepts: any [`TokenStore`], or one whose answer depends on the request's head, such as [`ByHead`].
+///
+/// Caches and other wrappers accept only a `TokenStore`, whose answers depend on nothing but the token. Therefore no cache can
+/// return the grant of one tenant to another.
+///
+/// The contract is that of [`TokenStore`]. Implement `TokenStore`, unless the store needs the head.
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` is not a token store",
+    note = "use `MemoryStore`, `store::from_fn(|digest| async move {{ .. }})` or implement `TokenStore`"
+)]
+pub trait GateStore: Send + Sync + 'static {
+    /// The service's own type for callers.
+    type Principal: Send + Sync + 'static;
+    /// The error of a lookup.
+    type Error: Into<Box<dyn Error + Send + Sync>> + Send + 'static;
+    /// The future of a pending answer.
+    type Future: Future<Output = Lookup<Self::Principal, Self::Error>> + Send + 'static;
+
+    /// Looks up the grant of a token of this request. See [`TokenStore::lookup`].
+    fn lookup_for(&self, token: &BearerToken<'_>, head: &RequestHead<'_>) -> Answer<Self::Future>;
+
+    /// Returns true if the store has a cached grant for this token. See [`TokenStore::is_cached`].
+    fn is_cached_for(&self, token: &BearerToken<'_>, head: &RequestHead<'_>) -> bool;
+}
+
+impl<T: TokenStore + ?Sized> GateStore for T {
+    type Principal = T::Principal;
+    type Error = T::Error;
+    type Future = T::Future;
+
+    #[inline]
+    fn lookup_for(&self, token: &BearerToken<'_>, _: &RequestHead<'_>) -> Answer<Self::Future> {
+        self.lookup(token)
+    }
+
+    fn is_cached_for(&self, token: &BearerToken<'_>, _: &RequestHead<'_>) -> bool {
+        self.is_cached(token)
+    }
+}
+
 /// A store whose answers are all immediate, enforced by the type of its future. Such a store needs no timeout.
 ///
 /// All stores whose future is [`Immediate`] implement this trait. No other store can: a pending lookup needs a timeout.
-pub trait ImmediateStore: TokenStore<Future: sealed::NeverWaits> {}
+pub trait ImmediateStore: GateStore<Future: sealed::NeverWaits> {}
 
-impl<T: TokenStore<Future: sealed::NeverWaits> + ?Sized> ImmediateStore for T {}
+impl<T: GateStore<Future: sealed::NeverWaits> + ?Sized> ImmediateStore for T {}
 
 mod sealed {
     #[diagnostic::on_unimplemented(

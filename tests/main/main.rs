@@ -114,6 +114,8 @@ mod store_errors;
 mod store_model;
 #[cfg(feature = "test-util")]
 mod stores;
+#[cfg(all(feature = "cache", feature = "test-util"))]
+mod tenants;
 mod throttle;
 mod token_locations;
 mod websocket_token;

@@ -85,7 +85,7 @@ fn digests_are_ordered_from_the_current_pepper_to_the_oldest() {
 /// Checks that a memory store with peppers stays immediate, by its type and by its answers.
 #[test]
 fn an_immediate_store_with_peppers_is_immediate() {
-    fn is_immediate<T: ImmediateStore>(store: &T, token: &str) -> bool {
+    fn is_immediate<T: TokenStore + ImmediateStore>(store: &T, token: &str) -> bool {
         matches!(store.lookup(&BearerToken::new(token)).ready(), Some(Ok(Some(_))))
     }
     let store = peppered(filled());

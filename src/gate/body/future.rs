@@ -22,7 +22,7 @@ use crate::pending::timeout::BoxSleep;
 use crate::rejection::protocol::BodyRead;
 use crate::rejection::{Rejection, RejectionKind};
 use crate::respond::Respond;
-use crate::store::TokenStore;
+use crate::store::GateStore;
 
 pin_project_lite::pin_project! {
     /// The future of a [`BodyAuthService`](crate::gate::BodyAuthService).
@@ -34,7 +34,7 @@ pin_project_lite::pin_project! {
     pub struct BodyAuthFuture<S, ReqB, T, L, R, ResB>
     where
         S: Service<Request<ReplayBody<ReqB>>>,
-        T: TokenStore,
+        T: GateStore,
         L: Limiter,
     {
         #[pin]
@@ -47,7 +47,7 @@ pin_project_lite::pin_project! {
     enum State<S, ReqB, T, L, R, ResB>
     where
         S: Service<Request<ReplayBody<ReqB>>>,
-        T: TokenStore,
+        T: GateStore,
         L: Limiter,
     {
         Reading { #[pin] reading: Reading<S, ReqB, T, L, R> },
@@ -73,7 +73,7 @@ pin_project_lite::pin_project! {
 impl<S, ReqB, T, L, R, ResB> BodyAuthFuture<S, ReqB, T, L, R, ResB>
 where
     S: Service<Request<ReplayBody<ReqB>>, Response = Response<ResB>>,
-    T: TokenStore,
+    T: GateStore,
     L: Limiter,
 {
     /// Reads the body before it continues with the pipeline. `inner` is ready.
@@ -100,7 +100,7 @@ where
 impl<S, ReqB, T, L, R, ResB> Future for BodyAuthFuture<S, ReqB, T, L, R, ResB>
 where
     S: Service<Request<ReplayBody<ReqB>>, Response = Response<ResB>> + Clone,
-    T: TokenStore,
+    T: GateStore,
     L: Limiter,
     R: Respond<ResB>,
     ReqB: Body,
@@ -179,7 +179,7 @@ where
     ) -> AuthFuture<S, ReplayBody<ReqB>, T, L, R, ResB>
     where
         S: Service<Request<ReplayBody<ReqB>>, Response = Response<ResB>> + Clone,
-        T: TokenStore,
+        T: GateStore,
         L: Limiter,
         R: Respond<ResB>,
     {
@@ -197,7 +197,7 @@ where
                     this.tokens.extract(*this.location, request.body().as_bytes(), gate.settings.syntax);
                 let is_in_body = matches!(in_body, Extracted::Token(_));
                 let (extracted, location) = in_head.and(head_location, in_body, body_location);
-                let lookup = gate.look_up(extracted, location);
+                let lookup = gate.look_up(extracted, location, &request);
                 if is_in_body && gate.settings.remove_credentials {
                     request.body_mut().mask(span);
                 }
@@ -243,7 +243,7 @@ impl Received {
 impl<S, ReqB, T, L, R, ResB> fmt::Debug for BodyAuthFuture<S, ReqB, T, L, R, ResB>
 where
     S: Service<Request<ReplayBody<ReqB>>>,
-    T: TokenStore,
+    T: GateStore,
     L: Limiter,
 {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -18,7 +18,7 @@ use crate::gate::state::NoToken;
 use crate::limit::{Limiter, Unlimited};
 use crate::request_head::RequestHead;
 use crate::respond::{ProblemDetails, Respond};
-use crate::store::TokenStore;
+use crate::store::GateStore;
 
 /// An [`AuthLayer`] that accepts tokens in request bodies as well, made by [`AuthLayer::with_body_tokens`].
 pub type BodyAuthLayer<T, L = Unlimited, R = ProblemDetails> = AuthLayer<T, L, R, BodyTokens>;
@@ -41,7 +41,7 @@ impl<S, T, L, R> BodyAuthService<S, T, L, R> {
 impl<S, T, L, R, ReqB, ResB> Service<Request<ReqB>> for BodyAuthService<S, T, L, R>
 where
     S: Service<Request<ReplayBody<ReqB>>, Response = Response<ResB>> + Clone,
-    T: TokenStore,
+    T: GateStore,
     L: Limiter,
     R: Respond<ResB>,
     ReqB: Body,
@@ -70,7 +70,7 @@ where
                     }
                     Ok(None) => {
                         let (extracted, location) = gate.extract(&request);
-                        gate.look_up(extracted, location)
+                        gate.look_up(extracted, location, &request)
                     }
                     Err(reason) => Err(NoToken::Invalid(reason)),
                 };

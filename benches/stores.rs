@@ -1,6 +1,6 @@
-//! Compares a cache with a memory store: a lookup alone, and a request through the gate. Also measures a thousand
-//! concurrent lookups of one token, which need a single lookup of the inner store.
-//! `cargo bench --bench stores --features axum,cache` prints a table of ratios from the same run.
+//! Compares a cache and store combinators with a memory store: a lookup alone, and a request through the gate. Also measures
+//! a thousand concurrent lookups of one token, which need a single lookup of the inner store.
+//! `cargo bench --bench stores --features axum,cache,tokio` prints a table of ratios from the same run.
 
 #![allow(clippy::expect_used, clippy::print_stdout, reason = "a benchmark that panics and prints")]
 
@@ -8,6 +8,7 @@
 mod floor;
 mod measured;
 
+use std::collections::HashMap;
 use std::convert::Infallible;
 use std::hint::black_box;
 use std::sync::Arc;
@@ -22,11 +23,11 @@ use criterion::{BenchmarkId, Criterion, SamplingMode};
 use floor::{PLENTY, bearer, shuffled, token};
 use http::HeaderValue;
 use measured::{Measured, send};
-use tollgate::store::{CachedStore, CircuitBreaker, from_fn};
+use tollgate::store::{CachedStore, CircuitBreaker, GateStore, by_head, by_prefix, first_of, from_fn, map};
 use tollgate::{Answer, AuthLayer, BearerToken, Grant, MemoryStore, RateLimits, TokenStore};
 
 const SIZES: [usize; 2] = [100, 10_000];
-const ROWS: [&str; 3] = ["memory", "cached", "breaker"];
+const ROWS: [&str; 8] = ["memory", "again", "cached", "breaker", "map", "first_of", "by_prefix", "by_head"];
 const TTL: Duration = Duration::from_secs(3_600);
 
 fn main() {
@@ -54,18 +55,31 @@ fn hits(criterion: &mut Criterion, size: usize) {
         assert!(cached.lookup(&BearerToken::new(token)).ready().is_some_and(|found| found.is_ok()));
     }
 
+    let mapped = map(memory.clone(), |grant| grant);
+    let both = first_of(MemoryStore::new(), memory.clone());
+    let prefixes = by_prefix([("other_", MemoryStore::new()), ("tg_", memory.clone())]).expect("two prefixes");
+    let tenants = HashMap::from([("/", memory.clone())]);
+    let tenants = by_head(move |head| tenants.get(head.uri.path()).cloned());
+
     lookup(criterion, "memory", size, &memory, &tokens);
+    // A second baseline run, which shows the measurement noise.
+    lookup(criterion, "again", size, &memory, &tokens);
     lookup(criterion, "cached", size, &cached, &tokens);
     lookup(criterion, "breaker", size, &breaker, &tokens);
+    lookup(criterion, "map", size, &mapped, &tokens);
+    lookup(criterion, "first_of", size, &both, &tokens);
+    lookup(criterion, "by_prefix", size, &prefixes, &tokens);
 
+    // One limiter for all rows, because a grant keeps the bucket of one limiter.
     let limits = RateLimits::new(PLENTY);
-    let timeout = Duration::from_secs(2);
-    let gate = AuthLayer::new(memory).with_rate_limit(limits.clone());
-    gated(criterion, "memory", size, Router::new().route("/", get(|| async {})).layer(gate), &headers);
-    let gate = AuthLayer::with_timeout(cached, timeout).with_rate_limit(limits.clone());
-    gated(criterion, "cached", size, Router::new().route("/", get(|| async {})).layer(gate), &headers);
-    let gate = AuthLayer::with_timeout(breaker, timeout).with_rate_limit(limits);
-    gated(criterion, "breaker", size, Router::new().route("/", get(|| async {})).layer(gate), &headers);
+    gated(criterion, "memory", size, memory.clone(), &limits, &headers);
+    gated(criterion, "again", size, memory, &limits, &headers);
+    gated(criterion, "cached", size, cached, &limits, &headers);
+    gated(criterion, "breaker", size, breaker, &limits, &headers);
+    gated(criterion, "map", size, mapped, &limits, &headers);
+    gated(criterion, "first_of", size, both, &limits, &headers);
+    gated(criterion, "by_prefix", size, prefixes, &limits, &headers);
+    gated(criterion, "by_head", size, tenants, &limits, &headers);
 }
 
 /// Measures lookups. The digest is computed before: its cost is the same for all stores.
@@ -88,8 +102,17 @@ fn lookup<T: TokenStore>(criterion: &mut Criterion, name: &str, size: usize, sto
     group.finish();
 }
 
-fn gated(criterion: &mut Criterion, name: &str, size: usize, app: Router, headers: &[HeaderValue]) {
+fn gated(
+    criterion: &mut Criterion,
+    name: &str,
+    size: usize,
+    store: impl GateStore,
+    limits: &RateLimits,
+    headers: &[HeaderValue],
+) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().expect("a runtime");
+    let gate = AuthLayer::with_timeout(store, Duration::from_secs(2)).with_rate_limit(limits.clone());
+    let app = Router::new().route("/", get(|| async {})).layer(gate);
     let service = app.with_state(()).into_service::<Body>();
     let mut group = criterion.benchmark_group("gate");
     group.warm_up_time(Duration::from_secs(1)).measurement_time(Duration::from_secs(3));

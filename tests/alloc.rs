@@ -174,6 +174,63 @@ fn a_throttle_adds_no_allocation_to_admitted_requests() {
     assert_eq!(allocations(&mut with, authorized(), 200), allocations(&mut without, authorized(), 200));
 }
 
+/// Checks that stores made of other stores add no allocation to an admitted request, if the grant is unchanged.
+#[test]
+fn store_combinators_do_not_allocate() {
+    use tollgate::store::{by_head, by_prefix, first_of, map};
+
+    let tokens = MemoryStore::from_iter([(TokenDigest::of("a-token"), Grant::new("alice", ()))]);
+    let empty = MemoryStore::new();
+    let by_prefix = by_prefix([("b-", empty.clone()), ("a-", tokens.clone())]).expect("different prefixes");
+    let (tenant, mapped) = (tokens.clone(), tokens.clone());
+    let mut plain = AuthLayer::new(tokens.clone()).layer(Inner);
+    let authorized = || request(Some("Bearer a-token"));
+    // Allocations made once in a process.
+    allocations(&mut plain, authorized(), 200);
+    let expected = allocations(&mut plain, authorized(), 200);
+
+    let mut service = AuthLayer::new(map(mapped, |grant| grant)).layer(Inner);
+    assert_eq!(allocations(&mut service, authorized(), 200), expected, "map");
+    let mut service = AuthLayer::new(first_of(empty, tokens.clone())).layer(Inner);
+    assert_eq!(allocations(&mut service, authorized(), 200), expected, "first_of");
+    let mut service = AuthLayer::new(by_prefix).layer(Inner);
+    assert_eq!(allocations(&mut service, authorized(), 200), expected, "by_prefix");
+    let mut service = AuthLayer::new(by_head(move |_| Some(tenant.clone()))).layer(Inner);
+    assert_eq!(allocations(&mut service, authorized(), 200), expected, "by_head");
+    // A new grant is one allocation.
+    let changed = map(tokens, |grant| Grant::clone(&grant).with_quota(Quota::per_second(1)).into());
+    let mut service = AuthLayer::new(changed).layer(Inner);
+    assert_eq!(allocations(&mut service, authorized(), 200), expected + 1, "a new grant");
+}
+
+/// Checks that a function of `try_map` behind a cache adds no allocation to an admitted request.
+#[cfg(all(feature = "cache", feature = "tokio"))]
+#[test]
+fn a_cached_function_does_not_allocate() {
+    use std::sync::Arc;
+    use tollgate::store::{CachedStore, try_map};
+    use tollgate::{BearerToken, TokenStore};
+
+    let tokens = MemoryStore::from_iter([(TokenDigest::of("a-token"), Grant::new("alice", ()))]);
+    let with_user =
+        try_map(
+            tokens.clone(),
+            |grant| async move { Ok::<_, Infallible>(Some(Arc::new(grant.with_principal("Alice")))) },
+        );
+    let cached = CachedStore::new(with_user, Duration::from_secs(60)).expect("a valid time");
+    let lookup = cached.lookup(&BearerToken::new("a-token")).into_future();
+    let mut lookup = std::pin::pin!(lookup);
+    assert!(lookup.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_ready());
+
+    let mut plain = AuthLayer::new(tokens).layer(Inner);
+    let mut mapped = AuthLayer::with_timeout(cached.clone(), Duration::from_secs(2)).layer(Inner);
+    let authorized = || request(Some("Bearer a-token"));
+    // Allocations made once in a process.
+    allocations(&mut plain, authorized(), 200);
+    allocations(&mut mapped, authorized(), 200);
+    assert_eq!(allocations(&mut mapped, authorized(), 200), allocations(&mut plain, authorized(), 200));
+}
+
 /// Checks that extraction from a body allocates nothing, whatever the number of fields, unless JSON has escapes.
 #[cfg(feature = "body")]
 #[test]

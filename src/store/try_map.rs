@@ -58,8 +58,11 @@ pub struct TryMap<T, F> {
 /// # let _ = gate;
 /// ```
 ///
-/// [`map`](super::map) says which grant to return. Put a `CachedStore` around the mapped store: requests then wait for the function only at
-/// cache misses. The cache does not notice changes of the user, so invalidate the subject, or wait for the `ttl`.
+/// [`map`](super::map) says which grant to return.
+///
+/// Put a `CachedStore` around the mapped store, so that the function runs for cache misses only. The cache does not notice changes of the
+/// user: invalidate the subject, or wait for the `ttl`. A [`CircuitBreaker`](super::CircuitBreaker) around the mapped store has one
+/// timeout for the lookup and the function together.
 #[must_use]
 pub fn try_map<T, F, Fut, Q, E>(store: T, f: F) -> TryMap<T, F>
 where

@@ -283,6 +283,29 @@ async fn a_function_that_hangs_is_ended_by_the_timeout_of_the_gate() {
     assert_eq!(status(hangs(slow()), TOKEN).await, 503);
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_circuit_breaker_ends_a_function_that_hangs_and_the_cache_serves_the_old_grant() {
+    let hangs = Arc::new(AtomicBool::new(false));
+    let switch = Arc::clone(&hangs);
+    let store = try_map(slow(), move |grant| {
+        let hangs = switch.load(Ordering::SeqCst);
+        async move {
+            if hangs {
+                std::future::pending::<()>().await;
+            }
+            Ok::<_, Infallible>(Some(grant))
+        }
+    });
+    let breaker = CircuitBreaker::with_timeout(store, TIMEOUT / 2);
+    let cache = CachedStore::builder(breaker, TTL).with_stale_on_error(TTL).build().unwrap();
+    let service = AuthLayer::with_timeout(cache.clone(), TIMEOUT).layer(echo());
+    assert_eq!(send(&service, with_token(TOKEN)).await.status(), 200);
+    hangs.store(true, Ordering::SeqCst);
+    cache.invalidate(&Invalidation::Everything);
+    all_at_once(&service, (0..20).map(|_| (with_token(TOKEN), 200))).await;
+    assert_eq!(send(&service, with_token(ANOTHER)).await.status(), 503, "not in the cache");
+}
+
 #[tokio::test]
 async fn the_second_store_is_asked_for_unknown_tokens_only() {
     for (first, polls) in

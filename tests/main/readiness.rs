@@ -8,7 +8,8 @@ use std::time::Duration;
 
 use http::{Request, Response};
 use tollgate::limit::RateLimits;
-use tollgate::{AuthLayer, Quota};
+use tollgate::store::{GateStore, by_head, first_of, try_map};
+use tollgate::{AuthLayer, BoxStore, MemoryStore, Quota};
 use tower::{Layer, Service, ServiceBuilder, ServiceExt};
 use tower_test::mock;
 
@@ -49,18 +50,31 @@ fn plenty() -> RateLimits {
     RateLimits::new(Quota::per_second(1_000_000))
 }
 
-macro_rules! in_both_branches {
+/// Returns a store that waits for two stores and a function, and is chosen by the head.
+fn combined() -> impl GateStore {
+    let store = first_of(pending(MemoryStore::new()), slow());
+    let store = try_map(store, |grant| async {
+        tokio::task::yield_now().await;
+        Ok::<_, Infallible>(Some(grant))
+    });
+    let store = BoxStore::new(store);
+    by_head(move |_| Some(store.clone()))
+}
+
+macro_rules! in_all_branches {
     (|$layer:ident| $body:expr) => {{
         let $layer = AuthLayer::new(memory()).with_rate_limit(plenty());
         $body;
         let $layer = AuthLayer::with_timeout(slow(), Duration::from_secs(5)).with_rate_limit(plenty());
+        $body;
+        let $layer = AuthLayer::with_timeout(combined(), Duration::from_secs(5)).with_rate_limit(plenty());
         $body;
     }};
 }
 
 #[tokio::test]
 async fn the_ready_instance_is_called() {
-    in_both_branches!(|layer| {
+    in_all_branches!(|layer| {
         let made_ready = Arc::new(AtomicUsize::new(0));
         let mut service = layer.layer(Strict { ready: false, made_ready: Arc::clone(&made_ready) });
         for round in 1..=10 {
@@ -82,7 +96,7 @@ async fn the_ready_instance_is_called() {
 
 #[tokio::test]
 async fn a_request_uses_one_permit() {
-    in_both_branches!(|layer| {
+    in_all_branches!(|layer| {
         let (mock, mut handle) = mock::pair::<Request<Body>, Response<Body>>();
         handle.allow(1);
         let mut service = layer.layer(mock);
@@ -104,7 +118,7 @@ fn poll_ready<S: Service<Request<Body>>>(service: &mut S) -> Poll<Result<(), S::
 
 #[tokio::test]
 async fn works_above_buffer_and_concurrency_limit() {
-    in_both_branches!(|layer| {
+    in_all_branches!(|layer| {
         let inner = ServiceBuilder::new().buffer(4).concurrency_limit(1).service(echo());
         let service = ServiceBuilder::new().layer(layer).service(inner);
         all_at_once(&service, (0..50).map(|_| (with_token(TOKEN), 200))).await;
@@ -113,7 +127,7 @@ async fn works_above_buffer_and_concurrency_limit() {
 
 #[tokio::test]
 async fn rejections_above_a_concurrency_limit_release_permits() {
-    in_both_branches!(|layer| {
+    in_all_branches!(|layer| {
         let service = layer.layer(ServiceBuilder::new().concurrency_limit(2).service(echo()));
         let third = |i| if i % 3 == 0 { (with_token("unknown"), 401) } else { (with_token(TOKEN), 200) };
         all_at_once(&service, (0..60).map(third)).await;
@@ -122,7 +136,7 @@ async fn rejections_above_a_concurrency_limit_release_permits() {
 
 #[tokio::test]
 async fn works_below_buffer_and_concurrency_limit() {
-    in_both_branches!(|layer| {
+    in_all_branches!(|layer| {
         let service = ServiceBuilder::new().buffer(4).concurrency_limit(1).layer(layer).service(echo());
         all_at_once(&service, (0..50).map(|_| (with_token(TOKEN), 200))).await;
     });
@@ -130,7 +144,7 @@ async fn works_below_buffer_and_concurrency_limit() {
 
 #[tokio::test]
 async fn works_above_and_below_load_shed() {
-    in_both_branches!(|layer| {
+    in_all_branches!(|layer| {
         let above = ServiceBuilder::new().load_shed().layer(layer.clone()).concurrency_limit(1).service(echo());
         assert_eq!(above.oneshot(with_token(TOKEN)).await.unwrap().status(), 200);
 
@@ -148,7 +162,7 @@ async fn works_above_and_below_load_shed() {
 
 #[tokio::test]
 async fn works_in_boxed_services() {
-    in_both_branches!(|layer| {
+    in_all_branches!(|layer| {
         let service: tower::util::BoxCloneSyncService<Request<Body>, Response<Body>, Infallible> =
             tower::util::BoxCloneSyncService::new(layer.layer(echo()));
         assert_eq!(service.clone().oneshot(with_token(TOKEN)).await.unwrap().status(), 200);

@@ -128,6 +128,50 @@ async fn tokens_are_issued_rotated_revoked_and_purged() {
 }
 
 #[tokio::test]
+async fn grants_are_changed_suspended_and_resumed() {
+    on_each_database("grants_are_changed_suspended_and_resumed", |home| async move {
+        let database = home.database().await;
+        let (token, grant) = secret(&home, &["token", "issue", "--subject", "alice", "--scope", "old"]);
+        let id = grant["id"].as_str().unwrap();
+        let change = ["token", "change", id, "--json"];
+        let set = [
+            &change[..],
+            &["--label", "bot", "--scope", "trade", "--scope", "read", "--quota", "3/s burst 20"],
+            &["--expires", "90d", "--principal", r#"{"plan":"pro"}"#],
+        ];
+        let changed = json(&home, &set.concat());
+        assert_eq!((&changed["label"], &changed["scopes"]), (&"bot".into(), &serde_json::json!(["trade", "read"])));
+        assert_eq!(changed["quota"]["burst"], 20);
+        assert!(changed["expires_at"].is_string());
+        let user = database.store::<std::collections::BTreeMap<String, String>>();
+        assert_eq!(user.lookup(&BearerToken::new(&token)).await.unwrap().unwrap().principal()["plan"], "pro");
+
+        let reset = ["--no-scopes", "--default-quota", "--never-expires", "--no-principal"];
+        let changed = json(&home, &[&change[..], &reset].concat());
+        assert_eq!((&changed["label"], &changed["scopes"]), (&"bot".into(), &serde_json::json!([])));
+        assert!(changed["quota"].is_null() && changed["expires_at"].is_null());
+        assert!(works(&database, &token).await);
+
+        assert_eq!(stdout(&home, &["token", "suspend", id]), format!("suspended {id}\n"));
+        assert!(!works(&database, &token).await);
+        let shown = json(&home, &["token", "show", id, "--json"]);
+        assert!(shown["state"] == "suspended" && shown["suspended_at"].is_string());
+        let again = run(&home, &["token", "suspend", id]);
+        assert_eq!(String::from_utf8(again.stderr).unwrap(), "error: the grant is already suspended\n");
+        assert_eq!(json(&home, &["token", "resume", id, "--json"])["state"], "valid");
+        assert!(works(&database, &token).await);
+        let again = run(&home, &["token", "resume", id]);
+        assert_eq!(String::from_utf8(again.stderr).unwrap(), "error: the grant is not suspended\n");
+
+        secret(&home, &["token", "issue", "--subject", "alice"]);
+        let all = json(&home, &["token", "change", "--subject", "alice", "--quota", "7/s", "--json"]);
+        let bursts: Vec<_> = all.as_array().unwrap().iter().map(|grant| &grant["quota"]["burst"]).collect();
+        assert_eq!(bursts, [7, 7]);
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn the_principal_of_a_grant_reaches_its_service() {
     on_each_database("the_principal_of_a_grant_reaches_its_service", |home| async move {
         let database = home.database().await;
@@ -153,6 +197,11 @@ async fn failed_commands_exit_with_1() {
             &["token", "revoke", id],
             &["token", "revoke", "--subject", "alice"],
             &["token", "rotate", id],
+            &["token", "suspend", "unknown"],
+            &["token", "suspend", id],
+            &["token", "resume", id],
+            &["token", "change", "unknown", "--label", "bot"],
+            &["token", "change", "--subject", "alice", "--label", "bot"],
         ] {
             let output = run(&home, args);
             assert_eq!((code(&output), output.stdout.len()), (1, 0), "{args:?}");
@@ -175,6 +224,15 @@ async fn invalid_command_lines_exit_with_2() {
         &["token", "revoke"],
         &["token", "revoke", "id", "--subject", "alice"],
         &["token", "rotate", "id", "--grace", "soon"],
+        &["token", "change", "id"],
+        &["token", "change", "--label", "bot"],
+        &["token", "change", "id", "--subject", "alice", "--label", "bot"],
+        &["token", "change", "id", "--quota", "3/s", "--default-quota"],
+        &["token", "change", "id", "--expires", "1h", "--never-expires"],
+        &["token", "change", "id", "--principal", "1", "--no-principal"],
+        &["token", "change", "id", "--scope", "trade", "--no-scopes"],
+        &["token", "change", "id", "--scope", "two words"],
+        &["token", "change", "id", "--label", "a\nb"],
         &[&issue[..], &["--principal", "{plan}"]].concat(),
         &[&issue[..], &["--quota", "180"]].concat(),
         &[&issue[..], &["--quota", "180/year"]].concat(),

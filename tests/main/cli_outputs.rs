@@ -50,10 +50,14 @@ async fn homes(test: &str) -> Vec<Home> {
 }
 
 /// One of each command that needs tables.
-const COMMANDS: [&[&str]; 7] = [
+const COMMANDS: [&[&str]; 11] = [
     &["token", "list"],
     &["token", "show", "an-id"],
     &["token", "issue", "--subject", "alice"],
+    &["token", "change", "an-id", "--label", "bot"],
+    &["token", "change", "--subject", "alice", "--default-quota"],
+    &["token", "suspend", "an-id"],
+    &["token", "resume", "an-id"],
     &["token", "rotate", "an-id"],
     &["token", "revoke", "an-id"],
     &["token", "revoke", "--subject", "alice"],
@@ -158,12 +162,12 @@ async fn tables_of_another_version_are_errors() {
             }
         };
         change("DELETE FROM tollgate_migrations").await;
-        let older = "the tables have version 0, but version 1 is required; upgrade the tables with `tollgate migrate`";
+        let older = "the tables have version 0, but version 2 is required; upgrade the tables with `tollgate migrate`";
         for args in COMMANDS {
             assert_eq!(run(home.url(), args), failure(1, older), "{args:?}");
         }
         change("INSERT INTO tollgate_migrations VALUES (1000, 0)").await;
-        let newer = "the tables have version 1000, but only versions up to 1 are supported";
+        let newer = "the tables have version 1000, but only versions up to 2 are supported";
         for args in COMMANDS.into_iter().chain([&["migrate"][..]]) {
             assert_eq!(run(home.url(), args), failure(1, newer), "{args:?}");
         }
@@ -334,6 +338,10 @@ fn usage_errors_contain_no_argument() {
             &["token", "show"],
             &["token", "show", "an-id"],
             &["token", "revoke", "an-id"],
+            &["token", "suspend", "an-id"],
+            &["token", "change", "an-id"],
+            &["token", "change", "an-id", "--quota"],
+            &["token", "change", "an-id", "--principal"],
             &["migrate"],
             &["token", "rotate", "an-id", "--grace"],
             &["token", "rotate", "an-id", "--prefix"],
@@ -448,7 +456,7 @@ Usage: tollgate <COMMAND>
 
 Commands:
   migrate  Create or upgrade the tables; creates a missing SQLite file
-  token    Issue, list, show, rotate, revoke and purge tokens
+  token    Issue, list, show, change, suspend, rotate, revoke and purge tokens
   help     Print this message or the help of the given subcommand(s)
 
 Options:

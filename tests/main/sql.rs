@@ -14,11 +14,11 @@ use tollgate::{BearerToken, BoxStore, Grant, GrantId, Quota, Scopes, StoreError,
 
 use crate::servers::{Home, on_each_database};
 
-fn format() -> TokenFormat {
+pub fn format() -> TokenFormat {
     TokenFormat::new("acme").unwrap()
 }
 
-async fn find<P: Send + Sync + 'static>(store: &SqlStore<P>, token: &str) -> Option<Arc<Grant<P>>> {
+pub async fn find<P: Send + Sync + 'static>(store: &SqlStore<P>, token: &str) -> Option<Arc<Grant<P>>> {
     store.lookup(&BearerToken::new(token)).await.unwrap()
 }
 
@@ -30,28 +30,28 @@ fn cause<P>(found: &Lookup<P, StoreError>) -> Option<(&SqlError, bool)> {
     Some((cause, error.concerns_token()))
 }
 
-async fn knows(database: &Database, token: &str) -> bool {
+pub async fn knows(database: &Database, token: &str) -> bool {
     find(&database.store::<()>(), token).await.is_some_and(|grant| grant.is_valid_at(SystemTime::now()))
 }
 
 /// A manual clock in milliseconds.
 #[derive(Clone)]
-struct Clock(Arc<AtomicU64>);
+pub struct Clock(Arc<AtomicU64>);
 
 impl Clock {
-    fn new() -> Self {
+    pub fn new() -> Self {
         Self(Arc::new(AtomicU64::new(1_700_000_000_000)))
     }
 
-    fn now(&self) -> SystemTime {
+    pub fn now(&self) -> SystemTime {
         UNIX_EPOCH + Duration::from_millis(self.0.load(Ordering::Relaxed))
     }
 
-    fn advance(&self, time: Duration) {
+    pub fn advance(&self, time: Duration) {
         self.0.fetch_add(time.as_millis() as u64, Ordering::Relaxed);
     }
 
-    fn install(&self, database: Database) -> Database {
+    pub fn install(&self, database: Database) -> Database {
         let clock = self.clone();
         database.with_wall_clock(move || clock.now())
     }

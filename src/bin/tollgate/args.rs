@@ -28,7 +28,7 @@ pub(crate) struct Cli {
 pub(crate) enum Command {
     /// Create or upgrade the tables; creates a missing SQLite file
     Migrate(Tables),
-    /// Issue, list, show, rotate, revoke and purge tokens
+    /// Issue, list, show, change, suspend, rotate, revoke and purge tokens
     #[command(subcommand)]
     Token(TokenCommand),
 }
@@ -47,6 +47,22 @@ pub(crate) enum TokenCommand {
     },
     /// Show a grant
     Show {
+        #[command(flatten)]
+        options: Options,
+        /// Id of the grant
+        id: String,
+    },
+    /// Change fields of a grant, or of all valid and suspended grants of a subject, in one transaction
+    Change(Change),
+    /// Suspend a grant: its tokens are rejected until it is resumed
+    Suspend {
+        #[command(flatten)]
+        options: Options,
+        /// Id of the grant
+        id: String,
+    },
+    /// Resume a suspended grant
+    Resume {
         #[command(flatten)]
         options: Options,
         /// Id of the grant
@@ -114,6 +130,47 @@ pub(crate) struct Issue {
     /// Prefix of the token
     #[arg(long, env = PREFIX, hide_env_values = true, default_value = DEFAULT_PREFIX, value_parser = format)]
     pub(crate) prefix: TokenFormat,
+}
+
+#[derive(Args, Debug)]
+#[command(group = ArgGroup::new("grants").required(true).args(["id", "subject"]))]
+#[command(group = ArgGroup::new("changes").required(true).multiple(true)
+    .args(["label", "scopes", "no_scopes", "quota", "default_quota", "expires", "never_expires", "principal", "no_principal"]))]
+pub(crate) struct Change {
+    #[command(flatten)]
+    pub(crate) options: Options,
+    /// Id of the grant
+    pub(crate) id: Option<String>,
+    /// Change all grants of this subject that are not revoked or expired
+    #[arg(long)]
+    pub(crate) subject: Option<String>,
+    /// New description for people
+    #[arg(long)]
+    pub(crate) label: Option<String>,
+    /// New scope, which replaces all old scopes; can be repeated
+    #[arg(long = "scope", value_name = "SCOPE")]
+    pub(crate) scopes: Vec<String>,
+    /// Remove all scopes
+    #[arg(long, conflicts_with = "scopes")]
+    pub(crate) no_scopes: bool,
+    /// New rate limit, such as 3/s, 180/min or "5000/h burst 20"
+    #[arg(long, value_parser = quota)]
+    pub(crate) quota: Option<Quota>,
+    /// Use the default rate limit of the service
+    #[arg(long, conflicts_with = "quota")]
+    pub(crate) default_quota: bool,
+    /// New lifetime from now, such as 90d or 12h
+    #[arg(long, value_name = "TIME", value_parser = lifetime)]
+    pub(crate) expires: Option<Duration>,
+    /// Remove the expiry
+    #[arg(long, conflicts_with = "expires")]
+    pub(crate) never_expires: bool,
+    /// New principal as JSON
+    #[arg(long, value_name = "JSON", value_parser = principal)]
+    pub(crate) principal: Option<Value>,
+    /// Remove the principal
+    #[arg(long, conflicts_with = "principal")]
+    pub(crate) no_principal: bool,
 }
 
 /// The environment variable with the default prefix.

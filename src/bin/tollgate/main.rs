@@ -5,6 +5,8 @@
 //! $ tollgate migrate
 //! $ tollgate token issue --subject alice --scope trade --quota '180/min burst 20' --expires 90d
 //! $ tollgate token list
+//! $ tollgate token change ID --quota '5/s burst 20'
+//! $ tollgate token suspend ID
 //! $ tollgate token rotate ID --grace 1h
 //! $ tollgate token revoke ID
 //! ```

@@ -4,13 +4,13 @@ use std::borrow::Cow;
 use std::error::Error;
 use std::fmt;
 use std::io::{self, Write as _};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use tollgate::mint::{Secret, TokenFormat};
-use tollgate::store::sql::{Database, GrantRecord, Issued, NewGrant, SqlError};
+use tollgate::store::sql::{Database, GrantChange, GrantRecord, Issued, NewGrant, SqlError};
 use tollgate::{GrantId, QuotaError, ScopeError, Subject};
 
-use crate::args::{Cli, Command, Issue, Options, Tables, TokenCommand, default_format};
+use crate::args::{Change, Cli, Command, Issue, Options, Tables, TokenCommand, default_format};
 use crate::show;
 
 /// The error of a command.
@@ -119,6 +119,36 @@ async fn token(command: TokenCommand) -> Result<(), Failure> {
             let grant = find(&open(&options).await?, &id).await?;
             Ok(show::print(&if options.json { show::json(&grant) } else { show::details(&grant) })?)
         }
+        TokenCommand::Change(change) => {
+            let fields = grant_change(&change)?;
+            let (json, database) = (change.options.json, open(&change.options).await?);
+            let text = match (change.id, change.subject) {
+                (Some(id), _) => {
+                    let grant = database.change(&id.into(), &fields).await?;
+                    if json { show::json(&grant) } else { show::details(&grant) }
+                }
+                (None, subject) => {
+                    let grants = database.change_subject(&subject.unwrap_or_default().into(), &fields).await?;
+                    if grants.is_empty() {
+                        return Err(Failure::Failed("the subject has no grants to change".to_owned()));
+                    }
+                    if json { show::json_list(&grants) } else { show::table(&grants) }
+                }
+            };
+            Ok(show::print(&text)?)
+        }
+        TokenCommand::Suspend { options, id } => {
+            let database = open(&options).await?;
+            let id = GrantId::from(id);
+            let is_changed = database.suspend(&id).await?;
+            print_changed(&database, &id, is_changed, options.json, ("suspended", "already suspended")).await
+        }
+        TokenCommand::Resume { options, id } => {
+            let database = open(&options).await?;
+            let id = GrantId::from(id);
+            let is_changed = database.resume(&id).await?;
+            print_changed(&database, &id, is_changed, options.json, ("resumed", "not suspended")).await
+        }
         TokenCommand::Rotate { options, id, grace, prefix } => {
             let database = open(&options).await?;
             let format = match prefix {
@@ -131,12 +161,8 @@ async fn token(command: TokenCommand) -> Result<(), Failure> {
         TokenCommand::Revoke { options, id: Some(id), .. } => {
             let database = open(&options).await?;
             let id = GrantId::from(id);
-            if !database.revoke(&id).await? {
-                find(&database, id.as_str()).await?;
-                return Err(Failure::Failed("the grant is already revoked".to_owned()));
-            }
-            let grant = find(&database, id.as_str()).await?;
-            Ok(show::print(&if options.json { show::json(&grant) } else { format!("revoked {id}") })?)
+            let is_changed = database.revoke(&id).await?;
+            print_changed(&database, &id, is_changed, options.json, ("revoked", "revoked")).await
         }
         TokenCommand::Revoke { options, subject, .. } => {
             let subject = Subject::from(subject.unwrap_or_default());
@@ -171,12 +197,40 @@ fn new_grant(issue: &Issue) -> Result<NewGrant, Failure> {
     if let Some(principal) = &issue.principal {
         grant = grant.with_principal(principal)?;
     }
-    if let Some(time) = issue.expires {
-        let end = SystemTime::now().checked_add(time);
-        grant = grant.with_expiry(end.ok_or_else(|| Failure::Usage("the lifetime is too long".to_owned()))?);
+    if let Some(lifetime) = issue.expires {
+        grant = grant.with_expiry(end_of(lifetime)?);
     }
     grant.check()?;
     Ok(grant)
+}
+
+fn grant_change(change: &Change) -> Result<GrantChange, Failure> {
+    let mut fields = GrantChange::new();
+    if let Some(label) = &change.label {
+        fields = fields.with_label(label);
+    }
+    if change.no_scopes || !change.scopes.is_empty() {
+        fields = fields.with_scopes(&change.scopes)?;
+    }
+    if change.default_quota || change.quota.is_some() {
+        fields = fields.with_quota(change.quota);
+    }
+    if change.never_expires || change.expires.is_some() {
+        fields = fields.with_expiry(change.expires.map(end_of).transpose()?);
+    }
+    if let Some(principal) = &change.principal {
+        fields = fields.with_principal(principal)?;
+    }
+    if change.no_principal {
+        fields = fields.without_principal();
+    }
+    fields.check()?;
+    Ok(fields)
+}
+
+fn end_of(lifetime: Duration) -> Result<SystemTime, Failure> {
+    let end = SystemTime::now().checked_add(lifetime);
+    end.ok_or_else(|| Failure::Usage("the lifetime is too long".to_owned()))
 }
 
 /// Connects to the database. Creates no file and no tables, because the URL or the prefix may be mistyped.
@@ -221,6 +275,23 @@ fn same_format(grant: &GrantRecord, json: bool) -> Result<TokenFormat, Failure> 
 
 async fn find(database: &Database, id: &str) -> Result<GrantRecord, Failure> {
     database.describe(&id.into()).await?.ok_or(Failure::Database(SqlError::NotFound))
+}
+
+/// Prints the grant after a change of its state. Returns an error if nothing was changed.
+async fn print_changed(
+    database: &Database,
+    id: &GrantId,
+    is_changed: bool,
+    json: bool,
+    (done, unchanged): (&str, &str),
+) -> Result<(), Failure> {
+    let grant = find(database, id.as_str()).await?;
+    match is_changed {
+        true if json => Ok(show::print(&show::json(&grant))?),
+        true => Ok(show::print(&format!("{done} {id}"))?),
+        false if grant.revoked_at.is_some() => Err(Failure::Failed("the grant is already revoked".to_owned())),
+        false => Err(Failure::Failed(format!("the grant is {unchanged}"))),
+    }
 }
 
 /// Prints only the secret to standard output, and the grant to standard error.

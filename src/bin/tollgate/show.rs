@@ -45,7 +45,7 @@ fn row(grant: &GrantRecord) -> [String; 8] {
         or_dash(plain(&grant.label)),
         or_dash(grant.scopes.to_string()),
         or_dash(grant.quota.map(|quota| quota.to_string()).unwrap_or_default()),
-        state(grant, SystemTime::now()).to_owned(),
+        grant.state(SystemTime::now()).to_string(),
         or_dash(grant.expires_at.map(time).unwrap_or_default()),
         or_dash(grant.last_used.map(time).unwrap_or_default()),
     ]
@@ -63,12 +63,13 @@ pub(crate) fn details(grant: &GrantRecord) -> String {
     line("label", plain(&grant.label));
     line("scopes", grant.scopes.to_string());
     line("quota", grant.quota.map(|quota| quota.to_string()).unwrap_or_default());
-    line("state", state(grant, SystemTime::now()).to_owned());
+    line("state", grant.state(SystemTime::now()).to_string());
     line("bound", if grant.sender_constrained { "to a key of the sender".to_owned() } else { String::new() });
     line("created", time(grant.created_at));
     line("not before", grant.not_before.map(time).unwrap_or_default());
     line("expires", grant.expires_at.map(time).unwrap_or_default());
     line("revoked", grant.revoked_at.map(time).unwrap_or_default());
+    line("suspended", grant.suspended_at.map(time).unwrap_or_default());
     line("last used", grant.last_used.map(time).unwrap_or_default());
     line("prefix", plain(grant.token_prefix.as_deref().unwrap_or_default()));
     text.trim_end().to_owned()
@@ -97,23 +98,15 @@ fn value(grant: &GrantRecord) -> Value {
         "scopes": grant.scopes.iter().collect::<Vec<_>>(),
         "quota": quota,
         "sender_constrained": grant.sender_constrained,
-        "state": state(grant, SystemTime::now()),
+        "state": grant.state(SystemTime::now()).as_str(),
         "created_at": time(grant.created_at),
         "not_before": grant.not_before.map(time),
         "expires_at": grant.expires_at.map(time),
         "revoked_at": grant.revoked_at.map(time),
+        "suspended_at": grant.suspended_at.map(time),
         "last_used": grant.last_used.map(time),
         "token_prefix": grant.token_prefix,
     })
-}
-
-fn state(grant: &GrantRecord, now: SystemTime) -> &'static str {
-    match grant {
-        GrantRecord { revoked_at: Some(_), .. } => "revoked",
-        GrantRecord { expires_at: Some(end), .. } if *end <= now => "expired",
-        GrantRecord { not_before: Some(begin), .. } if *begin > now => "not yet valid",
-        _ => "valid",
-    }
 }
 
 /// Formats a time as RFC 3339 in UTC. Later times are replaced by the last date.

@@ -1,4 +1,4 @@
-//! Administration of grants: issue, list, change, rotate, revoke, purge.
+//! Administration of grants: issue, list, rotate, purge.
 
 use std::time::{Duration, SystemTime};
 
@@ -7,9 +7,7 @@ use sqlx::SqlStr;
 use super::database::{administer, unix_ms};
 use super::record::{columns, quota_columns, read};
 use super::{Database, GrantRecord, Issued, NewGrant, SqlError};
-use crate::grant::scopes::Scopes;
 use crate::grant::{GrantId, Subject};
-use crate::quota::Quota;
 use crate::token::TokenDigest;
 use crate::token::mint::{RandomnessError, TokenFormat};
 
@@ -123,80 +121,11 @@ impl Database {
         })
     }
 
-    /// Replaces the label of a grant.
-    ///
-    /// # Errors
-    ///
-    /// If the grant does not exist, the label is invalid, or the database fails.
-    pub async fn relabel(&self, id: &GrantId, label: &str) -> Result<(), SqlError> {
-        NewGrant::new("subject").with_label(label).check()?;
-        let statement = self.sql("UPDATE {p}grants SET label = $2 WHERE id = $1");
-        administer!(self, Writes, transaction => {
-            let update = sqlx::query(statement).bind(id.as_str()).bind(label);
-            updated(update.execute(&mut *transaction).await?.rows_affected())
-        })
-    }
-
-    /// Replaces the scopes of a grant.
-    ///
-    /// # Errors
-    ///
-    /// If the grant does not exist, or the database fails.
-    pub async fn set_scopes(&self, id: &GrantId, scopes: &Scopes) -> Result<(), SqlError> {
-        let statement = self.sql("UPDATE {p}grants SET scopes = $2 WHERE id = $1");
-        administer!(self, Writes, transaction => {
-            let update = sqlx::query(statement).bind(id.as_str()).bind(scopes.to_string());
-            updated(update.execute(&mut *transaction).await?.rows_affected())
-        })
-    }
-
-    /// Replaces the quota of a grant. `None` selects the default of the rate limiter.
-    ///
-    /// # Errors
-    ///
-    /// If the grant does not exist, or the database fails.
-    pub async fn set_quota(&self, id: &GrantId, quota: Option<Quota>) -> Result<(), SqlError> {
-        let statement = self.sql("UPDATE {p}grants SET quota_interval_ns = $2, quota_burst = $3 WHERE id = $1");
-        let (interval, burst) = quota_columns(quota);
-        administer!(self, Writes, transaction => {
-            let update = sqlx::query(statement).bind(id.as_str()).bind(interval).bind(burst);
-            updated(update.execute(&mut *transaction).await?.rows_affected())
-        })
-    }
-
-    /// Revokes a grant with all its tokens, permanently. Returns `false` if the grant does not exist or was revoked before.
-    ///
-    /// # Errors
-    ///
-    /// If the database fails.
-    pub async fn revoke(&self, id: &GrantId) -> Result<bool, SqlError> {
-        let statement = "UPDATE {p}grants SET revoked_ms = $2 WHERE revoked_ms IS NULL AND id = $1";
-        Ok(self.revoke_by(statement, id.as_str()).await? == 1)
-    }
-
-    /// Revokes all grants of a subject, permanently. Returns the number of grants that were not revoked before.
-    ///
-    /// # Errors
-    ///
-    /// If the database fails.
-    pub async fn revoke_subject(&self, subject: &Subject) -> Result<u64, SqlError> {
-        let statement = "UPDATE {p}grants SET revoked_ms = $2 WHERE revoked_ms IS NULL AND subject = $1";
-        self.revoke_by(statement, subject.as_str()).await
-    }
-
-    async fn revoke_by(&self, statement: &'static str, value: &str) -> Result<u64, SqlError> {
-        let statement = self.sql(statement);
-        administer!(self, Writes, transaction => {
-            let update = sqlx::query(statement).bind(value).bind(self.now_ms());
-            Ok(update.execute(&mut *transaction).await?.rows_affected())
-        })
-    }
-
     /// Issues a new token for a grant. The old token stays valid for the grace period `grace`, but no longer than the grant. If
     /// `grace` is zero, the old token is invalid immediately. Tokens of earlier rotations keep their own grace periods.
     ///
     /// Both tokens belong to the same grant, and so have the same id, subject and rate limits. At any time at least one of them
-    /// is valid. [`GrantRecord::token_prefix`] is the prefix of the old token.
+    /// is valid, unless the grant is suspended. [`GrantRecord::token_prefix`] is the prefix of the old token.
     ///
     /// # Errors
     ///
@@ -205,7 +134,6 @@ impl Database {
         let secret = format.mint()?;
         let now = self.now();
         let grace_ends = now.checked_add(grace).map_or(i64::MAX, unix_ms);
-        let describe = self.sql(concat!("SELECT ", columns!(), " FROM {p}grants g WHERE g.id = $1 {for_update}"));
         let retire =
             match grace.is_zero() {
                 true => self
@@ -215,7 +143,7 @@ impl Database {
             };
         administer!(self, Writes, transaction => {
             // Lock the row: two rotations, or a rotation and a revocation, must not run at the same time.
-            let row = sqlx::query(describe).bind(id.as_str()).fetch_optional(&mut *transaction).await?;
+            let row = sqlx::query(self.sql(LOCK)).bind(id.as_str()).fetch_optional(&mut *transaction).await?;
             let mut grant = read(&row.ok_or(SqlError::NotFound)?)?;
             check_active(&grant, now)?;
             let until = grant.expires_at.map_or(grace_ends, |end| grace_ends.min(unix_ms(end)));
@@ -272,7 +200,9 @@ impl Database {
 
 /// The maximum number of rows that a transaction deletes.
 const PURGE: i64 = 10_000;
-const DESCRIBE: &str = concat!("SELECT ", columns!(), " FROM {p}grants g WHERE g.id = $1");
+pub(super) const DESCRIBE: &str = concat!("SELECT ", columns!(), " FROM {p}grants g WHERE g.id = $1");
+/// Reads a grant and locks its row.
+const LOCK: &str = concat!("SELECT ", columns!(), " FROM {p}grants g WHERE g.id = $1 {for_update}");
 const INSERT_TOKEN: &str = "INSERT INTO {p}tokens (digest, grant_id, created_ms) VALUES ($1, $2, $3)";
 
 fn check_active(grant: &GrantRecord, now: SystemTime) -> Result<(), SqlError> {
@@ -283,10 +213,6 @@ fn check_active(grant: &GrantRecord, now: SystemTime) -> Result<(), SqlError> {
         Some(end) if end <= now => Err(SqlError::Expired),
         _ => Ok(()),
     }
-}
-
-fn updated(changed: u64) -> Result<(), SqlError> {
-    if changed == 0 { Err(SqlError::NotFound) } else { Ok(()) }
 }
 
 /// Returns an id of 80 random bits. Ids are not secret; the bits only make collisions improbable.

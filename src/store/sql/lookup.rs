@@ -22,7 +22,8 @@ use crate::token::{BearerToken, TokenDigest};
 pub(super) const STATEMENT: &str = concat!(
     "SELECT t.digest, t.rotated_until_ms, ",
     columns!(),
-    " FROM {p}tokens t JOIN {p}grants g ON g.id = t.grant_id WHERE t.digest = $1 AND g.revoked_ms IS NULL"
+    " FROM {p}tokens t JOIN {p}grants g ON g.id = t.grant_id WHERE t.digest = $1 AND g.revoked_ms IS NULL \
+     AND g.suspended_ms IS NULL"
 );
 
 /// The future of a [`SqlStore`]. The source of its error is an [`SqlError`].
@@ -34,7 +35,7 @@ type PrincipalFuture<P> = Pin<Box<dyn Future<Output = Result<Grant<P>, SqlError>
 /// A token store on a [`Database`]. Cheap to clone.
 ///
 /// Each lookup runs one statement, which uses a unique index. Then the digest of the row is compared with that of the token in
-/// constant time. Tokens of revoked grants are unknown.
+/// constant time. Tokens of revoked and suspended grants are unknown.
 ///
 /// If a row or its principal cannot be read, the lookup fails with an error
 /// [about one token](StoreError::concerns_token); see [`SqlError::concerns_token`]. Such errors do not open a

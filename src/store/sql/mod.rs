@@ -1,6 +1,6 @@
 //! Grants in a database: SQLite (feature `sqlite`, compiled in) or PostgreSQL (feature `postgres`).
 //!
-//! [`Database`] administers grants: it issues, lists, changes, rotates, revokes and purges them. [`SqlStore`] looks up
+//! [`Database`] administers grants: it issues, lists, changes, suspends, rotates, revokes and purges them. [`SqlStore`] looks up
 //! tokens for a gate. Both are cheap to clone.
 //!
 //! ```no_run
@@ -52,21 +52,25 @@ use std::error::Error;
 use thiserror::Error;
 
 mod admin;
+mod change;
 #[cfg(feature = "postgres")]
 mod connections;
 mod database;
 mod follow;
 mod last_used;
 mod lookup;
+mod new_grant;
 mod record;
 mod report;
 mod schema;
 mod url;
 
+pub use change::GrantChange;
 pub use database::Database;
 pub use last_used::{LastUsed, LastUsedStore, LastUsedStoreFuture};
 pub use lookup::{SqlFuture, SqlStore};
-pub use record::{GrantRecord, Issued, NewGrant};
+pub use new_grant::NewGrant;
+pub use record::{GrantRecord, GrantState, Issued};
 
 use crate::token::mint::RandomnessError;
 

@@ -1,156 +1,17 @@
 //! Grants as the tables store them.
 
+use std::fmt;
 use std::time::{Duration, SystemTime};
 
-use serde::Serialize;
 use sqlx::{ColumnIndex, Decode, Row, Type};
 
 use super::SqlError;
-use super::database::{from_unix_ms, unix_ms};
-use crate::grant::scopes::{ScopeError, Scopes};
+use super::database::from_unix_ms;
+use crate::grant::scopes::Scopes;
 use crate::grant::{Grant, GrantId, Subject};
 use crate::quota::Quota;
 use crate::token::TokenDigest;
 use crate::token::mint::Secret;
-
-/// A grant to issue.
-///
-/// ```
-/// use std::time::{Duration, SystemTime};
-/// use tollgate::Quota;
-/// use tollgate::store::sql::NewGrant;
-///
-/// let grant = NewGrant::new("alice")
-///     .with_label("trading bot")
-///     .with_scopes(["trade"])?
-///     .with_quota(Quota::per_minute(600).with_burst(50))
-///     .with_expiry(SystemTime::now() + Duration::from_secs(90 * 86_400));
-/// # let _ = grant;
-/// # Ok::<_, tollgate::ScopeError>(())
-/// ```
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct NewGrant {
-    pub(super) id: Option<GrantId>,
-    pub(super) subject: Subject,
-    pub(super) label: String,
-    pub(super) scopes: Scopes,
-    pub(super) quota: Option<Quota>,
-    pub(super) not_before: Option<SystemTime>,
-    pub(super) expires_at: Option<SystemTime>,
-    pub(super) sender_constrained: bool,
-    pub(super) principal: Option<String>,
-}
-
-impl NewGrant {
-    /// Creates a grant for this subject. By default the grant has a random id. All grants of a subject share its rate limits.
-    #[must_use]
-    pub fn new(subject: impl Into<Subject>) -> Self {
-        Self {
-            id: None,
-            subject: subject.into(),
-            label: String::new(),
-            scopes: Scopes::default(),
-            quota: None,
-            not_before: None,
-            expires_at: None,
-            sender_constrained: false,
-            principal: None,
-        }
-    }
-
-    /// Sets the id. Ids appear in logs, so they must not contain secrets. Default: a random id.
-    #[must_use]
-    pub fn with_id(mut self, id: impl Into<GrantId>) -> Self {
-        self.id = Some(id.into());
-        self
-    }
-
-    /// Sets the label, a description for people. Default: empty.
-    #[must_use]
-    pub fn with_label(mut self, label: impl Into<String>) -> Self {
-        self.label = label.into();
-        self
-    }
-
-    /// Sets the scopes. Default: none.
-    ///
-    /// # Errors
-    ///
-    /// If a scope is empty or has a character that RFC 6749 does not allow.
-    pub fn with_scopes<I>(mut self, scopes: I) -> Result<Self, ScopeError>
-    where
-        I: IntoIterator,
-        I::Item: AsRef<str>,
-    {
-        self.scopes = Scopes::new(scopes)?;
-        Ok(self)
-    }
-
-    /// Sets the quota of the grant. Default: the default of the rate limiter.
-    #[must_use]
-    pub fn with_quota(mut self, quota: Quota) -> Self {
-        self.quota = Some(quota);
-        self
-    }
-
-    /// Sets the start of validity. It is rounded up to whole milliseconds.
-    #[must_use]
-    pub fn with_not_before(mut self, not_before: SystemTime) -> Self {
-        self.not_before = Some(not_before);
-        self
-    }
-
-    /// Sets the expiry. The grant is valid before this time, which is rounded down to whole milliseconds.
-    #[must_use]
-    pub fn with_expiry(mut self, expires_at: SystemTime) -> Self {
-        self.expires_at = Some(expires_at);
-        self
-    }
-
-    /// Binds the grant to a key of which the sender must prove possession; see [`Grant::with_sender_constraint`].
-    #[must_use]
-    pub fn with_sender_constraint(mut self) -> Self {
-        self.sender_constrained = true;
-        self
-    }
-
-    /// Sets the principal that [`Database::store`](super::Database::store) reads. It is stored as JSON.
-    ///
-    /// # Errors
-    ///
-    /// [`SqlError::Principal`] if the principal cannot be serialized as JSON.
-    pub fn with_principal<P: Serialize + ?Sized>(mut self, principal: &P) -> Result<Self, SqlError> {
-        let json = serde_json::to_string(principal).map_err(|error| SqlError::Principal(error.into()))?;
-        self.principal = Some(json);
-        Ok(self)
-    }
-
-    /// Checks the names of the grant. The id and the subject must have 1 to 255 characters, the label at most 255. None of them
-    /// may have control characters. [`Database::issue`](super::Database::issue) checks this before it connects.
-    ///
-    /// # Errors
-    ///
-    /// [`SqlError::Name`] if a name is invalid.
-    pub fn check(&self) -> Result<(), SqlError> {
-        let fits = |text: &str, shortest: usize| {
-            (shortest..=255).contains(&text.chars().count()) && !text.contains(char::is_control)
-        };
-        let id = self.id.as_ref().is_none_or(|id| fits(id.as_str(), 1));
-        match id && fits(self.subject.as_str(), 1) && fits(&self.label, 0) {
-            true => Ok(()),
-            false => Err(SqlError::Name),
-        }
-    }
-
-    /// Rounds up, so that the grant is not valid too early.
-    pub(super) fn not_before_ms(&self) -> Option<i64> {
-        self.not_before.map(|time| unix_ms(time.checked_add(Duration::from_nanos(999_999)).unwrap_or(time)))
-    }
-
-    pub(super) fn expires_ms(&self) -> Option<i64> {
-        self.expires_at.map(unix_ms)
-    }
-}
 
 /// A new token with its grant. The secret is stored nowhere else: show it to its owner, and then drop it.
 #[derive(Debug)]
@@ -169,7 +30,7 @@ pub struct Issued {
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[cfg_attr(
     feature = "serde",
-    derive(Serialize, serde::Deserialize),
+    derive(serde::Serialize, serde::Deserialize),
     serde(into = "with_serde::Fields", try_from = "with_serde::Fields")
 )]
 #[non_exhaustive]
@@ -196,6 +57,8 @@ pub struct GrantRecord {
     pub created_at: SystemTime,
     /// The time of revocation.
     pub revoked_at: Option<SystemTime>,
+    /// The time of suspension. `None` if the grant is not suspended.
+    pub suspended_at: Option<SystemTime>,
     /// The last recorded use that was written to the row; see [`LastUsed`](super::LastUsed).
     pub last_used: Option<SystemTime>,
     /// The [prefix](crate::token::mint::TokenFormat::prefix) of the newest token, without the underscore. `None` if the token was
@@ -203,7 +66,56 @@ pub struct GrantRecord {
     pub token_prefix: Option<String>,
 }
 
+/// The state of a grant at a given time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum GrantState {
+    /// Its tokens are accepted.
+    Valid,
+    /// Its validity has not begun.
+    NotYetValid,
+    /// It is [suspended](super::Database::suspend).
+    Suspended,
+    /// It has expired.
+    Expired,
+    /// It is [revoked](super::Database::revoke).
+    Revoked,
+}
+
+impl GrantState {
+    /// Returns a name for people, such as `not yet valid`.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Valid => "valid",
+            Self::NotYetValid => "not yet valid",
+            Self::Suspended => "suspended",
+            Self::Expired => "expired",
+            Self::Revoked => "revoked",
+        }
+    }
+}
+
+impl fmt::Display for GrantState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
 impl GrantRecord {
+    /// Returns the state of the grant at this time. A state that is more permanent has precedence: a suspended grant that
+    /// expires is expired.
+    #[must_use]
+    pub fn state(&self, now: SystemTime) -> GrantState {
+        match self {
+            Self { revoked_at: Some(_), .. } => GrantState::Revoked,
+            Self { expires_at: Some(end), .. } if *end <= now => GrantState::Expired,
+            Self { suspended_at: Some(_), .. } => GrantState::Suspended,
+            Self { not_before: Some(begin), .. } if *begin > now => GrantState::NotYetValid,
+            _ => GrantState::Valid,
+        }
+    }
+
     /// Converts the record to the grant that a gate uses.
     pub(super) fn grant<P>(&self, principal: P) -> Grant<P> {
         let mut grant = Grant::new(self.id.clone(), principal)
@@ -226,8 +138,8 @@ impl GrantRecord {
 macro_rules! columns {
     () => {
         "g.id, g.subject, g.label, g.scopes, g.quota_interval_ns, g.quota_burst, g.not_before_ms, g.expires_ms, \
-         g.sender_constrained, CAST(g.principal AS TEXT) AS principal, g.created_ms, g.revoked_ms, g.last_used_ms, \
-         g.token_prefix"
+         g.sender_constrained, CAST(g.principal AS TEXT) AS principal, g.created_ms, g.revoked_ms, g.suspended_ms, \
+         g.last_used_ms, g.token_prefix"
     };
 }
 pub(super) use columns;
@@ -267,6 +179,7 @@ where
         principal: row.try_get("principal")?,
         created_at: time("created_ms")?.ok_or(SqlError::Corrupt("created_ms"))?,
         revoked_at: time("revoked_ms")?,
+        suspended_at: time("suspended_ms")?,
         last_used: time("last_used_ms")?,
         token_prefix: row.try_get("token_prefix")?,
     })
@@ -296,9 +209,10 @@ mod with_serde {
 
     use serde::{Deserialize, Serialize};
 
-    use super::{GrantRecord, from_unix_ms, unix_ms};
+    use super::{GrantRecord, from_unix_ms};
     use crate::grant::scopes::Scopes;
     use crate::quota::Quota;
+    use crate::store::sql::database::unix_ms;
 
     /// The serialized form of a [`GrantRecord`].
     #[derive(Deserialize, Serialize)]
@@ -317,6 +231,7 @@ mod with_serde {
         principal: Option<String>,
         created_at_ms: i64,
         revoked_at_ms: Option<i64>,
+        suspended_at_ms: Option<i64>,
         last_used_ms: Option<i64>,
         token_prefix: Option<String>,
     }
@@ -335,6 +250,7 @@ mod with_serde {
                 principal: grant.principal,
                 created_at_ms: unix_ms(grant.created_at),
                 revoked_at_ms: grant.revoked_at.map(unix_ms),
+                suspended_at_ms: grant.suspended_at.map(unix_ms),
                 last_used_ms: grant.last_used.map(unix_ms),
                 token_prefix: grant.token_prefix,
             }
@@ -359,6 +275,7 @@ mod with_serde {
                 principal: fields.principal,
                 created_at: time(fields.created_at_ms)?,
                 revoked_at: optional(fields.revoked_at_ms)?,
+                suspended_at: optional(fields.suspended_at_ms)?,
                 last_used: optional(fields.last_used_ms)?,
                 token_prefix: fields.token_prefix,
             })
@@ -371,7 +288,7 @@ mod with_serde {
 
         #[test]
         fn serialized_records_round_trip() {
-            let text = r#"{"id":"one","subject":"alice","label":"bot","scopes":["trade","read"],"quota":"180/min burst 20","not_before_ms":null,"expires_at_ms":4000000000000,"sender_constrained":true,"principal":"{\"n\":1}","created_at_ms":5,"revoked_at_ms":null,"last_used_ms":6,"token_prefix":"acme"}"#;
+            let text = r#"{"id":"one","subject":"alice","label":"bot","scopes":["trade","read"],"quota":"180/min burst 20","not_before_ms":null,"expires_at_ms":4000000000000,"sender_constrained":true,"principal":"{\"n\":1}","created_at_ms":5,"revoked_at_ms":null,"suspended_at_ms":7,"last_used_ms":6,"token_prefix":"acme"}"#;
             let record: GrantRecord = serde_json::from_str(text).unwrap();
             assert_eq!((record.id.as_str(), record.scopes.to_string().as_str()), ("one", "trade read"));
             assert_eq!(serde_json::to_string(&record).unwrap(), text);

@@ -25,13 +25,22 @@ struct Migration {
 }
 
 /// All versions, oldest first.
-const MIGRATIONS: [Migration; 1] = [Migration {
-    both: include_str!("migrations/1.sql"),
-    #[cfg(feature = "sqlite")]
-    sqlite: include_str!("migrations/1.sqlite.sql"),
-    #[cfg(feature = "postgres")]
-    postgres: include_str!("migrations/1.postgres.sql"),
-}];
+const MIGRATIONS: [Migration; 2] = [
+    Migration {
+        both: include_str!("migrations/1.sql"),
+        #[cfg(feature = "sqlite")]
+        sqlite: include_str!("migrations/1.sqlite.sql"),
+        #[cfg(feature = "postgres")]
+        postgres: include_str!("migrations/1.postgres.sql"),
+    },
+    Migration {
+        both: include_str!("migrations/2.sql"),
+        #[cfg(feature = "sqlite")]
+        sqlite: include_str!("migrations/2.sqlite.sql"),
+        #[cfg(feature = "postgres")]
+        postgres: include_str!("migrations/2.postgres.sql"),
+    },
+];
 
 /// The names of the tables and the SQL dialect of the database.
 #[derive(Clone)]

@@ -172,6 +172,20 @@ async fn grants_are_changed_suspended_and_resumed() {
 }
 
 #[tokio::test]
+async fn no_more_grants_are_issued_than_the_maximum() {
+    on_each_database("no_more_grants_are_issued_than_the_maximum", |home| async move {
+        let issue = ["token", "issue", "--subject", "alice", "--max-active", "2"];
+        secret(&home, &issue);
+        secret(&home, &issue);
+        let output = run(&home, &issue);
+        assert_eq!((code(&output), output.stdout.len()), (1, 0));
+        let error = "error: the subject already has 2 active grants or more\n";
+        assert_eq!(String::from_utf8(output.stderr).unwrap(), error);
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn the_principal_of_a_grant_reaches_its_service() {
     on_each_database("the_principal_of_a_grant_reaches_its_service", |home| async move {
         let database = home.database().await;
@@ -224,6 +238,7 @@ async fn invalid_command_lines_exit_with_2() {
         &["token", "revoke"],
         &["token", "revoke", "id", "--subject", "alice"],
         &["token", "rotate", "id", "--grace", "soon"],
+        &[&issue[..], &["--max-active", "0"]].concat(),
         &["token", "change", "id"],
         &["token", "change", "--label", "bot"],
         &["token", "change", "id", "--subject", "alice", "--label", "bot"],

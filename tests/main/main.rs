@@ -103,6 +103,8 @@ mod sql;
 #[cfg(all(feature = "cache", feature = "sqlite", feature = "postgres"))]
 mod sql_changes;
 #[cfg(all(feature = "sqlite", feature = "postgres"))]
+mod sql_issue;
+#[cfg(all(feature = "sqlite", feature = "postgres"))]
 mod sqlite_files;
 #[cfg(all(
     feature = "introspection",

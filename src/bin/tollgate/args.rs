@@ -119,7 +119,7 @@ pub(crate) struct Issue {
     #[arg(long, value_parser = quota)]
     pub(crate) quota: Option<Quota>,
     /// Burst of the rate limit; overrides the burst in --quota
-    #[arg(long, requires = "quota", value_parser = burst)]
+    #[arg(long, requires = "quota", value_parser = number)]
     pub(crate) burst: Option<u32>,
     /// Lifetime of the grant, such as 90d or 12h
     #[arg(long, value_name = "TIME", value_parser = lifetime)]
@@ -127,6 +127,9 @@ pub(crate) struct Issue {
     /// Principal of the grant as JSON, such as '{"plan": "pro"}', for services that keep it in this database
     #[arg(long, value_name = "JSON", value_parser = principal)]
     pub(crate) principal: Option<Value>,
+    /// Issue no token if the subject has this many grants that are not revoked or expired
+    #[arg(long, value_name = "NUMBER", value_parser = number)]
+    pub(crate) max_active: Option<u32>,
     /// Prefix of the token
     #[arg(long, env = PREFIX, hide_env_values = true, default_value = DEFAULT_PREFIX, value_parser = format)]
     pub(crate) prefix: TokenFormat,
@@ -255,9 +258,9 @@ fn principal(text: &str) -> Result<Value, &'static str> {
     serde_json::from_str(text).map_err(|_| "must be JSON")
 }
 
-fn burst(text: &str) -> Result<u32, &'static str> {
+fn number(text: &str) -> Result<u32, &'static str> {
     match text.parse() {
-        Ok(burst @ 1..) => Ok(burst),
+        Ok(number @ 1..) => Ok(number),
         _ => Err("must be a number from 1 to 4294967295"),
     }
 }

@@ -200,6 +200,9 @@ fn new_grant(issue: &Issue) -> Result<NewGrant, Failure> {
     if let Some(lifetime) = issue.expires {
         grant = grant.with_expiry(end_of(lifetime)?);
     }
+    if let Some(max) = issue.max_active {
+        grant = grant.with_max_active(max);
+    }
     grant.check()?;
     Ok(grant)
 }

@@ -18,7 +18,7 @@ impl Database {
     ///
     /// # Errors
     ///
-    /// If the grant's id exists, a name is invalid, the system provides no random bytes, or the database fails.
+    /// If the grant's id exists, a name is invalid, the subject has [too many grants](NewGrant::with_max_active), the system provides no random bytes, or the database fails.
     pub async fn issue(&self, format: &TokenFormat, grant: &NewGrant) -> Result<Issued, SqlError> {
         let secret = format.mint()?;
         let grant = self.insert(secret.digest(), Some(format.prefix()), grant).await?;
@@ -40,7 +40,8 @@ impl Database {
     ///
     /// # Errors
     ///
-    /// If the token or the grant's id exists, a name is invalid, or the database fails.
+    /// If the token or the grant's id exists, a name is invalid, the subject has [too many grants](NewGrant::with_max_active), or
+    /// the database fails.
     pub async fn import(&self, token: impl Into<TokenDigest>, grant: &NewGrant) -> Result<GrantRecord, SqlError> {
         self.insert(token.into(), None, grant).await
     }
@@ -64,6 +65,16 @@ impl Database {
              VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, CAST($10 AS {json}), $11, $12)",
         );
         administer!(self, Writes, transaction => {
+            if let Some(max) = grant.max_active {
+                let subject = grant.subject.as_str();
+                // The lock is a statement of its own: the statement that counts must begin after other issues are committed.
+                sqlx::query(self.0.schema.lock_subject()).bind(subject).execute(&mut *transaction).await?;
+                let count = sqlx::query_scalar(self.sql(COUNT_ACTIVE)).bind(subject).bind(now);
+                let active: i64 = count.fetch_one(&mut *transaction).await?;
+                if active >= max.into() {
+                    return Err(SqlError::TooManyGrants { max });
+                }
+            }
             sqlx::query(insert)
                 .bind(id.as_str())
                 .bind(grant.subject.as_str())
@@ -203,6 +214,8 @@ const PURGE: i64 = 10_000;
 pub(super) const DESCRIBE: &str = concat!("SELECT ", columns!(), " FROM {p}grants g WHERE g.id = $1");
 /// Reads a grant and locks its row.
 const LOCK: &str = concat!("SELECT ", columns!(), " FROM {p}grants g WHERE g.id = $1 {for_update}");
+const COUNT_ACTIVE: &str = "SELECT COUNT(*) FROM {p}grants WHERE subject = $1 AND revoked_ms IS NULL \
+     AND (expires_ms IS NULL OR expires_ms > $2)";
 const INSERT_TOKEN: &str = "INSERT INTO {p}tokens (digest, grant_id, created_ms) VALUES ($1, $2, $3)";
 
 fn check_active(grant: &GrantRecord, now: SystemTime) -> Result<(), SqlError> {

@@ -275,7 +275,8 @@ impl Database {
                 use super::connections::millis;
                 let begin = match access {
                     Access::Reads => "BEGIN READ ONLY",
-                    Access::Writes => "BEGIN",
+                    // With another default, statements after a wait for a lock would not see what others have committed.
+                    Access::Writes => "BEGIN ISOLATION LEVEL READ COMMITTED",
                 };
                 let timeout = self.0.admin_timeout;
                 let (lock, statement) = (millis(LOCK_TIMEOUT.min(timeout / 2)), millis(timeout));

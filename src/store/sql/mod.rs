@@ -122,6 +122,12 @@ pub enum SqlError {
     /// The grant has expired.
     #[error("the grant has expired")]
     Expired,
+    /// The subject has as many active grants as [`NewGrant::with_max_active`] allows.
+    #[error("the subject already has {max} active grants or more")]
+    TooManyGrants {
+        /// The maximum.
+        max: u32,
+    },
     /// A grant with this id or this token exists.
     #[error("the grant id or the token already exists")]
     AlreadyExists,

@@ -36,6 +36,7 @@ pub struct NewGrant {
     pub(super) expires_at: Option<SystemTime>,
     pub(super) sender_constrained: bool,
     pub(super) principal: Option<String>,
+    pub(super) max_active: Option<u32>,
 }
 
 impl NewGrant {
@@ -52,6 +53,7 @@ impl NewGrant {
             expires_at: None,
             sender_constrained: false,
             principal: None,
+            max_active: None,
         }
     }
 
@@ -119,6 +121,31 @@ impl NewGrant {
     pub fn with_principal<P: Serialize + ?Sized>(mut self, principal: &P) -> Result<Self, SqlError> {
         self.principal = Some(to_json(principal)?);
         Ok(self)
+    }
+
+    /// Sets the maximum number of active grants of the subject, including this one. If the subject has as many already, the grant
+    /// is not issued and the error is [`SqlError::TooManyGrants`]. Default: no maximum.
+    ///
+    /// A grant is active until it is revoked or has expired. Suspended grants and grants whose validity has not begun are active.
+    /// A rotated token and its successor belong to one grant. Concurrent issues in any number of processes do not exceed the
+    /// maximum, if all of them set it.
+    ///
+    /// ```no_run
+    /// use tollgate::mint::TokenFormat;
+    /// use tollgate::store::sql::{Database, NewGrant, SqlError};
+    ///
+    /// # async fn example(database: &Database, format: &TokenFormat) -> Result<(), SqlError> {
+    /// match database.issue(format, &NewGrant::new("alice").with_max_active(5)).await {
+    ///     Err(SqlError::TooManyGrants { max }) => println!("You have {max} tokens. Revoke one first."),
+    ///     issued => println!("Your token, which is not shown again: {}", issued?.secret.expose()),
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
+    #[must_use]
+    pub fn with_max_active(mut self, max: u32) -> Self {
+        self.max_active = Some(max);
+        self
     }
 
     /// Checks the names of the grant. The id and the subject must have 1 to 255 characters, the label at most 255. None of them

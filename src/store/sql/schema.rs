@@ -63,6 +63,8 @@ struct Dialect {
     /// Locks out other migrations until the transaction ends, if `BEGIN` does not. Otherwise two migrations at the same time
     /// could fail, even with `IF NOT EXISTS`.
     lock: &'static str,
+    /// Locks out other issues for the subject `$1` until the transaction ends, if `BEGIN` does not.
+    lock_subject: &'static str,
     /// Counts how many of the three tables exist.
     count: &'static str,
     migration: fn(&Migration) -> &'static str,
@@ -77,6 +79,7 @@ const SQLITE: Dialect = Dialect {
     keyed: " WITHOUT ROWID",
     prepare: None,
     lock: "SELECT 1",
+    lock_subject: "SELECT $1",
     count: "SELECT COUNT(*) FROM sqlite_master WHERE type = 'table' \
         AND name IN ('{p}migrations', '{p}grants', '{p}tokens')",
     migration: |migration| migration.sqlite,
@@ -107,6 +110,7 @@ impl Schema {
             prepare: None,
             // Another migration may take longer than `lock_timeout`.
             lock: "SELECT set_config('lock_timeout', '0', true), pg_advisory_xact_lock(hashtext('{p}migrations'))",
+            lock_subject: "SELECT pg_advisory_xact_lock(hashtext('{p}grants'), hashtext($1))",
             count: "SELECT CAST(num_nonnulls(to_regclass('{p}migrations'), to_regclass('{p}grants'), \
                 to_regclass('{p}tokens')) AS BIGINT)",
             migration: |migration| migration.postgres,
@@ -128,6 +132,10 @@ impl Schema {
 
     pub(super) fn prefix(&self) -> &str {
         &self.prefix
+    }
+
+    pub(super) fn lock_subject(&self) -> SqlStr {
+        self.render(self.dialect.lock_subject)
     }
 
     pub(super) fn render(&self, template: &'static str) -> SqlStr {

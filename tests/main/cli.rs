@@ -172,6 +172,44 @@ async fn grants_are_changed_suspended_and_resumed() {
 }
 
 #[tokio::test]
+async fn lists_are_filtered_and_paged() {
+    on_each_database("lists_are_filtered_and_paged", |home| async move {
+        let mut ids = Vec::new();
+        for label in ["bot 1", "bot 2", "bot 3", "other"] {
+            let (_, grant) = secret(&home, &["token", "issue", "--subject", "alice", "--label", label]);
+            ids.push(grant["id"].clone());
+        }
+        stdout(&home, &["token", "suspend", ids[2].as_str().unwrap()]);
+        let list = ["token", "list", "--label", "bot"];
+        let first = json(&home, &[&list[..], &["--limit", "2", "--json"]].concat());
+        let next = first["next"].as_str().unwrap();
+        let second = json(&home, &[&list[..], &["--limit", "2", "--json", "--after", next]].concat());
+        let all = first["grants"].as_array().unwrap().iter().chain(second["grants"].as_array().unwrap());
+        let mut listed: Vec<_> = all.map(|grant| grant["id"].clone()).collect();
+        // Grants may be issued in the same millisecond.
+        listed.sort_by_key(|id| ids.iter().position(|issued| issued == id));
+        assert_eq!((&listed[..], second["next"].is_null()), (&ids[..3], true));
+
+        let page = run(&home, &[&list[..], &["--limit", "2"]].concat());
+        assert_eq!(String::from_utf8(page.stderr).unwrap(), format!("next page: --after {next}\n"));
+        assert_eq!(String::from_utf8(page.stdout).unwrap().lines().count(), 3);
+        // The text of this cursor is Base64, but no position.
+        assert_eq!(code(&run(&home, &["token", "list", "--limit", "2", "--after", "MQ"])), 2);
+        let suspended = json(&home, &["token", "list", "--state", "suspended", "--prefix", "tg", "--json"]);
+        assert_eq!((suspended.as_array().unwrap().len(), &suspended[0]["id"]), (1, &ids[2]));
+        assert_eq!(json(&home, &["token", "list", "--prefix", "acme", "--json"]), serde_json::json!([]));
+
+        let counts = json(&home, &["token", "count", "--label", "bot", "--json"]);
+        let expected =
+            serde_json::json!({ "valid": 2, "not yet valid": 0, "suspended": 1, "expired": 0, "revoked": 0 });
+        assert_eq!(counts, expected);
+        let text = stdout(&home, &["token", "count"]);
+        assert!(text.starts_with("valid          3\nnot yet valid  0\nsuspended      1\n"), "{text}");
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn no_more_grants_are_issued_than_the_maximum() {
     on_each_database("no_more_grants_are_issued_than_the_maximum", |home| async move {
         let issue = ["token", "issue", "--subject", "alice", "--max-active", "2"];
@@ -235,6 +273,10 @@ async fn invalid_command_lines_exit_with_2() {
         &["token", "issue"],
         &["token", "mint"],
         &["token", "show"],
+        &["token", "list", "--state", "sesame"],
+        &["token", "list", "--limit", "0"],
+        &["token", "list", "--after", "MTpvbmU"],
+        &["token", "list", "--limit", "1", "--after", "sesame!"],
         &["token", "revoke"],
         &["token", "revoke", "id", "--subject", "alice"],
         &["token", "rotate", "id", "--grace", "soon"],

@@ -50,7 +50,8 @@ async fn homes(test: &str) -> Vec<Home> {
 }
 
 /// One of each command that needs tables.
-const COMMANDS: [&[&str]; 11] = [
+const COMMANDS: [&[&str]; 12] = [
+    &["token", "count"],
     &["token", "list"],
     &["token", "show", "an-id"],
     &["token", "issue", "--subject", "alice"],
@@ -335,6 +336,8 @@ fn usage_errors_contain_no_argument() {
             &[][..],
             &["token"],
             &["token", "list"],
+            &["token", "list", "--state"],
+            &["token", "list", "--limit", "1", "--after"],
             &["token", "show"],
             &["token", "show", "an-id"],
             &["token", "revoke", "an-id"],
@@ -456,7 +459,7 @@ Usage: tollgate <COMMAND>
 
 Commands:
   migrate  Create or upgrade the tables; creates a missing SQLite file
-  token    Issue, list, show, change, suspend, rotate, revoke and purge tokens
+  token    Issue, list, count, change, suspend, rotate, revoke and purge tokens
   help     Print this message or the help of the given subcommand(s)
 
 Options:

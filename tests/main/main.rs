@@ -105,6 +105,8 @@ mod sql_changes;
 #[cfg(all(feature = "sqlite", feature = "postgres"))]
 mod sql_issue;
 #[cfg(all(feature = "sqlite", feature = "postgres"))]
+mod sql_pages;
+#[cfg(all(feature = "sqlite", feature = "postgres"))]
 mod sqlite_files;
 #[cfg(all(
     feature = "introspection",

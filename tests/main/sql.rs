@@ -34,6 +34,16 @@ pub async fn knows(database: &Database, token: &str) -> bool {
     find(&database.store::<()>(), token).await.is_some_and(|grant| grant.is_valid_at(SystemTime::now()))
 }
 
+/// Executes statements as another program does.
+pub async fn execute(home: &Home, statements: String) {
+    use sqlx::Connection as _;
+    let statements = sqlx::AssertSqlSafe(statements);
+    match home.is_postgres() {
+        true => _ = sqlx::PgConnection::connect(home.url()).await.unwrap().execute(statements).await.unwrap(),
+        false => _ = sqlx::SqliteConnection::connect(home.url()).await.unwrap().execute(statements).await.unwrap(),
+    }
+}
+
 /// A manual clock in milliseconds.
 #[derive(Clone)]
 pub struct Clock(Arc<AtomicU64>);

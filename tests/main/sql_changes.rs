@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use sqlx::{Connection as _, Executor as _, PgConnection, SqliteConnection};
+use sqlx::{Connection as _, Executor as _, PgConnection};
 use tollgate::store::CachedStore;
 use tollgate::store::sql::{Database, GrantChange, GrantState, NewGrant, SqlError};
 use tollgate::{AuthLayer, BearerToken, Quota, TokenDigest, TokenStore};
@@ -11,7 +11,7 @@ use tower::ServiceBuilder;
 
 use crate::kit::*;
 use crate::servers::{Home, on_each_database};
-use crate::sql::{Clock, find, format, knows};
+use crate::sql::{Clock, execute, find, format, knows};
 
 const HOUR: Duration = Duration::from_secs(3_600);
 
@@ -116,14 +116,6 @@ fn version_1(is_postgres: bool) -> String {
     ];
     let placeholders = [("{p}", "tollgate_"), ("{bytes}", bytes), ("{json}", json), ("{keyed}", keyed)];
     placeholders.into_iter().fold(scripts.join("\n"), |text, (name, value)| text.replace(name, value))
-}
-
-async fn execute(home: &Home, statements: String) {
-    let statements = sqlx::AssertSqlSafe(statements);
-    match home.is_postgres() {
-        true => _ = PgConnection::connect(home.url()).await.unwrap().execute(statements).await.unwrap(),
-        false => _ = SqliteConnection::connect(home.url()).await.unwrap().execute(statements).await.unwrap(),
-    }
 }
 
 #[tokio::test]

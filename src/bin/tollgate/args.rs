@@ -5,9 +5,10 @@ use std::process::ExitCode;
 use std::time::{Duration, SystemTime};
 
 use clap::error::{ContextKind, ContextValue, ErrorKind};
-use clap::{ArgGroup, Args, Parser, Subcommand};
+use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
 use serde_json::Value;
 use tollgate::mint::{FormatError, TokenFormat};
+use tollgate::store::sql::{Cursor, GrantQuery, GrantState};
 use tollgate::{Quota, QuotaError};
 
 use crate::show;
@@ -28,7 +29,7 @@ pub(crate) struct Cli {
 pub(crate) enum Command {
     /// Create or upgrade the tables; creates a missing SQLite file
     Migrate(Tables),
-    /// Issue, list, show, change, suspend, rotate, revoke and purge tokens
+    /// Issue, list, count, change, suspend, rotate, revoke and purge tokens
     #[command(subcommand)]
     Token(TokenCommand),
 }
@@ -41,9 +42,21 @@ pub(crate) enum TokenCommand {
     List {
         #[command(flatten)]
         options: Options,
-        /// List only the grants of this subject
-        #[arg(long)]
-        subject: Option<String>,
+        #[command(flatten)]
+        filter: Filter,
+        /// List one page of at most this many grants; JSON then has the fields `grants` and `next`
+        #[arg(long, value_name = "NUMBER", value_parser = number)]
+        limit: Option<u32>,
+        /// Continue after the page that ended with this cursor
+        #[arg(long, requires = "limit", value_parser = cursor)]
+        after: Option<Cursor>,
+    },
+    /// Count grants by state
+    Count {
+        #[command(flatten)]
+        options: Options,
+        #[command(flatten)]
+        filter: Filter,
     },
     /// Show a grant
     Show {
@@ -100,6 +113,56 @@ pub(crate) enum TokenCommand {
         #[arg(long, value_name = "TIME", default_value = "0s", value_parser = age)]
         ended_before: Duration,
     },
+}
+
+/// Options that select grants.
+#[derive(Args, Debug)]
+pub(crate) struct Filter {
+    /// Only grants of this subject
+    #[arg(long)]
+    pub(crate) subject: Option<String>,
+    /// Only grants whose label contains this text
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) label: Option<String>,
+    /// Only grants whose newest token has this prefix
+    #[arg(long)]
+    pub(crate) prefix: Option<String>,
+    /// Only grants in this state
+    #[arg(long)]
+    pub(crate) state: Option<State>,
+}
+
+/// The values of `--state`.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(crate) enum State {
+    Valid,
+    NotYetValid,
+    Suspended,
+    Expired,
+    Revoked,
+}
+
+impl Filter {
+    pub(crate) fn query(self) -> GrantQuery {
+        let mut query = GrantQuery::new();
+        if let Some(subject) = self.subject {
+            query = query.with_subject(subject);
+        }
+        if let Some(label) = self.label {
+            query = query.with_label(label);
+        }
+        if let Some(prefix) = self.prefix {
+            query = query.with_token_prefix(prefix);
+        }
+        match self.state {
+            None => query,
+            Some(State::Valid) => query.with_state(GrantState::Valid),
+            Some(State::NotYetValid) => query.with_state(GrantState::NotYetValid),
+            Some(State::Suspended) => query.with_state(GrantState::Suspended),
+            Some(State::Expired) => query.with_state(GrantState::Expired),
+            Some(State::Revoked) => query.with_state(GrantState::Revoked),
+        }
+    }
 }
 
 #[derive(Args, Debug)]
@@ -263,6 +326,10 @@ fn number(text: &str) -> Result<u32, &'static str> {
         Ok(number @ 1..) => Ok(number),
         _ => Err("must be a number from 1 to 4294967295"),
     }
+}
+
+fn cursor(text: &str) -> Result<Cursor, &'static str> {
+    text.parse().map_err(|_| "must be the cursor of a page")
 }
 
 /// Parses a duration from now. The end must be before the year 10000, because RFC 3339 has four-digit years.

@@ -7,10 +7,10 @@ use std::io::{self, Write as _};
 use std::time::{Duration, SystemTime};
 
 use tollgate::mint::{Secret, TokenFormat};
-use tollgate::store::sql::{Database, GrantChange, GrantRecord, Issued, NewGrant, SqlError};
+use tollgate::store::sql::{Cursor, Database, GrantChange, GrantRecord, Issued, NewGrant, SqlError};
 use tollgate::{GrantId, QuotaError, ScopeError, Subject};
 
-use crate::args::{Change, Cli, Command, Issue, Options, Tables, TokenCommand, default_format};
+use crate::args::{Change, Cli, Command, Filter, Issue, Options, Tables, TokenCommand, default_format};
 use crate::show;
 
 /// The error of a command.
@@ -26,7 +26,8 @@ impl Failure {
     /// Returns the exit code.
     pub(crate) fn code(&self) -> u8 {
         match self {
-            Self::Usage(_) | Self::Database(SqlError::Url(_) | SqlError::Prefix | SqlError::Name) => 2,
+            Self::Usage(_)
+            | Self::Database(SqlError::Url(_) | SqlError::Prefix | SqlError::Name | SqlError::Cursor) => 2,
             Self::Failed(_) | Self::Database(_) => 1,
         }
     }
@@ -109,11 +110,10 @@ async fn token(command: TokenCommand) -> Result<(), Failure> {
             let issued = database.issue(&issue.prefix, &grant).await?;
             print_issued(&issued, issue.options.json)
         }
-        TokenCommand::List { options, subject } => {
-            let database = open(&options).await?;
-            let grants = database.list(subject.map(Into::into).as_ref()).await?;
-            let text = if options.json { show::json_list(&grants) } else { show::table(&grants) };
-            Ok(show::print(&text)?)
+        TokenCommand::List { options, filter, limit, after } => list(&options, filter, limit, after).await,
+        TokenCommand::Count { options, filter } => {
+            let counts = open(&options).await?.count(&filter.query()).await?;
+            Ok(show::print(&if options.json { show::json_counts(&counts) } else { show::counts(&counts) })?)
         }
         TokenCommand::Show { options, id } => {
             let grant = find(&open(&options).await?, &id).await?;
@@ -184,6 +184,32 @@ async fn token(command: TokenCommand) -> Result<(), Failure> {
             Ok(show::print(&if options.json { format!(r#"{{"purged":{count}}}"#) } else { format!("purged {count}") })?)
         }
     }
+}
+
+async fn list(options: &Options, filter: Filter, limit: Option<u32>, after: Option<Cursor>) -> Result<(), Failure> {
+    let mut query = filter.query().with_limit(limit.unwrap_or(1_000));
+    if let Some(cursor) = after {
+        query = query.after(cursor);
+    }
+    let database = open(options).await?;
+    let mut page = database.page(&query).await?;
+    if limit.is_none() {
+        while let Some(cursor) = page.next {
+            query = query.after(cursor);
+            let next = database.page(&query).await?;
+            page.grants.extend(next.grants);
+            page.next = next.next;
+        }
+    }
+    show::print(&match (options.json, limit) {
+        (false, _) => show::table(&page.grants),
+        (true, None) => show::json_list(&page.grants),
+        (true, Some(_)) => show::json_page(&page),
+    })?;
+    if let Some(cursor) = page.next.filter(|_| !options.json) {
+        show::eprint(&format!("next page: --after {cursor}"));
+    }
+    Ok(())
 }
 
 fn new_grant(issue: &Issue) -> Result<NewGrant, Failure> {

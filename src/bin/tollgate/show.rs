@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime};
 
 use serde_json::{Value, json};
 use tollgate::GrantId;
-use tollgate::store::sql::GrantRecord;
+use tollgate::store::sql::{GrantCounts, GrantPage, GrantRecord, GrantState};
 
 /// Writes a result to standard output.
 pub(crate) fn print(text: &str) -> io::Result<()> {
@@ -81,6 +81,30 @@ pub(crate) fn json(grant: &GrantRecord) -> String {
 
 pub(crate) fn json_list(grants: &[GrantRecord]) -> String {
     Value::from_iter(grants.iter().map(value)).to_string()
+}
+
+pub(crate) fn json_page(page: &GrantPage) -> String {
+    let grants = Value::from_iter(page.grants.iter().map(value));
+    json!({ "grants": grants, "next": page.next.as_ref().map(ToString::to_string) }).to_string()
+}
+
+/// Returns the names of the states with the numbers of grants.
+fn states(counts: &GrantCounts) -> [(GrantState, u64); 5] {
+    [
+        (GrantState::Valid, counts.valid),
+        (GrantState::NotYetValid, counts.not_yet_valid),
+        (GrantState::Suspended, counts.suspended),
+        (GrantState::Expired, counts.expired),
+        (GrantState::Revoked, counts.revoked),
+    ]
+}
+
+pub(crate) fn counts(counts: &GrantCounts) -> String {
+    states(counts).iter().map(|(state, number)| format!("{:14} {number}\n", state.as_str())).collect()
+}
+
+pub(crate) fn json_counts(counts: &GrantCounts) -> String {
+    Value::from_iter(states(counts).map(|(state, number)| (state.as_str(), number))).to_string()
 }
 
 pub(crate) fn json_ids(ids: &[GrantId]) -> String {

@@ -55,21 +55,25 @@ mod admin;
 mod change;
 #[cfg(feature = "postgres")]
 mod connections;
+mod cursor;
 mod database;
 mod follow;
 mod last_used;
 mod lookup;
 mod new_grant;
+mod page;
 mod record;
 mod report;
 mod schema;
 mod url;
 
 pub use change::GrantChange;
+pub use cursor::Cursor;
 pub use database::Database;
 pub use last_used::{LastUsed, LastUsedStore, LastUsedStoreFuture};
 pub use lookup::{SqlFuture, SqlStore};
 pub use new_grant::NewGrant;
+pub use page::{GrantCounts, GrantPage, GrantQuery};
 pub use record::{GrantRecord, GrantState, Issued};
 
 use crate::token::mint::RandomnessError;
@@ -137,6 +141,9 @@ pub enum SqlError {
          are not allowed"
     )]
     Name,
+    /// The text of a cursor is invalid, or the cursor is from another list.
+    #[error("invalid cursor")]
+    Cursor,
     /// A row has an invalid value. The text names the column.
     #[error("invalid value in column {0}")]
     Corrupt(&'static str),

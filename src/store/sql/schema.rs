@@ -56,6 +56,8 @@ struct Dialect {
     json: &'static str,
     /// The suffix of a `SELECT` that locks a row for a change.
     for_update: &'static str,
+    /// The function that returns the position of a text in another.
+    position: &'static str,
     /// The suffix of a `CREATE TABLE`.
     keyed: &'static str,
     /// Runs before the first tables are created, outside of a transaction.
@@ -75,6 +77,7 @@ const SQLITE: Dialect = Dialect {
     bytes: "BLOB",
     json: "TEXT",
     for_update: "",
+    position: "instr",
     // With row ids, a statement could replace a row by its row id, which fires no trigger.
     keyed: " WITHOUT ROWID",
     prepare: None,
@@ -106,6 +109,7 @@ impl Schema {
             bytes: "BYTEA",
             json: "JSONB",
             for_update: "FOR UPDATE",
+            position: "strpos",
             keyed: "",
             prepare: None,
             // Another migration may take longer than `lock_timeout`.
@@ -150,6 +154,7 @@ fn render(template: &'static str, prefix: &str, dialect: &Dialect) -> SqlStr {
         .replace("{bytes}", dialect.bytes)
         .replace("{json}", dialect.json)
         .replace("{for_update}", dialect.for_update)
+        .replace("{position}", dialect.position)
         .replace("{keyed}", dialect.keyed);
     AssertSqlSafe(Arc::<str>::from(statement)).into_sql_str()
 }

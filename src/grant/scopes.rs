@@ -52,6 +52,22 @@ impl Scopes {
         self.iter().any(|own| own == scope)
     }
 
+    /// Returns whether the other list contains all scopes of this list.
+    ///
+    /// ```
+    /// use tollgate::Scopes;
+    ///
+    /// let caller = Scopes::new(["read", "trade"])?;
+    /// assert!(Scopes::new(["trade"])?.is_subset(&caller));
+    /// assert!(!Scopes::new(["trade", "admin"])?.is_subset(&caller));
+    /// assert!(Scopes::default().is_subset(&caller));
+    /// # Ok::<_, tollgate::ScopeError>(())
+    /// ```
+    #[must_use]
+    pub fn is_subset(&self, other: &Self) -> bool {
+        self.iter().all(|scope| other.contains(scope))
+    }
+
     /// Returns the scopes in their original order.
     pub fn iter(&self) -> impl Iterator<Item = &str> {
         self.0.iter().map(AsRef::as_ref)

@@ -1,12 +1,15 @@
-//! Limits of new grants in SQLite and PostgreSQL: the number of active grants of a subject.
+//! Limits of new grants: the number of active grants of a subject, and the rights of the caller.
 
 use std::time::Duration;
 
-use tollgate::TokenDigest;
-use tollgate::store::sql::{Database, NewGrant, SqlError};
+use tollgate::mint::TokenFormat;
+use tollgate::store::sql::{Database, ExceedsCallerError, NewGrant, SqlError};
+use tollgate::{AuthLayer, CurrentGrant, Grant, Quota, Scopes, TokenDigest};
+use tower::ServiceBuilder;
 
+use crate::kit::*;
 use crate::servers::{Home, on_each_database};
-use crate::sql::{Clock, format};
+use crate::sql::{Clock, find, format};
 
 const HOUR: Duration = Duration::from_secs(3_600);
 
@@ -87,6 +90,89 @@ async fn grants_that_have_not_ended_count() {
         database.issue(&format(), &new).await.unwrap();
         let none = NewGrant::new("carol").with_max_active(0);
         assert!(matches!(database.issue(&format(), &none).await, Err(SqlError::TooManyGrants { max: 0 })));
+    })
+    .await;
+}
+
+fn caller(quota: Option<Quota>) -> CurrentGrant {
+    let grant = Grant::new("key-17", ()).with_subject("alice").with_scopes(["trade", "read"]).unwrap();
+    CurrentGrant::new(match quota {
+        Some(quota) => grant.with_quota(quota),
+        None => grant,
+    })
+}
+
+#[test]
+fn a_grant_within_the_rights_of_the_caller_keeps_its_fields() {
+    let plan = Quota::per_minute(600).with_burst(50);
+    let alice = || NewGrant::new("alice").with_label("bot");
+    for scopes in [&[][..], &["read"], &["read", "trade"], &["read", "read"]] {
+        let grant = alice().with_scopes(scopes).unwrap();
+        assert_eq!(grant.clone().within(&caller(Some(plan))), Ok(grant.clone().with_quota(plan)));
+        assert_eq!(grant.clone().within(&caller(None)), Ok(grant));
+    }
+    for quota in [plan, Quota::per_minute(1), Quota::per_minute(599).with_burst(50), plan.with_burst(49)] {
+        let grant = alice().with_quota(quota);
+        assert_eq!(grant.clone().within(&caller(Some(plan))), Ok(grant));
+    }
+}
+
+#[test]
+fn a_grant_beyond_the_rights_of_the_caller_is_an_error() {
+    let plan = Quota::per_minute(600).with_burst(50);
+    let scopes = NewGrant::new("alice").with_scopes(["admin", "read", "TRADE"]).unwrap();
+    let error = scopes.within(&caller(Some(plan))).unwrap_err();
+    assert_eq!(error, ExceedsCallerError::Scopes(Scopes::new(["admin", "TRADE"]).unwrap()));
+    assert_eq!(error.to_string(), "the caller lacks these scopes: admin TRADE");
+    assert_eq!(NewGrant::new("bob").within(&caller(None)), Err(ExceedsCallerError::Subject));
+    // A higher rate with a smaller burst, and a lower rate with a larger burst.
+    for quota in [Quota::per_minute(601).with_burst(1), Quota::per_minute(1).with_burst(51)] {
+        let grant = NewGrant::new("alice").with_quota(quota);
+        assert_eq!(grant.within(&caller(Some(plan))), Err(ExceedsCallerError::Quota), "{quota:?}");
+    }
+    // The default quota of the rate limiter is not known.
+    let slow = NewGrant::new("alice").with_quota(Quota::per_day(1));
+    assert_eq!(slow.within(&caller(None)), Err(ExceedsCallerError::Quota));
+}
+
+/// A service behind a gate that issues the tokens which its callers ask for.
+#[tokio::test]
+async fn callers_issue_tokens_for_themselves() {
+    on_each_database("callers_issue_tokens_for_themselves", |home| async move {
+        let database = home.database().await;
+        let plan = Quota::per_minute(600);
+        let first = NewGrant::new("alice").with_scopes(["trade", "read"]).unwrap().with_quota(plan);
+        let first = database.issue(&format(), &first).await.unwrap();
+        let issuing = database.clone();
+        let handler = tower::service_fn(move |request: http::Request<Body>| {
+            let database = issuing.clone();
+            async move {
+                let caller = request.extensions().get::<CurrentGrant>().unwrap();
+                let scopes: Scopes = request.uri().query().unwrap().replace('+', " ").parse().unwrap();
+                let grant = NewGrant::new(caller.subject()).with_scopes(scopes.iter()).unwrap().with_max_active(2);
+                let answer = match grant.within(caller) {
+                    Err(exceeds) => exceeds.to_string(),
+                    Ok(grant) => match database.issue(&TokenFormat::new("acme").unwrap(), &grant).await {
+                        Err(error) => error.to_string(),
+                        Ok(issued) => issued.secret.expose().to_owned(),
+                    },
+                };
+                Ok::<_, std::convert::Infallible>(http::Response::new(Body::from(answer)))
+            }
+        });
+        let service =
+            ServiceBuilder::new().layer(AuthLayer::with_timeout(database.store::<()>(), HOUR)).service(handler);
+        let ask = async |token: &str, scopes: &str| {
+            let mut request = with_token(token);
+            *request.uri_mut() = format!("/?{scopes}").parse().unwrap();
+            text(send(&service, request).await).await
+        };
+        assert_eq!(ask(first.secret.expose(), "read+admin").await, "the caller lacks these scopes: admin");
+        let second = ask(first.secret.expose(), "read").await;
+        // The second token has fewer rights than the first, and so have its own tokens.
+        assert_eq!(ask(&second, "trade").await, "the caller lacks these scopes: trade");
+        assert_eq!(ask(&second, "read").await, "the subject already has 2 active grants or more");
+        assert_eq!(find(&database.store::<()>(), &second).await.unwrap().quota(), Some(plan));
     })
     .await;
 }

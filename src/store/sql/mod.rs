@@ -66,6 +66,7 @@ mod record;
 mod report;
 mod schema;
 mod url;
+mod within;
 
 pub use change::GrantChange;
 pub use cursor::Cursor;
@@ -75,6 +76,7 @@ pub use lookup::{SqlFuture, SqlStore};
 pub use new_grant::NewGrant;
 pub use page::{GrantCounts, GrantPage, GrantQuery};
 pub use record::{GrantRecord, GrantState, Issued};
+pub use within::ExceedsCallerError;
 
 use crate::token::mint::RandomnessError;
 

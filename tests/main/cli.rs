@@ -210,6 +210,58 @@ async fn lists_are_filtered_and_paged() {
 }
 
 #[tokio::test]
+async fn the_audit_trail_names_the_user_of_the_system() {
+    on_each_database("the_audit_trail_names_the_user_of_the_system", |home| async move {
+        let by = |user: &str, args: &[&str]| {
+            let mut command = tollgate(args);
+            command.env("TOLLGATE_DATABASE", home.url()).env("USER", user).env_remove("LOGNAME").env_remove("USERNAME");
+            let output = command.output().unwrap();
+            assert_eq!(code(&output), 0, "{args:?}: {output:?}");
+            String::from_utf8(output.stdout).unwrap()
+        };
+        by("maria", &["token", "issue", "--subject", "alice", "--quota", "3/s"]);
+        let grant = home.database().await.list(None).await.unwrap().remove(0);
+        let id = grant.id.as_str();
+        by("otto", &["token", "change", id, "--quota", "7/s", "--expires", "90d"]);
+        // Names that cannot be stored are omitted.
+        for user in ["", "a\tb"] {
+            by(user, &["token", "suspend", id]);
+            by(user, &["token", "resume", id]);
+        }
+        let first = json(&home, &["audit", "list", "--grant", id, "--limit", "5", "--json"]);
+        let next = first["next"].as_str().unwrap();
+        let last = json(&home, &["audit", "list", "--subject", "alice", "--after", next, "--json"]);
+        let all = [&first, &last].map(|page| page["entries"].as_array().unwrap()).into_iter().flatten();
+        let found: Vec<_> = all.map(|entry| (entry["actor"].as_str(), entry["action"].as_str().unwrap())).collect();
+        let unknown = [(None, "resume"), (None, "suspend"), (None, "resume"), (None, "suspend")];
+        assert_eq!(found[..4], unknown);
+        assert_eq!(found[4..], [(Some("otto"), "change"), (Some("maria"), "issue")]);
+        assert!(last["next"].is_null());
+        assert_eq!(first["entries"][4]["changes"]["quota"], serde_json::json!({ "from": "3/s", "to": "7/s" }));
+
+        let table = stdout(&home, &["audit", "list"]);
+        let lines: Vec<&str> = table.lines().collect();
+        assert_eq!(
+            lines[0].split_whitespace().collect::<Vec<_>>(),
+            ["TIME", "ACTOR", "ACTION", "GRANT", "SUBJECT", "CHANGES"]
+        );
+        let end =
+            humantime::format_rfc3339_millis(home.database().await.list(None).await.unwrap()[0].expires_at.unwrap());
+        assert!(lines[5].ends_with(&format!("alice    expires: - -> {end}, quota: 3/s -> 7/s")), "{table}");
+        assert!(lines[1].contains(" - ") && lines[1].ends_with("alice    -"), "{table}");
+
+        assert_eq!(stdout(&home, &["audit", "purge", "--older-than", "1d"]), "purged 0\n");
+        tokio::time::sleep(std::time::Duration::from_millis(2)).await;
+        assert_eq!(
+            json(&home, &["audit", "purge", "--older-than", "0s", "--json"]),
+            serde_json::json!({ "purged": 6 })
+        );
+        assert_eq!(json(&home, &["audit", "list", "--json"]), serde_json::json!({ "entries": [], "next": null }));
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn no_more_grants_are_issued_than_the_maximum() {
     on_each_database("no_more_grants_are_issued_than_the_maximum", |home| async move {
         let issue = ["token", "issue", "--subject", "alice", "--max-active", "2"];

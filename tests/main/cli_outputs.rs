@@ -50,7 +50,9 @@ async fn homes(test: &str) -> Vec<Home> {
 }
 
 /// One of each command that needs tables.
-const COMMANDS: [&[&str]; 12] = [
+const COMMANDS: [&[&str]; 14] = [
+    &["audit", "list"],
+    &["audit", "purge", "--older-than", "1d"],
     &["token", "count"],
     &["token", "list"],
     &["token", "show", "an-id"],
@@ -346,6 +348,10 @@ fn usage_errors_contain_no_argument() {
             &["token", "change", "an-id", "--quota"],
             &["token", "change", "an-id", "--principal"],
             &["migrate"],
+            &["audit"],
+            &["audit", "list"],
+            &["audit", "list", "--after"],
+            &["audit", "purge", "--older-than"],
             &["token", "rotate", "an-id", "--grace"],
             &["token", "rotate", "an-id", "--prefix"],
             &["token", "purge", "--ended-before"],
@@ -431,6 +437,7 @@ async fn values_out_of_range_are_errors() {
         (&["token", "purge"], "--ended-before <TIME>", "99999999y", TOO_LONG),
         (&["token", "purge"], "--ended-before <TIME>", "1000y", "must begin after the year 1969"),
         (&["token", "purge"], "--ended-before <TIME>", "-1d", TIME),
+        (&["audit", "purge"], "--older-than <TIME>", "1", TIME),
     ] {
         let argument = format!("{}={value}", name.split(' ').next().unwrap());
         let text = format!("invalid value '(not shown)' for '{name}': {error}\n\nFor more information, try '--help'.");
@@ -460,6 +467,7 @@ Usage: tollgate <COMMAND>
 Commands:
   migrate  Create or upgrade the tables; creates a missing SQLite file
   token    Issue, list, count, change, suspend, rotate, revoke and purge tokens
+  audit    List and purge the audit trail
   help     Print this message or the help of the given subcommand(s)
 
 Options:

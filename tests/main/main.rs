@@ -100,6 +100,8 @@ mod servers;
 mod slow_wire;
 #[cfg(all(feature = "sqlite", feature = "postgres"))]
 mod sql;
+#[cfg(all(feature = "sqlite", feature = "postgres"))]
+mod sql_audit;
 #[cfg(all(feature = "cache", feature = "sqlite", feature = "postgres"))]
 mod sql_changes;
 #[cfg(all(feature = "sqlite", feature = "postgres"))]

@@ -11,6 +11,7 @@ use tollgate::mint::{FormatError, TokenFormat};
 use tollgate::store::sql::{Cursor, GrantQuery, GrantState};
 use tollgate::{Quota, QuotaError};
 
+use crate::audit;
 use crate::show;
 
 const AFTER_HELP: &str = "\
@@ -32,6 +33,9 @@ pub(crate) enum Command {
     /// Issue, list, count, change, suspend, rotate, revoke and purge tokens
     #[command(subcommand)]
     Token(TokenCommand),
+    /// List and purge the audit trail
+    #[command(subcommand)]
+    Audit(audit::Command),
 }
 
 #[derive(Debug, Subcommand)]
@@ -321,14 +325,14 @@ fn principal(text: &str) -> Result<Value, &'static str> {
     serde_json::from_str(text).map_err(|_| "must be JSON")
 }
 
-fn number(text: &str) -> Result<u32, &'static str> {
+pub(crate) fn number(text: &str) -> Result<u32, &'static str> {
     match text.parse() {
         Ok(number @ 1..) => Ok(number),
         _ => Err("must be a number from 1 to 4294967295"),
     }
 }
 
-fn cursor(text: &str) -> Result<Cursor, &'static str> {
+pub(crate) fn cursor(text: &str) -> Result<Cursor, &'static str> {
     text.parse().map_err(|_| "must be the cursor of a page")
 }
 
@@ -355,7 +359,7 @@ fn lifetime(text: &str) -> Result<Duration, &'static str> {
 }
 
 /// Parses a duration before now.
-fn age(text: &str) -> Result<Duration, &'static str> {
+pub(crate) fn age(text: &str) -> Result<Duration, &'static str> {
     let age = time(text)?;
     match SystemTime::now().checked_sub(age) {
         Some(begin) if begin >= SystemTime::UNIX_EPOCH => Ok(age),

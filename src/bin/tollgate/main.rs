@@ -9,6 +9,7 @@
 //! $ tollgate token suspend ID
 //! $ tollgate token rotate ID --grace 1h
 //! $ tollgate token revoke ID
+//! $ tollgate audit list --grant ID
 //! ```
 //!
 //! `issue` and `rotate` write the new token to standard output, so that it can be piped. They write everything else to standard
@@ -22,6 +23,8 @@ compile_error!("the feature `cli` needs a database: enable the feature `sqlite`,
 
 #[cfg(any(feature = "sqlite", feature = "postgres"))]
 mod args;
+#[cfg(any(feature = "sqlite", feature = "postgres"))]
+mod audit;
 #[cfg(any(feature = "sqlite", feature = "postgres"))]
 mod run;
 #[cfg(any(feature = "sqlite", feature = "postgres"))]

@@ -11,6 +11,7 @@ use tollgate::store::sql::{Cursor, Database, GrantChange, GrantRecord, Issued, N
 use tollgate::{GrantId, QuotaError, ScopeError, Subject};
 
 use crate::args::{Change, Cli, Command, Filter, Issue, Options, Tables, TokenCommand, default_format};
+use crate::audit;
 use crate::show;
 
 /// The error of a command.
@@ -91,6 +92,7 @@ pub(crate) async fn run(Cli { command }: Cli) -> Result<(), Failure> {
     match command {
         Command::Migrate(tables) => migrate(&tables).await,
         Command::Token(command) => token(command).await,
+        Command::Audit(command) => audit::run(command).await,
     }
 }
 
@@ -179,9 +181,7 @@ async fn token(command: TokenCommand) -> Result<(), Failure> {
         }
         TokenCommand::Purge { options, ended_before } => {
             let database = open(&options).await?;
-            let before = SystemTime::now().checked_sub(ended_before).unwrap_or(SystemTime::UNIX_EPOCH);
-            let count = database.purge(before).await?;
-            Ok(show::print(&if options.json { format!(r#"{{"purged":{count}}}"#) } else { format!("purged {count}") })?)
+            print_purged(database.purge(before(ended_before)).await?, options.json)
         }
     }
 }
@@ -206,9 +206,7 @@ async fn list(options: &Options, filter: Filter, limit: Option<u32>, after: Opti
         (true, None) => show::json_list(&page.grants),
         (true, Some(_)) => show::json_page(&page),
     })?;
-    if let Some(cursor) = page.next.filter(|_| !options.json) {
-        show::eprint(&format!("next page: --after {cursor}"));
-    }
+    print_next(page.next.as_ref(), options.json);
     Ok(())
 }
 
@@ -262,14 +260,38 @@ fn end_of(lifetime: Duration) -> Result<SystemTime, Failure> {
     end.ok_or_else(|| Failure::Usage("the lifetime is too long".to_owned()))
 }
 
+/// Returns the time that is this long ago.
+pub(crate) fn before(age: Duration) -> SystemTime {
+    SystemTime::now().checked_sub(age).unwrap_or(SystemTime::UNIX_EPOCH)
+}
+
+pub(crate) fn print_purged(count: u64, json: bool) -> Result<(), Failure> {
+    Ok(show::print(&if json { format!(r#"{{"purged":{count}}}"#) } else { format!("purged {count}") })?)
+}
+
+/// Prints the cursor of the next page to standard error. The JSON output contains it.
+pub(crate) fn print_next(next: Option<&Cursor>, json: bool) {
+    if let Some(cursor) = next.filter(|_| !json) {
+        show::eprint(&format!("next page: --after {cursor}"));
+    }
+}
+
 /// Connects to the database. Creates no file and no tables, because the URL or the prefix may be mistyped.
-async fn open(Options { tables, .. }: &Options) -> Result<Database, Failure> {
+pub(crate) async fn open(Options { tables, .. }: &Options) -> Result<Database, Failure> {
     let url = with_creation(&tables.database, false);
     // Check the prefix before connecting.
     Database::connect_lazily(&url)?.with_table_prefix(&tables.table_prefix)?;
     let database = Database::connect(&url).await?.with_table_prefix(&tables.table_prefix)?;
     database.check_tables().await?;
-    Ok(database)
+    // Names that the audit trail cannot store are omitted.
+    Ok(user().and_then(|user| database.acting_as(&user).ok()).unwrap_or(database))
+}
+
+/// Returns the name of the system's user, for the audit trail.
+fn user() -> Option<String> {
+    ["USER", "LOGNAME", "USERNAME"]
+        .into_iter()
+        .find_map(|name| std::env::var(name).ok().filter(|user| !user.is_empty()))
 }
 
 /// Allows or forbids a SQLite URL to create its file. Adds `mode=rwc` if `create` is set and the URL has no mode. Replaces

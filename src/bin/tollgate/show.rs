@@ -21,9 +21,14 @@ pub(crate) fn eprint(text: &str) {
 }
 
 pub(crate) fn table(grants: &[GrantRecord]) -> String {
-    let head = ["ID", "SUBJECT", "LABEL", "SCOPES", "QUOTA", "STATE", "EXPIRES", "LAST USED"].map(String::from);
-    let rows: Vec<[String; 8]> = [head].into_iter().chain(grants.iter().map(row)).collect();
-    let widths: [usize; 8] =
+    let head = ["ID", "SUBJECT", "LABEL", "SCOPES", "QUOTA", "STATE", "EXPIRES", "LAST USED"];
+    columns(head, grants.iter().map(row))
+}
+
+/// Aligns the columns of a table.
+pub(crate) fn columns<const N: usize>(head: [&str; N], rows: impl Iterator<Item = [String; N]>) -> String {
+    let rows: Vec<[String; N]> = std::iter::once(head.map(String::from)).chain(rows).collect();
+    let widths: [usize; N] =
         std::array::from_fn(|column| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0));
     let mut text = String::new();
     for row in &rows {
@@ -38,7 +43,6 @@ pub(crate) fn table(grants: &[GrantRecord]) -> String {
 }
 
 fn row(grant: &GrantRecord) -> [String; 8] {
-    let or_dash = |text: String| if text.is_empty() { "-".to_owned() } else { text };
     [
         plain(grant.id.as_str()),
         plain(grant.subject.as_str()),
@@ -49,6 +53,11 @@ fn row(grant: &GrantRecord) -> [String; 8] {
         or_dash(grant.expires_at.map(time).unwrap_or_default()),
         or_dash(grant.last_used.map(time).unwrap_or_default()),
     ]
+}
+
+/// Returns a dash for an empty cell of a table.
+pub(crate) fn or_dash(text: String) -> String {
+    if text.is_empty() { "-".to_owned() } else { text }
 }
 
 pub(crate) fn details(grant: &GrantRecord) -> String {
@@ -134,7 +143,7 @@ fn value(grant: &GrantRecord) -> Value {
 }
 
 /// Formats a time as RFC 3339 in UTC. Later times are replaced by the last date.
-fn time(time: SystemTime) -> String {
+pub(crate) fn time(time: SystemTime) -> String {
     humantime::format_rfc3339_millis(time.min(last_date())).to_string()
 }
 
@@ -144,6 +153,6 @@ pub(crate) fn last_date() -> SystemTime {
 }
 
 /// Replaces control characters. Other programs may have written terminal escape sequences into the tables.
-fn plain(text: &str) -> String {
+pub(crate) fn plain(text: &str) -> String {
     text.replace(char::is_control, "\u{fffd}")
 }

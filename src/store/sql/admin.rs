@@ -4,6 +4,7 @@ use std::time::{Duration, SystemTime};
 
 use sqlx::SqlStr;
 
+use super::audit::{about, change, changes, record};
 use super::database::{administer, unix_ms};
 use super::record::{columns, quota_columns, read};
 use super::{Database, GrantRecord, Issued, NewGrant, SqlError};
@@ -97,7 +98,10 @@ impl Database {
                 .execute(&mut *transaction)
                 .await?;
             let row = sqlx::query(self.sql(DESCRIBE)).bind(id.as_str()).fetch_one(&mut *transaction).await?;
-            read(&row)
+            let grant = read(&row)?;
+            let action = if prefix.is_some() { "issue" } else { "import" };
+            record!(self, transaction, action, [about(&grant, changes(None, &grant))]);
+            Ok(grant)
         })
     }
 
@@ -167,7 +171,13 @@ impl Database {
                 .await?;
             let prefix = self.sql("UPDATE {p}grants SET token_prefix = $2 WHERE id = $1");
             sqlx::query(prefix).bind(id.as_str()).bind(format.prefix()).execute(&mut *transaction).await?;
+            let before = grant.clone();
             grant.token_prefix = Some(format.prefix().to_owned());
+            let mut changes = changes(Some(&before), &grant);
+            if !grace.is_zero() {
+                changes.insert("grace_ends_ms".to_owned(), change((), until));
+            }
+            record!(self, transaction, "rotate", [about(&grant, changes)]);
             Ok(grant)
         })
         .map(|grant| Issued { secret, grant })
@@ -188,13 +198,28 @@ impl Database {
             "DELETE FROM {p}tokens WHERE digest IN (SELECT digest FROM {p}tokens WHERE rotated_until_ms < $1 LIMIT $2)",
         );
         let grants = self.sql(
-            "DELETE FROM {p}grants WHERE id IN (SELECT id FROM {p}grants WHERE revoked_ms < $1 OR expires_ms < $1 LIMIT $2)",
+            "DELETE FROM {p}grants WHERE id IN (SELECT id FROM {p}grants WHERE revoked_ms < $1 OR expires_ms < $1 LIMIT $2) \
+             RETURNING id, subject",
         );
         self.purge_by(&tokens, before).await?;
-        self.purge_by(&grants, before).await
+        let mut purged = 0;
+        loop {
+            let deleted = administer!(self, Writes, transaction => {
+                let delete = sqlx::query_as(grants.clone()).bind(before).bind(PURGE);
+                let rows: Vec<(String, String)> = delete.fetch_all(&mut *transaction).await?;
+                let deleted = rows.len();
+                record!(self, transaction, "purge", rows.into_iter().map(|(id, subject)| vec![id, subject]));
+                Ok(u64::try_from(deleted).unwrap_or(u64::MAX))
+            })?;
+            purged += deleted;
+            if deleted < PURGE.unsigned_abs() {
+                return Ok(purged);
+            }
+        }
     }
 
-    async fn purge_by(&self, statement: &SqlStr, before: i64) -> Result<u64, SqlError> {
+    /// Deletes rows in parts, which are not in the audit trail.
+    pub(super) async fn purge_by(&self, statement: &SqlStr, before: i64) -> Result<u64, SqlError> {
         let mut purged = 0;
         loop {
             let deleted = administer!(self, Writes, transaction => {

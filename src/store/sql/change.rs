@@ -5,6 +5,7 @@ use std::time::SystemTime;
 use serde::Serialize;
 
 use super::admin::DESCRIBE;
+use super::audit::{about, changes, record};
 use super::database::{administer, from_unix_ms, unix_ms};
 use super::new_grant::{check_name, to_json};
 use super::record::{columns, quota_columns, read};
@@ -171,7 +172,8 @@ impl Database {
                 .await?;
             let mut changed = Vec::with_capacity(rows.len());
             for row in &rows {
-                let mut grant = read(row)?;
+                let before = read(row)?;
+                let mut grant = before.clone();
                 change.apply(&mut grant);
                 let (interval, burst) = quota_columns(grant.quota);
                 sqlx::query(self.sql(UPDATE))
@@ -186,9 +188,12 @@ impl Database {
                     .await?;
                 // The database may write JSON differently.
                 let row = sqlx::query(self.sql(DESCRIBE)).bind(grant.id.as_str()).fetch_one(&mut *transaction).await?;
-                changed.push(read(&row)?);
+                changed.push((before, read(&row)?));
             }
-            Ok(changed)
+            let differ = changed.iter().map(|(before, grant)| (grant, changes(Some(before), grant)));
+            let entries = differ.filter(|(_, changes)| !changes.is_empty());
+            record!(self, transaction, "change", entries.map(|(grant, changes)| about(grant, changes)));
+            Ok(changed.into_iter().map(|(_, grant)| grant).collect())
         })
     }
 
@@ -291,8 +296,9 @@ impl Database {
 
     async fn set_suspended(&self, id: &GrantId, at: Option<i64>) -> Result<bool, SqlError> {
         let statement = "UPDATE {p}grants SET suspended_ms = $2 \
-             WHERE (suspended_ms IS NULL) = ($2 IS NOT NULL) AND revoked_ms IS NULL AND id = $1";
-        Ok(self.update(statement, id.as_str(), at).await? == 1)
+             WHERE (suspended_ms IS NULL) = ($2 IS NOT NULL) AND revoked_ms IS NULL AND id = $1 RETURNING id, subject";
+        let action = if at.is_some() { "suspend" } else { "resume" };
+        Ok(self.update(action, statement, id.as_str(), at).await? == 1)
     }
 
     /// Revokes a grant with all its tokens, permanently. Returns `false` if the grant does not exist or was revoked before.
@@ -301,8 +307,9 @@ impl Database {
     ///
     /// If the database fails.
     pub async fn revoke(&self, id: &GrantId) -> Result<bool, SqlError> {
-        let statement = "UPDATE {p}grants SET revoked_ms = $2 WHERE revoked_ms IS NULL AND id = $1";
-        Ok(self.update(statement, id.as_str(), Some(self.now_ms())).await? == 1)
+        let statement =
+            "UPDATE {p}grants SET revoked_ms = $2 WHERE revoked_ms IS NULL AND id = $1 RETURNING id, subject";
+        Ok(self.update("revoke", statement, id.as_str(), Some(self.now_ms())).await? == 1)
     }
 
     /// Revokes all grants of a subject, permanently. Returns the number of grants that were not revoked before.
@@ -311,15 +318,26 @@ impl Database {
     ///
     /// If the database fails.
     pub async fn revoke_subject(&self, subject: &Subject) -> Result<u64, SqlError> {
-        let statement = "UPDATE {p}grants SET revoked_ms = $2 WHERE revoked_ms IS NULL AND subject = $1";
-        self.update(statement, subject.as_str(), Some(self.now_ms())).await
+        let statement =
+            "UPDATE {p}grants SET revoked_ms = $2 WHERE revoked_ms IS NULL AND subject = $1 RETURNING id, subject";
+        self.update("revoke", statement, subject.as_str(), Some(self.now_ms())).await
     }
 
-    async fn update(&self, statement: &'static str, key: &str, at: Option<i64>) -> Result<u64, SqlError> {
+    /// Sets a time in the rows of grants. Returns the number of changed grants.
+    async fn update(
+        &self,
+        action: &'static str,
+        statement: &'static str,
+        key: &str,
+        at: Option<i64>,
+    ) -> Result<u64, SqlError> {
         let statement = self.sql(statement);
         administer!(self, Writes, transaction => {
-            let update = sqlx::query(statement).bind(key).bind(at);
-            Ok(update.execute(&mut *transaction).await?.rows_affected())
+            let update = sqlx::query_as(statement).bind(key).bind(at);
+            let rows: Vec<(String, String)> = update.fetch_all(&mut *transaction).await?;
+            let changed = rows.len();
+            record!(self, transaction, action, rows.into_iter().map(|(id, subject)| vec![id, subject]));
+            Ok(u64::try_from(changed).unwrap_or(u64::MAX))
         })
     }
 }

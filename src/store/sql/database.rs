@@ -29,6 +29,8 @@ pub(super) struct Inner {
     pub(super) schema: Schema,
     pub(super) lookup_timeout: Duration,
     pub(super) admin_timeout: Duration,
+    /// The actor of changes in the audit trail.
+    pub(super) actor: Option<Box<str>>,
     clock: Arc<dyn Fn() -> SystemTime + Send + Sync>,
 }
 
@@ -195,7 +197,7 @@ impl Database {
     fn of(pool: Pool, schema: Schema) -> Self {
         let clock = Arc::new(SystemTime::now);
         let (lookup_timeout, admin_timeout) = (DEFAULT_LOOKUP_TIMEOUT, DEFAULT_ADMIN_TIMEOUT);
-        Self(Arc::new(Inner { pool, schema, lookup_timeout, admin_timeout, clock }))
+        Self(Arc::new(Inner { pool, schema, lookup_timeout, admin_timeout, actor: None, clock }))
     }
 
     /// Sets the prefix of the table names. With `acme_` the tables are `acme_grants` and `acme_tokens`. Default: `tollgate_`.
@@ -244,7 +246,7 @@ impl Database {
         self.map(|inner| inner.clock = Arc::new(now))
     }
 
-    fn map(self, change: impl FnOnce(&mut Inner)) -> Self {
+    pub(super) fn map(self, change: impl FnOnce(&mut Inner)) -> Self {
         let mut inner = Arc::unwrap_or_clone(self.0);
         change(&mut inner);
         Self(Arc::new(inner))

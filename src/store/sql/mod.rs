@@ -26,8 +26,10 @@
 //!
 //! The tables are `grants` and `tokens`. Their names begin with `tollgate_` or with
 //! [another prefix](Database::with_table_prefix). After a rotation, a grant has more than one token. The tables contain
-//! digests of tokens, never tokens. [`Database::migrate`] also keeps the table `migrations`, and on SQLite `changes`. Times are whole milliseconds since 1970. Other programs may change all columns except
-//! `digest`; lookups use the changed values.
+//! digests of tokens, never tokens. [`Database::migrate`] also keeps the table `migrations`, and on SQLite `changes`. Times are
+//! whole milliseconds since 1970. Other programs may change all columns except `digest`; lookups use the changed values.
+//!
+//! The table `audit` says who changed which grant, and when. See [`Database::acting_as`] and [`Database::audit`].
 //!
 //! # Revocation
 //!
@@ -52,6 +54,7 @@ use std::error::Error;
 use thiserror::Error;
 
 mod admin;
+mod audit;
 mod change;
 #[cfg(feature = "postgres")]
 mod connections;
@@ -68,6 +71,7 @@ mod schema;
 mod url;
 mod within;
 
+pub use audit::{AuditEntry, AuditPage, AuditQuery};
 pub use change::GrantChange;
 pub use cursor::Cursor;
 pub use database::Database;

@@ -155,8 +155,8 @@ impl NewGrant {
     ///
     /// [`SqlError::Name`] if a name is invalid.
     pub fn check(&self) -> Result<(), SqlError> {
-        let names = self.id.as_ref().map(GrantId::as_str).into_iter().chain([self.subject.as_str()]);
-        names.map(|name| check_name(name, 1)).collect::<Result<(), _>>()?;
+        let mut names = self.id.as_ref().map(GrantId::as_str).into_iter().chain([self.subject.as_str()]);
+        names.try_for_each(|name| check_name(name, 1))?;
         check_name(&self.label, 0)
     }
 

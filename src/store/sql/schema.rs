@@ -58,6 +58,10 @@ struct Dialect {
     for_update: &'static str,
     /// The function that returns the position of a text in another.
     position: &'static str,
+    /// The type of a numbered primary key.
+    serial: &'static str,
+    /// The function that returns the elements of a JSON list, as rows with the column `value`.
+    json_elements: &'static str,
     /// The suffix of a `CREATE TABLE`.
     keyed: &'static str,
     /// Runs before the first tables are created, outside of a transaction.
@@ -78,6 +82,8 @@ const SQLITE: Dialect = Dialect {
     json: "TEXT",
     for_update: "",
     position: "instr",
+    serial: "INTEGER NOT NULL PRIMARY KEY AUTOINCREMENT",
+    json_elements: "json_each",
     // With row ids, a statement could replace a row by its row id, which fires no trigger.
     keyed: " WITHOUT ROWID",
     prepare: None,
@@ -110,6 +116,8 @@ impl Schema {
             json: "JSONB",
             for_update: "FOR UPDATE",
             position: "strpos",
+            serial: "BIGINT GENERATED ALWAYS AS IDENTITY PRIMARY KEY",
+            json_elements: "jsonb_array_elements",
             keyed: "",
             prepare: None,
             // Another migration may take longer than `lock_timeout`.
@@ -155,6 +163,8 @@ fn render(template: &'static str, prefix: &str, dialect: &Dialect) -> SqlStr {
         .replace("{json}", dialect.json)
         .replace("{for_update}", dialect.for_update)
         .replace("{position}", dialect.position)
+        .replace("{serial}", dialect.serial)
+        .replace("{json_elements}", dialect.json_elements)
         .replace("{keyed}", dialect.keyed);
     AssertSqlSafe(Arc::<str>::from(statement)).into_sql_str()
 }

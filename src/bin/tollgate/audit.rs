@@ -1,0 +1,114 @@
+//! The commands of the audit trail, and their output.
+
+use std::time::{Duration, SystemTime};
+
+use clap::Subcommand;
+use serde_json::{Value, json};
+use tollgate::store::sql::{AuditEntry, AuditPage, AuditQuery, Cursor};
+
+use crate::args::{Options, age, cursor, number};
+use crate::run::{Failure, before, open, print_next, print_purged};
+use crate::show::{self, columns, or_dash, plain, time};
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// List changes of grants, newest first; JSON has the fields `entries` and `next`
+    List {
+        #[command(flatten)]
+        options: Options,
+        /// Only changes of the grant with this id
+        #[arg(long, value_name = "ID")]
+        grant: Option<String>,
+        /// Only changes of grants of this subject
+        #[arg(long)]
+        subject: Option<String>,
+        /// Maximum number of entries
+        #[arg(long, value_name = "NUMBER", default_value = "100", value_parser = number)]
+        limit: u32,
+        /// Continue after the page that ended with this cursor
+        #[arg(long, value_parser = cursor)]
+        after: Option<Cursor>,
+    },
+    /// Delete old entries
+    Purge {
+        #[command(flatten)]
+        options: Options,
+        /// Delete entries that are at least this old, such as 730d
+        #[arg(long, value_name = "TIME", value_parser = age)]
+        older_than: Duration,
+    },
+}
+
+pub(crate) async fn run(command: Command) -> Result<(), Failure> {
+    match command {
+        Command::List { options, grant, subject, limit, after } => {
+            let mut query = AuditQuery::new().with_limit(limit);
+            if let Some(grant) = grant {
+                query = query.with_grant(grant);
+            }
+            if let Some(subject) = subject {
+                query = query.with_subject(subject);
+            }
+            if let Some(cursor) = after {
+                query = query.after(cursor);
+            }
+            let page = open(&options).await?.audit(&query).await?;
+            show::print(&if options.json { json(&page) } else { table(&page.entries) })?;
+            print_next(page.next.as_ref(), options.json);
+            Ok(())
+        }
+        Command::Purge { options, older_than } => {
+            let database = open(&options).await?;
+            print_purged(database.purge_audit(before(older_than)).await?, options.json)
+        }
+    }
+}
+
+fn json(page: &AuditPage) -> String {
+    let entries = page.entries.iter().map(|entry| {
+        json!({
+            "at": time(entry.at),
+            "actor": entry.actor,
+            "action": entry.action,
+            "grant": entry.grant.as_str(),
+            "subject": entry.subject.as_str(),
+            "changes": changes(entry),
+        })
+    });
+    json!({ "entries": Value::from_iter(entries), "next": page.next.as_ref().map(ToString::to_string) }).to_string()
+}
+
+fn table(entries: &[AuditEntry]) -> String {
+    columns(["TIME", "ACTOR", "ACTION", "GRANT", "SUBJECT", "CHANGES"], entries.iter().map(row))
+}
+
+fn row(entry: &AuditEntry) -> [String; 6] {
+    let changes = changes(entry);
+    let fields = changes.as_object().into_iter().flatten().map(|(name, change)| {
+        let value = |end: &str| value(name, change.get(end).unwrap_or(&Value::Null));
+        format!("{}: {} -> {}", name.trim_end_matches("_ms"), value("from"), value("to"))
+    });
+    [
+        time(entry.at),
+        or_dash(plain(entry.actor.as_deref().unwrap_or_default())),
+        plain(&entry.action),
+        plain(entry.grant.as_str()),
+        plain(entry.subject.as_str()),
+        or_dash(plain(&fields.collect::<Vec<_>>().join(", "))),
+    ]
+}
+
+fn changes(entry: &AuditEntry) -> Value {
+    entry.changes.as_deref().and_then(|json| json.parse().ok()).unwrap_or_default()
+}
+
+fn value(name: &str, value: &Value) -> String {
+    match (value, value.as_u64()) {
+        (Value::Null, _) => "-".to_owned(),
+        (Value::String(text), _) => text.clone(),
+        (_, Some(ms)) if name.ends_with("_ms") => {
+            SystemTime::UNIX_EPOCH.checked_add(Duration::from_millis(ms)).map_or_else(|| value.to_string(), time)
+        }
+        _ => value.to_string(),
+    }
+}

@@ -24,6 +24,8 @@ mod challenges;
 #[cfg(all(feature = "cli", feature = "sqlite", feature = "postgres"))]
 mod cli;
 #[cfg(all(feature = "cli", feature = "sqlite", feature = "postgres"))]
+mod cli_changes;
+#[cfg(all(feature = "cli", feature = "sqlite", feature = "postgres"))]
 mod cli_outputs;
 mod client_ip;
 #[cfg(all(feature = "cache", feature = "test-util"))]

@@ -69,7 +69,7 @@ pub(crate) enum TokenCommand {
         /// Id of the grant
         id: String,
     },
-    /// Change fields of a grant, or of all valid and suspended grants of a subject, in one transaction
+    /// Change fields of a grant, or of all grants of a subject, in one transaction
     Change(Change),
     /// Suspend a grant: its tokens are rejected until it is resumed
     Suspend {

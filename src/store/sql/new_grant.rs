@@ -106,7 +106,8 @@ impl NewGrant {
         self
     }
 
-    /// Binds the grant to a key of which the sender must prove possession; see [`Grant::with_sender_constraint`].
+    /// Binds the grant to a key of which the sender must prove possession; see
+    /// [`Grant::with_sender_constraint`](crate::Grant::with_sender_constraint).
     #[must_use]
     pub fn with_sender_constraint(mut self) -> Self {
         self.sender_constrained = true;
@@ -128,7 +129,7 @@ impl NewGrant {
     ///
     /// A grant is active until it is revoked or has expired. Suspended grants and grants whose validity has not begun are active.
     /// A rotated token and its successor belong to one grant. Concurrent issues in any number of processes do not exceed the
-    /// maximum, if all of them set it.
+    /// maximum, if all of them set it. Changes of expiries are not checked.
     ///
     /// ```no_run
     /// use tollgate::mint::TokenFormat;

@@ -1,8 +1,12 @@
--- Lookups wait behind a lock on the table, so the wait for this lock is short.
+-- Lookups wait behind the lock of ALTER TABLE, so the wait for this lock is short. ALTER TABLE comes first, because it needs the
+-- strongest lock: an upgrade of a lock could end in a deadlock.
 SET LOCAL lock_timeout = '2s';
 
 -- The time of suspension. Null if the grant is not suspended.
 ALTER TABLE {p}grants ADD COLUMN suspended_ms BIGINT;
+
+-- The order of lists.
+CREATE INDEX {p}grants_by_creation ON {p}grants (created_ms, id);
 
 DROP TRIGGER {p}grant_changed ON {p}grants;
 

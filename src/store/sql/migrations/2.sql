@@ -1,6 +1,3 @@
--- The order of lists.
-CREATE INDEX {p}grants_by_creation ON {p}grants (created_ms, id);
-
 -- Changes of grants, written in the transaction of each change. Never contains tokens or digests.
 CREATE TABLE {p}audit (
     id {serial},

@@ -1,6 +1,9 @@
 -- The time of suspension. Null if the grant is not suspended.
 ALTER TABLE {p}grants ADD COLUMN suspended_ms BIGINT;
 
+-- The order of lists.
+CREATE INDEX {p}grants_by_creation ON {p}grants (created_ms, id);
+
 DROP TRIGGER {p}grant_changed;
 
 CREATE TRIGGER {p}grant_changed

@@ -1,0 +1,154 @@
+//! Commands that list and change grants, and the audit trail, on SQLite and PostgreSQL.
+
+use tollgate::{BearerToken, TokenStore};
+
+use crate::cli::{code, json, run, secret, stdout, tollgate, works};
+use crate::servers::on_each_database;
+
+#[tokio::test]
+async fn grants_are_changed_suspended_and_resumed() {
+    on_each_database("grants_are_changed_suspended_and_resumed", |home| async move {
+        let database = home.database().await;
+        let (token, grant) = secret(&home, &["token", "issue", "--subject", "alice", "--scope", "old"]);
+        let id = grant["id"].as_str().unwrap();
+        let change = ["token", "change", id, "--json"];
+        let set = [
+            &change[..],
+            &["--label", "bot", "--scope", "trade", "--scope", "read", "--quota", "3/s burst 20"],
+            &["--expires", "90d", "--principal", r#"{"plan":"pro"}"#],
+        ];
+        let changed = json(&home, &set.concat());
+        assert_eq!((&changed["label"], &changed["scopes"]), (&"bot".into(), &serde_json::json!(["trade", "read"])));
+        assert_eq!(changed["quota"]["burst"], 20);
+        assert!(changed["expires_at"].is_string());
+        let user = database.store::<std::collections::BTreeMap<String, String>>();
+        assert_eq!(user.lookup(&BearerToken::new(&token)).await.unwrap().unwrap().principal()["plan"], "pro");
+
+        let reset = ["--no-scopes", "--default-quota", "--never-expires", "--no-principal"];
+        let changed = json(&home, &[&change[..], &reset].concat());
+        assert_eq!((&changed["label"], &changed["scopes"]), (&"bot".into(), &serde_json::json!([])));
+        assert!(changed["quota"].is_null() && changed["expires_at"].is_null());
+        assert!(works(&database, &token).await);
+
+        assert_eq!(stdout(&home, &["token", "suspend", id]), format!("suspended {id}\n"));
+        assert!(!works(&database, &token).await);
+        let shown = json(&home, &["token", "show", id, "--json"]);
+        assert!(shown["state"] == "suspended" && shown["suspended_at"].is_string());
+        let again = run(&home, &["token", "suspend", id]);
+        assert_eq!(String::from_utf8(again.stderr).unwrap(), "error: the grant is already suspended\n");
+        assert_eq!(json(&home, &["token", "resume", id, "--json"])["state"], "valid");
+        assert!(works(&database, &token).await);
+        let again = run(&home, &["token", "resume", id]);
+        assert_eq!(String::from_utf8(again.stderr).unwrap(), "error: the grant is not suspended\n");
+
+        secret(&home, &["token", "issue", "--subject", "alice"]);
+        let all = json(&home, &["token", "change", "--subject", "alice", "--quota", "7/s", "--json"]);
+        let bursts: Vec<_> = all.as_array().unwrap().iter().map(|grant| &grant["quota"]["burst"]).collect();
+        assert_eq!(bursts, [7, 7]);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn the_audit_trail_names_the_user_of_the_system() {
+    on_each_database("the_audit_trail_names_the_user_of_the_system", |home| async move {
+        let by = |user: &str, args: &[&str]| {
+            let mut command = tollgate(args);
+            command.env("TOLLGATE_DATABASE", home.url()).env("USER", user).env_remove("LOGNAME").env_remove("USERNAME");
+            let output = command.output().unwrap();
+            assert_eq!(code(&output), 0, "{args:?}: {output:?}");
+            String::from_utf8(output.stdout).unwrap()
+        };
+        by("maria", &["token", "issue", "--subject", "alice", "--quota", "3/s"]);
+        let grant = home.database().await.list(None).await.unwrap().remove(0);
+        let id = grant.id.as_str();
+        by("otto", &["token", "change", id, "--quota", "7/s", "--expires", "90d"]);
+        // Names that cannot be stored are omitted.
+        for user in ["", "a\tb"] {
+            by(user, &["token", "suspend", id]);
+            by(user, &["token", "resume", id]);
+        }
+        let first = json(&home, &["audit", "list", "--grant", id, "--limit", "5", "--json"]);
+        let next = first["next"].as_str().unwrap();
+        let last = json(&home, &["audit", "list", "--subject", "alice", "--after", next, "--json"]);
+        let all = [&first, &last].map(|page| page["entries"].as_array().unwrap()).into_iter().flatten();
+        let found: Vec<_> = all.map(|entry| (entry["actor"].as_str(), entry["action"].as_str().unwrap())).collect();
+        let unknown = [(None, "resume"), (None, "suspend"), (None, "resume"), (None, "suspend")];
+        assert_eq!(found[..4], unknown);
+        assert_eq!(found[4..], [(Some("otto"), "change"), (Some("maria"), "issue")]);
+        assert!(last["next"].is_null());
+        assert_eq!(first["entries"][4]["changes"]["quota"], serde_json::json!({ "from": "3/s", "to": "7/s" }));
+
+        let table = stdout(&home, &["audit", "list"]);
+        let lines: Vec<&str> = table.lines().collect();
+        assert_eq!(
+            lines[0].split_whitespace().collect::<Vec<_>>(),
+            ["TIME", "ACTOR", "ACTION", "GRANT", "SUBJECT", "CHANGES"]
+        );
+        let end =
+            humantime::format_rfc3339_millis(home.database().await.list(None).await.unwrap()[0].expires_at.unwrap());
+        assert!(lines[5].ends_with(&format!("alice    expires: - -> {end}, quota: 3/s -> 7/s")), "{table}");
+        assert!(lines[1].contains(" - ") && lines[1].ends_with("alice    -"), "{table}");
+
+        assert_eq!(stdout(&home, &["audit", "purge", "--older-than", "1d"]), "purged 0\n");
+        tokio::time::sleep(std::time::Duration::from_millis(2)).await;
+        assert_eq!(
+            json(&home, &["audit", "purge", "--older-than", "0s", "--json"]),
+            serde_json::json!({ "purged": 6 })
+        );
+        assert_eq!(json(&home, &["audit", "list", "--json"]), serde_json::json!({ "entries": [], "next": null }));
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn lists_are_filtered_and_paged() {
+    on_each_database("lists_are_filtered_and_paged", |home| async move {
+        let mut ids = Vec::new();
+        for label in ["bot 1", "bot 2", "bot 3", "other"] {
+            let (_, grant) = secret(&home, &["token", "issue", "--subject", "alice", "--label", label]);
+            ids.push(grant["id"].clone());
+        }
+        stdout(&home, &["token", "suspend", ids[2].as_str().unwrap()]);
+        let list = ["token", "list", "--label", "bot"];
+        let first = json(&home, &[&list[..], &["--limit", "2", "--json"]].concat());
+        let next = first["next"].as_str().unwrap();
+        let second = json(&home, &[&list[..], &["--limit", "2", "--json", "--after", next]].concat());
+        let all = first["grants"].as_array().unwrap().iter().chain(second["grants"].as_array().unwrap());
+        let mut listed: Vec<_> = all.map(|grant| grant["id"].clone()).collect();
+        // Grants may be issued in the same millisecond.
+        listed.sort_by_key(|id| ids.iter().position(|issued| issued == id));
+        assert_eq!((&listed[..], second["next"].is_null()), (&ids[..3], true));
+
+        let page = run(&home, &[&list[..], &["--limit", "2"]].concat());
+        assert_eq!(String::from_utf8(page.stderr).unwrap(), format!("next page: --after {next}\n"));
+        assert_eq!(String::from_utf8(page.stdout).unwrap().lines().count(), 3);
+        // The text of this cursor is Base64, but no position.
+        assert_eq!(code(&run(&home, &["token", "list", "--limit", "2", "--after", "MQ"])), 2);
+        let suspended = json(&home, &["token", "list", "--state", "suspended", "--prefix", "tg", "--json"]);
+        assert_eq!((suspended.as_array().unwrap().len(), &suspended[0]["id"]), (1, &ids[2]));
+        assert_eq!(json(&home, &["token", "list", "--prefix", "acme", "--json"]), serde_json::json!([]));
+
+        let counts = json(&home, &["token", "count", "--label", "bot", "--json"]);
+        let expected =
+            serde_json::json!({ "valid": 2, "not yet valid": 0, "suspended": 1, "expired": 0, "revoked": 0 });
+        assert_eq!(counts, expected);
+        let text = stdout(&home, &["token", "count"]);
+        assert!(text.starts_with("valid          3\nnot yet valid  0\nsuspended      1\n"), "{text}");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn no_more_grants_are_issued_than_the_maximum() {
+    on_each_database("no_more_grants_are_issued_than_the_maximum", |home| async move {
+        let issue = ["token", "issue", "--subject", "alice", "--max-active", "2"];
+        secret(&home, &issue);
+        secret(&home, &issue);
+        let output = run(&home, &issue);
+        assert_eq!((code(&output), output.stdout.len()), (1, 0));
+        let error = "error: the subject already has 2 active grants or more\n";
+        assert_eq!(String::from_utf8(output.stderr).unwrap(), error);
+    })
+    .await;
+}

@@ -16,7 +16,7 @@ pub enum Invalidation {
     Grant(GrantId),
     /// All tokens of a subject were changed or revoked.
     Subject(Subject),
-    /// A token was added: tokens that were unknown may be known now.
+    /// A token was added, or a suspended grant was resumed: tokens that were unknown may be known now.
     Added,
     /// Anything may have changed, for example while a connection was lost. A cache keeps its entries, but looks each of them up
     /// in the store before it serves them again. It serves an old entry only while the store fails.

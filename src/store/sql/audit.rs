@@ -86,6 +86,17 @@ pub struct AuditEntry {
     pub changes: Option<String>,
 }
 
+/// The statement of a page. Each filter has its own, because SQLite uses no index for `$1 IS NULL OR grant_id = $1`.
+macro_rules! page {
+    ($filter:literal) => {
+        concat!(
+            "SELECT id, at_ms, actor, action, grant_id, subject, CAST(changes AS TEXT) FROM {p}audit WHERE ",
+            $filter,
+            " AND id < $3 ORDER BY id DESC LIMIT $4"
+        )
+    };
+}
+
 /// A row of the trail as the database returns it.
 type Row = (i64, i64, Option<String>, String, String, String, Option<String>);
 
@@ -116,23 +127,28 @@ impl Database {
     /// Reads a page of the audit trail, newest entries first. All changes by the methods of this type are in the trail. Changes by
     /// other programs are not.
     ///
+    /// Transactions that run at the same time may end in another order than their entries have. On PostgreSQL, an entry can
+    /// therefore appear behind newer entries.
+    ///
     /// The entries of purged grants remain until they are [purged](Self::purge_audit) themselves.
     ///
     /// # Errors
     ///
     /// [`SqlError::Cursor`] if the cursor is not from a page of the trail, or if the database fails.
     pub async fn audit(&self, query: &AuditQuery) -> Result<AuditPage, SqlError> {
-        const PAGE: &str = "SELECT id, at_ms, actor, action, grant_id, subject, CAST(changes AS TEXT) FROM {p}audit \
-             WHERE ($1 IS NULL OR grant_id = $1) AND ($2 IS NULL OR subject = $2) AND id < $3 ORDER BY id DESC LIMIT $4";
+        let statement = match (&query.grant, &query.subject) {
+            (None, None) => page!("$1 IS NULL AND $2 IS NULL"),
+            (Some(_), None) => page!("grant_id = $1 AND $2 IS NULL"),
+            (None, Some(_)) => page!("$1 IS NULL AND subject = $2"),
+            (Some(_), Some(_)) => page!("grant_id = $1 AND subject = $2"),
+        };
         let before: i64 = match &query.after {
             None => i64::MAX,
             Some(cursor) => cursor.position().parse().map_err(|_| SqlError::Cursor)?,
         };
         let limit = usize::try_from(query.limit).unwrap_or(usize::MAX);
         let mut rows: Vec<Row> = administer!(self, Reads, transaction => {
-            let page = sqlx::query_as(self.sql(PAGE))
-                // Planned anew each time, for the filters in use.
-                .persistent(false)
+            let page = sqlx::query_as(self.sql(statement))
                 .bind(query.grant.as_ref().map(GrantId::as_str))
                 .bind(query.subject.as_ref().map(Subject::as_str))
                 .bind(before)

@@ -110,10 +110,13 @@ macro_rules! state {
     };
 }
 
+/// The filter of a query. SQLite uses no index for `$1 IS NULL OR g.subject = $1`, so the condition for the subject is separate.
 macro_rules! filter {
-    () => {
+    ($subject:literal) => {
         concat!(
-            " FROM {p}grants g WHERE ($1 IS NULL OR g.subject = $1) AND ($2 IS NULL OR {position}(g.label, $2) > 0) \
+            " FROM {p}grants g WHERE ",
+            $subject,
+            " AND ($2 IS NULL OR {position}(g.label, $2) > 0) \
              AND ($3 IS NULL OR g.token_prefix = $3) AND ($4 IS NULL OR ",
             state!(),
             " = $4)"
@@ -160,17 +163,25 @@ impl Database {
     ///
     /// [`SqlError::Cursor`] if the cursor is not from a page of grants, or if the database fails.
     pub async fn page(&self, query: &GrantQuery) -> Result<GrantPage, SqlError> {
-        const PAGE: &str = concat!(
-            "SELECT ",
-            columns!(),
-            filter!(),
-            " AND (g.created_ms, g.id) > ($6, $7) ORDER BY g.created_ms, g.id LIMIT $8"
-        );
+        macro_rules! page {
+            ($subject:literal) => {
+                concat!(
+                    "SELECT ",
+                    columns!(),
+                    filter!($subject),
+                    " AND (g.created_ms, g.id) > ($6, $7) ORDER BY g.created_ms, g.id LIMIT $8"
+                )
+            };
+        }
+        let statement = match query.subject {
+            None => page!("$1 IS NULL"),
+            Some(_) => page!("g.subject = $1"),
+        };
         let (created, id) = query.start()?;
         let limit = usize::try_from(query.limit).unwrap_or(usize::MAX);
         let mut grants: Vec<GrantRecord> = administer!(self, Reads, transaction => {
             // One more row shows whether another page follows.
-            let page = query!(self, PAGE, query).bind(created).bind(id).bind(i64::from(query.limit) + 1);
+            let page = query!(self, statement, query).bind(created).bind(id).bind(i64::from(query.limit) + 1);
             page.fetch_all(&mut *transaction).await?.iter().map(read).collect()
         })?;
         let has_more = grants.len() > limit;
@@ -186,10 +197,18 @@ impl Database {
     ///
     /// If the database fails.
     pub async fn count(&self, query: &GrantQuery) -> Result<GrantCounts, SqlError> {
-        const COUNT: &str = concat!("SELECT ", state!(), " AS state, COUNT(*) AS number", filter!(), " GROUP BY 1");
+        macro_rules! count {
+            ($subject:literal) => {
+                concat!("SELECT ", state!(), " AS state, COUNT(*) AS number", filter!($subject), " GROUP BY 1")
+            };
+        }
+        let statement = match query.subject {
+            None => count!("$1 IS NULL"),
+            Some(_) => count!("g.subject = $1"),
+        };
         administer!(self, Reads, transaction => {
             let mut counts = GrantCounts::default();
-            for row in query!(self, COUNT, query).fetch_all(&mut *transaction).await? {
+            for row in query!(self, statement, query).fetch_all(&mut *transaction).await? {
                 let number: i64 = row.try_get("number")?;
                 let count = match row.try_get("state")? {
                     "valid" => &mut counts.valid,

@@ -13,13 +13,15 @@ use crate::token::TokenDigest;
 use crate::token::mint::{RandomnessError, TokenFormat};
 
 /// Administration. Each operation is one transaction with a [timeout](Self::with_admin_timeout), unless stated otherwise. After
-/// [`SqlError::Timeout`] or [`SqlError::Database`], or after its future is dropped, an operation may have been committed.
+/// [`SqlError::Timeout`] or [`SqlError::Database`], or after its future is dropped, an operation may have been committed. Changes
+/// are written to the [audit trail](Self::audit).
 impl Database {
     /// Issues a grant with a new token. The token is valid when this method returns. The secret is stored nowhere.
     ///
     /// # Errors
     ///
-    /// If the grant's id exists, a name is invalid, the subject has [too many grants](NewGrant::with_max_active), the system provides no random bytes, or the database fails.
+    /// If the grant's id exists, a name is invalid, the subject has [too many grants](NewGrant::with_max_active), the system
+    /// provides no random bytes, or the database fails.
     pub async fn issue(&self, format: &TokenFormat, grant: &NewGrant) -> Result<Issued, SqlError> {
         let secret = format.mint()?;
         let grant = self.insert(secret.digest(), Some(format.prefix()), grant).await?;
@@ -106,7 +108,7 @@ impl Database {
     }
 
     /// Lists all grants, or those of a subject, oldest first. The list includes revoked and expired grants until they are
-    /// [purged](Self::purge).
+    /// [purged](Self::purge). [`page`](Self::page) lists many grants in parts.
     ///
     /// # Errors
     ///

@@ -175,6 +175,10 @@ impl Database {
                 let before = read(row)?;
                 let mut grant = before.clone();
                 change.apply(&mut grant);
+                if grant == before {
+                    changed.push((before, grant));
+                    continue;
+                }
                 let (interval, burst) = quota_columns(grant.quota);
                 sqlx::query(self.sql(UPDATE))
                     .bind(grant.id.as_str())

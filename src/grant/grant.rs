@@ -109,6 +109,13 @@ name! {
 }
 name! {
     /// The owner of a rate limit. All grants of one subject share its limit.
+    ///
+    /// ```
+    /// use tollgate::Subject;
+    ///
+    /// let alice = Subject::from("alice");
+    /// assert_eq!(alice.as_str(), "alice");
+    /// ```
     Subject
 }
 

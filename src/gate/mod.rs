@@ -8,6 +8,7 @@ mod layer;
 mod locations;
 mod rate_limit;
 mod redact;
+mod reject;
 mod require_scope;
 mod responses;
 mod service;

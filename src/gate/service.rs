@@ -40,7 +40,7 @@ where
         self.inner.poll_ready(cx)
     }
 
-    /// Runs the pipeline: extract, authenticate, limit, respond. The steps are in `steps.rs`.
+    /// Runs the pipeline: extract, authenticate, limit, respond. The steps are in `steps.rs` and `reject.rs`.
     fn call(&mut self, mut request: Request<ReqB>) -> Self::Future {
         let gate = &*self.gate;
         let step = match gate.bypass_preflight(&mut request) {

@@ -1,11 +1,11 @@
-//! The steps of the pipeline: every decision of a gate about a request.
+//! The first three steps of the pipeline: every decision of a gate about a request.
 
 use std::sync::Arc;
 
-use http::{HeaderValue, Method, Request, Response, header};
+use http::{Method, Request, header};
 
 use super::settings::Gate;
-use super::state::{Admitted, Asked, Caller, Found, NoToken, Step, TokenLookup, Wait};
+use super::state::{Asked, Caller, Found, NoToken, Step, TokenLookup, Wait};
 use super::unlimited::is_unlimited;
 use crate::authenticate::verdict;
 use crate::caller::{CurrentGrant, Unauthenticated, WithoutGrant};
@@ -18,8 +18,7 @@ use crate::quota::decision::Decision;
 use crate::rejection::store_error::StoreError;
 use crate::rejection::{Rejection, RejectionKind};
 use crate::request_head::RequestHead;
-use crate::respond::ratelimit::{LimitHeaders, limit_headers};
-use crate::respond::{Respond, keep_target};
+use crate::respond::ratelimit::LimitHeaders;
 use crate::store::GateStore;
 use crate::token::{Credential, TokenLocation};
 
@@ -345,63 +344,3 @@ fn admit<T: GateStore, L: Limiter, B>(
 /// The detail of a rejection by a gate whose limiter a gate around it has charged already.
 const TWICE: &str =
     "The same gate has already charged this request. Perhaps it is a layer of a router and of one of its routes.";
-
-/// Step 4: respond.
-impl<T, L, R> Gate<T, L, R> {
-    /// Returns the response to a rejected request.
-    pub(super) fn reject_request<ReqB, B>(&self, rejection: Rejection, request: &Request<ReqB>) -> Response<B>
-    where
-        R: Respond<B>,
-    {
-        let rejection = rejection.for_request(&RequestHead::of(request));
-        self.reject(match self.request_id(request) {
-            Some(id) => rejection.with_request_id(id),
-            None => rejection,
-        })
-    }
-
-    /// Returns the response of a rejection.
-    pub(super) fn reject<B>(&self, rejection: Rejection) -> Response<B>
-    where
-        R: Respond<B>,
-    {
-        let advert = rejection.decision().and_then(|decision| self.advert(decision));
-        let mut response = self.write(rejection);
-        if let Some(advert) = advert {
-            advert.write(response.headers_mut());
-        }
-        response
-    }
-
-    fn write<B>(&self, rejection: Rejection) -> Response<B>
-    where
-        R: Respond<B>,
-    {
-        let mut response = self.responder.reject(rejection.with_challenges(&self.terms));
-        if self.settings.locations.query.is_some() {
-            keep_target(response.headers_mut());
-        }
-        response
-    }
-
-    /// Returns the response to a rejection that the handler or an extractor returned. [`LimitHeaders`] are written later.
-    #[cold]
-    pub(super) fn reject_returned<B>(&self, rejection: Rejection, admitted: Admitted) -> Response<B>
-    where
-        R: Respond<B>,
-    {
-        self.write(rejection.for_admitted(admitted.is_head, admitted.request_id))
-    }
-
-    /// Returns the id of a request, if the gate has a function for it.
-    #[inline]
-    pub(super) fn request_id<B>(&self, request: &Request<B>) -> Option<HeaderValue> {
-        self.settings.request_id.as_ref()?(&RequestHead::of(request))
-    }
-
-    /// Renders the rate limit headers of a decision.
-    #[inline]
-    pub(super) fn advert(&self, decision: &Decision) -> Option<LimitHeaders> {
-        limit_headers(self.settings.headers, decision, || self.settings.wall_clock.now())
-    }
-}

@@ -6,7 +6,7 @@ use std::future::Future;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use sqlx::{Connection as _, PgConnection};
+use sqlx::{Connection as _, Executor as _, PgConnection};
 use tollgate::store::sql::Database;
 
 use crate::machine::{skip, unique};
@@ -103,6 +103,37 @@ impl Drop for Cleanup {
                 _ = removal.join();
             }
         }
+    }
+}
+
+/// A role of PostgreSQL with some rights on the tables of a test.
+pub struct Role {
+    owner: PgConnection,
+    name: String,
+    url: String,
+}
+
+impl Role {
+    /// Creates a role with these rights, which are `GRANT` statements with `{role}` and `{schema}`.
+    pub async fn create(home: &Home, rights: &str) -> Self {
+        let mut owner = PgConnection::connect(home.url()).await.unwrap();
+        let schema: String = sqlx::query_scalar("SELECT current_schema()::text").fetch_one(&mut owner).await.unwrap();
+        let name = format!("{schema}_role");
+        let statements = format!("CREATE ROLE {{role}}; GRANT USAGE ON SCHEMA {{schema}} TO {{role}}; {rights}");
+        let statements = statements.replace("{role}", &name).replace("{schema}", &schema);
+        owner.execute(sqlx::AssertSqlSafe(statements)).await.unwrap();
+        let url = format!("{}&options[role]={name}", home.url());
+        Self { owner, name, url }
+    }
+
+    /// Returns the URL with which this role connects.
+    pub fn url(&self) -> &str {
+        &self.url
+    }
+
+    pub async fn remove(mut self) {
+        let statements = format!("DROP OWNED BY {0}; DROP ROLE {0}", self.name);
+        self.owner.execute(sqlx::AssertSqlSafe(statements)).await.unwrap();
     }
 }
 

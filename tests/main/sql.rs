@@ -12,7 +12,7 @@ use tollgate::store::contract::Contract;
 use tollgate::store::sql::{Database, GrantRecord, LastUsed, NewGrant, SqlError, SqlStore};
 use tollgate::{BearerToken, BoxStore, Grant, GrantId, Quota, Scopes, StoreError, Subject, TokenDigest, TokenStore};
 
-use crate::servers::{Home, on_each_database};
+use crate::servers::{Home, Role, on_each_database};
 
 pub fn format() -> TokenFormat {
     TokenFormat::new("acme").unwrap()
@@ -674,23 +674,16 @@ async fn rotated_tokens_share_a_rate_limit() {
 
 #[tokio::test]
 async fn read_only_roles_can_migrate_current_tables() {
-    use sqlx::{Connection as _, PgConnection};
     let test = "read_only_roles_can_migrate_current_tables";
     let Some(home) = Home::postgres(test).await else { return };
     home.database().await.migrate().await.unwrap();
-    let mut owner = PgConnection::connect(home.url()).await.unwrap();
-    let schema: String = sqlx::query_scalar("SELECT current_schema()::text").fetch_one(&mut owner).await.unwrap();
-    let role = format!("{schema}_reader");
-    let grants = format!(
-        "CREATE ROLE {role}; GRANT USAGE ON SCHEMA {schema} TO {role}; GRANT SELECT ON ALL TABLES IN SCHEMA {schema} TO {role}"
-    );
-    owner.execute(sqlx::AssertSqlSafe(grants)).await.unwrap();
+    let role = Role::create(&home, "GRANT SELECT ON ALL TABLES IN SCHEMA {schema} TO {role}").await;
 
-    let reader = Database::connect(&format!("{}&options[role]={role}", home.url())).await.unwrap();
+    let reader = Database::connect(role.url()).await.unwrap();
     let (migrated, listed) = (reader.migrate().await, reader.list(None).await);
     let issued = reader.issue(&format(), &NewGrant::new("alice")).await;
     drop(reader);
-    owner.execute(sqlx::AssertSqlSafe(format!("DROP OWNED BY {role}; DROP ROLE {role}"))).await.unwrap();
+    role.remove().await;
     assert!(migrated.is_ok() && listed.unwrap().is_empty(), "{migrated:?}");
     assert!(matches!(issued, Err(SqlError::Database(_))), "the role may only read");
 }

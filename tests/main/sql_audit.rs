@@ -7,7 +7,7 @@ use sqlx::{Connection as _, Executor as _, PgConnection};
 use tollgate::store::sql::{AuditEntry, AuditQuery, Cursor, Database, GrantChange, NewGrant, SqlError};
 use tollgate::{Quota, TokenDigest};
 
-use crate::servers::{Home, on_each_database};
+use crate::servers::{Home, Role, on_each_database};
 use crate::sql::{Clock, execute, format};
 
 const HOUR: Duration = Duration::from_secs(3_600);
@@ -251,20 +251,13 @@ async fn a_role_that_may_only_insert_cannot_change_the_trail() {
     let test = "a_role_that_may_only_insert_cannot_change_the_trail";
     let Some(home) = Home::postgres(test).await else { return };
     home.database().await.migrate().await.unwrap();
-    let mut owner = PgConnection::connect(home.url()).await.unwrap();
-    let schema: String = sqlx::query_scalar("SELECT current_schema()::text").fetch_one(&mut owner).await.unwrap();
-    let role = format!("{schema}_service");
-    let grants = format!(
-        "CREATE ROLE {role}; GRANT USAGE ON SCHEMA {schema} TO {role}; \
-         GRANT SELECT ON tollgate_migrations TO {role}; \
+    let rights = "GRANT SELECT ON tollgate_migrations TO {role}; \
          GRANT SELECT, INSERT, UPDATE, DELETE ON tollgate_grants, tollgate_tokens TO {role}; \
-         GRANT SELECT, INSERT ON tollgate_audit TO {role}"
-    );
-    owner.execute(sqlx::AssertSqlSafe(grants)).await.unwrap();
-    let url = format!("{}&options[role]={role}", home.url());
+         GRANT SELECT, INSERT ON tollgate_audit TO {role}";
+    let role = Role::create(&home, rights).await;
 
     let work = async {
-        let service = Database::connect(&url).await?;
+        let service = Database::connect(role.url()).await?;
         service.check_tables().await?;
         service.migrate().await?;
         let issued = service.issue(&format(), &NewGrant::new("alice").with_max_active(1)).await?;
@@ -279,7 +272,7 @@ async fn a_role_that_may_only_insert_cannot_change_the_trail() {
         Ok::<_, SqlError>((entries, purged))
     };
     let worked = work.await;
-    let mut raw = PgConnection::connect(&url).await.unwrap();
+    let mut raw = PgConnection::connect(role.url()).await.unwrap();
     let mut rejected = 0;
     let statements = [
         "UPDATE tollgate_audit SET actor = 'mallory'",
@@ -295,7 +288,7 @@ async fn a_role_that_may_only_insert_cannot_change_the_trail() {
     }
     drop(raw);
     let left = trail(&home.database().await, AuditQuery::new()).await.len();
-    owner.execute(sqlx::AssertSqlSafe(format!("DROP OWNED BY {role}; DROP ROLE {role}"))).await.unwrap();
+    role.remove().await;
     let (entries, purged) = worked.unwrap();
     assert!(matches!(purged, Err(SqlError::Database(_))), "{purged:?}");
     assert_eq!((entries, left, rejected), (7, 7, statements.len()));

@@ -1,0 +1,71 @@
+//! The last step of the pipeline: the responses to rejected requests.
+
+use http::{HeaderValue, Request, Response};
+
+use super::settings::Gate;
+use super::state::Admitted;
+use crate::quota::decision::Decision;
+use crate::rejection::Rejection;
+use crate::request_head::RequestHead;
+use crate::respond::ratelimit::{LimitHeaders, limit_headers};
+use crate::respond::{Respond, keep_target};
+
+/// Step 4: respond.
+impl<T, L, R> Gate<T, L, R> {
+    /// Returns the response to a rejected request.
+    pub(super) fn reject_request<ReqB, B>(&self, rejection: Rejection, request: &Request<ReqB>) -> Response<B>
+    where
+        R: Respond<B>,
+    {
+        let rejection = rejection.for_request(&RequestHead::of(request));
+        self.reject(match self.request_id(request) {
+            Some(id) => rejection.with_request_id(id),
+            None => rejection,
+        })
+    }
+
+    /// Returns the response of a rejection.
+    pub(super) fn reject<B>(&self, rejection: Rejection) -> Response<B>
+    where
+        R: Respond<B>,
+    {
+        let advert = rejection.decision().and_then(|decision| self.advert(decision));
+        let mut response = self.write(rejection);
+        if let Some(advert) = advert {
+            advert.write(response.headers_mut());
+        }
+        response
+    }
+
+    fn write<B>(&self, rejection: Rejection) -> Response<B>
+    where
+        R: Respond<B>,
+    {
+        let mut response = self.responder.reject(rejection.with_challenges(&self.terms));
+        if self.settings.locations.query.is_some() {
+            keep_target(response.headers_mut());
+        }
+        response
+    }
+
+    /// Returns the response to a rejection that the handler or an extractor returned. [`LimitHeaders`] are written later.
+    #[cold]
+    pub(super) fn reject_returned<B>(&self, rejection: Rejection, admitted: Admitted) -> Response<B>
+    where
+        R: Respond<B>,
+    {
+        self.write(rejection.for_admitted(admitted.is_head, admitted.request_id))
+    }
+
+    /// Returns the id of a request, if the gate has a function for it.
+    #[inline]
+    pub(super) fn request_id<B>(&self, request: &Request<B>) -> Option<HeaderValue> {
+        self.settings.request_id.as_ref()?(&RequestHead::of(request))
+    }
+
+    /// Renders the rate limit headers of a decision.
+    #[inline]
+    pub(super) fn advert(&self, decision: &Decision) -> Option<LimitHeaders> {
+        limit_headers(self.settings.headers, decision, || self.settings.wall_clock.now())
+    }
+}

@@ -1,5 +1,6 @@
 //! The audit trail in SQLite and PostgreSQL.
 
+use std::num::NonZeroU32;
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -14,7 +15,7 @@ const HOUR: Duration = Duration::from_secs(3_600);
 
 /// Returns all entries, oldest first.
 async fn trail(database: &Database, query: AuditQuery) -> Vec<AuditEntry> {
-    let mut page = database.audit(&query.with_limit(1_000)).await.unwrap();
+    let mut page = database.audit(&query.with_limit(NonZeroU32::new(1_000).unwrap())).await.unwrap();
     assert!(page.next.is_none());
     page.entries.reverse();
     page.entries
@@ -216,7 +217,8 @@ async fn the_trail_is_read_in_pages_and_purged_by_age() {
         for number in 0..25 {
             issue(format!("old-{number}"), if number % 2 == 0 { "alice" } else { "bob" }).await;
         }
-        let (mut query, mut found, mut pages) = (AuditQuery::new().with_limit(4), Vec::new(), 0);
+        let (mut query, mut found, mut pages) =
+            (AuditQuery::new().with_limit(NonZeroU32::new(4).unwrap()), Vec::new(), 0);
         loop {
             let page = database.audit(&query).await.unwrap();
             found.extend(page.entries.into_iter().map(|entry| entry.grant.to_string()));
@@ -232,7 +234,6 @@ async fn the_trail_is_read_in_pages_and_purged_by_age() {
         assert_eq!(trail(&database, query().with_subject("bob")).await.len(), 12);
         assert_eq!(trail(&database, query().with_grant("old-7")).await.len(), 1);
         assert_eq!(trail(&database, query().with_grant("old-7").with_subject("alice")).await.len(), 0);
-        assert_eq!(database.audit(&query().with_limit(0)).await.unwrap().entries.len(), 1);
         let foreign: Cursor = "MTpvbmU".parse().unwrap();
         assert!(matches!(database.audit(&query().after(foreign)).await, Err(SqlError::Cursor)));
 

@@ -1,6 +1,7 @@
 //! Pages and numbers of grants in SQLite and PostgreSQL.
 
 use std::collections::HashMap;
+use std::num::NonZeroU32;
 use std::time::{Duration, UNIX_EPOCH};
 
 use tollgate::TokenDigest;
@@ -40,16 +41,17 @@ async fn each_old_grant_is_in_one_page_while_grants_are_issued_and_purged() {
         };
         execute(&home, rows("old", 10_000, "NULL")).await;
         execute(&home, rows("gone", 500, "1")).await;
-        let (ids, pages) = read_all(&database, GrantQuery::new().with_limit(300), async |page| {
-            // Before, among and after the grants of the next pages.
-            execute(&home, rows(&format!("new-{page}-"), 50, "NULL")).await;
-            let late = NewGrant::new("alice").with_id(format!("late-{page}"));
-            database.import(TokenDigest::of(format!("token-{page}").as_str()), &late).await.unwrap();
-            if page == 5 {
-                assert_eq!(database.purge(UNIX_EPOCH + HOUR).await.unwrap(), 500);
-            }
-        })
-        .await;
+        let (ids, pages) =
+            read_all(&database, GrantQuery::new().with_limit(NonZeroU32::new(300).unwrap()), async |page| {
+                // Before, among and after the grants of the next pages.
+                execute(&home, rows(&format!("new-{page}-"), 50, "NULL")).await;
+                let late = NewGrant::new("alice").with_id(format!("late-{page}"));
+                database.import(TokenDigest::of(format!("token-{page}").as_str()), &late).await.unwrap();
+                if page == 5 {
+                    assert_eq!(database.purge(UNIX_EPOCH + HOUR).await.unwrap(), 500);
+                }
+            })
+            .await;
         assert!(pages >= 34, "{pages}");
         let mut times: HashMap<&str, usize> = HashMap::new();
         for id in &ids {
@@ -87,9 +89,8 @@ async fn filters_select_grants() {
         let all = ["valid", "later", "suspended", "expired", "revoked", "imported"];
         let query = GrantQuery::new;
         assert_eq!(ids(query()).await, all);
-        assert_eq!(ids(query().with_limit(1)).await, all);
-        assert_eq!(ids(query().with_limit(0)).await, all);
-        assert_eq!(ids(query().with_limit(u32::MAX)).await, all);
+        assert_eq!(ids(query().with_limit(NonZeroU32::MIN)).await, all);
+        assert_eq!(ids(query().with_limit(NonZeroU32::MAX)).await, all);
         assert_eq!(ids(query().with_subject("alice")).await, all[..3]);
         assert_eq!(ids(query().with_label("bot")).await, ["revoked", "imported"]);
         assert_eq!(ids(query().with_label("1% of_")).await, ["valid"]);
@@ -104,7 +105,7 @@ async fn filters_select_grants() {
             (GrantState::Expired, &["expired"]),
             (GrantState::Revoked, &["revoked"]),
         ] {
-            assert_eq!(ids(query().with_state(state).with_limit(1)).await, expected, "{state}");
+            assert_eq!(ids(query().with_state(state).with_limit(NonZeroU32::MIN)).await, expected, "{state}");
             // The database and the record agree.
             for grant in database.list(None).await.unwrap() {
                 assert_eq!(grant.state(clock.now()) == state, expected.contains(&grant.id.as_str()), "{}", grant.id);
@@ -114,7 +115,8 @@ async fn filters_select_grants() {
         let counts = database.count(&query()).await.unwrap();
         let numbers = [counts.valid, counts.not_yet_valid, counts.suspended, counts.expired, counts.revoked];
         assert_eq!(numbers, [2, 1, 1, 1, 1]);
-        let of_bob = database.count(&query().with_subject("bob").with_label("bot").with_limit(1)).await.unwrap();
+        let of_bob =
+            database.count(&query().with_subject("bob").with_label("bot").with_limit(NonZeroU32::MIN)).await.unwrap();
         assert_eq!((of_bob.valid, of_bob.expired, of_bob.revoked), (1, 0, 1));
         clock.advance(2 * HOUR);
         assert_eq!(ids(query().with_state(GrantState::NotYetValid)).await, [""; 0]);

@@ -1,6 +1,7 @@
 //! The arguments of the command line and their parsers.
 
 use std::ffi::OsString;
+use std::num::NonZeroU32;
 use std::process::ExitCode;
 use std::time::{Duration, SystemTime};
 
@@ -50,7 +51,7 @@ pub(crate) enum TokenCommand {
         filter: Filter,
         /// List one page of at most this many grants; JSON then has the fields `grants` and `next`
         #[arg(long, value_name = "NUMBER", value_parser = number)]
-        limit: Option<u32>,
+        limit: Option<NonZeroU32>,
         /// Continue after the page that ended with this cursor
         #[arg(long, requires = "limit", value_parser = cursor)]
         after: Option<Cursor>,
@@ -187,7 +188,7 @@ pub(crate) struct Issue {
     pub(crate) quota: Option<Quota>,
     /// Burst of the rate limit; overrides the burst in --quota
     #[arg(long, requires = "quota", value_parser = number)]
-    pub(crate) burst: Option<u32>,
+    pub(crate) burst: Option<NonZeroU32>,
     /// Lifetime of the grant, such as 90d or 12h
     #[arg(long, value_name = "TIME", value_parser = lifetime)]
     pub(crate) expires: Option<Duration>,
@@ -196,7 +197,7 @@ pub(crate) struct Issue {
     pub(crate) principal: Option<Value>,
     /// Issue no token if the subject has this many grants that are not revoked or expired
     #[arg(long, value_name = "NUMBER", value_parser = number)]
-    pub(crate) max_active: Option<u32>,
+    pub(crate) max_active: Option<NonZeroU32>,
     /// Prefix of the token
     #[arg(long, env = PREFIX, hide_env_values = true, default_value = DEFAULT_PREFIX, value_parser = format)]
     pub(crate) prefix: TokenFormat,
@@ -325,11 +326,8 @@ fn principal(text: &str) -> Result<Value, &'static str> {
     serde_json::from_str(text).map_err(|_| "must be JSON")
 }
 
-pub(crate) fn number(text: &str) -> Result<u32, &'static str> {
-    match text.parse() {
-        Ok(number @ 1..) => Ok(number),
-        _ => Err("must be a number from 1 to 4294967295"),
-    }
+pub(crate) fn number(text: &str) -> Result<NonZeroU32, &'static str> {
+    text.parse().map_err(|_| "must be a number from 1 to 4294967295")
 }
 
 pub(crate) fn cursor(text: &str) -> Result<Cursor, &'static str> {

@@ -1,5 +1,6 @@
 //! The commands of the audit trail, and their output.
 
+use std::num::NonZeroU32;
 use std::time::{Duration, SystemTime};
 
 use clap::Subcommand;
@@ -24,7 +25,7 @@ pub(crate) enum Command {
         subject: Option<String>,
         /// Maximum number of entries
         #[arg(long, value_name = "NUMBER", default_value = "100", value_parser = number)]
-        limit: u32,
+        limit: NonZeroU32,
         /// Continue after the page that ended with this cursor
         #[arg(long, value_parser = cursor)]
         after: Option<Cursor>,

@@ -4,6 +4,7 @@ use std::borrow::Cow;
 use std::error::Error;
 use std::fmt;
 use std::io::{self, Write as _};
+use std::num::NonZeroU32;
 use std::time::{Duration, SystemTime};
 
 use tollgate::mint::{Secret, TokenFormat};
@@ -186,8 +187,16 @@ async fn token(command: TokenCommand) -> Result<(), Failure> {
     }
 }
 
-async fn list(options: &Options, filter: Filter, limit: Option<u32>, after: Option<Cursor>) -> Result<(), Failure> {
-    let mut query = filter.query().with_limit(limit.unwrap_or(1_000));
+/// The number of grants that a list without a limit reads at a time.
+const WHOLE_LIST: NonZeroU32 = NonZeroU32::new(1_000).unwrap();
+
+async fn list(
+    options: &Options,
+    filter: Filter,
+    limit: Option<NonZeroU32>,
+    after: Option<Cursor>,
+) -> Result<(), Failure> {
+    let mut query = filter.query().with_limit(limit.unwrap_or(WHOLE_LIST));
     if let Some(cursor) = after {
         query = query.after(cursor);
     }
@@ -215,7 +224,7 @@ fn new_grant(issue: &Issue) -> Result<NewGrant, Failure> {
     if let Some(quota) = issue.quota {
         grant = grant.with_quota(match issue.burst {
             None => quota,
-            Some(burst) => quota.try_with_burst(burst)?,
+            Some(burst) => quota.try_with_burst(burst.get())?,
         });
     }
     if let Some(principal) = &issue.principal {
@@ -225,7 +234,7 @@ fn new_grant(issue: &Issue) -> Result<NewGrant, Failure> {
         grant = grant.with_expiry(end_of(lifetime)?);
     }
     if let Some(max) = issue.max_active {
-        grant = grant.with_max_active(max);
+        grant = grant.with_max_active(max.get());
     }
     grant.check()?;
     Ok(grant)

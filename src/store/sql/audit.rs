@@ -1,10 +1,11 @@
 //! The audit trail: who changed which grant, and when.
 
+use std::num::NonZeroU32;
 use std::time::SystemTime;
 
 use serde_json::{Map, Value, json};
 
-use super::cursor::Cursor;
+use super::cursor::{Cursor, Window};
 use super::database::{administer, from_unix_ms, unix_ms};
 use super::new_grant::check_name;
 use super::{Database, GrantRecord, SqlError};
@@ -16,14 +17,13 @@ use crate::grant::{GrantId, Subject};
 pub struct AuditQuery {
     grant: Option<GrantId>,
     subject: Option<Subject>,
-    limit: u32,
-    after: Option<Cursor>,
+    window: Window,
 }
 
 impl AuditQuery {
     /// Creates a query for all entries.
     pub fn new() -> Self {
-        Self { grant: None, subject: None, limit: 100, after: None }
+        Self { grant: None, subject: None, window: Window::default() }
     }
 
     /// Selects the entries about a grant.
@@ -38,15 +38,15 @@ impl AuditQuery {
         self
     }
 
-    /// Sets the maximum number of entries in a page. Default: 100. The minimum is 1.
-    pub fn with_limit(mut self, limit: u32) -> Self {
-        self.limit = limit.max(1);
+    /// Sets the maximum number of entries in a page. Default: 100.
+    pub fn with_limit(mut self, limit: NonZeroU32) -> Self {
+        self.window.limit = limit;
         self
     }
 
     /// Continues after the page that ended with this cursor.
     pub fn after(mut self, cursor: Cursor) -> Self {
-        self.after = Some(cursor);
+        self.window.after = Some(cursor);
         self
     }
 }
@@ -142,23 +142,19 @@ impl Database {
             (None, Some(_)) => page!("$1 IS NULL AND subject = $2"),
             (Some(_), Some(_)) => page!("grant_id = $1 AND subject = $2"),
         };
-        let before: i64 = match &query.after {
+        let before: i64 = match &query.window.after {
             None => i64::MAX,
             Some(cursor) => cursor.position().parse().map_err(|_| SqlError::Cursor)?,
         };
-        let limit = usize::try_from(query.limit).unwrap_or(usize::MAX);
         let mut rows: Vec<Row> = administer!(self, Reads, transaction => {
             let page = sqlx::query_as(self.sql(statement))
                 .bind(query.grant.as_ref().map(GrantId::as_str))
                 .bind(query.subject.as_ref().map(Subject::as_str))
                 .bind(before)
-                // One more row shows whether another page follows.
-                .bind(i64::from(query.limit) + 1);
+                .bind(query.window.rows());
             Ok(page.fetch_all(&mut *transaction).await?)
         })?;
-        let has_more = rows.len() > limit;
-        rows.truncate(limit);
-        let next = rows.last().filter(|_| has_more).map(|(id, ..)| Cursor::new(id.to_string()));
+        let next = query.window.cut(&mut rows).map(|(id, ..)| Cursor::new(id.to_string()));
         Ok(AuditPage { entries: rows.into_iter().map(entry).collect::<Result<_, _>>()?, next })
     }
 

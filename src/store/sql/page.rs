@@ -1,8 +1,10 @@
 //! Lists of grants in pages, and numbers of grants.
 
+use std::num::NonZeroU32;
+
 use sqlx::Row as _;
 
-use super::cursor::Cursor;
+use super::cursor::{Cursor, Window};
 use super::database::{administer, unix_ms};
 use super::record::{columns, read};
 use super::{Database, GrantRecord, GrantState, SqlError};
@@ -16,14 +18,13 @@ pub struct GrantQuery {
     label: Option<String>,
     token_prefix: Option<String>,
     state: Option<GrantState>,
-    limit: u32,
-    after: Option<Cursor>,
+    window: Window,
 }
 
 impl GrantQuery {
     /// Creates a query for all grants.
     pub fn new() -> Self {
-        Self { subject: None, label: None, token_prefix: None, state: None, limit: 100, after: None }
+        Self { subject: None, label: None, token_prefix: None, state: None, window: Window::default() }
     }
 
     /// Selects the grants of a subject.
@@ -50,21 +51,21 @@ impl GrantQuery {
         self
     }
 
-    /// Sets the maximum number of grants in a page. Default: 100. The minimum is 1.
-    pub fn with_limit(mut self, limit: u32) -> Self {
-        self.limit = limit.max(1);
+    /// Sets the maximum number of grants in a page. Default: 100.
+    pub fn with_limit(mut self, limit: NonZeroU32) -> Self {
+        self.window.limit = limit;
         self
     }
 
     /// Continues after the page that ended with this cursor.
     pub fn after(mut self, cursor: Cursor) -> Self {
-        self.after = Some(cursor);
+        self.window.after = Some(cursor);
         self
     }
 
     /// Returns the time of creation and the id after which the page begins.
     fn start(&self) -> Result<(i64, &str), SqlError> {
-        let Some(cursor) = &self.after else { return Ok((i64::MIN, "")) };
+        let Some(cursor) = &self.window.after else { return Ok((i64::MIN, "")) };
         let (created, id) = cursor.position().split_once(':').ok_or(SqlError::Cursor)?;
         Ok((created.parse().map_err(|_| SqlError::Cursor)?, id))
     }
@@ -143,10 +144,13 @@ impl Database {
     /// While grants are issued and purged between pages, each other grant is in exactly one page.
     ///
     /// ```no_run
+    /// use std::num::NonZeroU32;
     /// use tollgate::store::sql::{Database, GrantQuery, GrantState, SqlError};
     ///
+    /// const PAGE: NonZeroU32 = NonZeroU32::new(50).unwrap();
+    ///
     /// # async fn example(database: &Database) -> Result<(), SqlError> {
-    /// let mut query = GrantQuery::new().with_state(GrantState::Suspended).with_limit(50);
+    /// let mut query = GrantQuery::new().with_state(GrantState::Suspended).with_limit(PAGE);
     /// loop {
     ///     let page = database.page(&query).await?;
     ///     for grant in page.grants {
@@ -178,15 +182,11 @@ impl Database {
             Some(_) => page!("g.subject = $1"),
         };
         let (created, id) = query.start()?;
-        let limit = usize::try_from(query.limit).unwrap_or(usize::MAX);
         let mut grants: Vec<GrantRecord> = administer!(self, Reads, transaction => {
-            // One more row shows whether another page follows.
-            let page = query!(self, statement, query).bind(created).bind(id).bind(i64::from(query.limit) + 1);
+            let page = query!(self, statement, query).bind(created).bind(id).bind(query.window.rows());
             page.fetch_all(&mut *transaction).await?.iter().map(read).collect()
         })?;
-        let has_more = grants.len() > limit;
-        grants.truncate(limit);
-        let next = grants.last().filter(|_| has_more);
+        let next = query.window.cut(&mut grants);
         let next = next.map(|last| Cursor::new(format!("{}:{}", unix_ms(last.created_at), last.id)));
         Ok(GrantPage { grants, next })
     }

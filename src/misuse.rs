@@ -255,3 +255,16 @@ struct RejectionByHand;
 /// }
 /// ```
 struct MatchWithoutTheRest;
+
+/// A gate without tokens has no settings about tokens, because they would have no effect.
+///
+/// ```
+/// let gate = tollgate::AuthLayer::new(tollgate::MemoryStore::<()>::new()).with_max_token_len(64);
+/// let public = tollgate::AuthLayer::anonymous().with_request_id(|_| None);
+/// # let _ = (gate, public);
+/// ```
+///
+/// ```compile_fail,E0599
+/// let public = tollgate::AuthLayer::anonymous().with_max_token_len(64);
+/// ```
+struct TokenSettingsWithoutTokens;

@@ -73,12 +73,16 @@ const NO_CONNECT_INFO: &str = "No `ConnectInfo` is in the request's extensions. 
 impl IntoResponse for Rejection {
     /// Writes the rejection that a handler returns, or that an extractor of the handler made.
     ///
-    /// The gate around the handler writes this response again, with its realm and its responder. It keeps other header fields
-    /// of the response. Without a gate, the response has [`ProblemDetails`] and the realm `api`.
+    /// The gate around the handler writes this response again, with its realm and its responder. Other header fields of the response
+    /// stay. A response whose status the handler has changed is not written again. Without a gate, the response has
+    /// [`ProblemDetails`] and the realm `api`.
+    ///
+    /// A handler of gRPC or Connect requests adapts its rejection by [`Rejection::for_request`]. Extractors do this themselves.
     fn into_response(self) -> Response {
         let mut response: Response = ProblemDetails.reject(self);
         if let Some(rejection) = response.extensions_mut().remove::<Rejection>() {
-            response.extensions_mut().insert(rejection.with_provisional(true));
+            let status = response.status();
+            response.extensions_mut().insert(rejection.with_provisional(Some(status)));
         }
         response
     }

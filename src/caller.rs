@@ -125,9 +125,13 @@ impl CurrentGrant {
         self.limiter = limiter;
     }
 
-    /// Returns whether the gates of both grants have the same limiter.
-    pub(crate) fn has_limiter_of(&self, other: &Self) -> bool {
-        self.limiter != 0 && self.limiter == other.limiter
+    pub(crate) fn limiter(&self) -> usize {
+        self.limiter
+    }
+
+    /// Returns whether the gate of this grant has a limiter with this address.
+    pub(crate) fn has_limiter(&self, limiter: usize) -> bool {
+        limiter != 0 && self.limiter == limiter
     }
 
     pub(crate) fn erased(&self) -> &Arc<dyn Erased> {

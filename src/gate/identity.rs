@@ -20,6 +20,7 @@ use crate::limit::{Limiter, Unlimited};
 use crate::rejection::Rejection;
 use crate::request_head::RequestHead;
 use crate::respond::{ProblemDetails, Respond};
+use crate::token::{Credential, TokenLocation};
 
 /// Marks an [`AuthLayer`] without tokens, made by [`AuthLayer::anonymous`] or [`AuthLayer::identified_by`].
 #[derive(Clone)]
@@ -52,7 +53,8 @@ impl IdentityLayer {
     ///
     /// `identify` returns the grant of the caller, or `None` for an anonymous caller. The grant has the subject that is charged,
     /// and optionally its quota and scopes. Handlers take [`Authenticated`](crate::Authenticated), which rejects anonymous
-    /// callers with 401.
+    /// callers with 401. [`TokenLocation::Other`](crate::TokenLocation::Other) is the location of these callers: like other responses to
+    /// credentials outside of `Authorization`, theirs have `Cache-Control: private`.
     ///
     /// ```
     /// use tollgate::{AuthLayer, Grant, Quota, RateLimits};
@@ -82,8 +84,13 @@ impl IdentityLayer {
         P: Send + Sync + 'static,
         G: Into<Arc<Grant<P>>>,
     {
-        Self::without_tokens(Identity(Some(Arc::new(move |head| identify(head).map(CurrentGrant::new)))))
+        Self::without_tokens(Identity(Some(Arc::new(move |head| identify(head).map(identified)))))
     }
+}
+
+/// Returns the caller. Its credential is outside of `Authorization`, so that shared caches must not store the response.
+fn identified<P: Send + Sync + 'static>(grant: impl Into<Arc<Grant<P>>>) -> CurrentGrant {
+    CurrentGrant::by(grant.into(), Credential { location: TokenLocation::Other, digest: None })
 }
 
 impl<L: Limiter, R> Gate<NoStore, L, R> {

@@ -30,31 +30,23 @@ impl<T, L, R> Gate<T, L, R> {
         R: Respond<B>,
     {
         let advert = rejection.decision().and_then(|decision| self.advert(decision));
-        let mut response = self.write(rejection);
+        let mut response = self.responder.reject(rejection.with_challenges(&self.terms));
+        if self.settings.locations.query.is_some() {
+            keep_target(response.headers_mut());
+        }
         if let Some(advert) = advert {
             advert.write(response.headers_mut());
         }
         response
     }
 
-    fn write<B>(&self, rejection: Rejection) -> Response<B>
-    where
-        R: Respond<B>,
-    {
-        let mut response = self.responder.reject(rejection.with_challenges(&self.terms));
-        if self.settings.locations.query.is_some() {
-            keep_target(response.headers_mut());
-        }
-        response
-    }
-
-    /// Returns the response to a rejection that the handler or an extractor returned. [`LimitHeaders`] are written later.
+    /// Returns the response to a rejection that the handler or an extractor returned.
     #[cold]
     pub(super) fn reject_returned<B>(&self, rejection: Rejection, admitted: Admitted) -> Response<B>
     where
         R: Respond<B>,
     {
-        self.write(rejection.for_admitted(admitted.is_head, admitted.request_id))
+        self.reject(rejection.for_admitted(admitted.is_head, admitted.request_id))
     }
 
     /// Returns the id of a request, if the gate has a function for it.

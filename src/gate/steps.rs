@@ -310,11 +310,11 @@ impl<T: GateStore, L: Limiter, R> Gate<T, L, R> {
     ) -> Step<T, L> {
         let extensions = request.extensions_mut();
         // Remove the grant of an outer gate: this gate did not authenticate the request.
-        extensions.remove::<CurrentGrant>();
         let limiter = self.limiter_id();
+        let outer_grant = extensions.remove::<CurrentGrant>().filter(|outer| outer.has_limiter(limiter));
         let terms = (!self.terms.is_default()).then(|| Arc::clone(&self.terms));
         let outer = extensions.insert(WithoutGrant { reason, terms, limiter });
-        if outer.is_some_and(|outer| limiter != 0 && outer.limiter == limiter) {
+        if outer_grant.is_some() || outer.is_some_and(|outer| limiter != 0 && outer.limiter == limiter) {
             return Step::Reject(Rejection::misconfigured(TWICE));
         }
         observe::passed(reason);
@@ -332,7 +332,7 @@ fn admit<T: GateStore, L: Limiter, B>(
     let location = grant.location();
     let outer = request.extensions_mut().insert(grant);
     if let Some(outer) = outer {
-        let is_twice = |grant: &CurrentGrant| grant.has_limiter_of(&outer);
+        let is_twice = |grant: &CurrentGrant| outer.has_limiter(grant.limiter());
         if request.extensions().get().is_some_and(is_twice) {
             return Step::Reject(Rejection::misconfigured(TWICE));
         }
@@ -341,6 +341,6 @@ fn admit<T: GateStore, L: Limiter, B>(
     Step::Admit(location, advert)
 }
 
-/// The detail of a rejection by a gate whose limiter a gate around it has charged already.
+/// The detail of a rejection if an outer gate has already charged the same limiter.
 const TWICE: &str =
     "The same gate has already charged this request. Perhaps it is a layer of a router and of one of its routes.";

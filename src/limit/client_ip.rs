@@ -29,8 +29,8 @@ use crate::request_head::RequestHead;
 ///
 /// # Rules
 ///
-/// 1. The *peer* is the address of the connection: axum's `ConnectInfo` (feature `axum`), or the [`SocketAddr`] in the request
-///    extensions. A server behind a proxy with the PROXY protocol inserts the address that the proxy has sent.
+/// 1. The *peer* is the address of the connection: the [`SocketAddr`] in the request extensions, or else axum's `ConnectInfo`
+///    (feature `axum`). A server behind a proxy with the PROXY protocol inserts the address that the proxy has sent.
 /// 2. A header field counts only if the peer is in a trusted network. Otherwise the client is the peer.
 /// 3. In a list, the client is the rightmost address that is not in a trusted network. Each proxy appends the address from
 ///    which it got the request, so all addresses further left may be forged.
@@ -39,8 +39,8 @@ use crate::request_head::RequestHead;
 ///    is the leftmost one.
 /// 5. IPv6 addresses are reduced to a [prefix](Self::with_ipv6_prefix). An IPv4-mapped IPv6 address counts as IPv4.
 ///
-/// So a client can never choose an address, unless a trusted proxy passes on what the client has written. Check that your proxy
-/// appends to the field or overwrites it.
+/// So a client cannot choose an address, unless it is in a trusted network, or a trusted proxy passes on what the client has written.
+/// List the networks of your proxies only, and check that they append to the field or overwrite it.
 #[derive(Clone)]
 pub struct ClientIp {
     source: Source,
@@ -60,7 +60,7 @@ enum Source {
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum ClientIpError {
-    /// A trusted network is not an address, or an address with a prefix length.
+    /// A trusted network is not an address, or an address with a prefix length. IPv4-mapped IPv6 networks are not supported.
     #[error("invalid trusted network: must be an IP address or a network, such as 10.0.0.0/8")]
     Network,
     /// There is no trusted network, so that the header field would never count.
@@ -120,8 +120,13 @@ impl ClientIp {
 
     fn behind<'a>(source: Source, trusted: impl IntoIterator<Item = &'a str>) -> Result<Self, ClientIpError> {
         let network = |text: &str| match text.parse::<IpAddr>() {
-            Ok(address) => Ok(IpNet::from(address)),
-            Err(_) => text.parse().map_err(|_| ClientIpError::Network),
+            Ok(address) => Ok(IpNet::from(address.to_canonical())),
+            Err(_) => match text.parse() {
+                // Peers have no such addresses: they count as IPv4.
+                Ok(IpNet::V6(v6)) if v6.addr().to_ipv4_mapped().is_some() => Err(ClientIpError::Network),
+                Ok(network) => Ok(network),
+                Err(_) => Err(ClientIpError::Network),
+            },
         };
         let trusted = trusted.into_iter().map(network).collect::<Result<Arc<[IpNet]>, _>>()?;
         match trusted.is_empty() {
@@ -203,11 +208,11 @@ impl ClientIp {
 
 /// Returns the address of the connection.
 fn peer(head: &RequestHead<'_>) -> Option<IpAddr> {
-    #[cfg(feature = "axum")]
-    if let Some(ConnectInfo(address)) = head.extensions.get::<ConnectInfo<SocketAddr>>() {
+    if let Some(address) = head.extensions.get::<SocketAddr>() {
         return Some(address.ip());
     }
-    if let Some(address) = head.extensions.get::<SocketAddr>() {
+    #[cfg(feature = "axum")]
+    if let Some(ConnectInfo(address)) = head.extensions.get::<ConnectInfo<SocketAddr>>() {
         return Some(address.ip());
     }
     #[cfg(feature = "axum")]
@@ -240,11 +245,13 @@ fn elements(line: &HeaderValue) -> impl Iterator<Item = &[u8]> {
 
 /// Returns the nodes of a line of `Forwarded`, rightmost first.
 ///
-/// A client could open a quoted string that swallows the element of the proxy. Such a line ends inside of a quoted string, because
-/// proxies write balanced quotes. It counts as malformed.
+/// A client could open a quoted string that swallows the element of the proxy. Such a line ends inside of a quoted string, because a
+/// proxy writes an even number of quotes. It counts as malformed. A line with a backslash does too: an escaped quote would change the
+/// number, and no node needs one.
 fn forwarded_nodes(line: &HeaderValue) -> impl Iterator<Item = &[u8]> {
-    let nodes: Vec<&[u8]> = match is_terminated(line.as_bytes()) {
-        true => split(line.as_bytes(), b',').map(forwarded_for).collect(),
+    let line = line.as_bytes();
+    let nodes: Vec<&[u8]> = match is_terminated(line) && !line.contains(&b'\\') {
+        true => split(line, b',').map(forwarded_for).collect(),
         false => vec![b""],
     };
     nodes.into_iter().rev()

@@ -6,7 +6,7 @@ use std::num::NonZeroU64;
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::HeaderValue;
+use http::{HeaderValue, StatusCode};
 
 use super::challenge::{Challenge, ChallengeError};
 use super::kind::RejectionKind;
@@ -54,7 +54,8 @@ pub struct Rejection {
     would_be_throttled: bool,
     // Boxed: only gates with a function for it set one.
     request_id: Option<Box<HeaderValue>>,
-    is_provisional: bool,
+    /// The status of a response that the gate around the handler writes again.
+    provisional: Option<StatusCode>,
 }
 
 /// The requirements that the request did not meet.
@@ -79,7 +80,7 @@ impl Rejection {
             wait: None,
             would_be_throttled: false,
             request_id: None,
-            is_provisional: false,
+            provisional: None,
         }
     }
 
@@ -207,9 +208,9 @@ impl Rejection {
         Self { request_id: Some(Box::new(id)), ..self }
     }
 
-    /// Sets whether the response is provisional: the gate around the handler writes it again.
-    pub(crate) fn with_provisional(self, is_provisional: bool) -> Self {
-        Self { is_provisional, ..self }
+    /// Sets the status of a provisional response: the gate around the handler writes it again.
+    pub(crate) fn with_provisional(self, provisional: Option<StatusCode>) -> Self {
+        Self { provisional, ..self }
     }
 
     /// Adds what a gate knows about the request of a rejection that the handler returned.
@@ -276,9 +277,9 @@ impl Rejection {
         self.request_id.as_deref()
     }
 
-    /// Returns whether a gate around the handler writes the response again.
-    pub(crate) fn is_provisional(&self) -> bool {
-        self.is_provisional
+    /// Returns the status of the provisional response, if a gate around the handler writes it again.
+    pub(crate) fn provisional(&self) -> Option<StatusCode> {
+        self.provisional
     }
 
     /// Returns the realm of the gate, if a gate has processed the rejection.

@@ -104,14 +104,14 @@ pub trait Respond<B>: Send + Sync + 'static {
 #[inline]
 fn written<B>(responder: &(impl Respond<B> + ?Sized), rejection: Rejection) -> Response<B> {
     // A provisional response was reported when it was made.
-    if !rejection.is_provisional() {
+    if rejection.provisional().is_none() {
         observe::rejected(&rejection);
     }
     let mut response = responder.respond(&rejection);
     if rejection.reply().closes {
         response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
     }
-    response.extensions_mut().insert(rejection.with_provisional(false));
+    response.extensions_mut().insert(rejection.with_provisional(None));
     response
 }
 
@@ -237,13 +237,14 @@ fn complete<B>(response: &mut Response<B>) {
     }
 }
 
-/// Returns the rejection of a response that the gate writes again.
+/// Returns the rejection of a response that the gate writes again. A handler that has changed the status keeps its response.
 #[inline]
 pub(crate) fn provisional<B>(response: &Response<B>) -> Option<&Rejection> {
-    response.extensions().get::<Rejection>().filter(|rejection| rejection.is_provisional())
+    let is_unchanged = |rejection: &&Rejection| rejection.provisional() == Some(response.status());
+    response.extensions().get::<Rejection>().filter(is_unchanged)
 }
 
-/// Replaces a provisional response. Keeps header fields that the handler or inner layers have added.
+/// Replaces a provisional response. Keeps header fields that the handler or inner layers have added, unless the responder writes them.
 pub(crate) fn rewrite<B>(provisional: Response<B>, mut written: Response<B>) -> Response<B> {
     let (parts, _) = provisional.into_parts();
     let mut headers = parts.headers;
@@ -342,7 +343,7 @@ const NO_STORE: &str = "no-store";
 /// let value = EXPOSED_HEADERS.map(|name| name.to_string()).join(", ");
 /// assert!(value.starts_with("www-authenticate, retry-after, ratelimit, ratelimit-policy"));
 /// ```
-pub const EXPOSED_HEADERS: [HeaderName; 12] = [
+pub const EXPOSED_HEADERS: [HeaderName; 13] = [
     header::WWW_AUTHENTICATE,
     header::RETRY_AFTER,
     ratelimit::RATELIMIT,
@@ -355,4 +356,5 @@ pub const EXPOSED_HEADERS: [HeaderName; 12] = [
     HeaderName::from_static("x-ratelimit-reset"),
     grpc::GRPC_STATUS,
     grpc::GRPC_MESSAGE,
+    grpc::GRPC_STATUS_DETAILS_BIN,
 ];

@@ -90,6 +90,7 @@ fn forwarded_elements_are_read_by_rfc_7239() {
         (r#"for=1.1.1.1;x=", for=198.51.100.1"#, PROXY),
         (r#"for=1.1.1.1;x="\", for="[2001:db8::1]""#, PROXY),
         (r#"for="1.1.1.1, for=198.51.100.1"#, PROXY),
+        (r#"for=1.1.1.1;x=", for=198.51.100.1;host="a\"b""#, PROXY),
     ] {
         let found = client(&forwarded(), PROXY, &[("forwarded", value.as_bytes())]);
         assert_eq!(found, ip(expected), "{value}");
@@ -122,7 +123,9 @@ fn ipv6_addresses_are_reduced_to_the_prefix() {
 
 #[test]
 fn invalid_settings_are_errors() {
-    for network in ["", "10.0.0.0/33", "10.0.0", "example.org", "10.0.0.0/8 "] {
+    let mapped = ClientIp::header(HeaderName::from_static("x-real-ip"), ["::ffff:10.0.0.1"]).unwrap();
+    assert_eq!(client(&mapped, PROXY, &[("x-real-ip", b"198.51.100.1")]), ip("198.51.100.1"));
+    for network in ["", "10.0.0.0/33", "10.0.0", "example.org", "10.0.0.0/8 ", "::ffff:10.0.0.0/104"] {
         assert_eq!(ClientIp::forwarded([network]).unwrap_err(), ClientIpError::Network, "{network}");
     }
     assert_eq!(ClientIp::x_forwarded_for([]).unwrap_err(), ClientIpError::NoNetwork);
@@ -158,6 +161,7 @@ proptest! {
         is_v6 in any::<bool>(),
         number in any::<u32>(),
         same_line in any::<bool>(),
+        escape in prop_oneof![Just(""), Just("\\\"")],
     ) {
         // Outside of the trusted networks.
         let real = match is_v6 {
@@ -174,9 +178,10 @@ proptest! {
         let element = real.to_string();
         prop_assert_eq!(found(&x_forwarded_for(), "x-forwarded-for", appended(element)), real);
 
-        let element = if is_v6 { format!("for=\"[{real}]\";proto=https") } else { format!("for={real};by=10.0.0.1") };
+        let element = if is_v6 { format!("for=\"[{real}]\";proto=https") } else { format!("for={real};host=\"a{escape}b\"") };
         let client = found(&forwarded(), "forwarded", appended(element));
         prop_assert!(client == real || client == ip(PROXY), "{client}");
-        prop_assert!(client == real || same_line, "another line cannot make this one malformed");
+        let is_plain = is_v6 || escape.is_empty();
+        prop_assert!(client == real || same_line || !is_plain, "another line cannot make this one malformed");
     }
 }

@@ -5,7 +5,7 @@ use axum::body::Body;
 use axum::extract::State;
 use axum::response::IntoResponse;
 use axum::routing::get;
-use http::{HeaderValue, Method, Request, Response, header};
+use http::{HeaderValue, Method, Request, Response, StatusCode, header};
 use tollgate::limit::RateLimits;
 use tollgate::respond::Respond;
 use tollgate::{
@@ -40,6 +40,11 @@ async fn decorated() -> impl IntoResponse {
     (other, Rejection::missing())
 }
 
+/// A handler that hides whether a resource exists.
+async fn hidden() -> impl IntoResponse {
+    (StatusCode::NOT_FOUND, Rejection::insufficient_scope(Scopes::new(["admin"]).unwrap()))
+}
+
 async fn own() -> Response<Body> {
     ProblemDetails.reject(Rejection::missing())
 }
@@ -62,6 +67,7 @@ fn app() -> Router {
         .route("/delete", get(delete))
         .route("/decorated", get(decorated))
         .route("/own", get(own))
+        .route("/hidden", get(hidden))
         .route("/scope", get(|| async {}).route_layer(gate.require_scopes(["admin"]).unwrap()))
         .route("/limited", get(|| async {}).route_layer(gate.route_rate_limit(RateLimits::new(one))))
         .layer(gate)
@@ -119,6 +125,32 @@ async fn fields_of_inner_layers_are_kept_unless_they_describe_the_replaced_body(
     assert_eq!(field(response.headers(), "content-encoding"), None);
     assert_eq!(field(response.headers(), "content-length"), Some("12"));
     assert_eq!(text(response).await, "missing r-17");
+}
+
+#[tokio::test]
+async fn a_response_whose_status_a_handler_has_changed_is_not_replaced() {
+    let response = ask(Method::GET, "/hidden", Some(TOKEN)).await;
+    assert_eq!(response.status(), 404);
+    assert_eq!(field(response.headers(), "content-type"), Some("application/problem+json"));
+}
+
+/// The gate has no limit of its own, so it advertises nothing else.
+#[tokio::test]
+async fn a_returned_rejection_advertises_the_limit_of_the_handler() {
+    let limits = RateLimits::new(Quota::per_hour(1));
+    let tokens = MemoryStore::from_iter([(TokenDigest::of(TOKEN), Grant::new("alice", ()))]);
+    let charge = |State(limits): State<RateLimits>, caller: Authenticated<()>| async move {
+        limits.charge(&caller.current(), Charge::Units(1)).into_result().map(drop)
+    };
+    let app = Router::new().route("/", get(charge)).layer(AuthLayer::new(tokens)).with_state(limits);
+    let ask = || {
+        let request = Request::get("/").header("authorization", format!("Bearer {TOKEN}"));
+        app.clone().oneshot(request.body(Body::empty()).unwrap())
+    };
+    assert_eq!(ask().await.unwrap().status(), 200);
+    let over = ask().await.unwrap();
+    assert_eq!(over.status(), 429);
+    assert_eq!(field(over.headers(), "ratelimit-policy"), Some(r#""default";q=1;w=3600"#));
 }
 
 #[tokio::test]

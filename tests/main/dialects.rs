@@ -304,7 +304,7 @@ fn exposed_headers_include_all_headers_of_all_formats() {
             seen.extend(response.headers().keys().map(|name| name.as_str().to_owned()));
         }
     }
-    seen.extend(["grpc-status".to_owned(), "grpc-message".to_owned()]);
+    seen.extend(["grpc-status", "grpc-message", "grpc-status-details-bin"].map(str::to_owned));
     seen.retain(|name| !OTHER_HEADERS.contains(&&**name));
     assert_eq!(seen, EXPOSED_HEADERS.iter().map(|name| name.as_str().to_owned()).collect());
 }

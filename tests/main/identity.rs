@@ -57,6 +57,8 @@ async fn callers_of_a_session_have_a_bucket_a_quota_and_scopes() {
     ] {
         assert_eq!(send(&app, "/", session).await.status(), status, "{:?}", session.map(|(user, _)| user));
     }
+    let private = send(&app, "/private", Some(("carol", false))).await;
+    assert_eq!(field(private.headers(), "cache-control"), Some("private"), "a session has no `Authorization`");
     assert_eq!(send(&app, "/write", Some(("bob", true))).await.status(), 403);
     assert_eq!(send(&app, "/private", None).await.status(), 401);
     assert_eq!(send(&app, "/", None).await.status(), 429, "two anonymous requests in an hour");
@@ -92,6 +94,15 @@ async fn the_same_gate_on_a_router_and_its_route_is_an_error() {
     }
     let app: Router = Router::new().route("/", get(|| async {}).route_layer(gate.clone())).layer(gate);
     assert_eq!(send(&app, "/", None).await.status(), 500, "anonymous");
+}
+
+/// The inner gate finds no token, because the outer one has removed it.
+#[tokio::test]
+async fn the_same_gate_twice_is_an_error_if_it_removes_credentials() {
+    let limits = RateLimits::new(Quota::per_hour(100));
+    let gate = AuthLayer::new(memory()).allow_anonymous().with_credentials_removed().with_rate_limit(limits);
+    let app: Router = Router::new().route("/", get(|| async {}).route_layer(gate.clone())).layer(gate);
+    assert_eq!(with_token(&app, "/").await.status(), 500);
 }
 
 #[tokio::test]

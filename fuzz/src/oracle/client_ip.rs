@@ -51,7 +51,7 @@ fn elements(line: &str) -> Vec<Option<IpAddr>> {
         }
     }
     // The added comma was read inside of a quoted string.
-    if in_quotes || !pair.is_empty() { vec![None] } else { elements }
+    if in_quotes || !pair.is_empty() || line.contains('\\') { vec![None] } else { elements }
 }
 
 fn node(pairs: &[String]) -> Option<IpAddr> {

@@ -84,7 +84,8 @@ impl<T, L, R, B> AuthLayer<T, L, R, B> {
     /// Sets a function that returns the id of a request. Responders get it by [`Rejection::request_id`].
     ///
     /// The gate calls the function before the inner service. So the id is also known for rejections that handlers return. Layers behind
-    /// the gate call it again, so return an id that the request has. A layer outside of the gate can set the header or the extension that the function reads.
+    /// the gate call it again, so return an id that the request has. A layer outside of the gate can set the header or the
+    /// extension that the function reads.
     ///
     /// ```
     /// use http::Response;

@@ -24,7 +24,7 @@ pub(super) enum Step<T: GateStore, L: Limiter> {
     Wait(Wait<T::Future, L::Future>),
 }
 
-/// What a gate remembers of an admitted request, for a rejection that the handler returns.
+/// The properties of an admitted request that the response to a returned rejection needs.
 pub(super) struct Admitted {
     pub(super) is_head: bool,
     pub(super) request_id: Option<Box<HeaderValue>>,

@@ -1,15 +1,11 @@
 //! Integration with axum (feature `axum`): the extractors, rejections as responses, and the address of the connection.
 
-use std::net::SocketAddr;
-
-use axum::extract::ConnectInfo;
-use axum::extract::connect_info::MockConnectInfo;
 use axum_core::extract::{FromRequestParts, OptionalFromRequestParts};
 use axum_core::response::{IntoResponse, Response};
 use http::request::Parts;
 
 use crate::caller::Authenticated;
-use crate::limit::{FailureThrottle, ip_prefix};
+use crate::limit::{ClientIp, FailureThrottle};
 use crate::quota::Quota;
 use crate::rejection::Rejection;
 use crate::request_head::RequestHead;
@@ -35,11 +31,12 @@ impl<S: Sync, P: Send + Sync + 'static> OptionalFromRequestParts<S> for Authenti
 }
 
 impl FailureThrottle {
-    /// Creates a throttle by the client address of axum's [`ConnectInfo`], grouped by [`ip_prefix`].
+    /// Creates a throttle by the client address of axum's [`ConnectInfo`](axum::extract::ConnectInfo), grouped by
+    /// [`ip_prefix`](crate::limit::ip_prefix).
     ///
-    /// Serve the router with `into_make_service_with_connect_info::<SocketAddr>()`. Tests can use [`MockConnectInfo`] as a
-    /// layer around the gate. If the throttle needs the address and both are missing, the request is rejected with 500. The
-    /// response names the cause.
+    /// Serve the router with `into_make_service_with_connect_info::<SocketAddr>()`. Tests can use
+    /// [`MockConnectInfo`](axum::extract::connect_info::MockConnectInfo) as a layer around the gate. If the throttle needs the address
+    /// and both are missing, the request is rejected with 500. The response names the cause.
     ///
     /// ```
     /// use std::net::SocketAddr;
@@ -56,14 +53,8 @@ impl FailureThrottle {
     /// ```
     #[must_use]
     pub fn by_connect_info(quota: Quota) -> Self {
-        Self::required(quota, |head| {
-            let found = head.extensions.get().map(|ConnectInfo(address): &ConnectInfo<SocketAddr>| address);
-            let mocked = || head.extensions.get().map(|MockConnectInfo(address): &MockConnectInfo<SocketAddr>| address);
-            match found.or_else(mocked) {
-                Some(address) => Ok(Some(ip_prefix(address.ip()))),
-                None => Err(NO_CONNECT_INFO),
-            }
-        })
+        let address = ClientIp::peer();
+        Self::required(quota, move |head| address.of(head).map(Some).ok_or(NO_CONNECT_INFO))
     }
 }
 

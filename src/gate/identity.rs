@@ -72,7 +72,7 @@ impl IdentityLayer {
     /// # let _ = gate;
     /// ```
     ///
-    /// # What you must ensure
+    /// # Responsibilities
     ///
     /// With a [`TokenStore`](crate::TokenStore), the types ensure that a bucket belongs to a subject that the store has returned.
     /// Here this is your responsibility:

@@ -1,4 +1,4 @@
-//! What a gate without a rate limit, and a layer without a store, do not need.
+//! [`NoStore`], the store of gates without tokens, and the check for the limiter [`Unlimited`].
 
 use std::any::TypeId;
 use std::convert::Infallible;

@@ -34,7 +34,7 @@ use crate::request_head::RequestHead;
 /// 2. A header field counts only if the peer is in a trusted network. Otherwise the client is the peer.
 /// 3. In a list, the client is the rightmost address that is not in a trusted network. Each proxy appends the address from
 ///    which it got the request, so all addresses further left may be forged.
-/// 4. A missing or malformed value ends the list: the client is the last address that a trusted proxy has named, or the peer.
+/// 4. A missing or malformed value ends the list: the client is the last address that a trusted proxy has written, or the peer.
 ///    `unknown` and obfuscated identifiers (RFC 7239, section 6) count as malformed. If all addresses are trusted, the client
 ///    is the leftmost one.
 /// 5. IPv6 addresses are reduced to a [prefix](Self::with_ipv6_prefix). An IPv4-mapped IPv6 address counts as IPv4.
@@ -71,13 +71,15 @@ pub enum ClientIpError {
     Ipv6Prefix,
 }
 
+/// The smallest IPv6 prefix that a customer usually has.
+const DEFAULT_PREFIX: u8 = 64;
 const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 
 impl ClientIp {
     /// Uses the address of the connection, for services that clients reach directly.
     #[must_use]
     pub fn peer() -> Self {
-        Self { source: Source::Peer, trusted: [].into(), ipv6_prefix: 64 }
+        Self { source: Source::Peer, trusted: [].into(), ipv6_prefix: DEFAULT_PREFIX }
     }
 
     /// Uses `X-Forwarded-For`, to which each proxy in these networks appends an address.
@@ -180,7 +182,7 @@ impl ClientIp {
                 self.rightmost_untrusted(peer, lines.flat_map(forwarded_nodes))
             }
         };
-        Some(self.prefix(client))
+        Some(prefix(client, self.ipv6_prefix))
     }
 
     /// Returns the first address that is not trusted, from the peer on. Ends at an element that is no address.
@@ -195,14 +197,32 @@ impl ClientIp {
         }
         client
     }
+}
 
-    fn prefix(&self, address: IpAddr) -> IpAddr {
-        match address {
-            IpAddr::V6(v6) => {
-                IpAddr::V6(Ipv6Addr::from_bits(v6.to_bits() & (!0 << (128 - u32::from(self.ipv6_prefix)))))
-            }
-            v4 => v4,
-        }
+/// Returns the prefix of an address that belongs to one peer.
+///
+/// - An IPv4 address is returned as it is. An IPv4-mapped IPv6 address (`::ffff:192.0.2.1`) is returned as IPv4.
+/// - An IPv6 address is reduced to its /64, the smallest prefix that a customer usually has.
+///
+/// ```
+/// use tollgate::limit::ip_prefix;
+///
+/// let peer = |address: &str| address.parse().map(ip_prefix);
+/// assert_eq!(peer("2001:db8:1:2:3:4:5:6")?, peer("2001:db8:1:2::")?);
+/// assert_ne!(peer("2001:db8:1:3::1")?, peer("2001:db8:1:2::1")?);
+/// assert_eq!(peer("::ffff:192.0.2.1")?, peer("192.0.2.1")?);
+/// # Ok::<_, std::net::AddrParseError>(())
+/// ```
+#[must_use]
+pub fn ip_prefix(address: IpAddr) -> IpAddr {
+    prefix(address, DEFAULT_PREFIX)
+}
+
+/// Returns an address as IPv4 if it is mapped, and else the first bits of an IPv6 address.
+fn prefix(address: IpAddr, ipv6_bits: u8) -> IpAddr {
+    match address.to_canonical() {
+        IpAddr::V6(v6) => IpAddr::V6(Ipv6Addr::from_bits(v6.to_bits() & (!0 << (128 - u32::from(ipv6_bits))))),
+        v4 => v4,
     }
 }
 
@@ -279,5 +299,27 @@ impl fmt::Debug for ClientIp {
             .field("trusted", &self.trusted)
             .field("ipv6_prefix", &self.ipv6_prefix)
             .finish()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ipv6_addresses_are_grouped_by_64_bit_prefix() {
+        let peer = |address: &str| ip_prefix(address.parse().unwrap()).to_string();
+        for (address, expected) in [
+            ("192.0.2.1", "192.0.2.1"),
+            ("::ffff:192.0.2.1", "192.0.2.1"),
+            ("2001:db8:1:2:3:4:5:6", "2001:db8:1:2::"),
+            ("2001:db8:1:2:ffff:ffff:ffff:ffff", "2001:db8:1:2::"),
+            ("2001:db8:1:3::", "2001:db8:1:3::"),
+            ("::1", "::"),
+            // IPv4-compatible, not IPv4-mapped.
+            ("::192.0.2.1", "::"),
+        ] {
+            assert_eq!(peer(address), expected);
+        }
     }
 }

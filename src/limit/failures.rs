@@ -2,7 +2,6 @@
 
 use std::fmt;
 use std::hash::{BuildHasher as _, Hash, RandomState};
-use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 
 use thiserror::Error;
@@ -112,16 +111,13 @@ impl FailureThrottle {
         Self::required(quota, move |head| Ok(peer(head)))
     }
 
-    /// Creates a throttle by the [`SocketAddr`] in the request extensions, grouped by [`ip_prefix`]. For services on hyper, which
+    /// Creates a throttle by the [`SocketAddr`](std::net::SocketAddr) in the request extensions, grouped by [`ip_prefix`](super::ip_prefix). For services on hyper, which
     /// get the address from `accept`.
     ///
     /// A request without an address that would have to be counted gets 500. The rejection names the missing extension.
     #[must_use]
     pub fn by_socket_addr(quota: Quota) -> Self {
-        Self::required(quota, |head| match head.extensions.get::<SocketAddr>() {
-            Some(address) => Ok(Some(ip_prefix(address.ip()))),
-            None => Err(NO_ADDRESS),
-        })
+        Self::by_client_ip(quota, ClientIp::peer())
     }
 
     /// Creates a throttle by the address of the client, also behind proxies.
@@ -299,28 +295,6 @@ impl fmt::Debug for FailureThrottle {
 #[non_exhaustive]
 pub struct WouldBeThrottled;
 
-/// Returns the prefix of an address that belongs to one peer.
-///
-/// - An IPv4 address is returned as it is. An IPv4-mapped IPv6 address (`::ffff:192.0.2.1`) is returned as IPv4.
-/// - An IPv6 address is reduced to its /64, the smallest prefix that a customer usually has.
-///
-/// ```
-/// use tollgate::limit::ip_prefix;
-///
-/// let peer = |address: &str| address.parse().map(ip_prefix);
-/// assert_eq!(peer("2001:db8:1:2:3:4:5:6")?, peer("2001:db8:1:2::")?);
-/// assert_ne!(peer("2001:db8:1:3::1")?, peer("2001:db8:1:2::1")?);
-/// assert_eq!(peer("::ffff:192.0.2.1")?, peer("192.0.2.1")?);
-/// # Ok::<_, std::net::AddrParseError>(())
-/// ```
-#[must_use]
-pub fn ip_prefix(address: IpAddr) -> IpAddr {
-    match address.to_canonical() {
-        IpAddr::V6(v6) => IpAddr::V6(Ipv6Addr::from_bits(v6.to_bits() & (!0 << 64))),
-        v4 => v4,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::time::Duration;
@@ -328,23 +302,6 @@ mod tests {
     use http::Request;
 
     use super::*;
-
-    #[test]
-    fn ipv6_addresses_are_grouped_by_64_bit_prefix() {
-        let peer = |address: &str| ip_prefix(address.parse().unwrap()).to_string();
-        for (address, expected) in [
-            ("192.0.2.1", "192.0.2.1"),
-            ("::ffff:192.0.2.1", "192.0.2.1"),
-            ("2001:db8:1:2:3:4:5:6", "2001:db8:1:2::"),
-            ("2001:db8:1:2:ffff:ffff:ffff:ffff", "2001:db8:1:2::"),
-            ("2001:db8:1:3::", "2001:db8:1:3::"),
-            ("::1", "::"),
-            // IPv4-compatible, not IPv4-mapped.
-            ("::192.0.2.1", "::"),
-        ] {
-            assert_eq!(peer(address), expected);
-        }
-    }
 
     #[test]
     fn memory_bytes_is_the_size_of_the_table() {

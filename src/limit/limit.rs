@@ -166,7 +166,8 @@ impl Limit {
         Self { scope: Scope::All, ..self }
     }
 
-    /// Limits anonymous callers and CORS preflights, which all share one bucket. Default: they are not limited.
+    /// Limits anonymous callers and CORS preflights, which all share one bucket. Default: they are not limited. For a bucket for each
+    /// address, use [`AnonymousLimits`](super::AnonymousLimits).
     ///
     /// The policy of this bucket has the name of the limit. For the limit `default`, its name is `anonymous`. This setting
     /// has no effect on a limit that is [shared by all](Self::shared_by_all).

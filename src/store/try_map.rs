@@ -58,7 +58,7 @@ pub struct TryMap<T, F> {
 /// # let _ = gate;
 /// ```
 ///
-/// [`map`](super::map) says which grant to return.
+/// See [`map`](super::map) for the grant to return.
 ///
 /// Put a `CachedStore` around the mapped store, so that the function runs for cache misses only. The cache does not notice changes of the
 /// user: invalidate the subject, or wait for the `ttl`. A [`CircuitBreaker`](super::CircuitBreaker) around the mapped store has one

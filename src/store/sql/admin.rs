@@ -142,7 +142,7 @@ impl Database {
     /// `grace` is zero, the old token is invalid immediately. Tokens of earlier rotations keep their own grace periods.
     ///
     /// Both tokens belong to the same grant, and so have the same id, subject and rate limits. At any time at least one of them
-    /// is valid, unless the grant is suspended. [`GrantRecord::token_prefix`] is the prefix of the old token.
+    /// is valid, unless the grant is suspended. For the same prefix, use a format with [`GrantRecord::token_prefix`].
     ///
     /// # Errors
     ///

@@ -1,4 +1,4 @@
-//! The audit trail: who changed which grant, and when.
+//! The audit trail: each change of a grant, with its actor and its time.
 
 use std::num::NonZeroU32;
 use std::time::SystemTime;

@@ -29,7 +29,7 @@
 //! digests of tokens, never tokens. [`Database::migrate`] also keeps the table `migrations`, and on SQLite `changes`. Times are
 //! whole milliseconds since 1970. Other programs may change all columns except `digest`; lookups use the changed values.
 //!
-//! The table `audit` says who changed which grant, and when. See [`Database::acting_as`] and [`Database::audit`].
+//! The table `audit` contains each change of a grant with its actor and its time. See [`Database::acting_as`] and [`Database::audit`].
 //!
 //! # Revocation
 //!

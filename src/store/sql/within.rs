@@ -49,7 +49,7 @@ impl NewGrant {
     ///
     /// # Errors
     ///
-    /// [`ExceedsCallerError`], which says what exceeds.
+    /// [`ExceedsCallerError`], by the part that exceeds.
     pub fn within(mut self, caller: &CurrentGrant) -> Result<Self, ExceedsCallerError> {
         if self.subject != *caller.subject() {
             return Err(ExceedsCallerError::Subject);

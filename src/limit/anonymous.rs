@@ -55,8 +55,8 @@ use crate::request_head::RequestHead;
 ///
 /// A client with many addresses cannot make the table grow, and cannot regain units by using other addresses. The buckets are in sets
 /// of eight. While the set of a new address is full, the address inherits the used units of its least used bucket. So it is admitted
-/// less, and never more. If half as many addresses as buckets are in use at the same time, 2 % of the sets are full; if as many,
-/// 41 %. An address that has used most of its units keeps its bucket.
+/// less, and never more. If half as many addresses as buckets are in use at the same time, about 2 % of the sets have more addresses
+/// than buckets; if as many, about 41 %. An address that has used most of its units keeps its bucket.
 ///
 /// In any time `t`, all addresses together are admitted at most `capacity x (burst + rate x t)` units. A flood from very many
 /// addresses makes new addresses wait.

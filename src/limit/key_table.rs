@@ -47,12 +47,15 @@ impl KeyTable {
         size_of_val(&*self.sets)
     }
 
+    /// Returns the index of the set of a key, by its hash. The number of sets is a power of two.
+    fn set_of(&self, hash: u64) -> usize {
+        (hash >> 32) as usize & (self.sets.len() - 1)
+    }
+
     /// Charges the bucket of a key, by its hash. Also returns the theoretical arrival time before the charge.
     pub(super) fn charge(&self, hash: u64, quota: Quota, now: u64, cost: u32) -> (Outcome, u64) {
         let key = hash.max(1);
-        // The number of sets is a power of two.
-        let set = &self.sets[(hash >> 32) as usize & (self.sets.len() - 1)];
-        let mut set = set.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut set = self.sets[self.set_of(hash)].lock().unwrap_or_else(PoisonError::into_inner);
         let known = set.iter().position(|entry| entry.key == key);
         let least_used = || (0..WAYS).min_by_key(|&at| read(&set[at].cell));
         let at = known.or_else(least_used).unwrap_or(0);
@@ -72,6 +75,7 @@ impl KeyTable {
 #[cfg(test)]
 mod tests {
     use std::collections::HashMap;
+    use std::hash::{BuildHasher as _, BuildHasherDefault, DefaultHasher};
     use std::time::Duration;
 
     use proptest::prelude::*;
@@ -132,6 +136,17 @@ mod tests {
         // They regain their units as fast as so many keys do.
         assert!(admits(&table, 1, 10, 1));
         assert_eq!((table.capacity(), table.memory_bytes() / 1_024), (1_024, 17));
+    }
+
+    #[test]
+    fn sets_have_more_keys_than_buckets_as_rarely_as_documented() {
+        let (table, hasher) = (KeyTable::new(65_536), BuildHasherDefault::<DefaultHasher>::new());
+        for (keys, percent) in [(32_768_u64, 2), (65_536, 41)] {
+            let mut sets = vec![0; table.sets.len()];
+            (1..=keys).for_each(|key| sets[table.set_of(hasher.hash_one(key))] += 1);
+            let crowded = sets.iter().filter(|&&keys| keys > WAYS).count();
+            assert_eq!((crowded * 100 + sets.len() / 2) / sets.len(), percent);
+        }
     }
 
     #[test]

@@ -9,7 +9,8 @@ use http::{Request, StatusCode};
 use tollgate::TokenDigest;
 use tollgate::limit::RateLimits;
 use tollgate::{
-    AuthLayer, Authenticated, Charge, CurrentGrant, Grant, MemoryStore, Quota, RateLimitHeaders, Rejection, Scopes,
+    AuthLayer, Authenticated, Charge, CurrentGrant, Grant, Limit, MemoryStore, Quota, RateLimitHeaders, Rejection,
+    Scopes,
 };
 use tower::ServiceExt;
 
@@ -199,5 +200,33 @@ async fn a_rejection_that_a_handler_returns_is_in_the_rate_limit_fields() {
         assert_eq!(response.status(), 429, "{dialect:?}");
         assert_eq!(field(response.headers(), "retry-after"), Some("3"), "{dialect:?}");
         assert_eq!(field(response.headers(), name), Some(expected), "{dialect:?}");
+    }
+}
+
+/// The layer that is added last runs first.
+#[tokio::test]
+async fn a_scope_that_is_checked_first_spares_the_limit_of_the_route() {
+    let gate = AuthLayer::new(tokens());
+    let scope = || gate.require_scopes(["admin"]).unwrap();
+    for scope_is_first in [true, false] {
+        let limits = RateLimits::new(Limit::new("orders", Quota::per_hour(5)).unwrap());
+        let limit = gate.route_rate_limit(limits.clone());
+        let orders = match scope_is_first {
+            true => post(private).route_layer(limit).route_layer(scope()),
+            false => post(private).route_layer(scope()).route_layer(limit),
+        };
+        let app = Router::new().route("/orders", orders).layer(gate.clone());
+        assert_eq!(ask(&app, "POST", "/orders", Some(TOKEN)).await.status(), 403);
+        let left = limits.peek(&CurrentGrant::new(Grant::new("alice", ()))).remaining();
+        assert_eq!(left, if scope_is_first { 5 } else { 4 });
+    }
+}
+
+#[tokio::test]
+async fn unknown_paths_and_methods_behind_a_gate_are_charged() {
+    let gate = AuthLayer::new(tokens()).with_rate_limit(RateLimits::new(Quota::per_hour(2)));
+    let app = Router::new().route("/", get(private)).layer(gate);
+    for (method, path, status) in [("GET", "/unknown", 404), ("POST", "/", 405), ("GET", "/", 429)] {
+        assert_eq!(ask(&app, method, path, Some(TOKEN)).await.status(), status, "{method} {path}");
     }
 }

@@ -10,10 +10,11 @@ use http::{Method, Request, Response};
 use tower_service::Service;
 
 use super::settings::Gate;
-use super::state::{Admitted, Step, Wait, WaitProj};
+use super::state::{Admitted, Charged, Step, Wait, WaitProj};
 use crate::limit::Limiter;
 use crate::observe::LookupOutcome;
 use crate::pending::answer::Answer;
+use crate::quota::refund::Refund;
 use crate::rejection::Rejection;
 use crate::rejection::store_error::StoreError;
 use crate::respond::ratelimit::LimitHeaders;
@@ -51,14 +52,22 @@ pin_project_lite::pin_project! {
         Running {
             #[pin]
             future: S::Future,
-            advert: Option<LimitHeaders>,
+            charged: Charged,
             location: TokenLocation,
             admitted: Option<Admitted>,
             gate: Arc<Gate<T, L, R>>,
         },
+        Refunding { refunding: Box<Refunding<ResB>> },
         // Boxed, because few requests wait and every request moves this enum.
         Waiting { waiting: Pin<Box<Waiting<S, ReqB, T, L, R>>> },
     }
+}
+
+/// A response that waits until its request no longer counts.
+struct Refunding<ResB> {
+    refund: Pin<Box<dyn Future<Output = ()> + Send>>,
+    response: Option<Response<ResB>>,
+    headers: Option<LimitHeaders>,
 }
 
 pin_project_lite::pin_project! {
@@ -89,7 +98,7 @@ where
         S: Clone,
     {
         match step {
-            Step::Admit(location, advert) => Self::run(inner, gate, request, location, advert),
+            Step::Admit(location, charged) => Self::run(inner, gate, request, location, charged),
             Step::Reject(rejection) => Self::reject(gate, rejection, &request),
             Step::Wait(wait) => {
                 // The instance that was made ready must serve this request. A clone may not be ready.
@@ -108,12 +117,12 @@ where
         gate: &Arc<Gate<T, L, R>>,
         request: Request<ReqB>,
         location: TokenLocation,
-        advert: Option<LimitHeaders>,
+        charged: Charged,
     ) -> Self {
         let is_head = request.method() == Method::HEAD;
         let admitted = Some(Admitted { is_head, request_id: gate.request_id(&request).map(Box::new) });
         let gate = Arc::clone(gate);
-        Self { state: State::Running { future: inner.call(request), advert, location, admitted, gate } }
+        Self { state: State::Running { future: inner.call(request), charged, location, admitted, gate } }
     }
 
     fn reject(gate: &Gate<T, L, R>, rejection: Rejection, request: &Request<ReqB>) -> Self {
@@ -135,7 +144,11 @@ where
         loop {
             let next = match state.as_mut().project() {
                 StateProj::Rejected { response } => return Poll::Ready(Ok(take(response))),
-                StateProj::Running { future, advert, location, admitted, gate } => {
+                StateProj::Refunding { refunding } => {
+                    ready!(refunding.refund.as_mut().poll(cx));
+                    return Poll::Ready(Ok(with_headers(take(&mut refunding.response), refunding.headers.take())));
+                }
+                StateProj::Running { future, charged, location, admitted, gate } => {
                     let mut response = ready!(future.poll(cx))?;
                     if let Some(rejection) = provisional(&response) {
                         let written = gate.reject_returned(rejection.clone(), take(admitted));
@@ -144,10 +157,15 @@ where
                     if *location != TokenLocation::AuthorizationHeader {
                         keep_private(response.headers_mut(), *location);
                     }
-                    if let Some(advert) = advert.take() {
-                        advert.write_response(&mut response);
+                    let Charged { headers, refundable } = mem::take(charged);
+                    match refundable.and_then(|decision| decision.refunded(response.status())) {
+                        None => return Poll::Ready(Ok(with_headers(response, headers))),
+                        Some((refunds, decision)) => {
+                            let (refund, headers) = (Box::pin(give_back(refunds)), gate.advert(&decision));
+                            let refunding = Box::new(Refunding { refund, response: Some(response), headers });
+                            Self { state: State::Refunding { refunding } }
+                        }
                     }
-                    return Poll::Ready(Ok(response));
                 }
                 StateProj::Waiting { waiting } => {
                     let step = ready!(waiting.as_mut().poll_step(cx));
@@ -157,9 +175,9 @@ where
                             waiting.wait.set(wait);
                             continue;
                         }
-                        Step::Admit(location, advert) => {
+                        Step::Admit(location, charged) => {
                             let (mut inner, request) = take(waiting.rest);
-                            Self::run(&mut inner, waiting.gate, request, location, advert)
+                            Self::run(&mut inner, waiting.gate, request, location, charged)
                         }
                         Step::Reject(rejection) => {
                             let (_, request) = take(waiting.rest);
@@ -197,6 +215,19 @@ impl<S, ReqB, T: GateStore, L: Limiter, R> Waiting<S, ReqB, T, L, R> {
                 Poll::Ready(this.gate.limit(take(caller), Answer::Ready(decision), request))
             }
         }
+    }
+}
+
+fn with_headers<B>(mut response: Response<B>, headers: Option<LimitHeaders>) -> Response<B> {
+    if let Some(headers) = headers {
+        headers.write_response(&mut response);
+    }
+    response
+}
+
+async fn give_back(refunds: Vec<Refund>) {
+    for refund in refunds {
+        refund.give_back().await;
     }
 }
 

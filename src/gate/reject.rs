@@ -3,7 +3,7 @@
 use http::{HeaderValue, Request, Response};
 
 use super::settings::Gate;
-use super::state::Admitted;
+use super::state::{Admitted, Charged};
 use crate::quota::decision::Decision;
 use crate::rejection::Rejection;
 use crate::request_head::RequestHead;
@@ -53,6 +53,13 @@ impl<T, L, R> Gate<T, L, R> {
     #[inline]
     pub(super) fn request_id<B>(&self, request: &Request<B>) -> Option<HeaderValue> {
         self.settings.request_id.as_ref()?(&RequestHead::of(request))
+    }
+
+    /// Returns what the response to an admitted request needs of its decision.
+    #[inline]
+    pub(super) fn charged(&self, decision: &Decision) -> Charged {
+        let refundable = decision.has_refund_if().then(|| Box::new(decision.clone()));
+        Charged { headers: self.advert(decision), refundable }
     }
 
     /// Renders the rate limit headers of a decision.

@@ -8,6 +8,7 @@ use crate::limit::{Attempt, Limiter};
 use crate::observe::Timer;
 use crate::pending::answer::Answer;
 use crate::pending::timeout::BoxSleep;
+use crate::quota::decision::Decision;
 use crate::rejection::store_error::StoreError;
 use crate::rejection::{Rejection, RejectionKind};
 use crate::respond::ratelimit::LimitHeaders;
@@ -17,11 +18,19 @@ use crate::token::{Credential, TokenLocation};
 /// The next action for a request.
 pub(super) enum Step<T: GateStore, L: Limiter> {
     /// Calls the inner service. The caller is in the request's extensions.
-    Admit(TokenLocation, Option<LimitHeaders>),
+    Admit(TokenLocation, Charged),
     /// Sends a rejection.
     Reject(Rejection),
     /// Waits for a store or a limiter.
     Wait(Wait<T::Future, L::Future>),
+}
+
+/// The charge of an admitted request, as its response needs it.
+#[derive(Default)]
+pub(super) struct Charged {
+    pub(super) headers: Option<LimitHeaders>,
+    /// Present if the status of the response decides whether the request counts.
+    pub(super) refundable: Option<Box<Decision>>,
 }
 
 /// The properties of an admitted request that the response to a returned rejection needs.

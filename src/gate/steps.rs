@@ -5,7 +5,7 @@ use std::sync::Arc;
 use http::{Method, Request, header};
 
 use super::settings::Gate;
-use super::state::{Asked, Caller, Found, NoToken, Step, TokenLookup, Wait};
+use super::state::{Asked, Caller, Charged, Found, NoToken, Step, TokenLookup, Wait};
 use super::unlimited::is_unlimited;
 use crate::authenticate::verdict;
 use crate::caller::{CurrentGrant, Unauthenticated, WithoutGrant};
@@ -18,7 +18,6 @@ use crate::quota::decision::Decision;
 use crate::rejection::store_error::StoreError;
 use crate::rejection::{Rejection, RejectionKind};
 use crate::request_head::RequestHead;
-use crate::respond::ratelimit::LimitHeaders;
 use crate::store::GateStore;
 use crate::token::{Credential, TokenLocation};
 
@@ -230,7 +229,7 @@ impl<T: GateStore, L: Limiter, R> Gate<T, L, R> {
     #[inline]
     pub(super) fn charge<B>(&self, grant: CurrentGrant, request: &mut Request<B>) -> Step<T, L> {
         if is_unlimited::<L>() {
-            return admit(grant, None, request);
+            return admit(grant, Charged::default(), request);
         }
         match self.limiter.charge(&grant, Charge::Request(&RequestHead::of(request))) {
             // The usual case does not move the grant into a `Caller`, which saves about 40 instructions.
@@ -242,7 +241,7 @@ impl<T: GateStore, L: Limiter, R> Gate<T, L, R> {
     /// Charges a request without a grant.
     pub(super) fn charge_unauthenticated<B>(&self, reason: Unauthenticated, request: &mut Request<B>) -> Step<T, L> {
         if is_unlimited::<L>() {
-            return self.admit_unauthenticated(reason, None, request);
+            return self.admit_unauthenticated(reason, Charged::default(), request);
         }
         let answer = self.limiter.charge_anonymous(Charge::Request(&RequestHead::of(request)));
         self.limit(Caller::Unauthenticated(reason), answer, request)
@@ -258,17 +257,17 @@ impl<T: GateStore, L: Limiter, R> Gate<T, L, R> {
         match caller {
             Caller::Authenticated(grant) => self.limit_authenticated(grant, decision, request),
             Caller::Unauthenticated(reason) => match decision.into_result() {
-                Ok(decision) => self.admit_unauthenticated(reason, self.advert(&decision), request),
+                Ok(decision) => self.admit_unauthenticated(reason, self.charged(&decision), request),
                 Err(rejection) => Step::Reject(rejection),
             },
             Caller::BehindGate => match decision.into_result() {
                 Ok(decision) => {
-                    let advert = self.advert(&decision);
+                    let charged = self.charged(&decision);
                     if let Some(grant) = request.extensions_mut().get_mut::<CurrentGrant>() {
                         grant.record(decision);
                     }
                     // The gate around this layer protects the location of the token.
-                    Step::Admit(TokenLocation::AuthorizationHeader, advert)
+                    Step::Admit(TokenLocation::AuthorizationHeader, charged)
                 }
                 Err(rejection) => Step::Reject(match request.extensions().get::<CurrentGrant>() {
                     Some(caller) => rejection.of_grant(caller.id()),
@@ -287,10 +286,10 @@ impl<T: GateStore, L: Limiter, R> Gate<T, L, R> {
     ) -> Step<T, L> {
         match decision.into_result() {
             Ok(decision) => {
-                let advert = self.advert(&decision);
+                let charged = self.charged(&decision);
                 grant.record(decision);
                 grant.set_limiter(self.limiter_id());
-                admit(grant, advert, request)
+                admit(grant, charged, request)
             }
             Err(rejection) => Step::Reject(rejection.of_grant(grant.id())),
         }
@@ -305,7 +304,7 @@ impl<T: GateStore, L: Limiter, R> Gate<T, L, R> {
     fn admit_unauthenticated<B>(
         &self,
         reason: Unauthenticated,
-        advert: Option<LimitHeaders>,
+        charged: Charged,
         request: &mut Request<B>,
     ) -> Step<T, L> {
         let extensions = request.extensions_mut();
@@ -319,16 +318,12 @@ impl<T: GateStore, L: Limiter, R> Gate<T, L, R> {
         }
         observe::passed(reason);
         // Responses to requests without a token need no privacy fields.
-        Step::Admit(TokenLocation::AuthorizationHeader, advert)
+        Step::Admit(TokenLocation::AuthorizationHeader, charged)
     }
 }
 
 #[inline]
-fn admit<T: GateStore, L: Limiter, B>(
-    grant: CurrentGrant,
-    advert: Option<LimitHeaders>,
-    request: &mut Request<B>,
-) -> Step<T, L> {
+fn admit<T: GateStore, L: Limiter, B>(grant: CurrentGrant, charged: Charged, request: &mut Request<B>) -> Step<T, L> {
     let location = grant.location();
     let outer = request.extensions_mut().insert(grant);
     if let Some(outer) = outer {
@@ -338,7 +333,7 @@ fn admit<T: GateStore, L: Limiter, B>(
         }
     }
     observe::admitted(location);
-    Step::Admit(location, advert)
+    Step::Admit(location, charged)
 }
 
 /// The detail of a rejection if an outer gate has already charged the same limiter.

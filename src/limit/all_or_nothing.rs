@@ -7,7 +7,8 @@
 //!    further lock. With several shared buckets, all charges take one common lock.
 //! 2. The buckets are charged one after the other. After the first rejection, all earlier charges are refunded. The refund
 //!    uses the same time and happens under the lock, so it restores each bucket exactly.
-//! 3. Code of the service runs without the lock: cost functions, partition keys, and the `Drop` of principals.
+//! 3. A change of quotas takes all locks, so that a charge sees all old quotas or all new ones.
+//! 4. Code of the service runs without the lock: cost functions, partition keys, and the `Drop` of principals.
 //!
 //! Clones of a limiter that were made before a further limit was added charge the first limit without the lock. Such a
 //! charge may be rejected because of units that are refunded a moment later.
@@ -17,9 +18,11 @@ use std::sync::PoisonError;
 
 use super::buckets::Removed;
 use super::limit::{Limit, Scope};
-use super::state::{LimitState, MadeCharge};
+use super::refunds::MadeCharge;
+use super::state::LimitState;
 use crate::caller::CurrentGrant;
 use crate::quota::decision::{Decision, Verdict};
+use crate::quota::refund::Refund;
 use crate::sync::{Mutex, MutexGuard};
 
 /// The locks of charges: several for subjects, which share them by hash, and one for all subjects.
@@ -54,6 +57,12 @@ impl ChargeLocks {
         let hash = grant.map_or(0, |grant| self.hasher.hash_one(grant.subject()));
         &self.subjects[hash as usize % self.subjects.len()]
     }
+
+    /// Waits for all charges, and blocks further ones.
+    pub(super) fn lock_all(&self) -> Vec<MutexGuard<'_, ()>> {
+        // In this order, a charge that holds a lock never waits for a lock that is held here.
+        self.subjects.iter().chain([&self.all]).map(ChargeLock::lock).collect()
+    }
 }
 
 /// The part of one limit in a charge.
@@ -65,14 +74,14 @@ struct Part<'a> {
     decision: Decision,
 }
 
-/// Charges all limits or none. `cost` returns the cost for a limit. The charges are added to `keep`, for refunds.
+/// Charges all limits or none. A single limit needs no locks. `cost` returns the cost for a limit, and `refund` the refund of a charge.
 pub(super) fn charge(
     states: &[LimitState],
-    locks: &ChargeLocks,
+    locks: Option<&ChargeLocks>,
     grant: Option<&CurrentGrant>,
     now: u64,
     cost: &dyn Fn(usize, &Limit) -> u32,
-    keep: Option<&mut Vec<(usize, MadeCharge)>>,
+    refund: &dyn Fn(usize, MadeCharge) -> Option<Refund>,
 ) -> Decision {
     let in_scope = |scope| states.iter().enumerate().filter(move |(_, state)| state.limit().scope == scope);
     let mut parts: Vec<Part<'_>> = in_scope(Scope::Subject)
@@ -80,8 +89,8 @@ pub(super) fn charge(
         .map(|(at, state)| Part { at, state, cost: cost(at, state.limit()), decision: Decision::unlimited() })
         .collect();
     let mut removed = Removed::default();
-    let subject_lock = locks.of(grant).lock();
-    let common_lock = (in_scope(Scope::All).count() > 1).then(|| locks.all.lock());
+    let subject_lock = locks.map(|locks| locks.of(grant).lock());
+    let common_lock = locks.filter(|_| in_scope(Scope::All).count() > 1).map(|locks| locks.all.lock());
 
     let mut rejected = None;
     for (at, part) in parts.iter_mut().enumerate() {
@@ -94,19 +103,22 @@ pub(super) fn charge(
             rejected.get_or_insert(at);
         }
     }
-    let made_charge = |part: &Part<'_>| part.state.made_charge(&part.decision, now, part.cost);
     for part in &mut parts[..rejected.unwrap_or(0)] {
-        if let Some(made) = made_charge(part) {
-            part.state.undo(grant, now, made);
+        if let Some(made) = MadeCharge::of(&part.decision, now, part.cost) {
+            part.state.refund(grant, made.quota(), made.charged_ns());
             // The decision describes the bucket without the charge.
             let decision = part.state.peek(grant, now, part.cost, &mut removed);
             part.decision = decision.unwrap_or_else(Decision::unlimited);
         }
     }
-    if let (Some(keep), None) = (keep, rejected) {
-        keep.extend(parts.iter().filter_map(|part| Some((part.at, made_charge(part)?))));
-    }
     drop((subject_lock, common_lock));
     drop(removed);
-    Decision::all_of(parts.into_iter().map(|part| part.state.limit().mark(part.decision, grant)))
+    Decision::all_of(parts.into_iter().map(|Part { at, state, cost, decision }| {
+        let made = MadeCharge::of(&decision, now, cost).filter(|_| rejected.is_none());
+        let decision = state.limit().mark(decision, grant);
+        match made.and_then(|made| Some((refund(at, made)?, made.charged_ns()))) {
+            Some((refund, charged_ns)) => state.limit().with_refund(decision, refund, charged_ns),
+            None => decision,
+        }
+    }))
 }

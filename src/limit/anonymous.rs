@@ -7,14 +7,17 @@ use std::sync::Arc;
 
 use super::key_table::KeyTable;
 use super::limit::{Limit, LimitError};
+use super::refunds::{MadeCharge, RefundTotals};
 use super::state::decision_of;
 use super::{Charge, ClientIp, Clock, Limiter, Time, Unlimited};
 use crate::caller::CurrentGrant;
 use crate::observe;
 use crate::pending::answer::Answer;
+use crate::quota::Quota;
 use crate::quota::cell::Outcome;
 use crate::quota::decision::Decision;
 use crate::quota::policy::Policy;
+use crate::quota::refund::Refund;
 use crate::request_head::RequestHead;
 
 /// A rate limit for each client without a grant, by its address or another key.
@@ -50,7 +53,7 @@ use crate::request_head::RequestHead;
 ///
 /// # Memory
 ///
-/// The table has a fixed number of [buckets](Self::with_capacity) of 17 bytes: 65,536 by default, which take 1.1 MiB. It is
+/// The table has a fixed number of [buckets](Self::with_capacity) of 20 bytes: 65,536 by default, which take 1.25 MiB. It is
 /// allocated at creation.
 ///
 /// A client with many addresses cannot make the table grow, and cannot regain units by using other addresses. The buckets are in sets
@@ -63,10 +66,11 @@ use crate::request_head::RequestHead;
 #[derive(Clone)]
 pub struct AnonymousLimits<L = Unlimited> {
     limit: Limit,
-    policy: Policy,
     table: Arc<KeyTable>,
     key: Arc<KeyOf>,
     time: Arc<Time>,
+    /// By the hash of the key. Set if charges can be refunded.
+    refund_totals: Option<Arc<RefundTotals<u64>>>,
     authenticated: L,
 }
 
@@ -110,10 +114,11 @@ impl AnonymousLimits {
             return Err(LimitError::NotForAnonymous);
         }
         let keys = RandomState::new();
+        let policy = Policy::named(&limit.anonymous_name(), limit.quota());
         Ok(Self {
-            policy: Policy::named(&limit.anonymous_name(), limit.quota()),
+            refund_totals: limit.refund_if.is_some().then(Arc::default),
             limit,
-            table: Arc::new(KeyTable::new(CAPACITY)),
+            table: Arc::new(KeyTable::new(CAPACITY, &policy)),
             key: Arc::new(move |head| key(head).map(|key| keys.hash_one(key))),
             time: Arc::new(Time::counter()),
             authenticated: Unlimited,
@@ -123,8 +128,8 @@ impl AnonymousLimits {
     /// Sets the limiter of callers with a grant. Default: they are not limited.
     #[must_use]
     pub fn with_authenticated<L: Limiter>(self, limiter: L) -> AnonymousLimits<L> {
-        let Self { limit, policy, table, key, time, .. } = self;
-        AnonymousLimits { limit, policy, table, key, time, authenticated: limiter }
+        let Self { limit, table, key, time, refund_totals, .. } = self;
+        AnonymousLimits { limit, table, key, time, refund_totals, authenticated: limiter }
     }
 }
 
@@ -166,7 +171,21 @@ impl<L> AnonymousLimits<L> {
     fn with_full_buckets(self, capacity: usize) -> Self {
         let is_unshared = Arc::strong_count(&self.table) == 1;
         assert!(is_unshared, "`AnonymousLimits` must be set up before it is cloned");
-        Self { table: Arc::new(KeyTable::new(capacity)), ..self }
+        let table = KeyTable::new(capacity, &self.table.policy());
+        Self { table: Arc::new(table), ..self }
+    }
+
+    /// Returns the current quota.
+    #[must_use]
+    pub fn quota(&self) -> Quota {
+        self.table.policy().quota()
+    }
+
+    /// Changes the quota, for all clones of this limiter. Used units are carried over, as by
+    /// [`RateLimits::set_quotas`](super::RateLimits::set_quotas). The call takes time in proportion to the number of buckets.
+    pub fn set_quota(&self, quota: Quota) {
+        let policy = Policy::named(&self.limit.anonymous_name(), quota);
+        self.table.set_policy(&policy, || self.time.now_ns());
     }
 
     /// Returns the size of the table in bytes, which does not depend on the number of keys.
@@ -181,15 +200,40 @@ impl<L> AnonymousLimits<L> {
             Charge::Request(head) => (self.key)(head).unwrap_or(0),
             Charge::Units(_) => 0,
         };
-        let (outcome, before) = self.table.charge(hash, self.policy.quota(), now, cost);
-        // A bucket of the table is never frozen.
-        let decision = match outcome {
-            Outcome::Frozen => Decision::unlimited(),
-            outcome => decision_of(self.policy.clone(), outcome, before, now),
+        let decision = match &self.refund_totals {
+            None => self.charge_hash(hash, now, cost),
+            Some(totals) => self.charge_with_refund(totals, hash, now, cost),
         };
         let decision = self.limit.mark(decision, None);
         observe::charged(&decision, None);
         decision
+    }
+}
+
+impl<L> AnonymousLimits<L> {
+    #[inline]
+    fn charge_hash(&self, hash: u64, now: u64, cost: u32) -> Decision {
+        let charged = self.table.charge(hash, now, cost);
+        // A bucket of the table is never frozen.
+        match charged.outcome {
+            Outcome::Frozen => Decision::unlimited(),
+            outcome => decision_of(charged.policy, outcome, charged.before, now),
+        }
+    }
+
+    #[cold]
+    fn charge_with_refund(&self, totals: &Arc<RefundTotals<u64>>, hash: u64, now: u64, cost: u32) -> Decision {
+        // The total is read before the charge, so that no later refund is missed.
+        let total = totals.of(hash);
+        let refunded = total.get();
+        let decision = self.charge_hash(hash, now, cost);
+        let Some(made) = MadeCharge::of(&decision, now, cost) else { return decision };
+        let (table, time, made) = (Arc::clone(&self.table), Arc::clone(&self.time), made.after(refunded));
+        let refund = Refund::new(move || {
+            total.refund(made, time.now_ns(), |ns| table.refund(hash, made.quota(), ns));
+            std::future::ready(())
+        });
+        self.limit.with_refund(decision, refund, made.charged_ns())
     }
 }
 
@@ -214,6 +258,7 @@ impl<L: fmt::Debug> fmt::Debug for AnonymousLimits<L> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("AnonymousLimits")
             .field("limit", &self.limit)
+            .field("quota", &self.quota())
             .field("capacity", &self.table.capacity())
             .field("authenticated", &self.authenticated)
             .finish_non_exhaustive()

@@ -5,6 +5,7 @@
 //! 1. A subject has at most one bucket that is not frozen. Buckets are created, replaced and dropped only under the lock.
 //! 2. The policy of a bucket never changes. When a request has another quota, the old bucket is frozen permanently. Its used
 //!    units are carried over to a new bucket. A charge of a frozen bucket fails and is repeated with the new bucket.
+//!    A change of the default quota changes the id in bucket caches, so that each next request looks up its bucket.
 //! 3. A bucket is dropped only if it is full, so that no state is lost. Only the map may hold the bucket at that time, so
 //!    that no concurrent charge is lost.
 //! 4. A bucket is stored in its grant while only that grant is charged to it, so that a request reads fewer cache lines. This
@@ -15,6 +16,8 @@
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError};
+
+use arc_swap::ArcSwap;
 
 use crate::grant::Subject;
 use crate::grant::erased::Erased;
@@ -36,11 +39,11 @@ pub(super) struct BucketOwner<'a> {
 
 /// The buckets of all subjects under one limit.
 pub(super) struct Buckets {
-    /// Identifies this value in bucket caches.
-    id: u64,
+    /// Identifies the buckets of the current default policy in bucket caches. Changes with the policy, under the lock of the map.
+    id: AtomicU64,
     name: PolicyName,
-    /// The policy of grants without their own quota. Stored here, so that most requests need no lookup of a policy.
-    default: Policy,
+    /// The policy of grants without their own quota. Changed under the lock of the map.
+    default: ArcSwap<Policy>,
     map: Mutex<Map>,
 }
 
@@ -59,9 +62,9 @@ enum Slot {
 }
 
 impl Slot {
-    fn bucket(&self, buckets_id: u64) -> Option<&Bucket> {
+    fn bucket(&self) -> Option<&Bucket> {
         match self {
-            Self::InGrant(grant) => grant.head().bucket_cache().own(buckets_id),
+            Self::InGrant(grant) => grant.head().bucket_cache().own_bucket(),
             Self::Shared(bucket) => Some(bucket),
         }
     }
@@ -75,13 +78,13 @@ impl Slot {
     }
 
     /// Returns whether the bucket is referenced elsewhere, or is not full.
-    fn is_needed(&mut self, buckets_id: u64, now: u64) -> bool {
+    fn is_needed(&mut self, now: u64) -> bool {
         // `get_mut` proves that there are no other references, and makes their last charge visible to this thread.
         let is_unique = match self {
             Self::InGrant(grant) => Arc::get_mut(grant).is_some(),
             Self::Shared(bucket) => Arc::get_mut(bucket).is_some(),
         };
-        !is_unique || self.bucket(buckets_id).is_some_and(|bucket| bucket.is_used(now))
+        !is_unique || self.bucket().is_some_and(|bucket| bucket.is_used(now))
     }
 }
 
@@ -96,12 +99,30 @@ impl Buckets {
     const FEW: usize = 64;
 
     pub(super) fn new(name: PolicyName, default: Quota) -> Self {
-        static NEXT: AtomicU64 = AtomicU64::new(0);
         Self {
-            id: NEXT.fetch_add(1, Ordering::Relaxed),
-            default: Policy::named(&name, default),
+            id: AtomicU64::new(next_id()),
+            default: ArcSwap::from_pointee(Policy::named(&name, default)),
             name,
             map: Mutex::new(Map { sweep_at: Self::FEW, ..Map::default() }),
+        }
+    }
+
+    /// Returns the policy of grants without their own quota.
+    pub(super) fn policy(&self) -> Policy {
+        Policy::clone(&self.default.load())
+    }
+
+    /// Returns the quota of grants without their own quota.
+    pub(super) fn quota(&self) -> Quota {
+        self.default.load().quota()
+    }
+
+    /// Changes the quota of grants without their own quota. Each bucket follows when it is charged or read next.
+    pub(super) fn set_quota(&self, quota: Quota) {
+        let _map = self.lock();
+        if self.quota() != quota {
+            self.default.store(Arc::new(Policy::named(&self.name, quota)));
+            self.id.store(next_id(), Ordering::Release);
         }
     }
 
@@ -116,18 +137,18 @@ impl Buckets {
         removed: &mut Removed,
         mut f: impl FnMut(&Bucket) -> Option<T>,
     ) -> T {
-        // The quota of a grant never changes, so the cached buckets have the quota of the owner.
-        if let Some(done) = owner.bucket_cache.charge(self.id, &mut f) {
+        // The quota of a grant never changes, so the buckets that are cached with this id have the quota of the owner.
+        if let Some(done) = owner.bucket_cache.charge(self.id.load(Ordering::Acquire), &mut f) {
             return done;
         }
         loop {
             // A concurrent request with another quota may freeze the new bucket. Then the loop creates another one.
             let done = match self.find_or_create(owner, now, removed) {
-                Some(bucket) => {
-                    owner.bucket_cache.add_shared(self.id, &bucket);
+                (id, Some(bucket)) => {
+                    owner.bucket_cache.add_shared(id, &bucket);
                     f(&bucket)
                 }
-                None => owner.bucket_cache.own(self.id).and_then(&mut f),
+                (id, None) => owner.bucket_cache.own(id).and_then(&mut f),
             };
             if let Some(done) = done {
                 return done;
@@ -137,44 +158,50 @@ impl Buckets {
 
     /// Refunds this many nanoseconds of a charge under this quota to the current bucket of the subject. Creates no bucket.
     pub(super) fn refund(&self, owner: BucketOwner<'_>, quota: Quota, ns: u64) {
-        if owner.bucket_cache.charge(self.id, |bucket| bucket.refund(quota, ns)).is_none() {
+        let id = self.id.load(Ordering::Acquire);
+        if owner.bucket_cache.charge(id, |bucket| bucket.refund(quota, ns)).is_none() {
             let map = self.lock();
-            let bucket = map.slots.get(owner.subject).and_then(|slot| slot.bucket(self.id));
+            let bucket = map.slots.get(owner.subject).and_then(Slot::bucket);
             // Buckets in the map are not frozen.
             _ = bucket.and_then(|bucket| bucket.refund(quota, ns));
         }
     }
 
-    /// Finds or creates the bucket of the owner. Returns `None` if the bucket is stored in the owner's cache.
+    /// Finds or creates the bucket of the owner. Returns the current id, and `None` if the bucket is stored in the owner's cache.
     #[cold]
-    fn find_or_create(&self, owner: BucketOwner<'_>, now: u64, removed: &mut Removed) -> Option<Arc<Bucket>> {
-        let quota = owner.quota.unwrap_or(self.default.quota());
+    fn find_or_create(&self, owner: BucketOwner<'_>, now: u64, removed: &mut Removed) -> (u64, Option<Arc<Bucket>>) {
         let mut map = self.lock();
+        let (id, default) = (self.id.load(Ordering::Relaxed), self.policy());
+        let quota = owner.quota.unwrap_or(default.quota());
         if map.slots.len() >= map.sweep_at {
-            map.sweep(self.id, now, removed);
+            map.sweep(now, removed);
             // Twice the remaining number, so that the cost of a sweep is amortised over as many new buckets.
             map.sweep_at = (map.slots.len() * 2).max(Self::FEW);
         }
         let slot = map.slots.get(owner.subject);
         match (slot, owner.grant) {
-            (Some(Slot::Shared(bucket)), _) if bucket.policy().quota() == quota => return Some(Arc::clone(bucket)),
+            (Some(Slot::Shared(bucket)), _) if bucket.policy().quota() == quota => {
+                return (id, Some(Arc::clone(bucket)));
+            }
             // A concurrent request with the same grant has created the bucket.
-            (Some(Slot::InGrant(slot)), Some(grant)) if std::ptr::addr_eq(Arc::as_ptr(slot), Arc::as_ptr(grant)) => {
-                return None;
+            (Some(Slot::InGrant(slot)), Some(grant))
+                if std::ptr::addr_eq(Arc::as_ptr(slot), Arc::as_ptr(grant)) && owner.bucket_cache.own(id).is_some() =>
+            {
+                return (id, None);
             }
             _ => {}
         }
-        let policy = match quota == self.default.quota() {
-            true => self.default.clone(),
+        let policy = match quota == default.quota() {
+            true => default,
             false => Policy::named(&self.name, quota),
         };
         let is_unreferenced = slot.is_none_or(Slot::is_unreferenced);
-        let tat = slot.and_then(|slot| slot.bucket(self.id)).map_or(0, |bucket| bucket.freeze(&policy, now));
+        let tat = slot.and_then(Slot::bucket).map_or(0, |bucket| bucket.freeze(&policy, now));
         let bucket = Bucket::with_tat(policy, tat);
         // A grant that only the request holds is dropped with the request, so it cannot keep a bucket.
         let grant = owner.grant.filter(|grant| is_unreferenced && Arc::strong_count(grant) > 1);
         let stored = match grant {
-            Some(grant) => owner.bucket_cache.set_own(self.id, bucket).map(|()| Slot::InGrant(Arc::clone(grant))),
+            Some(grant) => owner.bucket_cache.set_own(id, bucket).map(|()| Slot::InGrant(Arc::clone(grant))),
             None => Err(bucket),
         };
         let (slot, shared) = match stored {
@@ -186,14 +213,14 @@ impl Buckets {
         };
         removed.0.extend(map.slots.insert(owner.subject.clone(), slot));
         self.unlock_and_report(map);
-        shared
+        (id, shared)
     }
 
     /// Drops all buckets that are full and not referenced.
     pub(super) fn sweep(&self, now: u64) {
         let mut removed = Removed::default();
         let mut map = self.lock();
-        map.sweep(self.id, now, &mut removed);
+        map.sweep(now, &mut removed);
         self.unlock_and_report(map);
     }
 
@@ -215,9 +242,9 @@ impl Buckets {
 }
 
 impl Map {
-    fn sweep(&mut self, buckets_id: u64, now: u64, removed: &mut Removed) {
+    fn sweep(&mut self, now: u64, removed: &mut Removed) {
         self.slots.retain(|_, slot| {
-            let is_needed = slot.is_needed(buckets_id, now);
+            let is_needed = slot.is_needed(now);
             if !is_needed {
                 removed.0.push(slot.clone());
             }
@@ -225,6 +252,12 @@ impl Map {
         });
         self.slots.shrink_to(self.slots.len() * 2);
     }
+}
+
+/// Returns an id that no bucket cache contains yet.
+fn next_id() -> u64 {
+    static NEXT: AtomicU64 = AtomicU64::new(0);
+    NEXT.fetch_add(1, Ordering::Relaxed)
 }
 
 #[cfg(test)]
@@ -273,7 +306,7 @@ mod tests {
         let head = concurrent.erased().head();
         let grant = Some(concurrent.erased());
         let owner = BucketOwner { subject: head.subject(), bucket_cache: head.bucket_cache(), quota: None, grant };
-        assert!(limits.buckets().find_or_create(owner, 0, &mut Removed::default()).is_none());
+        assert!(limits.buckets().find_or_create(owner, 0, &mut Removed::default()).1.is_none());
         assert!(is_in(&first));
         drop(concurrent);
 

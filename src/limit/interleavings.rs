@@ -281,3 +281,25 @@ fn several_limits_charge_one_subject_atomically() {
 fn several_shared_limits_charge_all_subjects_atomically() {
     explore(|| several_limits(["s", "t", "u"], Limit::shared_by_all));
 }
+
+/// Charges a stored grant and a new one while the default quota changes.
+fn charges_during_a_change_of_quota() {
+    let limits = RateLimits::new(PLANS[0]).with_clock(|| Duration::ZERO);
+    let chargers = [0, 1].map(|at| {
+        let (limits, store) = (limits.clone(), Arc::new(Grant::new("s", ())));
+        thread::spawn(move || {
+            let charge = |_| limits.charge(&CurrentGrant::new(Arc::clone(&store)), ONE).is_admitted();
+            (0..2 + at).map(charge).map(u32::from).sum::<u32>()
+        })
+    });
+    limits.set_quotas([("default", PLANS[1])]).unwrap();
+    limits.set_quotas([("default", PLANS[0])]).unwrap();
+    let admitted: u32 = chargers.into_iter().map(|charger| charger.join().unwrap()).sum();
+    assert!((2..=3).contains(&admitted), "{admitted} units were admitted at the same time");
+    assert_used(&limits, admitted);
+}
+
+#[test]
+fn charge_during_a_change_of_quota_is_counted() {
+    explore(charges_during_a_change_of_quota);
+}

@@ -4,6 +4,7 @@ use std::fmt;
 use std::num::NonZeroU32;
 use std::sync::Arc;
 
+use http::StatusCode;
 use thiserror::Error;
 
 use super::Charge;
@@ -12,6 +13,7 @@ use crate::grant::Subject;
 use crate::quota::Quota;
 use crate::quota::decision::Decision;
 use crate::quota::policy::{PolicyName, PolicyNameError};
+use crate::quota::refund::{Refund, RefundIf};
 use crate::request_head::RequestHead;
 
 pub(super) type PartitionKey = dyn Fn(&Subject) -> Vec<u8> + Send + Sync;
@@ -56,6 +58,7 @@ pub struct Limit {
     pub(crate) anonymous: Option<Quota>,
     pub(crate) is_dry_run: bool,
     near_percent: Option<u8>,
+    pub(super) refund_if: Option<RefundIf>,
     /// Set by [`RateLimits::with_partition_key`](super::RateLimits::with_partition_key) for all limits.
     pub(super) partition_key: Option<Arc<PartitionKey>>,
     pub(super) grant_quotas: GrantQuotas,
@@ -73,6 +76,9 @@ pub enum LimitError {
     /// Another limit of the same limiter has this name, or the name is `anonymous`, which is reserved for anonymous callers.
     #[error("duplicate limit name: another limit has this name, or the name is `anonymous`")]
     NameTaken,
+    /// No limit of the limiter has this name, or the limit has no quota for anonymous callers.
+    #[error("unknown limit: no limit has this name, or it has no quota for anonymous callers")]
+    Unknown,
     /// The percentage of [`Limit::with_near_limit`] is above 100.
     #[error("invalid near-limit percentage: must be from 0 to 100")]
     NearLimitPercent,
@@ -144,6 +150,7 @@ impl Limit {
             anonymous: None,
             is_dry_run: false,
             near_percent: None,
+            refund_if: None,
             partition_key: None,
             grant_quotas: GrantQuotas::Ignored,
             nodes: NonZeroU32::MIN,
@@ -225,6 +232,34 @@ impl Limit {
         Self { is_dry_run: true, ..self }
     }
 
+    /// Refunds the charge of a request if its response has one of these statuses. Default: all requests count.
+    ///
+    /// The gate refunds the charge before the response is returned, and the `RateLimit` header fields of the response do not
+    /// contain it. Dropped requests and errors of the inner service have no status, so they count. So do units that a handler charges.
+    /// gRPC errors usually have the status 200.
+    ///
+    /// A limiter with such a limit has [refunds](super::RateLimits::with_refunds).
+    ///
+    /// ```
+    /// use tollgate::limit::{AnonymousLimits, ClientIp};
+    /// use tollgate::{Limit, Quota, RateLimits};
+    ///
+    /// // Errors of the server do not count.
+    /// let limits = RateLimits::new(Limit::from(Quota::per_minute(60)).with_refund_if(|status| status.is_server_error()));
+    ///
+    /// // Only failed requests count: ten wrong passwords in an hour for each address.
+    /// let failures = Limit::new("failures", Quota::per_hour(10))?.with_refund_if(|status| status.is_success());
+    /// let sign_in = AnonymousLimits::by_client_ip(failures, ClientIp::peer())?;
+    /// # let _ = (limits, sign_in);
+    /// # Ok::<_, tollgate::LimitError>(())
+    /// ```
+    ///
+    /// Until its response, each request counts. So concurrent requests never exceed the quota, even if all of them fail.
+    #[must_use]
+    pub fn with_refund_if(self, status: impl Fn(StatusCode) -> bool + Send + Sync + 'static) -> Self {
+        Self { refund_if: Some(RefundIf::new(status)), ..self }
+    }
+
     /// Sets the used percentage of the burst from which [`Decision::is_near_limit`] returns true. Default: never.
     ///
     /// ```
@@ -253,7 +288,8 @@ impl Limit {
         self.name.as_str()
     }
 
-    /// Returns the quota of grants without their own quota.
+    /// Returns the quota of grants without their own quota. [`RateLimits::quota`](super::RateLimits::quota) returns the quota
+    /// after changes.
     #[must_use]
     pub fn quota(&self) -> Quota {
         self.quota
@@ -333,6 +369,15 @@ impl Limit {
         }
     }
 
+    /// Adds the refund of a charge to its decision.
+    pub(crate) fn with_refund(&self, decision: Decision, refund: Refund, charged_ns: u64) -> Decision {
+        let decision = decision.with_refund(refund);
+        match &self.refund_if {
+            Some(refund_if) => decision.with_refund_if(refund_if.clone(), charged_ns),
+            None => decision,
+        }
+    }
+
     #[cold]
     fn mark_rare(&self, decision: Decision, grant: Option<&CurrentGrant>) -> Decision {
         let decision = match (&self.partition_key, grant) {
@@ -368,6 +413,7 @@ impl fmt::Debug for Limit {
             .field("anonymous", &self.anonymous)
             .field("is_dry_run", &self.is_dry_run)
             .field("near_percent", &self.near_percent)
+            .field("refund_if", &self.refund_if)
             .field("grant_quotas", &self.grant_quotas)
             .finish_non_exhaustive()
     }

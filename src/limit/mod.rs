@@ -31,7 +31,7 @@ mod limit;
 mod memory;
 #[cfg(feature = "redis")]
 pub mod redis;
-mod refund_totals;
+mod refunds;
 mod sketch;
 mod state;
 mod unlimited;

@@ -1,11 +1,10 @@
 //! [`LimitState`]: one limit with its buckets, and the charge of one bucket.
 
 use std::num::NonZeroU32;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 
 use super::buckets::{BucketOwner, Buckets, Removed};
 use super::limit::{Limit, Scope};
-use super::refund_totals::RefundTotals;
 use crate::caller::CurrentGrant;
 use crate::grant::Subject;
 use crate::quota::Quota;
@@ -13,7 +12,6 @@ use crate::quota::bucket::{Bucket, BucketCache};
 use crate::quota::cell::Outcome;
 use crate::quota::decision::{Decision, Verdict};
 use crate::quota::policy::{Policy, PolicyName};
-use crate::sync::MutexGuard;
 
 /// One limit with its buckets. Clones share the buckets.
 #[derive(Clone)]
@@ -27,7 +25,7 @@ enum BucketSet {
     PerSubject {
         buckets: Arc<Buckets>,
         /// See [`GrantQuotas::Unfollowed`](super::limit::GrantQuotas::Unfollowed).
-        apart: Arc<OnceLock<Buckets>>,
+        apart: Arc<Buckets>,
         anonymous: Option<Arc<SharedBucket>>,
     },
     Shared(Arc<SharedBucket>),
@@ -51,40 +49,82 @@ impl SharedBucket {
     }
 }
 
-/// The data of a charge that a refund needs.
-#[derive(Clone, Copy)]
-pub(super) struct MadeCharge {
-    cost: NonZeroU32,
-    quota: Quota,
-    /// The time at which the bucket is full again, without further charges and refunds.
-    full_at: u64,
-    /// The total of refunds before the charge.
-    refunded_before: u64,
-}
-
-impl MadeCharge {
-    /// Sets the total of refunds before the charge.
-    pub(super) fn after(self, refunded_before: u64) -> Self {
-        Self { refunded_before, ..self }
-    }
-}
-
 impl LimitState {
     /// Creates the state of a limit. All buckets are full.
     pub(super) fn new(limit: Limit) -> Self {
+        let buckets = || Arc::new(Buckets::new(limit.name.clone(), limit.quota));
         let buckets = match limit.scope {
             Scope::All => BucketSet::Shared(SharedBucket::new(limit.name.clone(), limit.quota)),
             Scope::Subject => BucketSet::PerSubject {
-                buckets: Arc::new(Buckets::new(limit.name.clone(), limit.quota)),
-                apart: Arc::default(),
+                buckets: buckets(),
+                apart: buckets(),
                 anonymous: limit.anonymous.map(|quota| SharedBucket::new(limit.anonymous_name(), quota)),
             },
         };
         Self { limit, buckets }
     }
 
+    /// Returns the settings. The quotas are those at creation, see [`current`](Self::current).
     pub(super) fn limit(&self) -> &Limit {
         &self.limit
+    }
+
+    /// Returns the settings with the current quotas.
+    pub(super) fn current(&self) -> Limit {
+        let mut limit = self.limit.clone();
+        (limit.quota, limit.anonymous) = (self.quota(), self.anonymous_quota());
+        limit
+    }
+
+    /// Returns the quota of callers without their own quota.
+    pub(super) fn quota(&self) -> Quota {
+        self.default_buckets().quota()
+    }
+
+    pub(super) fn anonymous_quota(&self) -> Option<Quota> {
+        match &self.buckets {
+            BucketSet::PerSubject { anonymous, .. } => anonymous.as_ref().map(|shared| shared.buckets.quota()),
+            BucketSet::Shared(_) => self.limit.anonymous,
+        }
+    }
+
+    /// Changes the quota of callers without their own quota, for all clones.
+    pub(super) fn set_quota(&self, quota: Quota) {
+        self.default_buckets().set_quota(quota);
+        if let BucketSet::PerSubject { apart, .. } = &self.buckets {
+            apart.set_quota(quota);
+        }
+    }
+
+    /// Changes the quota of anonymous callers, for all clones. Has no effect if they have no bucket of their own.
+    pub(super) fn set_anonymous_quota(&self, quota: Quota) {
+        if let BucketSet::PerSubject { anonymous: Some(shared), .. } = &self.buckets {
+            shared.buckets.set_quota(quota);
+        }
+    }
+
+    fn default_buckets(&self) -> &Buckets {
+        match &self.buckets {
+            BucketSet::PerSubject { buckets, .. } => buckets,
+            BucketSet::Shared(shared) => &shared.buckets,
+        }
+    }
+
+    /// Returns the quota of a caller, or `None` if this caller is not limited. `grant` is `None` for anonymous callers.
+    #[cfg(feature = "redis")]
+    pub(super) fn quota_of(&self, grant: Option<&CurrentGrant>) -> Option<Quota> {
+        let (buckets, owner) = self.owner(grant)?;
+        Some(owner.quota.unwrap_or_else(|| buckets.quota()))
+    }
+
+    /// Returns the policy of a caller, or `None` if this caller is not limited.
+    #[cfg(feature = "redis")]
+    pub(super) fn policy_of(&self, grant: Option<&CurrentGrant>) -> Option<Policy> {
+        let (buckets, owner) = self.owner(grant)?;
+        Some(match owner.quota {
+            Some(quota) => Policy::named(&self.limit.name, quota),
+            None => buckets.policy(),
+        })
     }
 
     /// Changes settings that do not affect the buckets. The buckets are kept.
@@ -99,10 +139,7 @@ impl LimitState {
     fn owner<'a>(&'a self, grant: Option<&'a CurrentGrant>) -> Option<(&'a Buckets, BucketOwner<'a>)> {
         match (&self.buckets, grant) {
             (BucketSet::PerSubject { buckets, apart, .. }, Some(grant)) => {
-                let buckets = match self.limit.is_apart(grant) {
-                    false => buckets,
-                    true => self.apart(apart),
-                };
+                let buckets = if self.limit.is_apart(grant) { apart } else { buckets };
                 let (quota, grant) = (self.limit.quota_of(grant), grant.erased());
                 let head = grant.head();
                 let (subject, bucket_cache) = (head.subject(), head.bucket_cache());
@@ -111,13 +148,6 @@ impl LimitState {
             (BucketSet::PerSubject { anonymous, .. }, None) => anonymous.as_deref().map(SharedBucket::owner),
             (BucketSet::Shared(shared), _) => Some(shared.owner()),
         }
-    }
-
-    /// Returns the buckets of grants whose quota is not followed. A function of its own, because the usual charge is shorter without
-    /// this code.
-    #[cold]
-    fn apart<'a>(&self, apart: &'a OnceLock<Buckets>) -> &'a Buckets {
-        apart.get_or_init(|| Buckets::new(self.limit.name.clone(), self.limit.quota))
     }
 
     /// Charges the bucket. Returns `None` if this caller is not limited. Pass the decision to [`Limit::mark`].
@@ -150,66 +180,30 @@ impl LimitState {
         Some(buckets.with(owner, now, removed, peek))
     }
 
-    /// Returns the data for a refund of this decision, if units were charged.
-    pub(super) fn made_charge(&self, decision: &Decision, now: u64, cost: u32) -> Option<MadeCharge> {
-        let quota = decision.policy().filter(|_| decision.verdict() == Verdict::Admitted)?.quota();
-        let full_at = now.saturating_add(decision.full_in_ns());
-        Some(MadeCharge { cost: NonZeroU32::new(cost)?, quota, full_at, refunded_before: 0 })
-    }
-
-    /// Returns the total of refunds to this bucket, locked.
-    pub(super) fn refunded<'a>(&self, totals: &'a RefundTotals, grant: Option<&CurrentGrant>) -> MutexGuard<'a, u64> {
-        let subject = grant.filter(|_| self.limit.scope == Scope::Subject).map(CurrentGrant::subject);
-        totals.lock(self.limit.name.as_str(), subject)
-    }
-
-    /// Refunds a charge, and adds the refund to the totals.
-    pub(super) fn refund(&self, totals: &RefundTotals, grant: Option<&CurrentGrant>, now: u64, made: MadeCharge) {
-        let mut refunded = self.refunded(totals, grant);
-        // The total may wrap around. Differences of totals are still correct.
-        let full_at = made.full_at.saturating_sub(refunded.wrapping_sub(made.refunded_before));
-        *refunded = refunded.wrapping_add(self.undo(grant, now, MadeCharge { full_at, ..made }));
-    }
-
-    /// Refunds the part of a charge that the bucket has not regained yet. Returns the refunded nanoseconds.
-    ///
-    /// Charges are regained in the order in which they were made. The bucket never gets more units than without the charge:
-    ///
-    /// - With the charge and later charges `s`, the bucket is not full before `full_at + s`.
-    /// - Without the charge, it would be full at `full_at - charge + s`. If it had been full in between, it would be full
-    ///   again at most `s` after that moment.
-    /// - The refund leaves the later of these two times, with `now` as that moment.
-    ///
-    /// Refunds that were made meanwhile reduce `full_at`, see [`refund`](Self::refund).
-    pub(super) fn undo(&self, grant: Option<&CurrentGrant>, now: u64, made: MadeCharge) -> u64 {
-        let charge = u64::from(made.cost.get()) * made.quota.interval_ns();
-        let refund = charge.min(made.full_at.saturating_sub(now));
-        if let Some((buckets, owner)) = self.owner(grant).filter(|_| refund > 0) {
-            buckets.refund(owner, made.quota, refund);
+    /// Refunds this many nanoseconds of a charge under this quota.
+    pub(super) fn refund(&self, grant: Option<&CurrentGrant>, quota: Quota, ns: u64) {
+        if let Some((buckets, owner)) = self.owner(grant) {
+            buckets.refund(owner, quota, ns);
         }
-        refund
     }
 
     pub(super) fn sweep(&self, now: u64) {
         if let BucketSet::PerSubject { buckets, apart, .. } = &self.buckets {
             buckets.sweep(now);
-            apart.get().into_iter().for_each(|buckets| buckets.sweep(now));
+            apart.sweep(now);
         }
     }
 
     pub(super) fn subjects(&self) -> usize {
         match &self.buckets {
-            BucketSet::PerSubject { buckets, apart, .. } => buckets.len() + apart.get().map_or(0, Buckets::len),
+            BucketSet::PerSubject { buckets, apart, .. } => buckets.len() + apart.len(),
             BucketSet::Shared(_) => 0,
         }
     }
 
     #[cfg(test)]
     pub(super) fn buckets(&self) -> &Buckets {
-        match &self.buckets {
-            BucketSet::PerSubject { buckets, .. } => buckets,
-            BucketSet::Shared(shared) => &shared.buckets,
-        }
+        self.default_buckets()
     }
 }
 
@@ -238,16 +232,5 @@ pub(super) fn decision_of(policy: Policy, outcome: Outcome, before: u64, now: u6
         Outcome::Admitted { tat } => (Verdict::Admitted, tat),
         Outcome::AboveBurst | Outcome::Frozen => (Verdict::CostAboveBurst, before.max(now)),
     };
-    decision_without_wait(policy, verdict, tat.saturating_sub(now))
-}
-
-/// Returns the decision of a charge that fits or never fits. The bucket is full after `full_in` nanoseconds.
-#[inline]
-pub(super) fn decision_without_wait(policy: Policy, verdict: Verdict, full_in: u64) -> Decision {
-    let quota = policy.quota();
-    // A partially regained unit counts as used. After a change of plan, more units than the burst can be used.
-    let used = full_in.div_ceil(quota.interval_ns()).min(quota.burst().into());
-    let remaining = quota.burst() - used as u32;
-    let more_in = full_in.saturating_sub(used.saturating_sub(1) * quota.interval_ns());
-    Decision::from_ns(policy, verdict, remaining, more_in, full_in)
+    Decision::without_wait(policy, verdict, tat.saturating_sub(now))
 }

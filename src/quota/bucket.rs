@@ -1,9 +1,9 @@
 //! [`Bucket`]: the state of one subject under one policy, and [`BucketCache`]: the buckets that a grant keeps.
 
 use std::num::NonZeroU32;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
-use super::cell::{FROZEN, Outcome, decide, read, refund, swap};
+use super::cell::{FROZEN, Outcome, carry_over, decide, read, refund, swap};
 use super::policy::Policy;
 use super::quota::Quota;
 use crate::sync::InMemoryState;
@@ -61,15 +61,12 @@ impl Bucket {
     /// Freezes this bucket. Returns the theoretical arrival time with the same number of used units under another policy,
     /// rounded up.
     pub(crate) fn freeze(&self, policy: &Policy, now: u64) -> u64 {
-        let used_ns = u128::from(swap(&self.cell, FROZEN).saturating_sub(now));
-        let (old, new) = (self.policy.quota().interval_ns(), policy.quota().interval_ns());
-        let carried_ns = (used_ns * u128::from(new)).div_ceil(u128::from(old));
-        // Refill times of more than a hundred years are reduced to the range of a cell.
-        u64::try_from(u128::from(now) + carried_ns).unwrap_or(u64::MAX).min(FROZEN - 1)
+        let used_ns = swap(&self.cell, FROZEN).saturating_sub(now);
+        carry_over(used_ns, self.policy.quota(), policy.quota(), now)
     }
 }
 
-/// The buckets that one grant was charged to. The cache only grows, and reading takes no lock.
+/// The buckets that one grant was charged to. Reading the first of them takes no lock.
 ///
 /// Most requests find their bucket here, without a lookup in a map.
 #[derive(Default)]
@@ -84,16 +81,27 @@ pub(crate) struct BucketCache {
 #[derive(Default)]
 struct SharedBuckets {
     here: OnceLock<(u64, Arc<Bucket>)>,
-    next: OnceLock<Box<SharedBuckets>>,
+    next: OnceLock<Box<Next>>,
+}
+
+enum Next {
+    Element(SharedBuckets),
+    /// The end of the longest list. A grant that lives long can outlive many changes of a quota.
+    Further(Mutex<Vec<(u64, Arc<Bucket>)>>),
 }
 
 impl BucketCache {
-    /// The maximum number of shared buckets in the cache. Further buckets are found through the map of the limiter.
-    const MAX_SHARED: usize = 8;
+    /// The length of the list. Each element is read without a lock.
+    const LIST: usize = 8;
 
     #[inline]
     pub(crate) fn own(&self, limiter_id: u64) -> Option<&Bucket> {
         self.own.get().filter(|(id, _)| *id == limiter_id).map(|(_, bucket)| bucket)
+    }
+
+    /// Returns the own bucket, whatever its id.
+    pub(crate) fn own_bucket(&self) -> Option<&Bucket> {
+        self.own.get().map(|(_, bucket)| bucket)
     }
 
     /// Sets the own bucket, or returns the bucket if there is already one.
@@ -107,30 +115,56 @@ impl BucketCache {
         if let Some(done) = self.own(limiter_id).and_then(&mut f) {
             return Some(done);
         }
-        let mut shared = Some(&self.shared);
-        while let Some(SharedBuckets { here, next }) = shared {
-            let (id, bucket) = here.get()?;
+        let mut element = &self.shared;
+        loop {
+            let (id, bucket) = element.here.get()?;
             if *id == limiter_id {
                 if let Some(done) = f(bucket) {
                     return Some(done);
                 }
             }
-            shared = next.get().map(|next| &**next);
+            match &**element.next.get()? {
+                Next::Element(next) => element = next,
+                Next::Further(further) => return find(further, limiter_id).and_then(|bucket| f(&bucket)),
+            }
         }
-        None
     }
 
-    /// Adds a shared bucket, unless the cache is full.
+    /// Adds a shared bucket.
     pub(crate) fn add_shared(&self, limiter_id: u64, bucket: &Arc<Bucket>) {
-        let mut shared = &self.shared;
-        for _ in 0..Self::MAX_SHARED {
-            let (_, cached) = shared.here.get_or_init(|| (limiter_id, Arc::clone(bucket)));
-            if Arc::ptr_eq(cached, bucket) {
+        let mut element = &self.shared;
+        for length in 1.. {
+            let (id, cached) = element.here.get_or_init(|| (limiter_id, Arc::clone(bucket)));
+            if *id == limiter_id && Arc::ptr_eq(cached, bucket) {
                 return;
             }
-            shared = shared.next.get_or_init(Box::default);
+            let next = element.next.get_or_init(|| {
+                Box::new(match length < Self::LIST {
+                    true => Next::Element(SharedBuckets::default()),
+                    false => Next::Further(Mutex::default()),
+                })
+            });
+            match &**next {
+                Next::Element(next) => element = next,
+                Next::Further(further) => {
+                    let mut further = lock(further);
+                    // Frozen buckets are never charged again.
+                    further.retain(|(id, bucket)| *id != limiter_id && bucket.tat().is_some());
+                    further.push((limiter_id, Arc::clone(bucket)));
+                    return;
+                }
+            }
         }
     }
+}
+
+#[cold]
+fn find(further: &Mutex<Vec<(u64, Arc<Bucket>)>>, limiter_id: u64) -> Option<Arc<Bucket>> {
+    lock(further).iter().find(|(id, _)| *id == limiter_id).map(|(_, bucket)| Arc::clone(bucket))
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Clone for BucketCache {

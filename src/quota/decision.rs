@@ -1,10 +1,12 @@
-//! [`Decision`]: the result of one charge, and [`Decisions`]: those of one request.
+//! [`Decision`]: the result of one charge.
 
 use std::slice;
 use std::time::Duration;
 
+use http::StatusCode;
+
 use super::policy::Policy;
-use super::refund::Refund;
+use super::refund::{Refund, RefundIf};
 
 /// The result of one charge by a [`Limiter`](crate::Limiter).
 ///
@@ -46,6 +48,8 @@ struct Rest {
     partition_key: Option<Box<[u8]>>,
     parts: Vec<Decision>,
     refund: Option<Refund>,
+    /// The statuses for which the charge is refunded, and the charged nanoseconds.
+    refund_if: Option<(RefundIf, u64)>,
 }
 
 /// The outcome of a charge.
@@ -80,6 +84,17 @@ impl Decision {
     #[inline]
     pub(crate) fn from_ns(policy: Policy, verdict: Verdict, remaining: u32, more_in_ns: u64, full_in_ns: u64) -> Self {
         Self { policy: Some(policy), verdict, remaining, more_in_ns, full_in_ns, ..Self::unlimited() }
+    }
+
+    /// Creates the decision of a charge that fits or never fits. The bucket is full after `full_in_ns`.
+    #[inline]
+    pub(crate) fn without_wait(policy: Policy, verdict: Verdict, full_in_ns: u64) -> Self {
+        let quota = policy.quota();
+        // A partially regained unit counts as used. After a change of plan, more units than the burst can be used.
+        let used = full_in_ns.div_ceil(quota.interval_ns()).min(quota.burst().into());
+        let remaining = quota.burst() - used as u32;
+        let more_in_ns = full_in_ns.saturating_sub(used.saturating_sub(1) * quota.interval_ns());
+        Self::from_ns(policy, verdict, remaining, more_in_ns, full_in_ns)
     }
 
     /// Creates a decision that admits without a limit. Such a decision adds no headers.
@@ -201,6 +216,12 @@ impl Decision {
         self
     }
 
+    /// Adds the statuses for which the gate refunds the charge. `charged_ns` is the time in which the charge is regained.
+    pub(crate) fn with_refund_if(mut self, refund_if: RefundIf, charged_ns: u64) -> Self {
+        self.rest_mut().refund_if = Some((refund_if, charged_ns));
+        self
+    }
+
     /// Marks the decision as a dry run. The request is admitted whatever the verdict, and headers do not advertise the policy.
     #[must_use]
     pub fn with_dry_run(self) -> Self {
@@ -281,6 +302,33 @@ impl Decision {
         }
     }
 
+    /// Returns whether the status of the response decides whether the request counts.
+    #[inline]
+    pub(crate) fn has_refund_if(&self) -> bool {
+        self.rest.is_some() && self.parts().any(|part| part.refund_if().is_some())
+    }
+
+    fn refund_if(&self) -> Option<&(RefundIf, u64)> {
+        self.rest.as_ref()?.refund_if.as_ref()
+    }
+
+    /// Returns the refunds for a response with this status, and the decision as it would be without the refunded charges. Returns
+    /// `None` if nothing is refunded.
+    pub(crate) fn refunded(&self, status: StatusCode) -> Option<(Vec<Refund>, Self)> {
+        let mut refunds = Vec::new();
+        let refunded = |part: &Self| match (part.refund_if(), &part.rest, &part.policy) {
+            (Some((refund_if, charged_ns)), Some(rest), Some(policy)) if refund_if.includes(status) => {
+                refunds.extend(rest.refund.clone());
+                let full_in_ns = part.full_in_ns.saturating_sub(*charged_ns);
+                let Self { remaining, more_in_ns, .. } = Self::without_wait(policy.clone(), part.verdict, full_in_ns);
+                Self { remaining, more_in_ns, full_in_ns, ..part.clone() }
+            }
+            _ => part.clone(),
+        };
+        let parts: Vec<_> = self.parts().map(refunded).collect();
+        (!refunds.is_empty()).then(|| (refunds, Self::all_of(parts)))
+    }
+
     /// Returns the outcome of the charge.
     #[must_use]
     pub fn verdict(&self) -> Verdict {
@@ -359,34 +407,4 @@ impl Decision {
 /// Converts nanoseconds to whole seconds, rounded up.
 pub(crate) const fn secs_up(ns: u64) -> u64 {
     ns.div_ceil(1_000_000_000)
-}
-
-/// The decisions of all limiters about one request, outermost first.
-///
-/// The first decision needs no allocation. The type is small, because every admitted request moves it several times.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Decisions {
-    first: Option<Decision>,
-    #[expect(clippy::box_collection, reason = "8 bytes instead of 24 where it is empty")]
-    more: Option<Box<Vec<Decision>>>,
-}
-
-impl Decisions {
-    #[inline]
-    pub(crate) fn push(&mut self, decision: Decision) {
-        match self.first {
-            None => self.first = Some(decision),
-            Some(_) => self.more.get_or_insert_default().push(decision),
-        }
-    }
-
-    pub(crate) fn iter(&self) -> impl Iterator<Item = &Decision> {
-        self.first.iter().chain(self.more.iter().flat_map(|more| more.iter()))
-    }
-
-    pub(crate) async fn refund(&self) {
-        for decision in self.iter() {
-            decision.refund().await;
-        }
-    }
 }

@@ -4,6 +4,7 @@ pub(crate) mod bucket;
 pub(crate) mod cell;
 pub(crate) mod clock;
 pub(crate) mod decision;
+pub(crate) mod decisions;
 pub(crate) mod policy;
 #[allow(clippy::module_inception, reason = "the file of `Quota`")]
 mod quota;

@@ -1,8 +1,10 @@
-//! [`Refund`]: returns the units of a charge to the bucket.
+//! [`Refund`]: returns the units of a charge to the bucket. [`RefundIf`]: for which responses.
 
 use std::fmt;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
+
+use http::StatusCode;
 
 /// A refund of one charge, for requests that should not count. The refund takes effect at most once.
 ///
@@ -63,5 +65,34 @@ impl Eq for Refund {}
 impl fmt::Debug for Refund {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Refund(..)")
+    }
+}
+
+/// The statuses of responses whose requests do not count.
+#[derive(Clone)]
+pub(crate) struct RefundIf(Arc<dyn Fn(StatusCode) -> bool + Send + Sync>);
+
+impl RefundIf {
+    pub(crate) fn new(refund_if: impl Fn(StatusCode) -> bool + Send + Sync + 'static) -> Self {
+        Self(Arc::new(refund_if))
+    }
+
+    pub(crate) fn includes(&self, status: StatusCode) -> bool {
+        (self.0)(status)
+    }
+}
+
+impl PartialEq for RefundIf {
+    /// Returns whether both are the same setting.
+    fn eq(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+}
+
+impl Eq for RefundIf {}
+
+impl fmt::Debug for RefundIf {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("RefundIf(..)")
     }
 }

@@ -14,7 +14,7 @@ use http::{HeaderMap, Request, Response, header};
 use http_body_util::{BodyExt, Full};
 use tokio::net::TcpListener;
 use tokio::process::Command;
-use tollgate::limit::{Charge, RateLimits};
+use tollgate::limit::{Charge, Clock, RateLimits};
 use tollgate::store::from_fn_with;
 use tollgate::{BoxStore, Grant, Limit, MemoryStore};
 use tower::{Service, ServiceExt};
@@ -71,9 +71,13 @@ impl Hands {
         self.0.load(Ordering::SeqCst)
     }
 
-    pub fn limits(&self, limit: impl Into<Limit>) -> RateLimits {
+    pub fn clock(&self) -> impl Clock + use<> {
         let hands = self.clone();
-        RateLimits::new(limit).with_clock(move || Duration::from_nanos(hands.ns()))
+        move || Duration::from_nanos(hands.ns())
+    }
+
+    pub fn limits(&self, limit: impl Into<Limit>) -> RateLimits {
+        RateLimits::new(limit).with_clock(self.clock())
     }
 }
 

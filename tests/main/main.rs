@@ -21,6 +21,7 @@ mod breaker;
 mod cached;
 mod challenge_properties;
 mod challenges;
+mod changing_quotas;
 #[cfg(all(feature = "cli", feature = "sqlite", feature = "postgres"))]
 mod cli;
 #[cfg(all(feature = "cli", feature = "sqlite", feature = "postgres"))]
@@ -78,6 +79,8 @@ mod redis;
 #[cfg(feature = "redis")]
 mod redis_addresses;
 #[cfg(feature = "redis")]
+mod redis_changes;
+#[cfg(feature = "redis")]
 mod redis_cluster;
 #[cfg(feature = "redis")]
 mod redis_contention;
@@ -128,4 +131,5 @@ mod stores;
 mod tenants;
 mod throttle;
 mod token_locations;
+mod uncounted_requests;
 mod websocket_token;

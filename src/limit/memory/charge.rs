@@ -5,8 +5,9 @@ use std::sync::Arc;
 use super::RateLimits;
 use crate::caller::CurrentGrant;
 use crate::limit::buckets::Removed;
-use crate::limit::limit::{GrantQuotas, Limit};
-use crate::limit::state::{LimitState, MadeCharge};
+use crate::limit::limit::{GrantQuotas, Limit, Scope};
+use crate::limit::refunds::MadeCharge;
+use crate::limit::state::LimitState;
 use crate::limit::{Charge, Limiter, all_or_nothing};
 use crate::observe;
 use crate::pending::answer::{Answer, Immediate};
@@ -70,36 +71,26 @@ impl RateLimits {
     fn decide_rare(&self, grant: Option<&CurrentGrant>, cost: &dyn Fn(usize, &Limit) -> u32) -> Decision {
         let now = self.time.now_ns();
         // Totals are read before the charge, so that no later refund is missed.
-        let totals = self.refund_totals.as_ref().map(|totals| {
-            let before = |state: &LimitState| *state.refunded(totals, grant);
-            (totals, self.states().iter().map(before).collect::<Vec<_>>())
-        });
-        let mut made: Vec<(usize, MadeCharge)> = Vec::new();
-        let decision = match &self.several {
-            Some(several) => {
-                let keep = totals.is_some().then_some(&mut made);
-                all_or_nothing::charge(&several.limits, &several.locks, grant, now, cost, keep)
-            }
-            None => {
-                let (limit, cost) = (self.first.limit(), cost(0, self.first.limit()));
-                let decision = self.first.charge(grant, now, cost, &mut Removed::default());
-                made.extend(
-                    decision.iter().filter_map(|decision| Some((0, self.first.made_charge(decision, now, cost)?))),
-                );
-                decision.map_or_else(Decision::unlimited, |decision| limit.mark(decision, grant))
-            }
+        let before = |(at, state): (usize, &LimitState)| {
+            let subject = grant.filter(|_| state.limit().scope == Scope::Subject).map(CurrentGrant::subject);
+            let total = self.refund_totals.as_ref()?.of((at, subject.cloned()));
+            Some((total.get(), total))
         };
-        let Some((totals, before)) = totals.filter(|_| !made.is_empty()) else { return decision };
-        let made: Vec<_> = made
-            .into_iter()
-            .filter_map(|(at, made)| Some((self.states().get(at)?.clone(), made.after(*before.get(at)?))))
-            .collect();
-        let (time, totals, grant) = (Arc::clone(&self.time), Arc::clone(totals), grant.cloned());
-        decision.with_refund(Refund::new(move || {
-            let now = time.now_ns();
-            made.iter().for_each(|(state, made)| state.refund(&totals, grant.as_ref(), now, *made));
-            std::future::ready(())
-        }))
+        let totals: Vec<_> = self.states().iter().enumerate().map_while(before).collect();
+        let refund = |at: usize, made: MadeCharge| {
+            let (refunded, total) = totals.get(at)?;
+            let (made, total, state) = (made.after(*refunded), Arc::clone(total), self.states().get(at)?.clone());
+            let (time, grant) = (Arc::clone(&self.time), grant.cloned());
+            Some(Refund::new(move || {
+                total.refund(made, time.now_ns(), |ns| state.refund(grant.as_ref(), made.quota(), ns));
+                std::future::ready(())
+            }))
+        };
+        let (states, locks) = match &self.several {
+            Some(several) => (&*several.limits, Some(&*several.locks)),
+            None => (std::slice::from_ref(&self.first), None),
+        };
+        all_or_nothing::charge(states, locks, grant, now, cost, &refund)
     }
 
     pub(in crate::limit) fn has_refunds(&self) -> bool {

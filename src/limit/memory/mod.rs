@@ -1,6 +1,7 @@
 //! [`RateLimits`]: rate limits with their buckets in the memory of this process.
 
 mod charge;
+mod quotas;
 
 use std::fmt;
 #[cfg(feature = "redis")]
@@ -9,7 +10,7 @@ use std::sync::Arc;
 
 use super::all_or_nothing::ChargeLocks;
 use super::limit::{GrantQuotas, Limit, LimitError, PartitionKey};
-use super::refund_totals::RefundTotals;
+use super::refunds::RefundTotals;
 use super::state::LimitState;
 use super::{Clock, Time};
 use crate::grant::Subject;
@@ -65,8 +66,11 @@ pub struct RateLimits {
     /// Every clone holds a reference, see [`with_clock`](Self::with_clock).
     pub(super) time: Arc<Time>,
     /// Set if charges can be refunded.
-    refund_totals: Option<Arc<RefundTotals>>,
+    refund_totals: Option<Arc<RefundTotals<BucketKey>>>,
 }
+
+/// The index of a limit, and the subject, or `None` for a shared bucket.
+type BucketKey = (usize, Option<Subject>);
 
 /// The state of several limits.
 #[derive(Clone)]
@@ -93,7 +97,8 @@ impl RateLimits {
     #[must_use]
     pub fn new(limit: impl Into<Limit>) -> Self {
         let first = LimitState::new(limit.into());
-        Self { first, several: None, time: Arc::new(Time::counter()), refund_totals: None }
+        let refund_totals = first.limit().refund_if.is_some().then(Arc::default);
+        Self { first, several: None, time: Arc::new(Time::counter()), refund_totals }
     }
 
     /// Adds a limit. A charge that one of the limits rejects costs nothing in the others, also under concurrent requests.
@@ -121,15 +126,10 @@ impl RateLimits {
             GrantQuotas::FollowedByDefault | GrantQuotas::Unfollowed | GrantQuotas::Ignored => {}
         }
         limit.partition_key.clone_from(&self.first.limit().partition_key);
+        let refund_totals = self.refund_totals.or_else(|| limit.refund_if.is_some().then(Arc::default));
         limits.push(LimitState::new(limit));
         let locks = self.several.as_ref().map_or_else(|| Arc::new(ChargeLocks::new()), |more| Arc::clone(&more.locks));
-        Ok(Self { several: Some(Arc::new(Several { limits, locks })), ..self })
-    }
-
-    /// Returns the limits in the order in which they were added.
-    #[cfg(feature = "redis")]
-    pub(crate) fn iter(&self) -> impl Iterator<Item = &Limit> {
-        self.states().iter().map(LimitState::limit)
+        Ok(Self { several: Some(Arc::new(Several { limits, locks })), refund_totals, ..self })
     }
 
     /// Returns the limiter of one of several nodes, which divide the quotas, including grants' quotas. All buckets are full.
@@ -138,7 +138,8 @@ impl RateLimits {
         self.clone().with_full_buckets(|limit| limit.divided_by(nodes))
     }
 
-    fn states(&self) -> &[LimitState] {
+    /// Returns the limits in the order in which they were added.
+    pub(in crate::limit) fn states(&self) -> &[LimitState] {
         match &self.several {
             None => std::slice::from_ref(&self.first),
             Some(several) => &several.limits,
@@ -157,7 +158,7 @@ impl RateLimits {
 
     /// Changes all limits. All buckets are new and full.
     fn with_full_buckets(self, change: impl Fn(&Limit) -> Limit) -> Self {
-        let new = |state: &LimitState| LimitState::new(change(state.limit()));
+        let new = |state: &LimitState| LimitState::new(change(&state.current()));
         let several = self.several.as_ref().map(|several| {
             let limits = several.limits.iter().map(new).collect();
             Arc::new(Several { limits, locks: Arc::new(ChargeLocks::new()) })
@@ -183,8 +184,8 @@ impl RateLimits {
         Self { time: Arc::new(Time::Given(Arc::new(clock))), ..self.with_full_buckets(Limit::clone) }
     }
 
-    /// Makes charges [refundable](crate::Decision::refund). Each request then makes one more allocation. Default: refunds do
-    /// nothing.
+    /// Makes charges [refundable](crate::Decision::refund) by handlers. Each charge then makes a few allocations. Default: refunds do
+    /// nothing. To refund by the status of the response, use [`Limit::with_refund_if`].
     ///
     /// A refund returns the part of the charge that the bucket has not regained yet. The subject never has more units than
     /// without the charge. A refund is smaller if a later charge was refunded before. After a change of plan, it is 0.
@@ -211,7 +212,7 @@ impl RateLimits {
     /// ```
     #[must_use]
     pub fn with_refunds(self) -> Self {
-        Self { refund_totals: Some(Arc::new(RefundTotals::new())), ..self }
+        Self { refund_totals: self.refund_totals.or_else(|| Some(Arc::default())), ..self }
     }
 
     /// Sets the partition key of each subject's buckets, which clients see in the `pk` parameter of draft-11. Default: none.
@@ -227,7 +228,7 @@ impl RateLimits {
 
 impl fmt::Debug for RateLimits {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let limits = self.states().iter().map(LimitState::limit);
+        let limits = self.states().iter().map(LimitState::current);
         f.debug_struct("RateLimits")
             .field("limits", &limits.collect::<Vec<_>>())
             .field("time", &self.time)

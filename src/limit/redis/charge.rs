@@ -20,13 +20,12 @@ use super::rejection_cache::RejectionCache;
 use super::timeout::within;
 use crate::caller::CurrentGrant;
 use crate::limit::limit::{Limit, Scope};
+use crate::limit::state::LimitState;
 use crate::limit::{Charge, RateLimits, Refund};
 use crate::observe::{self, RedisOutcome, Timer};
 use crate::pending::answer::Answer;
 use crate::pending::breaker::{Breaker, Permit};
-use crate::quota::Quota;
 use crate::quota::decision::Decision;
-use crate::quota::policy::Policy;
 
 /// The last part of the key for a grant whose quota is not followed, see [`Limit::is_apart`].
 const APART: &str = "default@own";
@@ -82,7 +81,7 @@ enum NotSent {
 impl Shared {
     /// Computes the costs of a charge, and makes it.
     pub(super) fn charge(self: &Arc<Self>, grant: Option<&CurrentGrant>, charge: Charge<'_>) -> Answer<RedisFuture> {
-        let costs: Vec<_> = self.limits.iter().map(|rule| rule.cost(charge)).collect();
+        let costs: Vec<_> = self.limits.states().iter().map(|state| state.limit().cost(charge)).collect();
         let is_look = matches!(charge, Charge::Units(0));
         match self.charge_lease(grant, &costs) {
             Some(decision) => Answer::Ready(reported(decision, grant, is_look)),
@@ -93,28 +92,23 @@ impl Shared {
     /// Returns a charge with its buckets.
     fn request(&self, grant: Option<&CurrentGrant>, costs: Vec<u32>, is_look: bool) -> ChargeRequest {
         let tag = grant.map_or_else(Tag::default, |grant| self.keys.tag(grant.subject()));
-        let part = |((at, rule), &cost): ((usize, &Limit), &u32)| {
-            let (key, policy) = self.bucket(rule, grant, tag)?;
-            Some(Part { at, key, policy, cost, binds: !rule.is_dry_run })
+        let part = |((at, state), &cost): ((usize, &LimitState), &u32)| {
+            let policy = state.policy_of(grant)?;
+            let key = self.key(state.limit(), grant, tag, policy.name());
+            Some(Part { at, key, policy, cost, binds: !state.limit().is_dry_run })
         };
-        let parts = self.limits.iter().enumerate().zip(&costs).filter_map(part).collect();
+        let parts = self.limits.states().iter().enumerate().zip(&costs).filter_map(part).collect();
         ChargeRequest { tag, parts, costs, grant: grant.cloned(), is_look }
     }
 
-    /// Returns the key and policy of a caller's bucket, if the rule limits this caller.
-    fn bucket(&self, rule: &Limit, grant: Option<&CurrentGrant>, tag: Tag) -> Option<(Vec<u8>, Policy)> {
-        let quota = quota_of(rule, grant)?;
-        let policy = match (rule.scope, grant) {
-            (Scope::Subject, None) => Policy::named(&rule.anonymous_name(), quota),
-            _ => Policy::named(&rule.name, quota),
-        };
-        let key = match (rule.scope, grant) {
-            (Scope::All, _) => self.keys.of_shared(SharedTag::Shared, policy.name()),
-            (Scope::Subject, Some(grant)) if rule.is_apart(grant) => self.keys.of_subject(tag, APART),
-            (Scope::Subject, Some(_)) => self.keys.of_subject(tag, policy.name()),
-            (Scope::Subject, None) => self.keys.of_shared(SharedTag::Anonymous, policy.name()),
-        };
-        Some((key, policy))
+    /// Returns the key of a caller's bucket under a policy with this name.
+    fn key(&self, limit: &Limit, grant: Option<&CurrentGrant>, tag: Tag, policy: &str) -> Vec<u8> {
+        match (limit.scope, grant) {
+            (Scope::All, _) => self.keys.of_shared(SharedTag::Shared, policy),
+            (Scope::Subject, Some(grant)) if limit.is_apart(grant) => self.keys.of_subject(tag, APART),
+            (Scope::Subject, Some(_)) => self.keys.of_subject(tag, policy),
+            (Scope::Subject, None) => self.keys.of_shared(SharedTag::Anonymous, policy),
+        }
     }
 
     fn begin(self: &Arc<Self>, request: ChargeRequest) -> Answer<RedisFuture> {
@@ -133,7 +127,7 @@ impl Shared {
                 }))
             }
             Err(wait) => {
-                Answer::Ready(reported(self.fallback.decide(&request, wait), request.grant.as_ref(), request.is_look))
+                Answer::Ready(reported(self.decide_locally(&request, wait), request.grant.as_ref(), request.is_look))
             }
         }
     }
@@ -150,7 +144,7 @@ impl Shared {
         let sent_at = self.limits.time.now_ns();
         let charge = async |connection: &mut Connection| gcra::charge(connection, &request.parts, &[]).await;
         let Some(reply) = self.with_redis(permit, pass, charge).await else {
-            return self.fallback.decide(&request, self.timeout);
+            return self.decide_locally(&request, self.timeout);
         };
         let decision = self.decision(&request, &reply.states);
         if !self.limits.has_refunds() {
@@ -186,7 +180,7 @@ impl Shared {
         let permit = match self.acquire(&request.parts[0].key, pass).await {
             Ok(permit) => permit,
             Err(NotSent::QueueTimeout) => return Err(undecided(request, self.queue_timeout()).into()),
-            Err(NotSent::Unavailable(wait)) => return Err(self.fallback.decide(request, wait).into()),
+            Err(NotSent::Unavailable(wait)) => return Err(self.decide_locally(request, wait).into()),
         };
         let find = || self.rejections.find(&request.tag, &request.parts, self.limits.time.now_ns());
         match permit.has_waited.then(find).flatten() {
@@ -264,6 +258,14 @@ impl Shared {
         done
     }
 
+    /// Decides a charge without Redis. `wait` is the time after which Redis may be available.
+    pub(super) fn decide_locally(&self, request: &ChargeRequest, wait: Duration) -> Decision {
+        if let Fallback::Local(limits) = &self.fallback {
+            limits.follow(&self.limits, self.nodes);
+        }
+        self.fallback.decide(request, wait)
+    }
+
     pub(super) fn decision(&self, request: &ChargeRequest, states: &[State]) -> Decision {
         let made = |(part, state): (&Part, &State)| self.marked(part.at, part.decision(*state), request.grant.as_ref());
         Decision::all_of(request.parts.iter().zip(states).map(made))
@@ -271,8 +273,8 @@ impl Shared {
 
     /// Adds a policy's dry-run and near-limit marks to its decision.
     pub(super) fn marked(&self, at: usize, decision: Decision, grant: Option<&CurrentGrant>) -> Decision {
-        match self.limits.iter().nth(at) {
-            Some(rule) => rule.mark(decision, grant),
+        match self.limits.states().get(at) {
+            Some(state) => state.limit().mark(decision, grant),
             None => decision,
         }
     }
@@ -284,13 +286,4 @@ fn reported(decision: Decision, grant: Option<&CurrentGrant>, is_look: bool) -> 
         observe::charged(&decision, grant);
     }
     decision
-}
-
-/// Returns a caller's quota under a rule, if the rule limits this caller.
-pub(super) fn quota_of(rule: &Limit, grant: Option<&CurrentGrant>) -> Option<Quota> {
-    match (rule.scope, grant) {
-        (Scope::All, _) => Some(rule.quota),
-        (Scope::Subject, Some(grant)) => Some(rule.quota_of(grant).unwrap_or(rule.quota)),
-        (Scope::Subject, None) => rule.anonymous,
-    }
 }

@@ -14,7 +14,6 @@ use redis::RedisResult;
 use super::connect::Connection;
 use super::lease::LeaseRequest;
 use super::script::Script;
-use crate::limit::state::decision_without_wait;
 use crate::quota::decision::{Decision, Verdict};
 use crate::quota::policy::Policy;
 
@@ -152,6 +151,6 @@ impl Part {
                 return Decision::from_ns(self.policy.clone(), Verdict::OverLimit, 0, wait_ns, state.owed_ns);
             }
         };
-        decision_without_wait(self.policy.clone(), verdict, state.owed_ns)
+        Decision::without_wait(self.policy.clone(), verdict, state.owed_ns)
     }
 }

@@ -15,7 +15,6 @@
 use std::time::Duration;
 
 use super::gcra::State;
-use crate::limit::state::decision_without_wait;
 use crate::quota::Quota;
 use crate::quota::decision::{Decision, Verdict};
 use crate::quota::policy::Policy;
@@ -202,6 +201,6 @@ impl Lease {
     /// Returns the decision about an admitted charge. The remaining units include those of the lease.
     pub(super) fn admitted(&self, now: u64) -> Decision {
         let leased_ns = u64::from(self.left(now)) * self.quota().interval_ns();
-        decision_without_wait(self.policy.clone(), Verdict::Admitted, self.owed_at(now).saturating_sub(leased_ns))
+        Decision::without_wait(self.policy.clone(), Verdict::Admitted, self.owed_at(now).saturating_sub(leased_ns))
     }
 }

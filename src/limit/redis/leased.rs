@@ -1,10 +1,11 @@
 //! A charge with leases: first the leased units, then the results of concurrent charges, then Redis.
 
-use super::charge::{ChargeRequest, Shared, quota_of};
+use super::charge::{ChargeRequest, Shared};
 use super::connect::Connection;
 use super::gcra;
 use super::lease_table::LeaseTable;
 use crate::caller::CurrentGrant;
+use crate::limit::state::LimitState;
 use crate::pending::breaker::Permit;
 use crate::quota::Quota;
 use crate::quota::decision::Decision;
@@ -16,8 +17,8 @@ impl Shared {
     /// Charges leased units. This is the whole of the usual charge.
     pub(super) fn charge_lease(&self, grant: Option<&CurrentGrant>, costs: &[u32]) -> Option<Decision> {
         let leases = self.leases.as_deref()?;
-        let of_rule = |((at, rule), cost): ((usize, _), &u32)| Some((at, quota_of(rule, grant)?, *cost));
-        let costs: Costs = self.limits.iter().enumerate().zip(costs).filter_map(of_rule).collect();
+        let cost = |((at, state), cost): ((usize, &LimitState), &u32)| Some((at, state.quota_of(grant)?, *cost));
+        let costs: Costs = self.limits.states().iter().enumerate().zip(costs).filter_map(cost).collect();
         self.charge_lease_costs(leases, grant, &costs)
     }
 
@@ -65,7 +66,7 @@ impl Shared {
         let reply = self.with_redis(permit, pass, charge).await;
         let replied_at = now();
         let charged = leases.complete(subject, (sent_at, replied_at), &prepared, &parts, reply.as_ref());
-        let Some(reply) = reply else { return self.fallback.decide(request, self.timeout) };
+        let Some(reply) = reply else { return self.decide_locally(request, self.timeout) };
         self.rejections.insert(request.tag, &request.parts, &reply.states, sent_at, replied_at);
         // A rejection reports the whole cost: the leased units may be used when the caller retries.
         let parts = request.parts.iter().zip(&reply.states).zip(charged);

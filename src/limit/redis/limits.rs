@@ -20,9 +20,10 @@ use super::rejection_cache::RejectionCache;
 use super::server::RedisServer;
 use crate::caller::CurrentGrant;
 use crate::limit::limit::Scope;
-use crate::limit::{Charge, Limiter, RateLimits};
+use crate::limit::{Charge, LimitError, Limiter, RateLimits};
 use crate::pending::answer::Answer;
 use crate::pending::breaker::{Backoff, BackoffError, Breaker, BreakerState};
+use crate::quota::Quota;
 use crate::quota::clock::Clock;
 use crate::quota::decision::Decision;
 
@@ -92,7 +93,7 @@ impl RedisLimits {
     ) -> Result<Self, RedisLimitsError> {
         let keys = Keys::new(secret.as_ref())?;
         let link = Link::new(redis);
-        let has = |scope| limits.iter().any(|rule| rule.scope == scope);
+        let has = |scope| limits.states().iter().any(|state| state.limit().scope == scope);
         if link.is_cluster() && has(Scope::Subject) && has(Scope::All) {
             return Err(RedisLimitsError::SharedOnCluster);
         }
@@ -222,6 +223,34 @@ impl RedisLimits {
         }
         shared.leases = Some(Arc::new(LeaseTable::new(leases)));
         Ok(self)
+    }
+
+    /// Changes the quotas of the limits with these names, for all clones of this limiter. See [`RateLimits::set_quotas`].
+    ///
+    /// Change the quotas on all servers. Meanwhile each server decides by its own quotas. The units in a bucket are carried over
+    /// at each charge by a server with another quota, rounded up to microseconds. The bound of [leases](Leases) has an exception for
+    /// a change of quota.
+    ///
+    /// A concurrent charge of several limits may use the new quotas of some and the old quotas of others.
+    ///
+    /// # Errors
+    ///
+    /// [`LimitError::Unknown`] if a name is not that of a limit. No quota changes then.
+    pub fn set_quotas<'a>(&self, quotas: impl IntoIterator<Item = (&'a str, Quota)>) -> Result<(), LimitError> {
+        self.shared.limits.set_quotas(quotas)
+    }
+
+    /// Changes the quotas of anonymous callers, see [`RateLimits::set_anonymous_quotas`] and [`set_quotas`](Self::set_quotas).
+    ///
+    /// # Errors
+    ///
+    /// [`LimitError::Unknown`] if a name is not that of a limit, or if the limit has no quota for anonymous callers. No quota
+    /// changes then.
+    pub fn set_anonymous_quotas<'a>(
+        &self,
+        quotas: impl IntoIterator<Item = (&'a str, Quota)>,
+    ) -> Result<(), LimitError> {
+        self.shared.limits.set_anonymous_quotas(quotas)
     }
 
     /// Returns the state of the circuit breaker.

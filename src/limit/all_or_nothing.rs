@@ -21,6 +21,7 @@ use super::limit::{Limit, Scope};
 use super::refunds::MadeCharge;
 use super::state::LimitState;
 use crate::caller::CurrentGrant;
+use crate::grant::Subject;
 use crate::quota::decision::{Decision, Verdict};
 use crate::quota::refund::Refund;
 use crate::sync::{Mutex, MutexGuard};
@@ -53,9 +54,10 @@ impl ChargeLocks {
         Self { hasher: RandomState::new(), subjects, all: ChargeLock::default() }
     }
 
-    fn of(&self, grant: Option<&CurrentGrant>) -> &ChargeLock {
-        let hash = grant.map_or(0, |grant| self.hasher.hash_one(grant.subject()));
-        &self.subjects[hash as usize % self.subjects.len()]
+    /// Waits for a charge of this subject, or of anonymous callers, and blocks further ones.
+    pub(super) fn lock(&self, subject: Option<&Subject>) -> MutexGuard<'_, ()> {
+        let hash = subject.map_or(0, |subject| self.hasher.hash_one(subject));
+        self.subjects[hash as usize % self.subjects.len()].lock()
     }
 
     /// Waits for all charges, and blocks further ones.
@@ -89,7 +91,7 @@ pub(super) fn charge(
         .map(|(at, state)| Part { at, state, cost: cost(at, state.limit()), decision: Decision::unlimited() })
         .collect();
     let mut removed = Removed::default();
-    let subject_lock = locks.map(|locks| locks.of(grant).lock());
+    let subject_lock = locks.map(|locks| locks.lock(grant.map(CurrentGrant::subject)));
     let common_lock = locks.filter(|_| in_scope(Scope::All).count() > 1).map(|locks| locks.all.lock());
 
     let mut rejected = None;

@@ -6,10 +6,10 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use super::key_table::KeyTable;
-use super::limit::{Limit, LimitError};
+use super::limit::Limit;
 use super::refunds::{MadeCharge, RefundTotals};
 use super::state::decision_of;
-use super::{Charge, ClientIp, Clock, Limiter, Time, Unlimited};
+use super::{Charge, ClientIp, Clock, LimitError, Limiter, Time, Unlimited};
 use crate::caller::CurrentGrant;
 use crate::observe;
 use crate::pending::answer::Answer;
@@ -68,6 +68,8 @@ pub struct AnonymousLimits<L = Unlimited> {
     limit: Limit,
     table: Arc<KeyTable>,
     key: Arc<KeyOf>,
+    #[cfg(feature = "redis")]
+    key_bytes: Arc<KeyBytes>,
     time: Arc<Time>,
     /// By the hash of the key. Set if charges can be refunded.
     refund_totals: Option<Arc<RefundTotals<u64>>>,
@@ -76,6 +78,10 @@ pub struct AnonymousLimits<L = Unlimited> {
 
 /// Returns the hash of the key of a request, or `None` for requests without a key.
 type KeyOf = dyn Fn(&RequestHead<'_>) -> Option<u64> + Send + Sync;
+
+/// Returns the bytes of the key of a request that hashers get, or `None` for requests without a key.
+#[cfg(feature = "redis")]
+type KeyBytes = dyn Fn(&RequestHead<'_>) -> Option<Vec<u8>> + Send + Sync;
 
 const CAPACITY: usize = 65_536;
 
@@ -113,12 +119,17 @@ impl AnonymousLimits {
         if limit.is_for_grants() {
             return Err(LimitError::NotForAnonymous);
         }
-        let keys = RandomState::new();
+        let (key, keys) = (Arc::new(key), RandomState::new());
         let policy = Policy::named(&limit.anonymous_name(), limit.quota());
         Ok(Self {
             refund_totals: limit.refund_if.is_some().then(Arc::default),
             limit,
             table: Arc::new(KeyTable::new(CAPACITY, &policy)),
+            #[cfg(feature = "redis")]
+            key_bytes: {
+                let key = Arc::clone(&key);
+                Arc::new(move |head| key(head).map(|key| Bytes::of(&key)))
+            },
             key: Arc::new(move |head| key(head).map(|key| keys.hash_one(key))),
             time: Arc::new(Time::counter()),
             authenticated: Unlimited,
@@ -128,8 +139,7 @@ impl AnonymousLimits {
     /// Sets the limiter of callers with a grant. Default: they are not limited.
     #[must_use]
     pub fn with_authenticated<L: Limiter>(self, limiter: L) -> AnonymousLimits<L> {
-        let Self { limit, table, key, time, refund_totals, .. } = self;
-        AnonymousLimits { limit, table, key, time, refund_totals, authenticated: limiter }
+        self.map_authenticated(|_| limiter)
     }
 }
 
@@ -211,6 +221,20 @@ impl<L> AnonymousLimits<L> {
 }
 
 impl<L> AnonymousLimits<L> {
+    /// Changes the limiter of callers with a grant.
+    fn map_authenticated<M>(self, change: impl FnOnce(L) -> M) -> AnonymousLimits<M> {
+        AnonymousLimits {
+            authenticated: change(self.authenticated),
+            limit: self.limit,
+            table: self.table,
+            key: self.key,
+            #[cfg(feature = "redis")]
+            key_bytes: self.key_bytes,
+            time: self.time,
+            refund_totals: self.refund_totals,
+        }
+    }
+
     #[inline]
     fn charge_hash(&self, hash: u64, now: u64, cost: u32) -> Decision {
         let charged = self.table.charge(hash, now, cost);
@@ -237,6 +261,86 @@ impl<L> AnonymousLimits<L> {
     }
 }
 
+/// For limits in Redis.
+#[cfg(feature = "redis")]
+impl<L> AnonymousLimits<L> {
+    pub(in crate::limit) fn limit(&self) -> &Limit {
+        &self.limit
+    }
+
+    pub(in crate::limit) fn authenticated(&self) -> &L {
+        &self.authenticated
+    }
+
+    pub(in crate::limit) fn capacity(&self) -> usize {
+        self.table.capacity()
+    }
+
+    /// Returns the bytes of the key of a charge, or `None` for charges without a key.
+    pub(in crate::limit) fn key_bytes(&self, charge: Charge<'_>) -> Option<Vec<u8>> {
+        match charge {
+            Charge::Request(head) => (self.key_bytes)(head),
+            Charge::Units(_) => None,
+        }
+    }
+
+    /// Returns this limit with a table of its own, without the limiter of callers with a grant.
+    pub(in crate::limit) fn with_new_table(&self) -> AnonymousLimits {
+        let table = Arc::new(KeyTable::new(self.table.capacity(), &self.table.policy()));
+        AnonymousLimits {
+            authenticated: Unlimited,
+            limit: self.limit.clone(),
+            table,
+            key: Arc::clone(&self.key),
+            key_bytes: Arc::clone(&self.key_bytes),
+            time: Arc::clone(&self.time),
+            refund_totals: self.refund_totals.is_some().then(Arc::default),
+        }
+    }
+
+    /// Charges the bucket of the key with this hash. Emits no metrics.
+    pub(in crate::limit) fn decide_hash(&self, hash: u64, cost: u32) -> Decision {
+        let now = self.time.now_ns();
+        let decision = match &self.refund_totals {
+            None => self.charge_hash(hash, now, cost),
+            Some(totals) => self.charge_with_refund(totals, hash, now, cost),
+        };
+        self.limit.mark(decision, None)
+    }
+
+    /// Copies the quota of the first limit, divided among several nodes.
+    pub(in crate::limit) fn follow(&self, limits: &super::RateLimits, nodes: std::num::NonZeroU32) {
+        let quota = limits.states()[0].quota().divided_by(nodes);
+        if self.quota() != quota {
+            self.set_quota(quota);
+        }
+    }
+}
+
+/// Collects what a value gives to a hasher.
+#[cfg(feature = "redis")]
+struct Bytes(Vec<u8>);
+
+#[cfg(feature = "redis")]
+impl Bytes {
+    fn of(value: &impl Hash) -> Vec<u8> {
+        let mut bytes = Self(Vec::new());
+        value.hash(&mut bytes);
+        bytes.0
+    }
+}
+
+#[cfg(feature = "redis")]
+impl std::hash::Hasher for Bytes {
+    fn write(&mut self, bytes: &[u8]) {
+        self.0.extend_from_slice(bytes);
+    }
+
+    fn finish(&self) -> u64 {
+        0
+    }
+}
+
 impl<L: Limiter> Limiter for AnonymousLimits<L> {
     type Future = L::Future;
 
@@ -250,7 +354,7 @@ impl<L: Limiter> Limiter for AnonymousLimits<L> {
     }
 
     fn for_route(self) -> Self {
-        Self { authenticated: self.authenticated.for_route(), ..self }
+        self.map_authenticated(L::for_route)
     }
 }
 

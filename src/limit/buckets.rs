@@ -167,6 +167,22 @@ impl Buckets {
         }
     }
 
+    /// Returns the time until the bucket of a subject is full, by the units of this quota. Creates and changes no bucket.
+    pub(super) fn full_in(&self, subject: &Subject, quota: Quota, now: u64) -> u64 {
+        let map = self.lock();
+        map.slots.get(subject).and_then(Slot::bucket).map_or(0, |bucket| bucket.full_in(quota, now))
+    }
+
+    /// Makes the bucket of a subject full. Returns the time in which it would have been full.
+    pub(super) fn reset(&self, subject: &Subject, now: u64, removed: &mut Removed) -> u64 {
+        let mut map = self.lock();
+        let Some(slot) = map.slots.remove(subject) else { return 0 };
+        let used_ns = slot.bucket().map_or(0, |bucket| bucket.discard(now));
+        removed.0.push(slot);
+        self.unlock_and_report(map);
+        used_ns
+    }
+
     /// Finds or creates the bucket of the owner. Returns the current id, and `None` if the bucket is stored in the owner's cache.
     #[cold]
     fn find_or_create(&self, owner: BucketOwner<'_>, now: u64, removed: &mut Removed) -> (u64, Option<Arc<Bucket>>) {

@@ -74,7 +74,7 @@ impl KeyTable {
         for set in &self.sets {
             let mut set = set.lock().unwrap_or_else(PoisonError::into_inner);
             let (now, from) = (now(), set.policy.quota());
-            let carried = |tat: u64| carry_over(tat.saturating_sub(now), from, policy.quota(), now);
+            let carried = |tat: u64| now + carry_over(tat.saturating_sub(now), from.interval_ns(), policy.quota());
             for entry in &set.entries {
                 swap(&entry.cell, carried(read(&entry.cell)));
             }

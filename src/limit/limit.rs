@@ -5,14 +5,13 @@ use std::num::NonZeroU32;
 use std::sync::Arc;
 
 use http::StatusCode;
-use thiserror::Error;
 
-use super::Charge;
+use super::{Charge, LimitError};
 use crate::caller::CurrentGrant;
 use crate::grant::Subject;
 use crate::quota::Quota;
 use crate::quota::decision::Decision;
-use crate::quota::policy::{PolicyName, PolicyNameError};
+use crate::quota::policy::PolicyName;
 use crate::quota::refund::{Refund, RefundIf};
 use crate::request_head::RequestHead;
 
@@ -64,35 +63,6 @@ pub struct Limit {
     pub(super) grant_quotas: GrantQuotas,
     /// The number of nodes among which each quota is divided.
     nodes: NonZeroU32,
-}
-
-/// The error of an invalid limit, or of limits that cannot be combined.
-#[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum LimitError {
-    /// The name is empty, longer than 64 characters, or not printable ASCII.
-    #[error(transparent)]
-    InvalidName(#[from] PolicyNameError),
-    /// Another limit of the same limiter has this name, or the name is `anonymous`, which is reserved for anonymous callers.
-    #[error("duplicate limit name: another limit has this name, or the name is `anonymous`")]
-    NameTaken,
-    /// No limit of the limiter has this name, or the limit has no quota for anonymous callers.
-    #[error("unknown limit: no limit has this name, or it has no quota for anonymous callers")]
-    Unknown,
-    /// The percentage of [`Limit::with_near_limit`] is above 100.
-    #[error("invalid near-limit percentage: must be from 0 to 100")]
-    NearLimitPercent,
-    /// A setting of the limit would have no effect in [`AnonymousLimits`](super::AnonymousLimits).
-    #[error(
-        "a limit for anonymous callers cannot be shared by all, have another anonymous quota, or follow grants' quotas"
-    )]
-    NotForAnonymous,
-    /// The number of buckets of [`AnonymousLimits`](super::AnonymousLimits) is out of range.
-    #[error("invalid number of buckets: must be from 64 to 2^24")]
-    Capacity,
-    /// A second limit of the same limiter has [`Limit::with_grant_quotas`].
-    #[error("grants' quotas can replace the quota of one limit only")]
-    GrantQuotas,
 }
 
 /// The callers that share a bucket.
@@ -304,10 +274,10 @@ impl Limit {
         }
     }
 
-    /// Returns the quota of the grant, if that quota replaces the one of this limit.
+    /// Returns the quota of a grant, if that quota replaces the one of this limit.
     #[inline]
-    pub(super) fn quota_of(&self, grant: &CurrentGrant) -> Option<Quota> {
-        let quota = grant.quota().filter(|_| self.follows_grants() && self.scope == Scope::Subject);
+    pub(super) fn own_quota(&self, of_grant: Option<Quota>) -> Option<Quota> {
+        let quota = of_grant.filter(|_| self.follows_grants() && self.scope == Scope::Subject);
         quota.map(|quota| quota.divided_by(self.nodes))
     }
 
@@ -322,10 +292,10 @@ impl Limit {
         matches!(self.grant_quotas, GrantQuotas::FollowedByDefault | GrantQuotas::Followed)
     }
 
-    /// Returns whether this grant has a bucket apart from that of clones which follow its quota.
+    /// Returns whether a grant with this quota has a bucket apart from that of clones which follow its quota.
     #[inline]
-    pub(super) fn is_apart(&self, grant: &CurrentGrant) -> bool {
-        self.grant_quotas == GrantQuotas::Unfollowed && grant.quota().is_some()
+    pub(super) fn is_apart(&self, of_grant: Option<Quota>) -> bool {
+        self.grant_quotas == GrantQuotas::Unfollowed && of_grant.is_some()
     }
 
     /// Returns whether the limit has a setting that has no effect on the bucket of one anonymous caller.

@@ -22,6 +22,7 @@ mod anonymous;
 mod attempt;
 mod buckets;
 mod client_ip;
+mod error;
 mod failures;
 #[cfg(all(test, tollgate_shuttle))]
 mod interleavings;
@@ -42,8 +43,9 @@ pub use anonymous::AnonymousLimits;
 pub(crate) use attempt::Attempt;
 pub use attempt::AuthAttempt;
 pub use client_ip::{ClientIp, ClientIpError, ip_prefix};
+pub use error::LimitError;
 pub use failures::{FailureThrottle, FailureThrottleError, WouldBeThrottled};
-pub use limit::{Limit, LimitError};
+pub use limit::Limit;
 pub use memory::RateLimits;
 pub use unlimited::Unlimited;
 

@@ -120,6 +120,12 @@ impl<K: Eq + Hash> RefundTotal<K> {
         *refunded = refunded.wrapping_add(refund);
     }
 
+    /// Adds the nanoseconds that `reset` returns to the total. Charges before the reset are not refunded then.
+    pub(super) fn reset(&self, reset: impl FnOnce() -> u64) {
+        let mut refunded = self.lock();
+        *refunded = refunded.wrapping_add(reset());
+    }
+
     fn lock(&self) -> MutexGuard<'_, u64> {
         self.refunded.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -117,14 +117,21 @@ impl LimitState {
         Some(owner.quota.unwrap_or_else(|| buckets.quota()))
     }
 
-    /// Returns the policy of a caller, or `None` if this caller is not limited.
+    /// Returns the policy of callers whose grant has this quota, or none.
+    pub(super) fn policy(&self, of_grant: Option<Quota>) -> Policy {
+        match self.limit.own_quota(of_grant) {
+            Some(quota) => Policy::named(&self.limit.name, quota),
+            None => self.default_buckets().policy(),
+        }
+    }
+
+    /// Returns the policy of a caller, or `None` if this caller is not limited. `grant` is `None` for anonymous callers.
     #[cfg(feature = "redis")]
     pub(super) fn policy_of(&self, grant: Option<&CurrentGrant>) -> Option<Policy> {
-        let (buckets, owner) = self.owner(grant)?;
-        Some(match owner.quota {
-            Some(quota) => Policy::named(&self.limit.name, quota),
-            None => buckets.policy(),
-        })
+        match (&self.buckets, grant) {
+            (BucketSet::PerSubject { anonymous, .. }, None) => Some(anonymous.as_ref()?.buckets.policy()),
+            _ => Some(self.policy(grant.and_then(CurrentGrant::quota))),
+        }
     }
 
     /// Changes settings that do not affect the buckets. The buckets are kept.
@@ -139,8 +146,8 @@ impl LimitState {
     fn owner<'a>(&'a self, grant: Option<&'a CurrentGrant>) -> Option<(&'a Buckets, BucketOwner<'a>)> {
         match (&self.buckets, grant) {
             (BucketSet::PerSubject { buckets, apart, .. }, Some(grant)) => {
-                let buckets = if self.limit.is_apart(grant) { apart } else { buckets };
-                let (quota, grant) = (self.limit.quota_of(grant), grant.erased());
+                let buckets = if self.limit.is_apart(grant.quota()) { apart } else { buckets };
+                let (quota, grant) = (self.limit.own_quota(grant.quota()), grant.erased());
                 let head = grant.head();
                 let (subject, bucket_cache) = (head.subject(), head.bucket_cache());
                 Some((buckets, BucketOwner { subject, bucket_cache, quota, grant: Some(grant) }))
@@ -184,6 +191,29 @@ impl LimitState {
     pub(super) fn refund(&self, grant: Option<&CurrentGrant>, quota: Quota, ns: u64) {
         if let Some((buckets, owner)) = self.owner(grant) {
             buckets.refund(owner, quota, ns);
+        }
+    }
+
+    /// Returns the state of the bucket of a subject whose grant has this quota, or none. Creates and changes no bucket.
+    pub(super) fn usage(&self, subject: &Subject, of_grant: Option<Quota>, now: u64) -> Decision {
+        let policy = self.policy(of_grant);
+        let full_in = match &self.buckets {
+            BucketSet::Shared(shared) => shared.buckets.full_in(&shared.subject, policy.quota(), now),
+            BucketSet::PerSubject { apart, .. } if self.limit.is_apart(of_grant) => {
+                apart.full_in(subject, policy.quota(), now)
+            }
+            BucketSet::PerSubject { buckets, .. } => buckets.full_in(subject, policy.quota(), now),
+        };
+        self.limit.mark(Decision::without_wait(policy, Verdict::Admitted, full_in), None)
+    }
+
+    /// Makes all buckets of a subject full. Returns the longest time in which one of them would have been full.
+    pub(super) fn reset(&self, subject: &Subject, now: u64, removed: &mut Removed) -> u64 {
+        match &self.buckets {
+            BucketSet::Shared(_) => 0,
+            BucketSet::PerSubject { buckets, apart, .. } => {
+                buckets.reset(subject, now, removed).max(apart.reset(subject, now, removed))
+            }
         }
     }
 

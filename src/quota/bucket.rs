@@ -58,11 +58,23 @@ impl Bucket {
         }
     }
 
+    /// Returns the time until the bucket is full, with the same number of used units under another quota.
+    pub(crate) fn full_in(&self, quota: Quota, now: u64) -> u64 {
+        let used_ns = read(&self.cell).saturating_sub(now);
+        carry_over(used_ns, self.policy.quota().interval_ns(), quota)
+    }
+
+    /// Freezes this bucket permanently. Returns the time until it would have been full.
+    pub(crate) fn discard(&self, now: u64) -> u64 {
+        swap(&self.cell, FROZEN).saturating_sub(now)
+    }
+
     /// Freezes this bucket. Returns the theoretical arrival time with the same number of used units under another policy,
     /// rounded up.
     pub(crate) fn freeze(&self, policy: &Policy, now: u64) -> u64 {
         let used_ns = swap(&self.cell, FROZEN).saturating_sub(now);
-        carry_over(used_ns, self.policy.quota(), policy.quota(), now)
+        let carried_ns = carry_over(used_ns, self.policy.quota().interval_ns(), policy.quota());
+        now.saturating_add(carried_ns).min(FROZEN - 1)
     }
 }
 

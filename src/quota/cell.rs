@@ -109,11 +109,11 @@ pub(crate) fn wait_for(cell: &InMemoryState, quota: Quota, now: u64, cost: u32) 
     u64::try_from(charged.saturating_sub(most)).unwrap_or(u64::MAX)
 }
 
-/// Returns the theoretical arrival time with the same number of used units under another quota, rounded up.
-pub(crate) fn carry_over(used_ns: u64, from: Quota, to: Quota, now: u64) -> u64 {
-    let carried_ns = (u128::from(used_ns) * u128::from(to.interval_ns())).div_ceil(u128::from(from.interval_ns()));
-    // Refill times of more than a hundred years are reduced to the range of a cell.
-    u64::try_from(u128::from(now) + carried_ns).unwrap_or(u64::MAX).min(FROZEN - 1)
+/// Returns the time in which the same number of used units is regained at another interval, rounded up.
+pub(crate) fn carry_over(used_ns: u64, from_interval_ns: u64, to: Quota) -> u64 {
+    let carried_ns = (u128::from(used_ns) * u128::from(to.interval_ns())).div_ceil(u128::from(from_interval_ns.max(1)));
+    // Times of more than a hundred years are reduced to the range of a cell.
+    u64::try_from(carried_ns).unwrap_or(u64::MAX).min(FROZEN - 1)
 }
 
 /// Charges one unit, even if the unit does not fit. The cell never holds more than a burst of used units.

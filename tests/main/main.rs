@@ -79,6 +79,8 @@ mod redis;
 #[cfg(feature = "redis")]
 mod redis_addresses;
 #[cfg(feature = "redis")]
+mod redis_anonymous;
+#[cfg(feature = "redis")]
 mod redis_changes;
 #[cfg(feature = "redis")]
 mod redis_cluster;
@@ -132,4 +134,5 @@ mod tenants;
 mod throttle;
 mod token_locations;
 mod uncounted_requests;
+mod usage;
 mod websocket_token;

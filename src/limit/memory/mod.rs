@@ -2,6 +2,7 @@
 
 mod charge;
 mod quotas;
+mod usage;
 
 use std::fmt;
 #[cfg(feature = "redis")]
@@ -9,10 +10,10 @@ use std::num::NonZeroU32;
 use std::sync::Arc;
 
 use super::all_or_nothing::ChargeLocks;
-use super::limit::{GrantQuotas, Limit, LimitError, PartitionKey};
+use super::limit::{GrantQuotas, Limit, PartitionKey};
 use super::refunds::RefundTotals;
 use super::state::LimitState;
-use super::{Clock, Time};
+use super::{Clock, LimitError, Time};
 use crate::grant::Subject;
 
 /// One or more [`Limit`]s with their buckets in the memory of this process.
@@ -182,6 +183,12 @@ impl RateLimits {
             "`RateLimits::with_clock` must be called before the limiter is cloned"
         );
         Self { time: Arc::new(Time::Given(Arc::new(clock))), ..self.with_full_buckets(Limit::clone) }
+    }
+
+    /// Sets the clock to that of another limiter.
+    #[cfg(feature = "redis")]
+    pub(in crate::limit) fn with_time(self, time: &Arc<Time>) -> Self {
+        Self { time: Arc::clone(time), ..self }
     }
 
     /// Makes charges [refundable](crate::Decision::refund) by handlers. Each charge then makes a few allocations. Default: refunds do

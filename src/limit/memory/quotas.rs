@@ -1,7 +1,7 @@
 //! Changes of the quotas of [`RateLimits`] while it is in use.
 
 use super::RateLimits;
-use crate::limit::limit::LimitError;
+use crate::limit::LimitError;
 use crate::limit::state::LimitState;
 use crate::quota::Quota;
 

@@ -10,12 +10,13 @@ use redis::RedisResult;
 use tokio::sync::{Semaphore, SemaphorePermit};
 
 use super::connect::{Connection, Link};
-use super::gcra::{self, Part, State};
+use super::gcra::{self, Part, Reply, State};
 use super::key::{Keys, SharedTag, Tag};
+use super::key_set;
 use super::lease_table::LeaseTable;
 use super::limits::RedisFuture;
 use super::outage::{Fallback, undecided};
-use super::refund;
+use super::refund::{self, Charged};
 use super::rejection_cache::RejectionCache;
 use super::timeout::within;
 use crate::caller::CurrentGrant;
@@ -25,10 +26,11 @@ use crate::limit::{Charge, RateLimits, Refund};
 use crate::observe::{self, RedisOutcome, Timer};
 use crate::pending::answer::Answer;
 use crate::pending::breaker::{Breaker, Permit};
+use crate::quota::Quota;
 use crate::quota::decision::Decision;
 
 /// The last part of the key for a grant whose quota is not followed, see [`Limit::is_apart`].
-const APART: &str = "default@own";
+pub(super) const APART: &str = "default@own";
 
 /// The state of a limiter, shared by its clones. Each clone of this struct has its own settings.
 #[derive(Clone)]
@@ -60,6 +62,8 @@ pub(super) struct ChargeRequest {
     pub(super) grant: Option<CurrentGrant>,
     /// True for a charge of 0 units, which is not reported as a charge.
     pub(super) is_look: bool,
+    /// The hash of the client's key, if the only part is a set of buckets.
+    pub(super) hash: Option<u64>,
 }
 
 /// A permit to send a command, with the connection to send it on.
@@ -94,24 +98,25 @@ impl Shared {
         let tag = grant.map_or_else(Tag::default, |grant| self.keys.tag(grant.subject()));
         let part = |((at, state), &cost): ((usize, &LimitState), &u32)| {
             let policy = state.policy_of(grant)?;
-            let key = self.key(state.limit(), grant, tag, policy.name());
+            let key = self.key(state.limit(), grant.map(CurrentGrant::quota), tag, policy.name());
             Some(Part { at, key, policy, cost, binds: !state.limit().is_dry_run })
         };
         let parts = self.limits.states().iter().enumerate().zip(&costs).filter_map(part).collect();
-        ChargeRequest { tag, parts, costs, grant: grant.cloned(), is_look }
+        ChargeRequest { tag, parts, costs, grant: grant.cloned(), is_look, hash: None }
     }
 
-    /// Returns the key of a caller's bucket under a policy with this name.
-    fn key(&self, limit: &Limit, grant: Option<&CurrentGrant>, tag: Tag, policy: &str) -> Vec<u8> {
-        match (limit.scope, grant) {
+    /// Returns the key of a caller's bucket under a policy with this name. `quota` is the caller's own quota, or `None` for anonymous
+    /// callers.
+    pub(super) fn key(&self, limit: &Limit, quota: Option<Option<Quota>>, tag: Tag, policy: &str) -> Vec<u8> {
+        match (limit.scope, quota) {
             (Scope::All, _) => self.keys.of_shared(SharedTag::Shared, policy),
-            (Scope::Subject, Some(grant)) if limit.is_apart(grant) => self.keys.of_subject(tag, APART),
+            (Scope::Subject, Some(quota)) if limit.is_apart(quota) => self.keys.of_subject(tag, APART),
             (Scope::Subject, Some(_)) => self.keys.of_subject(tag, policy),
             (Scope::Subject, None) => self.keys.of_shared(SharedTag::Anonymous, policy),
         }
     }
 
-    fn begin(self: &Arc<Self>, request: ChargeRequest) -> Answer<RedisFuture> {
+    pub(super) fn begin(self: &Arc<Self>, request: ChargeRequest) -> Answer<RedisFuture> {
         if request.parts.is_empty() {
             return Answer::Ready(Decision::unlimited());
         }
@@ -142,30 +147,59 @@ impl Shared {
             Err(decision) => return *decision,
         };
         let sent_at = self.limits.time.now_ns();
-        let charge = async |connection: &mut Connection| gcra::charge(connection, &request.parts, &[]).await;
+        let has_refunds = self.limits.has_refunds();
+        let charge = async |connection: &mut Connection| match request.hash {
+            Some(hash) => key_set::charge(connection, &request.parts[0], hash, has_refunds).await,
+            None if has_refunds => gcra::charge_with_refunds(connection, &request.parts).await,
+            None => gcra::charge(connection, &request.parts, &[]).await,
+        };
         let Some(reply) = self.with_redis(permit, pass, charge).await else {
             return self.decide_locally(&request, self.timeout);
         };
-        let decision = self.decision(&request, &reply.states);
-        if !self.limits.has_refunds() {
-            let replied_at = self.limits.time.now_ns();
-            self.rejections.insert(request.tag, &request.parts, &reply.states, sent_at, replied_at);
-            return decision;
+        if has_refunds {
+            return self.refundable(&request, &reply);
         }
-        let charged = if decision.is_admitted() { refund::charged(request.parts, &reply) } else { Vec::new() };
-        match charged.is_empty() {
-            true => decision,
-            false => decision.with_refund(Refund::new(move || self.refund(charged))),
-        }
+        let replied_at = self.limits.time.now_ns();
+        self.rejections.insert(request.tag, &request.parts, &reply.states, sent_at, replied_at);
+        self.decision(&request, &reply.states)
     }
 
-    async fn refund(self: Arc<Self>, charged: Vec<refund::Charged>) {
-        let Ok(is_probe) = self.switch.try_acquire() else { return };
-        let mut pass = Permit::new(&self.switch, is_probe);
-        if let Ok(permit) = self.acquire(charged[0].key(), &mut pass).await {
-            let refund = async |connection: &mut Connection| refund::refund(connection, &charged).await;
-            _ = self.with_redis(permit, pass, refund).await;
+    /// Returns the decision, with refunds if something was charged.
+    fn refundable(self: &Arc<Self>, request: &ChargeRequest, reply: &Reply) -> Decision {
+        let decision = self.decision(request, &reply.states);
+        if !decision.is_admitted() {
+            return decision;
         }
+        let decisions = request.parts.iter().zip(&reply.states).enumerate().map(|(at, (part, state))| {
+            let decision = self.marked(part.at, part.decision(*state), request.grant.as_ref());
+            let history = reply.histories.get(at).copied().unwrap_or_default();
+            match (Charged::of(part, *state, history, reply.now_us), self.limits.states().get(part.at)) {
+                (Some(charged), Some(limit)) => {
+                    let shared = Arc::clone(self);
+                    let charged = charged.in_set(request.hash);
+                    let refund = Refund::new(move || shared.refund(charged));
+                    limit.limit().with_refund(decision, refund, part.charged_ns())
+                }
+                _ => decision,
+            }
+        });
+        Decision::all_of(decisions)
+    }
+
+    async fn refund(self: Arc<Self>, charged: Charged) {
+        let refund = async |connection: &mut Connection| refund::refund(connection, &charged).await;
+        _ = self.command(charged.key(), refund).await;
+    }
+
+    /// Sends a command about a key. Returns `None` if Redis has failed, or is not asked.
+    pub(super) async fn command<T>(
+        &self,
+        key: &[u8],
+        command: impl AsyncFnOnce(&mut Connection) -> RedisResult<T>,
+    ) -> Option<T> {
+        let mut pass = Permit::new(&self.switch, self.switch.try_acquire().ok()?);
+        let permit = self.acquire(key, &mut pass).await.ok()?;
+        self.with_redis(permit, pass, command).await
     }
 
     /// Waits until a charge may be sent to Redis. Returns a decision instead if Redis need not or must not be asked.
@@ -260,8 +294,10 @@ impl Shared {
 
     /// Decides a charge without Redis. `wait` is the time after which Redis may be available.
     pub(super) fn decide_locally(&self, request: &ChargeRequest, wait: Duration) -> Decision {
-        if let Fallback::Local(limits) = &self.fallback {
-            limits.follow(&self.limits, self.nodes);
+        match &self.fallback {
+            Fallback::Local(limits) => limits.follow(&self.limits, self.nodes),
+            Fallback::LocalKeys(limits) => limits.follow(&self.limits, self.nodes),
+            Fallback::Reject | Fallback::Admit => {}
         }
         self.fallback.decide(request, wait)
     }

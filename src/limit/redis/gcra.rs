@@ -13,7 +13,9 @@ use redis::RedisResult;
 
 use super::connect::Connection;
 use super::lease::LeaseRequest;
-use super::script::Script;
+#[cfg(test)]
+use super::script::GIVEN_CLOCK;
+use super::script::{CLOCK, Script};
 use crate::quota::decision::{Decision, Verdict};
 use crate::quota::policy::Policy;
 
@@ -37,26 +39,24 @@ pub(super) struct State {
     pub(super) owed_ns: u64,
 }
 
+/// The history of a bucket before a charge: the time of its creation by Redis' clock, and the total of its refunds, in microseconds
+/// and nanoseconds. A refund needs it.
+pub(super) type History = [u64; 3];
+
 /// The reply to a charge.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Reply {
     pub(super) states: Vec<State>,
+    /// One for each bucket, if charges can be refunded.
+    pub(super) histories: Vec<History>,
     /// The units that were leased, if there were lease requests.
     pub(super) leased: Vec<u32>,
     /// The time of the charge by Redis' clock, in microseconds since 1970.
     pub(super) now_us: u64,
 }
 
-/// The first line of a script, which reads Redis' clock.
-pub(super) const CLOCK: &str = "local t = redis.call('TIME') local now = t[1] * 1000000 + t[2]";
-
-/// The first line of a script in tests, which takes the time from the last argument.
-#[cfg(test)]
-pub(super) const GIVEN_CLOCK: &str = "local now = tonumber(table.remove(ARGV))";
-
-/// Creates the script with this first line.
-fn script(clock: &str) -> Script {
-    Script::new(format!("{clock}\n{}", include_str!("gcra.lua")))
+fn script(clock: &str, has_refunds: bool) -> Script {
+    Script::new(clock, has_refunds, include_str!("gcra.lua"))
 }
 
 /// Charges all parts, or none. If the charge is admitted, leases units, by one request a part. `requests` may be empty.
@@ -65,8 +65,14 @@ pub(super) async fn charge(
     parts: &[Part],
     requests: &[LeaseRequest],
 ) -> RedisResult<Reply> {
-    static GCRA: LazyLock<Script> = LazyLock::new(|| script(CLOCK));
+    static GCRA: LazyLock<Script> = LazyLock::new(|| script(CLOCK, false));
     run(&GCRA, connection, parts, requests, None).await
+}
+
+/// Charges all parts, or none, and returns what refunds need.
+pub(super) async fn charge_with_refunds(connection: &mut Connection, parts: &[Part]) -> RedisResult<Reply> {
+    static GCRA: LazyLock<Script> = LazyLock::new(|| script(CLOCK, true));
+    run(&GCRA, connection, parts, &[], None).await
 }
 
 /// Charges like [`charge`], at the given time in microseconds.
@@ -77,8 +83,19 @@ pub(super) async fn charge_at(
     requests: &[LeaseRequest],
     now_us: u64,
 ) -> RedisResult<Reply> {
-    static AT: LazyLock<Script> = LazyLock::new(|| script(GIVEN_CLOCK));
+    static AT: LazyLock<Script> = LazyLock::new(|| script(GIVEN_CLOCK, false));
     run(&AT, connection, parts, requests, Some(now_us)).await
+}
+
+/// Charges like [`charge_with_refunds`], at the given time in microseconds.
+#[cfg(test)]
+pub(super) async fn charge_with_refunds_at(
+    connection: &mut Connection,
+    parts: &[Part],
+    now_us: u64,
+) -> RedisResult<Reply> {
+    static AT: LazyLock<Script> = LazyLock::new(|| script(GIVEN_CLOCK, true));
+    run(&AT, connection, parts, &[], Some(now_us)).await
 }
 
 async fn run(
@@ -92,30 +109,53 @@ async fn run(
     let mut args: Vec<_> = parts.iter().flat_map(Part::args).collect();
     args.extend(parts.iter().zip(requests).flat_map(|(part, request)| part.lease_args(*request)));
     args.extend(now_us);
-    let mut numbers: Vec<u64> = script.run(connection, &keys, &args).await?;
-    let now_us = numbers.pop().unwrap_or_default();
-    if numbers.len() != 3 * parts.len() {
-        return Err(
-            (redis::ErrorKind::UnexpectedReturnType, "the script replied for a different number of buckets").into()
-        );
+    let reply = Reply::read(script.run(connection, &keys, &args).await?, parts.len())?;
+    Ok(if requests.is_empty() { Reply { leased: Vec::new(), ..reply } } else { reply })
+}
+
+impl Reply {
+    /// Reads the numbers of a reply for several buckets.
+    pub(super) fn read(mut numbers: Vec<u64>, buckets: usize) -> RedisResult<Self> {
+        let now_us = numbers.pop().unwrap_or_default();
+        let width = numbers.len() / buckets.max(1);
+        if numbers.len() != width * buckets || !matches!(width, 3 | 6) {
+            return Err((
+                redis::ErrorKind::UnexpectedReturnType,
+                "the script replied for a different number of buckets",
+            )
+                .into());
+        }
+        let buckets = numbers.chunks_exact(width);
+        let leased = |of: &[u64]| u32::try_from(of[0].saturating_sub(1)).unwrap_or(u32::MAX);
+        Ok(Self {
+            states: buckets.clone().map(State::of).collect(),
+            histories: buckets.clone().filter_map(|of| of.get(3..)?.try_into().ok()).collect(),
+            leased: buckets.map(leased).collect(),
+            now_us,
+        })
     }
-    let state = |of: &[u64]| State { fits: of[0] > 0, owed_ns: of[1].saturating_mul(1_000).saturating_add(of[2]) };
-    let leased = |of: &[u64]| u32::try_from(of[0].saturating_sub(1)).unwrap_or(u32::MAX);
-    let buckets = numbers.chunks_exact(3);
-    let states = buckets.clone().map(state).collect();
-    let leased = if requests.is_empty() { Vec::new() } else { buckets.map(leased).collect() };
-    Ok(Reply { states, leased, now_us })
+}
+
+impl State {
+    /// Reads the first three numbers of a bucket in the reply.
+    fn of(numbers: &[u64]) -> Self {
+        Self { fits: numbers[0] > 0, owed_ns: numbers[1].saturating_mul(1_000).saturating_add(numbers[2]) }
+    }
 }
 
 impl Part {
-    /// Returns seven arguments of the script.
-    fn args(&self) -> [u64; 7] {
+    /// Returns the argument that tells whether the bucket binds, and those of [`charge_args`](Self::charge_args).
+    fn args(&self) -> impl Iterator<Item = u64> {
+        std::iter::once(u64::from(self.binds)).chain(self.charge_args())
+    }
+
+    /// Returns the six arguments of `charge` in `bucket.lua`.
+    pub(super) fn charge_args(&self) -> [u64; 6] {
         let quota = self.policy.quota();
         let is_above = self.cost > quota.burst();
         // A cost above the burst never fits, so its time is not needed. Other times are below 2^62 ns.
-        let cost_ns = if is_above { 0 } else { quota.interval_ns() * u64::from(self.cost) };
+        let cost_ns = if is_above { 0 } else { self.charged_ns() };
         [
-            u64::from(self.binds),
             quota.interval_ns(),
             quota.span_ns() / 1_000,
             quota.span_ns() % 1_000,
@@ -123,6 +163,11 @@ impl Part {
             cost_ns % 1_000,
             u64::from(is_above),
         ]
+    }
+
+    /// Returns the time in which the charge is regained. The cost is at most the burst.
+    pub(super) fn charged_ns(&self) -> u64 {
+        self.policy.quota().interval_ns() * u64::from(self.cost)
     }
 
     /// Returns four arguments of the script.

@@ -5,7 +5,9 @@
 //! 1. The text in braces is HMAC-SHA-256 of the subject (RFC 2104), cut to 128 bits, in base64url. A reader of Redis without the
 //!    secret can neither learn the subject of a bucket nor find the bucket of a known subject.
 //! 2. The braces are a hash tag: all buckets of one subject are in one slot of a cluster.
-//! 3. The policy's name follows the braces, or `default@own` for a grant with its own quota on a route. No key contains a token, or anything derived from one.
+//! 3. Buckets of anonymous clients are in sets: `tollgate:{anonymous/17}:anonymous`. The number of the set and the hashes in its value
+//!    are parts of HMAC-SHA-256 of the client's key, so that no client can choose keys of one set.
+//! 4. The policy's name follows the braces, or `default@own` for a grant with its own quota on a route. No key contains a token, or anything derived from one.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
@@ -50,6 +52,21 @@ impl Keys {
         let mut tag = Tag::default();
         tag.copy_from_slice(&whole[..16]);
         tag
+    }
+
+    /// Returns the hash of the key of an anonymous client, or of requests without a key.
+    pub(super) fn tag_of_client(&self, key: Option<&[u8]>) -> Tag {
+        // No subject contains this byte, because subjects are UTF-8.
+        let whole =
+            self.hmac.clone().chain_update([0xff, u8::from(key.is_some())]).chain_update(key.unwrap_or_default());
+        let mut tag = Tag::default();
+        tag.copy_from_slice(&whole.finalize().into_bytes()[..16]);
+        tag
+    }
+
+    /// Returns the key of a set of buckets. Each set is in a slot of its own.
+    pub(super) fn of_set(&self, set: u64, policy: &str) -> Vec<u8> {
+        self.key(&format!("anonymous/{set}"), policy)
     }
 
     /// Returns the key of a subject's bucket under a policy.

@@ -251,6 +251,11 @@ impl LeaseTable {
         entry.matches(parts.iter().map(|part| part.policy.quota())).then(|| f(entry))
     }
 
+    /// Removes the leases of a subject.
+    pub(super) fn remove(&self, subject: &Subject) {
+        self.shard(Some(subject)).1.by_subject.remove(subject);
+    }
+
     fn shard<'a>(&'a self, subject: Option<&'a Subject>) -> (&'a Subject, MutexGuard<'a, Shard>) {
         let at = subject.map_or(Self::SHARDS, |subject| self.hasher.hash_one(subject) as usize % Self::SHARDS);
         // A poisoned lock is usable: no change under the lock can panic before it is complete.

@@ -34,9 +34,9 @@ use crate::quota::decision::Decision;
 ///
 /// # Refunds
 ///
-/// With [refunds](RateLimits::with_refunds) no rejection is cached, since another server may refund units. A refund is lost if Redis
-/// does not reply in time, or if the refund cannot be sent within the queue timeout. Concurrent refunds of one subject are
-/// independent: each may return units that another refund has already returned, at most its own charge.
+/// [Refunds](RateLimits::with_refunds) follow the same rules as in memory, over all servers. With refunds no rejection is cached, since
+/// another server may refund units. A refund is lost if Redis does not reply in time, or if the refund cannot be sent within the
+/// queue timeout.
 ///
 /// # Example
 ///
@@ -257,6 +257,10 @@ impl RedisLimits {
     #[must_use]
     pub fn state(&self) -> BreakerState {
         self.shared.switch.state()
+    }
+
+    pub(super) fn shared(&self) -> &Shared {
+        &self.shared
     }
 
     fn shared_mut(&mut self) -> &mut Shared {

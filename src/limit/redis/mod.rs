@@ -25,11 +25,13 @@
 
 use thiserror::Error;
 
+mod anonymous;
 mod charge;
 mod cluster;
 mod connect;
 mod gcra;
 mod key;
+mod key_set;
 mod lease;
 mod lease_table;
 #[cfg(test)]
@@ -47,12 +49,15 @@ mod server;
 mod tests;
 mod timeout;
 mod tls;
+mod usage;
 
 pub use crate::pending::breaker::{BackoffError, BreakerState};
+pub use anonymous::{RedisAnonymousFuture, RedisAnonymousLimits};
 pub use lease::Leases;
 pub use limits::{RedisFuture, RedisLimits};
 pub use outage::OutagePolicy;
 pub use server::RedisServer;
+pub use usage::RedisUnavailable;
 
 /// An error in the settings of [`RedisLimits`] or [`RedisServer`].
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]

@@ -4,7 +4,7 @@ use std::num::NonZeroU32;
 use std::time::Duration;
 
 use super::charge::ChargeRequest;
-use crate::limit::{Limiter as _, RateLimits};
+use crate::limit::{AnonymousLimits, Limiter as _, RateLimits};
 use crate::observe;
 use crate::quota::decision::{Decision, Verdict};
 
@@ -37,6 +37,8 @@ pub(super) enum Fallback {
     Reject,
     Admit,
     Local(RateLimits),
+    /// For the sets of buckets of anonymous clients.
+    LocalKeys(AnonymousLimits),
 }
 
 impl Fallback {
@@ -48,11 +50,20 @@ impl Fallback {
         }
     }
 
+    /// Returns the form for the sets of buckets of these limits.
+    pub(super) fn for_keys(&self, limits: &AnonymousLimits) -> Self {
+        match self {
+            Self::Reject => Self::Reject,
+            Self::Admit => Self::Admit,
+            Self::Local(_) | Self::LocalKeys(_) => Self::LocalKeys(limits.clone()),
+        }
+    }
+
     /// Returns the form for a route, see [`Limiter::for_route`].
     pub(super) fn for_route(self) -> Self {
         match self {
             Self::Local(limits) => Self::Local(limits.for_route()),
-            Self::Reject | Self::Admit => self,
+            Self::Reject | Self::Admit | Self::LocalKeys(_) => self,
         }
     }
 
@@ -65,16 +76,25 @@ impl Fallback {
             Self::Reject => undecided(request, wait),
             Self::Admit => Decision::unlimited(),
             Self::Local(limits) => {
-                let decision = limits.decide_counted(request.grant.as_ref(), &request.costs);
-                let can_ever_fit =
-                    request.parts.iter().all(|part| !part.binds || part.cost <= part.policy.quota().burst());
-                match decision.verdict() {
-                    Verdict::CostAboveBurst if can_ever_fit && !decision.is_admitted() => Decision::unavailable(wait),
-                    _ => decision,
-                }
+                request.local_decision(limits.decide_counted(request.grant.as_ref(), &request.costs), wait)
+            }
+            Self::LocalKeys(limits) => {
+                let (hash, cost) = (request.hash.unwrap_or_default(), request.costs.first().copied());
+                request.local_decision(limits.decide_hash(hash, cost.unwrap_or_default()), wait)
             }
         };
         decision.with_local()
+    }
+}
+
+impl ChargeRequest {
+    /// Returns the decision by local buckets. Only Redis could admit a charge above the divided burst.
+    fn local_decision(&self, decision: Decision, wait: Duration) -> Decision {
+        let can_ever_fit = self.parts.iter().all(|part| !part.binds || part.cost <= part.policy.quota().burst());
+        match decision.verdict() {
+            Verdict::CostAboveBurst if can_ever_fit && !decision.is_admitted() => Decision::unavailable(wait),
+            _ => decision,
+        }
     }
 }
 

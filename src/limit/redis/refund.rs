@@ -5,62 +5,77 @@ use std::sync::LazyLock;
 use redis::RedisResult;
 
 use super::connect::Connection;
-use super::gcra::{CLOCK, Part, Reply, State};
-use super::script::Script;
+use super::gcra::{History, Part, State};
+use super::key_set;
+#[cfg(test)]
+use super::script::GIVEN_CLOCK;
+use super::script::{CLOCK, Script};
 
 /// A charge that can be refunded.
 pub(super) struct Charged {
     key: Vec<u8>,
+    /// The hash of the key of one bucket in a set of buckets.
+    hash: Option<u64>,
     interval_ns: u64,
-    cost_ns: u64,
-    /// When the bucket is full if no other charge is made, by Redis' clock.
+    charged_ns: u64,
+    /// The time at which the bucket is full if no other charge is made, by Redis' clock.
     full_at_us: u64,
     full_at_ns: u64,
+    history: History,
 }
 
 impl Charged {
+    /// Returns the charge of a bucket, or `None` if nothing was charged. `now_us` is the time of the charge by Redis' clock.
+    pub(super) fn of(part: &Part, state: State, history: History, now_us: u64) -> Option<Self> {
+        // A dry run that does not fit was not charged.
+        (state.fits && part.cost > 0).then(|| Self {
+            key: part.key.clone(),
+            hash: None,
+            interval_ns: part.policy.quota().interval_ns(),
+            charged_ns: part.charged_ns(),
+            full_at_us: now_us + state.owed_ns / 1_000,
+            full_at_ns: state.owed_ns % 1_000,
+            history,
+        })
+    }
+
+    /// Sets the hash of the key of a bucket in a set.
+    pub(super) fn in_set(self, hash: Option<u64>) -> Self {
+        Self { hash, ..self }
+    }
+
     pub(super) fn key(&self) -> &[u8] {
         &self.key
     }
+
+    /// Returns the interval, and the arguments of `refund` in `bucket.lua`.
+    fn args(&self) -> [u64; 8] {
+        let [created, refunded_us, refunded_ns] = self.history;
+        let (charged_us, charged_ns) = (self.charged_ns / 1_000, self.charged_ns % 1_000);
+        let full_at = (self.full_at_us, self.full_at_ns);
+        [self.interval_ns, charged_us, charged_ns, full_at.0, full_at.1, created, refunded_us, refunded_ns]
+    }
 }
 
-/// Returns the refundable charge of each bucket of an admitted charge.
-pub(super) fn charged(parts: Vec<Part>, reply: &Reply) -> Vec<Charged> {
-    let charged = |(part, state): (Part, &State)| {
-        let interval_ns = part.policy.quota().interval_ns();
-        // A dry run that does not fit was not charged.
-        (state.fits && part.cost > 0).then(|| Charged {
-            key: part.key,
-            interval_ns,
-            cost_ns: interval_ns * u64::from(part.cost),
-            full_at_us: reply.now_us + state.owed_ns / 1_000,
-            full_at_ns: state.owed_ns % 1_000,
-        })
-    };
-    parts.into_iter().zip(&reply.states).filter_map(charged).collect()
-}
-
-/// Creates the script with this first line.
 fn script(clock: &str) -> Script {
-    Script::new(format!("{clock}\n{}", include_str!("refund.lua")))
+    Script::new(clock, true, include_str!("refund.lua"))
 }
 
 /// Refunds the part of a charge that has not refilled yet.
-pub(super) async fn refund(connection: &mut Connection, charged: &[Charged]) -> RedisResult<()> {
+pub(super) async fn refund(connection: &mut Connection, charged: &Charged) -> RedisResult<()> {
     static REFUND: LazyLock<Script> = LazyLock::new(|| script(CLOCK));
-    run(&REFUND, connection, charged, Vec::new()).await
+    match charged.hash {
+        Some(hash) => key_set::refund(connection, &charged.key, hash, &charged.args()).await,
+        None => REFUND.run(connection, &[&charged.key], &charged.args()).await,
+    }
 }
 
 /// Refunds like [`refund`], at the given time in microseconds.
 #[cfg(test)]
-pub(super) async fn refund_at(connection: &mut Connection, charged: &[Charged], now_us: u64) -> RedisResult<()> {
-    static AT: LazyLock<Script> = LazyLock::new(|| script(super::gcra::GIVEN_CLOCK));
-    run(&AT, connection, charged, vec![now_us]).await
-}
-
-async fn run(script: &Script, connection: &mut Connection, charged: &[Charged], more: Vec<u64>) -> RedisResult<()> {
-    let keys: Vec<_> = charged.iter().map(|of| &*of.key).collect();
-    let args = |of: &Charged| [of.interval_ns, of.cost_ns / 1_000, of.cost_ns % 1_000, of.full_at_us, of.full_at_ns];
-    let args: Vec<_> = charged.iter().flat_map(args).chain(more).collect();
-    script.run(connection, &keys, &args).await
+pub(super) async fn refund_at(connection: &mut Connection, charged: &Charged, now_us: u64) -> RedisResult<()> {
+    static AT: LazyLock<Script> = LazyLock::new(|| script(GIVEN_CLOCK));
+    match charged.hash {
+        Some(hash) => key_set::refund_at(connection, &charged.key, hash, &charged.args(), now_us).await,
+        None => AT.run(connection, &[&charged.key], &[&charged.args()[..], &[now_us]].concat()).await,
+    }
 }

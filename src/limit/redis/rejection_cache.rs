@@ -71,6 +71,11 @@ impl RejectionCache {
         })
     }
 
+    /// Removes the entry of a subject.
+    pub(super) fn remove(&self, tag: &Tag) {
+        self.entries.write().unwrap_or_else(PoisonError::into_inner).by_subject.remove(tag);
+    }
+
     /// Stores the states of a charge, if Redis rejected it and there is room.
     pub(super) fn insert(&self, tag: Tag, parts: &[Part], states: &[State], sent_at: u64, replied_at: u64) {
         if !parts

@@ -4,11 +4,21 @@ use redis::{Cmd, ErrorKind, FromRedisValue, RedisResult, ServerErrorKind};
 
 use super::connect::Connection;
 
+/// The first line of a script, which reads Redis' clock.
+pub(super) const CLOCK: &str = "local t = redis.call('TIME') local now = t[1] * 1000000 + t[2]";
+
+/// The first line of a script in tests, which takes the time from the last argument.
+#[cfg(test)]
+pub(super) const GIVEN_CLOCK: &str = "local now = tonumber(table.remove(ARGV))";
+
 /// A Lua script. Redis runs a script atomically.
 pub(super) struct Script(redis::Script, String);
 
 impl Script {
-    pub(super) fn new(code: String) -> Self {
+    /// Creates a script with the functions of `bucket.lua`.
+    pub(super) fn new(clock: &str, has_refunds: bool, code: &str) -> Self {
+        let functions = include_str!("bucket.lua");
+        let code = format!("{clock}\nlocal has_refunds = {has_refunds}\n{functions}\n{code}");
         Self(redis::Script::new(&code), code)
     }
 

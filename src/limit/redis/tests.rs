@@ -1,13 +1,23 @@
 //! Tests of the scripts in a real Redis, compared with governor.
 
+use std::collections::HashMap;
 use std::num::NonZeroU32;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use proptest::prelude::*;
 
 use super::connect::{Connection, Link};
 use super::gcra::{self, Part, State};
-use super::refund;
+use super::key_set;
+use super::refund::{self, Charged};
 use super::server::RedisServer;
+use crate::caller::CurrentGrant;
+use crate::grant::Grant;
+use crate::limit::key_table::KeyTable;
+use crate::limit::refunds::{MadeCharge, RefundTotal, RefundTotals};
+use crate::limit::state::decision_of;
+use crate::limit::{Charge, RateLimits};
 use crate::quota::Quota;
 use crate::quota::cell::{Outcome, decide, read};
 use crate::quota::policy::{Policy, PolicyName};
@@ -150,44 +160,176 @@ fn a_change_of_quota_never_refills_the_bucket() {
         .unwrap();
 }
 
-/// Checks that a refund returns the part of the charge that has not refilled, in the order of the charges, as in memory.
+/// A step of time, and then a charge, or a refund of one of the charges.
+#[derive(Clone, Debug)]
+enum RefundStep {
+    Charge(u64, u32),
+    Refund(u64, prop::sample::Index),
+}
+
+fn refund_steps() -> impl Strategy<Value = Vec<RefundStep>> {
+    let time = || prop_oneof![4 => 0_u64..3, 2 => 0_u64..3_000, 1 => 0_u64..3_000_000];
+    let charge = (time(), 0_u32..20).prop_map(|(time, cost)| RefundStep::Charge(time, cost));
+    let refund = (time(), any::<prop::sample::Index>()).prop_map(|(time, which)| RefundStep::Refund(time, which));
+    prop::collection::vec(prop_oneof![charge, refund], 1..20)
+}
+
 #[test]
-fn a_refund_returns_what_has_not_refilled() {
-    let Some((runtime, mut connection)) = redis("a_refund_returns_what_has_not_refilled") else { return };
+fn refunds_are_those_of_limits_in_memory() {
+    let Some((runtime, mut connection)) = redis("refunds_are_those_of_limits_in_memory") else { return };
     let mut runner = proptest::test_runner::TestRunner::new(ProptestConfig::with_cases(600));
     let connection = std::cell::RefCell::new(&mut connection);
-    let units = (1_u32..14, 1_u32..14);
-    // The charge and its rest differ by less than a microsecond.
+    // Charges and their rests that differ by less than a microsecond.
     let quick = (1_u64..5_000).prop_map(|ns| Quota::one_per(std::time::Duration::from_nanos(ns)));
-    let time = || prop_oneof![3 => 0_u64..3, 1 => 0_u64..3_000_000];
     runner
-        .run(
-            &(prop_oneof![quick, quotas()], units, [time(), time(), time()]),
-            |(quota, (first, second), [before, between, after])| {
-                let mut connection = connection.borrow_mut();
-                let (key, quota) = (key(), quota.with_burst(30));
-                runtime.block_on(charge_at(&mut connection, &[part(&key, quota, 1)], START_US)).unwrap();
-                let mut now = START_US + before;
-                let made =
-                    runtime.block_on(gcra::charge_at(&mut connection, &[part(&key, quota, first)], &[], now)).unwrap();
-                let full_at = u128::from(now) * 1_000 + u128::from(made.states[0].owed_ns);
-                now += between;
-                let owed =
-                    runtime.block_on(charge_at(&mut connection, &[part(&key, quota, second)], now)).unwrap()[0].owed_ns;
-                now += after;
-                let charged = refund::charged(vec![part(&key, quota, first)], &made);
-                runtime.block_on(refund::refund_at(&mut connection, &charged, now)).unwrap();
-                let cost = u128::from(quota.interval_ns()) * u128::from(first);
-                let unrefilled = cost.min(full_at.saturating_sub(u128::from(now) * 1_000));
-                let expected = u128::from(owed.saturating_sub(after * 1_000)).saturating_sub(unrefilled);
-                let left =
-                    runtime.block_on(charge_at(&mut connection, &[part(&key, quota, 0)], now)).unwrap()[0].owed_ns;
-                prop_assert_eq!(u128::from(left), expected, "{:?}: {} then {} units", quota, first, second);
-                remove(&runtime, &mut connection, &key);
-                Ok(())
-            },
-        )
+        .run(&(prop_oneof![quick, quotas()], refund_steps()), |(quota, steps)| {
+            let mut connection = connection.borrow_mut();
+            let (key, quota) = (key(), quota.with_burst(30));
+            let time = Arc::new(AtomicU64::new(0));
+            let clock = Arc::clone(&time);
+            let memory = RateLimits::new(quota).with_refunds();
+            let memory = memory.with_clock(move || std::time::Duration::from_micros(clock.load(Ordering::Relaxed)));
+            // A charge that keeps the bucket of the grant.
+            let alice = CurrentGrant::new(Grant::new("alice", ()));
+            let (mut passed, mut made) = (1_000, Vec::new());
+            for step in steps {
+                let (RefundStep::Charge(step_us, _) | RefundStep::Refund(step_us, _)) = &step;
+                passed += step_us;
+                time.store(passed, Ordering::Relaxed);
+                let now_us = START_US + passed;
+                match step {
+                    RefundStep::Charge(_, cost) => {
+                        let part = part(&key, quota, cost);
+                        let parts = std::slice::from_ref(&part);
+                        let reply =
+                            runtime.block_on(gcra::charge_with_refunds_at(&mut connection, parts, now_us)).unwrap();
+                        let expected = memory.charge(&alice, Charge::Units(cost));
+                        prop_assert_eq!(reply.states[0].fits, expected.is_admitted());
+                        prop_assert_eq!(reply.states[0].owed_ns, expected.full_in_ns());
+                        let charged = Charged::of(&part, reply.states[0], reply.histories[0], now_us);
+                        made.extend(charged.map(|charged| (charged, expected)));
+                    }
+                    RefundStep::Refund(_, which) if !made.is_empty() => {
+                        let (charged, expected) = made.swap_remove(which.index(made.len()));
+                        runtime.block_on(refund::refund_at(&mut connection, &charged, now_us)).unwrap();
+                        runtime.block_on(expected.refund());
+                        let look = [part(&key, quota, 0)];
+                        let left = runtime.block_on(charge_at(&mut connection, &look, now_us)).unwrap()[0].owed_ns;
+                        prop_assert_eq!(left, memory.peek(&alice).full_in_ns());
+                    }
+                    RefundStep::Refund(..) => {}
+                }
+            }
+            remove(&runtime, &mut connection, &key);
+            Ok(())
+        })
         .unwrap();
+}
+
+#[test]
+fn refund_after_a_change_of_quota_returns_nothing() {
+    let Some((runtime, mut connection)) = redis("refund_after_a_change_of_quota_returns_nothing") else { return };
+    let (key, quota) = (key(), Quota::per_second(1).with_burst(30));
+    let [old, other] = [quota, Quota::per_second(2).with_burst(30)].map(|quota| part(&key, quota, 3));
+    let mut charge = |part: &Part, now_us: u64| {
+        let parts = std::slice::from_ref(part);
+        let reply = runtime.block_on(gcra::charge_with_refunds_at(&mut connection, parts, now_us)).unwrap();
+        let owed = reply.states[0].owed_ns;
+        (Charged::of(part, reply.states[0], reply.histories[0], now_us).unwrap(), owed)
+    };
+    let made = charge(&old, START_US).0;
+    charge(&other, START_US + 1);
+    let (_, owed) = charge(&old, START_US + 2);
+    // The quota is the same again, but the bucket may have regained units by another one.
+    runtime.block_on(refund::refund_at(&mut connection, &made, START_US + 2)).unwrap();
+    let look = [part(&key, quota, 0)];
+    assert_eq!(runtime.block_on(charge_at(&mut connection, &look, START_US + 2)).unwrap()[0].owed_ns, owed);
+    remove(&runtime, &mut connection, &key);
+}
+
+/// A step of a set of buckets: a time, a key, and its cost, or a refund.
+fn set_steps() -> impl Strategy<Value = Vec<(u64, u64, Option<u32>)>> {
+    let time = prop_oneof![3 => Just(0_u64), 3 => 1..20_u64, 1 => 0_u64..2_000];
+    prop::collection::vec((time, 1..40_u64, prop::option::weighted(0.8, 0..4_u32)), 1..60)
+}
+
+/// Up to eight keys have exact buckets, as in memory. More keys are never admitted more than their quota.
+#[test]
+fn set_of_buckets_decides_like_the_table_in_memory() {
+    let Some((runtime, mut connection)) = redis("set_of_buckets_decides_like_the_table_in_memory") else { return };
+    let mut runner = proptest::test_runner::TestRunner::new(ProptestConfig::with_cases(300));
+    let connection = std::cell::RefCell::new(&mut connection);
+    let quota = Quota::one_per(std::time::Duration::from_nanos(10_500)).with_burst(3);
+    runner
+        .run(&(set_steps(), 1..24_u64), |(steps, keys)| {
+            let mut connection = connection.borrow_mut();
+            let key = key();
+            let table = KeyTable::new(8, &Policy::named(&PolicyName::default_name(), quota));
+            let (totals, mut made) = (Arc::default(), Vec::new());
+            let (mut passed, mut exact) = (1_000, HashMap::<u64, u64>::new());
+            for (time, hash, cost) in steps {
+                passed += time;
+                let (hash, now, now_us) = (hash % keys + 1, passed * 1_000, START_US + passed);
+                let Some(cost) = cost else {
+                    // With more keys, refunds would make the exact buckets incomparable.
+                    let Some((of, charged, in_memory, total)) = made.pop().filter(|_| keys <= 8) else { continue };
+                    let (charged, in_memory, total): (Charged, MadeCharge, Arc<RefundTotal<u64>>) =
+                        (charged, in_memory, total);
+                    runtime.block_on(refund::refund_at(&mut connection, &charged, now_us)).unwrap();
+                    total.refund(in_memory, now, |ns| table.refund(of, quota, ns));
+                    continue;
+                };
+                let part = part(&key, quota, cost);
+                let reply = runtime.block_on(key_set::charge_at(&mut connection, &part, hash, now_us)).unwrap();
+                let state = reply.states[0];
+                let tat = exact.entry(hash).or_default();
+                let after = (*tat).max(now) + u64::from(cost) * quota.interval_ns();
+                if state.fits && cost > 0 {
+                    prop_assert!(keys <= 8 || after <= now + quota.span_ns());
+                    *tat = after;
+                }
+                if keys <= 8 {
+                    let total = RefundTotals::of(&totals, hash);
+                    let refunded = total.get();
+                    let charged = table.charge(hash, now, cost);
+                    let expected = decision_of(charged.policy, charged.outcome, charged.before, now);
+                    prop_assert_eq!((state.fits, state.owed_ns), (expected.is_admitted(), expected.full_in_ns()));
+                    let redis = Charged::of(&part, state, reply.histories[0], now_us);
+                    let memory = MadeCharge::of(&expected, now, cost).map(|made| made.after(refunded));
+                    made.extend(
+                        redis.zip(memory).map(|(redis, memory)| (hash, redis.in_set(Some(hash)), memory, total)),
+                    );
+                }
+            }
+            remove(&runtime, &mut connection, &key);
+            Ok(())
+        })
+        .unwrap();
+}
+
+#[test]
+fn set_of_buckets_keeps_units_after_a_change_of_quota_and_for_replaced_keys() {
+    let name = "set_of_buckets_keeps_units_after_a_change_of_quota_and_for_replaced_keys";
+    let Some((runtime, mut connection)) = redis(name) else { return };
+    let (key, quota) = (key(), Quota::per_second(1).with_burst(3));
+    let charge = |connection: &mut Connection, hash: u64, cost: u32, quota: Quota| {
+        let part = part(&key, quota, cost);
+        let reply = runtime.block_on(key_set::charge_at(connection, &part, hash, START_US)).unwrap();
+        let (state, history) = (reply.states[0], reply.histories[0]);
+        (state, Charged::of(&part, state, history, START_US).map(|charged| charged.in_set(Some(hash))))
+    };
+    let refunds: Vec<_> = (1..=8).map(|hash| charge(&mut connection, hash, 2, quota).1.unwrap()).collect();
+    assert!(charge(&mut connection, 9, 1, quota).0.fits, "replaces key 1");
+    runtime.block_on(refund::refund_at(&mut connection, &refunds[1], START_US)).unwrap();
+    assert!(charge(&mut connection, 1, 1, quota).0.fits);
+    assert!(!charge(&mut connection, 1, 1, quota).0.fits, "a refund to another key returned the units of key 1");
+
+    let faster = Quota::per_second(2).with_burst(3);
+    assert_eq!(charge(&mut connection, 5, 0, faster).0.owed_ns, 1_000_001_000, "two units, rounded up to us");
+    // The charge was made under another quota.
+    runtime.block_on(refund::refund_at(&mut connection, &refunds[4], START_US)).unwrap();
+    assert_eq!(charge(&mut connection, 5, 0, faster).0.owed_ns, 1_000_001_000);
+    remove(&runtime, &mut connection, &key);
 }
 
 #[test]

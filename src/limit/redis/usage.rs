@@ -1,0 +1,91 @@
+//! The buckets of a subject, for people and support.
+
+use std::sync::LazyLock;
+
+use thiserror::Error;
+
+use super::charge::APART;
+use super::connect::Connection;
+use super::limits::RedisLimits;
+use super::outage::Fallback;
+use super::script::{CLOCK, Script};
+use crate::grant::Subject;
+use crate::limit::limit::Scope;
+use crate::quota::Quota;
+use crate::quota::cell::carry_over;
+use crate::quota::decision::{Decision, Verdict};
+
+/// The error if Redis has failed, did not reply within the [timeout](RedisLimits::with_timeout), or is not asked because the circuit
+/// breaker is open.
+#[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
+#[error("Redis is unavailable")]
+#[non_exhaustive]
+pub struct RedisUnavailable;
+
+impl RedisLimits {
+    /// Returns the state of a subject's buckets over all servers, without a charge and without its token. `quota` is the
+    /// [quota of the subject's grant](crate::Grant::with_quota), or `None` for the default quota.
+    ///
+    /// The decision has a [part](Decision::parts) for each limit. No bucket is created or changed, also by a wrong quota. With
+    /// [leases](Self::with_leases), units that a server has leased count as used.
+    ///
+    /// ```no_run
+    /// # async fn example(limits: tollgate::limit::redis::RedisLimits) -> Result<(), tollgate::limit::redis::RedisUnavailable> {
+    /// let usage = limits.usage(&"alice".into(), None).await?;
+    /// println!("{} units left, all in {:?}", usage.remaining(), usage.full_in());
+    /// limits.reset(&"alice".into()).await?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// [`RedisUnavailable`] if Redis does not reply. The outage policy does not apply.
+    pub async fn usage(&self, subject: &Subject, quota: Option<Quota>) -> Result<Decision, RedisUnavailable> {
+        static USAGE: LazyLock<Script> = LazyLock::new(|| Script::new(CLOCK, false, include_str!("usage.lua")));
+        let shared = self.shared();
+        let (tag, states) = (shared.keys.tag(subject), shared.limits.states());
+        let keys: Vec<_> =
+            states.iter().map(|state| shared.key(state.limit(), Some(quota), tag, state.limit().name())).collect();
+        let run = async |connection: &mut Connection| {
+            let keys: Vec<_> = keys.iter().map(Vec::as_slice).collect();
+            USAGE.run::<Vec<u64>>(connection, &keys, &[]).await
+        };
+        let numbers = shared.command(&keys[0], run).await.ok_or(RedisUnavailable)?;
+        let usage = states.iter().zip(numbers.chunks_exact(3)).map(|(state, of)| {
+            let policy = state.policy(quota);
+            let full_in = carry_over(of[0].saturating_mul(1_000).saturating_add(of[1]), of[2], policy.quota());
+            state.limit().mark(Decision::without_wait(policy, Verdict::Admitted, full_in), None)
+        });
+        Ok(Decision::all_of(usage))
+    }
+
+    /// Makes all buckets of a subject full, on all servers. Buckets that all subjects share do not change.
+    ///
+    /// Rejections that another server has cached, or that are in progress, last for at most ten seconds. With
+    /// [leases](Self::with_leases), units that a server has leased can be used until the lease ends. Charges before this call are not
+    /// refunded later.
+    ///
+    /// # Errors
+    ///
+    /// [`RedisUnavailable`] if Redis does not reply. Buckets in Redis may or may not be full then. Local buckets of this server, which
+    /// are used while Redis is unavailable, are full in any case.
+    pub async fn reset(&self, subject: &Subject) -> Result<(), RedisUnavailable> {
+        let shared = self.shared();
+        if let Fallback::Local(limits) = &shared.fallback {
+            limits.reset(subject);
+        }
+        let tag = shared.keys.tag(subject);
+        let per_subject =
+            shared.limits.states().iter().map(|state| state.limit()).filter(|limit| limit.scope == Scope::Subject);
+        let names = per_subject.map(|limit| limit.name()).chain([APART]);
+        let keys: Vec<_> = names.map(|name| shared.keys.of_subject(tag, name)).collect();
+        let delete = async |connection: &mut Connection| connection.query::<()>(redis::cmd("DEL").arg(&keys)).await;
+        let done = shared.command(&keys[0], delete).await;
+        shared.rejections.remove(&tag);
+        if let Some(leases) = &shared.leases {
+            leases.remove(subject);
+        }
+        done.ok_or(RedisUnavailable)
+    }
+}

@@ -25,6 +25,7 @@
 //! | [`quick_start`](guide::quick_start) | How do I protect a service on axum, hyper or tonic? |
 //! | [`tokens`](guide::tokens) | How do I make, store, rotate and revoke tokens? |
 //! | [`databases`](guide::databases), [`introspection`](guide::introspection) | How do I keep tokens in SQLite, PostgreSQL or an authorization server, behind a cache? |
+//! | [`administration`](guide::administration) | How do I help customers with their tokens, on the command line? |
 //! | [`rate_limits`](guide::rate_limits), [`many_servers`](guide::many_servers) | How do I limit customers, on one server or on several? |
 //! | [`public_routes`](guide::public_routes) | How do I limit callers without a token by their address? |
 //! | [`webhooks`](guide::webhooks), [`websockets`](guide::websockets) | How do I accept tokens in bodies, and on sockets? |
@@ -66,6 +67,9 @@
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used))]
 
 mod caller;
+#[cfg(any(feature = "redis", feature = "sql"))]
+#[doc(hidden)]
+pub mod finding;
 mod grant;
 mod list;
 mod pending;

@@ -11,6 +11,8 @@
 
 use std::borrow::Cow;
 
+use thiserror::Error;
+
 #[cfg(feature = "body")]
 pub(crate) mod body;
 #[cfg(feature = "body")]
@@ -97,6 +99,43 @@ impl TokenSyntax {
     pub const fn max_len(self) -> usize {
         self.max_len
     }
+
+    /// Checks a token, as gates do. A gate does not send the error to clients: it explains to operators why a token is malformed.
+    ///
+    /// ```
+    /// use tollgate::extract::{TokenSyntax, TokenSyntaxError};
+    ///
+    /// assert_eq!(TokenSyntax::default().check("tg_abc"), Ok(()));
+    /// assert_eq!(TokenSyntax::default().check("tg abc"), Err(TokenSyntaxError::Charset));
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// Returns the first rule that the token breaks. The error contains no part of the token.
+    pub fn check(self, token: impl AsRef<[u8]>) -> Result<(), TokenSyntaxError> {
+        let token = token.as_ref();
+        match is_token(token, self) {
+            true => Ok(()),
+            false if token.is_empty() => Err(TokenSyntaxError::Empty),
+            false if token.len() > self.max_len => Err(TokenSyntaxError::TooLong),
+            false => Err(TokenSyntaxError::Charset),
+        }
+    }
+}
+
+/// The error of [`TokenSyntax::check`].
+#[derive(Clone, Copy, Debug, Error, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum TokenSyntaxError {
+    /// The token is empty.
+    #[error("malformed token: it is empty")]
+    Empty,
+    /// The token is longer than [`TokenSyntax::max_len`].
+    #[error("malformed token: it is too long")]
+    TooLong,
+    /// The token has a byte that [`TokenSyntax::charset`] does not allow, or `=` before the end.
+    #[error("malformed token: it has a character that tokens cannot have")]
+    Charset,
 }
 
 impl Default for TokenSyntax {
@@ -219,6 +258,10 @@ mod tests {
     #[test]
     fn token_syntax_limits_length_and_bytes() {
         let syntax = TokenSyntax::default().with_max_len(4);
+        assert_eq!(syntax.check(""), Err(TokenSyntaxError::Empty));
+        assert_eq!(syntax.check("a=b="), Err(TokenSyntaxError::Charset));
+        assert_eq!(syntax.check("a=b=c"), Err(TokenSyntaxError::TooLong));
+        assert_eq!(syntax.check("ab=="), Ok(()));
         for (token, expected) in
             [("", false), ("a", true), ("abcd", true), ("abcde", false), ("ab==", true), ("=", false), ("a=b", false)]
         {

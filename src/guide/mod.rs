@@ -5,6 +5,7 @@
 //! | [`quick_start`] | How do I protect a service on axum, hyper or tonic? |
 //! | [`tokens`] | How do I make tokens, and how do I store, rotate and revoke them? |
 //! | [`databases`] | How do I keep tokens in SQLite or PostgreSQL, behind a cache? |
+//! | [`administration`] | How do I help customers with their tokens, on the command line? |
 //! | [`introspection`] | How do I accept the tokens of an authorization server? |
 //! | [`rate_limits`] | How do I limit customers: plans, several limits, costs, refunds, dry run? |
 //! | [`many_servers`] | How do several servers share one limit, and what happens when Redis is down? |
@@ -51,6 +52,7 @@ guides! {
     quick_start "quick_start.md"
     tokens "tokens.md"
     databases "databases.md"
+    administration "administration.md"
     introspection "introspection.md"
     rate_limits "rate_limits.md"
     many_servers "many_servers.md"

@@ -11,7 +11,10 @@ use crate::servers::{Home, on_each_database};
 
 pub fn tollgate(args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_tollgate"));
-    command.args(args).env_remove("TOLLGATE_DATABASE").env_remove("TOLLGATE_PREFIX").stdin(Stdio::null());
+    command.args(args).stdin(Stdio::null());
+    for name in ["TOLLGATE_DATABASE", "TOLLGATE_PREFIX", "TOLLGATE_REDIS", "NO_COLOR", "CLICOLOR", "CLICOLOR_FORCE"] {
+        command.env_remove(name);
+    }
     command
 }
 
@@ -42,9 +45,11 @@ pub fn secret(home: &Home, args: &[&str]) -> (String, Value) {
     let output = run(home, &[args, &["--json"]].concat());
     let (out, err) = (String::from_utf8(output.stdout).unwrap(), String::from_utf8(output.stderr).unwrap());
     assert!(output.status.success(), "{args:?}: {err}");
-    let secret = out.strip_suffix('\n').unwrap().to_owned();
-    assert!(!err.contains(&secret) && !err.contains(&secret[4..30]), "the secret is printed once");
-    (secret, serde_json::from_str(&err).unwrap())
+    assert_eq!(err, "", "standard output has the whole document");
+    let mut grant: Value = serde_json::from_str(&out).unwrap();
+    let secret = grant.as_object_mut().unwrap().remove("token").unwrap().as_str().unwrap().to_owned();
+    assert_eq!(out.matches(&secret[4..30]).count(), 1, "the secret is printed once");
+    (secret, grant)
 }
 
 pub fn code(output: &Output) -> i32 {
@@ -250,10 +255,13 @@ fn full() -> std::fs::File {
 #[tokio::test]
 async fn a_secret_that_cannot_be_printed_is_an_error() {
     let home = sqlite().await;
-    let mut command = tollgate(&["token", "issue", "--subject", "alice", "--database", home.url()]);
-    let output = command.stdout(full()).stderr(Stdio::piped()).spawn().unwrap().wait_with_output().unwrap();
-    assert_eq!(code(&output), 1);
-    assert!(String::from_utf8(output.stderr).unwrap().contains("revoke or rotate it"));
+    for json in [&[][..], &["--json"]] {
+        let mut command = tollgate(&["token", "issue", "--subject", "alice", "--database", home.url()]);
+        command.args(json).stdout(full()).stderr(Stdio::piped());
+        let output = command.spawn().unwrap().wait_with_output().unwrap();
+        assert_eq!(code(&output), 1);
+        assert!(String::from_utf8(output.stderr).unwrap().contains("revoke or rotate it"));
+    }
 }
 
 #[cfg(target_os = "linux")]

@@ -49,7 +49,7 @@ async fn homes(test: &str) -> Vec<Home> {
     [Home::sqlite()].into_iter().chain(Home::postgres(test).await).collect()
 }
 
-/// One of each command that needs tables.
+/// One of each command that needs tables, but `check`, which reads standard input, and `doctor`, which prints errors as findings.
 const COMMANDS: [&[&str]; 14] = [
     &["audit", "list"],
     &["audit", "purge", "--older-than", "1d"],
@@ -134,9 +134,8 @@ async fn only_migrate_creates_files_and_tables() {
             assert_eq!(only_existing, failure(1, NO_FILE));
         }
 
-        for _ in 0..2 {
-            let done = (0, "the tables are up to date\n".to_owned(), String::new());
-            assert_eq!(run(home.url(), &["migrate"]), done);
+        for text in ["created the tables with version 2\n", "the tables are up to date with version 2\n"] {
+            assert_eq!(run(home.url(), &["migrate"]), (0, text.to_owned(), String::new()));
         }
         assert_eq!(run(home.url(), &["token", "purge"]), (0, "purged 0\n".to_owned(), String::new()));
         for args in COMMANDS {
@@ -465,21 +464,30 @@ Manages API tokens in a database
 Usage: tollgate <COMMAND>
 
 Commands:
-  migrate  Create or upgrade the tables; creates a missing SQLite file
-  token    Issue, list, count, change, suspend, rotate, revoke and purge tokens
-  audit    List and purge the audit trail
-  help     Print this message or the help of the given subcommand(s)
+  migrate      Create or upgrade the tables; creates a missing SQLite file
+  token        Issue, list, count, change, suspend, rotate, revoke and purge tokens
+  audit        List and purge the audit trail
+  check        Check a token from standard input, as a gate does
+  doctor       Check the database and its settings; changes nothing
+  completions  Print a completion script for a shell
+  man          Print the manual page, or write the pages of all commands
+  help         Print this message or the help of the given subcommand(s)
 
 Options:
   -h, --help     Print help
   -V, --version  Print version
 
 Only `migrate` creates a file or tables.
+
+With `--json`, a command writes one JSON document to standard output. Errors are text on standard error, also with `--json`.
+
+Colors are for terminals only. NO_COLOR turns them off, CLICOLOR_FORCE turns them on.
+
 Exit codes: 0 for success, 1 if the command failed, 2 for an invalid command line.
 ";
     assert_eq!(out, expected);
     // Help must not show the values of environment variables.
-    for args in COMMANDS.into_iter().chain([&["migrate"][..]]) {
+    for args in COMMANDS.into_iter().chain([&["migrate"][..], &["check"], &["doctor"], &["man"]]) {
         let mut command = tollgate(args);
         command.arg("--help").env("TOLLGATE_DATABASE", "postgres://user:sesame@h/x").env("TOLLGATE_PREFIX", "sesame");
         let (code, out, err) = outcome(&mut command);

@@ -27,7 +27,17 @@ mod cli;
 #[cfg(all(feature = "cli", feature = "sqlite", feature = "postgres"))]
 mod cli_changes;
 #[cfg(all(feature = "cli", feature = "sqlite", feature = "postgres"))]
+mod cli_check;
+#[cfg(all(feature = "cli", feature = "sqlite", feature = "postgres"))]
+mod cli_doctor;
+#[cfg(all(feature = "cli", feature = "sqlite", feature = "postgres"))]
+mod cli_guide;
+#[cfg(all(feature = "cli", feature = "sqlite", feature = "postgres"))]
+mod cli_kit;
+#[cfg(all(feature = "cli", feature = "sqlite", feature = "postgres"))]
 mod cli_outputs;
+#[cfg(all(feature = "cli", feature = "sqlite", feature = "postgres"))]
+mod cli_shell;
 mod client_ip;
 #[cfg(all(feature = "cache", feature = "test-util"))]
 mod combinators;

@@ -1,11 +1,8 @@
 //! The arguments of the command line and their parsers.
 
-use std::ffi::OsString;
 use std::num::NonZeroU32;
-use std::process::ExitCode;
 use std::time::{Duration, SystemTime};
 
-use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
 use serde_json::Value;
 use tollgate::mint::{FormatError, TokenFormat};
@@ -13,11 +10,24 @@ use tollgate::store::sql::{Cursor, GrantQuery, GrantState};
 use tollgate::{Quota, QuotaError};
 
 use crate::audit;
+use crate::check;
+use crate::doctor;
+use crate::generate;
 use crate::show;
 
 const AFTER_HELP: &str = "\
 Only `migrate` creates a file or tables.
+
+With `--json`, a command writes one JSON document to standard output. Errors are text on standard error, also with `--json`.
+
+Colors are for terminals only. NO_COLOR turns them off, CLICOLOR_FORCE turns them on.
+
 Exit codes: 0 for success, 1 if the command failed, 2 for an invalid command line.";
+
+/// Printed after the help of the commands that mint tokens.
+const PRINTED: &str = "\
+Standard output has the token and nothing else. Standard error has the grant.
+With `--json`, standard output has one document: the fields of the grant, and the token as `token`.";
 
 /// Manages API tokens in a database.
 #[derive(Debug, Parser)]
@@ -30,18 +40,27 @@ pub(crate) struct Cli {
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     /// Create or upgrade the tables; creates a missing SQLite file
-    Migrate(Tables),
+    Migrate(Options),
     /// Issue, list, count, change, suspend, rotate, revoke and purge tokens
     #[command(subcommand)]
     Token(TokenCommand),
     /// List and purge the audit trail
     #[command(subcommand)]
     Audit(audit::Command),
+    /// Check a token from standard input, as a gate does
+    Check(check::Check),
+    /// Check the database and its settings; changes nothing
+    Doctor(doctor::Doctor),
+    /// Print a completion script for a shell
+    Completions(generate::Completions),
+    /// Print the manual page, or write the pages of all commands
+    Man(generate::Man),
 }
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum TokenCommand {
     /// Issue a grant; prints the new token to standard output
+    #[command(after_help = PRINTED)]
     Issue(Issue),
     /// List grants, oldest first
     List {
@@ -87,6 +106,7 @@ pub(crate) enum TokenCommand {
         id: String,
     },
     /// Replace the token of a grant; prints the new token to standard output
+    #[command(after_help = PRINTED)]
     Rotate {
         #[command(flatten)]
         options: Options,
@@ -260,60 +280,14 @@ pub(crate) struct Tables {
     pub(crate) table_prefix: String,
 }
 
-/// Options of all token commands.
+/// Options of all commands that use the tables.
 #[derive(Args, Debug)]
 pub(crate) struct Options {
     #[command(flatten)]
     pub(crate) tables: Tables,
-    /// Print JSON instead of text
+    /// Print one JSON document instead of text
     #[arg(long)]
     pub(crate) json: bool,
-}
-
-/// A text that is printed instead of running a command: an error of the command line, or help.
-#[derive(Debug)]
-pub(crate) struct Usage {
-    text: String,
-    is_error: bool,
-}
-
-impl Usage {
-    /// Prints the text. Returns the exit code.
-    pub(crate) fn print(self) -> ExitCode {
-        if self.is_error {
-            show::eprint(&self.text);
-            return ExitCode::from(2);
-        }
-        match show::print(&self.text) {
-            Ok(()) => ExitCode::SUCCESS,
-            Err(_) => ExitCode::FAILURE,
-        }
-    }
-}
-
-/// Parses the command line.
-pub(crate) fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Cli, Usage> {
-    Cli::try_parse_from(args).map_err(|mut error| {
-        hide_arguments(&mut error);
-        Usage { text: error.render().to_string(), is_error: error.use_stderr() }
-    })
-}
-
-/// Removes the user's input from an error, because it may be a URL with a password, or a token. Names from this file remain.
-fn hide_arguments(error: &mut clap::Error) {
-    let typed: &[ContextKind] = match error.kind() {
-        ErrorKind::UnknownArgument => &[ContextKind::InvalidArg],
-        ErrorKind::InvalidSubcommand => &[ContextKind::InvalidSubcommand],
-        _ => &[ContextKind::InvalidValue],
-    };
-    for kind in typed {
-        // An empty value means a missing value.
-        if matches!(error.get(*kind), Some(ContextValue::String(typed)) if !typed.is_empty()) {
-            error.insert(*kind, ContextValue::String("(not shown)".to_owned()));
-        }
-    }
-    // Suggestions repeat the input, such as "to pass 'X' as a value, use '-- X'".
-    error.remove(ContextKind::Suggested);
 }
 
 // The errors of the following parsers must not contain the parsed text.

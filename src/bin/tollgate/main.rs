@@ -10,10 +10,15 @@
 //! $ tollgate token rotate ID --grace 1h
 //! $ tollgate token revoke ID
 //! $ tollgate audit list --grant ID
+//! $ tollgate check < token.txt
+//! $ tollgate doctor
 //! ```
 //!
 //! `issue` and `rotate` write the new token to standard output, so that it can be piped. They write everything else to standard
-//! error. Exit codes: 0 for success, 1 if the command failed, 2 for an invalid command line.
+//! error. With `--json`, every command writes one JSON document to standard output. Errors are text on standard error.
+//!
+//! Exit codes: 0 for success, 1 if the command failed, 2 for an invalid command line. `check` exits with 1 if the token is
+//! rejected, and with 3 if it could not be checked. `doctor` exits with 1 if a check found an error.
 //!
 //! Only `migrate` creates files and tables. Errors contain no arguments, because a mistyped URL may contain a password.
 #![forbid(unsafe_code)]
@@ -26,9 +31,19 @@ mod args;
 #[cfg(any(feature = "sqlite", feature = "postgres"))]
 mod audit;
 #[cfg(any(feature = "sqlite", feature = "postgres"))]
+mod check;
+#[cfg(any(feature = "sqlite", feature = "postgres"))]
+mod doctor;
+#[cfg(any(feature = "sqlite", feature = "postgres"))]
+mod failure;
+#[cfg(any(feature = "sqlite", feature = "postgres"))]
+mod generate;
+#[cfg(any(feature = "sqlite", feature = "postgres"))]
 mod run;
 #[cfg(any(feature = "sqlite", feature = "postgres"))]
 mod show;
+#[cfg(any(feature = "sqlite", feature = "postgres"))]
+mod usage;
 
 #[cfg(not(any(feature = "sqlite", feature = "postgres")))]
 fn main() {}
@@ -37,21 +52,21 @@ fn main() {}
 fn main() -> std::process::ExitCode {
     use std::process::ExitCode;
 
-    let command = match args::parse(std::env::args_os()) {
+    let command = match usage::parse(std::env::args_os()) {
         Ok(command) => command,
         Err(usage) => return usage.print(),
     };
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
-            show::eprint(&format!("error: {error}"));
+            show::print_error(&error.to_string());
             return ExitCode::FAILURE;
         }
     };
     match runtime.block_on(run::run(command)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
-            show::eprint(&format!("error: {failure}"));
+            failure.print();
             ExitCode::from(failure.code())
         }
     }

@@ -1,108 +1,40 @@
 //! The implementation of the commands.
 
 use std::borrow::Cow;
-use std::error::Error;
-use std::fmt;
-use std::io::{self, Write as _};
 use std::num::NonZeroU32;
 use std::time::{Duration, SystemTime};
 
-use tollgate::mint::{Secret, TokenFormat};
+use tollgate::mint::TokenFormat;
 use tollgate::store::sql::{Cursor, Database, GrantChange, GrantRecord, Issued, NewGrant, SqlError};
-use tollgate::{GrantId, QuotaError, ScopeError, Subject};
+use tollgate::{GrantId, Subject};
+use zeroize::Zeroizing;
 
-use crate::args::{Change, Cli, Command, Filter, Issue, Options, Tables, TokenCommand, default_format};
+use crate::args::{Change, Cli, Command, Filter, Issue, Options, TokenCommand, default_format};
 use crate::audit;
+use crate::check;
+use crate::doctor;
+pub(crate) use crate::failure::Failure;
+use crate::generate;
 use crate::show;
-
-/// The error of a command.
-#[derive(Debug)]
-pub(crate) enum Failure {
-    /// The command line is invalid in a way that its parser cannot detect.
-    Usage(String),
-    Failed(String),
-    Database(SqlError),
-}
-
-impl Failure {
-    /// Returns the exit code.
-    pub(crate) fn code(&self) -> u8 {
-        match self {
-            Self::Usage(_)
-            | Self::Database(SqlError::Url(_) | SqlError::Prefix | SqlError::Name | SqlError::Cursor) => 2,
-            Self::Failed(_) | Self::Database(_) => 1,
-        }
-    }
-}
-
-impl fmt::Display for Failure {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Usage(text) | Self::Failed(text) => f.write_str(text),
-            Self::Database(error) => {
-                let mut text = error.to_string();
-                let mut source = error.source();
-                while let Some(error) = source {
-                    let cause = error.to_string();
-                    // Some errors already contain the text of their source.
-                    if !text.contains(&cause) {
-                        text = text + ": " + &cause;
-                    }
-                    source = error.source();
-                }
-                f.write_str(&text)?;
-                f.write_str(match error {
-                    SqlError::NoFile => "; check `--database`, or create the file with `tollgate migrate`",
-                    SqlError::NoTables => {
-                        "; check `--database` and `--table-prefix`, or create the tables with `tollgate migrate`"
-                    }
-                    SqlError::Older { .. } => "; upgrade the tables with `tollgate migrate`",
-                    _ => "",
-                })
-            }
-        }
-    }
-}
-
-impl From<SqlError> for Failure {
-    fn from(error: SqlError) -> Self {
-        Self::Database(error)
-    }
-}
-
-impl From<ScopeError> for Failure {
-    /// Replaces the text, because `ScopeError` contains the scope.
-    fn from(_: ScopeError) -> Self {
-        Self::Usage("invalid scope: must be printable ASCII without spaces, quotes and backslashes".to_owned())
-    }
-}
-
-impl From<QuotaError> for Failure {
-    fn from(error: QuotaError) -> Self {
-        Self::Usage(error.to_string())
-    }
-}
-
-impl From<io::Error> for Failure {
-    fn from(error: io::Error) -> Self {
-        Self::Failed(format!("cannot write to standard output: {error}"))
-    }
-}
 
 pub(crate) async fn run(Cli { command }: Cli) -> Result<(), Failure> {
     match command {
-        Command::Migrate(tables) => migrate(&tables).await,
+        Command::Migrate(options) => migrate(&options).await,
         Command::Token(command) => token(command).await,
         Command::Audit(command) => audit::run(command).await,
+        Command::Check(check) => check::run(check).await,
+        Command::Doctor(doctor) => doctor::run(doctor).await,
+        Command::Completions(completions) => generate::completions(&completions),
+        Command::Man(man) => generate::man(&man),
     }
 }
 
-async fn migrate(tables: &Tables) -> Result<(), Failure> {
+async fn migrate(Options { tables, json }: &Options) -> Result<(), Failure> {
     // Check the prefix before anything is created.
     Database::connect_lazily(&with_creation(&tables.database, false))?.with_table_prefix(&tables.table_prefix)?;
     let database = Database::connect(&with_creation(&tables.database, true)).await?;
-    database.with_table_prefix(&tables.table_prefix)?.migrate().await?;
-    Ok(show::print("the tables are up to date")?)
+    let migrated = database.with_table_prefix(&tables.table_prefix)?.migrate().await?;
+    Ok(show::print(&if *json { show::json_migrated(migrated) } else { show::migrated(migrated) })?)
 }
 
 async fn token(command: TokenCommand) -> Result<(), Failure> {
@@ -305,7 +237,7 @@ fn user() -> Option<String> {
 
 /// Allows or forbids a SQLite URL to create its file. Adds `mode=rwc` if `create` is set and the URL has no mode. Replaces
 /// `mode=rwc` with `mode=rw` if `create` is not set. Other modes (`rw`, `ro`) are kept.
-fn with_creation(url: &str, create: bool) -> Cow<'_, str> {
+pub(crate) fn with_creation(url: &str, create: bool) -> Cow<'_, str> {
     let (path, query) = url.split_once('?').unwrap_or((url, ""));
     let is_sqlite = url.starts_with("sqlite:");
     let has_mode = query.split('&').any(|pair| pair.starts_with("mode="));
@@ -354,21 +286,20 @@ async fn print_changed(
     }
 }
 
-/// Prints only the secret to standard output, and the grant to standard error.
+/// Prints the token: as JSON together with the grant, or alone, and then the grant to standard error.
 fn print_issued(Issued { secret, grant, .. }: &Issued, json: bool) -> Result<(), Failure> {
-    // A failure to print the grant must not prevent printing the secret.
-    show::eprint(&if json { show::json(grant) } else { show::details(grant) });
-    print_secret(secret).map_err(|error| {
+    let output = match json {
+        true => show::json_issued(secret, grant),
+        false => {
+            // A failure to print the grant must not prevent printing the secret.
+            show::eprint(&show::details(grant));
+            Zeroizing::new(secret.expose().to_owned())
+        }
+    };
+    show::print(&output).map_err(|error| {
         Failure::Failed(format!(
             "cannot write the token to standard output: {error}\nthe token of grant {} was not delivered: revoke or rotate it",
             grant.id
         ))
     })
-}
-
-fn print_secret(secret: &Secret) -> io::Result<()> {
-    let mut out = io::stdout().lock();
-    out.write_all(secret.expose().as_bytes())?;
-    out.write_all(b"\n")?;
-    out.flush()
 }

@@ -1,23 +1,63 @@
 //! The output of the commands: text for people, JSON for programs.
 
 use std::fmt::Write as _;
-use std::io::{self, Write as _};
+use std::io;
 use std::time::{Duration, SystemTime};
 
+use anstream::adapter::strip_str;
+use anstyle::{AnsiColor, Style};
 use serde_json::{Value, json};
 use tollgate::GrantId;
-use tollgate::store::sql::{GrantCounts, GrantPage, GrantRecord, GrantState};
+use tollgate::mint::Secret;
+use tollgate::store::sql::{GrantCounts, GrantPage, GrantRecord, GrantState, Migrated};
+use zeroize::Zeroizing;
 
 /// Writes a result to standard output.
+///
+/// Colors are removed unless standard output is a terminal. Other text, such as JSON and tokens, is written as it is: it never has
+/// an escape character.
 pub(crate) fn print(text: &str) -> io::Result<()> {
-    let mut out = io::stdout().lock();
-    writeln!(out, "{}", text.trim_end_matches('\n'))?;
+    let text = text.trim_end_matches('\n');
+    match text.contains(ESCAPE) {
+        true => write_line(anstream::stdout().lock(), text),
+        false => write_line(io::stdout().lock(), text),
+    }
+}
+
+fn write_line(mut out: impl io::Write, text: &str) -> io::Result<()> {
+    writeln!(out, "{text}")?;
     out.flush()
 }
 
-/// Writes to standard error. Ignores failures, because standard error may be closed.
+/// Writes to standard error, with colors if it is a terminal. Ignores failures, because standard error may be closed.
 pub(crate) fn eprint(text: &str) {
-    _ = writeln!(io::stderr(), "{}", text.trim_end_matches('\n'));
+    _ = write_line(anstream::stderr().lock(), text.trim_end_matches('\n'));
+}
+
+/// Writes an error to standard error.
+pub(crate) fn print_error(text: &str) {
+    eprint(&format!("{} {text}", paint(RED.bold(), "error:")));
+}
+
+const ESCAPE: char = '\u{1b}';
+pub(crate) const GREEN: Style = AnsiColor::Green.on_default();
+pub(crate) const YELLOW: Style = AnsiColor::Yellow.on_default();
+pub(crate) const RED: Style = AnsiColor::Red.on_default();
+
+/// Adds a color to text. The printing functions remove it where there is no terminal.
+pub(crate) fn paint(style: Style, text: &str) -> String {
+    format!("{style}{text}{style:#}")
+}
+
+/// Returns the name of a state, with its color.
+fn painted_state(state: GrantState) -> String {
+    let style = match state {
+        GrantState::Valid => GREEN,
+        GrantState::NotYetValid | GrantState::Suspended => YELLOW,
+        GrantState::Expired => Style::new().dimmed(),
+        _ => RED,
+    };
+    paint(style, state.as_str())
 }
 
 pub(crate) fn table(grants: &[GrantRecord]) -> String {
@@ -28,13 +68,15 @@ pub(crate) fn table(grants: &[GrantRecord]) -> String {
 /// Aligns the columns of a table.
 pub(crate) fn columns<const N: usize>(head: [&str; N], rows: impl Iterator<Item = [String; N]>) -> String {
     let rows: Vec<[String; N]> = std::iter::once(head.map(String::from)).chain(rows).collect();
+    // Colors have no width.
+    let width = |cell: &str| strip_str(cell).map(|part| part.chars().count()).sum::<usize>();
     let widths: [usize; N] =
-        std::array::from_fn(|column| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0));
+        std::array::from_fn(|column| rows.iter().map(|row| width(&row[column])).max().unwrap_or(0));
     let mut text = String::new();
     for row in &rows {
         let mut line = String::new();
-        for (cell, width) in row.iter().zip(widths) {
-            _ = write!(line, "{cell:width$}  ");
+        for (cell, max) in row.iter().zip(widths) {
+            _ = write!(line, "{cell}{:1$}", "", max - width(cell) + 2);
         }
         text.push_str(line.trim_end());
         text.push('\n');
@@ -49,7 +91,7 @@ fn row(grant: &GrantRecord) -> [String; 8] {
         or_dash(plain(&grant.label)),
         or_dash(grant.scopes.to_string()),
         or_dash(grant.quota.map(|quota| quota.to_string()).unwrap_or_default()),
-        grant.state(SystemTime::now()).to_string(),
+        painted_state(grant.state(SystemTime::now())),
         or_dash(grant.expires_at.map(time).unwrap_or_default()),
         or_dash(grant.last_used.map(time).unwrap_or_default()),
     ]
@@ -72,7 +114,7 @@ pub(crate) fn details(grant: &GrantRecord) -> String {
     line("label", plain(&grant.label));
     line("scopes", grant.scopes.to_string());
     line("quota", grant.quota.map(|quota| quota.to_string()).unwrap_or_default());
-    line("state", grant.state(SystemTime::now()).to_string());
+    line("state", painted_state(grant.state(SystemTime::now())));
     line("bound", if grant.sender_constrained { "to a key of the sender".to_owned() } else { String::new() });
     line("created", time(grant.created_at));
     line("not before", grant.not_before.map(time).unwrap_or_default());
@@ -86,6 +128,30 @@ pub(crate) fn details(grant: &GrantRecord) -> String {
 
 pub(crate) fn json(grant: &GrantRecord) -> String {
     value(grant).to_string()
+}
+
+/// Returns the fields of a grant and its new token.
+pub(crate) fn json_issued(secret: &Secret, grant: &GrantRecord) -> Zeroizing<String> {
+    let mut value = value(grant);
+    value["token"] = secret.expose().into();
+    Zeroizing::new(value.to_string())
+}
+
+pub(crate) fn migrated(migrated: Migrated) -> String {
+    match migrated {
+        Migrated { from: None, to, .. } => format!("created the tables with version {to}"),
+        Migrated { from: Some(from), to, .. } if from == to => format!("the tables are up to date with version {to}"),
+        Migrated { from: Some(from), to, .. } => format!("upgraded the tables from version {from} to {to}"),
+    }
+}
+
+pub(crate) fn json_migrated(Migrated { from, to, .. }: Migrated) -> String {
+    let result = match from {
+        None => "created",
+        Some(from) if from == to => "up to date",
+        Some(_) => "upgraded",
+    };
+    json!({ "result": result, "from": from, "version": to }).to_string()
 }
 
 pub(crate) fn json_list(grants: &[GrantRecord]) -> String {
@@ -120,7 +186,8 @@ pub(crate) fn json_ids(ids: &[GrantId]) -> String {
     Value::from_iter(ids.iter().map(|id| json!({ "id": id.as_str() }))).to_string()
 }
 
-fn value(grant: &GrantRecord) -> Value {
+/// Returns the fields of a grant as JSON.
+pub(crate) fn value(grant: &GrantRecord) -> Value {
     let quota = grant.quota.map(|quota| {
         json!({ "interval_ns": u64::try_from(quota.interval().as_nanos()).unwrap_or(u64::MAX), "burst": quota.burst() })
     });

@@ -156,7 +156,7 @@ fn gone() -> RedisError {
 
 impl RedisServer {
     /// Connects to the single server, or to the master that Sentinels name.
-    async fn connect(&self) -> RedisResult<Node> {
+    pub(super) async fn connect(&self) -> RedisResult<Node> {
         match &self.kind {
             Kind::Single(endpoint) => Node::connect(endpoint).await,
             Kind::Sentinel(sentinels) => sentinels.connect().await,

@@ -29,6 +29,7 @@ mod anonymous;
 mod charge;
 mod cluster;
 mod connect;
+mod diagnose;
 mod gcra;
 mod key;
 mod key_set;

@@ -12,6 +12,7 @@ use redis::{RedisError, RedisResult};
 use tokio::task::AbortHandle;
 
 use super::{RedisLimitsError, tls};
+use crate::finding::is_local_host;
 
 /// The number of commands that may wait to be written.
 const QUEUE: usize = 1_024;
@@ -46,6 +47,15 @@ impl Endpoint {
             ConnectionAddr::Tcp(host, port) => Some((host, *port)),
             _ => None,
         }
+    }
+
+    pub(super) fn is_tls(&self) -> bool {
+        self.is_tls
+    }
+
+    /// Returns whether the server is on this machine.
+    pub(super) fn is_local(&self) -> bool {
+        self.address().is_none_or(|(host, _)| is_local_host(host))
     }
 
     /// Returns the endpoint of another server with the same credentials and TLS setting.

@@ -99,6 +99,14 @@ impl Connections {
         }
     }
 
+    pub(super) async fn close(&self) {
+        self.pool.close().await;
+    }
+
+    pub(super) fn options(&self) -> Arc<PgConnectOptions> {
+        self.pool.connect_options()
+    }
+
     /// Connects once, without the pool. The pool would retry for a while and then report a timeout instead of the cause.
     pub(super) async fn probe(&self) -> Result<(), SqlError> {
         use sqlx::ConnectOptions as _;

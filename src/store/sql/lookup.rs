@@ -9,9 +9,9 @@ use serde::de::DeserializeOwned;
 use sqlx::Row;
 use tokio::time::timeout;
 
-use super::database::{from_unix_ms, on_connection};
+use super::database::{administer, from_unix_ms, on_connection};
 use super::record::{columns, digest_of, read};
-use super::{Database, GrantRecord, SqlError};
+use super::{Database, GrantRecord, SqlError, TokenRecord};
 use crate::grant::Grant;
 use crate::pending::answer::Answer;
 use crate::rejection::store_error::StoreError;
@@ -24,6 +24,13 @@ pub(super) const STATEMENT: &str = concat!(
     columns!(),
     " FROM {p}tokens t JOIN {p}grants g ON g.id = t.grant_id WHERE t.digest = $1 AND g.revoked_ms IS NULL \
      AND g.suspended_ms IS NULL"
+);
+
+/// The statement of [`Database::describe_token`]: a lookup that also finds revoked and suspended grants.
+const DESCRIBE: &str = concat!(
+    "SELECT t.digest, t.created_ms AS token_created_ms, t.rotated_until_ms, ",
+    columns!(),
+    " FROM {p}tokens t JOIN {p}grants g ON g.id = t.grant_id WHERE t.digest = $1"
 );
 
 /// The future of a [`SqlStore`]. The source of its error is an [`SqlError`].
@@ -93,6 +100,44 @@ impl Database {
                 let principal = found.await.map_err(|error| SqlError::Principal(error.into()))?;
                 Ok(record.grant(principal))
             })
+        })
+    }
+
+    /// Reads a token and its grant in any state, for example to find the owner of a leaked token, or to explain why a token is
+    /// rejected. Returns `None` if the token is unknown. This is not a use of the token.
+    ///
+    /// ```no_run
+    /// use tollgate::TokenDigest;
+    /// use tollgate::store::sql::{Database, SqlError};
+    ///
+    /// # async fn example(database: &Database, leaked: &str) -> Result<(), SqlError> {
+    /// if let Some(token) = database.describe_token(TokenDigest::of(leaked)).await? {
+    ///     println!("The token belongs to {}.", token.grant.subject);
+    ///     database.revoke(&token.grant.id).await?;
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// If a row is invalid, or if the database fails.
+    pub async fn describe_token(&self, token: impl Into<TokenDigest>) -> Result<Option<TokenRecord>, SqlError> {
+        let digest = token.into();
+        administer!(self, Reads, transaction => {
+            let statement = sqlx::query(self.sql(DESCRIBE)).bind(digest.to_bytes().to_vec());
+            let Some(row) = statement.fetch_optional(&mut *transaction).await? else { return Ok(None) };
+            // Compares in constant time.
+            if digest_of(row.try_get("digest")?)? != digest {
+                return Err(SqlError::Corrupt("digest"));
+            }
+            let time = |ms: i64, column| from_unix_ms(ms).ok_or(SqlError::Corrupt(column));
+            let grace_ends: Option<i64> = row.try_get("rotated_until_ms")?;
+            Ok(Some(TokenRecord {
+                grant: read(&row)?,
+                created_at: time(row.try_get("token_created_ms")?, "created_ms")?,
+                grace_ends_at: grace_ends.map(|ms| time(ms, "rotated_until_ms")).transpose()?,
+            }))
         })
     }
 

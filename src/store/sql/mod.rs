@@ -60,6 +60,7 @@ mod change;
 mod connections;
 mod cursor;
 mod database;
+mod diagnose;
 mod follow;
 mod last_used;
 mod lookup;
@@ -79,7 +80,8 @@ pub use last_used::{LastUsed, LastUsedStore, LastUsedStoreFuture};
 pub use lookup::{SqlFuture, SqlStore};
 pub use new_grant::NewGrant;
 pub use page::{GrantCounts, GrantPage, GrantQuery};
-pub use record::{GrantRecord, GrantState, Issued};
+pub use record::{GrantRecord, GrantState, Issued, TokenRecord};
+pub use schema::Migrated;
 pub use within::ExceedsCallerError;
 
 use crate::token::mint::RandomnessError;

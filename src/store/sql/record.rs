@@ -23,6 +23,18 @@ pub struct Issued {
     pub grant: GrantRecord,
 }
 
+/// A token as the tables store it, with its grant. The tables contain no secret.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct TokenRecord {
+    /// The grant of the token, in any [state](GrantRecord::state).
+    pub grant: GrantRecord,
+    /// The time of issue or rotation, when the token was created.
+    pub created_at: SystemTime,
+    /// The end of the grace period. `None` if the token was not rotated.
+    pub grace_ends_at: Option<SystemTime>,
+}
+
 /// A grant as the tables store it.
 ///
 /// With the feature `serde`, records can be serialized. Times are then milliseconds since 1970, scopes are a list, and the

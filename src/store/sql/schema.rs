@@ -169,6 +169,16 @@ fn render(template: &'static str, prefix: &str, dialect: &Dialect) -> SqlStr {
     AssertSqlSafe(Arc::<str>::from(statement)).into_sql_str()
 }
 
+/// The versions of the tables before and after [`Database::migrate`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Migrated {
+    /// The version before. `None` if there were no tables.
+    pub from: Option<i64>,
+    /// The version after. Equal to `from` if the tables were up to date.
+    pub to: i64,
+}
+
 impl Database {
     /// Creates the tables, or upgrades them to this version. Does nothing if they are up to date. Several processes may call
     /// this method at the same time.
@@ -180,7 +190,7 @@ impl Database {
     /// # Errors
     ///
     /// If the database fails, or if the tables are of a newer version.
-    pub async fn migrate(&self) -> Result<(), SqlError> {
+    pub async fn migrate(&self) -> Result<Migrated, SqlError> {
         let supported = supported();
         let schema = &self.0.schema;
         let last = self.sql(LAST);
@@ -189,7 +199,7 @@ impl Database {
             Ok(sqlx::query_scalar::<_, i64>(last.clone()).fetch_one(&mut *transaction).await?)
         });
         match (found, schema.dialect.prepare) {
-            (Ok(found), _) if found == supported => return Ok(()),
+            (Ok(found), _) if found == supported => return Ok(Migrated { from: Some(found), to: supported }),
             (Err(_), Some(prepare)) => self.prepare(prepare).await?,
             _ => {}
         }
@@ -210,7 +220,7 @@ impl Database {
                 let applied = self.sql("INSERT INTO {p}migrations (version, applied_ms) VALUES ($1, $2)");
                 sqlx::query(applied).bind(version).bind(self.now_ms()).execute(&mut *transaction).await?;
             }
-            Ok(())
+            Ok(Migrated { from: (found > 0).then_some(found), to: supported })
         })
     }
 
@@ -273,6 +283,6 @@ impl Database {
 const LAST: &str = "SELECT COALESCE(MAX(version), 0) FROM {p}migrations";
 
 /// Returns the newest version that this crate supports.
-fn supported() -> i64 {
+pub(super) fn supported() -> i64 {
     i64::try_from(MIGRATIONS.len()).unwrap_or(i64::MAX)
 }

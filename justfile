@@ -17,7 +17,7 @@ quick: fmt
     cargo test --all-features --test main -- {{ prepend('--skip=', quick-later) }}
 
 # Tests of servers, and of what needs many seconds.
-quick-later := "cli:: cli_changes:: cli_outputs:: connections:: fleet:: follow:: leases:: outages:: redis servers:: slow_wire:: sql:: sql_ sqlite_files:: store_model::"
+quick-later := "cli:: cli_ connections:: fleet:: follow:: leases:: outages:: redis servers:: slow_wire:: sql:: sql_ sqlite_files:: store_model::"
 
 # Checks the format.
 fmt:

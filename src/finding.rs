@@ -1,7 +1,7 @@
 //! [`Finding`]: the result of one check of a server. `tollgate doctor` prints findings.
 
 use std::error::Error;
-use std::net::IpAddr;
+#[cfg(any(feature = "postgres", feature = "redis"))]
 use std::time::{Duration, SystemTime};
 
 /// The result of one check.
@@ -59,7 +59,12 @@ impl Finding {
     }
 
     /// Compares the clock of a server with this clock before and after the request.
+    #[cfg(any(feature = "postgres", feature = "redis"))]
     pub(crate) fn clock(check: &'static str, server: SystemTime, [before, after]: [SystemTime; 2]) -> Self {
+        const WARNING: Duration = Duration::from_secs(1);
+        // Tokens with short lifetimes begin or end at the wrong time.
+        const ERROR: Duration = Duration::from_secs(30);
+
         // The server read its clock between both times. A difference within them is no certain difference.
         let skew = match (before.duration_since(server), server.duration_since(after)) {
             (Ok(behind), _) => behind,
@@ -73,21 +78,17 @@ impl Finding {
             )
         };
         match skew {
-            skew if skew >= SKEW_ERROR => Self::error(check, detail()),
-            skew if skew >= SKEW_WARNING => Self::warning(check, detail()),
+            skew if skew >= ERROR => Self::error(check, detail()),
+            skew if skew >= WARNING => Self::warning(check, detail()),
             _ => Self::ok(check, "the clocks of the server and of this machine differ by less than 1 s"),
         }
     }
 }
 
-/// The difference of two clocks from which it is a warning.
-const SKEW_WARNING: Duration = Duration::from_secs(1);
-/// The difference of two clocks from which it is an error: tokens with short lifetimes begin or end at the wrong time.
-const SKEW_ERROR: Duration = Duration::from_secs(30);
-
 /// Returns whether connections to this host stay on this machine. A path is the folder of a Unix socket.
+#[cfg(any(feature = "postgres", feature = "redis"))]
 pub(crate) fn is_local_host(host: &str) -> bool {
-    let address = host.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>();
+    let address = host.trim_start_matches('[').trim_end_matches(']').parse::<std::net::IpAddr>();
     host.starts_with('/') || host == "localhost" || address.is_ok_and(|address| address.is_loopback())
 }
 
@@ -107,7 +108,7 @@ pub fn with_sources(error: &(dyn Error + 'static)) -> String {
     text
 }
 
-#[cfg(test)]
+#[cfg(all(test, any(feature = "postgres", feature = "redis")))]
 mod tests {
     use super::*;
 
@@ -118,5 +119,15 @@ mod tests {
         assert_eq!([99_001, 100_000, 101_000, 102_999].map(severity), [Severity::Ok; 4]);
         assert_eq!([70_001, 99_000, 103_000, 131_999].map(severity), [Severity::Warning; 4]);
         assert_eq!([0, 70_000, 132_000, 900_000].map(severity), [Severity::Error; 4]);
+    }
+
+    #[test]
+    fn loopback_addresses_and_sockets_are_local() {
+        for host in ["localhost", "127.0.0.1", "127.1.2.3", "::1", "[::1]", "/var/run/postgresql"] {
+            assert!(is_local_host(host), "{host}");
+        }
+        for host in ["", "db.example.com", "10.0.0.1", "2001:db8::1", "localhost.example.com"] {
+            assert!(!is_local_host(host), "{host}");
+        }
     }
 }

@@ -176,6 +176,25 @@ async fn tables_of_another_version_are_errors() {
     }
 }
 
+#[tokio::test]
+async fn migrate_says_what_it_did() {
+    for home in homes("migrate_says_what_it_did").await {
+        let document = |home: &Home, args: &[&str]| {
+            let (code, out, err) = run(home.url(), &[&["migrate", "--json"], args].concat());
+            assert_eq!((code, err.as_str()), (0, ""));
+            serde_json::from_str::<serde_json::Value>(&out).unwrap()
+        };
+        let other = ["--table-prefix", "other_"];
+        for (result, from) in [("created", None), ("up to date", Some(2))] {
+            let expected = serde_json::json!({ "result": result, "from": from, "version": 2 });
+            assert_eq!(document(&home, &other), expected);
+        }
+        crate::sql::execute(&home, crate::sql_changes::version_1(home.is_postgres())).await;
+        let upgraded = "upgraded the tables from version 1 to 2\n".to_owned();
+        assert_eq!(run(home.url(), &["migrate"]), (0, upgraded, String::new()));
+    }
+}
+
 /// Returns the text that `issue` and `rotate` print about a grant of `alice`.
 fn details(grant: &GrantRecord) -> String {
     format!(

@@ -687,3 +687,37 @@ async fn read_only_roles_can_migrate_current_tables() {
     assert!(migrated.is_ok() && listed.unwrap().is_empty(), "{migrated:?}");
     assert!(matches!(issued, Err(SqlError::Database(_))), "the role may only read");
 }
+
+#[tokio::test]
+async fn a_token_is_described_with_its_grant_in_any_state() {
+    on_each_database("a_token_is_described_with_its_grant_in_any_state", |home| async move {
+        let database = home.database().await;
+        let issued = database.issue(&format(), &NewGrant::new("alice")).await.unwrap();
+        let id = &issued.grant.id;
+        let first = database.describe_token(&issued.secret).await.unwrap().unwrap();
+        assert_eq!((&first.grant, first.created_at), (&issued.grant, issued.grant.created_at));
+        assert_eq!(first.grace_ends_at, None);
+        let rotated = database.rotate(id, &format(), Duration::from_secs(60)).await.unwrap();
+        database.suspend(id).await.unwrap();
+        let first = database.describe_token(&issued.secret).await.unwrap().unwrap();
+        assert!(first.grant.suspended_at.is_some() && first.grace_ends_at > Some(SystemTime::now()));
+        database.revoke(id).await.unwrap();
+        let second = database.describe_token(&rotated.secret).await.unwrap().unwrap();
+        assert!(second.grant.revoked_at.is_some() && second.grace_ends_at.is_none());
+        assert!(second.created_at >= first.created_at);
+        assert_eq!(database.describe_token(TokenDigest::of("another-token")).await.unwrap(), None);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_migration_returns_the_versions_before_and_after() {
+    on_each_database("a_migration_returns_the_versions_before_and_after", |home| async move {
+        let other = home.database().await.with_table_prefix("other_").unwrap();
+        for from in [None, Some(2)] {
+            let migrated = other.migrate().await.unwrap();
+            assert_eq!((migrated.from, migrated.to), (from, 2));
+        }
+    })
+    .await;
+}

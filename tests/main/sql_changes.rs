@@ -103,7 +103,7 @@ async fn caches_apply_suspensions_and_resumptions() {
 }
 
 /// The statements that version 1 of the tables was created with.
-fn version_1(is_postgres: bool) -> String {
+pub fn version_1(is_postgres: bool) -> String {
     let (own, bytes, json, keyed) = match is_postgres {
         true => (include_str!("../../src/store/sql/migrations/1.postgres.sql"), "BYTEA", "JSONB", ""),
         false => (include_str!("../../src/store/sql/migrations/1.sqlite.sql"), "BLOB", "TEXT", " WITHOUT ROWID"),
@@ -137,7 +137,8 @@ async fn tables_of_version_1_are_upgraded_with_their_rows() {
         .await;
         let database = home.database().await;
         assert!(matches!(database.check_tables().await, Err(SqlError::Older { found: 1, expected: 2 })));
-        database.migrate().await.unwrap();
+        let migrated = database.migrate().await.unwrap();
+        assert_eq!((migrated.from, migrated.to), (Some(1), 2));
         database.check_tables().await.unwrap();
 
         let [one, two] = &database.list(None).await.unwrap()[..] else { panic!("two grants") };

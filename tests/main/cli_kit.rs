@@ -3,7 +3,7 @@
 use std::io::Write as _;
 use std::process::{Command, Output, Stdio};
 
-use crate::machine::say;
+use crate::kit::skip;
 
 /// Runs a command with this text on its standard input.
 pub fn with_input(mut command: Command, input: &[u8]) -> Output {
@@ -58,10 +58,15 @@ pub fn on_terminal(test: &str, input: &str, command: &Command) -> Option<Command
 
 /// Returns whether a program is installed. Says that the test is skipped if it is not.
 pub fn has(program: &str, test: &str) -> bool {
-    let runs = Command::new(program).arg("--version").stdin(Stdio::null()).output();
-    let is_installed = runs.is_ok_and(|output| output.status.success());
-    if !is_installed {
-        say(format_args!("skipped: no {program}: {test}"));
+    let has = is_installed(program);
+    if !has {
+        skip(program, test);
     }
-    is_installed
+    has
+}
+
+/// Returns whether a program is installed.
+pub fn is_installed(program: &str) -> bool {
+    let runs = Command::new(program).arg("--version").stdin(Stdio::null()).output();
+    runs.is_ok_and(|output| output.status.success())
 }

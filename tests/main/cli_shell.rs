@@ -7,7 +7,7 @@ use tollgate::TokenDigest;
 use tollgate::store::sql::NewGrant;
 
 use crate::cli::{code, json, stdout, tollgate};
-use crate::cli_kit::{has, on_terminal, with_input};
+use crate::cli_kit::{has, is_installed, on_terminal, with_input};
 use crate::servers::{Home, on_each_database};
 
 fn text(output: Output) -> String {
@@ -36,7 +36,9 @@ fn completion_scripts_are_accepted_by_their_shells() {
     ] {
         let file = std::env::temp_dir().join(format!("tollgate-{}.{shell}", crate::machine::unique()));
         std::fs::write(&file, script(shell)).unwrap();
-        let output = has(program, test).then(|| Command::new(program).args(check).arg(&file).output().unwrap());
+        // Only bash is required. The other scripts come from the same library.
+        let can_check = if shell == "bash" { has(program, test) } else { is_installed(program) };
+        let output = can_check.then(|| Command::new(program).args(check).arg(&file).output().unwrap());
         std::fs::remove_file(&file).unwrap();
         if let Some(output) = output {
             assert!(output.status.success() && output.stderr.is_empty(), "{shell}: {output:?}");

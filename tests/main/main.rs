@@ -34,6 +34,8 @@ mod cli_doctor;
 mod cli_guide;
 #[cfg(all(feature = "cli", feature = "sqlite", feature = "postgres"))]
 mod cli_kit;
+#[cfg(all(feature = "cli", feature = "redis", feature = "sqlite", feature = "postgres"))]
+mod cli_limit;
 #[cfg(all(feature = "cli", feature = "sqlite", feature = "postgres"))]
 mod cli_outputs;
 #[cfg(all(feature = "cli", feature = "sqlite", feature = "postgres"))]

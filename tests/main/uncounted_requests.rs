@@ -167,3 +167,22 @@ async fn anonymous_callers_of_a_gate_are_refunded() {
         assert_eq!(remaining(&response), [r#""anonymous";r=5;t=0"#]);
     }
 }
+
+#[tokio::test]
+async fn missing_scope_outside_of_the_limit_costs_nothing() {
+    let plan = Limit::new("plan", FIVE).unwrap().with_grant_quotas();
+    let gate = AuthLayer::new(memory());
+    let limits = gate.route_rate_limit(Hands::default().limits(plan));
+    let respond = || get(async || "placed");
+    let app = Router::new()
+        .route("/404", respond().route_layer(limits.clone()).route_layer(gate.require_scopes(["admin"]).unwrap()))
+        .route("/403", respond().route_layer(gate.require_scopes(["admin"]).unwrap()).route_layer(limits.clone()))
+        .route("/200", respond().route_layer(limits))
+        .layer(gate);
+    for _ in 0..10 {
+        assert_eq!(status(&app, 404).await.status(), 403);
+    }
+    assert_eq!(remaining(&status(&app, 200).await), [r#""plan";r=4;t=1"#]);
+    assert_eq!(status(&app, 403).await.status(), 403);
+    assert_eq!(remaining(&status(&app, 200).await), [r#""plan";r=2;t=1"#]);
+}

@@ -47,6 +47,10 @@ pub(crate) enum Command {
     /// List and purge the audit trail
     #[command(subcommand)]
     Audit(audit::Command),
+    /// Show and reset the limits of a subject in Redis
+    #[cfg(feature = "redis")]
+    #[command(subcommand)]
+    Limit(crate::limit::Command),
     /// Check a token from standard input, as a gate does
     Check(check::Check),
     /// Check the database and its settings; changes nothing
@@ -292,7 +296,7 @@ pub(crate) struct Options {
 
 // The errors of the following parsers must not contain the parsed text.
 
-fn quota(text: &str) -> Result<Quota, QuotaError> {
+pub(crate) fn quota(text: &str) -> Result<Quota, QuotaError> {
     text.parse()
 }
 

@@ -10,6 +10,7 @@
 //! $ tollgate token rotate ID --grace 1h
 //! $ tollgate token revoke ID
 //! $ tollgate audit list --grant ID
+//! $ tollgate limit show alice --limit 'default=180/min burst 20'
 //! $ tollgate check < token.txt
 //! $ tollgate doctor
 //! ```
@@ -38,6 +39,8 @@ mod doctor;
 mod failure;
 #[cfg(any(feature = "sqlite", feature = "postgres"))]
 mod generate;
+#[cfg(all(feature = "redis", any(feature = "sqlite", feature = "postgres")))]
+mod limit;
 #[cfg(any(feature = "sqlite", feature = "postgres"))]
 mod run;
 #[cfg(any(feature = "sqlite", feature = "postgres"))]

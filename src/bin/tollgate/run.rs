@@ -22,6 +22,8 @@ pub(crate) async fn run(Cli { command }: Cli) -> Result<(), Failure> {
         Command::Migrate(options) => migrate(&options).await,
         Command::Token(command) => token(command).await,
         Command::Audit(command) => audit::run(command).await,
+        #[cfg(feature = "redis")]
+        Command::Limit(command) => crate::limit::run(command).await,
         Command::Check(check) => check::run(check).await,
         Command::Doctor(doctor) => doctor::run(doctor).await,
         Command::Completions(completions) => generate::completions(&completions),

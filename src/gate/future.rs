@@ -70,6 +70,13 @@ struct Refunding<ResB> {
     headers: Option<LimitHeaders>,
 }
 
+impl<ResB> Refunding<ResB> {
+    #[cold]
+    fn new(refunds: Vec<Refund>, response: Response<ResB>, headers: Option<LimitHeaders>) -> Box<Self> {
+        Box::new(Self { refund: Box::pin(give_back(refunds)), response: Some(response), headers })
+    }
+}
+
 pin_project_lite::pin_project! {
     /// A request that waits for a store or a limiter.
     struct Waiting<S, ReqB, T, L, R>
@@ -146,7 +153,11 @@ where
                 StateProj::Rejected { response } => return Poll::Ready(Ok(take(response))),
                 StateProj::Refunding { refunding } => {
                     ready!(refunding.refund.as_mut().poll(cx));
-                    return Poll::Ready(Ok(with_headers(take(&mut refunding.response), refunding.headers.take())));
+                    let mut response = take(&mut refunding.response);
+                    if let Some(headers) = refunding.headers.take() {
+                        headers.write_response(&mut response);
+                    }
+                    return Poll::Ready(Ok(response));
                 }
                 StateProj::Running { future, charged, location, admitted, gate } => {
                     let mut response = ready!(future.poll(cx))?;
@@ -157,15 +168,17 @@ where
                     if *location != TokenLocation::AuthorizationHeader {
                         keep_private(response.headers_mut(), *location);
                     }
-                    let Charged { headers, refundable } = mem::take(charged);
-                    match refundable.and_then(|decision| decision.refunded(response.status())) {
-                        None => return Poll::Ready(Ok(with_headers(response, headers))),
-                        Some((refunds, decision)) => {
-                            let (refund, headers) = (Box::pin(give_back(refunds)), gate.advert(&decision));
-                            let refunding = Box::new(Refunding { refund, response: Some(response), headers });
-                            Self { state: State::Refunding { refunding } }
+                    if let Some(decision) = charged.refundable.take() {
+                        if let Some((refunds, decision)) = decision.refunded(response.status()) {
+                            let refunding = Refunding::new(refunds, response, gate.advert(&decision));
+                            state.set(State::Refunding { refunding });
+                            continue;
                         }
                     }
+                    if let Some(headers) = charged.headers.take() {
+                        headers.write_response(&mut response);
+                    }
+                    return Poll::Ready(Ok(response));
                 }
                 StateProj::Waiting { waiting } => {
                     let step = ready!(waiting.as_mut().poll_step(cx));
@@ -216,13 +229,6 @@ impl<S, ReqB, T: GateStore, L: Limiter, R> Waiting<S, ReqB, T, L, R> {
             }
         }
     }
-}
-
-fn with_headers<B>(mut response: Response<B>, headers: Option<LimitHeaders>) -> Response<B> {
-    if let Some(headers) = headers {
-        headers.write_response(&mut response);
-    }
-    response
 }
 
 async fn give_back(refunds: Vec<Refund>) {

@@ -58,8 +58,7 @@ impl<T, L, R> Gate<T, L, R> {
     /// Returns what the response to an admitted request needs of its decision.
     #[inline]
     pub(super) fn charged(&self, decision: &Decision) -> Charged {
-        let refundable = decision.has_refund_if().then(|| Box::new(decision.clone()));
-        Charged { headers: self.advert(decision), refundable }
+        Charged { headers: self.advert(decision), refundable: decision.refundable() }
     }
 
     /// Renders the rate limit headers of a decision.

@@ -302,10 +302,15 @@ impl Decision {
         }
     }
 
-    /// Returns whether the status of the response decides whether the request counts.
+    /// Returns a copy if the status of the response decides whether the request counts.
     #[inline]
-    pub(crate) fn has_refund_if(&self) -> bool {
-        self.rest.is_some() && self.parts().any(|part| part.refund_if().is_some())
+    pub(crate) fn refundable(&self) -> Option<Box<Self>> {
+        if self.rest.is_some() { self.copy_if_refundable() } else { None }
+    }
+
+    #[cold]
+    fn copy_if_refundable(&self) -> Option<Box<Self>> {
+        self.parts().any(|part| part.refund_if().is_some()).then(|| Box::new(self.clone()))
     }
 
     fn refund_if(&self) -> Option<&(RefundIf, u64)> {
@@ -314,6 +319,7 @@ impl Decision {
 
     /// Returns the refunds for a response with this status, and the decision as it would be without the refunded charges. Returns
     /// `None` if nothing is refunded.
+    #[cold]
     pub(crate) fn refunded(&self, status: StatusCode) -> Option<(Vec<Refund>, Self)> {
         let mut refunds = Vec::new();
         let refunded = |part: &Self| match (part.refund_if(), &part.rest, &part.policy) {

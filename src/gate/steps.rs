@@ -63,6 +63,7 @@ impl<T: GateStore, L: Limiter, R> Gate<T, L, R> {
     ) -> TokenLookup<T> {
         match extracted {
             Extracted::Token(token) => {
+                let token = token.with_location(location);
                 let credential = Credential { location, digest: Some(*token.digest()) };
                 let head = RequestHead::of(request);
                 let answer = self.store.lookup_for(&token, &head);

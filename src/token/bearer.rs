@@ -4,6 +4,7 @@ use std::borrow::Cow;
 use std::fmt;
 
 use super::digest::TokenDigest;
+use super::location::TokenLocation;
 
 /// A token that a client sent, borrowed from the request.
 ///
@@ -21,6 +22,7 @@ use super::digest::TokenDigest;
 pub struct BearerToken<'a> {
     bytes: Cow<'a, [u8]>,
     digest: TokenDigest,
+    location: Option<TokenLocation>,
 }
 
 impl<'a> BearerToken<'a> {
@@ -32,13 +34,28 @@ impl<'a> BearerToken<'a> {
     /// Creates a token from decoded bytes. The request may contain another spelling, such as percent-encoding.
     #[inline]
     pub(crate) fn decoded(bytes: Cow<'a, [u8]>) -> Self {
-        Self { digest: TokenDigest::of(&bytes), bytes }
+        Self { digest: TokenDigest::of(&bytes), bytes, location: None }
     }
 
     /// Returns the same token with another digest, for stores that transform digests.
     #[cfg(feature = "pepper")]
     pub(crate) fn with_digest(&self, digest: TokenDigest) -> BearerToken<'_> {
-        BearerToken { bytes: Cow::Borrowed(&self.bytes), digest }
+        BearerToken { bytes: Cow::Borrowed(&self.bytes), digest, location: self.location }
+    }
+
+    /// Sets the location where a gate found the token.
+    #[inline]
+    pub(crate) fn with_location(mut self, location: TokenLocation) -> Self {
+        self.location = Some(location);
+        self
+    }
+
+    /// Returns the part of the request that contained the token. Returns `None` outside of a gate.
+    ///
+    /// Record it, but let no answer of a store depend on it: a cache would return the answer for another location.
+    #[must_use]
+    pub fn location(&self) -> Option<TokenLocation> {
+        self.location
     }
 
     /// Returns the SHA-256 digest of the token. Stores behind `store::PepperedStore` get the HMAC of this digest.

@@ -27,7 +27,7 @@ pub enum TokenLocation {
 }
 
 impl TokenLocation {
-    /// Returns the value of the metrics label `location`, such as `authorization_header`.
+    /// Returns the name of the location, such as `authorization_header`. It is the value of the metrics label `location`.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -40,6 +40,25 @@ impl TokenLocation {
             Self::TextBody => "text_body",
             Self::Other => "other",
         }
+    }
+}
+
+impl TokenLocation {
+    const ALL: [Self; 8] = [
+        Self::AuthorizationHeader,
+        Self::ApiKeyHeader,
+        Self::Query,
+        Self::WebSocketProtocol,
+        Self::FormBody,
+        Self::JsonBody,
+        Self::TextBody,
+        Self::Other,
+    ];
+
+    /// Returns the location with this [name](Self::as_str). Returns `None` for an unknown name.
+    #[must_use]
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|location| location.as_str() == name)
     }
 }
 

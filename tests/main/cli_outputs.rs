@@ -50,8 +50,9 @@ async fn homes(test: &str) -> Vec<Home> {
 }
 
 /// One of each command that needs tables, but `check`, which reads standard input, and `doctor`, which prints errors as findings.
-const COMMANDS: [&[&str]; 14] = [
+const COMMANDS: [&[&str]; 18] = [
     &["audit", "list"],
+    &["audit", "export"],
     &["audit", "purge", "--older-than", "1d"],
     &["token", "count"],
     &["token", "list"],
@@ -59,7 +60,10 @@ const COMMANDS: [&[&str]; 14] = [
     &["token", "issue", "--subject", "alice"],
     &["token", "change", "an-id", "--label", "bot"],
     &["token", "change", "--subject", "alice", "--default-quota"],
+    &["token", "import", "--format", "csv"],
+    &["token", "export"],
     &["token", "suspend", "an-id"],
+    &["token", "suspend", "--subject", "alice"],
     &["token", "resume", "an-id"],
     &["token", "rotate", "an-id"],
     &["token", "revoke", "an-id"],
@@ -164,12 +168,12 @@ async fn tables_of_another_version_are_errors() {
             }
         };
         change("DELETE FROM tollgate_migrations").await;
-        let older = "the tables have version 0, but version 2 is required; upgrade the tables with `tollgate migrate`";
+        let older = "the tables have version 0, but version 3 is required; upgrade the tables with `tollgate migrate`";
         for args in COMMANDS {
             assert_eq!(run(home.url(), args), failure(1, older), "{args:?}");
         }
         change("INSERT INTO tollgate_migrations VALUES (1000, 0)").await;
-        let newer = "the tables have version 1000, but only versions up to 2 are supported";
+        let newer = "the tables have version 1000, but only versions up to 3 are supported";
         for args in COMMANDS.into_iter().chain([&["migrate"][..]]) {
             assert_eq!(run(home.url(), args), failure(1, newer), "{args:?}");
         }
@@ -484,8 +488,8 @@ Usage: tollgate <COMMAND>
 
 Commands:
   migrate      Create or upgrade the tables; creates a missing SQLite file
-  token        Issue, list, count, change, suspend, rotate, revoke and purge tokens
-  audit        List and purge the audit trail
+  token        Issue, import, list, count, export, change, suspend, rotate, revoke and purge tokens
+  audit        List, export and purge the audit trail
   check        Check a token from standard input, as a gate does
   doctor       Check the database and its settings; changes nothing
   completions  Print a completion script for a shell

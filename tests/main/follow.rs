@@ -242,7 +242,8 @@ async fn a_flood_of_notifications_is_merged_and_no_change_is_lost() {
     database.migrate().await.unwrap();
     let interval = Duration::from_millis(500);
     let (report, mut reported) = mpsc::unbounded_channel();
-    let watched = database.clone();
+    // Another process, which learns of changes by notifications only.
+    let watched = home.database().await;
     tokio::spawn(async move { watched.watch(interval, move |change| _ = report.send((change, Instant::now()))).await });
     assert_eq!(reported.recv().await.unwrap().0, Invalidation::Everything, "the first connection");
 
@@ -323,7 +324,7 @@ async fn notifications_of_unknown_grants_do_not_empty_a_cache() {
     let asked = Arc::new(AtomicUsize::new(0));
     let cache = CachedStore::new(Counted(database.store::<()>(), Arc::clone(&asked)), HOUR).unwrap();
     let (named, everything) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
-    let (watched, invalidated) = (database.clone(), cache.clone());
+    let (watched, invalidated) = (home.database().await, cache.clone());
     let counts = (Arc::clone(&named), Arc::clone(&everything));
     tokio::spawn(async move {
         let on_change = move |change: Invalidation| {

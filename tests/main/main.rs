@@ -33,6 +33,8 @@ mod cli_doctor;
 #[cfg(all(feature = "cli", feature = "sqlite", feature = "postgres"))]
 mod cli_guide;
 #[cfg(all(feature = "cli", feature = "sqlite", feature = "postgres"))]
+mod cli_import;
+#[cfg(all(feature = "cli", feature = "sqlite", feature = "postgres"))]
 mod cli_kit;
 #[cfg(all(feature = "cli", feature = "redis", feature = "sqlite", feature = "postgres"))]
 mod cli_limit;
@@ -124,9 +126,13 @@ mod sql_audit;
 #[cfg(all(feature = "cache", feature = "sqlite", feature = "postgres"))]
 mod sql_changes;
 #[cfg(all(feature = "sqlite", feature = "postgres"))]
+mod sql_import;
+#[cfg(all(feature = "sqlite", feature = "postgres"))]
 mod sql_issue;
 #[cfg(all(feature = "sqlite", feature = "postgres"))]
 mod sql_pages;
+#[cfg(all(feature = "cache", feature = "sqlite", feature = "postgres"))]
+mod sql_watchers;
 #[cfg(all(feature = "sqlite", feature = "postgres"))]
 mod sqlite_files;
 #[cfg(all(

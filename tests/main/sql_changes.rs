@@ -5,7 +5,9 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use sqlx::{Connection as _, Executor as _, PgConnection};
 use tollgate::store::CachedStore;
-use tollgate::store::sql::{Database, GrantChange, GrantState, NewGrant, SqlError};
+use tollgate::store::sql::{
+    AuditQuery, Database, GrantChange, GrantQuery, GrantRecord, GrantState, NewGrant, SqlError,
+};
 use tollgate::{AuthLayer, BearerToken, Quota, TokenDigest, TokenStore};
 use tower::ServiceBuilder;
 
@@ -102,49 +104,70 @@ async fn caches_apply_suspensions_and_resumptions() {
     .await;
 }
 
-/// The statements that version 1 of the tables was created with.
-pub fn version_1(is_postgres: bool) -> String {
-    let (own, bytes, json, keyed) = match is_postgres {
-        true => (include_str!("../../src/store/sql/migrations/1.postgres.sql"), "BYTEA", "JSONB", ""),
-        false => (include_str!("../../src/store/sql/migrations/1.sqlite.sql"), "BLOB", "TEXT", " WITHOUT ROWID"),
+/// The statements that this version of the tables was created with.
+pub fn tables_of(version: usize, is_postgres: bool) -> String {
+    let (own, second) = match is_postgres {
+        true => (
+            include_str!("../../src/store/sql/migrations/1.postgres.sql"),
+            include_str!("../../src/store/sql/migrations/2.postgres.sql"),
+        ),
+        false => (
+            include_str!("../../src/store/sql/migrations/1.sqlite.sql"),
+            include_str!("../../src/store/sql/migrations/2.sqlite.sql"),
+        ),
     };
-    let scripts = [
+    let (bytes, json, keyed, serial) = match is_postgres {
+        true => ("BYTEA", "JSONB", "", "BIGINT GENERATED ALWAYS AS IDENTITY PRIMARY KEY"),
+        false => ("BLOB", "TEXT", " WITHOUT ROWID", "INTEGER NOT NULL PRIMARY KEY AUTOINCREMENT"),
+    };
+    let first = [
+        "CREATE TABLE {p}migrations (version BIGINT NOT NULL PRIMARY KEY, applied_ms BIGINT NOT NULL);",
         include_str!("../../src/store/sql/migrations/1.sql"),
         own,
-        "CREATE TABLE {p}migrations (version BIGINT NOT NULL PRIMARY KEY, applied_ms BIGINT NOT NULL);",
         "INSERT INTO {p}migrations VALUES (1, 0);",
     ];
-    let placeholders = [("{p}", "tollgate_"), ("{bytes}", bytes), ("{json}", json), ("{keyed}", keyed)];
+    let second =
+        [include_str!("../../src/store/sql/migrations/2.sql"), second, "INSERT INTO {p}migrations VALUES (2, 0);"];
+    let scripts: Vec<&str> = [&first[..], &second].into_iter().take(version).flatten().copied().collect();
+    let placeholders =
+        [("{p}", "tollgate_"), ("{bytes}", bytes), ("{json}", json), ("{keyed}", keyed), ("{serial}", serial)];
     placeholders.into_iter().fold(scripts.join("\n"), |text, (name, value)| text.replace(name, value))
 }
 
 #[tokio::test]
-async fn tables_of_version_1_are_upgraded_with_their_rows() {
-    let test = "tables_of_version_1_are_upgraded_with_their_rows";
-    for home in [Home::sqlite()].into_iter().chain(Home::postgres(test).await) {
+async fn tables_of_older_versions_are_upgraded_with_their_rows() {
+    let test = "tables_of_older_versions_are_upgraded_with_their_rows";
+    let mut homes = Vec::new();
+    for version in 1..=2 {
+        homes.push((Home::sqlite(), version));
+        homes.extend(Home::postgres(test).await.map(|home| (home, version)));
+    }
+    for (home, version) in homes {
         drop(home.database().await);
-        execute(&home, version_1(home.is_postgres())).await;
+        execute(&home, tables_of(version, home.is_postgres())).await;
         let digest = TokenDigest::of("a-token").to_hex();
         let bytes = if home.is_postgres() { format!("'\\x{digest}'") } else { format!("X'{digest}'") };
         execute(
             &home,
             format!(
-                "INSERT INTO tollgate_grants (id, subject, label, scopes, created_ms, revoked_ms, token_prefix) \
-                 VALUES ('one', 'alice', 'bot', 'trade', 5, NULL, 'acme'), ('two', 'bob', '', '', 6, 7, NULL); \
+                "INSERT INTO tollgate_grants (id, subject, label, scopes, created_ms, revoked_ms, last_used_ms, token_prefix) \
+                 VALUES ('one', 'alice', 'bot', 'trade', 5, NULL, 9, 'acme'), ('two', 'bob', '', '', 6, 7, NULL, NULL); \
                  INSERT INTO tollgate_tokens (digest, grant_id, created_ms) VALUES ({bytes}, 'one', 5)"
             ),
         )
         .await;
         let database = home.database().await;
-        assert!(matches!(database.check_tables().await, Err(SqlError::Older { found: 1, expected: 2 })));
+        let older = database.check_tables().await;
+        assert!(matches!(older, Err(SqlError::Older { found, expected: 3 }) if found == version as i64), "{older:?}");
         let migrated = database.migrate().await.unwrap();
-        assert_eq!((migrated.from, migrated.to), (Some(1), 2));
+        assert_eq!((migrated.from, migrated.to), (Some(version as i64), 3));
         database.check_tables().await.unwrap();
 
         let [one, two] = &database.list(None).await.unwrap()[..] else { panic!("two grants") };
         assert_eq!((one.id.as_str(), one.subject.as_str(), one.label.as_str()), ("one", "alice", "bot"));
         assert_eq!((one.scopes.to_string(), one.token_prefix.as_deref()), ("trade".to_owned(), Some("acme")));
         assert_eq!((one.suspended_at, two.suspended_at), (None, None));
+        assert_eq!((one.last_used, one.last_used_location), (Some(UNIX_EPOCH + Duration::from_millis(9)), None));
         assert_eq!(two.revoked_at, Some(UNIX_EPOCH + Duration::from_millis(7)));
         assert!(knows(&database, "a-token").await);
         assert!(database.suspend(&one.id).await.unwrap() && !knows(&database, "a-token").await);
@@ -156,15 +179,17 @@ async fn tables_of_version_1_are_upgraded_with_their_rows() {
 #[tokio::test]
 async fn an_upgrade_does_not_wait_long_for_transactions() {
     let test = "an_upgrade_does_not_wait_long_for_transactions";
-    let Some(home) = Home::postgres(test).await else { return };
-    execute(&home, version_1(true)).await;
-    let mut reader = PgConnection::connect(home.url()).await.unwrap();
-    reader.execute("BEGIN; SELECT * FROM tollgate_grants").await.unwrap();
-    // The default timeout of administration would allow 30 seconds.
-    let migrated = tokio::time::timeout(Duration::from_secs(15), home.database().await.migrate()).await.unwrap();
-    assert!(matches!(migrated, Err(SqlError::Locked)), "{migrated:?}");
-    reader.execute("COMMIT").await.unwrap();
-    home.database().await.migrate().await.unwrap();
+    for version in 1..=2 {
+        let Some(home) = Home::postgres(test).await else { return };
+        execute(&home, tables_of(version, true)).await;
+        let mut reader = PgConnection::connect(home.url()).await.unwrap();
+        reader.execute("BEGIN; SELECT * FROM tollgate_grants").await.unwrap();
+        // The default timeout of administration would allow 30 seconds.
+        let migrated = tokio::time::timeout(Duration::from_secs(15), home.database().await.migrate()).await.unwrap();
+        assert!(matches!(migrated, Err(SqlError::Locked)), "{migrated:?}");
+        reader.execute("COMMIT").await.unwrap();
+        home.database().await.migrate().await.unwrap();
+    }
 }
 
 #[tokio::test]
@@ -288,6 +313,147 @@ async fn concurrent_changes_of_a_subject_are_atomic() {
         let grants = database.list(None).await.unwrap();
         let quota = grants[0].quota.unwrap();
         assert!(grants.iter().all(|grant| grant.quota == Some(quota) && grant.label == quota.burst().to_string()));
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn all_grants_of_a_subject_are_suspended_and_resumed() {
+    on_each_database("all_grants_of_a_subject_are_suspended_and_resumed", |home| async move {
+        let clock = Clock::new();
+        let database = clock.install(home.database().await);
+        for (id, grant) in [
+            ("valid", NewGrant::new("alice")),
+            ("suspended", NewGrant::new("alice")),
+            ("revoked", NewGrant::new("alice")),
+            ("expired", NewGrant::new("alice").with_expiry(clock.now())),
+            ("other", NewGrant::new("bob")),
+        ] {
+            database.import(TokenDigest::of(id), &grant.with_id(id)).await.unwrap();
+        }
+        database.suspend(&"suspended".into()).await.unwrap();
+        database.revoke(&"revoked".into()).await.unwrap();
+        clock.advance(HOUR);
+        let ids = |grants: &[GrantRecord]| grants.iter().map(|grant| grant.id.to_string()).collect::<Vec<_>>();
+        let suspended = database.suspend_subject(&"alice".into()).await.unwrap();
+        assert_eq!(ids(&suspended), ["expired", "valid"]);
+        assert!(suspended.iter().all(|grant| grant.suspended_at == Some(clock.now())));
+        assert!(database.suspend_subject(&"alice".into()).await.unwrap().is_empty());
+        let before = clock.now() - HOUR;
+        assert_eq!(database.describe(&"suspended".into()).await.unwrap().unwrap().suspended_at, Some(before));
+        for (token, is_known) in [("valid", false), ("suspended", false), ("revoked", false), ("other", true)] {
+            assert_eq!(find(&database.store::<()>(), token).await.is_some(), is_known, "{token}");
+        }
+        let resumed = database.resume_subject(&"alice".into()).await.unwrap();
+        assert_eq!(ids(&resumed), ["expired", "suspended", "valid"]);
+        assert!(resumed.iter().all(|grant| grant.suspended_at.is_none()));
+        assert!(database.resume_subject(&"alice".into()).await.unwrap().is_empty());
+        for (token, is_known) in [("valid", true), ("suspended", true), ("revoked", false)] {
+            assert_eq!(find(&database.store::<()>(), token).await.is_some(), is_known, "{token}");
+        }
+        let trail = database.audit(&AuditQuery::new().with_subject("alice")).await.unwrap().entries;
+        let count = |action: &str| trail.iter().filter(|entry| entry.action == action).count();
+        assert_eq!((count("suspend"), count("resume")), (3, 3));
+    })
+    .await;
+}
+
+/// Each of these operations locks all grants of the subject. With different orders, PostgreSQL would report deadlocks.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn concurrent_operations_on_a_subject_do_not_wait_for_each_other_forever() {
+    on_each_database("concurrent_operations_on_a_subject_do_not_wait_for_each_other_forever", |home| async move {
+        let database = home.database().await;
+        for _ in 0..50 {
+            database.issue(&format(), &NewGrant::new("alice")).await.unwrap();
+        }
+        // Rows in another physical order than their ids.
+        execute(&home, "UPDATE tollgate_grants SET label = 'moved' WHERE id > '8'".to_owned()).await;
+        let operations: Vec<_> = (0..24)
+            .map(|number| {
+                let (database, alice) = (database.clone(), "alice".into());
+                tokio::spawn(async move {
+                    match number % 3 {
+                        0 => database.suspend_subject(&alice).await.map(drop),
+                        1 => database.resume_subject(&alice).await.map(drop),
+                        _ => {
+                            let change = GrantChange::new().with_label(number.to_string());
+                            database.change_subject(&alice, &change).await.map(drop)
+                        }
+                    }
+                })
+            })
+            .collect();
+        for operation in operations {
+            operation.await.unwrap().unwrap();
+        }
+        assert_eq!(database.revoke_subject(&"alice".into()).await.unwrap().len(), 50);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_later_expiry_of_an_expired_grant_does_not_exceed_the_maximum() {
+    on_each_database("a_later_expiry_of_an_expired_grant_does_not_exceed_the_maximum", |home| async move {
+        let clock = Clock::new();
+        let database = clock.install(home.database().await);
+        let new = NewGrant::new("alice").with_max_active(2);
+        let first = database.issue(&format(), &new.clone().with_expiry(clock.now() + HOUR)).await.unwrap().grant.id;
+        let second =
+            database.issue(&format(), &new.clone().with_expiry(clock.now() + 5 * HOUR)).await.unwrap().grant.id;
+        let later = |clock: &Clock| GrantChange::new().with_expiry(clock.now() + 9 * HOUR).with_max_active(2);
+        // The number of active grants stays the same.
+        database.change(&second, &later(&clock)).await.unwrap();
+        clock.advance(HOUR);
+        let third = database.issue(&format(), &new).await.unwrap().grant.id;
+        let full = database.change(&first, &later(&clock)).await;
+        assert!(matches!(full, Err(SqlError::TooManyGrants { max: 2 })), "{full:?}");
+        assert_eq!(database.describe(&first).await.unwrap().unwrap().expires_at, Some(clock.now()));
+        // A suspended grant counts, so resuming it does not exceed the maximum.
+        database.suspend(&third).await.unwrap();
+        assert!(database.change(&first, &later(&clock)).await.is_err());
+        database.resume(&third).await.unwrap();
+        // Changes that do not make the grant active.
+        database.change(&first, &GrantChange::new().with_label("old").with_max_active(0)).await.unwrap();
+        database.change(&second, &later(&clock)).await.unwrap();
+        database.revoke(&third).await.unwrap();
+        database.change(&third, &later(&clock)).await.unwrap();
+        database.change(&first, &later(&clock)).await.unwrap();
+        assert!(matches!(database.issue(&format(), &new).await, Err(SqlError::TooManyGrants { max: 2 })));
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn concurrent_changes_and_issues_do_not_exceed_the_maximum() {
+    on_each_database("concurrent_changes_and_issues_do_not_exceed_the_maximum", |home| async move {
+        let clock = Clock::new();
+        let databases = [clock.install(home.database().await), clock.install(home.database().await)];
+        let mut expired = Vec::new();
+        for _ in 0..10 {
+            let grant = NewGrant::new("alice").with_expiry(clock.now());
+            expired.push(databases[0].issue(&format(), &grant).await.unwrap().grant.id);
+        }
+        let operations: Vec<_> = (0..20)
+            .map(|number: usize| {
+                let (database, id, end) =
+                    (databases[number % 2].clone(), expired[number / 2].clone(), clock.now() + HOUR);
+                tokio::spawn(async move {
+                    match number % 4 {
+                        0 => database.issue(&format(), &NewGrant::new("alice").with_max_active(3)).await.map(drop),
+                        _ => {
+                            let later = GrantChange::new().with_expiry(end).with_max_active(3);
+                            database.change(&id, &later).await.map(drop)
+                        }
+                    }
+                })
+            })
+            .collect();
+        for operation in operations {
+            let outcome = operation.await.unwrap();
+            assert!(matches!(outcome, Ok(()) | Err(SqlError::TooManyGrants { max: 3 })), "{outcome:?}");
+        }
+        let active = databases[0].count(&GrantQuery::new().with_subject("alice")).await.unwrap().valid;
+        assert_eq!(active, 3);
     })
     .await;
 }

@@ -53,7 +53,7 @@ async fn replaced_rows_are_reported() {
             database.import(TokenDigest::of(id), &NewGrant::new("alice").with_id(id)).await.unwrap();
         }
         let (report, mut changes) = unbounded_channel();
-        let watched = database.clone();
+        let watched = home.database().await;
         let watching = tokio::spawn(async move {
             watched.watch(Duration::from_millis(1), move |change| _ = report.send(change)).await;
         });
@@ -76,7 +76,7 @@ async fn a_new_token_is_reported_as_added_only() {
     database.migrate().await.unwrap();
     database.import(TokenDigest::of("one"), &NewGrant::new("alice").with_id("one")).await.unwrap();
     let (report, mut changes) = unbounded_channel();
-    let watched = database.clone();
+    let watched = home.database().await;
     let watching = tokio::spawn(async move {
         watched.watch(Duration::from_millis(1), move |change| _ = report.send(change)).await;
     });

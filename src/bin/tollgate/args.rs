@@ -12,7 +12,9 @@ use tollgate::{Quota, QuotaError};
 use crate::audit;
 use crate::check;
 use crate::doctor;
+use crate::export::Export;
 use crate::generate;
+use crate::import::Import;
 use crate::show;
 
 const AFTER_HELP: &str = "\
@@ -41,10 +43,10 @@ pub(crate) struct Cli {
 pub(crate) enum Command {
     /// Create or upgrade the tables; creates a missing SQLite file
     Migrate(Options),
-    /// Issue, list, count, change, suspend, rotate, revoke and purge tokens
+    /// Issue, import, list, count, export, change, suspend, rotate, revoke and purge tokens
     #[command(subcommand)]
     Token(TokenCommand),
-    /// List and purge the audit trail
+    /// List, export and purge the audit trail
     #[command(subcommand)]
     Audit(audit::Command),
     /// Show and reset the limits of a subject in Redis
@@ -66,6 +68,10 @@ pub(crate) enum TokenCommand {
     /// Issue a grant; prints the new token to standard output
     #[command(after_help = PRINTED)]
     Issue(Issue),
+    /// Import grants with the digests of their tokens, or with tokens; all of them or none
+    Import(Import),
+    /// Export grants, oldest first, in a format that `import` reads
+    Export(Export),
     /// List grants, oldest first
     List {
         #[command(flatten)]
@@ -95,20 +101,10 @@ pub(crate) enum TokenCommand {
     },
     /// Change fields of a grant, or of all grants of a subject, in one transaction
     Change(Change),
-    /// Suspend a grant: its tokens are rejected until it is resumed
-    Suspend {
-        #[command(flatten)]
-        options: Options,
-        /// Id of the grant
-        id: String,
-    },
-    /// Resume a suspended grant
-    Resume {
-        #[command(flatten)]
-        options: Options,
-        /// Id of the grant
-        id: String,
-    },
+    /// Suspend a grant, or all grants of a subject: their tokens are rejected until they are resumed
+    Suspend(Selected),
+    /// Resume a suspended grant, or all of a subject
+    Resume(Selected),
     /// Replace the token of a grant; prints the new token to standard output
     #[command(after_help = PRINTED)]
     Rotate {
@@ -124,16 +120,7 @@ pub(crate) enum TokenCommand {
         prefix: Option<TokenFormat>,
     },
     /// Revoke a grant, or all grants of a subject, permanently
-    #[command(group = ArgGroup::new("grants").required(true).args(["id", "subject"]))]
-    Revoke {
-        #[command(flatten)]
-        options: Options,
-        /// Id of the grant
-        id: Option<String>,
-        /// Revoke all grants of this subject
-        #[arg(long)]
-        subject: Option<String>,
-    },
+    Revoke(Selected),
     /// Delete revoked and expired grants, and tokens whose grace period has ended
     Purge {
         #[command(flatten)]
@@ -142,6 +129,19 @@ pub(crate) enum TokenCommand {
         #[arg(long, value_name = "TIME", default_value = "0s", value_parser = age)]
         ended_before: Duration,
     },
+}
+
+/// A grant, or all grants of a subject.
+#[derive(Args, Debug)]
+#[command(group = ArgGroup::new("grants").required(true).args(["id", "subject"]))]
+pub(crate) struct Selected {
+    #[command(flatten)]
+    pub(crate) options: Options,
+    /// Id of the grant
+    pub(crate) id: Option<String>,
+    /// All grants of this subject
+    #[arg(long)]
+    pub(crate) subject: Option<String>,
 }
 
 /// Options that select grants.
@@ -260,6 +260,9 @@ pub(crate) struct Change {
     /// Remove the expiry
     #[arg(long, conflicts_with = "expires")]
     pub(crate) never_expires: bool,
+    /// Do not extend an expired grant if the subject has this many other grants that are not revoked or expired
+    #[arg(long, value_name = "NUMBER", conflicts_with = "subject", value_parser = number)]
+    pub(crate) max_active: Option<NonZeroU32>,
     /// New principal as JSON
     #[arg(long, value_name = "JSON", value_parser = principal)]
     pub(crate) principal: Option<Value>,

@@ -4,10 +4,13 @@ use std::num::NonZeroU32;
 use std::time::{Duration, SystemTime};
 
 use clap::Subcommand;
+use serde::Serialize;
 use serde_json::{Value, json};
 use tollgate::store::sql::{AuditEntry, AuditPage, AuditQuery, Cursor};
 
-use crate::args::{Options, age, cursor, number};
+use crate::args::{Options, Tables, age, cursor, number};
+use crate::export::PAGE;
+use crate::output::{Line, Output};
 use crate::run::{Failure, before, open, print_next, print_purged};
 use crate::show::{self, columns, or_dash, plain, time};
 
@@ -30,6 +33,19 @@ pub(crate) enum Command {
         #[arg(long, value_parser = cursor)]
         after: Option<Cursor>,
     },
+    /// Export changes of grants, newest first
+    Export {
+        #[command(flatten)]
+        tables: Tables,
+        #[command(flatten)]
+        output: Output,
+        /// Only changes of the grant with this id
+        #[arg(long, value_name = "ID")]
+        grant: Option<String>,
+        /// Only changes of grants of this subject
+        #[arg(long)]
+        subject: Option<String>,
+    },
     /// Delete old entries
     Purge {
         #[command(flatten)]
@@ -43,40 +59,83 @@ pub(crate) enum Command {
 pub(crate) async fn run(command: Command) -> Result<(), Failure> {
     match command {
         Command::List { options, grant, subject, limit, after } => {
-            let mut query = AuditQuery::new().with_limit(limit);
-            if let Some(grant) = grant {
-                query = query.with_grant(grant);
-            }
-            if let Some(subject) = subject {
-                query = query.with_subject(subject);
-            }
+            let mut query = query(grant, subject).with_limit(limit);
             if let Some(cursor) = after {
                 query = query.after(cursor);
             }
-            let page = open(&options).await?.audit(&query).await?;
+            let page = open(&options.tables).await?.audit(&query).await?;
             show::print(&if options.json { json(&page) } else { table(&page.entries) })?;
             print_next(page.next.as_ref(), options.json);
             Ok(())
         }
+        Command::Export { tables, output, grant, subject } => {
+            let database = open(&tables).await?;
+            let mut writer = output.begin(EntryLine::COLUMNS)?;
+            let mut query = query(grant, subject).with_limit(PAGE);
+            loop {
+                let page = database.audit(&query).await?;
+                for entry in &page.entries {
+                    writer.write(&EntryLine::of(entry))?;
+                }
+                let Some(cursor) = page.next else { return writer.finish() };
+                query = query.after(cursor);
+            }
+        }
         Command::Purge { options, older_than } => {
-            let database = open(&options).await?;
+            let database = open(&options.tables).await?;
             print_purged(database.purge_audit(before(older_than)).await?, options.json)
         }
     }
 }
 
+fn query(grant: Option<String>, subject: Option<String>) -> AuditQuery {
+    let mut query = AuditQuery::new();
+    if let Some(grant) = grant {
+        query = query.with_grant(grant);
+    }
+    if let Some(subject) = subject {
+        query = query.with_subject(subject);
+    }
+    query
+}
+
+/// An entry as JSON lines, CSV and `list --json` show it.
+#[derive(Serialize)]
+struct EntryLine<'a> {
+    at: String,
+    actor: Option<&'a str>,
+    action: &'a str,
+    grant: &'a str,
+    subject: &'a str,
+    changes: Value,
+}
+
+impl<'a> EntryLine<'a> {
+    fn of(entry: &'a AuditEntry) -> Self {
+        Self {
+            at: time(entry.at),
+            actor: entry.actor.as_deref(),
+            action: &entry.action,
+            grant: entry.grant.as_str(),
+            subject: entry.subject.as_str(),
+            changes: changes(entry),
+        }
+    }
+}
+
+impl Line for EntryLine<'_> {
+    const COLUMNS: &'static [&'static str] = &["at", "actor", "action", "grant", "subject", "changes"];
+
+    fn cells(&self) -> Result<Vec<String>, serde_json::Error> {
+        let changes = if self.changes.is_null() { String::new() } else { self.changes.to_string() };
+        let texts = [&self.at, self.actor.unwrap_or_default(), self.action, self.grant, self.subject, &changes];
+        Ok(texts.map(str::to_owned).into())
+    }
+}
+
 fn json(page: &AuditPage) -> String {
-    let entries = page.entries.iter().map(|entry| {
-        json!({
-            "at": time(entry.at),
-            "actor": entry.actor,
-            "action": entry.action,
-            "grant": entry.grant.as_str(),
-            "subject": entry.subject.as_str(),
-            "changes": changes(entry),
-        })
-    });
-    json!({ "entries": Value::from_iter(entries), "next": page.next.as_ref().map(ToString::to_string) }).to_string()
+    let entries: Vec<EntryLine<'_>> = page.entries.iter().map(EntryLine::of).collect();
+    json!({ "entries": entries, "next": page.next.as_ref().map(ToString::to_string) }).to_string()
 }
 
 fn table(entries: &[AuditEntry]) -> String {

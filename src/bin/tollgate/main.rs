@@ -9,6 +9,8 @@
 //! $ tollgate token suspend ID
 //! $ tollgate token rotate ID --grace 1h
 //! $ tollgate token revoke ID
+//! $ tollgate token export --with-digests --output tokens.jsonl
+//! $ tollgate token import tokens.jsonl --format jsonl
 //! $ tollgate audit list --grant ID
 //! $ tollgate limit show alice --limit 'default=180/min burst 20'
 //! $ tollgate check < token.txt
@@ -16,7 +18,7 @@
 //! ```
 //!
 //! `issue` and `rotate` write the new token to standard output, so that it can be piped. They write everything else to standard
-//! error. With `--json`, every command writes one JSON document to standard output. Errors are text on standard error.
+//! error. `export` writes digests into a new file only. With `--json`, every command writes one JSON document to standard output. Errors are text on standard error.
 //!
 //! Exit codes: 0 for success, 1 if the command failed, 2 for an invalid command line. `check` exits with 1 if the token is
 //! rejected, and with 3 if it could not be checked. `doctor` exits with 1 if a check found an error.
@@ -36,15 +38,25 @@ mod check;
 #[cfg(any(feature = "sqlite", feature = "postgres"))]
 mod doctor;
 #[cfg(any(feature = "sqlite", feature = "postgres"))]
+mod export;
+#[cfg(any(feature = "sqlite", feature = "postgres"))]
 mod failure;
 #[cfg(any(feature = "sqlite", feature = "postgres"))]
+mod fields;
+#[cfg(any(feature = "sqlite", feature = "postgres"))]
 mod generate;
+#[cfg(any(feature = "sqlite", feature = "postgres"))]
+mod import;
 #[cfg(all(feature = "redis", any(feature = "sqlite", feature = "postgres")))]
 mod limit;
+#[cfg(any(feature = "sqlite", feature = "postgres"))]
+mod output;
 #[cfg(any(feature = "sqlite", feature = "postgres"))]
 mod run;
 #[cfg(any(feature = "sqlite", feature = "postgres"))]
 mod show;
+#[cfg(any(feature = "sqlite", feature = "postgres"))]
+mod state;
 #[cfg(any(feature = "sqlite", feature = "postgres"))]
 mod usage;
 

@@ -6,16 +6,18 @@ use std::time::{Duration, SystemTime};
 
 use tollgate::mint::TokenFormat;
 use tollgate::store::sql::{Cursor, Database, GrantChange, GrantRecord, Issued, NewGrant, SqlError};
-use tollgate::{GrantId, Subject};
 use zeroize::Zeroizing;
 
 use crate::args::{Change, Cli, Command, Filter, Issue, Options, TokenCommand, default_format};
 use crate::audit;
 use crate::check;
 use crate::doctor;
+use crate::export;
 pub(crate) use crate::failure::Failure;
 use crate::generate;
+use crate::import;
 use crate::show;
+use crate::state::{self, State};
 
 pub(crate) async fn run(Cli { command }: Cli) -> Result<(), Failure> {
     match command {
@@ -43,22 +45,24 @@ async fn token(command: TokenCommand) -> Result<(), Failure> {
     match command {
         TokenCommand::Issue(issue) => {
             let grant = new_grant(&issue)?;
-            let database = open(&issue.options).await?;
+            let database = open(&issue.options.tables).await?;
             let issued = database.issue(&issue.prefix, &grant).await?;
             print_issued(&issued, issue.options.json)
         }
+        TokenCommand::Import(import) => import::run(import).await,
+        TokenCommand::Export(export) => export::run(export).await,
         TokenCommand::List { options, filter, limit, after } => list(&options, filter, limit, after).await,
         TokenCommand::Count { options, filter } => {
-            let counts = open(&options).await?.count(&filter.query()).await?;
+            let counts = open(&options.tables).await?.count(&filter.query()).await?;
             Ok(show::print(&if options.json { show::json_counts(&counts) } else { show::counts(&counts) })?)
         }
         TokenCommand::Show { options, id } => {
-            let grant = find(&open(&options).await?, &id).await?;
+            let grant = find(&open(&options.tables).await?, &id).await?;
             Ok(show::print(&if options.json { show::json(&grant) } else { show::details(&grant) })?)
         }
         TokenCommand::Change(change) => {
             let fields = grant_change(&change)?;
-            let (json, database) = (change.options.json, open(&change.options).await?);
+            let (json, database) = (change.options.json, open(&change.options.tables).await?);
             let text = match (change.id, change.subject) {
                 (Some(id), _) => {
                     let grant = database.change(&id.into(), &fields).await?;
@@ -74,20 +78,10 @@ async fn token(command: TokenCommand) -> Result<(), Failure> {
             };
             Ok(show::print(&text)?)
         }
-        TokenCommand::Suspend { options, id } => {
-            let database = open(&options).await?;
-            let id = GrantId::from(id);
-            let is_changed = database.suspend(&id).await?;
-            print_changed(&database, &id, is_changed, options.json, ("suspended", "already suspended")).await
-        }
-        TokenCommand::Resume { options, id } => {
-            let database = open(&options).await?;
-            let id = GrantId::from(id);
-            let is_changed = database.resume(&id).await?;
-            print_changed(&database, &id, is_changed, options.json, ("resumed", "not suspended")).await
-        }
+        TokenCommand::Suspend(selected) => state::set(State::Suspended, selected).await,
+        TokenCommand::Resume(selected) => state::set(State::Resumed, selected).await,
         TokenCommand::Rotate { options, id, grace, prefix } => {
-            let database = open(&options).await?;
+            let database = open(&options.tables).await?;
             let format = match prefix {
                 Some(format) => format,
                 None => same_format(&find(&database, &id).await?, options.json)?,
@@ -95,27 +89,9 @@ async fn token(command: TokenCommand) -> Result<(), Failure> {
             let issued = database.rotate(&id.into(), &format, grace).await?;
             print_issued(&issued, options.json)
         }
-        TokenCommand::Revoke { options, id: Some(id), .. } => {
-            let database = open(&options).await?;
-            let id = GrantId::from(id);
-            let is_changed = database.revoke(&id).await?;
-            print_changed(&database, &id, is_changed, options.json, ("revoked", "revoked")).await
-        }
-        TokenCommand::Revoke { options, subject, .. } => {
-            let subject = Subject::from(subject.unwrap_or_default());
-            let database = open(&options).await?;
-            let revoked = |grants: Vec<GrantRecord>| grants.into_iter().filter(|grant| grant.revoked_at.is_some());
-            let before: Vec<GrantId> = revoked(database.list(Some(&subject)).await?).map(|grant| grant.id).collect();
-            if database.revoke_subject(&subject).await? == 0 {
-                return Err(Failure::Failed("the subject has no grants to revoke".to_owned()));
-            }
-            let now = revoked(database.list(Some(&subject)).await?).map(|grant| grant.id);
-            let ids: Vec<GrantId> = now.filter(|id| !before.contains(id)).collect();
-            let text = if options.json { show::json_ids(&ids) } else { format!("revoked {} of {subject}", ids.len()) };
-            Ok(show::print(&text)?)
-        }
+        TokenCommand::Revoke(selected) => state::set(State::Revoked, selected).await,
         TokenCommand::Purge { options, ended_before } => {
-            let database = open(&options).await?;
+            let database = open(&options.tables).await?;
             print_purged(database.purge(before(ended_before)).await?, options.json)
         }
     }
@@ -134,7 +110,7 @@ async fn list(
     if let Some(cursor) = after {
         query = query.after(cursor);
     }
-    let database = open(options).await?;
+    let database = open(&options.tables).await?;
     let mut page = database.page(&query).await?;
     if limit.is_none() {
         while let Some(cursor) = page.next {
@@ -194,6 +170,9 @@ fn grant_change(change: &Change) -> Result<GrantChange, Failure> {
     if change.no_principal {
         fields = fields.without_principal();
     }
+    if let Some(max) = change.max_active {
+        fields = fields.with_max_active(max.get());
+    }
     fields.check()?;
     Ok(fields)
 }
@@ -220,7 +199,7 @@ pub(crate) fn print_next(next: Option<&Cursor>, json: bool) {
 }
 
 /// Connects to the database. Creates no file and no tables, because the URL or the prefix may be mistyped.
-pub(crate) async fn open(Options { tables, .. }: &Options) -> Result<Database, Failure> {
+pub(crate) async fn open(tables: &Tables) -> Result<Database, Failure> {
     let url = with_creation(&tables.database, false);
     // Check the prefix before connecting.
     Database::connect_lazily(&url)?.with_table_prefix(&tables.table_prefix)?;
@@ -267,25 +246,8 @@ fn same_format(grant: &GrantRecord, json: bool) -> Result<TokenFormat, Failure> 
     Ok(format)
 }
 
-async fn find(database: &Database, id: &str) -> Result<GrantRecord, Failure> {
+pub(crate) async fn find(database: &Database, id: &str) -> Result<GrantRecord, Failure> {
     database.describe(&id.into()).await?.ok_or(Failure::Database(SqlError::NotFound))
-}
-
-/// Prints the grant after a change of its state. Returns an error if nothing was changed.
-async fn print_changed(
-    database: &Database,
-    id: &GrantId,
-    is_changed: bool,
-    json: bool,
-    (done, unchanged): (&str, &str),
-) -> Result<(), Failure> {
-    let grant = find(database, id.as_str()).await?;
-    match is_changed {
-        true if json => Ok(show::print(&show::json(&grant))?),
-        true => Ok(show::print(&format!("{done} {id}"))?),
-        false if grant.revoked_at.is_some() => Err(Failure::Failed("the grant is already revoked".to_owned())),
-        false => Err(Failure::Failed(format!("the grant is {unchanged}"))),
-    }
 }
 
 /// Prints the token: as JSON together with the grant, or alone, and then the grant to standard error.

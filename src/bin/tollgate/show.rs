@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime};
 use anstream::adapter::strip_str;
 use anstyle::{AnsiColor, Style};
 use serde_json::{Value, json};
-use tollgate::GrantId;
+use tollgate::TokenLocation;
 use tollgate::mint::Secret;
 use tollgate::store::sql::{GrantCounts, GrantPage, GrantRecord, GrantState, Migrated};
 use zeroize::Zeroizing;
@@ -121,9 +121,17 @@ pub(crate) fn details(grant: &GrantRecord) -> String {
     line("expires", grant.expires_at.map(time).unwrap_or_default());
     line("revoked", grant.revoked_at.map(time).unwrap_or_default());
     line("suspended", grant.suspended_at.map(time).unwrap_or_default());
-    line("last used", grant.last_used.map(time).unwrap_or_default());
+    line("last used", last_used(grant));
     line("prefix", plain(grant.token_prefix.as_deref().unwrap_or_default()));
     text.trim_end().to_owned()
+}
+
+fn last_used(grant: &GrantRecord) -> String {
+    match (grant.last_used, grant.last_used_location) {
+        (None, _) => String::new(),
+        (Some(at), None) => time(at),
+        (Some(at), Some(location)) => format!("{}, {location}", time(at)),
+    }
 }
 
 pub(crate) fn json(grant: &GrantRecord) -> String {
@@ -182,10 +190,6 @@ pub(crate) fn json_counts(counts: &GrantCounts) -> String {
     Value::from_iter(states(counts).map(|(state, number)| (state.as_str(), number))).to_string()
 }
 
-pub(crate) fn json_ids(ids: &[GrantId]) -> String {
-    Value::from_iter(ids.iter().map(|id| json!({ "id": id.as_str() }))).to_string()
-}
-
 /// Returns the fields of a grant as JSON.
 pub(crate) fn value(grant: &GrantRecord) -> Value {
     let quota = grant.quota.map(|quota| {
@@ -205,6 +209,7 @@ pub(crate) fn value(grant: &GrantRecord) -> Value {
         "revoked_at": grant.revoked_at.map(time),
         "suspended_at": grant.suspended_at.map(time),
         "last_used": grant.last_used.map(time),
+        "last_used_location": grant.last_used_location.map(TokenLocation::as_str),
         "token_prefix": grant.token_prefix,
     })
 }

@@ -67,14 +67,10 @@ impl Database {
              sender_constrained, principal, created_ms, token_prefix) \
              VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, CAST($10 AS {json}), $11, $12)",
         );
+        let mut reports = self.reports();
         administer!(self, Writes, transaction => {
             if let Some(max) = grant.max_active {
-                let subject = grant.subject.as_str();
-                // The lock is a statement of its own: the statement that counts must begin after other issues are committed.
-                sqlx::query(self.0.schema.lock_subject()).bind(subject).execute(&mut *transaction).await?;
-                let count = sqlx::query_scalar(self.sql(COUNT_ACTIVE)).bind(subject).bind(now);
-                let active: i64 = count.fetch_one(&mut *transaction).await?;
-                if active >= max.into() {
+                if count_active!(self, transaction, &grant.subject, now) >= i64::from(max) {
                     return Err(SqlError::TooManyGrants { max });
                 }
             }
@@ -101,6 +97,7 @@ impl Database {
                 .await?;
             let row = sqlx::query(self.sql(DESCRIBE)).bind(id.as_str()).fetch_one(&mut *transaction).await?;
             let grant = read(&row)?;
+            reports.added();
             let action = if prefix.is_some() { "issue" } else { "import" };
             record!(self, transaction, action, [about(&grant, changes(None, &grant))]);
             Ok(grant)
@@ -158,6 +155,7 @@ impl Database {
                 false => self
                     .sql("UPDATE {p}tokens SET rotated_until_ms = $2 WHERE grant_id = $1 AND rotated_until_ms IS NULL"),
             };
+        let mut reports = self.reports();
         administer!(self, Writes, transaction => {
             // Lock the row: two rotations, or a rotation and a revocation, must not run at the same time.
             let row = sqlx::query(self.sql(LOCK)).bind(id.as_str()).fetch_optional(&mut *transaction).await?;
@@ -173,6 +171,8 @@ impl Database {
                 .await?;
             let prefix = self.sql("UPDATE {p}grants SET token_prefix = $2 WHERE id = $1");
             sqlx::query(prefix).bind(id.as_str()).bind(format.prefix()).execute(&mut *transaction).await?;
+            reports.grant(id.as_str());
+            reports.added();
             let before = grant.clone();
             grant.token_prefix = Some(format.prefix().to_owned());
             let mut changes = changes(Some(&before), &grant);
@@ -197,36 +197,34 @@ impl Database {
     pub async fn purge(&self, before: SystemTime) -> Result<u64, SqlError> {
         let before = unix_ms(before);
         let tokens = self.sql(
-            "DELETE FROM {p}tokens WHERE digest IN (SELECT digest FROM {p}tokens WHERE rotated_until_ms < $1 LIMIT $2)",
+            "DELETE FROM {p}tokens WHERE digest IN (SELECT digest FROM {p}tokens WHERE rotated_until_ms < $1 LIMIT $2) \
+             RETURNING grant_id, ''",
         );
         let grants = self.sql(
             "DELETE FROM {p}grants WHERE id IN (SELECT id FROM {p}grants WHERE revoked_ms < $1 OR expires_ms < $1 LIMIT $2) \
              RETURNING id, subject",
         );
-        self.purge_by(&tokens, before).await?;
-        let mut purged = 0;
-        loop {
-            let deleted = administer!(self, Writes, transaction => {
-                let delete = sqlx::query_as(grants.clone()).bind(before).bind(PURGE);
-                let rows: Vec<(String, String)> = delete.fetch_all(&mut *transaction).await?;
-                let deleted = rows.len();
-                record!(self, transaction, "purge", rows.into_iter().map(|(id, subject)| vec![id, subject]));
-                Ok(u64::try_from(deleted).unwrap_or(u64::MAX))
-            })?;
-            purged += deleted;
-            if deleted < PURGE.unsigned_abs() {
-                return Ok(purged);
-            }
-        }
+        // The trail has entries of grants, not of tokens.
+        self.purge_by(&tokens, before, None).await?;
+        self.purge_by(&grants, before, Some("purge")).await
     }
 
-    /// Deletes rows in parts, which are not in the audit trail.
-    pub(super) async fn purge_by(&self, statement: &SqlStr, before: i64) -> Result<u64, SqlError> {
+    /// Deletes rows in parts. The statement returns the id and the subject of each row's grant. Writes entries with this action.
+    async fn purge_by(&self, statement: &SqlStr, before: i64, action: Option<&'static str>) -> Result<u64, SqlError> {
         let mut purged = 0;
         loop {
+            let mut reports = self.reports();
             let deleted = administer!(self, Writes, transaction => {
-                let delete = sqlx::query(statement.clone()).bind(before).bind(PURGE);
-                Ok(delete.execute(&mut *transaction).await?.rows_affected())
+                let delete = sqlx::query_as(statement.clone()).bind(before).bind(PURGE);
+                let rows: Vec<(String, String)> = delete.fetch_all(&mut *transaction).await?;
+                let deleted = rows.len();
+                for (id, _) in &rows {
+                    reports.grant(id);
+                }
+                if let Some(action) = action {
+                    record!(self, transaction, action, rows.into_iter().map(|(id, subject)| vec![id, subject]));
+                }
+                Ok(u64::try_from(deleted).unwrap_or(u64::MAX))
             })?;
             purged += deleted;
             if deleted < PURGE.unsigned_abs() {
@@ -237,15 +235,28 @@ impl Database {
 }
 
 /// The maximum number of rows that a transaction deletes.
-const PURGE: i64 = 10_000;
+pub(super) const PURGE: i64 = 10_000;
 pub(super) const DESCRIBE: &str = concat!("SELECT ", columns!(), " FROM {p}grants g WHERE g.id = $1");
 /// Reads a grant and locks its row.
 const LOCK: &str = concat!("SELECT ", columns!(), " FROM {p}grants g WHERE g.id = $1 {for_update}");
-const COUNT_ACTIVE: &str = "SELECT COUNT(*) FROM {p}grants WHERE subject = $1 AND revoked_ms IS NULL \
+pub(super) const COUNT_ACTIVE: &str = "SELECT COUNT(*) FROM {p}grants WHERE subject = $1 AND revoked_ms IS NULL \
      AND (expires_ms IS NULL OR expires_ms > $2)";
 const INSERT_TOKEN: &str = "INSERT INTO {p}tokens (digest, grant_id, created_ms) VALUES ($1, $2, $3)";
 
-fn check_active(grant: &GrantRecord, now: SystemTime) -> Result<(), SqlError> {
+/// Counts the active grants of a subject, and locks out other counts until the transaction ends.
+macro_rules! count_active {
+    ($database:expr, $transaction:ident, $subject:expr, $now:expr) => {{
+        let subject = $subject.as_str();
+        // The lock is a statement of its own: the statement that counts must begin after other issues are committed.
+        sqlx::query($database.0.schema.lock_subject()).bind(subject).execute(&mut *$transaction).await?;
+        let count = sqlx::query_scalar($database.sql($crate::store::sql::admin::COUNT_ACTIVE)).bind(subject).bind($now);
+        let active: i64 = count.fetch_one(&mut *$transaction).await?;
+        active
+    }};
+}
+pub(super) use count_active;
+
+pub(super) fn check_active(grant: &GrantRecord, now: SystemTime) -> Result<(), SqlError> {
     if grant.revoked_at.is_some() {
         return Err(SqlError::Revoked);
     }
@@ -256,7 +267,7 @@ fn check_active(grant: &GrantRecord, now: SystemTime) -> Result<(), SqlError> {
 }
 
 /// Returns an id of 80 random bits. Ids are not secret; the bits only make collisions improbable.
-fn random_id() -> Result<GrantId, SqlError> {
+pub(super) fn random_id() -> Result<GrantId, SqlError> {
     let mut bytes = [0; 10];
     getrandom::fill(&mut bytes).map_err(RandomnessError::new)?;
     let digits: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();

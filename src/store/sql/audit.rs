@@ -5,6 +5,7 @@ use std::time::SystemTime;
 
 use serde_json::{Map, Value, json};
 
+use super::admin::PURGE;
 use super::cursor::{Cursor, Window};
 use super::database::{administer, from_unix_ms, unix_ms};
 use super::new_grant::check_name;
@@ -167,7 +168,17 @@ impl Database {
     pub async fn purge_audit(&self, before: SystemTime) -> Result<u64, SqlError> {
         let entries = self
             .sql("DELETE FROM {p}audit WHERE id IN (SELECT id FROM {p}audit WHERE at_ms < $1 ORDER BY id LIMIT $2)");
-        self.purge_by(&entries, unix_ms(before)).await
+        let mut purged = 0;
+        loop {
+            let deleted = administer!(self, Writes, transaction => {
+                let delete = sqlx::query(entries.clone()).bind(unix_ms(before)).bind(PURGE);
+                Ok(delete.execute(&mut *transaction).await?.rows_affected())
+            })?;
+            purged += deleted;
+            if deleted < PURGE.unsigned_abs() {
+                return Ok(purged);
+            }
+        }
     }
 }
 
@@ -202,7 +213,7 @@ pub(super) fn about(grant: &GrantRecord, changes: Map<String, Value>) -> Value {
 
 /// Returns the fields in which two versions of a grant differ. A grant that does not exist has no values.
 pub(super) fn changes(before: Option<&GrantRecord>, after: &GrantRecord) -> Map<String, Value> {
-    let from = before.map_or([const { Value::Null }; 8], values);
+    let from = before.map_or([const { Value::Null }; NAMES.len()], values);
     let pairs = NAMES.into_iter().zip(from.into_iter().zip(values(after)));
     pairs.filter(|(_, (from, to))| from != to).map(|(name, (from, to))| (name.to_owned(), change(from, to))).collect()
 }
@@ -211,11 +222,22 @@ pub(super) fn change(from: impl Into<Value>, to: impl Into<Value>) -> Value {
     json!({ "from": from.into(), "to": to.into() })
 }
 
-const NAMES: [&str; 8] =
-    ["label", "scopes", "quota", "not_before_ms", "expires_ms", "sender_constrained", "principal", "token_prefix"];
+const NAMES: [&str; 10] = [
+    "label",
+    "scopes",
+    "quota",
+    "not_before_ms",
+    "expires_ms",
+    "sender_constrained",
+    "principal",
+    "token_prefix",
+    // Not in the entries of suspensions and revocations, whose time is that of the entry.
+    "suspended_ms",
+    "revoked_ms",
+];
 
 /// Returns the values of the fields with these [`NAMES`]. Empty values are null.
-fn values(grant: &GrantRecord) -> [Value; 8] {
+fn values(grant: &GrantRecord) -> [Value; NAMES.len()] {
     let text = |text: &str| if text.is_empty() { Value::Null } else { text.into() };
     let principal: Option<Value> = grant.principal.as_deref().map(|json| json.parse().unwrap_or_else(|_| json.into()));
     [
@@ -227,5 +249,7 @@ fn values(grant: &GrantRecord) -> [Value; 8] {
         grant.sender_constrained.then_some(true).into(),
         principal.into(),
         grant.token_prefix.clone().into(),
+        grant.suspended_at.map(unix_ms).into(),
+        grant.revoked_at.map(unix_ms).into(),
     ]
 }

@@ -1,10 +1,10 @@
-//! Changes of grants: their fields, suspension, revocation.
+//! Changes of the fields of grants.
 
 use std::time::SystemTime;
 
 use serde::Serialize;
 
-use super::admin::DESCRIBE;
+use super::admin::{DESCRIBE, check_active, count_active};
 use super::audit::{about, changes, record};
 use super::database::{administer, from_unix_ms, unix_ms};
 use super::new_grant::{check_name, to_json};
@@ -34,7 +34,10 @@ use crate::quota::Quota;
 /// ```
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[must_use = "a change does nothing until it is passed to `Database::change`"]
-pub struct GrantChange(Vec<Field>);
+pub struct GrantChange {
+    fields: Vec<Field>,
+    max_active: Option<u32>,
+}
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Field {
@@ -93,8 +96,21 @@ impl GrantChange {
         self.with(Field::Principal(None))
     }
 
+    /// Sets the maximum number of active grants of the subject, including the changed grant. If a later expiry makes an expired
+    /// grant active again and the subject has as many other active grants already, nothing is changed and the error is
+    /// [`SqlError::TooManyGrants`]. Default: no maximum.
+    ///
+    /// Other changes never increase the number of active grants: neither a later expiry of an active grant nor
+    /// [`Database::resume`], because suspended grants are active. [`Database::change_subject`] excludes expired grants. So only
+    /// [`Database::change`] uses the maximum. [`NewGrant::with_max_active`](super::NewGrant::with_max_active) says which grants
+    /// are active. Concurrent issues and changes do not exceed the maximum, if all of them set it.
+    pub fn with_max_active(mut self, max: u32) -> Self {
+        self.max_active = Some(max);
+        self
+    }
+
     fn with(mut self, field: Field) -> Self {
-        self.0.push(field);
+        self.fields.push(field);
         self
     }
 
@@ -104,14 +120,14 @@ impl GrantChange {
     ///
     /// [`SqlError::Name`] if the label is invalid.
     pub fn check(&self) -> Result<(), SqlError> {
-        self.0.iter().try_for_each(|field| match field {
+        self.fields.iter().try_for_each(|field| match field {
             Field::Label(label) => check_name(label, 0),
             _ => Ok(()),
         })
     }
 
     fn apply(&self, grant: &mut GrantRecord) {
-        for field in self.0.iter().cloned() {
+        for field in self.fields.iter().cloned() {
             match field {
                 Field::Label(label) => grant.label = label,
                 Field::Scopes(scopes) => grant.scopes = scopes,
@@ -123,7 +139,7 @@ impl GrantChange {
     }
 }
 
-/// Changes. Each method is one transaction. All caches that [watch](Self::watch) the database are invalidated.
+/// Changes of fields. Each method is one transaction. All caches that [watch](Self::watch) the database are invalidated.
 impl Database {
     /// Changes fields of a grant. Returns the changed grant.
     ///
@@ -131,7 +147,8 @@ impl Database {
     ///
     /// # Errors
     ///
-    /// If the grant does not exist, the label is invalid, or the database fails.
+    /// If the grant does not exist, the label is invalid, the subject has [too many grants](GrantChange::with_max_active), or the
+    /// database fails.
     pub async fn change(&self, id: &GrantId, change: &GrantChange) -> Result<GrantRecord, SqlError> {
         self.change_all(Some(id), None, change).await?.pop().ok_or(SqlError::NotFound)
     }
@@ -163,11 +180,13 @@ impl Database {
         const UPDATE: &str = "UPDATE {p}grants SET label = $2, scopes = $3, quota_interval_ns = $4, quota_burst = $5, \
              expires_ms = $6, principal = CAST($7 AS {json}) WHERE id = $1";
         change.check()?;
+        let now = self.now();
+        let mut reports = self.reports();
         administer!(self, Writes, transaction => {
             let rows = sqlx::query(self.sql(LOCK))
                 .bind(id.map(GrantId::as_str))
                 .bind(subject.map(Subject::as_str))
-                .bind(self.now_ms())
+                .bind(unix_ms(now))
                 .fetch_all(&mut *transaction)
                 .await?;
             let mut changed = Vec::with_capacity(rows.len());
@@ -179,6 +198,15 @@ impl Database {
                     changed.push((before, grant));
                     continue;
                 }
+                if let Some(max) = change.max_active {
+                    let becomes_active = check_active(&before, now).is_err() && check_active(&grant, now).is_ok();
+                    if becomes_active
+                        && count_active!(self, transaction, &grant.subject, unix_ms(now)) >= i64::from(max)
+                    {
+                        return Err(SqlError::TooManyGrants { max });
+                    }
+                }
+                reports.grant(grant.id.as_str());
                 let (interval, burst) = quota_columns(grant.quota);
                 sqlx::query(self.sql(UPDATE))
                     .bind(grant.id.as_str())
@@ -268,80 +296,5 @@ impl Database {
     /// If the grant does not exist, or the database fails.
     pub async fn remove_principal(&self, id: &GrantId) -> Result<(), SqlError> {
         self.change(id, &GrantChange::new().without_principal()).await.map(drop)
-    }
-
-    /// Suspends a grant: its tokens are rejected like unknown tokens until the grant is [resumed](Self::resume). Returns `false`
-    /// if the grant does not exist, is revoked, or was suspended before.
-    ///
-    /// ```no_run
-    /// # async fn example(database: &tollgate::store::sql::Database) -> Result<(), tollgate::store::sql::SqlError> {
-    /// database.suspend(&"key-17".into()).await?;
-    /// // The invoice is paid.
-    /// database.resume(&"key-17".into()).await?;
-    /// # Ok(())
-    /// # }
-    /// ```
-    ///
-    /// # Errors
-    ///
-    /// If the database fails.
-    pub async fn suspend(&self, id: &GrantId) -> Result<bool, SqlError> {
-        self.set_suspended(id, Some(self.now_ms())).await
-    }
-
-    /// Resumes a suspended grant. Returns `false` if the grant does not exist, is revoked, or is not suspended.
-    ///
-    /// # Errors
-    ///
-    /// If the database fails.
-    pub async fn resume(&self, id: &GrantId) -> Result<bool, SqlError> {
-        self.set_suspended(id, None).await
-    }
-
-    async fn set_suspended(&self, id: &GrantId, at: Option<i64>) -> Result<bool, SqlError> {
-        let statement = "UPDATE {p}grants SET suspended_ms = $2 \
-             WHERE (suspended_ms IS NULL) = ($2 IS NOT NULL) AND revoked_ms IS NULL AND id = $1 RETURNING id, subject";
-        let action = if at.is_some() { "suspend" } else { "resume" };
-        Ok(self.update(action, statement, id.as_str(), at).await? == 1)
-    }
-
-    /// Revokes a grant with all its tokens, permanently. Returns `false` if the grant does not exist or was revoked before.
-    ///
-    /// # Errors
-    ///
-    /// If the database fails.
-    pub async fn revoke(&self, id: &GrantId) -> Result<bool, SqlError> {
-        let statement =
-            "UPDATE {p}grants SET revoked_ms = $2 WHERE revoked_ms IS NULL AND id = $1 RETURNING id, subject";
-        Ok(self.update("revoke", statement, id.as_str(), Some(self.now_ms())).await? == 1)
-    }
-
-    /// Revokes all grants of a subject, permanently. Returns the number of grants that were not revoked before.
-    ///
-    /// # Errors
-    ///
-    /// If the database fails.
-    pub async fn revoke_subject(&self, subject: &Subject) -> Result<u64, SqlError> {
-        let statement =
-            "UPDATE {p}grants SET revoked_ms = $2 WHERE revoked_ms IS NULL AND subject = $1 RETURNING id, subject";
-        self.update("revoke", statement, subject.as_str(), Some(self.now_ms())).await
-    }
-
-    /// Sets a time in the rows of grants. Returns the number of changed grants.
-    async fn update(
-        &self,
-        action: &'static str,
-        statement: &'static str,
-        key: &str,
-        at: Option<i64>,
-    ) -> Result<u64, SqlError> {
-        let statement = self.sql(statement);
-        administer!(self, Writes, transaction => {
-            let update = sqlx::query_as(statement).bind(key).bind(at);
-            let rows: Vec<(String, String)> = update.fetch_all(&mut *transaction).await?;
-            let changed = rows.len();
-            record!(self, transaction, action, rows.into_iter().map(|(id, subject)| vec![id, subject]));
-            Ok(u64::try_from(changed).unwrap_or(u64::MAX))
-        })
     }
 }

@@ -16,8 +16,9 @@ use super::SqlError;
 #[cfg(feature = "postgres")]
 use super::connections::Connections;
 use super::schema::Schema;
+use super::watchers::Watchers;
 
-/// A database with grants. Clones share its connections.
+/// A database with grants. Clones share its connections and its [watchers](Self::watch).
 ///
 /// The [module documentation](super) describes the tables and has an example.
 #[derive(Clone)]
@@ -31,6 +32,7 @@ pub(super) struct Inner {
     pub(super) admin_timeout: Duration,
     /// The actor of changes in the audit trail.
     pub(super) actor: Option<Box<str>>,
+    pub(super) watchers: Arc<Watchers>,
     clock: Arc<dyn Fn() -> SystemTime + Send + Sync>,
 }
 
@@ -197,7 +199,8 @@ impl Database {
     fn of(pool: Pool, schema: Schema) -> Self {
         let clock = Arc::new(SystemTime::now);
         let (lookup_timeout, admin_timeout) = (DEFAULT_LOOKUP_TIMEOUT, DEFAULT_ADMIN_TIMEOUT);
-        Self(Arc::new(Inner { pool, schema, lookup_timeout, admin_timeout, actor: None, clock }))
+        let watchers = Arc::default();
+        Self(Arc::new(Inner { pool, schema, lookup_timeout, admin_timeout, actor: None, watchers, clock }))
     }
 
     /// Sets the prefix of the table names. With `acme_` the tables are `acme_grants` and `acme_tokens`. Default: `tollgate_`.
@@ -208,7 +211,8 @@ impl Database {
     /// digits and underscores, or begins with a digit.
     pub fn with_table_prefix(self, prefix: &str) -> Result<Self, SqlError> {
         let schema = self.0.schema.with_prefix(prefix).ok_or(SqlError::Prefix)?;
-        Ok(self.map(|inner| inner.schema = schema))
+        // Watchers of other tables do not know these grants.
+        Ok(self.map(|inner| (inner.schema, inner.watchers) = (schema, Arc::default())))
     }
 
     /// Sets the timeout of a lookup. Default: 2 seconds. Set a slightly longer timeout on the gate, so that lookups that reach

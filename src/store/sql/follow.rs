@@ -18,11 +18,12 @@ use super::SqlError;
 use super::connections;
 use super::database::Pool;
 use super::report::Reporter;
+use super::watchers;
 use crate::store::Invalidation;
 
 impl Database {
     /// Reports changes of the tables by any process to `on_change`, such as the invalidation of a cache. Never returns; run it
-    /// in its own task.
+    /// in its own task. `on_change` must not block.
     ///
     /// ```no_run
     /// # #[cfg(feature = "cache")]
@@ -51,9 +52,13 @@ impl Database {
     ///
     /// | database | delay of a report |
     /// |---|---|
+    /// | any, changed by this handle or a clone of it | none: `on_change` returns before the method that makes the change |
     /// | SQLite | at most `interval` plus the time of one small query, because a table of changes is polled |
     /// | PostgreSQL, connected | the time of the server's `NOTIFY` |
     /// | PostgreSQL, connection lost | at most `interval` plus one [timeout](Database::with_timeout) to notice the loss, plus the time to reconnect |
+    ///
+    /// So no lookup of a watching cache that begins after [`revoke`](Self::revoke) returns is answered with the old grant, even if
+    /// the connection for notifications is lost. The database reports the same change again, which costs one more lookup.
     ///
     /// PostgreSQL does not keep notifications for clients that are not connected. So [`Invalidation::Everything`] is reported
     /// whenever listening begins, including the first time. A cache then asks the database before it uses an entry again; see
@@ -74,8 +79,12 @@ impl Database {
     /// grants are reported in each `interval`; further ones are reported as `Everything`. So a flood makes a cache ask the
     /// database at most once in each `interval` for each entry in use. The metric `tollgate_store_changes_total` counts
     /// reported and merged changes.
-    pub async fn watch(&self, interval: Duration, on_change: impl FnMut(Invalidation) + Send) -> Infallible {
-        let mut reporter = Reporter::new(interval, on_change);
+    pub async fn watch<F>(&self, interval: Duration, on_change: F) -> Infallible
+    where
+        F: FnMut(Invalidation) + Send + 'static,
+    {
+        let watcher = self.0.watchers.add(on_change);
+        let mut reporter = Reporter::new(interval, |change| watchers::call(&watcher, change));
         match &self.0.pool {
             #[cfg(feature = "sqlite")]
             Pool::Sqlite(pool) => {

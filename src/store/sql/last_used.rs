@@ -1,4 +1,4 @@
-//! The time of the last use of each grant, written in batches.
+//! The time of the last use of each grant and the location of its token, written in batches.
 
 use std::collections::HashMap;
 use std::convert::Infallible;
@@ -18,12 +18,12 @@ use super::{Database, SqlError};
 use crate::grant::GrantId;
 use crate::pending::answer::Answer;
 use crate::store::{Lookup, TokenStore};
-use crate::token::{BearerToken, TokenDigest};
+use crate::token::{BearerToken, TokenDigest, TokenLocation};
 
 /// A recorder of the last use of each grant. Cheap to clone.
 ///
 /// Records uses in memory with a resolution of one minute, and writes them to the rows of the grants in batches, outside of
-/// requests. Uses since the last [`flush`](Self::flush) are lost when the process is killed. Times in rows never decrease,
+/// requests. A use is a time and the [location](TokenLocation) of the token in that request. Uses since the last [`flush`](Self::flush) are lost when the process is killed. Times in rows never decrease,
 /// even if several processes write them.
 ///
 /// ```no_run
@@ -48,8 +48,11 @@ struct State {
     /// Tokens that were recorded in this minute, so that most uses need no lock. A token whose entry was overwritten is
     /// recorded again, which is harmless.
     filter: Box<[AtomicU64]>,
-    pending: Mutex<HashMap<GrantId, i64>>,
+    pending: Mutex<HashMap<GrantId, Use>>,
 }
+
+/// A use: the time in milliseconds, and the location of the token.
+type Use = (i64, Option<TokenLocation>);
 
 const FILTER: usize = 4_096;
 const RESOLUTION_MS: i64 = 60_000;
@@ -57,8 +60,8 @@ const RESOLUTION_MS: i64 = 60_000;
 const BATCH: usize = 500;
 
 #[cfg(feature = "sqlite")]
-const SQLITE: &str = "UPDATE {p}grants SET last_used_ms = uses.used \
-    FROM (SELECT value ->> 0 AS id, value ->> 1 AS used FROM json_each($1)) AS uses \
+const SQLITE: &str = "UPDATE {p}grants SET last_used_ms = uses.used, last_used_location = uses.location \
+    FROM (SELECT value ->> 0 AS id, value ->> 1 AS used, value ->> 2 AS location FROM json_each($1)) AS uses \
     WHERE {p}grants.id = uses.id AND (last_used_ms IS NULL OR last_used_ms < uses.used)";
 
 /// One message of the simple protocol. The server runs and commits the message when it is complete. In the extended protocol,
@@ -68,14 +71,14 @@ const SQLITE: &str = "UPDATE {p}grants SET last_used_ms = uses.used \
 /// Locked rows are skipped and returned. So the statement never waits for a lock while it holds others.
 #[cfg(feature = "postgres")]
 const POSTGRES: &str = "WITH uses AS (\
-        SELECT item ->> 0 AS id, (item ->> 1)::bigint AS used \
+        SELECT item ->> 0 AS id, (item ->> 1)::bigint AS used, item ->> 2 AS location \
         FROM json_array_elements(convert_from(decode('{uses}', 'hex'), 'UTF8')::json) AS item\
     ), free AS (\
-        SELECT g.id, uses.used FROM {p}grants g JOIN uses ON uses.id = g.id \
+        SELECT g.id, uses.used, uses.location FROM {p}grants g JOIN uses ON uses.id = g.id \
         WHERE g.last_used_ms IS NULL OR g.last_used_ms < uses.used ORDER BY g.id \
         FOR NO KEY UPDATE OF g SKIP LOCKED\
     ), written AS (\
-        UPDATE {p}grants g SET last_used_ms = free.used FROM free WHERE g.id = free.id RETURNING g.id\
+        UPDATE {p}grants g SET last_used_ms = free.used, last_used_location = free.location FROM free WHERE g.id = free.id RETURNING g.id\
     ) \
     SELECT uses.id FROM uses JOIN {p}grants g ON g.id = uses.id \
     WHERE (g.last_used_ms IS NULL OR g.last_used_ms < uses.used) AND uses.id NOT IN (SELECT id FROM written)";
@@ -129,9 +132,10 @@ impl LastUsed {
     }
 
     /// Writes uses with one statement. Returns the ids of locked grants, whose uses were not written.
-    async fn write(&self, uses: &[(GrantId, i64)]) -> Result<Vec<String>, SqlError> {
+    async fn write(&self, uses: &[(GrantId, Use)]) -> Result<Vec<String>, SqlError> {
         let database = &self.0.database;
-        let uses: Vec<(&str, i64)> = uses.iter().map(|(id, used)| (id.as_str(), *used)).collect();
+        let uses = uses.iter().map(|(id, (at, location))| (id.as_str(), *at, location.map(TokenLocation::as_str)));
+        let uses: Vec<(&str, i64, Option<&str>)> = uses.collect();
         let uses = serde_json::to_string(&uses).map_err(|error| SqlError::Database(error.into()))?;
         let work = async {
             match &database.0.pool {
@@ -159,34 +163,48 @@ impl LastUsed {
         timeout(database.0.lookup_timeout, work).await.unwrap_or(Err(SqlError::Timeout))
     }
 
-    fn record(&self, id: &GrantId, digest: &TokenDigest, now_ms: i64) {
+    fn record(&self, id: &GrantId, token: Token, now_ms: i64) {
         let minute = u64::try_from(now_ms.div_euclid(RESOLUTION_MS)).unwrap_or(0);
-        let bits = digest.shard_bits();
+        let bits = token.digest.shard_bits();
         let seen = (minute << 32) | (bits as u64 >> 12 & 0xffff_ffff);
         let entry = &self.0.filter[bits % FILTER];
         // No id in a database has a null character. PostgreSQL would reject the whole batch because of one.
         if entry.load(Ordering::Relaxed) != seen && !id.as_str().contains('\0') {
             entry.store(seen, Ordering::Relaxed);
-            keep(&mut self.pending(), id, now_ms);
+            keep(&mut self.pending(), id, (now_ms, token.location));
         }
     }
 
-    fn pending(&self) -> MutexGuard<'_, HashMap<GrantId, i64>> {
+    fn pending(&self) -> MutexGuard<'_, HashMap<GrantId, Use>> {
         // A panic leaves the map consistent: only whole entries are changed under this lock.
         self.0.pending.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-fn keep(pending: &mut HashMap<GrantId, i64>, id: &GrantId, used: i64) {
+/// The part of a token that a pending lookup keeps.
+#[derive(Clone, Copy)]
+struct Token {
+    digest: TokenDigest,
+    location: Option<TokenLocation>,
+}
+
+impl Token {
+    fn of(token: &BearerToken<'_>) -> Self {
+        Self { digest: *token.digest(), location: token.location() }
+    }
+}
+
+fn keep(pending: &mut HashMap<GrantId, Use>, id: &GrantId, used: Use) {
     match pending.get_mut(id) {
-        Some(known) => *known = used.max(*known),
+        Some(known) if known.0 >= used.0 => {}
+        Some(known) => *known = used,
         None => _ = pending.insert(id.clone(), used),
     }
 }
 
 /// Uses that are being written. Unwritten ones are put back on drop, for example when the flush is cancelled.
 struct Unwritten<'a> {
-    uses: Vec<(GrantId, i64)>,
+    uses: Vec<(GrantId, Use)>,
     to: &'a LastUsed,
 }
 
@@ -216,12 +234,12 @@ impl<T: TokenStore> TokenStore for LastUsedStore<T> {
     fn lookup(&self, token: &BearerToken<'_>) -> Answer<Self::Future> {
         match self.store.lookup(token) {
             Answer::Ready(found) => {
-                self.last_used.found(&found, token.digest());
+                self.last_used.found(&found, Token::of(token));
                 Answer::Ready(found)
             }
             Answer::Pending(future) => {
                 let last_used = self.last_used.clone();
-                Answer::Pending(LastUsedStoreFuture { future, last_used, digest: *token.digest() })
+                Answer::Pending(LastUsedStoreFuture { future, last_used, token: Token::of(token) })
             }
         }
     }
@@ -232,11 +250,11 @@ impl<T: TokenStore> TokenStore for LastUsedStore<T> {
 }
 
 impl LastUsed {
-    fn found<P, E>(&self, found: &Lookup<P, E>, digest: &TokenDigest) {
+    fn found<P, E>(&self, found: &Lookup<P, E>, token: Token) {
         if let Ok(Some(grant)) = found {
             let now = self.0.database.now();
             if grant.is_valid_at(now) {
-                self.record(grant.id(), digest, unix_ms(now));
+                self.record(grant.id(), token, unix_ms(now));
             }
         }
     }
@@ -248,7 +266,7 @@ pin_project_lite::pin_project! {
         #[pin]
         future: F,
         last_used: LastUsed,
-        digest: TokenDigest,
+        token: Token,
     }
 }
 
@@ -261,7 +279,7 @@ where
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.project();
         let found = ready!(this.future.poll(cx));
-        this.last_used.found(&found, this.digest);
+        this.last_used.found(&found, *this.token);
         Poll::Ready(found)
     }
 }

@@ -18,11 +18,12 @@ use crate::rejection::store_error::StoreError;
 use crate::store::{Lookup, TokenStore};
 use crate::token::{BearerToken, TokenDigest};
 
-/// The statement of a lookup, by the primary key.
+/// The statement of a lookup, by the primary key. The inner query makes the names of columns unique.
 pub(super) const STATEMENT: &str = concat!(
     "SELECT t.digest, t.rotated_until_ms, ",
     columns!(),
-    " FROM {p}tokens t JOIN {p}grants g ON g.id = t.grant_id WHERE t.digest = $1 AND g.revoked_ms IS NULL \
+    " FROM (SELECT digest, grant_id, rotated_until_ms FROM {p}tokens) t JOIN {p}grants g ON g.id = t.grant_id \
+     WHERE t.digest = $1 AND g.revoked_ms IS NULL \
      AND g.suspended_ms IS NULL"
 );
 

@@ -1,6 +1,6 @@
 //! Grants in a database: SQLite (feature `sqlite`, compiled in) or PostgreSQL (feature `postgres`).
 //!
-//! [`Database`] administers grants: it issues, lists, changes, suspends, rotates, revokes and purges them. [`SqlStore`] looks up
+//! [`Database`] administers grants: it issues, imports, lists, exports, changes, suspends, rotates, revokes and purges them. [`SqlStore`] looks up
 //! tokens for a gate. Both are cheap to clone.
 //!
 //! ```no_run
@@ -34,7 +34,8 @@
 //! # Revocation
 //!
 //! Each lookup reads the tables, so all changes that were committed before the lookup take effect. In front of a database
-//! with a cache, [`Database::watch`] reports changes by any process. Its documentation states the maximum delay.
+//! with a cache, [`Database::watch`] reports changes by any process. Its documentation states the maximum delay. Changes by
+//! the same handle or its clones take effect before their methods return.
 //!
 //! # Outages
 //!
@@ -61,7 +62,9 @@ mod connections;
 mod cursor;
 mod database;
 mod diagnose;
+mod export;
 mod follow;
+mod import;
 mod last_used;
 mod lookup;
 mod new_grant;
@@ -69,13 +72,17 @@ mod page;
 mod record;
 mod report;
 mod schema;
+mod state;
 mod url;
+mod watchers;
 mod within;
 
 pub use audit::{AuditEntry, AuditPage, AuditQuery};
 pub use change::GrantChange;
 pub use cursor::Cursor;
 pub use database::Database;
+pub use export::{ExportPage, StoredGrant, StoredToken};
+pub use import::{GrantImport, ImportCounts, ImportOptions};
 pub use last_used::{LastUsed, LastUsedStore, LastUsedStoreFuture};
 pub use lookup::{SqlFuture, SqlStore};
 pub use new_grant::NewGrant;
@@ -134,7 +141,7 @@ pub enum SqlError {
     /// The grant has expired.
     #[error("the grant has expired")]
     Expired,
-    /// The subject has as many active grants as [`NewGrant::with_max_active`] allows.
+    /// The subject has as many active grants as [`NewGrant::with_max_active`] or [`GrantChange::with_max_active`] allows.
     #[error("the subject already has {max} active grants or more")]
     TooManyGrants {
         /// The maximum.
@@ -143,6 +150,17 @@ pub enum SqlError {
     /// A grant with this id or this token exists.
     #[error("the grant id or the token already exists")]
     AlreadyExists,
+    /// A grant of an import is invalid, or conflicts with an existing grant. Nothing was imported.
+    #[error("record {record}: {source}")]
+    Import {
+        /// The position of the grant in the import, beginning with 1.
+        record: u64,
+        /// What is wrong with it.
+        source: Box<SqlError>,
+    },
+    /// The source of an import failed.
+    #[error("cannot read the grants to import")]
+    Input(#[source] Box<dyn Error + Send + Sync>),
     /// An id, subject or label is too long, empty or has a control character; see [`NewGrant::check`].
     #[error(
         "invalid id, subject or label: ids and subjects have 1 to 255 characters, labels at most 255, and control characters \
@@ -170,6 +188,13 @@ pub enum SqlError {
     /// The database failed, or could not be reached.
     #[error("the database failed")]
     Database(#[source] Box<dyn Error + Send + Sync>),
+}
+
+impl SqlError {
+    /// Returns the error of a grant in an import.
+    fn at(record: u64, error: Self) -> Self {
+        Self::Import { record, source: Box::new(error) }
+    }
 }
 
 impl From<sqlx::Error> for SqlError {

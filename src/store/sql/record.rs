@@ -10,8 +10,8 @@ use super::database::from_unix_ms;
 use crate::grant::scopes::Scopes;
 use crate::grant::{Grant, GrantId, Subject};
 use crate::quota::Quota;
-use crate::token::TokenDigest;
 use crate::token::mint::Secret;
+use crate::token::{TokenDigest, TokenLocation};
 
 /// A new token with its grant. The secret is stored nowhere else: show it to its owner, and then drop it.
 #[derive(Debug)]
@@ -73,6 +73,8 @@ pub struct GrantRecord {
     pub suspended_at: Option<SystemTime>,
     /// The last recorded use that was written to the row; see [`LastUsed`](super::LastUsed).
     pub last_used: Option<SystemTime>,
+    /// The location of the token in this use. `None` if it is unknown.
+    pub last_used_location: Option<TokenLocation>,
     /// The [prefix](crate::token::mint::TokenFormat::prefix) of the newest token, without the underscore. `None` if the token was
     /// [imported](super::Database::import). Prefixes are not secret.
     pub token_prefix: Option<String>,
@@ -146,12 +148,12 @@ impl GrantRecord {
     }
 }
 
-/// The columns that [`read`] reads, of a table with the alias `g`.
+/// The columns that [`read`] reads, of the table of grants. SQLite allows no alias of the table in `RETURNING`.
 macro_rules! columns {
     () => {
-        "g.id, g.subject, g.label, g.scopes, g.quota_interval_ns, g.quota_burst, g.not_before_ms, g.expires_ms, \
-         g.sender_constrained, CAST(g.principal AS TEXT) AS principal, g.created_ms, g.revoked_ms, g.suspended_ms, \
-         g.last_used_ms, g.token_prefix"
+        "id, subject, label, scopes, quota_interval_ns, quota_burst, not_before_ms, expires_ms, sender_constrained, \
+         CAST(principal AS TEXT) AS principal, created_ms, revoked_ms, suspended_ms, last_used_ms, last_used_location, \
+         token_prefix"
     };
 }
 pub(super) use columns;
@@ -162,6 +164,7 @@ where
     R: Row,
     for<'i> &'i str: ColumnIndex<R>,
     String: Decode<'r, R::Database> + Type<R::Database>,
+    &'r str: Decode<'r, R::Database> + Type<R::Database>,
     i64: Decode<'r, R::Database> + Type<R::Database>,
     bool: Decode<'r, R::Database> + Type<R::Database>,
 {
@@ -179,6 +182,7 @@ where
         (Some(interval), Some(burst)) => Some(quota(interval, burst).ok_or(SqlError::Corrupt("quota_interval_ns"))?),
         _ => return Err(SqlError::Corrupt("quota_burst")),
     };
+    let location: Option<&str> = row.try_get("last_used_location")?;
     Ok(GrantRecord {
         id: text("id")?.into(),
         subject: text("subject")?.into(),
@@ -193,6 +197,8 @@ where
         revoked_at: time("revoked_ms")?,
         suspended_at: time("suspended_ms")?,
         last_used: time("last_used_ms")?,
+        // May be the name of a newer version. It must not make the token invalid.
+        last_used_location: location.and_then(TokenLocation::from_name),
         token_prefix: row.try_get("token_prefix")?,
     })
 }
@@ -221,7 +227,7 @@ mod with_serde {
 
     use serde::{Deserialize, Serialize};
 
-    use super::{GrantRecord, from_unix_ms};
+    use super::{GrantRecord, TokenLocation, from_unix_ms};
     use crate::grant::scopes::Scopes;
     use crate::quota::Quota;
     use crate::store::sql::database::unix_ms;
@@ -245,6 +251,7 @@ mod with_serde {
         revoked_at_ms: Option<i64>,
         suspended_at_ms: Option<i64>,
         last_used_ms: Option<i64>,
+        last_used_location: Option<String>,
         token_prefix: Option<String>,
     }
 
@@ -264,6 +271,7 @@ mod with_serde {
                 revoked_at_ms: grant.revoked_at.map(unix_ms),
                 suspended_at_ms: grant.suspended_at.map(unix_ms),
                 last_used_ms: grant.last_used.map(unix_ms),
+                last_used_location: grant.last_used_location.map(|location| location.as_str().to_owned()),
                 token_prefix: grant.token_prefix,
             }
         }
@@ -289,6 +297,7 @@ mod with_serde {
                 revoked_at: optional(fields.revoked_at_ms)?,
                 suspended_at: optional(fields.suspended_at_ms)?,
                 last_used: optional(fields.last_used_ms)?,
+                last_used_location: fields.last_used_location.as_deref().and_then(TokenLocation::from_name),
                 token_prefix: fields.token_prefix,
             })
         }
@@ -300,7 +309,7 @@ mod with_serde {
 
         #[test]
         fn serialized_records_round_trip() {
-            let text = r#"{"id":"one","subject":"alice","label":"bot","scopes":["trade","read"],"quota":"180/min burst 20","not_before_ms":null,"expires_at_ms":4000000000000,"sender_constrained":true,"principal":"{\"n\":1}","created_at_ms":5,"revoked_at_ms":null,"suspended_at_ms":7,"last_used_ms":6,"token_prefix":"acme"}"#;
+            let text = r#"{"id":"one","subject":"alice","label":"bot","scopes":["trade","read"],"quota":"180/min burst 20","not_before_ms":null,"expires_at_ms":4000000000000,"sender_constrained":true,"principal":"{\"n\":1}","created_at_ms":5,"revoked_at_ms":null,"suspended_at_ms":7,"last_used_ms":6,"last_used_location":"query","token_prefix":"acme"}"#;
             let record: GrantRecord = serde_json::from_str(text).unwrap();
             assert_eq!((record.id.as_str(), record.scopes.to_string().as_str()), ("one", "trade read"));
             assert_eq!(serde_json::to_string(&record).unwrap(), text);

@@ -11,6 +11,7 @@ use std::time::Duration;
 #[cfg(feature = "postgres")]
 use tokio::time::Instant;
 
+#[cfg(feature = "postgres")]
 use crate::observe::{self, StoreChange};
 use crate::store::Invalidation;
 
@@ -82,11 +83,6 @@ impl<F: FnMut(Invalidation)> Reporter<F> {
             self.pace.everything = Merged { last: Some(Instant::now()), is_waiting: false };
             self.pace.added.is_waiting = false;
         }
-        observe::store_changed(match change {
-            Invalidation::Added => StoreChange::Added,
-            Invalidation::Everything => StoreChange::Everything,
-            Invalidation::Token(_) | Invalidation::Grant(_) | Invalidation::Subject(_) => StoreChange::Named,
-        });
         (self.on_change)(change);
     }
 }

@@ -25,7 +25,7 @@ struct Migration {
 }
 
 /// All versions, oldest first.
-const MIGRATIONS: [Migration; 2] = [
+const MIGRATIONS: [Migration; 3] = [
     Migration {
         both: include_str!("migrations/1.sql"),
         #[cfg(feature = "sqlite")]
@@ -39,6 +39,13 @@ const MIGRATIONS: [Migration; 2] = [
         sqlite: include_str!("migrations/2.sqlite.sql"),
         #[cfg(feature = "postgres")]
         postgres: include_str!("migrations/2.postgres.sql"),
+    },
+    Migration {
+        both: "",
+        #[cfg(feature = "sqlite")]
+        sqlite: include_str!("migrations/3.sqlite.sql"),
+        #[cfg(feature = "postgres")]
+        postgres: include_str!("migrations/3.postgres.sql"),
     },
 ];
 
@@ -62,6 +69,8 @@ struct Dialect {
     serial: &'static str,
     /// The function that returns the elements of a JSON list, as rows with the column `value`.
     json_elements: &'static str,
+    /// The expression of a digest, which is the first item of a JSON list, in hexadecimal.
+    digest: &'static str,
     /// The suffix of a `CREATE TABLE`.
     keyed: &'static str,
     /// Runs before the first tables are created, outside of a transaction.
@@ -84,6 +93,7 @@ const SQLITE: Dialect = Dialect {
     position: "instr",
     serial: "INTEGER NOT NULL PRIMARY KEY AUTOINCREMENT",
     json_elements: "json_each",
+    digest: "unhex(item.value ->> 0)",
     // With row ids, a statement could replace a row by its row id, which fires no trigger.
     keyed: " WITHOUT ROWID",
     prepare: None,
@@ -118,6 +128,7 @@ impl Schema {
             position: "strpos",
             serial: "BIGINT GENERATED ALWAYS AS IDENTITY PRIMARY KEY",
             json_elements: "jsonb_array_elements",
+            digest: "decode(item.value ->> 0, 'hex')",
             keyed: "",
             prepare: None,
             // Another migration may take longer than `lock_timeout`.
@@ -165,6 +176,7 @@ fn render(template: &'static str, prefix: &str, dialect: &Dialect) -> SqlStr {
         .replace("{position}", dialect.position)
         .replace("{serial}", dialect.serial)
         .replace("{json_elements}", dialect.json_elements)
+        .replace("{digest}", dialect.digest)
         .replace("{keyed}", dialect.keyed);
     AssertSqlSafe(Arc::<str>::from(statement)).into_sql_str()
 }

@@ -1,0 +1,187 @@
+//! The command that imports grants.
+
+use std::fs::File;
+use std::io::{self, BufRead, BufReader, Cursor, Read};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::Args;
+use tollgate::store::sql::{GrantImport, ImportOptions, SqlError};
+use zeroize::Zeroize as _;
+
+use crate::args::Options;
+use crate::fields::{Fields, Invalid};
+use crate::output::Format;
+use crate::run::{Failure, open};
+use crate::show;
+
+#[derive(Args, Debug)]
+pub(crate) struct Import {
+    #[command(flatten)]
+    options: Options,
+    /// File to read; - for standard input
+    #[arg(default_value = "-")]
+    file: PathBuf,
+    /// Format of the file
+    #[arg(long)]
+    format: Format,
+    /// Skip grants whose id exists, and grants without an id whose token exists
+    #[arg(long)]
+    skip_existing: bool,
+    /// Check the file and conflicts with existing grants; import nothing
+    #[arg(long)]
+    dry_run: bool,
+}
+
+/// The timeout of the whole import.
+const TIMEOUT: Duration = Duration::from_secs(3_600);
+
+pub(crate) async fn run(import: Import) -> Result<(), Failure> {
+    let database = open(&import.options.tables).await?.with_admin_timeout(TIMEOUT);
+    let mut options = ImportOptions::new();
+    if import.skip_existing {
+        options = options.with_skip_existing();
+    }
+    if import.dry_run {
+        options = options.with_dry_run();
+    }
+    let input = input(&import.file).map_err(|error| Failure::Failed(format!("cannot read the input: {error}")))?;
+    let mut lines = Lines::new(input, import.format)?;
+    let counts = match database.import_all(&mut lines, options).await {
+        Ok(counts) => counts,
+        Err(SqlError::Import { record, source }) => {
+            if !matches!(*source, SqlError::Input(_)) {
+                lines.report(lines.line_of(record), &source);
+                // Report the other invalid lines too.
+                lines.by_ref().for_each(drop);
+            }
+            let number = lines.invalid;
+            let lines = if number == 1 { "line is" } else { "lines are" };
+            return Err(Failure::Failed(format!("{number} {lines} invalid; nothing was imported")));
+        }
+        Err(error) => return Err(error.into()),
+    };
+    let text = match (import.options.json, import.dry_run) {
+        (true, _) => format!(r#"{{"imported":{},"skipped":{}}}"#, counts.imported, counts.skipped),
+        (false, true) => format!("would import {}, skip {}", counts.imported, counts.skipped),
+        (false, false) => format!("imported {}, skipped {}", counts.imported, counts.skipped),
+    };
+    Ok(show::print(&text)?)
+}
+
+/// Opens the file. Reads all of standard input first: a slow pipe must not keep a transaction open.
+fn input(file: &PathBuf) -> io::Result<Box<dyn BufRead + Send>> {
+    if file.as_os_str() != "-" {
+        return Ok(Box::new(BufReader::new(File::open(file)?)));
+    }
+    let mut all = Vec::new();
+    io::stdin().lock().read_to_end(&mut all)?;
+    Ok(Box::new(Cursor::new(all)))
+}
+
+/// The grants of a file. Prints an error for each invalid line. After the first one, it reads the rest of the file for other
+/// invalid lines, and ends with an error.
+struct Lines {
+    source: Source,
+    /// The numbers of the lines of all grants that were read.
+    numbers: Vec<u64>,
+    invalid: u64,
+    has_ended: bool,
+}
+
+enum Source {
+    Csv { records: csv::ByteRecordsIntoIter<Box<dyn BufRead + Send>>, columns: Vec<&'static str> },
+    Jsonl { input: Box<dyn BufRead + Send>, line: Vec<u8>, number: u64 },
+}
+
+impl Lines {
+    fn new(input: Box<dyn BufRead + Send>, format: Format) -> Result<Self, Failure> {
+        let source = match format {
+            Format::Jsonl => Source::Jsonl { input, line: Vec::new(), number: 0 },
+            Format::Csv => {
+                let mut reader = csv::Reader::from_reader(input);
+                let header = reader.byte_headers().map_err(|error| Failure::Failed(csv_error(&error).1.to_string()))?;
+                let columns =
+                    crate::fields::columns(header).map_err(|invalid| Failure::Failed(format!("line 1: {invalid}")))?;
+                Source::Csv { records: reader.into_byte_records(), columns }
+            }
+        };
+        Ok(Self { source, numbers: Vec::new(), invalid: 0, has_ended: false })
+    }
+
+    fn line_of(&self, record: u64) -> u64 {
+        let index = usize::try_from(record.saturating_sub(1)).unwrap_or(usize::MAX);
+        self.numbers.get(index).copied().unwrap_or(record)
+    }
+
+    fn report(&mut self, line: u64, error: &dyn std::fmt::Display) {
+        self.invalid += 1;
+        show::eprint(&format!("error: line {line}: {error}"));
+    }
+}
+
+impl Source {
+    /// Reads the next grant with the number of its line.
+    fn read(&mut self) -> Option<(u64, Result<GrantImport, Invalid>)> {
+        match self {
+            Self::Csv { records, columns } => {
+                let record = match records.next()? {
+                    Ok(record) => record,
+                    Err(error) => {
+                        let (line, invalid) = csv_error(&error);
+                        return Some((line.unwrap_or_default(), Err(invalid)));
+                    }
+                };
+                let number = record.position().map_or(0, csv::Position::line);
+                Some((number, Fields::of_csv(columns, &record).and_then(Fields::grant)))
+            }
+            Self::Jsonl { input, line, number } => loop {
+                // Lines may contain tokens.
+                line.zeroize();
+                *number += 1;
+                match input.read_until(b'\n', line) {
+                    Ok(0) => return None,
+                    Ok(_) if line.trim_ascii().is_empty() => {}
+                    Ok(_) => return Some((*number, Fields::of_json(line).and_then(Fields::grant))),
+                    Err(error) => return Some((*number, Err(Invalid::input(&error)))),
+                }
+            },
+        }
+    }
+}
+
+/// Returns the line of an error, and its text.
+fn csv_error(error: &csv::Error) -> (Option<u64>, Invalid) {
+    let line = error.position().map(csv::Position::line);
+    let invalid = match error.kind() {
+        csv::ErrorKind::UnequalLengths { .. } => Invalid::new("must have as many fields as the first line"),
+        csv::ErrorKind::Io(error) => Invalid::input(error),
+        _ => Invalid::new("invalid CSV"),
+    };
+    (line, invalid)
+}
+
+impl Iterator for Lines {
+    type Item = Result<GrantImport, SqlError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        while !self.has_ended {
+            match self.source.read() {
+                None => self.has_ended = true,
+                Some((number, Ok(grant))) if self.invalid == 0 => {
+                    self.numbers.push(number);
+                    return Some(Ok(grant));
+                }
+                Some((_, Ok(_))) => {}
+                Some((number, Err(invalid))) => {
+                    self.has_ended = invalid.is_last();
+                    self.report(number, &invalid);
+                }
+            }
+            if self.has_ended && self.invalid > 0 {
+                return Some(Err(SqlError::Input("invalid lines".into())));
+            }
+        }
+        None
+    }
+}

@@ -1,0 +1,401 @@
+//! Import of many grants with their tokens, in one transaction.
+
+use std::collections::{HashMap, HashSet};
+use std::time::SystemTime;
+
+use serde_json::{Value, json};
+
+use super::admin::{count_active, random_id};
+use super::audit::{about, changes, record};
+use super::database::{administer, from_unix_ms, unix_ms};
+use super::export::{StoredGrant, StoredToken};
+use super::record::{digest_of, quota_columns};
+use super::{Database, GrantRecord, NewGrant, SqlError};
+use crate::grant::GrantId;
+use crate::token::mint::TokenFormat;
+use crate::token::{TokenDigest, TokenLocation};
+
+/// A grant to import, with its tokens and its history.
+///
+/// ```
+/// use tollgate::TokenDigest;
+/// use tollgate::store::sql::{GrantImport, NewGrant};
+///
+/// let digest = TokenDigest::from_hex("ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad")?;
+/// let grant = GrantImport::new(NewGrant::new("alice").with_id("key-17")).with_token(digest);
+/// # let _ = grant;
+/// # Ok::<_, Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[must_use = "a grant is imported by `Database::import_all`"]
+pub struct GrantImport {
+    grant: NewGrant,
+    tokens: Vec<StoredToken>,
+    created_at: Option<SystemTime>,
+    revoked_at: Option<SystemTime>,
+    suspended_at: Option<SystemTime>,
+    last_used: Option<SystemTime>,
+    last_used_location: Option<TokenLocation>,
+    token_prefix: Option<String>,
+}
+
+impl GrantImport {
+    /// Creates a grant without tokens.
+    pub fn new(grant: NewGrant) -> Self {
+        Self {
+            grant,
+            tokens: Vec::new(),
+            created_at: None,
+            revoked_at: None,
+            suspended_at: None,
+            last_used: None,
+            last_used_location: None,
+            token_prefix: None,
+        }
+    }
+
+    /// Adds a token, by its digest. A grant has at most one token that was not [rotated](StoredToken::with_rotation).
+    pub fn with_token(mut self, token: impl Into<StoredToken>) -> Self {
+        self.tokens.push(token.into());
+        self
+    }
+
+    /// Sets the time of issue. Default: the time of the import.
+    pub fn with_created_at(mut self, at: SystemTime) -> Self {
+        self.created_at = Some(at);
+        self
+    }
+
+    /// Marks the grant as revoked.
+    pub fn with_revoked_at(mut self, at: SystemTime) -> Self {
+        self.revoked_at = Some(at);
+        self
+    }
+
+    /// Marks the grant as suspended.
+    pub fn with_suspended_at(mut self, at: SystemTime) -> Self {
+        self.suspended_at = Some(at);
+        self
+    }
+
+    /// Sets the last use, and the location of the token in it.
+    pub fn with_last_used(mut self, at: SystemTime, location: Option<TokenLocation>) -> Self {
+        (self.last_used, self.last_used_location) = (Some(at), location);
+        self
+    }
+
+    /// Sets the [prefix](TokenFormat::prefix) of the newest token, without the underscore.
+    pub fn with_token_prefix(mut self, prefix: impl Into<String>) -> Self {
+        self.token_prefix = Some(prefix.into());
+        self
+    }
+
+    /// Checks the names, the token prefix and the tokens of the grant. [`Database::import_all`] calls this method.
+    ///
+    /// # Errors
+    ///
+    /// [`SqlError::Name`], or [`SqlError::Corrupt`] if the prefix is invalid or more than one token was not rotated.
+    pub fn check(&self) -> Result<(), SqlError> {
+        self.grant.check()?;
+        if self.token_prefix.as_deref().is_some_and(|prefix| TokenFormat::new(prefix).is_err()) {
+            return Err(SqlError::Corrupt("token_prefix"));
+        }
+        match self.tokens.iter().filter(|token| token.rotated_until.is_none()).count() {
+            0 | 1 => Ok(()),
+            _ => Err(SqlError::Corrupt("rotated_until_ms")),
+        }
+    }
+
+    /// Returns the rows, as the tables store them.
+    fn rows(self, now: SystemTime) -> Result<Rows, SqlError> {
+        self.check()?;
+        let has_id = self.grant.id.is_some();
+        let id = match &self.grant.id {
+            Some(id) => id.clone(),
+            None => random_id()?,
+        };
+        let stored = |ms: Option<i64>| ms.and_then(from_unix_ms);
+        let time = |time: Option<SystemTime>| stored(time.map(unix_ms));
+        let created_at = self.created_at.unwrap_or(now);
+        let (not_before, expires_at) = (stored(self.grant.not_before_ms()), stored(self.grant.expires_ms()));
+        let grant = GrantRecord {
+            id,
+            subject: self.grant.subject,
+            label: self.grant.label,
+            scopes: self.grant.scopes,
+            quota: self.grant.quota,
+            not_before,
+            expires_at,
+            sender_constrained: self.grant.sender_constrained,
+            principal: self.grant.principal,
+            created_at,
+            revoked_at: time(self.revoked_at),
+            suspended_at: time(self.suspended_at),
+            last_used: time(self.last_used),
+            last_used_location: self.last_used_location,
+            token_prefix: self.token_prefix,
+        };
+        Ok(Rows { grant, tokens: self.tokens, has_id, is_inserted: false, max_active: self.grant.max_active })
+    }
+}
+
+impl From<StoredGrant> for GrantImport {
+    /// Imports an exported grant, such as one of another database.
+    fn from(StoredGrant { grant, tokens }: StoredGrant) -> Self {
+        let new = NewGrant {
+            id: Some(grant.id),
+            subject: grant.subject,
+            label: grant.label,
+            scopes: grant.scopes,
+            quota: grant.quota,
+            not_before: grant.not_before,
+            expires_at: grant.expires_at,
+            sender_constrained: grant.sender_constrained,
+            principal: grant.principal,
+            max_active: None,
+        };
+        Self {
+            grant: new,
+            tokens,
+            created_at: Some(grant.created_at),
+            revoked_at: grant.revoked_at,
+            suspended_at: grant.suspended_at,
+            last_used: grant.last_used,
+            last_used_location: grant.last_used_location,
+            token_prefix: grant.token_prefix,
+        }
+    }
+}
+
+/// The options of an import.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[must_use = "options do nothing until they are passed to `Database::import_all`"]
+pub struct ImportOptions {
+    skip_existing: bool,
+    dry_run: bool,
+}
+
+impl ImportOptions {
+    /// Creates options: each grant must be new, and is imported.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Skips grants whose id exists, and grants without an id whose token exists. So an import can be repeated. An existing grant
+    /// is not changed: a token that was rotated since is not added again. A token of another grant is still an error.
+    pub fn with_skip_existing(mut self) -> Self {
+        self.skip_existing = true;
+        self
+    }
+
+    /// Checks everything, conflicts included, and imports nothing.
+    pub fn with_dry_run(mut self) -> Self {
+        self.dry_run = true;
+        self
+    }
+}
+
+/// The result of an import.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct ImportCounts {
+    /// The number of imported grants.
+    pub imported: u64,
+    /// The number of skipped grants.
+    pub skipped: u64,
+}
+
+/// The rows of a grant.
+struct Rows {
+    grant: GrantRecord,
+    tokens: Vec<StoredToken>,
+    has_id: bool,
+    is_inserted: bool,
+    max_active: Option<u32>,
+}
+
+/// The number of grants of one statement. It bounds the memory of an import.
+const BATCH: usize = 500;
+
+// Not a join, for which PostgreSQL could read the whole table: it plans for the size before the import.
+const TOKEN_OWNERS: &str = "SELECT {digest}, (SELECT grant_id FROM {p}tokens WHERE digest = {digest}) \
+     FROM {json_elements}(CAST($1 AS {json})) AS item";
+// `WHERE TRUE` tells SQLite that `ON CONFLICT` is not the condition of a join.
+const INSERT_GRANTS: &str = "INSERT INTO {p}grants (id, subject, label, scopes, quota_interval_ns, quota_burst, not_before_ms, \
+     expires_ms, sender_constrained, principal, created_ms, revoked_ms, suspended_ms, last_used_ms, last_used_location, token_prefix) \
+     SELECT item.value ->> 0, item.value ->> 1, item.value ->> 2, item.value ->> 3, CAST(item.value ->> 4 AS BIGINT), \
+     CAST(item.value ->> 5 AS BIGINT), CAST(item.value ->> 6 AS BIGINT), CAST(item.value ->> 7 AS BIGINT), \
+     CAST(item.value ->> 8 AS BOOLEAN), CAST(item.value ->> 9 AS {json}), CAST(item.value ->> 10 AS BIGINT), \
+     CAST(item.value ->> 11 AS BIGINT), CAST(item.value ->> 12 AS BIGINT), CAST(item.value ->> 13 AS BIGINT), \
+     item.value ->> 14, item.value ->> 15 \
+     FROM {json_elements}(CAST($1 AS {json})) AS item WHERE TRUE ON CONFLICT DO NOTHING RETURNING id";
+const INSERT_TOKENS: &str = "INSERT INTO {p}tokens (digest, grant_id, created_ms, rotated_until_ms) \
+     SELECT {digest}, item.value ->> 1, CAST(item.value ->> 2 AS BIGINT), CAST(item.value ->> 3 AS BIGINT) \
+     FROM {json_elements}(CAST($1 AS {json})) AS item WHERE TRUE ON CONFLICT DO NOTHING RETURNING digest";
+
+impl Database {
+    /// Imports grants with their tokens, such as those of another system or of an [export](Self::export). Either all grants are
+    /// imported or none: an error of the iterator, an invalid grant or a conflict ends the import. Memory is bounded: grants are
+    /// written in statements of 500.
+    ///
+    /// ```no_run
+    /// use tollgate::TokenDigest;
+    /// use tollgate::store::sql::{Database, GrantImport, ImportOptions, NewGrant, SqlError};
+    ///
+    /// # async fn example(database: &Database, rows: Vec<(String, [u8; 32])>) -> Result<(), SqlError> {
+    /// let grants = rows.into_iter().map(|(customer, digest)| {
+    ///     Ok(GrantImport::new(NewGrant::new(customer)).with_token(TokenDigest::from_bytes(digest)))
+    /// });
+    /// let counts = database.import_all(grants, ImportOptions::new().with_skip_existing()).await?;
+    /// println!("imported {}, skipped {}", counts.imported, counts.skipped);
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// The [audit trail](Self::audit) gets an entry for each imported grant. The whole import is one transaction, so the
+    /// [timeout](Self::with_admin_timeout) must allow for it. On SQLite, other writers wait until it ends. On PostgreSQL, an
+    /// iterator that waits for more than 5 seconds ends the transaction.
+    ///
+    /// # Errors
+    ///
+    /// [`SqlError::Import`] names the record, and contains the errors of [`GrantImport::check`], [`SqlError::AlreadyExists`],
+    /// [`SqlError::TooManyGrants`] or the error of the iterator. Other errors are those of the database.
+    pub async fn import_all<I>(&self, grants: I, options: ImportOptions) -> Result<ImportCounts, SqlError>
+    where
+        I: IntoIterator<Item = Result<GrantImport, SqlError>>,
+        I::IntoIter: Send,
+    {
+        let mut numbered = (1_u64..).zip(grants);
+        let now = self.now();
+        let mut reports = self.reports();
+        administer!(self, Writes, transaction => {
+            let mut counts = ImportCounts::default();
+            // A savepoint, which a dry run rolls back.
+            let mut import = transaction.begin().await?;
+            loop {
+                let batch = next_batch(&mut numbered, now)?;
+                if batch.is_empty() {
+                    break;
+                }
+                counts.skipped += u64::try_from(batch.len()).unwrap_or(u64::MAX);
+                let tokens = batch.iter().flat_map(|(_, rows)| &rows.tokens);
+                let digests = Value::from_iter(tokens.map(|token| [token.digest.to_hex()].to_vec())).to_string();
+                let owners = sqlx::query_as(self.sql(TOKEN_OWNERS)).bind(digests).fetch_all(&mut *import).await?;
+                let mut batch = without_known_tokens(batch, owners, options)?;
+
+                let list = Value::from_iter(batch.iter().map(|(_, rows)| grant_row(&rows.grant))).to_string();
+                let ids = sqlx::query_scalar(self.sql(INSERT_GRANTS)).bind(list).fetch_all(&mut *import).await?;
+                let mut inserted: HashSet<String> = ids.into_iter().collect();
+                for (number, rows) in &mut batch {
+                    // An id that is in the batch twice was inserted once.
+                    rows.is_inserted = inserted.remove(rows.grant.id.as_str());
+                    if !rows.is_inserted && !options.skip_existing {
+                        return Err(SqlError::at(*number, SqlError::AlreadyExists));
+                    }
+                }
+                batch.retain(|(_, rows)| rows.is_inserted);
+                let imported = u64::try_from(batch.len()).unwrap_or(u64::MAX);
+                (counts.imported, counts.skipped) = (counts.imported + imported, counts.skipped - imported);
+
+                let list = Value::from_iter(batch.iter().flat_map(|(_, rows)| token_rows(rows))).to_string();
+                let digests: Vec<Vec<u8>> =
+                    sqlx::query_scalar(self.sql(INSERT_TOKENS)).bind(list).fetch_all(&mut *import).await?;
+                let digests: HashSet<TokenDigest> =
+                    digests.iter().map(|digest| digest_of(digest)).collect::<Result<_, _>>()?;
+                for (number, rows) in &batch {
+                    // Another process has inserted the token meanwhile.
+                    if rows.tokens.iter().any(|token| !digests.contains(&token.digest)) {
+                        return Err(SqlError::at(*number, SqlError::AlreadyExists));
+                    }
+                    if let Some(max) = rows.max_active {
+                        if count_active!(self, import, &rows.grant.subject, unix_ms(now)) > i64::from(max) {
+                            return Err(SqlError::at(*number, SqlError::TooManyGrants { max }));
+                        }
+                    }
+                }
+                let entries = batch.iter().map(|(_, rows)| about(&rows.grant, changes(None, &rows.grant)));
+                record!(self, import, "import", entries);
+            }
+            match options.dry_run {
+                true => import.rollback().await?,
+                false => {
+                    reports.added();
+                    import.commit().await?;
+                }
+            }
+            Ok(counts)
+        })
+    }
+}
+
+fn next_batch(
+    numbered: &mut impl Iterator<Item = (u64, Result<GrantImport, SqlError>)>,
+    now: SystemTime,
+) -> Result<Vec<(u64, Rows)>, SqlError> {
+    let batch = numbered.take(BATCH).map(|(number, grant)| {
+        let rows = grant.and_then(|grant| grant.rows(now));
+        rows.map(|rows| (number, rows)).map_err(|error| SqlError::at(number, error))
+    });
+    batch.collect()
+}
+
+/// Removes the grants that are skipped because of their tokens. Existing tokens have the id of a grant.
+fn without_known_tokens(
+    batch: Vec<(u64, Rows)>,
+    owners: Vec<(Vec<u8>, Option<String>)>,
+    options: ImportOptions,
+) -> Result<Vec<(u64, Rows)>, SqlError> {
+    let owners = owners.into_iter().filter_map(|(digest, id)| Some((digest, id?)));
+    let owners = owners.map(|(digest, id)| Ok((digest_of(&digest)?, GrantId::from(id))));
+    let mut owners: HashMap<TokenDigest, GrantId> = owners.collect::<Result<_, SqlError>>()?;
+    let mut unknown = Vec::with_capacity(batch.len());
+    for (number, rows) in batch {
+        let mut is_known = false;
+        for token in &rows.tokens {
+            let Some(owner) = owners.get(&token.digest) else { continue };
+            is_known = true;
+            if !options.skip_existing || (rows.has_id && *owner != rows.grant.id) {
+                return Err(SqlError::at(number, SqlError::AlreadyExists));
+            }
+        }
+        if !is_known {
+            // A later grant of the batch may have the same token.
+            owners.extend(rows.tokens.iter().map(|token| (token.digest, rows.grant.id.clone())));
+            unknown.push((number, rows));
+        }
+    }
+    Ok(unknown)
+}
+
+fn grant_row(grant: &GrantRecord) -> Value {
+    let (interval, burst) = quota_columns(grant.quota);
+    json!([
+        grant.id.as_str(),
+        grant.subject.as_str(),
+        grant.label,
+        grant.scopes.to_string(),
+        interval,
+        burst,
+        grant.not_before.map(unix_ms),
+        grant.expires_at.map(unix_ms),
+        grant.sender_constrained,
+        grant.principal,
+        unix_ms(grant.created_at),
+        grant.revoked_at.map(unix_ms),
+        grant.suspended_at.map(unix_ms),
+        grant.last_used.map(unix_ms),
+        grant.last_used_location.map(TokenLocation::as_str),
+        grant.token_prefix,
+    ])
+}
+
+fn token_rows(rows: &Rows) -> impl Iterator<Item = Value> {
+    rows.tokens.iter().map(|token| {
+        json!([
+            token.digest.to_hex(),
+            rows.grant.id.as_str(),
+            unix_ms(token.created_at.unwrap_or(rows.grant.created_at)),
+            token.rotated_until.map(unix_ms),
+        ])
+    })
+}

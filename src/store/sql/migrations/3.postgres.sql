@@ -1,0 +1,5 @@
+-- Lookups wait behind the lock of ALTER TABLE, so the wait for this lock is short.
+SET LOCAL lock_timeout = '2s';
+
+-- The location of the token in the last recorded use, such as `authorization_header`. Null if it is unknown.
+ALTER TABLE {p}grants ADD COLUMN last_used_location TEXT;

@@ -190,11 +190,11 @@ async fn migrate_says_what_it_did() {
         };
         let other = ["--table-prefix", "other_"];
         for (result, from) in [("created", None), ("up to date", Some(2))] {
-            let expected = serde_json::json!({ "result": result, "from": from, "version": 2 });
+            let expected = serde_json::json!({ "result": result, "from": from, "version": 3 });
             assert_eq!(document(&home, &other), expected);
         }
-        crate::sql::execute(&home, crate::sql_changes::version_1(home.is_postgres())).await;
-        let upgraded = "upgraded the tables from version 1 to 2\n".to_owned();
+        crate::sql::execute(&home, crate::sql_changes::tables_of(1, home.is_postgres())).await;
+        let upgraded = "upgraded the tables from version 1 to 3\n".to_owned();
         assert_eq!(run(home.url(), &["migrate"]), (0, upgraded, String::new()));
     }
 }

@@ -129,6 +129,8 @@ mod sql_changes;
 mod sql_import;
 #[cfg(all(feature = "sqlite", feature = "postgres"))]
 mod sql_issue;
+#[cfg(all(feature = "cache", feature = "sqlite", feature = "postgres"))]
+mod sql_last_used;
 #[cfg(all(feature = "sqlite", feature = "postgres"))]
 mod sql_pages;
 #[cfg(all(feature = "cache", feature = "sqlite", feature = "postgres"))]

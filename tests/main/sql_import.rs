@@ -107,10 +107,11 @@ async fn an_import_with_an_error_imports_nothing_and_names_the_record() {
         let database = home.database().await;
         database.import(TokenDigest::of("known"), &NewGrant::new("alice").with_id("known")).await.unwrap();
         // Conflicts in the first statement and in a later one.
-        for before in [0, 2, 700] {
+        for before in [0, 2, 5_100] {
             let good = || (0..before).map(|number| with_id(&format!("new-{number}"))).collect::<Vec<_>>();
             let last = before + 1;
-            for bad in [
+            let number_of_cases = if before > 2 { 2 } else { usize::MAX };
+            let cases = [
                 import("other", NewGrant::new("alice").with_id("known")),
                 import("known", NewGrant::new("alice").with_id("other")),
                 import("known", NewGrant::new("alice")),
@@ -120,7 +121,8 @@ async fn an_import_with_an_error_imports_nothing_and_names_the_record() {
                 import("new-token", NewGrant::new("alice")).map(|grant| grant.with_token_prefix("a-b")),
                 import("new-token", NewGrant::new("alice").with_max_active(1)),
                 Err(SqlError::Input("a disk error".into())),
-            ] {
+            ];
+            for bad in cases.into_iter().take(number_of_cases) {
                 let result = database.import_all(good().into_iter().chain([bad]), ImportOptions::new()).await;
                 let text = format!("{result:?}");
                 assert!(!text.contains(&TokenDigest::of("known").to_hex()), "{text}");
@@ -353,10 +355,10 @@ async fn an_export_imports_into_another_database_with_equal_behavior() {
     }
 }
 
-/// 10^5 rows. Prints the time, which is not checked.
+/// Several statements. Prints the time, which is not checked.
 #[tokio::test]
 async fn large_imports_are_possible() {
-    const ROWS: u64 = 100_000;
+    const ROWS: u64 = 20_000;
     on_each_database("large_imports_are_possible", |home| async move {
         let database = home.database().await.with_admin_timeout(HOUR);
         let grants =
@@ -365,7 +367,7 @@ async fn large_imports_are_possible() {
         assert_eq!(counts(database.import_all(grants, ImportOptions::new()).await).await, (ROWS, 0));
         let database_name = if home.is_postgres() { "PostgreSQL" } else { "SQLite" };
         crate::machine::say(format_args!("{ROWS} grants imported into {database_name} in {:?}", began.elapsed()));
-        assert!(knows(&database, "token-99999").await);
+        assert!(knows(&database, "token-19999").await);
     })
     .await;
 }

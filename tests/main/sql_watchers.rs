@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, SystemTime};
 
+use sqlx::{Connection as _, PgConnection};
 use tokio::sync::{Semaphore, mpsc};
 use tollgate::mint::Secret;
 use tollgate::store::sql::{Database, GrantChange, GrantImport, ImportOptions, NewGrant, SqlStore};
@@ -271,4 +272,45 @@ async fn watchers_are_those_of_the_same_tables_and_end_with_their_task() {
         assert!(database.revoke(&id).await.unwrap());
     })
     .await;
+}
+
+/// A change whose future is dropped while the server commits is reported, because it is made.
+#[tokio::test]
+async fn a_cancelled_change_is_reported() {
+    let Some(home) = Home::postgres("a_cancelled_change_is_reported").await else { return };
+    let database = home.database().await;
+    database.migrate().await.unwrap();
+    let (report, mut reported) = mpsc::unbounded_channel();
+    watch(&database, &home, move |change| _ = report.send(change)).await;
+    let id = database.import(TokenDigest::of("a-token"), &NewGrant::new("alice")).await.unwrap().id;
+    while reported.try_recv().is_ok() {}
+
+    // The commit waits for a lock.
+    let mut holder = PgConnection::connect(home.url()).await.unwrap();
+    let key: i64 = sqlx::query_scalar("SELECT CAST(CAST('tollgate_grants'::regclass AS oid) AS BIGINT)")
+        .fetch_one(&mut holder)
+        .await
+        .unwrap();
+    let trigger = format!(
+        "CREATE FUNCTION wait_at_commit() RETURNS trigger LANGUAGE plpgsql AS \
+         'BEGIN PERFORM pg_advisory_xact_lock({key}); RETURN NULL; END'; \
+         CREATE CONSTRAINT TRIGGER wait_at_commit AFTER UPDATE ON tollgate_grants DEFERRABLE INITIALLY DEFERRED \
+         FOR EACH ROW EXECUTE FUNCTION wait_at_commit()"
+    );
+    execute(&home, trigger).await;
+    sqlx::query("SELECT pg_advisory_lock($1)").bind(key).execute(&mut holder).await.unwrap();
+    let (revoking, revoked) = (database.clone(), id.clone());
+    let revocation = tokio::spawn(async move { revoking.revoke(&revoked).await });
+    let waiting = "SELECT COUNT(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted AND objid::bigint = $1";
+    while sqlx::query_scalar::<_, i64>(waiting).bind(key).fetch_one(&mut holder).await.unwrap() == 0 {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    assert_eq!(reported.try_recv(), Err(mpsc::error::TryRecvError::Empty), "nothing is committed yet");
+    revocation.abort();
+    assert!(revocation.await.unwrap_err().is_cancelled());
+    assert_eq!(reported.try_recv(), Ok(Invalidation::Grant(id.clone())));
+    drop(holder);
+    while database.describe(&id).await.unwrap().unwrap().revoked_at.is_none() {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
 }

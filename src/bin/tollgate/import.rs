@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use clap::Args;
 use tollgate::store::sql::{GrantImport, ImportOptions, SqlError};
-use zeroize::Zeroize as _;
+use zeroize::{Zeroize as _, Zeroizing};
 
 use crate::args::Options;
 use crate::fields::{Fields, Invalid};
@@ -74,13 +74,16 @@ fn input(file: &PathBuf) -> io::Result<Box<dyn BufRead + Send>> {
     if file.as_os_str() != "-" {
         return Ok(Box::new(BufReader::new(File::open(file)?)));
     }
-    let mut all = Vec::new();
+    let mut all = Zeroizing::new(Vec::new());
     io::stdin().lock().read_to_end(&mut all)?;
     Ok(Box::new(Cursor::new(all)))
 }
 
 /// The grants of a file. Prints an error for each invalid line. After the first one, it reads the rest of the file for other
 /// invalid lines, and ends with an error.
+///
+/// The texts of tokens are overwritten after they were hashed. The read buffers of the standard library and of `csv` keep copies
+/// of a few lines until the process ends.
 struct Lines {
     source: Source,
     /// The numbers of the lines of all grants that were read.
@@ -132,6 +135,7 @@ impl Source {
                         return Some((line.unwrap_or_default(), Err(invalid)));
                     }
                 };
+                // Empty lines before the row count as a part of it.
                 let number = record.position().map_or(0, csv::Position::line);
                 Some((number, Fields::of_csv(columns, &record).and_then(Fields::grant)))
             }

@@ -28,7 +28,7 @@ impl Database {
         Ok(Issued { secret, grant })
     }
 
-    /// Issues a grant for an existing token, by its digest.
+    /// Issues a grant for an existing token, by its digest. [`import_all`](Self::import_all) imports many grants.
     ///
     /// ```no_run
     /// use tollgate::TokenDigest;

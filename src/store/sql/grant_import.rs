@@ -84,7 +84,7 @@ impl GrantImport {
         self
     }
 
-    /// Checks the names, the token prefix and the tokens of the grant. [`Database::import_all`] calls this method.
+    /// Checks the names, the token prefix and the tokens of the grant. [`Database::import_all`](super::Database::import_all) calls this method.
     ///
     /// # Errors
     ///

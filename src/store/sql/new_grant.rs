@@ -129,7 +129,8 @@ impl NewGrant {
     ///
     /// A grant is active until it is revoked or has expired. Suspended grants and grants whose validity has not begun are active.
     /// A rotated token and its successor belong to one grant. Concurrent issues in any number of processes do not exceed the
-    /// maximum, if all of them set it. Changes of expiries are not checked.
+    /// maximum, if all of them set it. [`GrantChange::with_max_active`](super::GrantChange::with_max_active) checks changes of
+    /// expiries.
     ///
     /// ```no_run
     /// use tollgate::mint::TokenFormat;

@@ -31,6 +31,7 @@ struct Transition {
 }
 
 const SUSPEND: Transition = transition!("suspend", "suspended_ms = $3", "suspended_ms IS NULL");
+// The statement must use each parameter.
 const RESUME: Transition =
     transition!("resume", "suspended_ms = NULL", "suspended_ms IS NOT NULL AND CAST($3 AS BIGINT) IS NOT NULL");
 const REVOKE: Transition = transition!("revoke", "revoked_ms = $3", "TRUE");

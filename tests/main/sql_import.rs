@@ -147,6 +147,31 @@ async fn an_import_with_an_error_imports_nothing_and_names_the_record() {
     .await;
 }
 
+/// PostgreSQL stores no null character and no huge number in JSON.
+#[tokio::test]
+async fn a_principal_that_the_database_cannot_store_names_the_record() {
+    on_each_database("a_principal_that_the_database_cannot_store_names_the_record", |home| async move {
+        let database = home.database().await;
+        let huge: Box<serde_json::value::RawValue> = serde_json::from_str("1e999999").unwrap();
+        for bad in [
+            NewGrant::new("alice").with_principal("a null character: \0").unwrap(),
+            NewGrant::new("alice").with_principal(&huge).unwrap(),
+        ] {
+            let good = NewGrant::new("alice").with_principal("text").unwrap();
+            let grants = [import("one", good.clone()), import("two", bad), import("three", good)];
+            let imported = database.import_all(grants, ImportOptions::new().with_dry_run()).await;
+            match home.is_postgres() {
+                true => {
+                    let (number, error) = record(imported);
+                    assert!(number == 2 && matches!(error, SqlError::Principal(_)), "{number} {error:?}");
+                }
+                false => assert_eq!(counts(imported).await, (3, 0)),
+            }
+        }
+    })
+    .await;
+}
+
 #[tokio::test]
 async fn a_repeated_import_skips_existing_grants() {
     on_each_database("a_repeated_import_skips_existing_grants", |home| async move {

@@ -85,7 +85,27 @@ impl Database {
                 let mut batch = without_known_tokens(batch, owners, options)?;
 
                 let list = Value::from_iter(batch.iter().map(|(_, rows)| grant_row(&rows.grant))).to_string();
-                let ids = sqlx::query_scalar(self.sql(INSERT_GRANTS)).bind(list).fetch_all(&mut *import).await?;
+                let mut insert = import.begin().await?;
+                let ids = sqlx::query_scalar(self.sql(INSERT_GRANTS)).bind(list).fetch_all(&mut *insert).await;
+                let ids: Vec<String> = match ids.map_err(SqlError::from) {
+                    Ok(ids) => {
+                        insert.commit().await?;
+                        ids
+                    }
+                    Err(error) => {
+                        insert.rollback().await?;
+                        // PostgreSQL stores no null character and no huge number in JSON, and does not name the row.
+                        for (number, rows) in batch.iter().filter(|_| error.concerns_token()) {
+                            let mut check = import.begin().await?;
+                            let principal = sqlx::query(self.sql("SELECT CAST($1 AS {json})")).bind(&rows.grant.principal);
+                            if let Err(error) = principal.execute(&mut *check).await {
+                                return Err(SqlError::at(*number, SqlError::Principal(error.into())));
+                            }
+                            check.rollback().await?;
+                        }
+                        return Err(error);
+                    }
+                };
                 let mut inserted: HashSet<String> = ids.into_iter().collect();
                 for (number, rows) in &mut batch {
                     // An id that is in the batch twice was inserted once.

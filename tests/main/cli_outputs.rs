@@ -138,7 +138,7 @@ async fn only_migrate_creates_files_and_tables() {
             assert_eq!(only_existing, failure(1, NO_FILE));
         }
 
-        for text in ["created the tables with version 2\n", "the tables are up to date with version 2\n"] {
+        for text in ["created the tables with version 3\n", "the tables are up to date with version 2\n"] {
             assert_eq!(run(home.url(), &["migrate"]), (0, text.to_owned(), String::new()));
         }
         assert_eq!(run(home.url(), &["token", "purge"]), (0, "purged 0\n".to_owned(), String::new()));

@@ -46,7 +46,7 @@ pub(crate) struct Check {
 pub(crate) async fn run(Check { options, scopes }: Check) -> Result<(), Failure> {
     let scopes = Scopes::new(&scopes)?;
     let token = read_token()?;
-    let database = open(&options).await.map_err(not_checked)?;
+    let database = open(&options.tables).await.map_err(not_checked)?;
     let digest = TokenDigest::of(&*token);
     let response = ask(&database, header_value(&token), &scopes).await?;
     let rejection = response.extensions().get::<Rejection>();

@@ -69,7 +69,7 @@ pub(crate) async fn run(command: Command) -> Result<(), Failure> {
 
 async fn show(buckets: &Buckets) -> Result<(), Failure> {
     let (limits, subject) = (redis(buckets)?, Subject::from(buckets.subject.as_str()));
-    let quotas = quotas(&open(&buckets.options).await?, &buckets.subject).await?;
+    let quotas = quotas(&open(&buckets.options.tables).await?, &buckets.subject).await?;
     let mut parts: Vec<Decision> = Vec::new();
     for quota in quotas {
         let usage = limits.usage(&subject, quota).await.map_err(|error| Failure::Failed(error.to_string()))?;
@@ -82,7 +82,7 @@ async fn show(buckets: &Buckets) -> Result<(), Failure> {
 
 async fn reset(buckets: &Buckets) -> Result<(), Failure> {
     let (limits, subject) = (redis(buckets)?, Subject::from(buckets.subject.as_str()));
-    quotas(&open(&buckets.options).await?, &buckets.subject).await?;
+    quotas(&open(&buckets.options.tables).await?, &buckets.subject).await?;
     limits.reset(&subject).await.map_err(|error| Failure::Failed(error.to_string()))?;
     let json = json!({ "subject": subject.as_str() }).to_string();
     Ok(show::print(&if buckets.options.json {

@@ -8,7 +8,7 @@ use tollgate::mint::TokenFormat;
 use tollgate::store::sql::{Cursor, Database, GrantChange, GrantRecord, Issued, NewGrant, SqlError};
 use zeroize::Zeroizing;
 
-use crate::args::{Change, Cli, Command, Filter, Issue, Options, TokenCommand, default_format};
+use crate::args::{Change, Cli, Command, Filter, Issue, Options, Tables, TokenCommand, default_format};
 use crate::audit;
 use crate::check;
 use crate::doctor;

@@ -78,7 +78,9 @@ fn rendered(page: &str) -> Option<String> {
     let mut groff = Command::new("groff");
     groff.args(["-man", "-Tascii", "-ww", "-P-cbou"]);
     let output = with_input(groff, page.as_bytes());
-    assert!(output.stderr.is_empty(), "{}", String::from_utf8_lossy(&output.stderr));
+    let warnings = String::from_utf8_lossy(&output.stderr);
+    // Long names of options cannot be broken.
+    assert!(warnings.lines().all(|line| line.ends_with("cannot adjust line") || line.is_empty()), "{warnings}");
     Some(text(output))
 }
 

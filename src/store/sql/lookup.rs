@@ -29,9 +29,10 @@ pub(super) const STATEMENT: &str = concat!(
 
 /// The statement of [`Database::describe_token`]: a lookup that also finds revoked and suspended grants.
 const DESCRIBE: &str = concat!(
-    "SELECT t.digest, t.created_ms AS token_created_ms, t.rotated_until_ms, ",
+    "SELECT t.digest, t.token_created_ms, t.rotated_until_ms, ",
     columns!(),
-    " FROM {p}tokens t JOIN {p}grants g ON g.id = t.grant_id WHERE t.digest = $1"
+    " FROM (SELECT grant_id, digest, created_ms AS token_created_ms, rotated_until_ms FROM {p}tokens WHERE digest = $1) t \
+      JOIN {p}grants ON id = t.grant_id"
 );
 
 /// The future of a [`SqlStore`]. The source of its error is an [`SqlError`].

@@ -32,7 +32,7 @@ fn decimal(number: f64) -> String {
 }
 
 /// The compared rows: each first row is divided by the second.
-const RATIOS: [(&str, &str); 10] = [
+const RATIOS: [(&str, &str); 12] = [
     ("tower_governor", "tollgate"),
     ("axum-governor", "tollgate"),
     ("axum-extra + governor", "tollgate"),
@@ -43,6 +43,8 @@ const RATIOS: [(&str, &str); 10] = [
     ("axum-governor, plain tower", "tollgate, plain tower"),
     ("hand-written, plain tower", "tollgate, plain tower"),
     ("tower_governor, by address", "tollgate, by address"),
+    ("tower_governor, by address", "tollgate without headers, by address"),
+    ("tower_governor with headers, by address", "tollgate, by address"),
 ];
 
 pub fn print_ratios(figures: &[Figures]) {

@@ -89,7 +89,9 @@ pub const STACKS: &[Stack] = &[
     Stack::axum("axum-extra + governor", axum_extra::routed),
     Stack::axum("baseline", |_, _| routed_baseline()).without_rejections(),
     Stack::by_address("tollgate, by address", by_address::tollgate),
+    Stack::by_address("tollgate without headers, by address", by_address::tollgate_without_headers),
     Stack::by_address("tower_governor, by address", by_address::tower_governor),
+    Stack::by_address("tower_governor with headers, by address", by_address::tower_governor_with_headers),
     Stack::by_address("baseline, by address", by_address::baseline).without_rejections(),
     Stack::plain("tollgate, plain tower", tollgate::plain),
     Stack::plain("floor, plain tower", |size, _| plain(FloorLayer::new(size))).without_rejections(),
@@ -174,5 +176,6 @@ pub fn verify(stack: &Stack) {
 
 fn sends_limit_headers(name: &str) -> bool {
     let name = name.trim_end_matches(", plain tower");
-    ["tollgate", "tollgate, by address", "floor", "tower_governor", "axum-governor"].contains(&name)
+    let by_address = ["tollgate, by address", "tower_governor with headers, by address"];
+    ["tollgate", "floor", "tower_governor", "axum-governor"].contains(&name) || by_address.contains(&name)
 }

@@ -115,9 +115,9 @@ pub(super) fn charge(
     }
     drop((subject_lock, common_lock));
     drop(removed);
-    Decision::all_of(parts.into_iter().map(|Part { at, state, cost, decision }| {
+    Decision::all_of(parts.into_iter().map(|Part { at, state, cost, mut decision }| {
         let made = MadeCharge::of(&decision, now, cost).filter(|_| rejected.is_none());
-        let decision = state.limit().mark(decision, grant);
+        state.limit().mark(&mut decision, grant);
         match made.and_then(|made| Some((refund(at, made)?, made.charged_ns()))) {
             Some((refund, charged_ns)) => state.limit().with_refund(decision, refund, charged_ns),
             None => decision,

@@ -2,7 +2,6 @@
 
 use std::fmt;
 use std::hash::{BuildHasher as _, Hash, RandomState};
-use std::net::IpAddr;
 use std::sync::Arc;
 
 use super::key_table::KeyTable;
@@ -85,13 +84,6 @@ type KeyBytes = dyn Fn(&RequestHead<'_>) -> Option<Vec<u8>> + Send + Sync;
 
 const CAPACITY: usize = 65_536;
 
-fn as_bits(address: IpAddr) -> u128 {
-    match address {
-        IpAddr::V4(v4) => v4.to_ipv6_mapped().to_bits(),
-        IpAddr::V6(v6) => v6.to_bits(),
-    }
-}
-
 impl AnonymousLimits {
     /// Creates a limit for each client address, reduced to the prefix of [`ClientIp::with_ipv6_prefix`].
     ///
@@ -99,8 +91,7 @@ impl AnonymousLimits {
     ///
     /// [`LimitError::NotForAnonymous`], as for [`new`](Self::new).
     pub fn by_client_ip(limit: impl Into<Limit>, address: ClientIp) -> Result<Self, LimitError> {
-        // A number is hashed faster than an enum.
-        Self::new(limit, move |head| address.of(head).map(as_bits))
+        Self::new(limit, move |head| address.bits_of(head))
     }
 
     /// Creates a limit for each key. `key` returns the key of a request, or `None` for requests that share one bucket.
@@ -119,6 +110,8 @@ impl AnonymousLimits {
         if limit.is_for_grants() {
             return Err(LimitError::NotForAnonymous);
         }
+        // SipHash with a random key. Clients see in `RateLimit` which of their own addresses share a set. With a weaker hash they could
+        // compute from that which of their addresses share the set of another client.
         let (key, keys) = (Arc::new(key), RandomState::new());
         let policy = Policy::named(&limit.anonymous_name(), limit.quota());
         Ok(Self {
@@ -204,17 +197,18 @@ impl<L> AnonymousLimits<L> {
         self.table.memory_bytes()
     }
 
+    #[inline]
     fn charge_key(&self, charge: Charge<'_>) -> Decision {
         let (now, cost) = (self.time.now_ns(), self.limit.cost(charge));
         let hash = match charge {
             Charge::Request(head) => (self.key)(head).unwrap_or(0),
             Charge::Units(_) => 0,
         };
-        let decision = match &self.refund_totals {
+        let mut decision = match &self.refund_totals {
             None => self.charge_hash(hash, now, cost),
             Some(totals) => self.charge_with_refund(totals, hash, now, cost),
         };
-        let decision = self.limit.mark(decision, None);
+        self.limit.mark(&mut decision, None);
         observe::charged(&decision, None);
         decision
     }
@@ -301,11 +295,12 @@ impl<L> AnonymousLimits<L> {
     /// Charges the bucket of the key with this hash. Emits no metrics.
     pub(in crate::limit) fn decide_hash(&self, hash: u64, cost: u32) -> Decision {
         let now = self.time.now_ns();
-        let decision = match &self.refund_totals {
+        let mut decision = match &self.refund_totals {
             None => self.charge_hash(hash, now, cost),
             Some(totals) => self.charge_with_refund(totals, hash, now, cost),
         };
-        self.limit.mark(decision, None)
+        self.limit.mark(&mut decision, None);
+        decision
     }
 
     /// Copies the quota of the first limit, divided among several nodes.
@@ -349,6 +344,7 @@ impl<L: Limiter> Limiter for AnonymousLimits<L> {
         self.authenticated.charge(grant, charge)
     }
 
+    #[inline]
     fn charge_anonymous(&self, charge: Charge<'_>) -> Answer<Self::Future> {
         Answer::Ready(self.charge_key(charge))
     }

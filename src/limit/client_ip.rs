@@ -169,8 +169,22 @@ impl ClientIp {
     /// ```
     #[must_use]
     pub fn of(&self, head: &RequestHead<'_>) -> Option<IpAddr> {
-        let peer = peer(head)?.to_canonical();
+        self.bits_of(head).map(from_bits)
+    }
+
+    /// Returns the address as a number, which is hashed faster than an enum.
+    #[inline]
+    pub(super) fn bits_of(&self, head: &RequestHead<'_>) -> Option<u128> {
+        let peer = peer(head)?;
         let client = match &self.source {
+            Source::Peer => bits(peer.ip()),
+            source => bits(self.behind_proxies(source, peer.ip().to_canonical(), head)),
+        };
+        Some(prefix(client, self.ipv6_prefix))
+    }
+
+    fn behind_proxies(&self, source: &Source, peer: IpAddr, head: &RequestHead<'_>) -> IpAddr {
+        match source {
             Source::Peer => peer,
             Source::Single(name) => self.rightmost_untrusted(peer, only(head, name).into_iter()),
             Source::XForwardedFor => {
@@ -181,8 +195,7 @@ impl ClientIp {
                 let lines = head.headers.get_all(http::header::FORWARDED).iter().rev();
                 self.rightmost_untrusted(peer, lines.flat_map(forwarded_nodes))
             }
-        };
-        Some(prefix(client, self.ipv6_prefix))
+        }
     }
 
     /// Returns the first address that is not trusted, from the peer on. Ends at an element that is no address.
@@ -215,31 +228,37 @@ impl ClientIp {
 /// ```
 #[must_use]
 pub fn ip_prefix(address: IpAddr) -> IpAddr {
-    prefix(address, DEFAULT_PREFIX)
+    from_bits(prefix(bits(address), DEFAULT_PREFIX))
 }
 
-/// Returns an address as IPv4 if it is mapped, and else the first bits of an IPv6 address.
-fn prefix(address: IpAddr, ipv6_bits: u8) -> IpAddr {
-    match address.to_canonical() {
-        IpAddr::V6(v6) => IpAddr::V6(Ipv6Addr::from_bits(v6.to_bits() & (!0 << (128 - u32::from(ipv6_bits))))),
-        v4 => v4,
+/// Returns an address as a number. An IPv4 address has the bits of its IPv4-mapped IPv6 address.
+#[inline]
+fn bits(address: IpAddr) -> u128 {
+    match address {
+        IpAddr::V4(v4) => v4.to_ipv6_mapped().to_bits(),
+        IpAddr::V6(v6) => v6.to_bits(),
     }
+}
+
+/// Returns the first bits of an IPv6 address, or an IPv4 address as it is.
+#[inline]
+fn prefix(bits: u128, ipv6_prefix: u8) -> u128 {
+    let is_ipv4_mapped = bits >> 32 == 0xffff;
+    if is_ipv4_mapped { bits } else { bits & (!0 << (128 - u32::from(ipv6_prefix))) }
+}
+
+fn from_bits(bits: u128) -> IpAddr {
+    Ipv6Addr::from_bits(bits).to_canonical()
 }
 
 /// Returns the address of the connection.
-fn peer(head: &RequestHead<'_>) -> Option<IpAddr> {
-    if let Some(address) = head.extensions.get::<SocketAddr>() {
-        return Some(address.ip());
-    }
+fn peer<'a>(head: &RequestHead<'a>) -> Option<&'a SocketAddr> {
+    let address = head.extensions.get::<SocketAddr>();
     #[cfg(feature = "axum")]
-    if let Some(ConnectInfo(address)) = head.extensions.get::<ConnectInfo<SocketAddr>>() {
-        return Some(address.ip());
-    }
-    #[cfg(feature = "axum")]
-    if let Some(MockConnectInfo(address)) = head.extensions.get::<MockConnectInfo<SocketAddr>>() {
-        return Some(address.ip());
-    }
-    None
+    let address = address
+        .or_else(|| head.extensions.get::<ConnectInfo<SocketAddr>>().map(|ConnectInfo(address)| address))
+        .or_else(|| head.extensions.get::<MockConnectInfo<SocketAddr>>().map(|MockConnectInfo(address)| address));
+    address
 }
 
 /// Returns the value of a field that has exactly one line.

@@ -1,6 +1,7 @@
 //! [`Limit`]: the settings of one rate limit.
 
 use std::fmt;
+use std::mem;
 use std::num::NonZeroU32;
 use std::sync::Arc;
 
@@ -332,10 +333,10 @@ impl Limit {
 
     /// Adds the dry run, the near-limit flag and the partition key of this limit to a decision.
     #[inline]
-    pub(crate) fn mark(&self, decision: Decision, grant: Option<&CurrentGrant>) -> Decision {
-        match (self.is_dry_run, self.near_percent, &self.partition_key) {
-            (false, None, None) => decision,
-            _ => self.mark_rare(decision, grant),
+    pub(crate) fn mark(&self, decision: &mut Decision, grant: Option<&CurrentGrant>) {
+        // By reference, because moving a decision that was just written stalls the processor.
+        if self.is_dry_run || self.near_percent.is_some() || self.partition_key.is_some() {
+            *decision = self.mark_rare(mem::replace(decision, Decision::unlimited()), grant);
         }
     }
 

@@ -204,7 +204,14 @@ impl LimitState {
             }
             BucketSet::PerSubject { buckets, .. } => buckets.full_in(subject, policy.quota(), now),
         };
-        self.limit.mark(Decision::without_wait(policy, Verdict::Admitted, full_in), None)
+        self.usage_of(policy, full_in)
+    }
+
+    /// Returns the state of a bucket that is full after this time.
+    pub(super) fn usage_of(&self, policy: Policy, full_in_ns: u64) -> Decision {
+        let mut decision = Decision::without_wait(policy, Verdict::Admitted, full_in_ns);
+        self.limit.mark(&mut decision, None);
+        decision
     }
 
     /// Makes all buckets of a subject full. Returns the longest time in which one of them would have been full.

@@ -53,7 +53,9 @@ impl RateLimits {
         } else {
             let (now, cost) = (self.time.now_ns(), self.first.limit().cost(charge));
             let decision = self.first.charge(grant, now, cost, &mut Removed::default());
-            decision.map_or_else(Decision::unlimited, |decision| self.first.limit().mark(decision, grant))
+            let mut decision = decision.unwrap_or_else(Decision::unlimited);
+            self.first.limit().mark(&mut decision, grant);
+            decision
         };
         // 0 units are a look, not a charge.
         if !matches!(charge, Charge::Units(0)) {

@@ -308,11 +308,11 @@ impl Shared {
     }
 
     /// Adds a policy's dry-run and near-limit marks to its decision.
-    pub(super) fn marked(&self, at: usize, decision: Decision, grant: Option<&CurrentGrant>) -> Decision {
-        match self.limits.states().get(at) {
-            Some(state) => state.limit().mark(decision, grant),
-            None => decision,
+    pub(super) fn marked(&self, at: usize, mut decision: Decision, grant: Option<&CurrentGrant>) -> Decision {
+        if let Some(state) = self.limits.states().get(at) {
+            state.limit().mark(&mut decision, grant);
         }
+        decision
     }
 }
 

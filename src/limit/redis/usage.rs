@@ -13,7 +13,7 @@ use crate::grant::Subject;
 use crate::limit::limit::Scope;
 use crate::quota::Quota;
 use crate::quota::cell::carry_over;
-use crate::quota::decision::{Decision, Verdict};
+use crate::quota::decision::Decision;
 
 /// The error if Redis has failed, did not reply within the [timeout](RedisLimits::with_timeout), or is not asked because the circuit
 /// breaker is open.
@@ -55,7 +55,7 @@ impl RedisLimits {
         let usage = states.iter().zip(numbers.chunks_exact(3)).map(|(state, of)| {
             let policy = state.policy(quota);
             let full_in = carry_over(of[0].saturating_mul(1_000).saturating_add(of[1]), of[2], policy.quota());
-            state.limit().mark(Decision::without_wait(policy, Verdict::Admitted, full_in), None)
+            state.usage_of(policy, full_in)
         });
         Ok(Decision::all_of(usage))
     }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use http::HeaderValue;
 use thiserror::Error;
 
-use super::decision::{Decision, secs_up};
+use super::decision::secs_up;
 use super::quota::Quota;
 
 /// A quota with a name, which `RateLimit` headers advertise. Cloning is cheap.
@@ -124,11 +124,10 @@ impl Policy {
         &self.inner().prefix
     }
 
-    /// Returns the `RateLimit` item of a decision, if the item is pre-rendered.
-    pub(crate) fn item(&self, decision: &Decision) -> Option<&HeaderValue> {
-        let (left, burst) = (decision.remaining(), self.quota().burst());
-        let matches = decision.partition_key().is_none() && decision.more_in_s() == u64::from(left < burst);
-        self.inner().items.get(left as usize).filter(|_| matches)
+    /// Returns the `RateLimit` item without a partition key, if the item is pre-rendered.
+    pub(crate) fn item(&self, remaining: u32, more_in_s: u64) -> Option<&HeaderValue> {
+        let Inner { items, quota, .. } = self.inner();
+        items.get(remaining as usize).filter(|_| more_in_s == u64::from(remaining < quota.burst()))
     }
 
     /// Returns whether an item of `RateLimit` or `RateLimit-Policy` has the name of this policy.

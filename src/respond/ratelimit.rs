@@ -94,24 +94,18 @@ const X_TRIPLE: [HeaderName; 3] = [
     HeaderName::from_static("x-ratelimit-reset"),
 ];
 
-/// The rate limit headers of one response, rendered when the decision is known.
+/// The rate limit headers of one response. A small type, because every request moves it several times.
 #[derive(Debug)]
-pub(crate) struct LimitHeaders {
-    fields: Fields,
-    remaining: u32,
-}
-
-#[derive(Debug)]
-enum Fields {
-    /// List items of one policy.
-    Item { policy: Policy, state: HeaderValue },
-    /// List items of several policies.
+pub(crate) enum LimitHeaders {
+    /// List items of one policy, which are rendered when they are written.
+    Item { policy: Policy, state: ItemState },
+    /// List items of several policies, or with a partition key.
     Items(Vec<(Policy, HeaderValue)>),
     /// The strictest of several policies, for formats with one policy.
-    Single { format: RateLimitHeaders, quota: Quota, reset: u64 },
+    Single { format: RateLimitHeaders, quota: Quota, remaining: u32, reset: u64 },
 }
 
-/// Renders the headers of a decision, if it has any. `now` is called only by formats with a time of day.
+/// Returns the headers of a decision, if it has any. `now` is called only by formats with a time of day.
 pub(crate) fn limit_headers(
     format: RateLimitHeaders,
     decision: &Decision,
@@ -122,33 +116,36 @@ pub(crate) fn limit_headers(
     if decision.is_dry_run() {
         return None;
     }
-    let fields = match format {
-        RateLimitHeaders::Off => return None,
-        RateLimitHeaders::Draft11 if decision.is_of_several() => {
+    let (remaining, quota) = (decision.remaining(), policy.quota());
+    match format {
+        RateLimitHeaders::Off => None,
+        RateLimitHeaders::Draft11 if decision.is_of_several() || decision.partition_key().is_some() => {
             let listed = decision.parts().filter(|part| !part.is_dry_run());
-            let item = |part| Some((Decision::policy(part)?.clone(), limit_item(part)?));
-            Fields::Items(listed.filter_map(item).collect())
+            Some(LimitHeaders::Items(
+                listed.filter_map(|part| Some((part.policy()?.clone(), limit_item(part)?))).collect(),
+            ))
         }
-        RateLimitHeaders::Draft11 => Fields::Item { policy: policy.clone(), state: limit_item(decision)? },
+        RateLimitHeaders::Draft11 => {
+            Some(LimitHeaders::Item { policy: policy.clone(), state: ItemState::of(decision) })
+        }
         RateLimitHeaders::XEpoch => {
             let now_ns = now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_nanos());
             let reset = (now_ns + u128::from(decision.reset_in_ns())).div_ceil(1_000_000_000) as u64;
-            Fields::Single { format, quota: policy.quota(), reset }
+            Some(LimitHeaders::Single { format, quota, remaining, reset })
         }
         RateLimitHeaders::XDelta
         | RateLimitHeaders::Draft07
         | RateLimitHeaders::Draft06
         | RateLimitHeaders::Draft03 => {
-            Fields::Single { format, quota: policy.quota(), reset: secs_up(decision.reset_in_ns()) }
+            Some(LimitHeaders::Single { format, quota, remaining, reset: secs_up(decision.reset_in_ns()) })
         }
-    };
-    Some(LimitHeaders { fields, remaining: decision.remaining() })
+    }
 }
 
 impl LimitHeaders {
     /// Writes the headers into a response of the inner service.
     #[inline]
-    pub(crate) fn write_response<B>(self, response: &mut Response<B>) {
+    pub(crate) fn write_response<B>(&self, response: &mut Response<B>) {
         if response.status() == StatusCode::TOO_MANY_REQUESTS {
             self.write_rejection(response);
         }
@@ -158,9 +155,9 @@ impl LimitHeaders {
     /// Writes the headers of a rejection that the handler returned. It was decided later than the gate's charge.
     #[cold]
     fn write_rejection<B>(&self, response: &mut Response<B>) {
-        let format = match &self.fields {
-            Fields::Single { format, .. } => *format,
-            Fields::Item { .. } | Fields::Items(_) => RateLimitHeaders::Draft11,
+        let format = match self {
+            Self::Single { format, .. } => *format,
+            Self::Item { .. } | Self::Items(_) => RateLimitHeaders::Draft11,
         };
         let decision = response.extensions().get::<Rejection>().and_then(Rejection::decision);
         let rejected = decision.and_then(|decision| limit_headers(format, decision, SystemTime::now));
@@ -176,18 +173,20 @@ impl LimitHeaders {
 
     /// Writes the headers into a response. An inner layer may have written headers of its own policy.
     #[inline]
-    pub(crate) fn write(self, headers: &mut HeaderMap) {
-        match self.fields {
-            Fields::Item { policy, state } => {
-                join(headers, || RATELIMIT_POLICY, &policy, policy.advert().clone());
-                join(headers, || RATELIMIT, &policy, state);
+    pub(crate) fn write(&self, headers: &mut HeaderMap) {
+        match *self {
+            Self::Item { ref policy, state } => {
+                if let Some(item) = state.item(policy) {
+                    join(headers, || RATELIMIT_POLICY, policy, policy.advert().clone());
+                    join(headers, || RATELIMIT, policy, item);
+                }
             }
-            Fields::Items(items) => write_list(headers, &items),
-            Fields::Single { format, quota, reset } => {
+            Self::Items(ref items) => write_list(headers, items),
+            Self::Single { format, quota, remaining, reset } => {
                 // The stricter policy wins: less remains, or as much remains and the reset is later.
-                let own = (self.remaining.into(), Reverse(reset));
+                let own = (remaining.into(), Reverse(reset));
                 if read_single(headers, format).is_none_or(|(remaining, reset)| own < (remaining, Reverse(reset))) {
-                    write_single(headers, format, quota, self.remaining, reset);
+                    write_single(headers, format, quota, remaining, reset);
                 }
             }
         }
@@ -296,38 +295,59 @@ pub(crate) fn number(number: u64) -> HeaderValue {
     HeaderValue::from_str(itoa::Buffer::new().format(number)).unwrap_or_else(|_| number.into())
 }
 
-/// Returns the `RateLimit` item of the decision of one policy.
-#[inline]
-fn limit_item(decision: &Decision) -> Option<HeaderValue> {
-    let policy = decision.policy()?;
-    match policy.item(decision) {
-        Some(item) => Some(item.clone()),
-        None => state_item(policy.prefix(), decision),
+/// The parameters of a `RateLimit` item.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct ItemState {
+    remaining: u32,
+    more_in_s: u64,
+}
+
+impl ItemState {
+    fn of(decision: &Decision) -> Self {
+        Self { remaining: decision.remaining(), more_in_s: decision.more_in_s() }
+    }
+
+    /// Returns the `RateLimit` item of a policy.
+    #[inline]
+    fn item(self, policy: &Policy) -> Option<HeaderValue> {
+        match policy.item(self.remaining, self.more_in_s) {
+            Some(item) => Some(item.clone()),
+            None => self.render(policy.prefix(), None),
+        }
+    }
+
+    /// Renders `"name";r=19;t=1` with one allocation and without `fmt`, because most responses have it.
+    fn render(self, prefix: &[u8], partition_key: Option<&[u8]>) -> Option<HeaderValue> {
+        // Enough for a name of 64 characters, all escaped, with keys and numbers.
+        let mut buffer = [0; 192];
+        let mut digits = itoa::Buffer::new();
+        let mut at = 0;
+        let mut put = |bytes: &[u8]| -> Option<()> {
+            buffer.get_mut(at..at + bytes.len())?.copy_from_slice(bytes);
+            at += bytes.len();
+            Some(())
+        };
+        put(prefix)?;
+        put(digits.format(self.remaining).as_bytes())?;
+        put(b";t=")?;
+        put(digits.format(self.more_in_s).as_bytes())?;
+        match partition_key {
+            None => HeaderValue::from_bytes(&buffer[..at]).ok(),
+            Some(key) => {
+                let mut item = buffer[..at].to_vec();
+                // A byte sequence is base64 with padding (RFC 9651, section 4.1.8).
+                item.extend_from_slice(format!(";pk=:{}:", BASE64_STANDARD.encode(key)).as_bytes());
+                HeaderValue::try_from(item).ok()
+            }
+        }
     }
 }
 
-/// Renders `"name";r=19;t=1` with one allocation and without `fmt`, because most responses have it.
-fn state_item(prefix: &[u8], decision: &Decision) -> Option<HeaderValue> {
-    // Enough for a name of 64 characters, all escaped, with keys and numbers.
-    let mut buffer = [0; 192];
-    let mut digits = itoa::Buffer::new();
-    let mut at = 0;
-    let mut put = |bytes: &[u8]| -> Option<()> {
-        buffer.get_mut(at..at + bytes.len())?.copy_from_slice(bytes);
-        at += bytes.len();
-        Some(())
-    };
-    put(prefix)?;
-    put(digits.format(decision.remaining()).as_bytes())?;
-    put(b";t=")?;
-    put(digits.format(decision.more_in_s()).as_bytes())?;
+/// Returns the `RateLimit` item of the decision of one policy.
+fn limit_item(decision: &Decision) -> Option<HeaderValue> {
+    let (policy, state) = (decision.policy()?, ItemState::of(decision));
     match decision.partition_key() {
-        None => HeaderValue::from_bytes(&buffer[..at]).ok(),
-        Some(key) => {
-            let mut item = buffer[..at].to_vec();
-            // A byte sequence is base64 with padding (RFC 9651, section 4.1.8).
-            item.extend_from_slice(format!(";pk=:{}:", BASE64_STANDARD.encode(key)).as_bytes());
-            HeaderValue::try_from(item).ok()
-        }
+        None => state.item(policy),
+        key => state.render(policy.prefix(), key),
     }
 }

@@ -6,11 +6,11 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
-use http::{Method, Request, Response};
+use http::{Request, Response};
 use tower_service::Service;
 
 use super::settings::Gate;
-use super::state::{Admitted, Charged, Step, Wait, WaitProj};
+use super::state::{Admitted, Step, Wait, WaitProj};
 use crate::limit::Limiter;
 use crate::observe::LookupOutcome;
 use crate::pending::answer::Answer;
@@ -52,9 +52,7 @@ pin_project_lite::pin_project! {
         Running {
             #[pin]
             future: S::Future,
-            charged: Charged,
-            location: TokenLocation,
-            admitted: Option<Admitted>,
+            admitted: Admitted,
             gate: Arc<Gate<T, L, R>>,
         },
         Refunding { refunding: Box<Refunding<ResB>> },
@@ -105,7 +103,7 @@ where
         S: Clone,
     {
         match step {
-            Step::Admit(location, charged) => Self::run(inner, gate, request, location, charged),
+            Step::Admit(admitted) => Self::run(inner.call(request), admitted, gate),
             Step::Reject(rejection) => Self::reject(gate, rejection, &request),
             Step::Wait(wait) => {
                 // The instance that was made ready must serve this request. A clone may not be ready.
@@ -118,18 +116,13 @@ where
         }
     }
 
+    /// Waits for the inner service.
+    ///
+    /// Services call it themselves for an admitted request, because `after` would copy the request twice more. They move
+    /// `admitted` after the call of the inner service, because moving what was just written stalls the processor.
     #[inline]
-    fn run(
-        inner: &mut S,
-        gate: &Arc<Gate<T, L, R>>,
-        request: Request<ReqB>,
-        location: TokenLocation,
-        charged: Charged,
-    ) -> Self {
-        let is_head = request.method() == Method::HEAD;
-        let admitted = Some(Admitted { is_head, request_id: gate.request_id(&request).map(Box::new) });
-        let gate = Arc::clone(gate);
-        Self { state: State::Running { future: inner.call(request), charged, location, admitted, gate } }
+    pub(super) fn run(future: S::Future, admitted: Admitted, gate: &Arc<Gate<T, L, R>>) -> Self {
+        Self { state: State::Running { future, admitted, gate: Arc::clone(gate) } }
     }
 
     fn reject(gate: &Gate<T, L, R>, rejection: Rejection, request: &Request<ReqB>) -> Self {
@@ -154,28 +147,28 @@ where
                 StateProj::Refunding { refunding } => {
                     ready!(refunding.refund.as_mut().poll(cx));
                     let mut response = take(&mut refunding.response);
-                    if let Some(headers) = refunding.headers.take() {
+                    if let Some(headers) = &refunding.headers {
                         headers.write_response(&mut response);
                     }
                     return Poll::Ready(Ok(response));
                 }
-                StateProj::Running { future, charged, location, admitted, gate } => {
+                StateProj::Running { future, admitted, gate } => {
                     let mut response = ready!(future.poll(cx))?;
                     if let Some(rejection) = provisional(&response) {
-                        let written = gate.reject_returned(rejection.clone(), take(admitted));
+                        let written = gate.reject_returned(rejection.clone(), admitted);
                         response = rewrite(response, written);
                     }
-                    if *location != TokenLocation::AuthorizationHeader {
-                        keep_private(response.headers_mut(), *location);
+                    if admitted.location != TokenLocation::AuthorizationHeader {
+                        keep_private(response.headers_mut(), admitted.location);
                     }
-                    if let Some(decision) = charged.refundable.take() {
+                    if let Some(decision) = admitted.charged.refundable.take() {
                         if let Some((refunds, decision)) = decision.refunded(response.status()) {
                             let refunding = Refunding::new(refunds, response, gate.advert(&decision));
                             state.set(State::Refunding { refunding });
                             continue;
                         }
                     }
-                    if let Some(headers) = charged.headers.take() {
+                    if let Some(headers) = &admitted.charged.headers {
                         headers.write_response(&mut response);
                     }
                     return Poll::Ready(Ok(response));
@@ -188,9 +181,9 @@ where
                             waiting.wait.set(wait);
                             continue;
                         }
-                        Step::Admit(location, charged) => {
+                        Step::Admit(admitted) => {
                             let (mut inner, request) = take(waiting.rest);
-                            Self::run(&mut inner, waiting.gate, request, location, charged)
+                            Self::run(inner.call(request), admitted, waiting.gate)
                         }
                         Step::Reject(rejection) => {
                             let (_, request) = take(waiting.rest);

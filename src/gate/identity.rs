@@ -95,6 +95,7 @@ fn identified<P: Send + Sync + 'static>(grant: impl Into<Arc<Grant<P>>>) -> Curr
 
 impl<L: Limiter, R> Gate<NoStore, L, R> {
     /// Continues with the caller of a request.
+    #[inline]
     fn identify<B>(&self, grant: Option<CurrentGrant>, request: &mut Request<B>) -> Step<NoStore, L> {
         let Some(grant) = grant else { return self.charge_unauthenticated(Unauthenticated::Anonymous, request) };
         match verdict(grant.erased().head(), || self.settings.wall_clock.now()) {
@@ -135,14 +136,17 @@ where
 
     fn call(&mut self, mut request: Request<ReqB>) -> Self::Future {
         let gate = &*self.gate;
-        let step = match gate.bypass_preflight(&mut request) {
+        let mut step = match gate.bypass_preflight(&mut request) {
             Some(step) => step,
             None => {
                 let grant = self.identity.0.as_ref().and_then(|identify| identify(&RequestHead::of(&request)));
                 gate.identify(grant, &mut request)
             }
         };
-        AuthFuture::after(step, &mut self.inner, &self.gate, request)
+        match &mut step {
+            Step::Admit(admitted) => AuthFuture::run(self.inner.call(request), admitted.take(), &self.gate),
+            _ => AuthFuture::after(step, &mut self.inner, &self.gate, request),
+        }
     }
 }
 

@@ -105,11 +105,15 @@ where
             GateResult::Anonymous | GateResult::Preflight => Ok(limiter.charge_anonymous(Charge::Request(&head))),
             GateResult::NoGate => Err(Step::Reject(Rejection::misconfigured(NO_GATE))),
         };
-        let step = match answer {
+        let mut step = match answer {
             Ok(answer) => self.gate.limit(Caller::BehindGate, answer, &mut request),
             Err(step) => step,
         };
-        RateLimitFuture { future: AuthFuture::after(step, &mut self.inner, &self.gate, request) }
+        let future = match &mut step {
+            Step::Admit(admitted) => AuthFuture::run(self.inner.call(request), admitted.take(), &self.gate),
+            _ => AuthFuture::after(step, &mut self.inner, &self.gate, request),
+        };
+        RateLimitFuture { future }
     }
 }
 

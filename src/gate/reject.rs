@@ -2,7 +2,7 @@
 
 use http::{HeaderValue, Request, Response};
 
-use super::settings::Gate;
+use super::settings::{Gate, RequestId};
 use super::state::{Admitted, Charged};
 use crate::quota::decision::Decision;
 use crate::rejection::Rejection;
@@ -19,7 +19,7 @@ impl<T, L, R> Gate<T, L, R> {
     {
         let rejection = rejection.for_request(&RequestHead::of(request));
         self.reject(match self.request_id(request) {
-            Some(id) => rejection.with_request_id(id),
+            Some(id) => rejection.with_request_id(*id),
             None => rejection,
         })
     }
@@ -42,17 +42,22 @@ impl<T, L, R> Gate<T, L, R> {
 
     /// Returns the response to a rejection that the handler or an extractor returned.
     #[cold]
-    pub(super) fn reject_returned<B>(&self, rejection: Rejection, admitted: Admitted) -> Response<B>
+    pub(super) fn reject_returned<B>(&self, rejection: Rejection, admitted: &mut Admitted) -> Response<B>
     where
         R: Respond<B>,
     {
-        self.reject(rejection.for_admitted(admitted.is_head, admitted.request_id))
+        self.reject(rejection.for_admitted(admitted.is_head, admitted.request_id.take()))
     }
 
     /// Returns the id of a request, if the gate has a function for it.
     #[inline]
-    pub(super) fn request_id<B>(&self, request: &Request<B>) -> Option<HeaderValue> {
-        self.settings.request_id.as_ref()?(&RequestHead::of(request))
+    pub(super) fn request_id<B>(&self, request: &Request<B>) -> Option<Box<HeaderValue>> {
+        #[cold]
+        fn boxed(request_id: &RequestId, head: &RequestHead<'_>) -> Option<Box<HeaderValue>> {
+            request_id(head).map(Box::new)
+        }
+        let request_id = self.settings.request_id.as_ref()?;
+        boxed(request_id, &RequestHead::of(request))
     }
 
     /// Returns what the response to an admitted request needs of its decision.

@@ -9,6 +9,7 @@ use tower_service::Service;
 
 use super::future::AuthFuture;
 use super::settings::Gate;
+use super::state::Step;
 use crate::limit::{Limiter, Unlimited};
 use crate::respond::{ProblemDetails, Respond};
 use crate::store::GateStore;
@@ -43,7 +44,7 @@ where
     /// Runs the pipeline: extract, authenticate, limit, respond. The steps are in `steps.rs` and `reject.rs`.
     fn call(&mut self, mut request: Request<ReqB>) -> Self::Future {
         let gate = &*self.gate;
-        let step = match gate.bypass_preflight(&mut request) {
+        let mut step = match gate.bypass_preflight(&mut request) {
             Some(step) => step,
             None => {
                 let (extracted, location) = gate.extract(&request);
@@ -52,7 +53,10 @@ where
                 gate.authenticate(lookup, &mut request)
             }
         };
-        AuthFuture::after(step, &mut self.inner, &self.gate, request)
+        match &mut step {
+            Step::Admit(admitted) => AuthFuture::run(self.inner.call(request), admitted.take(), &self.gate),
+            _ => AuthFuture::after(step, &mut self.inner, &self.gate, request),
+        }
     }
 }
 

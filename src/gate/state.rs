@@ -18,7 +18,7 @@ use crate::token::{Credential, TokenLocation};
 /// The next action for a request.
 pub(super) enum Step<T: GateStore, L: Limiter> {
     /// Calls the inner service. The caller is in the request's extensions.
-    Admit(TokenLocation, Charged),
+    Admit(Admitted),
     /// Sends a rejection.
     Reject(Rejection),
     /// Waits for a store or a limiter.
@@ -33,10 +33,22 @@ pub(super) struct Charged {
     pub(super) refundable: Option<Box<Decision>>,
 }
 
-/// The properties of an admitted request that the response to a returned rejection needs.
+/// The properties of an admitted request that its response needs.
 pub(super) struct Admitted {
+    pub(super) charged: Charged,
+    pub(super) location: TokenLocation,
+    /// For the response to a rejection that the inner service returns.
     pub(super) is_head: bool,
+    /// For the response to a rejection that the inner service returns.
     pub(super) request_id: Option<Box<HeaderValue>>,
+}
+
+impl Admitted {
+    /// Moves the properties out of a borrowed step.
+    #[inline]
+    pub(super) fn take(&mut self) -> Self {
+        Self { charged: std::mem::take(&mut self.charged), request_id: self.request_id.take(), ..*self }
+    }
 }
 
 pin_project_lite::pin_project! {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use http::{Method, Request, header};
 
 use super::settings::Gate;
-use super::state::{Asked, Caller, Charged, Found, NoToken, Step, TokenLookup, Wait};
+use super::state::{Admitted, Asked, Caller, Charged, Found, NoToken, Step, TokenLookup, Wait};
 use super::unlimited::is_unlimited;
 use crate::authenticate::verdict;
 use crate::caller::{CurrentGrant, Unauthenticated, WithoutGrant};
@@ -26,11 +26,15 @@ impl<T: GateStore, L: Limiter, R> Gate<T, L, R> {
     /// Admits a CORS preflight, charged like an anonymous caller. Returns `None` for other requests.
     #[inline]
     pub(super) fn bypass_preflight<B>(&self, request: &mut Request<B>) -> Option<Step<T, L>> {
-        if !self.settings.bypass_preflights || !is_preflight(request) {
-            return None;
-        }
+        let is_bypassed = self.settings.bypass_preflights && is_preflight(request);
+        is_bypassed.then(|| self.charge_preflight(request))
+    }
+
+    /// Charges a preflight. A function of its own, because other requests are shorter without this code.
+    #[cold]
+    fn charge_preflight<B>(&self, request: &mut Request<B>) -> Step<T, L> {
         self.remove_credentials(request);
-        Some(self.charge_unauthenticated(Unauthenticated::Preflight, request))
+        self.charge_unauthenticated(Unauthenticated::Preflight, request)
     }
 }
 
@@ -230,7 +234,7 @@ impl<T: GateStore, L: Limiter, R> Gate<T, L, R> {
     #[inline]
     pub(super) fn charge<B>(&self, grant: CurrentGrant, request: &mut Request<B>) -> Step<T, L> {
         if is_unlimited::<L>() {
-            return admit(grant, Charged::default(), request);
+            return self.admit(grant, Charged::default(), request);
         }
         match self.limiter.charge(&grant, Charge::Request(&RequestHead::of(request))) {
             // The usual case does not move the grant into a `Caller`, which saves about 40 instructions.
@@ -240,12 +244,19 @@ impl<T: GateStore, L: Limiter, R> Gate<T, L, R> {
     }
 
     /// Charges a request without a grant.
+    #[inline]
     pub(super) fn charge_unauthenticated<B>(&self, reason: Unauthenticated, request: &mut Request<B>) -> Step<T, L> {
         if is_unlimited::<L>() {
             return self.admit_unauthenticated(reason, Charged::default(), request);
         }
         let answer = self.limiter.charge_anonymous(Charge::Request(&RequestHead::of(request)));
-        self.limit(Caller::Unauthenticated(reason), answer, request)
+        match &answer {
+            // The usual case does not move the decision, see `AuthFuture::run`.
+            Answer::Ready(decision) if decision.is_admitted() => {
+                self.admit_unauthenticated(reason, self.charged(decision), request)
+            }
+            _ => self.limit(Caller::Unauthenticated(reason), answer, request),
+        }
     }
 
     /// Continues with the limiter's decision, or waits for a pending one.
@@ -268,7 +279,7 @@ impl<T: GateStore, L: Limiter, R> Gate<T, L, R> {
                         grant.record(decision);
                     }
                     // The gate around this layer protects the location of the token.
-                    Step::Admit(TokenLocation::AuthorizationHeader, charged)
+                    Step::Admit(self.admitted(TokenLocation::AuthorizationHeader, charged, request))
                 }
                 Err(rejection) => Step::Reject(match request.extensions().get::<CurrentGrant>() {
                     Some(caller) => rejection.of_grant(caller.id()),
@@ -290,7 +301,7 @@ impl<T: GateStore, L: Limiter, R> Gate<T, L, R> {
                 let charged = self.charged(&decision);
                 grant.record(decision);
                 grant.set_limiter(self.limiter_id());
-                admit(grant, charged, request)
+                self.admit(grant, charged, request)
             }
             Err(rejection) => Step::Reject(rejection.of_grant(grant.id())),
         }
@@ -302,6 +313,7 @@ impl<T: GateStore, L: Limiter, R> Gate<T, L, R> {
         if is_unlimited::<L>() { 0 } else { Arc::as_ptr(&self.limiter).addr() }
     }
 
+    #[inline]
     fn admit_unauthenticated<B>(
         &self,
         reason: Unauthenticated,
@@ -319,22 +331,29 @@ impl<T: GateStore, L: Limiter, R> Gate<T, L, R> {
         }
         observe::passed(reason);
         // Responses to requests without a token need no privacy fields.
-        Step::Admit(TokenLocation::AuthorizationHeader, charged)
+        Step::Admit(self.admitted(TokenLocation::AuthorizationHeader, charged, request))
     }
-}
 
-#[inline]
-fn admit<T: GateStore, L: Limiter, B>(grant: CurrentGrant, charged: Charged, request: &mut Request<B>) -> Step<T, L> {
-    let location = grant.location();
-    let outer = request.extensions_mut().insert(grant);
-    if let Some(outer) = outer {
-        let is_twice = |grant: &CurrentGrant| outer.has_limiter(grant.limiter());
-        if request.extensions().get().is_some_and(is_twice) {
-            return Step::Reject(Rejection::misconfigured(TWICE));
+    #[inline]
+    fn admit<B>(&self, grant: CurrentGrant, charged: Charged, request: &mut Request<B>) -> Step<T, L> {
+        let location = grant.location();
+        let outer = request.extensions_mut().insert(grant);
+        if let Some(outer) = outer {
+            let is_twice = |grant: &CurrentGrant| outer.has_limiter(grant.limiter());
+            if request.extensions().get().is_some_and(is_twice) {
+                return Step::Reject(Rejection::misconfigured(TWICE));
+            }
         }
+        observe::admitted(location);
+        Step::Admit(self.admitted(location, charged, request))
     }
-    observe::admitted(location);
-    Step::Admit(location, charged)
+
+    /// Returns the properties of the request that its response needs.
+    #[inline]
+    fn admitted<B>(&self, location: TokenLocation, charged: Charged, request: &Request<B>) -> Admitted {
+        let is_head = request.method() == Method::HEAD;
+        Admitted { charged, location, is_head, request_id: self.request_id(request) }
+    }
 }
 
 /// The detail of a rejection if an outer gate has already charged the same limiter.

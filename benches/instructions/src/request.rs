@@ -3,13 +3,17 @@
 use std::convert::Infallible;
 use std::future::{Ready, ready};
 use std::hint::black_box;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::pin::pin;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use bytes::Bytes;
+use http::request::Builder;
 use http::{Request, Response, StatusCode, header};
+use tollgate::gate::IdentityLayer;
+use tollgate::limit::{AnonymousLimits, ClientIp, Clock};
 use tollgate::{AuthLayer, Grant, MemoryStore, Quota, RateLimits, TokenDigest};
 use tower::{Layer, Service};
 
@@ -19,13 +23,16 @@ pub enum Case {
     Unknown,
     Malformed,
     OverLimit,
+    /// No token, through a gate for public routes.
+    ByAddress,
 }
 
-pub const CASES: [(&str, Case); 4] = [
+pub const CASES: [(&str, Case); 5] = [
     ("admitted", Case::Admitted),
     ("unknown token", Case::Unknown),
     ("malformed", Case::Malformed),
     ("over limit", Case::OverLimit),
+    ("by address", Case::ByAddress),
 ];
 
 const TOKENS: usize = 100;
@@ -38,13 +45,22 @@ fn token(i: usize) -> String {
 /// Prepares requests of one kind and sends them.
 pub fn run(case: Case, count: usize) {
     let (quota, status) = match case {
-        Case::Admitted => (Quota::per_second(1_000_000_000).with_burst(20), StatusCode::OK),
+        Case::Admitted | Case::ByAddress => (Quota::per_second(1_000_000_000).with_burst(20), StatusCode::OK),
         Case::Unknown | Case::Malformed => (Quota::per_minute(180), StatusCode::UNAUTHORIZED),
         Case::OverLimit => (Quota::per_day(1), StatusCode::TOO_MANY_REQUESTS),
     };
-    let mut service = gate(quota).layer(Answers);
-    // The first request of a token creates its bucket.
-    requests(Case::Admitted, TOKENS).into_iter().for_each(|request| drop(answer(&mut service, request)));
+    // The first request of a token or an address creates its bucket.
+    match case {
+        Case::ByAddress => send(by_address(quota).layer(Answers), case, case, count, status),
+        _ => send(gate(quota).layer(Answers), Case::Admitted, case, count, status),
+    }
+}
+
+fn send<S>(mut service: S, first: Case, case: Case, count: usize, status: StatusCode)
+where
+    S: Service<Request<Bytes>, Response = Response<Bytes>, Error = Infallible>,
+{
+    requests(first, TOKENS).into_iter().for_each(|request| drop(answer(&mut service, request)));
     let requests = requests(case, count);
     assert!(counted(&mut service, requests, status), "not all responses were {status}");
 }
@@ -52,20 +68,33 @@ pub fn run(case: Case, count: usize) {
 fn gate(quota: Quota) -> AuthLayer<MemoryStore<usize>, RateLimits> {
     let store: MemoryStore<usize> =
         (0..TOKENS).map(|i| (TokenDigest::of(token(i)), Grant::new(format!("user-{i}"), i))).collect();
-    // A deterministic clock that advances a microsecond at each reading.
+    AuthLayer::new(store).with_rate_limit(RateLimits::new(quota).with_clock(clock()))
+}
+
+fn by_address(quota: Quota) -> IdentityLayer<AnonymousLimits> {
+    let limits = AnonymousLimits::by_client_ip(quota, ClientIp::peer()).expect("a valid limit");
+    AuthLayer::anonymous().with_rate_limit(limits.with_clock(clock()))
+}
+
+/// A deterministic clock that advances a microsecond at each reading.
+fn clock() -> impl Clock {
     let micros = AtomicU64::new(0);
-    let clock = move || Duration::from_micros(micros.fetch_add(1, Ordering::Relaxed));
-    AuthLayer::new(store).with_rate_limit(RateLimits::new(quota).with_clock(clock))
+    move || Duration::from_micros(micros.fetch_add(1, Ordering::Relaxed))
 }
 
 fn requests(case: Case, count: usize) -> Vec<Request<Bytes>> {
-    let authorization = |i: usize| match case {
-        Case::Admitted | Case::OverLimit => format!("Bearer {}", token(i % TOKENS)),
-        Case::Unknown => format!("Bearer {}", token(i + TOKENS)),
-        Case::Malformed => "Bearer not a token".to_owned(),
+    let address = |i: usize| SocketAddr::from((Ipv4Addr::from_bits((i % TOKENS) as u32), 40_000));
+    let request = |i: usize| match case {
+        Case::Admitted | Case::OverLimit => with_token(format!("Bearer {}", token(i % TOKENS))),
+        Case::Unknown => with_token(format!("Bearer {}", token(i + TOKENS))),
+        Case::Malformed => with_token("Bearer not a token".to_owned()),
+        Case::ByAddress => Request::get("/").extension(address(i)),
     };
-    let request = |i| Request::get("/").header(header::AUTHORIZATION, authorization(i)).body(Bytes::new());
-    (0..count).map(|i| request(i).expect("a request")).collect()
+    (0..count).map(|i| request(i).body(Bytes::new()).expect("a request")).collect()
+}
+
+fn with_token(authorization: String) -> Builder {
+    Request::get("/").header(header::AUTHORIZATION, authorization)
 }
 
 /// Callgrind counts only within this function, by its name.

@@ -61,7 +61,7 @@ pin_project_lite::pin_project! {
     }
 }
 
-/// A response that waits until its request no longer counts.
+/// A response that waits for the refunds of its request.
 struct Refunding<ResB> {
     refund: Pin<Box<dyn Future<Output = ()> + Send>>,
     response: Option<Response<ResB>>,
@@ -71,7 +71,7 @@ struct Refunding<ResB> {
 impl<ResB> Refunding<ResB> {
     #[cold]
     fn new(refunds: Vec<Refund>, response: Response<ResB>, headers: Option<LimitHeaders>) -> Box<Self> {
-        Box::new(Self { refund: Box::pin(give_back(refunds)), response: Some(response), headers })
+        Box::new(Self { refund: Box::pin(Refund::give_back_all(refunds)), response: Some(response), headers })
     }
 }
 
@@ -161,9 +161,10 @@ where
                     if admitted.location != TokenLocation::AuthorizationHeader {
                         keep_private(response.headers_mut(), admitted.location);
                     }
-                    if let Some(decision) = admitted.charged.refundable.take() {
-                        if let Some((refunds, decision)) = decision.refunded(response.status()) {
-                            let refunding = Refunding::new(refunds, response, gate.advert(&decision));
+                    if let Some(charge) = admitted.charged.refundable.take() {
+                        if let Some((refunds, decision)) = charge.decision.refunded(response.status()) {
+                            let headers = gate.advert_of(&decision, charge.decided_at);
+                            let refunding = Refunding::new(refunds, response, headers);
                             state.set(State::Refunding { refunding });
                             continue;
                         }
@@ -221,12 +222,6 @@ impl<S, ReqB, T: GateStore, L: Limiter, R> Waiting<S, ReqB, T, L, R> {
                 Poll::Ready(this.gate.limit(take(caller), Answer::Ready(decision), request))
             }
         }
-    }
-}
-
-async fn give_back(refunds: Vec<Refund>) {
-    for refund in refunds {
-        refund.give_back().await;
     }
 }
 

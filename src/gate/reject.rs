@@ -1,9 +1,11 @@
 //! The last step of the pipeline: the responses to rejected requests.
 
+use std::time::SystemTime;
+
 use http::{HeaderValue, Request, Response};
 
 use super::settings::{Gate, RequestId};
-use super::state::{Admitted, Charged};
+use super::state::{Admitted, Charged, Refundable};
 use crate::quota::decision::Decision;
 use crate::rejection::Rejection;
 use crate::request_head::RequestHead;
@@ -63,7 +65,19 @@ impl<T, L, R> Gate<T, L, R> {
     /// Returns what the response to an admitted request needs of its decision.
     #[inline]
     pub(super) fn charged(&self, decision: &Decision) -> Charged {
-        Charged { headers: self.advert(decision), refundable: decision.refundable() }
+        let refundable = if decision.may_be_refundable() { self.refundable(decision) } else { None };
+        Charged { headers: self.advert(decision), refundable }
+    }
+
+    #[cold]
+    fn refundable(&self, decision: &Decision) -> Option<Box<Refundable>> {
+        let decided_at = self.settings.wall_clock.now();
+        decision.refundable().map(|decision| Box::new(Refundable { decision, decided_at }))
+    }
+
+    /// Renders the rate limit headers of a decision that was made at this time.
+    pub(super) fn advert_of(&self, decision: &Decision, decided_at: SystemTime) -> Option<LimitHeaders> {
+        limit_headers(self.settings.headers, decision, || decided_at)
     }
 
     /// Renders the rate limit headers of a decision.

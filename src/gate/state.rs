@@ -1,5 +1,7 @@
 //! The state of a request between two steps of the pipeline.
 
+use std::time::SystemTime;
+
 use http::HeaderValue;
 
 use crate::caller::{CurrentGrant, Unauthenticated};
@@ -30,7 +32,14 @@ pub(super) enum Step<T: GateStore, L: Limiter> {
 pub(super) struct Charged {
     pub(super) headers: Option<LimitHeaders>,
     /// Present if the status of the response decides whether the request counts.
-    pub(super) refundable: Option<Box<Decision>>,
+    pub(super) refundable: Option<Box<Refundable>>,
+}
+
+/// A charge that may be refunded by the status of the response.
+pub(super) struct Refundable {
+    pub(super) decision: Decision,
+    /// The time of the decision, for headers that contain a date.
+    pub(super) decided_at: SystemTime,
 }
 
 /// The properties of an admitted request that its response needs.

@@ -11,7 +11,7 @@
 //! 4. Code of the service runs without the lock: cost functions, partition keys, and the `Drop` of principals.
 //!
 //! Clones of a limiter that were made before a further limit was added charge the first limit without the lock. Such a
-//! charge may be rejected because of units that are refunded a moment later.
+//! charge may be rejected because of units that are refunded a moment later. Their resets and changes of quotas take the locks.
 
 use std::hash::{BuildHasher as _, RandomState};
 use std::sync::PoisonError;

@@ -13,7 +13,6 @@ use crate::caller::CurrentGrant;
 use crate::observe;
 use crate::pending::answer::Answer;
 use crate::quota::Quota;
-use crate::quota::cell::Outcome;
 use crate::quota::decision::Decision;
 use crate::quota::policy::Policy;
 use crate::quota::refund::Refund;
@@ -187,14 +186,17 @@ impl<L> AnonymousLimits<L> {
     /// Changes the quota, for all clones of this limiter. Used units are carried over, as by
     /// [`RateLimits::set_quotas`](super::RateLimits::set_quotas). The call takes time in proportion to the number of buckets.
     pub fn set_quota(&self, quota: Quota) {
-        let policy = Policy::named(&self.limit.anonymous_name(), quota);
-        self.table.set_policy(&policy, || self.time.now_ns());
+        self.change_quota(|| quota);
     }
 
     /// Returns the size of the table in bytes, which does not depend on the number of keys.
     #[must_use]
     pub fn memory_bytes(&self) -> usize {
         self.table.memory_bytes()
+    }
+
+    fn change_quota(&self, quota: impl FnOnce() -> Quota) {
+        self.table.set_policy(|| Policy::named(&self.limit.anonymous_name(), quota()), || self.time.now_ns());
     }
 
     #[inline]
@@ -232,11 +234,7 @@ impl<L> AnonymousLimits<L> {
     #[inline]
     fn charge_hash(&self, hash: u64, now: u64, cost: u32) -> Decision {
         let charged = self.table.charge(hash, now, cost);
-        // A bucket of the table is never frozen.
-        match charged.outcome {
-            Outcome::Frozen => Decision::unlimited(),
-            outcome => decision_of(charged.policy, outcome, charged.before, now),
-        }
+        decision_of(charged.policy, charged.outcome, charged.before, now)
     }
 
     #[cold]
@@ -305,9 +303,10 @@ impl<L> AnonymousLimits<L> {
 
     /// Copies the quota of the first limit, divided among several nodes.
     pub(in crate::limit) fn follow(&self, limits: &super::RateLimits, nodes: std::num::NonZeroU32) {
-        let quota = limits.states()[0].quota().divided_by(nodes);
-        if self.quota() != quota {
-            self.set_quota(quota);
+        let quota = || limits.states()[0].quota().divided_by(nodes);
+        if self.quota() != quota() {
+            // Read again under the lock, so that the last of several concurrent changes is copied.
+            self.change_quota(quota);
         }
     }
 }

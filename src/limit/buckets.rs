@@ -15,10 +15,11 @@
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, PoisonError};
+use std::sync::{Arc, OnceLock, PoisonError};
 
 use arc_swap::ArcSwap;
 
+use super::refunds::{RefundTotal, RefundTotals};
 use crate::grant::Subject;
 use crate::grant::erased::Erased;
 use crate::observe;
@@ -45,6 +46,8 @@ pub(super) struct Buckets {
     /// The policy of grants without their own quota. Changed under the lock of the map.
     default: ArcSwap<Policy>,
     map: Mutex<Map>,
+    /// Created with the first charge that can be refunded.
+    refund_totals: OnceLock<Arc<RefundTotals<Subject>>>,
 }
 
 #[derive(Default)]
@@ -104,7 +107,13 @@ impl Buckets {
             default: ArcSwap::from_pointee(Policy::named(&name, default)),
             name,
             map: Mutex::new(Map { sweep_at: Self::FEW, ..Map::default() }),
+            refund_totals: OnceLock::new(),
         }
+    }
+
+    /// Returns the total of refunds to the bucket of a subject.
+    pub(super) fn refund_total(&self, subject: &Subject) -> Arc<RefundTotal<Subject>> {
+        self.refund_totals.get_or_init(Arc::default).of(subject.clone())
     }
 
     /// Returns the policy of grants without their own quota.
@@ -173,8 +182,17 @@ impl Buckets {
         map.slots.get(subject).and_then(Slot::bucket).map_or(0, |bucket| bucket.full_in(quota, now))
     }
 
-    /// Makes the bucket of a subject full. Returns the time in which it would have been full.
-    pub(super) fn reset(&self, subject: &Subject, now: u64, removed: &mut Removed) -> u64 {
+    /// Makes the bucket of a subject full. Charges until now are not refunded later.
+    pub(super) fn reset(&self, subject: &Subject, now: u64, removed: &mut Removed) {
+        let total = self.refund_totals.get().map(|totals| totals.of(subject.clone()));
+        match total {
+            Some(total) => total.reset(|| self.discard(subject, now, removed)),
+            None => _ = self.discard(subject, now, removed),
+        }
+    }
+
+    /// Drops the bucket of a subject. Returns the time until it would have been full.
+    fn discard(&self, subject: &Subject, now: u64, removed: &mut Removed) -> u64 {
         let mut map = self.lock();
         let Some(slot) = map.slots.remove(subject) else { return 0 };
         let used_ns = slot.bucket().map_or(0, |bucket| bucket.discard(now));

@@ -16,7 +16,7 @@ use std::num::NonZeroU32;
 use std::sync::PoisonError;
 
 use crate::quota::Quota;
-use crate::quota::cell::{Outcome, carry_over, decide, read, swap};
+use crate::quota::cell::{FROZEN, Outcome, carry_over, decide, read, swap};
 use crate::quota::policy::Policy;
 use crate::sync::{InMemoryState, Mutex, MutexGuard};
 
@@ -39,6 +39,8 @@ struct Set {
 
 pub(super) struct KeyTable {
     sets: Box<[Mutex<Set>]>,
+    /// Held during a change of the policy, so that all sets have the same policy afterwards.
+    change: Mutex<()>,
 }
 
 /// The result of a charge.
@@ -54,7 +56,7 @@ impl KeyTable {
     pub(super) fn new(capacity: usize, policy: &Policy) -> Self {
         let sets = capacity.next_power_of_two().div_ceil(WAYS).max(1);
         let set = || Set { entries: Default::default(), policy: policy.clone(), replaced: 0 };
-        Self { sets: (0..sets).map(|_| Mutex::new(set())).collect() }
+        Self { sets: (0..sets).map(|_| Mutex::new(set())).collect(), change: Mutex::new(()) }
     }
 
     pub(super) fn capacity(&self) -> usize {
@@ -69,12 +71,20 @@ impl KeyTable {
         self.lock(0).policy.clone()
     }
 
-    /// Changes the policy, set by set. The used units of all keys are carried over.
-    pub(super) fn set_policy(&self, policy: &Policy, now: impl Fn() -> u64) {
+    /// Changes the policy, set by set. The used units of all keys are carried over. Concurrent changes follow one another.
+    pub(super) fn set_policy(&self, policy: impl FnOnce() -> Policy, now: impl Fn() -> u64) {
+        let _change = self.change.lock().unwrap_or_else(PoisonError::into_inner);
+        let policy = policy();
+        if self.policy() == policy {
+            return;
+        }
         for set in &self.sets {
             let mut set = set.lock().unwrap_or_else(PoisonError::into_inner);
             let (now, from) = (now(), set.policy.quota());
-            let carried = |tat: u64| now + carry_over(tat.saturating_sub(now), from.interval_ns(), policy.quota());
+            let carried = |tat: u64| {
+                let carried_ns = carry_over(tat.saturating_sub(now), from.interval_ns(), policy.quota());
+                now.saturating_add(carried_ns).min(FROZEN - 1)
+            };
             for entry in &set.entries {
                 swap(&entry.cell, carried(read(&entry.cell)));
             }

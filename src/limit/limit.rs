@@ -205,9 +205,12 @@ impl Limit {
 
     /// Refunds the charge of a request if its response has one of these statuses. Default: all requests count.
     ///
-    /// The gate refunds the charge before the response is returned, and the `RateLimit` header fields of the response do not
-    /// contain it. Dropped requests and errors of the inner service have no status, so they count. So do units that a handler charges.
-    /// gRPC errors usually have the status 200.
+    /// The gate refunds the charge before the response is returned. The `RateLimit` header fields of the response do not contain the
+    /// charge. Dropped requests and errors of the inner service have no status, so they count. Units that a handler charges count
+    /// too. gRPC errors usually have the status 200.
+    ///
+    /// In Redis, a response waits for its refund as long as for a charge. A refund may be lost there. Then the header fields do not
+    /// show the charge, but it counts.
     ///
     /// A limiter with such a limit has [refunds](super::RateLimits::with_refunds).
     ///
@@ -218,7 +221,7 @@ impl Limit {
     /// // Errors of the server do not count.
     /// let limits = RateLimits::new(Limit::from(Quota::per_minute(60)).with_refund_if(|status| status.is_server_error()));
     ///
-    /// // Only failed requests count: ten wrong passwords in an hour for each address.
+    /// // Only failed requests count: for each address ten wrong passwords, and then one every six minutes.
     /// let failures = Limit::new("failures", Quota::per_hour(10))?.with_refund_if(|status| status.is_success());
     /// let sign_in = AnonymousLimits::by_client_ip(failures, ClientIp::peer())?;
     /// # let _ = (limits, sign_in);

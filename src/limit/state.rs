@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use super::buckets::{BucketOwner, Buckets, Removed};
 use super::limit::{Limit, Scope};
+use super::refunds::RefundTotal;
 use crate::caller::CurrentGrant;
 use crate::grant::Subject;
 use crate::quota::Quota;
@@ -84,7 +85,8 @@ impl LimitState {
     pub(super) fn anonymous_quota(&self) -> Option<Quota> {
         match &self.buckets {
             BucketSet::PerSubject { anonymous, .. } => anonymous.as_ref().map(|shared| shared.buckets.quota()),
-            BucketSet::Shared(_) => self.limit.anonymous,
+            // Anonymous callers are charged to the shared bucket.
+            BucketSet::Shared(_) => None,
         }
     }
 
@@ -187,6 +189,12 @@ impl LimitState {
         Some(buckets.with(owner, now, removed, peek))
     }
 
+    /// Returns the total of refunds to the bucket of a caller, or `None` if this caller is not limited.
+    pub(super) fn refund_total(&self, grant: Option<&CurrentGrant>) -> Option<Arc<RefundTotal<Subject>>> {
+        let (buckets, owner) = self.owner(grant)?;
+        Some(buckets.refund_total(owner.subject))
+    }
+
     /// Refunds this many nanoseconds of a charge under this quota.
     pub(super) fn refund(&self, grant: Option<&CurrentGrant>, quota: Quota, ns: u64) {
         if let Some((buckets, owner)) = self.owner(grant) {
@@ -214,13 +222,11 @@ impl LimitState {
         decision
     }
 
-    /// Makes all buckets of a subject full. Returns the longest time in which one of them would have been full.
-    pub(super) fn reset(&self, subject: &Subject, now: u64, removed: &mut Removed) -> u64 {
-        match &self.buckets {
-            BucketSet::Shared(_) => 0,
-            BucketSet::PerSubject { buckets, apart, .. } => {
-                buckets.reset(subject, now, removed).max(apart.reset(subject, now, removed))
-            }
+    /// Makes all buckets of a subject full. A shared bucket does not change.
+    pub(super) fn reset(&self, subject: &Subject, now: u64, removed: &mut Removed) {
+        if let BucketSet::PerSubject { buckets, apart, .. } = &self.buckets {
+            buckets.reset(subject, now, removed);
+            apart.reset(subject, now, removed);
         }
     }
 

@@ -1,6 +1,7 @@
 //! [`Bucket`]: the state of one subject under one policy, and [`BucketCache`]: the buckets that a grant keeps.
 
 use std::num::NonZeroU32;
+use std::ptr;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use super::cell::{FROZEN, Outcome, carry_over, decide, read, refund, swap};
@@ -98,7 +99,7 @@ struct SharedBuckets {
 
 enum Next {
     Element(SharedBuckets),
-    /// The end of the longest list. A grant that lives long can outlive many changes of a quota.
+    /// The end of the longest list. A long-lived grant can be charged after many changes of a quota.
     Further(Mutex<Vec<(u64, Arc<Bucket>)>>),
 }
 
@@ -160,8 +161,9 @@ impl BucketCache {
                 Next::Element(next) => element = next,
                 Next::Further(further) => {
                     let mut further = lock(further);
-                    // Frozen buckets are never charged again.
-                    further.retain(|(id, bucket)| *id != limiter_id && bucket.tat().is_some());
+                    // Frozen buckets are never charged again. A bucket has another id after a change of the default quota.
+                    let is_useful = |cached: &Bucket| !ptr::eq(cached, &**bucket) && cached.tat().is_some();
+                    further.retain(|(id, cached)| *id != limiter_id && is_useful(cached));
                     further.push((limiter_id, Arc::clone(bucket)));
                     return;
                 }

@@ -7,6 +7,7 @@ use http::StatusCode;
 
 use super::policy::Policy;
 use super::refund::{Refund, RefundIf};
+pub use super::verdict::Verdict;
 
 /// The result of one charge by a [`Limiter`](crate::Limiter).
 ///
@@ -50,20 +51,6 @@ struct Rest {
     refund: Option<Refund>,
     /// The statuses for which the charge is refunded, and the charged nanoseconds.
     refund_if: Option<(RefundIf, u64)>,
-}
-
-/// The outcome of a charge.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum Verdict {
-    /// The units were charged. For one of several policies: the charge fits, and is made if it fits all policies.
-    Admitted,
-    /// Nothing was charged. The same charge fits later.
-    OverLimit,
-    /// Nothing was charged. The cost is larger than the burst, so the charge never fits.
-    CostAboveBurst,
-    /// Nothing was charged. The limiter could not determine whether the charge fits.
-    Unavailable,
 }
 
 impl Decision {
@@ -296,21 +283,19 @@ impl Decision {
         let own = self.rest.iter().filter_map(|rest| rest.refund.as_ref());
         let of_parts =
             self.rest.iter().flat_map(|rest| &rest.parts).filter_map(|part| part.rest.as_ref()?.refund.as_ref());
-        let all: Vec<Refund> = own.chain(of_parts).cloned().collect();
-        for refund in all {
-            refund.give_back().await;
-        }
+        Refund::give_back_all(own.chain(of_parts).cloned()).await;
+    }
+
+    /// Returns whether the status of the response may decide whether the request counts.
+    #[inline]
+    pub(crate) fn may_be_refundable(&self) -> bool {
+        self.rest.is_some()
     }
 
     /// Returns a copy if the status of the response decides whether the request counts.
-    #[inline]
-    pub(crate) fn refundable(&self) -> Option<Box<Self>> {
-        if self.rest.is_some() { self.copy_if_refundable() } else { None }
-    }
-
     #[cold]
-    fn copy_if_refundable(&self) -> Option<Box<Self>> {
-        self.parts().any(|part| part.refund_if().is_some()).then(|| Box::new(self.clone()))
+    pub(crate) fn refundable(&self) -> Option<Self> {
+        self.parts().any(|part| part.refund_if().is_some()).then(|| self.clone())
     }
 
     fn refund_if(&self) -> Option<&(RefundIf, u64)> {

@@ -10,5 +10,6 @@ pub(crate) mod policy;
 mod quota;
 pub(crate) mod refund;
 mod text;
+mod verdict;
 
 pub use quota::{Quota, QuotaError};

@@ -1,8 +1,10 @@
 //! [`Refund`]: returns the units of a charge to the bucket. [`RefundIf`]: for which responses.
 
 use std::fmt;
+use std::future::poll_fn;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::task::Poll;
 
 use http::StatusCode;
 
@@ -42,6 +44,16 @@ impl Refund {
     {
         let give_back: GiveBack = Box::new(move || Box::pin(give_back()));
         Self(Arc::new(Mutex::new(Some(give_back))))
+    }
+
+    /// Executes several refunds at the same time.
+    pub(crate) async fn give_back_all(refunds: impl IntoIterator<Item = Self>) {
+        let mut pending: Vec<_> = refunds.into_iter().map(|refund| Box::pin(refund.give_back())).collect();
+        poll_fn(|cx| {
+            pending.retain_mut(|refund| refund.as_mut().poll(cx).is_pending());
+            if pending.is_empty() { Poll::Ready(()) } else { Poll::Pending }
+        })
+        .await;
     }
 
     /// Refunds the charge, unless it has already been refunded.

@@ -110,6 +110,18 @@ fn grant_that_outlives_many_changes_keeps_its_units() {
 }
 
 #[test]
+fn grant_with_its_own_quota_keeps_its_bucket_over_many_changes() {
+    let limits = Hands::default().limits(FIVE);
+    let plan = Arc::new(Grant::new("customer", ()).with_quota(Quota::one_per(SECOND).with_burst(1_000)));
+    let other = Arc::new(Grant::new("customer", ()).with_quota(Quota::one_per(SECOND).with_burst(1_000)));
+    for round in 1..=400 {
+        limits.set_quotas([("default", Quota::one_per(SECOND).with_burst(5 + round))]).unwrap();
+        let grant = if round % 3 == 0 { &other } else { &plan };
+        assert_eq!(charge(&limits, grant, 1).remaining(), 1_000 - round);
+    }
+}
+
+#[test]
 fn concurrent_charges_never_exceed_the_largest_burst() {
     for _ in 0..20 {
         let limits = Hands::default().limits(FIVE);
@@ -160,6 +172,52 @@ fn concurrent_charge_of_several_limits_sees_all_old_or_all_new_quotas() {
         }
         changer.join().unwrap();
     });
+}
+
+#[test]
+fn client_that_has_used_much_stays_limited_after_a_change_to_a_tiny_quota() {
+    let key = |head: &RequestHead<'_>| Some(head.uri.path().to_owned());
+    let fast = Quota::try_per(1, Duration::from_nanos(1_000)).unwrap().with_burst(1_000_000);
+    let cost = |head: &RequestHead<'_>| head.uri.query().map_or(1, |units| units.parse().unwrap());
+    let limits = AnonymousLimits::new(Limit::from(fast).with_cost(cost), key).unwrap().with_clock(|| Duration::ZERO);
+    let charge = |uri: &str| {
+        let request = http::Request::get(uri).body(()).unwrap();
+        match limits.charge_anonymous(Charge::Request(&RequestHead::of(&request))) {
+            Answer::Ready(decision) => decision,
+            Answer::Pending(_) => panic!("limits in memory never wait"),
+        }
+    };
+    assert!(charge("/a?200000").is_admitted());
+    limits.set_quota("1/day".parse().unwrap());
+    assert!(!charge("/a").is_admitted());
+}
+
+#[test]
+fn concurrent_changes_of_limits_by_address_leave_one_quota() {
+    let key = |head: &RequestHead<'_>| Some(head.uri.path().to_owned());
+    for _ in 0..200 {
+        let limits = AnonymousLimits::new(FIVE, key).unwrap().with_clock(|| Duration::ZERO);
+        thread::scope(|scope| {
+            scope.spawn(|| limits.set_quota(NINE));
+            scope.spawn(|| limits.set_quota(Quota::one_per(SECOND).with_burst(7)));
+        });
+        let quotas: std::collections::HashSet<_> = (0..300)
+            .map(|number| {
+                let request = http::Request::get(format!("/{number}")).body(()).unwrap();
+                match limits.charge_anonymous(Charge::Request(&RequestHead::of(&request))) {
+                    Answer::Ready(decision) => decision.policy().unwrap().quota().burst(),
+                    Answer::Pending(_) => panic!("limits in memory never wait"),
+                }
+            })
+            .collect();
+        assert_eq!(quotas.len(), 1, "{quotas:?}");
+    }
+}
+
+#[test]
+fn anonymous_quota_of_a_shared_limit_is_unknown() {
+    let shared = RateLimits::new(limit("all", FIVE).shared_by_all().with_anonymous(FIVE));
+    assert_eq!(shared.set_anonymous_quotas([("all", NINE)]), Err(LimitError::Unknown));
 }
 
 #[test]

@@ -42,6 +42,7 @@ async fn limits_of_a_subject_are_shown_by_its_quotas_and_reset() {
     let ended =
         database.import(TokenDigest::of("two"), &NewGrant::new("alice").with_quota(FIVE.with_burst(7))).await.unwrap();
     database.revoke(&ended.id).await.unwrap();
+    database.import(TokenDigest::of("three"), &NewGrant::new("alice").with_quota(plan)).await.unwrap();
     let secret = std::env::temp_dir().join(format!("tollgate-secret-{}", crate::machine::unique()));
     std::fs::write(&secret, SECRET).unwrap();
     let run =
@@ -67,6 +68,13 @@ async fn limits_of_a_subject_are_shown_by_its_quotas_and_reset() {
     let named = json(&run("show", &["--json", "--grant-quotas", "orders"]));
     // Then `default` keeps its own quota. Grants with a quota have another bucket under it.
     assert_eq!(left(&named), [("default".to_owned(), 5), ("orders".to_owned(), 48)]);
+
+    // Another quota of the subject has a line of its own. Limits with their own quota have one line.
+    let other = NewGrant::new("alice").with_quota(FIVE.with_burst(20));
+    let other = database.import(TokenDigest::of("four"), &other).await.unwrap();
+    let both = [("default".to_owned(), 48), ("orders".to_owned(), 0), ("default".to_owned(), 18)];
+    assert_eq!(left(&json(&run("show", &["--json"]))), both);
+    database.revoke(&other.id).await.unwrap();
 
     assert_eq!(stdout(&run("reset", &[])), "reset the limits of alice\n");
     assert_eq!(left(&json(&run("show", &["--json"]))), [("default".to_owned(), 50), ("orders".to_owned(), 2)]);
@@ -103,7 +111,10 @@ async fn errors_contain_no_password_and_no_secret() {
         (code(&output), error)
     };
     let closed = "redis://:sesame@127.0.0.1:9";
-    assert_eq!(run(closed, &secret, "default=5/h"), (1, "error: Redis is unavailable\n".to_owned()));
+    assert_eq!(
+        run(closed, &secret, "default=5/h"),
+        (1, "error: Redis is unavailable, or too many commands are in flight\n".to_owned())
+    );
     assert_eq!(run("sesame", &secret, "default=5/h").0, 2);
     assert_eq!(run(closed, &short, "default=5/h").1, "error: invalid secret: must have at least 32 bytes\n");
     assert_eq!(run(closed, &folder.join("sesame-none"), "default=5/h").0, 2);

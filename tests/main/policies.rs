@@ -8,7 +8,7 @@ use tollgate::TokenDigest;
 
 use http::{HeaderValue, Request, Response};
 use proptest::prelude::*;
-use tollgate::limit::{Charge, RateLimits};
+use tollgate::limit::{Charge, Limiter as _, RateLimits};
 use tollgate::{
     AuthLayer, CurrentGrant, Decision, Grant, Limit, LimitError, MemoryStore, Policy, PolicyNameError, Quota,
     RateLimitHeaders, RequestHead, Verdict,
@@ -639,4 +639,30 @@ fn combined_decisions_are_flat_and_report_the_strictest_part() {
     assert_eq!(outer.parts().collect::<Vec<_>>(), [&easy, &tight, &over]);
     assert_eq!(Decision::all_of([over.clone(), Decision::unlimited()]), over);
     assert_eq!(Decision::all_of([]), Decision::unlimited());
+}
+
+/// Checks clones that were made refundable separately: their refunds of one bucket are added up.
+#[test]
+fn refunds_of_separate_clones_are_counted_together() {
+    let hands = Hands::default();
+    let base = hands.limits(Quota::per_second(1).with_burst(3));
+    let (first, second) = (base.clone().with_refunds(), base.clone().with_refunds());
+    let alice = grant_of("alice", None);
+    let [one, two] = [(&first, 1), (&second, 2)].map(|(limits, units)| limits.charge(&alice, Charge::Units(units)));
+    now(one.refund());
+    hands.advance(2 * SECOND);
+    assert!(base.charge(&alice, Charge::Units(3)).is_admitted(), "the bucket is full");
+    now(two.refund());
+    assert_eq!(base.peek(&alice).remaining(), 0);
+}
+
+#[test]
+fn refunds_of_a_gate_and_a_route_do_not_reduce_each_other() {
+    let limits = Hands::default().limits(Quota::per_second(1).with_burst(5)).with_refunds();
+    let route = limits.clone().for_route();
+    let alice = grant_of("alice", Some(Quota::per_second(1).with_burst(50)));
+    let [of_gate, of_route] = [&limits, &route].map(|limits| limits.charge(&alice, Charge::Units(1)));
+    now(of_gate.refund());
+    now(of_route.refund());
+    assert_eq!((limits.peek(&alice).remaining(), route.peek(&alice).remaining()), (50, 5));
 }

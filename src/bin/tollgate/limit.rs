@@ -15,18 +15,25 @@ use crate::args::{Options, quota};
 use crate::run::{Failure, open};
 use crate::show;
 
-const AFTER_HELP: &str = "\
-The prefix, the secret and the limits must be those of the service. Units are counted by the quotas of the subject's grants in the \
-database.
+const SETTINGS: &str = "\
+The prefix, the secret and the limits must be those of the service. With others, `show` prints full buckets, and `reset` resets \
+nothing, without an error.
 
-Changes no bucket. `reset` deletes the buckets of the subject, so that they are full.";
+Units are counted by the quotas of the subject's grants in the database. Limits that all subjects share are not known here. \
+On a route, a limit with the name `default` has other buckets for grants with a quota, which are not shown.";
+
+const RESET: &str = "\
+The prefix, the secret and the limits must be those of the service. With others, nothing is reset, without an error.
+
+Servers may reject the subject for ten more seconds.";
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    /// Show how many units a subject has left in Redis
-    #[command(after_help = AFTER_HELP)]
+    /// Show the remaining units of a subject
+    #[command(after_help = SETTINGS)]
     Show(Buckets),
-    /// Make all buckets of a subject in Redis full
+    /// Make all buckets of a subject full
+    #[command(after_help = RESET)]
     Reset(Buckets),
 }
 
@@ -74,7 +81,8 @@ async fn show(buckets: &Buckets) -> Result<(), Failure> {
     for quota in quotas {
         let usage = limits.usage(&subject, quota).await.map_err(|error| Failure::Failed(error.to_string()))?;
         // Limits with a quota of their own are the same for all grants.
-        let new: Vec<_> = usage.parts().filter(|part| !parts.contains(part)).cloned().collect();
+        let is_new = |part: &&Decision| parts.iter().all(|other| other.policy() != part.policy());
+        let new: Vec<_> = usage.parts().filter(is_new).cloned().collect();
         parts.extend(new);
     }
     Ok(show::print(&if buckets.options.json { json(&parts) } else { table(&parts) })?)

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::RateLimits;
 use crate::caller::CurrentGrant;
 use crate::limit::buckets::Removed;
-use crate::limit::limit::{GrantQuotas, Limit, Scope};
+use crate::limit::limit::{GrantQuotas, Limit};
 use crate::limit::refunds::MadeCharge;
 use crate::limit::state::LimitState;
 use crate::limit::{Charge, Limiter, all_or_nothing};
@@ -73,14 +73,13 @@ impl RateLimits {
     fn decide_rare(&self, grant: Option<&CurrentGrant>, cost: &dyn Fn(usize, &Limit) -> u32) -> Decision {
         let now = self.time.now_ns();
         // Totals are read before the charge, so that no later refund is missed.
-        let before = |(at, state): (usize, &LimitState)| {
-            let subject = grant.filter(|_| state.limit().scope == Scope::Subject).map(CurrentGrant::subject);
-            let total = self.refund_totals.as_ref()?.of((at, subject.cloned()));
+        let before = |state: &LimitState| {
+            let total = state.refund_total(grant).filter(|_| self.has_refunds)?;
             Some((total.get(), total))
         };
-        let totals: Vec<_> = self.states().iter().enumerate().map_while(before).collect();
+        let totals: Vec<_> = self.states().iter().map(before).collect();
         let refund = |at: usize, made: MadeCharge| {
-            let (refunded, total) = totals.get(at)?;
+            let (refunded, total) = totals.get(at)?.as_ref()?;
             let (made, total, state) = (made.after(*refunded), Arc::clone(total), self.states().get(at)?.clone());
             let (time, grant) = (Arc::clone(&self.time), grant.cloned());
             Some(Refund::new(move || {
@@ -89,14 +88,14 @@ impl RateLimits {
             }))
         };
         let (states, locks) = match &self.several {
-            Some(several) => (&*several.limits, Some(&*several.locks)),
+            Some(limits) => (&***limits, self.locks.get()),
             None => (std::slice::from_ref(&self.first), None),
         };
         all_or_nothing::charge(states, locks, grant, now, cost, &refund)
     }
 
     pub(in crate::limit) fn has_refunds(&self) -> bool {
-        self.refund_totals.is_some()
+        self.has_refunds
     }
 
     /// Returns whether [`for_route`](Limiter::for_route) changes this limiter.

@@ -7,11 +7,10 @@ mod usage;
 use std::fmt;
 #[cfg(feature = "redis")]
 use std::num::NonZeroU32;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use super::all_or_nothing::ChargeLocks;
 use super::limit::{GrantQuotas, Limit, PartitionKey};
-use super::refunds::RefundTotals;
 use super::state::LimitState;
 use super::{Clock, LimitError, Time};
 use crate::grant::Subject;
@@ -62,23 +61,14 @@ use crate::grant::Subject;
 #[derive(Clone)]
 pub struct RateLimits {
     first: LimitState,
-    /// Set if there are several limits.
-    several: Option<Arc<Several>>,
+    /// All limits, including the first, if there are several.
+    several: Option<Arc<Vec<LimitState>>>,
+    /// Created with the second limit. Clones from before share them.
+    locks: Arc<OnceLock<ChargeLocks>>,
     /// Every clone holds a reference, see [`with_clock`](Self::with_clock).
     pub(super) time: Arc<Time>,
-    /// Set if charges can be refunded.
-    refund_totals: Option<Arc<RefundTotals<BucketKey>>>,
-}
-
-/// The index of a limit, and the subject, or `None` for a shared bucket.
-type BucketKey = (usize, Option<Subject>);
-
-/// The state of several limits.
-#[derive(Clone)]
-struct Several {
-    /// All limits, including the first.
-    limits: Vec<LimitState>,
-    locks: Arc<ChargeLocks>,
+    /// Whether charges can be refunded.
+    has_refunds: bool,
 }
 
 impl RateLimits {
@@ -98,8 +88,8 @@ impl RateLimits {
     #[must_use]
     pub fn new(limit: impl Into<Limit>) -> Self {
         let first = LimitState::new(limit.into());
-        let refund_totals = first.limit().refund_if.is_some().then(Arc::default);
-        Self { first, several: None, time: Arc::new(Time::counter()), refund_totals }
+        let has_refunds = first.limit().refund_if.is_some();
+        Self { first, several: None, locks: Arc::default(), time: Arc::new(Time::counter()), has_refunds }
     }
 
     /// Adds a limit. A charge that one of the limits rejects costs nothing in the others, also under concurrent requests.
@@ -127,10 +117,10 @@ impl RateLimits {
             GrantQuotas::FollowedByDefault | GrantQuotas::Unfollowed | GrantQuotas::Ignored => {}
         }
         limit.partition_key.clone_from(&self.first.limit().partition_key);
-        let refund_totals = self.refund_totals.or_else(|| limit.refund_if.is_some().then(Arc::default));
+        let has_refunds = self.has_refunds || limit.refund_if.is_some();
         limits.push(LimitState::new(limit));
-        let locks = self.several.as_ref().map_or_else(|| Arc::new(ChargeLocks::new()), |more| Arc::clone(&more.locks));
-        Ok(Self { several: Some(Arc::new(Several { limits, locks })), refund_totals, ..self })
+        self.locks.get_or_init(ChargeLocks::new);
+        Ok(Self { several: Some(Arc::new(limits)), has_refunds, ..self })
     }
 
     /// Returns the limiter of one of several nodes, which divide the quotas, including grants' quotas. All buckets are full.
@@ -143,16 +133,14 @@ impl RateLimits {
     pub(in crate::limit) fn states(&self) -> &[LimitState] {
         match &self.several {
             None => std::slice::from_ref(&self.first),
-            Some(several) => &several.limits,
+            Some(limits) => limits,
         }
     }
 
     /// Changes a setting of all limits. The buckets are kept.
     fn change_all(mut self, change: impl Fn(&mut Limit)) -> Self {
         let changed = |state: &LimitState| state.clone().changed(&change);
-        if let Some(several) = self.several.as_mut().map(Arc::make_mut) {
-            several.limits = several.limits.iter().map(changed).collect();
-        }
+        self.several = self.several.map(|limits| Arc::new(limits.iter().map(changed).collect()));
         self.first = changed(&self.first);
         self
     }
@@ -160,11 +148,10 @@ impl RateLimits {
     /// Changes all limits. All buckets are new and full.
     fn with_full_buckets(self, change: impl Fn(&Limit) -> Limit) -> Self {
         let new = |state: &LimitState| LimitState::new(change(&state.current()));
-        let several = self.several.as_ref().map(|several| {
-            let limits = several.limits.iter().map(new).collect();
-            Arc::new(Several { limits, locks: Arc::new(ChargeLocks::new()) })
-        });
-        Self { first: new(&self.first), several, ..self }
+        let several = self.several.as_ref().map(|limits| Arc::new(limits.iter().map(new).collect()));
+        let locks =
+            Arc::new(self.several.as_ref().map(|_| ChargeLocks::new()).map_or_else(OnceLock::new, OnceLock::from));
+        Self { first: new(&self.first), several, locks, ..self }
     }
 
     /// Sets the clock. Default: the monotonic clock of the system. All buckets are full afterwards.
@@ -219,7 +206,7 @@ impl RateLimits {
     /// ```
     #[must_use]
     pub fn with_refunds(self) -> Self {
-        Self { refund_totals: self.refund_totals.or_else(|| Some(Arc::default())), ..self }
+        Self { has_refunds: true, ..self }
     }
 
     /// Sets the partition key of each subject's buckets, which clients see in the `pk` parameter of draft-11. Default: none.

@@ -2,6 +2,7 @@
 
 use super::RateLimits;
 use crate::limit::LimitError;
+use crate::limit::all_or_nothing::ChargeLocks;
 use crate::limit::state::LimitState;
 use crate::quota::Quota;
 
@@ -64,7 +65,7 @@ impl RateLimits {
             _ => Err(LimitError::Unknown),
         };
         let changes: Vec<_> = quotas.into_iter().map(find).collect::<Result<_, _>>()?;
-        let _locks = self.several.as_ref().map(|several| several.locks.lock_all());
+        let _locks = self.locks.get().map(ChargeLocks::lock_all);
         changes.into_iter().for_each(|(state, quota)| set(state, quota));
         Ok(())
     }

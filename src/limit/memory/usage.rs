@@ -1,9 +1,8 @@
-//! The buckets of a subject, for people and support.
+//! Usage and reset of a subject's buckets.
 
 use super::RateLimits;
 use crate::grant::Subject;
 use crate::limit::buckets::Removed;
-use crate::limit::limit::Scope;
 use crate::quota::Quota;
 use crate::quota::decision::Decision;
 
@@ -11,8 +10,11 @@ impl RateLimits {
     /// Returns the state of a subject's buckets, without a charge and without its token. `quota` is the
     /// [quota of the subject's grant](crate::Grant::with_quota), or `None` for the default quota.
     ///
-    /// The decision has a [part](Decision::parts) for each limit. [`Decision::remaining`] and [`Decision::full_in`] are what support
-    /// needs. No bucket is created or changed, also by a wrong quota.
+    /// The decision has a [part](Decision::parts) for each limit. Support usually needs [`Decision::remaining`] and
+    /// [`Decision::full_in`]. The call creates and changes no bucket. A wrong quota changes no bucket either.
+    ///
+    /// On a route, a limit that was converted from a quota has other buckets, see [`Limit`](crate::Limit#grants-quotas). For their
+    /// state, call this method on [`for_route`](crate::Limiter::for_route) of a clone.
     ///
     /// ```
     /// use std::time::Duration;
@@ -40,15 +42,9 @@ impl RateLimits {
     /// Charges before this call are not refunded later.
     pub fn reset(&self, subject: &Subject) {
         let mut removed = Removed::default();
-        let lock = self.several.as_ref().map(|several| several.locks.lock(Some(subject)));
-        for (at, state) in self.states().iter().enumerate().filter(|(_, state)| state.limit().scope == Scope::Subject) {
-            let now = self.time.now_ns();
-            match &self.refund_totals {
-                Some(totals) => {
-                    totals.of((at, Some(subject.clone()))).reset(|| state.reset(subject, now, &mut removed));
-                }
-                None => _ = state.reset(subject, now, &mut removed),
-            }
+        let lock = self.locks.get().map(|locks| locks.lock(Some(subject)));
+        for state in self.states() {
+            state.reset(subject, self.time.now_ns(), &mut removed);
         }
         drop(lock);
     }

@@ -42,6 +42,9 @@ use crate::quota::decision::Decision;
 /// holds up to eight buckets, in less than 1 KiB. Keys expire when their buckets are full. The rules of [`AnonymousLimits`] about
 /// floods of addresses hold for all servers together. All servers must have the same number of buckets.
 ///
+/// Limits with the same name share their buckets in Redis. Create each of several limits by [`Limit::new`](crate::Limit::new) with a
+/// name of its own.
+///
 /// The place of a client's bucket is a keyed hash of what its key gives to a [`Hasher`](std::hash::Hasher). Servers share a bucket
 /// if they compute the same key.
 #[derive(Clone)]

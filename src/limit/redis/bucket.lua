@@ -37,7 +37,7 @@ local function refunds_of(history)
   return tonumber(born or 0), tonumber(us or 0), tonumber(ns or 0)
 end
 
--- Refunds the part of a charge that has not refilled yet. Takes the theoretical arrival time and the history of a bucket, and
+-- Refunds the part of a charge that the bucket has not regained yet. Takes the theoretical arrival time and the history of a bucket, and
 -- returns the new ones. Returns nothing if nothing is refunded. ARGV from `at`: cost x interval in us and ns; the time at which
 -- the bucket is full if no other charge is made, in us and ns; and the history of the bucket before the charge.
 local function refund(us, ns, history, at)

@@ -144,7 +144,7 @@ impl State {
 }
 
 impl Part {
-    /// Returns the argument that tells whether the bucket binds, and those of [`charge_args`](Self::charge_args).
+    /// Returns the seven arguments of one bucket: whether its rejection binds, and [`charge_args`](Self::charge_args).
     fn args(&self) -> impl Iterator<Item = u64> {
         std::iter::once(u64::from(self.binds)).chain(self.charge_args())
     }

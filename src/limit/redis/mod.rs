@@ -17,6 +17,7 @@
 //!    | for a connection, if there is none; and again if the connection fails during the next wait | timeout | [`OutagePolicy`] |
 //!    | for fewer commands in flight | [queue timeout](RedisLimits::with_queue_timeout), twice the timeout | 503 |
 //!    | for the reply to the command | timeout | [`OutagePolicy`] |
+//!    | for a refund by the [status of the response](crate::Limit::with_refund_if), before the response: the same waits again | 1.25 seconds | the request counts |
 //!
 //!    Time in which the process does not run comes on top.
 //! 5. With [leases](RedisLimits::with_leases) a server charges units in advance, so most charges are decided immediately. The bound

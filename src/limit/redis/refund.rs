@@ -61,7 +61,7 @@ fn script(clock: &str) -> Script {
     Script::new(clock, true, include_str!("refund.lua"))
 }
 
-/// Refunds the part of a charge that has not refilled yet.
+/// Refunds the part of a charge that the bucket has not regained yet.
 pub(super) async fn refund(connection: &mut Connection, charged: &Charged) -> RedisResult<()> {
     static REFUND: LazyLock<Script> = LazyLock::new(|| script(CLOCK));
     match charged.hash {

@@ -307,6 +307,48 @@ fn set_of_buckets_decides_like_the_table_in_memory() {
         .unwrap();
 }
 
+/// Compares with exact buckets that count only requests without a refund, for more keys than the set has buckets.
+#[test]
+fn set_of_buckets_admits_no_more_than_the_quota_with_refunds() {
+    let Some((runtime, mut connection)) = redis("set_of_buckets_admits_no_more_than_the_quota_with_refunds") else {
+        return;
+    };
+    let mut runner = proptest::test_runner::TestRunner::new(ProptestConfig::with_cases(200));
+    let connection = std::cell::RefCell::new(&mut connection);
+    let quota = Quota::one_per(std::time::Duration::from_nanos(10_500)).with_burst(3);
+    runner
+        .run(&(set_steps(), 9..24_u64), |(steps, keys)| {
+            let mut connection = connection.borrow_mut();
+            let (key, mut made) = (key(), Vec::new());
+            let (mut passed, mut counted) = (1_000, HashMap::<u64, u64>::new());
+            for (time, hash, cost) in steps {
+                passed += time;
+                let (hash, now, now_us) = (hash % keys + 1, passed * 1_000, START_US + passed);
+                let Some(cost) = cost.filter(|cost| *cost > 0) else {
+                    if let Some(charged) = made.pop() {
+                        runtime.block_on(refund::refund_at(&mut connection, &charged, now_us)).unwrap();
+                    }
+                    continue;
+                };
+                let part = part(&key, quota, cost);
+                let reply = runtime.block_on(key_set::charge_at(&mut connection, &part, hash, now_us)).unwrap();
+                let Some(charged) = Charged::of(&part, reply.states[0], reply.histories[0], now_us) else { continue };
+                // Every second charge counts, whatever happens later.
+                match (u64::from(cost) + hash) % 2 {
+                    0 => made.push(charged.in_set(Some(hash))),
+                    _ => {
+                        let tat = counted.entry(hash).or_default();
+                        *tat = (*tat).max(now) + part.charged_ns();
+                        prop_assert!(*tat <= now + quota.span_ns());
+                    }
+                }
+            }
+            remove(&runtime, &mut connection, &key);
+            Ok(())
+        })
+        .unwrap();
+}
+
 #[test]
 fn set_of_buckets_keeps_units_after_a_change_of_quota_and_for_replaced_keys() {
     let name = "set_of_buckets_keeps_units_after_a_change_of_quota_and_for_replaced_keys";

@@ -1,4 +1,4 @@
-//! The buckets of a subject, for people and support.
+//! Usage and reset of a subject's buckets.
 
 use std::sync::LazyLock;
 
@@ -15,10 +15,12 @@ use crate::quota::Quota;
 use crate::quota::cell::carry_over;
 use crate::quota::decision::Decision;
 
-/// The error if Redis has failed, did not reply within the [timeout](RedisLimits::with_timeout), or is not asked because the circuit
-/// breaker is open.
+/// The error of a command that Redis did not answer.
+///
+/// Redis has failed, did not reply within the [timeout](RedisLimits::with_timeout), or is not asked because the circuit breaker is
+/// open. Or too many commands were in flight for the whole [queue timeout](RedisLimits::with_queue_timeout).
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
-#[error("Redis is unavailable")]
+#[error("Redis is unavailable, or too many commands are in flight")]
 #[non_exhaustive]
 pub struct RedisUnavailable;
 
@@ -26,8 +28,9 @@ impl RedisLimits {
     /// Returns the state of a subject's buckets over all servers, without a charge and without its token. `quota` is the
     /// [quota of the subject's grant](crate::Grant::with_quota), or `None` for the default quota.
     ///
-    /// The decision has a [part](Decision::parts) for each limit. No bucket is created or changed, also by a wrong quota. With
-    /// [leases](Self::with_leases), units that a server has leased count as used.
+    /// The decision has a [part](Decision::parts) for each limit. The call creates and changes no bucket. A wrong quota changes no
+    /// bucket either. With [leases](Self::with_leases), units that a server has leased count as used. Routes may have other buckets,
+    /// see [`RateLimits::usage`](crate::RateLimits::usage).
     ///
     /// ```no_run
     /// # async fn example(limits: tollgate::limit::redis::RedisLimits) -> Result<(), tollgate::limit::redis::RedisUnavailable> {
@@ -62,7 +65,7 @@ impl RedisLimits {
 
     /// Makes all buckets of a subject full, on all servers. Buckets that all subjects share do not change.
     ///
-    /// Rejections that another server has cached, or that are in progress, last for at most ten seconds. With
+    /// Rejections that are cached by another server or by a route of this server, or are in progress, last for at most ten seconds. With
     /// [leases](Self::with_leases), units that a server has leased can be used until the lease ends. Charges before this call are not
     /// refunded later.
     ///

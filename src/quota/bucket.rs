@@ -187,3 +187,23 @@ impl Clone for BucketCache {
         Self::default()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::policy::PolicyName;
+    use super::*;
+
+    #[test]
+    fn cache_keeps_one_entry_for_each_bucket_after_many_changes() {
+        let policy = Policy::named(&PolicyName::default_name(), Quota::per_minute(5));
+        let [bucket, other] = [(); 2].map(|()| Arc::new(Bucket::with_tat(policy.clone(), 0)));
+        let cache = BucketCache::default();
+        for id in 0..1_000 {
+            cache.add_shared(2 * id, &bucket);
+            cache.add_shared(2 * id + 1, &other);
+            assert!(cache.charge(2 * id, |found| ptr::eq(found, &*bucket).then_some(())).is_some());
+        }
+        let references = [&bucket, &other].map(Arc::strong_count);
+        assert!(references.into_iter().all(|count| count <= 2 + BucketCache::LIST), "{references:?}");
+    }
+}

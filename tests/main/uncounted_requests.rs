@@ -2,7 +2,8 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, UNIX_EPOCH};
 
 use axum::Router;
 use axum::body::Body;
@@ -10,8 +11,10 @@ use axum::extract::{ConnectInfo, Path};
 use axum::routing::get;
 use http::{Request, Response, StatusCode};
 use tokio::sync::Semaphore;
-use tollgate::limit::{AnonymousLimits, ClientIp};
-use tollgate::{AuthLayer, Limit, Quota, Unauthenticated};
+use tollgate::limit::{AnonymousLimits, ClientIp, Refund};
+use tollgate::{
+    AuthLayer, Charge, CurrentGrant, Decision, Grant, Limit, Policy, Quota, RateLimitHeaders, Unauthenticated, Verdict,
+};
 use tower::{Layer, ServiceExt, service_fn};
 
 use crate::kit::*;
@@ -185,4 +188,41 @@ async fn missing_scope_outside_of_the_limit_costs_nothing() {
     assert_eq!(remaining(&status(&app, 200).await), [r#""plan";r=4;t=1"#]);
     assert_eq!(status(&app, 403).await.status(), 403);
     assert_eq!(remaining(&status(&app, 200).await), [r#""plan";r=2;t=1"#]);
+}
+
+#[tokio::test]
+async fn date_in_a_header_is_counted_from_the_decision_after_a_refund_too() {
+    let now = Arc::new(AtomicU64::new(1_000_000));
+    let (wall, passes) = (Arc::clone(&now), Arc::clone(&now));
+    let limits = Hands::default().limits(limit("plan").with_refund_if(|status| status.is_server_error()));
+    let alice = CurrentGrant::new(Grant::new("alice", ()));
+    assert!(limits.charge(&alice, Charge::Units(2)).is_admitted());
+    let gate = AuthLayer::new(memory()).with_rate_limit(limits).with_rate_limit_headers(RateLimitHeaders::XEpoch);
+    let gate = gate.with_wall_clock(move || UNIX_EPOCH + Duration::from_secs(wall.load(Ordering::SeqCst)));
+    let app = Router::new().route(
+        "/{status}",
+        get(async move |Path(status): Path<u16>| {
+            // The handler takes a minute.
+            passes.fetch_add(60, Ordering::SeqCst);
+            StatusCode::from_u16(status).unwrap()
+        }),
+    );
+    let app = app.layer(gate);
+    let counted = status(&app, 200).await;
+    assert_eq!(field(counted.headers(), "x-ratelimit-reset"), Some("1000003"));
+    let refunded = status(&app, 500).await;
+    assert_eq!(field(refunded.headers(), "x-ratelimit-reset"), Some("1000063"));
+}
+
+#[tokio::test]
+async fn refunds_of_several_limits_run_at_the_same_time() {
+    let both = Arc::new(tokio::sync::Barrier::new(2));
+    let part = |name: &str| {
+        let both = Arc::clone(&both);
+        let policy = Policy::new(name, FIVE).unwrap();
+        let decision = Decision::new(policy, Verdict::Admitted, 4, Duration::ZERO, Duration::ZERO);
+        decision.with_refund(Refund::new(move || async move { _ = both.wait().await }))
+    };
+    let decision = Decision::all_of([part("first"), part("second")]);
+    tokio::time::timeout(Duration::from_secs(30), decision.refund()).await.expect("one refund waits for the other");
 }

@@ -5,13 +5,13 @@
 -- Returns three numbers per bucket: 0 if the charge does not fit, or else 1 plus the leased units; and the time until the
 -- bucket is full, in us and ns. With refunds three more: the history of the bucket. The last number is the time.
 --
--- A bucket is the text "us ns interval", and its history with refunds (bucket.lua). The first two are the theoretical arrival
+-- A bucket is the text "us ns interval", and its history with refunds (history.lua). The first two are the theoretical arrival
 -- time, the third is the interval that it is counted by.
 local buckets, admitted, answer = {}, true, {}
 for i, key in ipairs(KEYS) do
   local at = 7 * (i - 1) + 1
   local interval = ARGV[at + 1]
-  local us, ns, changed, history = 0, 0, false, created()
+  local us, ns, changed, history = 0, 0, false, has_refunds and created() or ''
   local value = redis.call('GET', key)
   if value then
     local tat_us, tat_ns, counted_by, stored = string.match(value, '^(%d+) (%d+) (%d+)(.*)$')
@@ -59,14 +59,11 @@ for i, key in ipairs(KEYS) do
   if changed then
     store(key, string.format('%.0f %.0f %s%s', now + us, ns, interval, history), now + us)
   end
-  table.insert(answer, fits and 1 + leased or 0)
-  table.insert(answer, us)
-  table.insert(answer, ns)
+  local n = #answer
+  answer[n + 1], answer[n + 2], answer[n + 3] = fits and 1 + leased or 0, us, ns
   if has_refunds then
-    for _, number in ipairs({ refunds_of(history) }) do
-      table.insert(answer, number)
-    end
+    answer[n + 4], answer[n + 5], answer[n + 6] = refunds_of(history)
   end
 end
-table.insert(answer, now)
+answer[#answer + 1] = now
 return answer

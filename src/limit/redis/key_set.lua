@@ -1,6 +1,6 @@
 -- Charges or refunds one key of a set of buckets, by the rules of key_table.rs.
--- KEYS: the set. ARGV: 1 for a refund, or else 0; the hash of the key; interval in ns; and the other arguments of `charge` or
--- `refund` (bucket.lua).
+-- KEYS: the set. ARGV: 1 for a refund, or else 0; the hash of the key; interval in ns; and the other arguments of `charge`
+-- (bucket.lua) or `refund` (history.lua).
 -- A charge returns 1 if it fits, or else 0; the time until the bucket is full, in us and ns; with refunds the history of the
 -- bucket in three numbers; and the time.
 --
@@ -30,7 +30,7 @@ if value then
     us, ns = until_full(us, ns)
     if us >= 0 then
       if is_changed or history == '' then
-        history = created()
+        history = has_refunds and created() or ''
       end
       table.insert(buckets, { hash = of, us = us, ns = ns, history = history })
       if of == hash then
@@ -63,15 +63,16 @@ end
 local answer = {}
 if not is_refund then
   local bucket, least_used = known, nil
+  local new = has_refunds and created() or ''
   if not bucket and #buckets < WAYS then
-    bucket = { us = 0, ns = 0, history = created() }
+    bucket = { us = 0, ns = 0, history = new }
   elseif not bucket then
     for _, other in ipairs(buckets) do
       if not least_used or is_less(other.us, other.ns, least_used.us, least_used.ns) then
         least_used = other
       end
     end
-    bucket = { us = least_used.us, ns = least_used.ns, history = created() }
+    bucket = { us = least_used.us, ns = least_used.ns, history = new }
   end
   local fits, is_charged, us, ns = charge(bucket.us, bucket.ns, 3)
   if is_charged then

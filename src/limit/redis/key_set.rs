@@ -45,7 +45,7 @@ async fn run(
     Reply::read(script.run(connection, &[&part.key], &args).await?, 1)
 }
 
-/// Runs a refund with the arguments of `refund` in `bucket.lua`, and before them the interval.
+/// Runs a refund with the arguments of `refund` in `history.lua`, and before them the interval.
 pub(super) async fn refund(connection: &mut Connection, key: &[u8], hash: u64, refund: &[u64]) -> RedisResult<()> {
     static REFUND: LazyLock<Script> = LazyLock::new(|| script(CLOCK, true));
     REFUND.run(connection, &[key], &[&[1, hash], refund].concat()).await

@@ -1,5 +1,5 @@
 -- Refunds the charge of one bucket.
--- KEYS: the bucket. ARGV: interval in ns, and the seven arguments of `refund` (bucket.lua).
+-- KEYS: the bucket. ARGV: interval in ns, and the seven arguments of `refund` (history.lua).
 local value = redis.call('GET', KEYS[1])
 if value then
   local tat_us, tat_ns, counted_by, stored = string.match(value, '^(%d+) (%d+) (%d+)(.*)$')

@@ -48,7 +48,7 @@ impl Charged {
         &self.key
     }
 
-    /// Returns the interval, and the arguments of `refund` in `bucket.lua`.
+    /// Returns the interval, and the arguments of `refund` in `history.lua`.
     fn args(&self) -> [u64; 8] {
         let [created, refunded_us, refunded_ns] = self.history;
         let (charged_us, charged_ns) = (self.charged_ns / 1_000, self.charged_ns % 1_000);

@@ -15,10 +15,12 @@ pub(super) const GIVEN_CLOCK: &str = "local now = tonumber(table.remove(ARGV))";
 pub(super) struct Script(redis::Script, String);
 
 impl Script {
-    /// Creates a script with the functions of `bucket.lua`.
+    /// Creates a script with the functions of `bucket.lua`, and those of `history.lua` if charges can be refunded. Redis creates all
+    /// functions of a script at each call.
     pub(super) fn new(clock: &str, has_refunds: bool, code: &str) -> Self {
         let functions = include_str!("bucket.lua");
-        let code = format!("{clock}\nlocal has_refunds = {has_refunds}\n{functions}\n{code}");
+        let for_refunds = if has_refunds { include_str!("history.lua") } else { "" };
+        let code = format!("{clock}\nlocal has_refunds = {has_refunds}\n{functions}\n{for_refunds}\n{code}");
         Self(redis::Script::new(&code), code)
     }
 

@@ -95,10 +95,10 @@ pub(crate) fn is_local_host(host: &str) -> bool {
 /// Returns the text of an error and of its sources.
 #[must_use]
 pub fn with_sources(error: &(dyn Error + 'static)) -> String {
-    let mut text = error.to_string();
+    let mut text = without_line(error.to_string());
     let mut source = error.source();
     while let Some(error) = source {
-        let cause = error.to_string();
+        let cause = without_line(error.to_string());
         // Some errors already contain the text of their source.
         if !text.contains(&cause) {
             text = text + ": " + &cause;
@@ -106,6 +106,14 @@ pub fn with_sources(error: &(dyn Error + 'static)) -> String {
         source = error.source();
     }
     text
+}
+
+/// Removes the line in the source of PostgreSQL, which sqlx adds to errors of the server.
+fn without_line(text: String) -> String {
+    match text.rsplit_once(" at line ") {
+        Some((start, line)) if line.bytes().all(|byte| byte.is_ascii_digit()) => start.to_owned(),
+        _ => text,
+    }
 }
 
 #[cfg(all(test, any(feature = "postgres", feature = "redis")))]

@@ -78,6 +78,19 @@ impl Scopes {
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
+
+    /// Adds the scopes that the list does not contain.
+    #[cfg(feature = "sql")]
+    pub(crate) fn union(&self, other: &Self) -> Self {
+        let new = other.0.iter().filter(|scope| !self.contains(scope));
+        Self(self.0.iter().chain(new).cloned().collect())
+    }
+
+    /// Removes scopes.
+    #[cfg(feature = "sql")]
+    pub(crate) fn difference(&self, other: &Self) -> Self {
+        Self(self.0.iter().filter(|scope| !other.contains(scope)).cloned().collect())
+    }
 }
 
 fn check_scope(scope: &str) -> Result<Box<str>, ScopeError> {

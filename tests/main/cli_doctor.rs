@@ -99,8 +99,11 @@ async fn a_healthy_database_is_ok_and_not_changed() {
                 "audit trail",
                 "owner",
                 "grants",
+                "rows",
             ][..],
-            false => &["url", "connection", "server", "file", "journal", "integrity", "tables", "writable", "grants"],
+            false => {
+                &["url", "connection", "server", "file", "journal", "integrity", "tables", "writable", "grants", "rows"]
+            }
         };
         assert_eq!(checks(&document), expected);
         let grants = "1 valid, 0 not yet valid, 0 suspended, 1 expired, 1 revoked; `tollgate token purge` deletes 2";
@@ -118,6 +121,24 @@ async fn a_healthy_database_is_ok_and_not_changed() {
         let text = String::from_utf8(run(&home, &["doctor"]).stdout).unwrap();
         assert_eq!(text.lines().count(), expected.len());
         assert!(text.contains("\nok       tables         the tables have version 3, as required\n"), "{text}");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn rows_that_cannot_be_read_are_reported_with_their_ids() {
+    on_each_database("rows_that_cannot_be_read_are_reported_with_their_ids", |home| async move {
+        let database = home.database().await;
+        for id in ["one", "two", "three", "four", "five"] {
+            database.import(TokenDigest::of(id), &NewGrant::new("alice").with_id(id)).await.unwrap();
+        }
+        assert_eq!(finding(&doctor(home.url(), &[]).1, "rows"), ("ok", "the rows of all grants can be read"));
+        crate::sql::execute(&home, "UPDATE tollgate_grants SET scopes = '\"' WHERE id <> 'two'".to_owned()).await;
+        let (exit, document) = doctor(home.url(), &[]);
+        let ids = "grant five: invalid value in column scopes; grant four: invalid value in column scopes; \
+             grant one: invalid value in column scopes; and 1 more";
+        let expected = format!("restore the values of these rows: {ids}");
+        assert_eq!((exit, finding(&document, "rows")), (1, ("error", &*expected)), "{document}");
     })
     .await;
 }
@@ -290,7 +311,7 @@ mod redis {
         assert_eq!(keys_and_scripts(&server), before);
         let expected =
             ["redis", "redis role", "redis memory", "redis tls", "redis latency", "redis clock", "redis scripts"];
-        assert_eq!(checks(&document)[9..], expected);
+        assert_eq!(checks(&document)[10..], expected);
         for check in expected.iter().filter(|check| **check != "redis latency") {
             assert_eq!(finding(&document, check).0, "ok", "{document}");
         }

@@ -200,11 +200,23 @@ async fn rotated_tokens_are_valid_in_their_grace_period() {
         // A grace period ends no later than the grant.
         let third = database.rotate(&id, &format(), Duration::MAX).await.unwrap();
         assert_eq!(find(&store, second.secret.expose()).await.unwrap().expires_at(), Some(end));
-        // Without a grace period the old token is invalid immediately.
-        let fourth = database.rotate(&id, &format(), Duration::ZERO).await.unwrap();
-        assert!(find(&store, third.secret.expose()).await.is_none());
-        // The first token keeps its own grace period.
-        assert!(find(&store, first.secret.expose()).await.is_some());
+        // A later grace period does not extend an earlier one.
+        let ten_minutes = Some(clock.now() + Duration::from_secs(600));
+        assert_eq!(find(&store, first.secret.expose()).await.unwrap().expires_at(), ten_minutes);
+        // A shorter one ends all older tokens.
+        let fourth = database.rotate(&id, &format(), Duration::from_secs(60)).await.unwrap();
+        for older in [&first, &second, &third] {
+            let end = find(&store, older.secret.expose()).await.unwrap().expires_at();
+            assert_eq!(end, Some(clock.now() + Duration::from_secs(60)));
+        }
+        // Without a grace period they end immediately.
+        database.rotate(&id, &format(), Duration::ZERO).await.unwrap();
+        for older in [&first, &second, &third, &fourth] {
+            let ended = find(&store, older.secret.expose()).await.unwrap();
+            assert!(ended.is_rotated() && !ended.is_valid_at(clock.now()));
+            let token = database.describe_token(TokenDigest::of(older.secret.expose())).await.unwrap().unwrap();
+            assert_eq!((token.grant.id, token.grace_ends_at), (id.clone(), Some(clock.now())));
+        }
 
         clock.advance(Duration::from_secs(3_600));
         assert!(matches!(database.rotate(&id, &format(), Duration::ZERO).await, Err(SqlError::Expired)));
@@ -453,7 +465,7 @@ async fn errors_concern_the_database_or_one_row() {
             let pool = sqlx::SqlitePool::connect(home.url()).await.unwrap();
             sqlx::query("UPDATE tollgate_grants SET created_ms = 'yesterday'").execute(&pool).await.unwrap();
             let found = database.store::<()>().lookup(&BearerToken::new("a-token")).await;
-            assert!(matches!(cause(&found), Some((SqlError::Database(_), true))), "{found:?}");
+            assert!(matches!(cause(&found), Some((SqlError::InvalidRow { .. }, true))), "{found:?}");
         }
         // The tables do not exist.
         database
@@ -472,7 +484,7 @@ async fn invalid_rows_are_errors() {
     let home = Home::sqlite();
     let database = home.database().await;
     database.migrate().await.unwrap();
-    database.import(TokenDigest::of("a-token"), &NewGrant::new("alice")).await.unwrap();
+    let id = database.import(TokenDigest::of("a-token"), &NewGrant::new("alice")).await.unwrap().id;
     let pool = sqlx::SqlitePool::connect(home.url()).await.unwrap();
     for wrong in [
         "scopes = 'a\"b'",
@@ -484,7 +496,10 @@ async fn invalid_rows_are_errors() {
     ] {
         sqlx::query(sqlx::AssertSqlSafe(format!("UPDATE tollgate_grants SET {wrong}"))).execute(&pool).await.unwrap();
         let found = database.store::<()>().lookup(&BearerToken::new("a-token")).await;
-        assert!(matches!(cause(&found), Some((SqlError::Corrupt(_), true))), "{wrong}");
+        assert!(matches!(cause(&found), Some((SqlError::InvalidRow { .. }, true))), "{wrong}");
+        let error = found.unwrap_err();
+        let text = tollgate::finding::with_sources(&error);
+        assert!(text.contains(&format!("grant {id}: invalid value in column ")), "{text}");
         let repair = "UPDATE tollgate_grants SET scopes = '', quota_interval_ns = NULL, quota_burst = NULL, \
              expires_ms = NULL, created_ms = 0";
         sqlx::query(repair).execute(&pool).await.unwrap();
@@ -493,7 +508,20 @@ async fn invalid_rows_are_errors() {
     // The end of a grace period before 1970 must not mean no end.
     sqlx::query("UPDATE tollgate_tokens SET rotated_until_ms = -1").execute(&pool).await.unwrap();
     let found = database.store::<()>().lookup(&BearerToken::new("a-token")).await;
-    assert!(matches!(cause(&found), Some((SqlError::Corrupt(_), true))), "{found:?}");
+    assert!(matches!(cause(&found), Some((SqlError::InvalidRow { .. }, true))), "{found:?}");
+}
+
+#[tokio::test]
+async fn a_store_without_principals_ignores_them() {
+    on_each_database("a_store_without_principals_ignores_them", |home| async move {
+        let database = home.database().await;
+        for principal in [r#"{"plan":"pro"}"#, r#""sesame""#, "7", "[]", "null"] {
+            let grant = NewGrant::new("alice").with_principal(&principal.parse::<serde_json::Value>().unwrap());
+            let issued = database.issue(&format(), &grant.unwrap()).await.unwrap();
+            assert!(find(&database.store::<()>(), issued.secret.expose()).await.is_some(), "{principal}");
+        }
+    })
+    .await;
 }
 
 /// The database compares digests incorrectly.

@@ -244,6 +244,41 @@ async fn a_change_replaces_the_given_fields_only() {
 }
 
 #[tokio::test]
+async fn an_equal_quota_with_another_text_is_no_change() {
+    on_each_database("an_equal_quota_with_another_text_is_no_change", |home| async move {
+        let database = home.database().await;
+        let quota = |text: &str| GrantChange::new().with_quota(text.parse::<Quota>().unwrap());
+        let new = NewGrant::new("alice").with_quota("20/s burst 100".parse::<Quota>().unwrap());
+        let id = database.issue(&format(), &new).await.unwrap().grant.id;
+        for change in [quota("1200/min burst 100"), quota("1200/min burst 100").with_label("")] {
+            let grant = database.change(&id, &change).await.unwrap();
+            assert_eq!(grant.quota.unwrap().to_string(), "20/s burst 100");
+        }
+        assert_eq!(database.audit(&AuditQuery::new()).await.unwrap().entries.len(), 1, "the issue");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn scopes_are_added_and_removed() {
+    on_each_database("scopes_are_added_and_removed", |home| async move {
+        let database = home.database().await;
+        for scopes in [&["trade", "read"][..], &["read"], &[]] {
+            database.issue(&format(), &NewGrant::new("alice").with_scopes(scopes).unwrap()).await.unwrap();
+        }
+        let change = GrantChange::new().with_added_scopes(["stream", "read"]).unwrap();
+        let change = change.with_removed_scopes(["trade", "none"]).unwrap();
+        let changed = database.change_subject(&"alice".into(), &change).await.unwrap();
+        let mut scopes: Vec<String> = changed.iter().map(|grant| grant.scopes.to_string()).collect();
+        scopes.sort_unstable();
+        assert_eq!(scopes, ["read stream", "read stream", "stream read"]);
+        assert!(GrantChange::new().with_added_scopes(["open sesame"]).is_err());
+        assert!(GrantChange::new().with_removed_scopes([""]).is_err());
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn a_rotated_token_never_outlives_a_shortened_grant() {
     on_each_database("a_rotated_token_never_outlives_a_shortened_grant", |home| async move {
         let clock = Clock::new();

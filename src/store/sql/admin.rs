@@ -136,7 +136,11 @@ impl Database {
     }
 
     /// Issues a new token for a grant. The old token stays valid for the grace period `grace`, but no longer than the grant. If
-    /// `grace` is zero, the old token is invalid immediately. Tokens of earlier rotations keep their own grace periods.
+    /// `grace` is zero, the old token has ended when this method returns, by the clock of this database handle. Tokens of earlier
+    /// rotations end no later than the old token: a rotation shortens their grace periods, and never extends them.
+    ///
+    /// Tokens whose grace period has ended stay in the tables until they are [purged](Self::purge), so that
+    /// [`describe_token`](Self::describe_token) finds their grant.
     ///
     /// Both tokens belong to the same grant, and so have the same id, subject and rate limits. At any time at least one of them
     /// is valid, unless the grant is suspended. For the same prefix, use a format with [`GrantRecord::token_prefix`].
@@ -148,13 +152,10 @@ impl Database {
         let secret = format.mint()?;
         let now = self.now();
         let grace_ends = now.checked_add(grace).map_or(i64::MAX, unix_ms);
-        let retire =
-            match grace.is_zero() {
-                true => self
-                    .sql("DELETE FROM {p}tokens WHERE grant_id = $1 AND rotated_until_ms IS NULL AND $2 IS NOT NULL"),
-                false => self
-                    .sql("UPDATE {p}tokens SET rotated_until_ms = $2 WHERE grant_id = $1 AND rotated_until_ms IS NULL"),
-            };
+        let retire = self.sql(
+            "UPDATE {p}tokens SET rotated_until_ms = $2 \
+             WHERE grant_id = $1 AND (rotated_until_ms IS NULL OR rotated_until_ms > $2)",
+        );
         let mut reports = self.reports();
         administer!(self, Writes, transaction => {
             // Lock the row: two rotations, or a rotation and a revocation, must not run at the same time.

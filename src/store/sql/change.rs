@@ -43,6 +43,8 @@ pub struct GrantChange {
 enum Field {
     Label(String),
     Scopes(Scopes),
+    AddedScopes(Scopes),
+    RemovedScopes(Scopes),
     Quota(Option<Quota>),
     Expiry(Option<SystemTime>),
     Principal(Option<String>),
@@ -70,6 +72,40 @@ impl GrantChange {
         I::Item: AsRef<str>,
     {
         Ok(self.with(Field::Scopes(Scopes::new(scopes)?)))
+    }
+
+    /// Adds scopes. Scopes that a grant has are not added again.
+    ///
+    /// ```
+    /// use tollgate::store::sql::GrantChange;
+    ///
+    /// let change = GrantChange::new().with_added_scopes(["stream"])?.with_removed_scopes(["trade"])?;
+    /// # let _ = change;
+    /// # Ok::<_, tollgate::ScopeError>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// If a scope is empty or has a character that RFC 6749 does not allow.
+    pub fn with_added_scopes<I>(self, scopes: I) -> Result<Self, ScopeError>
+    where
+        I: IntoIterator,
+        I::Item: AsRef<str>,
+    {
+        Ok(self.with(Field::AddedScopes(Scopes::new(scopes)?)))
+    }
+
+    /// Removes scopes. Ignores scopes that a grant does not have.
+    ///
+    /// # Errors
+    ///
+    /// If a scope is empty or has a character that RFC 6749 does not allow.
+    pub fn with_removed_scopes<I>(self, scopes: I) -> Result<Self, ScopeError>
+    where
+        I: IntoIterator,
+        I::Item: AsRef<str>,
+    {
+        Ok(self.with(Field::RemovedScopes(Scopes::new(scopes)?)))
     }
 
     /// Replaces the quota. `None` selects the default of the rate limiter.
@@ -131,6 +167,8 @@ impl GrantChange {
             match field {
                 Field::Label(label) => grant.label = label,
                 Field::Scopes(scopes) => grant.scopes = scopes,
+                Field::AddedScopes(scopes) => grant.scopes = grant.scopes.union(&scopes),
+                Field::RemovedScopes(scopes) => grant.scopes = grant.scopes.difference(&scopes),
                 Field::Quota(quota) => grant.quota = quota,
                 Field::Expiry(expires_at) => grant.expires_at = expires_at.map(unix_ms).and_then(from_unix_ms),
                 Field::Principal(principal) => grant.principal = principal,
@@ -195,7 +233,8 @@ impl Database {
                 let mut grant = before.clone();
                 change.apply(&mut grant);
                 if grant == before {
-                    changed.push((before, grant));
+                    // An equal quota may have another text, such as `60/min burst 1` for `1/s`.
+                    changed.push((before.clone(), before));
                     continue;
                 }
                 if let Some(max) = change.max_active {

@@ -106,20 +106,26 @@ impl Database {
         let rows: Vec<Row> = administer!(self, Reads, transaction => {
             Ok(sqlx::query_as(self.sql(TOKENS)).bind(ids).fetch_all(&mut *transaction).await?)
         })?;
-        let mut tokens: HashMap<String, Vec<StoredToken>> = HashMap::new();
+        let mut tokens: HashMap<String, Vec<Result<StoredToken, SqlError>>> = HashMap::new();
         for (id, digest, created, rotated_until) in rows {
-            let time = |ms: i64, column| from_unix_ms(ms).ok_or(SqlError::Corrupt(column));
-            let token = StoredToken {
-                digest: digest_of(&digest)?,
-                created_at: Some(time(created, "created_ms")?),
-                rotated_until: rotated_until.map(|ms| time(ms, "rotated_until_ms")).transpose()?,
-            };
-            tokens.entry(id).or_default().push(token);
+            tokens.entry(id).or_default().push(stored(&digest, created, rotated_until));
         }
         let grants = page.grants.into_iter().map(|grant| {
             let tokens = tokens.remove(grant.id.as_str()).unwrap_or_default();
-            StoredGrant { grant, tokens }
+            let tokens: Result<_, _> = tokens.into_iter().collect();
+            let tokens = tokens.map_err(|error| SqlError::of_row(grant.id.clone(), grant.subject.clone(), error))?;
+            Ok(StoredGrant { grant, tokens })
         });
-        Ok(ExportPage { grants: grants.collect(), next: page.next })
+        Ok(ExportPage { grants: grants.collect::<Result<_, SqlError>>()?, next: page.next })
     }
+}
+
+/// Converts the values of a token's row.
+fn stored(digest: &[u8], created: i64, rotated_until: Option<i64>) -> Result<StoredToken, SqlError> {
+    let time = |ms: i64, column| from_unix_ms(ms).ok_or(SqlError::Corrupt(column));
+    Ok(StoredToken {
+        digest: digest_of(digest)?,
+        created_at: Some(time(created, "created_ms")?),
+        rotated_until: rotated_until.map(|ms| time(ms, "rotated_until_ms")).transpose()?,
+    })
 }

@@ -1,5 +1,6 @@
 //! The store of a database: looks up tokens.
 
+use std::any::TypeId;
 use std::error::Error;
 use std::fmt;
 use std::pin::Pin;
@@ -56,11 +57,15 @@ pub struct SqlStore<P> {
 
 impl Database {
     /// Returns a store that reads principals from the column `principal`, as JSON. A missing principal is read as `null`, which
-    /// deserializes to `()` and `Option`. A principal that cannot be read is an error about that token, and the gate answers 503.
+    /// deserializes to `Option`. With `()`, principals are ignored. A principal that cannot be read is an error about that token,
+    /// and the gate answers 503.
     #[must_use]
     pub fn store<P: DeserializeOwned + Send + Sync + 'static>(&self) -> SqlStore<P> {
-        SqlStore::new(self, |record| {
-            let principal = serde_json::from_str(record.principal.as_deref().unwrap_or("null"));
+        // `()` deserializes from `null` only.
+        let is_ignored = TypeId::of::<P>() == TypeId::of::<()>();
+        SqlStore::new(self, move |record| {
+            let json = record.principal.as_deref().filter(|_| !is_ignored);
+            let principal = serde_json::from_str(json.unwrap_or("null"));
             let grant =
                 principal.map(|principal| record.grant(principal)).map_err(|error| SqlError::Principal(error.into()));
             Box::pin(std::future::ready(grant))
@@ -133,13 +138,14 @@ impl Database {
             if digest_of(row.try_get("digest")?)? != digest {
                 return Err(SqlError::Corrupt("digest"));
             }
-            let time = |ms: i64, column| from_unix_ms(ms).ok_or(SqlError::Corrupt(column));
+            let grant = read(&row)?;
+            let time = |ms: i64, column| {
+                from_unix_ms(ms).ok_or_else(|| grant.invalid(column))
+            };
             let grace_ends: Option<i64> = row.try_get("rotated_until_ms")?;
-            Ok(Some(TokenRecord {
-                grant: read(&row)?,
-                created_at: time(row.try_get("token_created_ms")?, "created_ms")?,
-                grace_ends_at: grace_ends.map(|ms| time(ms, "rotated_until_ms")).transpose()?,
-            }))
+            let created_at = time(row.try_get("token_created_ms")?, "created_ms")?;
+            let grace_ends_at = grace_ends.map(|ms| time(ms, "rotated_until_ms")).transpose()?;
+            Ok(Some(TokenRecord { grant, created_at, grace_ends_at }))
         })
     }
 
@@ -182,6 +188,7 @@ impl SqlError {
     pub fn concerns_token(&self) -> bool {
         match self {
             Self::Corrupt(_) => true,
+            Self::InvalidRow { source, .. } => source.concerns_token(),
             Self::Principal(error) | Self::Database(error) => concerns_row(&**error),
             _ => false,
         }
@@ -262,11 +269,13 @@ impl<P: Send + Sync + 'static> SqlStore<P> {
             let database = &store.database;
             let find = async {
                 let Some((record, grace_end)) = database.find_with_retry(digest).await? else { return Ok(None) };
+                // `from_unix_ms` returns `None` before 1970, which would mean a grace period without an end.
+                if let Some(..0) = grace_end {
+                    return Err(record.invalid("rotated_until_ms"));
+                }
                 let grant = (store.principals)(record).await?;
                 Ok(Some(Arc::new(match grace_end {
                     None => grant,
-                    // `from_unix_ms` returns `None` before 1970, which would mean a grace period without an end.
-                    Some(..0) => return Err(SqlError::Corrupt("rotated_until_ms")),
                     Some(until) => grant.into_rotated(from_unix_ms(until)),
                 })))
             };

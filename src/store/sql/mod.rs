@@ -92,6 +92,7 @@ pub use record::{GrantRecord, GrantState, Issued, TokenRecord};
 pub use schema::Migrated;
 pub use within::ExceedsCallerError;
 
+use crate::grant::{GrantId, Subject};
 use crate::token::mint::RandomnessError;
 
 /// An error of a [`Database`].
@@ -174,6 +175,16 @@ pub enum SqlError {
     /// A row has an invalid value. The text names the column.
     #[error("invalid value in column {0}")]
     Corrupt(&'static str),
+    /// The row of a grant, or of one of its tokens, cannot be read.
+    #[error("grant {id}: {source}")]
+    InvalidRow {
+        /// The id of the grant.
+        id: GrantId,
+        /// The subject of the grant.
+        subject: Subject,
+        /// What is wrong with the row.
+        source: Box<SqlError>,
+    },
     /// The principal of a grant could not be read from its row or by the query of the service, or not be serialized.
     #[error("cannot read or write the principal of the grant")]
     Principal(#[source] Box<dyn Error + Send + Sync>),
@@ -195,6 +206,11 @@ impl SqlError {
     /// Returns the error of a grant in an import.
     fn at(record: u64, error: Self) -> Self {
         Self::Import { record, source: Box::new(error) }
+    }
+
+    /// Returns the error of a row of this grant.
+    fn of_row(id: impl Into<GrantId>, subject: impl Into<Subject>, error: Self) -> Self {
+        Self::InvalidRow { id: id.into(), subject: subject.into(), source: Box::new(error) }
     }
 }
 

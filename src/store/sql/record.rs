@@ -130,6 +130,11 @@ impl GrantRecord {
         }
     }
 
+    /// Returns the error of an invalid value in the rows of this grant.
+    pub(super) fn invalid(&self, column: &'static str) -> SqlError {
+        SqlError::of_row(self.id.clone(), self.subject.clone(), SqlError::Corrupt(column))
+    }
+
     /// Converts the record to the grant that a gate uses.
     pub(super) fn grant<P>(&self, principal: P) -> Grant<P> {
         let mut grant = Grant::new(self.id.clone(), principal)
@@ -158,8 +163,26 @@ macro_rules! columns {
 }
 pub(super) use columns;
 
-/// Reads a grant from its row.
+/// Reads a grant from its row. The error names the grant.
 pub(super) fn read<'r, R>(row: &'r R) -> Result<GrantRecord, SqlError>
+where
+    R: Row,
+    for<'i> &'i str: ColumnIndex<R>,
+    String: Decode<'r, R::Database> + Type<R::Database>,
+    &'r str: Decode<'r, R::Database> + Type<R::Database>,
+    i64: Decode<'r, R::Database> + Type<R::Database>,
+    bool: Decode<'r, R::Database> + Type<R::Database>,
+{
+    read_fields(row).map_err(|error| {
+        let text = |column: &str| row.try_get::<String, _>(column);
+        match (text("id"), text("subject")) {
+            (Ok(id), Ok(subject)) => SqlError::of_row(id, subject, error),
+            _ => error,
+        }
+    })
+}
+
+fn read_fields<'r, R>(row: &'r R) -> Result<GrantRecord, SqlError>
 where
     R: Row,
     for<'i> &'i str: ColumnIndex<R>,

@@ -212,6 +212,7 @@ impl Database {
         });
         match (found, schema.dialect.prepare) {
             (Ok(found), _) if found == supported => return Ok(Migrated { from: Some(found), to: supported }),
+            (Ok(found), _) if found > supported => return Err(SqlError::Newer { found, expected: supported }),
             (Err(_), Some(prepare)) => self.prepare(prepare).await?,
             _ => {}
         }

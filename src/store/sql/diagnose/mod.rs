@@ -1,9 +1,12 @@
 //! Checks of a database for `tollgate doctor`. They change nothing.
 
-use super::database::Pool;
+use sqlx::Row as _;
+
+use super::database::{Pool, administer};
 use super::page::GrantQuery;
+use super::record::{columns, read};
 use super::schema::supported;
-use super::{Database, SqlError};
+use super::{Database, GrantRecord, SqlError};
 use crate::finding::{Finding, Severity, with_sources};
 
 #[cfg(feature = "postgres")]
@@ -47,7 +50,12 @@ impl Database {
                 #[cfg(feature = "postgres")]
                 Pool::Postgres(_) => findings.extend(self.diagnose_postgres_rights().await),
             }
-            findings.push(self.diagnose_grants().await);
+            let grants = self.diagnose_grants().await;
+            let has_counts = grants.severity == Severity::Ok;
+            findings.push(grants);
+            if has_counts {
+                findings.push(self.diagnose_rows().await);
+            }
         }
         findings
     }
@@ -79,6 +87,38 @@ impl Database {
         }
     }
 
+    /// Reads the rows of all grants. Tokens of a grant whose row cannot be read get 503.
+    async fn diagnose_rows(&self) -> Finding {
+        const CHECK: &str = "rows";
+        match self.invalid_rows().await {
+            Ok(errors) if errors.is_empty() => Finding::ok(CHECK, "the rows of all grants can be read"),
+            Ok(errors) => {
+                let shown: Vec<String> = errors.iter().take(SHOWN).map(|error| with_sources(error)).collect();
+                let more = errors.len().saturating_sub(SHOWN);
+                let more = if more > 0 { format!("; and {more} more") } else { String::new() };
+                Finding::error(CHECK, format!("restore the values of these rows: {}{more}", shown.join("; ")))
+            }
+            Err(error) => failed(CHECK, &error),
+        }
+    }
+
+    /// Returns the errors of rows that cannot be read. Reads pages by the primary key.
+    async fn invalid_rows(&self) -> Result<Vec<SqlError>, SqlError> {
+        const ROWS: i64 = 1_000;
+        const PAGE: &str = concat!("SELECT ", columns!(), " FROM {p}grants g WHERE g.id > $1 ORDER BY g.id LIMIT $2");
+        let (mut errors, mut after) = (Vec::new(), String::new());
+        loop {
+            let last: Option<String> = administer!(self, Reads, transaction => {
+                let page = sqlx::query(self.sql(PAGE)).bind(&after).bind(ROWS);
+                let rows = page.fetch_all(&mut *transaction).await?;
+                errors.extend(rows.iter().filter_map(|row| read(row).and_then(check_principal).err()));
+                Ok(rows.last().map(|row| row.try_get("id")).transpose()?)
+            })?;
+            let Some(last) = last else { return Ok(errors) };
+            after = last;
+        }
+    }
+
     async fn diagnose_grants(&self) -> Finding {
         const CHECK: &str = "grants";
         match self.count(&GrantQuery::new()).await {
@@ -97,6 +137,18 @@ impl Database {
         }
     }
 }
+
+/// Checks the principal, which a lookup parses and [`read`] does not.
+fn check_principal(grant: GrantRecord) -> Result<(), SqlError> {
+    let is_json = |json: &str| serde_json::from_str::<serde::de::IgnoredAny>(json).is_ok();
+    match grant.principal.as_deref().is_none_or(is_json) {
+        true => Ok(()),
+        false => Err(grant.invalid("principal")),
+    }
+}
+
+/// The maximum number of rows that a finding names.
+const SHOWN: usize = 3;
 
 fn failed(check: &'static str, error: &SqlError) -> Finding {
     Finding::error(check, with_sources(error))

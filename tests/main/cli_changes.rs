@@ -152,3 +152,106 @@ async fn no_more_grants_are_issued_than_the_maximum() {
     })
     .await;
 }
+
+#[tokio::test]
+async fn an_equal_quota_is_printed_as_stored() {
+    on_each_database("an_equal_quota_is_printed_as_stored", |home| async move {
+        let (_, grant) = secret(&home, &["token", "issue", "--subject", "alice", "--quota", "1200/min burst 100"]);
+        let id = grant["id"].as_str().unwrap();
+        for _ in 0..2 {
+            let shown = stdout(&home, &["token", "change", id, "--quota", "1200/min burst 100"]);
+            assert!(shown.contains("quota      20/s burst 100\n"), "{shown}");
+        }
+        assert_eq!(json(&home, &["audit", "list", "--json"])["entries"].as_array().unwrap().len(), 1);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn separators_in_scopes_are_errors() {
+    on_each_database("separators_in_scopes_are_errors", |home| async move {
+        let (_, grant) = secret(&home, &["token", "issue", "--subject", "alice", "--scope", "a:b"]);
+        let id = grant["id"].as_str().unwrap();
+        for scope in ["trade,stream", "trade;stream", "trade stream", "sesame,"] {
+            for args in [
+                &["token", "issue", "--subject", "bob", "--scope", scope][..],
+                &["token", "change", id, "--scope", scope],
+                &["token", "change", id, "--add-scope", scope],
+                &["token", "change", id, "--remove-scope", scope],
+                &["check", "--scope", scope],
+            ] {
+                let output = run(&home, args);
+                let error = String::from_utf8(output.stderr.clone()).unwrap();
+                assert_eq!((code(&output), output.stdout.len()), (2, 0), "{args:?}");
+                assert!(error.contains("repeat the option") && !error.contains("sesame"), "{error}");
+            }
+        }
+        assert_eq!(json(&home, &["token", "list", "--json"]), serde_json::json!([grant]));
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn scopes_are_added_and_removed_by_commands() {
+    on_each_database("scopes_are_added_and_removed_by_commands", |home| async move {
+        let (_, grant) =
+            secret(&home, &["token", "issue", "--subject", "alice", "--scope", "trade", "--scope", "read"]);
+        let id = grant["id"].as_str().unwrap();
+        let args = ["token", "change", id, "--add-scope", "stream", "--remove-scope", "trade", "--json"];
+        assert_eq!(json(&home, &args)["scopes"], serde_json::json!(["read", "stream"]));
+        let all = json(&home, &["token", "change", "--subject", "alice", "--remove-scope", "read", "--json"]);
+        assert_eq!(all[0]["scopes"], serde_json::json!(["stream"]));
+        for others in [&["--scope", "a"][..], &["--no-scopes"]] {
+            let output = run(&home, &[&["token", "change", id, "--add-scope", "b"], others].concat());
+            assert_eq!(code(&output), 2, "{others:?}");
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn changes_without_effect_are_errors() {
+    on_each_database("changes_without_effect_are_errors", |home| async move {
+        let database = home.database().await;
+        let (_, grant) = secret(&home, &["token", "issue", "--subject", "alice"]);
+        let id = grant["id"].as_str().unwrap();
+        stdout(&home, &["token", "revoke", id]);
+        for expiry in [&["--expires", "90d"][..], &["--never-expires"]] {
+            let output = run(&home, &[&["token", "change", id], expiry].concat());
+            assert_eq!(String::from_utf8(output.stderr.clone()).unwrap(), "error: the grant is revoked\n");
+            assert_eq!(code(&output), 1);
+        }
+        assert!(database.describe(&id.into()).await.unwrap().unwrap().expires_at.is_none());
+        stdout(&home, &["token", "change", id, "--label", "leaked"]);
+
+        let past = std::time::SystemTime::now() - std::time::Duration::from_secs(60);
+        let expired = tollgate::store::sql::NewGrant::new("bob").with_expiry(past);
+        database.import(tollgate::TokenDigest::of("a-token"), &expired).await.unwrap();
+        let output = run(&home, &["token", "change", "--subject", "bob", "--expires", "90d"]);
+        let expected = "error: the subject has no grants to change; an expired grant is changed by its id\n";
+        assert_eq!(String::from_utf8(output.stderr).unwrap(), expected);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_row_that_cannot_be_read_is_named_by_lists_and_exports() {
+    on_each_database("a_row_that_cannot_be_read_is_named_by_lists_and_exports", |home| async move {
+        secret(&home, &["token", "issue", "--subject", "alice"]);
+        let (_, grant) = secret(&home, &["token", "issue", "--subject", "alice"]);
+        let id = grant["id"].as_str().unwrap();
+        crate::sql::execute(&home, format!("UPDATE tollgate_grants SET scopes = '\"' WHERE id = '{id}'")).await;
+        let expected = format!("error: grant {id}: invalid value in column scopes\n");
+        for args in [&["token", "list"][..], &["token", "export"], &["token", "show", id]] {
+            let output = run(&home, args);
+            assert_eq!((code(&output), String::from_utf8(output.stderr).unwrap()), (1, expected.clone()), "{args:?}");
+        }
+        let repair = "UPDATE tollgate_grants SET scopes = ''; UPDATE tollgate_tokens SET created_ms = -1";
+        crate::sql::execute(&home, format!("{repair} WHERE grant_id = '{id}'")).await;
+        let file = std::env::temp_dir().join(format!("tollgate-{}", crate::machine::unique()));
+        let output = run(&home, &["token", "export", "--with-digests", "--output", file.to_str().unwrap()]);
+        let expected = format!("error: grant {id}: invalid value in column created_ms\n");
+        assert_eq!((code(&output), String::from_utf8(output.stderr).unwrap()), (1, expected));
+    })
+    .await;
+}

@@ -52,9 +52,7 @@ async fn every_rejection_is_explained() {
         import("an-expired-token", NewGrant::new("alice").with_expiry(past)).await;
         import("a-later-token", NewGrant::new("alice").with_not_before(future)).await;
         import("a-bound-token", NewGrant::new("alice").with_sender_constraint()).await;
-        import("a-corrupt-token", NewGrant::new("alice")).await;
         import("a-valid-token", NewGrant::new("alice").with_scopes(["read"]).unwrap()).await;
-        execute(&home, "UPDATE tollgate_grants SET scopes = '\"' WHERE id = 'a.corrupt.token'").await;
         let (replaced, grant) = secret(&home, &["token", "issue", "--subject", "alice"]);
         let id = grant["id"].as_str().unwrap();
         secret(&home, &["token", "rotate", id, "--grace", "1ms"]);
@@ -68,12 +66,12 @@ async fn every_rejection_is_explained() {
             ("an-expired-token", "expired_token", 401, "invalid_token", "expired at 2"),
             ("a-later-token", "not_yet_valid", 401, "invalid_token", "not valid before 2"),
             ("a-bound-token", "sender_constrained", 401, "invalid_token", "bound to a key"),
-            ("a-corrupt-token", "store_unavailable", 503, "", "invalid value in column scopes"),
-            ("a-valid-token", "insufficient_scope", 403, "insufficient_scope", "lacks the scope trade admin"),
+            ("a-valid-token", "insufficient_scope", 403, "insufficient_scope", "lacks the scopes trade admin"),
             (&*replaced, "grace_period_ended", 401, "invalid_token", "its grace period ended at 2"),
             (never_issued.expose(), "unknown_token", 401, "invalid_token", "its checksum is correct"),
             (&mistyped, "unknown_token", 401, "invalid_token", "no correct checksum"),
             ("a token", "malformed_token", 401, "invalid_token", "a character that tokens cannot have"),
+            ("one\ntwo", "malformed_token", 401, "invalid_token", "it contains a line break"),
             ("a\u{1}token", "malformed_token", 401, "invalid_token", "a character that tokens cannot have"),
             (&"a".repeat(9_000), "malformed_token", 401, "invalid_token", "too long"),
             (&"a".repeat(90_000), "malformed_token", 401, "invalid_token", "too long"),
@@ -85,8 +83,7 @@ async fn every_rejection_is_explained() {
             assert_eq!(answer["answer"]["error"].as_str().unwrap_or_default(), error, "{answer}");
             assert_eq!(answer["answer"]["type"], "about:blank", "{answer}");
             assert!(answer["explanation"].as_str().unwrap().contains(text), "{answer}");
-            let is_known =
-                !matches!(reason, "unknown_token" | "malformed_token" | "invalid_request" | "store_unavailable");
+            let is_known = !matches!(reason, "unknown_token" | "malformed_token" | "invalid_request");
             assert_eq!(answer["grant"]["subject"] == "alice", is_known, "{answer}");
             assert!(GUIDE.contains(&format!("| `{reason}` |")), "the guide lacks {reason}");
 
@@ -95,6 +92,59 @@ async fn every_rejection_is_explained() {
             assert!(shown.starts_with("rejected: ") && shown.contains(&format!("\nanswer     {status}")), "{shown}");
             assert!(shown.contains(text) && !shown.contains(token), "{shown}");
         }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_row_that_cannot_be_read_exits_with_3_and_names_the_grant() {
+    on_each_database("a_row_that_cannot_be_read_exits_with_3_and_names_the_grant", |home| async move {
+        let grant = NewGrant::new("alice").with_id("broken").with_principal("sesame").unwrap();
+        home.database().await.import(TokenDigest::of("a-corrupt-token"), &grant).await.unwrap();
+        execute(&home, "UPDATE tollgate_grants SET scopes = '\"'").await;
+        let (exit, answer) = answer(&home, "a-corrupt-token", &[]);
+        assert_eq!((exit, &answer["accepted"], &answer["reason"]), (3, &false.into(), &"store_unavailable".into()));
+        assert_eq!(answer["answer"]["status"], 503);
+        assert_eq!(answer["grant"], serde_json::json!({ "id": "broken", "subject": "alice" }));
+        assert!(answer["explanation"].as_str().unwrap().contains("invalid value in column scopes"), "{answer}");
+        assert!(GUIDE.contains("| `store_unavailable` |"));
+
+        let output = check(&home, "a-corrupt-token", &[]);
+        let shown = String::from_utf8(output.stdout.clone()).unwrap();
+        assert!(shown.starts_with("not checked: ") && shown.contains("\nanswer     503: "), "{shown}");
+        assert!(shown.ends_with("\nid         broken\nsubject    alice\n"), "{shown}");
+        assert_eq!((code(&output), format!("{answer}{output:?}").contains("sesame")), (3, false));
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn principals_are_ignored_by_a_check() {
+    on_each_database("principals_are_ignored_by_a_check", |home| async move {
+        for principal in [r#"{"plan": "pro"}"#, r#""sesame""#] {
+            let (token, _) = secret(&home, &["token", "issue", "--subject", "alice", "--principal", principal]);
+            let (exit, answer) = answer(&home, &token, &[]);
+            assert_eq!((exit, &answer["accepted"]), (0, &true.into()), "{answer}");
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn tokens_that_a_rotation_ended_are_explained() {
+    on_each_database("tokens_that_a_rotation_ended_are_explained", |home| async move {
+        let (first, grant) = secret(&home, &["token", "issue", "--subject", "alice"]);
+        let id = grant["id"].as_str().unwrap();
+        let (second, _) = secret(&home, &["token", "rotate", id, "--grace", "1h"]);
+        let (third, _) = secret(&home, &["token", "rotate", id, "--grace", "0s"]);
+        for token in [&first, &second] {
+            let (exit, answer) = answer(&home, token, &[]);
+            assert_eq!((exit, &answer["reason"]), (1, &"grace_period_ended".into()), "{answer}");
+            assert_eq!(answer["grant"]["id"], id);
+            let shown = String::from_utf8(check(&home, token, &[]).stdout).unwrap();
+            assert!(shown.contains("the grace period of this token ended at 2"), "{shown}");
+        }
+        assert_eq!(answer(&home, &third, &[]).0, 0);
     })
     .await;
 }

@@ -192,6 +192,53 @@ async fn invalid_csv_is_an_error_without_its_values() {
     }
 }
 
+#[tokio::test]
+async fn line_numbers_are_those_of_the_file() {
+    let home = Home::sqlite();
+    home.database().await.migrate().await.unwrap();
+    let header = "subject,token,scopes";
+    for (rows, expected) in [
+        (&["alice,one,", ",two,"][..], "line 3: subject: missing"),
+        (&["", "", ",two,"], "line 4: subject: missing"),
+        (&["alice,one,", "", "", "bob,two"], "line 5: must have as many fields as the first line"),
+        (&["alice,one,", "", "bob,one,"], "line 4: the grant id or the token already exists"),
+        (&["\"a\"\"lice\",one,", "\"bo", "b\",two,", "carol,three,", ",four,"], "line 3: invalid id, subject or label"),
+        (&["alice,one,\"a", "b\"", ",two,"], "line 2: scopes: must be printable"),
+        (&["alice,one,\"a,b\""], "line 2: scopes: must be separated by spaces"),
+        (&["alice,one,a;b"], "line 2: scopes: must be separated by spaces"),
+    ] {
+        for end in ["\n", "\r\n", "\r"] {
+            for last in ["", end] {
+                let input = format!("{header}{end}{}{last}", rows.join(end));
+                let output = piped(&home, &["token", "import", "--format", "csv"], &input);
+                let error = text(&output.stderr);
+                assert_eq!(code(&output), 1, "{input:?}: {error}");
+                assert!(error.starts_with(&format!("error: {expected}")), "{input:?}: {error}");
+            }
+        }
+    }
+    let unknown = piped(&home, &["token", "import", "--format", "csv"], "\r\nsubject,token,x\r\n");
+    assert!(text(&unknown.stderr).starts_with("error: line 2: unknown column 3"), "{unknown:?}");
+    // More than a buffer.
+    let many: String = (0..2_000).map(|number| format!("alice,token-{number},\r\n\r\n")).collect();
+    let output = piped(&home, &["token", "import", "--format", "csv"], &format!("{header}\r\n{many},sesame,\r\n"));
+    assert!(text(&output.stderr).starts_with("error: line 4002: subject: missing"), "{output:?}");
+}
+
+#[tokio::test]
+async fn an_export_to_a_file_named_like_standard_output_is_an_error() {
+    let home = Home::sqlite();
+    home.database().await.migrate().await.unwrap();
+    let folder = Folder::new();
+    for args in [&["token", "export", "--with-digests"][..], &["token", "export"], &["audit", "export"]] {
+        let mut command = tollgate(args);
+        command.args(["--output", "-", "--database", home.url()]).current_dir(folder.path("."));
+        let output = command.output().unwrap();
+        assert_eq!((code(&output), Path::new(&folder.path("-")).exists()), (2, false), "{output:?}");
+        assert!(text(&output.stderr).contains("must be the name of a new file"), "{output:?}");
+    }
+}
+
 /// A conflict with an existing grant is reported with the other invalid lines.
 #[tokio::test]
 async fn a_conflict_names_its_line() {

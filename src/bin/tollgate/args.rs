@@ -7,12 +7,13 @@ use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
 use serde_json::Value;
 use tollgate::mint::{FormatError, TokenFormat};
 use tollgate::store::sql::{Cursor, GrantQuery, GrantState};
-use tollgate::{Quota, QuotaError};
+use tollgate::{Quota, QuotaError, Scopes};
 
 use crate::audit;
 use crate::check;
 use crate::doctor;
 use crate::export::Export;
+use crate::failure::Failure;
 use crate::generate;
 use crate::import::Import;
 use crate::show;
@@ -20,7 +21,7 @@ use crate::show;
 const AFTER_HELP: &str = "\
 Only `migrate` creates a file or tables.
 
-With `--json`, a command writes one JSON document to standard output. Errors are text on standard error, also with `--json`.
+With `--json`, a command writes one JSON document to standard output; `export`, `completions` and `man` have their own formats. Errors are text on standard error, also with `--json`.
 
 Colors are for terminals only. NO_COLOR turns them off, CLICOLOR_FORCE turns them on.
 
@@ -112,7 +113,7 @@ pub(crate) enum TokenCommand {
         options: Options,
         /// Id of the grant
         id: String,
-        /// Grace period of the old token, such as 1h, 30m or 0s; ends no later than the grant
+        /// Grace period of all older tokens, such as 1h, 30m or 0s; ends no later than the grant, and extends no earlier grace period
         #[arg(long, value_name = "TIME", default_value = "1h", value_parser = time)]
         grace: Duration,
         /// Prefix of the new token [default: prefix of the old token]
@@ -125,7 +126,7 @@ pub(crate) enum TokenCommand {
     Purge {
         #[command(flatten)]
         options: Options,
-        /// Delete only what ended at least this long ago, such as 30d
+        /// Delete only what ended at least this long ago, such as 30d; by default everything that has ended
         #[arg(long, value_name = "TIME", default_value = "0s", value_parser = age)]
         ended_before: Duration,
     },
@@ -147,13 +148,13 @@ pub(crate) struct Selected {
 /// Options that select grants.
 #[derive(Args, Debug)]
 pub(crate) struct Filter {
-    /// Only grants of this subject
+    /// Only grants of this subject, which is compared in full; case-sensitive
     #[arg(long)]
     pub(crate) subject: Option<String>,
-    /// Only grants whose label contains this text
+    /// Only grants whose label contains this text; case-sensitive
     #[arg(long, value_name = "TEXT")]
     pub(crate) label: Option<String>,
-    /// Only grants whose newest token has this prefix
+    /// Only grants whose newest token has this whole prefix, without the last underscore; case-sensitive
     #[arg(long)]
     pub(crate) prefix: Option<String>,
     /// Only grants in this state
@@ -204,7 +205,7 @@ pub(crate) struct Issue {
     /// Description for people
     #[arg(long, default_value = "")]
     pub(crate) label: String,
-    /// Scope of the grant; can be repeated
+    /// Scope of the grant; repeat the option for each scope
     #[arg(long = "scope", value_name = "SCOPE")]
     pub(crate) scopes: Vec<String>,
     /// Rate limit of the grant, such as 3/s, 180/min or "5000/h burst 20" [default burst: the number]
@@ -219,7 +220,7 @@ pub(crate) struct Issue {
     /// Principal of the grant as JSON, such as '{"plan": "pro"}', for services that keep it in this database
     #[arg(long, value_name = "JSON", value_parser = principal)]
     pub(crate) principal: Option<Value>,
-    /// Issue no token if the subject has this many grants that are not revoked or expired
+    /// Issue no token if the subject has this many grants that are not revoked or expired; not stored: give it each time
     #[arg(long, value_name = "NUMBER", value_parser = number)]
     pub(crate) max_active: Option<NonZeroU32>,
     /// Prefix of the token
@@ -230,7 +231,7 @@ pub(crate) struct Issue {
 #[derive(Args, Debug)]
 #[command(group = ArgGroup::new("grants").required(true).args(["id", "subject"]))]
 #[command(group = ArgGroup::new("changes").required(true).multiple(true)
-    .args(["label", "scopes", "no_scopes", "quota", "default_quota", "expires", "never_expires", "principal", "no_principal"]))]
+    .args(["label", "scopes", "add_scopes", "remove_scopes", "no_scopes", "quota", "default_quota", "expires", "never_expires", "principal", "no_principal"]))]
 pub(crate) struct Change {
     #[command(flatten)]
     pub(crate) options: Options,
@@ -242,11 +243,17 @@ pub(crate) struct Change {
     /// New description for people
     #[arg(long)]
     pub(crate) label: Option<String>,
-    /// New scope, which replaces all old scopes; can be repeated
+    /// New scope, which replaces all old scopes; repeat the option for each scope
     #[arg(long = "scope", value_name = "SCOPE")]
     pub(crate) scopes: Vec<String>,
+    /// Scope to add; can be repeated
+    #[arg(long = "add-scope", value_name = "SCOPE", conflicts_with = "scopes")]
+    pub(crate) add_scopes: Vec<String>,
+    /// Scope to remove; can be repeated
+    #[arg(long = "remove-scope", value_name = "SCOPE", conflicts_with = "scopes")]
+    pub(crate) remove_scopes: Vec<String>,
     /// Remove all scopes
-    #[arg(long, conflicts_with = "scopes")]
+    #[arg(long, conflicts_with_all = ["scopes", "add_scopes", "remove_scopes"])]
     pub(crate) no_scopes: bool,
     /// New rate limit, such as 3/s, 180/min or "5000/h burst 20"
     #[arg(long, value_parser = quota)]
@@ -260,7 +267,8 @@ pub(crate) struct Change {
     /// Remove the expiry
     #[arg(long, conflicts_with = "expires")]
     pub(crate) never_expires: bool,
-    /// Do not extend an expired grant if the subject has this many other grants that are not revoked or expired
+    /// Do not extend an expired grant if the subject has this many other grants that are not revoked or expired; not stored: give
+    /// it each time
     #[arg(long, value_name = "NUMBER", conflicts_with = "subject", value_parser = number)]
     pub(crate) max_active: Option<NonZeroU32>,
     /// New principal as JSON
@@ -301,6 +309,15 @@ pub(crate) struct Options {
 
 pub(crate) fn quota(text: &str) -> Result<Quota, QuotaError> {
     text.parse()
+}
+
+/// Returns the scopes of an option that can be repeated. Separators are valid characters of scopes, and a mistake here.
+pub(crate) fn scopes(scopes: &[String]) -> Result<Scopes, Failure> {
+    if scopes.iter().any(|scope| scope.contains([' ', ',', ';'])) {
+        let text = "invalid scope: must have no spaces, commas and semicolons; repeat the option, such as `--scope`, for each scope";
+        return Err(Failure::Usage(text.to_owned()));
+    }
+    Ok(Scopes::new(scopes)?)
 }
 
 fn principal(text: &str) -> Result<Value, &'static str> {

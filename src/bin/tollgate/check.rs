@@ -13,13 +13,14 @@ use serde_json::{Value, json};
 use tollgate::extract::TokenSyntax;
 use tollgate::finding::with_sources;
 use tollgate::mint::TokenFormat;
-use tollgate::store::sql::{Database, TokenRecord};
-use tollgate::{AuthLayer, Rejection, RejectionKind, Scopes, TokenDigest};
+use tollgate::store::sql::{Database, SqlError, TokenRecord};
+use tollgate::{AuthLayer, GrantId, Rejection, RejectionKind, Scopes, Subject, TokenDigest};
 use tower_layer::Layer as _;
 use tower_service::Service;
 use zeroize::Zeroizing;
 
-use crate::args::Options;
+use crate::args::{Options, scopes};
+use crate::failure::NOT_CHECKED;
 use crate::run::{Failure, open};
 use crate::show::{self, GREEN, RED, paint, plain, time};
 
@@ -43,8 +44,8 @@ pub(crate) struct Check {
     scopes: Vec<String>,
 }
 
-pub(crate) async fn run(Check { options, scopes }: Check) -> Result<(), Failure> {
-    let scopes = Scopes::new(&scopes)?;
+pub(crate) async fn run(check: Check) -> Result<(), Failure> {
+    let (options, scopes) = (check.options, scopes(&check.scopes)?);
     let token = read_token()?;
     let database = open(&options.tables).await.map_err(not_checked)?;
     let digest = TokenDigest::of(&*token);
@@ -63,8 +64,21 @@ pub(crate) async fn run(Check { options, scopes }: Check) -> Result<(), Failure>
     show::print(&if options.json { answer.json() } else { answer.text() })?;
     match rejection.map(Rejection::kind) {
         None => Ok(()),
-        Some(_) => Err(Failure::Printed),
+        Some(RejectionKind::StoreUnavailable) => Err(Failure::Printed(NOT_CHECKED)),
+        Some(_) => Err(Failure::Printed(1)),
     }
+}
+
+/// Returns the id and the subject of a grant whose row cannot be read.
+fn invalid_row(rejection: &Rejection) -> Option<(&GrantId, &Subject)> {
+    let mut source = std::error::Error::source(rejection);
+    while let Some(error) = source {
+        if let Some(SqlError::InvalidRow { id, subject, .. }) = error.downcast_ref() {
+            return Some((id, subject));
+        }
+        source = error.source();
+    }
+    None
 }
 
 /// Replaces the exit code of a database failure: a rejection has the same one.
@@ -194,8 +208,11 @@ fn explain(
         }
         (RejectionKind::InsufficientScope, Some(TokenRecord { grant, .. })) => {
             let missing = required.iter().filter(|scope| !grant.scopes.iter().any(|granted| granted == *scope));
-            (kind, format!("the grant lacks the scope {}", missing.collect::<Vec<_>>().join(" ")))
+            let missing: Vec<_> = missing.collect();
+            let scopes = if missing.len() == 1 { "scope" } else { "scopes" };
+            (kind, format!("the grant lacks the {scopes} {}", missing.join(" ")))
         }
+        (RejectionKind::MalformedToken, _) if token.contains(&b'\n') => (kind, "it contains a line break".to_owned()),
         (RejectionKind::MalformedToken | RejectionKind::InvalidRequest, _) => match TokenSyntax::default().check(token)
         {
             Err(error) => (kind, error.to_string()),
@@ -247,6 +264,15 @@ impl Answer<'_> {
         serde_json::from_slice(self.response.body()).unwrap_or_default()
     }
 
+    /// Returns the grant, or its id and subject if its row cannot be read.
+    fn grant(&self) -> Option<Value> {
+        let invalid = || self.rejection.and_then(invalid_row);
+        match self.record {
+            Some(record) => Some(show::value(&record.grant)),
+            None => invalid().map(|(id, subject)| json!({ "id": id.as_str(), "subject": subject.as_str() })),
+        }
+    }
+
     fn json(&self) -> String {
         let answer = self.rejection.map(|rejection| {
             let problem = self.problem();
@@ -262,7 +288,7 @@ impl Answer<'_> {
             "reason": self.rejection.map(|_| self.reason),
             "explanation": self.rejection.map(|_| &self.explanation),
             "answer": answer,
-            "grant": self.record.map(|record| show::value(&record.grant)),
+            "grant": self.grant(),
             "token_created_at": self.record.map(|record| time(record.created_at)),
             "grace_ends_at": self.record.and_then(|record| record.grace_ends_at).map(time),
         })
@@ -274,14 +300,22 @@ impl Answer<'_> {
         match self.rejection {
             None => lines.push(paint(GREEN, "accepted")),
             Some(rejection) => {
-                lines.push(format!("{} {}", paint(RED, "rejected:"), plain(&self.explanation)));
+                let outcome = match rejection.kind() {
+                    RejectionKind::StoreUnavailable => "not checked:",
+                    _ => "rejected:",
+                };
+                lines.push(format!("{} {}", paint(RED, outcome), plain(&self.explanation)));
                 let code = self.error_code().map(|code| format!(" {code}")).unwrap_or_default();
                 lines.push(format!("answer     {}{code}: {}", rejection.status().as_u16(), rejection.detail()));
             }
         }
+        if let Some((id, subject)) = self.rejection.and_then(invalid_row) {
+            lines.push(format!("id         {}\nsubject    {}", plain(id.as_str()), plain(subject.as_str())));
+        }
         if let Some(record) = self.record {
             if let Some(end) = record.grace_ends_at {
-                lines.push(format!("rotated    the grace period of this token ends at {}", time(end)));
+                let verb = if self.reason == "grace_period_ended" { "ended" } else { "ends" };
+                lines.push(format!("rotated    the grace period of this token {verb} at {}", time(end)));
             }
             lines.push(show::details(&record.grant));
         }

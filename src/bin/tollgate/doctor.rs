@@ -47,7 +47,7 @@ pub(crate) async fn run(doctor: Doctor) -> Result<(), Failure> {
     let worst = findings.iter().map(|finding| finding.severity).max().unwrap_or(Severity::Ok);
     show::print(&if doctor.options.json { json(&findings, worst) } else { text(&findings) })?;
     let accepted = if doctor.strict { Severity::Ok } else { Severity::Warning };
-    if worst <= accepted { Ok(()) } else { Err(Failure::Printed) }
+    if worst <= accepted { Ok(()) } else { Err(Failure::Printed(1)) }
 }
 
 async fn database(tables: &Tables) -> Result<Vec<Finding>, Failure> {

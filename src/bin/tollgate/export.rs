@@ -118,7 +118,10 @@ fn line<'a>(grant: &'a GrantRecord, tokens: Option<&[StoredToken]>) -> Result<Gr
         not_before: grant.not_before.map(time),
         expires_at: grant.expires_at.map(time),
         sender_constrained: grant.sender_constrained,
-        principal: principal.map_err(|_| Failure::Database(SqlError::Corrupt("principal")))?,
+        principal: principal.map_err(|_| {
+            let (id, subject, source) = (grant.id.clone(), grant.subject.clone(), SqlError::Corrupt("principal"));
+            Failure::Database(SqlError::InvalidRow { id, subject, source: source.into() })
+        })?,
         created_at: time(grant.created_at),
         revoked_at: grant.revoked_at.map(time),
         suspended_at: grant.suspended_at.map(time),

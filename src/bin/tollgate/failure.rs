@@ -9,6 +9,9 @@ use tollgate::{QuotaError, ScopeError};
 
 use crate::show;
 
+/// The exit code of a token that could not be checked.
+pub(crate) const NOT_CHECKED: u8 = 3;
+
 /// The error of a command.
 #[derive(Debug)]
 pub(crate) enum Failure {
@@ -18,14 +21,16 @@ pub(crate) enum Failure {
     Database(SqlError),
     /// The token could not be checked, so nothing is known about it.
     NotChecked(String),
-    /// The result is not a success. It is already printed.
-    Printed,
+    /// The result is not a success, and is already printed. The command exits with this code.
+    Printed(u8),
+    /// The reader of standard output, such as `head`, has ended.
+    NoReader,
 }
 
 impl Failure {
     /// Prints the error, unless the result is already printed.
     pub(crate) fn print(&self) {
-        if !matches!(self, Self::Printed) {
+        if !matches!(self, Self::Printed(_) | Self::NoReader) {
             show::print_error(&self.to_string());
         }
     }
@@ -35,8 +40,11 @@ impl Failure {
         match self {
             Self::Usage(_)
             | Self::Database(SqlError::Url(_) | SqlError::Prefix | SqlError::Name | SqlError::Cursor) => 2,
-            Self::Failed(_) | Self::Database(_) | Self::Printed => 1,
-            Self::NotChecked(_) => 3,
+            Self::Failed(_) | Self::Database(_) => 1,
+            Self::NotChecked(_) => NOT_CHECKED,
+            Self::Printed(code) => *code,
+            // As shells report a program that was ended by SIGPIPE.
+            Self::NoReader => 141,
         }
     }
 }
@@ -45,9 +53,10 @@ impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Usage(text) | Self::Failed(text) | Self::NotChecked(text) => f.write_str(text),
-            Self::Printed => Ok(()),
+            Self::Printed(_) | Self::NoReader => Ok(()),
             Self::Database(error) => {
-                f.write_str(&with_sources(error))?;
+                // Rows and servers wrote parts of some errors.
+                f.write_str(&show::plain(&with_sources(error)))?;
                 f.write_str(match error {
                     SqlError::NoFile => "; check `--database`, or create the file with `tollgate migrate`",
                     SqlError::NoTables => {
@@ -70,7 +79,7 @@ impl From<SqlError> for Failure {
 impl From<ScopeError> for Failure {
     /// Replaces the text, because `ScopeError` contains the scope.
     fn from(_: ScopeError) -> Self {
-        Self::Usage("invalid scope: must be printable ASCII without spaces, quotes and backslashes".to_owned())
+        Self::Usage("invalid scope: must be printable ASCII without quotes and backslashes".to_owned())
     }
 }
 
@@ -82,6 +91,9 @@ impl From<QuotaError> for Failure {
 
 impl From<io::Error> for Failure {
     fn from(error: io::Error) -> Self {
-        Self::Failed(format!("cannot write to standard output: {error}"))
+        match error.kind() {
+            io::ErrorKind::BrokenPipe => Self::NoReader,
+            _ => Self::Failed(format!("cannot write to standard output: {error}")),
+        }
     }
 }

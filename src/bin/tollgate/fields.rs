@@ -194,6 +194,10 @@ impl Fields {
             }
         }
         let text = self.text(FIELD)?.unwrap_or_default();
+        // Valid characters of scopes, and a mistake here. A list of a JSON object can have such scopes.
+        if text.contains([',', ';']) {
+            return Err(Invalid::field(FIELD, "must be separated by spaces"));
+        }
         Ok(text.split(' ').filter(|scope| !scope.is_empty()).map(str::to_owned).collect())
     }
 

@@ -10,6 +10,7 @@ use tollgate::store::sql::{GrantImport, ImportOptions, SqlError};
 use zeroize::{Zeroize as _, Zeroizing};
 
 use crate::args::Options;
+use crate::csv_lines::LineCounter;
 use crate::fields::{Fields, Invalid};
 use crate::output::Format;
 use crate::run::{Failure, open};
@@ -93,7 +94,7 @@ struct Lines {
 }
 
 enum Source {
-    Csv { records: csv::ByteRecordsIntoIter<Box<dyn BufRead + Send>>, columns: Vec<&'static str> },
+    Csv { records: csv::ByteRecordsIntoIter<LineCounter<Box<dyn BufRead + Send>>>, columns: Vec<&'static str> },
     Jsonl { input: Box<dyn BufRead + Send>, line: Vec<u8>, number: u64 },
 }
 
@@ -102,10 +103,11 @@ impl Lines {
         let source = match format {
             Format::Jsonl => Source::Jsonl { input, line: Vec::new(), number: 0 },
             Format::Csv => {
-                let mut reader = csv::Reader::from_reader(input);
-                let header = reader.byte_headers().map_err(|error| Failure::Failed(csv_error(&error).1.to_string()))?;
-                let columns =
-                    crate::fields::columns(header).map_err(|invalid| Failure::Failed(format!("line 1: {invalid}")))?;
+                let mut reader = csv::Reader::from_reader(LineCounter::new(input));
+                let header = reader.byte_headers().map_err(|error| Failure::Failed(csv_error(&error).to_string()))?;
+                let columns = crate::fields::columns(header);
+                let line = reader.get_mut().line_after(0);
+                let columns = columns.map_err(|invalid| Failure::Failed(format!("line {line}: {invalid}")))?;
                 Source::Csv { records: reader.into_byte_records(), columns }
             }
         };
@@ -128,16 +130,16 @@ impl Source {
     fn read(&mut self) -> Option<(u64, Result<GrantImport, Invalid>)> {
         match self {
             Self::Csv { records, columns } => {
-                let record = match records.next()? {
-                    Ok(record) => record,
-                    Err(error) => {
-                        let (line, invalid) = csv_error(&error);
-                        return Some((line.unwrap_or_default(), Err(invalid)));
-                    }
-                };
-                // Empty lines before the row count as a part of it.
-                let number = record.position().map_or(0, csv::Position::line);
-                Some((number, Fields::of_csv(columns, &record).and_then(Fields::grant)))
+                let start = records.reader().position().byte();
+                let record = records.next()?;
+                let number = records.reader_mut().get_mut().line_after(start);
+                Some((
+                    number,
+                    match record {
+                        Ok(record) => Fields::of_csv(columns, &record).and_then(Fields::grant),
+                        Err(error) => Err(csv_error(&error)),
+                    },
+                ))
             }
             Self::Jsonl { input, line, number } => loop {
                 // Lines may contain tokens.
@@ -154,15 +156,12 @@ impl Source {
     }
 }
 
-/// Returns the line of an error, and its text.
-fn csv_error(error: &csv::Error) -> (Option<u64>, Invalid) {
-    let line = error.position().map(csv::Position::line);
-    let invalid = match error.kind() {
+fn csv_error(error: &csv::Error) -> Invalid {
+    match error.kind() {
         csv::ErrorKind::UnequalLengths { .. } => Invalid::new("must have as many fields as the first line"),
         csv::ErrorKind::Io(error) => Invalid::input(error),
         _ => Invalid::new("invalid CSV"),
-    };
-    (line, invalid)
+    }
 }
 
 impl Iterator for Lines {

@@ -36,6 +36,8 @@ mod audit;
 #[cfg(any(feature = "sqlite", feature = "postgres"))]
 mod check;
 #[cfg(any(feature = "sqlite", feature = "postgres"))]
+mod csv_lines;
+#[cfg(any(feature = "sqlite", feature = "postgres"))]
 mod doctor;
 #[cfg(any(feature = "sqlite", feature = "postgres"))]
 mod export;

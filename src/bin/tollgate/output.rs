@@ -4,6 +4,7 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, BufWriter, Write};
 use std::path::PathBuf;
 
+use clap::builder::{PathBufValueParser, TypedValueParser as _};
 use clap::{Args, ValueEnum};
 use serde::Serialize;
 
@@ -25,8 +26,16 @@ pub(crate) struct Output {
     #[arg(long, default_value = "jsonl")]
     format: Format,
     /// Write to this new file, which only its owner can read, instead of standard output
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", value_parser = PathBufValueParser::new().try_map(file))]
     output: Option<PathBuf>,
+}
+
+/// Rejects the usual name of standard output, which would create a file named `-`.
+fn file(path: PathBuf) -> Result<PathBuf, &'static str> {
+    match path.as_os_str() == "-" {
+        true => Err("must be the name of a new file"),
+        false => Ok(path),
+    }
 }
 
 /// A line of an export. JSON lines are its serialized form.
@@ -113,6 +122,9 @@ impl Drop for Writer {
     }
 }
 
-fn failed(error: impl Into<Box<dyn std::error::Error>>) -> Failure {
-    Failure::Failed(format!("cannot write the export: {}", error.into()))
+fn failed(error: impl Into<io::Error>) -> Failure {
+    match error.into() {
+        error if error.kind() == io::ErrorKind::BrokenPipe => Failure::NoReader,
+        error => Failure::Failed(format!("cannot write the export: {error}")),
+    }
 }

@@ -8,7 +8,7 @@ use tollgate::mint::TokenFormat;
 use tollgate::store::sql::{Cursor, Database, GrantChange, GrantRecord, Issued, NewGrant, SqlError};
 use zeroize::Zeroizing;
 
-use crate::args::{Change, Cli, Command, Filter, Issue, Options, Tables, TokenCommand, default_format};
+use crate::args::{Change, Cli, Command, Filter, Issue, Options, Tables, TokenCommand, default_format, scopes};
 use crate::audit;
 use crate::check;
 use crate::doctor;
@@ -45,6 +45,7 @@ async fn token(command: TokenCommand) -> Result<(), Failure> {
     match command {
         TokenCommand::Issue(issue) => {
             let grant = new_grant(&issue)?;
+            check_output()?;
             let database = open(&issue.options.tables).await?;
             let issued = database.issue(&issue.prefix, &grant).await?;
             print_issued(&issued, issue.options.json)
@@ -65,13 +66,19 @@ async fn token(command: TokenCommand) -> Result<(), Failure> {
             let (json, database) = (change.options.json, open(&change.options.tables).await?);
             let text = match (change.id, change.subject) {
                 (Some(id), _) => {
+                    let new_expiry = change.never_expires || change.expires.is_some();
+                    // A revocation is permanent, so an expiry would have no effect.
+                    if new_expiry && find(&database, &id).await?.revoked_at.is_some() {
+                        return Err(Failure::Database(SqlError::Revoked));
+                    }
                     let grant = database.change(&id.into(), &fields).await?;
                     if json { show::json(&grant) } else { show::details(&grant) }
                 }
                 (None, subject) => {
                     let grants = database.change_subject(&subject.unwrap_or_default().into(), &fields).await?;
                     if grants.is_empty() {
-                        return Err(Failure::Failed("the subject has no grants to change".to_owned()));
+                        let text = "the subject has no grants to change; an expired grant is changed by its id";
+                        return Err(Failure::Failed(text.to_owned()));
                     }
                     if json { show::json_list(&grants) } else { show::table(&grants) }
                 }
@@ -81,6 +88,7 @@ async fn token(command: TokenCommand) -> Result<(), Failure> {
         TokenCommand::Suspend(selected) => state::set(State::Suspended, selected).await,
         TokenCommand::Resume(selected) => state::set(State::Resumed, selected).await,
         TokenCommand::Rotate { options, id, grace, prefix } => {
+            check_output()?;
             let database = open(&options.tables).await?;
             let format = match prefix {
                 Some(format) => format,
@@ -130,7 +138,8 @@ async fn list(
 }
 
 fn new_grant(issue: &Issue) -> Result<NewGrant, Failure> {
-    let mut grant = NewGrant::new(issue.subject.as_str()).with_label(&issue.label).with_scopes(&issue.scopes)?;
+    let mut grant = NewGrant::new(issue.subject.as_str()).with_label(&issue.label);
+    grant = grant.with_scopes(scopes(&issue.scopes)?.iter())?;
     if let Some(quota) = issue.quota {
         grant = grant.with_quota(match issue.burst {
             None => quota,
@@ -156,7 +165,13 @@ fn grant_change(change: &Change) -> Result<GrantChange, Failure> {
         fields = fields.with_label(label);
     }
     if change.no_scopes || !change.scopes.is_empty() {
-        fields = fields.with_scopes(&change.scopes)?;
+        fields = fields.with_scopes(scopes(&change.scopes)?.iter())?;
+    }
+    if !change.add_scopes.is_empty() {
+        fields = fields.with_added_scopes(scopes(&change.add_scopes)?.iter())?;
+    }
+    if !change.remove_scopes.is_empty() {
+        fields = fields.with_removed_scopes(scopes(&change.remove_scopes)?.iter())?;
     }
     if change.default_quota || change.quota.is_some() {
         fields = fields.with_quota(change.quota);
@@ -248,6 +263,14 @@ fn same_format(grant: &GrantRecord, json: bool) -> Result<TokenFormat, Failure> 
 
 pub(crate) async fn find(database: &Database, id: &str) -> Result<GrantRecord, Failure> {
     database.describe(&id.into()).await?.ok_or(Failure::Database(SqlError::NotFound))
+}
+
+/// Checks that standard output is open before a token is minted, which would be lost.
+fn check_output() -> Result<(), Failure> {
+    match show::output_is_closed() {
+        true => Err(Failure::Failed("standard output is closed; the new token would be lost".to_owned())),
+        false => Ok(()),
+    }
 }
 
 /// Prints the token: as JSON together with the grant, or alone, and then the grant to standard error.

@@ -29,6 +29,28 @@ fn write_line(mut out: impl io::Write, text: &str) -> io::Result<()> {
     out.flush()
 }
 
+/// Returns whether standard output was closed when the program began.
+///
+/// The standard library opens `/dev/null` in its place, for reading and writing. A shell's `> /dev/null` is for writing only.
+#[cfg(unix)]
+pub(crate) fn output_is_closed() -> bool {
+    use std::io::Read as _;
+    use std::os::fd::AsFd as _;
+    use std::os::unix::fs::MetadataExt as _;
+
+    let Ok(output) = io::stdout().as_fd().try_clone_to_owned() else { return false };
+    let mut output = std::fs::File::from(output);
+    let devices = [output.metadata(), std::fs::metadata("/dev/null")].map(|file| file.map(|file| file.rdev()));
+    // Reading nothing fails if the file is for writing only.
+    matches!(&devices, [Ok(output), Ok(null)] if output == null) && output.read(&mut []).is_ok()
+}
+
+/// Returns whether standard output was closed. Only known on Unix.
+#[cfg(not(unix))]
+pub(crate) fn output_is_closed() -> bool {
+    false
+}
+
 /// Writes to standard error, with colors if it is a terminal. Ignores failures, because standard error may be closed.
 pub(crate) fn eprint(text: &str) {
     _ = write_line(anstream::stderr().lock(), text.trim_end_matches('\n'));

@@ -42,6 +42,7 @@ pub(crate) fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Cli, Usa
 /// Removes the user's input from an error, because it may be a URL with a password, or a token. Names from this file remain.
 fn hide_arguments(error: &mut clap::Error) {
     let typed: &[ContextKind] = match error.kind() {
+        ErrorKind::UnknownArgument if has_option_name(error) => &[],
         ErrorKind::UnknownArgument => &[ContextKind::InvalidArg],
         ErrorKind::InvalidSubcommand => &[ContextKind::InvalidSubcommand],
         _ => &[ContextKind::InvalidValue],
@@ -54,4 +55,12 @@ fn hide_arguments(error: &mut clap::Error) {
     }
     // Suggestions repeat the input, such as "to pass 'X' as a value, use '-- X'".
     error.remove(ContextKind::Suggested);
+}
+
+/// Returns whether the unknown argument is the name of an option. Names are not secret. Tokens that begin with `--` have an
+/// underscore. The parser has removed `=` and a value.
+fn has_option_name(error: &clap::Error) -> bool {
+    let Some(ContextValue::String(typed)) = error.get(ContextKind::InvalidArg) else { return false };
+    let is_name = |name: &str| name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-');
+    typed.strip_prefix("--").is_some_and(|name| !name.is_empty() && is_name(name))
 }

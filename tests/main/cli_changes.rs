@@ -131,10 +131,13 @@ async fn lists_are_filtered_and_paged() {
 
         let counts = json(&home, &["token", "count", "--label", "bot", "--json"]);
         let expected =
-            serde_json::json!({ "valid": 2, "not yet valid": 0, "suspended": 1, "expired": 0, "revoked": 0 });
+            serde_json::json!({ "valid": 2, "not_yet_valid": 0, "suspended": 1, "expired": 0, "revoked": 0 });
         assert_eq!(counts, expected);
         let text = stdout(&home, &["token", "count"]);
         assert!(text.starts_with("valid          3\nnot yet valid  0\nsuspended      1\n"), "{text}");
+        assert_eq!(stdout(&home, &["token", "count", "--state", "suspended"]), "suspended      1\n");
+        let one = json(&home, &["token", "count", "--state", "not-yet-valid", "--json"]);
+        assert_eq!(one, serde_json::json!({ "not_yet_valid": 0 }));
     })
     .await;
 }
@@ -252,6 +255,102 @@ async fn a_row_that_cannot_be_read_is_named_by_lists_and_exports() {
         let output = run(&home, &["token", "export", "--with-digests", "--output", file.to_str().unwrap()]);
         let expected = format!("error: grant {id}: invalid value in column created_ms\n");
         assert_eq!((code(&output), String::from_utf8(output.stderr).unwrap()), (1, expected));
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn times_of_grants_are_durations_or_dates() {
+    on_each_database("times_of_grants_are_durations_or_dates", |home| async move {
+        let issue = ["token", "issue", "--subject", "alice", "--not-before", "2999-01-31", "--expires"];
+        let (_, grant) = secret(&home, &[&issue[..], &["2999-12-31T12:30:00Z"]].concat());
+        assert_eq!(grant["not_before"], "2999-01-31T00:00:00.000Z");
+        assert_eq!(
+            (&grant["expires_at"], &grant["state"]),
+            (&"2999-12-31T12:30:00.000Z".into(), &"not_yet_valid".into())
+        );
+        let id = grant["id"].as_str().unwrap();
+        let changed = json(&home, &["token", "change", id, "--expires", "2999-02-01", "--json"]);
+        assert_eq!(changed["expires_at"], "2999-02-01T00:00:00.000Z");
+        for (expiry, expected) in [
+            ("2020-01-01", "must be in the future"),
+            ("2999-02-30", "must be a date in UTC"),
+            ("2999-1-1", "must be a date in UTC"),
+            ("12999-01-01", "must be a number with a unit"),
+        ] {
+            let output = run(&home, &["token", "change", id, "--expires", expiry]);
+            let error = String::from_utf8(output.stderr.clone()).unwrap();
+            assert!(code(&output) == 2 && error.contains(expected), "{expiry}: {error}");
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn spaces_at_the_ends_of_names_are_errors() {
+    let home = crate::servers::Home::sqlite();
+    home.database().await.migrate().await.unwrap();
+    for name in [" alice", "alice ", "alice\n", "\u{a0}alice"] {
+        for args in [
+            &["token", "issue", "--subject", name][..],
+            &["token", "show", name],
+            &["token", "list", "--subject", name],
+            &["token", "revoke", name],
+            &["token", "revoke", "--subject", name],
+            &["token", "rotate", name],
+            &["token", "change", name, "--label", "bot"],
+            &["token", "change", "--subject", name, "--label", "bot"],
+        ] {
+            let output = run(&home, args);
+            let error = String::from_utf8(output.stderr.clone()).unwrap();
+            assert!(code(&output) == 2 && error.contains("must not begin or end with a space"), "{args:?}: {error}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn the_principal_is_shown_by_show_only() {
+    on_each_database("the_principal_is_shown_by_show_only", |home| async move {
+        let (_, grant) = secret(&home, &["token", "issue", "--subject", "alice", "--principal", r#"{"plan":"pro"}"#]);
+        let id = grant["id"].as_str().unwrap();
+        assert_eq!(json(&home, &["token", "show", id, "--json"])["principal"]["plan"], "pro");
+        assert!(stdout(&home, &["token", "show", id]).contains("\nprincipal  {\"plan\""));
+        assert!(!stdout(&home, &["token", "list", "--json"]).contains("plan") && grant["principal"].is_null());
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn the_audit_trail_is_filtered_by_time_actor_and_action() {
+    on_each_database("the_audit_trail_is_filtered_by_time_actor_and_action", |home| async move {
+        let clock = crate::sql::Clock::new();
+        let database = clock.install(home.database().await);
+        let by = |actor: &str| database.acting_as(actor).unwrap();
+        let hour = std::time::Duration::from_secs(3_600);
+        let id =
+            &database.import(tollgate::TokenDigest::of("one"), &tollgate::store::sql::NewGrant::new("alice")).await;
+        let id = &id.as_ref().unwrap().id;
+        clock.advance(hour);
+        let time = humantime::format_rfc3339_millis(clock.now()).to_string();
+        by("maria").suspend(id).await.unwrap();
+        clock.advance(hour);
+        by("paul").resume(id).await.unwrap();
+        for (filter, expected) in [
+            (&["--actor", "maria"][..], &["suspend"][..]),
+            (&["--action", "resume"], &["resume"]),
+            (&["--since", &time], &["resume", "suspend"]),
+            (&["--until", &time], &["import"]),
+            (&["--since", &time, "--actor", "paul"], &["resume"]),
+            (&["--since", "2023-01-01"], &["resume", "suspend", "import"]),
+            (&["--until", "2023-01-01"], &[]),
+            (&["--since", "7d"], &[]),
+        ] {
+            let page = json(&home, &[&["audit", "list", "--json"], filter].concat());
+            let actions: Vec<_> = page["entries"].as_array().unwrap().iter().map(|entry| &entry["action"]).collect();
+            assert_eq!(actions, expected, "{filter:?}");
+            assert_eq!(stdout(&home, &[&["audit", "export"], filter].concat()).lines().count(), expected.len());
+        }
+        assert_eq!(code(&run(&home, &["audit", "list", "--since", "yesterday"])), 2);
     })
     .await;
 }

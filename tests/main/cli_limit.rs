@@ -45,6 +45,7 @@ async fn limits_of_a_subject_are_shown_by_its_quotas_and_reset() {
     database.import(TokenDigest::of("three"), &NewGrant::new("alice").with_quota(plan)).await.unwrap();
     let secret = std::env::temp_dir().join(format!("tollgate-secret-{}", crate::machine::unique()));
     std::fs::write(&secret, SECRET).unwrap();
+    set_mode(&secret, 0o600);
     let run =
         |verb: &str, more: &[&str]| command(&home, &redis, secret.to_str().unwrap(), verb, more).output().unwrap();
 
@@ -89,6 +90,13 @@ async fn limits_of_a_subject_are_shown_by_its_quotas_and_reset() {
     std::fs::remove_file(&secret).unwrap();
 }
 
+fn set_mode(file: &std::path::Path, mode: u32) {
+    #[cfg(unix)]
+    std::fs::set_permissions(file, std::os::unix::fs::PermissionsExt::from_mode(mode)).unwrap();
+    #[cfg(not(unix))]
+    let _ = (file, mode);
+}
+
 #[tokio::test]
 async fn errors_contain_no_password_and_no_secret() {
     let home = Home::sqlite();
@@ -99,6 +107,7 @@ async fn errors_contain_no_password_and_no_secret() {
     let file = |name: &str, bytes: &[u8]| {
         let file = folder.join(format!("tollgate-secret-{name}-{}", crate::machine::unique()));
         std::fs::write(&file, bytes).unwrap();
+        set_mode(&file, 0o600);
         file
     };
     let (secret, short) = (file("long", &SECRET), file("short", b"sesame"));
@@ -111,10 +120,15 @@ async fn errors_contain_no_password_and_no_secret() {
         (code(&output), error)
     };
     let closed = "redis://:sesame@127.0.0.1:9";
-    assert_eq!(
-        run(closed, &secret, "default=5/h"),
-        (1, "error: Redis is unavailable, or too many commands are in flight\n".to_owned())
-    );
+    let (code, error) = run(closed, &secret, "default=5/h");
+    assert!(code == 1 && error.starts_with("error: Redis is unavailable, or too many commands are in flight: ") && error.len() > 40, "{error}");
+    #[cfg(unix)]
+    {
+        set_mode(&secret, 0o644);
+        let (_, error) = run(closed, &secret, "default=5/h");
+        assert!(error.starts_with("warning: other users of this machine can read the file of the secret"), "{error}");
+        set_mode(&secret, 0o600);
+    }
     assert_eq!(run("sesame", &secret, "default=5/h").0, 2);
     assert_eq!(run(closed, &short, "default=5/h").1, "error: invalid secret: must have at least 32 bytes\n");
     assert_eq!(run(closed, &folder.join("sesame-none"), "default=5/h").0, 2);

@@ -559,6 +559,8 @@ Only `migrate` creates a file or tables.
 With `--json`, a command writes one JSON document to standard output; `export`, `completions` and `man` have their own formats. \
 Errors are text on standard error, also with `--json`.
 
+Durations have a unit: 90d, 12h, 30m, 0s, 2w, 6M (months of 30.44 days) or 1y. Dates are in UTC.
+
 Colors are for terminals only. NO_COLOR turns them off, CLICOLOR_FORCE turns them on.
 
 Exit codes: 0 for success, 1 if the command failed, 2 for an invalid command line.

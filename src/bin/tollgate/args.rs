@@ -5,23 +5,24 @@ use std::time::{Duration, SystemTime};
 
 use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
 use serde_json::Value;
-use tollgate::mint::{FormatError, TokenFormat};
+use tollgate::Quota;
+use tollgate::mint::TokenFormat;
 use tollgate::store::sql::{Cursor, GrantQuery, GrantState};
-use tollgate::{Quota, QuotaError, Scopes};
 
 use crate::audit;
 use crate::check;
 use crate::doctor;
 use crate::export::Export;
-use crate::failure::Failure;
 use crate::generate;
 use crate::import::Import;
-use crate::show;
+use crate::parse::{DEFAULT_PREFIX, PREFIX, age, cursor, expiry, format, moment, name, number, principal, quota, time};
 
 const AFTER_HELP: &str = "\
 Only `migrate` creates a file or tables.
 
 With `--json`, a command writes one JSON document to standard output; `export`, `completions` and `man` have their own formats. Errors are text on standard error, also with `--json`.
+
+Durations have a unit: 90d, 12h, 30m, 0s, 2w, 6M (months of 30.44 days) or 1y. Dates are in UTC.
 
 Colors are for terminals only. NO_COLOR turns them off, CLICOLOR_FORCE turns them on.
 
@@ -98,6 +99,7 @@ pub(crate) enum TokenCommand {
         #[command(flatten)]
         options: Options,
         /// Id of the grant
+        #[arg(value_parser = name)]
         id: String,
     },
     /// Change fields of a grant, or of all grants of a subject, in one transaction
@@ -112,6 +114,7 @@ pub(crate) enum TokenCommand {
         #[command(flatten)]
         options: Options,
         /// Id of the grant
+        #[arg(value_parser = name)]
         id: String,
         /// Grace period of all older tokens, such as 1h, 30m or 0s; ends no later than the grant, and extends no earlier grace period
         #[arg(long, value_name = "TIME", default_value = "1h", value_parser = time)]
@@ -139,9 +142,10 @@ pub(crate) struct Selected {
     #[command(flatten)]
     pub(crate) options: Options,
     /// Id of the grant
+    #[arg(value_parser = name)]
     pub(crate) id: Option<String>,
     /// All grants of this subject
-    #[arg(long)]
+    #[arg(long, value_parser = name)]
     pub(crate) subject: Option<String>,
 }
 
@@ -149,7 +153,7 @@ pub(crate) struct Selected {
 #[derive(Args, Debug)]
 pub(crate) struct Filter {
     /// Only grants of this subject, which is compared in full; case-sensitive
-    #[arg(long)]
+    #[arg(long, value_parser = name)]
     pub(crate) subject: Option<String>,
     /// Only grants whose label contains this text; case-sensitive
     #[arg(long, value_name = "TEXT")]
@@ -172,6 +176,18 @@ pub(crate) enum State {
     Revoked,
 }
 
+impl From<State> for GrantState {
+    fn from(state: State) -> Self {
+        match state {
+            State::Valid => Self::Valid,
+            State::NotYetValid => Self::NotYetValid,
+            State::Suspended => Self::Suspended,
+            State::Expired => Self::Expired,
+            State::Revoked => Self::Revoked,
+        }
+    }
+}
+
 impl Filter {
     pub(crate) fn query(self) -> GrantQuery {
         let mut query = GrantQuery::new();
@@ -186,11 +202,7 @@ impl Filter {
         }
         match self.state {
             None => query,
-            Some(State::Valid) => query.with_state(GrantState::Valid),
-            Some(State::NotYetValid) => query.with_state(GrantState::NotYetValid),
-            Some(State::Suspended) => query.with_state(GrantState::Suspended),
-            Some(State::Expired) => query.with_state(GrantState::Expired),
-            Some(State::Revoked) => query.with_state(GrantState::Revoked),
+            Some(state) => query.with_state(state.into()),
         }
     }
 }
@@ -200,7 +212,7 @@ pub(crate) struct Issue {
     #[command(flatten)]
     pub(crate) options: Options,
     /// Subject of the grant; grants of one subject share rate limits
-    #[arg(long)]
+    #[arg(long, value_parser = name)]
     pub(crate) subject: String,
     /// Description for people
     #[arg(long, default_value = "")]
@@ -214,9 +226,12 @@ pub(crate) struct Issue {
     /// Burst of the rate limit; overrides the burst in --quota
     #[arg(long, requires = "quota", value_parser = number)]
     pub(crate) burst: Option<NonZeroU32>,
-    /// Lifetime of the grant, such as 90d or 12h
-    #[arg(long, value_name = "TIME", value_parser = lifetime)]
-    pub(crate) expires: Option<Duration>,
+    /// Expiry of the grant: a lifetime such as 90d or 12h, or a date such as 2030-01-31
+    #[arg(long, value_name = "TIME", value_parser = expiry)]
+    pub(crate) expires: Option<SystemTime>,
+    /// Start of validity: a duration from now, or a date such as 2030-01-31
+    #[arg(long, value_name = "TIME", value_parser = moment)]
+    pub(crate) not_before: Option<SystemTime>,
     /// Principal of the grant as JSON, such as '{"plan": "pro"}', for services that keep it in this database
     #[arg(long, value_name = "JSON", value_parser = principal)]
     pub(crate) principal: Option<Value>,
@@ -236,9 +251,10 @@ pub(crate) struct Change {
     #[command(flatten)]
     pub(crate) options: Options,
     /// Id of the grant
+    #[arg(value_parser = name)]
     pub(crate) id: Option<String>,
     /// Change all grants of this subject that are not revoked or expired
-    #[arg(long)]
+    #[arg(long, value_parser = name)]
     pub(crate) subject: Option<String>,
     /// New description for people
     #[arg(long)]
@@ -261,9 +277,9 @@ pub(crate) struct Change {
     /// Use the default rate limit of the service
     #[arg(long, conflicts_with = "quota")]
     pub(crate) default_quota: bool,
-    /// New lifetime from now, such as 90d or 12h
-    #[arg(long, value_name = "TIME", value_parser = lifetime)]
-    pub(crate) expires: Option<Duration>,
+    /// New expiry: a lifetime from now such as 90d or 12h, or a date such as 2030-01-31
+    #[arg(long, value_name = "TIME", value_parser = expiry)]
+    pub(crate) expires: Option<SystemTime>,
     /// Remove the expiry
     #[arg(long, conflicts_with = "expires")]
     pub(crate) never_expires: bool,
@@ -278,10 +294,6 @@ pub(crate) struct Change {
     #[arg(long, conflicts_with = "principal")]
     pub(crate) no_principal: bool,
 }
-
-/// The environment variable with the default prefix.
-const PREFIX: &str = "TOLLGATE_PREFIX";
-const DEFAULT_PREFIX: &str = "tg";
 
 /// Options that select the tables.
 #[derive(Args, Debug)]
@@ -303,71 +315,4 @@ pub(crate) struct Options {
     /// Print one JSON document instead of text
     #[arg(long)]
     pub(crate) json: bool,
-}
-
-// The errors of the following parsers must not contain the parsed text.
-
-pub(crate) fn quota(text: &str) -> Result<Quota, QuotaError> {
-    text.parse()
-}
-
-/// Returns the scopes of an option that can be repeated. Separators are valid characters of scopes, and a mistake here.
-pub(crate) fn scopes(scopes: &[String]) -> Result<Scopes, Failure> {
-    if scopes.iter().any(|scope| scope.contains([' ', ',', ';'])) {
-        let text = "invalid scope: must have no spaces, commas and semicolons; repeat the option, such as `--scope`, for each scope";
-        return Err(Failure::Usage(text.to_owned()));
-    }
-    Ok(Scopes::new(scopes)?)
-}
-
-fn principal(text: &str) -> Result<Value, &'static str> {
-    serde_json::from_str(text).map_err(|_| "must be JSON")
-}
-
-pub(crate) fn number(text: &str) -> Result<NonZeroU32, &'static str> {
-    text.parse().map_err(|_| "must be a number from 1 to 4294967295")
-}
-
-pub(crate) fn cursor(text: &str) -> Result<Cursor, &'static str> {
-    text.parse().map_err(|_| "must be the cursor of a page")
-}
-
-/// Parses a duration from now. The end must be before the year 10000, because RFC 3339 has four-digit years.
-fn time(text: &str) -> Result<Duration, &'static str> {
-    const TOO_LONG: &str = "must end before the year 10000";
-    let time = match humantime::parse_duration(text) {
-        Ok(time) => time,
-        Err(humantime::DurationError::NumberOverflow) => return Err(TOO_LONG),
-        Err(_) => return Err("must be a number with a unit, such as 90d, 12h, 30m or 0s"),
-    };
-    match SystemTime::now().checked_add(time) {
-        Some(end) if end <= show::last_date() => Ok(time),
-        _ => Err(TOO_LONG),
-    }
-}
-
-/// Parses the lifetime of a grant. The tables store milliseconds.
-fn lifetime(text: &str) -> Result<Duration, &'static str> {
-    match time(text)? {
-        time if time < Duration::from_millis(1) => Err("must be at least 1ms"),
-        time => Ok(time),
-    }
-}
-
-/// Parses a duration before now.
-pub(crate) fn age(text: &str) -> Result<Duration, &'static str> {
-    let age = time(text)?;
-    match SystemTime::now().checked_sub(age) {
-        Some(begin) if begin >= SystemTime::UNIX_EPOCH => Ok(age),
-        _ => Err("must begin after the year 1969"),
-    }
-}
-
-fn format(prefix: &str) -> Result<TokenFormat, FormatError> {
-    TokenFormat::new(prefix)
-}
-
-/// Returns the format for tokens without a known prefix.
-pub(crate) fn default_format() -> Result<TokenFormat, FormatError> {
-    format(&std::env::var(PREFIX).unwrap_or_else(|_| DEFAULT_PREFIX.to_owned()))
 }

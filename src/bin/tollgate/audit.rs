@@ -3,14 +3,15 @@
 use std::num::NonZeroU32;
 use std::time::{Duration, SystemTime};
 
-use clap::Subcommand;
+use clap::{Args, Subcommand};
 use serde::Serialize;
 use serde_json::{Value, json};
 use tollgate::store::sql::{AuditEntry, AuditPage, AuditQuery, Cursor};
 
-use crate::args::{Options, Tables, age, cursor, number};
+use crate::args::{Options, Tables};
 use crate::export::PAGE;
 use crate::output::{Line, Output};
+use crate::parse::{age, cursor, name, number, past};
 use crate::run::{Failure, before, open, print_next, print_purged};
 use crate::show::{self, columns, or_dash, plain, time};
 
@@ -20,12 +21,8 @@ pub(crate) enum Command {
     List {
         #[command(flatten)]
         options: Options,
-        /// Only changes of the grant with this id
-        #[arg(long, value_name = "ID")]
-        grant: Option<String>,
-        /// Only changes of grants of this subject
-        #[arg(long)]
-        subject: Option<String>,
+        #[command(flatten)]
+        filter: Filter,
         /// Maximum number of entries
         #[arg(long, value_name = "NUMBER", default_value = "100", value_parser = number)]
         limit: NonZeroU32,
@@ -39,12 +36,8 @@ pub(crate) enum Command {
         tables: Tables,
         #[command(flatten)]
         output: Output,
-        /// Only changes of the grant with this id
-        #[arg(long, value_name = "ID")]
-        grant: Option<String>,
-        /// Only changes of grants of this subject
-        #[arg(long)]
-        subject: Option<String>,
+        #[command(flatten)]
+        filter: Filter,
     },
     /// Delete old entries
     Purge {
@@ -56,10 +49,58 @@ pub(crate) enum Command {
     },
 }
 
+/// Options that select entries.
+#[derive(Args, Debug)]
+pub(crate) struct Filter {
+    /// Only changes of the grant with this id
+    #[arg(long, value_name = "ID", value_parser = name)]
+    grant: Option<String>,
+    /// Only changes of grants of this subject
+    #[arg(long, value_parser = name)]
+    subject: Option<String>,
+    /// Only changes by this actor
+    #[arg(long)]
+    actor: Option<String>,
+    /// Only changes with this action, such as revoke
+    #[arg(long)]
+    action: Option<String>,
+    /// Only changes since this time: a date such as 2030-01-31, or a duration before now such as 7d
+    #[arg(long, value_name = "TIME", value_parser = past)]
+    since: Option<SystemTime>,
+    /// Only changes before this time
+    #[arg(long, value_name = "TIME", value_parser = past)]
+    until: Option<SystemTime>,
+}
+
+impl Filter {
+    fn query(self) -> AuditQuery {
+        let mut query = AuditQuery::new();
+        if let Some(grant) = self.grant {
+            query = query.with_grant(grant);
+        }
+        if let Some(subject) = self.subject {
+            query = query.with_subject(subject);
+        }
+        if let Some(actor) = self.actor {
+            query = query.with_actor(actor);
+        }
+        if let Some(action) = self.action {
+            query = query.with_action(action);
+        }
+        if let Some(time) = self.since {
+            query = query.since(time);
+        }
+        if let Some(time) = self.until {
+            query = query.until(time);
+        }
+        query
+    }
+}
+
 pub(crate) async fn run(command: Command) -> Result<(), Failure> {
     match command {
-        Command::List { options, grant, subject, limit, after } => {
-            let mut query = query(grant, subject).with_limit(limit);
+        Command::List { options, filter, limit, after } => {
+            let mut query = filter.query().with_limit(limit);
             if let Some(cursor) = after {
                 query = query.after(cursor);
             }
@@ -68,10 +109,10 @@ pub(crate) async fn run(command: Command) -> Result<(), Failure> {
             print_next(page.next.as_ref(), options.json);
             Ok(())
         }
-        Command::Export { tables, output, grant, subject } => {
+        Command::Export { tables, output, filter } => {
             let database = open(&tables).await?;
             let mut writer = output.begin(EntryLine::COLUMNS)?;
-            let mut query = query(grant, subject).with_limit(PAGE);
+            let mut query = filter.query().with_limit(PAGE);
             loop {
                 let page = database.audit(&query).await?;
                 for entry in &page.entries {
@@ -86,17 +127,6 @@ pub(crate) async fn run(command: Command) -> Result<(), Failure> {
             print_purged(database.purge_audit(before(older_than)).await?, options.json)
         }
     }
-}
-
-fn query(grant: Option<String>, subject: Option<String>) -> AuditQuery {
-    let mut query = AuditQuery::new();
-    if let Some(grant) = grant {
-        query = query.with_grant(grant);
-    }
-    if let Some(subject) = subject {
-        query = query.with_subject(subject);
-    }
-    query
 }
 
 /// An entry as JSON lines, CSV and `list --json` show it.

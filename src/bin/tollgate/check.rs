@@ -19,8 +19,9 @@ use tower_layer::Layer as _;
 use tower_service::Service;
 use zeroize::Zeroizing;
 
-use crate::args::{Options, scopes};
+use crate::args::Options;
 use crate::failure::NOT_CHECKED;
+use crate::parse::scopes;
 use crate::run::{Failure, open};
 use crate::show::{self, GREEN, RED, paint, plain, time};
 

@@ -64,7 +64,13 @@ pub(crate) fn columns(header: &csv::ByteRecord) -> Result<Vec<&'static str>, Inv
     let mut columns = Vec::new();
     for (number, name) in (1..).zip(header) {
         match known(name) {
-            None => return Err(Invalid::new(&format!("unknown column {number}; the first line must be a header"))),
+            None => {
+                let known: Vec<&str> = FIELDS.into_iter().chain([TOKEN, DIGEST]).collect();
+                let known = known.join(", ");
+                return Err(Invalid::new(&format!(
+                    "unknown column {number}; the first line must be a header with some of {known}"
+                )));
+            }
             Some(field) if columns.contains(&field) => return Err(Invalid::field(field, "duplicate column")),
             Some(field) => columns.push(field),
         }

@@ -34,6 +34,9 @@ pub(crate) struct Import {
     dry_run: bool,
 }
 
+/// The maximum number of lines whose errors are printed. A file in another format has an error in each line.
+const MAX_PRINTED: u64 = 10;
+
 /// The timeout of the whole import.
 const TIMEOUT: Duration = Duration::from_secs(3_600);
 
@@ -51,19 +54,28 @@ pub(crate) async fn run(import: Import) -> Result<(), Failure> {
     let counts = match database.import_all(&mut lines, options).await {
         Ok(counts) => counts,
         Err(SqlError::Import { record, source }) => {
-            if !matches!(*source, SqlError::Input(_)) {
+            let is_conflict = !matches!(*source, SqlError::Input(_));
+            if is_conflict {
                 lines.report(lines.line_of(record), &source);
                 // Report the other invalid lines too.
                 lines.by_ref().for_each(drop);
             }
             let number = lines.invalid;
+            if number > MAX_PRINTED {
+                show::eprint(&format!("and {} more", number - MAX_PRINTED));
+            }
             let lines = if number == 1 { "line is" } else { "lines are" };
-            return Err(Failure::Failed(format!("{number} {lines} invalid; nothing was imported")));
+            // The database reports the first conflict only.
+            let at_least = if is_conflict { "at least " } else { "" };
+            return Err(Failure::Failed(format!("{at_least}{number} {lines} invalid; nothing was imported")));
         }
         Err(error) => return Err(error.into()),
     };
     let text = match (import.options.json, import.dry_run) {
-        (true, _) => format!(r#"{{"imported":{},"skipped":{}}}"#, counts.imported, counts.skipped),
+        (true, true) => {
+            format!(r#"{{"dry_run":true,"imported":{},"skipped":{}}}"#, counts.imported, counts.skipped)
+        }
+        (true, false) => format!(r#"{{"imported":{},"skipped":{}}}"#, counts.imported, counts.skipped),
         (false, true) => format!("would import {}, skip {}", counts.imported, counts.skipped),
         (false, false) => format!("imported {}, skipped {}", counts.imported, counts.skipped),
     };
@@ -121,7 +133,9 @@ impl Lines {
 
     fn report(&mut self, line: u64, error: &dyn std::fmt::Display) {
         self.invalid += 1;
-        show::eprint(&format!("error: line {line}: {error}"));
+        if self.invalid <= MAX_PRINTED {
+            show::eprint(&format!("error: line {line}: {error}"));
+        }
     }
 }
 

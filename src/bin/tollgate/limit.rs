@@ -1,17 +1,19 @@
 //! `tollgate limit`: the buckets of a subject in Redis.
 
 use std::num::NonZeroU32;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
+use tollgate::finding::Severity;
 use tollgate::limit::redis::{RedisLimits, RedisLimitsError, RedisServer};
 use tollgate::store::sql::{Database, GrantRecord, GrantState};
 use tollgate::{Decision, Limit, LimitError, Quota, RateLimits, Subject};
 use zeroize::Zeroizing;
 
-use crate::args::{Options, quota};
+use crate::args::Options;
+use crate::parse::{name, quota};
 use crate::run::{Failure, open};
 use crate::show;
 
@@ -42,13 +44,14 @@ pub(crate) struct Buckets {
     #[command(flatten)]
     options: Options,
     /// Subject of the grants
+    #[arg(value_parser = name)]
     subject: String,
     /// Redis of the service: redis://[USER][:PASSWORD@]HOST[:PORT][/DATABASE], or rediss:// for TLS
     // The value may contain a password, so it must never be printed.
     #[arg(long, value_name = "URL", env = "TOLLGATE_REDIS", hide_env_values = true)]
     redis: String,
     /// File with the secret of the keys in Redis, byte for byte
-    #[arg(long, value_name = "FILE", env = "TOLLGATE_REDIS_SECRET_FILE")]
+    #[arg(long, value_name = "FILE", env = "TOLLGATE_REDIS_SECRET_FILE", hide_env_values = true)]
     redis_secret_file: PathBuf,
     /// Prefix of the keys in Redis
     #[arg(long, value_name = "TEXT", default_value = "tollgate:")]
@@ -79,7 +82,10 @@ async fn show(buckets: &Buckets) -> Result<(), Failure> {
     let quotas = quotas(&open(&buckets.options.tables).await?, &buckets.subject).await?;
     let mut parts: Vec<Decision> = Vec::new();
     for quota in quotas {
-        let usage = limits.usage(&subject, quota).await.map_err(|error| Failure::Failed(error.to_string()))?;
+        let usage = match limits.usage(&subject, quota).await {
+            Ok(usage) => usage,
+            Err(error) => return Err(failed(buckets, &error).await),
+        };
         // Limits with a quota of their own are the same for all grants.
         let is_new = |part: &&Decision| parts.iter().all(|other| other.policy() != part.policy());
         let new: Vec<_> = usage.parts().filter(is_new).cloned().collect();
@@ -91,7 +97,9 @@ async fn show(buckets: &Buckets) -> Result<(), Failure> {
 async fn reset(buckets: &Buckets) -> Result<(), Failure> {
     let (limits, subject) = (redis(buckets)?, Subject::from(buckets.subject.as_str()));
     quotas(&open(&buckets.options.tables).await?, &buckets.subject).await?;
-    limits.reset(&subject).await.map_err(|error| Failure::Failed(error.to_string()))?;
+    if let Err(error) = limits.reset(&subject).await {
+        return Err(failed(buckets, &error).await);
+    }
     let json = json!({ "subject": subject.as_str() }).to_string();
     Ok(show::print(&if buckets.options.json {
         json
@@ -124,6 +132,7 @@ async fn quotas(database: &Database, subject: &str) -> Result<Vec<Option<Quota>>
 fn redis(buckets: &Buckets) -> Result<RedisLimits, Failure> {
     let secret = std::fs::read(&buckets.redis_secret_file).map(Zeroizing::new);
     let secret = secret.map_err(|error| Failure::Usage(format!("cannot read the secret of the keys: {error}")))?;
+    warn_of_readers(&buckets.redis_secret_file);
     let mut limits: Option<RateLimits> = None;
     for (name, quota) in &buckets.limits {
         let limit = match name.as_str() {
@@ -144,6 +153,19 @@ fn redis(buckets: &Buckets) -> Result<RedisLimits, Failure> {
     Ok(redis.with_prefix(&buckets.redis_prefix)?.with_timeout(TIMEOUT))
 }
 
+/// Warns if other users can read the file.
+fn warn_of_readers(file: &Path) {
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::PermissionsExt as _;
+        if std::fs::metadata(file).is_ok_and(|file| file.permissions().mode() & 0o004 != 0) {
+            show::eprint("warning: other users of this machine can read the file of the secret: run `chmod 600` on it");
+        }
+    }
+    #[cfg(not(unix))]
+    let _ = file;
+}
+
 /// The timeout for a reply of Redis. A person waits longer than a request.
 const TIMEOUT: Duration = Duration::from_secs(3);
 
@@ -157,6 +179,19 @@ impl From<RedisLimitsError> for Failure {
     fn from(error: RedisLimitsError) -> Self {
         Self::Usage(error.to_string())
     }
+}
+
+/// Returns the error of Redis with its cause, as `tollgate doctor` finds it.
+async fn failed(buckets: &Buckets, error: &impl std::fmt::Display) -> Failure {
+    let findings = match RedisServer::single(&buckets.redis) {
+        Ok(server) => server.diagnose().await,
+        Err(_) => Vec::new(),
+    };
+    let cause = findings.into_iter().find(|finding| finding.severity == Severity::Error);
+    Failure::Failed(match cause {
+        Some(cause) => format!("{error}: {}", show::plain(&cause.detail)),
+        None => error.to_string(),
+    })
 }
 
 /// Returns the name and the quota of a limit.

@@ -54,6 +54,8 @@ mod limit;
 #[cfg(any(feature = "sqlite", feature = "postgres"))]
 mod output;
 #[cfg(any(feature = "sqlite", feature = "postgres"))]
+mod parse;
+#[cfg(any(feature = "sqlite", feature = "postgres"))]
 mod run;
 #[cfg(any(feature = "sqlite", feature = "postgres"))]
 mod show;

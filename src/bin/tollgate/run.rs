@@ -8,7 +8,7 @@ use tollgate::mint::TokenFormat;
 use tollgate::store::sql::{Cursor, Database, GrantChange, GrantRecord, Issued, NewGrant, SqlError};
 use zeroize::Zeroizing;
 
-use crate::args::{Change, Cli, Command, Filter, Issue, Options, Tables, TokenCommand, default_format, scopes};
+use crate::args::{Change, Cli, Command, Filter, Issue, Options, Tables, TokenCommand};
 use crate::audit;
 use crate::check;
 use crate::doctor;
@@ -16,6 +16,7 @@ use crate::export;
 pub(crate) use crate::failure::Failure;
 use crate::generate;
 use crate::import;
+use crate::parse::{default_format, scopes};
 use crate::show;
 use crate::state::{self, State};
 
@@ -54,12 +55,15 @@ async fn token(command: TokenCommand) -> Result<(), Failure> {
         TokenCommand::Export(export) => export::run(export).await,
         TokenCommand::List { options, filter, limit, after } => list(&options, filter, limit, after).await,
         TokenCommand::Count { options, filter } => {
+            let state = filter.state.map(Into::into);
             let counts = open(&options.tables).await?.count(&filter.query()).await?;
-            Ok(show::print(&if options.json { show::json_counts(&counts) } else { show::counts(&counts) })?)
+            let text = if options.json { show::json_counts(&counts, state) } else { show::counts(&counts, state) };
+            Ok(show::print(&text)?)
         }
         TokenCommand::Show { options, id } => {
             let grant = find(&open(&options.tables).await?, &id).await?;
-            Ok(show::print(&if options.json { show::json(&grant) } else { show::details(&grant) })?)
+            let text = if options.json { show::json_whole(&grant) } else { show::details_whole(&grant) };
+            Ok(show::print(&text)?)
         }
         TokenCommand::Change(change) => {
             let fields = grant_change(&change)?;
@@ -149,8 +153,11 @@ fn new_grant(issue: &Issue) -> Result<NewGrant, Failure> {
     if let Some(principal) = &issue.principal {
         grant = grant.with_principal(principal)?;
     }
-    if let Some(lifetime) = issue.expires {
-        grant = grant.with_expiry(end_of(lifetime)?);
+    if let Some(end) = issue.expires {
+        grant = grant.with_expiry(end);
+    }
+    if let Some(begin) = issue.not_before {
+        grant = grant.with_not_before(begin);
     }
     if let Some(max) = issue.max_active {
         grant = grant.with_max_active(max.get());
@@ -177,7 +184,7 @@ fn grant_change(change: &Change) -> Result<GrantChange, Failure> {
         fields = fields.with_quota(change.quota);
     }
     if change.never_expires || change.expires.is_some() {
-        fields = fields.with_expiry(change.expires.map(end_of).transpose()?);
+        fields = fields.with_expiry(change.expires);
     }
     if let Some(principal) = &change.principal {
         fields = fields.with_principal(principal)?;
@@ -190,11 +197,6 @@ fn grant_change(change: &Change) -> Result<GrantChange, Failure> {
     }
     fields.check()?;
     Ok(fields)
-}
-
-fn end_of(lifetime: Duration) -> Result<SystemTime, Failure> {
-    let end = SystemTime::now().checked_add(lifetime);
-    end.ok_or_else(|| Failure::Usage("the lifetime is too long".to_owned()))
 }
 
 /// Returns the time that is this long ago.

@@ -156,6 +156,22 @@ fn last_used(grant: &GrantRecord) -> String {
     }
 }
 
+/// Returns the details of a grant with its principal, which other commands do not print.
+pub(crate) fn details_whole(grant: &GrantRecord) -> String {
+    match &grant.principal {
+        None => details(grant),
+        Some(principal) => format!("{}\nprincipal  {}", details(grant), plain(principal)),
+    }
+}
+
+/// Returns the fields of a grant with its principal.
+pub(crate) fn json_whole(grant: &GrantRecord) -> String {
+    let mut value = value(grant);
+    let principal = |json: &str| serde_json::from_str(json).unwrap_or_else(|_| Value::from(json));
+    value["principal"] = grant.principal.as_deref().map(principal).into();
+    value.to_string()
+}
+
 pub(crate) fn json(grant: &GrantRecord) -> String {
     value(grant).to_string()
 }
@@ -193,29 +209,36 @@ pub(crate) fn json_page(page: &GrantPage) -> String {
     json!({ "grants": grants, "next": page.next.as_ref().map(ToString::to_string) }).to_string()
 }
 
-/// Returns the names of the states with the numbers of grants.
-fn states(counts: &GrantCounts) -> [(GrantState, u64); 5] {
-    [
+/// Returns the states with the numbers of grants, or one of them.
+fn states(counts: &GrantCounts, only: Option<GrantState>) -> impl Iterator<Item = (GrantState, u64)> {
+    let all = [
         (GrantState::Valid, counts.valid),
         (GrantState::NotYetValid, counts.not_yet_valid),
         (GrantState::Suspended, counts.suspended),
         (GrantState::Expired, counts.expired),
         (GrantState::Revoked, counts.revoked),
-    ]
+    ];
+    all.into_iter().filter(move |(state, _)| only.is_none_or(|only| only == *state))
 }
 
-pub(crate) fn counts(counts: &GrantCounts) -> String {
-    states(counts).iter().map(|(state, number)| format!("{:14} {number}\n", state.as_str())).collect()
+/// Returns the name of a state in JSON, such as `not_yet_valid`.
+fn json_state(state: GrantState) -> String {
+    state.as_str().replace(' ', "_")
 }
 
-pub(crate) fn json_counts(counts: &GrantCounts) -> String {
-    Value::from_iter(states(counts).map(|(state, number)| (state.as_str(), number))).to_string()
+pub(crate) fn counts(counts: &GrantCounts, only: Option<GrantState>) -> String {
+    states(counts, only).map(|(state, number)| format!("{:14} {number}\n", state.as_str())).collect()
+}
+
+pub(crate) fn json_counts(counts: &GrantCounts, only: Option<GrantState>) -> String {
+    Value::from_iter(states(counts, only).map(|(state, number)| (json_state(state), number))).to_string()
 }
 
 /// Returns the fields of a grant as JSON.
 pub(crate) fn value(grant: &GrantRecord) -> Value {
     let quota = grant.quota.map(|quota| {
-        json!({ "interval_ns": u64::try_from(quota.interval().as_nanos()).unwrap_or(u64::MAX), "burst": quota.burst() })
+        let interval = u64::try_from(quota.interval().as_nanos()).unwrap_or(u64::MAX);
+        json!({ "interval_ns": interval, "burst": quota.burst(), "text": quota.to_string() })
     });
     json!({
         "id": grant.id.as_str(),
@@ -224,7 +247,7 @@ pub(crate) fn value(grant: &GrantRecord) -> Value {
         "scopes": grant.scopes.iter().collect::<Vec<_>>(),
         "quota": quota,
         "sender_constrained": grant.sender_constrained,
-        "state": grant.state(SystemTime::now()).as_str(),
+        "state": json_state(grant.state(SystemTime::now())),
         "created_at": time(grant.created_at),
         "not_before": grant.not_before.map(time),
         "expires_at": grant.expires_at.map(time),

@@ -18,13 +18,25 @@ use crate::grant::{GrantId, Subject};
 pub struct AuditQuery {
     grant: Option<GrantId>,
     subject: Option<Subject>,
+    actor: Option<String>,
+    action: Option<String>,
+    since: Option<SystemTime>,
+    until: Option<SystemTime>,
     window: Window,
 }
 
 impl AuditQuery {
     /// Creates a query for all entries.
     pub fn new() -> Self {
-        Self { grant: None, subject: None, window: Window::default() }
+        Self {
+            grant: None,
+            subject: None,
+            actor: None,
+            action: None,
+            since: None,
+            until: None,
+            window: Window::default(),
+        }
     }
 
     /// Selects the entries about a grant.
@@ -36,6 +48,30 @@ impl AuditQuery {
     /// Selects the entries about the grants of a subject.
     pub fn with_subject(mut self, subject: impl Into<Subject>) -> Self {
         self.subject = Some(subject.into());
+        self
+    }
+
+    /// Selects the entries of an [actor](Database::acting_as).
+    pub fn with_actor(mut self, actor: impl Into<String>) -> Self {
+        self.actor = Some(actor.into());
+        self
+    }
+
+    /// Selects the entries with this [action](AuditEntry::action).
+    pub fn with_action(mut self, action: impl Into<String>) -> Self {
+        self.action = Some(action.into());
+        self
+    }
+
+    /// Selects the entries at or after this time.
+    pub fn since(mut self, time: SystemTime) -> Self {
+        self.since = Some(time);
+        self
+    }
+
+    /// Selects the entries before this time.
+    pub fn until(mut self, time: SystemTime) -> Self {
+        self.until = Some(time);
         self
     }
 
@@ -93,7 +129,8 @@ macro_rules! page {
         concat!(
             "SELECT id, at_ms, actor, action, grant_id, subject, CAST(changes AS TEXT) FROM {p}audit WHERE ",
             $filter,
-            " AND id < $3 ORDER BY id DESC LIMIT $4"
+            " AND id < $3 AND at_ms >= $4 AND at_ms < $5 AND ($6 IS NULL OR actor = $6) AND ($7 IS NULL OR action = $7) \
+             ORDER BY id DESC LIMIT $8"
         )
     };
 }
@@ -152,6 +189,10 @@ impl Database {
                 .bind(query.grant.as_ref().map(GrantId::as_str))
                 .bind(query.subject.as_ref().map(Subject::as_str))
                 .bind(before)
+                .bind(query.since.map_or(i64::MIN, unix_ms))
+                .bind(query.until.map_or(i64::MAX, unix_ms))
+                .bind(query.actor.as_deref())
+                .bind(query.action.as_deref())
                 .bind(query.window.rows());
             Ok(page.fetch_all(&mut *transaction).await?)
         })?;

@@ -90,7 +90,7 @@ fn diagnose_file(file: &Path) -> Finding {
                 mode if mode & 0o006 != 0 => Finding::warning(
                     CHECK,
                     format!(
-                        "other users of this machine can read or change the file (mode {mode:o}): run `chmod o-rw` on it"
+                        "other users of this machine can read or change the file (mode {mode:o}): run `chmod 600` on it"
                     ),
                 ),
                 mode => Finding::ok(CHECK, format!("other users of this machine cannot read the file (mode {mode:o})")),

@@ -21,7 +21,8 @@
 //! error. `export` writes digests into a new file only. With `--json`, every command writes one JSON document to standard output. Errors are text on standard error.
 //!
 //! Exit codes: 0 for success, 1 if the command failed, 2 for an invalid command line. `check` exits with 1 if the token is
-//! rejected, and with 3 if it could not be checked. `doctor` exits with 1 if a check found an error.
+//! rejected, and with 3 if it could not be checked. `doctor` exits with 1 if a check found an error. A command whose reader has
+//! ended, such as `head`, exits with 141.
 //!
 //! Only `migrate` creates files and tables. Errors contain no arguments, because a mistyped URL may contain a password.
 #![forbid(unsafe_code)]

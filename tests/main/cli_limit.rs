@@ -121,7 +121,12 @@ async fn errors_contain_no_password_and_no_secret() {
     };
     let closed = "redis://:sesame@127.0.0.1:9";
     let (code, error) = run(closed, &secret, "default=5/h");
-    assert!(code == 1 && error.starts_with("error: Redis is unavailable, or too many commands are in flight: ") && error.len() > 40, "{error}");
+    assert!(
+        code == 1
+            && error.starts_with("error: Redis is unavailable, or too many commands are in flight: ")
+            && error.len() > 40,
+        "{error}"
+    );
     #[cfg(unix)]
     {
         set_mode(&secret, 0o644);

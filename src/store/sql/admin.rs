@@ -15,6 +15,9 @@ use crate::token::mint::{RandomnessError, TokenFormat};
 /// Administration. Each operation is one transaction with a [timeout](Self::with_admin_timeout), unless stated otherwise. After
 /// [`SqlError::Timeout`] or [`SqlError::Database`], or after its future is dropped, an operation may have been committed. Changes
 /// are written to the [audit trail](Self::audit).
+/// How late the clock of another server may be that rejects a token without a grace period immediately.
+const LATE_CLOCK: Duration = Duration::from_secs(60);
+
 impl Database {
     /// Issues a grant with a new token. The token is valid when this method returns. The secret is stored nowhere.
     ///
@@ -136,7 +139,7 @@ impl Database {
     }
 
     /// Issues a new token for a grant. The old token stays valid for the grace period `grace`, but no longer than the grant. If
-    /// `grace` is zero, the old token has ended when this method returns, by the clock of this database handle. Tokens of earlier
+    /// `grace` is zero, the old token ended a minute ago: servers whose clock is late by less reject it too. Tokens of earlier
     /// rotations end no later than the old token: a rotation shortens their grace periods, and never extends them.
     ///
     /// Tokens whose grace period has ended stay in the tables until they are [purged](Self::purge), so that
@@ -151,7 +154,10 @@ impl Database {
     pub async fn rotate(&self, id: &GrantId, format: &TokenFormat, grace: Duration) -> Result<Issued, SqlError> {
         let secret = format.mint()?;
         let now = self.now();
-        let grace_ends = now.checked_add(grace).map_or(i64::MAX, unix_ms);
+        let grace_ends = match grace.is_zero() {
+            true => unix_ms(now - LATE_CLOCK),
+            false => now.checked_add(grace).map_or(i64::MAX, unix_ms),
+        };
         let retire = self.sql(
             "UPDATE {p}tokens SET rotated_until_ms = $2 \
              WHERE grant_id = $1 AND (rotated_until_ms IS NULL OR rotated_until_ms > $2)",

@@ -81,7 +81,11 @@ async fn each_change_is_in_the_trail() {
             "principal": from_to(json!({ "plan": "pro" }), json!(7)),
         });
         let grace = json!({ "grace_ends_ms": from_to(null(), json!(end_ms - 9 * 3_600_000)) });
-        let prefix = json!({ "token_prefix": from_to(null(), json!("acme")) });
+        // Without a grace period, the old token ends at the rotation.
+        let prefix = json!({
+            "grace_ends_ms": from_to(null(), json!(end_ms - 10 * 3_600_000)),
+            "token_prefix": from_to(null(), json!("acme")),
+        });
         let scopes = json!({ "scopes": from_to(null(), json!("trade read")) });
         let extended = json!({ "expires_ms": from_to(null(), json!(end_ms)) });
         let expected = [

@@ -18,7 +18,7 @@ use crate::import::Import;
 use crate::parse::{DEFAULT_PREFIX, PREFIX, age, cursor, expiry, format, moment, name, number, principal, quota, time};
 
 const AFTER_HELP: &str = "\
-Only `migrate` creates a file or tables.
+Only `migrate` creates a database file or tables.
 
 With `--json`, a command writes one JSON document to standard output; `export`, `completions` and `man` have their own formats. Errors are text on standard error, also with `--json`.
 
@@ -26,7 +26,8 @@ Durations have a unit: 90d, 12h, 30m, 0s, 2w, 6M (months of 30.44 days) or 1y. D
 
 Colors are for terminals only. NO_COLOR turns them off, CLICOLOR_FORCE turns them on.
 
-Exit codes: 0 for success, 1 if the command failed, 2 for an invalid command line.";
+Exit codes: 0 for success, 1 if the command failed, 2 for an invalid command line, 3 if `check` could not check the token, 141 if \
+the reader of standard output has ended.";
 
 /// Printed after the help of the commands that mint tokens.
 const PRINTED: &str = "\

@@ -199,7 +199,7 @@ fn explain(
         (RejectionKind::ExpiredToken, Some(TokenRecord { grace_ends_at: Some(end), grant, .. }))
             if grant.expires_at.is_none_or(|expiry| *end < expiry) =>
         {
-            ("grace_period_ended", format!("the token was rotated, and its grace period ended at {}", time(*end)))
+            ("grace_period_ended", "the token was rotated, and its grace period has ended".to_owned())
         }
         (RejectionKind::ExpiredToken, Some(TokenRecord { grant, .. })) => {
             (kind, format!("the grant expired at {}", or_unknown(grant.expires_at)))
@@ -314,9 +314,8 @@ impl Answer<'_> {
             lines.push(format!("id         {}\nsubject    {}", plain(id.as_str()), plain(subject.as_str())));
         }
         if let Some(record) = self.record {
-            if let Some(end) = record.grace_ends_at {
-                let verb = if self.reason == "grace_period_ended" { "ended" } else { "ends" };
-                lines.push(format!("rotated    the grace period of this token {verb} at {}", time(end)));
+            if let Some(end) = record.grace_ends_at.filter(|_| self.rejection.is_none()) {
+                lines.push(format!("rotated    the grace period of this token ends at {}", time(end)));
             }
             lines.push(show::details(&record.grant));
         }

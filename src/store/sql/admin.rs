@@ -183,9 +183,7 @@ impl Database {
             let before = grant.clone();
             grant.token_prefix = Some(format.prefix().to_owned());
             let mut changes = changes(Some(&before), &grant);
-            if !grace.is_zero() {
-                changes.insert("grace_ends_ms".to_owned(), change((), until));
-            }
+            changes.insert("grace_ends_ms".to_owned(), change((), until.max(unix_ms(now))));
             record!(self, transaction, "rotate", [about(&grant, changes)]);
             Ok(grant)
         })

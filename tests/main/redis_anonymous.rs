@@ -2,10 +2,14 @@
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
+use axum::Router;
+use axum::routing::get;
 use http::Request;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{TcpListener, TcpSocket};
 use tollgate::limit::redis::{OutagePolicy, RedisAnonymousLimits, RedisLimits};
 use tollgate::limit::{AnonymousLimits, Charge, ClientIp, Limiter as _, RateLimits};
-use tollgate::{Decision, Limit, Quota, RequestHead, Verdict};
+use tollgate::{AuthLayer, Decision, Limit, Quota, RequestHead, Verdict};
 
 use crate::redis_kit::*;
 use crate::redis_servers::{PrivateRedis, RedisHome, Reply};
@@ -152,5 +156,40 @@ async fn outage_policy_is_that_of_the_given_limiter() {
     let admitting = server(&to(OutagePolicy::Admit), FIVE);
     for _ in 0..10 {
         assert!(ask(&admitting, v4(1)).await.is_admitted());
+    }
+}
+
+/// Two servers with one Redis, and clients at several loopback addresses.
+#[tokio::test]
+async fn servers_answer_an_address_by_one_bucket() {
+    let Some(home) = RedisHome::new("servers_answer_an_address_by_one_bucket") else { return };
+    let mut servers = Vec::new();
+    for _ in 0..2 {
+        let limits = server(&at(&home, RateLimits::new(FIVE)), FIVE);
+        let app = Router::new().route("/", get(|| async { "prices" }));
+        let app = app.layer(AuthLayer::anonymous().with_rate_limit(limits));
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        servers.push(listener.local_addr().unwrap());
+        let app = app.into_make_service_with_connect_info::<SocketAddr>();
+        tokio::spawn(async move { axum::serve(listener, app).await });
+    }
+    let ask = async |from: [u8; 4], server: SocketAddr| {
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.bind(SocketAddr::from((from, 0))).unwrap();
+        let mut stream = socket.connect(server).await.unwrap();
+        stream.write_all(b"GET / HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").await.unwrap();
+        let mut response = String::new();
+        stream.read_to_string(&mut response).await.unwrap();
+        response
+    };
+    for (server, left) in servers.iter().cycle().zip((0..5).rev()) {
+        let response = ask([127, 0, 0, 2], *server).await;
+        assert!(response.starts_with("HTTP/1.1 200"), "{response}");
+        assert!(response.contains(&format!("ratelimit: \"anonymous\";r={left};t=")), "{response}");
+    }
+    for server in servers {
+        let over = ask([127, 0, 0, 2], server).await;
+        assert!(over.starts_with("HTTP/1.1 429") && over.contains("retry-after: "), "{over}");
+        assert!(ask([127, 0, 0, 3], server).await.starts_with("HTTP/1.1 200"));
     }
 }

@@ -66,6 +66,16 @@ pub(super) struct ChargeRequest {
     pub(super) hash: Option<u64>,
 }
 
+impl ChargeRequest {
+    async fn send(&self, connection: &mut Connection, has_refunds: bool) -> RedisResult<Reply> {
+        match self.hash {
+            Some(hash) => key_set::charge(connection, &self.parts[0], hash, has_refunds).await,
+            None if has_refunds => gcra::charge_with_refunds(connection, &self.parts).await,
+            None => gcra::charge(connection, &self.parts, &[]).await,
+        }
+    }
+}
+
 /// A permit to send a command, with the connection to send it on.
 pub(super) struct SendPermit<'a> {
     connection: Connection,
@@ -148,11 +158,7 @@ impl Shared {
         };
         let sent_at = self.limits.time.now_ns();
         let has_refunds = self.limits.has_refunds();
-        let charge = async |connection: &mut Connection| match request.hash {
-            Some(hash) => key_set::charge(connection, &request.parts[0], hash, has_refunds).await,
-            None if has_refunds => gcra::charge_with_refunds(connection, &request.parts).await,
-            None => gcra::charge(connection, &request.parts, &[]).await,
-        };
+        let charge = async |connection: &mut Connection| request.send(connection, has_refunds).await;
         let Some(reply) = self.with_redis(permit, pass, charge).await else {
             return self.decide_locally(&request, self.timeout);
         };

@@ -62,7 +62,7 @@ impl<T, L, R> Gate<T, L, R> {
         boxed(request_id, &RequestHead::of(request))
     }
 
-    /// Returns what the response to an admitted request needs of its decision.
+    /// Returns the data of a decision that the response to an admitted request needs.
     #[inline]
     pub(super) fn charged(&self, decision: &Decision) -> Charged {
         let refundable = if decision.may_be_refundable() { self.refundable(decision) } else { None };

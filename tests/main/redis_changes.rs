@@ -1,4 +1,4 @@
-//! What support changes in Redis while the service runs: quotas, and the buckets of a subject.
+//! Changes in Redis while the service runs: quotas, refunds, and usage and reset of a subject.
 
 use std::convert::Infallible;
 

@@ -1,4 +1,4 @@
-//! What the buckets of a subject hold, and their reset, without its token.
+//! Usage and reset of a subject's buckets, without its token.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};

@@ -12,7 +12,7 @@ pub struct Finding {
     pub check: &'static str,
     /// The result.
     pub severity: Severity,
-    /// What was found, and what to do. Never contains a URL or a password.
+    /// The finding, and the way to mend it. Never contains a URL or a password.
     pub detail: String,
 }
 

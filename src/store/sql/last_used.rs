@@ -23,8 +23,8 @@ use crate::token::{BearerToken, TokenDigest, TokenLocation};
 /// A recorder of the last use of each grant. Cheap to clone.
 ///
 /// Records uses in memory with a resolution of one minute, and writes them to the rows of the grants in batches, outside of
-/// requests. A use is a time and the [location](TokenLocation) of the token in that request. Uses since the last [`flush`](Self::flush) are lost when the process is killed. Times in rows never decrease,
-/// even if several processes write them.
+/// requests. A use is a time and the [location](TokenLocation) of the token in that request. Uses since the last
+/// [`flush`](Self::flush) are lost when the process is killed. Times in rows never decrease, even if several processes write them.
 ///
 /// ```no_run
 /// use std::time::Duration;

@@ -157,7 +157,7 @@ pub enum SqlError {
     Import {
         /// The position of the grant in the import, beginning with 1.
         record: u64,
-        /// What is wrong with it.
+        /// The error of the record.
         source: Box<SqlError>,
     },
     /// The source of an import failed.
@@ -182,7 +182,7 @@ pub enum SqlError {
         id: GrantId,
         /// The subject of the grant.
         subject: Subject,
-        /// What is wrong with the row.
+        /// The error of the row.
         source: Box<SqlError>,
     },
     /// The principal of a grant could not be read from its row or by the query of the service, or not be serialized.

@@ -201,17 +201,25 @@ impl<L> AnonymousLimits<L> {
 
     #[inline]
     fn charge_key(&self, charge: Charge<'_>) -> Decision {
-        let (now, cost) = (self.time.now_ns(), self.limit.cost(charge));
+        let cost = self.limit.cost(charge);
         let hash = match charge {
             Charge::Request(head) => (self.key)(head).unwrap_or(0),
             Charge::Units(_) => 0,
         };
+        let decision = self.decide_hash(hash, cost);
+        observe::charged(&decision, None);
+        decision
+    }
+
+    /// Charges the bucket of the key with this hash. Emits no metrics.
+    #[inline]
+    pub(in crate::limit) fn decide_hash(&self, hash: u64, cost: u32) -> Decision {
+        let now = self.time.now_ns();
         let mut decision = match &self.refund_totals {
             None => self.charge_hash(hash, now, cost),
             Some(totals) => self.charge_with_refund(totals, hash, now, cost),
         };
         self.limit.mark(&mut decision, None);
-        observe::charged(&decision, None);
         decision
     }
 }
@@ -288,17 +296,6 @@ impl<L> AnonymousLimits<L> {
             time: Arc::clone(&self.time),
             refund_totals: self.refund_totals.is_some().then(Arc::default),
         }
-    }
-
-    /// Charges the bucket of the key with this hash. Emits no metrics.
-    pub(in crate::limit) fn decide_hash(&self, hash: u64, cost: u32) -> Decision {
-        let now = self.time.now_ns();
-        let mut decision = match &self.refund_totals {
-            None => self.charge_hash(hash, now, cost),
-            Some(totals) => self.charge_with_refund(totals, hash, now, cost),
-        };
-        self.limit.mark(&mut decision, None);
-        decision
     }
 
     /// Copies the quota of the first limit, divided among several nodes.

@@ -128,6 +128,10 @@ impl Buckets {
 
     /// Changes the quota of grants without their own quota. Each bucket follows when it is charged or read next.
     pub(super) fn set_quota(&self, quota: Quota) {
+        // While Redis is unavailable, each charge calls this, usually without a change.
+        if self.quota() == quota {
+            return;
+        }
         let _map = self.lock();
         if self.quota() != quota {
             self.default.store(Arc::new(Policy::named(&self.name, quota)));

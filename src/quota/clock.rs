@@ -110,3 +110,8 @@ impl fmt::Debug for Time {
         })
     }
 }
+
+/// Converts nanoseconds to whole seconds, rounded up.
+pub(crate) const fn secs_up(ns: u64) -> u64 {
+    ns.div_ceil(1_000_000_000)
+}

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use http::StatusCode;
 
+use super::clock::secs_up;
 use super::policy::Policy;
 use super::refund::{Refund, RefundIf};
 pub use super::verdict::Verdict;
@@ -393,9 +394,4 @@ impl Decision {
     pub(crate) fn full_in_ns(&self) -> u64 {
         self.full_in_ns
     }
-}
-
-/// Converts nanoseconds to whole seconds, rounded up.
-pub(crate) const fn secs_up(ns: u64) -> u64 {
-    ns.div_ceil(1_000_000_000)
 }

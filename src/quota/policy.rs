@@ -7,7 +7,7 @@ use std::time::Duration;
 use http::HeaderValue;
 use thiserror::Error;
 
-use super::decision::secs_up;
+use super::clock::secs_up;
 use super::quota::Quota;
 
 /// A quota with a name, which `RateLimit` headers advertise. Cloning is cheap.

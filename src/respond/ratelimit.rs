@@ -9,7 +9,8 @@ use http::{Response, StatusCode};
 
 use crate::list::members;
 use crate::quota::Quota;
-use crate::quota::decision::{Decision, secs_up};
+use crate::quota::clock::secs_up;
+use crate::quota::decision::Decision;
 use crate::quota::policy::Policy;
 use crate::rejection::Rejection;
 

@@ -103,7 +103,7 @@ pub(crate) enum TokenCommand {
         #[arg(value_parser = name)]
         id: String,
     },
-    /// Change fields of a grant, or of all grants of a subject, in one transaction
+    /// Change fields of a grant, or of all grants of a subject that are not revoked or expired, in one transaction
     Change(Change),
     /// Suspend a grant, or all grants of a subject: their tokens are rejected until they are resumed
     Suspend(Selected),
@@ -245,18 +245,11 @@ pub(crate) struct Issue {
 }
 
 #[derive(Args, Debug)]
-#[command(group = ArgGroup::new("grants").required(true).args(["id", "subject"]))]
 #[command(group = ArgGroup::new("changes").required(true).multiple(true)
     .args(["label", "scopes", "add_scopes", "remove_scopes", "no_scopes", "quota", "default_quota", "expires", "never_expires", "principal", "no_principal"]))]
 pub(crate) struct Change {
     #[command(flatten)]
-    pub(crate) options: Options,
-    /// Id of the grant
-    #[arg(value_parser = name)]
-    pub(crate) id: Option<String>,
-    /// Change all grants of this subject that are not revoked or expired
-    #[arg(long, value_parser = name)]
-    pub(crate) subject: Option<String>,
+    pub(crate) selected: Selected,
     /// New description for people
     #[arg(long)]
     pub(crate) label: Option<String>,

@@ -26,7 +26,7 @@ pub(crate) struct Export {
     with_digests: bool,
 }
 
-/// The number of grants that an export reads at a time.
+/// The number of rows that a list without a limit, or an export, reads at a time.
 pub(crate) const PAGE: NonZeroU32 = NonZeroU32::new(1_000).unwrap();
 
 /// The fields of a grant. `import` reads the same fields.

@@ -12,7 +12,7 @@ use crate::args::{Change, Cli, Command, Filter, Issue, Options, Tables, TokenCom
 use crate::audit;
 use crate::check;
 use crate::doctor;
-use crate::export;
+use crate::export::{self, PAGE};
 pub(crate) use crate::failure::Failure;
 use crate::generate;
 use crate::import;
@@ -67,10 +67,10 @@ async fn token(command: TokenCommand) -> Result<(), Failure> {
         }
         TokenCommand::Change(change) => {
             let fields = grant_change(&change)?;
-            let (json, database) = (change.options.json, open(&change.options.tables).await?);
-            let text = match (change.id, change.subject) {
+            let (new_expiry, selected) = (change.never_expires || change.expires.is_some(), change.selected);
+            let (json, database) = (selected.options.json, open(&selected.options.tables).await?);
+            let text = match (selected.id, selected.subject) {
                 (Some(id), _) => {
-                    let new_expiry = change.never_expires || change.expires.is_some();
                     // A revocation is permanent, so an expiry would have no effect.
                     if new_expiry && find(&database, &id).await?.revoked_at.is_some() {
                         return Err(Failure::Database(SqlError::Revoked));
@@ -109,16 +109,13 @@ async fn token(command: TokenCommand) -> Result<(), Failure> {
     }
 }
 
-/// The number of grants that a list without a limit reads at a time.
-const WHOLE_LIST: NonZeroU32 = NonZeroU32::new(1_000).unwrap();
-
 async fn list(
     options: &Options,
     filter: Filter,
     limit: Option<NonZeroU32>,
     after: Option<Cursor>,
 ) -> Result<(), Failure> {
-    let mut query = filter.query().with_limit(limit.unwrap_or(WHOLE_LIST));
+    let mut query = filter.query().with_limit(limit.unwrap_or(PAGE));
     if let Some(cursor) = after {
         query = query.after(cursor);
     }

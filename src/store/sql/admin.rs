@@ -139,8 +139,9 @@ impl Database {
     }
 
     /// Issues a new token for a grant. The old token stays valid for the grace period `grace`, but no longer than the grant. If
-    /// `grace` is zero, the old token ended a minute ago: servers whose clock is late by less reject it too. Tokens of earlier
-    /// rotations end no later than the old token: a rotation shortens their grace periods, and never extends them.
+    /// `grace` is zero, the old token is invalid when this method returns. Its recorded end is one minute earlier, so that servers
+    /// whose clock is late by less reject it too. Tokens of earlier rotations end no later than the old token: a rotation shortens
+    /// their grace periods, and never extends them.
     ///
     /// Tokens whose grace period has ended stay in the tables until they are [purged](Self::purge), so that
     /// [`describe_token`](Self::describe_token) finds their grant.

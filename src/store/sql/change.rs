@@ -138,7 +138,7 @@ impl GrantChange {
     ///
     /// Other changes never increase the number of active grants: neither a later expiry of an active grant nor
     /// [`Database::resume`], because suspended grants are active. [`Database::change_subject`] excludes expired grants. So only
-    /// [`Database::change`] uses the maximum. [`NewGrant::with_max_active`](super::NewGrant::with_max_active) says which grants
+    /// [`Database::change`] uses the maximum. [`NewGrant::with_max_active`](super::NewGrant::with_max_active) defines which grants
     /// are active. Concurrent issues and changes do not exceed the maximum, if all of them set it.
     pub fn with_max_active(mut self, max: u32) -> Self {
         self.max_active = Some(max);

@@ -51,6 +51,7 @@ macro_rules! guides {
 guides! {
     quick_start "quick_start.md"
     tokens "tokens.md"
+    reveal "reveal.md"
     databases "databases.md"
     administration "administration.md"
     introspection "introspection.md"

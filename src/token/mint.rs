@@ -216,6 +216,11 @@ impl TokenFormat {
 pub struct Secret(Zeroizing<String>);
 
 impl Secret {
+    #[cfg(all(feature = "reveal", any(feature = "sqlite", feature = "postgres")))]
+    pub(crate) fn new(token: Zeroizing<String>) -> Self {
+        Self(token)
+    }
+
     /// Returns the token, to be shown once. Never log it.
     #[must_use]
     pub fn expose(&self) -> &str {

@@ -108,7 +108,7 @@ async fn a_healthy_database_is_ok_and_not_changed() {
         assert_eq!(checks(&document), expected);
         let grants = "1 valid, 0 not yet valid, 0 suspended, 1 expired, 1 revoked; `tollgate token purge` deletes 2";
         assert_eq!(finding(&document, "grants"), ("ok", grants));
-        assert_eq!(finding(&document, "tables"), ("ok", "the tables have version 3, as required"));
+        assert_eq!(finding(&document, "tables"), ("ok", "the tables have version 4, as required"));
         if home.is_postgres() {
             // The owner of the tables has more rights than a service needs.
             assert_eq!(document["severity"], "warning");
@@ -120,7 +120,7 @@ async fn a_healthy_database_is_ok_and_not_changed() {
         }
         let text = String::from_utf8(run(&home, &["doctor"]).stdout).unwrap();
         assert_eq!(text.lines().count(), expected.len());
-        assert!(text.contains("\nok       tables         the tables have version 3, as required\n"), "{text}");
+        assert!(text.contains("\nok       tables         the tables have version 4, as required\n"), "{text}");
     })
     .await;
 }

@@ -187,7 +187,7 @@ async fn only_migrate_creates_files_and_tables() {
             assert_eq!(only_existing, failure(1, NO_FILE));
         }
 
-        for text in ["created the tables with version 3\n", "the tables are up to date with version 3\n"] {
+        for text in ["created the tables with version 4\n", "the tables are up to date with version 4\n"] {
             assert_eq!(run(home.url(), &["migrate"]), (0, text.to_owned(), String::new()));
         }
         assert_eq!(run(home.url(), &["token", "purge"]), (0, "purged 0\n".to_owned(), String::new()));
@@ -217,7 +217,7 @@ async fn tables_of_another_version_are_errors() {
             }
         };
         change("DELETE FROM tollgate_migrations").await;
-        let older = "the tables have version 0, but version 3 is required; upgrade the tables with `tollgate migrate`";
+        let older = "the tables have version 0, but version 4 is required; upgrade the tables with `tollgate migrate`";
         for args in COMMANDS {
             assert_eq!(run(home.url(), args), failure(1, older), "{args:?}");
         }
@@ -238,8 +238,8 @@ async fn migrate_says_what_it_did() {
             serde_json::from_str::<serde_json::Value>(&out).unwrap()
         };
         let other = ["--table-prefix", "other_"];
-        for (result, from) in [("created", None), ("up to date", Some(3))] {
-            let expected = serde_json::json!({ "result": result, "from": from, "version": 3 });
+        for (result, from) in [("created", None), ("up to date", Some(4))] {
+            let expected = serde_json::json!({ "result": result, "from": from, "version": 4 });
             assert_eq!(document(&home, &other), expected);
         }
         crate::sql::execute(&home, crate::sql_changes::tables_of(1, home.is_postgres())).await;

@@ -113,6 +113,8 @@ mod resets;
 #[cfg(all(feature = "cache", feature = "axum"))]
 mod retry_after;
 mod rpc;
+#[cfg(all(feature = "cache", feature = "reveal", feature = "sqlite", feature = "postgres"))]
+mod sealing;
 #[cfg(all(feature = "mint", feature = "pepper", feature = "test-util"))]
 mod secrets;
 #[cfg(all(feature = "sqlite", feature = "postgres"))]

@@ -750,9 +750,9 @@ async fn a_token_is_described_with_its_grant_in_any_state() {
 async fn a_migration_returns_the_versions_before_and_after() {
     on_each_database("a_migration_returns_the_versions_before_and_after", |home| async move {
         let other = home.database().await.with_table_prefix("other_").unwrap();
-        for from in [None, Some(3)] {
+        for from in [None, Some(4)] {
             let migrated = other.migrate().await.unwrap();
-            assert_eq!((migrated.from, migrated.to), (from, 3));
+            assert_eq!((migrated.from, migrated.to), (from, 4));
         }
     })
     .await;

@@ -158,9 +158,9 @@ async fn tables_of_older_versions_are_upgraded_with_their_rows() {
         .await;
         let database = home.database().await;
         let older = database.check_tables().await;
-        assert!(matches!(older, Err(SqlError::Older { found, expected: 3 }) if found == version as i64), "{older:?}");
+        assert!(matches!(older, Err(SqlError::Older { found, expected: 4 }) if found == version as i64), "{older:?}");
         let migrated = database.migrate().await.unwrap();
-        assert_eq!((migrated.from, migrated.to), (Some(version as i64), 3));
+        assert_eq!((migrated.from, migrated.to), (Some(version as i64), 4));
         database.check_tables().await.unwrap();
 
         let [one, two] = &database.list(None).await.unwrap()[..] else { panic!("two grants") };

@@ -10,16 +10,24 @@ use super::record::{columns, quota_columns, read};
 use super::{Database, GrantRecord, Issued, NewGrant, SqlError};
 use crate::grant::{GrantId, Subject};
 use crate::token::TokenDigest;
-use crate::token::mint::{RandomnessError, TokenFormat};
+use crate::token::mint::{RandomnessError, Secret, TokenFormat};
+
+/// How late the clock of another server may be that rejects a token without a grace period immediately.
+const LATE_CLOCK: Duration = Duration::from_secs(60);
+
+/// The token of a new grant.
+enum NewToken<'a> {
+    Imported(TokenDigest),
+    /// The token and its prefix.
+    Minted(&'a Secret, &'a str),
+}
 
 /// Administration. Each operation is one transaction with a [timeout](Self::with_admin_timeout), unless stated otherwise. After
 /// [`SqlError::Timeout`] or [`SqlError::Database`], or after its future is dropped, an operation may have been committed. Changes
 /// are written to the [audit trail](Self::audit).
-/// How late the clock of another server may be that rejects a token without a grace period immediately.
-const LATE_CLOCK: Duration = Duration::from_secs(60);
-
 impl Database {
-    /// Issues a grant with a new token. The token is valid when this method returns. The secret is stored nowhere.
+    /// Issues a grant with a new token. The token is valid when this method returns. The secret is stored nowhere, unless a
+    /// `Sealer` seals it.
     ///
     /// # Errors
     ///
@@ -27,7 +35,7 @@ impl Database {
     /// provides no random bytes, or the database fails.
     pub async fn issue(&self, format: &TokenFormat, grant: &NewGrant) -> Result<Issued, SqlError> {
         let secret = format.mint()?;
-        let grant = self.insert(secret.digest(), Some(format.prefix()), grant).await?;
+        let grant = self.insert(NewToken::Minted(&secret, format.prefix()), grant).await?;
         Ok(Issued { secret, grant })
     }
 
@@ -49,19 +57,18 @@ impl Database {
     /// If the token or the grant's id exists, a name is invalid, the subject has [too many grants](NewGrant::with_max_active), or
     /// the database fails.
     pub async fn import(&self, token: impl Into<TokenDigest>, grant: &NewGrant) -> Result<GrantRecord, SqlError> {
-        self.insert(token.into(), None, grant).await
+        self.insert(NewToken::Imported(token.into()), grant).await
     }
 
-    async fn insert(
-        &self,
-        digest: TokenDigest,
-        prefix: Option<&str>,
-        grant: &NewGrant,
-    ) -> Result<GrantRecord, SqlError> {
+    async fn insert(&self, token: NewToken<'_>, grant: &NewGrant) -> Result<GrantRecord, SqlError> {
         grant.check()?;
         let id = match &grant.id {
             Some(id) => id.clone(),
             None => random_id()?,
+        };
+        let (digest, prefix, sealed) = match token {
+            NewToken::Imported(digest) => (digest, None, None),
+            NewToken::Minted(secret, prefix) => (secret.digest(), Some(prefix), self.seal_new(&id, secret)?),
         };
         let now = self.now_ms();
         let (interval, burst) = quota_columns(grant.quota);
@@ -96,6 +103,7 @@ impl Database {
                 .bind(digest.to_bytes().to_vec())
                 .bind(id.as_str())
                 .bind(now)
+                .bind(sealed)
                 .execute(&mut *transaction)
                 .await?;
             let row = sqlx::query(self.sql(DESCRIBE)).bind(id.as_str()).fetch_one(&mut *transaction).await?;
@@ -105,6 +113,17 @@ impl Database {
             record!(self, transaction, action, [about(&grant, changes(None, &grant))]);
             Ok(grant)
         })
+    }
+
+    /// Seals a new token if there is a sealer.
+    fn seal_new(&self, id: &GrantId, secret: &Secret) -> Result<Option<String>, SqlError> {
+        #[cfg(feature = "reveal")]
+        return self.0.sealer.as_ref().map(|sealer| sealer.seal(id, secret.expose())).transpose();
+        #[cfg(not(feature = "reveal"))]
+        {
+            let _ = (id, secret);
+            Ok(None)
+        }
     }
 
     /// Lists all grants, or those of a subject, oldest first. The list includes revoked and expired grants until they are
@@ -154,13 +173,14 @@ impl Database {
     /// If the grant does not exist, is revoked or has expired, the system provides no random bytes, or the database fails.
     pub async fn rotate(&self, id: &GrantId, format: &TokenFormat, grace: Duration) -> Result<Issued, SqlError> {
         let secret = format.mint()?;
+        let sealed = self.seal_new(id, &secret)?;
         let now = self.now();
         let grace_ends = match grace.is_zero() {
             true => unix_ms(now - LATE_CLOCK),
             false => now.checked_add(grace).map_or(i64::MAX, unix_ms),
         };
         let retire = self.sql(
-            "UPDATE {p}tokens SET rotated_until_ms = $2 \
+            "UPDATE {p}tokens SET rotated_until_ms = $2, sealed = NULL \
              WHERE grant_id = $1 AND (rotated_until_ms IS NULL OR rotated_until_ms > $2)",
         );
         let mut reports = self.reports();
@@ -175,6 +195,7 @@ impl Database {
                 .bind(secret.digest().to_bytes().to_vec())
                 .bind(id.as_str())
                 .bind(unix_ms(now))
+                .bind(sealed)
                 .execute(&mut *transaction)
                 .await?;
             let prefix = self.sql("UPDATE {p}grants SET token_prefix = $2 WHERE id = $1");
@@ -244,10 +265,10 @@ impl Database {
 pub(super) const PURGE: i64 = 10_000;
 pub(super) const DESCRIBE: &str = concat!("SELECT ", columns!(), " FROM {p}grants g WHERE g.id = $1");
 /// Reads a grant and locks its row.
-const LOCK: &str = concat!("SELECT ", columns!(), " FROM {p}grants g WHERE g.id = $1 {for_update}");
+pub(super) const LOCK: &str = concat!("SELECT ", columns!(), " FROM {p}grants g WHERE g.id = $1 {for_update}");
 pub(super) const COUNT_ACTIVE: &str = "SELECT COUNT(*) FROM {p}grants WHERE subject = $1 AND revoked_ms IS NULL \
      AND (expires_ms IS NULL OR expires_ms > $2)";
-const INSERT_TOKEN: &str = "INSERT INTO {p}tokens (digest, grant_id, created_ms) VALUES ($1, $2, $3)";
+const INSERT_TOKEN: &str = "INSERT INTO {p}tokens (digest, grant_id, created_ms, sealed) VALUES ($1, $2, $3, $4)";
 
 /// Counts the active grants of a subject, and locks out other counts until the transaction ends.
 macro_rules! count_active {

@@ -16,6 +16,8 @@ use super::SqlError;
 #[cfg(feature = "postgres")]
 use super::connections::Connections;
 use super::schema::Schema;
+#[cfg(feature = "reveal")]
+use super::sealer::Sealer;
 use super::watchers::Watchers;
 
 /// A database with grants. Clones share its connections and its [watchers](Self::watch).
@@ -33,6 +35,8 @@ pub(super) struct Inner {
     /// The actor of changes in the audit trail.
     pub(super) actor: Option<Box<str>>,
     pub(super) watchers: Arc<Watchers>,
+    #[cfg(feature = "reveal")]
+    pub(super) sealer: Option<Sealer>,
     clock: Arc<dyn Fn() -> SystemTime + Send + Sync>,
 }
 
@@ -200,7 +204,17 @@ impl Database {
         let clock = Arc::new(SystemTime::now);
         let (lookup_timeout, admin_timeout) = (DEFAULT_LOOKUP_TIMEOUT, DEFAULT_ADMIN_TIMEOUT);
         let watchers = Arc::default();
-        Self(Arc::new(Inner { pool, schema, lookup_timeout, admin_timeout, actor: None, watchers, clock }))
+        Self(Arc::new(Inner {
+            pool,
+            schema,
+            lookup_timeout,
+            admin_timeout,
+            actor: None,
+            watchers,
+            #[cfg(feature = "reveal")]
+            sealer: None,
+            clock,
+        }))
     }
 
     /// Sets the prefix of the table names. With `acme_` the tables are `acme_grants` and `acme_tokens`. Default: `tollgate_`.
@@ -320,10 +334,11 @@ impl fmt::Debug for Database {
             #[cfg(feature = "postgres")]
             Pool::Postgres(_) => "postgres",
         };
-        f.debug_struct("Database")
-            .field("kind", &kind)
-            .field("table_prefix", &self.0.schema.prefix())
-            .field("timeout", &self.0.lookup_timeout)
-            .finish_non_exhaustive()
+        let mut debug = f.debug_struct("Database");
+        debug.field("kind", &kind).field("table_prefix", &self.0.schema.prefix());
+        debug.field("timeout", &self.0.lookup_timeout);
+        #[cfg(feature = "reveal")]
+        debug.field("has_sealer", &self.0.sealer.is_some());
+        debug.finish_non_exhaustive()
     }
 }

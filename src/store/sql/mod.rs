@@ -72,7 +72,11 @@ mod new_grant;
 mod page;
 mod record;
 mod report;
+#[cfg(feature = "reveal")]
+mod reveal;
 mod schema;
+#[cfg(feature = "reveal")]
+mod sealer;
 mod state;
 mod url;
 mod watchers;
@@ -90,6 +94,8 @@ pub use new_grant::NewGrant;
 pub use page::{GrantCounts, GrantPage, GrantQuery};
 pub use record::{GrantRecord, GrantState, Issued, TokenRecord};
 pub use schema::Migrated;
+#[cfg(feature = "reveal")]
+pub use sealer::{Sealer, SealingKey, SealingKeyError};
 pub use within::ExceedsCallerError;
 
 use crate::grant::{GrantId, Subject};
@@ -143,6 +149,25 @@ pub enum SqlError {
     /// The grant has expired.
     #[error("the grant has expired")]
     Expired,
+    /// The database has no [`Sealer`].
+    #[cfg(feature = "reveal")]
+    #[error("no sealing keys are set")]
+    NoSealer,
+    /// The current token of the grant is not sealed: it was issued without a [`Sealer`], or imported.
+    #[cfg(feature = "reveal")]
+    #[error("the token is not sealed: the next rotation seals it")]
+    NotSealed,
+    /// The token is sealed with a key that the [`Sealer`] does not have.
+    #[cfg(feature = "reveal")]
+    #[error("the token is sealed with the unknown key {id}")]
+    UnknownSealingKey {
+        /// The id of the key.
+        id: String,
+    },
+    /// The sealed token was changed, belongs to another row, or was sealed with another key of the same id.
+    #[cfg(feature = "reveal")]
+    #[error("the sealed token cannot be opened: it or its key was changed, or it belongs to another row")]
+    NotOpened,
     /// The subject has as many active grants as [`NewGrant::with_max_active`] or [`GrantChange::with_max_active`] allows.
     #[error("the subject already has {max} active grants or more")]
     TooManyGrants {

@@ -25,7 +25,7 @@ struct Migration {
 }
 
 /// All versions, oldest first.
-const MIGRATIONS: [Migration; 3] = [
+const MIGRATIONS: [Migration; 4] = [
     Migration {
         both: include_str!("migrations/1.sql"),
         #[cfg(feature = "sqlite")]
@@ -46,6 +46,13 @@ const MIGRATIONS: [Migration; 3] = [
         sqlite: include_str!("migrations/3.sqlite.sql"),
         #[cfg(feature = "postgres")]
         postgres: include_str!("migrations/3.postgres.sql"),
+    },
+    Migration {
+        both: "",
+        #[cfg(feature = "sqlite")]
+        sqlite: include_str!("migrations/4.sqlite.sql"),
+        #[cfg(feature = "postgres")]
+        postgres: include_str!("migrations/4.postgres.sql"),
     },
 ];
 

@@ -11,8 +11,8 @@ use crate::grant::{Grant, GrantId, Subject};
 use crate::quota::Quota;
 use crate::quota::decision::Decision;
 use crate::quota::decisions::Decisions;
-use crate::rejection::Rejection;
 use crate::rejection::terms::Challenges;
+use crate::rejection::{Rejection, RejectionKind};
 use crate::token::{Credential, TokenDigest, TokenLocation};
 
 /// The grant of the current request, for principals of any type. Gates insert it into the request extensions.
@@ -228,17 +228,16 @@ impl<P> Authenticated<P> {
     /// # Errors
     ///
     /// - [`Missing`](crate::RejectionKind::Missing), with the realm of the gate, if the gate admitted the request without a
-    ///   grant (anonymous requests and CORS preflights).
+    ///   grant (anonymous requests and CORS preflights). If the gate [requires HTTPS](crate::AuthLayer::require_https) and
+    ///   the request came without it, [`HttpsRequired`](crate::RejectionKind::HttpsRequired).
     /// - [`Misconfigured`](crate::RejectionKind::Misconfigured) if there is no gate, or if the principal has another type. The
     ///   response names the cause.
     pub fn from_extensions(extensions: &Extensions) -> Result<Self, Rejection>
     where
         P: Send + Sync + 'static,
     {
-        Self::from_extensions_if_any(extensions)?.ok_or_else(|| {
-            let terms = extensions.get::<WithoutGrant>().and_then(|without_grant| without_grant.terms.as_ref());
-            terms.map_or_else(Rejection::missing, |terms| Rejection::missing().with_challenges(terms))
-        })
+        Self::from_extensions_if_any(extensions)?
+            .ok_or_else(|| extensions.get().map_or_else(Rejection::missing, WithoutGrant::rejection))
     }
 
     /// Returns the caller of a request, or `None` if the gate admitted the request without a grant.
@@ -361,4 +360,21 @@ pub(crate) struct WithoutGrant {
     pub(crate) terms: Option<Arc<Challenges>>,
     /// The address of the limiter of the gate, or 0 if the gate has none.
     pub(crate) limiter: usize,
+    /// `true` if the gate requires HTTPS and the request came without it.
+    pub(crate) is_plaintext: bool,
+}
+
+impl WithoutGrant {
+    /// Returns the rejection of this request by a handler or a layer that needs a grant.
+    pub(crate) fn rejection(&self) -> Rejection {
+        let rejection = match self.is_plaintext {
+            // A challenge would invite the client to send its token without HTTPS.
+            true => Rejection::new(RejectionKind::HttpsRequired),
+            false => Rejection::missing(),
+        };
+        match &self.terms {
+            Some(terms) => rejection.with_challenges(terms),
+            None => rejection,
+        }
+    }
 }

@@ -13,6 +13,7 @@ use super::unlimited::NoStore;
 use crate::extract::{HeadLocations, TokenCharset, TokenSyntax};
 use crate::limit::{FailureThrottle, Limiter, Unlimited};
 use crate::pending::timeout::{Sleep, Timeout};
+use crate::request_head::RequestHead;
 use crate::respond::{ProblemDetails, RateLimitHeaders};
 use crate::store::{GateStore, ImmediateStore};
 
@@ -146,6 +147,7 @@ fn new_gate<T>(store: T, timeout: Option<Timeout>) -> Gate<T, Unlimited, Problem
         throttle: None,
         headers: RateLimitHeaders::default(),
         request_id: None,
+        is_secure: None,
     };
     Gate {
         store: Arc::new(store),
@@ -177,6 +179,60 @@ impl<T, L, R, B: ReadsTokens> AuthLayer<T, L, R, B> {
     #[must_use]
     pub fn with_failure_throttle(self, failures: FailureThrottle) -> Self {
         self.map_settings(|settings| settings.throttle = Some(failures))
+    }
+
+    /// Requires HTTPS: a token that came without it is rejected with 403, whether it is valid or not.
+    ///
+    /// `is_secure` returns whether a request came over HTTPS. A gate cannot see the connection, so the server or a trusted
+    /// proxy must report it:
+    ///
+    /// | the connection of the client ends | closure |
+    /// |---|---|
+    /// | at this server | [`gate::is_https`](super::is_https), with [`HttpsConnection`](super::HttpsConnection) in the request's extensions |
+    /// | at a proxy | [`ForwardedProto::is_https`](super::ForwardedProto::is_https) |
+    /// | at either of them | `move \|head\| is_https(head) \|\| proxies.is_https(head)` |
+    ///
+    /// ```
+    /// use tollgate::gate::{ForwardedProto, is_https};
+    /// use tollgate::{AuthLayer, Grant, MemoryStore, TokenDigest};
+    ///
+    /// let tokens = MemoryStore::from_iter([(TokenDigest::of("a-token"), Grant::new("alice", ()))]);
+    /// let proxies = ForwardedProto::x_forwarded_proto(["10.0.0.0/8"])?;
+    /// let gate = AuthLayer::new(tokens).require_https(move |head| is_https(head) || proxies.is_https(head));
+    /// # let _ = gate;
+    /// # Ok::<_, tollgate::limit::ClientIpError>(())
+    /// ```
+    ///
+    /// # Rules
+    ///
+    /// A request without HTTPS gets this response:
+    ///
+    /// 1. With a credential in any enabled location: 403, [`HttpsRequired`](crate::RejectionKind::HttpsRequired). Malformed
+    ///    credentials, and more than one, are credentials too.
+    /// 2. Without a credential: 403 as well, because the challenge of a 401 would invite the client to send its token without
+    ///    HTTPS. The body is not read. A gate that [allows anonymous callers](Self::allow_anonymous) admits the request, after
+    ///    it has found no credential in the body either. If a handler or a layer behind the gate then needs a grant, the
+    ///    response is the same 403.
+    /// 3. A CORS preflight is admitted, unless the [bypass is off](Self::without_preflight_bypass). Browsers send no
+    ///    credentials with it.
+    ///
+    /// The response is never a redirect, which would invite the client to send its token again, and has no challenge. It is the
+    /// same for valid, unknown and missing tokens. The failure throttle does not count it.
+    ///
+    /// # Reports
+    ///
+    /// A token that came without HTTPS may have been read by others (RFC 6750, section 5.2), so an operator must replace it. If
+    /// the store knows the token immediately, as [`MemoryStore`](crate::MemoryStore) and a cache do, the
+    /// [`Rejection`](crate::Rejection) has the id of the grant, and the event has level WARN. This grant may be expired.
+    /// The gate never waits for a store here: a pending lookup is dropped before its first poll. Errors of the store are ignored.
+    ///
+    /// This lookup has the effects of any other lookup: a cache counts it, and may refresh an expired entry in the background;
+    /// `sql::LastUsed` records a use if the store around it answers immediately.
+    ///
+    /// The closure must not block. It may be called more than once for a request.
+    #[must_use]
+    pub fn require_https(self, is_secure: impl Fn(&RequestHead<'_>) -> bool + Send + Sync + 'static) -> Self {
+        self.map_settings(|settings| settings.is_secure = Some(Arc::new(is_secure)))
     }
 
     /// Sets the maximum length of a token in bytes. Default: 8192. Longer tokens are rejected before hashing.

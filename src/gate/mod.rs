@@ -3,6 +3,7 @@
 #[cfg(feature = "body")]
 mod body;
 mod future;
+mod https;
 mod identity;
 mod layer;
 mod locations;
@@ -21,6 +22,7 @@ pub use crate::pending::timeout::Sleep;
 #[cfg(feature = "body")]
 pub use body::{BodyAuthFuture, BodyAuthLayer, BodyAuthService, BodyTokens, ReplayBody};
 pub use future::AuthFuture;
+pub use https::{ForwardedProto, HttpsConnection, is_https};
 pub use identity::{Identity, IdentityLayer, IdentityService};
 pub use layer::{AuthLayer, HeadOnly, ReadsTokens};
 pub use rate_limit::{RateLimitFuture, RateLimitLayer, RateLimitService};

@@ -14,7 +14,7 @@ use super::layer::AuthLayer;
 use super::settings::Gate;
 use super::state::{Caller, Step};
 use super::unlimited::NoStore;
-use crate::caller::{CurrentGrant, Unauthenticated};
+use crate::caller::{CurrentGrant, Unauthenticated, WithoutGrant};
 use crate::limit::{Charge, Limiter, RateLimits};
 use crate::rejection::Rejection;
 use crate::request_head::RequestHead;
@@ -102,7 +102,7 @@ where
         let answer = match GateResult::of(&request) {
             GateResult::Authenticated(grant) => Ok(limiter.charge(grant, Charge::Request(&head))),
             // A preflight has no grant, and the handler runs for it.
-            GateResult::Anonymous | GateResult::Preflight => Ok(limiter.charge_anonymous(Charge::Request(&head))),
+            GateResult::Anonymous(_) | GateResult::Preflight => Ok(limiter.charge_anonymous(Charge::Request(&head))),
             GateResult::NoGate => Err(Step::Reject(Rejection::misconfigured(NO_GATE))),
         };
         let mut step = match answer {
@@ -172,7 +172,7 @@ impl<S, L, R> fmt::Debug for RateLimitService<S, L, R> {
 /// The result of the gate around this layer.
 pub(super) enum GateResult<'a> {
     Authenticated(&'a CurrentGrant),
-    Anonymous,
+    Anonymous(&'a WithoutGrant),
     Preflight,
     /// There is no gate around this layer.
     NoGate,
@@ -183,9 +183,9 @@ impl<'a> GateResult<'a> {
     pub(super) fn of<B>(request: &'a Request<B>) -> Self {
         match request.extensions().get::<CurrentGrant>() {
             Some(grant) => Self::Authenticated(grant),
-            None => match Unauthenticated::from_extensions(request.extensions()) {
-                Some(Unauthenticated::Anonymous) => Self::Anonymous,
-                Some(Unauthenticated::Preflight) => Self::Preflight,
+            None => match request.extensions().get::<WithoutGrant>() {
+                Some(caller) if caller.reason == Unauthenticated::Preflight => Self::Preflight,
+                Some(caller) => Self::Anonymous(caller),
                 None => Self::NoGate,
             },
         }

@@ -16,7 +16,7 @@ use super::settings::Gate;
 use super::unlimited::NoStore;
 use crate::grant::scopes::{ScopeError, Scopes};
 use crate::limit::Unlimited;
-use crate::rejection::{Rejection, RejectionKind};
+use crate::rejection::Rejection;
 use crate::respond::{ProblemDetails, Respond};
 
 impl<T, L, R, B> AuthLayer<T, L, R, B> {
@@ -144,9 +144,7 @@ where
             GateResult::Authenticated(grant) => {
                 Some(Rejection::insufficient_scope(required.scopes.clone()).of_grant(grant.id()))
             }
-            GateResult::Anonymous => {
-                Some(Rejection::new(RejectionKind::Missing).with_required_scopes(required.scopes.clone()))
-            }
+            GateResult::Anonymous(caller) => Some(caller.rejection().with_required_scopes(required.scopes.clone())),
             GateResult::NoGate => Some(Rejection::misconfigured(NO_GATE)),
         };
         let state = match rejection {

@@ -38,10 +38,14 @@ pub(super) struct Settings {
     pub(super) throttle: Option<FailureThrottle>,
     pub(super) headers: RateLimitHeaders,
     pub(super) request_id: Option<RequestId>,
+    pub(super) is_secure: Option<IsSecure>,
 }
 
 /// Returns the id of a request.
 pub(super) type RequestId = Arc<dyn Fn(&RequestHead<'_>) -> Option<HeaderValue> + Send + Sync>;
+
+/// Returns whether a request came over HTTPS.
+pub(super) type IsSecure = Arc<dyn Fn(&RequestHead<'_>) -> bool + Send + Sync>;
 
 /// The clock for the expiry of grants and for headers with absolute times.
 #[derive(Clone)]
@@ -82,7 +86,8 @@ impl<T, L, R> Gate<T, L, R> {
             .field("locations", &self.settings.locations)
             .field("timeout", &self.settings.timeout.as_ref().map(|timeout| timeout.duration))
             .field("anonymous", &self.settings.allow_anonymous)
-            .field("failures", &self.settings.throttle);
+            .field("failures", &self.settings.throttle)
+            .field("https_required", &self.settings.is_secure.is_some());
         debug
     }
 }

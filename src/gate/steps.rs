@@ -65,6 +65,9 @@ impl<T: GateStore, L: Limiter, R> Gate<T, L, R> {
         location: TokenLocation,
         request: &Request<B>,
     ) -> TokenLookup<T> {
+        if self.is_plaintext(request) {
+            return Err(self.without_https(extracted, location, request));
+        }
         match extracted {
             Extracted::Token(token) => {
                 let token = token.with_location(location);
@@ -320,12 +323,13 @@ impl<T: GateStore, L: Limiter, R> Gate<T, L, R> {
         charged: Charged,
         request: &mut Request<B>,
     ) -> Step<T, L> {
+        let is_plaintext = self.is_plaintext(request);
         let extensions = request.extensions_mut();
         // Remove the grant of an outer gate: this gate did not authenticate the request.
         let limiter = self.limiter_id();
         let outer_grant = extensions.remove::<CurrentGrant>().filter(|outer| outer.has_limiter(limiter));
         let terms = (!self.terms.is_default()).then(|| Arc::clone(&self.terms));
-        let outer = extensions.insert(WithoutGrant { reason, terms, limiter });
+        let outer = extensions.insert(WithoutGrant { reason, terms, limiter, is_plaintext });
         if outer_grant.is_some() || outer.is_some_and(|outer| limiter != 0 && outer.limiter == limiter) {
             return Step::Reject(Rejection::misconfigured(TWICE));
         }

@@ -1,16 +1,12 @@
 //! [`ClientIp`]: the address of a client, also behind proxies.
 
 use std::fmt;
-use std::net::{IpAddr, Ipv6Addr, SocketAddr};
-use std::sync::Arc;
+use std::net::{IpAddr, Ipv6Addr};
 
-#[cfg(feature = "axum")]
-use axum::extract::{ConnectInfo, connect_info::MockConnectInfo};
 use http::{HeaderName, HeaderValue};
-use ipnet::IpNet;
 use thiserror::Error;
 
-use crate::list::{is_terminated, split};
+use super::forwarded::{TrustedProxies, forwarded_elements, forwarded_parameter, peer};
 use crate::request_head::RequestHead;
 
 /// The source of client addresses, for [`AnonymousLimits`](super::AnonymousLimits) and
@@ -44,19 +40,18 @@ use crate::request_head::RequestHead;
 #[derive(Clone)]
 pub struct ClientIp {
     source: Source,
-    trusted: Arc<[IpNet]>,
     ipv6_prefix: u8,
 }
 
 #[derive(Clone, Debug)]
 enum Source {
     Peer,
-    XForwardedFor,
-    Forwarded,
-    Single(HeaderName),
+    XForwardedFor(TrustedProxies),
+    Forwarded(TrustedProxies),
+    Single(HeaderName, TrustedProxies),
 }
 
-/// The error of an invalid setting of a [`ClientIp`].
+/// The error of an invalid setting of a [`ClientIp`] or a [`ForwardedProto`](crate::gate::ForwardedProto).
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum ClientIpError {
@@ -79,7 +74,7 @@ impl ClientIp {
     /// Uses the address of the connection, for services that clients reach directly.
     #[must_use]
     pub fn peer() -> Self {
-        Self { source: Source::Peer, trusted: [].into(), ipv6_prefix: DEFAULT_PREFIX }
+        Self { source: Source::Peer, ipv6_prefix: DEFAULT_PREFIX }
     }
 
     /// Uses `X-Forwarded-For`, to which each proxy in these networks appends an address.
@@ -88,7 +83,7 @@ impl ClientIp {
     ///
     /// If a network is invalid, or if there is none.
     pub fn x_forwarded_for<'a>(trusted: impl IntoIterator<Item = &'a str>) -> Result<Self, ClientIpError> {
-        Self::behind(Source::XForwardedFor, trusted)
+        Ok(Self::behind(Source::XForwardedFor(TrustedProxies::new(trusted)?)))
     }
 
     /// Uses `Forwarded` (RFC 7239), to which each proxy in these networks appends an element.
@@ -97,7 +92,7 @@ impl ClientIp {
     ///
     /// If a network is invalid, or if there is none.
     pub fn forwarded<'a>(trusted: impl IntoIterator<Item = &'a str>) -> Result<Self, ClientIpError> {
-        Self::behind(Source::Forwarded, trusted)
+        Ok(Self::behind(Source::Forwarded(TrustedProxies::new(trusted)?)))
     }
 
     /// Uses a field with one address that proxies in these networks overwrite, such as `X-Real-IP` or `CF-Connecting-IP`.
@@ -117,24 +112,11 @@ impl ClientIp {
     ///
     /// If a network is invalid, or if there is none.
     pub fn header<'a>(name: HeaderName, trusted: impl IntoIterator<Item = &'a str>) -> Result<Self, ClientIpError> {
-        Self::behind(Source::Single(name), trusted)
+        Ok(Self::behind(Source::Single(name, TrustedProxies::new(trusted)?)))
     }
 
-    fn behind<'a>(source: Source, trusted: impl IntoIterator<Item = &'a str>) -> Result<Self, ClientIpError> {
-        let network = |text: &str| match text.parse::<IpAddr>() {
-            Ok(address) => Ok(IpNet::from(address.to_canonical())),
-            Err(_) => match text.parse() {
-                // Peers have no such addresses: they count as IPv4.
-                Ok(IpNet::V6(v6)) if v6.addr().to_ipv4_mapped().is_some() => Err(ClientIpError::Network),
-                Ok(network) => Ok(network),
-                Err(_) => Err(ClientIpError::Network),
-            },
-        };
-        let trusted = trusted.into_iter().map(network).collect::<Result<Arc<[IpNet]>, _>>()?;
-        match trusted.is_empty() {
-            true => Err(ClientIpError::NoNetwork),
-            false => Ok(Self { source, trusted, ..Self::peer() }),
-        }
+    fn behind(source: Source) -> Self {
+        Self { source, ..Self::peer() }
     }
 
     /// Sets the length of the prefix to which IPv6 addresses are reduced, in bits. Default: 64.
@@ -178,38 +160,30 @@ impl ClientIp {
         let peer = peer(head)?;
         let client = match &self.source {
             Source::Peer => bits(peer.ip()),
-            source => bits(self.behind_proxies(source, peer.ip().to_canonical(), head)),
+            source => bits(Self::behind_proxies(source, peer.ip().to_canonical(), head)),
         };
         Some(prefix(client, self.ipv6_prefix))
     }
 
-    fn behind_proxies(&self, source: &Source, peer: IpAddr, head: &RequestHead<'_>) -> IpAddr {
+    fn behind_proxies(source: &Source, peer: IpAddr, head: &RequestHead<'_>) -> IpAddr {
         match source {
             Source::Peer => peer,
-            Source::Single(name) => self.rightmost_untrusted(peer, only(head, name).into_iter()),
-            Source::XForwardedFor => {
+            Source::Single(name, proxies) => client(proxies, peer, only(head, name).into_iter()),
+            Source::XForwardedFor(proxies) => {
                 let lines = head.headers.get_all(X_FORWARDED_FOR).iter().rev();
-                self.rightmost_untrusted(peer, lines.flat_map(elements))
+                client(proxies, peer, lines.flat_map(elements))
             }
-            Source::Forwarded => {
-                let lines = head.headers.get_all(http::header::FORWARDED).iter().rev();
-                self.rightmost_untrusted(peer, lines.flat_map(forwarded_nodes))
+            Source::Forwarded(proxies) => {
+                let nodes = forwarded_elements(head).map(|element| forwarded_parameter(element, "for"));
+                client(proxies, peer, nodes)
             }
         }
     }
+}
 
-    /// Returns the first address that is not trusted, from the peer on. Ends at an element that is no address.
-    fn rightmost_untrusted<'a>(&self, peer: IpAddr, elements: impl Iterator<Item = &'a [u8]>) -> IpAddr {
-        let mut elements = elements;
-        let mut client = peer;
-        while self.trusted.iter().any(|network| network.contains(&client)) {
-            match elements.next().and_then(address) {
-                Some(address) => client = address,
-                None => break,
-            }
-        }
-        client
-    }
+/// Returns the first address that is not trusted, from the peer on. Ends at an element that is no address.
+fn client<'a>(proxies: &TrustedProxies, peer: IpAddr, elements: impl Iterator<Item = &'a [u8]>) -> IpAddr {
+    proxies.hops(peer, elements, |element| element).map_while(|(address, _)| address).last().unwrap_or(peer)
 }
 
 /// Returns the prefix of an address that belongs to one peer.
@@ -251,30 +225,10 @@ fn from_bits(bits: u128) -> IpAddr {
     Ipv6Addr::from_bits(bits).to_canonical()
 }
 
-/// Returns the address of the connection.
-fn peer<'a>(head: &RequestHead<'a>) -> Option<&'a SocketAddr> {
-    let address = head.extensions.get::<SocketAddr>();
-    #[cfg(feature = "axum")]
-    let address = address
-        .or_else(|| head.extensions.get::<ConnectInfo<SocketAddr>>().map(|ConnectInfo(address)| address))
-        .or_else(|| head.extensions.get::<MockConnectInfo<SocketAddr>>().map(|MockConnectInfo(address)| address));
-    address
-}
-
 /// Returns the value of a field that has exactly one line.
 fn only<'a>(head: &RequestHead<'a>, name: &HeaderName) -> Option<&'a [u8]> {
     let mut lines = head.headers.get_all(name).iter();
     lines.next().filter(|_| lines.next().is_none()).map(|line| line.as_bytes().trim_ascii())
-}
-
-/// Parses an address with or without a port, as proxies write it: `192.0.2.1`, `192.0.2.1:80`, `2001:db8::1`, `[2001:db8::1]`
-/// or `[2001:db8::1]:80`.
-fn address(text: &[u8]) -> Option<IpAddr> {
-    let text = std::str::from_utf8(text).ok()?;
-    let in_brackets = || text.strip_prefix('[')?.strip_suffix(']')?.parse::<Ipv6Addr>().ok().map(IpAddr::V6);
-    let with_port = || text.parse::<SocketAddr>().ok().map(|address| address.ip());
-    let address = text.parse().ok().or_else(with_port).or_else(in_brackets)?;
-    Some(IpAddr::to_canonical(&address))
 }
 
 /// Returns the elements of a line of `X-Forwarded-For`, rightmost first.
@@ -282,42 +236,9 @@ fn elements(line: &HeaderValue) -> impl Iterator<Item = &[u8]> {
     line.as_bytes().rsplit(|&byte| byte == b',').map(<[u8]>::trim_ascii)
 }
 
-/// Returns the nodes of a line of `Forwarded`, rightmost first.
-///
-/// A client could open a quoted string that swallows the element of the proxy. Such a line ends inside of a quoted string, because a
-/// proxy writes an even number of quotes. It counts as malformed. A line with a backslash does too: an escaped quote would change the
-/// number, and no node needs one.
-fn forwarded_nodes(line: &HeaderValue) -> impl Iterator<Item = &[u8]> {
-    let line = line.as_bytes();
-    let nodes: Vec<&[u8]> = match is_terminated(line) && !line.contains(&b'\\') {
-        true => split(line, b',').map(forwarded_for).collect(),
-        false => vec![b""],
-    };
-    nodes.into_iter().rev()
-}
-
-/// Returns the node of a `Forwarded` element (RFC 7239, section 4), or an empty text, which is no address.
-fn forwarded_for(element: &[u8]) -> &[u8] {
-    let mut nodes = split(element, b';').filter_map(|pair| {
-        let at = pair.iter().position(|&byte| byte == b'=')?;
-        pair[..at].eq_ignore_ascii_case(b"for").then(|| &pair[at + 1..])
-    });
-    match (nodes.next(), nodes.next()) {
-        // No node has a character that needs an escape.
-        (Some(node), None) => {
-            node.strip_prefix(b"\"").map_or(node, |node| node.strip_suffix(b"\"").unwrap_or_default())
-        }
-        _ => b"",
-    }
-}
-
 impl fmt::Debug for ClientIp {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ClientIp")
-            .field("source", &self.source)
-            .field("trusted", &self.trusted)
-            .field("ipv6_prefix", &self.ipv6_prefix)
-            .finish()
+        f.debug_struct("ClientIp").field("source", &self.source).field("ipv6_prefix", &self.ipv6_prefix).finish()
     }
 }
 

@@ -24,6 +24,7 @@ mod buckets;
 mod client_ip;
 mod error;
 mod failures;
+pub(crate) mod forwarded;
 #[cfg(all(test, tollgate_shuttle))]
 mod interleavings;
 mod key_table;

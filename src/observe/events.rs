@@ -60,6 +60,11 @@ pub(super) fn rejected(rejection: &Rejection) {
             Some(_) => rejection_event!(INFO, rejection),
             None => rejection_event!(DEBUG, rejection),
         },
+        // Anyone who sends a token without HTTPS has exposed it. With a grant, an operator must replace the token.
+        RejectionKind::HttpsRequired => match rejection.grant() {
+            Some(_) => rejection_event!(WARN, rejection),
+            None => rejection_event!(DEBUG, rejection),
+        },
         // A client can cause this by its choice of a token.
         RejectionKind::StoreUnavailable if rejection.store_error().is_some_and(StoreError::concerns_token) => {
             rejection_event!(DEBUG, rejection);

@@ -67,7 +67,7 @@ fn each_report_changes_one_series() {
 /// Each kind and each cache result has its own series.
 #[test]
 fn rejections_and_cache_lookups_have_separate_series() {
-    let kinds = 18;
+    let kinds = 19;
     let reported = reported(|| {
         for kind in [
             RejectionKind::Missing,
@@ -77,6 +77,7 @@ fn rejections_and_cache_lookups_have_separate_series() {
             RejectionKind::ExpiredToken,
             RejectionKind::SenderConstrained,
             RejectionKind::InvalidRequest,
+            RejectionKind::HttpsRequired,
             RejectionKind::InsufficientScope,
             RejectionKind::InsufficientUserAuthentication,
             RejectionKind::TooManyFailures,

@@ -19,6 +19,8 @@ pub enum RejectionKind {
     SenderConstrained,
     /// 400 `invalid_request`: the request has more than one credential, or an ambiguous one.
     InvalidRequest,
+    /// 403: the request came without HTTPS, to a gate that [requires it](crate::AuthLayer::require_https).
+    HttpsRequired,
     /// 403 `insufficient_scope`: the grant does not have a required scope.
     InsufficientScope,
     /// 401 `insufficient_user_authentication`: the user must authenticate again, or with a stronger method (RFC 9470).
@@ -57,6 +59,7 @@ impl RejectionKind {
             Self::ExpiredToken => "expired_token",
             Self::SenderConstrained => "sender_constrained",
             Self::InvalidRequest => "invalid_request",
+            Self::HttpsRequired => "https_required",
             Self::InsufficientScope => "insufficient_scope",
             Self::InsufficientUserAuthentication => "insufficient_user_authentication",
             Self::TooManyFailures => "too_many_failures",

@@ -63,6 +63,9 @@ fixed! {
         401 "Unauthorized" "The user must authenticate again, as the challenge specifies.",
     RejectionKind::CostAboveBurst =>
         400 "Bad Request" "The request costs more than the rate limit can ever allow. Waiting does not help.",
+    // One text, because a body that was not read may have a token.
+    RejectionKind::HttpsRequired => 403 "Forbidden"
+        "Send this request over HTTPS. Replace a token that was sent without HTTPS, because others may have read it.",
     RejectionKind::InsufficientScope => 403 "Forbidden" "The token does not have the required scope.",
     RejectionKind::BodyTooLarge => 413 "Content Too Large" "The request body is too large.",
     RejectionKind::BodyUnreadable => 400 "Bad Request" "The request body could not be read to its end.",
@@ -165,7 +168,7 @@ fn status(kind: RejectionKind) -> StatusCode {
         }
         RejectionKind::BodyTimeout => StatusCode::REQUEST_TIMEOUT,
         RejectionKind::BodyTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
-        RejectionKind::InsufficientScope => StatusCode::FORBIDDEN,
+        RejectionKind::HttpsRequired | RejectionKind::InsufficientScope => StatusCode::FORBIDDEN,
         RejectionKind::TooManyFailures | RejectionKind::OverLimit => StatusCode::TOO_MANY_REQUESTS,
         RejectionKind::StoreUnavailable | RejectionKind::LimiterUnavailable => StatusCode::SERVICE_UNAVAILABLE,
         RejectionKind::Misconfigured => StatusCode::INTERNAL_SERVER_ERROR,
@@ -202,7 +205,8 @@ mod tests {
             NotYetValid => Some(ExpiredToken),
             ExpiredToken => Some(SenderConstrained),
             SenderConstrained => Some(InvalidRequest),
-            InvalidRequest => Some(InsufficientScope),
+            InvalidRequest => Some(HttpsRequired),
+            HttpsRequired => Some(InsufficientScope),
             InsufficientScope => Some(InsufficientUserAuthentication),
             InsufficientUserAuthentication => Some(TooManyFailures),
             TooManyFailures => Some(OverLimit),

@@ -47,7 +47,7 @@ pub(super) fn head(rejection: &Rejection) -> Response<()> {
 /// Returns the `grpc-status`.
 pub(super) fn status(kind: RejectionKind) -> &'static str {
     match kind {
-        RejectionKind::InsufficientScope => "7",
+        RejectionKind::HttpsRequired | RejectionKind::InsufficientScope => "7",
         // A cost above the burst is about the quota, not about credentials: the client must not fetch a new token.
         RejectionKind::TooManyFailures
         | RejectionKind::OverLimit

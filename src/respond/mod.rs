@@ -14,8 +14,10 @@
 //!    | invalid token | 401 `invalid_token` |
 //!    | invalid request | 400 `invalid_request` |
 //!    | missing scope | 403 `insufficient_scope` |
+//!    | no HTTPS | 403 without a challenge |
 //!    | the server cannot decide | 503 |
-//! 2. Every 400, 401 and 403 about credentials has a challenge. 429 and 5xx have none.
+//! 2. Every 400, 401 and 403 about credentials has a challenge, except the 403 to a request without HTTPS. 429 and 5xx have
+//!    none.
 //! 3. Rejections must not be stored: `Cache-Control: no-store`.
 //! 4. `Retry-After` is in whole seconds, rounded up and never 0. Every 429 and every 503 has it.
 //! 5. A gRPC, gRPC-Web or Connect request is rejected in the format of its [`Protocol`], because its clients read no other.
@@ -189,7 +191,9 @@ fn bearer_challenge(rejection: &Rejection, challenges: &Challenges) -> Option<He
                 None => challenge.to_header_value(),
             }
         }
-        RejectionKind::CostAboveBurst
+        // A challenge would invite the client to send its token without HTTPS.
+        RejectionKind::HttpsRequired
+        | RejectionKind::CostAboveBurst
         | RejectionKind::TooManyFailures
         | RejectionKind::OverLimit
         | RejectionKind::BodyTooLarge

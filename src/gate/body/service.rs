@@ -11,14 +11,15 @@ use tower_service::Service;
 use super::future::BodyAuthFuture;
 use super::replay::ReplayBody;
 use super::tokens::BodyTokens;
+use crate::extract::Extracted;
 use crate::gate::future::AuthFuture;
 use crate::gate::layer::AuthLayer;
 use crate::gate::settings::Gate;
-use crate::gate::state::NoToken;
 use crate::limit::{Limiter, Unlimited};
 use crate::request_head::RequestHead;
 use crate::respond::{ProblemDetails, Respond};
 use crate::store::GateStore;
+use crate::token::TokenLocation;
 
 /// An [`AuthLayer`] that accepts tokens in request bodies as well, made by [`AuthLayer::with_body_tokens`].
 pub type BodyAuthLayer<T, L = Unlimited, R = ProblemDetails> = AuthLayer<T, L, R, BodyTokens>;
@@ -60,19 +61,23 @@ where
         let step = match gate.bypass_preflight(&mut request) {
             Some(step) => step,
             None => {
-                let lookup = match self.tokens.location_of(&RequestHead::of(&request)) {
-                    Ok(Some(location)) => {
-                        // The instance that was made ready must serve this request. A clone may not be ready.
-                        let not_ready_inner = self.inner.clone();
-                        let ready_inner = std::mem::replace(&mut self.inner, not_ready_inner);
-                        let (gate, tokens) = (Arc::clone(&self.gate), Arc::clone(&self.tokens));
-                        return BodyAuthFuture::read(location, ready_inner, gate, tokens, request);
-                    }
-                    Ok(None) => {
-                        let (extracted, location) = gate.extract(&request);
-                        gate.look_up(extracted, location, &request)
-                    }
-                    Err(reason) => Err(NoToken::Invalid(reason)),
+                let lookup = match gate.rejects_without_https(&request) {
+                    Some(reason) => Err(reason),
+                    None => match self.tokens.location_of(&RequestHead::of(&request)) {
+                        Ok(Some(location)) => {
+                            // The instance that was made ready must serve this request. A clone may not be ready.
+                            let not_ready_inner = self.inner.clone();
+                            let ready_inner = std::mem::replace(&mut self.inner, not_ready_inner);
+                            let (gate, tokens) = (Arc::clone(&self.gate), Arc::clone(&self.tokens));
+                            return BodyAuthFuture::read(location, ready_inner, gate, tokens, request);
+                        }
+                        Ok(None) => {
+                            let (extracted, location) = gate.extract(&request);
+                            gate.look_up(extracted, location, &request)
+                        }
+                        // There is no token, so its location does not matter.
+                        Err(reason) => gate.look_up(Extracted::Ambiguous(reason), TokenLocation::Other, &request),
+                    },
                 };
                 gate.redact(&lookup, &mut request);
                 gate.authenticate(lookup, &mut request)

@@ -267,4 +267,8 @@ struct MatchWithoutTheRest;
 /// ```compile_fail,E0599
 /// let public = tollgate::AuthLayer::anonymous().with_max_token_len(64);
 /// ```
+///
+/// ```compile_fail,E0599
+/// let public = tollgate::AuthLayer::anonymous().require_https(tollgate::gate::is_https);
+/// ```
 struct TokenSettingsWithoutTokens;

@@ -5,6 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use http::header::{AUTHORIZATION, FORWARDED, SEC_WEBSOCKET_PROTOCOL, UPGRADE};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Uri};
 use tollgate::extract::{self, Extracted, TokenCharset, TokenSyntax};
+use tollgate::gate::ForwardedProto;
 use tollgate::limit::ClientIp;
 use tollgate::{BearerToken, RequestHead};
 
@@ -117,7 +118,7 @@ pub fn websocket(data: &[u8]) {
     }
 }
 
-/// Checks the lines of both fields, and that nothing before the element of a proxy changes the client's address.
+/// Checks the lines of each field, and that nothing before the element of a proxy changes the client's address or its scheme.
 pub fn client_ip(data: &[u8]) {
     const PROXY: [u8; 4] = [10, 0, 0, 1];
     const CLIENT: [u8; 4] = [198, 51, 100, 7];
@@ -141,6 +142,21 @@ pub fn client_ip(data: &[u8]) {
     assert_eq!(found, Some(IpAddr::from(CLIENT)));
     let found = client(&by_element, &FORWARDED, &[data, b", for=198.51.100.7;proto=https"].concat());
     assert!([Some(IpAddr::from(CLIENT)), Some(proxy)].contains(&found), "{found:?}");
+
+    let is_https = |source: &ForwardedProto, name: &HeaderName, data: &[u8]| {
+        let mut request = Request::new(());
+        *request.headers_mut() = headers(name.clone(), data).expect("lines that were accepted before");
+        request.extensions_mut().insert(SocketAddr::from((PROXY, 40_000)));
+        source.is_https(&RequestHead::of(&request))
+    };
+    let by_list = ForwardedProto::x_forwarded_proto(["10.0.0.0/8"]).expect("a valid network");
+    let by_element = ForwardedProto::forwarded(["10.0.0.0/8"]).expect("a valid network");
+    let x_forwarded_proto = HeaderName::from_static("x-forwarded-proto");
+
+    assert_eq!(is_https(&by_list, &x_forwarded_proto, data), oracle::client_ip::x_forwarded_proto(&lines(data)));
+    assert_eq!(is_https(&by_element, &FORWARDED, data), oracle::client_ip::forwarded_proto(&lines(data)));
+    assert!(!is_https(&by_list, &x_forwarded_proto, &[data, b",http"].concat()));
+    assert!(!is_https(&by_element, &FORWARDED, &[data, b", for=198.51.100.7;proto=http"].concat()));
 }
 
 fn lines(data: &[u8]) -> Vec<String> {

@@ -88,6 +88,9 @@ fn at_limits(target: &str) -> Vec<Vec<u8>> {
             "[2001:db8::1]:80\n10.0.0.2",
             "for=1.1.1.1;x=\"",
             "for=\"[2001:db8::1]:80\";by=10.0.0.1, For=10.0.0.2",
+            "for=198.51.100.1;Proto=\"HTTPS\", for=10.0.0.2;proto=http",
+            "https, wss",
+            "https\nhttp",
         ]
         .map(|text| text.as_bytes().to_vec())
         .into(),

@@ -58,6 +58,7 @@ mod follow;
 mod gate;
 mod grant_quotas;
 mod head_requests;
+mod https;
 mod identity;
 #[cfg(feature = "introspection")]
 mod introspection;

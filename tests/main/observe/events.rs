@@ -78,6 +78,25 @@ async fn rejection_without_grant_is_debug() {
     }
 }
 
+/// Clients can send unknown tokens without HTTPS as often as they like. A known one is exposed.
+#[tokio::test]
+async fn a_request_without_https_is_debug_unless_its_token_is_known() {
+    let subscribed = Subscribed::default();
+    let _guard = tracing::subscriber::set_default(subscribed.clone());
+    let service = AuthLayer::new(memory()).require_https(tollgate::gate::is_https).layer(echo());
+    for (request, level, grant) in [
+        (with_token(TOKEN), "WARN", Some("alice")),
+        (with_token("tg_unknown"), "DEBUG", None),
+        (with_token("mal formed!"), "DEBUG", None),
+        (get(), "DEBUG", None),
+    ] {
+        assert_eq!(send(&service, request).await.status(), 403);
+        let [reported] = &subscribed.take()[..] else { panic!("one event") };
+        assert_eq!((&*reported.level, reported.fields.get("grant").map(String::as_str)), (level, grant));
+        assert_eq!(reported.fields["kind"], "https_required");
+    }
+}
+
 /// Clients can cause errors that concern only their token as often as they like.
 #[tokio::test]
 async fn store_error_that_concerns_the_token_is_debug() {

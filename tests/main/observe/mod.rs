@@ -145,6 +145,10 @@ pub fn cases() -> Vec<Case> {
         Case::new("expired_token", to(alice().with_expiry(past), &["Bearer TOKEN"])).of("alice"),
         Case::new("sender_constrained", to(alice().with_sender_constraint(), &["Bearer TOKEN"])).of("alice"),
         Case::new("invalid_request", to(alice(), &["Bearer TOKEN", "Bearer TOKEN"])),
+        Case::new("https_required", async {
+            send(&gate(alice()).require_https(tollgate::gate::is_https).layer(echo()), with_token(TOKEN)).await
+        })
+        .of("alice"),
         Case::new("insufficient_scope", async {
             let gate = gate(alice());
             send(&gate.layer(gate.require_scopes(["trade"]).unwrap().layer(echo())), with_token(TOKEN)).await

@@ -12,10 +12,11 @@ use std::time::{Duration, SystemTime};
 
 use axum::Router;
 use axum::extract::DefaultBodyLimit;
+use axum::middleware::from_fn_with_state;
 use axum::routing::{get, post};
 use tokio::sync::watch;
 use tollgate::gate::BodyTokens;
-use tollgate::limit::{Clock, MonotonicClock};
+use tollgate::limit::{Clock, FailureThrottle, MonotonicClock};
 use tollgate::{AuthLayer, BoxStore, Quota, Scopes, Unlimited};
 
 use crate::broker::Broker;
@@ -23,6 +24,8 @@ use crate::errors::Errors;
 use crate::ledger::{Ledger, LedgerLimiter};
 use crate::sockets::Sockets;
 use crate::tokens::Tokens;
+use crate::website::rejections::count;
+use crate::website::{self, Website};
 use crate::{peers, problem, rest, stream, webhook};
 
 /// 3 requests a second with a burst of 20, for all interfaces together.
@@ -52,6 +55,8 @@ pub(crate) struct Settings {
     pub(crate) clocks: Clocks,
     /// Turns true when the service is about to stop.
     pub(crate) closing: watch::Receiver<bool>,
+    /// `None` serves no pages.
+    pub(crate) website: Option<Website>,
 }
 
 /// The clocks: tokens expire at a date, and self-limits need a steady clock.
@@ -83,25 +88,27 @@ pub(crate) struct Service {
 }
 
 impl Service {
-    pub(crate) fn new(settings: Settings) -> Result<Self, Box<dyn Error>> {
-        let Settings { tokens, ledger, errors, clocks, closing } = settings;
+    pub(crate) fn new(settings: Settings, failures: FailureThrottle) -> Result<Self, Box<dyn Error>> {
+        let Settings { tokens, ledger, errors, clocks, closing, .. } = settings;
         let wall = Arc::clone(&clocks.wall);
         let gate = AuthLayer::with_timeout(tokens.store(), STORE_TIMEOUT)
             .with_realm("crosstrade")?
             .with_responder(errors)
             .with_wall_clock(move || wall())
-            .with_failure_throttle(peers::throttle(Arc::clone(&clocks.steady)))
+            .with_failure_throttle(failures)
             // Handlers never see a token, so they may log the whole request.
             .with_credentials_removed();
-        let broker = Broker::new([("demo", "sim101"), ("demo", "sim102")]);
+        let broker = Broker::new([("demo", "sim101"), ("demo", "sim102"), ("guest", "sim201")]);
         let trade = Scopes::new([TRADE])?;
         let sockets = Sockets::default();
         Ok(Self { gate, trade, tokens, ledger, broker, sockets, errors, clocks, closing })
     }
 }
 
-pub(crate) fn app(settings: Settings) -> Result<Router, Box<dyn Error>> {
-    let service = Service::new(settings)?;
+pub(crate) fn app(mut settings: Settings) -> Result<Router, Box<dyn Error>> {
+    let website = settings.website.take();
+    let failures = peers::throttle(Arc::clone(&settings.clocks.steady));
+    let service = Arc::new(Service::new(settings, failures.clone())?);
     let gate = service.gate.clone();
     let limited = gate.clone().with_rate_limit(LedgerLimiter(Arc::clone(&service.ledger)));
     let may_trade = limited.require_scopes(service.trade.iter())?;
@@ -121,13 +128,21 @@ pub(crate) fn app(settings: Settings) -> Result<Router, Box<dyn Error>> {
         .route_layer(limited.clone());
     let webhook = post(webhook::receive).route_layer(gate.with_body_tokens(body_tokens));
     let stream = get(stream::open).route_layer(limited.with_websocket_token(TOKEN_PROTOCOL)?);
-    Ok(Router::new()
+    let api = Router::new()
         .nest("/v1/api", rest)
         .route("/v1/webhook", webhook)
         .route("/ws/stream", stream)
         .route("/healthz", get(|| async { axum::Json(serde_json::json!({ "status": "ok" })) }))
+        .with_state(Arc::clone(&service));
+    let routes = match website {
+        None => api,
+        Some(website) => {
+            let rejections = website.rejections.clone();
+            api.layer(from_fn_with_state(rejections, count)).merge(website::routes(website, service, failures))
+        }
+    };
+    Ok(routes
         .fallback(problem::not_found)
         .method_not_allowed_fallback(problem::method_not_allowed)
-        .layer(DefaultBodyLimit::max(MAX_BODY))
-        .with_state(Arc::new(service)))
+        .layer(DefaultBodyLimit::max(MAX_BODY)))
 }

@@ -9,7 +9,7 @@ use crate::replicas::Replicas;
 /// The environment variable with the secret that hides subjects from readers of Redis.
 pub(crate) const SECRET: &str = "CROSSTRADE_SECRET";
 
-pub(crate) const USAGE: &str = "usage: crosstrade [--listen ADDRESS:PORT] [--database URL] [--redis URL --replicas N [--leases]] [--metrics ADDRESS:PORT] [--crosstrade-errors]
+pub(crate) const USAGE: &str = "usage: crosstrade [--listen ADDRESS:PORT] [--database URL] [--redis URL --replicas N [--leases]] [--metrics ADDRESS:PORT] [--crosstrade-errors] [--self-service]
 
   --listen ADDRESS:PORT  the address to serve on; default: 127.0.0.1:8080; port 0 selects a free port
   --database URL         database of the tokens, sqlite://PATH or postgres://USER@HOST/NAME; sqlite://PATH?mode=rwc creates a
@@ -21,7 +21,14 @@ pub(crate) const USAGE: &str = "usage: crosstrade [--listen ADDRESS:PORT] [--dat
   --metrics ADDRESS:PORT serve metrics for Prometheus at /metrics; default: no metrics. Without authentication: use an address that
                          only the scraper can reach
   --crosstrade-errors    use CrossTrade's {\"error\": \"Rate limit exceeded\"} for 429 instead of a problem document
+  --self-service         users may replace their token on the account page; default: only support may
   -h, --help             print this text
+
+environment:
+  CROSSTRADE_SECRET        hides users from readers of Redis; the same for all replicas
+  CROSSTRADE_SEALING_KEYS  the keys of the tokens that can be revealed, ID:KEY separated by commas; default: a file beside a SQLite
+                           database; `tollgate token sealing-key` makes a key
+  CROSSTRADE_PASSWORD      the password of the users demo, guest and support; default: a new one at each start
 
 limits:
   connections            three quarters of the open files that the process may have (ulimit -n), a quarter of these for one
@@ -46,11 +53,14 @@ pub(crate) struct Options {
     /// `None` serves no metrics.
     pub(crate) metrics: Option<SocketAddr>,
     pub(crate) errors: Errors,
+    /// Whether users may replace their token themselves.
+    pub(crate) self_service: bool,
 }
 
 pub(crate) fn parse(args: &[String]) -> Result<Command, String> {
     let listen = SocketAddr::from((Ipv4Addr::LOCALHOST, 8080));
-    let mut options = Options { listen, database: None, replicas: None, metrics: None, errors: Errors::ProblemDetails };
+    let errors = Errors::ProblemDetails;
+    let mut options = Options { listen, database: None, replicas: None, metrics: None, errors, self_service: false };
     let (mut redis, mut count, mut leases) = (None, None, false);
     // No error repeats an argument: a mistyped URL may contain a password.
     let total = args.len();
@@ -59,6 +69,7 @@ pub(crate) fn parse(args: &[String]) -> Result<Command, String> {
         match arg.as_str() {
             "-h" | "--help" => return Ok(Command::Help),
             "--crosstrade-errors" => options.errors = Errors::CrossTrade,
+            "--self-service" => options.self_service = true,
             "--database" => options.database = Some(args.next().ok_or("`--database` needs a URL")?.clone()),
             "--redis" => redis = Some(args.next().ok_or("`--redis` needs a URL")?.clone()),
             "--leases" => leases = true,

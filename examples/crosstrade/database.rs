@@ -2,14 +2,15 @@
 //! `tollgate token issue --database URL --subject demo --scope trade`.
 
 use std::error::Error;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
-use tollgate::mint::{Secret, TokenFormat};
-use tollgate::store::sql::{Database, GrantRecord, LastUsed, NewGrant};
+use tollgate::mint::TokenFormat;
+use tollgate::store::sql::{Database, GrantRecord, LastUsed};
 use tollgate::store::{CachedStore, CheckedStore, CircuitBreaker, Invalidation};
 use tollgate::{BoxStore, StoreError};
 
-use crate::app::{TRADE, User};
+use crate::app::User;
+use crate::sealing;
 use crate::tokens::Tokens;
 
 /// The maximum age of cache entries whose changes are not reported, because the database cannot be reached.
@@ -17,10 +18,9 @@ const TTL: Duration = Duration::from_secs(60);
 /// The interval at which SQLite is polled for changes, and the connection to PostgreSQL is checked. A revocation takes effect
 /// within it in SQLite, and immediately in PostgreSQL.
 const WATCH_INTERVAL: Duration = Duration::from_millis(250);
-const LAST_USED_INTERVAL: Duration = Duration::from_secs(30);
+/// The interval at which last uses are written. The account page is that late.
+const LAST_USED_INTERVAL: Duration = Duration::from_secs(5);
 const TIMEOUT: Duration = Duration::from_secs(2);
-/// The lifetime of the tokens of one run.
-const DAY: Duration = Duration::from_secs(86_400);
 
 /// Returns the URL of a file beside the program, which is created if it is missing.
 pub(crate) fn default_url() -> String {
@@ -28,22 +28,11 @@ pub(crate) fn default_url() -> String {
     format!("sqlite://{}?mode=rwc", program.with_extension("db").display())
 }
 
-/// Opens the database, and creates its tables if they are missing.
+/// Opens the database, and creates its tables if they are missing. New tokens are sealed, for the account page.
 pub(crate) async fn open(url: &str) -> Result<Database, Box<dyn Error>> {
-    let database = Database::connect(url).await?.with_timeout(TIMEOUT);
+    let database = Database::connect(url).await?.with_timeout(TIMEOUT).with_sealer(sealing::sealer(url)?);
     database.migrate().await?;
     Ok(database)
-}
-
-/// Issues two tokens of the user `demo`, one of which may trade. They are valid for a day, over restarts too.
-pub(crate) async fn demo_tokens(database: &Database) -> Result<(Secret, Secret), Box<dyn Error>> {
-    // Remove those of earlier days.
-    database.purge(SystemTime::now()).await?;
-    let grant = NewGrant::new("demo").with_expiry(SystemTime::now() + DAY);
-    let trader = grant.clone().with_label("may trade").with_scopes([TRADE])?;
-    let reader = grant.with_label("may only read");
-    let format = TokenFormat::new("ct")?;
-    Ok((database.issue(&format, &trader).await?.secret, database.issue(&format, &reader).await?.secret))
 }
 
 /// Stacks the stores in front of the database. Malformed tokens are rejected by their format, cached grants are returned

@@ -7,11 +7,13 @@ use base64::prelude::{BASE64_URL_SAFE_NO_PAD, Engine as _};
 use crate::app::{QUOTA, TOKEN_PROTOCOL};
 use crate::stream::PROTOCOL;
 
-pub(crate) fn text(addr: SocketAddr, trader: &str, reader: &str) -> String {
+pub(crate) fn text(addr: SocketAddr, trader: &str, reader: &str, password: &str) -> String {
     // The requests in a row use one curl process. Starting a process for each would give the bucket time to refill.
     format!(
         r#"listening on http://{addr}/ until ctrl-c
-two new tokens of the user demo, valid for a day; tokens of earlier runs remain valid for their day:
+the account page: http://{addr}/account
+  sign in as demo, guest or support; the password is {password}
+the tokens of demo and guest, which the account page reveals too:
   {trader} may trade
   {reader} may only read
 

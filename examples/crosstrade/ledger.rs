@@ -5,7 +5,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 
 use tollgate::limit::{Clock, Limiter};
-use tollgate::{Answer, Charge, CurrentGrant, Decision, RateLimits, Rejection};
+use tollgate::{Answer, Charge, CurrentGrant, Decision, Quota, RateLimits, Rejection, Subject};
 
 use crate::self_limit::{Denied, SelfLimit, SelfLimits};
 
@@ -16,6 +16,12 @@ pub(crate) trait Ledger: Send + Sync {
     /// Charges one unit for an alert, and counts the alert towards its own limit, with its id: both or neither. The alert's
     /// own limit is checked first.
     fn charge_alert<'a>(&'a self, caller: &'a CurrentGrant, own: Option<(&'a [u8], SelfLimit)>) -> Later<'a, Charged>;
+
+    /// Returns the state of a subject's rate limit, without a charge. Returns `None` if it is unknown.
+    fn usage<'a>(&'a self, subject: &'a Subject, quota: Option<Quota>) -> Later<'a, Option<Decision>>;
+
+    /// Makes the bucket of a subject full. Returns false if this failed.
+    fn reset<'a>(&'a self, subject: &'a Subject) -> Later<'a, bool>;
 }
 
 pub(crate) type Later<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
@@ -61,5 +67,14 @@ impl Ledger for Memory {
             }
         };
         Box::pin(std::future::ready(charged))
+    }
+
+    fn usage<'a>(&'a self, subject: &'a Subject, quota: Option<Quota>) -> Later<'a, Option<Decision>> {
+        Box::pin(std::future::ready(Some(self.limits.usage(subject, quota))))
+    }
+
+    fn reset<'a>(&'a self, subject: &'a Subject) -> Later<'a, bool> {
+        self.limits.reset(subject);
+        Box::pin(std::future::ready(true))
     }
 }

@@ -19,8 +19,10 @@ use std::time::Duration;
 
 use tracing::callsite::Identifier;
 use tracing::field::{Field, Visit};
+use tracing::level_filters::LevelFilter;
 use tracing::{Event, Subscriber};
 use tracing_appender::non_blocking::{NonBlockingBuilder, WorkerGuard};
+use tracing_subscriber::filter::Targets;
 use tracing_subscriber::fmt::MakeWriter;
 use tracing_subscriber::layer::{Context, Layer, SubscriberExt as _};
 use tracing_subscriber::util::SubscriberInitExt as _;
@@ -76,7 +78,9 @@ where
     W: for<'a> MakeWriter<'a> + Send + Sync + 'static,
 {
     let lines = tracing_subscriber::fmt::layer().with_writer(writer).with_ansi(false);
-    tracing_subscriber::registry().with(tracing::level_filters::LevelFilter::INFO).with(lines).with(limit)
+    // tower-sessions warns of each cookie whose session has ended, which any client can send.
+    let levels = Targets::new().with_default(LevelFilter::INFO).with_target("tower_sessions_core", LevelFilter::ERROR);
+    tracing_subscriber::registry().with(levels).with(lines).with(limit)
 }
 
 /// Limits the lines of each token and kind. Clones share one limit.

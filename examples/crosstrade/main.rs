@@ -20,6 +20,8 @@
 //! | `ledger.rs`, `replicas.rs` | rate limits in memory, or in Redis for several replicas |
 //! | `tokens.rs`, `database.rs` | tokens in SQLite or PostgreSQL, behind a cache with immediate invalidation |
 //! | `rest.rs`, `order.rs`, `broker.rs` | the protected service |
+//! | `website/` | sign-in, the account page with the Reveal button, and the page for support |
+//! | `sealing.rs`, `demo.rs` | the key of the tokens that can be revealed; the users that are printed at the start |
 //!
 //! # Limits
 //!
@@ -48,9 +50,11 @@ use tollgate::RateLimits;
 
 use app::{Clocks, QUOTA, Settings, app};
 use args::{Command, Options, SECRET, USAGE};
+use demo::Demo;
 use ledger::{Ledger, Memory};
 use replicas::{Replicas, Shared};
 use server::Limits;
+use website::Website;
 
 mod alert;
 mod app;
@@ -59,6 +63,7 @@ mod body;
 mod broker;
 mod connections;
 mod database;
+mod demo;
 mod errors;
 mod excerpt;
 mod fields;
@@ -74,6 +79,7 @@ mod problem;
 mod replicas;
 mod rest;
 mod rpc;
+mod sealing;
 mod self_limit;
 mod server;
 mod socket;
@@ -83,6 +89,7 @@ mod stream;
 mod tests;
 mod tokens;
 mod webhook;
+mod website;
 
 /// The maximum number of connections of scrapers. They are counted separately from those of clients.
 const SCRAPERS: usize = 8;
@@ -131,7 +138,9 @@ async fn bind(addr: SocketAddr, arg: &str) -> Result<TcpListener, String> {
     bound.map_err(|error| format!("cannot listen on {addr}: {error}\nchoose another address by {arg}"))
 }
 
-async fn serve(Options { listen, database, replicas, metrics, errors }: Options) -> Result<(), Box<dyn Error>> {
+async fn serve(
+    Options { listen, database, replicas, metrics, errors, self_service }: Options,
+) -> Result<(), Box<dyn Error>> {
     let listener = bind(listen, "--listen").await?;
     let scraped = match metrics {
         None => None,
@@ -139,13 +148,13 @@ async fn serve(Options { listen, database, replicas, metrics, errors }: Options)
     };
     let url = database.unwrap_or_else(database::default_url);
     let database = database::open(&url).await?;
-    // Two tokens of one user. They share one bucket, because they share the subject.
-    let (trader, reader) = database::demo_tokens(&database).await?;
+    let (clocks, limits) = (Clocks::system(), Limits::for_this_process());
+    let website = Website::open(&url, database.clone(), Arc::clone(&clocks.wall), self_service).await?;
+    let demo = Demo::set_up(&database, &website.users).await?;
     let tokens = database::tokens(&database)?;
     let (close, closing) = watch::channel(false);
-    let (clocks, limits) = (Clocks::system(), Limits::for_this_process());
     let ledger = ledger(replicas, &clocks)?;
-    let app = app(Settings { tokens, ledger, errors, clocks, closing })?;
+    let app = app(Settings { tokens, ledger, errors, clocks, closing, website: Some(website) })?;
     if let Some((listener, handle)) = scraped {
         println!("metrics on http://{}/metrics", listener.local_addr()?);
         let mut closing = close.subscribe();
@@ -154,7 +163,8 @@ async fn serve(Options { listen, database, replicas, metrics, errors }: Options)
         tokio::spawn(server::serve(listener, metrics::app(handle), limits, stop));
     }
     let signal = stop_signal()?;
-    println!("{}", instructions::text(listener.local_addr()?, trader.expose(), reader.expose()));
+    let Demo { trader, reader, password } = demo;
+    println!("{}", instructions::text(listener.local_addr()?, trader.expose(), reader.expose(), &password));
 
     let stop = async {
         signal.await;

@@ -14,7 +14,7 @@ use redis::{Client, FromRedisValue, Script, ScriptInvocation};
 use sha2::Sha256;
 use tollgate::limit::redis::{BreakerState, Leases, RedisLimits, RedisServer};
 use tollgate::limit::{Charge, Limiter};
-use tollgate::{Answer, CurrentGrant, Decision, RateLimits};
+use tollgate::{Answer, CurrentGrant, Decision, Quota, RateLimits, Subject};
 
 use crate::ledger::{Charged, Later, Ledger};
 use crate::self_limit::{Denied, MAX_IDS, SelfLimit};
@@ -135,5 +135,13 @@ impl Ledger for Shared {
                 Some((id, limit)) => self.charge_limited(caller, id, limit).await,
             }
         })
+    }
+
+    fn usage<'a>(&'a self, subject: &'a Subject, quota: Option<Quota>) -> Later<'a, Option<Decision>> {
+        Box::pin(async move { self.limits.usage(subject, quota).await.ok() })
+    }
+
+    fn reset<'a>(&'a self, subject: &'a Subject) -> Later<'a, bool> {
+        Box::pin(async move { self.limits.reset(subject).await.is_ok() })
     }
 }

@@ -123,7 +123,7 @@ impl Server {
         let ledger = Arc::new(Memory::new(quota, Arc::clone(&clocks.steady)));
         let live = tokens.live().clone();
         let (close, closing) = watch::channel(false);
-        let app = app(Settings { tokens, ledger, errors, clocks, closing }).unwrap();
+        let app = app(Settings { tokens, ledger, errors, clocks, closing, website: None }).unwrap();
         let addr = listener.local_addr().unwrap();
         let stopped = close.subscribe();
         tokio::spawn(async move { serve(listener, app, limits, stop(stopped)).await });

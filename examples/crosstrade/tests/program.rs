@@ -21,6 +21,7 @@ fn arguments() {
             replicas: None,
             metrics: None,
             errors,
+            self_service: false,
         }))
     };
     assert_eq!(parse(&[]), serve("127.0.0.1:8080", Errors::ProblemDetails));
@@ -84,7 +85,7 @@ fn limits_of_the_help() {
 #[tokio::test]
 async fn the_instructions_work() {
     let server = Server::start().await;
-    let text = instructions::text(server.addr, TRADER, READER);
+    let text = instructions::text(server.addr, TRADER, READER, "password");
     let mut statuses = Vec::new();
     for line in text.lines().filter(|line| line.starts_with("curl -i ")) {
         statuses.push(send(curl(line)).await.status().as_u16());

@@ -1,0 +1,223 @@
+//! The website: sign-in, "My account" with the token behind a Reveal button, and a page for support.
+//!
+//! | file | content |
+//! |---|---|
+//! | `mod.rs` | the routes, their layers, and who is signed in |
+//! | `sign_in.rs` | sign-in and sign-out |
+//! | `account.rs`, `reveal.rs` | the account page, and its forms |
+//! | `meter.rs` | the state of the rate limit, as server-sent events |
+//! | `snippets.rs` | lines to copy, with the user's own values |
+//! | `admin.rs` | the page for support |
+//! | `users.rs`, `sessions.rs`, `rejections.rs`, `pool.rs` | the website's tables |
+//! | `tokens.rs`, `plan.rs` | one token per user, and its quota |
+//! | `layout.rs`, `error.rs`, `assets.rs` | the frame of all pages, errors, and files |
+//!
+//! # Security
+//!
+//! - A session is a random id in a cookie that scripts cannot read, and that no other site's form sends. The database has its
+//!   digest. A session ends after 30 minutes without a page, and after 12 hours.
+//! - The token is shown only after the password, which was given in the last five minutes, for 30 seconds. Browsers keep no
+//!   page (`no-store`), and the audit trail has an entry for each time.
+//! - Pages contain no script and no style of their own, load nothing from elsewhere, and cannot be framed.
+//! - Forms of other sites are rejected by `Sec-Fetch-Site` and `Origin`.
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use axum::Router;
+use axum::extract::FromRequestParts;
+use axum::http::request::Parts;
+use axum::http::{HeaderName, HeaderValue, Method, header};
+use axum::response::Redirect;
+use axum::routing::{get, post};
+use tokio::sync::watch;
+use tollgate::limit::FailureThrottle;
+use tollgate::store::sql::Database;
+use tower::ServiceBuilder;
+use tower_http::csrf::CsrfLayer;
+use tower_http::set_header::SetResponseHeaderLayer;
+use tower_sessions::Session;
+
+use crate::app::Service;
+use crate::sockets::Sockets;
+use error::PageError;
+use pool::{Pool, unix_ms};
+use rejections::Rejections;
+use sessions::{Sessions, State};
+use users::{User, Users};
+
+mod account;
+mod admin;
+mod assets;
+mod error;
+mod layout;
+mod meter;
+mod plan;
+pub(crate) mod pool;
+pub(crate) mod rejections;
+mod reveal;
+pub(crate) mod sessions;
+mod sign_in;
+mod snippets;
+pub(crate) mod tokens;
+pub(crate) mod users;
+
+/// The time after which the password is asked again before a token is shown or replaced.
+const PASSWORD_AGE: Duration = Duration::from_secs(5 * 60);
+
+/// What the website needs beside the service.
+#[derive(Clone)]
+pub(crate) struct Website {
+    pub(crate) database: Database,
+    pub(crate) users: Users,
+    pub(crate) sessions: Sessions,
+    pub(crate) rejections: Rejections,
+    /// Whether users may replace their token themselves.
+    pub(crate) self_service: bool,
+}
+
+impl Website {
+    /// Opens the website's tables in the database of the tokens, and starts to keep them.
+    pub(crate) async fn open(
+        url: &str,
+        database: Database,
+        wall: Arc<dyn Fn() -> SystemTime + Send + Sync>,
+        self_service: bool,
+    ) -> Result<Self, PageError> {
+        let pool = Pool::open(url).await?;
+        let rejections = Rejections::new(pool.clone(), Arc::clone(&wall));
+        tokio::spawn(rejections.clone().run());
+        tokio::spawn(pool::purge(pool.clone(), {
+            let wall = Arc::clone(&wall);
+            move || wall()
+        }));
+        let (users, sessions) = (Users::new(pool.clone()).await?, Sessions::new(pool, wall));
+        Ok(Self { database, users, sessions, rejections, self_service })
+    }
+}
+
+/// The state of all handlers of the website.
+pub(crate) struct Site {
+    pub(crate) website: Website,
+    pub(crate) service: Arc<Service>,
+    /// The failed sign-ins of each peer, together with failed tokens.
+    pub(crate) failures: FailureThrottle,
+    pub(crate) closing: watch::Receiver<bool>,
+    /// The open meters of each user.
+    pub(crate) meters: Sockets,
+}
+
+impl Site {
+    fn now(&self) -> SystemTime {
+        (self.service.clocks.wall)()
+    }
+}
+
+/// Returns the routes of the website.
+pub(crate) fn routes(website: Website, service: Arc<Service>, failures: FailureThrottle) -> Router {
+    let sessions = website.sessions.layer();
+    let closing = service.closing.clone();
+    let site = Site { website, service, failures, closing, meters: Sockets::default() };
+    let header = |name: HeaderName, value| SetResponseHeaderLayer::overriding(name, HeaderValue::from_static(value));
+    let pages = Router::new()
+        .route("/sign-in", get(sign_in::form).post(sign_in::sign_in))
+        .route("/sign-out", post(sign_in::sign_out))
+        .route("/account", get(account::show))
+        .route("/account/reveal", post(reveal::reveal))
+        .route("/account/replace", post(reveal::replace))
+        .route("/account/sessions/end", post(account::end_session))
+        .route("/account/usage", get(meter::events))
+        .route("/admin", get(admin::search))
+        .route("/admin/users/{name}", get(admin::show))
+        .route("/admin/users/{name}/replace", post(admin::replace))
+        .route("/admin/users/{name}/revoke", post(admin::revoke))
+        .route("/admin/users/{name}/plan", post(admin::plan))
+        .route("/admin/users/{name}/reset", post(admin::reset))
+        .with_state(Arc::new(site))
+        .layer(
+            ServiceBuilder::new()
+                .layer(header(header::CACHE_CONTROL, "no-store"))
+                .layer(CsrfLayer::new())
+                .layer(sessions),
+        );
+    Router::new().route("/", get(|| async { Redirect::to("/account") })).merge(pages).merge(assets::routes()).layer(
+        ServiceBuilder::new()
+            .layer(header(
+                header::CONTENT_SECURITY_POLICY,
+                "default-src 'none'; style-src 'self'; script-src 'self'; connect-src 'self'; img-src 'self'; \
+                     form-action 'self'; base-uri 'none'; frame-ancestors 'none'",
+            ))
+            .layer(header(header::X_FRAME_OPTIONS, "DENY"))
+            .layer(header(header::X_CONTENT_TYPE_OPTIONS, "nosniff"))
+            // Without a referrer, browsers would send no `Origin` with forms.
+            .layer(header(header::REFERRER_POLICY, "same-origin"))
+            .layer(header(HeaderName::from_static("cross-origin-opener-policy"), "same-origin"))
+            .layer(header(HeaderName::from_static("cross-origin-resource-policy"), "same-origin")),
+    )
+}
+
+/// The user of a request, which extends the session.
+pub(crate) struct SignedIn {
+    pub(crate) user: User,
+    pub(crate) state: State,
+    pub(crate) session: Session,
+}
+
+impl SignedIn {
+    /// Returns the user of a request without extending the session.
+    async fn of(parts: &mut Parts, site: &Arc<Site>) -> Result<Self, PageError> {
+        let is_page = parts.method == Method::GET && parts.uri.path() != meter::PATH;
+        let then = is_page.then(|| parts.uri.path().to_owned());
+        let session = Session::from_request_parts(parts, site)
+            .await
+            .map_err(|_| PageError::Internal("the session layer is missing"))?;
+        let website = &site.website;
+        let Some(state) = website.sessions.state(&session).await? else {
+            return Err(PageError::NotSignedIn { then });
+        };
+        // A user may have been deleted, or have another role.
+        let user = website.users.find(&state.user).await?.ok_or(PageError::NotSignedIn { then })?;
+        Ok(Self { user, state, session })
+    }
+
+    /// Returns whether the password was given a short time ago.
+    pub(crate) fn gave_password(&self, now: SystemTime) -> bool {
+        unix_ms(now) - self.state.password_ms < PASSWORD_AGE.as_millis() as i64
+    }
+}
+
+impl FromRequestParts<Arc<Site>> for SignedIn {
+    type Rejection = PageError;
+
+    async fn from_request_parts(parts: &mut Parts, site: &Arc<Site>) -> Result<Self, PageError> {
+        let mut signed_in = Self::of(parts, site).await?;
+        site.website.sessions.touch(&signed_in.session, &mut signed_in.state).await?;
+        Ok(signed_in)
+    }
+}
+
+/// A visit that does not extend the session, because nobody asked for it.
+pub(crate) struct Unattended(pub(crate) SignedIn);
+
+impl FromRequestParts<Arc<Site>> for Unattended {
+    type Rejection = PageError;
+
+    async fn from_request_parts(parts: &mut Parts, site: &Arc<Site>) -> Result<Self, PageError> {
+        SignedIn::of(parts, site).await.map(Self)
+    }
+}
+
+/// A user who works for support.
+pub(crate) struct Support(pub(crate) SignedIn);
+
+impl FromRequestParts<Arc<Site>> for Support {
+    type Rejection = PageError;
+
+    async fn from_request_parts(parts: &mut Parts, site: &Arc<Site>) -> Result<Self, PageError> {
+        let signed_in = SignedIn::from_request_parts(parts, site).await?;
+        match signed_in.user.is_support {
+            true => Ok(Self(signed_in)),
+            false => Err(PageError::NotSupport),
+        }
+    }
+}

@@ -1,0 +1,85 @@
+//! Shows and replaces the user's own token. Both need the password, which is asked again after five minutes.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::extract::{Form, FromRequest as _, Request, State};
+use axum::http::StatusCode;
+use axum::response::{IntoResponse as _, Response};
+use serde::Deserialize;
+use tollgate::RequestHead;
+use tollgate::mint::Secret;
+use tollgate::store::sql::Database;
+
+use super::account::{self, Card};
+use super::error::PageError;
+use super::{SignedIn, Site, sign_in, tokens};
+
+/// The grace period after users replace their own token.
+const GRACE: Duration = Duration::from_secs(3_600);
+
+#[derive(Deserialize)]
+struct Confirmation {
+    /// Missing if the page did not ask for it.
+    password: Option<String>,
+}
+
+/// What a user does with the token.
+#[derive(Clone, Copy)]
+pub(crate) enum Action {
+    Reveal,
+    Replace,
+}
+
+pub(crate) async fn reveal(state: State<Arc<Site>>, visit: SignedIn, request: Request) -> Result<Response, PageError> {
+    act(state, visit, request, Action::Reveal).await
+}
+
+pub(crate) async fn replace(state: State<Arc<Site>>, visit: SignedIn, request: Request) -> Result<Response, PageError> {
+    if !state.website.self_service {
+        return Err(PageError::NotSelfService);
+    }
+    act(state, visit, request, Action::Replace).await
+}
+
+async fn act(
+    State(site): State<Arc<Site>>,
+    mut visit: SignedIn,
+    request: Request,
+    action: Action,
+) -> Result<Response, PageError> {
+    let (parts, body) = request.into_parts();
+    let headers = parts.headers.clone();
+    let origin = account::origin(&parts);
+    // The body is not part of the head that the throttle reads.
+    let head = RequestHead::from(&parts);
+    let form = Form::from_request(Request::from_parts(parts.clone(), body), &()).await;
+    let Form(Confirmation { password }) = form.map_err(|_| PageError::BadRequest("The form is incomplete."))?;
+    _ = headers;
+    if let Some(password) = password {
+        if !sign_in::check_password(&site, &visit.user, &head, password).await? {
+            let card = Card::AskPassword { action, is_wrong: true };
+            let page = account::page(&site, &visit, &origin, card, None).await?;
+            return Ok((StatusCode::FORBIDDEN, page).into_response());
+        }
+        site.website.sessions.password_given(&visit.session, &mut visit.state).await?;
+    } else if !visit.gave_password(site.now()) {
+        let card = Card::AskPassword { action, is_wrong: false };
+        return Ok(account::page(&site, &visit, &origin, card, None).await?.into_response());
+    }
+    let token = run(&site, &visit, action).await?;
+    let done =
+        matches!(action, Action::Replace).then_some("Your token is replaced. The old one works for one more hour.");
+    Ok(account::page(&site, &visit, &origin, Card::Revealed(token), done).await?.into_response())
+}
+
+async fn run(site: &Site, visit: &SignedIn, action: Action) -> Result<Secret, PageError> {
+    let database: Database = site.website.database.acting_as(&visit.user.name)?;
+    let now = site.now();
+    let grant = tokens::grant_of(&database, &visit.user.name, now).await?;
+    let grant = grant.filter(|grant| tokens::is_active(grant, now)).ok_or(PageError::NoToken)?;
+    match action {
+        Action::Reveal => Ok(database.reveal(&grant.id).await?),
+        Action::Replace => Ok(tokens::replace(&database, &grant, GRACE, now).await?.secret),
+    }
+}

@@ -2,12 +2,14 @@
 
 use http::{HeaderName, Request};
 
-use super::settings::Gate;
-use super::state::NoToken;
+use super::settings::{Gate, IsSecure};
+#[cfg(feature = "body")]
+use super::state::TokenLookup;
 use crate::extract::Extracted;
 use crate::limit::forwarded::{TrustedProxies, forwarded_elements, forwarded_parameter, peer};
 use crate::limit::{ClientIpError, Limiter};
 use crate::list::members;
+use crate::rejection::{Rejection, RejectionKind};
 use crate::request_head::RequestHead;
 use crate::store::GateStore;
 use crate::token::TokenLocation;
@@ -155,43 +157,62 @@ impl<T: GateStore, L: Limiter, R> Gate<T, L, R> {
     /// Returns whether the gate requires HTTPS, and the request came without it.
     #[inline]
     pub(super) fn is_plaintext<B>(&self, request: &Request<B>) -> bool {
-        let is_secure = self.settings.is_secure.as_ref();
-        is_secure.is_some_and(|is_secure| !is_secure(&RequestHead::of(request)))
-    }
-
-    /// Returns the reason to reject a request without HTTPS, or [`NoToken::Missing`] for an anonymous caller.
-    ///
-    /// The store does not change the decision. It is asked for the report only: no operator could find the exposed token by the
-    /// rejection otherwise. A pending lookup is dropped before its first poll, which costs the store nothing.
-    #[cold]
-    pub(super) fn without_https<B>(
-        &self,
-        extracted: Extracted<'_>,
-        location: TokenLocation,
-        request: &Request<B>,
-    ) -> NoToken {
-        match extracted {
-            Extracted::Nothing if self.settings.allow_anonymous => NoToken::Missing,
-            Extracted::Token(token) => {
-                let found = self.store.lookup_for(&token.with_location(location), &RequestHead::of(request)).ready();
-                NoToken::Plaintext(found.and_then(Result::ok).flatten().map(|grant| grant.id().clone()))
-            }
-            Extracted::Nothing | Extracted::Malformed | Extracted::Ambiguous(_) => NoToken::Plaintext(None),
+        // Not inlined: gates without the setting are shorter without this code.
+        #[inline(never)]
+        fn is_plaintext(is_secure: &IsSecure, head: &RequestHead<'_>) -> bool {
+            !is_secure(head)
         }
+        let is_secure = self.settings.is_secure.as_ref();
+        is_secure.is_some_and(|is_secure| is_plaintext(is_secure, &RequestHead::of(request)))
     }
 
-    /// Returns the reason to reject a request without HTTPS by its head alone, before its body is read.
-    #[cfg(feature = "body")]
-    #[inline]
-    pub(super) fn rejects_without_https<B>(&self, request: &Request<B>) -> Option<NoToken> {
+    /// Returns the rejection of a request without HTTPS by its head, before its body is read.
+    #[inline(never)]
+    pub(super) fn reject_without_https<B>(&self, request: &Request<B>) -> Option<Rejection> {
         if !self.is_plaintext(request) {
             return None;
         }
         let (extracted, location) = self.extract(request);
-        match self.without_https(extracted, location, request) {
-            // The body of an anonymous caller may have a token.
-            NoToken::Missing => None,
-            reason => Some(reason),
+        self.reject_credential(extracted, location, request).err()
+    }
+
+    /// Looks up the token after the body was read. Rejects a credential that came without HTTPS.
+    #[cfg(feature = "body")]
+    pub(super) fn look_up_over_https<B>(
+        &self,
+        extracted: Extracted<'_>,
+        location: TokenLocation,
+        request: &Request<B>,
+    ) -> Result<TokenLookup<T>, Rejection> {
+        let extracted = match self.is_plaintext(request) {
+            true => self.reject_credential(extracted, location, request)?,
+            false => extracted,
+        };
+        Ok(self.look_up(extracted, location, request))
+    }
+
+    /// Returns the rejection of a request without HTTPS, unless it has no credential and the gate allows anonymous callers.
+    ///
+    /// The store does not change the decision. It is asked for the report only: no operator could find the exposed token by the
+    /// rejection otherwise. A pending lookup is dropped before its first poll, which costs the store nothing.
+    #[cold]
+    fn reject_credential<'a, B>(
+        &self,
+        extracted: Extracted<'a>,
+        location: TokenLocation,
+        request: &Request<B>,
+    ) -> Result<Extracted<'a>, Rejection> {
+        let rejection = Rejection::new(RejectionKind::HttpsRequired);
+        match extracted {
+            Extracted::Nothing if self.settings.allow_anonymous => Ok(Extracted::Nothing),
+            Extracted::Token(token) => {
+                let found = self.store.lookup_for(&token.with_location(location), &RequestHead::of(request)).ready();
+                Err(match found {
+                    Some(Ok(Some(grant))) => rejection.of_grant(grant.id()),
+                    _ => rejection,
+                })
+            }
+            Extracted::Nothing | Extracted::Malformed | Extracted::Ambiguous(_) => Err(rejection),
         }
     }
 }

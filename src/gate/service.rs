@@ -44,7 +44,7 @@ where
     /// Runs the pipeline: extract, authenticate, limit, respond. The steps are in `steps.rs` and `reject.rs`.
     fn call(&mut self, mut request: Request<ReqB>) -> Self::Future {
         let gate = &*self.gate;
-        let mut step = match gate.bypass_preflight(&mut request) {
+        let mut step = match gate.decide_early(&mut request) {
             Some(step) => step,
             None => {
                 let (extracted, location) = gate.extract(&request);

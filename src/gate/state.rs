@@ -6,7 +6,6 @@ use http::HeaderValue;
 
 use crate::caller::{CurrentGrant, Unauthenticated};
 use crate::extract::InvalidRequest;
-use crate::grant::GrantId;
 use crate::limit::{Attempt, Limiter};
 use crate::observe::Timer;
 use crate::pending::answer::Answer;
@@ -100,8 +99,6 @@ pub(super) enum NoToken {
     Missing,
     Malformed,
     Invalid(InvalidRequest),
-    /// The request came without HTTPS, with the token of this grant if the store knew it immediately.
-    Plaintext(Option<GrantId>),
 }
 
 impl From<NoToken> for Rejection {
@@ -110,8 +107,6 @@ impl From<NoToken> for Rejection {
             NoToken::Missing => Self::missing(),
             NoToken::Malformed => Self::new(RejectionKind::MalformedToken),
             NoToken::Invalid(reason) => Self::invalid_request(reason),
-            NoToken::Plaintext(None) => Self::new(RejectionKind::HttpsRequired),
-            NoToken::Plaintext(Some(grant)) => Self::new(RejectionKind::HttpsRequired).of_grant(&grant),
         }
     }
 }

@@ -21,8 +21,17 @@ use crate::request_head::RequestHead;
 use crate::store::GateStore;
 use crate::token::{Credential, TokenLocation};
 
-/// Preflights. They skip extraction and authentication.
+/// Preflights, and requests without HTTPS. They skip extraction and authentication.
 impl<T: GateStore, L: Limiter, R> Gate<T, L, R> {
+    /// Admits a CORS preflight, or rejects a request without HTTPS. Returns `None` for other requests.
+    #[inline]
+    pub(super) fn decide_early<B>(&self, request: &mut Request<B>) -> Option<Step<T, L>> {
+        match self.bypass_preflight(request) {
+            None if self.settings.is_secure.is_some() => self.reject_without_https(request).map(Step::Reject),
+            decided => decided,
+        }
+    }
+
     /// Admits a CORS preflight, charged like an anonymous caller. Returns `None` for other requests.
     #[inline]
     pub(super) fn bypass_preflight<B>(&self, request: &mut Request<B>) -> Option<Step<T, L>> {
@@ -65,9 +74,6 @@ impl<T: GateStore, L: Limiter, R> Gate<T, L, R> {
         location: TokenLocation,
         request: &Request<B>,
     ) -> TokenLookup<T> {
-        if self.is_plaintext(request) {
-            return Err(self.without_https(extracted, location, request));
-        }
         match extracted {
             Extracted::Token(token) => {
                 let token = token.with_location(location);

@@ -165,6 +165,8 @@ impl ClientIp {
         Some(prefix(client, self.ipv6_prefix))
     }
 
+    // Not inlined: a gate without proxies is shorter without this code.
+    #[inline(never)]
     fn behind_proxies(source: &Source, peer: IpAddr, head: &RequestHead<'_>) -> IpAddr {
         match source {
             Source::Peer => peer,

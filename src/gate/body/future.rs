@@ -197,12 +197,16 @@ where
                     this.tokens.extract(*this.location, request.body().as_bytes(), gate.settings.syntax);
                 let is_in_body = matches!(in_body, Extracted::Token(_));
                 let (extracted, location) = in_head.and(head_location, in_body, body_location);
-                let lookup = gate.look_up(extracted, location, &request);
-                if is_in_body && gate.settings.remove_credentials {
-                    request.body_mut().mask(span);
+                match gate.look_up_over_https(extracted, location, &request) {
+                    Ok(lookup) => {
+                        if is_in_body && gate.settings.remove_credentials {
+                            request.body_mut().mask(span);
+                        }
+                        gate.redact(&lookup, &mut request);
+                        gate.authenticate(lookup, &mut request)
+                    }
+                    Err(rejection) => Step::Reject(rejection),
                 }
-                gate.redact(&lookup, &mut request);
-                gate.authenticate(lookup, &mut request)
             }
         };
         AuthFuture::after(step, &mut inner, this.gate, request)

@@ -15,6 +15,7 @@ use crate::extract::Extracted;
 use crate::gate::future::AuthFuture;
 use crate::gate::layer::AuthLayer;
 use crate::gate::settings::Gate;
+use crate::gate::state::Step;
 use crate::limit::{Limiter, Unlimited};
 use crate::request_head::RequestHead;
 use crate::respond::{ProblemDetails, Respond};
@@ -58,29 +59,33 @@ where
     /// Runs the pipeline of [`AuthService`](crate::AuthService). First reads the body, if it may contain a token.
     fn call(&mut self, mut request: Request<ReqB>) -> Self::Future {
         let gate = &*self.gate;
-        let step = match gate.bypass_preflight(&mut request) {
+        let step = match gate.decide_early(&mut request) {
             Some(step) => step,
             None => {
-                let lookup = match gate.rejects_without_https(&request) {
-                    Some(reason) => Err(reason),
-                    None => match self.tokens.location_of(&RequestHead::of(&request)) {
-                        Ok(Some(location)) => {
-                            // The instance that was made ready must serve this request. A clone may not be ready.
-                            let not_ready_inner = self.inner.clone();
-                            let ready_inner = std::mem::replace(&mut self.inner, not_ready_inner);
-                            let (gate, tokens) = (Arc::clone(&self.gate), Arc::clone(&self.tokens));
-                            return BodyAuthFuture::read(location, ready_inner, gate, tokens, request);
-                        }
-                        Ok(None) => {
-                            let (extracted, location) = gate.extract(&request);
-                            gate.look_up(extracted, location, &request)
-                        }
-                        // There is no token, so its location does not matter.
-                        Err(reason) => gate.look_up(Extracted::Ambiguous(reason), TokenLocation::Other, &request),
-                    },
+                let lookup = match self.tokens.location_of(&RequestHead::of(&request)) {
+                    Ok(Some(location)) => {
+                        // The instance that was made ready must serve this request. A clone may not be ready.
+                        let not_ready_inner = self.inner.clone();
+                        let ready_inner = std::mem::replace(&mut self.inner, not_ready_inner);
+                        let (gate, tokens) = (Arc::clone(&self.gate), Arc::clone(&self.tokens));
+                        return BodyAuthFuture::read(location, ready_inner, gate, tokens, request);
+                    }
+                    Ok(None) => {
+                        let (extracted, location) = gate.extract(&request);
+                        Ok(gate.look_up(extracted, location, &request))
+                    }
+                    // There is no token, so its location does not matter.
+                    Err(reason) => {
+                        gate.look_up_over_https(Extracted::Ambiguous(reason), TokenLocation::Other, &request)
+                    }
                 };
-                gate.redact(&lookup, &mut request);
-                gate.authenticate(lookup, &mut request)
+                match lookup {
+                    Ok(lookup) => {
+                        gate.redact(&lookup, &mut request);
+                        gate.authenticate(lookup, &mut request)
+                    }
+                    Err(rejection) => Step::Reject(rejection),
+                }
             }
         };
         let request = request.map(ReplayBody::untouched);

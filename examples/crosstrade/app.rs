@@ -19,6 +19,7 @@ use tollgate::gate::BodyTokens;
 use tollgate::limit::{Clock, FailureThrottle, MonotonicClock};
 use tollgate::{AuthLayer, BoxStore, Quota, Scopes, Unlimited};
 
+use crate::access::Access;
 use crate::broker::Broker;
 use crate::errors::Errors;
 use crate::ledger::{Ledger, LedgerLimiter};
@@ -38,7 +39,7 @@ pub(crate) const TOKEN_PROTOCOL: &str = "base64url.bearer.authorization.crosstra
 pub(crate) const MAX_BODY: usize = 65_536;
 /// The timeout for lookups in the database. Cached grants are returned immediately.
 const STORE_TIMEOUT: Duration = Duration::from_millis(2_500);
-/// The time for the body of an alert: TradingView gives up after 3 seconds. `server.rs` limits the time of all bodies.
+/// The time for the body of an alert: TradingView gives up after 3 seconds. `protocol.rs` limits the time of all bodies.
 pub(crate) const BODY_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// The service's own data about a caller.
@@ -53,6 +54,7 @@ pub(crate) struct Settings {
     pub(crate) ledger: Arc<dyn Ledger>,
     pub(crate) errors: Errors,
     pub(crate) clocks: Clocks,
+    pub(crate) access: Access,
     /// Turns true when the service is about to stop.
     pub(crate) closing: watch::Receiver<bool>,
     /// `None` serves no pages.
@@ -89,7 +91,7 @@ pub(crate) struct Service {
 
 impl Service {
     pub(crate) fn new(settings: Settings, failures: FailureThrottle) -> Result<Self, Box<dyn Error>> {
-        let Settings { tokens, ledger, errors, clocks, closing, .. } = settings;
+        let Settings { tokens, ledger, errors, clocks, access, closing, .. } = settings;
         let wall = Arc::clone(&clocks.wall);
         let gate = AuthLayer::with_timeout(tokens.store(), STORE_TIMEOUT)
             .with_realm("crosstrade")?
@@ -98,6 +100,10 @@ impl Service {
             .with_failure_throttle(failures)
             // Handlers never see a token, so they may log the whole request.
             .with_credentials_removed();
+        let gate = match access.is_https.clone() {
+            None => gate,
+            Some(is_https) => gate.require_https(move |head| is_https(head)),
+        };
         let broker = Broker::new([("demo", "sim101"), ("demo", "sim102"), ("guest", "sim201")]);
         let trade = Scopes::new([TRADE])?;
         let sockets = Sockets::default();
@@ -107,7 +113,8 @@ impl Service {
 
 pub(crate) fn app(mut settings: Settings) -> Result<Router, Box<dyn Error>> {
     let website = settings.website.take();
-    let failures = peers::throttle(Arc::clone(&settings.clocks.steady));
+    let access = settings.access.clone();
+    let failures = peers::throttle(Arc::clone(&settings.clocks.steady), access.client_ip.clone());
     let service = Arc::new(Service::new(settings, failures.clone())?);
     let gate = service.gate.clone();
     let limited = gate.clone().with_rate_limit(LedgerLimiter(Arc::clone(&service.ledger)));
@@ -138,7 +145,7 @@ pub(crate) fn app(mut settings: Settings) -> Result<Router, Box<dyn Error>> {
         None => api,
         Some(website) => {
             let rejections = website.rejections.clone();
-            api.layer(from_fn_with_state(rejections, count)).merge(website::routes(website, service, failures))
+            api.layer(from_fn_with_state(rejections, count)).merge(website::routes(website, service, access, failures))
         }
     };
     Ok(routes

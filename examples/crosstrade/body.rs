@@ -1,4 +1,4 @@
-//! A request body with a time limit.
+//! A request body with a time limit, and a response body that holds a place.
 
 use std::error::Error;
 use std::fmt;
@@ -6,7 +6,7 @@ use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use axum::body::{Bytes, HttpBody};
+use axum::body::{Body, Bytes, HttpBody};
 use hyper::body::{Frame, Incoming, SizeHint};
 use tokio::time::{Instant, Sleep, sleep_until};
 
@@ -42,6 +42,35 @@ impl HttpBody for TimedBody {
                 Poll::Ready(Some(Err(BodyTimeout.into())))
             }
         }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+/// A response body that drops `held` when it is dropped: after the last frame, or with the connection.
+pub(crate) struct HeldBody<T> {
+    body: Body,
+    _held: T,
+}
+
+impl<T> HeldBody<T> {
+    pub(crate) fn new(body: Body, held: T) -> Self {
+        Self { body, _held: held }
+    }
+}
+
+impl<T: Unpin> HttpBody for HeldBody<T> {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        Pin::new(&mut self.get_mut().body).poll_frame(cx)
     }
 
     fn is_end_stream(&self) -> bool {

@@ -3,6 +3,7 @@
 use std::io::{self, ErrorKind, IoSlice};
 use std::mem::MaybeUninit;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -24,11 +25,11 @@ pub(crate) struct TimedIo<S> {
     waiting: Option<Pin<Box<Sleep>>>,
     /// Runs since the last byte was sent.
     lingering: Option<Pin<Box<Sleep>>>,
-    _permit: Option<Permit>,
+    _permit: Option<Arc<Permit>>,
 }
 
 impl<S> TimedIo<S> {
-    pub(crate) fn new(stream: S, max_wait: Duration, permit: impl Into<Option<Permit>>) -> Self {
+    pub(crate) fn new(stream: S, max_wait: Duration, permit: impl Into<Option<Arc<Permit>>>) -> Self {
         Self { stream, max_wait, waiting: None, lingering: None, _permit: permit.into() }
     }
 

@@ -13,7 +13,10 @@
 //! | `sockets.rs` | the maximum number of sockets of a user |
 //! | `errors.rs`, `problem.rs` | a custom responder, and the service's own errors |
 //! | `peers.rs` | the limit of failed authentications for each peer |
-//! | `server.rs`, `connections.rs` | HTTP/1 with limits on connections, per peer and in total; graceful shutdown |
+//! | `server.rs`, `connections.rs` | the listeners, with limits on connections, per peer and in total; graceful shutdown |
+//! | `protocol.rs`, `streams.rs` | one connection: TLS, HTTP/1 and HTTP/2, with a time limit for each step |
+//! | `tls.rs`, `plaintext.rs` | the certificate, reloaded without a restart; redirects from plaintext to HTTPS |
+//! | `access.rs`, `proxies.rs` | which requests came over HTTPS; the addresses of clients behind proxies |
 //! | `body.rs`, `io.rs` | timeouts for request bodies, and for clients that do not read |
 //! | `log.rs`, `excerpt.rs` | a log that no client can fill, and that never blocks a request |
 //! | `metrics.rs` | metrics for Prometheus, on a separate listener |
@@ -29,14 +32,25 @@
 //! |---|---|---|
 //! | open connections | three quarters of the open files that the process may have (`ulimit -n`) | 503, `Connection: close` |
 //! | open connections of one IPv4 address or IPv6 /64 network | a quarter of that; no limit for TradingView | 503, `Connection: close` |
+//! | a TLS handshake | 5 s; it counts as an open connection | closed |
+//! | an HTTP/2 connection | 32 open streams; 10 s without a stream; GOAWAY 2 s before the end | `REFUSED_STREAM`; closed |
 //! | a request's head | 16 KiB, 64 fields, 10 s; idle connections too | 431; closed after the time |
 //! | a request's body | 64 KiB, 5 s; 2 s for alerts | 413; 408 |
-//! | the client's reading of a response | 10 s after the kernel's buffer is full | closed |
+//! | the client's reading of a response | 10 s after the kernel's buffer is full; for HTTP/2 after the response | closed |
 //! | shutdown, after SIGTERM or ctrl-c | 10 s; 2 s for idle connections; `Connection: close` on all responses | closed |
 //! | the log | 64 lines of each token and kind in 10 s; 512 bytes of an alert | summaries |
 //!
-//! Behind a reverse proxy all connections come from one address. `peers.rs` must then exempt that address, and read the
-//! client's address from a header that the proxy sets.
+//! # HTTPS
+//!
+//! | options | what clients reach | requests in plaintext |
+//! |---|---|---|
+//! | none | plaintext on a loopback address | admitted: they do not leave the machine |
+//! | `--tls-cert`, `--tls-key` | HTTPS, with `Strict-Transport-Security` except for `localhost` | `--http`: 403 for the API, 308 for pages |
+//! | `--behind-proxy` | a proxy, which terminates TLS | 403 if the proxy does not send `X-Forwarded-Proto: https` |
+//!
+//! Behind a proxy all connections come from a few addresses. These are limited in total only. The limits per address hold for
+//! the client's address, which the proxy appends to `X-Forwarded-For`: failed authentications, and the number of requests
+//! and WebSockets that are open at the same time. The proxy must limit slow clients, and set `Strict-Transport-Security`.
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "a command-line program")]
 
 use std::error::Error;
@@ -48,14 +62,18 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tollgate::RateLimits;
 
+use access::Access;
 use app::{Clocks, QUOTA, Settings, app};
 use args::{Command, Options, SECRET, USAGE};
 use demo::Demo;
 use ledger::{Ledger, Memory};
+use proxies::Proxies;
 use replicas::{Replicas, Shared};
-use server::Limits;
+use server::{Limits, Listener};
+use tls::Tls;
 use website::Website;
 
+mod access;
 mod alert;
 mod app;
 mod args;
@@ -75,7 +93,10 @@ mod log;
 mod metrics;
 mod order;
 mod peers;
+mod plaintext;
 mod problem;
+mod protocol;
+mod proxies;
 mod replicas;
 mod rest;
 mod rpc;
@@ -85,8 +106,10 @@ mod server;
 mod socket;
 mod sockets;
 mod stream;
+mod streams;
 #[cfg(test)]
 mod tests;
+mod tls;
 mod tokens;
 mod webhook;
 mod website;
@@ -138,13 +161,21 @@ async fn bind(addr: SocketAddr, arg: &str) -> Result<TcpListener, String> {
     bound.map_err(|error| format!("cannot listen on {addr}: {error}\nchoose another address by {arg}"))
 }
 
-async fn serve(
-    Options { listen, database, replicas, metrics, errors, self_service }: Options,
-) -> Result<(), Box<dyn Error>> {
+async fn serve(options: Options) -> Result<(), Box<dyn Error>> {
+    let Options { listen, database, replicas, metrics, errors, self_service, tls: tls_options, proxies } = options;
+    let tls = match &tls_options {
+        None => None,
+        Some(options) => Some(Arc::new(Tls::open(options.files.clone()).await?)),
+    };
+    let proxies = if proxies.is_empty() { None } else { Some(Proxies::new(&proxies)?) };
     let listener = bind(listen, "--listen").await?;
     let scraped = match metrics {
         None => None,
         Some(addr) => Some((bind(addr, "--metrics").await?, metrics::install()?)),
+    };
+    let plaintext = match tls_options.as_ref().and_then(|options| options.http) {
+        None => None,
+        Some(addr) => Some(bind(addr, "--http").await?),
     };
     let url = database.unwrap_or_else(database::default_url);
     let database = database::open(&url).await?;
@@ -154,23 +185,59 @@ async fn serve(
     let tokens = database::tokens(&database)?;
     let (close, closing) = watch::channel(false);
     let ledger = ledger(replicas, &clocks)?;
-    let app = app(Settings { tokens, ledger, errors, clocks, closing, website: Some(website) })?;
+    let access = match (&tls, proxies) {
+        (_, Some(proxies)) => Access::behind(proxies),
+        (Some(_), None) => Access::tls(),
+        (None, None) => Access::plaintext(),
+    };
+    let app = app(Settings { tokens, ledger, errors, clocks, access, closing, website: Some(website) })?;
     if let Some((listener, handle)) = scraped {
         println!("metrics on http://{}/metrics", listener.local_addr()?);
         let mut closing = close.subscribe();
         let stop = async move { _ = closing.wait_for(|closing| *closing).await };
         let limits = Limits { connections: SCRAPERS, connections_per_peer: SCRAPERS, rejections: 0, ..limits.clone() };
-        tokio::spawn(server::serve(listener, metrics::app(handle), limits, stop));
+        let listener = Listener::plaintext(listener, metrics::app(handle));
+        tokio::spawn(server::serve(vec![listener], limits, stop));
     }
     let signal = stop_signal()?;
+    let addr = listener.local_addr()?;
+    let mut listeners = Vec::new();
+    if let Some(tls) = &tls {
+        reload_on_change(Arc::clone(tls))?;
+        if let Some(tcp) = plaintext {
+            println!("redirecting http://{}/ to HTTPS", tcp.local_addr()?);
+            listeners.push(Listener::plaintext(tcp, plaintext::app(app.clone(), Arc::clone(tls), addr.port())));
+        }
+    }
+    let authority = instructions::authority(addr, tls.as_deref());
+    let cert = tls_options.as_ref().map(|options| &*options.files.cert);
     let Demo { trader, reader, password } = demo;
-    println!("{}", instructions::text(listener.local_addr()?, trader.expose(), reader.expose(), &password));
+    println!("{}", instructions::text(&authority, cert, trader.expose(), reader.expose(), &password));
+    listeners.push(Listener { tcp: listener, app, tls });
 
     let stop = async {
         signal.await;
         _ = close.send(true);
     };
-    server::serve(listener, app, limits, stop).await;
+    server::serve(listeners, limits, stop).await;
+    Ok(())
+}
+
+/// Reloads the certificate when its files change, and after SIGHUP. The handler is installed by the call.
+fn reload_on_change(tls: Arc<Tls>) -> std::io::Result<()> {
+    #[cfg(unix)]
+    {
+        use tokio::signal::unix::{SignalKind, signal};
+
+        let mut hangup = signal(SignalKind::hangup())?;
+        let tls = Arc::clone(&tls);
+        tokio::spawn(async move {
+            while hangup.recv().await.is_some() {
+                tls.reload().await;
+            }
+        });
+    }
+    tokio::spawn(async move { tls.watch().await });
     Ok(())
 }
 

@@ -1,10 +1,10 @@
 //! The limit of failed authentications per peer.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 
 use tollgate::Quota;
-use tollgate::limit::{Clock, FailureThrottle, ip_prefix};
+use tollgate::limit::{ClientIp, Clock, FailureThrottle, ip_prefix};
 
 /// One failure every 2 seconds with a burst of 60, per address, for all routes. A household with a mistyped token stays
 /// below it. The burst is also the maximum number of pending lookups of one address.
@@ -27,12 +27,11 @@ pub(crate) fn key(address: IpAddr) -> Option<IpAddr> {
     }
 }
 
-/// Returns the throttle, keyed by the address of the connection, which `server.rs` puts into each request.
-pub(crate) fn throttle(clock: Arc<dyn Clock>) -> FailureThrottle {
+/// Returns the throttle, keyed by the client's address: that of the connection, which `protocol.rs` puts into each request, or
+/// the one that a proxy has sent.
+pub(crate) fn throttle(clock: Arc<dyn Clock>, client_ip: ClientIp) -> FailureThrottle {
     // Requests without an address count as one peer, so that none is exempt.
     let nowhere = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
-    FailureThrottle::new(FAILURES, move |head| {
-        key(head.extensions.get().map_or(nowhere, |address: &SocketAddr| address.ip()))
-    })
-    .with_clock(move || clock.now())
+    FailureThrottle::new(FAILURES, move |head| key(client_ip.of(head).unwrap_or(nowhere)))
+        .with_clock(move || clock.now())
 }

@@ -1,12 +1,11 @@
-//! HTTP/1 on a listener, with [`Limits`] on connections and on the time of each step.
+//! The listeners, with [`Limits`] on connections and on the time of each step.
 //!
-//! `axum::serve` has no such limits. HTTP/2 is left to a proxy: `hyper-util` waits without a time limit for the first
-//! bytes, by which it distinguishes the two versions.
+//! `axum::serve` has no such limits. `protocol.rs` has those of each connection.
 //!
 //! # Stopping
 //!
-//! 1. The listener is closed. Connections that the kernel has accepted already are served.
-//! 2. Requests in progress are answered. All answers carry `Connection: close`.
+//! 1. The listeners are closed. Connections that the kernel has accepted already are served.
+//! 2. Requests in progress are answered. All answers of HTTP/1 carry `Connection: close`, and HTTP/2 sends GOAWAY.
 //! 3. Idle connections stay open for [`Limits::drain`]. A client may have sent a request before it can see the close;
 //!    that request is answered too.
 //! 4. [`serve`] returns when no connection is open, and after [`Limits::grace`] in any case.
@@ -14,26 +13,20 @@
 use std::convert::Infallible;
 use std::io::ErrorKind;
 use std::net::SocketAddr;
-use std::pin::pin;
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
-use axum::http::{HeaderValue, StatusCode, header};
-use hyper::server::conn::http1;
-use hyper::service::{Service as _, service_fn};
-use hyper_util::rt::{TokioIo, TokioTimer};
-use hyper_util::service::TowerToHyperService;
+use futures_util::future::join_all;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
 
-use crate::body::TimedBody;
-use crate::connections::{Connections, Permit};
-use crate::io::TimedIo;
+use crate::connections::Connections;
+use crate::protocol::Connection;
+use crate::proxies::Proxies;
+use crate::tls::Tls;
 
-/// The maximum size of a request's head in bytes, and the maximum number of its fields. hyper answers 431 beyond.
-pub(crate) const MAX_HEAD: usize = 16_384;
-pub(crate) const MAX_FIELDS: usize = 64;
 /// The pause after `accept` has failed, mostly for lack of descriptors: the failure lasts, and trying again costs time.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -46,16 +39,21 @@ pub(crate) struct Limits {
     pub(crate) connections_per_peer: usize,
     /// Connections that are answered 503 at the same time. Further connections are closed without a response.
     pub(crate) rejections: usize,
+    /// The time for a TLS handshake. The connection counts as open meanwhile.
+    pub(crate) handshake: Duration,
     /// The time for a request's head. Idle connections are closed after it too.
     pub(crate) head: Duration,
     /// The time for a request's body, counted from its head.
     pub(crate) body: Duration,
-    /// The time for a client to take what was sent, counted from when the kernel's buffer was full.
+    /// The time for a client to take what was sent, counted from when the kernel's buffer was full. On HTTP/2 also the time to
+    /// take a response.
     pub(crate) write: Duration,
     /// How long idle connections stay open after the stop.
     pub(crate) drain: Duration,
     /// How long requests and WebSockets may take to end after the stop.
     pub(crate) grace: Duration,
+    /// The proxies in front of the service. Their connections are limited in total, and the requests that they carry per client.
+    pub(crate) proxies: Option<Proxies>,
 }
 
 impl Limits {
@@ -69,11 +67,13 @@ impl Limits {
             connections,
             connections_per_peer: (connections / 4).max(1),
             rejections: descriptors / 16,
+            handshake: Duration::from_secs(5),
             head: Duration::from_secs(10),
             body: Duration::from_secs(5),
             write: Duration::from_secs(10),
             drain: Duration::from_secs(2),
             grace: Duration::from_secs(10),
+            proxies: None,
         }
     }
 
@@ -88,18 +88,31 @@ impl Limits {
     }
 }
 
-/// Serves until `stop`, then ends as described above. Dropping the future ends all connections, but not WebSockets.
-pub(crate) async fn serve(listener: TcpListener, app: Router, limits: Limits, stop: impl Future<Output = ()>) {
-    let (stopping, stopped) = watch::channel(false);
-    let server = Server { connections: Connections::new(&limits, stopped), app, limits };
-    let mut stop = pin!(stop);
-    loop {
-        tokio::select! {
-            (stream, peer) = accept(&listener) => server.connection(stream, peer),
-            () = &mut stop => break,
-        }
+/// A listener, what it serves, and the certificate for TLS.
+pub(crate) struct Listener {
+    pub(crate) tcp: TcpListener,
+    pub(crate) app: Router,
+    /// `None` serves plaintext.
+    pub(crate) tls: Option<Arc<Tls>>,
+}
+
+impl Listener {
+    pub(crate) fn plaintext(tcp: TcpListener, app: Router) -> Self {
+        Self { tcp, app, tls: None }
     }
-    server.serve_queue(listener);
+}
+
+/// Serves until `stop`, then ends as described above. Dropping the future ends all connections, but not WebSockets.
+pub(crate) async fn serve(listeners: Vec<Listener>, limits: Limits, stop: impl Future<Output = ()>) {
+    let (stopping, stopped) = watch::channel(false);
+    let server = Server { connections: Connections::new(&limits, stopped), limits };
+    tokio::select! {
+        _ = join_all(listeners.iter().map(|listener| server.accept(listener))) => {}
+        () = stop => {}
+    }
+    for listener in listeners {
+        server.serve_queue(listener);
+    }
     stopping.send_replace(true);
     let grace = server.limits.grace;
     // Each connection holds a receiver.
@@ -127,77 +140,40 @@ fn is_of_client(kind: ErrorKind) -> bool {
 
 struct Server {
     connections: Connections,
-    app: Router,
     limits: Limits,
 }
 
 impl Server {
-    fn connection(&self, stream: TcpStream, peer: SocketAddr) {
+    async fn accept(&self, listener: &Listener) -> Infallible {
+        loop {
+            let (stream, peer) = accept(&listener.tcp).await;
+            self.connection(stream, peer, &listener.app, listener.tls.as_deref());
+        }
+    }
+
+    fn connection(&self, stream: TcpStream, peer: SocketAddr, app: &Router, tls: Option<&Tls>) {
         // Responses are small, and delaying them to send more gains nothing.
         _ = stream.set_nodelay(true);
-        match self.connections.admit(peer.ip()) {
-            Some(permit) => drop(tokio::spawn(connection(stream, peer, permit, self.app.clone(), self.limits.clone()))),
-            None => {
-                tracing::warn!(peer = %peer.ip(), "connection rejected: too many are open");
-                self.connections.reject(stream);
-            }
-        }
+        let Some(permit) = self.connections.admit(peer.ip()) else {
+            tracing::warn!(peer = %peer.ip(), "connection rejected: too many are open");
+            // The answer is HTTP/1.
+            return self.connections.reject(stream, tls.map(Tls::http1_acceptor));
+        };
+        let (limits, connections) = (self.limits.clone(), self.connections.clone());
+        let tls = tls.map(Tls::acceptor);
+        let connection = Connection { stream, peer, permit, tls, app: app.clone(), limits, connections };
+        drop(tokio::spawn(connection.serve()));
     }
 
     /// Serves the connections in the listener's queue, whose clients may have sent requests. Then closes the listener.
-    fn serve_queue(&self, listener: TcpListener) {
+    fn serve_queue(&self, Listener { tcp, app, tls }: Listener) {
         // By the standard library: tokio's listener sees a connection only after it was woken for it.
-        let Ok(listener) = listener.into_std() else { return };
-        while let Ok((stream, peer)) = listener.accept() {
+        let Ok(tcp) = tcp.into_std() else { return };
+        while let Ok((stream, peer)) = tcp.accept() {
             let stream = stream.set_nonblocking(true).and_then(|()| TcpStream::from_std(stream));
             if let Ok(stream) = stream {
-                self.connection(stream, peer);
+                self.connection(stream, peer, &app, tls.as_deref());
             }
         }
-    }
-}
-
-async fn connection(stream: TcpStream, peer: SocketAddr, permit: Permit, app: Router, limits: Limits) {
-    let mut http = http1::Builder::new();
-    http.timer(TokioTimer::new())
-        .header_read_timeout(limits.head)
-        .max_buf_size(MAX_HEAD)
-        .max_headers(MAX_FIELDS)
-        // A client that shuts down its side after the request waits for the answer.
-        .half_close(true);
-    let mut stopping = permit.stopping();
-    let is_stopping = stopping.clone();
-    let app = TowerToHyperService::new(app);
-    let service = service_fn(move |request: hyper::Request<hyper::body::Incoming>| {
-        let mut request = request.map(|body| TimedBody::new(body, limits.body));
-        // The gates limit failures by the peer's address.
-        request.extensions_mut().insert(peer);
-        let response = app.call(request);
-        let is_stopping = is_stopping.clone();
-        async move {
-            let mut response = response.await?;
-            if *is_stopping.borrow() && response.status() != StatusCode::SWITCHING_PROTOCOLS {
-                response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
-            }
-            Ok::<_, Infallible>(response)
-        }
-    });
-    let io = TokioIo::new(TimedIo::new(stream, limits.write, permit));
-    let mut served = pin!(http.serve_connection(io, service).with_upgrades());
-    // Errors are the client's: it closed the connection, or was too slow.
-    tokio::select! {
-        biased;
-        _ = &mut served => return,
-        stopped = stopping.wait_for(|stopping| *stopping) => if stopped.is_err() { return },
-    }
-    tokio::select! {
-        biased;
-        _ = &mut served => return,
-        () = sleep(limits.drain) => served.as_mut().graceful_shutdown(),
-    }
-    tokio::select! {
-        _ = served => {}
-        // The time is over, and `serve` has returned.
-        _ = stopping.changed() => {}
     }
 }

@@ -11,11 +11,11 @@ use crate::log::{LogLimit, MAX_LINES, MAX_SOURCES, subscriber};
 
 /// A log in memory.
 #[derive(Clone, Default)]
-struct Captured(Arc<Mutex<Vec<u8>>>);
+pub(super) struct Captured(Arc<Mutex<Vec<u8>>>);
 
 impl Captured {
     /// The log of this thread, on which the whole service runs, while the guard lives.
-    fn start() -> (Self, LogLimit, DefaultGuard) {
+    pub(super) fn start() -> (Self, LogLimit, DefaultGuard) {
         let (captured, limit) = (Self::default(), LogLimit::default());
         let guard = set_default(captured.subscriber(&limit));
         (captured, limit, guard)
@@ -27,7 +27,7 @@ impl Captured {
     }
 
     /// The lines since the last call, without their time.
-    fn take(&self) -> Vec<String> {
+    pub(super) fn take(&self) -> Vec<String> {
         let text = String::from_utf8(std::mem::take(&mut *self.0.lock().unwrap())).unwrap();
         text.lines().map(|line| line.split_once("Z ").unwrap().1.trim_start().to_owned()).collect()
     }

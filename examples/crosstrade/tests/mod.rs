@@ -16,11 +16,12 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tollgate::{Grant, MemoryStore, RateLimits};
 
+use crate::access::Access;
 use crate::app::{Clocks, QUOTA, Settings, User, app};
 use crate::errors::Errors;
 use crate::ledger::Memory;
 use crate::live::LiveGrants;
-use crate::server::{Limits, serve};
+use crate::server::{Limits, Listener};
 use crate::tokens::Tokens;
 
 mod alert;
@@ -36,6 +37,7 @@ mod peers;
 #[cfg(unix)]
 mod process;
 mod program;
+mod proxies;
 mod rate_limits;
 mod replicas;
 mod rest;
@@ -44,6 +46,7 @@ mod self_limit;
 mod server;
 mod shutdown;
 mod stream;
+mod tls;
 mod webhook;
 
 /// A token of `demo` that may trade.
@@ -70,6 +73,22 @@ pub(crate) fn limits() -> Limits {
     Limits { head: HEAD_TIMEOUT, ..Limits::for_descriptors(20_000) }
 }
 
+/// Serves plaintext.
+async fn serve(listener: TcpListener, app: axum::Router, limits: Limits, stop: impl Future<Output = ()>) {
+    crate::server::serve(vec![Listener::plaintext(listener, app)], limits, stop).await;
+}
+
+/// Returns the tokens of two users.
+pub(crate) fn demo_tokens() -> MemoryStore<User> {
+    let grant = |id: &str| Grant::new(id, User { name: "demo".to_owned() }).with_subject("demo");
+    let other = Grant::new("other", User { name: "other".to_owned() });
+    MemoryStore::from_iter([
+        (TokenDigest::of(TRADER), grant("demo-1").with_scopes(["trade"]).unwrap()),
+        (TokenDigest::of(READER), grant("demo-2")),
+        (TokenDigest::of("ct_other"), other.with_scopes(["trade"]).unwrap()),
+    ])
+}
+
 async fn stop(mut stopped: watch::Receiver<bool>) {
     // A server that is dropped goes on: some tests look at what is left of it.
     if stopped.wait_for(|stopped| *stopped).await.is_err() {
@@ -84,15 +103,7 @@ impl Server {
     }
 
     pub(crate) async fn start_with(errors: Errors) -> Self {
-        let grant = |id: &str| Grant::new(id, User { name: "demo".to_owned() }).with_subject("demo");
-        let tokens = MemoryStore::from_iter([
-            (TokenDigest::of(TRADER), grant("demo-1").with_scopes(["trade"]).unwrap()),
-            (TokenDigest::of(READER), grant("demo-2")),
-            (
-                TokenDigest::of("ct_other"),
-                Grant::new("other", User { name: "other".to_owned() }).with_scopes(["trade"]).unwrap(),
-            ),
-        ]);
+        let tokens = demo_tokens();
         let server = Self::start_on(tokens.clone().into(), errors).await;
         Self { tokens, ..server }
     }
@@ -113,6 +124,20 @@ impl Server {
 
     /// Serves on this listener with these limits.
     pub(crate) fn start_at(listener: TcpListener, limits: Limits, tokens: Tokens, errors: Errors) -> Self {
+        let addr = listener.local_addr().unwrap();
+        let listeners = |app| vec![Listener::plaintext(listener, app)];
+        Self::start_on_all(addr, limits, tokens, errors, Access::plaintext(), listeners)
+    }
+
+    /// Serves on these listeners, one of which is at `addr`.
+    pub(crate) fn start_on_all(
+        addr: SocketAddr,
+        limits: Limits,
+        tokens: Tokens,
+        errors: Errors,
+        access: Access,
+        listeners: impl FnOnce(axum::Router) -> Vec<Listener>,
+    ) -> Self {
         let seconds = Arc::new(AtomicU64::new(0));
         let (wall, steady) = (Arc::clone(&seconds), Arc::clone(&seconds));
         let clocks = Clocks {
@@ -123,10 +148,9 @@ impl Server {
         let ledger = Arc::new(Memory::new(quota, Arc::clone(&clocks.steady)));
         let live = tokens.live().clone();
         let (close, closing) = watch::channel(false);
-        let app = app(Settings { tokens, ledger, errors, clocks, closing, website: None }).unwrap();
-        let addr = listener.local_addr().unwrap();
-        let stopped = close.subscribe();
-        tokio::spawn(async move { serve(listener, app, limits, stop(stopped)).await });
+        let app = app(Settings { tokens, ledger, errors, clocks, access, closing, website: None }).unwrap();
+        let (listeners, stopped) = (listeners(app), close.subscribe());
+        tokio::spawn(async move { crate::server::serve(listeners, limits, stop(stopped)).await });
         Self { addr, tokens: MemoryStore::new(), live, seconds, close }
     }
 

@@ -86,3 +86,15 @@ fn usage_errors_repeat_no_argument() {
         assert_eq!(run(args), (2, format!("error: {expected}\n\n{USAGE}\n")), "{args:?}");
     }
 }
+
+#[test]
+fn errors_of_certificates_repeat_no_path() {
+    let missing = ["--tls-cert", "/sesame/cert.pem", "--tls-key", "/sesame/key.pem"];
+    let args = [&["--listen", "127.0.0.1:0", "--database", "sqlite::memory:"], &missing[..]].concat();
+    let expected = "error: cannot read the file of --tls-cert: No such file or directory (os error 2)\n";
+    assert_eq!(run(&args), (1, expected.to_owned()));
+    let (code, err) = run(&["--listen", "0.0.0.0:0"]);
+    assert!(code == 2 && err.starts_with("error: `--listen` needs a loopback address"), "{err}");
+    let (code, err) = run(&["--behind-proxy", "::ffff:10.0.0.0/104"]);
+    assert!(code == 1 && err.starts_with("error: invalid trusted network"), "{err}");
+}

@@ -3,6 +3,7 @@
 use axum::body::Body;
 use axum::{Router, routing::get};
 use tollgate::AuthLayer;
+use tollgate::limit::ClientIp;
 use tower::ServiceExt;
 
 use super::*;
@@ -40,7 +41,8 @@ async fn a_guessing_peer_gets_429_on_all_routes() {
 
 #[tokio::test]
 async fn wrong_keys_from_tradingview_do_not_lock_out_other_users() {
-    let gate = AuthLayer::new(MemoryStore::<()>::new()).with_failure_throttle(throttle(Arc::new(|| Duration::ZERO)));
+    let gate = AuthLayer::new(MemoryStore::<()>::new())
+        .with_failure_throttle(throttle(Arc::new(|| Duration::ZERO), ClientIp::peer()));
     let app: Router = Router::new().route("/", get(|| async {})).layer(gate);
     let last_of_many = async |address: Option<&str>| {
         let mut last = StatusCode::OK;

@@ -12,6 +12,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpSocket, TcpStream};
 use tokio::time::{Instant, sleep, timeout};
 
+use super::tls::{Folder, Pair};
 use super::*;
 
 /// Fails a test that waits in vain. No test waits for this time to pass.
@@ -28,10 +29,15 @@ struct Program {
 impl Program {
     /// Starts the program after the shell command `setup`, with a database of its own.
     fn start(name: &str, setup: &str, stderr: impl FnOnce(&Path) -> Stdio) -> Self {
+        Self::start_with(name, setup, &[], stderr)
+    }
+
+    /// Starts the program with these arguments too.
+    fn start_with(name: &str, setup: &str, args: &[&str], stderr: impl FnOnce(&Path) -> Stdio) -> Self {
         let folder = std::env::temp_dir().join(format!("crosstrade-{name}-{}", std::process::id()));
         std::fs::create_dir_all(&folder).unwrap();
         let url = format!("sqlite://{}?mode=rwc", folder.join("tokens.db").display());
-        let program = crash::program(&["--database", &url]);
+        let program = crash::program(&[&["--database", &url], args].concat());
         let mut child = Command::new("sh")
             .args(["-c", &format!("{setup}\nexec \"$0\" \"$@\"")])
             .arg(program.get_program())
@@ -49,7 +55,7 @@ impl Program {
         let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
         while addr.is_none() || token.is_none() {
             let line = lines.next().expect("the program starts").unwrap();
-            addr = addr.or_else(|| find("listening on http://([^/]*)/", &line));
+            addr = addr.or_else(|| find("listening on https?://([^/]*)/", &line));
             token = token.or_else(|| find("(ct_[0-9A-Za-z]+) may trade", &line));
         }
         // Read the rest too, so that the program does not wait for it.
@@ -58,7 +64,11 @@ impl Program {
     }
 
     fn terminate(&self) {
-        let kill = format!("kill -TERM {}", self.child.id());
+        self.signal("TERM");
+    }
+
+    fn signal(&self, name: &str) {
+        let kill = format!("kill -{name} {}", self.child.id());
         assert!(Command::new("sh").args(["-c", &kill]).status().unwrap().success());
     }
 
@@ -261,4 +271,42 @@ async fn program_stops_within_the_stated_time() {
     assert!(begin.elapsed() < Duration::from_secs(15), "{:?}", begin.elapsed());
     drop(silent);
     endless.await.unwrap();
+}
+
+/// The files are not changed at first, so that nothing but the signal loads them.
+#[tokio::test]
+async fn sighup_loads_the_certificate_again() {
+    let folder = Folder::new();
+    let files = folder.files();
+    let [cert, key] = [&files.cert, &files.key].map(|file| file.to_str().unwrap());
+    let args = ["--tls-cert", cert, "--tls-key", key, "--http", "127.0.0.1:0"];
+    let mut program = Program::start_with("hangup", "", &args, log_file);
+    let logged = async |text: &str, times: usize| {
+        let wait = async {
+            while program.log().matches(text).count() < times {
+                sleep(Duration::from_millis(20)).await;
+            }
+        };
+        timeout(WATCHDOG, wait).await.unwrap_or_else(|_| panic!("{text}: {}", program.log()));
+    };
+    let old = folder.roots();
+    let mut open = tls::connect(program.addr, tls::config(old.clone(), &[])).await.unwrap();
+    program.signal("HUP");
+    logged("TLS certificate loaded", 1).await;
+    folder.write(&Pair::new());
+    program.signal("HUP");
+    let replaced = async { while tls::connect(program.addr, tls::config(folder.roots(), &[])).await.is_err() {} };
+    timeout(WATCHDOG, replaced).await.expect("the new certificate is served");
+    assert!(tls::connect(program.addr, tls::config(old, &[])).await.is_err());
+    let current = folder.roots();
+    folder.write(&Pair { cert: String::new(), ..Pair::new() });
+    program.signal("HUP");
+    logged("TLS certificate not loaded: the old one stays in use", 1).await;
+    tls::connect(program.addr, tls::config(current, &[])).await.expect("the old certificate is served");
+    open.write_all(b"GET /healthz HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n").await.unwrap();
+    let mut answer = String::new();
+    timeout(WATCHDOG, open.read_to_string(&mut answer)).await.expect("the program answers").unwrap();
+    assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+    program.terminate();
+    assert!(program.exit().await.success());
 }

@@ -4,12 +4,13 @@ use axum::http::header;
 
 use super::*;
 use crate::app::{BODY_TIMEOUT, MAX_BODY};
-use crate::args::{Command, Options, USAGE, parse};
+use crate::args::{Command, Options, TlsOptions, USAGE, parse};
 use crate::excerpt::MAX_EXCERPT;
 use crate::instructions;
 use crate::log::{MAX_LINES, WINDOW};
+use crate::protocol::{MAX_FIELDS, MAX_HEAD, MAX_STREAMS};
 use crate::replicas::Replicas;
-use crate::server::{MAX_FIELDS, MAX_HEAD};
+use crate::tls::CertificateFiles;
 
 #[test]
 fn arguments() {
@@ -22,6 +23,8 @@ fn arguments() {
             metrics: None,
             errors,
             self_service: false,
+            tls: None,
+            proxies: Vec::new(),
         }))
     };
     assert_eq!(parse(&[]), serve("127.0.0.1:8080", Errors::ProblemDetails));
@@ -40,7 +43,31 @@ fn arguments() {
     let count = 2.try_into().unwrap();
     assert_eq!(options.replicas, Some(Replicas { redis: "redis://[::1]".to_owned(), count, leases: false }));
 
+    let tls = ["--listen", "0.0.0.0:443", "--tls-cert", "cert.pem", "--tls-key", "key.pem"];
+    let Ok(Command::Serve(options)) = parse(&[&tls[..], &["--http", "0.0.0.0:80"]].concat()) else {
+        panic!("it serves")
+    };
+    let files = CertificateFiles { cert: "cert.pem".into(), key: "key.pem".into() };
+    assert_eq!(options.tls, Some(TlsOptions { files, http: Some("0.0.0.0:80".parse().unwrap()) }));
+    let Ok(Command::Serve(options)) = parse(&["--listen", "[::]:80", "--behind-proxy", "10.0.0.0/8, ::1"]) else {
+        panic!("it serves")
+    };
+    assert_eq!(options.proxies, ["10.0.0.0/8".parse().unwrap(), "::1/128".parse().unwrap()]);
+    assert!(parse(&["--listen", "[::ffff:127.0.0.1]:80"]).is_ok());
+
     let error = |args: &[&str]| parse(args).unwrap_err();
+    for address in ["0.0.0.0:80", "[::]:80", "192.0.2.1:80", "[::ffff:192.0.2.1]:80"] {
+        assert!(error(&["--listen", address]).starts_with("`--listen` needs a loopback address"), "{address}");
+    }
+    assert_eq!(error(&["--tls-cert"]), "`--tls-cert` needs a file");
+    assert_eq!(error(&["--tls-key"]), "`--tls-key` needs a file");
+    assert_eq!(error(&["--tls-cert", "cert.pem"]), "`--tls-cert` and `--tls-key` go together");
+    assert_eq!(error(&["--tls-key", "key.pem", "--http", "[::1]:80"]), "`--tls-cert` and `--tls-key` go together");
+    assert_eq!(error(&["--http", "[::1]:80"]), "`--http` needs `--tls-cert` and `--tls-key`");
+    for networks in ["", "10.0.0.0/8,", "10.0.0.0/33", "proxy.example"] {
+        let expected = "`--behind-proxy` needs networks, such as 10.0.0.0/8,fd00::/8";
+        assert_eq!(error(&["--behind-proxy", networks]), expected, "{networks}");
+    }
     assert_eq!(error(&["--database"]), "`--database` needs a URL");
     assert_eq!(error(&["--redis"]), "`--redis` needs a URL");
     assert_eq!(error(&["--leases"]), "`--leases` needs `--redis`");
@@ -60,6 +87,8 @@ fn limits_of_the_help() {
     let limits = Limits::for_descriptors(1_024);
     assert_eq!((limits.connections, limits.connections_per_peer), (1_024 / 4 * 3, 1_024 / 4 * 3 / 4));
     for line in [
+        format!("  TLS                    {} s for the handshake", seconds(limits.handshake)),
+        format!("  HTTP/2                 {MAX_STREAMS} open streams of a connection\n"),
         format!(
             "  request                {} s for the head ({} KiB, {MAX_FIELDS} fields), {} s for the body ({} KiB; {} s for alerts), \
              {} s to read the response\n",
@@ -85,7 +114,7 @@ fn limits_of_the_help() {
 #[tokio::test]
 async fn the_instructions_work() {
     let server = Server::start().await;
-    let text = instructions::text(server.addr, TRADER, READER, "password");
+    let text = instructions::text(&server.addr.to_string(), None, TRADER, READER, "password");
     let mut statuses = Vec::new();
     for line in text.lines().filter(|line| line.starts_with("curl -i ")) {
         statuses.push(send(curl(line)).await.status().as_u16());

@@ -5,7 +5,7 @@ use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::*;
-use crate::server::MAX_HEAD;
+use crate::protocol::MAX_HEAD;
 
 /// Far more than any time limit of the server.
 const WATCHDOG: Duration = Duration::from_secs(20);

@@ -35,12 +35,7 @@ pub(crate) async fn show(
     visit: SignedIn,
     parts: Parts,
 ) -> Result<Html<String>, PageError> {
-    page(&site, &visit, &origin(&parts), Card::Masked, None).await
-}
-
-/// Returns the address of this service, as the browser knows it.
-pub(crate) fn origin(parts: &Parts) -> Origin {
-    Origin::new(false, &parts.headers)
+    page(&site, &visit, &Origin::of(&site, &parts), Card::Masked, None).await
 }
 
 /// Renders the page.

@@ -25,6 +25,8 @@ pub(crate) enum PageError {
     NoToken,
     #[error("users cannot replace their token")]
     NotSelfService,
+    #[error("the request came without HTTPS")]
+    Plaintext,
     #[error("too many requests")]
     TooMany(Option<Duration>),
     #[error("{0}")]
@@ -45,7 +47,7 @@ impl PageError {
     fn status(&self) -> StatusCode {
         match self {
             Self::NotSignedIn { .. } => StatusCode::UNAUTHORIZED,
-            Self::NotSupport | Self::NotSelfService => StatusCode::FORBIDDEN,
+            Self::NotSupport | Self::NotSelfService | Self::Plaintext => StatusCode::FORBIDDEN,
             Self::NoUser => StatusCode::NOT_FOUND,
             Self::NoToken => StatusCode::CONFLICT,
             Self::TooMany(_) => StatusCode::TOO_MANY_REQUESTS,
@@ -64,6 +66,7 @@ impl PageError {
             Self::NoUser => "There is no user with this name.",
             Self::NoToken => "This account has no active token.",
             Self::NotSelfService => "Ask support to replace your token.",
+            Self::Plaintext => "Use HTTPS. If you have sent a password, change it.",
             Self::TooMany(_) => "There were too many attempts. Wait before you try again.",
             Self::BadRequest(text) => text,
             Self::Internal(_) => "Something failed here. Try again later.",

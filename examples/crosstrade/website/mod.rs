@@ -25,12 +25,14 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use axum::Router;
-use axum::extract::FromRequestParts;
+use axum::extract::{FromRequestParts, Request, State};
 use axum::http::request::Parts;
 use axum::http::{HeaderName, HeaderValue, Method, header};
-use axum::response::Redirect;
+use axum::middleware::{Next, from_fn_with_state};
+use axum::response::{Redirect, Response};
 use axum::routing::{get, post};
 use tokio::sync::watch;
+use tollgate::RequestHead;
 use tollgate::limit::FailureThrottle;
 use tollgate::store::sql::Database;
 use tower::ServiceBuilder;
@@ -38,12 +40,13 @@ use tower_http::csrf::CsrfLayer;
 use tower_http::set_header::SetResponseHeaderLayer;
 use tower_sessions::Session;
 
+use crate::access::{Access, IsHttps};
 use crate::app::Service;
 use crate::sockets::Sockets;
 use error::PageError;
 use pool::{Pool, unix_ms};
 use rejections::Rejections;
-use sessions::{Sessions, State};
+use sessions::Sessions;
 use users::{User, Users};
 
 mod account;
@@ -100,6 +103,7 @@ impl Website {
 pub(crate) struct Site {
     pub(crate) website: Website,
     pub(crate) service: Arc<Service>,
+    pub(crate) access: Access,
     /// The failed sign-ins of each peer, together with failed tokens.
     pub(crate) failures: FailureThrottle,
     pub(crate) closing: watch::Receiver<bool>,
@@ -114,10 +118,10 @@ impl Site {
 }
 
 /// Returns the routes of the website.
-pub(crate) fn routes(website: Website, service: Arc<Service>, failures: FailureThrottle) -> Router {
+pub(crate) fn routes(website: Website, service: Arc<Service>, access: Access, failures: FailureThrottle) -> Router {
     let sessions = website.sessions.layer();
-    let closing = service.closing.clone();
-    let site = Site { website, service, failures, closing, meters: Sockets::default() };
+    let (closing, is_https) = (service.closing.clone(), access.is_https.clone());
+    let site = Site { website, service, access, failures, closing, meters: Sockets::default() };
     let header = |name: HeaderName, value| SetResponseHeaderLayer::overriding(name, HeaderValue::from_static(value));
     let pages = Router::new()
         .route("/sign-in", get(sign_in::form).post(sign_in::sign_in))
@@ -152,14 +156,27 @@ pub(crate) fn routes(website: Website, service: Arc<Service>, failures: FailureT
             // Without a referrer, browsers would send no `Origin` with forms.
             .layer(header(header::REFERRER_POLICY, "same-origin"))
             .layer(header(HeaderName::from_static("cross-origin-opener-policy"), "same-origin"))
-            .layer(header(HeaderName::from_static("cross-origin-resource-policy"), "same-origin")),
+            .layer(header(HeaderName::from_static("cross-origin-resource-policy"), "same-origin"))
+                .layer(from_fn_with_state(is_https, require_https)),
     )
+}
+
+/// Rejects pages over plaintext where HTTPS is required: forms have passwords. `plaintext.rs` redirects to HTTPS before.
+async fn require_https(
+    State(is_https): State<Option<IsHttps>>,
+    request: Request,
+    next: Next,
+) -> Result<Response, PageError> {
+    match is_https {
+        Some(is_https) if !is_https(&RequestHead::of(&request)) => Err(PageError::Plaintext),
+        _ => Ok(next.run(request).await),
+    }
 }
 
 /// The user of a request, which extends the session.
 pub(crate) struct SignedIn {
     pub(crate) user: User,
-    pub(crate) state: State,
+    pub(crate) state: sessions::State,
     pub(crate) session: Session,
 }
 

@@ -13,6 +13,7 @@ use tollgate::store::sql::Database;
 
 use super::account::{self, Card};
 use super::error::PageError;
+use super::snippets::Origin;
 use super::{SignedIn, Site, sign_in, tokens};
 
 /// The grace period after users replace their own token.
@@ -49,13 +50,9 @@ async fn act(
     action: Action,
 ) -> Result<Response, PageError> {
     let (parts, body) = request.into_parts();
-    let headers = parts.headers.clone();
-    let origin = account::origin(&parts);
-    // The body is not part of the head that the throttle reads.
-    let head = RequestHead::from(&parts);
+    let (origin, head) = (Origin::of(&site, &parts), RequestHead::from(&parts));
     let form = Form::from_request(Request::from_parts(parts.clone(), body), &()).await;
     let Form(Confirmation { password }) = form.map_err(|_| PageError::BadRequest("The form is incomplete."))?;
-    _ = headers;
     if let Some(password) = password {
         if !sign_in::check_password(&site, &visit.user, &head, password).await? {
             let card = Card::AskPassword { action, is_wrong: true };

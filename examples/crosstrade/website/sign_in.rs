@@ -1,6 +1,5 @@
 //! Sign-in and sign-out.
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 
 use axum::extract::{Form, FromRequest as _, Query, Request, State};
@@ -61,7 +60,7 @@ pub(crate) async fn sign_in(
     request: Request,
 ) -> Result<Response, PageError> {
     let attempt = site.failures.begin_attempt(&RequestHead::of(&request))?;
-    let (browser, address) = (browser(request.headers()), address(&request));
+    let (browser, address) = (browser(request.headers()), address(&site, &request));
     let Ok(Form(Credentials { name, password, then })) = Form::from_request(request, &()).await else {
         return Err(PageError::BadRequest("The form is incomplete."));
     };
@@ -135,6 +134,7 @@ fn browser(headers: &HeaderMap) -> String {
     }
 }
 
-fn address(request: &Request) -> String {
-    request.extensions().get().map_or_else(|| "unknown".to_owned(), |peer: &SocketAddr| peer.ip().to_string())
+fn address(site: &Site, request: &Request) -> String {
+    let address = site.access.client_ip.of(&RequestHead::of(request));
+    address.map_or_else(|| "unknown address".to_owned(), |address| address.to_string())
 }

@@ -1,10 +1,12 @@
 //! Lines to copy, with the user's own values.
 
-use axum::http::HeaderMap;
-use axum::http::header;
+use axum::http::request::Parts;
 use maud::{Markup, html};
+use tollgate::RequestHead;
 
+use super::Site;
 use crate::app::TOKEN_PROTOCOL;
+use crate::plaintext::authority;
 use crate::stream::PROTOCOL;
 
 /// The text in place of a token that is not shown.
@@ -17,9 +19,10 @@ pub(crate) struct Origin {
 }
 
 impl Origin {
-    pub(crate) fn new(is_https: bool, headers: &HeaderMap) -> Self {
-        let host = headers.get(header::HOST).and_then(|host| host.to_str().ok());
-        Self { is_https, host: host.unwrap_or("localhost").to_owned() }
+    pub(crate) fn of(site: &Site, parts: &Parts) -> Self {
+        let host = authority(&RequestHead::from(parts)).map_or_else(|| "localhost".to_owned(), |host| host.to_string());
+        // Where HTTPS is required, pages came over it.
+        Self { is_https: site.access.is_https.is_some(), host }
     }
 
     fn http(&self) -> String {

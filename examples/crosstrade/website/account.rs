@@ -128,7 +128,7 @@ fn secret(visit: &SignedIn, grant: &GrantRecord, card: &Card) -> Markup {
                     button.copy type="button" data-copy="secret" hidden { "Copy" span.visually-hidden { " token" } }
                 }
                 p.hint #countdown role="status" data-seconds=(SHOWN_S) {
-                    "Hidden after " (SHOWN_S) " seconds. Everyone who has this token can use your account."
+                    "Shown for " (SHOWN_S) " seconds. Everyone who has this token can use your account."
                 }
             },
             Card::Masked => {

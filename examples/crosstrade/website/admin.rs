@@ -149,7 +149,7 @@ fn limit_card(user: &User, grant: &GrantRecord, usage: Option<&Decision>) -> Mar
                 label for="plan" { "Plan" }
                 select #plan name="plan" {
                     @for plan in &plan::PLANS {
-                        option value=(plan.name) selected[plan.quota == quota] { (plan.name) ": " (plan::describe(plan.quota)) }
+                        option value=(plan.name) selected[plan.quota == quota] { (plan.name) " (" (plan.quota) ")" }
                     }
                 }
                 button type="submit" { "Change plan" }
@@ -295,5 +295,7 @@ pub(crate) async fn reset(
 ) -> Result<Redirect, PageError> {
     grant_of(&site, &visit.user, &name).await?;
     let is_reset = site.service.ledger.reset(&Subject::from(name.as_str())).await;
+    // The audit trail has changes of grants, and a bucket is none.
+    tracing::info!(actor = visit.user.name, subject = name, is_reset, "bucket reset");
     is_reset.then(|| done(&name, "reset")).ok_or(PageError::LimitsUnavailable)
 }

@@ -157,7 +157,7 @@ pub(crate) fn routes(website: Website, service: Arc<Service>, access: Access, fa
             .layer(header(header::REFERRER_POLICY, "same-origin"))
             .layer(header(HeaderName::from_static("cross-origin-opener-policy"), "same-origin"))
             .layer(header(HeaderName::from_static("cross-origin-resource-policy"), "same-origin"))
-                .layer(from_fn_with_state(is_https, require_https)),
+            .layer(from_fn_with_state(is_https, require_https)),
     )
 }
 

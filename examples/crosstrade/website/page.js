@@ -9,18 +9,26 @@ function hideToken() {
     secret.textContent = secret.dataset.mask;
     secret.classList.remove('secret');
   }
-  find('countdown')?.replaceChildren('Hidden. Reveal the token again to see it.');
+  const note = find('countdown');
+  if (!note) return;
+  delete note.dataset.left;
+  note.textContent = 'Hidden. Reveal the token again to see it.';
 }
 
 function countDown() {
   const note = find('countdown');
   if (!note) return;
   const end = Date.now() + note.dataset.seconds * 1000;
-  const timer = setInterval(() => {
-    if (Date.now() < end) return;
+  const tick = () => {
+    const left = Math.ceil((end - Date.now()) / 1000);
+    // Not as text: screen readers would announce each second.
+    note.dataset.left = left;
+    if (left > 0) return;
     clearInterval(timer);
     hideToken();
-  }, 250);
+  };
+  const timer = setInterval(tick, 250);
+  tick();
   // The browser may keep the page to go back to it, and its timers stop meanwhile.
   addEventListener('pagehide', hideToken);
 }

@@ -25,7 +25,7 @@ use crate::request_head::RequestHead;
 ///
 /// # Rules
 ///
-/// 1. The *peer* is the address of the connection: the [`SocketAddr`] in the request extensions, or else axum's `ConnectInfo`
+/// 1. The *peer* is the address of the connection: the [`SocketAddr`](std::net::SocketAddr) in the request extensions, or else axum's `ConnectInfo`
 ///    (feature `axum`). A server behind a proxy with the PROXY protocol inserts the address that the proxy has sent.
 /// 2. A header field counts only if the peer is in a trusted network. Otherwise the client is the peer.
 /// 3. In a list, the client is the rightmost address that is not in a trusted network. Each proxy appends the address from

@@ -12,7 +12,15 @@ use crate::servers::{Home, on_each_database};
 pub fn tollgate(args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_tollgate"));
     command.args(args).stdin(Stdio::null());
-    for name in ["TOLLGATE_DATABASE", "TOLLGATE_PREFIX", "TOLLGATE_REDIS", "NO_COLOR", "CLICOLOR", "CLICOLOR_FORCE"] {
+    for name in [
+        "TOLLGATE_DATABASE",
+        "TOLLGATE_PREFIX",
+        "TOLLGATE_REDIS",
+        "TOLLGATE_SEALING_KEYS",
+        "NO_COLOR",
+        "CLICOLOR",
+        "CLICOLOR_FORCE",
+    ] {
         command.env_remove(name);
     }
     command

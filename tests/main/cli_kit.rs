@@ -13,16 +13,19 @@ pub fn with_input(mut command: Command, input: &[u8]) -> Output {
     child.wait_with_output().unwrap()
 }
 
-/// Runs a command on a pseudo terminal. Writes the input as soon as echo is off. The output is what the terminal shows.
+/// Runs a command on a pseudo terminal. Writes `hidden` input as soon as echo is off, and `shown` input immediately. The output is
+/// what the terminal shows.
 const TERMINAL: &str = r#"
 import os, pty, sys, termios, time
 child, terminal = pty.fork()
 if child == 0:
-    os.execvp(sys.argv[2], sys.argv[2:])
-if sys.argv[1]:
+    os.execvp(sys.argv[3], sys.argv[3:])
+if sys.argv[1] == 'shown':
+    os.write(terminal, sys.argv[2].encode() + b'\n')
+elif sys.argv[2]:
     while termios.tcgetattr(terminal)[3] & termios.ECHO:
         time.sleep(0.01)
-    os.write(terminal, sys.argv[1].encode() + b'\n')
+    os.write(terminal, sys.argv[2].encode() + b'\n')
 while True:
     try:
         shown = os.read(terminal, 65536)
@@ -34,13 +37,22 @@ while True:
 sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 "#;
 
-/// Returns a command that runs another one on a pseudo terminal, or `None` without Python 3.
+/// Returns a command that runs another one on a pseudo terminal, or `None` without Python 3. The input is written without echo.
 pub fn on_terminal(test: &str, input: &str, command: &Command) -> Option<Command> {
+    with_terminal(test, "hidden", input, command)
+}
+
+/// Returns a command that runs another one on a pseudo terminal, where a person types this answer.
+pub fn answered(test: &str, answer: &str, command: &Command) -> Option<Command> {
+    with_terminal(test, "shown", answer, command)
+}
+
+fn with_terminal(test: &str, echo: &str, input: &str, command: &Command) -> Option<Command> {
     if !has("python3", test) {
         return None;
     }
     let mut terminal = Command::new("python3");
-    terminal.args(["-c", TERMINAL, input]).arg(command.get_program()).args(command.get_args());
+    terminal.args(["-c", TERMINAL, echo, input]).arg(command.get_program()).args(command.get_args());
     for (name, value) in command.get_envs() {
         match value {
             Some(value) => terminal.env(name, value),

@@ -40,6 +40,8 @@ mod cli_kit;
 mod cli_limit;
 #[cfg(all(feature = "cli", feature = "sqlite", feature = "postgres"))]
 mod cli_outputs;
+#[cfg(all(feature = "cache", feature = "cli", feature = "reveal", feature = "sqlite", feature = "postgres"))]
+mod cli_sealing;
 #[cfg(all(feature = "cli", feature = "sqlite", feature = "postgres"))]
 mod cli_shell;
 mod client_ip;

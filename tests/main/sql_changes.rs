@@ -106,14 +106,16 @@ async fn caches_apply_suspensions_and_resumptions() {
 
 /// The statements that this version of the tables was created with.
 pub fn tables_of(version: usize, is_postgres: bool) -> String {
-    let (own, second) = match is_postgres {
+    let (own, second, third) = match is_postgres {
         true => (
             include_str!("../../src/store/sql/migrations/1.postgres.sql"),
             include_str!("../../src/store/sql/migrations/2.postgres.sql"),
+            include_str!("../../src/store/sql/migrations/3.postgres.sql"),
         ),
         false => (
             include_str!("../../src/store/sql/migrations/1.sqlite.sql"),
             include_str!("../../src/store/sql/migrations/2.sqlite.sql"),
+            include_str!("../../src/store/sql/migrations/3.sqlite.sql"),
         ),
     };
     let (bytes, json, keyed, serial) = match is_postgres {
@@ -128,7 +130,8 @@ pub fn tables_of(version: usize, is_postgres: bool) -> String {
     ];
     let second =
         [include_str!("../../src/store/sql/migrations/2.sql"), second, "INSERT INTO {p}migrations VALUES (2, 0);"];
-    let scripts: Vec<&str> = [&first[..], &second].into_iter().take(version).flatten().copied().collect();
+    let third = [third, "INSERT INTO {p}migrations VALUES (3, 0);"];
+    let scripts: Vec<&str> = [&first[..], &second, &third].into_iter().take(version).flatten().copied().collect();
     let placeholders =
         [("{p}", "tollgate_"), ("{bytes}", bytes), ("{json}", json), ("{keyed}", keyed), ("{serial}", serial)];
     placeholders.into_iter().fold(scripts.join("\n"), |text, (name, value)| text.replace(name, value))
@@ -138,7 +141,7 @@ pub fn tables_of(version: usize, is_postgres: bool) -> String {
 async fn tables_of_older_versions_are_upgraded_with_their_rows() {
     let test = "tables_of_older_versions_are_upgraded_with_their_rows";
     let mut homes = Vec::new();
-    for version in 1..=2 {
+    for version in 1..=3 {
         homes.push((Home::sqlite(), version));
         homes.extend(Home::postgres(test).await.map(|home| (home, version)));
     }
@@ -179,11 +182,11 @@ async fn tables_of_older_versions_are_upgraded_with_their_rows() {
 #[tokio::test]
 async fn an_upgrade_does_not_wait_long_for_transactions() {
     let test = "an_upgrade_does_not_wait_long_for_transactions";
-    for version in 1..=2 {
+    for version in 1..=3 {
         let Some(home) = Home::postgres(test).await else { return };
         execute(&home, tables_of(version, true)).await;
         let mut reader = PgConnection::connect(home.url()).await.unwrap();
-        reader.execute("BEGIN; SELECT * FROM tollgate_grants").await.unwrap();
+        reader.execute("BEGIN; SELECT * FROM tollgate_grants, tollgate_tokens").await.unwrap();
         // The default timeout of administration would allow 30 seconds.
         let migrated = tokio::time::timeout(Duration::from_secs(15), home.database().await.migrate()).await.unwrap();
         assert!(matches!(migrated, Err(SqlError::Locked)), "{migrated:?}");

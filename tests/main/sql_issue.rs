@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use tollgate::mint::TokenFormat;
-use tollgate::store::sql::{Database, ExceedsCallerError, NewGrant, SqlError};
+use tollgate::store::sql::{Database, ExceedsCallerError, GrantQuery, NewGrant, SqlError};
 use tollgate::{AuthLayer, CurrentGrant, Grant, Quota, Scopes, TokenDigest};
 use tower::ServiceBuilder;
 
@@ -43,6 +43,60 @@ async fn concurrent_issues_do_not_exceed_the_maximum() {
             databases[0].revoke_subject(&"alice".into()).await.unwrap();
             databases[0].purge(std::time::SystemTime::now() + HOUR).await.unwrap();
         }
+    })
+    .await;
+}
+
+/// Eight writers replace the token of a subject, each in its own way, as eight servers do. The rule "one token per subject" holds at
+/// every moment: a token in its grace period and its successor are one grant.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_token_per_subject_holds_under_concurrent_issues_rotations_and_revocations() {
+    let test = "one_token_per_subject_holds_under_concurrent_issues_rotations_and_revocations";
+    on_each_database(test, |home| async move {
+        let mut writers = Vec::new();
+        for writer in 0..8_usize {
+            let database = home.database().await;
+            writers.push(tokio::spawn(async move {
+                let (subject, mut issued, mut rotated) = ("alice".into(), 0, 0);
+                for round in 0..15_usize {
+                    let grants = database.list(Some(&subject)).await.unwrap();
+                    let active: Vec<_> = grants.iter().filter(|grant| grant.revoked_at.is_none()).collect();
+                    assert!(active.len() <= 1, "{active:?}");
+                    match ((writer + round) % 4, active.first()) {
+                        // Revoke it seldom, so that most rotations find a grant.
+                        (3, Some(_)) if round % 3 == 0 => _ = database.revoke_subject(&subject).await.unwrap(),
+                        (1 | 2, Some(grant)) => match database.rotate(&grant.id, &format(), HOUR).await {
+                            Ok(_) => rotated += 1,
+                            Err(SqlError::Revoked) => {}
+                            Err(error) => panic!("{error:?}"),
+                        },
+                        _ => match database.issue(&format(), &NewGrant::new("alice").with_max_active(1)).await {
+                            Ok(_) => issued += 1,
+                            Err(SqlError::TooManyGrants { max: 1 }) => {}
+                            Err(error) => panic!("{error:?}"),
+                        },
+                    }
+                }
+                (issued, rotated)
+            }));
+        }
+        let (mut issued, mut rotated) = (0, 0);
+        for writer in writers {
+            let (by_writer, rotations) = writer.await.unwrap();
+            (issued, rotated) = (issued + by_writer, rotated + rotations);
+        }
+        assert!(issued > 1 && rotated > 1, "{issued} {rotated}");
+        let database = home.database().await;
+        let grants = database.list(Some(&"alice".into())).await.unwrap();
+        assert_eq!(grants.len(), issued);
+        assert!(grants.iter().filter(|grant| grant.revoked_at.is_none()).count() <= 1);
+        // Each grant has one current token, and those in their grace periods.
+        let mut tokens = 0;
+        for grant in database.export(&GrantQuery::new()).await.unwrap().grants {
+            assert_eq!(grant.tokens.iter().filter(|token| token.rotated_until.is_none()).count(), 1);
+            tokens += grant.tokens.len();
+        }
+        assert_eq!(tokens, issued + rotated);
     })
     .await;
 }

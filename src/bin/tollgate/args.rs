@@ -46,7 +46,7 @@ pub(crate) struct Cli {
 pub(crate) enum Command {
     /// Create or upgrade the tables; creates a missing SQLite file
     Migrate(Options),
-    /// Issue, import, list, count, export, change, suspend, rotate, revoke and purge tokens
+    /// Manage grants and tokens: issue, list, change, rotate, revoke and more
     #[command(subcommand)]
     Token(TokenCommand),
     /// List, export and purge the audit trail
@@ -58,6 +58,9 @@ pub(crate) enum Command {
     Limit(crate::limit::Command),
     /// Check a token from standard input, as a gate does
     Check(check::Check),
+    /// Print a new key that seals tokens, for `--sealing-keys`
+    #[cfg(feature = "reveal")]
+    SealingKey(crate::sealing::Generate),
     /// Check the database and its settings; changes nothing
     Doctor(doctor::Doctor),
     /// Print a completion script for a shell
@@ -123,7 +126,17 @@ pub(crate) enum TokenCommand {
         /// Prefix of the new token [default: prefix of the old token]
         #[arg(long, value_parser = format)]
         prefix: Option<TokenFormat>,
+        #[cfg(feature = "reveal")]
+        #[command(flatten)]
+        keys: crate::sealing::Keys,
     },
+    /// Print the token of a grant, if it was sealed when it was issued; asks first
+    #[cfg(feature = "reveal")]
+    #[command(after_help = crate::sealing::REVEAL)]
+    Reveal(crate::sealing::Reveal),
+    /// Seal all sealed tokens with the first sealing key, so that the others can be removed
+    #[cfg(feature = "reveal")]
+    Reseal(crate::sealing::Reseal),
     /// Revoke a grant, or all grants of a subject, permanently
     Revoke(Selected),
     /// Delete revoked and expired grants, and tokens whose grace period has ended
@@ -242,6 +255,9 @@ pub(crate) struct Issue {
     /// Prefix of the token
     #[arg(long, env = PREFIX, hide_env_values = true, default_value = DEFAULT_PREFIX, value_parser = format)]
     pub(crate) prefix: TokenFormat,
+    #[cfg(feature = "reveal")]
+    #[command(flatten)]
+    pub(crate) keys: crate::sealing::Keys,
 }
 
 #[derive(Args, Debug)]

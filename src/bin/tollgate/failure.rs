@@ -62,6 +62,8 @@ impl fmt::Display for Failure {
                     SqlError::NoTables => {
                         "; check `--database` and `--table-prefix`, or create the tables with `tollgate migrate`"
                     }
+                    #[cfg(feature = "reveal")]
+                    SqlError::UnknownSealingKey { .. } => "; add it to the sealing keys",
                     SqlError::Older { .. } => "; upgrade the tables with `tollgate migrate`",
                     _ => "",
                 })

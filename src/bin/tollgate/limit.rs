@@ -1,7 +1,7 @@
 //! `tollgate limit`: the buckets of a subject in Redis.
 
 use std::num::NonZeroU32;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 
 use clap::{Args, Subcommand};
@@ -10,11 +10,11 @@ use tollgate::finding::Severity;
 use tollgate::limit::redis::{RedisLimits, RedisLimitsError, RedisServer};
 use tollgate::store::sql::{Database, GrantRecord, GrantState};
 use tollgate::{Decision, Limit, LimitError, Quota, RateLimits, Subject};
-use zeroize::Zeroizing;
 
 use crate::args::Options;
 use crate::parse::{name, quota};
 use crate::run::{Failure, open};
+use crate::secret_file;
 use crate::show;
 
 const SETTINGS: &str = "\
@@ -130,9 +130,7 @@ async fn quotas(database: &Database, subject: &str) -> Result<Vec<Option<Quota>>
 }
 
 fn redis(buckets: &Buckets) -> Result<RedisLimits, Failure> {
-    let secret = std::fs::read(&buckets.redis_secret_file).map(Zeroizing::new);
-    let secret = secret.map_err(|error| Failure::Usage(format!("cannot read the secret of the keys: {error}")))?;
-    warn_of_readers(&buckets.redis_secret_file);
+    let secret = secret_file::read(&buckets.redis_secret_file, "the secret of the keys")?;
     let mut limits: Option<RateLimits> = None;
     for (name, quota) in &buckets.limits {
         let limit = match name.as_str() {
@@ -151,19 +149,6 @@ fn redis(buckets: &Buckets) -> Result<RedisLimits, Failure> {
     }
     let redis = RedisLimits::new(limits, RedisServer::single(&buckets.redis)?, &*secret, NonZeroU32::MIN)?;
     Ok(redis.with_prefix(&buckets.redis_prefix)?.with_timeout(TIMEOUT))
-}
-
-/// Warns if other users can read the file.
-fn warn_of_readers(file: &Path) {
-    #[cfg(unix)]
-    {
-        use std::os::unix::fs::PermissionsExt as _;
-        if std::fs::metadata(file).is_ok_and(|file| file.permissions().mode() & 0o004 != 0) {
-            show::eprint("warning: other users of this machine can read the file of the secret: run `chmod 600` on it");
-        }
-    }
-    #[cfg(not(unix))]
-    let _ = file;
 }
 
 /// The timeout for a reply of Redis. A person waits longer than a request.

@@ -8,6 +8,7 @@
 //! $ tollgate token change ID --quota '5/s burst 20'
 //! $ tollgate token suspend ID
 //! $ tollgate token rotate ID --grace 1h
+//! $ tollgate token reveal ID --sealing-keys FILE
 //! $ tollgate token revoke ID
 //! $ tollgate token export --with-digests --output tokens.jsonl
 //! $ tollgate token import tokens.jsonl --format jsonl
@@ -17,7 +18,7 @@
 //! $ tollgate doctor
 //! ```
 //!
-//! `issue` and `rotate` write the new token to standard output, so that it can be piped. They write everything else to standard
+//! `issue`, `rotate` and `reveal` write the token to standard output, so that it can be piped. They write everything else to standard
 //! error. `export` writes digests into a new file only. With `--json`, every command writes one JSON document to standard output. Errors are text on standard error.
 //!
 //! Exit codes: 0 for success, 1 if the command failed, 2 for an invalid command line. `check` exits with 1 if the token is
@@ -58,6 +59,10 @@ mod output;
 mod parse;
 #[cfg(any(feature = "sqlite", feature = "postgres"))]
 mod run;
+#[cfg(all(feature = "reveal", any(feature = "sqlite", feature = "postgres")))]
+mod sealing;
+#[cfg(all(any(feature = "redis", feature = "reveal"), any(feature = "sqlite", feature = "postgres")))]
+mod secret_file;
 #[cfg(any(feature = "sqlite", feature = "postgres"))]
 mod show;
 #[cfg(any(feature = "sqlite", feature = "postgres"))]

@@ -28,6 +28,8 @@ pub(crate) async fn run(Cli { command }: Cli) -> Result<(), Failure> {
         #[cfg(feature = "redis")]
         Command::Limit(command) => crate::limit::run(command).await,
         Command::Check(check) => check::run(check).await,
+        #[cfg(feature = "reveal")]
+        Command::SealingKey(key) => crate::sealing::generate(key),
         Command::Doctor(doctor) => doctor::run(doctor).await,
         Command::Completions(completions) => generate::completions(&completions),
         Command::Man(man) => generate::man(&man),
@@ -48,6 +50,8 @@ async fn token(command: TokenCommand) -> Result<(), Failure> {
             let grant = new_grant(&issue)?;
             check_output()?;
             let database = open(&issue.options.tables).await?;
+            #[cfg(feature = "reveal")]
+            let database = issue.keys.apply(database)?;
             let issued = database.issue(&issue.prefix, &grant).await?;
             print_issued(&issued, issue.options.json)
         }
@@ -91,9 +95,18 @@ async fn token(command: TokenCommand) -> Result<(), Failure> {
         }
         TokenCommand::Suspend(selected) => state::set(State::Suspended, selected).await,
         TokenCommand::Resume(selected) => state::set(State::Resumed, selected).await,
-        TokenCommand::Rotate { options, id, grace, prefix } => {
+        TokenCommand::Rotate {
+            options,
+            id,
+            grace,
+            prefix,
+            #[cfg(feature = "reveal")]
+            keys,
+        } => {
             check_output()?;
             let database = open(&options.tables).await?;
+            #[cfg(feature = "reveal")]
+            let database = keys.apply(database)?;
             let format = match prefix {
                 Some(format) => format,
                 None => same_format(&find(&database, &id).await?, options.json)?,
@@ -101,6 +114,10 @@ async fn token(command: TokenCommand) -> Result<(), Failure> {
             let issued = database.rotate(&id.into(), &format, grace).await?;
             print_issued(&issued, options.json)
         }
+        #[cfg(feature = "reveal")]
+        TokenCommand::Reveal(reveal) => crate::sealing::reveal(reveal).await,
+        #[cfg(feature = "reveal")]
+        TokenCommand::Reseal(reseal) => crate::sealing::reseal(reseal).await,
         TokenCommand::Revoke(selected) => state::set(State::Revoked, selected).await,
         TokenCommand::Purge { options, ended_before } => {
             let database = open(&options.tables).await?;
@@ -265,9 +282,9 @@ pub(crate) async fn find(database: &Database, id: &str) -> Result<GrantRecord, F
 }
 
 /// Checks that standard output is open before a token is minted, which would be lost.
-fn check_output() -> Result<(), Failure> {
+pub(crate) fn check_output() -> Result<(), Failure> {
     match show::output_is_closed() {
-        true => Err(Failure::Failed("standard output is closed; the new token would be lost".to_owned())),
+        true => Err(Failure::Failed("standard output is closed; the token would be lost".to_owned())),
         false => Ok(()),
     }
 }

@@ -1,4 +1,4 @@
-//! The audit trail: each change of a grant, with its actor and its time.
+//! The audit trail: each change of a grant and each reveal of its token, with the actor and the time.
 
 use std::num::NonZeroU32;
 use std::time::SystemTime;
@@ -104,7 +104,7 @@ pub struct AuditPage {
     pub next: Option<Cursor>,
 }
 
-/// A change of a grant. Entries never contain tokens or digests.
+/// A change of a grant, or a reveal of its token. Entries never contain tokens or digests.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct AuditEntry {
@@ -112,7 +112,7 @@ pub struct AuditEntry {
     pub at: SystemTime,
     /// The actor, as given to [`Database::acting_as`].
     pub actor: Option<String>,
-    /// The action: `issue`, `import`, `rotate`, `change`, `suspend`, `resume`, `revoke` or `purge`.
+    /// The action: `issue`, `import`, `rotate`, `reveal`, `change`, `suspend`, `resume`, `revoke` or `purge`.
     pub action: String,
     /// The id of the grant.
     pub grant: GrantId,

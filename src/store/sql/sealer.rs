@@ -306,3 +306,189 @@ const KEY_LEN: usize = 32;
 const TEXT_LEN: usize = 44;
 const NONCE_LEN: usize = 24;
 const TAG_LEN: usize = 16;
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use proptest::sample::Index;
+
+    use super::*;
+
+    const TOKEN: &str = "acme_4nQzH0vJ2cUe8RkYpT6wGdB1xMfS9aLhVi3oXy7EtKq3mlp22";
+
+    fn key(id: &str, byte: u8) -> SealingKey {
+        SealingKey::new(id, [byte; KEY_LEN]).unwrap()
+    }
+
+    fn open(sealer: &Sealer, sealed: &str, grant: &str, token: &str) -> Result<String, SqlError> {
+        sealer.open(sealed, &grant.into(), TokenDigest::of(token)).map(|secret| secret.expose().to_owned())
+    }
+
+    /// The key and the nonce are those of draft-irtf-cfrg-xchacha-03, appendix A.3.1. The text is by libsodium 1.0.20 (PyNaCl),
+    /// which also reproduces the vector of the appendix.
+    #[test]
+    fn sealed_text_is_that_of_libsodium() {
+        const SEALED: &str = "v1.2026-01.QEFCQ0RFRkdISUpLTE1OT1BRUlNUVVZXkG8ekQTEmguBWkelvJz-AFd_IAVcNMjavf2RTnMtQK5TBXExQzv2Tl6LmH\
+             4r5xUr8nzGZJ4JJWoHTGoptdDSm5YdVuyXOA";
+        let key = || "2026-01:gIGCg4SFhoeIiYqLjI2Oj5CRkpOUlZaXmJmam5ydnp8=".parse::<SealingKey>().unwrap();
+        let nonce = std::array::from_fn(|at| 0x40 + at as u8);
+        assert_eq!(key().seal(&nonce, &"key-17".into(), TOKEN).unwrap(), SEALED);
+        assert_eq!(open(&Sealer::new(key()), SEALED, "key-17", TOKEN).unwrap(), TOKEN);
+    }
+
+    #[test]
+    fn a_changed_sealed_token_does_not_open() {
+        // All keys have the same bytes, so that only the id differs.
+        let ids = ["b", "c", "bb"].map(|id| key(id, 7));
+        let sealer = Sealer::new(key("a", 7));
+        let sealer = ids.into_iter().fold(sealer, |sealer, key| sealer.with_previous_key(key).unwrap());
+        let sealed = sealer.seal(&"key-17".into(), TOKEN).unwrap();
+        assert_eq!(open(&sealer, &sealed, "key-17", TOKEN).unwrap(), TOKEN);
+        let mut changed = Vec::new();
+        for at in 0..sealed.len() {
+            let (before, rest) = sealed.split_at(at);
+            changed.push(before.to_owned());
+            changed.push(format!("{before}{}", &rest[1..]));
+            let others = (b' '..=b'~').map(char::from).filter(|other| !rest.starts_with(*other));
+            changed.extend(others.clone().map(|other| format!("{before}{other}{}", &rest[1..])));
+            changed.extend(others.map(|other| format!("{before}{other}{rest}")));
+        }
+        changed.extend([format!("{sealed}="), format!("{sealed}A"), format!("{sealed}\n"), sealed.repeat(2)]);
+        for text in changed {
+            let opened = open(&sealer, &text, "key-17", TOKEN);
+            let is_rejected = matches!(opened, Err(SqlError::NotOpened | SqlError::UnknownSealingKey { .. }));
+            assert!(is_rejected, "{text}: {opened:?}");
+        }
+    }
+
+    #[test]
+    fn a_token_opens_with_its_own_key_only() {
+        let sealed = Sealer::new(key("old", 7)).seal(&"key-17".into(), TOKEN).unwrap();
+        let both = Sealer::new(key("new", 8)).with_previous_key(key("old", 7)).unwrap();
+        assert_eq!(open(&both.clone(), &sealed, "key-17", TOKEN).unwrap(), TOKEN);
+        let other = open(&Sealer::new(key("old", 8)), &sealed, "key-17", TOKEN);
+        assert!(matches!(other, Err(SqlError::NotOpened)), "{other:?}");
+        let missing = open(&Sealer::new(key("new", 7)), &sealed, "key-17", TOKEN);
+        assert!(matches!(&missing, Err(SqlError::UnknownSealingKey { id }) if id == "old"), "{missing:?}");
+        assert!(matches!(both.with_previous_key(key("new", 9)), Err(SealingKeyError::Duplicate)));
+    }
+
+    /// A writer with the key seals another token for a row.
+    #[test]
+    fn a_token_with_another_digest_is_not_returned() {
+        let key = key("a", 7);
+        let associated = key.associated_data(&"key-17".into(), TokenDigest::of(TOKEN));
+        let mut sealed = vec![1; NONCE_LEN];
+        sealed.extend(b"acme_another");
+        let nonce = XNonce::from([1; NONCE_LEN]);
+        let buffer = sealed[NONCE_LEN..].as_mut().into();
+        let tag = key.cipher().encrypt_inout_detached(&nonce, &associated, buffer).unwrap();
+        sealed.extend(&tag);
+        let text = format!("v1.a.{}", BASE64_URL_SAFE_NO_PAD.encode(sealed));
+        assert!(matches!(open(&Sealer::new(key), &text, "key-17", TOKEN), Err(SqlError::NotOpened)));
+    }
+
+    #[test]
+    fn nonces_differ() {
+        let sealer = Sealer::new(key("a", 7));
+        let sealed: std::collections::HashSet<_> =
+            (0..1_000).map(|_| sealer.seal(&"key-17".into(), TOKEN).unwrap()[..40].to_owned()).collect();
+        assert_eq!(sealed.len(), 1_000);
+    }
+
+    #[test]
+    fn keys_are_overwritten_on_drop_and_not_printed() {
+        fn is_zeroised<T: zeroize::ZeroizeOnDrop>(_: &T) {}
+        let text = "2026-01:gIGCg4SFhoeIiYqLjI2Oj5CRkpOUlZaXmJmam5ydnp8";
+        let key: SealingKey = text.parse().unwrap();
+        is_zeroised(&*key.key);
+        is_zeroised(&key.cipher());
+        assert_eq!(key.expose(), format!("{text}="));
+        assert_eq!(format!("{key:?}"), r#"SealingKey { id: "2026-01", .. }"#);
+        let previous = SealingKey::new("b", [7; KEY_LEN]).unwrap();
+        let sealer = Sealer::new(key).with_previous_key(previous).unwrap();
+        assert_eq!(
+            format!("{sealer:?}"),
+            r#"Sealer { current: SealingKey { id: "2026-01", .. }, previous: [SealingKey { id: "b", .. }] }"#
+        );
+    }
+
+    #[test]
+    fn texts_of_keys_are_parsed_and_others_are_errors() {
+        let text = |id: &str, byte: u8| key(id, byte).expose();
+        let (a, b) = (text("a", 1), text("b", 2));
+        for keys in
+            [format!("{a},{b}"), format!("{a}\n{b}\n"), format!("\r\n{a}\r\n\r\n {b} ,\n"), format!(",{a},,{b}")]
+        {
+            let sealer: Sealer = keys.parse().unwrap();
+            assert_eq!((sealer.current.expose(), sealer.previous[0].expose()), (a.clone(), b.clone()));
+        }
+        for keys in ["", " \n,", "\n"] {
+            assert!(matches!(keys.parse::<Sealer>(), Err(SealingKeyError::None)), "{keys:?}");
+        }
+        assert!(matches!(format!("{a},{a}").parse::<Sealer>(), Err(SealingKeyError::Duplicate)));
+        assert!(matches!(format!("{a} {b}").parse::<Sealer>(), Err(SealingKeyError::Key)));
+        for id in ["", "A", "a.b", "a:b", "a b", "\u{e9}", &"x".repeat(33)] {
+            assert!(matches!(SealingKey::new(id, [1; 32]), Err(SealingKeyError::Id)), "{id}");
+            assert!(matches!(SealingKey::generate(id), Err(SealingKeyError::Id)), "{id}");
+        }
+        assert!(SealingKey::new(&"x".repeat(32), [1; 32]).is_ok());
+        let body = a.strip_prefix("a:").unwrap();
+        for bad in [
+            body,
+            &format!("A:{body}"),
+            "a:",
+            "a",
+            &a[..a.len() - 2],
+            &format!("{a}A"),
+            &format!("{a}="),
+            &a.replace("AQ", "A-"),
+            &format!("a:{}", BASE64_STANDARD.encode([1; 31])),
+            &format!("a:{}", BASE64_STANDARD.encode([1; 33])),
+            // 64 hexadecimal digits are base64 of 48 bytes.
+            &format!("a:{}", "01".repeat(32)),
+        ] {
+            let error = bad.parse::<SealingKey>().unwrap_err();
+            assert!(matches!(error, SealingKeyError::Key | SealingKeyError::Id), "{bad}: {error:?}");
+            let printed = format!("{error} {error:?}");
+            assert!(!printed.contains(&body[..8]), "{printed}");
+        }
+        let generated = [(); 2].map(|()| SealingKey::generate("a").unwrap().expose());
+        assert_ne!(generated[0], generated[1]);
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+        /// Rows of any grants, tokens and keys: a sealed token opens in its own row, and in no row that is mixed of others.
+        #[test]
+        fn a_sealed_token_opens_in_its_own_row_only(
+            rows in prop::collection::vec(("[a-c:.]{1,4}", "[a-c_]{0,4}", 0..3_usize), 2..8),
+            picks in prop::collection::vec((any::<Index>(), any::<Index>(), any::<Index>()), 20),
+        ) {
+            let ids = ["a", "ab", "b"];
+            // The keys have the same bytes: only the associated data has the id.
+            let [a, ab, b] = ids.map(|id| key(id, 7));
+            let all = Sealer::new(a).with_previous_key(ab).unwrap().with_previous_key(b).unwrap();
+            let sealed: Vec<String> = rows.iter().map(|(grant, token, at)| {
+                Sealer::new(key(ids[*at], 7)).seal(&grant.as_str().into(), token).unwrap()
+            }).collect();
+            for ((grant, token, _), sealed) in rows.iter().zip(&sealed) {
+                prop_assert_eq!(&open(&all, sealed, grant, token).unwrap(), token);
+            }
+            for (from, grant, token) in picks {
+                let from = from.index(rows.len());
+                let (grant, token) = (&rows[grant.index(rows.len())].0, &rows[token.index(rows.len())].1);
+                let is_own = (grant, token) == (&rows[from].0, &rows[from].1);
+                let opened = open(&all, &sealed[from], grant, token);
+                prop_assert_eq!(opened.is_ok(), is_own, "{:?} {} {}", rows[from], grant, token);
+                // The same text under the id of another key.
+                let body = sealed[from].rsplit_once('.').unwrap().1;
+                for other in ids.iter().filter(|id| **id != ids[rows[from].2]) {
+                    let renamed = format!("v1.{other}.{body}");
+                    prop_assert!(open(&all, &renamed, &rows[from].0, &rows[from].1).is_err());
+                }
+            }
+        }
+    }
+}

@@ -55,6 +55,7 @@ impl Database {
             findings.push(grants);
             if has_counts {
                 findings.push(self.diagnose_rows().await);
+                findings.extend(self.diagnose_sealed().await);
             }
         }
         findings
@@ -134,6 +135,27 @@ impl Database {
                 Finding::ok(CHECK, detail)
             }
             Err(error) => failed(CHECK, &error),
+        }
+    }
+}
+
+impl Database {
+    /// Counts the sealed tokens by the ids of their keys. Returns nothing if no token is sealed.
+    async fn diagnose_sealed(&self) -> Option<Finding> {
+        const CHECK: &str = "sealed tokens";
+        // Texts are `v1.KEY.TOKEN`.
+        const COUNTS: &str = "SELECT substr(sealed, 4, {position}(substr(sealed, 4), '.') - 1), COUNT(*) FROM {p}tokens \
+             WHERE sealed IS NOT NULL GROUP BY 1 ORDER BY 1";
+        let counts: Result<Vec<(String, i64)>, SqlError> = administer!(self, Reads, transaction => {
+            Ok(sqlx::query_as(self.sql(COUNTS)).fetch_all(&mut *transaction).await?)
+        });
+        match counts {
+            Ok(counts) if counts.is_empty() => None,
+            Ok(counts) => {
+                let counts: Vec<_> = counts.iter().map(|(key, count)| format!("{count} with the key {key}")).collect();
+                Some(Finding::ok(CHECK, counts.join(", ")))
+            }
+            Err(error) => Some(failed(CHECK, &error)),
         }
     }
 }

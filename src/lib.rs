@@ -104,6 +104,7 @@ mod axum;
         feature = "mint",
         feature = "postgres",
         feature = "redis",
+        feature = "reveal",
         feature = "sqlite",
         feature = "test-util",
         feature = "tokio"

@@ -4,6 +4,7 @@
 //! |---|---|
 //! | [`quick_start`] | How do I protect a service on axum, hyper or tonic? |
 //! | [`tokens`] | How do I make tokens, and how do I store, rotate and revoke them? |
+//! | [`reveal`] | How do I show customers their token again, on my account page? |
 //! | [`databases`] | How do I keep tokens in SQLite or PostgreSQL, behind a cache? |
 //! | [`administration`] | How do I help customers with their tokens, on the command line? |
 //! | [`introspection`] | How do I accept the tokens of an authorization server? |
@@ -36,6 +37,7 @@ macro_rules! guides {
                     feature = "pepper",
                     feature = "postgres",
                     feature = "redis",
+                    feature = "reveal",
                     feature = "sqlite",
                     feature = "test-util",
                     feature = "tokio"

@@ -5,6 +5,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
+use futures_util::FutureExt as _;
+use proptest::prelude::*;
+use proptest::sample::Index;
 use tollgate::limit::{Charge, Limiter as _, RateLimits};
 use tollgate::{CurrentGrant, Decision, Grant, Limit, Quota, Subject};
 
@@ -118,4 +121,116 @@ fn reset_during_a_rejected_charge_adds_no_unit() {
         }
         stop.store(true, Ordering::Relaxed);
     });
+}
+
+#[derive(Clone, Debug)]
+enum Step {
+    Charge(u32),
+    Wait(u64),
+    /// The quota of the limiter.
+    Quota(usize),
+    /// The quota of the grant.
+    GrantQuota(Option<usize>),
+    Refund(Index),
+    Reset,
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        6 => (0_u32..25).prop_map(Step::Charge),
+        4 => prop_oneof![0_u64..3, 0_u64..10_000, 0_u64..10_000_000_000].prop_map(Step::Wait),
+        2 => (0_usize..3).prop_map(Step::Quota),
+        2 => prop::option::of(0_usize..3).prop_map(Step::GrantQuota),
+        2 => any::<Index>().prop_map(Step::Refund),
+        1 => Just(Step::Reset),
+    ]
+}
+
+fn quota() -> impl Strategy<Value = Quota> {
+    let interval = prop_oneof![1..5_000_u64, 1_000_000..2_000_000_000_u64, Just(333_333_334_u64)];
+    (interval, 1_u32..20).prop_map(|(interval, burst)| Quota::one_per(Duration::from_nanos(interval)).with_burst(burst))
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 1_000, failure_persistence: None, ..ProptestConfig::default() })]
+
+    /// After any charges, waits, changes of quotas, refunds and resets, with one limit or two: the usage is what is admitted next.
+    #[test]
+    fn usage_is_what_is_admitted_next(
+        quotas in prop::array::uniform3(quota()),
+        second in prop::option::of(quota()),
+        steps in prop::collection::vec(step(), 1..30),
+        waits_until_full in any::<bool>(),
+    ) {
+        let hands = Hands::default();
+        hands.set_ns(1_000);
+        let mut limits = hands.limits(quotas[0]).with_refunds();
+        if let Some(second) = second {
+            limits = limits.and(Limit::new("second", second).unwrap()).unwrap();
+        }
+        let subject = Subject::from("alice");
+        let (mut grant_quota, mut made) = (None, Vec::new());
+        // Each request has a grant of its own, as after a change in a store. Or the same one, which keeps its bucket.
+        let grant = |quota: Option<Quota>| {
+            let grant = Grant::new("alice", ());
+            CurrentGrant::new(match quota {
+                Some(quota) => grant.with_quota(quota),
+                None => grant,
+            })
+        };
+        let mut alice = grant(None);
+        for step in steps {
+            match step {
+                Step::Charge(units) => made.push(charge(&limits, &alice, units)),
+                Step::Wait(ns) => hands.advance(Duration::from_nanos(ns)),
+                Step::Quota(which) => limits.set_quotas([("default", quotas[which])]).unwrap(),
+                Step::GrantQuota(which) => {
+                    grant_quota = which.map(|which| quotas[which]);
+                    alice = grant(grant_quota);
+                }
+                Step::Refund(which) if !made.is_empty() => {
+                    let decision: Decision = made.swap_remove(which.index(made.len()));
+                    decision.refund().now_or_never().expect("refunds in memory are immediate");
+                }
+                Step::Refund(_) => {}
+                Step::Reset => limits.reset(&subject),
+            }
+        }
+        let usage = limits.usage(&subject, grant_quota);
+        prop_assert_eq!(usage.remaining(), usage.parts().map(Decision::remaining).min().unwrap());
+        if waits_until_full {
+            // A bucket refills by the quota of its last charge. This one makes the current quota count, and charges nothing.
+            charge(&limits, &alice, 0);
+            prop_assert_eq!(format!("{:?}", limits.usage(&subject, grant_quota)), format!("{usage:?}"));
+            let bursts: Vec<u32> = usage.parts().map(|part| part.policy().unwrap().quota().burst()).collect();
+            // The decision itself has the time of the limit with the fewest units left.
+            let full_in = |usage: &Decision| usage.parts().map(Decision::full_in).max().unwrap();
+            if let Some(before) = full_in(&usage).checked_sub(Duration::from_nanos(1)) {
+                hands.advance(before);
+                let almost = limits.usage(&subject, grant_quota);
+                prop_assert!(remaining(&almost) != bursts);
+                prop_assert_eq!(full_in(&almost), Duration::from_nanos(1));
+                hands.advance(Duration::from_nanos(1));
+            }
+            prop_assert_eq!(remaining(&limits.usage(&subject, grant_quota)), bursts.clone());
+            prop_assert!(charge(&limits, &alice, *bursts.iter().min().unwrap()).is_admitted());
+        } else {
+            let mut admitted = 0;
+            let rejected = loop {
+                let decision = charge(&limits, &alice, 1);
+                if !decision.is_admitted() {
+                    break decision;
+                }
+                admitted += 1;
+            };
+            prop_assert_eq!(usage.remaining(), admitted);
+            prop_assert_eq!(limits.usage(&subject, grant_quota).remaining(), 0);
+            hands.advance(rejected.retry_after().unwrap() - Duration::from_nanos(1));
+            prop_assert_eq!(limits.usage(&subject, grant_quota).remaining(), 0);
+            prop_assert!(!charge(&limits, &alice, 1).is_admitted());
+            hands.advance(Duration::from_nanos(1));
+            prop_assert!(limits.usage(&subject, grant_quota).remaining() >= 1);
+            prop_assert!(charge(&limits, &alice, 1).is_admitted());
+        }
+    }
 }

@@ -13,6 +13,10 @@ impl RateLimits {
     /// The decision has a [part](Decision::parts) for each limit. Support usually needs [`Decision::remaining`] and
     /// [`Decision::full_in`]. The call creates and changes no bucket. A wrong quota changes no bucket either.
     ///
+    /// [`Decision::remaining`] is the number of units that are admitted next. A bucket refills by the quota of its last charge, so after
+    /// a change of the quota, [`Decision::full_in`] is exact from the next charge on. With several limits, the times of the decision
+    /// are those of the limit with the fewest units left.
+    ///
     /// On a route, a limit that was converted from a quota has other buckets, see [`Limit`](crate::Limit#grants-quotas). For their
     /// state, call this method on [`for_route`](crate::Limiter::for_route) of a clone.
     ///

@@ -52,6 +52,8 @@ mod tests;
 mod timeout;
 mod tls;
 mod usage;
+#[cfg(test)]
+mod usage_tests;
 
 pub use crate::pending::breaker::{BackoffError, BreakerState};
 pub use anonymous::{RedisAnonymousFuture, RedisAnonymousLimits};

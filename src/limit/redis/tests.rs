@@ -72,7 +72,7 @@ async fn charge_at(connection: &mut Connection, parts: &[Part], now_us: u64) -> 
 /// A time in whole microseconds, far after Redis' clock, so that no key expires during a test.
 pub(super) const START_US: u64 = 4_102_444_800_000_000;
 
-fn quotas() -> impl Strategy<Value = Quota> {
+pub(super) fn quotas() -> impl Strategy<Value = Quota> {
     // Intervals with and without whole microseconds, shorter and longer than steps, and the longest intervals.
     let interval =
         prop_oneof![1..5_000_u64, 1_000_000..2_000_000_000_u64, Just(333_333_334_u64), (1_u64 << 50)..(1_u64 << 57)];

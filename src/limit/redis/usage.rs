@@ -45,7 +45,7 @@ impl RedisLimits {
     ///
     /// [`RedisUnavailable`] if Redis does not reply. The outage policy does not apply.
     pub async fn usage(&self, subject: &Subject, quota: Option<Quota>) -> Result<Decision, RedisUnavailable> {
-        static USAGE: LazyLock<Script> = LazyLock::new(|| Script::new(CLOCK, false, include_str!("usage.lua")));
+        static USAGE: LazyLock<Script> = LazyLock::new(|| script(CLOCK));
         let shared = self.shared();
         let (tag, states) = (shared.keys.tag(subject), shared.limits.states());
         let keys: Vec<_> =
@@ -57,7 +57,7 @@ impl RedisLimits {
         let numbers = shared.command(&keys[0], run).await.ok_or(RedisUnavailable)?;
         let usage = states.iter().zip(numbers.chunks_exact(3)).map(|(state, of)| {
             let policy = state.policy(quota);
-            let full_in = carry_over(of[0].saturating_mul(1_000).saturating_add(of[1]), of[2], policy.quota());
+            let full_in = full_in_ns(of, policy.quota());
             state.usage_of(policy, full_in)
         });
         Ok(Decision::all_of(usage))
@@ -91,4 +91,21 @@ impl RedisLimits {
         }
         done.ok_or(RedisUnavailable)
     }
+}
+
+fn script(clock: &str) -> Script {
+    Script::new(clock, false, include_str!("usage.lua"))
+}
+
+/// Returns the time until a bucket is full, from the three numbers of the script.
+fn full_in_ns(of: &[u64], quota: Quota) -> u64 {
+    carry_over(of[0].saturating_mul(1_000).saturating_add(of[1]), of[2], quota)
+}
+
+/// Returns the time until a bucket is full, at the given time in microseconds.
+#[cfg(test)]
+pub(super) async fn full_in_at(connection: &mut Connection, key: &[u8], quota: Quota, now_us: u64) -> u64 {
+    static AT: LazyLock<Script> = LazyLock::new(|| script(super::script::GIVEN_CLOCK));
+    let numbers: Vec<u64> = AT.run(connection, &[key], &[now_us]).await.unwrap();
+    full_in_ns(&numbers, quota)
 }

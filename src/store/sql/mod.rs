@@ -26,7 +26,7 @@
 //!
 //! The tables are `grants` and `tokens`. Their names begin with `tollgate_` or with
 //! [another prefix](Database::with_table_prefix). After a rotation, a grant has more than one token. The tables contain
-//! digests of tokens, never tokens. [`Database::migrate`] also keeps the table `migrations`, and on SQLite `changes`. Times are
+//! digests of tokens, never tokens, unless a `Sealer` (feature `reveal`) seals them. [`Database::migrate`] also keeps the table `migrations`, and on SQLite `changes`. Times are
 //! whole milliseconds since 1970. Other programs may change all columns except `digest`; lookups use the changed values.
 //!
 //! The table `audit` contains each change of a grant with its actor and its time. See [`Database::acting_as`] and [`Database::audit`].

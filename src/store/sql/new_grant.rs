@@ -132,6 +132,8 @@ impl NewGrant {
     /// maximum, if all of them set it. [`GrantChange::with_max_active`](super::GrantChange::with_max_active) checks changes of
     /// expiries.
     ///
+    /// The rule "one token per subject" is a maximum of 1. A rotation is then still possible.
+    ///
     /// ```no_run
     /// use tollgate::mint::TokenFormat;
     /// use tollgate::store::sql::{Database, NewGrant, SqlError};

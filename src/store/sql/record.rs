@@ -13,7 +13,8 @@ use crate::quota::Quota;
 use crate::token::mint::Secret;
 use crate::token::{TokenDigest, TokenLocation};
 
-/// A new token with its grant. The secret is stored nowhere else: show it to its owner, and then drop it.
+/// A new token with its grant. The secret is stored nowhere else, unless a `Sealer` seals it: show it to its owner, and then drop
+/// it.
 #[derive(Debug)]
 #[non_exhaustive]
 pub struct Issued {

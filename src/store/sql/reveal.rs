@@ -78,7 +78,7 @@ impl Database {
     }
 
     /// Seals the current token of a grant, such as an imported one. For services that have the token, because they stored it
-    /// themselves so far. An already sealed token is sealed again.
+    /// themselves so far. An already sealed token is sealed again. The grant does not change, so the audit trail gets no entry.
     ///
     /// # Errors
     ///

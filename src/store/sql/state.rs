@@ -36,7 +36,7 @@ const RESUME: Transition =
     transition!("resume", "suspended_ms = NULL", "suspended_ms IS NOT NULL AND CAST($3 AS BIGINT) IS NOT NULL");
 const REVOKE: Transition = transition!("revoke", "revoked_ms = $3", "TRUE");
 
-/// A revoked grant is never valid again, so nobody needs its token.
+/// A revoked grant is never valid again, so its token is not needed.
 const ERASE_SEALED: &str = "UPDATE {p}tokens SET sealed = NULL WHERE sealed IS NOT NULL \
      AND grant_id IN (SELECT id FROM {p}grants WHERE (id = $1 OR subject = $2) AND revoked_ms IS NOT NULL)";
 

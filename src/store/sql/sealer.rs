@@ -90,7 +90,7 @@ impl SealingKey {
         let mut text = String::with_capacity(self.id.len() + 1 + TEXT_LEN);
         text.push_str(&self.id);
         text.push(':');
-        BASE64_STANDARD.encode_string(&**self.key, &mut text);
+        BASE64_STANDARD.encode_string(self.key.as_slice(), &mut text);
         text
     }
 

@@ -24,8 +24,9 @@
 //! | [`migration`] | How do I replace what I have? |
 
 macro_rules! guides {
-    ($($name:ident $file:literal)+) => {
+    ($($(#[$attribute:meta])* $name:ident $file:literal)+) => {
         $(
+            $(#[$attribute])*
             // Some links point to items of features.
             #[cfg_attr(
                 not(all(
@@ -53,6 +54,8 @@ macro_rules! guides {
 guides! {
     quick_start "quick_start.md"
     tokens "tokens.md"
+    // The picture in a form that documentation can show. The first definition of a link counts, and the guide has another one.
+    #[cfg_attr(doc, doc = concat!("[account-page]: data:image/png;base64,", include_str!("account.b64"), "\n"))]
     reveal "reveal.md"
     databases "databases.md"
     administration "administration.md"

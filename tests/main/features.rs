@@ -27,3 +27,12 @@ fn readme_has_the_table_of_features() {
 fn table_has_the_features_of_the_manifest() {
     assert_eq!(documented(), declared());
 }
+
+/// Documentation can show pictures as data only.
+#[test]
+fn the_picture_of_the_guide_is_that_of_the_readme() {
+    use base64::prelude::{BASE64_STANDARD, Engine as _};
+
+    let picture = include_bytes!("../../examples/crosstrade/account.png");
+    assert!(BASE64_STANDARD.encode(picture) == include_str!("../../src/guide/account.b64"), "encode account.png again");
+}

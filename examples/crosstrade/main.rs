@@ -179,12 +179,13 @@ async fn serve(options: Options) -> Result<(), Box<dyn Error>> {
     };
     let url = database.unwrap_or_else(database::default_url);
     let database = database::open(&url).await?;
-    let (clocks, limits) = (Clocks::system(), Limits::for_this_process());
+    let (clocks, limits) = (Clocks::system(), Limits { proxies: proxies.clone(), ..Limits::for_this_process() });
     let website = Website::open(&url, database.clone(), Arc::clone(&clocks.wall), self_service).await?;
     let demo = Demo::set_up(&database, &website.users).await?;
     let tokens = database::tokens(&database)?;
     let (close, closing) = watch::channel(false);
     let ledger = ledger(replicas, &clocks)?;
+    let is_proxied = proxies.is_some();
     let access = match (&tls, proxies) {
         (_, Some(proxies)) => Access::behind(proxies),
         (Some(_), None) => Access::tls(),
@@ -211,6 +212,11 @@ async fn serve(options: Options) -> Result<(), Box<dyn Error>> {
     }
     let authority = instructions::authority(addr, tls.as_deref());
     let cert = tls_options.as_ref().map(|options| &*options.files.cert);
+    if is_proxied {
+        println!(
+            "behind a proxy: API requests that do not come through it by HTTPS get 403, such as those of the lines below"
+        );
+    }
     let Demo { trader, reader, password } = demo;
     println!("{}", instructions::text(&authority, cert, trader.expose(), reader.expose(), &password));
     listeners.push(Listener { tcp: listener, app, tls });

@@ -310,3 +310,25 @@ async fn sighup_loads_the_certificate_again() {
     program.terminate();
     assert!(program.exit().await.success());
 }
+
+/// The program may open 64 descriptors, so that 12 are for the WebSockets of one client behind the proxy.
+#[tokio::test]
+async fn clients_behind_a_proxy_are_limited_by_their_own_address() {
+    let program = Program::start_with("proxied", "ulimit -n 64", &["--behind-proxy", "127.0.1.0/24"], no_log);
+    let mut open = Vec::new();
+    for (client, expected) in [("192.0.2.1", "101"); 12].into_iter().chain([("192.0.2.1", "503"), ("192.0.2.2", "101")])
+    {
+        let mut stream = program.connect_from(Ipv4Addr::new(127, 0, 1, 1)).await.unwrap();
+        let upgrade = format!(
+            "GET /ws/stream HTTP/1.1\r\nhost: a\r\nauthorization: Bearer {}\r\nconnection: upgrade\r\n\
+             upgrade: websocket\r\nsec-websocket-version: 13\r\nsec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n\
+             x-forwarded-for: {client}\r\nx-forwarded-proto: https\r\n\r\n",
+            program.token
+        );
+        stream.write_all(upgrade.as_bytes()).await.unwrap();
+        let mut answer = [0; 12];
+        timeout(WATCHDOG, stream.read_exact(&mut answer)).await.expect("the program answers").unwrap();
+        assert_eq!(&answer[9..], expected.as_bytes(), "{client}, {} open", open.len());
+        open.push(stream);
+    }
+}

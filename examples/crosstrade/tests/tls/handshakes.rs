@@ -147,7 +147,9 @@ async fn slow_handshakes_count_and_block_no_other_peer() {
 async fn plaintext_request_to_the_tls_port_gets_an_alert() {
     let secure = Secure::start().await;
     let mut stream = TcpStream::connect(secure.server.addr).await.unwrap();
-    let request = format!("GET /v1/api/accounts HTTP/1.1\r\nhost: a\r\nauthorization: Bearer {TRADER}\r\n\r\n");
+    let head = format!("POST /v1/webhook HTTP/1.1\r\nhost: a\r\nauthorization: Bearer {TRADER}\r\n");
+    // More than the server reads before it fails.
+    let request = format!("{head}content-length: 200000\r\n\r\n{}", " ".repeat(200_000));
     stream.write_all(request.as_bytes()).await.unwrap();
     let mut answer = Vec::new();
     timeout(WATCHDOG, stream.read_to_end(&mut answer)).await.expect("the server closes").expect("without a reset");

@@ -128,14 +128,17 @@ async fn idle_connections_are_closed_with_goaway() {
     let mut raw = Raw::open(&secure, &[]).await;
     raw.send(&frame(HEADERS, END_STREAM | END_HEADERS, 1, &health())).await;
     let mut kinds = Vec::new();
-    while let Some((kind, flags, _, payload)) = raw.next().await {
-        if kind == PING && flags & ACK == 0 {
-            _ = raw.0.write_all(&frame(PING, ACK, 0, &payload)).await;
+    let pings = async {
+        while let Some((kind, flags, _, payload)) = raw.next().await {
+            if kind == PING && flags & ACK == 0 {
+                _ = raw.0.write_all(&frame(PING, ACK, 0, &payload)).await;
+            }
+            _ = raw.0.write_all(&frame(PING, 0, 0, &[0; 8])).await;
+            sleep(HEAD_TIMEOUT / 20).await;
+            kinds.push(kind);
         }
-        _ = raw.0.write_all(&frame(PING, 0, 0, &[0; 8])).await;
-        sleep(HEAD_TIMEOUT / 20).await;
-        kinds.push(kind);
-    }
+    };
+    timeout(WATCHDOG, pings).await.expect("the server closes");
     assert!(kinds.contains(&DATA) && kinds.contains(&GOAWAY), "{kinds:?}");
 
     // A client library sees an orderly end.

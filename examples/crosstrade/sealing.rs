@@ -33,7 +33,7 @@ fn read_or_create(file: &Path) -> Result<Sealer, Box<dyn Error>> {
         Err(error) if error.kind() == ErrorKind::NotFound => {}
         Err(error) => return Err(error.into()),
     }
-    // Another replica may create the file at the same time: the first link wins, and nobody sees half a key.
+    // Another replica may create the file at the same time: the first link wins, and each file has a whole key.
     let draft = file.with_extension(format!("key.{}", std::process::id()));
     write_private(&draft, &SealingKey::generate("first")?.expose())?;
     let linked = fs::hard_link(&draft, file);

@@ -42,8 +42,8 @@ impl TrustedProxies {
 
     /// Returns the elements that trusted proxies have written, from the peer on, each with the address that it names.
     ///
-    /// `elements` are rightmost first. Ends after an element that names no trusted proxy: that of the client, or one without a
-    /// valid address.
+    /// `elements` are rightmost first. The last returned element is the client's: the first one whose address is not that of a
+    /// trusted proxy, or that has no valid address.
     pub(crate) fn hops<'a>(
         &self,
         peer: IpAddr,

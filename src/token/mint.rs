@@ -207,10 +207,10 @@ impl TokenFormat {
     }
 }
 
-/// A new token, to be shown to its owner once.
+/// A token, to be shown to its owner.
 ///
 /// - The type cannot be printed by accident. `Debug` is redacted; `Display`, `Serialize` and `Clone` are not implemented.
-/// - The token cannot be recovered. Stores keep its [`digest`](Self::digest), and `drop` overwrites its memory.
+/// - Stores keep the [`digest`](Self::digest) of the token, which does not lead back to it. `drop` overwrites its memory.
 /// - Only [`expose`](Self::expose) returns the text. Code reviews can search for this method. The service is responsible for
 ///   its copies.
 pub struct Secret(Zeroizing<String>);
@@ -221,7 +221,7 @@ impl Secret {
         Self(token)
     }
 
-    /// Returns the token, to be shown once. Never log it.
+    /// Returns the token, to be shown to its owner. Never log it.
     #[must_use]
     pub fn expose(&self) -> &str {
         &self.0

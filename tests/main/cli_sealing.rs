@@ -115,7 +115,7 @@ async fn a_reveal_needs_keys_and_a_confirmation() {
     let reveal = ["token", "reveal", &id, "--yes"];
     let no_keys = "error: no sealing keys: give `--sealing-keys FILE` or set TOLLGATE_SEALING_KEYS\n";
     let no_terminal = "error: standard input is not a terminal: give `--yes` to reveal the token\n";
-    let not_sealed = "error: the token is not sealed: the next rotation seals it\n";
+    let not_sealed = "error: the token is not sealed: a rotation with a sealing key seals the next one\n";
     for (keys, args, expected, text) in [
         (None, &reveal[..], 2, no_keys),
         (None, &["token", "reseal"], 2, no_keys),
@@ -180,10 +180,11 @@ async fn a_terminal_asks_before_a_token_is_revealed() {
 }
 
 #[test]
-fn a_generated_key_has_the_date_or_the_given_id() {
+fn a_generated_key_has_an_id_of_its_own_or_the_given_one() {
     let generated = |args: &[&str]| out(&tollgate(&[&["sealing-key"], args].concat()).output().unwrap());
-    let key = generated(&[]).trim_end().parse::<SealingKey>().unwrap();
-    assert!(key.id().starts_with("20") && key.id().len() == "2026-01-31".len(), "{key:?}");
+    let [one, other] = [(); 2].map(|()| generated(&[]).trim_end().parse::<SealingKey>().unwrap());
+    assert!(one.id().starts_with("20") && one.id().len() == "2026-01-31-01234567".len(), "{one:?}");
+    assert_ne!(one.id(), other.id(), "two keys of one day");
     assert_ne!(generated(&["--id", "prod-1"]), generated(&["--id", "prod-1"]));
     let bad = tollgate(&["sealing-key", "--id", "Prod 1"]).output().unwrap();
     assert_eq!((code(&bad), bad.stdout.len()), (2, 0));

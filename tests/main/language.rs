@@ -48,6 +48,8 @@ const ALLOWED: &[(&str, &str)] = &[
     // The operating system's term.
     ("", "connection refused"),
     ("", "connection_refused"),
+    // The error code of HTTP/2.
+    ("", "refused_stream"),
     // A key of the conformance vectors.
     ("tests/conformance.rs", "carriers"),
     ("fuzz/", "carriers"),

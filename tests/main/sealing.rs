@@ -164,6 +164,8 @@ async fn a_token_that_cannot_be_opened_is_an_error() {
             "UPDATE tollgate_tokens SET rotated_until_ms = NULL",
         ];
         execute(&home, parts.join("; ")).await;
+        // Each token still has its own sealed text.
+        write(&second, &first).await;
         assert!(knows(&database, one.secret.expose()).await);
         for id in [id, &two.grant.id] {
             assert!(matches!(database.reveal(id).await, Err(SqlError::NotOpened)));
@@ -297,6 +299,53 @@ async fn reseals_rotations_and_revocations_run_at_the_same_time() {
                     _ => assert!(knows(&new, &reveal(&new, id).await).await),
                 }
             }
+        }
+    })
+    .await;
+}
+
+/// Both lock the rows of expired grants, which stay sealed until they are purged.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn purges_and_reseals_of_the_same_grants_end_in_no_deadlock() {
+    on_each_database("purges_and_reseals_of_the_same_grants_end_in_no_deadlock", |home| async move {
+        let old = sealing(&home, &["old"]).await;
+        for _ in 0..6 {
+            for number in 0..300 {
+                old.issue(&format(), &NewGrant::new(format!("user-{number}"))).await.unwrap();
+            }
+            // Rows in another physical order than their ids.
+            for digit in ["7", "3", "b", "0"] {
+                execute(&home, format!("UPDATE tollgate_grants SET expires_ms = 1 WHERE id LIKE '{digit}%'")).await;
+            }
+            execute(&home, "UPDATE tollgate_grants SET expires_ms = 1".to_owned()).await;
+            let database = sealing(&home, &["new", "old"]).await;
+            let (reseal, purge) = (database.clone(), database.clone());
+            let reseal = tokio::spawn(async move { reseal.reseal().await });
+            let purge = tokio::spawn(async move { purge.purge(SystemTime::now()).await });
+            reseal.await.unwrap().unwrap();
+            assert_eq!(purge.await.unwrap().unwrap(), 300);
+        }
+    })
+    .await;
+}
+
+/// An older version of this crate knows nothing of sealed tokens, and people change rows by hand.
+#[tokio::test]
+async fn other_programs_that_end_a_token_erase_its_sealed_text() {
+    on_each_database("other_programs_that_end_a_token_erase_its_sealed_text", |home| async move {
+        let database = sealing(&home, &["a"]).await;
+        for (id, end) in [
+            ("rotated", "UPDATE tollgate_tokens SET rotated_until_ms = 1 WHERE grant_id = 'rotated'"),
+            ("revoked", "UPDATE tollgate_grants SET revoked_ms = 1 WHERE id = 'revoked'"),
+        ] {
+            for id in [id, "other"] {
+                _ = database.issue(&format(), &NewGrant::new("alice").with_id(id)).await;
+            }
+            let id = GrantId::from(id);
+            assert_eq!(sealed(&home, &id).await.iter().flatten().count(), 1);
+            execute(&home, end.to_owned()).await;
+            assert_eq!(sealed(&home, &id).await, [None], "{end}");
+            assert_eq!(sealed(&home, &"other".into()).await.iter().flatten().count(), 1, "{end}");
         }
     })
     .await;

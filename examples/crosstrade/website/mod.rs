@@ -213,7 +213,7 @@ impl FromRequestParts<Arc<Site>> for SignedIn {
     }
 }
 
-/// A visit that does not extend the session, because nobody asked for it.
+/// A visit that does not extend the session, because the page asks by itself.
 pub(crate) struct Unattended(pub(crate) SignedIn);
 
 impl FromRequestParts<Arc<Site>> for Unattended {

@@ -79,7 +79,7 @@ impl Sessions {
         Ok(state.filter(|state| state.signed_in_ms > oldest))
     }
 
-    /// Begins the session of a user under a new id, so that nobody can know the id before.
+    /// Begins the session of a user under a new id, so that no other client can know it.
     pub(crate) async fn sign_in(
         &self,
         session: &Session,

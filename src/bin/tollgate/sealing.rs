@@ -57,7 +57,7 @@ pub(crate) struct Reseal {
 
 #[derive(Args, Debug)]
 pub(crate) struct Generate {
-    /// Id of the key: lower-case letters, digits, `-` and `_` [default: the date, such as 2026-01-31]
+    /// Id of the key: lower-case letters, digits, `-` and `_` [default: the date and random digits]
     #[arg(long)]
     id: Option<String>,
 }
@@ -147,7 +147,14 @@ pub(crate) async fn reseal(Reseal { options, keys }: Reseal) -> Result<(), Failu
 
 /// Prints a new key.
 pub(crate) fn generate(Generate { id }: Generate) -> Result<(), Failure> {
-    let today = || humantime::format_rfc3339(SystemTime::now()).to_string().chars().take("2026-01-31".len()).collect();
-    let key = SealingKey::generate(&id.unwrap_or_else(today))?;
+    let key = SealingKey::generate(&id.map_or_else(new_id, Ok)?)?;
     Ok(show::print(&Zeroizing::new(key.expose()))?)
+}
+
+/// Returns an id from the date and random digits. Two keys must not have the same id, even if they are made on the same day.
+fn new_id() -> Result<String, Failure> {
+    let time = humantime::format_rfc3339(SystemTime::now()).to_string();
+    let random =
+        getrandom::u32().map_err(|error| Failure::Failed(format!("the system provides no random bytes: {error}")))?;
+    Ok(format!("{}-{random:08x}", &time[.."2026-01-31".len()]))
 }

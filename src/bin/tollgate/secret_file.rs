@@ -14,7 +14,7 @@ pub(crate) fn read(file: &Path, name: &str) -> Result<Zeroizing<Vec<u8>>, Failur
     #[cfg(unix)]
     {
         use std::os::unix::fs::PermissionsExt as _;
-        if std::fs::metadata(file).is_ok_and(|file| file.permissions().mode() & 0o004 != 0) {
+        if std::fs::metadata(file).is_ok_and(|file| file.permissions().mode() & 0o044 != 0) {
             show::eprint("warning: other users of this machine can read the file of the secret: run `chmod 600` on it");
         }
     }

@@ -180,7 +180,7 @@ impl Database {
             false => now.checked_add(grace).map_or(i64::MAX, unix_ms),
         };
         let retire = self.sql(
-            "UPDATE {p}tokens SET rotated_until_ms = $2, sealed = NULL \
+            "UPDATE {p}tokens SET rotated_until_ms = $2 \
              WHERE grant_id = $1 AND (rotated_until_ms IS NULL OR rotated_until_ms > $2)",
         );
         let mut reports = self.reports();
@@ -228,7 +228,8 @@ impl Database {
              RETURNING grant_id, ''",
         );
         let grants = self.sql(
-            "DELETE FROM {p}grants WHERE id IN (SELECT id FROM {p}grants WHERE revoked_ms < $1 OR expires_ms < $1 LIMIT $2) \
+            "DELETE FROM {p}grants WHERE id IN \
+             (SELECT id FROM {p}grants WHERE revoked_ms < $1 OR expires_ms < $1 ORDER BY id LIMIT $2 {for_update}) \
              RETURNING id, subject",
         );
         // The trail has entries of grants, not of tokens.

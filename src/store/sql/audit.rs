@@ -162,7 +162,7 @@ impl Database {
         Ok(self.clone().map(|inner| inner.actor = Some(actor.into())))
     }
 
-    /// Reads a page of the audit trail, newest entries first. All changes by the methods of this type are in the trail. Changes by
+    /// Reads a page of the audit trail, newest entries first. All changes of grants by the methods of this type are in the trail. Changes by
     /// other programs are not.
     ///
     /// Transactions that run at the same time may end in another order than their entries have. On PostgreSQL, an entry can

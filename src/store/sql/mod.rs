@@ -155,7 +155,7 @@ pub enum SqlError {
     NoSealer,
     /// The current token of the grant is not sealed: it was issued without a [`Sealer`], or imported.
     #[cfg(feature = "reveal")]
-    #[error("the token is not sealed: the next rotation seals it")]
+    #[error("the token is not sealed: a rotation with a sealing key seals the next one")]
     NotSealed,
     /// The token is sealed with a key that the [`Sealer`] does not have.
     #[cfg(feature = "reveal")]

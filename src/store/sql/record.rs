@@ -24,7 +24,7 @@ pub struct Issued {
     pub grant: GrantRecord,
 }
 
-/// A token as the tables store it, with its grant. The tables contain no secret.
+/// A token as the tables store it, with its grant. The record contains no secret.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct TokenRecord {

@@ -100,7 +100,8 @@ impl Database {
         })
     }
 
-    /// Seals with the current key what other keys have sealed, so that they can be removed. Returns the number of these tokens.
+    /// Seals the tokens of all other keys with the current key, so that the other keys can be removed. Returns the number of these
+    /// tokens.
     /// [`Sealer`] has the steps to replace a key. Caches are not invalidated.
     ///
     /// Works in parts: each transaction reseals up to 1,000 tokens and has its own [timeout](Self::with_admin_timeout).

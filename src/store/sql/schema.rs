@@ -89,6 +89,8 @@ struct Dialect {
     lock_subject: &'static str,
     /// Counts how many of the three tables exist.
     count: &'static str,
+    /// Runs before an upgrade of existing tables.
+    upgrade: &'static str,
     migration: fn(&Migration) -> &'static str,
 }
 
@@ -108,6 +110,7 @@ const SQLITE: Dialect = Dialect {
     lock_subject: "SELECT $1",
     count: "SELECT COUNT(*) FROM sqlite_master WHERE type = 'table' \
         AND name IN ('{p}migrations', '{p}grants', '{p}tokens')",
+    upgrade: "",
     migration: |migration| migration.sqlite,
 };
 
@@ -143,6 +146,9 @@ impl Schema {
             lock_subject: "SELECT pg_advisory_xact_lock(hashtext('{p}grants'), hashtext($1))",
             count: "SELECT CAST(num_nonnulls(to_regclass('{p}migrations'), to_regclass('{p}grants'), \
                 to_regclass('{p}tokens')) AS BIGINT)",
+            // In the order of lookups: several migrations in another order could end in a deadlock with them. Lookups wait behind
+            // this lock, so the wait for it is short.
+            upgrade: "SET LOCAL lock_timeout = '2s'; LOCK TABLE {p}tokens, {p}grants IN ACCESS EXCLUSIVE MODE",
             migration: |migration| migration.postgres,
         };
         Self::of(DEFAULT_PREFIX.into(), &DIALECT)
@@ -231,6 +237,9 @@ impl Database {
             let found: i64 = sqlx::query_scalar(last).fetch_one(&mut *transaction).await?;
             if found > supported {
                 return Err(SqlError::Newer { found, expected: supported });
+            }
+            if found > 0 {
+                transaction.execute(self.sql(schema.dialect.upgrade)).await?;
             }
             for (version, migration) in (1_i64..).zip(&MIGRATIONS).filter(|(version, _)| *version > found) {
                 for script in [migration.both, (schema.dialect.migration)(migration)] {

@@ -36,10 +36,6 @@ const RESUME: Transition =
     transition!("resume", "suspended_ms = NULL", "suspended_ms IS NOT NULL AND CAST($3 AS BIGINT) IS NOT NULL");
 const REVOKE: Transition = transition!("revoke", "revoked_ms = $3", "TRUE");
 
-/// A revoked grant is never valid again, so its token is not needed.
-const ERASE_SEALED: &str = "UPDATE {p}tokens SET sealed = NULL WHERE sealed IS NOT NULL \
-     AND grant_id IN (SELECT id FROM {p}grants WHERE (id = $1 OR subject = $2) AND revoked_ms IS NOT NULL)";
-
 /// Suspension and revocation. Each method is one transaction. All caches that [watch](Self::watch) the database are invalidated.
 impl Database {
     /// Suspends a grant: its tokens are rejected like unknown tokens until the grant is [resumed](Self::resume). Returns `false`
@@ -121,11 +117,6 @@ impl Database {
                 .bind(subject.map(Subject::as_str))
                 .bind(self.now_ms());
             let rows = update.fetch_all(&mut *transaction).await?;
-            if transition.action == REVOKE.action {
-                let erase = sqlx::query(self.sql(ERASE_SEALED));
-                let erase = erase.bind(id.map(GrantId::as_str)).bind(subject.map(Subject::as_str));
-                erase.execute(&mut *transaction).await?;
-            }
             let mut grants: Vec<GrantRecord> = rows.iter().map(read).collect::<Result<_, _>>()?;
             grants.sort_unstable_by(|a, b| a.id.as_str().cmp(b.id.as_str()));
             if transition.action == RESUME.action && !grants.is_empty() {

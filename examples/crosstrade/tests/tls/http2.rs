@@ -195,13 +195,13 @@ async fn streams_are_limited_in_number() {
     for nth in 0..=MAX_STREAMS {
         raw.send(&frame(HEADERS, END_STREAM | END_HEADERS, 2 * nth + 1, &health())).await;
     }
-    let refused = loop {
+    let reset = loop {
         if let (RST_STREAM, _, stream, payload) = raw.next().await.expect("a reset") {
             break (stream, payload);
         }
     };
     // REFUSED_STREAM.
-    assert_eq!(refused, (2 * MAX_STREAMS + 1, vec![0, 0, 0, 7]));
+    assert_eq!(reset, (2 * MAX_STREAMS + 1, vec![0, 0, 0, 7]));
 }
 
 /// CVE-2023-44487: the client opens streams and resets each immediately.

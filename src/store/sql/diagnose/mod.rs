@@ -144,7 +144,8 @@ impl Database {
     async fn diagnose_sealed(&self) -> Option<Finding> {
         const CHECK: &str = "sealed tokens";
         // Texts are `v1.KEY.TOKEN`.
-        const COUNTS: &str = "SELECT substr(sealed, 4, {position}(substr(sealed, 4), '.') - 1), COUNT(*) FROM {p}tokens \
+        const COUNTS: &str = "SELECT CASE WHEN sealed LIKE 'v1.%.%' \
+             THEN substr(sealed, 4, {position}(substr(sealed, 4), '.') - 1) ELSE '?' END, COUNT(*) FROM {p}tokens \
              WHERE sealed IS NOT NULL GROUP BY 1 ORDER BY 1";
         let counts: Result<Vec<(String, i64)>, SqlError> = administer!(self, Reads, transaction => {
             Ok(sqlx::query_as(self.sql(COUNTS)).fetch_all(&mut *transaction).await?)

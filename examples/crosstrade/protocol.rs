@@ -191,10 +191,7 @@ impl Requests {
         }
         match stream {
             None => response,
-            Some(stream) => {
-                stream.responding();
-                response.map(|body| Body::new(HeldBody::new(body, stream)))
-            }
+            Some(stream) => response.map(|body| Body::new(stream.respond(body))),
         }
     }
 

@@ -4,9 +4,13 @@
 //! window closed: nothing waits to be sent.
 
 use std::collections::HashMap;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
+use axum::body::{Body, Bytes, HttpBody};
+use hyper::body::{Frame, SizeHint};
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout_at};
 
@@ -17,7 +21,8 @@ pub(crate) struct Streams(Arc<watch::Sender<Open>>);
 #[derive(Default)]
 struct Open {
     opened: u64,
-    /// By number, the time of each response. `None` until there is one.
+    /// By number, since when the client must take each response. `None` until there is one, and while the service has nothing to
+    /// send.
     responses: HashMap<u64, Option<Instant>>,
 }
 
@@ -74,9 +79,47 @@ impl Streams {
 }
 
 impl Stream {
-    /// Starts the time in which the client must take the response.
-    pub(crate) fn responding(&self) {
-        self.streams.0.send_modify(|open| _ = open.responses.insert(self.number, Some(Instant::now())));
+    /// Starts the time in which the client must take the response, and returns the response's body.
+    pub(crate) fn respond(self, body: Body) -> ResponseBody {
+        self.set_response(Some(Instant::now()));
+        ResponseBody { body, stream: self, is_waiting: false }
+    }
+
+    fn set_response(&self, since: Option<Instant>) {
+        self.streams.0.send_modify(|open| _ = open.responses.insert(self.number, since));
+    }
+}
+
+/// The body of a response, which holds its stream.
+///
+/// hyper asks for more only when the client's window is open. So a client is not slow while the body itself waits, for example
+/// for the next event.
+pub(crate) struct ResponseBody {
+    body: Body,
+    stream: Stream,
+    is_waiting: bool,
+}
+
+impl HttpBody for ResponseBody {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        let this = self.get_mut();
+        let polled = Pin::new(&mut this.body).poll_frame(cx);
+        if this.is_waiting != polled.is_pending() {
+            this.is_waiting = polled.is_pending();
+            this.stream.set_response((!this.is_waiting).then(Instant::now));
+        }
+        polled
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
     }
 }
 

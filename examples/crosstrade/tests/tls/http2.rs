@@ -1,13 +1,16 @@
 //! The limits of HTTP/2 connections, frame by frame where no client library would send such frames.
 
+use std::convert::Infallible;
+
 use axum::body::Body;
-use futures_util::stream;
+use futures_util::{FutureExt as _, stream};
 use http_body_util::StreamBody;
 use hyper::body::Frame as BodyFrame;
 use tokio::sync::Notify;
 
 use super::*;
 use crate::protocol::{MAX_FIELDS, MAX_HEAD, MAX_STREAMS};
+use crate::streams::{Expired, Streams};
 
 /// Types of frames (RFC 9113, section 6).
 const DATA: u8 = 0;
@@ -172,6 +175,32 @@ async fn client_that_never_takes_a_response_is_disconnected() {
     let begin = Instant::now();
     let kinds = raw.rest().await;
     assert!(kinds.contains(&HEADERS) && !kinds.contains(&DATA), "{kinds:?}");
+    assert!(begin.elapsed() >= write, "not before the timeout");
+}
+
+/// The meter of the account page has nothing to send for a long time, and its client reads all.
+#[tokio::test]
+async fn responses_that_wait_for_the_service_stay_open() {
+    let (events, received) = tokio::sync::mpsc::unbounded_channel::<Result<&str, Infallible>>();
+    let body =
+        Body::from_stream(stream::unfold(received, |mut received| async { Some((received.recv().await?, received)) }));
+    let streams = Streams::default();
+    let mut body = streams.open().respond(body);
+    let (hours, write) = (Duration::from_secs(7_200), Duration::from_secs(10));
+    let mut expired = std::pin::pin!(streams.expired(hours, write));
+    tokio::time::pause();
+    for event in ["first", "second"] {
+        events.send(Ok(event)).unwrap();
+        // The client takes the event, and hyper asks for the next one.
+        assert_eq!(body.frame().await.unwrap().unwrap().into_data().unwrap(), event);
+        assert!(body.frame().now_or_never().is_none());
+        assert!(timeout(hours / 2, &mut expired).await.is_err());
+    }
+    // The client does not take the last one: hyper does not ask again.
+    events.send(Ok("last")).unwrap();
+    assert_eq!(body.frame().await.unwrap().unwrap().into_data().unwrap(), "last");
+    let begin = Instant::now();
+    assert_eq!(expired.await, Expired::Unread);
     assert!(begin.elapsed() >= write, "not before the timeout");
 }
 

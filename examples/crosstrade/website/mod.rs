@@ -127,8 +127,9 @@ pub(crate) fn routes(website: Website, service: Arc<Service>, access: Access, fa
         .route("/sign-in", get(sign_in::form).post(sign_in::sign_in))
         .route("/sign-out", post(sign_in::sign_out))
         .route("/account", get(account::show))
-        .route("/account/reveal", post(reveal::reveal))
-        .route("/account/replace", post(reveal::replace))
+        // Their addresses stay in the address bar.
+        .route("/account/reveal", get(to_account).post(reveal::reveal))
+        .route("/account/replace", get(to_account).post(reveal::replace))
         .route("/account/sessions/end", post(account::end_session))
         .route("/account/usage", get(meter::events))
         .route("/admin", get(admin::search))
@@ -144,7 +145,7 @@ pub(crate) fn routes(website: Website, service: Arc<Service>, access: Access, fa
                 .layer(CsrfLayer::new())
                 .layer(sessions),
         );
-    Router::new().route("/", get(|| async { Redirect::to("/account") })).merge(pages).merge(assets::routes()).layer(
+    Router::new().route("/", get(to_account)).merge(pages).merge(assets::routes()).layer(
         ServiceBuilder::new()
             .layer(header(
                 header::CONTENT_SECURITY_POLICY,
@@ -159,6 +160,10 @@ pub(crate) fn routes(website: Website, service: Arc<Service>, access: Access, fa
             .layer(header(HeaderName::from_static("cross-origin-resource-policy"), "same-origin"))
             .layer(from_fn_with_state(is_https, require_https)),
     )
+}
+
+async fn to_account() -> Redirect {
+    Redirect::to("/account")
 }
 
 /// Rejects pages over plaintext where HTTPS is required: forms have passwords. `plaintext.rs` redirects to HTTPS before.

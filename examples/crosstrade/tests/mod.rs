@@ -1,7 +1,9 @@
 //! Tests of the service with real sockets and clients. The tests set the clocks: nothing refills or expires by itself.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test says by panicking that it failed")]
 
+use std::io::Write as _;
 use std::net::SocketAddr;
+use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, UNIX_EPOCH};
@@ -25,6 +27,8 @@ use crate::server::{Limits, Listener};
 use crate::tokens::Tokens;
 
 mod alert;
+#[cfg(unix)]
+mod browser;
 mod connections;
 mod crash;
 mod frames;
@@ -63,6 +67,18 @@ pub(crate) struct Server {
     /// Seconds, since 1970 by the wall clock and since the start by the steady one.
     pub(crate) seconds: Arc<AtomicU64>,
     pub(crate) close: watch::Sender<bool>,
+}
+
+/// Says that a test is skipped, past the capture of the test harness. Fails if the environment variable `required` is set.
+pub(crate) fn skip(what: &str, test: &str, required: &str) {
+    assert!(std::env::var_os(required).is_none(), "{test}: {what}, and {required} is set");
+    _ = writeln!(std::io::stderr(), "skipped: {what}: {test}");
+}
+
+/// Returns whether a program is installed, which prints its version with this argument.
+pub(crate) fn is_installed(program: &str, version: &str) -> bool {
+    let runs = Command::new(program).arg(version).stdin(Stdio::null()).output();
+    runs.is_ok_and(|output| output.status.success())
 }
 
 /// Short, for tests that wait for it.

@@ -1,23 +1,14 @@
 //! Other clients than rustls: openssl and curl. The tests say `skipped` without them, and fail if `TOLLGATE_REQUIRE_CLIENTS` is
 //! set.
 
-use std::io::Write as _;
-use std::process::{Command, Stdio};
-
 use super::*;
 use crate::instructions;
 
-/// Returns whether a program is installed.
+/// Returns whether a program is installed. Says that the test is skipped if it is not.
 fn has(program: &str, version: &str, test: &str) -> bool {
-    let runs = Command::new(program).arg(version).stdin(Stdio::null()).output();
-    let has = runs.is_ok_and(|output| output.status.success());
+    let has = is_installed(program, version);
     if !has {
-        assert!(
-            std::env::var_os("TOLLGATE_REQUIRE_CLIENTS").is_none(),
-            "{test}: no {program}, and TOLLGATE_REQUIRE_CLIENTS is set"
-        );
-        // Past the capture of the test harness.
-        _ = writeln!(std::io::stderr(), "skipped: no {program}: {test}");
+        skip(&format!("no {program}"), test, "TOLLGATE_REQUIRE_CLIENTS");
     }
     has
 }

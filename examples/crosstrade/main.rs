@@ -36,7 +36,7 @@
 //! | an HTTP/2 connection | 32 open streams; 10 s without a stream; GOAWAY 2 s before the end | `REFUSED_STREAM`; closed |
 //! | a request's head | 16 KiB, 64 fields, 10 s; idle connections too | 431; closed after the time |
 //! | a request's body | 64 KiB, 5 s; 2 s for alerts | 413; 408 |
-//! | the client's reading of a response | 10 s after the kernel's buffer is full; for HTTP/2 after the response | closed |
+//! | the client's reading of a response | 10 s after the kernel's buffer is full; for HTTP/2 while the window of a stream is closed | closed |
 //! | shutdown, after SIGTERM or ctrl-c | 10 s; 2 s for idle connections; `Connection: close` on all responses | closed |
 //! | the log | 64 lines of each token and kind in 10 s; 512 bytes of an alert | summaries |
 //!

@@ -19,7 +19,7 @@ const HOUR_MS: i64 = 3_600_000;
 const MAX_WAITING: usize = 10_000;
 
 /// The grant, the reason and the hour of rejections.
-type Key = (GrantId, &'static str, i64);
+pub(crate) type Key = (GrantId, &'static str, i64);
 
 /// Counts rejections in memory and writes them to the database.
 #[derive(Clone)]
@@ -30,8 +30,8 @@ pub(crate) struct Rejections {
 }
 
 #[derive(Clone, Copy)]
-struct Count {
-    count: i64,
+pub(crate) struct Count {
+    pub(crate) count: i64,
     last_ms: i64,
 }
 
@@ -47,8 +47,8 @@ impl Rejections {
         Self { pool, wall, waiting: Arc::default() }
     }
 
-    /// Counts a rejection whose grant is known. Unknown tokens have no grant.
-    fn count(&self, rejection: &Rejection) {
+    /// Counts a rejection whose grant is known. Rejections of unknown tokens belong to nobody.
+    pub(crate) fn count(&self, rejection: &Rejection) {
         let Some(grant) = rejection.grant() else { return };
         let now = unix_ms((self.wall)());
         self.add((grant.clone(), rejection.kind().as_str(), now - now % HOUR_MS), Count { count: 1, last_ms: now });
@@ -74,7 +74,7 @@ impl Rejections {
         }
     }
 
-    async fn flush(&self) -> Result<(), PageError> {
+    pub(crate) async fn flush(&self) -> Result<(), PageError> {
         let mut waiting = std::mem::take(&mut *self.waiting()).into_iter();
         while let Some((key, count)) = waiting.next() {
             if let Err(error) = self.write(&key, count).await {
@@ -88,13 +88,14 @@ impl Rejections {
     async fn write(&self, (grant, kind, hour_ms): &Key, Count { count, last_ms }: Count) -> Result<(), PageError> {
         let add =
             "INSERT INTO crosstrade_rejections (grant_id, kind, hour_ms, last_ms, count) VALUES ($1, $2, $3, $4, $5)
-            ON CONFLICT (grant_id, kind, hour_ms) DO UPDATE SET count = crosstrade_rejections.count + $5, last_ms = $4";
+            ON CONFLICT (grant_id, kind, hour_ms) DO UPDATE SET count = crosstrade_rejections.count + $5,
+            last_ms = CASE WHEN crosstrade_rejections.last_ms > $4 THEN crosstrade_rejections.last_ms ELSE $4 END";
         let add = sqlx::query(add).bind(grant.as_str()).bind(*kind).bind(*hour_ms).bind(last_ms).bind(count);
-        self.pool.run(async |pool| add.execute(&pool).await).await?;
+        self.pool.execute(add).await?;
         Ok(())
     }
 
-    fn waiting(&self) -> MutexGuard<'_, HashMap<Key, Count>> {
+    pub(crate) fn waiting(&self) -> MutexGuard<'_, HashMap<Key, Count>> {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -104,7 +105,7 @@ impl Rejections {
         let list = "SELECT kind, CAST(SUM(count) AS BIGINT), MAX(last_ms) FROM crosstrade_rejections
             WHERE grant_id = $1 AND last_ms > $2 GROUP BY kind ORDER BY 2 DESC, 1";
         let list = sqlx::query_as(list).bind(grant.as_str()).bind(since);
-        let rows: Vec<(String, i64, i64)> = self.pool.run(async |pool| list.fetch_all(&pool).await).await?;
+        let rows: Vec<(String, i64, i64)> = self.pool.fetch_all(list).await?;
         Ok(rows.into_iter().map(|(kind, count, last)| Recent { kind, count, last: from_unix_ms(last) }).collect())
     }
 }

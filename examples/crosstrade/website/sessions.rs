@@ -14,7 +14,7 @@ use tower_sessions::session_store::{Error, Result};
 use tower_sessions::{Expiry, Session, SessionManagerLayer, SessionStore};
 
 use super::error::PageError;
-use super::pool::{Pool, from_unix_ms, unix_ms};
+use super::pool::{Pool, from_unix_ms, is_storable, unix_ms};
 
 /// The name of the cookie. Browsers accept this prefix only with `Secure`, `Path=/` and without `Domain`.
 pub(crate) const COOKIE: &str = "__Host-crosstrade";
@@ -22,6 +22,8 @@ pub(crate) const COOKIE: &str = "__Host-crosstrade";
 pub(crate) const IDLE: Duration = Duration::from_secs(30 * 60);
 /// A session ends after this time in any case.
 pub(crate) const MAX_AGE: Duration = Duration::from_secs(12 * 3_600);
+/// The maximum number of sessions in the list of a user.
+const MAX_LISTED: i64 = 50;
 /// The key under which a session has its [`State`].
 const STATE: &str = "state";
 
@@ -72,9 +74,22 @@ impl Sessions {
         unix_ms((self.wall)())
     }
 
+    /// Returns the columns `user_name`, `data` and `expires_ms` of a session that is extended now.
+    fn columns(&self, record: &Record) -> Result<(String, String, i64)> {
+        let data = serde_json::to_string(&record.data).map_err(|error| Error::Encode(error.to_string()))?;
+        let state = record.data.get(STATE);
+        let user = state.and_then(|state| state["user"].as_str()).unwrap_or_default();
+        let since = state.and_then(|state| state["signed_in_ms"].as_i64()).unwrap_or_default();
+        // Not the date of the record, which is not that of this clock, and may be after the end of a session.
+        let expires_ms = (self.now_ms() + IDLE.as_millis() as i64).min(since + MAX_AGE.as_millis() as i64);
+        Ok((user.to_owned(), data, expires_ms))
+    }
+
     /// Returns the state of a session, unless it has ended.
     pub(crate) async fn state(&self, session: &Session) -> std::result::Result<Option<State>, PageError> {
-        let state: Option<State> = session.get(STATE).await?;
+        let state = session.get_value(STATE).await?;
+        // Another version of the service may have written it.
+        let state: Option<State> = state.and_then(|state| serde_json::from_value(state).ok());
         let oldest = self.now_ms() - MAX_AGE.as_millis() as i64;
         Ok(state.filter(|state| state.signed_in_ms > oldest))
     }
@@ -110,12 +125,13 @@ impl Sessions {
         Ok(())
     }
 
-    /// Returns the sessions of a user that have not ended, the last one first.
+    /// Returns the last [`MAX_LISTED`] sessions of a user that have not ended, the last one first.
     pub(crate) async fn of_user(&self, user: &str) -> std::result::Result<Vec<Listed>, PageError> {
         let (now, user) = (self.now_ms(), user.to_owned());
-        let list = "SELECT id, data FROM crosstrade_sessions WHERE user_name = $1 AND expires_ms > $2";
-        let list = sqlx::query_as(list).bind(user).bind(now);
-        let rows: Vec<(String, String)> = self.pool.run(async |pool| list.fetch_all(&pool).await).await?;
+        let list = "SELECT id, data FROM crosstrade_sessions WHERE user_name = $1 AND expires_ms > $2
+            ORDER BY expires_ms DESC LIMIT $3";
+        let list = sqlx::query_as(list).bind(user).bind(now).bind(MAX_LISTED);
+        let rows: Vec<(String, String)> = self.pool.fetch_all(list).await?;
         let listed = |(id, data): (String, String)| Some(Listed { id, state: state_of(&data)? });
         let mut sessions: Vec<Listed> = rows.into_iter().filter_map(listed).collect();
         sessions.sort_by_key(|session| std::cmp::Reverse(session.state.seen_ms));
@@ -124,8 +140,11 @@ impl Sessions {
 
     /// Ends a session of this user by its id in the list.
     pub(crate) async fn end(&self, user: &str, id: &str) -> std::result::Result<(), PageError> {
+        if !is_storable(id) {
+            return Ok(());
+        }
         let end = sqlx::query("DELETE FROM crosstrade_sessions WHERE user_name = $1 AND id = $2").bind(user).bind(id);
-        self.pool.run(async |pool| end.execute(&pool).await).await?;
+        self.pool.execute(end).await?;
         Ok(())
     }
 }
@@ -149,14 +168,6 @@ pub(crate) fn digest(id: &Id) -> String {
     })
 }
 
-/// The columns `user_name`, `data` and `expires_ms` of a session.
-fn columns(record: &Record) -> Result<(String, String, i64)> {
-    let data = serde_json::to_string(&record.data).map_err(|error| Error::Encode(error.to_string()))?;
-    let user = record.data.get(STATE).and_then(|state| state["user"].as_str()).unwrap_or_default();
-    let expires_ms = record.expiry_date.unix_timestamp_nanos() / 1_000_000;
-    Ok((user.to_owned(), data, i64::try_from(expires_ms).unwrap_or(i64::MAX)))
-}
-
 fn backend(error: sqlx::Error) -> Error {
     Error::Backend(error.to_string())
 }
@@ -164,7 +175,7 @@ fn backend(error: sqlx::Error) -> Error {
 #[async_trait]
 impl SessionStore for Sessions {
     async fn create(&self, record: &mut Record) -> Result<()> {
-        let (user, data, expires_ms) = columns(record)?;
+        let (user, data, expires_ms) = self.columns(record)?;
         // Ids have 128 random bits: one that exists already is an error.
         let create =
             sqlx::query("INSERT INTO crosstrade_sessions (id, user_name, data, expires_ms) VALUES ($1, $2, $3, $4)")
@@ -172,29 +183,26 @@ impl SessionStore for Sessions {
                 .bind(user)
                 .bind(data)
                 .bind(expires_ms);
-        self.pool.run(|pool| async move { create.execute(&pool).await }).await.map_err(backend)?;
-        Ok(())
+        self.pool.execute(create).await.map_err(backend)
     }
 
     /// Saves a session that exists. A request that ends after a sign-out must not bring the session back.
     async fn save(&self, record: &Record) -> Result<()> {
-        let (user, data, expires_ms) = columns(record)?;
+        let (user, data, expires_ms) = self.columns(record)?;
         let save =
             sqlx::query("UPDATE crosstrade_sessions SET user_name = $2, data = $3, expires_ms = $4 WHERE id = $1")
                 .bind(digest(&record.id))
                 .bind(user)
                 .bind(data)
                 .bind(expires_ms);
-        self.pool.run(|pool| async move { save.execute(&pool).await }).await.map_err(backend)?;
-        Ok(())
+        self.pool.execute(save).await.map_err(backend)
     }
 
     async fn load(&self, id: &Id) -> Result<Option<Record>> {
         let load = sqlx::query_as("SELECT data, expires_ms FROM crosstrade_sessions WHERE id = $1 AND expires_ms > $2")
             .bind(digest(id))
             .bind(self.now_ms());
-        let row: Option<(String, i64)> =
-            self.pool.run(|pool| async move { load.fetch_optional(&pool).await }).await.map_err(backend)?;
+        let row: Option<(String, i64)> = self.pool.fetch_optional(load).await.map_err(backend)?;
         let Some((data, expires_ms)) = row else { return Ok(None) };
         let data = serde_json::from_str(&data).map_err(|error| Error::Decode(error.to_string()))?;
         Ok(Some(Record { id: *id, data, expiry_date: OffsetDateTime::from(from_unix_ms(expires_ms)) }))
@@ -202,7 +210,6 @@ impl SessionStore for Sessions {
 
     async fn delete(&self, id: &Id) -> Result<()> {
         let delete = sqlx::query("DELETE FROM crosstrade_sessions WHERE id = $1").bind(digest(id));
-        self.pool.run(|pool| async move { delete.execute(&pool).await }).await.map_err(backend)?;
-        Ok(())
+        self.pool.execute(delete).await.map_err(backend)
     }
 }

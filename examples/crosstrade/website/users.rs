@@ -8,12 +8,12 @@ use argon2::password_hash::{PasswordHasher as _, PasswordVerifier as _};
 use tokio::sync::Semaphore;
 
 use super::error::PageError;
-use super::pool::Pool;
+use super::pool::{Pool, is_storable};
 
 /// The maximum number of passwords that are hashed at the same time. Each takes 19 MiB and some 20 ms of a core.
-const MAX_HASHES: usize = 2;
+pub(crate) const MAX_HASHES: usize = 2;
 /// The longest password in bytes.
-const MAX_PASSWORD: usize = 256;
+pub(crate) const MAX_PASSWORD: usize = 256;
 
 /// A user of the website. The name is also the subject of the user's grants.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -45,14 +45,14 @@ impl Users {
         let set = "INSERT INTO crosstrade_users (name, password, is_support) VALUES ($1, $2, $3)
             ON CONFLICT (name) DO UPDATE SET password = $2, is_support = $3";
         let set = sqlx::query(set).bind(&user.name).bind(hash).bind(i64::from(user.is_support));
-        self.pool.run(async |pool| set.execute(&pool).await).await?;
+        self.pool.execute(set).await?;
         Ok(())
     }
 
     /// Returns the user with this name and password.
     pub(crate) async fn authenticate(&self, name: &str, password: String) -> Result<Option<User>, PageError> {
         let find = sqlx::query_as("SELECT password, is_support FROM crosstrade_users WHERE name = $1").bind(name);
-        let found: Option<(String, i64)> = self.pool.run(async |pool| find.fetch_optional(&pool).await).await?;
+        let found: Option<(String, i64)> = self.pool.fetch_optional(find).await?;
         let (hash, is_support) = match found {
             Some((hash, is_support)) => (hash, Some(is_support != 0)),
             None => (self.decoy.to_string(), None),
@@ -67,19 +67,25 @@ impl Users {
     }
 
     pub(crate) async fn find(&self, name: &str) -> Result<Option<User>, PageError> {
+        if !is_storable(name) {
+            return Ok(None);
+        }
         let find = sqlx::query_as("SELECT is_support FROM crosstrade_users WHERE name = $1").bind(name);
-        let found: Option<(i64,)> = self.pool.run(async |pool| find.fetch_optional(&pool).await).await?;
+        let found: Option<(i64,)> = self.pool.fetch_optional(find).await?;
         Ok(found.map(|(is_support,)| User { name: name.to_owned(), is_support: is_support != 0 }))
     }
 
     /// Returns at most 50 users whose name contains this text, in order of their names.
     pub(crate) async fn search(&self, text: &str) -> Result<Vec<User>, PageError> {
+        if !is_storable(text) {
+            return Ok(Vec::new());
+        }
         // `position` and `instr` have no common name, and `LIKE` would interpret `%` and `_`.
         let all =
             "SELECT name, is_support FROM crosstrade_users WHERE REPLACE(LOWER(name), LOWER($1), '') <> LOWER(name)
             OR $1 = '' ORDER BY name LIMIT 50";
         let all = sqlx::query_as(all).bind(text);
-        let found: Vec<(String, i64)> = self.pool.run(async |pool| all.fetch_all(&pool).await).await?;
+        let found: Vec<(String, i64)> = self.pool.fetch_all(all).await?;
         Ok(found.into_iter().map(|(name, is_support)| User { name, is_support: is_support != 0 }).collect())
     }
 
@@ -89,7 +95,10 @@ impl Users {
     }
 
     /// Runs this outside of the threads that serve requests, and only a few at the same time.
-    async fn in_turn<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> Result<T, PageError> {
+    pub(crate) async fn in_turn<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<T, PageError> {
         let turn = Arc::clone(&self.hashes).acquire_owned().await;
         let done = tokio::task::spawn_blocking(move || {
             // Until the work is done, also if the client disconnects.
@@ -102,5 +111,5 @@ impl Users {
 
 /// Returns whether a name and a password can be those of a user. Others are not hashed.
 pub(crate) fn is_plausible(name: &str, password: &str) -> bool {
-    (1..=255).contains(&name.len()) && (1..=MAX_PASSWORD).contains(&password.len())
+    (1..=255).contains(&name.len()) && is_storable(name) && (1..=MAX_PASSWORD).contains(&password.len())
 }

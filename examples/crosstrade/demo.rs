@@ -1,5 +1,6 @@
 //! The users that the program prints at the start, and their tokens.
 
+use std::env::VarError;
 use std::error::Error;
 use std::time::{Duration, SystemTime};
 
@@ -8,7 +9,7 @@ use tollgate::store::sql::{Database, NewGrant, SqlError};
 
 use crate::app::TRADE;
 use crate::website::tokens::{self, grant_of, is_active};
-use crate::website::users::{User, Users};
+use crate::website::users::{MAX_PASSWORD, User, Users, is_plausible};
 
 /// The environment variable with the password of the users. Without it they get a new one at each start.
 pub(crate) const PASSWORD: &str = "CROSSTRADE_PASSWORD";
@@ -28,8 +29,12 @@ impl Demo {
     pub(crate) async fn set_up(database: &Database, users: &Users) -> Result<Self, Box<dyn Error>> {
         let password = match std::env::var(PASSWORD) {
             Ok(password) => password,
-            Err(_) => random_password()?,
+            Err(VarError::NotPresent) => random_password()?,
+            Err(VarError::NotUnicode(_)) => return Err(format!("{PASSWORD} is not valid Unicode").into()),
         };
+        if !is_plausible("demo", &password) {
+            return Err(format!("{PASSWORD} must have 1 to {MAX_PASSWORD} bytes").into());
+        }
         for (name, is_support) in [("demo", false), ("guest", false), ("support", true)] {
             users.set(&User { name: name.to_owned(), is_support }, &password).await?;
         }

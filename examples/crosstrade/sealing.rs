@@ -33,8 +33,9 @@ fn read_or_create(file: &Path) -> Result<Sealer, Box<dyn Error>> {
         Err(error) if error.kind() == ErrorKind::NotFound => {}
         Err(error) => return Err(error.into()),
     }
-    // Another replica may create the file at the same time: the first link wins, and each file has a whole key.
-    let draft = file.with_extension(format!("key.{}", std::process::id()));
+    // Another replica may create the file at the same time: the first link wins, and nobody sees half a key.
+    // Not named by the process: in containers all have the same id.
+    let draft = file.with_extension(format!("key.{:016x}", getrandom::u64()?));
     write_private(&draft, &SealingKey::generate("first")?.expose())?;
     let linked = fs::hard_link(&draft, file);
     fs::remove_file(&draft)?;
@@ -50,5 +51,8 @@ fn write_private(file: &Path, text: &str) -> io::Result<()> {
     options.write(true).create_new(true);
     #[cfg(unix)]
     std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
-    options.open(file)?.write_all(text.as_bytes())
+    let mut file = options.open(file)?;
+    file.write_all(text.as_bytes())?;
+    // Before it has its name: a file without its content would be no key.
+    file.sync_all()
 }

@@ -78,8 +78,8 @@ where
     W: for<'a> MakeWriter<'a> + Send + Sync + 'static,
 {
     let lines = tracing_subscriber::fmt::layer().with_writer(writer).with_ansi(false);
-    // tower-sessions warns of each cookie whose session has ended, which any client can send.
-    let levels = Targets::new().with_default(LevelFilter::INFO).with_target("tower_sessions_core", LevelFilter::ERROR);
+    // tower-sessions warns of each cookie that is malformed or whose session has ended, which any client can send.
+    let levels = Targets::new().with_default(LevelFilter::INFO).with_target("tower_sessions", LevelFilter::ERROR);
     tracing_subscriber::registry().with(levels).with(lines).with(limit)
 }
 

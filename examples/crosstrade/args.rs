@@ -40,8 +40,9 @@ pub(crate) const USAGE: &str = "usage: crosstrade [--listen ADDRESS:PORT] [--dat
 environment:
   CROSSTRADE_SECRET        hides users from readers of Redis; the same for all replicas
   CROSSTRADE_SEALING_KEYS  the keys of the tokens that can be revealed, ID:KEY separated by commas; default: a file beside a SQLite
-                           database; `tollgate sealing-key` makes a key
-  CROSSTRADE_PASSWORD      the password of the users demo, guest and support; default: a new one at each start
+                           database; `tollgate token sealing-key` makes a key
+  CROSSTRADE_PASSWORD      the password of the users demo, guest and support; 1 to 256 bytes; default: a new one at each
+                           start, so set it for several replicas
 
 limits:
   connections            three quarters of the open files that the process may have (ulimit -n), a quarter of these for one
@@ -49,6 +50,7 @@ limits:
   TLS                    5 s for the handshake, which counts as an open connection
   HTTP/2                 32 open streams of a connection
   request                10 s for the head (16 KiB, 64 fields), 5 s for the body (64 KiB; 2 s for alerts), 10 s to read the response
+  website                30 minutes without a page or 12 hours for a session, 2 passwords at the same time, 16 meters of a user
   log                    64 lines of each token and kind in 10 s, 512 bytes of an alert
   SIGTERM, ctrl-c        10 s for requests and WebSockets to end, 2 s for idle connections";
 

@@ -36,8 +36,15 @@
 //! | an HTTP/2 connection | 32 open streams; 10 s without a stream; GOAWAY 2 s before the end | `REFUSED_STREAM`; closed |
 //! | a request's head | 16 KiB, 64 fields, 10 s; idle connections too | 431; closed after the time |
 //! | a request's body | 64 KiB, 5 s; 2 s for alerts | 413; 408 |
-//! | the client's reading of a response | 10 s after the kernel's buffer is full; for HTTP/2 while the window of a stream is closed | closed |
+//! | the client's reading of a response | 10 s after the kernel's buffer is full; for HTTP/2 after each part | closed |
 //! | shutdown, after SIGTERM or ctrl-c | 10 s; 2 s for idle connections; `Connection: close` on all responses | closed |
+//! | failed sign-ins and tokens of an address | one in 2 s, with a burst of 60 | 429 |
+//! | passwords that are hashed at the same time | 2; 19 MiB each | others wait |
+//! | a session | 30 minutes without a page, 12 hours | sign in again |
+//! | open meters of a user, in this process | 16 | 429 |
+//! | a page | 50 users, 50 sessions, 20 entries of the audit trail | the next entries by a link |
+//! | the website's database | 4 connections; 2 s for a connection, 2 s for a statement | 503 |
+//! | counts of rejections that wait for the database | 10,000 | not counted |
 //! | the log | 64 lines of each token and kind in 10 s; 512 bytes of an alert | summaries |
 //!
 //! # HTTPS

@@ -23,20 +23,31 @@ pub(crate) enum PageError {
     NoUser,
     #[error("the user has no active token")]
     NoToken,
+    #[error("the token was changed at the same time")]
+    Changed,
+    /// The token was imported, so it cannot be shown before it is replaced.
+    #[error("the token is not sealed")]
+    NotSealed,
+    #[error("the token cannot be opened")]
+    NotOpened(#[source] SqlError),
     #[error("users cannot replace their token")]
     NotSelfService,
     #[error("the request came without HTTPS")]
     Plaintext,
+    #[error("the form was sent by another site")]
+    OtherSite,
     #[error("too many requests")]
     TooMany(Option<Duration>),
     #[error("{0}")]
     BadRequest(&'static str),
     #[error("the database has failed")]
-    Database(#[from] SqlError),
+    Database(#[source] SqlError),
     #[error("the database has failed")]
     Pool(#[from] sqlx::Error),
     #[error("the session cannot be read")]
     Session(#[from] tower_sessions::session::Error),
+    #[error("the session cannot be saved")]
+    NotSaved,
     #[error("Redis is unavailable")]
     LimitsUnavailable,
     #[error("{0}")]
@@ -47,15 +58,15 @@ impl PageError {
     fn status(&self) -> StatusCode {
         match self {
             Self::NotSignedIn { .. } => StatusCode::UNAUTHORIZED,
-            Self::NotSupport | Self::NotSelfService | Self::Plaintext => StatusCode::FORBIDDEN,
+            Self::NotSupport | Self::NotSelfService | Self::Plaintext | Self::OtherSite => StatusCode::FORBIDDEN,
             Self::NoUser => StatusCode::NOT_FOUND,
-            Self::NoToken => StatusCode::CONFLICT,
+            Self::NoToken | Self::Changed | Self::NotSealed => StatusCode::CONFLICT,
             Self::TooMany(_) => StatusCode::TOO_MANY_REQUESTS,
             Self::BadRequest(_) => StatusCode::BAD_REQUEST,
-            Self::Database(_) | Self::Pool(_) | Self::Session(_) | Self::LimitsUnavailable => {
+            Self::Database(_) | Self::Pool(_) | Self::Session(_) | Self::NotSaved | Self::LimitsUnavailable => {
                 StatusCode::SERVICE_UNAVAILABLE
             }
-            Self::Internal(_) => StatusCode::INTERNAL_SERVER_ERROR,
+            Self::NotOpened(_) | Self::Internal(_) => StatusCode::INTERNAL_SERVER_ERROR,
         }
     }
 
@@ -65,14 +76,31 @@ impl PageError {
             Self::NotSupport => "This page is for support.",
             Self::NoUser => "There is no user with this name.",
             Self::NoToken => "This account has no active token.",
+            Self::Changed => "This token was changed at the same time. Look at the page again.",
+            Self::NotSealed | Self::NotOpened(_) => "Your token cannot be shown. Ask support to replace it.",
+            Self::OtherSite => "This form was sent by another site, so nothing was done.",
             Self::NotSelfService => "Ask support to replace your token.",
             Self::Plaintext => "Use HTTPS. If you have sent a password, change it.",
             Self::TooMany(_) => "There were too many attempts. Wait before you try again.",
             Self::BadRequest(text) => text,
             Self::Internal(_) => "Something failed here. Try again later.",
-            Self::Database(_) | Self::Pool(_) | Self::Session(_) | Self::LimitsUnavailable => {
+            Self::Database(_) | Self::Pool(_) | Self::Session(_) | Self::NotSaved | Self::LimitsUnavailable => {
                 "The service is unavailable for a moment. Try again."
             }
+        }
+    }
+}
+
+impl From<SqlError> for PageError {
+    fn from(error: SqlError) -> Self {
+        match error {
+            // Pages are shown before they are used: another member of support may be faster.
+            SqlError::NotFound | SqlError::Revoked | SqlError::Expired | SqlError::TooManyGrants { .. } => {
+                Self::Changed
+            }
+            SqlError::NotSealed => Self::NotSealed,
+            SqlError::UnknownSealingKey { .. } | SqlError::NotOpened => Self::NotOpened(error),
+            other => Self::Database(other),
         }
     }
 }

@@ -1,10 +1,10 @@
 //! The frame of all pages, and parts that several pages have.
 
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use axum::response::Html;
 use maud::{DOCTYPE, Markup, html};
-use tower_sessions::cookie::time::OffsetDateTime;
+use tower_sessions::cookie::time::{self, OffsetDateTime};
 
 use super::assets;
 use super::users::User;
@@ -75,7 +75,7 @@ pub(crate) fn password(user: &User) -> Markup {
 
 /// Renders how long ago a time was, with the time itself as a title.
 pub(crate) fn time_ago(time: SystemTime, now: SystemTime) -> Markup {
-    let utc = OffsetDateTime::from(time);
+    let utc = utc(time);
     let (date, clock) = (utc.date(), utc.time());
     let machine = format!("{date}T{:02}:{:02}:{:02}Z", clock.hour(), clock.minute(), clock.second());
     let person = format!("{date} {:02}:{:02} UTC", clock.hour(), clock.minute());
@@ -84,9 +84,15 @@ pub(crate) fn time_ago(time: SystemTime, now: SystemTime) -> Markup {
 
 /// Renders a time, for tables.
 pub(crate) fn time_at(time: SystemTime) -> Markup {
-    let utc = OffsetDateTime::from(time);
+    let utc = utc(time);
     let clock = utc.time();
     html! { time { (utc.date()) " " (format!("{:02}:{:02}:{:02}", clock.hour(), clock.minute(), clock.second())) } }
+}
+
+/// Returns a time, or the end of the year 9999 for later ones.
+fn utc(time: SystemTime) -> OffsetDateTime {
+    let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
+    OffsetDateTime::UNIX_EPOCH.saturating_add(since.try_into().unwrap_or(time::Duration::MAX))
 }
 
 fn ago(time: Duration) -> String {

@@ -96,14 +96,15 @@ impl Meter {
         }
     }
 
-    /// Reads the session and the plan again. Returns false if the session has ended.
+    /// Reads the session, the user and the plan again. Returns false if the session has ended.
     async fn check(&mut self) -> Result<bool, PageError> {
         self.session.load().await?;
-        let state = self.site.website.sessions.state(&self.session).await?;
-        if state.is_none_or(|state| state.user != self.user) {
+        let website = &self.site.website;
+        let state = website.sessions.state(&self.session).await?;
+        if state.is_none_or(|state| state.user != self.user) || website.users.find(&self.user).await?.is_none() {
             return Ok(false);
         }
-        let grant = tokens::grant_of(&self.site.website.database, &self.user, self.site.now()).await?;
+        let grant = tokens::grant_of(&website.database, &self.user, self.site.now()).await?;
         self.quota = grant.as_ref().map_or(crate::app::QUOTA, plan::quota_of);
         Ok(true)
     }

@@ -25,11 +25,12 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use axum::Router;
+use axum::body::HttpBody as _;
 use axum::extract::{FromRequestParts, Request, State};
 use axum::http::request::Parts;
-use axum::http::{HeaderName, HeaderValue, Method, header};
-use axum::middleware::{Next, from_fn_with_state};
-use axum::response::{Redirect, Response};
+use axum::http::{HeaderName, HeaderValue, Method, StatusCode, header};
+use axum::middleware::{Next, from_fn_with_state, map_response};
+use axum::response::{IntoResponse as _, Redirect, Response};
 use axum::routing::{get, post};
 use tokio::sync::watch;
 use tollgate::RequestHead;
@@ -55,7 +56,7 @@ mod assets;
 mod error;
 mod layout;
 mod meter;
-mod plan;
+pub(crate) mod plan;
 pub(crate) mod pool;
 pub(crate) mod rejections;
 mod reveal;
@@ -124,6 +125,7 @@ pub(crate) fn routes(website: Website, service: Arc<Service>, access: Access, fa
     let site = Site { website, service, access, failures, closing, meters: Sockets::default() };
     let header = |name: HeaderName, value| SetResponseHeaderLayer::overriding(name, HeaderValue::from_static(value));
     let pages = Router::new()
+        .route("/", get(|| async { Redirect::to("/account") }))
         .route("/sign-in", get(sign_in::form).post(sign_in::sign_in))
         .route("/sign-out", post(sign_in::sign_out))
         .route("/account", get(account::show))
@@ -142,10 +144,11 @@ pub(crate) fn routes(website: Website, service: Arc<Service>, access: Access, fa
         .layer(
             ServiceBuilder::new()
                 .layer(header(header::CACHE_CONTROL, "no-store"))
-                .layer(CsrfLayer::new())
+                .layer(CsrfLayer::new().with_rejection_response(|_| PageError::OtherSite.into_response()))
+                .layer(map_response(explain))
                 .layer(sessions),
         );
-    Router::new().route("/", get(to_account)).merge(pages).merge(assets::routes()).layer(
+    pages.merge(assets::routes()).layer(
         ServiceBuilder::new()
             .layer(header(
                 header::CONTENT_SECURITY_POLICY,
@@ -162,8 +165,12 @@ pub(crate) fn routes(website: Website, service: Arc<Service>, access: Access, fa
     )
 }
 
-async fn to_account() -> Redirect {
-    Redirect::to("/account")
+/// Gives a page to the empty response of a session that could not be saved.
+async fn explain(response: Response) -> Response {
+    match response.status() == StatusCode::INTERNAL_SERVER_ERROR && response.body().is_end_stream() {
+        true => PageError::NotSaved.into_response(),
+        false => response,
+    }
 }
 
 /// Rejects pages over plaintext where HTTPS is required: forms have passwords. `plaintext.rs` redirects to HTTPS before.
@@ -204,8 +211,14 @@ impl SignedIn {
 
     /// Returns whether the password was given a short time ago.
     pub(crate) fn gave_password(&self, now: SystemTime) -> bool {
-        unix_ms(now) - self.state.password_ms < PASSWORD_AGE.as_millis() as i64
+        is_recent(self.state.password_ms, unix_ms(now))
     }
+}
+
+/// Returns whether a password that was given at one time is still valid at another.
+pub(crate) fn is_recent(given_ms: i64, now_ms: i64) -> bool {
+    // In both directions: the clock may go backwards, and those of replicas differ.
+    u128::from(now_ms.abs_diff(given_ms)) < PASSWORD_AGE.as_millis()
 }
 
 impl FromRequestParts<Arc<Site>> for SignedIn {

@@ -106,7 +106,8 @@ pub(crate) async fn sign_out(session: Session) -> Result<Redirect, PageError> {
 fn local(then: &str) -> &str {
     match then {
         "/admin" => then,
-        user if user.starts_with("/admin/users/") => then,
+        // Without characters that a header field cannot have.
+        user if user.starts_with("/admin/users/") && user.bytes().all(|byte| byte.is_ascii_graphic()) => then,
         _ => FIRST_PAGE,
     }
 }

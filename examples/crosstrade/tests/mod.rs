@@ -52,6 +52,7 @@ mod shutdown;
 mod stream;
 mod tls;
 mod webhook;
+mod website;
 
 /// A token of `demo` that may trade.
 pub(crate) const TRADER: &str = "ct_trader";

@@ -112,7 +112,7 @@ impl Drop for Pair {
 }
 
 /// `TOLLGATE_TEST_REDIS`, or what answers on this machine.
-fn redis_server(test: &str) -> Option<String> {
+pub(super) fn redis_server(test: &str) -> Option<String> {
     let url = std::env::var("TOLLGATE_TEST_REDIS").unwrap_or_else(|_| "redis://127.0.0.1:6379".to_owned());
     let answers = Client::open(&*url).unwrap().get_connection_with_timeout(Duration::from_secs(5)).is_ok();
     answers.then_some(url).or_else(|| skipped("no Redis", test))
@@ -125,13 +125,13 @@ pub(super) fn skipped<T>(what: &str, test: &str) -> Option<T> {
 }
 
 /// A Redis that can be killed.
-struct Private {
+pub(super) struct Private {
     process: Child,
     port: u16,
 }
 
 impl Private {
-    fn start(test: &str) -> Option<Self> {
+    pub(super) fn start(test: &str) -> Option<Self> {
         let port = StdListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
         let Ok(process) = Self::spawn(port) else { return skipped("no redis-server", test) };
         let private = Self { process, port };
@@ -144,7 +144,7 @@ impl Private {
         Command::new("redis-server").args(args).stdout(Stdio::null()).stderr(Stdio::null()).spawn()
     }
 
-    fn url(&self) -> String {
+    pub(super) fn url(&self) -> String {
         format!("redis://127.0.0.1:{}", self.port)
     }
 
@@ -156,12 +156,12 @@ impl Private {
         }
     }
 
-    fn kill(&mut self) {
+    pub(super) fn kill(&mut self) {
         self.process.kill().unwrap();
         self.process.wait().unwrap();
     }
 
-    fn restart(&mut self) {
+    pub(super) fn restart(&mut self) {
         self.process = Self::spawn(self.port).unwrap();
         self.wait();
     }

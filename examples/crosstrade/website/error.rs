@@ -38,6 +38,8 @@ pub(crate) enum PageError {
     OtherSite,
     #[error("too many requests")]
     TooMany(Option<Duration>),
+    #[error("this page does not take this method")]
+    Method,
     #[error("{0}")]
     BadRequest(&'static str),
     #[error("the database has failed")]
@@ -62,6 +64,7 @@ impl PageError {
             Self::NoUser => StatusCode::NOT_FOUND,
             Self::NoToken | Self::Changed | Self::NotSealed => StatusCode::CONFLICT,
             Self::TooMany(_) => StatusCode::TOO_MANY_REQUESTS,
+            Self::Method => StatusCode::METHOD_NOT_ALLOWED,
             Self::BadRequest(_) => StatusCode::BAD_REQUEST,
             Self::Database(_) | Self::Pool(_) | Self::Session(_) | Self::NotSaved | Self::LimitsUnavailable => {
                 StatusCode::SERVICE_UNAVAILABLE
@@ -82,6 +85,7 @@ impl PageError {
             Self::NotSelfService => "Ask support to replace your token.",
             Self::Plaintext => "Use HTTPS. If you have sent a password, change it.",
             Self::TooMany(_) => "There were too many attempts. Wait before you try again.",
+            Self::Method => "This page does not take this method.",
             Self::BadRequest(text) => text,
             Self::Internal(_) => "Something failed here. Try again later.",
             Self::Database(_) | Self::Pool(_) | Self::Session(_) | Self::NotSaved | Self::LimitsUnavailable => {

@@ -140,6 +140,8 @@ pub(crate) fn routes(website: Website, service: Arc<Service>, access: Access, fa
         .route("/admin/users/{name}/revoke", post(admin::revoke))
         .route("/admin/users/{name}/plan", post(admin::plan))
         .route("/admin/users/{name}/reset", post(admin::reset))
+        // With the headers below. The service's own answer would have none of them.
+        .method_not_allowed_fallback(async || PageError::Method)
         .with_state(Arc::new(site))
         .layer(
             ServiceBuilder::new()

@@ -211,7 +211,7 @@ async fn the_list_has_the_last_fifty_sessions() {
     let site = Site::start().await;
     let demo = site.signed_in("demo").await;
     let copies = "INSERT INTO crosstrade_sessions (id, user_name, data, expires_ms)
-        SELECT substr(id, 1, 56) || (10000000 + value), user_name, data, expires_ms - value
+        SELECT substr(crosstrade_sessions.id, 1, 56) || (10000000 + value), user_name, data, expires_ms - value
         FROM crosstrade_sessions, json_each('[";
     let numbers: Vec<_> = (1..=80).map(|nth| nth.to_string()).collect();
     site.home.execute(&format!("{copies}{}]')", numbers.join(","))).await;

@@ -5,7 +5,7 @@ use std::error::Error;
 use std::time::Duration;
 
 use tollgate::mint::TokenFormat;
-use tollgate::store::sql::{Database, GrantRecord, LastUsed};
+use tollgate::store::sql::{Database, GrantRecord, LastUsed, Sealer};
 use tollgate::store::{CachedStore, CheckedStore, CircuitBreaker, Invalidation};
 use tollgate::{BoxStore, StoreError};
 
@@ -30,9 +30,26 @@ pub(crate) fn default_url() -> String {
 
 /// Opens the database, and creates its tables if they are missing. New tokens are sealed, for the account page.
 pub(crate) async fn open(url: &str) -> Result<Database, Box<dyn Error>> {
-    let database = Database::connect(url).await?.with_timeout(TIMEOUT).with_sealer(sealing::sealer(url)?);
+    if is_in_memory(url) {
+        return Err("the database must be a file: the website has connections of its own".into());
+    }
+    // First the URL, then the file with the key.
+    let database = Database::connect(url).await?;
+    open_with(database, sealing::sealer(url)?).await
+}
+
+/// Creates the tables of a database if they are missing, and seals new tokens with these keys.
+pub(crate) async fn open_with(database: Database, sealer: Sealer) -> Result<Database, Box<dyn Error>> {
+    let database = database.with_timeout(TIMEOUT).with_sealer(sealer);
     database.migrate().await?;
     Ok(database)
+}
+
+/// Returns whether a SQLite database is in memory, where each connection has its own.
+fn is_in_memory(url: &str) -> bool {
+    let (path, query) = url.split_once('?').unwrap_or((url, ""));
+    matches!(path, "sqlite::memory:" | "sqlite://:memory:")
+        || (path.starts_with("sqlite:") && query.split('&').any(|pair| pair == "mode=memory"))
 }
 
 /// Stacks the stores in front of the database. Malformed tokens are rejected by their format, cached grants are returned

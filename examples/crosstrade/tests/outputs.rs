@@ -63,10 +63,22 @@ fn errors_repeat_no_url() {
         assert!(code == 1 && err.starts_with(expected) && err.lines().count() == 1, "{url}: {err}");
         assert!(!err.contains("sesame"), "{url}: {err}");
     }
+    let folder = std::env::temp_dir().join(format!("crosstrade-outputs-{}", std::process::id()));
+    std::fs::create_dir_all(&folder).unwrap();
+    let file = format!("sqlite://{}?mode=rwc", folder.join("tokens.db").display());
     for url in ["redis:/user:sesame@h", "redis//:sesame@h", "sesame", "redis://:sesame@h:port", "redis://:sesame@h/x"] {
-        let database = ["--listen", "127.0.0.1:0", "--database", "sqlite::memory:", "--replicas", "2", "--redis", url];
+        let database = ["--listen", "127.0.0.1:0", "--database", &file, "--replicas", "2", "--redis", url];
         let expected = "error: invalid Redis URL, or URLs that differ in user, password or TLS\n".to_owned();
         assert_eq!(run(&database), (1, expected), "{url}");
+    }
+    std::fs::remove_dir_all(&folder).unwrap();
+}
+
+#[test]
+fn databases_in_memory_are_rejected() {
+    for url in ["sqlite::memory:", "sqlite://:memory:", "sqlite://x?mode=memory&cache=shared"] {
+        let expected = "error: the database must be a file: the website has connections of its own\n".to_owned();
+        assert_eq!(run(&["--listen", "127.0.0.1:0", "--database", url]), (1, expected), "{url}");
     }
 }
 

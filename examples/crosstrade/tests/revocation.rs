@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use sqlx::{Connection as _, SqliteConnection};
 use tollgate::mint::{Secret, TokenFormat};
-use tollgate::store::sql::NewGrant;
+use tollgate::store::sql::{Database, NewGrant, Sealer, SealingKey};
 
 use super::frames::{Frame, Raw};
 use super::*;
@@ -87,7 +87,8 @@ impl Home {
 
 /// A service on this database, and a token for each of these subjects.
 async fn start<const N: usize>(home: &Home, subjects: [&str; N]) -> (Server, [Secret; N]) {
-    let database = database::open(&home.url()).await.unwrap();
+    let sealer = Sealer::new(SealingKey::generate("first").unwrap());
+    let database = database::open_with(Database::connect(&home.url()).await.unwrap(), sealer).await.unwrap();
     let format = TokenFormat::new("ct").unwrap();
     let mut secrets = Vec::new();
     for subject in subjects {

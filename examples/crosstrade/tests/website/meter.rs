@@ -56,6 +56,8 @@ async fn meters_end_with_their_session() {
         second.state().await;
         // The session is read again.
         sleep(Duration::from_millis(2_600)).await;
+        // A browser that has lost the connection opens another one by itself.
+        two.meter().await.state().await;
     }
     site.advance(3 * MINUTE);
     let end = async {

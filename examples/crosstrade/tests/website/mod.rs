@@ -201,9 +201,8 @@ impl Site {
             steady: Arc::new(move || Duration::from_secs(steady.load(Ordering::SeqCst))),
         };
         let wall = Arc::clone(&clocks.wall);
-        let database = Database::connect(&url).await.unwrap().with_timeout(Duration::from_secs(2));
-        let database = database.with_sealer(sealer()).with_wall_clock(move || wall());
-        database.migrate().await.unwrap();
+        let database = Database::connect(&url).await.unwrap().with_wall_clock(move || wall());
+        let database = database::open_with(database, sealer()).await.unwrap();
         let website = Website::open(&url, database.clone(), Arc::clone(&clocks.wall), self_service).await.unwrap();
         for (name, is_support) in [("demo", false), ("guest", false), ("support", true)] {
             let user = Account { name: name.to_owned(), is_support };

@@ -33,7 +33,7 @@ fn read_or_create(file: &Path) -> Result<Sealer, Box<dyn Error>> {
         Err(error) if error.kind() == ErrorKind::NotFound => {}
         Err(error) => return Err(error.into()),
     }
-    // Another replica may create the file at the same time: the first link wins, and nobody sees half a key.
+    // Another replica may create the file at the same time: the first link wins, and no reader sees half a key.
     // Not named by the process: in containers all have the same id.
     let draft = file.with_extension(format!("key.{:016x}", getrandom::u64()?));
     write_private(&draft, &SealingKey::generate("first")?.expose())?;

@@ -108,7 +108,7 @@ fn token_card(site: &Site, visit: &SignedIn, grant: Option<&GrantRecord>, card: 
                             button.quiet type="submit" { "Replace my token" }
                         }
                     } @else {
-                        p.hint { "Only support can replace your token. Tell support if others may know it." }
+                        p.hint { "Only support can replace your token. Tell them if another person may know it." }
                     }
                 }
             }

@@ -233,7 +233,7 @@ impl FromRequestParts<Arc<Site>> for SignedIn {
     }
 }
 
-/// A visit that does not extend the session, because the page asks by itself.
+/// A visit that does not extend the session, because the user did not ask for it.
 pub(crate) struct Unattended(pub(crate) SignedIn);
 
 impl FromRequestParts<Arc<Site>> for Unattended {

@@ -47,7 +47,7 @@ impl Rejections {
         Self { pool, wall, waiting: Arc::default() }
     }
 
-    /// Counts a rejection whose grant is known. Rejections of unknown tokens belong to nobody.
+    /// Counts a rejection whose grant is known. Rejections of unknown tokens belong to no user.
     pub(crate) fn count(&self, rejection: &Rejection) {
         let Some(grant) = rejection.grant() else { return };
         let now = unix_ms((self.wall)());

@@ -94,7 +94,7 @@ impl Sessions {
         Ok(state.filter(|state| state.signed_in_ms > oldest))
     }
 
-    /// Begins the session of a user under a new id, so that no other client can know it.
+    /// Begins the session of a user under a new id, so that the id is unknown before.
     pub(crate) async fn sign_in(
         &self,
         session: &Session,

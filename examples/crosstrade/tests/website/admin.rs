@@ -75,7 +75,7 @@ async fn invalid_forms_change_nothing() {
         let response = support.get(&format!("/admin/users/demo?after={cursor}")).await;
         assert!(assert_page(&response, StatusCode::BAD_REQUEST).contains("no page of the audit trail"), "{cursor}");
     }
-    for user in ["nobody", "Demo", "%00", "demo%00", "..%2Fdemo"] {
+    for user in ["missing", "Demo", "%00", "demo%00", "..%2Fdemo"] {
         for action in ["replace", "revoke", "plan", "reset"] {
             let fields = [("grace", "0"), ("plan", "Starter")];
             let response = support.post(&format!("/admin/users/{user}/{action}"), &fields).await;

@@ -127,7 +127,7 @@ async fn restarts_print_the_same_tokens_and_a_lost_key_ends_them() {
     let third = Process::start(&args, &[]);
     assert_ne!(third.trader, first.trader);
     assert_eq!(third.api(&third.trader).await, StatusCode::OK);
-    assert_eq!(third.api(&first.trader).await, StatusCode::UNAUTHORIZED, "nobody could reveal it");
+    assert_eq!(third.api(&first.trader).await, StatusCode::UNAUTHORIZED, "no key reveals it");
     assert_eq!(third.api(&third.reader).await, StatusCode::OK);
     assert_eq!(home.count("tollgate_grants").await, 2);
     let visitor = third.visitor();
@@ -183,7 +183,7 @@ async fn the_password_comes_from_the_environment() {
         assert_eq!(location(&process.visitor().sign_in(name, "from the environment").await), "/account");
     }
     process.kill();
-    // Nobody could sign in with these.
+    // No user could sign in with these.
     for password in ["", &"a".repeat(257)] {
         let mut program = crash::program(&args);
         program.env(PASSWORD_VARIABLE, password).stderr(Stdio::piped());

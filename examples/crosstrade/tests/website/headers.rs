@@ -51,7 +51,7 @@ async fn every_response_has_the_headers() {
         assert_headers(&demo.get(path).await, path);
         assert_headers(&support.get(path).await, path);
     }
-    for path in ["/admin/users/demo", "/admin/users/nobody", "/admin/users/demo?after=x"] {
+    for path in ["/admin/users/demo", "/admin/users/missing", "/admin/users/demo?after=x"] {
         assert_headers(&support.get(path).await, path);
     }
     for (path, fields) in [
@@ -64,7 +64,7 @@ async fn every_response_has_the_headers() {
         ("/account/sessions/end", &[]),
         ("/admin/users/demo/replace", &[("grace", "x")]),
         ("/admin/users/demo/replace", &[("grace", "7")]),
-        ("/admin/users/nobody/revoke", &[]),
+        ("/admin/users/missing/revoke", &[]),
         ("/sign-out", &[]),
     ] {
         for visitor in [&visitor, &demo.tab(), &support.tab()] {

@@ -65,7 +65,7 @@ async fn wire(test: &str) -> Option<(Wire, Home, String)> {
 async fn until_signed_in(visitor: &Visitor) {
     let recovered = async {
         while visitor.get("/account").await.status() != StatusCode::OK {
-            assert!(visitor.cookie().is_some(), "an outage signs nobody out");
+            assert!(visitor.cookie().is_some(), "an outage ends no session");
             sleep(Duration::from_millis(50)).await;
         }
     };
@@ -84,7 +84,7 @@ async fn missing_tables_are_failures_that_pass() {
             let page = assert_page(&response, StatusCode::SERVICE_UNAVAILABLE);
             assert!(page.contains("The service is unavailable for a moment."), "{page}");
             assert!(!page.contains(table) && tokens_in(page).is_empty(), "{page}");
-            assert!(demo.cookie().is_some(), "{table}: an outage signs nobody out");
+            assert!(demo.cookie().is_some(), "{table}: an outage ends no session");
             site.home.execute(&format!("ALTER TABLE hidden RENAME TO {table}")).await;
             assert!(demo.is_signed_in().await, "{table}");
         }

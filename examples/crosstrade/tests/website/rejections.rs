@@ -35,7 +35,7 @@ async fn rejections_are_counted_by_reason_for_their_grant() {
             assert_eq!(site.api(&site.reader).await.status(), StatusCode::TOO_MANY_REQUESTS);
             assert_eq!(alert(&site, &site.reader).await, StatusCode::TOO_MANY_REQUESTS);
         }
-        // Unknown tokens belong to nobody, and neither do requests without one.
+        // Unknown tokens belong to no user, and neither do requests without one.
         for token in ["ct_unknown", "", &site.reader[..site.reader.len() - 1]] {
             assert_ne!(site.api(token).await.status(), StatusCode::OK);
         }

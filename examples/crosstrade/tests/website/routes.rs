@@ -122,7 +122,7 @@ async fn customers_are_rejected_by_the_routes_of_support() {
             assert!(page.contains("This page is for support."));
         }
         // Neither does an invalid form or an unknown user tell them more.
-        let path = route.path.replace("demo", "nobody");
+        let path = route.path.replace("demo", "missing");
         let response = match route.method {
             "GET" => guest.get(&format!("{path}?after=x&q=%ff")).await,
             _ => guest.post(&path, &[("x", "y")]).await,

@@ -47,7 +47,7 @@ async fn the_cookie_has_all_attributes_and_the_database_only_a_digest() {
     .await;
 }
 
-/// Somebody else has set the cookie before the sign-in, with an id of their choice or with that of their session.
+/// An attacker has set the cookie before the sign-in, with an id of their choice or with that of their session.
 #[tokio::test]
 async fn sign_in_takes_over_no_cookie() {
     let site = Site::start().await;

@@ -40,7 +40,7 @@ pub(crate) const USAGE: &str = "usage: crosstrade [--listen ADDRESS:PORT] [--dat
 environment:
   CROSSTRADE_SECRET        hides users from readers of Redis; the same for all replicas
   CROSSTRADE_SEALING_KEYS  the keys of the tokens that can be revealed, ID:KEY separated by commas; default: a file beside a SQLite
-                           database; `tollgate token sealing-key` makes a key
+                           database; `tollgate sealing-key` makes a key
   CROSSTRADE_PASSWORD      the password of the users demo, guest and support; 1 to 256 bytes; default: a new one at each
                            start, so set it for several replicas
 

@@ -125,7 +125,7 @@ pub(crate) fn routes(website: Website, service: Arc<Service>, access: Access, fa
     let site = Site { website, service, access, failures, closing, meters: Sockets::default() };
     let header = |name: HeaderName, value| SetResponseHeaderLayer::overriding(name, HeaderValue::from_static(value));
     let pages = Router::new()
-        .route("/", get(|| async { Redirect::to("/account") }))
+        .route("/", get(to_account))
         .route("/sign-in", get(sign_in::form).post(sign_in::sign_in))
         .route("/sign-out", post(sign_in::sign_out))
         .route("/account", get(account::show))
@@ -165,6 +165,10 @@ pub(crate) fn routes(website: Website, service: Arc<Service>, access: Access, fa
             .layer(header(HeaderName::from_static("cross-origin-resource-policy"), "same-origin"))
             .layer(from_fn_with_state(is_https, require_https)),
     )
+}
+
+async fn to_account() -> Redirect {
+    Redirect::to("/account")
 }
 
 /// Gives a page to the empty response of a session that could not be saved.

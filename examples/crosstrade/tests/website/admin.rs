@@ -97,13 +97,13 @@ async fn names_with_any_characters_have_pages() {
     Home::each("names_with_any_characters_have_pages", async |home| {
         let site = Site::start_at(home).await;
         let support = site.signed_in("support").await;
+        let link = regex::Regex::new(r#"href="(/admin/users/[^"]+)""#).unwrap();
         for name in ["a/b", "a?b#c", "50% off", "zoë <b>", "\u{1f600}", "a+b&c=d", "..", "o'neil \"x\""] {
             let user = Account { name: name.to_owned(), is_support: false };
             site.website.users.set(&user, PASSWORD).await.unwrap();
             let grant = NewGrant::new(name).with_max_active(1);
             site.database.issue(&tokens::format().unwrap(), &grant).await.unwrap();
             let search = support.get(&format!("/admin?q={}", utf8_percent_encode(name, NON_ALPHANUMERIC))).await;
-            let link = regex::Regex::new(r#"href="(/admin/users/[^"]+)""#).unwrap();
             let path = link.captures(search.body()).expect("the user is found")[1].to_owned();
             let shown = support.get(&path).await;
             assert!(assert_page(&shown, StatusCode::OK).contains(&maud::html! { h1 { (name) } }.into_string()));

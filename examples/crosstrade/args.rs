@@ -132,6 +132,9 @@ pub(crate) fn parse(args: &[String]) -> Result<Command, String> {
         (None, None) => return Err("`--http` needs `--tls-cert` and `--tls-key`".to_owned()),
         _ => return Err("`--tls-cert` and `--tls-key` go together".to_owned()),
     };
+    if http.is_some() && !options.proxies.is_empty() {
+        return Err("`--http` and `--behind-proxy` exclude each other: the proxy redirects to HTTPS".to_owned());
+    }
     let is_loopback = options.listen.ip().to_canonical().is_loopback();
     if options.tls.is_none() && options.proxies.is_empty() && !is_loopback {
         return Err("`--listen` needs a loopback address such as 127.0.0.1, or `--tls-cert` and `--tls-key`, or \

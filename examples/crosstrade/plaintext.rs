@@ -2,7 +2,7 @@
 //!
 //! | request | answer |
 //! |---|---|
-//! | `/v1/..`, `/ws/..` | 403 by the gates: the client has sent its token in plaintext, and a redirect would hide that |
+//! | `/v1/..`, `/ws/..` | 403, usually by the gates: the client has sent its token in plaintext, and a redirect would hide that |
 //! | `GET` or `HEAD` of any other path | 308 to HTTPS |
 //! | others | 403 |
 
@@ -30,16 +30,25 @@ pub(crate) fn app(app: Router, tls: Arc<Tls>, port: u16) -> Router {
         async move {
             let path = request.uri().path();
             if API.iter().any(|prefix| path.starts_with(prefix)) {
-                return next.run(request).await;
+                let response = next.run(request).await;
+                // No gate has judged requests that match no route.
+                return match response.status() {
+                    StatusCode::NOT_FOUND | StatusCode::METHOD_NOT_ALLOWED => use_https().into_response(),
+                    _ => response,
+                };
             }
             redirect(&request, &tls, port).unwrap_or_else(ProblemDetails::into_response)
         }
     }))
 }
 
+fn use_https() -> ProblemDetails {
+    ProblemDetails::new(StatusCode::FORBIDDEN, "Use HTTPS.")
+}
+
 fn redirect(request: &Request, tls: &Tls, port: u16) -> Result<Response, ProblemDetails> {
     if !matches!(*request.method(), Method::GET | Method::HEAD) {
-        return Err(ProblemDetails::new(StatusCode::FORBIDDEN, "Use HTTPS."));
+        return Err(use_https());
     }
     let authority = authority(&RequestHead::of(request))
         .ok_or_else(|| ProblemDetails::bad_request("Send one valid `Host` field."))?;

@@ -29,6 +29,8 @@ use crate::tls::Tls;
 
 /// The pause after `accept` has failed, mostly for lack of descriptors: the failure lasts, and trying again costs time.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// The number of connections that wait in a listener's queue, at most.
+const MAX_QUEUE: usize = 4_096;
 
 /// The limits for clients.
 #[derive(Clone, Debug)]
@@ -160,7 +162,9 @@ impl Server {
             return self.connections.reject(stream, tls.map(Tls::http1_acceptor));
         };
         let (limits, connections) = (self.limits.clone(), self.connections.clone());
-        let tls = tls.map(Tls::acceptor);
+        // A slow client of an HTTP/2 connection ends it, and a proxy's connection has requests of several clients.
+        let is_proxy = limits.proxies.as_ref().is_some_and(|proxies| proxies.contain(peer.ip()));
+        let tls = tls.map(if is_proxy { Tls::http1_acceptor } else { Tls::acceptor });
         let connection = Connection { stream, peer, permit, tls, app: app.clone(), limits, connections };
         drop(tokio::spawn(connection.serve()));
     }
@@ -169,7 +173,13 @@ impl Server {
     fn serve_queue(&self, Listener { tcp, app, tls }: Listener) {
         // By the standard library: tokio's listener sees a connection only after it was woken for it.
         let Ok(tcp) = tcp.into_std() else { return };
-        while let Ok((stream, peer)) = tcp.accept() {
+        // Not more than the queue can have: clients that go on to connect must not delay the stop.
+        for _ in 0..MAX_QUEUE {
+            let (stream, peer) = match tcp.accept() {
+                Ok(accepted) => accepted,
+                Err(error) if is_of_client(error.kind()) => continue,
+                Err(_) => break,
+            };
             let stream = stream.set_nonblocking(true).and_then(|()| TcpStream::from_std(stream));
             if let Ok(stream) = stream {
                 self.connection(stream, peer, &app, tls.as_deref());

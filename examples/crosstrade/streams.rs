@@ -82,7 +82,7 @@ impl Stream {
     /// Starts the time in which the client must take the response, and returns the response's body.
     pub(crate) fn respond(self, body: Body) -> ResponseBody {
         self.set_response(Some(Instant::now()));
-        ResponseBody { body, stream: self, is_waiting: false }
+        ResponseBody { body, stream: self, is_waiting: false, last: None }
     }
 
     fn set_response(&self, since: Option<Instant>) {
@@ -98,6 +98,26 @@ pub(crate) struct ResponseBody {
     body: Body,
     stream: Stream,
     is_waiting: bool,
+    /// The last byte of a body that has ended.
+    last: Option<Bytes>,
+}
+
+impl ResponseBody {
+    /// Keeps the last byte of the body for a frame of its own.
+    ///
+    /// hyper hands a whole frame to h2 when the client's window is open for one byte, and drops the body with the last frame. So
+    /// the last byte waits until the client has taken all others.
+    fn without_last(&mut self, frame: Frame<Bytes>) -> Frame<Bytes> {
+        match frame.into_data() {
+            Ok(mut data) => {
+                if data.len() > 1 && self.body.is_end_stream() {
+                    self.last = Some(data.split_off(data.len() - 1));
+                }
+                Frame::data(data)
+            }
+            Err(other) => other,
+        }
+    }
 }
 
 impl HttpBody for ResponseBody {
@@ -106,7 +126,10 @@ impl HttpBody for ResponseBody {
 
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
         let this = self.get_mut();
-        let polled = Pin::new(&mut this.body).poll_frame(cx);
+        if let Some(last) = this.last.take() {
+            return Poll::Ready(Some(Ok(Frame::data(last))));
+        }
+        let polled = Pin::new(&mut this.body).poll_frame(cx).map_ok(|frame| this.without_last(frame));
         if this.is_waiting != polled.is_pending() {
             this.is_waiting = polled.is_pending();
             this.stream.set_response((!this.is_waiting).then(Instant::now));
@@ -115,11 +138,14 @@ impl HttpBody for ResponseBody {
     }
 
     fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
+        self.last.is_none() && self.body.is_end_stream()
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
+        match &self.last {
+            Some(last) => SizeHint::with_exact(last.len() as u64),
+            None => self.body.size_hint(),
+        }
     }
 }
 

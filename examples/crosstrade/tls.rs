@@ -65,6 +65,8 @@ pub(crate) struct Tls {
 
 struct Loaded {
     config: Arc<ServerConfig>,
+    /// The same without HTTP/2.
+    http1: Arc<ServerConfig>,
     /// The certificate of the service.
     end_entity: CertificateDer<'static>,
     /// The hash of the files.
@@ -93,9 +95,7 @@ impl Tls {
 
     /// Returns an acceptor that offers HTTP/1.1 only.
     pub(crate) fn http1_acceptor(&self) -> TlsAcceptor {
-        let mut config = ServerConfig::clone(&self.current.load().config);
-        config.alpn_protocols = vec![HTTP1.into()];
-        Arc::new(config).into()
+        Arc::clone(&self.current.load().http1).into()
     }
 
     /// Returns whether the current certificate is for this host: a DNS name, or an IP address without brackets.
@@ -177,8 +177,10 @@ impl Contents {
             .map_err(TlsError::Invalid)?
             .with_no_client_auth()
             .with_cert_resolver(Arc::new(SingleCertAndKey::from(certified)));
+        config.alpn_protocols = vec![HTTP1.into()];
+        let http1 = Arc::new(config.clone());
         config.alpn_protocols = vec![HTTP2.into(), HTTP1.into()];
-        Ok(Loaded { config: Arc::new(config), end_entity, version: self.version() })
+        Ok(Loaded { config: Arc::new(config), http1, end_entity, version: self.version() })
     }
 
     fn version(&self) -> Version {

@@ -64,6 +64,8 @@ fn arguments() {
     assert_eq!(error(&["--tls-cert", "cert.pem"]), "`--tls-cert` and `--tls-key` go together");
     assert_eq!(error(&["--tls-key", "key.pem", "--http", "[::1]:80"]), "`--tls-cert` and `--tls-key` go together");
     assert_eq!(error(&["--http", "[::1]:80"]), "`--http` needs `--tls-cert` and `--tls-key`");
+    let both = ["--tls-cert", "a", "--tls-key", "b", "--http", "[::1]:80", "--behind-proxy", "::1"];
+    assert_eq!(error(&both), "`--http` and `--behind-proxy` exclude each other: the proxy redirects to HTTPS");
     for networks in ["", "10.0.0.0/8,", "10.0.0.0/33", "proxy.example"] {
         let expected = "`--behind-proxy` needs networks, such as 10.0.0.0/8,fd00::/8";
         assert_eq!(error(&["--behind-proxy", networks]), expected, "{networks}");

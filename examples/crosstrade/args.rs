@@ -55,6 +55,7 @@ limits:
   SIGTERM, ctrl-c        10 s for requests and WebSockets to end, 2 s for idle connections";
 
 #[derive(Debug, PartialEq)]
+#[expect(clippy::large_enum_variant, reason = "a process has one")]
 pub(crate) enum Command {
     Serve(Options),
     Help,

@@ -212,9 +212,8 @@ async fn streams_are_limited_in_number() {
     // They stay open while their windows are closed.
     let mut raw = Raw::open(&secure, &[0, 4, 0, 0, 0, 0]).await;
     let settings = loop {
-        match raw.next().await.expect("settings") {
-            (SETTINGS, 0, 0, payload) => break payload,
-            _ => {}
+        if let (SETTINGS, 0, 0, payload) = raw.next().await.expect("settings") {
+            break payload;
         }
     };
     let setting = |id: u16| {

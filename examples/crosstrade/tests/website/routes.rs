@@ -148,6 +148,7 @@ async fn support_may_use_all_routes() {
             (_, "/" | "/sign-out" | "/account/sessions/end") => StatusCode::SEE_OTHER,
             // A wrong password.
             ("POST", "/sign-in") => StatusCode::FORBIDDEN,
+            ("GET", "/account/reveal" | "/account/replace") => StatusCode::SEE_OTHER,
             // A member of support has no token.
             (_, "/account/reveal") => StatusCode::CONFLICT,
             // Users do not replace tokens themselves.

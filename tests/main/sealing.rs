@@ -319,11 +319,20 @@ async fn purges_and_reseals_of_the_same_grants_end_in_no_deadlock() {
             }
             execute(&home, "UPDATE tollgate_grants SET expires_ms = 1".to_owned()).await;
             let database = sealing(&home, &["new", "old"]).await;
-            let (reseal, purge) = (database.clone(), database.clone());
-            let reseal = tokio::spawn(async move { reseal.reseal().await });
-            let purge = tokio::spawn(async move { purge.purge(SystemTime::now()).await });
-            reseal.await.unwrap().unwrap();
-            assert_eq!(purge.await.unwrap().unwrap(), 300);
+            let tasks: Vec<_> = (0..4)
+                .flat_map(|_| {
+                    let (reseal, purge) = (database.clone(), database.clone());
+                    [
+                        tokio::spawn(async move { reseal.reseal().await.map(|_| 0) }),
+                        tokio::spawn(async move { purge.purge(SystemTime::now()).await }),
+                    ]
+                })
+                .collect();
+            let mut purged = 0;
+            for task in tasks {
+                purged += task.await.unwrap().unwrap();
+            }
+            assert_eq!(purged, 300);
         }
     })
     .await;

@@ -37,7 +37,7 @@ test:
 features:
     cargo hack check --each-feature --lib
     cargo hack check --feature-powerset --depth 2 --lib \
-        --exclude-features default,cache,cli,introspection,postgres,redis,sql,sqlite
+        --exclude-features default,cache,cli,introspection,jwt,postgres,redis,sql,sqlite
     cargo check --lib --features sqlite,postgres
     cargo clippy --bins --features cli,sqlite -- -D warnings
     cargo clippy --bins --features cli,postgres -- -D warnings
@@ -51,8 +51,8 @@ docs:
 deny:
     cargo deny --all-features check bans licenses sources
 
-# Checks with the oldest supported Rust, for no, the `axum` and all features but those of sqlx, where Debian's 1.85 is installed
-# (see .ci/run).
+# Checks with the oldest supported Rust, for no, the `axum` and all features but those of sqlx and `jwt`, where Debian's 1.85 is
+# installed (see .ci/run).
 msrv: (where "Rust 1.85" "$rustc --version | grep -q '^rustc 1.85.'" "TOLLGATE_REQUIRE_MSRV" "just msrv-check")
 
 [private]
@@ -111,6 +111,10 @@ policies:
 # Measures the stores against `MemoryStore`, and the memory of a token.
 stores:
     cargo bench --bench stores --bench databases --features axum,cache,postgres,sqlite
+
+# Measures a lookup of a JWT against `jsonwebtoken` alone.
+jwt:
+    cargo bench --bench jwt --features axum,jwt
 
 # Measures limits in Redis against a bare call of the same script, and what leases save, in one table.
 redis-bench:

@@ -24,7 +24,7 @@
 //! |---|---|
 //! | [`quick_start`](guide::quick_start) | How do I protect a service on axum, hyper or tonic? |
 //! | [`tokens`](guide::tokens) | How do I make, store, rotate and revoke tokens? |
-//! | [`databases`](guide::databases), [`introspection`](guide::introspection) | How do I keep tokens in SQLite, PostgreSQL or an authorization server, behind a cache? |
+//! | [`databases`](guide::databases), [`introspection`](guide::introspection), [`jwt`](guide::jwt) | How do I keep tokens in SQLite, PostgreSQL or an authorization server, behind a cache? |
 //! | [`administration`](guide::administration) | How do I help customers with their tokens, on the command line? |
 //! | [`rate_limits`](guide::rate_limits), [`many_servers`](guide::many_servers) | How do I limit customers, on one server or on several? |
 //! | [`public_routes`](guide::public_routes) | How do I limit callers without a token by their address? |
@@ -77,7 +77,7 @@ mod quota;
 mod rejection;
 mod request_head;
 mod sync;
-#[cfg(any(feature = "introspection", feature = "redis"))]
+#[cfg(any(feature = "introspection", feature = "jwt", feature = "redis"))]
 mod tls;
 mod token;
 
@@ -101,6 +101,7 @@ mod axum;
         feature = "body",
         feature = "cache",
         feature = "introspection",
+        feature = "jwt",
         feature = "mint",
         feature = "postgres",
         feature = "redis",

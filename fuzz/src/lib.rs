@@ -8,6 +8,7 @@
 //! on the given files, so that a finding can be examined on stable.
 
 pub mod check;
+pub mod jwt;
 pub mod mint;
 pub mod oracle;
 pub mod pipeline;
@@ -21,7 +22,7 @@ use std::{env, fs};
 pub type Check = fn(&[u8]);
 
 /// All targets with their names.
-pub const TARGETS: [(&str, Check); 11] = [
+pub const TARGETS: [(&str, Check); 12] = [
     ("header", check::header),
     ("api_key", check::api_key),
     ("query", check::query),
@@ -32,6 +33,7 @@ pub const TARGETS: [(&str, Check); 11] = [
     ("client_ip", check::client_ip),
     ("self_limit", self_limit::check),
     ("mint", mint::check),
+    ("jwt", jwt::check),
     ("pipeline", pipeline::check),
 ];
 

@@ -95,6 +95,7 @@ fn at_limits(target: &str) -> Vec<Vec<u8>> {
         .map(|text| text.as_bytes().to_vec())
         .into(),
         "mint" => crate::mint::seeds(),
+        "jwt" => crate::jwt::seeds(),
         "self_limit" => [128, 129].map(|len| [&b"1\xff"[..], &token("", len)].concat()).to_vec(),
         "pipeline" => {
             let text =
@@ -130,7 +131,7 @@ fn seed(target: &str, vector: &Value) -> Option<Vec<u8>> {
         "websocket" => field("sec-websocket-protocol").filter(|_| !list(&sent.lines("upgrade")).is_empty()),
         "query" => query_of(&sent.target).map(bytes),
         "form" | "json" | "text" => body_of(target),
-        "client_ip" | "mint" => None,
+        "client_ip" | "jwt" | "mint" => None,
         "pipeline" => {
             sent.to_http(())?;
             Some([&Options::with_locations(&locations(vector))[..], &sent.to_bytes()].concat())

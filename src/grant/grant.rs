@@ -105,7 +105,7 @@ impl<P> Grant<P> {
     }
 
     /// Sets scopes that have already been validated.
-    #[cfg(any(feature = "sqlite", feature = "postgres"))]
+    #[cfg(any(feature = "jwt", feature = "sqlite", feature = "postgres"))]
     pub(crate) fn with_valid_scopes(mut self, scopes: Scopes) -> Self {
         self.head.scopes = scopes;
         self

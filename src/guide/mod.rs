@@ -8,6 +8,7 @@
 //! | [`databases`] | How do I keep tokens in SQLite or PostgreSQL, behind a cache? |
 //! | [`administration`] | How do I help customers with their tokens, on the command line? |
 //! | [`introspection`] | How do I accept the tokens of an authorization server? |
+//! | [`jwt`] | How do I accept JWT access tokens? |
 //! | [`rate_limits`] | How do I limit customers: plans, several limits, costs, refunds, dry run? |
 //! | [`many_servers`] | How do several servers share one limit, and what happens when Redis is down? |
 //! | [`public_routes`] | How do I limit callers by address, or callers of a session? |
@@ -34,6 +35,7 @@ macro_rules! guides {
                     feature = "body",
                     feature = "cache",
                     feature = "introspection",
+                    feature = "jwt",
                     feature = "mint",
                     feature = "pepper",
                     feature = "postgres",
@@ -60,6 +62,7 @@ guides! {
     databases "databases.md"
     administration "administration.md"
     introspection "introspection.md"
+    jwt "jwt.md"
     rate_limits "rate_limits.md"
     many_servers "many_servers.md"
     public_routes "public_routes.md"

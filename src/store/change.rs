@@ -5,8 +5,8 @@ use crate::token::TokenDigest;
 
 /// A change of stored grants, for caches.
 ///
-/// Pass it to `CachedStore::invalidate`. `sql::Database::watch` reports the changes of a database. For other stores, send
-/// changes to all processes by your own messaging.
+/// Pass it to `CachedStore::invalidate`. If the tokens are JWTs, pass it to `JwtStore::revoke` first. `sql::Database::watch` reports
+/// the changes of a database. For other stores, send changes to all processes by your own messaging.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Invalidation {

@@ -15,6 +15,7 @@
 //! | `PepperedStore` | any store that keeps HMACs of digests instead of digests (feature `pepper`) |
 //! | `sql::SqlStore` | SQLite and PostgreSQL, with administration (features `sqlite`, `postgres`) |
 //! | `IntrospectionStore` | tokens of an authorization server (RFC 7662, feature `introspection`) |
+//! | `JwtStore` | JWT access tokens of an authorization server (RFC 9068, feature `jwt`) |
 //! | `contract` | checks of the store contract, for tests of any store (feature `test-util`) |
 
 use std::error::Error;
@@ -26,16 +27,22 @@ mod by_head;
 mod by_prefix;
 #[cfg(feature = "cache")]
 mod cached;
-#[cfg(any(feature = "cache", feature = "sqlite", feature = "postgres"))]
+#[cfg(any(feature = "cache", feature = "jwt", feature = "sqlite", feature = "postgres"))]
 mod change;
 #[cfg(feature = "mint")]
 mod checked;
+#[cfg(any(feature = "introspection", feature = "jwt"))]
+mod claims;
+#[cfg(any(feature = "introspection", feature = "jwt"))]
+mod client;
 #[cfg(feature = "test-util")]
 pub mod contract;
 mod first_of;
 mod from_fn;
 #[cfg(feature = "introspection")]
 mod introspection;
+#[cfg(feature = "jwt")]
+mod jwt;
 mod map;
 mod memory;
 #[cfg(feature = "pepper")]
@@ -50,17 +57,21 @@ pub use by_head::{ByHead, by_head};
 pub use by_prefix::{ByPrefix, DuplicatePrefixError, by_prefix};
 #[cfg(feature = "cache")]
 pub use cached::{CacheSettingsError, CachedFuture, CachedStore, CachedStoreBuilder};
-#[cfg(any(feature = "cache", feature = "sqlite", feature = "postgres"))]
+#[cfg(any(feature = "cache", feature = "jwt", feature = "sqlite", feature = "postgres"))]
 pub use change::Invalidation;
 #[cfg(feature = "mint")]
 pub use checked::CheckedStore;
+#[cfg(any(feature = "introspection", feature = "jwt"))]
+pub use claims::Claims;
 pub use first_of::{FirstOf, FirstOfFuture, first_of};
 pub use from_fn::{FromFn, FromFnFuture, from_fn, from_fn_with};
 #[cfg(feature = "introspection")]
 pub use introspection::{
-    Claims, ClientAuth, IntrospectionBuilder, IntrospectionConfigError, IntrospectionError, IntrospectionFuture,
+    ClientAuth, IntrospectionBuilder, IntrospectionConfigError, IntrospectionError, IntrospectionFuture,
     IntrospectionStore,
 };
+#[cfg(feature = "jwt")]
+pub use jwt::{JwtAlgorithm, JwtBuilder, JwtConfigError, JwtError, JwtFuture, JwtKeys, JwtStore};
 pub use map::{Map, MapFuture, map};
 pub use memory::{MemoryStore, OccupiedError, RotateError};
 #[cfg(feature = "pepper")]

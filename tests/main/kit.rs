@@ -22,6 +22,8 @@ use tower::{Service, ServiceExt};
 pub mod body;
 #[cfg(feature = "introspection")]
 pub mod introspection;
+#[cfg(all(feature = "jwt", feature = "cache", feature = "test-util"))]
+pub mod jwt;
 pub mod location;
 #[cfg(feature = "cache")]
 pub mod remote;

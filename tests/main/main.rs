@@ -65,6 +65,8 @@ mod identity;
 #[cfg(feature = "introspection")]
 mod introspection;
 mod invalid_requests;
+#[cfg(all(feature = "jwt", feature = "cache", feature = "test-util"))]
+mod jwt;
 mod keep_alive;
 mod kit;
 mod language;

@@ -24,42 +24,49 @@ const SPACE: [char; 4] = [' ', '\t', '\r', '\n'];
 const MAX_DEPTH: usize = 64;
 
 #[derive(Debug, PartialEq)]
-enum Json {
+pub(super) enum Json {
     Null,
-    /// A number, a boolean or an array.
-    Other,
+    Boolean,
+    /// As it is written.
+    Number(String),
     Text(String),
+    Array(Vec<Json>),
     Object(Vec<(String, Json)>),
 }
 
 /// Reads a document by RFC 8259, section 2, with a depth of at most 64.
 fn read(text: &str) -> Option<Json> {
-    let (value, rest) = value(text, 0)?;
+    read_within(text, MAX_DEPTH)
+}
+
+/// Reads a document with a maximum depth.
+pub(super) fn read_within(text: &str, depth: usize) -> Option<Json> {
+    let (value, rest) = value(text, depth)?;
     rest.is_empty().then_some(value)
 }
 
-/// Reads a value with its surrounding white space. Returns the rest.
+/// Reads a value with its surrounding white space, and with at most this depth. Returns the rest.
 fn value(text: &str, depth: usize) -> Option<(Json, &str)> {
     let text = text.trim_start_matches(SPACE);
     let (value, rest) = match text.chars().next()? {
-        '{' | '[' if depth == MAX_DEPTH => return None,
+        '{' | '[' if depth == 0 => return None,
         '{' => {
             let member = |text| {
                 let (name, rest) = string(str::trim_start_matches(text, SPACE))?;
-                let (value, rest) = value(rest.trim_start_matches(SPACE).strip_prefix(':')?, depth + 1)?;
+                let (value, rest) = value(rest.trim_start_matches(SPACE).strip_prefix(':')?, depth - 1)?;
                 Some(((name, value), rest))
             };
             let (members, rest) = list(&text[1..], '}', member)?;
             (Json::Object(members), rest)
         }
-        '[' => (Json::Other, list(&text[1..], ']', |text| value(text, depth + 1))?.1),
+        '[' => list(&text[1..], ']', |text| value(text, depth - 1)).map(|(items, rest)| (Json::Array(items), rest))?,
         '"' => string(text).map(|(text, rest)| (Json::Text(text), rest))?,
         _ => {
             let end = text.find(|c: char| !c.is_ascii_alphanumeric() && !"+-.".contains(c)).unwrap_or(text.len());
             let value = match &text[..end] {
                 "null" => Json::Null,
-                "true" | "false" => Json::Other,
-                word => is_number(word).then_some(Json::Other)?,
+                "true" | "false" => Json::Boolean,
+                word => is_number(word).then(|| Json::Number(word.to_owned()))?,
             };
             (value, &text[end..])
         }

@@ -25,6 +25,7 @@ pub mod client_ip;
 mod gcra;
 mod header;
 mod json;
+pub mod jwt;
 mod mint;
 mod param;
 mod request;

@@ -2,31 +2,22 @@
 
 use std::error::Error;
 use std::fmt;
-use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use reqwest::{Client, Url, redirect};
-use rustls::RootCertStore;
-use rustls::pki_types::CertificateDer;
-use rustls::pki_types::pem::PemObject as _;
-
 use super::auth::ClientAuth;
-use super::claims::Claims;
 use super::error::IntrospectionConfigError;
 use super::{Inner, IntrospectionStore, MakePrincipal, Reading};
 use crate::quota::Quota;
-use crate::tls;
+use crate::store::claims::Claims;
+use crate::store::client::ClientSettings;
 
 /// The settings of an [`IntrospectionStore`]. [`build`](Self::build) checks them.
 #[must_use = "a builder does nothing before `build`"]
 pub struct IntrospectionBuilder<P = Claims> {
     endpoint: Box<str>,
     auth: ClientAuth,
-    insecure_http: bool,
-    roots: Vec<Box<[u8]>>,
-    connect_timeout: Duration,
-    timeout: Duration,
+    client: ClientSettings,
     max_answer: usize,
     reading: Reading<P>,
 }
@@ -36,10 +27,7 @@ impl IntrospectionBuilder {
         Self {
             endpoint: endpoint.into(),
             auth,
-            insecure_http: false,
-            roots: Vec::new(),
-            connect_timeout: Duration::from_secs(2),
-            timeout: Duration::from_secs(2),
+            client: ClientSettings::default(),
             max_answer: 64 * 1_024,
             reading: Reading { audiences: Vec::new(), subject_prefix: "".into(), principal: Arc::new(Ok), quota: None },
         }
@@ -49,13 +37,13 @@ impl IntrospectionBuilder {
 impl<P> IntrospectionBuilder<P> {
     /// Sets the timeout of a request, from the first poll to the end of the response. Default: 2 seconds.
     pub fn with_timeout(mut self, timeout: Duration) -> Self {
-        self.timeout = timeout;
+        self.client.timeout = timeout;
         self
     }
 
     /// Sets the timeout of a connection attempt, including TLS. It is part of the timeout of the request. Default: 2 seconds.
     pub fn with_connect_timeout(mut self, timeout: Duration) -> Self {
-        self.connect_timeout = timeout;
+        self.client.connect_timeout = timeout;
         self
     }
 
@@ -114,10 +102,7 @@ impl<P> IntrospectionBuilder<P> {
         IntrospectionBuilder {
             endpoint: self.endpoint,
             auth: self.auth,
-            insecure_http: self.insecure_http,
-            roots: self.roots,
-            connect_timeout: self.connect_timeout,
-            timeout: self.timeout,
+            client: self.client,
             max_answer: self.max_answer,
             reading: Reading { audiences, subject_prefix, principal, quota },
         }
@@ -125,14 +110,14 @@ impl<P> IntrospectionBuilder<P> {
 
     /// Adds trusted root certificates in PEM, in addition to those of Mozilla.
     pub fn with_root_certificate_pem(mut self, pem: &[u8]) -> Self {
-        self.roots.push(pem.into());
+        self.client.roots.push(pem.into());
         self
     }
 
     /// Allows an `http` endpoint on another host. Anyone on the network path can then read tokens and the service's credentials, and
     /// forge responses. Use it only for a sidecar in another network namespace.
     pub fn with_insecure_http(mut self) -> Self {
-        self.insecure_http = true;
+        self.client.insecure_http = true;
         self
     }
 
@@ -147,26 +132,13 @@ impl<P> IntrospectionBuilder<P> {
     /// - An audience is empty.
     /// - A certificate cannot be read.
     pub fn build(self) -> Result<IntrospectionStore<P>, IntrospectionConfigError> {
-        let endpoint = endpoint(&self.endpoint, self.insecure_http)?;
-        if self.timeout.is_zero() || self.connect_timeout.is_zero() {
-            return Err(IntrospectionConfigError::Timeout);
-        }
         if self.max_answer == 0 {
             return Err(IntrospectionConfigError::MaxAnswer);
         }
         if self.reading.audiences.iter().any(|audience| audience.is_empty()) {
             return Err(IntrospectionConfigError::Audience);
         }
-        let client = Client::builder()
-            .redirect(redirect::Policy::none())
-            .referer(false)
-            .no_proxy()
-            .connect_timeout(self.connect_timeout)
-            .timeout(self.timeout)
-            .https_only(endpoint.scheme() == "https")
-            .user_agent(concat!("tollgate/", env!("CARGO_PKG_VERSION")));
-        let tls = tls::client_config(roots(&self.roots)?).map_err(|_| IntrospectionConfigError::Client)?;
-        let client = client.tls_backend_preconfigured(tls).build().map_err(|_| IntrospectionConfigError::Client)?;
+        let (client, endpoint) = self.client.build(&self.endpoint)?;
         Ok(IntrospectionStore(Arc::new(Inner {
             client,
             endpoint,
@@ -175,45 +147,6 @@ impl<P> IntrospectionBuilder<P> {
             reading: self.reading,
         })))
     }
-}
-
-/// Returns the roots of Mozilla and of these PEM files.
-fn roots(files: &[Box<[u8]>]) -> Result<RootCertStore, IntrospectionConfigError> {
-    let mut roots = tls::mozilla();
-    for pem in files {
-        let certificates = CertificateDer::pem_slice_iter(pem).collect::<Result<Vec<_>, _>>().unwrap_or_default();
-        let accepted = certificates.iter().all(|certificate| roots.add(certificate.clone()).is_ok());
-        if certificates.is_empty() || !accepted {
-            return Err(IntrospectionConfigError::RootCertificate);
-        }
-    }
-    Ok(roots)
-}
-
-fn endpoint(text: &str, insecure_http: bool) -> Result<Url, IntrospectionConfigError> {
-    // URL parsers remove or replace such characters silently.
-    if text.bytes().any(|byte| byte <= b' ' || byte == b'\\' || byte == 0x7f) {
-        return Err(IntrospectionConfigError::Endpoint);
-    }
-    let url = Url::parse(text).map_err(|_| IntrospectionConfigError::Endpoint)?;
-    let Some(host) = url.host_str() else { return Err(IntrospectionConfigError::Endpoint) };
-    match url.scheme() {
-        "https" => {}
-        "http" => {
-            let address = host.trim_matches(['[', ']']).parse::<IpAddr>();
-            if !insecure_http && !address.is_ok_and(|address| address.is_loopback()) {
-                return Err(IntrospectionConfigError::Insecure);
-            }
-        }
-        _ => return Err(IntrospectionConfigError::Endpoint),
-    }
-    if !url.username().is_empty() || url.password().is_some() {
-        return Err(IntrospectionConfigError::UserInfo);
-    }
-    if url.fragment().is_some() {
-        return Err(IntrospectionConfigError::Fragment);
-    }
-    Ok(url)
 }
 
 impl<P> fmt::Debug for IntrospectionBuilder<P> {

@@ -7,6 +7,8 @@ use http::StatusCode;
 use thiserror::Error as ThisError;
 
 use crate::rejection::store_error::StoreError;
+use crate::store::claims::Malformed;
+use crate::store::client::{BodyError, ClientError};
 
 /// The error of an [`IntrospectionStore`](super::IntrospectionStore) with an invalid setting.
 #[derive(Debug, ThisError, PartialEq, Eq)]
@@ -73,13 +75,42 @@ pub(super) enum Cause {
 
 impl Cause {
     pub(super) fn transport(error: reqwest::Error) -> Self {
-        // The query of the URL may contain secrets.
-        if error.is_timeout() { Self::Timeout } else { Self::Transport(Box::new(error.without_url())) }
+        BodyError::from(error).into()
     }
 
     /// Omits the message of the error, because it can quote the response.
     pub(super) fn json(error: &serde_json::Error) -> Self {
         if error.is_data() { Self::NotOneObject } else { Self::Json(error.line(), error.column()) }
+    }
+}
+
+impl From<BodyError> for Cause {
+    fn from(error: BodyError) -> Self {
+        match error {
+            BodyError::Timeout => Self::Timeout,
+            BodyError::Transport(error) => Self::Transport(error),
+            BodyError::TooLarge(max) => Self::TooLarge(max),
+        }
+    }
+}
+
+impl From<Malformed> for Cause {
+    fn from(Malformed(name): Malformed) -> Self {
+        Self::Member(name)
+    }
+}
+
+impl From<ClientError> for IntrospectionConfigError {
+    fn from(error: ClientError) -> Self {
+        match error {
+            ClientError::Url => Self::Endpoint,
+            ClientError::Insecure => Self::Insecure,
+            ClientError::UserInfo => Self::UserInfo,
+            ClientError::Fragment => Self::Fragment,
+            ClientError::Timeout => Self::Timeout,
+            ClientError::RootCertificate => Self::RootCertificate,
+            ClientError::Client => Self::Client,
+        }
     }
 }
 

@@ -9,9 +9,12 @@ use std::task::{Context, Poll};
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, StatusCode, header};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_encode};
-use reqwest::{Client, Response, Url};
+use reqwest::{Client, Url};
+use serde_json::Value;
 use zeroize::Zeroizing;
 
+use super::claims::{self, Claims, Members};
+use super::client;
 use super::{Lookup, TokenStore};
 use crate::grant::Grant;
 use crate::pending::answer::Answer;
@@ -21,15 +24,12 @@ use crate::token::{BearerToken, TokenDigest};
 
 mod auth;
 mod builder;
-mod claims;
 mod error;
 
 pub use auth::ClientAuth;
 pub use builder::IntrospectionBuilder;
-pub use claims::Claims;
 pub use error::{IntrospectionConfigError, IntrospectionError};
 
-use claims::Members;
 use error::Cause;
 
 /// A store that looks tokens up at an authorization server by token introspection (RFC 7662).
@@ -198,19 +198,7 @@ impl<P> Inner<P> {
         if !is_json(answer.headers()) {
             return Err(Cause::MediaType);
         }
-        self.body(answer).await
-    }
-
-    /// Reads the body, up to the maximum length.
-    async fn body(&self, mut answer: Response) -> Result<Vec<u8>, Cause> {
-        let mut body = Vec::new();
-        while let Some(chunk) = answer.chunk().await.map_err(Cause::transport)? {
-            if chunk.len() > self.max_answer - body.len() {
-                return Err(Cause::TooLarge(self.max_answer));
-            }
-            body.extend_from_slice(&chunk);
-        }
-        Ok(body)
+        Ok(client::body(answer, self.max_answer).await?)
     }
 }
 
@@ -224,16 +212,30 @@ fn is_json(headers: &HeaderMap) -> bool {
     subtype == "json" || subtype.strip_suffix("+json").is_some_and(|before| !before.is_empty())
 }
 
+/// Checks the members that have a meaning in introspection responses only, and the others.
+fn claims_of(members: Members) -> Result<Claims, Cause> {
+    claims::text(&members.0, "username")?;
+    let scopes = claims::scopes(&members.0, "scope")?;
+    let dpop = match members.0.get("token_type") {
+        None => false,
+        Some(Value::String(name)) if name.eq_ignore_ascii_case("Bearer") => false,
+        Some(Value::String(name)) if name.eq_ignore_ascii_case("DPoP") => true,
+        Some(Value::String(_)) => return Err(Cause::TokenType),
+        Some(_) => return Err(Cause::Member("token_type")),
+    };
+    Ok(Claims::new(members, scopes, dpop)?)
+}
+
 impl<P> Reading<P> {
     fn read(&self, answer: &[u8], token: TokenDigest) -> Lookup<P, Cause> {
         let members: Members = serde_json::from_slice(answer).map_err(|error| Cause::json(&error))?;
-        if !members.active()? {
+        if !members.0.get("active").and_then(Value::as_bool).ok_or(Cause::NoActive)? {
             return Ok(None);
         }
-        let claims = Claims::new(members)?;
+        let claims = claims_of(members)?;
         let has_audience = self.audiences.is_empty()
             || claims.audiences().any(|audience| self.audiences.iter().any(|accepted| **accepted == *audience));
-        if !has_audience || claims.is_refresh_token() {
+        if !has_audience || claims.text("token_use") == Some("refresh_token") {
             return Ok(None);
         }
         self.grant(claims, token).map(|grant| Some(Arc::new(grant)))

@@ -1,4 +1,4 @@
-//! [`Claims`]: the members of an introspection response.
+//! [`Claims`]: what an authorization server says about a token.
 
 use std::fmt;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -6,13 +6,12 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use serde::de::{Deserialize, Deserializer, Error as _, MapAccess, Visitor};
 use serde_json::{Map, Value};
 
-use super::error::Cause;
 use crate::grant::scopes::Scopes;
 
-/// The members of the response about an active token (RFC 7662, section 2.2).
+/// The claims about a token: the members of an introspection response (RFC 7662, section 2.2), or of a JWT (RFC 7519, section 4).
 ///
-/// [`get`](Self::get) returns any member, including non-standard ones. `Debug` is redacted, because a response contains personal
-/// data and may repeat the token.
+/// [`get`](Self::get) returns any claim, including non-standard ones. `Debug` is redacted, because claims contain personal data, and
+/// a response may repeat the token.
 pub struct Claims {
     members: Map<String, Value>,
     scopes: Scopes,
@@ -23,47 +22,31 @@ pub struct Claims {
 }
 
 impl Claims {
-    pub(super) fn new(Members(members): Members) -> Result<Self, Cause> {
-        for name in ["sub", "client_id", "username", "jti", "iss"] {
-            match members.get(name) {
-                None => {}
-                Some(Value::String(text)) if !text.is_empty() => {}
-                Some(_) => return Err(Cause::Member(name)),
-            }
+    /// Checks the types of the members that this type interprets. The caller has read the scopes. `sender_constrained` is true if
+    /// the caller has found a constraint apart from `cnf`.
+    pub(super) fn new(Members(members): Members, scopes: Scopes, sender_constrained: bool) -> Result<Self, Malformed> {
+        for name in ["sub", "client_id", "jti", "iss"] {
+            text(&members, name)?;
         }
-        let scopes = match members.get("scope") {
-            None => Scopes::default(),
-            Some(Value::String(scopes)) => {
-                Scopes::new(scopes.split(' ').filter(|scope| !scope.is_empty())).map_err(|_| Cause::Member("scope"))?
-            }
-            Some(_) => return Err(Cause::Member("scope")),
-        };
         let is_audience = match members.get("aud") {
             None | Some(Value::String(_)) => true,
             Some(Value::Array(all)) => all.iter().all(Value::is_string),
             Some(_) => false,
         };
         if !is_audience {
-            return Err(Cause::Member("aud"));
+            return Err(Malformed("aud"));
         }
-        let dpop = match members.get("token_type") {
-            None => false,
-            Some(Value::String(name)) if name.eq_ignore_ascii_case("Bearer") => false,
-            Some(Value::String(name)) if name.eq_ignore_ascii_case("DPoP") => true,
-            Some(Value::String(_)) => return Err(Cause::TokenType),
-            Some(_) => return Err(Cause::Member("token_type")),
-        };
         let bound = match members.get("cnf") {
             None => false,
             Some(Value::Object(_)) => true,
-            Some(_) => return Err(Cause::Member("cnf")),
+            Some(_) => return Err(Malformed("cnf")),
         };
         Ok(Self {
             scopes,
             not_before: date(&members, "nbf", f64::ceil)?,
             expires_at: date(&members, "exp", f64::floor)?,
             issued_at: date(&members, "iat", f64::floor)?,
-            sender_constrained: dpop || bound,
+            sender_constrained: sender_constrained || bound,
             members,
         })
     }
@@ -80,7 +63,7 @@ impl Claims {
         self.text("client_id")
     }
 
-    /// Returns `username`, a human-readable name of the resource owner.
+    /// Returns `username`, a human-readable name of the resource owner in introspection responses.
     #[must_use]
     pub fn username(&self) -> Option<&str> {
         self.text("username")
@@ -137,17 +120,13 @@ impl Claims {
         self.sender_constrained
     }
 
-    /// Returns a member of the response by its name.
+    /// Returns a claim by its name.
     #[must_use]
     pub fn get(&self, name: &str) -> Option<&Value> {
         self.members.get(name)
     }
 
-    pub(super) fn is_refresh_token(&self) -> bool {
-        self.text("token_use") == Some("refresh_token")
-    }
-
-    fn text(&self, name: &str) -> Option<&str> {
+    pub(super) fn text(&self, name: &str) -> Option<&str> {
         self.get(name).and_then(Value::as_str)
     }
 }
@@ -158,17 +137,42 @@ impl fmt::Debug for Claims {
     }
 }
 
+/// The error of a member that has another type than the standard says. It contains the name of the member.
+pub(super) struct Malformed(pub(super) &'static str);
+
+/// Reads a member that must be a non-empty string if it is present.
+pub(super) fn text<'a>(members: &'a Map<String, Value>, name: &'static str) -> Result<Option<&'a str>, Malformed> {
+    match members.get(name) {
+        None => Ok(None),
+        Some(Value::String(text)) if !text.is_empty() => Ok(Some(text)),
+        Some(_) => Err(Malformed(name)),
+    }
+}
+
+/// Reads a member with scopes that are separated by spaces (RFC 6749, section 3.3).
+pub(super) fn scopes(members: &Map<String, Value>, name: &'static str) -> Result<Scopes, Malformed> {
+    match members.get(name) {
+        None => Ok(Scopes::default()),
+        Some(Value::String(scopes)) => scopes.parse().map_err(|_| Malformed(name)),
+        Some(_) => Err(Malformed(name)),
+    }
+}
+
 /// Reads a NumericDate (RFC 7519, section 2). Rounds fractions, and limits the result to [`LATEST`].
-fn date(members: &Map<String, Value>, name: &'static str, round: fn(f64) -> f64) -> Result<Option<SystemTime>, Cause> {
+fn date(
+    members: &Map<String, Value>,
+    name: &'static str,
+    round: fn(f64) -> f64,
+) -> Result<Option<SystemTime>, Malformed> {
     let seconds = match members.get(name) {
         None => return Ok(None),
         // Integers are not converted to floats, which would change those above 2^53.
         Some(Value::Number(number)) => match (number.as_u64(), number.as_f64()) {
             (Some(seconds), _) => seconds,
             (None, Some(seconds)) if seconds >= 0.0 && seconds.is_finite() => whole(round(seconds)),
-            _ => return Err(Cause::Member(name)),
+            _ => return Err(Malformed(name)),
         },
-        Some(_) => return Err(Cause::Member(name)),
+        Some(_) => return Err(Malformed(name)),
     };
     Ok(Some(UNIX_EPOCH + Duration::from_secs(seconds.min(LATEST))))
 }
@@ -182,13 +186,7 @@ fn whole(seconds: f64) -> u64 {
 }
 
 /// The members of a JSON object without duplicate names.
-pub(super) struct Members(Map<String, Value>);
-
-impl Members {
-    pub(super) fn active(&self) -> Result<bool, Cause> {
-        self.0.get("active").and_then(Value::as_bool).ok_or(Cause::NoActive)
-    }
-}
+pub(super) struct Members(pub(super) Map<String, Value>);
 
 impl<'de> Deserialize<'de> for Members {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {

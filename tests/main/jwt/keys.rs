@@ -1,7 +1,7 @@
 //! Fixed keys, and the choice of the key.
 
 use serde_json::json;
-use tollgate::store::{JwtConfigError, JwtKeys};
+use tollgate::store::{JwtAlgorithm, JwtConfigError, JwtKeys, JwtStore};
 
 use crate::kit::jwt::*;
 
@@ -68,3 +68,29 @@ async fn the_algorithm_of_a_key_is_respected() {
     let token = signer.sign(&header.to_string(), &claims().to_string());
     assert!(accepts(&fixed(&signer).build().unwrap(), &token).await);
 }
+
+/// A valid signature by an algorithm that the key supports, but the settings do not name.
+#[tokio::test]
+async fn only_the_algorithms_of_the_settings_are_accepted() {
+    use JwtAlgorithm::{Ps256, Rs256, Rs384};
+    for (algorithms, is_accepted) in
+        [(&[Rs256][..], true), (&[Ps256], false), (&[Ps256, Rs384], false), (&[Ps256, Rs256], true)]
+    {
+        let builder = JwtStore::builder(ISSUER, AUDIENCE, algorithms.iter().copied(), JwtKeys::pem(RS256_KEY));
+        assert_eq!(accepts(&builder.build().unwrap(), RS256_TOKEN).await, is_accepted, "{algorithms:?}");
+    }
+}
+
+/// Signed by OpenSSL with the private part of [`RS256_KEY`], which was thrown away. It expires in 2100.
+const RS256_TOKEN: &str = "eyJ0eXAiOiJhdCtqd3QiLCJhbGciOiJSUzI1NiIsImtpZCI6ImJlbmNoIn0.eyJpc3MiOiJodHRwczovL2lkLmV4YW1wbGUiLCJhdWQiOiJodHRwczovL2FwaS5leGFtcGxlIiwic3ViIjoiMjQ4Mjg5NzYxMDAxIiwiY2xpZW50X2lkIjoiczZCaGRSa3F0MyIsImp0aSI6ImRiZTM5YmYzYTNiYTQyMzhhNTEzZjUxZDZlMTY5MWM0Iiwic2NvcGUiOiJvcmRlcnM6cmVhZCB0cmFkZSIsImlhdCI6MTczNTY4OTYwMCwiZXhwIjo0MTAyNDQ0ODAwfQ.SX2SemMtQIWuBdPucE_XmEU2QG6DXaFDw_8XraD-Qe9vaG5gnTaMrhN2S9YgcumkQLbKmreB85DPCOb5Zd2nwRBbiYkun25hdqTBJ3UYTC-Vc-4PvZA4H4i0smoWjFf6vngYRziPwXoMLOHH4Zynuq-WiqqmGcL1dl2YLg9mCtrsKyYlNuJ5IG7XhQ--6O2a0KPyHa5TPD44RhrvE-cYVnRe7eixg64UzmL4hpyTZYieX8Y2R40rwCGE5SbYdQw4u3-QsI7hxAnUaHXyr5qsv7IomjsEdvmHLW12vLnuPRX_OvvkZLtmnr2lY161Kwy_ReYd8eVgxLrrx04KjztHSw";
+const RS256_KEY: &str = "\
+-----BEGIN PUBLIC KEY-----
+MIIBIjANBgkqhkiG9w0BAQEFAAOCAQ8AMIIBCgKCAQEA1jlFnEU3nqi033yaMqZi
+L+r7mF4kB/PLqVTALHvnpt9kMnZ2OB1awVyOXS0Qx1aJTQobHJkxyGtSe35akSE6
+5eEl6q2kYpCq81vrCym3p8BXISsRYMEfnXNmDAOs18ThuUWVOVEUieh9jlxEEsKp
+H7eXpoom+VlK8AvOV1k9SaO37ufzHzIhCqlt1tqR2qVa1Mcqd1EjAZ4TSmVxPscu
+OiKC/EzpR3WY7fSEua/cM37RNt2XRGcvdLaQtb1ptBieXOcQD+kxsaDjPcrZN1k5
+tQwCKPM85Qzm2wlqUCu54TLhpyaE+PVzOKKLlVKLUXEmUcLntIdG30+jofExS+SU
+UQIDAQAB
+-----END PUBLIC KEY-----
+";

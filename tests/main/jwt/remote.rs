@@ -241,8 +241,8 @@ async fn old_keys_are_fetched_again_in_the_background() {
     hands.advance(Duration::from_nanos(1));
     server.hold();
     assert!(accepts(&store, &old.token(&claims())).await, "the server holds its answer, and the request does not wait");
-    let lookups = start(&store, [new.token(&claims())]).await;
     server.has_been_asked().await;
+    let lookups = start(&store, [new.token(&claims())]).await;
     server.release();
     for lookup in lookups {
         assert_eq!(lookup.await.unwrap(), Some(true), "the fetch in the background is the one that is waited for");

@@ -183,9 +183,12 @@ impl Jwks {
 
     /// Waits for a request.
     pub async fn has_been_asked(&self) {
-        while self.asked.load(Ordering::SeqCst) == 0 {
-            tokio::task::yield_now().await;
-        }
+        let asked = async {
+            while self.asked.load(Ordering::SeqCst) == 0 {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(60), asked).await.expect("a request for the keys");
     }
 
     /// Delays answers until [`release`](Self::release).

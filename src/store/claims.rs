@@ -5,6 +5,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde::de::{Deserialize, Deserializer, Error as _, MapAccess, Visitor};
 use serde_json::{Map, Value};
+use thiserror::Error;
 
 use crate::grant::scopes::Scopes;
 
@@ -138,6 +139,8 @@ impl fmt::Debug for Claims {
 }
 
 /// The error of a member that has another type than the standard says. It contains the name of the member.
+#[derive(Debug, Error)]
+#[error("malformed `{0}`")]
 pub(super) struct Malformed(pub(super) &'static str);
 
 /// Reads a member that must be a non-empty string if it is present.

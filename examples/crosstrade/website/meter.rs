@@ -5,8 +5,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::extract::State;
+use axum::http::HeaderName;
+use axum::response::IntoResponse;
 use axum::response::sse::{Event, KeepAlive, Sse};
-use futures_util::Stream;
 use futures_util::stream;
 use serde_json::json;
 use tokio::time::{Instant, sleep};
@@ -42,7 +43,7 @@ struct Meter {
 pub(crate) async fn events(
     State(site): State<Arc<Site>>,
     Unattended(visit): Unattended,
-) -> Result<Sse<impl Stream<Item = Result<Event, Infallible>>>, PageError> {
+) -> Result<impl IntoResponse, PageError> {
     let place = site.meters.enter(&Subject::from(visit.user.name.as_str())).ok_or(PageError::TooMany(None))?;
     let meter = Meter {
         site,
@@ -56,13 +57,15 @@ pub(crate) async fn events(
     let events = stream::unfold(Some(meter), |meter| async {
         let mut meter = meter?;
         match meter.next().await {
-            Next::Changed(data) => Some((Ok(Event::default().data(data)), Some(meter))),
+            Next::Changed(data) => Some((Ok::<_, Infallible>(Event::default().data(data)), Some(meter))),
             Next::SignedOut => Some((Ok(Event::default().event("end").data("signed out")), None)),
             // The browser opens a new stream.
             Next::Interrupted => None,
         }
     });
-    Ok(Sse::new(events).keep_alive(KeepAlive::default()))
+    // nginx would collect events otherwise.
+    let unbuffered = [(HeaderName::from_static("x-accel-buffering"), "no")];
+    Ok((unbuffered, Sse::new(events).keep_alive(KeepAlive::default())))
 }
 
 enum Next {

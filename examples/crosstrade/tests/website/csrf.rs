@@ -1,8 +1,6 @@
 //! Forms that other sites send.
 
 use super::*;
-use crate::tests::tls::{Folder, config, connect};
-use crate::tls::{HTTP2, Tls};
 
 #[tokio::test]
 async fn forms_of_other_sites_do_nothing() {
@@ -59,17 +57,7 @@ async fn forms_of_other_sites_do_nothing() {
 /// HTTP/2 has `:authority` instead of `Host`.
 #[tokio::test]
 async fn origins_are_compared_with_the_authority_of_http2() {
-    let folder = Folder::new();
-    let site = Site::start_with(Setup { access: Access::tls(), ..Setup::at(Home::sqlite()) }).await;
-    let tls = Arc::new(Tls::open(folder.files()).await.unwrap());
-    let tcp = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let addr = tcp.local_addr().unwrap();
-    let listener = Listener { tcp, app: site.app.clone(), tls: Some(tls) };
-    tokio::spawn(crate::server::serve(vec![listener], limits(), std::future::pending()));
-    let io = connect(addr, config(folder.roots(), &[HTTP2])).await.unwrap();
-    let io = hyper_util::rt::TokioIo::new(io);
-    let (mut sender, connection) = hyper::client::conn::http2::handshake(TokioExecutor::new(), io).await.unwrap();
-    tokio::spawn(connection);
+    let (_site, mut sender, _connection) = over_http2(limits()).await;
     for (origin, expected) in [
         (Some("https://broker.example"), StatusCode::SEE_OTHER),
         (None, StatusCode::SEE_OTHER),

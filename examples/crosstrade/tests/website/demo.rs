@@ -218,7 +218,7 @@ async fn the_address_of_the_page_and_the_users_are_printed() {
     let page = format!("the account page: https://127.0.0.1:{}/account\n", secure.addr.port());
     assert!(secure.text.contains(&page), "{}", secure.text);
     assert!(!secure.text.contains("http://"), "{}", secure.text);
-    let io = hyper_util::rt::TokioIo::new(connect(secure.addr, config(files.roots(), &[])).await.unwrap());
+    let io = TokioIo::new(connect(secure.addr, config(files.roots(), &[])).await.unwrap());
     let (mut sender, connection) = hyper::client::conn::http1::handshake(io).await.unwrap();
     tokio::spawn(connection);
     let request = Request::post("/sign-in").header("host", "localhost");

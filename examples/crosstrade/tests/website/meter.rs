@@ -8,8 +8,6 @@ use crate::args::SECRET;
 use crate::replicas::{Replicas, Shared};
 use crate::sockets::MAX_SOCKETS;
 use crate::tests::replicas::{Private, redis_server};
-use crate::tests::tls::{Folder, config, connect};
-use crate::tls::{HTTP2, Tls};
 use crate::website::sessions::IDLE;
 
 #[tokio::test]
@@ -115,17 +113,7 @@ async fn open_meters_do_not_hold_up_the_stop() {
 #[tokio::test]
 async fn meters_stay_open_on_http2() {
     let write = Duration::from_millis(300);
-    let folder = Folder::new();
-    let site = Site::start_with(Setup { access: Access::tls(), ..Setup::at(Home::sqlite()) }).await;
-    let tls = Arc::new(Tls::open(folder.files()).await.unwrap());
-    let tcp = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let addr = tcp.local_addr().unwrap();
-    let listener = Listener { tcp, app: site.app.clone(), tls: Some(tls) };
-    let limits = Limits { write, head: Duration::from_secs(60), ..limits() };
-    tokio::spawn(crate::server::serve(vec![listener], limits, std::future::pending()));
-    let io = hyper_util::rt::TokioIo::new(connect(addr, config(folder.roots(), &[HTTP2])).await.unwrap());
-    let (mut sender, connection) = hyper::client::conn::http2::handshake(TokioExecutor::new(), io).await.unwrap();
-    let connection = tokio::spawn(connection);
+    let (site, mut sender, connection) = over_http2(Limits { write, head: Duration::from_secs(60), ..limits() }).await;
     let request =
         Request::post("https://localhost/sign-in").header("content-type", "application/x-www-form-urlencoded");
     let sign_in = request.body(form(&[("name", "demo"), ("password", PASSWORD)])).unwrap();

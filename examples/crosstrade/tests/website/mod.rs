@@ -7,17 +7,22 @@ use std::time::SystemTime;
 
 use axum::http::request::Builder;
 use hyper::body::Incoming;
+use hyper::client::conn::http2::{self, SendRequest};
+use hyper_util::rt::TokioIo;
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use sqlx::{Connection as _, Executor as _, PgConnection};
+use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use tollgate::GrantId;
 use tollgate::store::sql::{AuditEntry, AuditQuery, Database, NewGrant, Sealer, SealingKey};
 
 use super::replicas::skipped;
+use super::tls::{Folder, config, connect};
 use super::*;
 use crate::app::TRADE;
 use crate::database;
 use crate::ledger::Ledger;
+use crate::tls::{HTTP2, Tls};
 use crate::website::Website;
 use crate::website::sessions::COOKIE;
 use crate::website::tokens;
@@ -175,7 +180,7 @@ struct Site {
     seconds: Arc<AtomicU64>,
     close: watch::Sender<bool>,
     /// Ends with the last connection after the stop.
-    served: tokio::task::JoinHandle<()>,
+    served: JoinHandle<()>,
     /// The token of `demo`, who may trade, and the one of `guest`.
     trader: String,
     reader: String,
@@ -424,4 +429,18 @@ fn tokens_in(text: &str) -> Vec<String> {
 fn location(response: &Response<String>) -> &str {
     assert_eq!(response.status(), StatusCode::SEE_OTHER, "{}", response.body());
     response.headers()["location"].to_str().unwrap()
+}
+
+/// A site behind TLS, and an HTTP/2 connection to it.
+async fn over_http2(limits: Limits) -> (Site, SendRequest<String>, JoinHandle<hyper::Result<()>>) {
+    let folder = Folder::new();
+    let site = Site::start_with(Setup { access: Access::tls(), ..Setup::at(Home::sqlite()) }).await;
+    let tls = Arc::new(Tls::open(folder.files()).await.unwrap());
+    let tcp = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let addr = tcp.local_addr().unwrap();
+    let listener = Listener { tcp, app: site.app.clone(), tls: Some(tls) };
+    tokio::spawn(crate::server::serve(vec![listener], limits, std::future::pending()));
+    let io = TokioIo::new(connect(addr, config(folder.roots(), &[HTTP2])).await.unwrap());
+    let (sender, connection) = http2::handshake(TokioExecutor::new(), io).await.unwrap();
+    (site, sender, tokio::spawn(connection))
 }

@@ -12,7 +12,6 @@ use std::time::{Duration, SystemTime};
 
 use axum::Router;
 use axum::extract::DefaultBodyLimit;
-use axum::middleware::from_fn_with_state;
 use axum::routing::{get, post};
 use tokio::sync::watch;
 use tollgate::gate::BodyTokens;
@@ -25,8 +24,6 @@ use crate::errors::Errors;
 use crate::ledger::{Ledger, LedgerLimiter};
 use crate::sockets::Sockets;
 use crate::tokens::Tokens;
-use crate::website::rejections::count;
-use crate::website::{self, Website};
 use crate::{peers, problem, rest, stream, webhook};
 
 /// 3 requests a second with a burst of 20, for all interfaces together.
@@ -58,8 +55,11 @@ pub(crate) struct Settings {
     /// Turns true when the service is about to stop.
     pub(crate) closing: watch::Receiver<bool>,
     /// `None` serves no pages.
-    pub(crate) website: Option<Website>,
+    pub(crate) website: Option<AddRoutes>,
 }
+
+/// Adds routes to those of the API, such as the website.
+pub(crate) type AddRoutes = Box<dyn FnOnce(Router, Arc<Service>) -> Router + Send>;
 
 /// The clocks: tokens expire at a date, and self-limits need a steady clock.
 #[derive(Clone)]
@@ -86,18 +86,22 @@ pub(crate) struct Service {
     pub(crate) sockets: Sockets,
     pub(crate) errors: Errors,
     pub(crate) clocks: Clocks,
+    pub(crate) access: Access,
+    /// The failed authentications of each peer.
+    pub(crate) failures: FailureThrottle,
     pub(crate) closing: watch::Receiver<bool>,
 }
 
 impl Service {
-    pub(crate) fn new(settings: Settings, failures: FailureThrottle) -> Result<Self, Box<dyn Error>> {
-        let Settings { tokens, ledger, errors, clocks, access, closing, .. } = settings;
+    pub(crate) fn new(settings: Settings) -> Result<Self, Box<dyn Error>> {
+        let Settings { tokens, ledger, errors, clocks, access, closing, website: _ } = settings;
+        let failures = peers::throttle(Arc::clone(&clocks.steady), access.client_ip.clone());
         let wall = Arc::clone(&clocks.wall);
         let gate = AuthLayer::with_timeout(tokens.store(), STORE_TIMEOUT)
             .with_realm("crosstrade")?
             .with_responder(errors)
             .with_wall_clock(move || wall())
-            .with_failure_throttle(failures)
+            .with_failure_throttle(failures.clone())
             // Handlers never see a token, so they may log the whole request.
             .with_credentials_removed();
         let gate = match access.is_https.clone() {
@@ -107,15 +111,13 @@ impl Service {
         let broker = Broker::new([("demo", "sim101"), ("demo", "sim102"), ("guest", "sim201")]);
         let trade = Scopes::new([TRADE])?;
         let sockets = Sockets::default();
-        Ok(Self { gate, trade, tokens, ledger, broker, sockets, errors, clocks, closing })
+        Ok(Self { gate, trade, tokens, ledger, broker, sockets, errors, clocks, access, failures, closing })
     }
 }
 
 pub(crate) fn app(mut settings: Settings) -> Result<Router, Box<dyn Error>> {
     let website = settings.website.take();
-    let access = settings.access.clone();
-    let failures = peers::throttle(Arc::clone(&settings.clocks.steady), access.client_ip.clone());
-    let service = Arc::new(Service::new(settings, failures.clone())?);
+    let service = Arc::new(Service::new(settings)?);
     let gate = service.gate.clone();
     let limited = gate.clone().with_rate_limit(LedgerLimiter(Arc::clone(&service.ledger)));
     let may_trade = limited.require_scopes(service.trade.iter())?;
@@ -143,10 +145,7 @@ pub(crate) fn app(mut settings: Settings) -> Result<Router, Box<dyn Error>> {
         .with_state(Arc::clone(&service));
     let routes = match website {
         None => api,
-        Some(website) => {
-            let rejections = website.rejections.clone();
-            api.layer(from_fn_with_state(rejections, count)).merge(website::routes(website, service, access, failures))
-        }
+        Some(add) => add(api, service),
     };
     Ok(routes
         .fallback(problem::not_found)

@@ -198,7 +198,7 @@ async fn serve(options: Options) -> Result<(), Box<dyn Error>> {
         (Some(_), None) => Access::tls(),
         (None, None) => Access::plaintext(),
     };
-    let app = app(Settings { tokens, ledger, errors, clocks, access, closing, website: Some(website) })?;
+    let app = app(Settings { tokens, ledger, errors, clocks, access, closing, website: Some(website.into_routes()) })?;
     if let Some((listener, handle)) = scraped {
         println!("metrics on http://{}/metrics", listener.local_addr()?);
         let mut closing = close.subscribe();

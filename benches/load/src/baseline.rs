@@ -9,10 +9,11 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tollgate::{CurrentGrant, Grant, MemoryStore, Quota, RateLimits, TokenDigest};
 
+use crate::access::Access;
 use crate::app::{Clocks, MAX_BODY, QUOTA, Service, Settings, User, app};
 use crate::errors::Errors;
 use crate::ledger::Memory;
-use crate::server::Limits;
+use crate::server::{Limits, Listener};
 use crate::{Result, problem, rest, server, stream, webhook};
 
 pub(crate) const TOKEN: &str = "ct_0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef";
@@ -53,7 +54,15 @@ fn settings(quota: Quota) -> Result<Settings> {
     let (_, closing) = watch::channel(false);
     let clocks = Clocks::system();
     let ledger = Arc::new(Memory::new(RateLimits::new(quota), Arc::clone(&clocks.steady)));
-    Ok(Settings { tokens: tokens.into(), ledger, errors: Errors::ProblemDetails, clocks, closing })
+    Ok(Settings {
+        tokens: tokens.into(),
+        ledger,
+        errors: Errors::ProblemDetails,
+        clocks,
+        access: Access::plaintext(),
+        closing,
+        website: None,
+    })
 }
 
 fn grant(user: &str) -> Grant<User> {
@@ -93,7 +102,8 @@ pub(crate) fn serve(variant: Variant) -> Result<()> {
         let listener = TcpListener::bind("127.0.0.1:0").await?;
         println!("{}", listener.local_addr()?);
         std::io::stdout().flush()?;
-        server::serve(listener, app, Limits::for_this_process(), std::future::pending()).await;
+        let listeners = vec![Listener::plaintext(listener, app)];
+        server::serve(listeners, Limits::for_this_process(), std::future::pending()).await;
         Ok(())
     })
 }

@@ -10,9 +10,13 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 // The unchanged reference service. Its paths start at the crate root, so its modules are declared here.
+#[path = "../../../examples/crosstrade/access.rs"]
+#[allow(dead_code, reason = "there is no TLS and no proxy here")]
+mod access;
 #[path = "../../../examples/crosstrade/alert.rs"]
 mod alert;
 #[path = "../../../examples/crosstrade/app.rs"]
+#[allow(dead_code, reason = "there is no website here")]
 mod app;
 #[path = "../../../examples/crosstrade/body.rs"]
 mod body;
@@ -29,6 +33,7 @@ mod fields;
 #[path = "../../../examples/crosstrade/io.rs"]
 mod io;
 #[path = "../../../examples/crosstrade/ledger.rs"]
+#[allow(dead_code, reason = "there is no website here")]
 mod ledger;
 #[path = "../../../examples/crosstrade/live.rs"]
 #[allow(dead_code, reason = "no database reports changes here")]
@@ -37,8 +42,17 @@ mod live;
 mod order;
 #[path = "../../../examples/crosstrade/peers.rs"]
 mod peers;
+#[path = "../../../examples/crosstrade/plaintext.rs"]
+#[allow(dead_code, reason = "there is no TLS and no proxy here")]
+mod plaintext;
 #[path = "../../../examples/crosstrade/problem.rs"]
 mod problem;
+#[path = "../../../examples/crosstrade/protocol.rs"]
+#[allow(dead_code, reason = "there is no TLS and no proxy here")]
+mod protocol;
+#[path = "../../../examples/crosstrade/proxies.rs"]
+#[allow(dead_code, reason = "there is no TLS and no proxy here")]
+mod proxies;
 #[path = "../../../examples/crosstrade/rest.rs"]
 mod rest;
 #[path = "../../../examples/crosstrade/rpc.rs"]
@@ -53,6 +67,12 @@ mod socket;
 mod sockets;
 #[path = "../../../examples/crosstrade/stream.rs"]
 mod stream;
+#[path = "../../../examples/crosstrade/streams.rs"]
+#[allow(dead_code, reason = "there is no TLS and no proxy here")]
+mod streams;
+#[path = "../../../examples/crosstrade/tls.rs"]
+#[allow(dead_code, reason = "there is no TLS and no proxy here")]
+mod tls;
 #[path = "../../../examples/crosstrade/tokens.rs"]
 mod tokens;
 #[path = "../../../examples/crosstrade/webhook.rs"]

@@ -76,7 +76,7 @@ enum Next {
 
 impl Meter {
     async fn next(&mut self) -> Next {
-        let mut closing = self.site.closing.clone();
+        let mut closing = self.site.service.closing.clone();
         loop {
             if Instant::now() >= self.check_at {
                 match self.check().await {

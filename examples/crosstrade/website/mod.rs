@@ -32,17 +32,15 @@ use axum::http::{HeaderName, HeaderValue, Method, StatusCode, header};
 use axum::middleware::{Next, from_fn_with_state, map_response};
 use axum::response::{IntoResponse as _, Redirect, Response};
 use axum::routing::{get, post};
-use tokio::sync::watch;
 use tollgate::RequestHead;
-use tollgate::limit::FailureThrottle;
 use tollgate::store::sql::Database;
 use tower::ServiceBuilder;
 use tower_http::csrf::CsrfLayer;
 use tower_http::set_header::SetResponseHeaderLayer;
 use tower_sessions::Session;
 
-use crate::access::{Access, IsHttps};
-use crate::app::Service;
+use crate::access::IsHttps;
+use crate::app::{AddRoutes, Service};
 use crate::sockets::Sockets;
 use error::PageError;
 use pool::{Pool, unix_ms};
@@ -98,16 +96,19 @@ impl Website {
         let (users, sessions) = (Users::new(pool.clone()).await?, Sessions::new(pool, wall));
         Ok(Self { database, users, sessions, rejections, self_service })
     }
+
+    /// Returns the website's routes, and counts the rejections by the API.
+    pub(crate) fn into_routes(self) -> AddRoutes {
+        Box::new(move |api, service| {
+            api.layer(from_fn_with_state(self.rejections.clone(), rejections::count)).merge(routes(self, service))
+        })
+    }
 }
 
 /// The state of all handlers of the website.
 pub(crate) struct Site {
     pub(crate) website: Website,
     pub(crate) service: Arc<Service>,
-    pub(crate) access: Access,
-    /// The failed sign-ins of each peer, together with failed tokens.
-    pub(crate) failures: FailureThrottle,
-    pub(crate) closing: watch::Receiver<bool>,
     /// The open meters of each user.
     pub(crate) meters: Sockets,
 }
@@ -119,10 +120,9 @@ impl Site {
 }
 
 /// Returns the routes of the website.
-pub(crate) fn routes(website: Website, service: Arc<Service>, access: Access, failures: FailureThrottle) -> Router {
-    let sessions = website.sessions.layer();
-    let (closing, is_https) = (service.closing.clone(), access.is_https.clone());
-    let site = Site { website, service, access, failures, closing, meters: Sockets::default() };
+fn routes(website: Website, service: Arc<Service>) -> Router {
+    let (sessions, is_https) = (website.sessions.layer(), service.access.is_https.clone());
+    let site = Site { website, service, meters: Sockets::default() };
     let header = |name: HeaderName, value| SetResponseHeaderLayer::overriding(name, HeaderValue::from_static(value));
     let pages = Router::new()
         .route("/", get(to_account))

@@ -59,7 +59,7 @@ pub(crate) async fn sign_in(
     session: Session,
     request: Request,
 ) -> Result<Response, PageError> {
-    let attempt = site.failures.begin_attempt(&RequestHead::of(&request))?;
+    let attempt = site.service.failures.begin_attempt(&RequestHead::of(&request))?;
     let (browser, address) = (browser(request.headers()), address(&site, &request));
     let Ok(Form(Credentials { name, password, then })) = Form::from_request(request, &()).await else {
         return Err(PageError::BadRequest("The form is incomplete."));
@@ -87,7 +87,7 @@ pub(crate) async fn check_password(
     head: &RequestHead<'_>,
     password: String,
 ) -> Result<bool, PageError> {
-    let attempt = site.failures.begin_attempt(head)?;
+    let attempt = site.service.failures.begin_attempt(head)?;
     let is_correct = users::is_plausible(&user.name, &password)
         && site.website.users.authenticate(&user.name, password).await?.is_some();
     match is_correct {
@@ -136,6 +136,6 @@ fn browser(headers: &HeaderMap) -> String {
 }
 
 fn address(site: &Site, request: &Request) -> String {
-    let address = site.access.client_ip.of(&RequestHead::of(request));
+    let address = site.service.access.client_ip.of(&RequestHead::of(request));
     address.map_or_else(|| "unknown address".to_owned(), |address| address.to_string())
 }

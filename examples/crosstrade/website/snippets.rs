@@ -22,7 +22,7 @@ impl Origin {
     pub(crate) fn of(site: &Site, parts: &Parts) -> Self {
         let host = authority(&RequestHead::from(parts)).map_or_else(|| "localhost".to_owned(), |host| host.to_string());
         // Where HTTPS is required, pages came over it.
-        Self { is_https: site.access.is_https.is_some(), host }
+        Self { is_https: site.service.access.is_https.is_some(), host }
     }
 
     fn http(&self) -> String {

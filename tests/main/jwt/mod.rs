@@ -1,5 +1,6 @@
 //! JWT access tokens.
 
+mod beside_others;
 mod claims;
 mod hostile;
 mod keys;

@@ -105,7 +105,7 @@ impl Story {
             clocks,
             access: if options.is_tls { Access::tls() } else { Access::plaintext() },
             closing,
-            website: Some(website.clone()),
+            website: Some(website.clone().into_routes()),
         };
         let addr = serve_app(app(settings).unwrap(), tls.clone(), close.subscribe()).await;
         let scheme = if options.is_tls { "https" } else { "http" };

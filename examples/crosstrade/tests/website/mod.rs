@@ -231,7 +231,7 @@ impl Site {
             clocks,
             access,
             closing,
-            website: Some(website.clone()),
+            website: Some(website.clone().into_routes()),
         };
         let app = app(settings).unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();

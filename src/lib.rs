@@ -23,7 +23,7 @@
 //! | guide | question |
 //! |---|---|
 //! | [`quick_start`](guide::quick_start) | How do I protect a service on axum, hyper or tonic? |
-//! | [`tokens`](guide::tokens) | How do I make, store, rotate and revoke tokens? |
+//! | [`tokens`](guide::tokens), [`reveal`](guide::reveal) | How do I make, store, rotate and revoke tokens, and show one again? |
 //! | [`databases`](guide::databases), [`introspection`](guide::introspection), [`jwt`](guide::jwt) | How do I keep tokens in SQLite, PostgreSQL or an authorization server, behind a cache? |
 //! | [`administration`](guide::administration) | How do I help customers with their tokens, on the command line? |
 //! | [`rate_limits`](guide::rate_limits), [`many_servers`](guide::many_servers) | How do I limit customers, on one server or on several? |

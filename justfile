@@ -37,8 +37,8 @@ test:
 features:
     cargo hack check --each-feature --lib
     cargo hack check --feature-powerset --depth 2 --lib \
-        --exclude-features default,cache,cli,introspection,jwt,postgres,redis,sql,sqlite
-    cargo check --lib --features sqlite,postgres
+        --exclude-features default,cache,cli,introspection,jwt,postgres,redis,reveal,sql,sqlite
+    cargo check --lib --features sqlite,postgres,reveal
     cargo clippy --bins --features cli,sqlite -- -D warnings
     cargo clippy --bins --features cli,postgres -- -D warnings
     cargo test --lib

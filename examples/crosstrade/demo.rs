@@ -14,11 +14,11 @@ use crate::website::users::{MAX_PASSWORD, User, Users, is_plausible};
 /// The environment variable with the password of the users. Without it they get a new one at each start.
 pub(crate) const PASSWORD: &str = "CROSSTRADE_PASSWORD";
 
-/// What the program prints.
+/// The values that the program prints.
 pub(crate) struct Demo {
-    /// The token of `demo`, who may trade.
+    /// The token of `demo`, which may trade.
     pub(crate) trader: Secret,
-    /// The token of `guest`, who may only read.
+    /// The token of `guest`, which may only read.
     pub(crate) reader: Secret,
     /// The password of `demo`, `guest` and `support`.
     pub(crate) password: String,

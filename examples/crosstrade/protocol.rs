@@ -49,7 +49,7 @@ const SEND_BUFFER: usize = 65_536;
 /// A year (RFC 6797). Subdomains are not included: they may be other services.
 const HSTS: HeaderValue = HeaderValue::from_static("max-age=31536000");
 
-/// A connection that was accepted, and what its requests need.
+/// An accepted connection, and the state that its requests need.
 pub(crate) struct Connection {
     pub(crate) stream: TcpStream,
     pub(crate) peer: SocketAddr,

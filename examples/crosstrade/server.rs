@@ -90,7 +90,7 @@ impl Limits {
     }
 }
 
-/// A listener, what it serves, and the certificate for TLS.
+/// A listener, the routes that it serves, and the certificate for TLS.
 pub(crate) struct Listener {
     pub(crate) tcp: TcpListener,
     pub(crate) app: Router,

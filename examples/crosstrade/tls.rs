@@ -75,7 +75,7 @@ struct Loaded {
 
 type Version = [u8; 32];
 
-/// What the two files contain.
+/// The contents of the two files.
 struct Contents {
     cert: Vec<u8>,
     key: Vec<u8>,

@@ -1,4 +1,4 @@
-//! HTTPS only: how a gate finds out whether a request came over HTTPS, and what it does otherwise.
+//! HTTPS only: detects requests that came without HTTPS, and rejects them.
 
 use http::{HeaderName, Request};
 

@@ -222,7 +222,7 @@ impl<T, L, R, B: ReadsTokens> AuthLayer<T, L, R, B> {
     /// # Reports
     ///
     /// A token that came without HTTPS may have been read by others (RFC 6750, section 5.2), so an operator must replace it. If
-    /// the store knows the token immediately, as [`MemoryStore`](crate::MemoryStore) and a cache do, the
+    /// the store answers immediately, as [`MemoryStore`](crate::MemoryStore) and a cache do, the
     /// [`Rejection`](crate::Rejection) has the id of the grant, and the event has level WARN. This grant may be expired.
     /// The gate never waits for a store here: a pending lookup is dropped before its first poll. Errors of the store are ignored.
     ///

@@ -1,4 +1,4 @@
-//! [`Claims`]: what an authorization server says about a token.
+//! [`Claims`]: the statements of an authorization server about a token.
 
 use std::fmt;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};

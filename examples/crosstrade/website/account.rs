@@ -23,7 +23,7 @@ use super::{SignedIn, Site, plan, tokens};
 /// How long a token is shown, in seconds.
 pub(crate) const SHOWN_S: u32 = 30;
 
-/// What the card of the token shows.
+/// The content of the card of the token.
 pub(crate) enum Card {
     Masked,
     AskPassword { action: Action, is_wrong: bool },
@@ -225,7 +225,7 @@ fn rejections_card(rejections: &[Recent], now: SystemTime) -> Markup {
     }
 }
 
-/// Explains a reason to the user who can act on it.
+/// Explains a reason to the user.
 fn reason(kind: &str) -> &str {
     match kind {
         "over_limit" => "Rate limit exhausted",

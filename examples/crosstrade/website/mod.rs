@@ -2,7 +2,7 @@
 //!
 //! | file | content |
 //! |---|---|
-//! | `mod.rs` | the routes, their layers, and who is signed in |
+//! | `mod.rs` | the routes, their layers, and the signed-in user |
 //! | `sign_in.rs` | sign-in and sign-out |
 //! | `account.rs`, `reveal.rs` | the account page, and its forms |
 //! | `meter.rs` | the state of the rate limit, as server-sent events |
@@ -67,7 +67,7 @@ pub(crate) mod users;
 /// The time after which the password is asked again before a token is shown or replaced.
 const PASSWORD_AGE: Duration = Duration::from_secs(5 * 60);
 
-/// What the website needs beside the service.
+/// The website's parts beside the service.
 #[derive(Clone)]
 pub(crate) struct Website {
     pub(crate) database: Database,

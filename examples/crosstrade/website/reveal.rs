@@ -25,7 +25,7 @@ struct Confirmation {
     password: Option<String>,
 }
 
-/// What a user does with the token.
+/// An action of a user on the token.
 #[derive(Clone, Copy)]
 pub(crate) enum Action {
     Reveal,

@@ -1,4 +1,4 @@
-//! Sessions in the database, and what a session remembers.
+//! Sessions in the database, and the state of a session.
 
 use std::fmt::{self, Write as _};
 use std::sync::Arc;
@@ -27,7 +27,7 @@ const MAX_LISTED: i64 = 50;
 /// The key under which a session has its [`State`].
 const STATE: &str = "state";
 
-/// What a session remembers. Times are milliseconds since 1970.
+/// The state of a session. Times are milliseconds since 1970.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 pub(crate) struct State {
     pub(crate) user: String,

@@ -12,7 +12,7 @@ use crate::stream::PROTOCOL;
 /// The text in place of a token that is not shown.
 const PLACEHOLDER: &str = "YOUR_TOKEN";
 
-/// The address of this service, as the browser knows it: `https` or `http`, and the host with its port.
+/// The address of this service, as the browser uses it: `https` or `http`, and the host with its port.
 pub(crate) struct Origin {
     is_https: bool,
     host: String,

@@ -1,4 +1,4 @@
-//! Tests of usage in a real Redis: it is what the next charges get.
+//! Tests of usage in a real Redis: usage equals the units that the next charges get.
 
 use proptest::prelude::*;
 use proptest::sample::Index;

@@ -9,7 +9,7 @@ use super::algorithm::JwtAlgorithm;
 use crate::grant::scopes::Scopes;
 use crate::store::claims::{self, Claims, Members};
 
-/// What a token must contain.
+/// The required contents of a token.
 pub(super) struct Requirements {
     pub(super) issuer: Box<str>,
     pub(super) audiences: Vec<Box<str>>,

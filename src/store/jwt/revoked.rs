@@ -8,7 +8,7 @@ use crate::grant::{GrantId, Subject};
 use crate::store::Invalidation;
 use crate::token::TokenDigest;
 
-/// What is revoked, and the end of each revocation.
+/// The revoked ids, subjects and tokens, and the end of each revocation.
 #[derive(Default)]
 pub(super) struct Revoked(RwLock<Tables>);
 

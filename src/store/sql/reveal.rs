@@ -18,10 +18,23 @@ const SEAL: &str = "UPDATE {p}tokens SET sealed = $2 WHERE digest = $1";
 /// The number of tokens that a transaction reseals.
 const RESEAL: i64 = 1_000;
 
+/// Reads an active grant, and its current token if there is one. Locks the row: no rotation and no revocation must run at the same
+/// time.
+macro_rules! current {
+    ($database:expr, $transaction:ident, $id:expr) => {{
+        let row = sqlx::query($database.sql(LOCK)).bind($id.as_str()).fetch_optional(&mut *$transaction).await?;
+        let grant = read(&row.ok_or(SqlError::NotFound)?)?;
+        check_active(&grant, $database.now())?;
+        let current = sqlx::query_as($database.sql(CURRENT)).bind($id.as_str()).fetch_optional(&mut *$transaction);
+        let current: Option<(Vec<u8>, Option<String>)> = current.await?;
+        (grant, current)
+    }};
+}
+
 /// Tokens that can be revealed again. By default, a token is shown once, when it is issued.
 ///
 /// With a [`Sealer`], the database also stores new tokens, encrypted with a key that the database does not have. The
-/// [guide](crate::guide::reveal) says what a service must protect then.
+/// [guide](crate::guide::reveal) has the rules for the service.
 impl Database {
     /// Sets the keys of tokens that can be revealed again. From then on, [`issue`](Self::issue) and [`rotate`](Self::rotate)
     /// seal the new token. Default: tokens are not stored.
@@ -64,12 +77,7 @@ impl Database {
     pub async fn reveal(&self, id: &GrantId) -> Result<Secret, SqlError> {
         let sealer = self.sealer()?;
         administer!(self, Writes, transaction => {
-            // Lock the row: a rotation or a revocation must not run at the same time.
-            let row = sqlx::query(self.sql(LOCK)).bind(id.as_str()).fetch_optional(&mut *transaction).await?;
-            let grant = read(&row.ok_or(SqlError::NotFound)?)?;
-            check_active(&grant, self.now())?;
-            let current = sqlx::query_as(self.sql(CURRENT)).bind(id.as_str()).fetch_optional(&mut *transaction);
-            let current: Option<(Vec<u8>, Option<String>)> = current.await?;
+            let (grant, current) = current!(self, transaction, id);
             let (digest, sealed) = current.ok_or(SqlError::NotSealed)?;
             let secret = sealer.open(&sealed.ok_or(SqlError::NotSealed)?, id, digest_of(&digest)?)?;
             record!(self, transaction, "reveal", [vec![id.as_str(), grant.subject.as_str()]]);
@@ -87,10 +95,7 @@ impl Database {
     pub async fn seal(&self, id: &GrantId, token: &str) -> Result<(), SqlError> {
         let sealed = self.sealer()?.seal(id, token)?;
         administer!(self, Writes, transaction => {
-            let row = sqlx::query(self.sql(LOCK)).bind(id.as_str()).fetch_optional(&mut *transaction).await?;
-            check_active(&read(&row.ok_or(SqlError::NotFound)?)?, self.now())?;
-            let current = sqlx::query_as(self.sql(CURRENT)).bind(id.as_str()).fetch_optional(&mut *transaction);
-            let current: Option<(Vec<u8>, Option<String>)> = current.await?;
+            let (_, current) = current!(self, transaction, id);
             let (digest, _) = current.ok_or(SqlError::NotFound)?;
             if digest_of(&digest)? != TokenDigest::of(token) {
                 return Err(SqlError::NotFound);

@@ -136,7 +136,7 @@ impl SealingKey {
         XChaCha20Poly1305::new(key.into())
     }
 
-    /// Returns what a sealed token is bound to. Each part has its length before it, so that no two lists have the same bytes.
+    /// Returns the associated data, to which a sealed token is bound. Each part has its length before it, so that no two lists have the same bytes.
     fn associated_data(&self, grant: &GrantId, digest: TokenDigest) -> Vec<u8> {
         let digest = digest.to_bytes();
         let parts = [CONTEXT, self.id.as_bytes(), grant.as_str().as_bytes(), &digest];
@@ -185,7 +185,7 @@ impl fmt::Debug for SealingKey {
 ///
 /// The text of a sealer is that of its keys, separated by commas or line breaks. The first key seals. To replace a key:
 ///
-/// 1. Add the new key as the *last* one, and restart all processes: now each of them can open what the new key seals.
+/// 1. Add the new key as the *last* one, and restart all processes: now each of them can open tokens that the new key seals.
 /// 2. Move the new key to the *first* place, and restart all processes.
 /// 3. Call [`Database::reseal`](super::Database::reseal), or run `tollgate token reseal`.
 /// 4. Remove the old key.

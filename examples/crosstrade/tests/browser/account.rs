@@ -14,7 +14,7 @@ async fn content(browser: &Browser, id: &str) -> String {
     text.as_str().unwrap().to_owned()
 }
 
-/// Clicks on the copy button of an element, and returns what is in the clipboard then.
+/// Clicks on the copy button of an element, and returns the text of the clipboard.
 async fn copied(browser: &Browser, id: &str) -> String {
     let css = format!("[data-copy='{id}']");
     browser.find(&css).await.click().await.unwrap();

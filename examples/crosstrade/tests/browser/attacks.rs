@@ -1,4 +1,4 @@
-//! Pages of other origins, injected content, and a user who asks for the data of another one.
+//! Pages of other origins, injected content, and requests of one user for the data of another.
 
 use axum::extract::{Query, RawQuery};
 use axum::response::Html;

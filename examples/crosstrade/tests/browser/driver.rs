@@ -186,7 +186,7 @@ impl Browser {
         self.client.execute(script, Vec::new()).await.unwrap_or_else(|error| panic!("{script}: {error}"))
     }
 
-    /// Runs the body of an asynchronous function in the page, and returns what it returns.
+    /// Runs the body of an asynchronous function in the page, and returns its result.
     pub(super) async fn eval_async(&self, script: &str, args: Vec<Value>) -> Value {
         let script = format!(
             "const [done] = [...arguments].slice(-1);

@@ -41,7 +41,7 @@ const HALF_AN_HOUR: u64 = 1_800;
 /// The number of stories at the same time: a browser needs more than one core.
 static TURNS: Semaphore = Semaphore::const_new(3);
 
-/// What a story needs to be different.
+/// The settings of a story.
 struct Options {
     is_tls: bool,
     self_service: bool,

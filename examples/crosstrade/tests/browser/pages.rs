@@ -9,7 +9,7 @@ const AXE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/crosstrade/test
 /// The narrowest phones in use, a common one, and a desktop.
 const WIDTHS: [u32; 3] = [320, 390, 1280];
 
-/// Looks at pages, and collects what is wrong.
+/// Checks pages, and collects the defects.
 struct Inspector<'a> {
     browser: &'a Browser,
     axe: String,

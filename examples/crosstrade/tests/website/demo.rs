@@ -1,4 +1,4 @@
-//! What the program prints at the start, and what it finds after a restart.
+//! The text at the start of the program, and the state after a restart.
 
 use std::io::{BufRead as _, BufReader, Read as _};
 use std::path::Path;
@@ -34,7 +34,7 @@ impl Process {
         program.spawn().unwrap()
     }
 
-    /// Reads what the program prints.
+    /// Reads the output of the program.
     fn read(mut child: Child) -> Self {
         let mut out = BufReader::new(child.stdout.take().unwrap());
         let mut text = String::new();

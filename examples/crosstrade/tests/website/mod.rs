@@ -181,7 +181,7 @@ struct Site {
     close: watch::Sender<bool>,
     /// Ends with the last connection after the stop.
     served: JoinHandle<()>,
-    /// The token of `demo`, who may trade, and the one of `guest`.
+    /// The tokens of `demo`, which may trade, and of `guest`.
     trader: String,
     reader: String,
 }
@@ -244,7 +244,7 @@ impl Site {
         Visitor { addr: self.addr, cookie: Mutex::default() }
     }
 
-    /// Returns a visitor who has signed in.
+    /// Returns a signed-in visitor.
     async fn signed_in(&self, name: &str) -> Visitor {
         let visitor = self.visitor();
         let response = visitor.sign_in(name, PASSWORD).await;

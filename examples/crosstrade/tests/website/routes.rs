@@ -1,4 +1,4 @@
-//! Who may use which route.
+//! Access to each route, by role.
 
 use std::collections::BTreeSet;
 
@@ -74,7 +74,7 @@ fn the_table_has_all_routes() {
     assert_eq!(source.matches(".route(").count(), 14, "the expression above finds each");
 }
 
-/// What the routes could change: the grants, the audit trail and the sessions.
+/// Returns the state that routes could change: the grants, the audit trail and the sessions.
 async fn state(site: &Site) -> String {
     let grants = site.database.list(None).await.unwrap();
     let grants: Vec<_> = grants.iter().map(|grant| (&grant.id, grant.revoked_at, grant.quota)).collect();

@@ -1,4 +1,5 @@
-//! The number of open sockets per user. The rate limit bounds how fast sockets are opened, and not how many stay open.
+//! The number of open sockets per user, and of open meters of the account page. The rate limit bounds how fast sockets are
+//! opened, and not how many stay open.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

@@ -195,6 +195,28 @@ async fn an_upgrade_does_not_wait_long_for_transactions() {
     }
 }
 
+/// A lookup of an older process locks the tokens, then the grants. An upgrade by several versions must not hold the grants
+/// while it waits for the tokens.
+#[tokio::test]
+async fn an_upgrade_ends_in_no_deadlock_with_lookups() {
+    let test = "an_upgrade_ends_in_no_deadlock_with_lookups";
+    for version in 1..=3 {
+        let Some(home) = Home::postgres(test).await else { return };
+        execute(&home, tables_of(version, true)).await;
+        let mut lookup = PgConnection::connect(home.url()).await.unwrap();
+        lookup.execute("BEGIN; SELECT * FROM tollgate_tokens").await.unwrap();
+        let database = home.database().await;
+        let migrated = tokio::spawn(async move { database.migrate().await });
+        let waits =
+            "SELECT EXISTS (SELECT 1 FROM pg_locks WHERE NOT granted AND relation = 'tollgate_tokens'::regclass)";
+        while !sqlx::query_scalar::<_, bool>(waits).fetch_one(&mut lookup).await.unwrap() {
+            assert!(!migrated.is_finished(), "the upgrade waits for the lookup");
+        }
+        lookup.execute("SELECT * FROM tollgate_grants; COMMIT").await.unwrap();
+        assert_eq!(migrated.await.unwrap().unwrap().to, 4);
+    }
+}
+
 #[tokio::test]
 async fn a_change_replaces_the_given_fields_only() {
     on_each_database("a_change_replaces_the_given_fields_only", |home| async move {

@@ -45,8 +45,7 @@ async fn state(home: &Home) -> Vec<String> {
         true => {
             let statement = format!(
                 "{rows} UNION ALL SELECT relname || ' ' || oid || ' ' || relfilenode FROM pg_class \
-                 WHERE relnamespace = current_schema()::regnamespace UNION ALL SELECT COUNT(*) || ' listeners' FROM \
-                 pg_stat_activity WHERE query LIKE '%tollgate_doctor%' AND query NOT LIKE '%pg_stat_activity%' ORDER BY 1"
+                 WHERE relnamespace = current_schema()::regnamespace ORDER BY 1"
             );
             let mut connection = PgConnection::connect(home.url()).await.unwrap();
             sqlx::query_scalar(sqlx::AssertSqlSafe(statement)).fetch_all(&mut connection).await.unwrap()

@@ -5,8 +5,15 @@ set shell := ["bash", "-euc"]
 
 export rustc := env("MSRV_RUSTC", "/usr/bin/rustc")
 
-# Runs all checks. CI calls this recipe.
-ci: fmt clippy test features docs deny msrv projects instructions timing-valgrind shuttle misuse api fuzz-check fuzz
+# Runs all checks, in two groups at the same time. CI calls this recipe.
+[parallel]
+ci: ci-tests ci-tools
+
+# Checks in the build folder `target`.
+ci-tests: fmt clippy test misuse features docs projects instructions timing-valgrind
+
+# Checks in build folders of their own, which run while tests wait.
+ci-tools: deny shuttle msrv api fuzz-check fuzz
 
 # It leaves out tests of servers, and tests that take many seconds.
 #
@@ -64,13 +71,19 @@ msrv-check:
 
 # Runs the limits under many interleavings of threads (src/limit/interleavings.rs), for half a minute.
 shuttle:
-    mkdir -p target/shuttle
-    RUSTFLAGS="--cfg tollgate_shuttle" cargo test --lib --all-features --target-dir target/shuttle -- interleavings \
-        | tee target/shuttle/log
-    grep -q '^test result: ok. [1-9]' target/shuttle/log
+    mkdir -p target
+    cargo test --locked --manifest-path tests/interleavings/Cargo.toml --target-dir target/shuttle --lib -- interleavings \
+        | tee target/shuttle.log
+    grep -q '^test result: ok. [1-9]' target/shuttle.log
 
-# Checks that misuse (src/misuse.rs) fails to compile with the errors named there. Only nightly Rust compares them.
-misuse: (where "nightly Rust" "cargo +nightly --version" "TOLLGATE_REQUIRE_NIGHTLY" "cargo +nightly test --doc --all-features --target-dir target/nightly -- misuse")
+# Stable Rust compares the errors only with `RUSTC_BOOTSTRAP`, which this recipe sets for rustdoc alone.
+#
+# Checks that misuse (src/misuse.rs) fails to compile with the errors named there.
+misuse:
+    mkdir -p target/misuse
+    printf '#!/bin/sh\nRUSTC_BOOTSTRAP=1 exec rustdoc "$@"\n' > target/misuse/rustdoc
+    chmod +x target/misuse/rustdoc
+    RUSTDOC="$PWD/target/misuse/rustdoc" cargo test --doc --all-features -- misuse
 
 # Compares the public API with `api.txt`. After an intended change run `just api-renew`.
 api: (where "cargo-public-api for nightly Rust" "cargo +nightly public-api --version" "TOLLGATE_REQUIRE_NIGHTLY" "just api-read && diff -u api.txt target/api.txt || { echo 'the public API differs from api.txt: run just api-renew' >&2; exit 1; }")
@@ -87,11 +100,11 @@ api-read:
     grep -vE '^impl.* core::(marker::(Freeze|UnsafeUnpin|StructuralPartialEq)|panic::unwind_safe::[A-Za-z]+) for ' \
         target/api-all.txt > target/api.txt
 
-# Checks format and lints of the benchmarks with their own Cargo projects, whose dependencies stay out of the crate.
+# Checks format and lints of the programs with their own Cargo projects, whose dependencies stay out of the crate.
 projects:
-    for project in compare instructions load timing; do \
-        cargo fmt --manifest-path benches/$project/Cargo.toml --check -- --config-path rustfmt.toml; \
-        cargo clippy --locked --manifest-path benches/$project/Cargo.toml --target-dir target/projects -- -D warnings; \
+    for project in benches/{compare,instructions,load,timing} tests/interleavings; do \
+        cargo fmt --manifest-path $project/Cargo.toml --check -- --config-path rustfmt.toml; \
+        cargo clippy --locked --manifest-path $project/Cargo.toml --all-targets --target-dir target -- -D warnings; \
     done
 
 # Skips the check where valgrind or the compiler of the figures is missing. `--write` updates the file.
@@ -114,7 +127,7 @@ stores:
 
 # Measures a lookup of a JWT against `jsonwebtoken` alone.
 jwt:
-    cargo bench --bench jwt --features axum,jwt
+    cargo bench --bench jwt --features jwt
 
 # Measures limits in Redis against a bare call of the same script, and what leases save, in one table.
 redis-bench:

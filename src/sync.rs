@@ -1,7 +1,7 @@
 //! Locks, atomics and GCRA cells, which the model checker `shuttle` can replace.
 //!
-//! In tests with `--cfg tollgate_shuttle` (`just shuttle`), these types are those of `shuttle`. Each access is then a point at
-//! which `shuttle` may switch threads. All other builds use the types of the standard library and governor.
+//! In tests with `cfg(tollgate_shuttle)`, which tests/interleavings sets, these types are those of `shuttle`. Each access is then a
+//! point at which `shuttle` may switch threads. All other builds use the types of the standard library and governor.
 
 #[cfg(not(all(test, tollgate_shuttle)))]
 pub(crate) use {

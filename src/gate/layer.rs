@@ -71,16 +71,49 @@ pub struct HeadOnly;
 /// An [`AuthLayer`] that reads tokens: all but an [`Identity`] layer.
 pub trait ReadsTokens: sealed::Sealed {}
 
-mod sealed {
-    pub trait Sealed {}
+/// An [`AuthLayer`] that serves no metadata of a protected resource: all but those with a `ProtectedResource`.
+#[diagnostic::on_unimplemented(
+    message = "this gate has a `ProtectedResource` already, which sets `resource_metadata` of its challenges"
+)]
+pub trait WithoutMetadata: sealed::Sealed {}
+
+pub(super) mod sealed {
+    pub trait Sealed {
+        /// Returns whether the layer accepts tokens in this form field.
+        #[doc(hidden)]
+        #[cfg(feature = "resource-metadata")]
+        fn reads_form_field(&self, name: &str) -> bool;
+    }
 }
 
 impl ReadsTokens for HeadOnly {}
-impl sealed::Sealed for HeadOnly {}
+impl WithoutMetadata for HeadOnly {}
+impl sealed::Sealed for HeadOnly {
+    #[cfg(feature = "resource-metadata")]
+    fn reads_form_field(&self, _: &str) -> bool {
+        false
+    }
+}
+
+impl WithoutMetadata for Identity {}
+impl sealed::Sealed for Identity {
+    #[cfg(feature = "resource-metadata")]
+    fn reads_form_field(&self, _: &str) -> bool {
+        false
+    }
+}
+
 #[cfg(feature = "body")]
 impl ReadsTokens for super::BodyTokens {}
 #[cfg(feature = "body")]
-impl sealed::Sealed for super::BodyTokens {}
+impl WithoutMetadata for super::BodyTokens {}
+#[cfg(feature = "body")]
+impl sealed::Sealed for super::BodyTokens {
+    #[cfg(feature = "resource-metadata")]
+    fn reads_form_field(&self, name: &str) -> bool {
+        self.is_form_field(name)
+    }
+}
 
 impl<T: GateStore> AuthLayer<T> {
     /// Creates a gate for a store that never waits, such as [`MemoryStore`](crate::MemoryStore).

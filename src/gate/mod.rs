@@ -7,6 +7,8 @@ mod https;
 mod identity;
 mod layer;
 mod locations;
+#[cfg(feature = "resource-metadata")]
+mod metadata;
 mod rate_limit;
 mod redact;
 mod reject;
@@ -24,7 +26,12 @@ pub use body::{BodyAuthFuture, BodyAuthLayer, BodyAuthService, BodyTokens, Repla
 pub use future::AuthFuture;
 pub use https::{ForwardedProto, HttpsConnection, is_https};
 pub use identity::{Identity, IdentityLayer, IdentityService};
-pub use layer::{AuthLayer, HeadOnly, ReadsTokens};
+pub use layer::{AuthLayer, HeadOnly, ReadsTokens, WithoutMetadata};
+#[cfg(feature = "resource-metadata")]
+pub use metadata::{
+    FromBytes, MetadataBody, MetadataFuture, MetadataService, ProtectedResource, ProtectedResourceError,
+    ResourceMetadata, WithMetadata, WriteMetadata,
+};
 pub use rate_limit::{RateLimitFuture, RateLimitLayer, RateLimitService};
 pub use require_scope::{RequireScopeFuture, RequireScopeLayer, RequireScopeService};
 pub use service::AuthService;

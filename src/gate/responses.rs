@@ -4,8 +4,9 @@ use std::sync::Arc;
 
 use http::{HeaderMap, HeaderValue, Response};
 
-use super::layer::AuthLayer;
+use super::layer::{AuthLayer, WithoutMetadata};
 use super::settings::Gate;
+use crate::grant::scopes::{ScopeError, Scopes};
 use crate::quota::decision::Decision;
 use crate::rejection::Rejection;
 use crate::rejection::terms::Challenges;
@@ -23,15 +24,47 @@ impl<T, L, R, B> AuthLayer<T, L, R, B> {
         Ok(self.map_terms(|terms| terms.with_bearer(bearer)))
     }
 
-    /// Adds the URL of the protected resource metadata to all challenges (RFC 9728, section 5.1).
+    /// Adds the URL of the protected resource metadata to all challenges (RFC 9728, section 5.1), for metadata that something
+    /// else serves. `with_protected_resource` (feature `resource-metadata`) lets the gate serve it.
     ///
     /// The URL is never derived from the request's `Host`, which the client chooses.
     ///
     /// # Errors
     ///
     /// Returns an error if the URL is not an absolute URI.
-    pub fn with_resource_metadata(self, uri: &str) -> Result<Self, ChallengeError> {
+    pub fn with_resource_metadata(self, uri: &str) -> Result<Self, ChallengeError>
+    where
+        B: WithoutMetadata,
+    {
         let bearer = self.gate.terms.bearer().clone().with_resource_metadata(uri)?;
+        Ok(self.map_terms(|terms| terms.with_bearer(bearer)))
+    }
+
+    /// Adds the scopes that a client should ask for to all challenges (RFC 6750, section 3). An empty list removes them.
+    ///
+    /// A 401 without credentials has them too, because they are not error information. Where a route requires scopes, its
+    /// challenge has those of the route instead.
+    ///
+    /// ```
+    /// use http::Response;
+    /// use tollgate::{AuthLayer, Grant, MemoryStore, Rejection, TokenDigest};
+    ///
+    /// let tokens = MemoryStore::from_iter([(TokenDigest::of("a-token"), Grant::new("alice", ()))]);
+    /// let gate = AuthLayer::new(tokens).with_challenge_scope(["orders:read"])?;
+    /// let response: Response<bytes::Bytes> = gate.reject(Rejection::missing());
+    /// assert_eq!(response.headers()["www-authenticate"], r#"Bearer realm="api", scope="orders:read""#);
+    /// # Ok::<_, tollgate::ScopeError>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// Returns an error if a scope has a character that RFC 6749 does not allow.
+    pub fn with_challenge_scope<I>(self, scopes: I) -> Result<Self, ScopeError>
+    where
+        I: IntoIterator,
+        I::Item: AsRef<str>,
+    {
+        let bearer = self.gate.terms.bearer().clone().with_scope(&Scopes::new(scopes)?);
         Ok(self.map_terms(|terms| terms.with_bearer(bearer)))
     }
 
@@ -162,7 +195,7 @@ impl<T, L, R, B> AuthLayer<T, L, R, B> {
         }
     }
 
-    fn map_terms(self, change: impl FnOnce(Challenges) -> Challenges) -> Self {
+    pub(super) fn map_terms(self, change: impl FnOnce(Challenges) -> Challenges) -> Self {
         let gate = Arc::unwrap_or_clone(self.gate);
         let terms = Arc::new(change(Arc::unwrap_or_clone(gate.terms)));
         Self { gate: Arc::new(Gate { terms, ..gate }), body: self.body }

@@ -234,6 +234,12 @@ impl Challenge {
         Ok(Self { resource_metadata: Some(checked_uri(uri)?), ..self })
     }
 
+    /// Sets the URL of the metadata of the protected resource, which was checked before.
+    #[cfg(feature = "resource-metadata")]
+    pub(crate) fn with_checked_resource_metadata(self, uri: &str) -> Self {
+        Self { resource_metadata: Some(uri.into()), ..self }
+    }
+
     /// Adds a custom parameter of the scheme, after all others.
     ///
     /// # Errors

@@ -115,6 +115,8 @@ mod redis_outages;
 #[allow(dead_code, reason = "servers offer what tests may need")]
 mod redis_servers;
 mod resets;
+#[cfg(all(feature = "axum", feature = "body", feature = "resource-metadata"))]
+mod resource_metadata;
 #[cfg(all(feature = "cache", feature = "axum"))]
 mod retry_after;
 mod rpc;

@@ -151,6 +151,12 @@ impl BodyTokens {
         self
     }
 
+    /// Returns whether tokens are accepted in this form field.
+    #[cfg(feature = "resource-metadata")]
+    pub(in crate::gate) fn is_form_field(&self, name: &str) -> bool {
+        self.locations.form.as_deref() == Some(name)
+    }
+
     pub(super) fn limit(&self) -> usize {
         self.limit
     }

@@ -96,7 +96,7 @@ async fn several_gates_have_a_well_known_path_each() {
     for name in ["orders", "prices"] {
         let resource = format!("https://api.example/{name}");
         check(address, false, &resource, &format!("{TARGET}/{name}")).await;
-        let (status, headers, _) = ask(address, false, Method::GET, &format!("/{name}/")).await;
+        let (status, headers, _) = ask(address, false, Method::GET, &format!("/{name}")).await;
         assert_eq!(status, 401);
         let url = format!("https://api.example{TARGET}/{name}");
         assert_eq!(super::parameter(&headers, "resource_metadata"), Some(url));

@@ -272,3 +272,36 @@ struct MatchWithoutTheRest;
 /// let public = tollgate::AuthLayer::anonymous().require_https(tollgate::gate::is_https);
 /// ```
 struct TokenSettingsWithoutTokens;
+
+/// The challenges of a gate with a protected resource have the URL of its metadata, and no other.
+///
+/// ```
+/// use tollgate::gate::ProtectedResource;
+/// let gate = tollgate::AuthLayer::new(tollgate::MemoryStore::<()>::new());
+/// let elsewhere = gate.clone().with_resource_metadata("https://api.example/metadata")?;
+/// let here = gate.with_protected_resource(ProtectedResource::new("https://api.example")?);
+/// # let _ = (elsewhere, here);
+/// # Ok::<_, Box<dyn std::error::Error>>(())
+/// ```
+///
+/// ```compile_fail,E0277
+/// use tollgate::gate::ProtectedResource;
+/// let gate = tollgate::AuthLayer::new(tollgate::MemoryStore::<()>::new());
+/// let both = gate
+///     .with_protected_resource(ProtectedResource::new("https://api.example")?)
+///     .with_resource_metadata("https://api.example/metadata")?;
+/// # Ok::<_, Box<dyn std::error::Error>>(())
+/// ```
+///
+/// Nor has a gate two resources:
+///
+/// ```compile_fail,E0599
+/// use tollgate::gate::ProtectedResource;
+/// let gate = tollgate::AuthLayer::new(tollgate::MemoryStore::<()>::new());
+/// let both = gate
+///     .with_protected_resource(ProtectedResource::new("https://api.example/a")?)
+///     .with_protected_resource(ProtectedResource::new("https://api.example/b")?);
+/// # Ok::<_, tollgate::gate::ProtectedResourceError>(())
+/// ```
+#[cfg(feature = "resource-metadata")]
+struct TwoResources;

@@ -58,7 +58,8 @@ use crate::store::{GateStore, ImmediateStore};
 ///
 /// `T` is the [`GateStore`], `L` the [`Limiter`], `R` the [responder](crate::respond::Respond). `B` is [`HeadOnly`], or
 /// `BodyTokens` for a gate that accepts tokens in bodies as well (`with_body_tokens`, feature `body`), or [`Identity`] for a gate
-/// [without tokens](Self::anonymous).
+/// [without tokens](Self::anonymous). `WithMetadata` around one of them is for a gate that serves the metadata of its resource
+/// (`with_protected_resource`, feature `resource-metadata`).
 pub struct AuthLayer<T, L = Unlimited, R = ProblemDetails, B = HeadOnly> {
     pub(super) gate: Arc<Gate<T, L, R>>,
     pub(super) body: B,

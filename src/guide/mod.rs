@@ -9,6 +9,7 @@
 //! | [`administration`] | How do I help customers with their tokens, on the command line? |
 //! | [`introspection`] | How do I accept the tokens of an authorization server? |
 //! | [`jwt`] | How do I accept JWT access tokens? |
+//! | [`protected_resource`] | How do OAuth clients, such as MCP clients, find out where they get a token? |
 //! | [`rate_limits`] | How do I limit customers: plans, several limits, costs, refunds, dry run? |
 //! | [`many_servers`] | How do several servers share one limit, and what happens when Redis is down? |
 //! | [`public_routes`] | How do I limit callers by address, or callers of a session? |
@@ -40,6 +41,7 @@ macro_rules! guides {
                     feature = "pepper",
                     feature = "postgres",
                     feature = "redis",
+                    feature = "resource-metadata",
                     feature = "reveal",
                     feature = "sqlite",
                     feature = "test-util",
@@ -63,6 +65,7 @@ guides! {
     administration "administration.md"
     introspection "introspection.md"
     jwt "jwt.md"
+    protected_resource "protected_resource.md"
     rate_limits "rate_limits.md"
     many_servers "many_servers.md"
     public_routes "public_routes.md"

@@ -82,7 +82,8 @@ impl ProtectedResource {
     /// Creates the metadata of a resource. `resource` is its identifier: the URL that clients use.
     ///
     /// Clients use the metadata only if `resource` is the URL of their request, character by character (RFC 9728, section
-    /// 3.3). Many clients also accept a prefix of its path. Never derive the identifier from the `Host` of a request, which the
+    /// 3.3). Many clients also accept a prefix of its path. Leave out a slash at the end of the path, from which clients derive
+    /// different URLs of the metadata. Never derive the identifier from the `Host` of a request, which the
     /// client chooses.
     ///
     /// ```

@@ -67,6 +67,8 @@ impl ResourceMetadata {
     }
 
     /// Returns the path of the metadata: the path of the resource after `/.well-known/oauth-protected-resource`.
+    ///
+    /// axum's `route_service` panics if a segment of the path begins with `:` or `*`, unless `without_v07_checks` was called.
     #[must_use]
     pub fn path(&self) -> &str {
         self.document.resource.url().path()

@@ -41,6 +41,8 @@ pub trait WriteMetadata<B> {
 #[derive(Clone, Copy, Debug, Default)]
 pub struct FromBytes;
 
+// So that the message of the trait is shown.
+#[diagnostic::do_not_recommend]
 impl<B: From<Bytes>> WriteMetadata<B> for FromBytes {
     fn body(&self, content: Bytes) -> B {
         content.into()
@@ -90,6 +92,7 @@ impl<T, L, R, B: ReadsTokens + WithoutMetadata> AuthLayer<T, L, R, B> {
     /// 2. `GET` and `HEAD` get the metadata, `OPTIONS` gets 204, and all other methods get 405.
     /// 3. Scripts of all origins can read the metadata. A CORS layer outside of the gate applies its own rules to it.
     /// 4. If the gate [requires HTTPS](Self::require_https), it rejects a request for the metadata without HTTPS like all others.
+    /// 5. The body of the response is [`From<Bytes>`](From), or made by [`with_metadata_body`](AuthLayer::with_metadata_body).
     ///
     /// A gate that gets some paths only, such as one of `route_layer` or of a nested router, never gets these requests. Add a
     /// route for [`resource_metadata`](Self::resource_metadata) then.

@@ -62,6 +62,34 @@ for await (const resource of createInterface({ input: process.stdin })) {
     assert_eq!(urls.lines().collect::<Vec<_>>(), own);
 }
 
+/// A client compares identifiers after its URL parser has read them.
+#[tokio::test]
+async fn a_url_parser_changes_no_accepted_resource() {
+    const SCRIPT: &str = "
+import { createInterface } from 'node:readline'
+for await (const resource of createInterface({ input: process.stdin })) {
+  console.log(URL.canParse(resource) ? new URL(resource).href : 'invalid')
+}";
+    let origin = "(https|http|HTTPS)://(localhost|127\\.0\\.0\\.1|\\[::1\\]|a\\.b|[aA.0-9x:@_~-]{1,6})(:[0-9]{0,5})?";
+    let text = format!("{origin}[/?]?[/.%2eE?#'a&:@\\[\\]{{}}|^\\\\]{{0,6}}");
+    let text = proptest::string::string_regex(&text).unwrap();
+    let mut runner = TestRunner::deterministic();
+    let texts = (0..20_000).map(|_| text.new_tree(&mut runner).unwrap().current());
+    let accepted: Vec<String> = texts.filter(|text| ProtectedResource::new(text).is_ok()).collect();
+    assert!(accepted.len() > 1_000, "only {} resources", accepted.len());
+    let Some(urls) = node(SCRIPT, &accepted.join("\n"), "a_url_parser_changes_no_accepted_resource").await else {
+        return;
+    };
+    assert_eq!(urls.lines().count(), accepted.len());
+    for (url, resource) in urls.lines().zip(&accepted) {
+        // The parser adds a slash after the host.
+        let after_host = resource.find("//").unwrap() + 2;
+        let end = resource[after_host..].find(['/', '?']).map_or(resource.len(), |end| after_host + end);
+        let slash = if resource[end..].starts_with('/') { "" } else { "/" };
+        assert_eq!(url, format!("{}{slash}{}", &resource[..end], &resource[end..]));
+    }
+}
+
 #[tokio::test]
 async fn a_client_finds_the_authorization_server_from_a_401() {
     const SCRIPT: &str = "

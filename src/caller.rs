@@ -202,6 +202,7 @@ pub struct Authenticated<P> {
 const NO_GATE: &str = "This handler needs `Authenticated<P>`, but no gate has processed the request. Perhaps you forgot to add `AuthLayer`, or added it before the route.";
 const OTHER_TYPE: &str =
     "This handler needs `Authenticated<P>`, but the principals of the gate's store are of another type than `P`.";
+const NO_SCOPES: &str = "This handler requires scopes, but its list of scopes is empty.";
 
 impl<P> Authenticated<P> {
     /// Creates a caller with the location of the `Authorization` header, for tests of handlers.
@@ -270,6 +271,20 @@ impl<P> Authenticated<P> {
     #[must_use]
     pub fn grant(&self) -> &Arc<Grant<P>> {
         &self.grant
+    }
+
+    /// Checks that the grant has all of these scopes, for handlers that find out later which scopes they need.
+    ///
+    /// # Errors
+    ///
+    /// [`InsufficientScope`](crate::RejectionKind::InsufficientScope) if a scope is missing.
+    /// [`Misconfigured`](crate::RejectionKind::Misconfigured) if `scopes` is empty, which would admit every caller.
+    pub fn require_scopes(&self, scopes: &Scopes) -> Result<(), Rejection> {
+        match scopes.is_subset(self.grant.scopes()) {
+            _ if scopes.is_empty() => Err(Rejection::misconfigured(NO_SCOPES)),
+            true => Ok(()),
+            false => Err(Rejection::insufficient_scope(scopes.clone()).of_grant(self.grant.id())),
+        }
     }
 
     /// Returns the location of the token in the request.

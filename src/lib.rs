@@ -23,6 +23,7 @@
 //! | guide | question |
 //! |---|---|
 //! | [`quick_start`](guide::quick_start) | How do I protect a service on axum, hyper or tonic? |
+//! | [`grpc`](guide::grpc) | How do I protect a tonic server, and call it with a token? |
 //! | [`tokens`](guide::tokens), [`reveal`](guide::reveal) | How do I make, store, rotate and revoke tokens, and show one again? |
 //! | [`databases`](guide::databases), [`introspection`](guide::introspection), [`jwt`](guide::jwt) | How do I keep tokens in SQLite, PostgreSQL or an authorization server, behind a cache? |
 //! | [`protected_resource`](guide::protected_resource) | How do OAuth clients find out where they get a token? |
@@ -93,6 +94,8 @@ pub mod gate;
 
 #[cfg(feature = "axum")]
 mod axum;
+#[cfg(feature = "tonic")]
+mod tonic;
 
 // The doctests of the guides need all of these features.
 #[cfg(any(
@@ -110,7 +113,8 @@ mod axum;
         feature = "reveal",
         feature = "sqlite",
         feature = "test-util",
-        feature = "tokio"
+        feature = "tokio",
+        feature = "tonic"
     )
 ))]
 pub mod guide;

@@ -3,6 +3,7 @@
 //! | guide | question |
 //! |---|---|
 //! | [`quick_start`] | How do I protect a service on axum, hyper or tonic? |
+//! | [`grpc`] | How do I protect a tonic server, and return rejections from its methods? |
 //! | [`tokens`] | How do I make tokens, and how do I store, rotate and revoke them? |
 //! | [`reveal`] | How do I show customers their token again, on my account page? |
 //! | [`databases`] | How do I keep tokens in SQLite or PostgreSQL, behind a cache? |
@@ -45,7 +46,8 @@ macro_rules! guides {
                     feature = "reveal",
                     feature = "sqlite",
                     feature = "test-util",
-                    feature = "tokio"
+                    feature = "tokio",
+                    feature = "tonic"
                 )),
                 allow(rustdoc::broken_intra_doc_links)
             )]
@@ -57,6 +59,7 @@ macro_rules! guides {
 
 guides! {
     quick_start "quick_start.md"
+    grpc "grpc.md"
     tokens "tokens.md"
     // The picture in a form that documentation can show. The first definition of a link counts, and the guide has another one.
     #[cfg_attr(doc, doc = concat!("[account-page]: data:image/png;base64,", include_str!("account.b64"), "\n"))]

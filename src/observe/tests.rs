@@ -67,37 +67,25 @@ fn each_report_changes_one_series() {
 /// Each kind and each cache result has its own series.
 #[test]
 fn rejections_and_cache_lookups_have_separate_series() {
-    let kinds = 19;
+    let kinds = RejectionKind::ALL;
     let reported = reported(|| {
-        for kind in [
-            RejectionKind::Missing,
-            RejectionKind::MalformedToken,
-            RejectionKind::UnknownToken,
-            RejectionKind::NotYetValid,
-            RejectionKind::ExpiredToken,
-            RejectionKind::SenderConstrained,
-            RejectionKind::InvalidRequest,
-            RejectionKind::HttpsRequired,
-            RejectionKind::InsufficientScope,
-            RejectionKind::InsufficientUserAuthentication,
-            RejectionKind::TooManyFailures,
-            RejectionKind::OverLimit,
-            RejectionKind::CostAboveBurst,
-            RejectionKind::BodyTooLarge,
-            RejectionKind::BodyUnreadable,
-            RejectionKind::BodyTimeout,
-            RejectionKind::StoreUnavailable,
-            RejectionKind::LimiterUnavailable,
-            RejectionKind::Misconfigured,
-        ] {
+        for kind in kinds {
             rejected(&Rejection::new(kind));
         }
         for what in [Cached::Hit, Cached::Unknown, Cached::Stale, Cached::Miss] {
             cached(what);
         }
     });
-    assert_eq!(reported.len(), kinds + 4);
+    assert_eq!(reported.len(), kinds.len() + 4);
     assert!(reported.values().all(|count| *count == 1.0), "{reported:?}");
+}
+
+#[cfg(feature = "tonic")]
+#[test]
+fn status_of_a_method_is_reported_and_that_of_a_gate_is_not_reported_again() {
+    let missing = "tollgate_requests_total outcome=missing,location=none";
+    assert_reported(|| _ = tonic::Status::from(Rejection::missing()), [(missing, 1.0)]);
+    assert_reported(|| _ = tonic::Status::from(&Rejection::missing()), []);
 }
 
 /// Policies whose keys are not kept are counted too.

@@ -46,6 +46,30 @@ pub enum RejectionKind {
 }
 
 impl RejectionKind {
+    /// All kinds, for tests.
+    #[cfg(test)]
+    pub(crate) const ALL: [Self; 19] = [
+        Self::Missing,
+        Self::MalformedToken,
+        Self::UnknownToken,
+        Self::NotYetValid,
+        Self::ExpiredToken,
+        Self::SenderConstrained,
+        Self::InvalidRequest,
+        Self::HttpsRequired,
+        Self::InsufficientScope,
+        Self::InsufficientUserAuthentication,
+        Self::TooManyFailures,
+        Self::OverLimit,
+        Self::CostAboveBurst,
+        Self::BodyTooLarge,
+        Self::BodyUnreadable,
+        Self::BodyTimeout,
+        Self::StoreUnavailable,
+        Self::LimiterUnavailable,
+        Self::Misconfigured,
+    ];
+
     /// Returns the name of this kind in metrics and events (see `OBSERVE.md`), for example `over_limit`.
     ///
     /// The name is for operators: clients cannot distinguish all kinds.

@@ -162,6 +162,8 @@ mod stores;
 mod tenants;
 mod throttle;
 mod token_locations;
+#[cfg(feature = "tonic")]
+mod tonic_status;
 mod uncounted_requests;
 mod usage;
 mod websocket_token;

@@ -11,7 +11,7 @@ use std::time::SystemTime;
 
 use hyper_util::rt::TokioIo;
 use tokio::sync::{Semaphore, SemaphorePermit};
-use tokio::time::{sleep, timeout};
+use tokio::time::timeout;
 use tollgate::store::sql::{AuditQuery, Database, NewGrant};
 
 use super::tls::{Folder, config, connect};
@@ -21,17 +21,17 @@ use crate::database;
 use crate::tls::{HTTP1, Tls};
 use crate::website::users::User as Person;
 use crate::website::{Website, tokens};
-use driver::{Browser, Driver};
+use chromium::{Browser, Driver, WATCHDOG, until};
 
 mod account;
 mod attacks;
-mod driver;
+#[path = "../../../../tests/chromium.rs"]
+mod chromium;
 mod pages;
 mod sessions;
+mod steps;
 mod support;
 
-/// Fails a test that waits in vain. No test waits for this time to pass.
-const WATCHDOG: Duration = Duration::from_secs(60);
 /// The password of all users.
 const PASSWORD: &str = "a password of the tests";
 /// The time after which the password is asked again, and the time after which a session without a page ends.
@@ -186,17 +186,4 @@ async fn serve_app(app: axum::Router, tls: Option<Arc<Tls>>, stopped: watch::Rec
     let limits = Limits::for_descriptors(20_000);
     tokio::spawn(crate::server::serve(vec![Listener { tcp, app, tls }], limits, stop(stopped)));
     addr
-}
-
-/// Waits for a condition.
-async fn until(what: &str, mut is_met: impl AsyncFnMut() -> bool) {
-    let wait = async {
-        let mut pause = Duration::from_millis(20);
-        while !is_met().await {
-            sleep(pause).await;
-            // Long waits leave the processor to others.
-            pause = (pause * 2).min(Duration::from_millis(500));
-        }
-    };
-    timeout(WATCHDOG, wait).await.unwrap_or_else(|_| panic!("waited in vain: {what}"));
 }

@@ -1,18 +1,47 @@
-//! Chromium and its driver. All tests share one driver, and each browser has a profile of its own.
+//! Chromium and its driver, for tests in several binaries. The tests of a binary share one driver, and each browser has a
+//! profile of its own.
+//!
+//! Without the programs a test says `skipped`, and fails if `TOLLGATE_REQUIRE_BROWSER` is set.
 
-use std::io::{BufRead as _, BufReader, Read as _};
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::TcpStream;
 use std::os::unix::process::CommandExt as _;
 use std::path::PathBuf;
-use std::process::{Child, ChildStdout};
-use std::sync::{Mutex, PoisonError, Weak};
+use std::process::{Child, ChildStdout, Command, Stdio};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::time::Duration;
 
 use fantoccini::elements::{Element, ElementRef};
 use fantoccini::{Client, ClientBuilder, Locator};
+use http::{Request, StatusCode};
+use http_body_util::BodyExt as _;
+use hyper_util::client::legacy::Client as HttpClient;
 use hyper_util::client::legacy::connect::HttpConnector;
-use serde_json::json;
+use hyper_util::rt::TokioExecutor;
+use serde_json::{Value, json};
 
-use super::*;
+/// Fails a test that waits in vain. No test waits for this time to pass.
+pub(super) const WATCHDOG: Duration = Duration::from_secs(60);
+
+/// Waits for a condition.
+pub(super) async fn until(what: &str, mut is_met: impl AsyncFnMut() -> bool) {
+    let wait = async {
+        let mut pause = Duration::from_millis(20);
+        while !is_met().await {
+            tokio::time::sleep(pause).await;
+            // Long waits leave the processor to others.
+            pause = (pause * 2).min(Duration::from_millis(500));
+        }
+    };
+    tokio::time::timeout(WATCHDOG, wait).await.unwrap_or_else(|_| panic!("waited in vain: {what}"));
+}
+
+/// Says that a test is skipped, past the capture of the test harness.
+pub(super) fn skip(what: &str, test: &str) {
+    let required = std::env::var_os("TOLLGATE_REQUIRE_BROWSER");
+    assert!(required.is_none(), "{test}: {what}, and TOLLGATE_REQUIRE_BROWSER is set");
+    _ = writeln!(std::io::stderr(), "skipped: {what}: {test}");
+}
 
 /// Starts the driver. The group of processes ends with the standard input: also if the tests are killed.
 const START: &str = "chromedriver --port=0 & read -r _; kill -KILL 0";
@@ -46,8 +75,9 @@ impl Driver {
             return Some(driver);
         }
         for program in ["chromedriver", "chromium"] {
-            if !is_installed(program, "--version") {
-                skip(&format!("no {program}"), test, "TOLLGATE_REQUIRE_BROWSER");
+            let runs = Command::new(program).arg("--version").stdin(Stdio::null()).output();
+            if !runs.is_ok_and(|output| output.status.success()) {
+                skip(&format!("no {program}"), test);
                 return None;
             }
         }
@@ -107,10 +137,12 @@ impl Browser {
     /// Sends a command that WebDriver does not have, and returns its value.
     async fn command(&self, path: &str, body: Value) -> Value {
         let address = format!("http://127.0.0.1:{}/session/{}/{path}", self.driver.port, self.session);
-        let request = Request::post(address).header("content-type", "application/json");
-        let response = send(request.body(body.to_string()).unwrap()).await;
-        assert_eq!(response.status(), StatusCode::OK, "{path}: {}", response.body());
-        json(&response)["value"].take()
+        let request = Request::post(address).header("content-type", "application/json").body(body.to_string()).unwrap();
+        let http = HttpClient::builder(TokioExecutor::new()).build_http::<String>();
+        let (head, body) = http.request(request).await.unwrap().into_parts();
+        let body = body.collect().await.unwrap().to_bytes();
+        assert_eq!(head.status, StatusCode::OK, "{path}: {body:?}");
+        serde_json::from_slice::<Value>(&body).unwrap()["value"].take()
     }
 
     /// Sends a command of the Chrome DevTools Protocol.
@@ -200,26 +232,6 @@ impl Browser {
     /// Returns all of the document, with the text of elements that are not visible.
     pub(super) async fn source(&self) -> String {
         self.client.source().await.unwrap()
-    }
-
-    /// Fills the form of the sign-in page.
-    pub(super) async fn give_credentials(&self, name: &str, password: &str) {
-        self.fill("#name", name).await;
-        self.fill("#password", password).await;
-        self.press_button("Sign in").await;
-    }
-
-    pub(super) async fn sign_in(&self, name: &str) {
-        self.goto("/sign-in").await;
-        self.give_credentials(name, PASSWORD).await;
-        assert_eq!(self.path().await, "/account");
-    }
-
-    /// Shows the token on the account page, and returns it.
-    pub(super) async fn reveal(&self) -> String {
-        self.goto("/account").await;
-        self.press_button("Reveal").await;
-        self.text("#secret").await
     }
 }
 

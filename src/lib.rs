@@ -55,6 +55,7 @@
 //! | [`store`] | looks up the grant: [`TokenStore`], [`MemoryStore`] and others |
 //! | [`limit`] | charges the rate limit: [`RateLimits`], [`Limiter`]; counts failures: [`FailureThrottle`](limit::FailureThrottle) |
 //! | [`respond`] | writes rejections: [`ProblemDetails`], [`Challenge`](respond::Challenge), [`RateLimitHeaders`] |
+//! | `client` | sends requests with a token, and retries rejected ones (feature `client`) |
 //! | `mint` | makes new tokens, and checks their form without a store (feature `mint`) |
 //! | [`observe`] | lists every metric, every event, and alerts |
 //! | [`guide`] | the guides |
@@ -90,6 +91,8 @@ pub mod observe;
 pub mod respond;
 pub mod store;
 
+#[cfg(feature = "client")]
+pub mod client;
 pub mod gate;
 
 #[cfg(feature = "axum")]

@@ -147,7 +147,7 @@ impl<T, L, R, B> AuthLayer<T, L, R, B> {
     /// Returns the response of this gate to a rejection, with its realm and responder.
     ///
     /// This is for handlers that find out that a grant does not suffice, in services without axum. An axum handler can return
-    /// the rejection itself: the gate around it writes the response.
+    /// the rejection itself: the gate around it writes the response. A method of a tonic service returns it as a `Status`.
     ///
     /// The gate does not see the request here. Adapt the rejection to the method and the protocol by
     /// [`Rejection::for_request`], and add the grant for events by [`Rejection::of_grant`].

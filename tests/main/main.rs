@@ -45,6 +45,8 @@ mod cli_sealing;
 #[cfg(all(feature = "cli", feature = "sqlite", feature = "postgres"))]
 mod cli_shell;
 mod client_ip;
+#[cfg(feature = "client")]
+mod client_retries;
 #[cfg(all(feature = "cache", feature = "test-util"))]
 mod combinators;
 mod company_errors;

@@ -32,6 +32,7 @@
 //! | [`public_routes`](guide::public_routes) | How do I limit callers without a token by their address? |
 //! | [`webhooks`](guide::webhooks), [`websockets`](guide::websockets) | How do I accept tokens in bodies, and on sockets? |
 //! | [`guessing`](guide::guessing), [`reverse_proxies`](guide::reverse_proxies), [`cors`](guide::cors) | What do attackers, proxies and browsers need? |
+//! | [`clients`](guide::clients) | How do I call an API with a token, and which clients obey a 429? |
 //! | [`rejections`](guide::rejections), [`custom_errors`](guide::custom_errors) | What does a client get, and how do I change the body? |
 //! | [`testing`](guide::testing), [`observability`](guide::observability) | How do I test and watch my service? |
 //! | [`faq`](guide::faq), [`migration`](guide::migration) | Short answers; how do I replace what I have? |
@@ -107,6 +108,7 @@ mod tonic;
         feature = "axum",
         feature = "body",
         feature = "cache",
+        feature = "client",
         feature = "introspection",
         feature = "jwt",
         feature = "mint",

@@ -75,7 +75,8 @@ pub struct JitterError(Duration);
 const MIN_JITTER: Duration = Duration::from_millis(100);
 
 impl RetryPolicy {
-    /// Creates a policy with tokio's timer.
+    /// Creates a policy with tokio's timer: a retry needs a runtime of tokio with its time driver, or another
+    /// [timer](Self::with_timer).
     #[must_use]
     pub fn new() -> Self {
         Self {

@@ -19,6 +19,7 @@
 //! | [`guessing`] | How do I slow down clients that try tokens? |
 //! | [`custom_errors`] | How do I answer with my company's error body? |
 //! | [`cors`] | What do browsers need? |
+//! | [`clients`] | How do I call an API with a token, and which clients obey a 429? |
 //! | [`reverse_proxies`] | What changes behind nginx, a load balancer or a CDN? |
 //! | [`testing`] | How do I test handlers and limits? |
 //! | [`observability`] | What can I measure, and which alerts do I need? |
@@ -36,6 +37,7 @@ macro_rules! guides {
                     feature = "axum",
                     feature = "body",
                     feature = "cache",
+                    feature = "client",
                     feature = "introspection",
                     feature = "jwt",
                     feature = "mint",
@@ -77,6 +79,7 @@ guides! {
     guessing "guessing.md"
     custom_errors "custom_errors.md"
     cors "cors.md"
+    clients "clients.md"
     reverse_proxies "reverse_proxies.md"
     testing "testing.md"
     observability "observability.md"

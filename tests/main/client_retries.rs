@@ -104,8 +104,8 @@ fn methods_that_are_not_idempotent_are_retried_on_request_and_on_429_only() {
     }
 }
 
-#[test]
-fn long_waits_are_not_begun() {
+#[tokio::test(start_paused = true)]
+async fn long_waits_are_not_begun() {
     let after = |seconds: &str| response(429, &[("retry-after", seconds)]);
     let retries = |policy: RetryPolicy, seconds| pauses(policy, Method::GET, &after(seconds)).len();
     assert_eq!([retries(exact(), "60"), retries(exact(), "61")], [3, 0]);

@@ -45,6 +45,7 @@ mod cli_sealing;
 #[cfg(all(feature = "cli", feature = "sqlite", feature = "postgres"))]
 mod cli_shell;
 mod client_ip;
+mod client_libraries;
 #[cfg(feature = "client")]
 mod client_retries;
 #[cfg(all(feature = "cache", feature = "test-util"))]

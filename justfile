@@ -44,7 +44,7 @@ test:
 features:
     cargo hack check --each-feature --lib
     cargo hack check --feature-powerset --depth 2 --lib \
-        --exclude-features default,cache,cli,introspection,jwt,postgres,redis,reveal,sql,sqlite
+        --exclude-features default,cache,cli,client,introspection,jwt,postgres,redis,resource-metadata,reveal,sql,sqlite,tonic
     cargo check --lib --features sqlite,postgres,reveal
     cargo clippy --bins --features cli,sqlite -- -D warnings
     cargo clippy --bins --features cli,postgres -- -D warnings
@@ -64,7 +64,8 @@ msrv: (where "Rust 1.85" "$rustc --version | grep -q '^rustc 1.85.'" "TOLLGATE_R
 
 [private]
 msrv-check:
-    for features in "" axum axum,body,cache,introspection,metrics,mint,pepper,redis,serde,test-util,tokio,tracing; do \
+    for features in "" axum \
+        axum,body,cache,client,introspection,metrics,mint,pepper,redis,resource-metadata,serde,test-util,tokio,tonic,tracing; do \
         RUSTC="$rustc" "${MSRV_CARGO:-/usr/bin/cargo}" check --locked --lib \
             --no-default-features --features "$features" --target-dir target/msrv; \
     done

@@ -1,6 +1,6 @@
 //! An MCP server (streamable HTTP) with tokens, and with scopes and costs for each tool.
 //!
-//! `cargo run --example mcp --features axum,jwt,mint,tokio` serves on 127.0.0.1:8000. It prints the configuration of an MCP client
+//! `cargo run --example mcp --features axum,jwt,mint,resource-metadata,tokio` serves on 127.0.0.1:8000. It prints the configuration of an MCP client
 //! with a token, and three curl lines to try.
 //!
 //! `-- --issuer URL --jwks URL` accepts the JWTs of an authorization server as well. MCP clients find this server by themselves.
@@ -15,12 +15,12 @@ use std::time::Duration;
 
 use axum::body::{Body, Bytes};
 use axum::extract::{DefaultBodyLimit, Request, State};
-use axum::http::Uri;
+use axum::http::header::CONTENT_TYPE;
 use axum::http::request::Parts;
+use axum::http::{HeaderValue, Uri};
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
-use axum::routing::get;
-use axum::{Json, RequestExt, Router};
+use axum::{RequestExt, Router};
 use rmcp::handler::server::common::Extension;
 use rmcp::handler::server::wrapper::Parameters;
 use rmcp::model::{ClientJsonRpcMessage, ClientRequest, ServerCapabilities, ServerConfig};
@@ -29,12 +29,16 @@ use rmcp::transport::streamable_http_server::session::local::LocalSessionManager
 use rmcp::transport::{StreamableHttpServerConfig, StreamableHttpService};
 use rmcp::{ErrorData, ServerHandler, tool, tool_handler, tool_router};
 use serde::Deserialize;
+use serde_json::json;
 use tokio::net::TcpListener;
+use tollgate::gate::ProtectedResource;
 use tollgate::limit::{Clock, MonotonicClock};
 use tollgate::mint::TokenFormat;
+use tollgate::respond::Respond as _;
 use tollgate::store::{self, JwtAlgorithm, JwtKeys, JwtStore};
 use tollgate::{
-    AuthLayer, Authenticated, BoxStore, CurrentGrant, Grant, Limit, MemoryStore, Quota, RateLimits, Rejection, Scopes,
+    AuthLayer, Authenticated, BoxStore, CurrentGrant, EmptyBody, Grant, Limit, MemoryStore, Quota, RateLimits,
+    Rejection, Scopes,
 };
 
 #[path = "mcp/args.rs"]
@@ -128,7 +132,8 @@ async fn check_tool(
     next: Next,
 ) -> Result<Response, Response> {
     let (mut parts, body) = request.into_parts();
-    let body = Request::from_parts(parts.clone(), body).extract::<Bytes, _>().await.map_err(IntoResponse::into_response)?;
+    let body =
+        Request::from_parts(parts.clone(), body).extract::<Bytes, _>().await.map_err(IntoResponse::into_response)?;
     // The parser of the MCP service, so that both see the same tool. It accepts no batches.
     if let Ok(ClientJsonRpcMessage::Request(message)) = serde_json::from_slice(&body)
         && let ClientRequest::CallToolRequest(call) = message.request
@@ -153,61 +158,105 @@ fn limits(clock: impl Clock + Clone) -> Result<(RateLimits, RateLimits), Box<dyn
 /// Returns the store of opaque tokens, and of the JWTs that the authorization server has issued for this resource.
 fn store(
     opaque: MemoryStore<()>,
-    resource: &str,
+    url: &str,
     server: Option<&AuthorizationServer>,
 ) -> Result<store::ByPrefix<BoxStore<()>>, Box<dyn Error>> {
     let mut stores = vec![("tg_", BoxStore::new(opaque))];
     if let Some(server) = server {
         let algorithms = [JwtAlgorithm::Rs256, JwtAlgorithm::Es256, JwtAlgorithm::EdDsa];
-        let jwts = JwtStore::builder(&server.issuer, resource, algorithms, JwtKeys::url(&server.jwks));
+        let jwts = JwtStore::builder(&server.issuer, url, algorithms, JwtKeys::url(&server.jwks));
         stores.push(("ey", BoxStore::new(jwts.with_principal(|_| Ok::<_, Infallible>(())).build()?)));
     }
     Ok(store::by_prefix(stores)?)
 }
 
+/// Responds with a JSON-RPC error, because MCP clients show its message.
+fn respond(rejection: &Rejection) -> Response {
+    let mut response: Response = EmptyBody.respond(rejection);
+    if rejection.allows_content() {
+        let error = json!({ "code": -32000, "message": rejection.detail() });
+        *response.body_mut() = json!({ "jsonrpc": "2.0", "id": null, "error": error }).to_string().into();
+        response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    }
+    response
+}
+
 fn app(
     opaque: MemoryStore<()>,
-    resource: &str,
+    url: &str,
     server: Option<&AuthorizationServer>,
     clock: impl Clock + Clone,
 ) -> Result<Router, Box<dyn Error>> {
-    let (requests, tools) = limits(clock)?;
-    let store = store(opaque, resource, server)?;
-    let mut gate = AuthLayer::with_timeout(store, Duration::from_secs(3)).with_rate_limit(requests);
-    let mut public = Router::new();
+    let mut resource = ProtectedResource::new(url)?.with_scopes(&Scopes::new(["read", "trade"])?);
     if let Some(server) = server {
-        let path = "/.well-known/oauth-protected-resource/mcp";
-        gate = gate.with_resource_metadata(&resource.replace("/mcp", path))?;
-        let metadata = serde_json::json!({ "resource": resource, "authorization_servers": [server.issuer], "scopes_supported": [FIRST_SCOPE] });
-        public = public.route(path, get(|| async { Json(metadata) }));
+        resource = resource.with_authorization_server(&server.issuer)?;
     }
+    let (requests, tools) = limits(clock)?;
+    let gate = AuthLayer::with_timeout(store(opaque, url, server)?, Duration::from_secs(3))
+        .with_rate_limit(requests)
+        .with_response_fn(respond)
+        .with_challenge_scope([FIRST_SCOPE])?
+        .with_protected_resource(resource);
 
     // Against DNS rebinding: a website cannot reach this server by a name of its own. Requests of all websites are rejected.
-    let url: Uri = resource.parse()?;
-    let hosts = ["127.0.0.1", "::1", "localhost"].into_iter().chain(url.host());
+    let uri: Uri = url.parse()?;
+    let hosts = ["127.0.0.1", "::1", "localhost"].into_iter().chain(uri.host());
     let config = StreamableHttpServerConfig::default().with_allowed_hosts(hosts).enforce_origin_validation();
     let service = StreamableHttpService::new(|| Ok(Trading), Arc::new(LocalSessionManager::default()), config);
-    let protected = Router::new()
-        .route_service("/mcp", service)
+    Ok(Router::new()
+        .route_service(uri.path(), service)
         .layer(gate.route_rate_limit(tools))
         .layer(from_fn_with_state(Arc::new(rules()?), check_tool))
         .layer(DefaultBodyLimit::max(64 * 1_024))
         .layer(from_fn_with_state(Arc::new(sessions::Key::random()?), sessions::bind))
-        .layer(gate);
-    Ok(public.merge(protected))
+        .layer(gate))
+}
+
+/// Returns a command that calls a tool.
+fn curl(url: &str, token: &str, tool: &str, arguments: &str) -> String {
+    let meta =
+        r#"{"io.modelcontextprotocol/protocolVersion":"2026-07-28","io.modelcontextprotocol/clientCapabilities":{}}"#;
+    format!(
+        "curl -i -H 'Authorization: Bearer {token}' -H 'Content-Type: application/json' \\
+  -H 'Accept: application/json, text/event-stream' \\
+  -H 'MCP-Protocol-Version: 2026-07-28' -H 'Mcp-Method: tools/call' -H 'Mcp-Name: {tool}' \\
+  -d '{{\"jsonrpc\":\"2.0\",\"id\":1,\"method\":\"tools/call\",\"params\":{{\"name\":\"{tool}\",\"arguments\":{arguments},\"_meta\":{meta}}}}}' \\
+  {url}"
+    )
 }
 
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn Error>> {
-    let args = Args::parse(std::env::args().skip(1))?;
-    let listen = args.listen;
+    let Args { listen, resource, authorization_server } = Args::parse(std::env::args().skip(1))?;
     let listener = TcpListener::bind(listen).await.map_err(|error| format!("cannot listen on {listen}: {error}"))?;
-    let url = format!("http://{}/mcp", listener.local_addr()?);
+    let local = format!("http://{}/mcp", listener.local_addr()?);
+    let url = resource.as_ref().unwrap_or(&local);
     let token = TokenFormat::new("tg")?.mint()?;
     let grant = Grant::new("local", ()).with_scopes(["read", "trade"])?;
-    let resource = args.resource.as_ref().unwrap_or(&url);
-    let opaque = MemoryStore::from_iter([(token.digest(), grant)]);
-    let app = app(opaque, resource, args.authorization_server.as_ref(), MonotonicClock::new())?;
-    println!("listening on {url} {}", token.expose());
+    let app = app(
+        MemoryStore::from_iter([(token.digest(), grant)]),
+        url,
+        authorization_server.as_ref(),
+        MonotonicClock::new(),
+    )?;
+    let token = token.expose();
+    println!(
+        "listening on {local} until ctrl-c; the token of this run is {token}
+
+# the configuration of an MCP client
+{}
+
+# gets a price
+{}
+
+# buys, for 10 units of 30: the fourth order in a row gets 429
+{}
+
+# without a token: 401, and a challenge with the URL of the metadata
+curl -i {url}",
+        json!({ "mcpServers": { "trading": { "type": "http", "url": url, "headers": { "Authorization": format!("Bearer {token}") } } } }),
+        curl(url, token, "quote", r#"{"symbol":"ACME"}"#),
+        curl(url, token, "place_order", r#"{"symbol":"ACME","quantity":3}"#),
+    );
     Ok(axum::serve(listener, app).await?)
 }

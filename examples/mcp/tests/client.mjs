@@ -23,12 +23,14 @@ async function browse(url) {
 }
 
 function provider() {
-  let client, tokens, verifier
+  let client, discovery, tokens, verifier
   return {
     redirectUrl: CALLBACK,
     clientMetadata: { redirect_uris: [CALLBACK], token_endpoint_auth_method: 'none' },
     clientInformation: () => client,
     saveClientInformation: (information) => { client = information },
+    discoveryState: () => discovery,
+    saveDiscoveryState: (state) => { discovery = state },
     tokens: () => tokens,
     saveTokens: (saved) => { tokens = saved },
     codeVerifier: () => verifier,

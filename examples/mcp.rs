@@ -45,6 +45,10 @@ use tollgate::{
 mod args;
 #[path = "mcp/sessions.rs"]
 mod sessions;
+#[cfg(test)]
+#[path = "mcp/tests/mod.rs"]
+#[allow(clippy::expect_used, clippy::unwrap_used)]
+mod tests;
 
 use args::{Args, AuthorizationServer};
 

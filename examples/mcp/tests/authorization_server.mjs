@@ -5,6 +5,9 @@ import { createServer } from 'node:http'
 import { json } from 'node:stream/consumers'
 const { default: Provider } = await import(process.env.TOLLGATE_OIDC_PROVIDER)
 
+// Standard output has the address only.
+console.info = console.warn
+
 const { privateKey } = generateKeyPairSync('rsa', { modulusLength: 2048 })
 const server = createServer()
 server.listen(0, '127.0.0.1', () => {

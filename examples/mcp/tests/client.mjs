@@ -1,7 +1,7 @@
-// An MCP client with an official JavaScript SDK: `client.mjs MODULES PACKAGE URL`. It authorizes, calls tools, gets more scopes, opens
-// a second session, and calls until it is limited. Prints what happens, an event a line.
+// An MCP client with an official JavaScript SDK: `client.mjs URL MODULES PACKAGE`. It authorizes, calls tools, gets more scopes,
+// connects a second time, and calls until it is limited. Prints what happens, an event a line.
 import { createRequire } from 'node:module'
-const [modules, sdk, url] = process.argv.slice(2)
+const [url, modules, sdk] = process.argv.slice(2)
 const require = createRequire(`${modules}/`)
 const load = (path) => require(`@modelcontextprotocol/${sdk}${path}`)
 const { Client, StreamableHTTPClientTransport, UnauthorizedError } = sdk === 'client' ? load('')
@@ -73,6 +73,7 @@ async function connect() {
   }
   const first = new StreamableHTTPClientTransport(new URL(url), { authProvider, fetch: observe })
   const { client, transport } = await retry(first, open)
+  console.log(`connected ${transport.protocolVersion}`)
   return async (name, args) => {
     const result = await retry(transport, () => client.callTool({ name, arguments: args }))
     console.log(result.content[0].text)

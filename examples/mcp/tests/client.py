@@ -1,5 +1,5 @@
-"""An MCP client with the official Python SDK: `client.py URL`. It authorizes, calls tools, gets more scopes, opens a second session,
-and calls until it is limited. Prints what happens, an event a line."""
+"""An MCP client with the official Python SDK: `client.py URL MODE`. It authorizes, calls tools, gets more scopes, connects a second
+time, and calls until it is limited. Prints what happens, an event a line."""
 
 import asyncio
 import sys
@@ -65,10 +65,11 @@ async def observe(response):
         print(f"{response.status_code} {field}: {response.headers[field]}")
 
 
-async def connect(url, stack):
+async def connect(url, mode, stack):
     http = httpx2.AsyncClient(auth=provider(url), event_hooks={"response": [observe]})
     await stack.enter_async_context(http)
-    client = await stack.enter_async_context(Client(streamable_http_client(url, http_client=http)))
+    client = await stack.enter_async_context(Client(streamable_http_client(url, http_client=http), mode=mode))
+    print(f"connected {client.protocol_version}")
 
     async def call(name, arguments):
         try:
@@ -81,14 +82,14 @@ async def connect(url, stack):
 
 
 async def main():
-    url = sys.argv[1]
+    url, mode = sys.argv[1:]
     order = {"symbol": "ACME", "quantity": 3}
     async with AsyncExitStack() as stack:
-        first = await connect(url, stack)
+        first = await connect(url, mode, stack)
         await first("quote", {"symbol": "ACME"})
         await first("place_order", order)
         await first("quote", {"symbol": "ACME"})
-        second = await connect(url, stack)
+        second = await connect(url, mode, stack)
         await second("place_order", order)
         await second("place_order", order)
         await first("place_order", order)

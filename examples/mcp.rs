@@ -8,7 +8,6 @@
 #![allow(clippy::print_stdout)]
 
 use std::collections::HashMap;
-use std::convert::Infallible;
 use std::error::Error;
 use std::sync::Arc;
 use std::time::Duration;
@@ -37,8 +36,7 @@ use tollgate::mint::TokenFormat;
 use tollgate::respond::Respond as _;
 use tollgate::store::{self, JwtAlgorithm, JwtKeys, JwtStore};
 use tollgate::{
-    AuthLayer, Authenticated, BoxStore, CurrentGrant, EmptyBody, Grant, Limit, MemoryStore, Quota, RateLimits,
-    Rejection, Scopes,
+    AuthLayer, Authenticated, BoxStore, EmptyBody, Grant, Limit, MemoryStore, Quota, RateLimits, Rejection, Scopes,
 };
 
 #[path = "mcp/args.rs"]
@@ -58,6 +56,11 @@ const REQUESTS: Quota = Quota::per_minute(300).with_burst(60);
 const TOOLS: Quota = Quota::per_minute(60).with_burst(30);
 /// The scope of the first authorization. Clients get more scopes when they need them.
 const FIRST_SCOPE: &str = "read";
+
+/// The service's own data about a caller.
+struct User {
+    name: String,
+}
 
 /// The tools.
 #[derive(Clone)]
@@ -90,8 +93,9 @@ impl Trading {
         Parameters(order): Parameters<Order>,
         Extension(parts): Extension<Parts>,
     ) -> Result<String, ErrorData> {
-        let caller = parts.extensions.get::<CurrentGrant>().ok_or(ErrorData::internal_error("no gate", None))?;
-        Ok(format!("bought {} {} for {}", order.quantity, order.symbol, caller.subject()))
+        let caller = Authenticated::<User>::from_extensions(&parts.extensions)
+            .map_err(|rejection| ErrorData::internal_error(rejection.to_string(), None))?;
+        Ok(format!("bought {} {} for {}", order.quantity, order.symbol, caller.principal().name))
     }
 }
 
@@ -131,7 +135,7 @@ fn rules() -> Result<HashMap<String, Rule>, Box<dyn Error>> {
 /// The tool itself cannot reject with status 403, because the response of a session has already begun with status 200.
 async fn check_tool(
     State(rules): State<Arc<HashMap<String, Rule>>>,
-    caller: Authenticated<()>,
+    caller: Authenticated<User>,
     request: Request,
     next: Next,
 ) -> Result<Response, Response> {
@@ -161,15 +165,19 @@ fn limits(clock: impl Clock + Clone) -> Result<(RateLimits, RateLimits), Box<dyn
 
 /// Returns the store of opaque tokens, and of the JWTs that the authorization server has issued for this resource.
 fn store(
-    opaque: MemoryStore<()>,
+    opaque: MemoryStore<User>,
     url: &str,
     server: Option<&AuthorizationServer>,
-) -> Result<store::ByPrefix<BoxStore<()>>, Box<dyn Error>> {
+) -> Result<store::ByPrefix<BoxStore<User>>, Box<dyn Error>> {
     let mut stores = vec![("tg_", BoxStore::new(opaque))];
     if let Some(server) = server {
         let algorithms = [JwtAlgorithm::Rs256, JwtAlgorithm::Es256, JwtAlgorithm::EdDsa];
-        let jwts = JwtStore::builder(&server.issuer, url, algorithms, JwtKeys::url(&server.jwks));
-        stores.push(("ey", BoxStore::new(jwts.with_principal(|_| Ok::<_, Infallible>(())).build()?)));
+        let jwts = JwtStore::builder(&server.issuer, url, algorithms, JwtKeys::url(&server.jwks))
+            // An opaque token and a user of the authorization server never have the same subject.
+            .with_subject_prefix("oauth/")
+            .with_principal(|claims| claims.subject().map(|name| User { name: name.into() }).ok_or("no subject"))
+            .build()?;
+        stores.push(("ey", BoxStore::new(jwts)));
     }
     Ok(store::by_prefix(stores)?)
 }
@@ -186,7 +194,7 @@ fn respond(rejection: &Rejection) -> Response {
 }
 
 fn app(
-    opaque: MemoryStore<()>,
+    opaque: MemoryStore<User>,
     url: &str,
     server: Option<&AuthorizationServer>,
     clock: impl Clock + Clone,
@@ -236,7 +244,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let local = format!("http://{}/mcp", listener.local_addr()?);
     let url = resource.as_ref().unwrap_or(&local);
     let token = TokenFormat::new("tg")?.mint()?;
-    let grant = Grant::new("local", ()).with_scopes(["read", "trade"])?;
+    let grant = Grant::new("local", User { name: "local".to_owned() }).with_scopes(["read", "trade"])?;
     let app = app(
         MemoryStore::from_iter([(token.digest(), grant)]),
         url,

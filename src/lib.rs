@@ -26,7 +26,7 @@
 //! | [`grpc`](guide::grpc) | How do I protect a tonic server, and call it with a token? |
 //! | [`tokens`](guide::tokens), [`reveal`](guide::reveal) | How do I make, store, rotate and revoke tokens, and show one again? |
 //! | [`databases`](guide::databases), [`introspection`](guide::introspection), [`jwt`](guide::jwt) | How do I keep tokens in SQLite, PostgreSQL or an authorization server, behind a cache? |
-//! | [`protected_resource`](guide::protected_resource) | How do OAuth clients find out where they get a token? |
+//! | [`protected_resource`](guide::protected_resource), [`mcp`](guide::mcp) | How do OAuth clients find out where they get a token, and how do I protect an MCP server? |
 //! | [`administration`](guide::administration) | How do I help customers with their tokens, on the command line? |
 //! | [`rate_limits`](guide::rate_limits), [`many_servers`](guide::many_servers) | How do I limit customers, on one server or on several? |
 //! | [`public_routes`](guide::public_routes) | How do I limit callers without a token by their address? |

@@ -15,6 +15,8 @@ use hmac::{Hmac, KeyInit as _, Mac as _};
 use sha2::Sha256;
 use tollgate::{Authenticated, Subject};
 
+use crate::User;
+
 const SESSION_ID: HeaderName = HeaderName::from_static("mcp-session-id");
 
 /// The key of this process. Sessions do not outlive the process either.
@@ -50,7 +52,7 @@ impl Key {
 /// Responds with 404 to a session of another subject, as to a session that has ended.
 pub(crate) async fn bind(
     State(key): State<Arc<Key>>,
-    caller: Authenticated<()>,
+    caller: Authenticated<User>,
     mut request: Request,
     next: Next,
 ) -> Response {

@@ -11,6 +11,7 @@
 //! | [`introspection`] | How do I accept the tokens of an authorization server? |
 //! | [`jwt`] | How do I accept JWT access tokens? |
 //! | [`protected_resource`] | How do OAuth clients, such as MCP clients, find out where they get a token? |
+//! | [`mcp`] | How do I protect an MCP server, with scopes and costs for each tool? |
 //! | [`rate_limits`] | How do I limit customers: plans, several limits, costs, refunds, dry run? |
 //! | [`many_servers`] | How do several servers share one limit, and what happens when Redis is down? |
 //! | [`public_routes`] | How do I limit callers by address, or callers of a session? |
@@ -71,6 +72,7 @@ guides! {
     introspection "introspection.md"
     jwt "jwt.md"
     protected_resource "protected_resource.md"
+    mcp "mcp.md"
     rate_limits "rate_limits.md"
     many_servers "many_servers.md"
     public_routes "public_routes.md"

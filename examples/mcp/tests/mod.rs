@@ -26,7 +26,7 @@ async fn start(server: Option<&AuthorizationServer>) -> String {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}/mcp", listener.local_addr().unwrap());
     let grant = |id: &str, subject: &str, scopes: &[&str]| {
-        Grant::new(id, ()).with_subject(subject).with_scopes(scopes).unwrap()
+        Grant::new(id, User { name: subject.to_owned() }).with_subject(subject).with_scopes(scopes).unwrap()
     };
     let opaque = MemoryStore::from_iter([
         (TokenDigest::of(ALICE), grant("1", "alice", &["read", "trade"])),

@@ -88,6 +88,8 @@ await first('quote', { symbol: 'ACME' })
 const second = await connect()
 await second('place_order', order)
 for (const session of [second, first]) {
-  await session('place_order', order).catch((error) => console.log(`error: ${error.code} ${error.message}`))
+  // The message of the error ends with the body of the response.
+  const print = (error) => console.log(`error: ${JSON.parse(error.message.replace(/^[^{]*/, '')).error.message}`)
+  await session('place_order', order).catch(print)
 }
 process.exit()

@@ -109,8 +109,8 @@ async fn run(server: &AuthorizationServer, client: impl FnOnce(&str) -> Command)
     text.replace(&url, "URL").replace(url.strip_suffix("/mcp").unwrap(), "ORIGIN")
 }
 
-/// Returns what a client does. `scope` is what it asks for besides, and `error` is what it makes of a 429.
-fn expected(version: &str, scope: &str, error: &str) -> String {
+/// Returns what a client prints. `scope` is what it asks for besides the scopes of the challenges.
+fn expected(version: &str, scope: &str) -> String {
     let metadata = r#"resource_metadata="ORIGIN/.well-known/oauth-protected-resource/mcp""#;
     let connect = format!(
         r#"401 www-authenticate: Bearer realm="api", scope="read", {metadata}
@@ -124,12 +124,12 @@ authorize scope=read{scope} trade resource=URL
 bought 3 ACME for alice
 "#
     );
-    // Two quotes and two orders have cost 22 of 30 units, in two sessions. The next order costs 10.
-    let limited = format!("429 retry-after: 2\nerror: {error}\n");
+    // Two quotes and two orders have cost 22 of 30 units, over two connections. The next order costs 10.
+    let limited = "429 retry-after: 2\nerror: The rate limit is exhausted. Retry after 2 seconds.\n";
     format!("{connect}ACME costs 17.42\n{order}ACME costs 17.42\n{connect}{order}{limited}{limited}")
 }
 
-async fn javascript(package: &str, version: &str, error: &str, test: &str) {
+async fn javascript(package: &str, version: &str, test: &str) {
     if !has_packages(&["oidc-provider", &format!("@modelcontextprotocol/{package}")], test).await {
         return;
     }
@@ -139,22 +139,17 @@ async fn javascript(package: &str, version: &str, error: &str, test: &str) {
         command.args([&format!("{FILES}/client.mjs"), url]).arg(modules()).arg(package);
         command
     };
-    // The message of the error contains the body.
-    let body = r#"{"error":{"code":-32000,"message":"The rate limit is exhausted. Retry after 2 seconds."},"id":null,"jsonrpc":"2.0"}"#;
-    let error = format!("{error}Error POSTing to endpoint: {body}");
-    assert_eq!(run(&server, client).await, expected(version, "", &error));
+    assert_eq!(run(&server, client).await, expected(version, ""));
 }
 
 #[tokio::test]
 async fn the_first_javascript_sdk_authorizes_steps_up_and_is_limited() {
-    let test = "the_first_javascript_sdk_authorizes_steps_up_and_is_limited";
-    javascript("sdk", "2025-11-25", "429 Streamable HTTP error: ", test).await;
+    javascript("sdk", "2025-11-25", "the_first_javascript_sdk_authorizes_steps_up_and_is_limited").await;
 }
 
 #[tokio::test]
 async fn the_second_javascript_sdk_authorizes_steps_up_and_is_limited() {
-    let test = "the_second_javascript_sdk_authorizes_steps_up_and_is_limited";
-    javascript("client", "2026-07-28", "CLIENT_HTTP_NOT_IMPLEMENTED ", test).await;
+    javascript("client", "2026-07-28", "the_second_javascript_sdk_authorizes_steps_up_and_is_limited").await;
 }
 
 #[tokio::test]
@@ -173,7 +168,6 @@ async fn the_python_sdk_authorizes_steps_up_and_is_limited() {
             command.args([&format!("{FILES}/client.py"), url, mode]);
             command
         };
-        let error = "The rate limit is exhausted. Retry after 2 seconds.";
-        assert_eq!(run(&server, client).await, expected(version, " offline_access", error), "{mode}");
+        assert_eq!(run(&server, client).await, expected(version, " offline_access"), "{mode}");
     }
 }

@@ -5,7 +5,7 @@
 //!
 //! `-- --issuer URL --jwks URL` accepts the JWTs of an authorization server as well. MCP clients find this server by themselves.
 //! `--listen ADDRESS:PORT` selects another address. `--resource URL` is the URL of this service for clients, if a proxy is in front.
-#![allow(clippy::print_stdout)]
+#![allow(clippy::print_stderr, clippy::print_stdout)]
 
 use std::collections::HashMap;
 use std::error::Error;
@@ -239,7 +239,11 @@ fn curl(url: &str, token: &str, tool: &str, arguments: &str) -> String {
 
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn Error>> {
-    let Args { listen, resource, authorization_server } = Args::parse(std::env::args().skip(1))?;
+    let Args { listen, resource, authorization_server } =
+        Args::parse(std::env::args().skip(1)).unwrap_or_else(|error| {
+            eprintln!("{error}");
+            std::process::exit(2)
+        });
     let listener = TcpListener::bind(listen).await.map_err(|error| format!("cannot listen on {listen}: {error}"))?;
     let local = format!("http://{}/mcp", listener.local_addr()?);
     let url = resource.as_ref().unwrap_or(&local);

@@ -33,6 +33,7 @@
 //! | [`webhooks`](guide::webhooks), [`websockets`](guide::websockets) | How do I accept tokens in bodies, and on sockets? |
 //! | [`guessing`](guide::guessing), [`reverse_proxies`](guide::reverse_proxies), [`cors`](guide::cors) | What do attackers, proxies and browsers need? |
 //! | [`clients`](guide::clients) | How do I call an API with a token, and which clients obey a 429? |
+//! | [`forward_auth`](guide::forward_auth) | How do I put a gate in front of a service in another language? |
 //! | [`rejections`](guide::rejections), [`custom_errors`](guide::custom_errors) | What does a client get, and how do I change the body? |
 //! | [`testing`](guide::testing), [`observability`](guide::observability) | How do I test and watch my service? |
 //! | [`faq`](guide::faq), [`migration`](guide::migration) | Short answers; how do I replace what I have? |

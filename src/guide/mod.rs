@@ -22,6 +22,7 @@
 //! | [`cors`] | What do browsers need? |
 //! | [`clients`] | How do I call an API with a token, and which clients obey a 429? |
 //! | [`reverse_proxies`] | What changes behind nginx, a load balancer or a CDN? |
+//! | [`forward_auth`] | How do I put a gate in front of a service in another language? |
 //! | [`testing`] | How do I test handlers and limits? |
 //! | [`observability`] | What can I measure, and which alerts do I need? |
 //! | [`rejections`] | What does a client receive, and when? |
@@ -83,6 +84,7 @@ guides! {
     cors "cors.md"
     clients "clients.md"
     reverse_proxies "reverse_proxies.md"
+    forward_auth "forward_auth.md"
     testing "testing.md"
     observability "observability.md"
     rejections "rejections.md"

@@ -104,7 +104,8 @@ async fn identity(caller: Authenticated<()>) -> Result<Response, StatusCode> {
     let text = |text: String| HeaderValue::try_from(text).map_err(|_| StatusCode::INTERNAL_SERVER_ERROR);
     let mut response = Admitted::response();
     let headers = response.headers_mut();
-    headers.insert("x-auth-subject", text(utf8_percent_encode(caller.grant().subject().as_str(), ENCODED).to_string())?);
+    headers
+        .insert("x-auth-subject", text(utf8_percent_encode(caller.grant().subject().as_str(), ENCODED).to_string())?);
     headers.insert("x-auth-scopes", text(scopes.join(" "))?);
     headers.insert("x-auth-remaining", remaining.into());
     Ok(response)

@@ -19,7 +19,8 @@ class Handler(BaseHTTPRequestHandler):
             body = self.chunks()
         request = {"method": self.command, "target": self.path, "headers": self.headers.items(), "body": body}
         content = json.dumps(request).encode()
-        if self.headers.get("Upgrade", "").lower() == "websocket":
+        upgrade = self.headers.get("Upgrade", "").lower(), self.headers.get("Connection", "").lower()
+        if upgrade == ("websocket", "upgrade"):
             return self.socket(content)
         is_admitted = self.headers.get("X-Auth-Subject") or self.command == "OPTIONS"
         self.send_response(200 if is_admitted else 403)

@@ -4,8 +4,7 @@ use std::net::SocketAddr;
 
 use crate::proxy::Proxy;
 
-const USAGE: &str =
-    "usage: forward_auth --proxy nginx|caddy|traefik|envoy [--listen ADDRESS:PORT] [--trusted NETWORKS] [--require-https]";
+const USAGE: &str = "usage: forward_auth --proxy nginx|caddy|traefik|envoy [--listen ADDRESS:PORT] [--trusted NETWORKS] [--require-https]";
 
 #[derive(Debug, PartialEq)]
 pub(crate) struct Options {
@@ -22,16 +21,16 @@ impl Options {
         let mut proxy = None;
         let mut options = Self::new(Proxy::Nginx);
         while let Some(arg) = args.next() {
-            let mut value = || args.next().ok_or_else(|| format!("{arg} needs a value\n{USAGE}"));
+            let mut value = || args.next().ok_or_else(|| format!("{arg} needs a value; {USAGE}"));
             match arg.as_str() {
                 "--proxy" => proxy = Some(value()?.parse()?),
                 "--listen" => options.listen = value()?.parse().map_err(|error| format!("--listen: {error}"))?,
                 "--trusted" => options.trusted = value()?,
                 "--require-https" => options.require_https = true,
-                _ => return Err(format!("unknown argument {arg}\n{USAGE}")),
+                _ => return Err(format!("unknown argument {arg}; {USAGE}")),
             }
         }
-        Ok(Self { proxy: proxy.ok_or_else(|| format!("--proxy is missing\n{USAGE}"))?, ..options })
+        Ok(Self { proxy: proxy.ok_or_else(|| format!("--proxy is missing; {USAGE}"))?, ..options })
     }
 
     /// Returns the defaults.

@@ -49,10 +49,7 @@ pub(crate) struct Front {
 }
 
 impl Front {
-    pub(crate) fn new<'a>(
-        proxy: Proxy,
-        trusted: impl Iterator<Item = &'a str>,
-    ) -> Result<Arc<Self>, AddrParseError> {
+    pub(crate) fn new<'a>(proxy: Proxy, trusted: impl Iterator<Item = &'a str>) -> Result<Arc<Self>, AddrParseError> {
         let network = |text: &str| text.parse::<IpAddr>().map(IpNet::from).or_else(|_| text.parse::<IpNet>());
         Ok(Arc::new(Self { proxy, trusted: trusted.map(network).collect::<Result<_, _>>()? }))
     }
@@ -71,7 +68,8 @@ impl Front {
                 return Ok((request.method().clone(), target::parse(target).map_err(bad)?));
             }
         };
-        let field = |name| only(request.headers(), name).ok_or_else(|| bad("The proxy has not sent the original request."));
+        let field =
+            |name| only(request.headers(), name).ok_or_else(|| bad("The proxy has not sent the original request."));
         let method = field(method)?.parse().map_err(|_| bad("The method is malformed."))?;
         Ok((method, target::parse(field(target)?).map_err(bad)?))
     }
@@ -157,7 +155,8 @@ impl Admitted {
 /// Returns a rejection of this service itself, as problem details.
 pub(crate) fn problem(status: StatusCode, detail: &str) -> Response {
     let title = status.canonical_reason().unwrap_or_default();
-    let body = format!(r#"{{"type":"about:blank","title":"{title}","status":{},"detail":"{detail}"}}"#, status.as_u16());
+    let body =
+        format!(r#"{{"type":"about:blank","title":"{title}","status":{},"detail":"{detail}"}}"#, status.as_u16());
     let fields = [(header::CONTENT_TYPE, "application/problem+json"), (header::CACHE_CONTROL, "no-store")];
     (status, fields, body).into_response()
 }

@@ -50,7 +50,8 @@ async fn fields_of_the_caller_from_outside_are_removed(proxy: Proxy) {
     assert_eq!(response.seen_fields("x-auth-scopes"), ["read"]);
     assert_eq!(response.seen_fields("x-auth-remaining"), ["14"]);
     // Proxies remove fields that `Connection` lists.
-    let fields = "close, X-Auth-Subject, X-Auth-Scopes, X-Original-URI, X-Forwarded-Uri, X-Forwarded-For, Authorization";
+    let fields =
+        "close, X-Auth-Subject, X-Auth-Scopes, X-Original-URI, X-Forwarded-Uri, X-Forwarded-For, Authorization";
     let response = setup.get("/v1/a", EVE, ("connection", fields)).await;
     assert_eq!(response.seen_fields("x-auth-subject"), ["eve@api.test"]);
     assert_eq!(response.seen_fields("x-auth-scopes"), ["read"]);
@@ -60,7 +61,10 @@ async fn preflight_reaches_the_service_without_a_caller(proxy: Proxy) {
     let setup = Setup::start(proxy);
     let preflight = |target: &str| {
         let request = request("OPTIONS", target, EVE).header("origin", "https://app.test");
-        request.header("access-control-request-method", "POST").header("x-auth-subject", "admin")
+        request
+            .header("access-control-request-method", "POST")
+            .header("x-auth-subject", "admin")
+            .header("x-auth-scopes", "trade")
     };
     let response = setup.send(preflight("/v1/orders")).await;
     assert_eq!(response.seen()["method"], "OPTIONS");
@@ -91,7 +95,11 @@ async fn failures_are_counted_by_the_address_of_the_client(proxy: Proxy) {
         }
     }
     let (last, first) = statuses.split_last().unwrap();
-    assert_eq!((*last, first.len() >= 20, first.iter().all(|status| *status == 401)), (429, true, true), "{statuses:?}");
+    assert_eq!(
+        (*last, first.len() >= 20, first.iter().all(|status| *status == 401)),
+        (429, true, true),
+        "{statuses:?}"
+    );
     assert_eq!(setup.send_from(neighbour, attempt(0), "").await.status, 401);
     // Valid tokens of a store that answers immediately are never throttled.
     assert_eq!(setup.send_from(guesser, request("GET", "/v1/a", EVE), "").await.status, 200);

@@ -120,6 +120,21 @@ async fn nginx_gets_status_and_body_in_fields() {
     assert!(!ask(Proxy::Nginx, LOCAL, about("HEAD")).await.headers().contains_key("x-auth-body"));
 }
 
+/// The request of the proxy is a `GET`, and its response is complete.
+#[tokio::test]
+async fn rejection_of_head_is_a_complete_response_to_get() {
+    for proxy in [Proxy::Caddy, Proxy::Traefik] {
+        let request = about(proxy, "HEAD", "/unknown");
+        assert_eq!(ask(proxy, LOCAL, request).await.headers().get("content-length"), None);
+        let gate = setup::Gate::start(setup::app(&Options::new(proxy)));
+        let response = setup::send(gate.addr, Ipv4Addr::LOCALHOST, about(proxy, "HEAD", "/unknown"), "").await;
+        assert_eq!((response.status.as_u16(), response.field("content-length")), (404, "0"));
+        let guess = about(proxy, "HEAD", "/v1/a").header("authorization", "Bearer tg_guess");
+        let response = setup::send(gate.addr, Ipv4Addr::LOCALHOST, guess, "").await;
+        assert_eq!((response.status.as_u16(), response.field("content-length")), (400, "0"));
+    }
+}
+
 /// Traefik sends the host of the gate as `Host`.
 #[tokio::test]
 async fn traefik_names_the_original_host() {
@@ -132,7 +147,8 @@ async fn traefik_names_the_original_host() {
     };
     let layer = axum::middleware::from_fn_with_state(front, crate::proxy::judge_original);
     let app = axum::Router::new().fallback(host).layer(layer);
-    let request = about(Proxy::Traefik, "GET", "/v1/a").header("host", "gate").header("x-forwarded-host", "api.test:443");
+    let request =
+        about(Proxy::Traefik, "GET", "/v1/a").header("host", "gate").header("x-forwarded-host", "api.test:443");
     let mut request = Request::from(request.body(Body::empty()).unwrap());
     request.extensions_mut().insert(ConnectInfo(SocketAddr::from((LOCAL, 40_000))));
     assert_eq!(app.oneshot(request).await.unwrap().headers()["x-host"], "api.test");

@@ -43,9 +43,7 @@ use with_each_proxy;
 #[test]
 fn guide_has_the_tested_configurations() {
     const GUIDE: &str = include_str!("../../../src/guide/forward_auth.md");
-    for (language, file) in
-        [("nginx", include_str!("../nginx.conf")), ("text", include_str!("../Caddyfile"))]
-    {
+    for (language, file) in [("nginx", include_str!("../nginx.conf")), ("text", include_str!("../Caddyfile"))] {
         assert!(GUIDE.contains(&format!("```{language}\n{file}```")), "the guide has another {language} file");
     }
 }

@@ -3,7 +3,7 @@
 use std::fs;
 use std::io::{BufRead as _, BufReader, ErrorKind, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
@@ -11,14 +11,17 @@ use std::time::Duration;
 
 use crate::proxy::Proxy;
 
-const BACKEND: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/forward_auth/backend.py");
-const NGINX: &str = include_str!("../nginx.conf");
-const CADDY: &str = include_str!("../Caddyfile");
+const FILES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/forward_auth");
+
+/// Returns the program of nginx. It is not in the search path of users on Debian.
+fn nginx_program() -> &'static str {
+    if Path::new("/usr/sbin/nginx").exists() { "/usr/sbin/nginx" } else { "nginx" }
+}
 
 /// Returns whether the proxy and Python are installed. Says that the test is skipped if they are not.
 pub(super) fn are_installed(proxy: Proxy, test: &str) -> bool {
     let programs = match proxy {
-        Proxy::Nginx => [("nginx", "-v"), ("python3", "--version")],
+        Proxy::Nginx => [(nginx_program(), "-v"), ("python3", "--version")],
         _ => [("caddy", "version"), ("python3", "--version")],
     };
     let runs = |program: &str, version: &str| {
@@ -54,7 +57,7 @@ pub(super) struct Backend {
 impl Backend {
     pub(super) fn start() -> Self {
         let mut command = Command::new("python3");
-        command.args([BACKEND, "0"]).stdin(Stdio::null()).stdout(Stdio::piped());
+        command.arg(format!("{FILES}/backend.py")).arg("0").stdin(Stdio::null()).stdout(Stdio::piped());
         let mut process = Process(command.spawn().unwrap());
         let mut port = String::new();
         BufReader::new(process.0.stdout.take().unwrap()).read_line(&mut port).unwrap();
@@ -137,10 +140,11 @@ fn nginx(port: u16, tls: bool, folder: &Folder) -> (String, Command) {
     };
     let kinds = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"];
     let paths: String = kinds.iter().map(|kind| format!("{kind}_temp_path {kind};\n")).collect();
-    let config = replaced(NGINX, "listen 8080;", &listen);
+    let config = fs::read_to_string(format!("{FILES}/nginx.conf")).unwrap();
+    let config = replaced(&config, "listen 8080;", &listen);
     let config = replaced(&config, "http {\n", &format!("http {{\naccess_log off;\n{paths}"));
     let config = replaced(&config, "proxy_read_timeout 5s", "proxy_read_timeout 300ms");
-    let mut command = Command::new("nginx");
+    let mut command = Command::new(nginx_program());
     command.args(["-e", "stderr", "-g", "daemon off; master_process off; pid nginx.pid; error_log stderr;", "-p"]);
     command.arg(&folder.0).arg("-c").arg(folder.0.join("proxy.conf"));
     (config, command)
@@ -152,7 +156,8 @@ fn caddy(port: u16, tls: bool, folder: &Folder) -> (String, Command) {
         true => format!("https://:{port} {{\n\tbind 127.0.0.1\n\ttls cert.pem key.pem\n"),
         false => format!("http://:{port} {{\n\tbind 127.0.0.1\n"),
     };
-    let config = replaced(CADDY, ":8080 {\n", &site);
+    let config = fs::read_to_string(format!("{FILES}/Caddyfile")).unwrap();
+    let config = replaced(&config, ":8080 {\n", &site);
     let config = replaced(&config, "response_header_timeout 5s", "response_header_timeout 300ms");
     let mut command = Command::new("caddy");
     command.args(["run", "--adapter", "caddyfile", "--config", "proxy.conf"]);

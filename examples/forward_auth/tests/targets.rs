@@ -2,6 +2,9 @@
 
 use std::net::Ipv4Addr;
 
+use axum::Router;
+use axum::http::StatusCode;
+use bytes::Bytes;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
@@ -14,6 +17,7 @@ with_each_proxy! {
     ambiguous_targets_never_reach_the_service
     target_that_is_not_ascii_has_one_form
     contents_reach_the_service
+    contents_do_not_reach_the_gate
 }
 
 async fn original_method_and_target_are_judged(proxy: Proxy) {
@@ -91,7 +95,6 @@ async fn target_that_is_not_ascii_has_one_form(proxy: Proxy) {
     }
 }
 
-/// The gate gets no content, and the service gets all of it.
 async fn contents_reach_the_service(proxy: Proxy) {
     let setup = Setup::start(proxy);
     let content = "x".repeat(100_000);
@@ -104,6 +107,16 @@ async fn contents_reach_the_service(proxy: Proxy) {
     // The burst of 20 is used.
     let response = setup.send_from(Ipv4Addr::LOCALHOST, request("POST", "/v1/orders", ALICE), &content).await;
     assert_eq!(response.status, 429);
+}
+
+async fn contents_do_not_reach_the_gate(proxy: Proxy) {
+    let gate = Router::new().fallback(|content: Bytes| async move {
+        let status = if content.is_empty() { StatusCode::OK } else { StatusCode::IM_A_TEAPOT };
+        (status, [("x-auth-subject", "alice"), ("x-auth-scopes", ""), ("x-auth-remaining", "1")])
+    });
+    let setup = Setup::with(proxy, gate, None);
+    let response = setup.send_from(Ipv4Addr::LOCALHOST, request("POST", "/v1/orders", ""), "content").await;
+    assert_eq!(response.seen()["body"], "content");
 }
 
 /// Sends a request line as it is. Returns the status and the whole response.

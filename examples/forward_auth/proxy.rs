@@ -54,12 +54,12 @@ impl Front {
         Ok(Arc::new(Self { proxy, trusted: trusted.map(network).collect::<Result<_, _>>()? }))
     }
 
-    /// Returns the method and the target of the original request.
-    fn original(&self, peer: IpAddr, request: &Request) -> Result<(Method, Uri), Response> {
+    /// Returns the method and the target of the original request, or the status and the reason of a rejection.
+    fn original(&self, peer: IpAddr, request: &Request) -> Result<(Method, Uri), (StatusCode, &'static str)> {
         if !self.trusted.iter().any(|network| network.contains(&peer.to_canonical())) {
-            return Err(problem(StatusCode::FORBIDDEN, "This service answers the proxy only."));
+            return Err((StatusCode::FORBIDDEN, "This service answers the proxy only."));
         }
-        let bad = |detail| problem(StatusCode::BAD_REQUEST, detail);
+        let bad = |detail| (StatusCode::BAD_REQUEST, detail);
         let (method, target) = match self.proxy {
             Proxy::Nginx => ("x-original-method", "x-original-uri"),
             Proxy::Caddy | Proxy::Traefik => ("x-forwarded-method", "x-forwarded-uri"),
@@ -113,7 +113,7 @@ pub(crate) async fn judge_original(
             headers.remove(header::CONTENT_TYPE);
             next.run(request).await
         }
-        Err(response) => response,
+        Err((status, detail)) => problem(status, detail),
     };
     front.answer(response).await
 }

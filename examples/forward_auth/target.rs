@@ -57,7 +57,7 @@ fn is_plain(mut segment: &[u8]) -> bool {
         }
         decoded.push(byte);
     }
-    str::from_utf8(&decoded).is_ok()
+    std::str::from_utf8(&decoded).is_ok()
 }
 
 #[cfg(test)]

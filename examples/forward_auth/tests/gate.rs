@@ -5,7 +5,6 @@ use std::net::{Ipv4Addr, SocketAddr};
 use axum::body::{Body, to_bytes};
 use axum::extract::ConnectInfo;
 use axum::response::Response;
-use http::Request;
 use http::request::Builder;
 use tower::ServiceExt as _;
 
@@ -149,7 +148,7 @@ async fn traefik_names_the_original_host() {
     let app = axum::Router::new().fallback(host).layer(layer);
     let request =
         about(Proxy::Traefik, "GET", "/v1/a").header("host", "gate").header("x-forwarded-host", "api.test:443");
-    let mut request = Request::from(request.body(Body::empty()).unwrap());
+    let mut request = request.body(Body::empty()).unwrap();
     request.extensions_mut().insert(ConnectInfo(SocketAddr::from((LOCAL, 40_000))));
     assert_eq!(app.oneshot(request).await.unwrap().headers()["x-host"], "api.test");
 }

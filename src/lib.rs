@@ -35,6 +35,7 @@
 //! | [`clients`](guide::clients) | How do I call an API with a token, and which clients obey a 429? |
 //! | [`forward_auth`](guide::forward_auth) | How do I put a gate in front of a service in another language? |
 //! | [`rejections`](guide::rejections), [`custom_errors`](guide::custom_errors) | What does a client get, and how do I change the body? |
+//! | [`openapi`](guide::openapi) | How do I describe the gate in my OpenAPI document? |
 //! | [`testing`](guide::testing), [`observability`](guide::observability) | How do I test and watch my service? |
 //! | [`faq`](guide::faq), [`migration`](guide::migration) | Short answers; how do I replace what I have? |
 //!
@@ -59,6 +60,7 @@
 //! | [`respond`] | writes rejections: [`ProblemDetails`], [`Challenge`](respond::Challenge), [`RateLimitHeaders`] |
 //! | `client` | sends requests with a token, and retries rejected ones (feature `client`) |
 //! | `mint` | makes new tokens, and checks their form without a store (feature `mint`) |
+//! | `openapi` | describes gates in OpenAPI documents (feature `utoipa`) |
 //! | [`observe`] | lists every metric, every event, and alerts |
 //! | [`guide`] | the guides |
 //!
@@ -97,8 +99,12 @@ pub mod store;
 pub mod client;
 pub mod gate;
 
+#[cfg(feature = "aide")]
+mod aide;
 #[cfg(feature = "axum")]
 mod axum;
+#[cfg(feature = "utoipa")]
+pub mod openapi;
 #[cfg(feature = "tonic")]
 mod tonic;
 
@@ -120,7 +126,8 @@ mod tonic;
         feature = "sqlite",
         feature = "test-util",
         feature = "tokio",
-        feature = "tonic"
+        feature = "tonic",
+        feature = "utoipa"
     )
 ))]
 pub mod guide;

@@ -162,6 +162,14 @@ impl<S, L, R> fmt::Debug for IdentityService<S, L, R> {
     }
 }
 
+#[cfg(feature = "utoipa")]
+impl Identity {
+    /// Returns whether there are callers with a grant.
+    pub(super) fn identifies(&self) -> bool {
+        self.0.is_some()
+    }
+}
+
 impl fmt::Debug for Identity {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Identity(..)")

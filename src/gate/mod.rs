@@ -2,6 +2,8 @@
 
 #[cfg(feature = "body")]
 mod body;
+#[cfg(feature = "utoipa")]
+mod description;
 mod future;
 mod https;
 mod identity;
@@ -19,6 +21,9 @@ mod settings;
 mod state;
 mod steps;
 mod unlimited;
+
+#[cfg(feature = "utoipa")]
+pub(crate) use description::Description;
 
 pub use crate::pending::timeout::Sleep;
 #[cfg(feature = "body")]

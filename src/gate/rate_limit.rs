@@ -56,6 +56,13 @@ pub struct RateLimitLayer<L = RateLimits, R = ProblemDetails> {
     gate: Arc<Gate<NoStore, L, R>>,
 }
 
+#[cfg(feature = "utoipa")]
+impl<L, R> RateLimitLayer<L, R> {
+    pub(super) fn limiter(&self) -> &L {
+        &self.gate.limiter
+    }
+}
+
 impl<S, L, R> Layer<S> for RateLimitLayer<L, R> {
     type Service = RateLimitService<S, L, R>;
 

@@ -97,6 +97,18 @@ impl<R> RequireScopeLayer<R> {
     }
 }
 
+#[cfg(feature = "utoipa")]
+impl<R> RequireScopeLayer<R> {
+    /// Returns the sets of scopes of which one suffices.
+    pub(crate) fn alternatives(&self) -> Vec<Vec<String>> {
+        let scopes = self.required.scopes.iter().map(str::to_owned);
+        match self.required.all {
+            true => vec![scopes.collect()],
+            false => scopes.map(|scope| vec![scope]).collect(),
+        }
+    }
+}
+
 impl<S, R> Layer<S> for RequireScopeLayer<R> {
     type Service = RequireScopeService<S, R>;
 

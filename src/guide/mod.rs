@@ -19,6 +19,7 @@
 //! | [`websockets`] | How do I authenticate and limit WebSockets and streams? |
 //! | [`guessing`] | How do I slow down clients that try tokens? |
 //! | [`custom_errors`] | How do I answer with my company's error body? |
+//! | [`openapi`] | How do I describe the gate in my OpenAPI document? |
 //! | [`cors`] | What do browsers need? |
 //! | [`clients`] | How do I call an API with a token, and which clients obey a 429? |
 //! | [`reverse_proxies`] | What changes behind nginx, a load balancer or a CDN? |
@@ -51,7 +52,8 @@ macro_rules! guides {
                     feature = "sqlite",
                     feature = "test-util",
                     feature = "tokio",
-                    feature = "tonic"
+                    feature = "tonic",
+                    feature = "utoipa"
                 )),
                 allow(rustdoc::broken_intra_doc_links)
             )]
@@ -81,6 +83,7 @@ guides! {
     websockets "websockets.md"
     guessing "guessing.md"
     custom_errors "custom_errors.md"
+    openapi "openapi.md"
     cors "cors.md"
     clients "clients.md"
     reverse_proxies "reverse_proxies.md"

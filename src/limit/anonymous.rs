@@ -195,6 +195,12 @@ impl<L> AnonymousLimits<L> {
         self.table.memory_bytes()
     }
 
+    /// Returns whether a request may cost more than one unit.
+    #[cfg(feature = "utoipa")]
+    pub(crate) fn has_costs(&self, of_authenticated: impl FnOnce(&L) -> bool) -> bool {
+        self.limit.cost.is_some() || of_authenticated(&self.authenticated)
+    }
+
     fn change_quota(&self, quota: impl FnOnce() -> Quota) {
         self.table.set_policy(|| Policy::named(&self.limit.anonymous_name(), quota()), || self.time.now_ns());
     }

@@ -18,7 +18,7 @@ const ORDER: [&[&str]; 13] = [
     &["authenticate.rs", "extract/", "limit/", "respond/", "store/mod.rs"],
     &["store/"],
     &["client/", "gate/"],
-    &["axum.rs", "guide/", "lib.rs", "misuse.rs", "tonic.rs"],
+    &["aide.rs", "axum.rs", "guide/", "lib.rs", "misuse.rs", "openapi/", "tonic.rs"],
     // A crate of its own, which sees the public items only.
     &["bin/"],
 ];

@@ -2,6 +2,8 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "tests fail by panicking")]
 #![allow(unreachable_pub, reason = "in one binary, `pub` items are for other modules")]
 
+#[cfg(feature = "aide")]
+mod aide;
 mod anonymous_limits;
 mod api_key;
 mod axum_edge;
@@ -83,6 +85,8 @@ mod machine;
 mod mint;
 #[cfg(any(feature = "metrics", feature = "tracing"))]
 mod observe;
+#[cfg(feature = "utoipa")]
+mod openapi;
 #[cfg(all(feature = "sqlite", feature = "postgres"))]
 mod outages;
 #[cfg(all(feature = "pepper", feature = "test-util"))]

@@ -137,6 +137,12 @@ impl RateLimits {
         }
     }
 
+    /// Returns whether a request may cost more than one unit.
+    #[cfg(feature = "utoipa")]
+    pub(crate) fn has_costs(&self) -> bool {
+        self.states().iter().any(|state| state.limit().cost.is_some())
+    }
+
     /// Changes a setting of all limits. The buckets are kept.
     fn change_all(mut self, change: impl Fn(&mut Limit)) -> Self {
         let changed = |state: &LimitState| state.clone().changed(&change);

@@ -1,0 +1,159 @@
+//! [`Description`]: what a gate expects and sends, for documents about it (feature `utoipa`).
+
+use std::any::{Any, TypeId};
+use std::convert::Infallible;
+use std::num::NonZeroU64;
+use std::time::Duration;
+
+use http::{HeaderMap, Response};
+
+use super::identity::Identity;
+use super::layer::AuthLayer;
+use super::rate_limit::RateLimitLayer;
+use super::settings::Gate;
+use super::unlimited::{NoStore, is_unlimited};
+use crate::extract::HeadLocations;
+use crate::limit::{AnonymousLimits, Limiter, RateLimits, Unlimited};
+use crate::quota::Quota;
+use crate::quota::decision::{Decision, Verdict};
+use crate::quota::policy::{Policy, PolicyName};
+use crate::rejection::{Rejection, RejectionKind};
+use crate::respond::EmptyBody;
+use crate::store::GateStore;
+
+/// What a gate expects and sends. It has no type parameters.
+#[derive(Clone)]
+pub(crate) struct Description {
+    /// The token locations in the head of a request, or `None` for a gate without tokens.
+    pub(crate) locations: Option<HeadLocations>,
+    /// The reasons for rejections of any request. Kinds with the same response are listed once.
+    pub(crate) kinds: Vec<RejectionKind>,
+    /// Further reasons for rejections of requests whose body may be read.
+    pub(crate) body_kinds: Vec<RejectionKind>,
+    /// Whether responses to admitted requests have rate limit headers.
+    pub(crate) is_limited: bool,
+    /// A gate with the settings of responses.
+    gate: Gate<NoStore, Unlimited, EmptyBody>,
+}
+
+impl<T: GateStore, L: Limiter, R, B: 'static> AuthLayer<T, L, R, B> {
+    pub(crate) fn description(&self) -> Description {
+        let settings = &self.gate.settings;
+        let body: &dyn Any = &self.body;
+        let identity = body.downcast_ref::<Identity>();
+        let mut kinds = Vec::new();
+        let mut add = |if_any: bool, added: &[RejectionKind]| kinds.extend(added.iter().filter(|_| if_any));
+        add(identity.is_none(), &[RejectionKind::InvalidRequest]);
+        add(identity.is_none() && !settings.allow_anonymous, &[RejectionKind::Missing]);
+        add(identity.is_none(), &[RejectionKind::UnknownToken]);
+        // The grants of callers that something else authenticated expire, too.
+        add(identity.is_none_or(Identity::identifies), &[RejectionKind::ExpiredToken]);
+        add(settings.is_secure.is_some(), &[RejectionKind::HttpsRequired]);
+        add(settings.throttle.is_some(), &[RejectionKind::TooManyFailures]);
+        add(true, limiter_kinds(&*self.gate.limiter));
+        // A lookup without an error never fails, and one without a timeout never waits.
+        let never_fails = TypeId::of::<T::Error>() == TypeId::of::<Infallible>() && settings.timeout.is_none();
+        add(identity.is_none() && !never_fails, &[RejectionKind::StoreUnavailable]);
+        Description {
+            locations: identity.is_none().then(|| settings.locations.clone()),
+            kinds,
+            body_kinds: body_kinds(body),
+            is_limited: !is_unlimited::<L>(),
+            gate: self.behind(Unlimited).with_responder(EmptyBody),
+        }
+    }
+}
+
+#[cfg(feature = "body")]
+fn body_kinds(body: &dyn Any) -> Vec<RejectionKind> {
+    match body.is::<super::BodyTokens>() {
+        true => vec![RejectionKind::BodyUnreadable, RejectionKind::BodyTimeout, RejectionKind::BodyTooLarge],
+        false => Vec::new(),
+    }
+}
+
+#[cfg(not(feature = "body"))]
+fn body_kinds(_: &dyn Any) -> Vec<RejectionKind> {
+    Vec::new()
+}
+
+/// Returns the reasons for rejections by a limiter. A limiter of an unknown type may have all of them.
+fn limiter_kinds<L: Limiter>(limiter: &L) -> &'static [RejectionKind] {
+    const ALL: &[RejectionKind] =
+        &[RejectionKind::CostAboveBurst, RejectionKind::OverLimit, RejectionKind::LimiterUnavailable];
+    const IN_MEMORY: &[RejectionKind] = &[RejectionKind::CostAboveBurst, RejectionKind::OverLimit];
+    const ONE_UNIT: &[RejectionKind] = &[RejectionKind::OverLimit];
+
+    if is_unlimited::<L>() {
+        return &[];
+    }
+    let limiter: &dyn Any = limiter;
+    let has_costs = limiter
+        .downcast_ref()
+        .map(RateLimits::has_costs)
+        .or_else(|| limiter.downcast_ref::<AnonymousLimits>().map(|limits| limits.has_costs(|_| false)))
+        .or_else(|| {
+            let limits = limiter.downcast_ref::<AnonymousLimits<RateLimits>>();
+            limits.map(|limits| limits.has_costs(RateLimits::has_costs))
+        });
+    match has_costs {
+        None => ALL,
+        Some(true) => IN_MEMORY,
+        // Every burst is at least 1.
+        Some(false) => ONE_UNIT,
+    }
+}
+
+impl Description {
+    /// Returns whether requests without a credential are admitted.
+    pub(crate) fn admits_anonymous(&self) -> bool {
+        !self.kinds.contains(&RejectionKind::Missing)
+    }
+
+    /// Returns an example of a rejection.
+    pub(crate) fn example(kind: RejectionKind) -> Rejection {
+        match kind {
+            RejectionKind::OverLimit => Rejection::over_limit(example_decision(Verdict::OverLimit)),
+            RejectionKind::CostAboveBurst => Rejection::over_limit(example_decision(Verdict::CostAboveBurst)),
+            RejectionKind::TooManyFailures => Rejection::too_many_failures(NonZeroU64::MIN),
+            other => Rejection::new(other),
+        }
+    }
+
+    /// Returns the head of the response of this gate to a rejection, by the default responder.
+    pub(crate) fn head(&self, rejection: Rejection) -> Response<()> {
+        let status = rejection.status();
+        // A provisional response is not reported to metrics and events.
+        self.gate.reject(rejection.with_provisional(Some(status)))
+    }
+
+    /// Returns an example of the header fields that this gate adds to responses to admitted requests.
+    pub(crate) fn limit_headers(&self) -> HeaderMap {
+        let mut headers = HeaderMap::new();
+        if let Some(advert) = self.gate.advert(&example_decision(Verdict::Admitted)) {
+            advert.write(&mut headers);
+        }
+        headers
+    }
+}
+
+/// Returns an example of a decision, with numbers from the documentation.
+fn example_decision(verdict: Verdict) -> Decision {
+    let policy = Policy::named(&PolicyName::default_name(), Quota::per_minute(180).with_burst(20));
+    let remaining = if verdict == Verdict::OverLimit { 0 } else { 19 };
+    Decision::new(policy, verdict, remaining, Duration::from_secs(1), Duration::from_secs(1))
+}
+
+impl<R> Gate<NoStore, Unlimited, R> {
+    fn with_responder<R2>(self, responder: R2) -> Gate<NoStore, Unlimited, R2> {
+        let Self { store, limiter, terms, settings, .. } = self;
+        Gate { store, limiter, responder: responder.into(), terms, settings }
+    }
+}
+
+impl<L: Limiter, R> RateLimitLayer<L, R> {
+    /// Returns the reasons for rejections by this layer.
+    pub(crate) fn kinds(&self) -> &'static [RejectionKind] {
+        limiter_kinds(self.limiter())
+    }
+}

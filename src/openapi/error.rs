@@ -1,0 +1,26 @@
+//! [`GateDocsError`]: why a gate cannot be described.
+
+use thiserror::Error;
+
+/// The error of a description that does not fit its document.
+#[derive(Clone, Debug, Error, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum GateDocsError {
+    /// The name of a component is empty, or has a character that OpenAPI does not allow.
+    #[error("invalid component name {0:?}: must be one or more letters, digits, `.`, `-` or `_`")]
+    ComponentName(String),
+    /// The document has another component with this name.
+    #[error("conflicting component `{0}`: the document has another one with this name")]
+    Component(String),
+    /// No operation of the document has this id, or this method and path.
+    #[error("unknown operation `{0}`: must be an operation id, or a method and a path such as `POST /orders`")]
+    UnknownOperation(String),
+    /// The operation has a security requirement of its own, other than that of the gate and its layers.
+    #[error(
+        "conflicting security of operation `{0}`: a layer requires scopes, and the operation has its own `security`"
+    )]
+    Security(String),
+    /// No security scheme describes how a client sends its token to this operation.
+    #[error("no security scheme for operation `{0}`: add one by `GateDocs::with_security_scheme`")]
+    NoSecurityScheme(String),
+}

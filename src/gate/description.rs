@@ -7,8 +7,7 @@ use std::time::Duration;
 
 use http::{HeaderMap, Response};
 
-use super::identity::Identity;
-use super::layer::AuthLayer;
+use super::layer::{AuthLayer, sealed::Sealed};
 use super::rate_limit::RateLimitLayer;
 use super::settings::Gate;
 use super::unlimited::{NoStore, is_unlimited};
@@ -36,45 +35,37 @@ pub(crate) struct Description {
     gate: Gate<NoStore, Unlimited, EmptyBody>,
 }
 
-impl<T: GateStore, L: Limiter, R, B: 'static> AuthLayer<T, L, R, B> {
+/// The reasons for rejections by the token of a request.
+pub(super) const TOKEN_KINDS: &[RejectionKind] =
+    &[RejectionKind::InvalidRequest, RejectionKind::Missing, RejectionKind::UnknownToken, RejectionKind::ExpiredToken];
+
+/// The reasons for rejections by the body of a request.
+#[cfg(feature = "body")]
+pub(super) const BODY_KINDS: &[RejectionKind] =
+    &[RejectionKind::BodyUnreadable, RejectionKind::BodyTimeout, RejectionKind::BodyTooLarge];
+
+impl<T: GateStore, L: Limiter, R, B: Sealed> AuthLayer<T, L, R, B> {
     pub(crate) fn description(&self) -> Description {
         let settings = &self.gate.settings;
-        let body: &dyn Any = &self.body;
-        let identity = body.downcast_ref::<Identity>();
-        let mut kinds = Vec::new();
-        let mut add = |if_any: bool, added: &[RejectionKind]| kinds.extend(added.iter().filter(|_| if_any));
-        add(identity.is_none(), &[RejectionKind::InvalidRequest]);
-        add(identity.is_none() && !settings.allow_anonymous, &[RejectionKind::Missing]);
-        add(identity.is_none(), &[RejectionKind::UnknownToken]);
-        // The grants of callers that something else authenticated expire, too.
-        add(identity.is_none_or(Identity::identifies), &[RejectionKind::ExpiredToken]);
-        add(settings.is_secure.is_some(), &[RejectionKind::HttpsRequired]);
-        add(settings.throttle.is_some(), &[RejectionKind::TooManyFailures]);
-        add(true, limiter_kinds(&*self.gate.limiter));
+        let [by_head, by_body] = self.body.credential_kinds();
+        let reads_tokens = by_head == TOKEN_KINDS;
+        let is_possible = |kind: &&RejectionKind| !(settings.allow_anonymous && **kind == RejectionKind::Missing);
+        let mut kinds: Vec<RejectionKind> = by_head.iter().filter(is_possible).copied().collect();
+        let mut add_if = |is_possible: bool, kind| kinds.extend(is_possible.then_some(kind));
+        add_if(settings.is_secure.is_some(), RejectionKind::HttpsRequired);
+        add_if(settings.throttle.is_some(), RejectionKind::TooManyFailures);
         // A lookup without an error never fails, and one without a timeout never waits.
         let never_fails = TypeId::of::<T::Error>() == TypeId::of::<Infallible>() && settings.timeout.is_none();
-        add(identity.is_none() && !never_fails, &[RejectionKind::StoreUnavailable]);
+        add_if(reads_tokens && !never_fails, RejectionKind::StoreUnavailable);
+        kinds.extend(limiter_kinds(&*self.gate.limiter));
         Description {
-            locations: identity.is_none().then(|| settings.locations.clone()),
+            locations: reads_tokens.then(|| settings.locations.clone()),
             kinds,
-            body_kinds: body_kinds(body),
+            body_kinds: by_body.to_vec(),
             is_limited: !is_unlimited::<L>(),
             gate: self.behind(Unlimited).with_responder(EmptyBody),
         }
     }
-}
-
-#[cfg(feature = "body")]
-fn body_kinds(body: &dyn Any) -> Vec<RejectionKind> {
-    match body.is::<super::BodyTokens>() {
-        true => vec![RejectionKind::BodyUnreadable, RejectionKind::BodyTimeout, RejectionKind::BodyTooLarge],
-        false => Vec::new(),
-    }
-}
-
-#[cfg(not(feature = "body"))]
-fn body_kinds(_: &dyn Any) -> Vec<RejectionKind> {
-    Vec::new()
 }
 
 /// Returns the reasons for rejections by a limiter. A limiter of an unknown type may have all of them.

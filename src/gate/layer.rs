@@ -84,6 +84,11 @@ pub(super) mod sealed {
         #[doc(hidden)]
         #[cfg(feature = "resource-metadata")]
         fn reads_form_field(&self, name: &str) -> bool;
+
+        /// Returns the reasons for rejections of any request by its credential, and those of requests whose body is read.
+        #[doc(hidden)]
+        #[cfg(feature = "utoipa")]
+        fn credential_kinds(&self) -> [&'static [crate::RejectionKind]; 2];
     }
 }
 
@@ -94,6 +99,11 @@ impl sealed::Sealed for HeadOnly {
     fn reads_form_field(&self, _: &str) -> bool {
         false
     }
+
+    #[cfg(feature = "utoipa")]
+    fn credential_kinds(&self) -> [&'static [crate::RejectionKind]; 2] {
+        [super::description::TOKEN_KINDS, &[]]
+    }
 }
 
 impl WithoutMetadata for Identity {}
@@ -101,6 +111,12 @@ impl sealed::Sealed for Identity {
     #[cfg(feature = "resource-metadata")]
     fn reads_form_field(&self, _: &str) -> bool {
         false
+    }
+
+    #[cfg(feature = "utoipa")]
+    fn credential_kinds(&self) -> [&'static [crate::RejectionKind]; 2] {
+        // The grants of callers that something else has authenticated expire, too.
+        [if self.identifies() { &[crate::RejectionKind::ExpiredToken] } else { &[] }, &[]]
     }
 }
 
@@ -113,6 +129,11 @@ impl sealed::Sealed for super::BodyTokens {
     #[cfg(feature = "resource-metadata")]
     fn reads_form_field(&self, name: &str) -> bool {
         self.is_form_field(name)
+    }
+
+    #[cfg(feature = "utoipa")]
+    fn credential_kinds(&self) -> [&'static [crate::RejectionKind]; 2] {
+        [super::description::TOKEN_KINDS, super::description::BODY_KINDS]
     }
 }
 

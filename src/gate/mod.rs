@@ -23,7 +23,7 @@ mod steps;
 mod unlimited;
 
 #[cfg(feature = "utoipa")]
-pub(crate) use description::Description;
+pub(crate) use {description::Description, layer::sealed::Sealed as GateMarker};
 
 pub use crate::pending::timeout::Sleep;
 #[cfg(feature = "body")]

@@ -57,7 +57,7 @@ use utoipa::ToSchema;
 use utoipa::openapi::security::SecurityScheme;
 
 use self::response::Content;
-use crate::gate::{AuthLayer, Description, RateLimitLayer, RequireScopeLayer};
+use crate::gate::{AuthLayer, Description, GateMarker, RateLimitLayer, RequireScopeLayer};
 use crate::limit::Limiter;
 use crate::rejection::RejectionKind;
 use crate::respond::{EmptyBody, MappedBody, ProblemDetails};
@@ -91,7 +91,7 @@ impl sealed::Sealed for EmptyBody {
     const IS_PROBLEM_DETAILS: bool = false;
 }
 
-impl<T: GateStore, L: Limiter, R, B: 'static> AuthLayer<T, L, R, B> {
+impl<T: GateStore, L: Limiter, R, B: GateMarker> AuthLayer<T, L, R, B> {
     /// Returns the description of this gate for OpenAPI documents. Set up the gate before.
     #[must_use]
     pub fn openapi(&self) -> GateDocs

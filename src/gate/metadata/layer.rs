@@ -61,6 +61,11 @@ impl<B: Sealed, F> Sealed for WithMetadata<B, F> {
     fn reads_form_field(&self, name: &str) -> bool {
         self.gate.reads_form_field(name)
     }
+
+    #[cfg(feature = "utoipa")]
+    fn credential_kinds(&self) -> [&'static [crate::RejectionKind]; 2] {
+        self.gate.credential_kinds()
+    }
 }
 
 impl<T, L, R, B: ReadsTokens + WithoutMetadata> AuthLayer<T, L, R, B> {

@@ -220,6 +220,22 @@ fn the_content_is_that_of_the_responder() {
     assert_eq!(schemas.as_object().unwrap().keys().collect::<Vec<_>>(), ["Cause", "CompanyError"]);
 }
 
+/// The gate answers requests for its metadata before it reads tokens.
+#[cfg(feature = "resource-metadata")]
+#[test]
+fn metadata_changes_only_the_challenge() {
+    use tollgate::gate::ProtectedResource;
+
+    let gate = AuthLayer::new(memory()).with_body_tokens(body::body_tokens());
+    let without = applied(&gate.openapi());
+    let url = "https://api.example/.well-known/oauth-protected-resource";
+    let with = applied(&gate.with_protected_resource(ProtectedResource::new("https://api.example").unwrap()).openapi());
+    assert_eq!(with.rejections(&Method::POST, "/orders"), [400, 401, 408, 413]);
+    let text = with.0.to_string();
+    assert_eq!(text.replace(&format!(r#", resource_metadata=\"{url}\""#), ""), without.0.to_string());
+    assert!(text.contains(url));
+}
+
 /// A description makes example rejections, which are none.
 #[cfg(feature = "metrics")]
 #[test]

@@ -44,7 +44,8 @@ test:
 features:
     cargo hack check --each-feature --lib
     cargo hack check --feature-powerset --depth 2 --lib \
-        --exclude-features default,cache,cli,client,introspection,jwt,postgres,redis,resource-metadata,reveal,sql,sqlite,tonic
+        --exclude-features \
+        default,aide,cache,cli,client,introspection,jwt,postgres,redis,resource-metadata,reveal,sql,sqlite,tonic,utoipa
     cargo check --lib --features sqlite,postgres,reveal
     cargo clippy --bins --features cli,sqlite -- -D warnings
     cargo clippy --bins --features cli,postgres -- -D warnings

@@ -47,7 +47,7 @@ pub enum RejectionKind {
 
 impl RejectionKind {
     /// All kinds, for tests.
-    #[cfg(test)]
+    #[cfg(all(test, any(feature = "metrics", feature = "tonic")))]
     pub(crate) const ALL: [Self; 19] = [
         Self::Missing,
         Self::MalformedToken,

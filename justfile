@@ -1,4 +1,4 @@
-# Recipes for development and CI. They need `just`, `cargo-hack` and `cargo-deny`. Recipes that need nightly Rust, `cargo-fuzz`
+# Recipes for development and CI. They need `just` 1.42, `cargo-hack` and `cargo-deny`. Recipes that need nightly Rust, `cargo-fuzz`
 # or `cargo-public-api` are skipped where these are missing.
 
 set shell := ["bash", "-euc"]
@@ -40,6 +40,15 @@ clippy:
 test:
     cargo test --all-features
 
+# Installs the clients in Python and JavaScript that tests use, into `target/python` and `target/node`.
+clients:
+    python3 -m pip install --quiet --upgrade --target target/python \
+        grpcio mcp==2.3.0 openapi-python-client openapi-spec-validator requests urllib3
+    # One command: without a package file, a second one would remove what the first one installed.
+    npm install --loglevel=error --no-audit --no-fund --no-save --prefix target/node \
+        @modelcontextprotocol/client@2.4.0 @modelcontextprotocol/sdk@1.32.2 @octokit/core@7 @octokit/plugin-throttling@11 \
+        axios@1 axios-retry@4 got@14 ky@1 oauth4webapi@3 oidc-provider@9 undici@7
+
 # Checks each feature alone, all pairs of the features with few dependencies, and both databases.
 features:
     cargo hack check --each-feature --lib
@@ -80,12 +89,16 @@ shuttle:
 
 # Stable Rust compares the errors only with `RUSTC_BOOTSTRAP`, which this recipe sets for rustdoc alone.
 #
-# Checks that misuse (src/misuse.rs) fails to compile with the errors named there.
+# Checks that misuse (src/misuse.rs) fails to compile with the errors named there, after a check that a wrong error is noticed.
 misuse:
     mkdir -p target/misuse
     printf '#!/bin/sh\nRUSTC_BOOTSTRAP=1 exec rustdoc "$@"\n' > target/misuse/rustdoc
     chmod +x target/misuse/rustdoc
-    RUSTDOC="$PWD/target/misuse/rustdoc" cargo test --doc --all-features -- misuse
+    printf '/// ```compile_fail,E0599\n/// let number: u8 = "";\n/// ```\npub struct WrongCode;\n' > target/misuse/wrong.rs
+    ! target/misuse/rustdoc --test --edition 2024 target/misuse/wrong.rs > target/misuse/wrong.log
+    grep -q 'Some expected error codes were not found' target/misuse/wrong.log
+    RUSTDOC="$PWD/target/misuse/rustdoc" cargo test --doc --all-features -- misuse | tee target/misuse/log
+    grep -q '^test result: ok. [1-9]' target/misuse/log
 
 # Compares the public API with `api.txt`. After an intended change run `just api-renew`.
 api: (where "cargo-public-api for nightly Rust" "cargo +nightly public-api --version" "TOLLGATE_REQUIRE_NIGHTLY" "just api-read && diff -u api.txt target/api.txt || { echo 'the public API differs from api.txt: run just api-renew' >&2; exit 1; }")

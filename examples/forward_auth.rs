@@ -1,4 +1,4 @@
-//! A gate for services in any language: nginx, Caddy, Traefik or Envoy asks it about each request before the service gets it.
+//! A gate for services in any language: nginx, Caddy, Traefik or Envoy sends it a subrequest before the service gets the request.
 //!
 //! `cargo run --example forward_auth --features axum,mint -- --proxy nginx` answers on 127.0.0.1:4000, and prints a token. The guide
 //! `forward_auth` has the configuration of each proxy. `nginx.conf` and `Caddyfile` in `examples/forward_auth` are tested.
@@ -44,7 +44,7 @@ const QUOTA: Quota = Quota::per_minute(180).with_burst(20);
 /// The failed attempts of an address.
 const FAILURES: Quota = Quota::per_minute(30).with_burst(20);
 
-/// What a request needs and costs.
+/// The scope and the cost of a request.
 struct Route {
     /// `GET` includes `HEAD`.
     method: &'static str,
@@ -90,7 +90,7 @@ fn app(options: &Options, tokens: MemoryStore<()>, limits: RateLimits) -> Result
     let routes = routes.method_not_allowed_fallback(other_method).fallback(unknown).layer(gate);
     let front = Front::new(options.proxy, trusted())?;
     // A layer of its own router: axum selects a route before the layers of that route run.
-    Ok(Router::new().fallback_service(routes).layer(middleware::from_fn_with_state(front, proxy::judge_original)))
+    Ok(Router::new().fallback_service(routes).layer(middleware::from_fn_with_state(front, proxy::check_original)))
 }
 
 /// The characters of a subject that are percent-encoded, so that the value of the field is unambiguous.
@@ -100,14 +100,15 @@ const ENCODED: &AsciiSet =
 /// Admits the original request, and names its caller.
 async fn identity(caller: Authenticated<()>) -> Result<Response, StatusCode> {
     let scopes: Vec<&str> = caller.grant().scopes().iter().collect();
-    let remaining = caller.decisions().map(Decision::remaining).min().unwrap_or(u32::MAX);
     let text = |text: String| HeaderValue::try_from(text).map_err(|_| StatusCode::INTERNAL_SERVER_ERROR);
     let mut response = Admitted::response();
     let headers = response.headers_mut();
     headers
         .insert("x-auth-subject", text(utf8_percent_encode(caller.grant().subject().as_str(), ENCODED).to_string())?);
     headers.insert("x-auth-scopes", text(scopes.join(" "))?);
-    headers.insert("x-auth-remaining", remaining.into());
+    if let Some(remaining) = caller.decisions().map(Decision::remaining).min() {
+        headers.insert("x-auth-remaining", remaining.into());
+    }
     Ok(response)
 }
 

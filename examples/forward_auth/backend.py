@@ -20,9 +20,10 @@ class Handler(BaseHTTPRequestHandler):
         request = {"method": self.command, "target": self.path, "headers": self.headers.items(), "body": body}
         content = json.dumps(request).encode()
         upgrade = self.headers.get("Upgrade", "").lower(), self.headers.get("Connection", "").lower()
-        if upgrade == ("websocket", "upgrade"):
+        has_caller = bool(self.headers.get("X-Auth-Subject"))
+        if has_caller and upgrade == ("websocket", "upgrade") and "Sec-WebSocket-Key" in self.headers:
             return self.socket(content)
-        is_admitted = self.headers.get("X-Auth-Subject") or self.command == "OPTIONS"
+        is_admitted = has_caller or self.command == "OPTIONS"
         self.send_response(200 if is_admitted else 403)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(content)))

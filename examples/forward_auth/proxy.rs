@@ -1,4 +1,4 @@
-//! The conventions of the proxies: where the original request is, and how a verdict is sent back.
+//! The conventions of the proxies: where the original request is, and how the decision is sent back.
 
 use std::net::{IpAddr, SocketAddr};
 use std::str::FromStr;
@@ -81,7 +81,7 @@ impl Front {
             status if status.is_client_error() || status.is_server_error() => response,
             status if status.is_success() && is_admitted => return response,
             // Proxies would take a rejection with status 200, such as that of gRPC, for an admission.
-            _ => problem(StatusCode::INTERNAL_SERVER_ERROR, "The gate has not decided."),
+            _ => problem(StatusCode::INTERNAL_SERVER_ERROR, "The gate has made no decision."),
         };
         // A response to `HEAD` has the length of the body that it lacks. The proxy sends `GET` and would wait for that body.
         if response.body().is_end_stream() {
@@ -94,8 +94,8 @@ impl Front {
     }
 }
 
-/// Lets the gate judge the original request instead of the proxy's own one.
-pub(crate) async fn judge_original(
+/// Passes the original request to the gate instead of the proxy's own one.
+pub(crate) async fn check_original(
     State(front): State<Arc<Front>>,
     ConnectInfo(peer): ConnectInfo<SocketAddr>,
     mut request: Request,

@@ -6,7 +6,7 @@ use axum::http::Uri;
 ///
 /// # Errors
 ///
-/// Returns the reason. The proxy judges and routes by one reading of a path, and the service may act on another one. So these are
+/// Returns the reason. The gate checks one reading of a path, and the service may act on another one. So these are
 /// rejected:
 ///
 /// - empty segments (`//`) and dot segments (`/./`, `/../`), which some servers remove and others keep;

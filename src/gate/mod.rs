@@ -1,4 +1,4 @@
-//! The tower layers, which run the pipeline: extract, authenticate, limit, respond. Only this folder uses tower.
+//! The tower layers, which run the pipeline: extract, authenticate, limit, respond.
 
 #[cfg(feature = "body")]
 mod body;

@@ -1,4 +1,4 @@
-//! What the service gets: the caller, and nothing that a client has written in its place.
+//! The service gets the caller, and nothing that a client has written in its place.
 
 use std::net::Ipv4Addr;
 
@@ -71,7 +71,7 @@ async fn preflight_reaches_the_service_without_a_caller(proxy: Proxy) {
     for name in ["x-auth-subject", "x-auth-scopes", "x-auth-remaining", "authorization"] {
         assert!(response.seen_fields(name).is_empty(), "{name}: {response:?}");
     }
-    // Only for paths with a route, and for nothing but preflights.
+    // Only for paths with a route, and only for preflights.
     assert_eq!(setup.send(preflight("/admin")).await.status, 404);
     assert_eq!(setup.send(request("OPTIONS", "/v1/orders", EVE)).await.status, 405);
     assert_eq!(setup.send(request("OPTIONS", "/v1/orders", "")).await.status, 401);

@@ -144,7 +144,7 @@ async fn traefik_names_the_original_host() {
         response.headers_mut().insert("x-host", host.parse().unwrap());
         response
     };
-    let layer = axum::middleware::from_fn_with_state(front, crate::proxy::judge_original);
+    let layer = axum::middleware::from_fn_with_state(front, crate::proxy::check_original);
     let app = axum::Router::new().fallback(host).layer(layer);
     let request =
         about(Proxy::Traefik, "GET", "/v1/a").header("host", "gate").header("x-forwarded-host", "api.test:443");

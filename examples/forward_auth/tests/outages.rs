@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpListener;
 
+use super::setup::PATIENT;
 use super::*;
 use crate::proxy::Proxy;
 
@@ -36,13 +37,14 @@ async fn gate_that_fails_closes_the_service(proxy: Proxy) {
         Some("HTTP/1.1 500 Internal Server Error\r\ncontent-length: 0\r\n\r\n"),
         Some("HTTP/1.1 302 Found\r\nlocation: /v1/a\r\ncontent-length: 0\r\n\r\n"),
     ] {
-        let setup = Setup::with_gate_at(proxy, serve(answer).await);
+        let timeout = if answer.is_none() { "300ms" } else { PATIENT };
+        let setup = Setup::with_gate_at(proxy, serve(answer).await, timeout);
         let response = setup.send(request("GET", "/v1/a", EVE)).await;
         let status = response.status.as_u16();
         match (proxy, answer) {
             (Proxy::Nginx, _) => assert_eq!(status, 503, "{answer:?}"),
             (_, None) => assert_eq!(status, 504),
-            // Caddy passes on each answer that is no verdict.
+            // Caddy passes on each answer that is no decision.
             (_, Some(text)) if text.starts_with("HTTP/1.1 500") => assert_eq!(status, 500),
             (_, Some(text)) if text.starts_with("HTTP/1.1 302") => assert_eq!(status, 302),
             (_, Some(_)) => assert_eq!(status, 502, "{answer:?}"),

@@ -93,7 +93,15 @@ pub(super) struct Running {
 
 impl Running {
     /// Starts a proxy with its tested configuration. With a certificate and its key in PEM, the proxy serves HTTPS.
-    pub(super) fn start(proxy: Proxy, gate: SocketAddr, backend: SocketAddr, tls: Option<(&str, &str)>) -> Self {
+    ///
+    /// `timeout` is that of responses of the gate.
+    pub(super) fn start(
+        proxy: Proxy,
+        gate: SocketAddr,
+        backend: SocketAddr,
+        tls: Option<(&str, &str)>,
+        timeout: &str,
+    ) -> Self {
         // Another process may take the port before the proxy does.
         for _ in 0..5 {
             let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
@@ -108,6 +116,7 @@ impl Running {
                 Proxy::Nginx => nginx(port, tls.is_some(), &folder),
                 _ => caddy(port, tls.is_some(), &folder),
             };
+            let config = replaced(&config, "_timeout 5s", &format!("_timeout {timeout}"));
             let config = config.replace("127.0.0.1:4000", &gate.to_string());
             fs::write(&file, config.replace("127.0.0.1:5000", &backend.to_string())).unwrap();
             let output = fs::File::create(&log).unwrap();
@@ -132,7 +141,7 @@ fn replaced(text: &str, from: &str, to: &str) -> String {
     text.replace(from, to)
 }
 
-/// nginx as one process of an unprivileged user, with short timeouts.
+/// nginx as one process of an unprivileged user.
 fn nginx(port: u16, tls: bool, folder: &Folder) -> (String, Command) {
     let listen = match tls {
         true => format!("listen 127.0.0.1:{port} ssl; ssl_certificate cert.pem; ssl_certificate_key key.pem;"),
@@ -141,24 +150,22 @@ fn nginx(port: u16, tls: bool, folder: &Folder) -> (String, Command) {
     let kinds = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"];
     let paths: String = kinds.iter().map(|kind| format!("{kind}_temp_path {kind};\n")).collect();
     let config = fs::read_to_string(format!("{FILES}/nginx.conf")).unwrap();
-    let config = replaced(&config, "listen 8080;", &listen);
+    let config = replaced(&config, "listen 127.0.0.1:8080;", &listen);
     let config = replaced(&config, "http {\n", &format!("http {{\naccess_log off;\n{paths}"));
-    let config = replaced(&config, "proxy_read_timeout 5s", "proxy_read_timeout 300ms");
     let mut command = Command::new(nginx_program());
     command.args(["-e", "stderr", "-g", "daemon off; master_process off; pid nginx.pid; error_log stderr;", "-p"]);
     command.arg(&folder.0).arg("-c").arg(folder.0.join("proxy.conf"));
     (config, command)
 }
 
-/// Caddy without its administration and without certificates of its own, with short timeouts.
+/// Caddy without its administration and without certificates of its own.
 fn caddy(port: u16, tls: bool, folder: &Folder) -> (String, Command) {
     let site = match tls {
-        true => format!("https://:{port} {{\n\tbind 127.0.0.1\n\ttls cert.pem key.pem\n"),
-        false => format!("http://:{port} {{\n\tbind 127.0.0.1\n"),
+        true => format!("https://:{port} {{\n\ttls cert.pem key.pem\n"),
+        false => format!("http://:{port} {{\n"),
     };
     let config = fs::read_to_string(format!("{FILES}/Caddyfile")).unwrap();
     let config = replaced(&config, ":8080 {\n", &site);
-    let config = replaced(&config, "response_header_timeout 5s", "response_header_timeout 300ms");
     let mut command = Command::new("caddy");
     command.args(["run", "--adapter", "caddyfile", "--config", "proxy.conf"]);
     command.env("XDG_DATA_HOME", &folder.0).env("XDG_CONFIG_HOME", &folder.0).env("HOME", &folder.0);

@@ -1,4 +1,4 @@
-//! What clients get: the status, the fields and the body of the gate.
+//! Clients get the status, the fields and the body of a rejection by the gate.
 
 use std::net::Ipv4Addr;
 
@@ -7,7 +7,7 @@ use axum::{Router, middleware};
 use super::setup::{Gate, app, send};
 use super::*;
 use crate::options::Options;
-use crate::proxy::{Front, Proxy, judge_original, problem};
+use crate::proxy::{Front, Proxy, check_original, problem};
 
 with_each_proxy! {
     rejections_are_those_of_the_gate
@@ -60,7 +60,7 @@ async fn every_status_is_kept(proxy: Proxy) {
         let status: u16 = request.uri().path()[1..].parse().unwrap();
         ([("retry-after", "7")], problem(status.try_into().unwrap(), "The store is down."))
     };
-    let gate = Router::new().fallback(answer).layer(middleware::from_fn_with_state(front, judge_original));
+    let gate = Router::new().fallback(answer).layer(middleware::from_fn_with_state(front, check_original));
     let setup = Setup::with(proxy, gate, None);
     for status in [400, 401, 403, 404, 405, 429, 500, 503] {
         let response = setup.send(request("GET", &format!("/{status}"), "")).await;
@@ -68,7 +68,7 @@ async fn every_status_is_kept(proxy: Proxy) {
         let body: serde_json::Value = serde_json::from_str(&response.body).unwrap();
         assert_eq!((&body["status"], body["detail"].as_str()), (&status.into(), Some("The store is down.")));
     }
-    // A success that no route has marked is none, and nothing else is a verdict.
+    // A success that no route has marked is none, and nothing else is a decision.
     for status in [200, 204, 302] {
         assert_eq!(setup.send(request("GET", &format!("/{status}"), "")).await.status, 500, "{status}");
     }

@@ -19,6 +19,9 @@ use super::processes::{Backend, Running};
 use crate::options::Options;
 use crate::proxy::Proxy;
 
+/// A timeout that no gate reaches, also on a busy machine.
+pub(super) const PATIENT: &str = "60s";
+
 /// May read and trade. The subject needs an encoding.
 pub(super) const ALICE: &str = "Bearer tg_alice";
 /// May read.
@@ -70,14 +73,14 @@ impl Setup {
 
     pub(super) fn with(proxy: Proxy, gate: Router, tls: Option<(&str, &str)>) -> Self {
         let (gate, backend) = (Gate::start(gate), Backend::start());
-        let proxy = Running::start(proxy, gate.addr, backend.addr, tls);
+        let proxy = Running::start(proxy, gate.addr, backend.addr, tls, PATIENT);
         Self { proxy, gate: Some(gate), _backend: backend }
     }
 
-    /// Starts a proxy that asks another server instead of the gate.
-    pub(super) fn with_gate_at(proxy: Proxy, gate: SocketAddr) -> Self {
+    /// Starts a proxy that uses another server as its gate, with a timeout of that server.
+    pub(super) fn with_gate_at(proxy: Proxy, gate: SocketAddr, timeout: &str) -> Self {
         let backend = Backend::start();
-        Self { proxy: Running::start(proxy, gate, backend.addr, None), gate: None, _backend: backend }
+        Self { proxy: Running::start(proxy, gate, backend.addr, None, timeout), gate: None, _backend: backend }
     }
 
     /// Sends a request to the proxy.

@@ -1,4 +1,4 @@
-//! What is judged: the original method and target, and not those that a client writes into fields.
+//! The gate checks the original method and target, and not those that a client writes into fields.
 
 use std::net::Ipv4Addr;
 
@@ -12,15 +12,15 @@ use super::*;
 use crate::proxy::Proxy;
 
 with_each_proxy! {
-    original_method_and_target_are_judged
-    service_gets_the_target_that_was_judged
+    original_method_and_target_are_checked
+    service_gets_the_target_that_was_checked
     ambiguous_targets_never_reach_the_service
     target_that_is_not_ascii_has_one_form
     contents_reach_the_service
     contents_do_not_reach_the_gate
 }
 
-async fn original_method_and_target_are_judged(proxy: Proxy) {
+async fn original_method_and_target_are_checked(proxy: Proxy) {
     let setup = Setup::start(proxy);
     for (method, target, authorization, expected) in [
         ("GET", "/v1/orders", EVE, 200),
@@ -45,7 +45,7 @@ async fn original_method_and_target_are_judged(proxy: Proxy) {
     }
 }
 
-async fn service_gets_the_target_that_was_judged(proxy: Proxy) {
+async fn service_gets_the_target_that_was_checked(proxy: Proxy) {
     let setup = Setup::start(proxy);
     for target in ["/v1/a", "/v1/a/", "/v1/a%20b%40c?d=/../e//%2f", "/v1/orders?"] {
         let response = setup.send(request("GET", target, EVE)).await;
@@ -85,7 +85,7 @@ async fn ambiguous_targets_never_reach_the_service(proxy: Proxy) {
     }
 }
 
-/// Caddy sends the service the encoded form, which is the form that the gate has judged. nginx sends the bytes.
+/// Caddy sends the service the encoded form, which is the form that the gate has checked. nginx sends the bytes.
 async fn target_that_is_not_ascii_has_one_form(proxy: Proxy) {
     let setup = Setup::start(proxy);
     let (status, response) = raw(&setup, "GET /v1/\u{e9} HTTP/1.1", "127.0.0.1").await;

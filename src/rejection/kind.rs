@@ -47,7 +47,8 @@ pub enum RejectionKind {
 
 impl RejectionKind {
     /// All kinds, for tests.
-    #[cfg(all(test, any(feature = "metrics", feature = "tonic")))]
+    #[cfg(test)]
+    #[allow(dead_code, reason = "only tests of optional features use it")]
     pub(crate) const ALL: [Self; 19] = [
         Self::Missing,
         Self::MalformedToken,

@@ -1,15 +1,16 @@
-//! [`Description`]: what a gate expects and sends, for documents about it (feature `utoipa`).
+//! [`Description`]: the token locations, rejections and header fields of a gate, for documents (feature `utoipa`).
 
 use std::any::{Any, TypeId};
 use std::convert::Infallible;
 use std::num::NonZeroU64;
-use std::time::Duration;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
 
 use http::{HeaderMap, Response};
 
 use super::layer::{AuthLayer, sealed::Sealed};
 use super::rate_limit::RateLimitLayer;
-use super::settings::Gate;
+use super::settings::{Gate, WallClock};
 use super::unlimited::{NoStore, is_unlimited};
 use crate::extract::HeadLocations;
 use crate::limit::{AnonymousLimits, Limiter, RateLimits, Unlimited};
@@ -20,7 +21,7 @@ use crate::rejection::{Rejection, RejectionKind};
 use crate::respond::EmptyBody;
 use crate::store::GateStore;
 
-/// What a gate expects and sends. It has no type parameters.
+/// The token locations, rejections and header fields of a gate, without type parameters.
 #[derive(Clone)]
 pub(crate) struct Description {
     /// The token locations in the head of a request, or `None` for a gate without tokens.
@@ -31,9 +32,12 @@ pub(crate) struct Description {
     pub(crate) body_kinds: Vec<RejectionKind>,
     /// Whether responses to admitted requests have rate limit headers.
     pub(crate) is_limited: bool,
-    /// A gate with the settings of responses.
+    /// A gate with the settings of responses, and with a fixed clock.
     gate: Gate<NoStore, Unlimited, EmptyBody>,
 }
+
+/// The time of all examples, since 1970: 2026-01-01 00:00 UTC.
+const EXAMPLE_TIME: Duration = Duration::from_secs(1_767_225_600);
 
 /// The reasons for rejections by the token of a request.
 pub(super) const TOKEN_KINDS: &[RejectionKind] =
@@ -58,12 +62,15 @@ impl<T: GateStore, L: Limiter, R, B: Sealed> AuthLayer<T, L, R, B> {
         let never_fails = TypeId::of::<T::Error>() == TypeId::of::<Infallible>() && settings.timeout.is_none();
         add_if(reads_tokens && !never_fails, RejectionKind::StoreUnavailable);
         kinds.extend(limiter_kinds(&*self.gate.limiter));
+        let mut gate = self.behind(Unlimited).with_responder(EmptyBody);
+        // A document must not depend on the time at which it is made.
+        gate.settings.wall_clock = WallClock::Custom(Arc::new(|| SystemTime::UNIX_EPOCH + EXAMPLE_TIME));
         Description {
             locations: reads_tokens.then(|| settings.locations.clone()),
             kinds,
             body_kinds: by_body.to_vec(),
             is_limited: !is_unlimited::<L>(),
-            gate: self.behind(Unlimited).with_responder(EmptyBody),
+            gate,
         }
     }
 }

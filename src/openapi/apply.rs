@@ -1,6 +1,6 @@
 //! Adds the description of a gate to the operations of a document.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use http::Method;
 use utoipa::openapi::path::{Operation, PathItem};
@@ -28,12 +28,18 @@ impl GateDocs {
     ///
     /// # Errors
     ///
-    /// - [`Component`](GateDocsError::Component), if the document has another component with the same name.
+    /// - [`Component`](GateDocsError::Component), if the document has another component with the same name, or if two security
+    ///   schemes have one name.
     /// - [`UnknownOperation`](GateDocsError::UnknownOperation), if an operation with scopes, a rate limit or a rejection is not
     ///   in the document.
     /// - [`Security`](GateDocsError::Security), if an operation with scopes has another `security` already.
-    /// - [`NoSecurityScheme`](GateDocsError::NoSecurityScheme), if no scheme describes how to send a token to an operation.
+    /// - [`NoSecurityScheme`](GateDocsError::NoSecurityScheme), if an operation requires a token and no scheme describes how to
+    ///   send it, or if the gate reads tokens and has no scheme.
     pub fn apply(&self, document: &mut OpenApi) -> Result<(), GateDocsError> {
+        let mut names = BTreeSet::new();
+        if let Some(second) = self.schemes().into_iter().find(|scheme| !names.insert(scheme.name.clone())) {
+            return Err(GateDocsError::Component(second.name));
+        }
         let mut changed = document.clone();
         let mut routes: Vec<_> = changed.paths.paths.iter_mut().flat_map(|(path, item)| of_path(path, item)).collect();
         for operation in self.rules.iter().flat_map(|rule| &rule.operations) {
@@ -48,7 +54,10 @@ impl GateDocs {
             }
         }
         let used = by_status(used.into_values().flatten());
-        merge(changed.components.get_or_insert_default(), self.components_with(&used))?;
+        let requirements = routes.iter().flat_map(|route| route.operation.security.iter().flatten());
+        let schemes: BTreeSet<String> = requirements.flat_map(|one| scopes_by_scheme(one).into_keys()).collect();
+        let components = self.components_with(&used, |scheme| schemes.contains(scheme));
+        merge(changed.components.get_or_insert_default(), components)?;
         *document = changed;
         Ok(())
     }
@@ -69,7 +78,7 @@ impl GateDocs {
             Some(own) if !scopes.is_empty() && security.as_ref() != Ok(own) => {
                 return Err(GateDocsError::Security(route.name()));
             }
-            Some(own) if own.iter().any(names_scopes) => kinds.push(RejectionKind::InsufficientScope),
+            Some(own) if own.iter().any(has_scopes) => kinds.push(RejectionKind::InsufficientScope),
             Some(_) => {}
         }
         if self.gate.is_limited || rules.iter().any(|rule| rule.is_limited) {
@@ -93,17 +102,20 @@ impl GateDocs {
         scopes: &[&[Vec<String>]],
     ) -> Result<Vec<SecurityRequirement>, GateDocsError> {
         let is_read = route.method == Method::GET.as_str() || route.method == Method::HEAD.as_str();
+        let schemes = self.schemes();
+        let has_schemes = !schemes.is_empty();
         let mut requirements = Vec::new();
-        for scheme in self.schemes().into_iter().filter(|scheme| is_read || !scheme.is_for_reads) {
+        for scheme in schemes.into_iter().filter(|scheme| is_read || !scheme.is_for_reads) {
             for scopes in combined(scopes) {
                 requirements.push(SecurityRequirement::new(scheme.name.clone(), scopes));
             }
         }
         let is_required = kinds.contains(&RejectionKind::Missing);
-        if requirements.is_empty() && (is_required || self.gate.locations.is_some()) {
+        let is_undescribed = self.gate.locations.is_some() && !has_schemes;
+        if requirements.is_empty() && (is_required || is_undescribed) {
             return Err(GateDocsError::NoSecurityScheme(route.name()));
         }
-        // An empty list says that no credential is read, and an empty requirement that none is needed.
+        // The list is empty if no scheme applies. Otherwise, an empty requirement says that no credential is needed.
         if !is_required && !requirements.is_empty() {
             requirements.push(SecurityRequirement::default());
         }
@@ -169,10 +181,11 @@ fn combined(layers: &[&[Vec<String>]]) -> Vec<Vec<String>> {
     })
 }
 
-/// Returns whether a requirement has scopes. utoipa has no accessor for them.
-fn names_scopes(requirement: &SecurityRequirement) -> bool {
-    let scopes = serde_json::to_value(requirement).unwrap_or_default();
-    scopes
-        .as_object()
-        .is_some_and(|schemes| schemes.values().any(|scopes| scopes.as_array().is_some_and(|s| !s.is_empty())))
+fn has_scopes(requirement: &SecurityRequirement) -> bool {
+    scopes_by_scheme(requirement).values().any(|scopes| !scopes.is_empty())
+}
+
+/// Returns the scopes of each scheme of a requirement. utoipa has no accessor for them.
+fn scopes_by_scheme(requirement: &SecurityRequirement) -> BTreeMap<String, Vec<String>> {
+    serde_json::to_value(requirement).and_then(serde_json::from_value).unwrap_or_default()
 }

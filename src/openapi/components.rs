@@ -26,13 +26,17 @@ impl GateDocs {
     pub fn components(&self) -> Components {
         let rules = self.rules.iter().flat_map(|rule| &rule.kinds);
         let kinds = self.gate.kinds.iter().chain(&self.gate.body_kinds).chain(rules);
-        self.components_with(&by_status(kinds.copied()))
+        self.components_with(&by_status(kinds.copied()), |_| true)
     }
 
-    /// Returns the components of a document with these responses.
-    pub(super) fn components_with(&self, kinds: &BTreeMap<u16, Vec<RejectionKind>>) -> Components {
+    /// Returns the components of a document with these responses and security schemes.
+    pub(super) fn components_with(
+        &self,
+        kinds: &BTreeMap<u16, Vec<RejectionKind>>,
+        is_used: impl Fn(&str) -> bool,
+    ) -> Components {
         let mut components = ComponentsBuilder::new();
-        for Scheme { name, scheme, .. } in self.schemes() {
+        for Scheme { name, scheme, .. } in self.schemes().into_iter().filter(|scheme| is_used(&scheme.name)) {
             components = components.security_scheme(name, scheme);
         }
         for (status, kinds) in kinds {
@@ -112,7 +116,7 @@ pub(super) fn merge(into: &mut Components, from: Components) -> Result<(), GateD
     add_all(&mut into.security_schemes, from.security_schemes)
 }
 
-/// A component of the same name must be the same.
+/// Adds components. Returns an error if a name has another component already.
 fn add_all<V: PartialEq>(into: &mut BTreeMap<String, V>, from: BTreeMap<String, V>) -> Result<(), GateDocsError> {
     for (name, value) in from {
         if into.get(&name).is_some_and(|own| *own != value) {

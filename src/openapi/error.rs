@@ -1,4 +1,4 @@
-//! [`GateDocsError`]: why a gate cannot be described.
+//! [`GateDocsError`]: the errors of descriptions.
 
 use thiserror::Error;
 
@@ -9,8 +9,8 @@ pub enum GateDocsError {
     /// The name of a component is empty, or has a character that OpenAPI does not allow.
     #[error("invalid component name {0:?}: must be one or more letters, digits, `.`, `-` or `_`")]
     ComponentName(String),
-    /// The document has another component with this name.
-    #[error("conflicting component `{0}`: the document has another one with this name")]
+    /// The document has another component with this name, or two security schemes of the description have this name.
+    #[error("conflicting component `{0}`: another component has this name")]
     Component(String),
     /// No operation of the document has this id, or this method and path.
     #[error("unknown operation `{0}`: must be an operation id, or a method and a path such as `POST /orders`")]
@@ -20,7 +20,7 @@ pub enum GateDocsError {
         "conflicting security of operation `{0}`: a layer requires scopes, and the operation has its own `security`"
     )]
     Security(String),
-    /// No security scheme describes how a client sends its token to this operation.
+    /// The operation requires a token, or the gate reads tokens, and no security scheme describes how a client sends one.
     #[error("no security scheme for operation `{0}`: add one by `GateDocs::with_security_scheme`")]
     NoSecurityScheme(String),
 }

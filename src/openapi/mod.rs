@@ -141,6 +141,7 @@ impl<T: GateStore, L: Limiter, R, B: GateMarker> AuthLayer<T, L, R, B> {
 ///    if the gate allows anonymous callers. An operation that has `security` itself keeps it.
 /// 2. *Responses.* Each operation gets a reference for each status that a rejection can have, and no other. A response that
 ///    the operation has itself stays. Rejections by the failure throttle and by limits are described during dry runs too.
+///    Rejections by the token are described for all methods, also if the gate reads the query parameter only.
 /// 3. *Rate limit headers.* They are added to the 2xx responses of the operation, if these are not references. Headers that
 ///    are described already stay. `Cache-Control` and `Referrer-Policy` of admitted requests depend on the handler too, and
 ///    are not described.
@@ -166,7 +167,7 @@ pub struct GateDocs {
     rules: Vec<Rule>,
 }
 
-/// What a layer or a handler adds to some operations.
+/// The additions of a layer or a handler to some operations.
 #[derive(Clone, Default)]
 struct Rule {
     /// Operation ids, or methods and paths.
@@ -213,16 +214,23 @@ impl GateDocs {
     ///
     /// # Errors
     ///
-    /// Returns an error if the name is not one or more letters, digits, `.`, `-` or `_`.
+    /// Returns an error if the name is not one or more letters, digits, `.`, `-` or `_`. [`apply`](Self::apply) returns an error
+    /// if another scheme of the gate has this name.
     pub fn with_security_scheme(mut self, name: &str, scheme: SecurityScheme) -> Result<Self, GateDocsError> {
         self.schemes.push((component_name(name)?, scheme));
         Ok(self)
     }
 
-    /// Sets a prefix of the names of security schemes and responses. Default: none.
+    /// Sets a prefix of the names of the gate's security schemes and responses. Default: none.
+    ///
+    /// The schemes of [`with_security_scheme`](Self::with_security_scheme), and the schemas of
+    /// [`openapi_with_schema`](AuthLayer::openapi_with_schema), keep their names.
     ///
     /// Set a prefix if one document describes several gates with different settings. utoipa's `merge` keeps only the first of
-    /// two components with one name.
+    /// two components with one name, and reports nothing.
+    ///
+    /// For one gate, merge the routers first, and call [`apply`](Self::apply) once. `apply` writes only the reasons that the
+    /// document uses. If you merge documents afterwards, set a prefix also if their rules or methods differ.
     ///
     /// # Errors
     ///

@@ -1,10 +1,15 @@
-//! The rules of `GateDocs::apply`: what an operation gets, what it keeps, and the errors.
+//! Tests of the rules of `GateDocs::apply`: the changes of operations, the components and the errors.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, SystemTime};
 
 use http::Method;
 use serde_json::{Value, json};
 use tollgate::limit::{AnonymousLimits, ClientIp};
 use tollgate::openapi::{GateDocs, GateDocsError};
-use tollgate::{AuthLayer, EmptyBody, Grant, MemoryStore, ProblemDetails, Quota, RateLimits, RejectionKind};
+use tollgate::{
+    AuthLayer, EmptyBody, Grant, MemoryStore, ProblemDetails, Quota, RateLimitHeaders, RateLimits, RejectionKind,
+};
 use utoipa::ToSchema;
 use utoipa::openapi::OpenApi;
 use utoipa::openapi::security::{ApiKey, ApiKeyValue, ClientCredentials, Flow, OAuth2, Scopes, SecurityScheme};
@@ -32,6 +37,11 @@ async fn cancel() {}
 
 fn api() -> OpenApi {
     OpenApiRouter::<()>::default().routes(routes!(list, place, cancel)).into_openapi()
+}
+
+/// Returns a security scheme that no gate has.
+fn session() -> SecurityScheme {
+    SecurityScheme::ApiKey(ApiKey::Cookie(ApiKeyValue::new("session")))
 }
 
 fn applied(docs: &GateDocs) -> Document {
@@ -135,8 +145,107 @@ fn two_gates_need_prefixes_if_their_components_differ() {
     assert!(challenge.contains(r#"realm=\"admin\""#), "{challenge}");
 }
 
+/// Documents of one gate have other components if their rules differ: `apply` writes only the reasons that they use.
 #[test]
-fn what_does_not_fit_is_an_error() {
+fn one_document_of_merged_routers_has_the_reasons_of_all_rules() {
+    let gate = AuthLayer::new(memory()).require_https(|_| true);
+    let trade = gate.require_scopes(["trade"]).unwrap();
+    let reads = || OpenApiRouter::<()>::default().routes(routes!(list));
+    let orders = || OpenApiRouter::<()>::default().routes(routes!(place));
+    let reasons = |api: &OpenApi, name: &str| {
+        let response = &Document::of(api).0["components"]["responses"][name];
+        let examples = response["content"]["application/problem+json"]["examples"].as_object();
+        examples.map(|examples| examples.keys().cloned().collect::<Vec<_>>()).unwrap_or_default()
+    };
+    let mut first = reads().into_openapi();
+    gate.openapi().apply(&mut first).unwrap();
+    let mut second = orders().into_openapi();
+    gate.openapi().with_prefix("orders.").unwrap().with_scopes(["place"], &trade).apply(&mut second).unwrap();
+    first.merge(second);
+    assert_eq!(reasons(&first, "Rejection403"), ["https_required"]);
+    assert_eq!(reasons(&first, "orders.Rejection403"), ["https_required", "insufficient_scope"]);
+
+    let mut merged = reads().merge(orders()).into_openapi();
+    gate.openapi().with_scopes(["place"], &trade).apply(&mut merged).unwrap();
+    assert_eq!(reasons(&merged, "Rejection403"), ["https_required", "insufficient_scope"]);
+}
+
+#[test]
+fn own_schemes_and_schemas_keep_their_names_with_a_prefix() {
+    let gate = AuthLayer::new(memory()).with_response_fn(|_| http::Response::new(Body::default()));
+    let docs = gate.openapi_with_schema::<CompanyError>("application/json").with_prefix("admin.").unwrap();
+    let document = applied(&docs.with_security_scheme("session", session()).unwrap());
+    assert_eq!(security(&document, &Method::GET), json!([{ "admin.bearer": [] }, { "session": [] }]));
+    let schemas = document.0["components"]["schemas"].as_object().unwrap();
+    assert_eq!(schemas.keys().collect::<Vec<_>>(), ["Cause", "CompanyError"]);
+}
+
+#[test]
+fn two_security_schemes_with_one_name_are_an_error() {
+    let gate = with_all_locations(AuthLayer::new(memory()));
+    for name in ["bearer", "api_key", "query_token"] {
+        let docs = gate.openapi().with_security_scheme(name, session()).unwrap();
+        assert_eq!(error(&docs, api()), GateDocsError::Component(name.to_owned()));
+        // The schemes of the gate have other names with a prefix.
+        let document = applied(&docs.with_prefix("gate.").unwrap());
+        let requirements = security(&document, &Method::GET);
+        assert!(requirements.as_array().unwrap().contains(&json!({ name: [] })), "{requirements}");
+    }
+    let docs = gate.openapi().with_security_scheme("session", session()).unwrap();
+    let twice = docs.with_security_scheme("session", session()).unwrap();
+    assert_eq!(error(&twice, api()), GateDocsError::Component("session".to_owned()));
+    let prefixed = gate.openapi().with_prefix("gate.").unwrap().with_security_scheme("gate.bearer", session()).unwrap();
+    assert_eq!(error(&prefixed, api()), GateDocsError::Component("gate.bearer".to_owned()));
+}
+
+#[test]
+fn security_schemes_are_added_only_if_an_operation_uses_them() {
+    let schemes = |gate: &AuthLayer<_>, api: OpenApiRouter| {
+        let mut api = api.into_openapi();
+        gate.openapi().apply(&mut api).unwrap();
+        let schemes = Document::of(&api).0["components"]["securitySchemes"].clone();
+        schemes.as_object().map(|schemes| schemes.keys().cloned().collect::<Vec<_>>()).unwrap_or_default()
+    };
+    let gate = with_all_locations(AuthLayer::new(memory()));
+    let router = OpenApiRouter::default;
+    assert_eq!(schemes(&gate, router().routes(routes!(list))), ["api_key", "bearer", "query_token"]);
+    assert_eq!(schemes(&gate, router().routes(routes!(place))), ["api_key", "bearer"]);
+    // Its own security names one scheme.
+    assert_eq!(schemes(&gate, router().routes(routes!(cancel))), ["bearer"]);
+    assert!(schemes(&gate, router()).is_empty());
+}
+
+#[test]
+fn operations_that_require_no_token_need_no_scheme() {
+    let gate = AuthLayer::new(memory()).without_authorization_header().allow_anonymous();
+    let query = gate.clone().with_discouraged_query_token("t").unwrap();
+    let document = applied(&query.openapi());
+    assert_eq!(security(&document, &Method::GET), json!([{ "query_token": [] }, {}]));
+    assert_eq!(security(&document, &Method::POST), json!([]));
+    let required = query.openapi().with_rejection(["place"], RejectionKind::Missing);
+    assert_eq!(error(&required, api()), GateDocsError::NoSecurityScheme("POST /orders".to_owned()));
+    // The gate reads tokens, but no scheme describes it.
+    let hidden = gate.with_websocket_token("token.").unwrap();
+    assert_eq!(error(&hidden.openapi(), api()), GateDocsError::NoSecurityScheme("GET /orders".to_owned()));
+}
+
+#[test]
+fn documents_do_not_depend_on_the_time() {
+    let seconds = AtomicU64::new(1_000_000_000);
+    let clock = move || SystemTime::UNIX_EPOCH + Duration::from_secs(seconds.fetch_add(1, Ordering::Relaxed));
+    let gate = AuthLayer::new(memory()).with_rate_limit(RateLimits::new(Quota::per_minute(60)));
+    let gate = gate.with_rate_limit_headers(RateLimitHeaders::XEpoch).with_wall_clock(clock);
+    let mut api = api();
+    gate.openapi().apply(&mut api).unwrap();
+    let once = api.clone();
+    gate.openapi().apply(&mut api).unwrap();
+    assert!(api == once);
+    let headers = &Document::of(&api).0["components"]["responses"]["Rejection429"]["headers"];
+    assert_eq!(headers["X-RateLimit-Reset"]["example"], 1_767_225_601);
+}
+
+#[test]
+fn descriptions_that_do_not_fit_are_errors() {
     let gate = AuthLayer::new(memory());
     let trade = gate.require_scopes(["trade"]).unwrap();
     for name in ["delete_all", "GET /other", "get /orders"] {
@@ -147,8 +256,7 @@ fn what_does_not_fit_is_an_error() {
     assert_eq!(error(&docs, api()), GateDocsError::Security("DELETE /orders".to_owned()));
     for name in ["", "two words", "café"] {
         assert_eq!(gate.openapi().with_prefix(name).unwrap_err(), GateDocsError::ComponentName(name.to_owned()));
-        let scheme = SecurityScheme::ApiKey(ApiKey::Cookie(ApiKeyValue::new("session")));
-        let error = gate.openapi().with_security_scheme(name, scheme).unwrap_err();
+        let error = gate.openapi().with_security_scheme(name, session()).unwrap_err();
         assert_eq!(error, GateDocsError::ComponentName(name.to_owned()));
     }
     // A token in a sub-protocol only, or in the query of an operation whose query is not read.
@@ -179,10 +287,9 @@ fn gates_without_tokens_describe_limits_and_own_schemes() {
     assert_eq!(document.rejections(&Method::GET, "/orders"), [404, 429]);
 
     let sessions = AuthLayer::identified_by(|_| None::<Grant<()>>);
-    let cookie = SecurityScheme::ApiKey(ApiKey::Cookie(ApiKeyValue::new("session")));
     let docs = sessions.openapi().with_rejection(["place"], RejectionKind::Missing);
     assert_eq!(error(&docs, api()), GateDocsError::NoSecurityScheme("POST /orders".to_owned()));
-    let document = applied(&docs.with_security_scheme("session", cookie).unwrap());
+    let document = applied(&docs.with_security_scheme("session", session()).unwrap());
     assert_eq!(security(&document, &Method::GET), json!([{ "session": [] }, {}]));
     assert_eq!(security(&document, &Method::POST), json!([{ "session": [] }]));
 }

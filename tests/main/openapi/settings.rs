@@ -28,7 +28,7 @@ pub const UNKNOWN: &str = "tg_token_that_is_unknown_1";
 pub const LOST: &str = "tg_token_that_is_not_found";
 pub const PLAIN: HeaderName = HeaderName::from_static("x-plain");
 pub const COST: HeaderName = HeaderName::from_static("x-cost");
-/// Tells [`Remote`] what to decide.
+/// Selects the decision of [`Remote`].
 pub const DECIDE: HeaderName = HeaderName::from_static("x-decide");
 pub const PEER: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 1);
 

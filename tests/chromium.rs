@@ -119,8 +119,19 @@ pub(super) struct Browser {
 impl Browser {
     /// Opens a browser with these preferences and a new profile. Relative addresses are of `origin`.
     pub(super) async fn open(driver: &Arc<Driver>, origin: &str, profile: PathBuf, preferences: Value) -> Self {
+        Self::open_with(driver, origin, profile, preferences, &[]).await
+    }
+
+    /// Opens a browser like [`open`](Self::open), with further options of the command line.
+    pub(super) async fn open_with(
+        driver: &Arc<Driver>,
+        origin: &str,
+        profile: PathBuf,
+        preferences: Value,
+        options: &[&str],
+    ) -> Self {
         let profile_option = format!("--user-data-dir={}", profile.display());
-        let options: Vec<&str> = OPTIONS.into_iter().chain([&*profile_option]).collect();
+        let options: Vec<&str> = OPTIONS.iter().chain(options).copied().chain([&*profile_option]).collect();
         let capabilities = json!({
             "acceptInsecureCerts": true,
             "goog:chromeOptions": { "args": options, "prefs": preferences },

@@ -1,6 +1,10 @@
 //! A client in Python that is generated from the document, by `openapi-python-client`.
 
+use std::io::Write as _;
 use std::path::PathBuf;
+use std::process::Stdio;
+
+use tokio::process::Command;
 
 use super::*;
 
@@ -26,19 +30,25 @@ impl Drop for Folder {
     }
 }
 
+/// Writes that the test is skipped, past the capture of the test harness. Fails if the programs are required.
+fn skip(missing: &str) {
+    assert!(std::env::var_os(VARIABLE).is_none(), "{TEST}: {missing} is missing, and {VARIABLE} is set");
+    _ = writeln!(std::io::stderr(), "skipped: {missing} is missing: {TEST}");
+}
+
 /// Runs Python in this folder. Returns `None`, with a message, if it or the generator is missing.
 async fn python(folder: &Folder, args: &[&str]) -> Option<String> {
     let mut command = Command::new("python3");
     let output = command.args(args).current_dir(&folder.0).stdin(Stdio::null()).kill_on_drop(true).output();
     let output = tokio::time::timeout(Duration::from_secs(120), output).await.expect("Python ends");
     let Ok(output) = output else {
-        skip("python3", TEST, VARIABLE);
+        skip("python3");
         return None;
     };
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     let errors = text(&output.stderr);
     if errors.contains("No module named openapi_python_client") {
-        skip("openapi-python-client", TEST, VARIABLE);
+        skip("openapi-python-client");
         return None;
     }
     assert!(output.status.success(), "{}{errors}", text(&output.stdout));

@@ -1,7 +1,6 @@
 //! Tests of the example, on a real socket: the generated client, and the page in a browser.
 
 use std::net::SocketAddr;
-use std::process::Stdio;
 use std::time::Duration;
 
 use axum::body::Body;
@@ -9,11 +8,15 @@ use axum::http::{Request, Response};
 use hyper_util::client::legacy::Client;
 use hyper_util::rt::TokioExecutor;
 use serde_json::Value;
-use tokio::process::Command;
 
 use super::*;
 
+#[cfg(unix)]
 mod browser;
+#[cfg(unix)]
+#[path = "../../../tests/chromium.rs"]
+#[allow(dead_code, reason = "other tests use the rest")]
+mod chromium;
 mod client;
 
 const TRADER: &str = "tg_trader";
@@ -38,15 +41,6 @@ async fn get(addr: SocketAddr, path: &str) -> Response<Body> {
 async fn document(addr: SocketAddr) -> String {
     let body = get(addr, "/openapi.json").await.into_body();
     String::from_utf8(axum::body::to_bytes(body, 1 << 20).await.unwrap().into()).unwrap()
-}
-
-/// Says that a test is skipped. Fails if this variable is set.
-fn skip(missing: &str, test: &str, variable: &str) {
-    use std::io::Write as _;
-
-    assert!(std::env::var_os(variable).is_none(), "{test}: {missing} is missing, and {variable} is set");
-    // Past the capture of the test harness.
-    _ = writeln!(std::io::stderr(), "skipped: {missing} is missing: {test}");
 }
 
 #[tokio::test]

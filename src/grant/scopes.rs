@@ -80,14 +80,14 @@ impl Scopes {
     }
 
     /// Adds the scopes that the list does not contain.
-    #[cfg(feature = "sql")]
+    #[cfg(any(feature = "sqlite", feature = "postgres"))]
     pub(crate) fn union(&self, other: &Self) -> Self {
         let new = other.0.iter().filter(|scope| !self.contains(scope));
         Self(self.0.iter().chain(new).cloned().collect())
     }
 
     /// Removes scopes.
-    #[cfg(feature = "sql")]
+    #[cfg(any(feature = "sqlite", feature = "postgres"))]
     pub(crate) fn difference(&self, other: &Self) -> Self {
         Self(self.0.iter().filter(|scope| !other.contains(scope)).cloned().collect())
     }

@@ -85,13 +85,6 @@ impl Finding {
     }
 }
 
-/// Returns whether connections to this host stay on this machine. A path is the folder of a Unix socket.
-#[cfg(any(feature = "postgres", feature = "redis"))]
-pub(crate) fn is_local_host(host: &str) -> bool {
-    let address = host.trim_start_matches('[').trim_end_matches(']').parse::<std::net::IpAddr>();
-    host.starts_with('/') || host == "localhost" || address.is_ok_and(|address| address.is_loopback())
-}
-
 /// Returns the text of an error and of its sources.
 #[must_use]
 pub fn with_sources(error: &(dyn Error + 'static)) -> String {
@@ -127,15 +120,5 @@ mod tests {
         assert_eq!([99_001, 100_000, 101_000, 102_999].map(severity), [Severity::Ok; 4]);
         assert_eq!([70_001, 99_000, 103_000, 131_999].map(severity), [Severity::Warning; 4]);
         assert_eq!([0, 70_000, 132_000, 900_000].map(severity), [Severity::Error; 4]);
-    }
-
-    #[test]
-    fn loopback_addresses_and_sockets_are_local() {
-        for host in ["localhost", "127.0.0.1", "127.1.2.3", "::1", "[::1]", "/var/run/postgresql"] {
-            assert!(is_local_host(host), "{host}");
-        }
-        for host in ["", "db.example.com", "10.0.0.1", "2001:db8::1", "localhost.example.com"] {
-            assert!(!is_local_host(host), "{host}");
-        }
     }
 }

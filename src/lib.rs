@@ -79,6 +79,15 @@ mod caller;
 pub mod finding;
 mod grant;
 mod list;
+#[cfg(any(
+    feature = "client",
+    feature = "introspection",
+    feature = "jwt",
+    feature = "postgres",
+    feature = "redis",
+    feature = "resource-metadata"
+))]
+mod loopback;
 mod pending;
 mod quota;
 mod rejection;

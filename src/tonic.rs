@@ -13,7 +13,7 @@ impl From<Rejection> for Status {
     /// Returns the status of a rejection that a handler returns, and reports it to [metrics and events](crate::observe).
     ///
     /// Code, message, details and metadata are those of the gate's own rejections over gRPC. The rejection is the source of the
-    /// status. The gate around the handler does not change the response. Its rate limit headers are those of the gate's charge.
+    /// status. The gate around the handler does not change the response. The response has the rate limit headers of the gate's charge.
     ///
     /// ```
     /// use tollgate::{Authenticated, Scopes};

@@ -1,23 +1,25 @@
 //! [`BearerLayer`]: adds a token to the requests to one origin.
 
 use std::fmt;
-use std::net::IpAddr;
 use std::task::{Context, Poll};
 
-use http::header::{AUTHORIZATION, HeaderValue};
+use http::header::{AUTHORIZATION, Entry, HeaderValue};
 use http::{Request, Uri};
 use thiserror::Error;
 use tower_layer::Layer;
 use tower_service::Service;
 
 use crate::extract::{TokenSyntax, TokenSyntaxError};
+use crate::loopback::is_loopback;
 
 /// A layer that adds `Authorization: Bearer` with a token to the requests to one origin.
 ///
 /// - Requests to another origin do not get the token. So a layer that follows redirects can stand outside of this layer.
-/// - The origin must be HTTPS, or this machine: a token that was sent without HTTPS is exposed (RFC 6750, section 5.3).
+/// - The origin must be HTTPS, because a token that is sent without HTTPS is exposed (RFC 6750, section 5.3).
+/// - `http` is allowed if the host is a loopback address, such as `127.0.0.1`. The name `localhost` is not allowed, because it may
+///   resolve to any address.
 /// - The header value is sensitive: `Debug` of requests omits it, and HTTP/2 does not index it.
-/// - A request that has an `Authorization` field already keeps it, and it becomes sensitive.
+/// - A request keeps the `Authorization` fields that it has, and all of them become sensitive.
 ///
 /// A request needs an absolute URI. Requests over a connection of hyper, and those of tonic, have a path only, and get no token.
 ///
@@ -40,10 +42,10 @@ pub struct BearerLayer {
 #[non_exhaustive]
 pub enum BearerError {
     /// The origin is not `https://` or `http://`, a host, and an optional port.
-    #[error("invalid origin: must be a scheme, a host and an optional port, such as https://api.example")]
+    #[error("invalid origin: must be https or http, a host and an optional port, such as https://api.example")]
     Origin,
-    /// The origin is neither HTTPS nor this machine.
-    #[error("invalid origin: tokens are sent over HTTPS only, except to localhost")]
+    /// The origin is neither HTTPS nor a loopback address.
+    #[error("invalid origin: tokens are sent over HTTPS only, except to loopback addresses such as 127.0.0.1")]
     Plaintext,
     /// The token cannot be sent as a bearer token (RFC 6750, section 2.1).
     #[error(transparent)]
@@ -55,13 +57,15 @@ impl BearerLayer {
     ///
     /// # Errors
     ///
-    /// Returns an error if the origin has a path or user information, if it is neither HTTPS nor this machine, or if the token
-    /// is malformed.
+    /// - [`Origin`](BearerError::Origin) if the origin has a path, a query or user information, or if its port is not a number of
+    ///   at most 65535.
+    /// - [`Plaintext`](BearerError::Plaintext) if the origin is neither HTTPS nor a loopback address.
+    /// - [`Token`](BearerError::Token) if the token is malformed.
     pub fn new(origin: &str, token: &str) -> Result<Self, BearerError> {
         let uri: Uri = origin.parse().map_err(|_| BearerError::Origin)?;
         let is_origin = matches!(uri.path(), "" | "/") && uri.query().is_none() && !origin.contains(['@', '#']);
         let origin = Origin::of(&uri).filter(|_| is_origin).ok_or(BearerError::Origin)?;
-        if !origin.is_https && !origin.is_local() {
+        if !origin.is_https && !is_loopback(&origin.host) {
             return Err(BearerError::Plaintext);
         }
         TokenSyntax::default().check(token)?;
@@ -87,14 +91,15 @@ impl Origin {
             "http" => (false, 80),
             _ => return None,
         };
-        let host = uri.host().filter(|host| !host.is_empty())?.to_ascii_lowercase();
-        Some(Self { is_https, host, port: uri.port_u16().unwrap_or(default_port) })
-    }
-
-    /// Returns whether the host is this machine, whose connections do not leave it.
-    fn is_local(&self) -> bool {
-        let address = self.host.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>();
-        self.host == "localhost" || address.is_ok_and(|address| address.is_loopback())
+        let host = uri.host().filter(|host| !host.is_empty())?;
+        // `port_u16` is `None` for an invalid port, too, which must not mean the default port.
+        let authority = uri.authority()?.as_str();
+        let host_and_port = authority.rsplit_once('@').map_or(authority, |(_, rest)| rest);
+        let port = match host_and_port.strip_prefix(host)? {
+            "" => default_port,
+            port => port.strip_prefix(':')?.parse().ok()?,
+        };
+        Some(Self { is_https, host: host.to_ascii_lowercase(), port })
     }
 }
 
@@ -134,8 +139,8 @@ impl<S: Service<Request<B>>, B> Service<Request<B>> for BearerService<S> {
         if is_own && !headers.contains_key(AUTHORIZATION) {
             headers.insert(AUTHORIZATION, self.layer.authorization.clone());
         }
-        if let Some(value) = headers.get_mut(AUTHORIZATION) {
-            value.set_sensitive(true);
+        if let Entry::Occupied(mut values) = headers.entry(AUTHORIZATION) {
+            values.iter_mut().for_each(|value| value.set_sensitive(true));
         }
         self.inner.call(request)
     }

@@ -12,7 +12,7 @@
 //! let http = Client::builder(TokioExecutor::new()).build_http::<Full<Bytes>>();
 //! let api = ServiceBuilder::new()
 //!     .layer(RetryLayer::new(RetryPolicy::new()))
-//!     .layer(BearerLayer::new("http://localhost:3000", "a-secret-token")?)
+//!     .layer(BearerLayer::new("http://127.0.0.1:3000", "a-secret-token")?)
 //!     .service(http);
 //! # let _ = api;
 //! # Ok::<_, tollgate::client::BearerError>(())

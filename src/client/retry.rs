@@ -29,21 +29,25 @@ use crate::pending::timeout::{BoxSleep, Sleep};
 ///
 /// | response | idempotent methods | other methods |
 /// |---|---|---|
-/// | 429 with a time to wait | yes | [on request](Self::with_all_methods_on_429) |
+/// | 429 with a time to wait | yes | [if enabled](Self::with_all_methods_on_429) |
 /// | 503 with a time to wait | yes | no |
 /// | 429 and 503 without a time, all other responses, and errors | no | no |
 ///
-/// In particular, 401 and 403 are never retried. Then the response is returned as it is. [`retry_after`] lists the fields that
-/// name a time.
+/// In particular, 401 and 403 are never retried. A response that is not retried is returned unchanged. [`retry_after`] lists the
+/// fields that name a time.
 ///
 /// A request is cloned before it is sent, with its body and its extensions. A large body in a shared buffer such as
 /// `Full<Bytes>` is cheap to clone. Streaming bodies cannot be cloned and therefore do not compile.
 ///
 /// # When
 ///
-/// The pause is the server's time plus a random time: between 0 and 1 second before the first retry, 2 seconds before the second,
-/// and so on. A client never comes back early, and clients that were rejected at the same time do not come back at the same
-/// time. A request whose pause would be too long is not sent again:
+/// The pause is the server's time plus a random time. The random time is at most 1 second before the first retry. This maximum
+/// doubles with each retry, up to the longest wait (or the jitter, if that is longer).
+///
+/// Clients that were rejected at the same time come back at different times. No retry is early if the server names a number of
+/// seconds, or a date in a response with `Date`. For a date without `Date`, the clock of the client must be right.
+///
+/// A request whose pause would be too long is not sent again:
 ///
 /// | setting | default |
 /// |---|---|
@@ -98,7 +102,7 @@ impl RetryPolicy {
         Self { max_retries, ..self }
     }
 
-    /// Sets the longest time of a server that the policy waits for. Default: 60 s. If the server names a longer time, the
+    /// Sets the longest server-named wait that the policy accepts. Default: 60 s. If the server names a longer time, the
     /// response is returned.
     #[must_use]
     pub fn with_max_wait(self, max_wait: Duration) -> Self {
@@ -114,7 +118,10 @@ impl RetryPolicy {
         Self { total_timeout, ..self }
     }
 
-    /// Sets the longest random time that is added to the first pause. It doubles with each retry. Default: 1 s.
+    /// Sets the longest random time that is added to the first pause. Default: 1 s.
+    ///
+    /// The longest random time doubles with each retry, up to [`with_max_wait`](Self::with_max_wait), or up to this time if it is
+    /// longer.
     ///
     /// # Errors
     ///

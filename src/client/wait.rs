@@ -53,7 +53,7 @@ fn number(text: &str) -> Option<u64> {
     is_number.then(|| text.parse().unwrap_or(u64::MAX))
 }
 
-/// Reads a value of `Retry-After`. A time in the past is no wait.
+/// Reads a value of `Retry-After`. A time in the past is a wait of zero.
 fn delay(text: &str, headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
     if let Some(seconds) = number(text) {
         return Some(Duration::from_secs(seconds));

@@ -225,6 +225,29 @@ impl<S, ReqB, T: GateStore, L: Limiter, R> Waiting<S, ReqB, T, L, R> {
     }
 }
 
+pin_project_lite::pin_project! {
+    /// A response of a layer, or the future of the service inside of it.
+    #[project = ResponseOrProj]
+    pub(super) enum ResponseOr<F, B> {
+        Response { response: Option<Response<B>> },
+        Future { #[pin] future: F },
+    }
+}
+
+impl<F, B, E> Future for ResponseOr<F, B>
+where
+    F: Future<Output = Result<Response<B>, E>>,
+{
+    type Output = Result<Response<B>, E>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        match self.project() {
+            ResponseOrProj::Response { response } => Poll::Ready(Ok(take(response))),
+            ResponseOrProj::Future { future } => future.poll(cx),
+        }
+    }
+}
+
 /// Takes the value, which is there until the future has completed.
 pub(super) fn take<T>(value: &mut Option<T>) -> T {
     match value.take() {

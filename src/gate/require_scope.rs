@@ -9,7 +9,7 @@ use http::{Request, Response};
 use tower_layer::Layer;
 use tower_service::Service;
 
-use super::future::take;
+use super::future::ResponseOr;
 use super::layer::AuthLayer;
 use super::rate_limit::{GateResult, NO_GATE};
 use super::settings::Gate;
@@ -20,8 +20,10 @@ use crate::rejection::Rejection;
 use crate::respond::{ProblemDetails, Respond};
 
 impl<T, L, R, B> AuthLayer<T, L, R, B> {
-    /// Returns a layer for routes behind this gate that require all of these scopes. It uses this gate's realm and responder.
-    /// Set up the gate before.
+    /// Returns a layer for routes behind this gate that require all of these scopes.
+    ///
+    /// The layer copies the settings that this gate has now, such as the realm, the responder and the URL of the resource metadata.
+    /// So set up the gate before.
     ///
     /// ```
     /// use axum::{Router, routing::post};
@@ -160,10 +162,10 @@ where
             GateResult::NoGate => Some(Rejection::misconfigured(NO_GATE)),
         };
         let state = match rejection {
-            None => State::Running { future: self.inner.call(request) },
+            None => ResponseOr::Future { future: self.inner.call(request) },
             Some(rejection) => {
                 let response = required.gate.reject_request(rejection, &request);
-                State::Rejected { response: Some(response) }
+                ResponseOr::Response { response: Some(response) }
             }
         };
         RequireScopeFuture { state }
@@ -191,15 +193,7 @@ pin_project_lite::pin_project! {
     #[must_use = "futures do nothing unless you `.await` or poll them"]
     pub struct RequireScopeFuture<F, B> {
         #[pin]
-        state: State<F, B>,
-    }
-}
-
-pin_project_lite::pin_project! {
-    #[project = StateProj]
-    enum State<F, B> {
-        Rejected { response: Option<Response<B>> },
-        Running { #[pin] future: F },
+        state: ResponseOr<F, B>,
     }
 }
 
@@ -210,10 +204,7 @@ where
     type Output = Result<Response<B>, E>;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        match self.project().state.project() {
-            StateProj::Rejected { response } => Poll::Ready(Ok(take(response))),
-            StateProj::Running { future } => future.poll(cx),
-        }
+        self.project().state.poll(cx)
     }
 }
 

@@ -25,7 +25,7 @@ impl<T, L, R, B> AuthLayer<T, L, R, B> {
     }
 
     /// Adds the URL of the protected resource metadata to all challenges (RFC 9728, section 5.1), for metadata that something
-    /// else serves. `with_protected_resource` (feature `resource-metadata`) lets the gate serve it.
+    /// else serves. `with_protected_resource` (feature `resource-metadata`) lets the gate serve it, and replaces this URL.
     ///
     /// The URL is never derived from the request's `Host`, which the client chooses.
     ///

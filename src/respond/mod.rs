@@ -337,7 +337,8 @@ const NO_STORE: &str = "no-store";
 
 /// The response headers of a gate that scripts in browsers can read only if a CORS layer exposes them.
 ///
-/// They are the challenge, `Retry-After`, the [rate limit headers](RateLimitHeaders) in all formats, and the status of gRPC-Web.
+/// They are the challenge, `Retry-After`, the [rate limit headers](RateLimitHeaders) in all formats, and the status of gRPC-Web
+/// with its pushback.
 /// With tower-http: `CorsLayer::new().expose_headers(EXPOSED_HEADERS)`. The CORS layer belongs outside of the gate, so that
 /// rejections have CORS headers too.
 ///
@@ -347,7 +348,7 @@ const NO_STORE: &str = "no-store";
 /// let value = EXPOSED_HEADERS.map(|name| name.to_string()).join(", ");
 /// assert!(value.starts_with("www-authenticate, retry-after, ratelimit, ratelimit-policy"));
 /// ```
-pub const EXPOSED_HEADERS: [HeaderName; 13] = [
+pub const EXPOSED_HEADERS: [HeaderName; 14] = [
     header::WWW_AUTHENTICATE,
     header::RETRY_AFTER,
     ratelimit::RATELIMIT,
@@ -361,4 +362,5 @@ pub const EXPOSED_HEADERS: [HeaderName; 13] = [
     grpc::GRPC_STATUS,
     grpc::GRPC_MESSAGE,
     grpc::GRPC_STATUS_DETAILS_BIN,
+    grpc::GRPC_RETRY_PUSHBACK_MS,
 ];

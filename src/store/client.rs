@@ -1,7 +1,6 @@
 //! The HTTP client of stores that ask an authorization server.
 
 use std::error::Error;
-use std::net::IpAddr;
 use std::time::Duration;
 
 use reqwest::{Client, Response, Url, redirect};
@@ -9,6 +8,7 @@ use rustls::RootCertStore;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject as _;
 
+use crate::loopback::is_loopback;
 use crate::tls;
 
 /// The settings of the client.
@@ -82,12 +82,8 @@ fn checked(text: &str, insecure_http: bool) -> Result<Url, ClientError> {
     let Some(host) = url.host_str() else { return Err(ClientError::Url) };
     match url.scheme() {
         "https" => {}
-        "http" => {
-            let address = host.trim_matches(['[', ']']).parse::<IpAddr>();
-            if !insecure_http && !address.is_ok_and(|address| address.is_loopback()) {
-                return Err(ClientError::Insecure);
-            }
-        }
+        "http" if insecure_http || is_loopback(host) => {}
+        "http" => return Err(ClientError::Insecure),
         _ => return Err(ClientError::Url),
     }
     if !url.username().is_empty() || url.password().is_some() {

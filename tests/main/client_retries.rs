@@ -306,6 +306,11 @@ fn sent(layer: &BearerLayer, uri: &str, own: Option<&'static str>) -> HeaderMap 
     if let Some(own) = own {
         request.headers_mut().insert("authorization", HeaderValue::from_static(own));
     }
+    through(layer, request)
+}
+
+/// Returns the header fields of a request after the layer.
+fn through(layer: &BearerLayer, request: Request<()>) -> HeaderMap {
     let echo = tower::service_fn(|request: Request<()>| ready(Ok::<_, Infallible>(request.into_parts().0.headers)));
     let mut service = layer.layer(echo);
     futures_util::FutureExt::now_or_never(service.call(request)).unwrap().unwrap()
@@ -322,6 +327,8 @@ fn token_is_sent_to_its_origin_only() {
         ("https://api.example.evil.example/", false),
         ("https://evil.example/api.example", false),
         ("https://api.example@evil.example/", false),
+        ("https://user@api.example:443/", true),
+        ("https://api.example:84430/", false),
         ("/orders", false),
     ] {
         let headers = sent(&layer, uri, None);
@@ -337,12 +344,28 @@ fn token_is_sent_to_its_origin_only() {
 }
 
 #[test]
+fn all_authorization_fields_of_a_request_become_sensitive() {
+    let layer = BearerLayer::new("https://api.example", "a-secret-token").unwrap();
+    for uri in ["https://api.example/", "https://other.example/"] {
+        let mut request = Request::get(uri).body(()).unwrap();
+        for value in ["Bearer first", "Bearer second"] {
+            request.headers_mut().append("authorization", HeaderValue::from_static(value));
+        }
+        let headers = through(&layer, request);
+        let values: Vec<_> =
+            headers.get_all("authorization").iter().map(|value| (value, value.is_sensitive())).collect();
+        let expected = ["Bearer first", "Bearer second"].map(HeaderValue::from_static);
+        assert_eq!(values, expected.iter().map(|value| (value, true)).collect::<Vec<_>>(), "{uri}");
+    }
+}
+
+#[test]
 fn invalid_origins_and_tokens_are_errors() {
     let error = |origin: &str, token: &str| BearerLayer::new(origin, token).err();
     for origin in [
         "https://api.example",
         "https://api.example:8443/",
-        "http://localhost:80",
+        "https://api.example:65535",
         "http://127.9.9.9",
         "http://[::1]:80",
     ] {
@@ -357,12 +380,18 @@ fn invalid_origins_and_tokens_are_errors() {
         "https://a.example/path",
         "https://u:p@a.example",
         "https://a.example?q",
+        // An invalid port is not the default port.
+        "https://api.example:84430",
+        "https://api.example:",
+        "https://[::1]:65536",
     ] {
         assert_eq!(error(origin, "a-secret-token"), Some(BearerError::Origin), "{origin}");
     }
     for origin in [
         "http://api.example",
         "http://10.0.0.1",
+        // A resolver may return any address for this name.
+        "http://localhost:80",
         "http://localhost.example",
         "http://127.0.0.1.example",
         "http://[::2]",

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 /// The folders, lowest first. Those in one line are beside one another.
 const ORDER: [&[&str]; 13] = [
-    &["finding.rs", "list.rs", "request_head.rs", "sync.rs", "tls.rs"],
+    &["finding.rs", "list.rs", "loopback.rs", "request_head.rs", "sync.rs", "tls.rs"],
     &["token/"],
     &["quota/"],
     &["grant/"],

@@ -30,7 +30,8 @@ impl Document {
 
     /// Returns whether the gate responds to this request with the metadata.
     ///
-    /// The query counts, because it is a part of the identifier. A gate that requires HTTPS rejects other requests as always.
+    /// The query counts, because it is a part of the identifier. A gate that requires HTTPS treats a request without it
+    /// like all others.
     pub(super) fn is_for(&self, head: &RequestHead<'_>) -> bool {
         let target = head.uri.path_and_query().map(http::uri::PathAndQuery::as_str);
         target == Some(self.resource.url().target()) && self.is_secure.as_ref().is_none_or(|is_secure| is_secure(head))

@@ -96,8 +96,14 @@ impl<T, L, R, B: ReadsTokens + WithoutMetadata> AuthLayer<T, L, R, B> {
     /// 1. Only the path and the query of the request count, neither its scheme nor its host.
     /// 2. `GET` and `HEAD` get the metadata, `OPTIONS` gets 204, and all other methods get 405.
     /// 3. Scripts of all origins can read the metadata. A CORS layer outside of the gate applies its own rules to it.
-    /// 4. If the gate [requires HTTPS](Self::require_https), it rejects a request for the metadata without HTTPS like all others.
+    /// 4. If the gate [requires HTTPS](Self::require_https), a request for the metadata without HTTPS is like any other request
+    ///    without HTTPS: it is rejected with 403. A CORS preflight is admitted to the inner service, if the gate bypasses preflights.
+    ///    So is a request without a token, if the gate allows anonymous callers.
     /// 5. The body of the response is [`From<Bytes>`](From), or made by [`with_metadata_body`](AuthLayer::with_metadata_body).
+    ///
+    /// Call this before [`require_scopes`](AuthLayer::require_scopes) and [`route_rate_limit`](AuthLayer::route_rate_limit): these
+    /// layers copy the settings that the gate has at that moment. The URL of an earlier
+    /// [`with_resource_metadata`](Self::with_resource_metadata) is replaced.
     ///
     /// A gate that gets some paths only, such as one of `route_layer` or of a nested router, never gets these requests. Add a
     /// route for [`resource_metadata`](Self::resource_metadata) then.

@@ -56,12 +56,12 @@ pub struct ProtectedResource {
 pub enum ProtectedResourceError {
     /// The resource is not a URL that can identify a resource; see [`ProtectedResource::new`].
     #[error(
-        "invalid resource: must be an https URL in normal form without user and fragment; http on loopback addresses only"
+        "invalid resource: must be an https URL in normal form without user and fragment; http on localhost and loopback addresses only"
     )]
     Resource,
     /// The identifier of an authorization server is not an `https` URL, or has a query or a fragment (RFC 8414, section 2).
     #[error(
-        "invalid authorization server: must be an https URL without user, query and fragment; http on loopback addresses only"
+        "invalid authorization server: must be an https URL without user, query and fragment; http on localhost and loopback addresses only"
     )]
     AuthorizationServer,
     /// The URL of a page is not an absolute `https` or `http` URL.
@@ -98,10 +98,12 @@ impl ProtectedResource {
     ///
     /// [`Resource`](ProtectedResourceError::Resource) in these cases (RFC 9728, section 1.2):
     ///
-    /// - The scheme is not `https`. `http` is allowed if the host is `localhost` or a loopback address.
+    /// - The scheme is not `https`. `http` is allowed if the host is `localhost` or a loopback address: the gate sends no token
+    ///   there.
     /// - There is a user or a fragment. A query is allowed, but should be avoided.
-    /// - URL parsers change the text: upper case in the host, a default port, dot segments, incomplete escapes, or a character
-    ///   that RFC 3986 does not allow. Such an identifier is never equal to the URL of a request.
+    /// - There is a character that RFC 3986 does not allow.
+    /// - URL parsers change the text, so that it is never equal to the URL of a request. They change upper case in the host, a
+    ///   default port, dot segments and incomplete escapes. IPv4 addresses in the form of IPv6 (`::ffff:192.0.2.1`) have two texts.
     pub fn new(resource: &str) -> Result<Self, ProtectedResourceError> {
         let url = MetadataUrl::of(resource).ok_or(ProtectedResourceError::Resource)?;
         let members = Map::from_iter([("resource".to_owned(), resource.into())]);
@@ -183,8 +185,8 @@ impl ProtectedResource {
 
     /// Sets the algorithms with which the service signs its responses, such as `ES256`. An empty list removes the member.
     ///
-    /// These are not the algorithms of access tokens, such as those of `JwtStore`: clients do not verify access tokens, so that
-    /// RFC 9728 has no member for them.
+    /// They are not the algorithms of access tokens, such as those of `JwtStore`. RFC 9728 has no member for these, because clients
+    /// do not verify access tokens.
     ///
     /// # Errors
     ///

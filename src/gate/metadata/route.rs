@@ -38,6 +38,8 @@ use crate::request_head::RequestHead;
 ///
 /// On hyper, call it for requests whose path is [`path`](Self::path).
 ///
+/// This service does not check HTTPS, even if the gate [requires it](crate::AuthLayer::require_https): the metadata is public.
+///
 /// # `bearer_methods_supported`
 ///
 /// The metadata lists the methods of RFC 6750 that the gate accepts:

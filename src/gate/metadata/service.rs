@@ -10,7 +10,7 @@ use tower_service::Service;
 
 use super::document::Document;
 use super::layer::{FromBytes, WriteMetadata};
-use crate::gate::future::take;
+use crate::gate::future::ResponseOr;
 use crate::request_head::RequestHead;
 
 /// The service of an [`AuthLayer`](crate::AuthLayer) with a protected resource. `S` is the service of the gate.
@@ -46,9 +46,9 @@ where
         let state = match self.document.is_for(&head) {
             true => {
                 let response = self.document.respond(&head).map(|content| self.body.body(content));
-                State::Metadata { response: Some(response) }
+                ResponseOr::Response { response: Some(response) }
             }
-            false => State::Gate { future: self.gate.call(request) },
+            false => ResponseOr::Future { future: self.gate.call(request) },
         };
         MetadataFuture { state }
     }
@@ -78,15 +78,7 @@ pin_project_lite::pin_project! {
     #[must_use = "futures do nothing unless you `.await` or poll them"]
     pub struct MetadataFuture<F, B> {
         #[pin]
-        state: State<F, B>,
-    }
-}
-
-pin_project_lite::pin_project! {
-    #[project = StateProj]
-    enum State<F, B> {
-        Metadata { response: Option<Response<B>> },
-        Gate { #[pin] future: F },
+        state: ResponseOr<F, B>,
     }
 }
 
@@ -97,10 +89,7 @@ where
     type Output = Result<Response<B>, E>;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        match self.project().state.project() {
-            StateProj::Metadata { response } => Poll::Ready(Ok(take(response))),
-            StateProj::Gate { future } => future.poll(cx),
-        }
+        self.project().state.poll(cx)
     }
 }
 

@@ -1,8 +1,10 @@
 //! The URLs of protected resource metadata: checks them, and derives the URL of the metadata.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{Ipv4Addr, Ipv6Addr};
 
 use http::Uri;
+
+use crate::loopback::is_loopback;
 
 /// The well-known path of protected resource metadata (RFC 9728, section 3).
 const WELL_KNOWN: &str = "/.well-known/oauth-protected-resource";
@@ -63,23 +65,19 @@ pub(super) fn is_page(text: &str) -> bool {
     text.bytes().all(is_uri_byte) && uri.as_ref().is_some_and(is_web)
 }
 
-/// Splits a URL after its authority. Returns `None` unless it is `https`, or `http` on a loopback address.
+/// Splits a URL after its authority. Returns `None` unless it is `https`, or `http` on `localhost` or a loopback address.
 fn split(text: &str) -> Option<(&str, &str)> {
     let uri: Uri = text.parse().ok()?;
     let (scheme, authority) = (uri.scheme_str()?, uri.authority()?);
     let is_safe = match scheme {
         "https" => true,
-        "http" => is_loopback(authority.host()),
+        // The gate sends no token to these URLs, and programs on this machine often write `localhost`.
+        "http" => authority.host() == "localhost" || is_loopback(authority.host()),
         _ => false,
     };
     let has_host = !matches!(authority.host(), "" | "[]") && !authority.as_str().contains('@');
     let origin_len = scheme.len() + "://".len() + authority.as_str().len();
     (is_safe && has_host && text.bytes().all(is_uri_byte)).then(|| text.split_at_checked(origin_len)).flatten()
-}
-
-fn is_loopback(host: &str) -> bool {
-    let address = host.trim_matches(['[', ']']).parse::<IpAddr>();
-    host == "localhost" || address.is_ok_and(|address| address.is_loopback())
 }
 
 /// Returns whether RFC 3986 allows the byte in a URI. `http::Uri` allows more.
@@ -107,7 +105,8 @@ fn is_normal_authority(origin: &str) -> bool {
     let address = host.strip_prefix('[').and_then(|host| host.strip_suffix(']'));
     let is_address = address.is_some_and(|text| {
         let address = text.parse::<Ipv6Addr>();
-        address.is_ok_and(|address| address.to_string() == text)
+        // `Display` writes a mapped address as `::ffff:1.2.3.4`, and URL parsers write it as `::ffff:102:304`.
+        address.is_ok_and(|address| address.to_ipv4_mapped().is_none() && address.to_string() == text)
     });
     matches!(scheme, "https" | "http") && (is_name || is_address) && port.is_none_or(is_normal_port)
 }

@@ -12,7 +12,7 @@ use redis::{RedisError, RedisResult};
 use tokio::task::AbortHandle;
 
 use super::{RedisLimitsError, tls};
-use crate::finding::is_local_host;
+use crate::loopback::is_local_host;
 
 /// The number of commands that may wait to be written.
 const QUEUE: usize = 1_024;

@@ -10,7 +10,7 @@ use tollgate::limit::{Charge, Limiter};
 use tollgate::{
     Answer, AuthLayer, BearerToken, CurrentGrant, Decision, Immediate, MemoryStore, Rejection, Scopes, TokenStore,
 };
-use tower::Layer;
+use tower::{Layer, ServiceExt};
 
 use crate::challenges::{parameters, parse};
 use crate::kit::*;
@@ -290,6 +290,16 @@ async fn plain_requests_are_rejected_where_https_is_required() {
     let service = gate.layer(echo());
     let plain = send(&service, request(Method::GET, TARGET)).await;
     assert_eq!((plain.status().as_u16(), field(plain.headers(), "www-authenticate")), (403, None));
+    // Like all preflights, which carry no credentials.
+    let mut preflight = request(Method::OPTIONS, TARGET);
+    for (name, value) in [("origin", "https://a.example"), ("access-control-request-method", "GET")] {
+        preflight.headers_mut().insert(name, value.parse().unwrap());
+    }
+    let admitted = send(&service, preflight).await;
+    assert_eq!((admitted.status().as_u16(), field(admitted.headers(), "allow")), (200, None));
+    // A route for the metadata does not check HTTPS.
+    let route = ServiceExt::oneshot(gate.resource_metadata(), request(Method::GET, TARGET)).await.unwrap();
+    assert_eq!(route.status(), 200);
     let mut over_tls = request(Method::GET, TARGET);
     over_tls.extensions_mut().insert(tollgate::gate::HttpsConnection);
     assert_eq!(send(&service, over_tls).await.status(), 200);

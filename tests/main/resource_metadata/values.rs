@@ -94,6 +94,8 @@ fn invalid_resources_are_rejected() {
         "https://127.1",
         "https://0x7f.0.0.1",
         "https://[0:0:0:0:0:0:0:1]",
+        "https://[::ffff:1.2.3.4]",
+        "https://[::ffff:102:304]",
         "https://[v1.x]",
         "https://[]",
     ] {

@@ -7,7 +7,8 @@ use sqlx::{AssertSqlSafe, SqlSafeStr as _};
 use tokio::time::timeout;
 
 use super::{failed, row};
-use crate::finding::{Finding, is_local_host};
+use crate::finding::Finding;
+use crate::loopback::is_local_host;
 use crate::store::sql::connections::{self, Connections};
 use crate::store::sql::database::{administer, from_unix_ms};
 use crate::store::sql::{Database, SqlError};

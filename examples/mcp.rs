@@ -147,10 +147,7 @@ async fn check_tool(
         && let ClientRequest::CallToolRequest(call) = message.request
         && let Some(rule) = rules.get(&*call.params.name)
     {
-        if !rule.scopes.is_subset(caller.grant().scopes()) {
-            let rejection = Rejection::insufficient_scope(rule.scopes.clone()).of_grant(caller.grant().id());
-            return Err(rejection.into_response());
-        }
+        caller.require_scopes(&rule.scopes).map_err(IntoResponse::into_response)?;
         parts.extensions.insert(rule.cost);
     }
     Ok(next.run(Request::from_parts(parts, Body::from(body))).await)

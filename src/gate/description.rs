@@ -8,7 +8,8 @@ use std::time::{Duration, SystemTime};
 
 use http::{HeaderMap, Response};
 
-use super::layer::{AuthLayer, sealed::Sealed};
+use super::layer::AuthLayer;
+use super::marker::sealed::Sealed;
 use super::rate_limit::RateLimitLayer;
 use super::settings::{Gate, WallClock};
 use super::unlimited::{NoStore, is_unlimited};

@@ -7,6 +7,7 @@ use std::time::{Duration, SystemTime};
 use tower_layer::Layer;
 
 use super::identity::Identity;
+use super::marker::{HeadOnly, ReadsTokens};
 use super::service::AuthService;
 use super::settings::{Gate, Settings, WallClock};
 use super::unlimited::NoStore;
@@ -63,78 +64,6 @@ use crate::store::{GateStore, ImmediateStore};
 pub struct AuthLayer<T, L = Unlimited, R = ProblemDetails, B = HeadOnly> {
     pub(super) gate: Arc<Gate<T, L, R>>,
     pub(super) body: B,
-}
-
-/// Marks an [`AuthLayer`] that never reads request bodies.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct HeadOnly;
-
-/// An [`AuthLayer`] that reads tokens: all but an [`Identity`] layer.
-pub trait ReadsTokens: sealed::Sealed {}
-
-/// An [`AuthLayer`] that serves no metadata of a protected resource: all but those with a `ProtectedResource`.
-#[diagnostic::on_unimplemented(
-    message = "this gate has a `ProtectedResource` already, which sets `resource_metadata` of its challenges"
-)]
-pub trait WithoutMetadata: sealed::Sealed {}
-
-pub(super) mod sealed {
-    pub trait Sealed {
-        /// Returns whether the layer accepts tokens in this form field.
-        #[doc(hidden)]
-        #[cfg(feature = "resource-metadata")]
-        fn reads_form_field(&self, name: &str) -> bool;
-
-        /// Returns the reasons for rejections of any request by its credential, and those of requests whose body is read.
-        #[doc(hidden)]
-        #[cfg(feature = "utoipa")]
-        fn credential_kinds(&self) -> [&'static [crate::RejectionKind]; 2];
-    }
-}
-
-impl ReadsTokens for HeadOnly {}
-impl WithoutMetadata for HeadOnly {}
-impl sealed::Sealed for HeadOnly {
-    #[cfg(feature = "resource-metadata")]
-    fn reads_form_field(&self, _: &str) -> bool {
-        false
-    }
-
-    #[cfg(feature = "utoipa")]
-    fn credential_kinds(&self) -> [&'static [crate::RejectionKind]; 2] {
-        [super::description::TOKEN_KINDS, &[]]
-    }
-}
-
-impl WithoutMetadata for Identity {}
-impl sealed::Sealed for Identity {
-    #[cfg(feature = "resource-metadata")]
-    fn reads_form_field(&self, _: &str) -> bool {
-        false
-    }
-
-    #[cfg(feature = "utoipa")]
-    fn credential_kinds(&self) -> [&'static [crate::RejectionKind]; 2] {
-        // The grants of callers that something else has authenticated expire, too.
-        [if self.identifies() { &[crate::RejectionKind::ExpiredToken] } else { &[] }, &[]]
-    }
-}
-
-#[cfg(feature = "body")]
-impl ReadsTokens for super::BodyTokens {}
-#[cfg(feature = "body")]
-impl WithoutMetadata for super::BodyTokens {}
-#[cfg(feature = "body")]
-impl sealed::Sealed for super::BodyTokens {
-    #[cfg(feature = "resource-metadata")]
-    fn reads_form_field(&self, name: &str) -> bool {
-        self.is_form_field(name)
-    }
-
-    #[cfg(feature = "utoipa")]
-    fn credential_kinds(&self) -> [&'static [crate::RejectionKind]; 2] {
-        [super::description::TOKEN_KINDS, super::description::BODY_KINDS]
-    }
 }
 
 impl<T: GateStore> AuthLayer<T> {

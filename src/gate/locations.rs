@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use http::HeaderName;
 
-use super::layer::{AuthLayer, ReadsTokens};
+use super::layer::AuthLayer;
+use super::marker::ReadsTokens;
 use crate::extract::{HeadLocations, TokenLocationError, enable, location_name};
 use crate::request_head::RequestHead;
 

@@ -9,6 +9,7 @@ mod https;
 mod identity;
 mod layer;
 mod locations;
+mod marker;
 #[cfg(feature = "resource-metadata")]
 mod metadata;
 mod rate_limit;
@@ -23,7 +24,7 @@ mod steps;
 mod unlimited;
 
 #[cfg(feature = "utoipa")]
-pub(crate) use {description::Description, layer::sealed::Sealed as GateMarker};
+pub(crate) use {description::Description, marker::sealed::Sealed as GateMarker};
 
 pub use crate::pending::timeout::Sleep;
 #[cfg(feature = "body")]
@@ -31,7 +32,8 @@ pub use body::{BodyAuthFuture, BodyAuthLayer, BodyAuthService, BodyTokens, Repla
 pub use future::AuthFuture;
 pub use https::{ForwardedProto, HttpsConnection, is_https};
 pub use identity::{Identity, IdentityLayer, IdentityService};
-pub use layer::{AuthLayer, HeadOnly, ReadsTokens, WithoutMetadata};
+pub use layer::AuthLayer;
+pub use marker::{HeadOnly, ReadsTokens, WithoutMetadata};
 #[cfg(feature = "resource-metadata")]
 pub use metadata::{
     FromBytes, MetadataBody, MetadataFuture, MetadataService, ProtectedResource, ProtectedResourceError,

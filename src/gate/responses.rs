@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use http::{HeaderMap, HeaderValue, Response};
 
-use super::layer::{AuthLayer, WithoutMetadata};
+use super::layer::AuthLayer;
+use super::marker::WithoutMetadata;
 use super::settings::Gate;
 use crate::grant::scopes::{ScopeError, Scopes};
 use crate::quota::decision::Decision;

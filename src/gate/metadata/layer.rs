@@ -14,7 +14,8 @@ use super::service::MetadataService;
 use crate::gate::BodyTokens;
 #[cfg(feature = "body")]
 use crate::gate::HeadOnly;
-use crate::gate::layer::{AuthLayer, ReadsTokens, WithoutMetadata, sealed::Sealed};
+use crate::gate::layer::AuthLayer;
+use crate::gate::marker::{ReadsTokens, WithoutMetadata, sealed::Sealed};
 
 /// Marks an [`AuthLayer`] that serves the metadata of its resource, made by
 /// [`with_protected_resource`](AuthLayer::with_protected_resource).

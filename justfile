@@ -5,14 +5,17 @@ set shell := ["bash", "-euc"]
 
 export rustc := env("MSRV_RUSTC", "/usr/bin/rustc")
 
-# Runs all checks, in two groups at the same time. CI calls this recipe.
+# Runs all checks, in three groups at the same time. CI calls this recipe.
 [parallel]
-ci: ci-tests ci-tools
+ci: ci-tests ci-checks ci-tools
 
-# Checks in the build folder `target`.
-ci-tests: fmt clippy test misuse features docs projects instructions timing-valgrind
+# Tests. Most of the time, they wait for servers and browsers.
+ci-tests: test misuse
 
-# Checks in build folders of their own, which run while tests wait.
+# Checks that share the builds of the tests.
+ci-checks: fmt clippy features docs projects instructions timing-valgrind
+
+# Checks with builds of their own.
 ci-tools: deny shuttle msrv api fuzz-check fuzz
 
 # It leaves out tests of servers, and tests that take many seconds.

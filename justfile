@@ -210,7 +210,7 @@ mutants-run files *options:
     cat mutants.out/timeout.txt >> mutants.out/caught.txt
 
 # Runs each fuzz target for SECONDS, two at a time, from the seeds of the test vectors. Fails on a finding.
-fuzz SECONDS='20': (where "cargo-fuzz for nightly Rust" "cargo +nightly fuzz --version" "TOLLGATE_REQUIRE_NIGHTLY" "just fuzz-run " + SECONDS)
+fuzz SECONDS='10': (where "cargo-fuzz for nightly Rust" "cargo +nightly fuzz --version" "TOLLGATE_REQUIRE_NIGHTLY" "just fuzz-run " + SECONDS)
 
 # Uses no sanitizer: the crate has no unsafe code, and a run is several times as fast.
 [private]

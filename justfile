@@ -60,7 +60,6 @@ features:
     cargo check --lib --features sqlite,postgres,reveal
     cargo clippy --bins --features cli,sqlite -- -D warnings
     cargo clippy --bins --features cli,postgres -- -D warnings
-    cargo test --lib
 
 # Builds the documentation and rejects warnings.
 docs:
@@ -121,8 +120,9 @@ api-read:
 projects:
     for project in benches/{compare,instructions,load,timing} tests/interleavings; do \
         cargo fmt --manifest-path $project/Cargo.toml --check -- --config-path rustfmt.toml; \
-        cargo clippy --locked --manifest-path $project/Cargo.toml --all-targets --target-dir target -- -D warnings; \
+        cargo clippy --locked --manifest-path $project/Cargo.toml --target-dir target -- -D warnings; \
     done
+    cargo clippy --locked --manifest-path tests/interleavings/Cargo.toml --tests --target-dir target -- -D warnings
 
 # Skips the check where valgrind or the compiler of the figures is missing. `--write` updates the file.
 #

@@ -1,7 +1,7 @@
 //! An MCP server (streamable HTTP) with tokens, and with scopes and costs for each tool.
 //!
-//! `cargo run --example mcp --features axum,jwt,mint,resource-metadata,tokio` serves on 127.0.0.1:8000. It prints the configuration of an MCP client
-//! with a token, and three curl lines to try.
+//! `cargo run --example mcp --features axum,jwt,mint,resource-metadata,tokio` serves on 127.0.0.1:8000. It prints the
+//! configuration of an MCP client with a token, and three curl lines to try.
 //!
 //! `-- --issuer URL --jwks URL` accepts the JWTs of an authorization server as well. MCP clients find this server by themselves.
 //! `--listen ADDRESS:PORT` selects another address. `--resource URL` is the URL of this service for clients, if a proxy is in front.
@@ -262,7 +262,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
 # gets a price
 {}
 
-# buys, for 10 units of 30: the fourth order in a row gets 429
+# buys, for 10 of 30 units: one of four in a row gets 429
 {}
 
 # without a token: 401, and a challenge with the URL of the metadata

@@ -47,7 +47,7 @@ async fn place_order(_: Authenticated<()>, Json(order): Json<Order>) -> Json<Ord
     Json(order)
 }
 
-/// Returns whether the service runs. Everyone may ask.
+/// Returns whether the service runs. It needs no token.
 #[utoipa::path(get, path = "/health", responses((status = 200, description = "It runs", body = str)))]
 async fn health() -> &'static str {
     "ok"

@@ -111,7 +111,7 @@ fn only_the_gate_and_clients_import_tower() {
     for path in paths {
         let text = fs::read_to_string(&path).unwrap();
         let knows = text.lines().any(|line| line.contains("tower_service::") || line.contains("tower_layer::"));
-        // The layers of clients know nothing of the gate. The command line calls a gate.
+        // The layers of clients do not use the gate. The command line calls a gate.
         let may = path.components().any(|part| ["bin", "client", "gate"].iter().any(|name| part.as_os_str() == *name));
         assert!(!knows || may, "{} knows tower", path.display());
     }

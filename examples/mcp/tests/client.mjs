@@ -9,7 +9,7 @@ const { Client, StreamableHTTPClientTransport, UnauthorizedError } = sdk === 'cl
 
 const CALLBACK = 'http://127.0.0.1:1/callback'
 
-// What a browser does: follows the redirects of the authorization server up to the one for the client.
+// Follows, as a browser does, the redirects of the authorization server up to the one for the client.
 async function browse(url) {
   const cookies = new Map()
   while (!String(url).startsWith(CALLBACK)) {

@@ -72,8 +72,9 @@ impl<B: Sealed, F> Sealed for WithMetadata<B, F> {
 impl<T, L, R, B: ReadsTokens + WithoutMetadata> AuthLayer<T, L, R, B> {
     /// Serves the metadata of the protected resource (RFC 9728), and adds its URL to all challenges.
     ///
-    /// The gate responds to requests for the well-known path of the resource itself, without a token. It asks neither the store
-    /// nor a limiter, and the inner service does not get the request. All other requests take the same path as before.
+    /// The gate responds to requests for the well-known path of the resource itself, without a token. For
+    /// these requests, the gate uses neither the store nor a limiter, and does not call the inner service. All other requests take
+    /// the same path as before.
     ///
     #[cfg_attr(feature = "axum", doc = "```")]
     #[cfg_attr(not(feature = "axum"), doc = "```ignore")]

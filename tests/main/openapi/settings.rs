@@ -105,7 +105,7 @@ pub fn settings() -> impl Strategy<Value = Settings> {
     })
 }
 
-/// A limiter of a type that the crate does not know.
+/// A limiter of a type that is not one of the crate.
 pub struct Remote;
 
 impl Limiter for Remote {

@@ -21,7 +21,7 @@ use hyper_util::rt::TokioExecutor;
 use serde_json::{Value, json};
 
 /// Fails a test that waits in vain. No test waits for this time to pass.
-pub(super) const WATCHDOG: Duration = Duration::from_secs(60);
+pub(super) const WATCHDOG: Duration = Duration::from_secs(240);
 
 /// Waits for a condition.
 pub(super) async fn until(what: &str, mut is_met: impl AsyncFnMut() -> bool) {
@@ -45,10 +45,12 @@ pub(super) fn skip(what: &str, test: &str) {
 
 /// Starts the driver. The group of processes ends with the standard input: also if the tests are killed.
 const START: &str = "chromedriver --port=0 & read -r _; kill -KILL 0";
-/// The last option keeps requests of the browser itself out of the log.
-const OPTIONS: [&str; 9] = [
+/// Containers often have a small `/dev/shm`. `--disable-background-networking` and the two options after it keep requests of the
+/// browser itself out of the log.
+const OPTIONS: [&str; 10] = [
     "--headless",
     "--no-sandbox",
+    "--disable-dev-shm-usage",
     "--disable-gpu",
     "--disable-quic",
     "--no-first-run",

@@ -62,7 +62,7 @@ struct Story {
     /// The tokens of `demo` and `guest`.
     demo: String,
     guest: String,
-    /// The seconds by which the wall clock of the service is ahead.
+    /// The seconds by which the wall clock of the service is ahead of the beginning.
     ahead: Arc<AtomicU64>,
     browsers: AtomicU64,
     driver: Arc<Driver>,
@@ -79,11 +79,14 @@ impl Story {
         let driver = Driver::shared(test)?;
         let folder = Folder::new();
         let url = format!("sqlite://{}?mode=rwc", folder.files().cert.with_file_name("tokens.db").display());
-        let database = database::open(&url).await.unwrap();
         let ahead = Arc::new(AtomicU64::new(0));
-        let moved = Arc::clone(&ahead);
-        let wall = move || SystemTime::now() + Duration::from_secs(moved.load(Ordering::SeqCst));
+        let (begin, moved) = (SystemTime::now(), Arc::clone(&ahead));
+        // The time stands still between two steps: a slow machine must not end a session or a grace period.
+        let wall = move || begin + Duration::from_secs(moved.load(Ordering::SeqCst));
         let clocks = Clocks { wall: Arc::new(wall), ..Clocks::system() };
+        let database = database::open(&url).await.unwrap();
+        let wall = Arc::clone(&clocks.wall);
+        let database = database.with_wall_clock(move || wall());
         let website = Website::open(&url, database.clone(), Arc::clone(&clocks.wall), options.self_service);
         let website = website.await.unwrap();
         for (name, is_support) in [("demo", false), ("guest", false), ("support", true)] {

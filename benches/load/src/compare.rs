@@ -89,8 +89,10 @@ fn rate_limit() -> Result<()> {
     let sent = server.drive(Kind::Bearer { path: BEARER.path(), tokens: 1 }, LIMIT_RUN)?;
     let admitted = sent.requests - sent.rejected;
     // The bound from the burst and the time between the first and the last request. `wrk` reports the time of all
-    // requests, so this is an upper bound. The last unit may be refilled at the very end, so one less is correct too.
-    let most = u64::from(quota.burst()) + sent.time.div_duration_f64(quota.interval()) as u64;
+    // requests, rounded to 10 ms, so this is an upper bound. The last unit may be refilled at the very end, so one less is
+    // correct too.
+    let longest = sent.time + Duration::from_millis(5);
+    let most = u64::from(quota.burst()) + longest.div_duration_f64(quota.interval()) as u64;
     let seconds = sent.time.as_secs_f64();
     println!(
         "{admitted} of {} requests in {seconds:.2} s were admitted; 180 per minute with burst 20 allow {most}.",

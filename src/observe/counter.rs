@@ -131,7 +131,7 @@ mod tests {
         assert_eq!(removed.load(Ordering::Relaxed), 2);
     }
 
-    /// A clock that steps back by a second must not cause a lookup at each count.
+    /// Also after a step back of the clock.
     #[test]
     fn kept_counter_is_not_registered_within_a_second() {
         let recorder = Forgetful::default();

@@ -9,8 +9,8 @@
 
 // Rules.
 //
-// 1. Only this module uses `tracing` (in `events.rs`) and `metrics` (in `meter.rs`). The rest of the crate calls the functions
-//    below, which are empty without these features.
+// 1. Only this module uses `tracing` (in `events.rs`) and `metrics` (in `counter.rs` and `meter.rs`). The rest of the crate
+//    calls the functions below, which are empty without these features.
 // 2. No function takes a token, a digest or a header value, so that none can be reported.
 // 3. A label value is defined in this folder, the name of a policy, or a `&'static str`: configuration, never request data.
 // 4. Reports of every request do not allocate (`tests/alloc.rs`).

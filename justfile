@@ -161,8 +161,11 @@ timing:
 # Tests by memcheck that the comparison of digests does not branch on them.
 timing-valgrind: (where "valgrind with its headers" "command -v valgrind && test -e ${VALGRIND_INCLUDE:-/usr/include}/valgrind/memcheck.h" "TOLLGATE_REQUIRE_VALGRIND" "cargo run --locked --release --manifest-path benches/timing/Cargo.toml --features valgrind --bin timing-valgrind")
 
-# Measures the reference service against a baseline without gates, driven by `wrk` over loopback.
+# `wrk` drives them over loopback, for about four minutes.
+#
+# Measures the reference service and a plain hyper server against baselines without gates.
 load:
+    cargo build --locked --release --manifest-path benches/load/Cargo.toml --features metrics --bin tollgate-load-metrics
     cargo run --locked --release --manifest-path benches/load/Cargo.toml
 
 # Runs the tests of the fuzz oracles on stable Rust, then builds all fuzz targets.

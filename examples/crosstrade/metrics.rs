@@ -27,6 +27,7 @@ pub(crate) fn install() -> Result<PrometheusHandle, Box<dyn Error>> {
     let handle = recorder.handle();
     metrics::set_global_recorder(recorder).map_err(|error| error.to_string())?;
     tollgate::observe::describe_metrics();
+    tollgate::observe::keep_counters();
     let kept = handle.clone();
     tokio::spawn(async move {
         loop {

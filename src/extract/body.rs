@@ -3,11 +3,10 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use http::{HeaderMap, Method, header};
+use http::{HeaderMap, HeaderValue, Method, header};
 
 use super::header::strip_ows;
 use super::{Extracted, InvalidRequest, TokenLocationError, TokenSyntax, enable, form, json, location_name, text};
-use crate::rejection::protocol::Protocol;
 use crate::request_head::RequestHead;
 use crate::token::TokenLocation;
 
@@ -60,21 +59,22 @@ impl BodyTokens {
     ///    UTF-8 nor US-ASCII.
     pub(crate) fn location_for(&self, head: &RequestHead<'_>) -> Result<Option<BodyLocation>, InvalidRequest> {
         let has_body = matches!(*head.method, Method::POST | Method::PUT | Method::PATCH);
-        if self.are_disabled() || !has_body || is_encoded(head.headers) || Protocol::of(head) == Protocol::Grpc {
+        if self.are_disabled() || !has_body || is_encoded(head.headers) {
             return Ok(None);
         }
         let mut types = head.headers.get_all(header::CONTENT_TYPE).iter();
-        let (essence, parameters) = match (types.next(), types.next()) {
-            (None, _) => return Ok(None),
-            (Some(_), Some(_)) => return Err(InvalidRequest::SeveralContentTypes),
-            (Some(value), None) => {
-                let value = value.as_bytes();
-                let end = value.iter().position(|&byte| byte == b';').unwrap_or(value.len());
-                (strip_ows(&value[..end]), &value[end..])
-            }
-        };
+        let Some(value) = types.next().map(HeaderValue::as_bytes) else { return Ok(None) };
+        let end = memchr::memchr(b';', value).unwrap_or(value.len());
+        let (essence, parameters) = (strip_ows(&value[..end]), &value[end..]);
         let is = |name: &[u8]| essence.eq_ignore_ascii_case(name);
         let begins = |with: &[u8]| essence.get(..with.len()).is_some_and(|begin| begin.eq_ignore_ascii_case(with));
+        // Messages of gRPC are framed, whatever the suffix says.
+        if is(b"application/grpc") || begins(b"application/grpc+") {
+            return Ok(None);
+        }
+        if types.next().is_some() {
+            return Err(InvalidRequest::SeveralContentTypes);
+        }
         let is_framed = begins(b"application/grpc-web+") || begins(b"application/connect+");
         let json_suffix = essence.len() > 5 && essence[essence.len() - 5..].eq_ignore_ascii_case(b"+json");
         let location = if self.form.is_some() && is(b"application/x-www-form-urlencoded") {
@@ -130,6 +130,10 @@ fn is_encoded(headers: &HeaderMap) -> bool {
 }
 
 fn has_other_charset(parameters: &[u8]) -> bool {
+    // The usual spelling, in one comparison.
+    if parameters == b"; charset=utf-8" {
+        return false;
+    }
     parameters.split(|&byte| byte == b';').map(strip_ows).any(|parameter| {
         let Some(at) = parameter.iter().position(|&byte| byte == b'=') else { return false };
         let (name, value) = (strip_ows(&parameter[..at]), strip_ows(&parameter[at + 1..]));

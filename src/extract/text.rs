@@ -32,12 +32,12 @@ pub(super) fn locate<'a>(body: &'a [u8], name: &str, syntax: TokenSyntax) -> (Ex
         return (Extracted::Ambiguous(InvalidRequest::InvalidUtf8), 0..0);
     }
     let mut found = None;
-    let mut at = 0;
-    for field in body.split(|&byte| byte == b';') {
-        let begin = at;
-        at += field.len() + 1;
-        // Only the first field can begin with the mark.
-        let field = if begin == 0 { field.strip_prefix(super::BOM).unwrap_or(field) } else { field };
+    // A mark is allowed before the first field only.
+    let mut begin = if body.starts_with(super::BOM) { super::BOM.len() } else { 0 };
+    for end in memchr::memchr_iter(b';', body).chain([body.len()]) {
+        let field = &body[begin..end];
+        begin = end + 1;
+        // A call of `memchr` costs more than the search in a short name.
         let (own, value) = match field.iter().position(|&byte| byte == b'=') {
             Some(equals) => (&field[..equals], Some(&field[equals + 1..])),
             None => (field, None),
@@ -48,7 +48,7 @@ pub(super) fn locate<'a>(body: &'a [u8], name: &str, syntax: TokenSyntax) -> (Ex
         match value {
             Some(value) if found.is_none() => {
                 let left = value.iter().take_while(|&&byte| is_space(byte)).count();
-                let begin = at - 1 - value.len() + left;
+                let begin = end - value.len() + left;
                 let value = trim(value);
                 found = Some((value, begin..begin + value.len()));
             }

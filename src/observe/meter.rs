@@ -2,9 +2,10 @@
 use std::sync::OnceLock;
 use std::time::Duration;
 
-use metrics::{Key, KeyName, Label, Level, Metadata, SharedString, Unit, with_recorder};
+use metrics::{Key, KeyName, Label, SharedString, Unit, with_recorder};
 
 use super::Cached;
+use super::counter::{KeptCounter, METADATA, count};
 use crate::caller::Unauthenticated;
 use crate::rejection::RejectionKind;
 use crate::token::TokenLocation;
@@ -48,8 +49,6 @@ metrics! {
     QUEUE_TIMEOUTS: Counter "tollgate_redis_queue_timeouts_total", "Charges and refunds not sent to Redis within the queue timeout.";
 }
 
-static METADATA: Metadata<'static> = Metadata::new("tollgate", Level::INFO, Some("tollgate"));
-
 impl Metric {
     pub(super) fn describe(&self) {
         let name = KeyName::from_const_str(self.name);
@@ -61,10 +60,10 @@ impl Metric {
         });
     }
 
-    /// Returns a key that lives forever, so that a recorder clones it without an allocation.
-    fn kept_key<const N: usize>(&self, labels: [(&'static str, &'static str); N]) -> Key {
+    /// Returns a counter whose key lives forever, so that a recorder clones it without an allocation.
+    fn kept<const N: usize>(&self, labels: [(&'static str, &'static str); N]) -> KeptCounter {
         let labels = labels.map(|(label, value)| Label::from_static_parts(label, value));
-        Key::from_static_labels(self.name, Box::leak(Box::new(labels)))
+        KeptCounter::new(Key::from_static_labels(self.name, Box::leak(Box::new(labels))))
     }
 
     fn key(&self, labels: &[(&'static str, &str)]) -> Key {
@@ -87,38 +86,31 @@ impl Metric {
     }
 }
 
-/// Increments a counter: one lookup in the recorder. The counter cannot be cached, because a recorder can be installed at any
-/// time, and tests install one for a single thread.
-#[inline]
-fn count(key: &Key) {
-    with_recorder(|recorder| recorder.register_counter(key, &METADATA).increment(1));
-}
+/// The counters of a metric whose label values are fixed, by their index.
+struct Counters<const N: usize>([OnceLock<KeptCounter>; N]);
 
-/// The keys of a metric whose label values are fixed, by their index.
-struct Keys<const N: usize>([OnceLock<Key>; N]);
-
-impl<const N: usize> Keys<N> {
+impl<const N: usize> Counters<N> {
     const fn new() -> Self {
         Self([const { OnceLock::new() }; N])
     }
 
     #[inline]
-    fn count(&self, number: usize, key: impl Fn() -> Key) {
+    fn count(&self, number: usize, counter: impl Fn() -> KeptCounter) {
         match self.0.get(number) {
-            Some(kept) => count(kept.get_or_init(key)),
-            None => count(&key()),
+            Some(kept) => kept.get_or_init(counter).count(),
+            None => counter().count(),
         }
     }
 }
 
-static REJECTED: Keys<32> = Keys::new();
-static ADMITTED: Keys<16> = Keys::new();
-static PASSED: Keys<4> = Keys::new();
-static CACHED: Keys<4> = Keys::new();
-static THROTTLED_KEYS: Keys<2> = Keys::new();
+static REJECTED: Counters<32> = Counters::new();
+static ADMITTED: Counters<16> = Counters::new();
+static PASSED: Counters<4> = Counters::new();
+static CACHED: Counters<4> = Counters::new();
+static THROTTLED_BY_OUTCOME: Counters<2> = Counters::new();
 
-fn request(outcome: &'static str, location: &'static str) -> Key {
-    REQUESTS.kept_key([("outcome", outcome), ("location", location)])
+fn request(outcome: &'static str, location: &'static str) -> KeptCounter {
+    REQUESTS.kept([("outcome", outcome), ("location", location)])
 }
 
 pub(super) fn rejected(kind: RejectionKind) {
@@ -137,12 +129,12 @@ pub(super) fn passed(why: Unauthenticated) {
 }
 
 pub(super) fn cached(what: Cached) {
-    CACHED.count(what as usize, || CACHE.kept_key([("outcome", what.name())]));
+    CACHED.count(what as usize, || CACHE.kept([("outcome", what.name())]));
 }
 
 pub(super) fn throttled(is_dry_run: bool) {
     let outcome = if is_dry_run { "dry_run" } else { "rejected" };
-    THROTTLED_KEYS.count(usize::from(is_dry_run), || THROTTLED.kept_key([("outcome", outcome)]));
+    THROTTLED_BY_OUTCOME.count(usize::from(is_dry_run), || THROTTLED.kept([("outcome", outcome)]));
 }
 
 /// The counters of a policy.
@@ -172,41 +164,41 @@ impl Charged {
         }
     }
 
-    fn kept_key(self, policy: &'static str) -> Key {
+    fn kept(self, policy: &'static str) -> KeptCounter {
         match self.parts() {
-            (metric, Some(outcome)) => metric.kept_key([("policy", policy), ("outcome", outcome)]),
-            (metric, None) => metric.kept_key([("policy", policy)]),
+            (metric, Some(outcome)) => metric.kept([("policy", policy), ("outcome", outcome)]),
+            (metric, None) => metric.kept([("policy", policy)]),
         }
     }
 
-    fn key(self, policy: &str) -> Key {
+    fn count(self, policy: &str) {
         match self.parts() {
-            (metric, Some(outcome)) => metric.key(&[("policy", policy), ("outcome", outcome)]),
-            (metric, None) => metric.key(&[("policy", policy)]),
+            (metric, Some(outcome)) => metric.count(&[("policy", policy), ("outcome", outcome)]),
+            (metric, None) => metric.count(&[("policy", policy)]),
         }
     }
 }
 
-/// The keys of a policy, in the order of [`Charged::ALL`].
-struct PolicyKeys {
+/// The counters of a policy, in the order of [`Charged::ALL`].
+struct PolicyCounters {
     policy: &'static str,
-    keys: [Key; Charged::ALL.len()],
+    counters: [KeptCounter; Charged::ALL.len()],
 }
 
-impl PolicyKeys {
+impl PolicyCounters {
     fn new(policy: &str) -> Self {
         let policy: &'static str = String::leak(policy.to_owned());
-        Self { policy, keys: Charged::ALL.map(|what| what.kept_key(policy)) }
+        Self { policy, counters: Charged::ALL.map(|what| what.kept(policy)) }
     }
 }
 
-/// The keys of the first policies, kept forever. Most services have fewer policies. Others get a new key for each count.
-static POLICIES: [OnceLock<PolicyKeys>; 64] = [const { OnceLock::new() }; 64];
+/// The counters of the first policies, kept forever. Most services have fewer policies. Others get a new key for each count.
+static POLICIES: [OnceLock<PolicyCounters>; 64] = [const { OnceLock::new() }; 64];
 
 pub(super) fn by_policy(policy: &str, what: Charged) {
-    let mut kept = POLICIES.iter().map(|place| place.get_or_init(|| PolicyKeys::new(policy)));
+    let mut kept = POLICIES.iter().map(|place| place.get_or_init(|| PolicyCounters::new(policy)));
     match kept.find(|kept| kept.policy == policy) {
-        Some(kept) => count(&kept.keys[what as usize]),
-        None => count(&what.key(policy)),
+        Some(kept) => kept.counters[what as usize].count(),
+        None => what.count(policy),
     }
 }

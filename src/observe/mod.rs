@@ -9,12 +9,14 @@
 
 // Rules.
 //
-// 1. Only this module uses `tracing` (in `events.rs`) and `metrics` (in `meter.rs`). The rest of the crate calls the functions
-//    below, which are empty without these features.
+// 1. Only this module uses `tracing` (in `events.rs`) and `metrics` (in `counter.rs` and `meter.rs`). The rest of the crate
+//    calls the functions below, which are empty without these features.
 // 2. No function takes a token, a digest or a header value, so that none can be reported.
 // 3. A label value is defined in this folder, the name of a policy, or a `&'static str`: configuration, never request data.
 // 4. Reports of every request do not allocate (`tests/alloc.rs`).
 
+#[cfg(feature = "metrics")]
+mod counter;
 #[cfg(feature = "tracing")]
 mod events;
 #[cfg(feature = "metrics")]
@@ -40,6 +42,26 @@ use crate::token::TokenLocation;
 #[cfg(feature = "metrics")]
 pub fn describe_metrics() {
     meter::ALL.iter().for_each(|metric| metric.describe());
+}
+
+/// Keeps the counters of the process's recorder, which makes counts cheaper. A kept counter is looked up in the recorder once a
+/// second, and not at each count.
+///
+/// Call this function once, after the recorder was installed for the process. Without a recorder it does nothing. Recorders for
+/// single threads, such as those of tests, are not affected: their counters are looked up at each count.
+///
+/// Do not call this function in these cases:
+///
+/// - The recorder adds labels that depend on where a count is made, such as those of the current span that
+///   `metrics-tracing-context` adds. A kept counter would count under the labels of another request.
+/// - The exporter removes counters that have not changed for less than a second. Counts could be lost.
+///
+/// ```
+/// tollgate::observe::keep_counters();
+/// ```
+#[cfg(feature = "metrics")]
+pub fn keep_counters() {
+    counter::keep();
 }
 
 /// Reports a rejection by a gate, another layer or a handler.

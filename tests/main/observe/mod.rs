@@ -27,6 +27,8 @@ mod events;
 mod numbers;
 #[cfg(feature = "metrics")]
 mod page;
+#[cfg(feature = "metrics")]
+mod recorders;
 
 type Answer = Pin<Box<dyn Future<Output = Response<Body>>>>;
 

@@ -166,9 +166,11 @@ timing-valgrind: (where "valgrind with its headers" "command -v valgrind && test
 load:
     cargo run --locked --release --manifest-path benches/load/Cargo.toml
 
-# Runs the tests of the fuzz oracles on stable Rust, then builds all fuzz targets.
+# Runs the tests of the fuzz oracles on stable Rust, then builds all fuzz targets. The tests share the builds of dependencies, so
+# fuzz/Cargo.lock has the versions of Cargo.lock where it can.
 fuzz-check: && (where "cargo-fuzz for nightly Rust" "cargo +nightly fuzz --version" "TOLLGATE_REQUIRE_NIGHTLY" "cd fuzz && cargo +nightly fuzz build --fuzz-dir . --sanitizer none")
-    cd fuzz && cargo fmt --check && cargo clippy --all-targets -- -D warnings && cargo test
+    cd fuzz && cargo fmt --check && cargo clippy --all-targets --target-dir ../target -- -D warnings && \
+        cargo test --target-dir ../target
 
 # Tests that take longer than 50 ms or are about other folders.
 mutants-later := "store_model:: levels:: readiness:: body_sockets::a_silent_client \
@@ -228,7 +230,7 @@ fuzz SECONDS='10': (where "cargo-fuzz for nightly Rust" "cargo +nightly fuzz --v
 [private]
 [working-directory: 'fuzz']
 fuzz-run seconds:
-    cargo run --quiet --example seeds
+    cargo run --quiet --target-dir ../target --example seeds
     mkdir -p $(cargo +nightly fuzz list --fuzz-dir . | sed 's|^|corpus/|')
     cargo +nightly fuzz list --fuzz-dir . | xargs -P 2 -I '{}' \
         cargo +nightly fuzz run --sanitizer none --fuzz-dir . '{}' 'corpus/{}' 'seeds/{}' -- \

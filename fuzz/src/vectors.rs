@@ -66,7 +66,62 @@ pub fn octets(object: &Value, key: &str, hex_key: &str) -> Vec<u8> {
 
 /// Returns the seeds of a target. The content of a location in a vector is the input of its parser, byte for byte.
 pub fn seeds(target: &str) -> BTreeSet<Vec<u8>> {
-    all().iter().filter_map(|vector| seed(target, vector)).chain(at_limits(target)).collect()
+    all().iter().filter_map(|vector| seed(target, vector)).chain(at_limits(target)).chain(long(target)).collect()
+}
+
+/// The default limit of bodies.
+const MAX_BODY: usize = 65_536;
+
+/// Returns inputs with bodies as long as the limit. A run has no longer inputs than its longest seed.
+fn long(target: &str) -> Vec<Vec<u8>> {
+    if target == "pipeline" {
+        return ["form", "json", "text"].into_iter().flat_map(long_requests).collect();
+    }
+    long_bodies(target, MAX_BODY)
+}
+
+/// Returns requests with bodies at the limit, which are masked and sent in pieces, and one request with a byte more.
+fn long_requests(location: &str) -> Vec<Vec<u8>> {
+    let content_type = match location {
+        "form" => "application/x-www-form-urlencoded",
+        "json" => "application/json",
+        _ => "text/plain",
+    };
+    let request = |options: [u8; 3], body: Vec<u8>| {
+        let headers = vec![("content-type".to_owned(), content_type.to_owned())];
+        let sent = Sent { method: "POST".to_owned(), target: "/".to_owned(), headers, body, ..Sent::default() };
+        [&options[..], &sent.to_bytes()].concat()
+    };
+    let too_long = long_bodies(location, MAX_BODY + 1).pop();
+    let bodies = long_bodies(location, MAX_BODY).into_iter().map(|body| request([0, 0x82, 0], body));
+    bodies.chain(too_long.map(|body| request([0, 0, 0], body))).collect()
+}
+
+/// Returns bodies of one length with the token at the beginning, in the middle, or at the end.
+fn long_bodies(location: &str, len: usize) -> Vec<Vec<u8>> {
+    let parts: &[[&str; 3]] = match location {
+        "form" => &[
+            ["access_token=a&b=", "c", ""],
+            ["b&", "c&", "access_token=a"],
+            ["b&access%5Ftoken=%61&", "c=%2B+&", ""],
+            ["access_token=", "a", ""],
+        ],
+        "json" => &[
+            [r#"{"key":"a","b":""#, "c", r#""}"#],
+            [r#"{"b":[1"#, ",1", r#"],"key":"a"}"#],
+            [r#"{"b":1,"\u006bey":"\u0061","#, r#""c":{"key":[]},"#, r#""d":1}"#],
+            [r#"{"b":""#, r"\ud83d\ude00\n", r#"","key":"a"}"#],
+            [r#"{"key":""#, "a", r#""}"#],
+        ],
+        "text" => &[["key=a;b=", "c", ""], ["b;", "c=d;", "key=a"], ["b;KEY = a ;\r\n", "c ;", ""], ["key=", "a", ""]],
+        _ => &[],
+    };
+    let body = |[before, repeated, after]: &[&str; 3]| {
+        let rest = len - before.len() - after.len();
+        let (count, spaces) = (rest / repeated.len(), rest % repeated.len());
+        [before.as_bytes(), &repeated.as_bytes().repeat(count), after.as_bytes(), &b" ".repeat(spaces)].concat()
+    };
+    parts.iter().map(body).collect()
 }
 
 /// Returns inputs on both sides of a limit, which a fuzzer does not find.

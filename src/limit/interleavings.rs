@@ -4,7 +4,6 @@
 //! sequentially consistent, so it does not check memory orderings. It replaces the cell of governor by a cell with the same
 //! steps. Operations on `Arc` counts and `OnceLock`s are not separate steps; each happens between two steps.
 
-use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -17,6 +16,7 @@ use crate::caller::CurrentGrant;
 use crate::grant::Grant;
 use crate::quota::Quota;
 use crate::request_head::RequestHead;
+use crate::sync::explore;
 
 const ONE: Charge<'static> = Charge::Units(1);
 
@@ -118,19 +118,6 @@ fn sweep_before_and_after_the_refill() {
     seconds.store(1, Ordering::SeqCst);
     limits.sweep();
     assert_eq!(limits.subjects(), 0);
-}
-
-/// Returns the number of runs per model. By default, all models together take less than a minute. Set
-/// `TOLLGATE_SHUTTLE_RUNS` for longer searches.
-fn runs() -> usize {
-    let configured = std::env::var("TOLLGATE_SHUTTLE_RUNS").ok().and_then(|runs| runs.parse::<NonZeroUsize>().ok());
-    configured.map_or(5_000, NonZeroUsize::get)
-}
-
-/// Runs a model with two schedulers: random schedules, and schedules with few thread switches, which find rare orders soon.
-fn explore(model: impl Fn() + Copy + Send + Sync + 'static) {
-    shuttle::check_random(model, runs());
-    shuttle::check_pct(model, runs(), 4);
 }
 
 /// Charges two stored grants of one plan and one of another plan, with a sweeper. Two threads share the first grant. The

@@ -28,6 +28,8 @@ pub(crate) mod forwarded;
 #[cfg(all(test, tollgate_shuttle))]
 mod interleavings;
 mod key_table;
+#[cfg(all(test, tollgate_shuttle))]
+mod lease_interleavings;
 #[allow(clippy::module_inception, reason = "the file of `Limit`")]
 mod limit;
 mod memory;

@@ -19,7 +19,8 @@ use std::sync::atomic::Ordering;
 
 use crate::quota::Quota;
 use crate::quota::cell::{force_charge, wait_for};
-use crate::sync::{AtomicU32, InMemoryState, Mutex};
+use crate::sync::atomic::AtomicU32;
+use crate::sync::{InMemoryState, Mutex};
 
 /// The number of rows, and thus of cells per peer.
 pub(super) const ROWS: usize = 4;

@@ -2,8 +2,7 @@
 
 use std::collections::HashMap;
 use std::hash::{BuildHasher as _, RandomState};
-use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::OwnedMutexGuard;
@@ -14,6 +13,8 @@ use super::timeout::within;
 use crate::grant::Subject;
 use crate::quota::Quota;
 use crate::quota::decision::Decision;
+use crate::sync::atomic::{AtomicU32, Ordering};
+use crate::sync::{Mutex, MutexGuard};
 
 /// All leases of a server.
 pub(super) struct LeaseTable {

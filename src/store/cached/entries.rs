@@ -2,8 +2,7 @@
 
 use std::collections::HashMap;
 use std::hash::{BuildHasher, BuildHasherDefault, Hash, RandomState};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, PoisonError, Weak};
 use std::time::Duration;
 
 use quick_cache::sync::{Cache, DefaultLifecycle};
@@ -12,6 +11,8 @@ use quick_cache::{OptionsBuilder, UnitWeighter};
 use crate::grant::{Grant, GrantId, Subject};
 use crate::store::Invalidation;
 use crate::store::memory::DigestHasher;
+use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use crate::sync::{Mutex, MutexGuard, Stepped, stepped};
 use crate::token::TokenDigest;
 
 /// The entries of a cache.
@@ -32,7 +33,7 @@ pub(super) struct Entries<P> {
 }
 
 /// A read takes a shared lock, as in `MemoryStore`, and marks the entry as used.
-type Table<V, S> = Cache<TokenDigest, V, UnitWeighter, S>;
+type Table<V, S> = Stepped<Cache<TokenDigest, V, UnitWeighter, S>>;
 
 /// A cached grant.
 pub(super) struct Entry<P> {
@@ -265,11 +266,11 @@ fn table<V: Clone, S: BuildHasher + Clone + Default>(capacity: u64) -> Table<V, 
     let expected = usize::try_from(capacity).unwrap_or(usize::MAX).min(MAX_EXPECTED);
     let mut options = OptionsBuilder::new();
     options.weight_capacity(capacity).estimated_items_capacity(expected).shards(SHARDS);
-    match options.build() {
+    stepped(match options.build() {
         Ok(options) => Cache::with_options(options, UnitWeighter, S::default(), DefaultLifecycle::default()),
         // Unreachable: both capacities are set.
         Err(_) => Cache::with(expected, capacity, UnitWeighter, S::default(), DefaultLifecycle::default()),
-    }
+    })
 }
 
 /// As in `MemoryStore`.

@@ -2,8 +2,7 @@
 
 use std::collections::HashMap;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use futures_util::FutureExt as _;
@@ -11,6 +10,8 @@ use futures_util::future::{Shared, WeakShared};
 
 use crate::rejection::store_error::StoreError;
 use crate::store::Lookup;
+use crate::sync::atomic::{AtomicU64, Ordering};
+use crate::sync::{Mutex, MutexGuard};
 use crate::token::TokenDigest;
 
 /// A pending lookup. Clones wait for the same result. The lookup is dropped with its last clone.

@@ -8,6 +8,8 @@ use std::time::Duration;
 
 mod builder;
 mod entries;
+#[cfg(all(test, tollgate_shuttle))]
+mod interleavings;
 mod lookups;
 
 pub use builder::{CacheSettingsError, CachedStoreBuilder};

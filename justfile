@@ -119,7 +119,7 @@ api-read:
 
 # Checks format and lints of the programs with their own Cargo projects, whose dependencies stay out of the crate.
 projects:
-    for project in benches/{compare,instructions,load,timing} tests/interleavings; do \
+    for project in benches/{compare,instructions,load,redis,timing} tests/interleavings; do \
         cargo fmt --manifest-path $project/Cargo.toml --check -- --config-path rustfmt.toml; \
         cargo clippy --locked --manifest-path $project/Cargo.toml --target-dir target -- -D warnings; \
     done
@@ -147,9 +147,11 @@ stores:
 jwt:
     cargo bench --bench jwt --features jwt
 
-# Measures limits in Redis against a bare call of the same script, and what leases save, in one table.
-redis-bench:
-    cargo bench --bench redis --features redis
+# The options are those of a profiled run, see benches/redis/src/main.rs.
+#
+# Measures limits in Redis against a bare call of the same script and against another crate, and what leases save.
+redis-bench *options:
+    cargo run --locked --release --ignore-rust-version --manifest-path benches/redis/Cargo.toml -- {{options}}
 
 # Measures the gate against other crates in one run; ends with ratios. `just compare --tokens 100 --rounds 3` is shorter.
 compare *options:

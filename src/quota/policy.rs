@@ -1,9 +1,11 @@
 //! [`Policy`]: a quota with a name, and its pre-rendered header values.
 
+use std::collections::HashMap;
 use std::fmt;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use http::HeaderValue;
 use thiserror::Error;
 
@@ -30,7 +32,7 @@ pub struct Policy(Repr);
 #[derive(Clone)]
 enum Repr {
     Leaked(&'static Inner),
-    /// For processes with more than [`Policy::MAX_LEAKED`] policies.
+    /// For processes with more than [`Leaked::MAX`] policies.
     Counted(Arc<Inner>),
 }
 
@@ -55,6 +57,72 @@ pub enum PolicyNameError {
     Form,
 }
 
+/// The leaked policies of the process.
+static LEAKED: LazyLock<Leaked> = LazyLock::new(Leaked::default);
+
+/// Leaked policies. Charges find their policy here, so reading takes no lock.
+#[derive(Default)]
+struct Leaked {
+    policies: ArcSwap<HashMap<(Quota, &'static str), &'static Inner>>,
+    /// Held while a policy is added.
+    add: Mutex<()>,
+}
+
+impl Leaked {
+    /// The maximum number of leaked policies in a process. Each takes about 200 bytes, and 60 bytes per item.
+    const MAX: usize = 1_024;
+
+    fn get_or_add(&self, name: &str, quota: Quota) -> Policy {
+        let policies = self.policies.load();
+        match policies.get(&(quota, name)) {
+            Some(&inner) => Policy(Repr::Leaked(inner)),
+            None if policies.len() < Self::MAX => self.add(name, quota),
+            None => Policy(Repr::Counted(Arc::new(Inner::counted(name, quota)))),
+        }
+    }
+
+    #[cold]
+    fn add(&self, name: &str, quota: Quota) -> Policy {
+        let _add = self.lock();
+        let policies = self.policies.load();
+        // Another thread may have added the same policy meanwhile, or the last one.
+        if policies.contains_key(&(quota, name)) || policies.len() >= Self::MAX {
+            return self.get_or_add(name, quota);
+        }
+        let inner = &*Box::leak(Box::new(Inner::leaked(name, quota)));
+        let mut more = HashMap::clone(&policies);
+        more.insert((quota, &*inner.name), inner);
+        self.policies.store(Arc::new(more));
+        Policy(Repr::Leaked(inner))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, ()> {
+        self.add.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Inner {
+    /// The largest burst whose items are pre-rendered.
+    const MAX_ITEMS: u32 = 64;
+
+    /// Renders a policy that will be leaked. Its header values are leaked too.
+    fn leaked(name: &str, quota: Quota) -> Self {
+        let (advert, prefix) = render_policy(name, quota);
+        let items = match quota.burst() <= Self::MAX_ITEMS && quota.interval() <= Duration::from_secs(1) {
+            true => render_items(&prefix, quota.burst()),
+            false => Box::default(),
+        };
+        Self { quota, name: name.into(), advert: HeaderValue::from_static(String::leak(advert)), prefix, items }
+    }
+
+    fn counted(name: &str, quota: Quota) -> Self {
+        let (advert, prefix) = render_policy(name, quota);
+        // A validated name is printable ASCII, so the conversion succeeds.
+        let advert = HeaderValue::try_from(advert).unwrap_or(HeaderValue::from_static(""));
+        Self { quota, name: name.into(), advert, prefix, items: Box::default() }
+    }
+}
+
 impl Policy {
     /// Creates a policy with a name and a quota.
     ///
@@ -67,34 +135,9 @@ impl Policy {
         Ok(Self::named(&name, quota))
     }
 
-    /// The maximum number of leaked policies in a process. Each takes about 200 bytes, and 60 bytes per item.
-    const MAX_LEAKED: usize = 1_024;
-    /// The largest burst whose items are pre-rendered.
-    const MAX_ITEMS: u32 = 64;
-
+    /// Takes no lock, except to add a policy that the process does not have yet.
     pub(crate) fn named(name: &PolicyName, quota: Quota) -> Self {
-        static LEAKED: Mutex<Vec<&'static Inner>> = Mutex::new(Vec::new());
-
-        let mut leaked = LEAKED.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(inner) = leaked.iter().find(|inner| inner.quota == quota && *inner.name == *name.0) {
-            return Self(Repr::Leaked(inner));
-        }
-        let (advert, prefix) = render_policy(&name.0, quota);
-        let name = (*name.0).into();
-        if leaked.len() < Self::MAX_LEAKED {
-            let advert = HeaderValue::from_static(String::leak(advert));
-            let items = match quota.burst() <= Self::MAX_ITEMS && quota.interval() <= Duration::from_secs(1) {
-                true => render_items(&prefix, quota.burst()),
-                false => Box::default(),
-            };
-            let inner = Box::leak(Box::new(Inner { quota, name, advert, prefix, items }));
-            leaked.push(inner);
-            Self(Repr::Leaked(inner))
-        } else {
-            // A validated name is printable ASCII, so the conversion succeeds.
-            let advert = HeaderValue::try_from(advert).unwrap_or(HeaderValue::from_static(""));
-            Self(Repr::Counted(Arc::new(Inner { quota, name, advert, prefix, items: Box::default() })))
-        }
+        LEAKED.get_or_add(&name.0, quota)
     }
 
     fn inner(&self) -> &Inner {
@@ -199,4 +242,49 @@ fn render_items(prefix: &[u8], burst: u32) -> Box<[HeaderValue]> {
     let prefix = String::from_utf8_lossy(prefix);
     let item = |left| format!("{prefix}{left};t={}", u32::from(left < burst));
     (0..=burst).map(|left| HeaderValue::from_static(String::leak(item(left)))).collect()
+}
+
+/// Takes the lock that a new policy needs, for tests of what takes no lock.
+#[cfg(test)]
+pub(crate) fn lock_new_policies() -> MutexGuard<'static, ()> {
+    LEAKED.lock()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const QUOTA: Quota = Quota::per_minute(7);
+
+    /// Returns the address of a leaked policy, or `None` if the policy is counted.
+    fn address(policy: &Policy) -> Option<usize> {
+        matches!(policy.0, Repr::Leaked(_)).then(|| std::ptr::from_ref(policy.inner()).addr())
+    }
+
+    #[test]
+    fn known_policy_takes_no_lock() {
+        let leaked = Leaked::default();
+        let policy = || address(&leaked.get_or_add("known", QUOTA)).unwrap();
+        let known = policy();
+        let _lock = leaked.lock();
+        assert_eq!(policy(), known);
+    }
+
+    #[test]
+    fn concurrent_new_policies_are_leaked_once_up_to_the_maximum() {
+        let leaked = Leaked::default();
+        let names: Vec<_> = (0..Leaked::MAX + 20).map(|number| format!("policy {number}")).collect();
+        let addresses = || names.iter().map(|name| address(&leaked.get_or_add(name, QUOTA))).collect::<Vec<_>>();
+        let by_threads: Vec<_> = std::thread::scope(|scope| {
+            let threads: Vec<_> = (0..4).map(|_| scope.spawn(addresses)).collect();
+            threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+        });
+        // Then all policies are known or counted, and no lock is taken.
+        let _lock = leaked.lock();
+        let expected = addresses();
+        assert_eq!(expected.iter().flatten().count(), Leaked::MAX);
+        assert!(by_threads.iter().all(|addresses| *addresses == expected));
+        let counted = leaked.get_or_add(names.last().unwrap(), QUOTA);
+        assert_eq!((counted.name(), counted.quota()), (&**names.last().unwrap(), QUOTA));
+    }
 }

@@ -97,8 +97,7 @@ impl<L> RedisAnonymousLimits<L> {
         let cost = limit.cost(charge);
         let part = Part { at: 0, key, policy, cost, binds: !limit.is_dry_run };
         let is_look = matches!(charge, Charge::Units(0));
-        let (parts, costs) = (vec![part], vec![cost]);
-        self.shared.begin(ChargeRequest { tag, parts, costs, grant: None, is_look, hash: Some(hash) })
+        self.shared.begin(ChargeRequest { tag, parts: vec![part], grant: None, is_look, hash: Some(hash) })
     }
 }
 

@@ -56,8 +56,6 @@ pub(super) struct ChargeRequest {
     pub(super) tag: Tag,
     /// The buckets of the policies that limit this caller.
     pub(super) parts: Vec<Part>,
-    /// The cost for each policy of the limiter.
-    pub(super) costs: Vec<u32>,
     /// `None` is an anonymous caller.
     pub(super) grant: Option<CurrentGrant>,
     /// True for a charge of 0 units, which is not reported as a charge.
@@ -73,6 +71,11 @@ impl ChargeRequest {
             None if has_refunds => gcra::charge_with_refunds(connection, &self.parts).await,
             None => gcra::charge(connection, &self.parts, &[]).await,
         }
+    }
+
+    /// Reports a decision about this charge, and returns it.
+    fn reported(&self, decision: Decision) -> Decision {
+        reported(decision, self.grant.as_ref(), self.is_look)
     }
 }
 
@@ -95,24 +98,33 @@ enum NotSent {
 impl Shared {
     /// Computes the costs of a charge, and makes it.
     pub(super) fn charge(self: &Arc<Self>, grant: Option<&CurrentGrant>, charge: Charge<'_>) -> Answer<RedisFuture> {
-        let costs: Vec<_> = self.limits.states().iter().map(|state| state.limit().cost(charge)).collect();
+        let cost = |state: &LimitState| state.limit().cost(charge);
         let is_look = matches!(charge, Charge::Units(0));
-        match self.charge_lease(grant, &costs) {
+        let Some(leases) = &self.leases else {
+            return self.begin(self.request(grant, is_look, |_, state| cost(state)));
+        };
+        let costs: Vec<_> = self.limits.states().iter().map(cost).collect();
+        match self.charge_lease(leases, grant, &costs) {
             Some(decision) => Answer::Ready(reported(decision, grant, is_look)),
-            None => self.begin(self.request(grant, costs, is_look)),
+            None => self.begin(self.request(grant, is_look, |at, _| costs[at])),
         }
     }
 
-    /// Returns a charge with its buckets.
-    fn request(&self, grant: Option<&CurrentGrant>, costs: Vec<u32>, is_look: bool) -> ChargeRequest {
+    /// Returns a charge with its buckets. `cost` returns the cost for a policy.
+    fn request(
+        &self,
+        grant: Option<&CurrentGrant>,
+        is_look: bool,
+        cost: impl Fn(usize, &LimitState) -> u32,
+    ) -> ChargeRequest {
         let tag = grant.map_or_else(Tag::default, |grant| self.keys.tag(grant.subject()));
-        let part = |((at, state), &cost): ((usize, &LimitState), &u32)| {
+        let part = |(at, state): (usize, &LimitState)| {
             let policy = state.policy_of(grant)?;
             let key = self.key(state.limit(), grant.map(CurrentGrant::quota), tag, policy.name());
-            Some(Part { at, key, policy, cost, binds: !state.limit().is_dry_run })
+            Some(Part { at, key, policy, cost: cost(at, state), binds: !state.limit().is_dry_run })
         };
-        let parts = self.limits.states().iter().enumerate().zip(&costs).filter_map(part).collect();
-        ChargeRequest { tag, parts, costs, grant: grant.cloned(), is_look, hash: None }
+        let parts = self.limits.states().iter().enumerate().filter_map(part).collect();
+        ChargeRequest { tag, parts, grant: grant.cloned(), is_look, hash: None }
     }
 
     /// Returns the key of a caller's bucket under a policy with this name. `quota` is the caller's own quota, or `None` for anonymous
@@ -131,28 +143,26 @@ impl Shared {
             return Answer::Ready(Decision::unlimited());
         }
         if let Some(states) = self.rejections.find(&request.tag, &request.parts, self.limits.time.now_ns()) {
-            return Answer::Ready(reported(self.decision(&request, &states), request.grant.as_ref(), request.is_look));
+            return Answer::Ready(request.reported(self.decision(&request, states)));
         }
         match self.switch.try_acquire() {
             Ok(is_probe) => {
                 let (pass, shared) = (Permit::new(&self.switch, is_probe), Arc::clone(self));
                 Answer::Pending(RedisFuture::new(async move {
-                    let (grant, is_look) = (request.grant.clone(), request.is_look);
-                    reported(shared.ask(request, pass).await, grant.as_ref(), is_look)
+                    let decision = shared.ask(&request, pass).await;
+                    request.reported(decision)
                 }))
             }
-            Err(wait) => {
-                Answer::Ready(reported(self.decide_locally(&request, wait), request.grant.as_ref(), request.is_look))
-            }
+            Err(wait) => Answer::Ready(request.reported(self.decide_locally(&request, wait))),
         }
     }
 
-    async fn ask(self: Arc<Self>, request: ChargeRequest, mut pass: Permit) -> Decision {
+    async fn ask(self: &Arc<Self>, request: &ChargeRequest, mut pass: Permit) -> Decision {
         if let Some(leases) = self.leases.as_ref().filter(|leases| leases.has_leases_for(&request.parts)) {
             // Boxed, so that the future is smaller without leases.
-            return Box::pin(self.ask_with_lease(leases, &request, pass)).await;
+            return Box::pin(self.ask_with_lease(leases, request, pass)).await;
         }
-        let permit = match self.queue(&request, &mut pass).await {
+        let permit = match self.queue(request, &mut pass).await {
             Ok(permit) => permit,
             Err(decision) => return *decision,
         };
@@ -160,26 +170,26 @@ impl Shared {
         let has_refunds = self.limits.has_refunds();
         let charge = async |connection: &mut Connection| request.send(connection, has_refunds).await;
         let Some(reply) = self.with_redis(permit, pass, charge).await else {
-            return self.decide_locally(&request, self.timeout);
+            return self.decide_locally(request, self.timeout);
         };
         if has_refunds {
-            return self.refundable(&request, &reply);
+            return self.refundable(request, &reply);
         }
         let replied_at = self.limits.time.now_ns();
-        self.rejections.insert(request.tag, &request.parts, &reply.states, sent_at, replied_at);
-        self.decision(&request, &reply.states)
+        self.rejections.insert(request.tag, &request.parts, reply.states(), sent_at, replied_at);
+        self.decision(request, reply.states())
     }
 
     /// Returns the decision, with refunds if something was charged.
     fn refundable(self: &Arc<Self>, request: &ChargeRequest, reply: &Reply) -> Decision {
-        let decision = self.decision(request, &reply.states);
+        let decision = self.decision(request, reply.states());
         if !decision.is_admitted() {
             return decision;
         }
-        let decisions = request.parts.iter().zip(&reply.states).enumerate().map(|(at, (part, state))| {
-            let decision = self.marked(part.at, part.decision(*state), request.grant.as_ref());
-            let history = reply.histories.get(at).copied().unwrap_or_default();
-            match (Charged::of(part, *state, history, reply.now_us), self.limits.states().get(part.at)) {
+        let decisions = request.parts.iter().zip(reply.states()).enumerate().map(|(at, (part, state))| {
+            let decision = self.marked(part.at, part.decision(state), request.grant.as_ref());
+            let history = reply.history(at).unwrap_or_default();
+            match (Charged::of(part, state, history, reply.now_us), self.limits.states().get(part.at)) {
                 (Some(charged), Some(limit)) => {
                     let shared = Arc::clone(self);
                     let charged = charged.in_set(request.hash);
@@ -224,7 +234,7 @@ impl Shared {
         };
         let find = || self.rejections.find(&request.tag, &request.parts, self.limits.time.now_ns());
         match permit.has_waited.then(find).flatten() {
-            Some(states) => Err(self.decision(request, &states).into()),
+            Some(states) => Err(self.decision(request, states).into()),
             None => Ok(permit),
         }
     }
@@ -308,9 +318,14 @@ impl Shared {
         self.fallback.decide(request, wait)
     }
 
-    pub(super) fn decision(&self, request: &ChargeRequest, states: &[State]) -> Decision {
-        let made = |(part, state): (&Part, &State)| self.marked(part.at, part.decision(*state), request.grant.as_ref());
-        Decision::all_of(request.parts.iter().zip(states).map(made))
+    pub(super) fn decision(&self, request: &ChargeRequest, states: impl IntoIterator<Item = State>) -> Decision {
+        let made = |(part, state): (&Part, State)| self.marked(part.at, part.decision(state), request.grant.as_ref());
+        let mut decisions = request.parts.iter().zip(states).map(made);
+        match *request.parts {
+            // The usual charge needs no vector of decisions.
+            [_] => decisions.next().unwrap_or_else(Decision::unlimited),
+            _ => Decision::all_of(decisions),
+        }
     }
 
     /// Adds a policy's dry-run and near-limit marks to its decision.

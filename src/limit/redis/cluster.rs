@@ -57,15 +57,17 @@ impl Cluster {
 
     /// Returns the connection to the node that has a key. Waits while the connection is being made.
     pub(super) async fn open(self: &Arc<Self>, key: &[u8]) -> RedisResult<Connection> {
-        let cluster = Arc::clone(self);
-        let mut slots = self.slots.attempt(self.connection_timeout, async move { cluster.find_slots().await });
+        let slots = self.slots.attempt(self.connection_timeout, || {
+            let cluster = Arc::clone(self);
+            async move { cluster.find_slots().await }
+        });
         let slots = slots.done().await?;
         let address = slots.node_of(slot(key)).ok_or_else(|| unexpected("no node has this slot"))?;
         self.open_at(address.clone()).await
     }
 
     async fn open_at(self: &Arc<Self>, address: Address) -> RedisResult<Connection> {
-        let mut attempt = self.connection(&address)?;
+        let attempt = self.connection(&address)?;
         let node = attempt.done().await?;
         Ok(Connection { node, attempt, route: Some(Route { cluster: Arc::clone(self), address }) })
     }
@@ -83,13 +85,15 @@ impl Cluster {
         self.slots.clear();
     }
 
-    fn connection(&self, address: &Address) -> RedisResult<Attempt<Node>> {
+    fn connection(&self, address: &Address) -> RedisResult<Arc<Attempt<Node>>> {
         let made =
             Arc::clone(self.nodes.lock().unwrap_or_else(PoisonError::into_inner).entry(address.clone()).or_default());
         // All nodes have the same credentials.
         let seed = self.seeds.first().ok_or_else(|| unexpected("the cluster has no nodes"))?;
-        let endpoint = seed.at(&*address.0, address.1);
-        Ok(made.attempt(self.connection_timeout, async move { Node::connect(&endpoint).await }))
+        Ok(made.attempt(self.connection_timeout, || {
+            let endpoint = seed.at(&*address.0, address.1);
+            async move { Node::connect(&endpoint).await }
+        }))
     }
 
     /// Asks the known nodes for the slots, one soon after the other.

@@ -10,9 +10,10 @@
 //!    The next charge then uses that connection, or makes another.
 
 use std::io;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
+use arc_swap::ArcSwapOption;
 use redis::{Cmd, FromRedisValue, RedisError, RedisResult};
 use tokio::sync::watch;
 
@@ -24,7 +25,7 @@ use super::timeout::within;
 /// A connection for a charge, and the attempt to drop if the charge fails.
 pub(super) struct Connection {
     pub(super) node: Node,
-    pub(super) attempt: Attempt<Node>,
+    pub(super) attempt: Arc<Attempt<Node>>,
     /// Present for a node of a cluster.
     pub(super) route: Option<Route>,
 }
@@ -64,8 +65,10 @@ impl Link {
         if let Some(cluster) = &self.cluster {
             return cluster.open(key).await;
         }
-        let server = Arc::clone(&self.server);
-        let mut attempt = self.one.attempt(server.connection_timeout, async move { server.connect().await });
+        let attempt = self.one.attempt(self.server.connection_timeout, || {
+            let server = Arc::clone(&self.server);
+            async move { server.connect().await }
+        });
         Ok(Connection { node: attempt.done().await?, attempt, route: None })
     }
 
@@ -78,75 +81,90 @@ impl Link {
     }
 }
 
-/// A shared value that is made on first use.
-pub(super) struct Lazy<T>(Mutex<Option<Attempt<T>>>);
+/// A shared value that is made on first use. Reading a value that is made takes no lock.
+pub(super) struct Lazy<T> {
+    current: ArcSwapOption<Attempt<T>>,
+    /// Held while a task is started.
+    start: Mutex<()>,
+}
 
 impl<T> Default for Lazy<T> {
     fn default() -> Self {
-        Self(Mutex::new(None))
+        Self { current: ArcSwapOption::empty(), start: Mutex::new(()) }
     }
 }
 
 /// A value that is made, or is being made by a task.
-///
-/// The task holds the sender, so waiting charges wake up only when the task has ended.
-#[derive(Clone)]
-pub(super) struct Attempt<T>(watch::Receiver<Option<RedisResult<T>>>);
+pub(super) struct Attempt<T> {
+    made: OnceLock<RedisResult<T>>,
+    /// The task holds the sender, so waiting charges wake up only when the task has ended.
+    end: watch::Receiver<()>,
+}
 
 impl<T: Clone + Send + Sync + 'static> Lazy<T> {
     /// Returns the current value or attempt. If there is none, starts a task that makes the value within `limit`.
-    pub(super) fn attempt(
-        &self,
-        limit: Duration,
-        make: impl Future<Output = RedisResult<T>> + Send + 'static,
-    ) -> Attempt<T> {
-        let mut current = self.lock();
-        if let Some(attempt) = current.as_ref().filter(|attempt| !attempt.has_failed()) {
-            return attempt.clone();
+    pub(super) fn attempt<F>(&self, limit: Duration, make: impl FnOnce() -> F) -> Arc<Attempt<T>>
+    where
+        F: Future<Output = RedisResult<T>> + Send + 'static,
+    {
+        let current = || self.current.load_full().filter(|attempt| !attempt.has_failed());
+        if let Some(attempt) = current() {
+            return attempt;
         }
-        let (made, attempt) = watch::channel(None);
-        tokio::spawn(async move {
-            let done = within(limit, make).await;
-            made.send_replace(Some(done.unwrap_or_else(|| Err(io::Error::from(io::ErrorKind::TimedOut).into()))));
-        });
-        current.insert(Attempt(attempt)).clone()
+        // A poisoned lock is usable: it protects no data.
+        let _start = self.start.lock().unwrap_or_else(PoisonError::into_inner);
+        current().unwrap_or_else(|| {
+            let (task, end) = watch::channel(());
+            let attempt = Arc::new(Attempt { made: OnceLock::new(), end });
+            let (made, make) = (Arc::clone(&attempt), make());
+            tokio::spawn(async move {
+                let done = within(limit, make).await;
+                let done = done.unwrap_or_else(|| Err(io::Error::from(io::ErrorKind::TimedOut).into()));
+                // Never an error: only this task sets the value.
+                _ = made.made.set(done);
+                drop(task);
+            });
+            self.current.store(Some(Arc::clone(&attempt)));
+            attempt
+        })
     }
 
     /// Drops this value, if it is still the current one. A pending attempt stays: a charge may have a shorter timeout.
-    pub(super) fn clear_if(&self, failed: &Attempt<T>) {
-        self.lock().take_if(|attempt| attempt.0.same_channel(&failed.0) && attempt.is_over());
+    pub(super) fn clear_if(&self, failed: &Arc<Attempt<T>>) {
+        if failed.is_over() {
+            self.current.compare_and_swap(failed, None);
+        }
     }
 
     /// Drops the current value. A pending attempt stays.
     pub(super) fn clear(&self) {
-        self.lock().take_if(|attempt| attempt.is_over());
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Option<Attempt<T>>> {
-        // A poisoned lock is usable: only whole values are moved under the lock.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        if let Some(attempt) = self.current.load_full() {
+            self.clear_if(&attempt);
+        }
     }
 }
 
 impl<T: Clone> Attempt<T> {
     /// Waits until the value is made.
-    pub(super) async fn done(&mut self) -> RedisResult<T> {
-        match self.0.wait_for(Option::is_some).await {
-            Ok(made) => made.clone().unwrap_or_else(|| Err(gone())),
-            Err(_) => Err(gone()),
+    pub(super) async fn done(&self) -> RedisResult<T> {
+        if self.made.get().is_none() {
+            // Nothing is sent, so this waits for the end of the task.
+            _ = self.end.clone().changed().await;
         }
+        self.made.get().cloned().unwrap_or_else(|| Err(gone()))
     }
 
     fn is_over(&self) -> bool {
-        self.0.borrow().is_some() || self.has_failed()
+        self.made.get().is_some() || self.has_failed()
     }
 
     fn has_failed(&self) -> bool {
-        match &*self.0.borrow() {
-            Some(made) => made.is_err(),
-            // The task ended without a result: its runtime ended, or it panicked.
-            None => self.0.has_changed().is_err(),
-        }
+        let has_failed = |made: &RedisResult<T>| made.is_err();
+        self.made.get().map_or_else(
+            // The task may have ended without a result: its runtime ended, or it panicked.
+            || self.end.has_changed().is_err() && self.made.get().is_none_or(has_failed),
+            has_failed,
+        )
     }
 }
 
@@ -165,5 +183,81 @@ impl RedisServer {
                 Err((redis::ErrorKind::InvalidClientConfig, "a cluster has no single connection").into())
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicU32, Ordering};
+
+    use super::*;
+
+    const LONG: Duration = Duration::from_secs(30);
+
+    fn runtime() -> tokio::runtime::Runtime {
+        tokio::runtime::Builder::new_multi_thread().worker_threads(4).enable_all().build().unwrap()
+    }
+
+    #[test]
+    fn concurrent_first_uses_share_one_attempt() {
+        let (lazy, made) = (Arc::new(Lazy::default()), Arc::new(AtomicU32::new(0)));
+        runtime().block_on(async {
+            let uses = (0..64).map(|_| {
+                let (lazy, made) = (Arc::clone(&lazy), Arc::clone(&made));
+                tokio::spawn(async move {
+                    let make = || async move {
+                        tokio::task::yield_now().await;
+                        Ok(made.fetch_add(1, Ordering::Relaxed))
+                    };
+                    lazy.attempt(LONG, make).done().await.unwrap()
+                })
+            });
+            for used in uses.collect::<Vec<_>>() {
+                assert_eq!(used.await.unwrap(), 0);
+            }
+        });
+        assert_eq!(made.load(Ordering::Relaxed), 1);
+    }
+
+    #[test]
+    fn a_value_that_is_made_is_read_without_a_lock() {
+        let lazy = Lazy::default();
+        let make = || async { Ok(1) };
+        runtime().block_on(async {
+            assert_eq!(lazy.attempt(LONG, make).done().await.unwrap(), 1);
+            let _lock = lazy.start.lock().unwrap();
+            assert_eq!(lazy.attempt(LONG, make).done().await.unwrap(), 1);
+        });
+    }
+
+    #[test]
+    fn a_failed_attempt_is_replaced_once() {
+        let slow = || async {
+            tokio::time::sleep(LONG).await;
+            Ok(0)
+        };
+        let failures: [fn() -> RedisResult<u32>; 2] = [|| Err(gone()), || panic!("intended")];
+        runtime().block_on(async {
+            for fail in failures {
+                let lazy = Lazy::default();
+                let first = lazy.attempt(LONG, || async move { fail() });
+                assert!(first.done().await.is_err() && first.done().await.is_err());
+                let second = lazy.attempt(LONG, || async { Ok(2) });
+                assert_eq!(second.done().await.unwrap(), 2);
+                // Charges that fail later, with the connection that was replaced, do not drop the new one.
+                lazy.clear_if(&first);
+                assert!(Arc::ptr_eq(&lazy.attempt(LONG, || async { Ok(3) }), &second));
+                lazy.clear_if(&second);
+                assert_eq!(lazy.attempt(LONG, || async { Ok(4) }).done().await.unwrap(), 4);
+            }
+            // An attempt that takes too long fails. Until then it stays.
+            let lazy = Lazy::default();
+            let pending = lazy.attempt(Duration::from_millis(40), slow);
+            lazy.clear();
+            lazy.clear_if(&pending);
+            assert!(Arc::ptr_eq(&lazy.attempt(LONG, slow), &pending));
+            assert!(pending.done().await.is_err());
+            assert!(!Arc::ptr_eq(&lazy.attempt(LONG, slow), &pending));
+        });
     }
 }

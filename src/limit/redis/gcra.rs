@@ -46,11 +46,10 @@ pub(super) type History = [u64; 3];
 /// The reply to a charge.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Reply {
-    pub(super) states: Vec<State>,
-    /// One for each bucket, if charges can be refunded.
-    pub(super) histories: Vec<History>,
-    /// The units that were leased, if there were lease requests.
-    pub(super) leased: Vec<u32>,
+    /// The numbers of all buckets, kept as they came: most charges read three of them.
+    numbers: Vec<u64>,
+    /// The numbers of a bucket: three, or six if charges can be refunded.
+    width: usize,
     /// The time of the charge by Redis' clock, in microseconds since 1970.
     pub(super) now_us: u64,
 }
@@ -109,8 +108,7 @@ async fn run(
     let mut args: Vec<_> = parts.iter().flat_map(Part::args).collect();
     args.extend(parts.iter().zip(requests).flat_map(|(part, request)| part.lease_args(*request)));
     args.extend(now_us);
-    let reply = Reply::read(script.run(connection, &keys, &args).await?, parts.len())?;
-    Ok(if requests.is_empty() { Reply { leased: Vec::new(), ..reply } } else { reply })
+    Reply::read(script.run(connection, &keys, &args).await?, parts.len())
 }
 
 impl Reply {
@@ -125,14 +123,28 @@ impl Reply {
             )
                 .into());
         }
-        let buckets = numbers.chunks_exact(width);
-        let leased = |of: &[u64]| u32::try_from(of[0].saturating_sub(1)).unwrap_or(u32::MAX);
-        Ok(Self {
-            states: buckets.clone().map(State::of).collect(),
-            histories: buckets.clone().filter_map(|of| of.get(3..)?.try_into().ok()).collect(),
-            leased: buckets.map(leased).collect(),
-            now_us,
-        })
+        Ok(Self { numbers, width, now_us })
+    }
+
+    /// Returns the states of all buckets.
+    pub(super) fn states(&self) -> impl Iterator<Item = State> + Clone {
+        self.numbers.chunks_exact(self.width).map(State::of)
+    }
+
+    /// Returns the state of a bucket.
+    pub(super) fn state(&self, bucket: usize) -> Option<State> {
+        self.states().nth(bucket)
+    }
+
+    /// Returns the history of a bucket, if charges can be refunded.
+    pub(super) fn history(&self, bucket: usize) -> Option<History> {
+        self.numbers.chunks_exact(self.width).nth(bucket)?.get(3..)?.try_into().ok()
+    }
+
+    /// Returns the units of a bucket that were leased.
+    pub(super) fn leased(&self, bucket: usize) -> u32 {
+        let first = self.numbers.get(bucket * self.width).copied().unwrap_or_default();
+        u32::try_from(first.saturating_sub(1)).unwrap_or(u32::MAX)
     }
 }
 
@@ -197,5 +209,37 @@ impl Part {
             }
         };
         Decision::without_wait(self.policy.clone(), verdict, state.owed_ns)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::quota::Quota;
+
+    #[test]
+    fn a_reply_has_three_or_six_numbers_for_each_bucket_and_the_time() {
+        let reply = Reply::read(vec![1, 2, 3, 0, 4, 5, 9], 2).unwrap();
+        let states = [State { fits: true, owed_ns: 2_003 }, State { fits: false, owed_ns: 4_005 }];
+        assert_eq!(reply.states().collect::<Vec<_>>(), states);
+        assert_eq!([0, 1, 2].map(|bucket| reply.state(bucket)), [Some(states[0]), Some(states[1]), None]);
+        assert_eq!((reply.history(0), reply.now_us), (None, 9));
+
+        let reply = Reply::read(vec![1, 0, 0, 4, 5, 6, 1, 0, 0, 7, 8, 9, 10], 2).unwrap();
+        assert_eq!([0, 1, 2].map(|bucket| reply.history(bucket)), [Some([4, 5, 6]), Some([7, 8, 9]), None]);
+
+        let reply = Reply::read(vec![1, 0, 0, 8, 0, 0, 0, 0, 0, u64::MAX, 0, 0, 9], 4).unwrap();
+        assert_eq!([0, 1, 2, 3, 4].map(|bucket| reply.leased(bucket)), [0, 7, 0, u32::MAX, 0]);
+
+        for (numbers, buckets) in [(0, 1), (1, 1), (3, 1), (5, 1), (8, 1), (10, 1), (4, 2), (8, 2), (9, 2)] {
+            assert!(Reply::read(vec![1; numbers], buckets).is_err(), "{numbers} for {buckets}");
+        }
+    }
+
+    #[test]
+    fn a_charge_fits_up_to_the_burst() {
+        let part = |cost| super::super::tests::part(b"", Quota::per_second(10), cost);
+        assert!(part(0).fits(u64::MAX) && part(10).fits(0) && !part(11).fits(0));
+        assert!(part(4).fits(600_000_000) && !part(4).fits(600_000_001));
     }
 }

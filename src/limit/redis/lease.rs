@@ -204,3 +204,120 @@ impl Lease {
         Decision::without_wait(self.policy.clone(), Verdict::Admitted, self.owed_at(now).saturating_sub(leased_ns))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::quota::policy::PolicyName;
+
+    const MS: u64 = 1_000_000;
+    /// One unit per millisecond.
+    const QUOTA: Quota = Quota::per_second(1_000);
+    const PLAN: Plan = Plan { most: 125, time_ns: 125 * MS };
+
+    fn lease() -> Lease {
+        Lease::new(Policy::named(&PolicyName::default_name(), QUOTA), PLAN)
+    }
+
+    /// Returns a lease that was granted at 1 ms, with the reply at 3 ms.
+    fn granted(charged: u32, requested: u32, granted: u32, owed_ns: u64) -> Lease {
+        let mut lease = lease();
+        lease.renew(MS, 3 * MS, charged, LeaseRequest { units: requested, hold_ns: 0 }, granted);
+        lease.update(3 * MS, State { fits: true, owed_ns });
+        lease
+    }
+
+    #[test]
+    fn a_lease_has_at_least_two_units_and_five_milliseconds() {
+        let plan = |quota: Quota, longest: u64| {
+            let plan = Leases::default().with_longest(Duration::from_nanos(longest)).plan(quota)?;
+            Some((plan.most, plan.time_ns))
+        };
+        assert_eq!(plan(QUOTA, 1_000 * MS), Some((125, 125 * MS)));
+        assert_eq!(plan(QUOTA, 60 * MS), Some((125, 60 * MS)));
+        assert_eq!(plan(QUOTA, 5 * MS), Some((125, 5 * MS)));
+        assert_eq!(plan(QUOTA, 5 * MS - 1), None);
+        let slow = Quota::per_second(100);
+        assert_eq!(plan(slow.with_burst(16), 1_000 * MS), Some((2, 20 * MS)));
+        assert_eq!(plan(slow.with_burst(15), 1_000 * MS), None);
+        assert_eq!(Leases::default().plan(Quota::per_hour(80)).unwrap().time_ns, 1_000 * MS);
+    }
+
+    #[test]
+    fn units_are_valid_until_the_lease_ends() {
+        let mut lease = granted(1, 20, 20, 0);
+        let ends_at = MS + PLAN.time_ns;
+        assert_eq!([lease.left(0), lease.left(ends_at - 1), lease.left(ends_at)], [20, 20, 0]);
+        assert_eq!(lease.take(MS, 1_001).units, 0, "above the burst");
+        let taken = lease.take(MS, 15);
+        assert_eq!((taken.units, lease.left(MS)), (15, 5));
+        assert_eq!(lease.take(MS, 1_000).units, 5, "as many as are left");
+        lease.put_back(taken);
+        assert_eq!(lease.left(MS), 15);
+        // Units of an earlier lease are lost.
+        lease.renew(2 * MS, 4 * MS, 1, LeaseRequest::default(), 7);
+        lease.put_back(taken);
+        assert_eq!((lease.left(ends_at), lease.left(MS + ends_at)), (7, 0));
+    }
+
+    #[test]
+    fn a_lease_that_is_not_used_up_is_replaced_only_by_another_one() {
+        let mut lease = granted(1, 20, 20, 0);
+        lease.renew(5 * MS, 6 * MS, 9, LeaseRequest::default(), 0);
+        assert_eq!((lease.left(6 * MS), lease.sent_at, lease.received, lease.requested), (20, MS, 21, 20));
+        _ = lease.take(6 * MS, 20);
+        lease.renew(5 * MS, 6 * MS, 9, LeaseRequest::default(), 0);
+        assert_eq!((lease.left(6 * MS), lease.sent_at, lease.received, lease.requested), (0, 5 * MS, 9, 1));
+        lease.renew(7 * MS, 8 * MS, 2, LeaseRequest { units: 9, hold_ns: 0 }, 6);
+        assert_eq!((lease.left(8 * MS), lease.sent_at, lease.received, lease.requested), (6, 7 * MS, 8, 9));
+    }
+
+    #[test]
+    fn a_request_follows_the_pace() {
+        let request = |used: u32, now: u64, waiting: u32| {
+            let mut lease = granted(1, 20, 60, 0);
+            _ = lease.take(now.min(MS + PLAN.time_ns - 1), used);
+            lease.request(now, waiting).units
+        };
+        // 1 + 9 units in 50 ms are 12.5 in half of the duration, and in 100 ms half as many.
+        assert_eq!([request(9, 51 * MS, 0), request(9, 101 * MS, 0)], [12, 6]);
+        // At most twice the previous request, at least what others wait for, and at most the plan.
+        assert_eq!([request(59, 51 * MS, 0), request(9, 51 * MS, 30), request(9, 51 * MS, 200)], [40, 30, 125]);
+        // Too few for a lease.
+        assert_eq!([request(1, 101 * MS, 0), request(1, 61 * MS, 0), request(1, 101 * MS, 2)], [0, 2, 2]);
+        assert_eq!(granted(1, 1, 0, 0).request(MS, 0).units, 2, "no time has passed: twice the previous request");
+        assert_eq!(lease().request(0, 0).units, 0);
+        // A 63rd more, rounded up.
+        assert_eq!(lease().request(0, 0).hold_ns, 125 * MS + 1_984_127);
+    }
+
+    #[test]
+    fn a_lease_needs_eight_units_beside_its_duration() {
+        // The known debt is counted as at least the duration of a lease, 125 units.
+        let can_lease = |owed: u64, at: u64| granted(1, 20, 20, owed * MS).can_lease(at);
+        assert!([can_lease(0, 3 * MS), can_lease(992, 3 * MS)].into_iter().all(|can| can));
+        assert!(!can_lease(993, 3 * MS) && !can_lease(993, 4 * MS - 1));
+        assert!(can_lease(993, 4 * MS));
+        let full = Lease::new(Policy::named(&PolicyName::default_name(), QUOTA.with_burst(132)), PLAN);
+        assert!(!full.can_lease(0), "125 of 132 units are held");
+    }
+
+    #[test]
+    fn a_state_is_fresh_for_the_duration_of_a_lease() {
+        let (lease, fresh_until) = (granted(1, 20, 20, 0), 3 * MS + PLAN.time_ns);
+        assert!(lease.is_fresh(3 * MS) && lease.is_fresh(fresh_until - 1) && !lease.is_fresh(fresh_until));
+        assert!(!self::lease().is_fresh(0), "no state is known");
+        assert!(!lease.is_expired(fresh_until - 1) && lease.is_expired(fresh_until));
+        let mut late = granted(1, 20, 20, 0);
+        late.renew(9 * MS, 9 * MS, 1, LeaseRequest::default(), 5);
+        assert!(!late.is_expired(fresh_until) && late.is_expired(9 * MS + PLAN.time_ns));
+    }
+
+    #[test]
+    fn the_reported_units_are_those_of_the_lease_and_of_the_bucket() {
+        let mut lease = granted(1, 20, 20, 151 * MS);
+        assert_eq!(lease.admitted(3 * MS).remaining(), 1_000 - 151 + 20);
+        _ = lease.take(3 * MS, 15);
+        assert_eq!(lease.admitted(13 * MS).remaining(), 1_000 - 141 + 5);
+    }
+}

@@ -192,17 +192,17 @@ impl LeaseTable {
         parts: &[Part],
         reply: Option<&Reply>,
     ) -> Vec<Option<Decision>> {
-        let states = reply.map_or(&[][..], |reply| &reply.states);
-        let is_admitted = reply.is_some() && parts.iter().zip(states).all(|(part, state)| !part.binds || state.fits);
+        let is_admitted =
+            reply.is_some_and(|reply| parts.iter().zip(reply.states()).all(|(part, state)| !part.binds || state.fits));
         let completed = self.with(subject, parts, |entry| {
             let complete = |at: usize, lease: &mut Lease| {
                 let (taken, request) = (prepared.taken.get(at)?, prepared.requests.get(at)?);
-                let state = states.get(at).inspect(|state| lease.update(now, **state));
+                let state = reply.and_then(|reply| reply.state(at)).inspect(|state| lease.update(now, *state));
                 if !state.is_some_and(|state| is_admitted && state.fits) {
                     lease.put_back(*taken);
                     return None;
                 }
-                let leased = reply.and_then(|reply| reply.leased.get(at)).copied().unwrap_or(0);
+                let leased = reply.map_or(0, |reply| reply.leased(at));
                 let charged = parts.get(at).map_or(0, |part| part.cost);
                 // A charge of 0 units, or one beside a pending lease request, does not measure the pace.
                 if charged > 0 && !prepared.access.has_timed_out {

@@ -75,7 +75,7 @@ fn charge(
 
 fn exact(runtime: &tokio::runtime::Runtime, connection: &mut Connection, parts: &[Part], us: u64) -> Vec<(u64, u32)> {
     let reply = runtime.block_on(charge_at(connection, parts, &[], START_US + us)).unwrap();
-    if reply.states[0].fits { vec![(us, parts[0].cost)] } else { Vec::new() }
+    if reply.state(0).unwrap().fits { vec![(us, parts[0].cost)] } else { Vec::new() }
 }
 
 /// Charges all units that are left at one moment, without leases.
@@ -216,7 +216,7 @@ fn rare_charges_and_small_bursts_request_no_lease() {
             assert!(units == [(at * pause_us, 0), (at * pause_us, 1)] || units == [(at * pause_us, 1)]);
             let peek = [part(&key, quota, 0)];
             let reply = runtime.block_on(charge_at(&mut connection, &peek, &[], START_US + at * pause_us)).unwrap();
-            assert!(reply.states[0].owed_ns <= 1_000_000, "{reply:?}");
+            assert!(reply.state(0).unwrap().owed_ns <= 1_000_000, "{reply:?}");
         }
         remove(&runtime, &mut connection, &key);
     }

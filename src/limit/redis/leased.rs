@@ -15,8 +15,12 @@ pub(super) type Costs = Vec<(usize, Quota, u32)>;
 
 impl Shared {
     /// Charges leased units. This is the whole of the usual charge.
-    pub(super) fn charge_lease(&self, grant: Option<&CurrentGrant>, costs: &[u32]) -> Option<Decision> {
-        let leases = self.leases.as_deref()?;
+    pub(super) fn charge_lease(
+        &self,
+        leases: &LeaseTable,
+        grant: Option<&CurrentGrant>,
+        costs: &[u32],
+    ) -> Option<Decision> {
         let cost = |((at, state), cost): ((usize, &LimitState), &u32)| Some((at, state.quota_of(grant)?, *cost));
         let costs: Costs = self.limits.states().iter().enumerate().zip(costs).filter_map(cost).collect();
         self.charge_lease_costs(leases, grant, &costs)
@@ -47,8 +51,7 @@ impl Shared {
         let costs: Costs = request.parts.iter().map(|part| (part.at, part.policy.quota(), part.cost)).collect();
         let known = || {
             let charged = self.charge_lease_costs(leases, request.grant.as_ref(), &costs);
-            charged
-                .or_else(|| Some(self.decision(request, &self.rejections.find(&request.tag, &request.parts, now())?)))
+            charged.or_else(|| Some(self.decision(request, self.rejections.find(&request.tag, &request.parts, now())?)))
         };
         if let Some(decision) = known() {
             return decision;
@@ -67,11 +70,11 @@ impl Shared {
         let replied_at = now();
         let charged = leases.complete(subject, (sent_at, replied_at), &prepared, &parts, reply.as_ref());
         let Some(reply) = reply else { return self.decide_locally(request, self.timeout) };
-        self.rejections.insert(request.tag, &request.parts, &reply.states, sent_at, replied_at);
+        self.rejections.insert(request.tag, &request.parts, reply.states(), sent_at, replied_at);
         // A rejection reports the whole cost: the leased units may be used when the caller retries.
-        let parts = request.parts.iter().zip(&reply.states).zip(charged);
+        let parts = request.parts.iter().zip(reply.states()).zip(charged);
         let decisions = parts.map(|((part, state), charged)| {
-            self.marked(part.at, charged.unwrap_or_else(|| part.decision(*state)), request.grant.as_ref())
+            self.marked(part.at, charged.unwrap_or_else(|| part.decision(state)), request.grant.as_ref())
         });
         let decision = Decision::all_of(decisions);
         if decision.is_admitted() {

@@ -28,6 +28,8 @@ use thiserror::Error;
 
 mod anonymous;
 mod charge;
+#[cfg(test)]
+mod charge_tests;
 mod cluster;
 mod connect;
 mod diagnose;

@@ -132,7 +132,9 @@ impl Node {
     }
 
     pub(super) async fn query<T: FromRedisValue>(&mut self, command: &Cmd) -> RedisResult<T> {
-        command.query_async(&mut self.connection).await
+        // Not `query_async`, which boxes this future.
+        let reply = self.connection.send_packed_command(command).await?.extract_error()?;
+        Ok(T::from_redis_value(reply)?)
     }
 
     /// Sends a command to a node of a cluster that is importing the slot.

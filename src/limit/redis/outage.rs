@@ -76,11 +76,11 @@ impl Fallback {
             Self::Reject => undecided(request, wait),
             Self::Admit => Decision::unlimited(),
             Self::Local(limits) => {
-                request.local_decision(limits.decide_counted(request.grant.as_ref(), &request.costs), wait)
+                request.local_decision(limits.decide_counted(request.grant.as_ref(), &request.costs()), wait)
             }
             Self::LocalKeys(limits) => {
-                let (hash, cost) = (request.hash.unwrap_or_default(), request.costs.first().copied());
-                request.local_decision(limits.decide_hash(hash, cost.unwrap_or_default()), wait)
+                let (hash, cost) = (request.hash.unwrap_or_default(), request.parts[0].cost);
+                request.local_decision(limits.decide_hash(hash, cost), wait)
             }
         };
         decision.with_local()
@@ -88,6 +88,13 @@ impl Fallback {
 }
 
 impl ChargeRequest {
+    /// Returns the cost for each policy of the limiter. Policies that do not limit this caller have no bucket, and no cost.
+    fn costs(&self) -> Vec<u32> {
+        let mut costs = vec![0; self.parts.last().map_or(0, |part| part.at + 1)];
+        self.parts.iter().for_each(|part| costs[part.at] = part.cost);
+        costs
+    }
+
     /// Returns the decision by local buckets. Only Redis could admit a charge above the divided burst.
     fn local_decision(&self, decision: Decision, wait: Duration) -> Decision {
         let can_ever_fit = self.parts.iter().all(|part| !part.binds || part.cost <= part.policy.quota().burst());

@@ -77,12 +77,17 @@ impl RejectionCache {
     }
 
     /// Stores the states of a charge, if Redis rejected it and there is room.
-    pub(super) fn insert(&self, tag: Tag, parts: &[Part], states: &[State], sent_at: u64, replied_at: u64) {
-        if !parts
-            .iter()
-            .zip(states)
-            .any(|(part, state)| part.binds && !state.fits && part.cost <= part.policy.quota().burst())
-        {
+    pub(super) fn insert(
+        &self,
+        tag: Tag,
+        parts: &[Part],
+        states: impl Iterator<Item = State> + Clone,
+        sent_at: u64,
+        replied_at: u64,
+    ) {
+        let rejects =
+            |(part, state): (&Part, State)| part.binds && !state.fits && part.cost <= part.policy.quota().burst();
+        if !parts.iter().zip(states.clone()).any(rejects) {
             return;
         }
         let owed = parts.iter().zip(states).map(|(part, state)| (part.policy.quota(), state.owed_ns)).collect();
@@ -104,5 +109,100 @@ impl Entry {
     fn is_useful(&self, now: u64) -> bool {
         let passed = now.saturating_sub(self.sent_at);
         passed <= RejectionCache::LONGEST_NS && self.owed.iter().any(|(_, owed)| *owed > passed)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::part;
+    use super::*;
+
+    const SECOND: u64 = 1_000_000_000;
+    const SENT_AT: u64 = 5 * SECOND;
+    const REPLIED_AT: u64 = SENT_AT + 10_000_000;
+    const ONE: Quota = Quota::per_second(1);
+
+    fn tag(number: u64) -> Tag {
+        u128::from(number).to_le_bytes()
+    }
+
+    fn rejected(owed_ns: u64) -> State {
+        State { fits: false, owed_ns }
+    }
+
+    /// Returns a cache with one rejection.
+    fn cache(parts: &[Part], states: &[State]) -> RejectionCache {
+        let cache = RejectionCache::default();
+        cache.insert(tag(0), parts, states.iter().copied(), SENT_AT, REPLIED_AT);
+        cache
+    }
+
+    #[test]
+    fn a_rejection_is_cached_until_the_charge_may_fit() {
+        let one = [part(b"", ONE, 1)];
+        let cache = cache(&one, &[rejected(SECOND)]);
+        // The last time with less than a second after a 512th and a millisecond are added.
+        let last = SENT_AT + 997_052_631;
+        assert_eq!(cache.find(&tag(0), &one, last + 1), None);
+        // The wait is counted from the reply.
+        assert_eq!(cache.find(&tag(0), &one, last), Some(vec![rejected(SECOND - (last - REPLIED_AT))]));
+        assert_eq!(cache.find(&tag(0), &one, SENT_AT), Some(vec![rejected(SECOND)]));
+        assert_eq!(cache.find(&tag(0), &[part(b"", ONE, 0)], SENT_AT), None, "0 units always fit");
+        assert_eq!(cache.find(&tag(1), &one, SENT_AT), None, "another subject");
+        cache.remove(&tag(0));
+        assert_eq!(cache.find(&tag(0), &one, SENT_AT), None);
+    }
+
+    #[test]
+    fn a_rejection_is_cached_for_at_most_ten_seconds() {
+        let one = [part(b"", Quota::per_hour(1), 1)];
+        let cache = cache(&one, &[rejected(3_600 * SECOND)]);
+        assert!(cache.find(&tag(0), &one, SENT_AT + 10 * SECOND).is_some());
+        assert!(cache.find(&tag(0), &one, SENT_AT + 10 * SECOND + 1).is_none());
+    }
+
+    #[test]
+    fn a_rejection_belongs_to_its_quotas_and_to_policies_that_bind() {
+        let [one, other] = [ONE, Quota::per_hour(9)].map(|quota| part(b"", quota, 1));
+        let dry_run = Part { binds: false, ..one.clone() };
+        let states = [rejected(SECOND), State { fits: true, owed_ns: 400 * SECOND }];
+        let cache_of_two = cache(&[one.clone(), other.clone()], &states);
+        let find = |parts: &[Part]| cache_of_two.find(&tag(0), parts, SENT_AT);
+        assert_eq!(find(&[one.clone(), other.clone()]).unwrap(), states);
+        assert_eq!(find(&[other.clone(), other.clone()]), None);
+        assert_eq!(find(std::slice::from_ref(&one)), None);
+        assert_eq!(find(&[dry_run.clone(), other.clone()]), None);
+
+        for (part, state) in [
+            (&dry_run, rejected(SECOND)),
+            (&one, State { fits: true, owed_ns: SECOND }),
+            (&Part { cost: 2, ..one.clone() }, rejected(0)),
+        ] {
+            assert!(!cache(std::slice::from_ref(part), &[state]).is_used.into_inner(), "{state:?}");
+        }
+        assert!(cache(&[one], &[rejected(1)]).is_used.into_inner(), "the cost is the burst");
+    }
+
+    #[test]
+    fn the_number_of_rejections_is_bounded() {
+        let cache = RejectionCache::default();
+        let one = [part(b"", ONE, 1)];
+        let most = RejectionCache::MOST as u64;
+        let insert = |number, owed_ns, at| cache.insert(tag(number), &one, [rejected(owed_ns)].into_iter(), at, at);
+        let has = |number, at| cache.find(&tag(number), &one, at).is_some();
+        (0..most - 1).for_each(|number| insert(number, SECOND, SENT_AT));
+        insert(most - 1, SECOND + 1, SENT_AT);
+        // No entry is old. The next sweep is a second later.
+        insert(most, 2 * SECOND, SENT_AT);
+        assert!(has(0, SENT_AT) && has(most - 1, SENT_AT) && !has(most, SENT_AT));
+        insert(0, 4 * SECOND, SENT_AT + 1);
+        assert!(has(0, SENT_AT + 2 * SECOND), "a known subject has a place");
+        insert(most, 2 * SECOND, SENT_AT + SECOND - 1);
+        assert!(!has(most, SENT_AT + SECOND - 1), "not swept again");
+        insert(most, 2 * SECOND, SENT_AT + SECOND);
+        assert!(has(most, SENT_AT + SECOND));
+        // What is left is what may still reject.
+        assert_eq!(cache.entries.read().unwrap().by_subject.len(), 3);
+        assert!(has(0, SENT_AT + SECOND) && cache.entries.read().unwrap().by_subject.contains_key(&tag(most - 1)));
     }
 }

@@ -34,7 +34,9 @@ impl Script {
         args: &[u64],
     ) -> RedisResult<T> {
         let call = |name: &str, script: &str| {
-            let mut call = Cmd::new();
+            // One allocation for the arguments and one for their text, where a number usually has fewer than 16 digits.
+            let size = script.len() + keys.iter().map(|key| key.len()).sum::<usize>() + 16 * (args.len() + 1);
+            let mut call = Cmd::with_capacity(3 + keys.len() + args.len(), size);
             call.arg(name).arg(script).arg(keys.len()).arg(keys).arg(args);
             call
         };

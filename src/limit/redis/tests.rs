@@ -23,11 +23,15 @@ use crate::quota::cell::{Outcome, decide, read};
 use crate::quota::policy::{Policy, PolicyName};
 use crate::sync::InMemoryState;
 
-/// Connects to `TOLLGATE_TEST_REDIS`, or to Redis on this machine.
+/// Returns the URL of `TOLLGATE_TEST_REDIS`, or of Redis on this machine.
+pub(super) fn url() -> String {
+    std::env::var("TOLLGATE_TEST_REDIS").unwrap_or_else(|_| "redis://127.0.0.1:6379".to_owned())
+}
+
+/// Connects to Redis at that URL.
 pub(super) fn redis(test: &str) -> Option<(tokio::runtime::Runtime, Connection)> {
-    let url = std::env::var("TOLLGATE_TEST_REDIS").unwrap_or_else(|_| "redis://127.0.0.1:6379".to_owned());
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    let link = Link::new(RedisServer::single(&url).unwrap());
+    let link = Link::new(RedisServer::single(&url()).unwrap());
     let connection = runtime.block_on(async {
         let mut connection = link.open(b"").await.ok()?;
         connection.query::<String>(&redis::cmd("PING")).await.ok()?;
@@ -66,7 +70,7 @@ pub(super) fn remove(runtime: &tokio::runtime::Runtime, connection: &mut Connect
 async fn charge_at(connection: &mut Connection, parts: &[Part], now_us: u64) -> redis::RedisResult<Vec<State>> {
     let reply = gcra::charge_at(connection, parts, &[], now_us).await?;
     assert_eq!(reply.now_us, now_us);
-    Ok(reply.states)
+    Ok(reply.states().collect())
 }
 
 /// A time in whole microseconds, far after Redis' clock, so that no key expires during a test.
@@ -204,9 +208,9 @@ fn refunds_are_those_of_limits_in_memory() {
                         let reply =
                             runtime.block_on(gcra::charge_with_refunds_at(&mut connection, parts, now_us)).unwrap();
                         let expected = memory.charge(&alice, Charge::Units(cost));
-                        prop_assert_eq!(reply.states[0].fits, expected.is_admitted());
-                        prop_assert_eq!(reply.states[0].owed_ns, expected.full_in_ns());
-                        let charged = Charged::of(&part, reply.states[0], reply.histories[0], now_us);
+                        prop_assert_eq!(reply.state(0).unwrap().fits, expected.is_admitted());
+                        prop_assert_eq!(reply.state(0).unwrap().owed_ns, expected.full_in_ns());
+                        let charged = Charged::of(&part, reply.state(0).unwrap(), reply.history(0).unwrap(), now_us);
                         made.extend(charged.map(|charged| (charged, expected)));
                     }
                     RefundStep::Refund(_, which) if !made.is_empty() => {
@@ -234,8 +238,8 @@ fn refund_after_a_change_of_quota_returns_nothing() {
     let mut charge = |part: &Part, now_us: u64| {
         let parts = std::slice::from_ref(part);
         let reply = runtime.block_on(gcra::charge_with_refunds_at(&mut connection, parts, now_us)).unwrap();
-        let owed = reply.states[0].owed_ns;
-        (Charged::of(part, reply.states[0], reply.histories[0], now_us).unwrap(), owed)
+        let owed = reply.state(0).unwrap().owed_ns;
+        (Charged::of(part, reply.state(0).unwrap(), reply.history(0).unwrap(), now_us).unwrap(), owed)
     };
     let made = charge(&old, START_US).0;
     charge(&other, START_US + 1);
@@ -281,7 +285,7 @@ fn set_of_buckets_decides_like_the_table_in_memory() {
                 };
                 let part = part(&key, quota, cost);
                 let reply = runtime.block_on(key_set::charge_at(&mut connection, &part, hash, now_us)).unwrap();
-                let state = reply.states[0];
+                let state = reply.state(0).unwrap();
                 let tat = exact.entry(hash).or_default();
                 let after = (*tat).max(now) + u64::from(cost) * quota.interval_ns();
                 if state.fits && cost > 0 {
@@ -294,7 +298,7 @@ fn set_of_buckets_decides_like_the_table_in_memory() {
                     let charged = table.charge(hash, now, cost);
                     let expected = decision_of(charged.policy, charged.outcome, charged.before, now);
                     prop_assert_eq!((state.fits, state.owed_ns), (expected.is_admitted(), expected.full_in_ns()));
-                    let redis = Charged::of(&part, state, reply.histories[0], now_us);
+                    let redis = Charged::of(&part, state, reply.history(0).unwrap(), now_us);
                     let memory = MadeCharge::of(&expected, now, cost).map(|made| made.after(refunded));
                     made.extend(
                         redis.zip(memory).map(|(redis, memory)| (hash, redis.in_set(Some(hash)), memory, total)),
@@ -332,7 +336,10 @@ fn set_of_buckets_admits_no_more_than_the_quota_with_refunds() {
                 };
                 let part = part(&key, quota, cost);
                 let reply = runtime.block_on(key_set::charge_at(&mut connection, &part, hash, now_us)).unwrap();
-                let Some(charged) = Charged::of(&part, reply.states[0], reply.histories[0], now_us) else { continue };
+                let Some(charged) = Charged::of(&part, reply.state(0).unwrap(), reply.history(0).unwrap(), now_us)
+                else {
+                    continue;
+                };
                 // Every second charge counts, whatever happens later.
                 match (u64::from(cost) + hash) % 2 {
                     0 => made.push(charged.in_set(Some(hash))),
@@ -357,7 +364,7 @@ fn set_of_buckets_keeps_units_after_a_change_of_quota_and_for_replaced_keys() {
     let charge = |connection: &mut Connection, hash: u64, cost: u32, quota: Quota| {
         let part = part(&key, quota, cost);
         let reply = runtime.block_on(key_set::charge_at(connection, &part, hash, START_US)).unwrap();
-        let (state, history) = (reply.states[0], reply.histories[0]);
+        let (state, history) = (reply.state(0).unwrap(), reply.history(0).unwrap());
         (state, Charged::of(&part, state, history, START_US).map(|charged| charged.in_set(Some(hash))))
     };
     let refunds: Vec<_> = (1..=8).map(|hash| charge(&mut connection, hash, 2, quota).1.unwrap()).collect();

@@ -43,8 +43,8 @@ impl Bucket<'_> {
         let part: Part = part(&self.key, self.quota, units);
         let parts = std::slice::from_ref(&part);
         let reply = self.runtime.block_on(gcra::charge_with_refunds_at(self.connection, parts, self.now_us)).unwrap();
-        let charged = Charged::of(&part, reply.states[0], reply.histories[0], self.now_us);
-        (part.decision(reply.states[0]), charged)
+        let charged = Charged::of(&part, reply.state(0).unwrap(), reply.history(0).unwrap(), self.now_us);
+        (part.decision(reply.state(0).unwrap()), charged)
     }
 
     fn usage(&mut self) -> Decision {

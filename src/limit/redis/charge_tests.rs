@@ -1,0 +1,35 @@
+//! Tests of charges that need the inner state of the crate.
+
+use std::num::NonZeroU32;
+
+use super::limits::RedisLimits;
+use super::server::RedisServer;
+use super::tests::{key, redis, url};
+use crate::caller::CurrentGrant;
+use crate::grant::Grant;
+use crate::limit::{Charge, Limiter as _, RateLimits};
+use crate::quota::Quota;
+use crate::quota::policy::lock_new_policies;
+
+/// Charges with the policies of grants, decided by Redis, and by local buckets in an outage.
+#[test]
+fn a_charge_with_a_known_policy_takes_no_process_wide_lock() {
+    let test = "a_charge_with_a_known_policy_takes_no_process_wide_lock";
+    let Some((runtime, _)) = redis(test) else { return };
+    for (server, is_local) in [(&*url(), false), ("redis://127.0.0.1:1", true)] {
+        let quota = Quota::per_hour(5);
+        let limits = RateLimits::new(quota);
+        let limits =
+            RedisLimits::new(limits, RedisServer::single(server).unwrap(), key().repeat(2), NonZeroU32::MIN).unwrap();
+        // Each charge by the other grant of the subject replaces its local bucket.
+        let grants = [6, 7].map(|burst| CurrentGrant::new(Grant::new("alice", ()).with_quota(quota.with_burst(burst))));
+        let charge = || {
+            let both = grants.iter().map(|grant| limits.charge(grant, Charge::Units(1)));
+            both.map(|answer| runtime.block_on(async { answer.await }).is_local()).collect::<Vec<_>>()
+        };
+        assert_eq!(charge(), [is_local; 2]);
+        let _lock = lock_new_policies();
+        assert_eq!(charge(), [is_local; 2]);
+        assert_eq!(runtime.block_on(limits.reset(&"alice".into())).is_ok(), !is_local);
+    }
+}

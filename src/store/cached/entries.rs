@@ -11,7 +11,7 @@ use quick_cache::{OptionsBuilder, UnitWeighter};
 
 use crate::grant::{Grant, GrantId, Subject};
 use crate::store::Invalidation;
-use crate::store::memory::DigestHasher;
+use crate::store::memory::table::DigestHasher;
 use crate::token::TokenDigest;
 
 /// The entries of a cache.

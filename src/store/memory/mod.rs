@@ -215,8 +215,9 @@ impl<P> MemoryStore<P> {
 
     /// Replaces the whole content atomically, for a reload. Every lookup sees either the old content or the new one.
     ///
-    /// The new tables are built before any lock is taken. Buckets are unchanged, because they belong to subjects. If a token occurs
-    /// twice, its last grant is used.
+    /// The new tables are built before any lock is taken, so both contents are in memory until the change. Tables do not grow if the
+    /// iterator has an exact size hint. Buckets are unchanged, because they belong to subjects. If a token occurs twice, its last
+    /// grant is used.
     pub fn replace_all<T: Into<TokenDigest>>(&self, grants: impl IntoIterator<Item = (T, Grant<P>)>) {
         let mut tables: [Table<P>; SHARDS] = std::array::from_fn(|_| Table::default());
         let grants = grants.into_iter();

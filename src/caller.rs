@@ -52,7 +52,7 @@ impl CurrentGrant {
     /// Returns the identifier of the grant.
     #[must_use]
     pub fn id(&self) -> &GrantId {
-        self.grant.head().id()
+        self.grant.id()
     }
 
     /// Returns the subject, which owns the rate limit.

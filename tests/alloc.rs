@@ -197,10 +197,28 @@ fn store_combinators_do_not_allocate() {
     assert_eq!(allocations(&mut service, authorized(), 200), expected, "by_prefix");
     let mut service = AuthLayer::new(by_head(move |_| Some(tenant.clone()))).layer(Inner);
     assert_eq!(allocations(&mut service, authorized(), 200), expected, "by_head");
-    // A new grant is one allocation.
+    // A new grant is two allocations: its own, and one for its quota, which it shares with no other.
     let changed = map(tokens, |grant| Grant::clone(&grant).with_quota(Quota::per_second(1)).into());
     let mut service = AuthLayer::new(changed).layer(Inner);
-    assert_eq!(allocations(&mut service, authorized(), 200), expected + 1, "a new grant");
+    assert_eq!(allocations(&mut service, authorized(), 200), expected + 2, "a new grant");
+}
+
+/// Checks that a store is loaded without growing its tables, and that a token with short names is one allocation.
+#[test]
+fn loading_a_store_reserves_its_tables() {
+    const TOKENS: u32 = 10_000;
+    let ids: Vec<String> = (0..TOKENS).map(|i| format!("key-{i:019}")).collect();
+    let digests: Vec<TokenDigest> = ids.iter().map(TokenDigest::of).collect();
+    let mut store = None;
+    let tokens = || digests.iter().zip(&ids);
+    let info = measure(|| {
+        let grants = tokens().map(|(digest, id)| (*digest, Grant::new(id, 0_u32).with_subject(id)));
+        store = Some(MemoryStore::from_iter(grants));
+    });
+    assert_eq!(store.map(|store| store.len()), Some(ids.len()));
+    // 64 tables, the store, and the list of their locks.
+    assert!(info.count_total <= u64::from(TOKENS) + 64 + 2, "{} allocations", info.count_total);
+    assert!(info.bytes_max <= u64::from(TOKENS) * 180, "{} bytes at the peak", info.bytes_max);
 }
 
 /// Checks that a function of `try_map` behind a cache adds no allocation to an admitted request.

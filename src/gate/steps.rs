@@ -172,7 +172,7 @@ impl<T: GateStore, L: Limiter, R> Gate<T, L, R> {
         };
         match verdict(grant.head(), || self.settings.wall_clock.now()) {
             Ok(()) => Ok(grant),
-            Err(kind) => Err(Rejection::new(kind).of_grant(grant.head().id())),
+            Err(kind) => Err(Rejection::new(kind).of_grant(grant.id())),
         }
     }
 }

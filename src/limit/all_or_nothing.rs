@@ -16,7 +16,7 @@
 use std::hash::{BuildHasher as _, RandomState};
 use std::sync::PoisonError;
 
-use super::buckets::Removed;
+use super::bucket_map::Removed;
 use super::limit::{Limit, Scope};
 use super::refunds::MadeCharge;
 use super::state::LimitState;

@@ -13,29 +13,38 @@
 //! 5. When a second grant is charged to the same bucket, the bucket is frozen as in rule 2. The new bucket is stored outside
 //!    of the grants.
 
-use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock, PoisonError};
 
 use arc_swap::ArcSwap;
 
+use super::bucket_map::{BucketMap, Removed, Slot};
+use super::limit::Limit;
 use super::refunds::{RefundTotal, RefundTotals};
 use crate::grant::Subject;
+use crate::grant::bucket_cache::{BucketCache, SharedBucket};
 use crate::grant::erased::Erased;
 use crate::observe;
 use crate::quota::Quota;
-use crate::quota::bucket::{Bucket, BucketCache};
+use crate::quota::bucket::{Bucket, LimiterPolicy};
 use crate::quota::policy::{Policy, PolicyName};
 use crate::sync::{Mutex, MutexGuard};
 
-/// The owner of a bucket: the subject, its quota, and the cache of its grant.
+/// The owner of a bucket: the subject, and the cache of its grant.
 #[derive(Clone, Copy)]
 pub(super) struct BucketOwner<'a> {
     pub(super) subject: &'a Subject,
     pub(super) bucket_cache: &'a BucketCache,
-    pub(super) quota: Option<Quota>,
-    /// The grant that contains the bucket cache, if there is one.
-    pub(super) grant: Option<&'a Arc<dyn Erased>>,
+    /// The grant that contains the bucket cache, and the limit of the bucket, if the owner has a grant.
+    pub(super) grant: Option<(&'a Arc<dyn Erased>, &'a Limit)>,
+}
+
+impl BucketOwner<'_> {
+    /// Returns the quota that the grant has under the limit. Read rarely, because the quota is not beside the bucket.
+    pub(super) fn quota(&self) -> Option<Quota> {
+        let (grant, limit) = self.grant?;
+        limit.own_quota(grant.head().quota())
+    }
 }
 
 /// The buckets of all subjects under one limit.
@@ -43,70 +52,21 @@ pub(super) struct Buckets {
     /// Identifies the buckets of the current default policy in bucket caches. Changes with the policy, under the lock of the map.
     id: AtomicU64,
     name: PolicyName,
-    /// The policy of grants without their own quota. Changed under the lock of the map.
-    default: ArcSwap<Policy>,
-    map: Mutex<Map>,
+    /// The policy of grants without their own quota, with the current id. Changed under the lock of the map.
+    default: ArcSwap<LimiterPolicy>,
+    map: Mutex<BucketMap>,
     /// Created with the first charge that can be refunded.
     refund_totals: OnceLock<Arc<RefundTotals<Subject>>>,
 }
 
-#[derive(Default)]
-struct Map {
-    slots: HashMap<Subject, Slot>,
-    /// The number of buckets at which the next sweep is due.
-    sweep_at: usize,
-}
-
-/// The place of the bucket of one subject.
-#[derive(Clone)]
-enum Slot {
-    InGrant(Arc<dyn Erased>),
-    Shared(Arc<Bucket>),
-}
-
-impl Slot {
-    fn bucket(&self) -> Option<&Bucket> {
-        match self {
-            Self::InGrant(grant) => grant.head().bucket_cache().own_bucket(),
-            Self::Shared(bucket) => Some(bucket),
-        }
-    }
-
-    /// Returns whether only the map holds the bucket.
-    fn is_unreferenced(&self) -> bool {
-        match self {
-            Self::InGrant(grant) => Arc::strong_count(grant) == 1,
-            Self::Shared(bucket) => Arc::strong_count(bucket) == 1,
-        }
-    }
-
-    /// Returns whether the bucket is referenced elsewhere, or is not full.
-    fn is_needed(&mut self, now: u64) -> bool {
-        // `get_mut` proves that there are no other references, and makes their last charge visible to this thread.
-        let is_unique = match self {
-            Self::InGrant(grant) => Arc::get_mut(grant).is_some(),
-            Self::Shared(bucket) => Arc::get_mut(bucket).is_some(),
-        };
-        !is_unique || self.bucket().is_some_and(|bucket| bucket.is_used(now))
-    }
-}
-
-/// The slots that were removed from a map.
-///
-/// Drop this value without a lock: the slots may drop principals, whose `Drop` is arbitrary code of the service.
-#[derive(Default)]
-pub(super) struct Removed(Vec<Slot>);
-
 impl Buckets {
-    /// The minimum number of buckets for an automatic sweep.
-    const FEW: usize = 64;
-
     pub(super) fn new(name: PolicyName, default: Quota) -> Self {
+        let default = LimiterPolicy { limiter_id: next_id(), policy: Policy::named(&name, default) };
         Self {
-            id: AtomicU64::new(next_id()),
-            default: ArcSwap::from_pointee(Policy::named(&name, default)),
+            id: AtomicU64::new(default.limiter_id),
+            default: ArcSwap::from_pointee(default),
             name,
-            map: Mutex::new(Map { sweep_at: Self::FEW, ..Map::default() }),
+            map: Mutex::new(BucketMap::new()),
             refund_totals: OnceLock::new(),
         }
     }
@@ -118,12 +78,12 @@ impl Buckets {
 
     /// Returns the policy of grants without their own quota.
     pub(super) fn policy(&self) -> Policy {
-        Policy::clone(&self.default.load())
+        self.default.load().policy.clone()
     }
 
     /// Returns the quota of grants without their own quota.
     pub(super) fn quota(&self) -> Quota {
-        self.default.load().quota()
+        self.default.load().policy.quota()
     }
 
     /// Changes the quota of grants without their own quota. Each bucket follows when it is charged or read next.
@@ -132,10 +92,13 @@ impl Buckets {
         if self.quota() == quota {
             return;
         }
-        let _map = self.lock();
+        let mut map = self.lock();
         if self.quota() != quota {
-            self.default.store(Arc::new(Policy::named(&self.name, quota)));
-            self.id.store(next_id(), Ordering::Release);
+            let default = LimiterPolicy { limiter_id: next_id(), policy: Policy::named(&self.name, quota) };
+            let id = default.limiter_id;
+            self.default.store(Arc::new(default));
+            self.id.store(id, Ordering::Release);
+            map.clear_policies();
         }
     }
 
@@ -159,7 +122,7 @@ impl Buckets {
             let done = match self.find_or_create(owner, now, removed) {
                 (id, Some(bucket)) => {
                     owner.bucket_cache.add_shared(id, &bucket);
-                    f(&bucket)
+                    f(&bucket.bucket)
                 }
                 (id, None) => owner.bucket_cache.own(id).and_then(&mut f),
             };
@@ -174,7 +137,7 @@ impl Buckets {
         let id = self.id.load(Ordering::Acquire);
         if owner.bucket_cache.charge(id, |bucket| bucket.refund(quota, ns)).is_none() {
             let map = self.lock();
-            let bucket = map.slots.get(owner.subject).and_then(Slot::bucket);
+            let bucket = map.get(owner.subject).and_then(Slot::bucket);
             // Buckets in the map are not frozen.
             _ = bucket.and_then(|bucket| bucket.refund(quota, ns));
         }
@@ -183,7 +146,7 @@ impl Buckets {
     /// Returns the time until the bucket of a subject is full, by the units of this quota. Creates and changes no bucket.
     pub(super) fn full_in(&self, subject: &Subject, quota: Quota, now: u64) -> u64 {
         let map = self.lock();
-        map.slots.get(subject).and_then(Slot::bucket).map_or(0, |bucket| bucket.full_in(quota, now))
+        map.get(subject).and_then(Slot::bucket).map_or(0, |bucket| bucket.full_in(quota, now))
     }
 
     /// Makes the bucket of a subject full. Charges until now are not refunded later.
@@ -198,58 +161,57 @@ impl Buckets {
     /// Drops the bucket of a subject. Returns the time until it would have been full.
     fn discard(&self, subject: &Subject, now: u64, removed: &mut Removed) -> u64 {
         let mut map = self.lock();
-        let Some(slot) = map.slots.remove(subject) else { return 0 };
-        let used_ns = slot.bucket().map_or(0, |bucket| bucket.discard(now));
-        removed.0.push(slot);
+        let used_ns = map.get(subject).and_then(Slot::bucket).map_or(0, |bucket| bucket.discard(now));
+        map.remove(subject, removed);
         self.unlock_and_report(map);
         used_ns
     }
 
     /// Finds or creates the bucket of the owner. Returns the current id, and `None` if the bucket is stored in the owner's cache.
     #[cold]
-    fn find_or_create(&self, owner: BucketOwner<'_>, now: u64, removed: &mut Removed) -> (u64, Option<Arc<Bucket>>) {
+    fn find_or_create(
+        &self,
+        owner: BucketOwner<'_>,
+        now: u64,
+        removed: &mut Removed,
+    ) -> (u64, Option<Arc<SharedBucket>>) {
         let mut map = self.lock();
-        let (id, default) = (self.id.load(Ordering::Relaxed), self.policy());
-        let quota = owner.quota.unwrap_or(default.quota());
-        if map.slots.len() >= map.sweep_at {
-            map.sweep(now, removed);
-            // Twice the remaining number, so that the cost of a sweep is amortised over as many new buckets.
-            map.sweep_at = (map.slots.len() * 2).max(Self::FEW);
-        }
-        let slot = map.slots.get(owner.subject);
-        match (slot, owner.grant) {
-            (Some(Slot::Shared(bucket)), _) if bucket.policy().quota() == quota => {
-                return (id, Some(Arc::clone(bucket)));
+        let default = self.default.load_full();
+        let (id, quota) = (default.limiter_id, owner.quota().unwrap_or(default.policy.quota()));
+        map.sweep_if_due(now, removed);
+        let policy = match quota == default.policy.quota() {
+            true => default,
+            false => map.policy(quota, || LimiterPolicy { limiter_id: id, policy: Policy::named(&self.name, quota) }),
+        };
+        let slot = map.get(owner.subject);
+        let grant = owner.grant.map(|(grant, _)| grant);
+        let is_replaced = match (slot, grant) {
+            (Some(Slot::Shared(shared)), _) if shared.bucket.policy().quota() == quota => {
+                return (id, Some(Arc::clone(shared)));
             }
             // A concurrent request with the same grant has created the bucket.
-            (Some(Slot::InGrant(slot)), Some(grant))
-                if std::ptr::addr_eq(Arc::as_ptr(slot), Arc::as_ptr(grant)) && owner.bucket_cache.own(id).is_some() =>
+            (Some(Slot::InGrant { head, .. }), Some(grant))
+                if std::ptr::eq(head, grant.head()) && owner.bucket_cache.own(id).is_some() =>
             {
                 return (id, None);
             }
-            _ => {}
-        }
-        let policy = match quota == default.quota() {
-            true => default,
-            false => Policy::named(&self.name, quota),
+            // A rotation replaces a grant by copies, which refer to it.
+            (Some(Slot::InGrant { head, .. }), Some(grant)) if grant.is_copy_of(head) => true,
+            (slot, _) => slot.is_none_or(Slot::is_unreferenced),
         };
-        let is_unreferenced = slot.is_none_or(Slot::is_unreferenced);
-        let tat = slot.and_then(Slot::bucket).map_or(0, |bucket| bucket.freeze(&policy, now));
+        let tat = slot.and_then(Slot::bucket).map_or(0, |bucket| bucket.freeze(&policy.policy, now));
         let bucket = Bucket::with_tat(policy, tat);
+        map.remove(owner.subject, removed);
         // A grant that only the request holds is dropped with the request, so it cannot keep a bucket.
-        let grant = owner.grant.filter(|grant| is_unreferenced && Arc::strong_count(grant) > 1);
+        let grant = grant.filter(|grant| is_replaced && Arc::strong_count(grant) > 1);
         let stored = match grant {
-            Some(grant) => owner.bucket_cache.set_own(id, bucket).map(|()| Slot::InGrant(Arc::clone(grant))),
+            Some(grant) => owner.bucket_cache.set_own(bucket).map(|()| map.insert_grant(grant)),
             None => Err(bucket),
         };
-        let (slot, shared) = match stored {
-            Ok(slot) => (slot, None),
-            Err(bucket) => {
-                let bucket = Arc::new(bucket);
-                (Slot::Shared(Arc::clone(&bucket)), Some(bucket))
-            }
-        };
-        removed.0.extend(map.slots.insert(owner.subject.clone(), slot));
+        let shared = stored.err().map(|bucket| Arc::new(SharedBucket { subject: owner.subject.clone(), bucket }));
+        if let Some(shared) = &shared {
+            map.insert_shared(shared);
+        }
         self.unlock_and_report(map);
         (id, shared)
     }
@@ -263,32 +225,19 @@ impl Buckets {
     }
 
     /// Releases the lock, and then reports the number of buckets.
-    fn unlock_and_report(&self, map: MutexGuard<'_, Map>) {
-        let subjects = map.slots.len();
+    fn unlock_and_report(&self, map: MutexGuard<'_, BucketMap>) {
+        let subjects = map.len();
         drop(map);
         observe::buckets(self.name.as_str(), subjects);
     }
 
     pub(super) fn len(&self) -> usize {
-        self.lock().slots.len()
+        self.lock().len()
     }
 
-    fn lock(&self) -> MutexGuard<'_, Map> {
+    fn lock(&self) -> MutexGuard<'_, BucketMap> {
         // A panic under the lock cannot leave a partial change.
         self.map.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Map {
-    fn sweep(&mut self, now: u64, removed: &mut Removed) {
-        self.slots.retain(|_, slot| {
-            let is_needed = slot.is_needed(now);
-            if !is_needed {
-                removed.0.push(slot.clone());
-            }
-            is_needed
-        });
-        self.slots.shrink_to(self.slots.len() * 2);
     }
 }
 
@@ -305,7 +254,7 @@ mod tests {
 
     use super::*;
     use crate::caller::CurrentGrant;
-    use crate::grant::Grant;
+    use crate::grant::{Grant, GrantHead};
     use crate::limit::{Charge, RateLimits};
 
     const QUOTA: Quota = Quota::per_minute(60).with_burst(5);
@@ -323,11 +272,11 @@ mod tests {
         limits.charge(&CurrentGrant::new(Arc::clone(grant)), Charge::Units(units)).remaining()
     }
 
-    /// Returns the address of the grant that contains the bucket of a subject, or else the bucket.
-    fn slot(limits: &RateLimits, subject: &str) -> Result<*const (), Arc<Bucket>> {
-        match limits.buckets().lock().slots[&Subject::from(subject)].clone() {
-            Slot::InGrant(grant) => Ok(Arc::as_ptr(&grant).cast()),
-            Slot::Shared(bucket) => Err(bucket),
+    /// Returns the address of the head of the grant that contains the bucket of a subject, or else the bucket.
+    fn slot(limits: &RateLimits, subject: &str) -> Result<*const GrantHead, Arc<SharedBucket>> {
+        match limits.buckets().lock().get(&subject.into()).unwrap() {
+            Slot::InGrant { head, .. } => Ok(head),
+            Slot::Shared(bucket) => Err(Arc::clone(bucket)),
         }
     }
 
@@ -335,15 +284,16 @@ mod tests {
     fn bucket_moves_out_of_its_grant_when_a_second_grant_is_charged() {
         let limits = limits();
         let [first, second, third] = ["s"; 3].map(stored_grant);
-        let is_in = |grant: &Arc<Grant<()>>| slot(&limits, "s").is_ok_and(|own| own == Arc::as_ptr(grant).cast());
+        let is_in = |grant: &Arc<Grant<()>>| slot(&limits, "s").is_ok_and(|own| std::ptr::eq(own, grant.head()));
         assert_eq!(charge(&limits, &first, 1), 4);
         assert!(is_in(&first));
 
         // A concurrent request with the same grant finds the bucket in the grant.
         let concurrent = CurrentGrant::new(Arc::clone(&first));
         let head = concurrent.erased().head();
-        let grant = Some(concurrent.erased());
-        let owner = BucketOwner { subject: head.subject(), bucket_cache: head.bucket_cache(), quota: None, grant };
+        let limit = QUOTA.into();
+        let grant = Some((concurrent.erased(), &limit));
+        let owner = BucketOwner { subject: head.subject(), bucket_cache: head.bucket_cache(), grant };
         assert!(limits.buckets().find_or_create(owner, 0, &mut Removed::default()).1.is_none());
         assert!(is_in(&first));
         drop(concurrent);
@@ -363,7 +313,48 @@ mod tests {
         assert_eq!(charge(&limits, &old, 2), 3);
         drop(old);
         assert_eq!(charge(&limits, &new, 1), 2);
-        assert_eq!(slot(&limits, "s").ok(), Some(Arc::as_ptr(&new).cast()));
+        assert!(slot(&limits, "s").is_ok_and(|own| std::ptr::eq(own, new.head())));
+    }
+
+    #[test]
+    fn bucket_moves_to_the_copy_that_replaces_its_grant() {
+        let limits = limits();
+        let old = stored_grant("s");
+        assert_eq!(charge(&limits, &old, 2), 3);
+        let new = Arc::new(Grant::copy_of(&old));
+        drop(old);
+        assert_eq!(charge(&limits, &new, 1), 2);
+        assert!(slot(&limits, "s").is_ok_and(|own| std::ptr::eq(own, new.head())));
+    }
+
+    #[test]
+    fn principals_of_several_types_share_the_bucket_of_their_subject() {
+        let limits = limits();
+        let first = stored_grant("s");
+        let [other_type, alone] = ["s", "alone"].map(|subject| Arc::new(Grant::new(subject, 1_u8)));
+        let charge_other =
+            |grant: &Arc<Grant<u8>>| limits.charge(&CurrentGrant::new(Arc::clone(grant)), Charge::Units(1)).remaining();
+        assert_eq!((charge(&limits, &first, 1), charge_other(&alone)), (4, 4));
+        assert!(slot(&limits, "s").is_ok() && slot(&limits, "alone").is_ok());
+        assert_eq!((charge_other(&other_type), charge(&limits, &first, 1)), (3, 2));
+        assert!(slot(&limits, "s").is_err());
+        assert_eq!(limits.subjects(), 2);
+        drop((first, other_type, alone));
+        limits.buckets().sweep(u64::MAX >> 2);
+        assert_eq!(limits.subjects(), 0);
+    }
+
+    #[test]
+    fn sweep_releases_the_policies_of_quotas_that_no_bucket_has() {
+        let limits = limits();
+        let grant = |burst| CurrentGrant::new(Grant::new(format!("{burst}"), ()).with_quota(QUOTA.with_burst(burst)));
+        for burst in 100..200 {
+            assert!(limits.charge(&grant(burst), Charge::Units(0)).is_admitted());
+        }
+        let kept = grant(7);
+        assert!(limits.charge(&kept, Charge::Units(1)).is_admitted());
+        limits.buckets().sweep(0);
+        assert_eq!(limits.buckets().lock().policies(), 1);
     }
 
     #[test]

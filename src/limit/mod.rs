@@ -20,6 +20,7 @@
 mod all_or_nothing;
 mod anonymous;
 mod attempt;
+mod bucket_map;
 mod buckets;
 mod client_ip;
 mod error;

@@ -3,13 +3,15 @@
 use std::num::NonZeroU32;
 use std::sync::Arc;
 
-use super::buckets::{BucketOwner, Buckets, Removed};
+use super::bucket_map::Removed;
+use super::buckets::{BucketOwner, Buckets};
 use super::limit::{Limit, Scope};
 use super::refunds::RefundTotal;
 use crate::caller::CurrentGrant;
 use crate::grant::Subject;
+use crate::grant::bucket_cache::BucketCache;
 use crate::quota::Quota;
-use crate::quota::bucket::{Bucket, BucketCache};
+use crate::quota::bucket::Bucket;
 use crate::quota::cell::Outcome;
 use crate::quota::decision::{Decision, Verdict};
 use crate::quota::policy::{Policy, PolicyName};
@@ -46,7 +48,7 @@ impl SharedBucket {
 
     fn owner(&self) -> (&Buckets, BucketOwner<'_>) {
         let (subject, bucket_cache) = (&self.subject, &self.bucket_cache);
-        (&self.buckets, BucketOwner { subject, bucket_cache, quota: None, grant: None })
+        (&self.buckets, BucketOwner { subject, bucket_cache, grant: None })
     }
 }
 
@@ -116,7 +118,7 @@ impl LimitState {
     #[cfg(feature = "redis")]
     pub(super) fn quota_of(&self, grant: Option<&CurrentGrant>) -> Option<Quota> {
         let (buckets, owner) = self.owner(grant)?;
-        Some(owner.quota.unwrap_or_else(|| buckets.quota()))
+        Some(owner.quota().unwrap_or_else(|| buckets.quota()))
     }
 
     /// Returns the policy of callers whose grant has this quota, or none.
@@ -148,11 +150,12 @@ impl LimitState {
     fn owner<'a>(&'a self, grant: Option<&'a CurrentGrant>) -> Option<(&'a Buckets, BucketOwner<'a>)> {
         match (&self.buckets, grant) {
             (BucketSet::PerSubject { buckets, apart, .. }, Some(grant)) => {
-                let buckets = if self.limit.is_apart(grant.quota()) { apart } else { buckets };
-                let (quota, grant) = (self.limit.own_quota(grant.quota()), grant.erased());
-                let head = grant.head();
+                let head = grant.erased().head();
+                // The quota is not beside the bucket, so it is read only where it matters.
+                let is_apart = !self.limit.follows_grants() && self.limit.is_apart(head.quota());
+                let buckets = if is_apart { apart } else { buckets };
                 let (subject, bucket_cache) = (head.subject(), head.bucket_cache());
-                Some((buckets, BucketOwner { subject, bucket_cache, quota, grant: Some(grant) }))
+                Some((buckets, BucketOwner { subject, bucket_cache, grant: Some((grant.erased(), &self.limit)) }))
             }
             (BucketSet::PerSubject { anonymous, .. }, None) => anonymous.as_deref().map(SharedBucket::owner),
             (BucketSet::Shared(shared), _) => Some(shared.owner()),

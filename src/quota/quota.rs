@@ -212,6 +212,11 @@ impl Quota {
     }
 
     /// Validates the numbers of all constructors.
+    /// Returns whether the quotas are equal and have the same text.
+    pub(crate) fn is_identical(&self, other: &Self) -> bool {
+        self == other && self.unit == other.unit
+    }
+
     const fn from_parts(n: u32, period: Duration, burst: u32, unit: Unit) -> Result<Self, QuotaError> {
         let Some(burst) = NonZeroU32::new(burst) else { return Err(QuotaError::Zero) };
         if n == 0 {

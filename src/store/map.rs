@@ -46,8 +46,9 @@ pub struct Map<T, F> {
 ///
 /// # Cost
 ///
-/// The function runs at every lookup. A grant that it returns unchanged needs no allocation. A new grant needs one, and the limiter
-/// looks up its bucket again. Put a `CachedStore` around the mapped store, so that the function runs for cache misses only.
+/// The function runs at every lookup. A grant that it returns unchanged needs no allocation. A new grant needs one, or two if its quota
+/// or scopes differ, and the limiter looks up its bucket again. Put a `CachedStore` around the mapped store, so that the function runs
+/// for cache misses only. [`Grant::copy_of`] does not clone the principal.
 #[must_use]
 pub fn map<T, F, Q>(store: T, f: F) -> Map<T, F>
 where

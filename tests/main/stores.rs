@@ -217,6 +217,68 @@ fn purge_removes_expired_tokens() {
     );
 }
 
+/// Counts the principals that exist.
+struct Counted(Arc<()>);
+
+#[test]
+fn a_chain_of_rotations_shares_one_principal_and_frees_it() {
+    let exists = Arc::new(());
+    let store = MemoryStore::from_iter([(TokenDigest::of("0"), Grant::new("id", Counted(Arc::clone(&exists))))]);
+    let first = store.get(TokenDigest::of("0")).unwrap();
+    let first_exists = Arc::downgrade(&first);
+    for i in 0..10 {
+        let (old, new) = (TokenDigest::of(i.to_string()), TokenDigest::of((i + 1).to_string()));
+        let grace = Duration::from_secs(i % 2 * 3_600);
+        let grant = store.rotate(old, new, grace).unwrap();
+        assert!(std::ptr::eq(grant.principal(), first.principal()));
+        assert_eq!((grant.id().as_str(), grant.subject().as_str()), ("id", "id"));
+        // In a chain, only the first grant is kept beside the newest one.
+        let chain = Arc::downgrade(&grant);
+        drop(grant);
+        assert_eq!((chain.strong_count(), Arc::strong_count(&first.principal().0)), (1, 2));
+    }
+    drop(first);
+    assert_eq!(store.len(), 6, "the newest token, and five within their grace period");
+    assert_eq!(first_exists.strong_count(), store.len());
+    assert_eq!(store.revoke_grant(&"id".into()), 6);
+    assert!(first_exists.upgrade().is_none());
+    assert_eq!(Arc::strong_count(&exists), 1, "the principal was dropped");
+}
+
+#[test]
+fn grants_of_one_plan_share_their_scopes_under_concurrent_changes() {
+    let store = MemoryStore::new();
+    let plan = |i: usize| {
+        let scopes = ["orders:read".to_owned(), format!("plan-{}", i % 3)];
+        Grant::new(format!("{i}"), ()).with_scopes(scopes).unwrap()
+    };
+    thread::scope(|scope| {
+        for thread in 0..4 {
+            let store = &store;
+            scope.spawn(move || {
+                for i in (0..1_000).map(|i| 4 * i + thread) {
+                    let token = |of: &str| TokenDigest::of(format!("{of}{i}"));
+                    store.insert(token("a"), plan(i)).unwrap();
+                    // Other scopes, which are soon dropped.
+                    store.insert(token("gone"), Grant::new("gone", ()).with_scopes([format!("{i}")]).unwrap()).unwrap();
+                    store.rotate(token("a"), token("b"), Duration::from_secs(3_600)).unwrap();
+                    store.revoke(token("gone"));
+                }
+            });
+        }
+    });
+    assert_eq!(store.len(), 8_000);
+    assert_eq!(lists_of_scopes(&store), 6, "those of three plans, and those of their rotated tokens");
+    store.replace_all((0..100).map(|i| (TokenDigest::of(format!("{i}")), plan(i))));
+    assert_eq!(lists_of_scopes(&store), 3);
+}
+
+/// Returns the number of lists of scopes in memory.
+fn lists_of_scopes(store: &MemoryStore<()>) -> usize {
+    let grants = store.grants();
+    grants.iter().map(|grant| std::ptr::from_ref(grant.scopes())).collect::<std::collections::HashSet<_>>().len()
+}
+
 #[test]
 fn a_failed_rotation_changes_nothing() {
     let hour = Duration::from_secs(3_600);

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::RateLimits;
 use crate::caller::CurrentGrant;
-use crate::limit::buckets::Removed;
+use crate::limit::bucket_map::Removed;
 use crate::limit::limit::{GrantQuotas, Limit};
 use crate::limit::refunds::MadeCharge;
 use crate::limit::state::LimitState;

@@ -2,7 +2,7 @@
 
 use super::RateLimits;
 use crate::grant::Subject;
-use crate::limit::buckets::Removed;
+use crate::limit::bucket_map::Removed;
 use crate::quota::Quota;
 use crate::quota::decision::Decision;
 

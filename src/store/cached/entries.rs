@@ -10,7 +10,7 @@ use quick_cache::{OptionsBuilder, UnitWeighter};
 
 use crate::grant::{Grant, GrantId, Subject};
 use crate::store::Invalidation;
-use crate::store::memory::DigestHasher;
+use crate::store::memory::table::DigestHasher;
 use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use crate::sync::{Mutex, MutexGuard, Stepped, stepped};
 use crate::token::TokenDigest;

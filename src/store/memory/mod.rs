@@ -1,16 +1,18 @@
 //! [`MemoryStore`]: grants in the memory of this process.
 
-use std::collections::HashMap;
-use std::collections::hash_map::Entry;
+pub(super) mod table;
+
 use std::convert::Infallible;
 use std::fmt;
-use std::hash::{BuildHasherDefault, Hasher};
-use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::{Duration, SystemTime};
 
 use thiserror::Error;
 
+use table::Table;
+
 use super::{Lookup, TokenStore};
+use crate::grant::terms::SharedTerms;
 use crate::grant::{Grant, GrantId, Subject};
 use crate::pending::answer::{Answer, Immediate};
 use crate::token::{BearerToken, TokenDigest};
@@ -32,13 +34,17 @@ use crate::token::{BearerToken, TokenDigest};
 /// assert!(tokens.lookup(&BearerToken::new("first")).ready().unwrap()?.is_none());
 /// # Ok::<_, Box<dyn std::error::Error>>(())
 /// ```
-pub struct MemoryStore<P>(Arc<[Shard<P>; SHARDS]>);
+pub struct MemoryStore<P>(Arc<Inner<P>>);
+
+struct Inner<P> {
+    shards: [Shard<P>; SHARDS],
+    /// Locked after the shards, and never while code of the service runs.
+    terms: Mutex<SharedTerms>,
+}
 
 /// Aligned, so that readers of different shards use different cache lines.
 #[repr(align(64))]
 struct Shard<P>(RwLock<Table<P>>);
-
-type Table<P> = HashMap<TokenDigest, Arc<Grant<P>>, BuildHasherDefault<DigestHasher>>;
 
 const SHARDS: usize = 64;
 
@@ -72,7 +78,8 @@ impl<P> MemoryStore<P> {
     /// Creates a store without grants.
     #[must_use]
     pub fn new() -> Self {
-        Self(Arc::new(std::array::from_fn(|_| Shard(RwLock::default()))))
+        let shards = std::array::from_fn(|_| Shard(RwLock::default()));
+        Self(Arc::new(Inner { shards, terms: Mutex::default() }))
     }
 
     /// Adds the grant of a new token.
@@ -81,20 +88,14 @@ impl<P> MemoryStore<P> {
     ///
     /// If the token already exists. The error contains the grant.
     pub fn insert(&self, token: impl Into<TokenDigest>, grant: Grant<P>) -> Result<(), OccupiedError<P>> {
-        let digest = token.into();
-        match self.write(&digest).entry(digest) {
-            Entry::Occupied(_) => Err(OccupiedError(Box::new(grant))),
-            Entry::Vacant(vacant) => {
-                vacant.insert(Arc::new(grant));
-                Ok(())
-            }
-        }
+        let (digest, grant) = (token.into(), self.with_shared_terms(grant));
+        self.write(&digest).insert(digest, grant).map_err(|grant| OccupiedError(Box::new(grant)))
     }
 
     /// Sets the grant of a new or existing token. Returns the previous grant.
     pub fn replace(&self, token: impl Into<TokenDigest>, grant: Grant<P>) -> Option<Arc<Grant<P>>> {
-        let digest = token.into();
-        self.write(&digest).insert(digest, Arc::new(grant))
+        let (digest, grant) = (token.into(), self.with_shared_terms(grant));
+        self.write(&digest).replace(digest, grant)
     }
 
     /// Returns the grant of a token, for administration. Gates call [`lookup`](TokenStore::lookup).
@@ -102,8 +103,7 @@ impl<P> MemoryStore<P> {
     #[must_use]
     pub fn get(&self, token: impl Into<TokenDigest>) -> Option<Arc<Grant<P>>> {
         let digest = token.into();
-        // 8 bytes of the digest find the entry. The comparison of all 32 bytes takes constant time.
-        self.0[shard_of(&digest)].read().get(&digest).cloned()
+        self.0.shards[shard_of(&digest)].read().get(&digest).cloned()
     }
 
     /// Removes a token. Returns its grant. Requests that are already admitted continue.
@@ -144,14 +144,8 @@ impl<P> MemoryStore<P> {
         let mut removed = Vec::new();
         // Lock all shards: a concurrent rotation must not move a token from a shard not yet visited to a visited one.
         for table in &mut self.write_all() {
-            table.retain(|_, grant| {
-                let revoked = revoked(grant);
-                if revoked {
-                    // Dropped after the locks.
-                    removed.push(Arc::clone(grant));
-                }
-                !revoked
-            });
+            // The removed grants are dropped after the locks.
+            table.retain(|grant| !revoked(grant), &mut removed);
         }
         removed.len()
     }
@@ -205,70 +199,86 @@ impl<P> MemoryStore<P> {
         if grant.is_rotated() {
             return Err(RotateError::Rotated);
         }
-        if shards.table(&new).contains_key(&new) {
+        // Principals need not be `Clone`.
+        if shards.table(&new).insert(new, Grant::copy_of(&grant)).is_err() {
             return Err(RotateError::Occupied);
         }
-        let new_grant = Arc::new(Grant::clone(&grant));
-        shards.table(&new).insert(new, Arc::clone(&new_grant));
         if grace.is_zero() {
             shards.table(&old).remove(&old);
         } else {
             // The grace period is unlimited if its end is beyond the range of `SystemTime`.
-            let rotated = Grant::clone(&grant).into_rotated(now.checked_add(grace));
-            shards.table(&old).insert(old, Arc::new(rotated));
+            let rotated = Grant::copy_of(&grant).into_rotated(now.checked_add(grace));
+            shards.table(&old).replace(old, self.with_shared_terms(rotated));
         }
-        Ok(new_grant)
+        shards.table(&new).get(&new).cloned().ok_or(RotateError::NotFound)
     }
 
     /// Replaces the whole content atomically, for a reload. Every lookup sees either the old content or the new one.
     ///
-    /// The new tables are built before any lock is taken. Buckets are unchanged, because they belong to subjects. If a token occurs
-    /// twice, its last grant is used.
+    /// The new tables are built before any lock is taken, so both contents are in memory until the change. Tables do not grow if the
+    /// iterator has an exact size hint. Buckets are unchanged, because they belong to subjects. If a token occurs twice, its last
+    /// grant is used.
     pub fn replace_all<T: Into<TokenDigest>>(&self, grants: impl IntoIterator<Item = (T, Grant<P>)>) {
         let mut tables: [Table<P>; SHARDS] = std::array::from_fn(|_| Table::default());
-        for (token, grant) in grants {
+        let grants = grants.into_iter();
+        // No spread: it would double the tables whose mean is just below a doubling.
+        let mean = grants.size_hint().0 / SHARDS;
+        tables.iter_mut().for_each(|table| table.reserve(mean));
+        let mut terms = SharedTerms::default();
+        for (token, mut grant) in grants {
             let digest = token.into();
-            tables[shard_of(&digest)].insert(digest, Arc::new(grant));
+            grant.share_terms(&mut terms);
+            tables[shard_of(&digest)].replace(digest, grant);
         }
         let mut locked = self.write_all();
         for (table, new) in locked.iter_mut().zip(&mut tables) {
             std::mem::swap(&mut **table, new);
         }
+        std::mem::swap(&mut *self.terms(), &mut terms);
         drop(locked);
-        // `tables` now holds the old content, which is dropped here, after the locks.
+        // `tables` and `terms` now hold the old content, which is dropped here, after the locks.
     }
 
     /// Returns the number of tokens.
     #[must_use]
     pub fn len(&self) -> usize {
-        self.0.iter().map(|shard| shard.read().len()).sum()
+        self.0.shards.iter().map(|shard| shard.read().len()).sum()
     }
 
     /// Returns whether the store has no tokens.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.0.iter().all(|shard| shard.read().is_empty())
+        self.0.shards.iter().all(|shard| shard.read().len() == 0)
     }
 
     /// Returns the grants of all tokens. Each shard is read at a different time.
     #[must_use]
     pub fn grants(&self) -> Vec<Arc<Grant<P>>> {
-        self.0.iter().flat_map(|shard| shard.read().values().cloned().collect::<Vec<_>>()).collect()
+        self.0.shards.iter().flat_map(|shard| shard.read().iter().cloned().collect::<Vec<_>>()).collect()
+    }
+
+    fn with_shared_terms(&self, mut grant: Grant<P>) -> Grant<P> {
+        grant.share_terms(&mut self.terms());
+        grant
+    }
+
+    fn terms(&self) -> MutexGuard<'_, SharedTerms> {
+        self.0.terms.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn write(&self, digest: &TokenDigest) -> RwLockWriteGuard<'_, Table<P>> {
-        self.0[shard_of(digest)].write()
+        self.0.shards[shard_of(digest)].write()
     }
 
     fn write_all(&self) -> Vec<RwLockWriteGuard<'_, Table<P>>> {
-        self.0.iter().map(Shard::write).collect()
+        self.0.shards.iter().map(Shard::write).collect()
     }
 
     /// Locks the shards of two tokens, in the order of shards, which prevents deadlocks.
     fn write_both(&self, a: &TokenDigest, b: &TokenDigest) -> TwoShards<'_, P> {
         let (low, high) = (shard_of(a).min(shard_of(b)), shard_of(a).max(shard_of(b)));
-        let first = self.0[low].write();
-        let second = (low != high).then(|| self.0[high].write());
+        let first = self.0.shards[low].write();
+        let second = (low != high).then(|| self.0.shards[high].write());
         TwoShards { low, first, second }
     }
 }
@@ -339,28 +349,5 @@ impl<P, T: Into<TokenDigest>> FromIterator<(T, Grant<P>)> for MemoryStore<P> {
 impl<P> fmt::Debug for MemoryStore<P> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "MemoryStore({} tokens)", self.len())
-    }
-}
-
-/// Uses 8 bytes of a digest as its hash. Digests are uniformly distributed. A table contains only digests of tokens in the store, so
-/// clients cannot cause collisions.
-#[derive(Clone, Copy, Default)]
-pub(super) struct DigestHasher(u64);
-
-impl Hasher for DigestHasher {
-    fn write(&mut self, bytes: &[u8]) {
-        // Not called for digests. Other keys get a hash too.
-        for &byte in bytes {
-            self.0 = self.0.rotate_left(8) ^ u64::from(byte);
-        }
-    }
-
-    #[inline]
-    fn write_u64(&mut self, word: u64) {
-        self.0 = word;
-    }
-
-    fn finish(&self) -> u64 {
-        self.0
     }
 }

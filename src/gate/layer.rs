@@ -6,6 +6,7 @@ use std::time::{Duration, SystemTime};
 
 use tower_layer::Layer;
 
+use super::copies::Copies;
 use super::identity::Identity;
 use super::marker::{HeadOnly, ReadsTokens};
 use super::service::AuthService;
@@ -139,6 +140,7 @@ fn new_gate<T>(store: T, timeout: Option<Timeout>) -> Gate<T, Unlimited, Problem
         responder: Arc::new(ProblemDetails),
         terms: Arc::default(),
         settings,
+        copies: Copies::new(),
     }
 }
 
@@ -150,7 +152,7 @@ impl<T: GateStore, R, B> AuthLayer<T, Unlimited, R, B> {
     #[must_use]
     pub fn with_rate_limit<L: Limiter>(self, limiter: L) -> AuthLayer<T, L, R, B> {
         let Gate { store, responder, terms, settings, .. } = Arc::unwrap_or_clone(self.gate);
-        let gate = Gate { store, limiter: Arc::new(limiter), responder, terms, settings };
+        let gate = Gate { store, limiter: Arc::new(limiter), responder, terms, settings, copies: Copies::new() };
         AuthLayer { gate: Arc::new(gate), body: self.body }
     }
 }
@@ -282,6 +284,7 @@ impl<T, L, R, B> AuthLayer<T, L, R, B> {
             responder: Arc::clone(responder),
             terms: Arc::clone(terms),
             settings: settings.clone(),
+            copies: Copies::new(),
         }
     }
 

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use http::{HeaderMap, HeaderValue, Response};
 
+use super::copies::Copies;
 use super::layer::AuthLayer;
 use super::marker::WithoutMetadata;
 use super::settings::Gate;
@@ -90,7 +91,7 @@ impl<T, L, R, B> AuthLayer<T, L, R, B> {
     #[must_use]
     pub fn with_responder<R2>(self, responder: R2) -> AuthLayer<T, L, R2, B> {
         let Gate { store, limiter, terms, settings, .. } = Arc::unwrap_or_clone(self.gate);
-        let gate = Gate { store, limiter, responder: Arc::new(responder), terms, settings };
+        let gate = Gate { store, limiter, responder: Arc::new(responder), terms, settings, copies: Copies::new() };
         AuthLayer { gate: Arc::new(gate), body: self.body }
     }
 

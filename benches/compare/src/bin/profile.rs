@@ -128,8 +128,11 @@ fn table(text: &mut String, row: &str, few: &Profile, many: &Profile) -> Result<
     }
     lines.sort_by(|(_, a), (_, b)| b.instructions.total_cmp(&a.instructions));
     lines.push(("other functions", rest));
+    // Not `-0`.
+    let round = |number: f64, places: f64| (number * places).round() / places + 0.0;
     for (name, Cost { instructions, d1, ll }) in lines {
-        writeln!(text, "  {instructions:>6.0} {d1:>6.2} {ll:>6.2}  {name}")?;
+        let (instructions, d1, ll) = (round(instructions, 1.0), round(d1, 100.0), round(ll, 100.0));
+        writeln!(text, "  {instructions:>6} {d1:>6.2} {ll:>6.2}  {name}")?;
     }
     Ok(())
 }

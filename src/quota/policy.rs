@@ -47,6 +47,21 @@ struct Inner {
     items: Box<[HeaderValue]>,
 }
 
+impl Inner {
+    #[inline]
+    fn item(&self, remaining: u32, more_in_s: u64) -> Option<&HeaderValue> {
+        let Inner { items, quota, interval_s, .. } = self;
+        match more_in_s.checked_sub(1) {
+            // No overflow: with items, both numbers are below `MAX_ITEMS`.
+            Some(more) if more < *interval_s && remaining < quota.burst() => {
+                items.get((u64::from(remaining) * interval_s + more) as usize)
+            }
+            None if remaining == quota.burst() => items.last(),
+            _ => None,
+        }
+    }
+}
+
 /// The error of an invalid policy name.
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
 #[non_exhaustive]
@@ -135,15 +150,7 @@ impl Policy {
     /// Returns the `RateLimit` item without a partition key, if the item is pre-rendered.
     #[inline]
     pub(crate) fn item(&self, remaining: u32, more_in_s: u64) -> Option<&HeaderValue> {
-        let Inner { items, quota, interval_s, .. } = self.inner();
-        match more_in_s.checked_sub(1) {
-            // No overflow: with items, both numbers are below `MAX_ITEMS`.
-            Some(more) if more < *interval_s && remaining < quota.burst() => {
-                items.get((u64::from(remaining) * interval_s + more) as usize)
-            }
-            None if remaining == quota.burst() => items.last(),
-            _ => None,
-        }
+        self.inner().item(remaining, more_in_s)
     }
 
     /// Returns whether an item of `RateLimit` or `RateLimit-Policy` has the name of this policy.
@@ -228,8 +235,10 @@ mod tests {
     fn rendered_items_have_their_own_numbers() {
         let slow = Quota::one_per(Duration::from_millis(2_500)).with_burst(3);
         for quota in [slow, Quota::per_minute(7), Quota::per_minute(180).with_burst(20), Quota::per_second(1)] {
-            let policy = Policy::named(&PolicyName::default_name(), quota);
-            let interval_s = secs_up(quota.interval_ns());
+            let (prefix, interval_s) = (render_policy("default", quota).1, secs_up(quota.interval_ns()));
+            let (name, advert) = ("default".into(), HeaderValue::from_static(""));
+            let items = render_items(&prefix, quota.burst(), interval_s);
+            let policy = Inner { quota, name, advert, prefix, interval_s, items };
             for (remaining, more_in_s) in
                 (0..quota.burst() + 2).flat_map(|left| (0..interval_s + 2).map(move |t| (left, t)))
             {

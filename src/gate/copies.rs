@@ -65,4 +65,14 @@ mod tests {
         // A reference that is counted again, such as that of a request, is counted in the same place.
         assert!(all.iter().all(|copy| Arc::ptr_eq(copy, &copy.counted())));
     }
+
+    #[test]
+    fn a_changed_gate_has_no_copies_of_the_gate_before() {
+        let layer = AuthLayer::new(MemoryStore::<()>::new());
+        drop(layer.gate.counted());
+        let layer = layer.with_max_token_len(1);
+        assert_eq!(layer.gate.counted().settings.syntax.max_len(), 1);
+        let Ok(layer) = layer.with_realm("trading") else { panic!("the realm is valid") };
+        assert!(Arc::ptr_eq(&layer.gate.counted().terms, &layer.gate.terms));
+    }
 }

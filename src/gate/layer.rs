@@ -151,7 +151,7 @@ impl<T: GateStore, R, B> AuthLayer<T, Unlimited, R, B> {
     /// rejected with 401 are not charged.
     #[must_use]
     pub fn with_rate_limit<L: Limiter>(self, limiter: L) -> AuthLayer<T, L, R, B> {
-        let Gate { store, responder, terms, settings, .. } = Arc::unwrap_or_clone(self.gate);
+        let Gate { store, responder, terms, settings, .. } = Gate::clone(&self.gate);
         let gate = Gate { store, limiter: Arc::new(limiter), responder, terms, settings, copies: Copies::new() };
         AuthLayer { gate: Arc::new(gate), body: self.body }
     }
@@ -289,7 +289,7 @@ impl<T, L, R, B> AuthLayer<T, L, R, B> {
     }
 
     pub(super) fn map_settings(self, change: impl FnOnce(&mut Settings)) -> Self {
-        let mut gate = Arc::unwrap_or_clone(self.gate);
+        let mut gate = Gate::clone(&self.gate);
         change(&mut gate.settings);
         Self { gate: Arc::new(gate), body: self.body }
     }

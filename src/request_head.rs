@@ -23,6 +23,7 @@ pub struct RequestHead<'a> {
 
 impl<'a> RequestHead<'a> {
     /// Borrows the head of a request.
+    #[inline]
     pub fn of<B>(request: &'a Request<B>) -> Self {
         Self {
             method: request.method(),

@@ -77,6 +77,15 @@ where
     info.count_total
 }
 
+/// Returns the allocations of a second request. The first request of a thread creates the thread's copy of the gate.
+fn repeated<S>(service: &mut S, request: impl Fn() -> Request<Body>) -> u64
+where
+    S: Service<Request<Body>, Response = Response<Body>, Error = Infallible>,
+{
+    allocations(service, request(), 200);
+    allocations(service, request(), 200)
+}
+
 #[test]
 fn every_allocation_of_a_request_is_accounted_for() {
     let tokens = MemoryStore::from_iter([(TokenDigest::of("a-token"), Grant::new("alice", ()))]);
@@ -169,9 +178,7 @@ fn a_throttle_adds_no_allocation_to_admitted_requests() {
     let mut without = AuthLayer::new(tokens.clone()).layer(Inner);
     let mut with = AuthLayer::new(tokens).with_failure_throttle(throttle).layer(Inner);
     let authorized = || request(Some("Bearer a-token"));
-    // Allocations made once in a process.
-    allocations(&mut without, authorized(), 200);
-    assert_eq!(allocations(&mut with, authorized(), 200), allocations(&mut without, authorized(), 200));
+    assert_eq!(repeated(&mut with, authorized), repeated(&mut without, authorized));
 }
 
 /// Checks that stores made of other stores add no allocation to an admitted request, if the grant is unchanged.
@@ -185,22 +192,20 @@ fn store_combinators_do_not_allocate() {
     let (tenant, mapped) = (tokens.clone(), tokens.clone());
     let mut plain = AuthLayer::new(tokens.clone()).layer(Inner);
     let authorized = || request(Some("Bearer a-token"));
-    // Allocations made once in a process.
-    allocations(&mut plain, authorized(), 200);
-    let expected = allocations(&mut plain, authorized(), 200);
+    let expected = repeated(&mut plain, authorized);
 
     let mut service = AuthLayer::new(map(mapped, |grant| grant)).layer(Inner);
-    assert_eq!(allocations(&mut service, authorized(), 200), expected, "map");
+    assert_eq!(repeated(&mut service, authorized), expected, "map");
     let mut service = AuthLayer::new(first_of(empty, tokens.clone())).layer(Inner);
-    assert_eq!(allocations(&mut service, authorized(), 200), expected, "first_of");
+    assert_eq!(repeated(&mut service, authorized), expected, "first_of");
     let mut service = AuthLayer::new(by_prefix).layer(Inner);
-    assert_eq!(allocations(&mut service, authorized(), 200), expected, "by_prefix");
+    assert_eq!(repeated(&mut service, authorized), expected, "by_prefix");
     let mut service = AuthLayer::new(by_head(move |_| Some(tenant.clone()))).layer(Inner);
-    assert_eq!(allocations(&mut service, authorized(), 200), expected, "by_head");
+    assert_eq!(repeated(&mut service, authorized), expected, "by_head");
     // A new grant is two allocations: its own, and one for its quota, which it shares with no other.
     let changed = map(tokens, |grant| Grant::clone(&grant).with_quota(Quota::per_second(1)).into());
     let mut service = AuthLayer::new(changed).layer(Inner);
-    assert_eq!(allocations(&mut service, authorized(), 200), expected + 2, "a new grant");
+    assert_eq!(repeated(&mut service, authorized), expected + 2, "a new grant");
 }
 
 /// Checks that a store is loaded without growing its tables, and that a token with short names is one allocation.

@@ -39,7 +39,17 @@ use crate::token::BearerToken;
 /// assert!(matches!(authorization(&headers, TokenSyntax::default()), Extracted::Ambiguous(_)));
 /// ```
 pub fn authorization(headers: &HeaderMap, syntax: TokenSyntax) -> Extracted<'_> {
-    one_line(headers, &header::AUTHORIZATION, |value| credentials(value, syntax))
+    one_line(headers, &header::AUTHORIZATION, |value| authorization_value(value, syntax))
+}
+
+/// Reads the token of the only line of the `Authorization` header.
+#[inline]
+pub(crate) fn authorization_value(value: &[u8], syntax: TokenSyntax) -> Extracted<'_> {
+    match value.strip_prefix(b"Bearer ") {
+        // The usual spelling. No token contains white space, so there is none to strip.
+        Some(token) if is_token(token, syntax) => Extracted::Token(BearerToken::new(token)),
+        _ => credentials(strip_ows(value), syntax),
+    }
 }
 
 /// Reads the token of another header field, such as `X-API-Key`. The whole value is the token, without a scheme.
@@ -64,7 +74,7 @@ pub fn authorization(headers: &HeaderMap, syntax: TokenSyntax) -> Extracted<'_> 
 pub fn api_key<'a>(headers: &'a HeaderMap, name: &HeaderName, syntax: TokenSyntax) -> Extracted<'a> {
     one_line(headers, name, |value| match value.contains(&b',') {
         true => Extracted::Ambiguous(InvalidRequest::SeveralCredentials),
-        false => Extracted::value(value, syntax),
+        false => Extracted::value(strip_ows(value), syntax),
     })
 }
 
@@ -74,11 +84,13 @@ fn one_line<'a>(
     name: &HeaderName,
     read: impl FnOnce(&'a [u8]) -> Extracted<'a>,
 ) -> Extracted<'a> {
-    let mut lines = headers.get_all(name).iter();
-    match (lines.next(), lines.next()) {
-        (None, _) => Extracted::Nothing,
-        (Some(line), None) => read(strip_ows(line.as_bytes())),
-        (Some(_), Some(_)) => Extracted::Ambiguous(InvalidRequest::SeveralCredentials),
+    match headers.get(name) {
+        None => Extracted::Nothing,
+        // Only then can a field have several lines.
+        Some(_) if headers.len() > headers.keys_len() && headers.get_all(name).iter().nth(1).is_some() => {
+            Extracted::Ambiguous(InvalidRequest::SeveralCredentials)
+        }
+        Some(line) => read(line.as_bytes()),
     }
 }
 

@@ -8,6 +8,7 @@ use std::time::{Duration, SystemTime};
 
 use http::{HeaderMap, Response};
 
+use super::copies::Copies;
 use super::layer::AuthLayer;
 use super::marker::sealed::Sealed;
 use super::rate_limit::RateLimitLayer;
@@ -146,7 +147,7 @@ fn example_decision(verdict: Verdict) -> Decision {
 impl<R> Gate<NoStore, Unlimited, R> {
     fn with_responder<R2>(self, responder: R2) -> Gate<NoStore, Unlimited, R2> {
         let Self { store, limiter, terms, settings, .. } = self;
-        Gate { store, limiter, responder: responder.into(), terms, settings }
+        Gate { store, limiter, responder: responder.into(), terms, settings, copies: Copies::new() }
     }
 }
 

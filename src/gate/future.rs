@@ -103,14 +103,17 @@ where
         S: Clone,
     {
         match step {
-            Step::Admit(admitted) => Self::run(inner.call(request), admitted, gate),
+            Step::Admit(admitted) => {
+                let gate = gate.counted();
+                Self::run(inner.call(request), admitted, gate)
+            }
             Step::Reject(rejection) => Self::reject(gate, rejection, &request),
             Step::Wait(wait) => {
                 // The instance that was made ready must serve this request. A clone may not be ready.
                 let not_ready_inner = inner.clone();
                 let ready_inner = mem::replace(inner, not_ready_inner);
                 let rest = Some((ready_inner, request));
-                let waiting = Box::pin(Waiting { wait, rest, gate: Arc::clone(gate) });
+                let waiting = Box::pin(Waiting { wait, rest, gate: gate.counted() });
                 Self { state: State::Waiting { waiting } }
             }
         }
@@ -118,11 +121,11 @@ where
 
     /// Waits for the inner service.
     ///
-    /// Services call it themselves for an admitted request, because `after` would copy the request twice more. They move
-    /// `admitted` after the call of the inner service, because moving what was just written stalls the processor.
+    /// Services call it themselves for an admitted request, because `after` would copy the request twice more. They count the
+    /// reference to the gate before the call of the inner service. Otherwise the future would be moved once more.
     #[inline]
-    pub(super) fn run(future: S::Future, admitted: Admitted, gate: &Arc<Gate<T, L, R>>) -> Self {
-        Self { state: State::Running { future, admitted, gate: Arc::clone(gate) } }
+    pub(super) fn run(future: S::Future, admitted: Admitted, gate: Arc<Gate<T, L, R>>) -> Self {
+        Self { state: State::Running { future, admitted, gate } }
     }
 
     fn reject(gate: &Gate<T, L, R>, rejection: Rejection, request: &Request<ReqB>) -> Self {
@@ -184,7 +187,8 @@ where
                         }
                         Step::Admit(admitted) => {
                             let (mut inner, request) = take(waiting.rest);
-                            Self::run(inner.call(request), admitted, waiting.gate)
+                            let gate = waiting.gate.counted();
+                            Self::run(inner.call(request), admitted, gate)
                         }
                         Step::Reject(rejection) => {
                             let (_, request) = take(waiting.rest);
@@ -269,5 +273,47 @@ where
 {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("AuthFuture(..)")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::convert::Infallible;
+    use std::future::Ready;
+
+    use bytes::Bytes;
+
+    use super::*;
+    use crate::caller::CurrentGrant;
+    use crate::limit::{Decision, RateLimits};
+    use crate::respond::ProblemDetails;
+    use crate::store::MemoryStore;
+
+    struct Inner;
+
+    impl Service<Request<()>> for Inner {
+        type Response = Response<Bytes>;
+        type Error = Infallible;
+        type Future = Ready<Result<Response<Bytes>, Infallible>>;
+
+        fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+            Poll::Ready(Ok(()))
+        }
+
+        fn call(&mut self, _: Request<()>) -> Self::Future {
+            std::future::ready(Ok(Response::default()))
+        }
+    }
+
+    /// Every admitted request moves these values, some of them several times.
+    #[test]
+    fn values_of_each_request_are_small() {
+        type Gated = AuthFuture<Inner, (), MemoryStore<()>, RateLimits, ProblemDetails, Bytes>;
+
+        let beyond_inner = size_of::<Gated>() - size_of::<<Inner as Service<Request<()>>>::Future>();
+        assert!(beyond_inner <= 64, "{beyond_inner} bytes beyond the inner future");
+        assert!(size_of::<Admitted>() <= 56, "{} bytes", size_of::<Admitted>());
+        assert!(size_of::<CurrentGrant>() <= 128, "{} bytes", size_of::<CurrentGrant>());
+        assert!(size_of::<Decision>() <= 48, "{} bytes", size_of::<Decision>());
     }
 }

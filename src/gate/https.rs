@@ -188,7 +188,7 @@ impl<T: GateStore, L: Limiter, R> Gate<T, L, R> {
             true => self.reject_credential(extracted, location, request)?,
             false => extracted,
         };
-        Ok(self.look_up(extracted, location, request))
+        Ok(self.look_up(extracted, location, &RequestHead::of(request)))
     }
 
     /// Returns the rejection of a request without HTTPS, unless it has no credential and the gate allows anonymous callers.

@@ -136,23 +136,26 @@ where
 
     fn call(&mut self, mut request: Request<ReqB>) -> Self::Future {
         let gate = &*self.gate;
-        let mut step = match gate.bypass_preflight(&mut request) {
+        let step = match gate.bypass_preflight(&mut request) {
             Some(step) => step,
             None => {
                 let grant = self.identity.0.as_ref().and_then(|identify| identify(&RequestHead::of(&request)));
                 gate.identify(grant, &mut request)
             }
         };
-        match &mut step {
-            Step::Admit(admitted) => AuthFuture::run(self.inner.call(request), admitted.take(), &self.gate),
-            _ => AuthFuture::after(step, &mut self.inner, &self.gate, request),
+        match step {
+            Step::Admit(admitted) => {
+                let gate = self.gate.counted();
+                AuthFuture::run(self.inner.call(request), admitted, gate)
+            }
+            step => AuthFuture::after(step, &mut self.inner, &self.gate, request),
         }
     }
 }
 
 impl<S: Clone, L, R> Clone for IdentityService<S, L, R> {
     fn clone(&self) -> Self {
-        Self { inner: self.inner.clone(), gate: Arc::clone(&self.gate), identity: self.identity.clone() }
+        Self { inner: self.inner.clone(), gate: self.gate.counted(), identity: self.identity.clone() }
     }
 }
 

@@ -6,6 +6,7 @@ use std::time::{Duration, SystemTime};
 
 use tower_layer::Layer;
 
+use super::copies::Copies;
 use super::identity::Identity;
 use super::marker::{HeadOnly, ReadsTokens};
 use super::service::AuthService;
@@ -139,6 +140,7 @@ fn new_gate<T>(store: T, timeout: Option<Timeout>) -> Gate<T, Unlimited, Problem
         responder: Arc::new(ProblemDetails),
         terms: Arc::default(),
         settings,
+        copies: Copies::new(),
     }
 }
 
@@ -149,8 +151,8 @@ impl<T: GateStore, R, B> AuthLayer<T, Unlimited, R, B> {
     /// rejected with 401 are not charged.
     #[must_use]
     pub fn with_rate_limit<L: Limiter>(self, limiter: L) -> AuthLayer<T, L, R, B> {
-        let Gate { store, responder, terms, settings, .. } = Arc::unwrap_or_clone(self.gate);
-        let gate = Gate { store, limiter: Arc::new(limiter), responder, terms, settings };
+        let Gate { store, responder, terms, settings, .. } = Gate::clone(&self.gate);
+        let gate = Gate { store, limiter: Arc::new(limiter), responder, terms, settings, copies: Copies::new() };
         AuthLayer { gate: Arc::new(gate), body: self.body }
     }
 }
@@ -282,11 +284,12 @@ impl<T, L, R, B> AuthLayer<T, L, R, B> {
             responder: Arc::clone(responder),
             terms: Arc::clone(terms),
             settings: settings.clone(),
+            copies: Copies::new(),
         }
     }
 
     pub(super) fn map_settings(self, change: impl FnOnce(&mut Settings)) -> Self {
-        let mut gate = Arc::unwrap_or_clone(self.gate);
+        let mut gate = Gate::clone(&self.gate);
         change(&mut gate.settings);
         Self { gate: Arc::new(gate), body: self.body }
     }

@@ -2,6 +2,7 @@
 
 #[cfg(feature = "body")]
 mod body;
+mod copies;
 #[cfg(feature = "utoipa")]
 mod description;
 mod future;

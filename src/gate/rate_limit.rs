@@ -114,13 +114,16 @@ where
             GateResult::Anonymous(_) | GateResult::Preflight => Ok(limiter.charge_anonymous(Charge::Request(&head))),
             GateResult::NoGate => Err(Step::Reject(Rejection::misconfigured(NO_GATE))),
         };
-        let mut step = match answer {
+        let step = match answer {
             Ok(answer) => self.gate.limit(Caller::BehindGate, answer, &mut request),
             Err(step) => step,
         };
-        let future = match &mut step {
-            Step::Admit(admitted) => AuthFuture::run(self.inner.call(request), admitted.take(), &self.gate),
-            _ => AuthFuture::after(step, &mut self.inner, &self.gate, request),
+        let future = match step {
+            Step::Admit(admitted) => {
+                let gate = self.gate.counted();
+                AuthFuture::run(self.inner.call(request), admitted, gate)
+            }
+            step => AuthFuture::after(step, &mut self.inner, &self.gate, request),
         };
         RateLimitFuture { future }
     }
@@ -168,7 +171,7 @@ where
 
 impl<S: Clone, L, R> Clone for RateLimitService<S, L, R> {
     fn clone(&self) -> Self {
-        Self { inner: self.inner.clone(), gate: Arc::clone(&self.gate) }
+        Self { inner: self.inner.clone(), gate: self.gate.counted() }
     }
 }
 

@@ -79,6 +79,18 @@ fn redact_field(headers: &mut HeaderMap, name: &HeaderName, remove: bool) {
     }
 }
 
+/// Marks the only line of a header field sensitive, and returns its value. Returns `None` if the field may have several lines.
+#[inline]
+pub(super) fn mark_only_line<'a>(headers: &'a mut HeaderMap, name: &HeaderName) -> Option<Option<&'a [u8]>> {
+    if headers.len() > headers.keys_len() {
+        return None;
+    }
+    Some(headers.get_mut(name).map(|line| {
+        line.set_sensitive(true);
+        line.as_bytes()
+    }))
+}
+
 fn mark_all_lines(headers: &mut HeaderMap, name: &HeaderName) {
     headers.iter_mut().filter(|(own, _)| *own == name).for_each(|(_, line)| line.set_sensitive(true));
 }

@@ -63,7 +63,7 @@ impl<T, L, R> Gate<T, L, R> {
     }
 
     /// Returns the data of a decision that the response to an admitted request needs.
-    #[inline]
+    #[inline(always)]
     pub(super) fn charged(&self, decision: &Decision) -> Charged {
         let refundable = if decision.may_be_refundable() { self.refundable(decision) } else { None };
         Charged { headers: self.advert(decision), refundable }

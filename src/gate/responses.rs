@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use http::{HeaderMap, HeaderValue, Response};
 
+use super::copies::Copies;
 use super::layer::AuthLayer;
 use super::marker::WithoutMetadata;
 use super::settings::Gate;
@@ -89,8 +90,8 @@ impl<T, L, R, B> AuthLayer<T, L, R, B> {
     /// section 15.5.2).
     #[must_use]
     pub fn with_responder<R2>(self, responder: R2) -> AuthLayer<T, L, R2, B> {
-        let Gate { store, limiter, terms, settings, .. } = Arc::unwrap_or_clone(self.gate);
-        let gate = Gate { store, limiter, responder: Arc::new(responder), terms, settings };
+        let Gate { store, limiter, terms, settings, .. } = Gate::clone(&self.gate);
+        let gate = Gate { store, limiter, responder: Arc::new(responder), terms, settings, copies: Copies::new() };
         AuthLayer { gate: Arc::new(gate), body: self.body }
     }
 
@@ -197,7 +198,7 @@ impl<T, L, R, B> AuthLayer<T, L, R, B> {
     }
 
     pub(super) fn map_terms(self, change: impl FnOnce(Challenges) -> Challenges) -> Self {
-        let gate = Arc::unwrap_or_clone(self.gate);
+        let gate = Gate::clone(&self.gate);
         let terms = Arc::new(change(Arc::unwrap_or_clone(gate.terms)));
         Self { gate: Arc::new(Gate { terms, ..gate }), body: self.body }
     }

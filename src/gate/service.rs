@@ -44,25 +44,26 @@ where
     /// Runs the pipeline: extract, authenticate, limit, respond. The steps are in `steps.rs` and `reject.rs`.
     fn call(&mut self, mut request: Request<ReqB>) -> Self::Future {
         let gate = &*self.gate;
-        let mut step = match gate.decide_early(&mut request) {
+        let step = match gate.decide_early(&mut request) {
             Some(step) => step,
             None => {
-                let (extracted, location) = gate.extract(&request);
-                let lookup = gate.look_up(extracted, location, &request);
-                gate.redact(&lookup, &mut request);
+                let lookup = gate.look_up_and_redact(&mut request);
                 gate.authenticate(lookup, &mut request)
             }
         };
-        match &mut step {
-            Step::Admit(admitted) => AuthFuture::run(self.inner.call(request), admitted.take(), &self.gate),
-            _ => AuthFuture::after(step, &mut self.inner, &self.gate, request),
+        match step {
+            Step::Admit(admitted) => {
+                let gate = self.gate.counted();
+                AuthFuture::run(self.inner.call(request), admitted, gate)
+            }
+            step => AuthFuture::after(step, &mut self.inner, &self.gate, request),
         }
     }
 }
 
 impl<S: Clone, T, L, R> Clone for AuthService<S, T, L, R> {
     fn clone(&self) -> Self {
-        Self { inner: self.inner.clone(), gate: Arc::clone(&self.gate) }
+        Self { inner: self.inner.clone(), gate: self.gate.counted() }
     }
 }
 

@@ -6,6 +6,7 @@ use std::time::SystemTime;
 
 use http::HeaderValue;
 
+use super::copies::Copies;
 use crate::extract::{HeadLocations, TokenSyntax};
 use crate::limit::FailureThrottle;
 use crate::pending::timeout::Timeout;
@@ -22,6 +23,7 @@ pub(super) struct Gate<T, L, R> {
     pub(super) responder: Arc<R>,
     pub(super) terms: Arc<Challenges>,
     pub(super) settings: Settings,
+    pub(super) copies: Copies<T, L, R>,
 }
 
 /// The settings of a gate whose types do not depend on type parameters.
@@ -65,17 +67,23 @@ impl WallClock {
 
 impl<T, L, R> Clone for Gate<T, L, R> {
     fn clone(&self) -> Self {
+        self.copy(Copies::new())
+    }
+}
+
+impl<T, L, R> Gate<T, L, R> {
+    /// Returns a gate with the same parts.
+    pub(super) fn copy(&self, copies: Copies<T, L, R>) -> Self {
         Self {
             store: Arc::clone(&self.store),
             limiter: Arc::clone(&self.limiter),
             responder: Arc::clone(&self.responder),
             terms: Arc::clone(&self.terms),
             settings: self.settings.clone(),
+            copies,
         }
     }
-}
 
-impl<T, L, R> Gate<T, L, R> {
     /// Returns the debug output that all layers and services of a gate share.
     pub(super) fn debug<'a, 'f>(&self, name: &str, f: &'a mut fmt::Formatter<'f>) -> fmt::DebugStruct<'a, 'f> {
         let mut debug = f.debug_struct(name);

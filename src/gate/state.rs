@@ -52,14 +52,6 @@ pub(super) struct Admitted {
     pub(super) request_id: Option<Box<HeaderValue>>,
 }
 
-impl Admitted {
-    /// Moves the properties out of a borrowed step.
-    #[inline]
-    pub(super) fn take(&mut self) -> Self {
-        Self { charged: std::mem::take(&mut self.charged), request_id: self.request_id.take(), ..*self }
-    }
-}
-
 pin_project_lite::pin_project! {
     /// The pending answer of a store or a limiter, and what the next step needs.
     #[project = WaitProj]

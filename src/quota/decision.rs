@@ -268,6 +268,7 @@ impl Decision {
         }
     }
 
+    #[inline]
     pub(crate) fn is_of_several(&self) -> bool {
         self.rest.as_deref().is_some_and(|rest| !rest.parts.is_empty())
     }

@@ -3,7 +3,6 @@
 use std::collections::HashMap;
 use std::fmt;
 use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use http::HeaderValue;
@@ -43,8 +42,10 @@ struct Inner {
     advert: HeaderValue,
     /// The beginning of every draft-11 `RateLimit` item of this policy, `"name";r=`.
     prefix: Box<[u8]>,
-    /// The `RateLimit` items such as `"name";r=19;t=1`, indexed by the remaining units. Rendered for small buckets that gain a
-    /// unit within a second.
+    /// The largest `t` of an item, the seconds until the bucket gains a unit. 0 without items.
+    interval_s: u64,
+    /// The `RateLimit` items such as `"name";r=19;t=1`, by remaining units and then by `t`. The last item is that of a full bucket.
+    /// Empty if there would be too many.
     items: Box<[HeaderValue]>,
 }
 
@@ -71,6 +72,8 @@ struct Leaked {
 impl Leaked {
     /// The maximum number of leaked policies in a process. Each takes about 200 bytes, and 60 bytes per item.
     const MAX: usize = 1_024;
+    /// The maximum number of pre-rendered items in a process.
+    const MAX_ITEMS: u64 = 65_536;
 
     fn get_or_add(&self, name: &str, quota: Quota) -> Policy {
         let policies = self.policies.load();
@@ -89,7 +92,8 @@ impl Leaked {
         if policies.contains_key(&(quota, name)) || policies.len() >= Self::MAX {
             return self.get_or_add(name, quota);
         }
-        let inner = &*Box::leak(Box::new(Inner::leaked(name, quota)));
+        let rendered = policies.values().map(|inner| inner.items.len() as u64).sum();
+        let inner = &*Box::leak(Box::new(Inner::leaked(name, quota, Self::MAX_ITEMS.saturating_sub(rendered))));
         let mut more = HashMap::clone(&policies);
         more.insert((quota, &*inner.name), inner);
         self.policies.store(Arc::new(more));
@@ -102,24 +106,42 @@ impl Leaked {
 }
 
 impl Inner {
-    /// The largest burst whose items are pre-rendered.
-    const MAX_ITEMS: u32 = 64;
+    /// The maximum number of pre-rendered items of a policy: enough for up to 1,000 units a second or a minute.
+    const MAX_ITEMS: u64 = 1_024;
 
-    /// Renders a policy that will be leaked. Its header values are leaked too.
-    fn leaked(name: &str, quota: Quota) -> Self {
+    /// Renders a policy that will be leaked, with at most this number of items. Its header values are leaked too.
+    fn leaked(name: &str, quota: Quota, max_items: u64) -> Self {
         let (advert, prefix) = render_policy(name, quota);
-        let items = match quota.burst() <= Self::MAX_ITEMS && quota.interval() <= Duration::from_secs(1) {
-            true => render_items(&prefix, quota.burst()),
-            false => Box::default(),
-        };
-        Self { quota, name: name.into(), advert: HeaderValue::from_static(String::leak(advert)), prefix, items }
+        let interval_s = if Self::has_items(quota, max_items) { secs_up(quota.interval_ns()) } else { 0 };
+        let items = if interval_s > 0 { render_items(&prefix, quota.burst(), interval_s) } else { Box::default() };
+        let advert = HeaderValue::from_static(String::leak(advert));
+        Self { quota, name: name.into(), advert, prefix, interval_s, items }
+    }
+
+    /// Returns whether the items of a quota are rendered in advance, if no more than this number is allowed.
+    fn has_items(quota: Quota, max_items: u64) -> bool {
+        let items = secs_up(quota.interval_ns()).saturating_mul(quota.burst().into()).saturating_add(1);
+        items <= Self::MAX_ITEMS.min(max_items)
     }
 
     fn counted(name: &str, quota: Quota) -> Self {
         let (advert, prefix) = render_policy(name, quota);
         // A validated name is printable ASCII, so the conversion succeeds.
         let advert = HeaderValue::try_from(advert).unwrap_or(HeaderValue::from_static(""));
-        Self { quota, name: name.into(), advert, prefix, items: Box::default() }
+        Self { quota, name: name.into(), advert, prefix, interval_s: 0, items: Box::default() }
+    }
+
+    #[inline]
+    fn item(&self, remaining: u32, more_in_s: u64) -> Option<&HeaderValue> {
+        let Inner { items, quota, interval_s, .. } = self;
+        match more_in_s.checked_sub(1) {
+            // No overflow: with items, both numbers are below `MAX_ITEMS`.
+            Some(more) if more < *interval_s && remaining < quota.burst() => {
+                items.get((u64::from(remaining) * interval_s + more) as usize)
+            }
+            None if remaining == quota.burst() => items.last(),
+            _ => None,
+        }
     }
 }
 
@@ -168,9 +190,9 @@ impl Policy {
     }
 
     /// Returns the `RateLimit` item without a partition key, if the item is pre-rendered.
+    #[inline]
     pub(crate) fn item(&self, remaining: u32, more_in_s: u64) -> Option<&HeaderValue> {
-        let Inner { items, quota, .. } = self.inner();
-        items.get(remaining as usize).filter(|_| more_in_s == u64::from(remaining < quota.burst()))
+        self.inner().item(remaining, more_in_s)
     }
 
     /// Returns whether an item of `RateLimit` or `RateLimit-Policy` has the name of this policy.
@@ -235,13 +257,14 @@ fn render_policy(name: &str, quota: Quota) -> (String, Box<[u8]>) {
     (item, format!("{name};r=").into_bytes().into())
 }
 
-/// Renders and leaks all `RateLimit` items of a policy that gains a unit within a second. The last item is for a full bucket.
+/// Renders and leaks all `RateLimit` items of a policy, in the order of [`Inner::items`].
 ///
 /// Leaked header values have no reference count.
-fn render_items(prefix: &[u8], burst: u32) -> Box<[HeaderValue]> {
+fn render_items(prefix: &[u8], burst: u32, interval_s: u64) -> Box<[HeaderValue]> {
     let prefix = String::from_utf8_lossy(prefix);
-    let item = |left| format!("{prefix}{left};t={}", u32::from(left < burst));
-    (0..=burst).map(|left| HeaderValue::from_static(String::leak(item(left)))).collect()
+    let used = (0..burst).flat_map(|left| (1..=interval_s).map(move |more_in_s| (left, more_in_s)));
+    let item = |(left, more_in_s)| HeaderValue::from_static(String::leak(format!("{prefix}{left};t={more_in_s}")));
+    used.chain([(burst, 0)]).map(item).collect()
 }
 
 /// Takes the lock that a new policy needs, for tests of what takes no lock.
@@ -252,6 +275,8 @@ pub(crate) fn lock_new_policies() -> MutexGuard<'static, ()> {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     const QUOTA: Quota = Quota::per_minute(7);
@@ -286,5 +311,44 @@ mod tests {
         assert!(by_threads.iter().all(|addresses| *addresses == expected));
         let counted = leaked.get_or_add(names.last().unwrap(), QUOTA);
         assert_eq!((counted.name(), counted.quota()), (&**names.last().unwrap(), QUOTA));
+    }
+
+    #[test]
+    fn rendered_items_have_their_own_numbers() {
+        let slow = Quota::one_per(Duration::from_millis(2_500)).with_burst(3);
+        for quota in [slow, Quota::per_minute(7), Quota::per_minute(180).with_burst(20), Quota::per_second(1)] {
+            let (prefix, interval_s) = (render_policy("default", quota).1, secs_up(quota.interval_ns()));
+            let (name, advert) = ("default".into(), HeaderValue::from_static(""));
+            let items = render_items(&prefix, quota.burst(), interval_s);
+            let policy = Inner { quota, name, advert, prefix, interval_s, items };
+            for (remaining, more_in_s) in
+                (0..quota.burst() + 2).flat_map(|left| (0..interval_s + 2).map(move |t| (left, t)))
+            {
+                let is_used = remaining < quota.burst() && (1..=interval_s).contains(&more_in_s);
+                let is_full = (remaining, more_in_s) == (quota.burst(), 0);
+                let expected = format!("\"default\";r={remaining};t={more_in_s}");
+                let item = policy.item(remaining, more_in_s).map(HeaderValue::as_bytes);
+                assert_eq!(item, (is_used || is_full).then_some(expected.as_bytes()), "{quota:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn items_are_rendered_only_for_usual_quotas_and_while_there_is_room() {
+        for (quota, expected) in [
+            (Quota::per_second(1_000), true),
+            (Quota::per_minute(1), true),
+            (Quota::per_minute(180), true),
+            (Quota::per_minute(1_000), true),
+            (Quota::per_second(1_023), true),
+            (Quota::per_second(1_024), false),
+            (Quota::per_hour(1_000), false),
+            (Quota::per_day(1), false),
+        ] {
+            assert_eq!(Inner::has_items(quota, u64::MAX), expected, "{quota:?}");
+        }
+        // 60 units, and the full bucket.
+        assert!(Inner::has_items(Quota::per_minute(60), 61));
+        assert!(!Inner::has_items(Quota::per_minute(60), 60));
     }
 }

@@ -98,15 +98,16 @@ const X_TRIPLE: [HeaderName; 3] = [
 /// The rate limit headers of one response. A small type, because every request moves it several times.
 #[derive(Debug)]
 pub(crate) enum LimitHeaders {
-    /// List items of one policy, which are rendered when they are written.
-    Item { policy: Policy, state: ItemState },
+    /// One policy, which is rendered when it is written. For formats with one policy, it is the strictest of several.
+    ///
+    /// `secs` is `t` in draft-11, and `reset` in the other formats.
+    One { policy: Policy, format: RateLimitHeaders, remaining: u32, secs: u64 },
     /// List items of several policies, or with a partition key.
     Items(Vec<(Policy, HeaderValue)>),
-    /// The strictest of several policies, for formats with one policy.
-    Single { format: RateLimitHeaders, quota: Quota, remaining: u32, reset: u64 },
 }
 
 /// Returns the headers of a decision, if it has any. `now` is called only by formats with a time of day.
+#[inline]
 pub(crate) fn limit_headers(
     format: RateLimitHeaders,
     decision: &Decision,
@@ -117,30 +118,29 @@ pub(crate) fn limit_headers(
     if decision.is_dry_run() {
         return None;
     }
-    let (remaining, quota) = (decision.remaining(), policy.quota());
-    match format {
-        RateLimitHeaders::Off => None,
+    let secs = match format {
+        RateLimitHeaders::Off => return None,
         RateLimitHeaders::Draft11 if decision.is_of_several() || decision.partition_key().is_some() => {
-            let listed = decision.parts().filter(|part| !part.is_dry_run());
-            Some(LimitHeaders::Items(
-                listed.filter_map(|part| Some((part.policy()?.clone(), limit_item(part)?))).collect(),
-            ))
+            return Some(limit_items(decision));
         }
-        RateLimitHeaders::Draft11 => {
-            Some(LimitHeaders::Item { policy: policy.clone(), state: ItemState::of(decision) })
-        }
+        RateLimitHeaders::Draft11 => decision.more_in_s(),
         RateLimitHeaders::XEpoch => {
             let now_ns = now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_nanos());
-            let reset = (now_ns + u128::from(decision.reset_in_ns())).div_ceil(1_000_000_000) as u64;
-            Some(LimitHeaders::Single { format, quota, remaining, reset })
+            (now_ns + u128::from(decision.reset_in_ns())).div_ceil(1_000_000_000) as u64
         }
         RateLimitHeaders::XDelta
         | RateLimitHeaders::Draft07
         | RateLimitHeaders::Draft06
-        | RateLimitHeaders::Draft03 => {
-            Some(LimitHeaders::Single { format, quota, remaining, reset: secs_up(decision.reset_in_ns()) })
-        }
-    }
+        | RateLimitHeaders::Draft03 => secs_up(decision.reset_in_ns()),
+    };
+    Some(LimitHeaders::One { policy: policy.clone(), format, remaining: decision.remaining(), secs })
+}
+
+/// Renders the list items of a decision.
+#[cold]
+fn limit_items(decision: &Decision) -> LimitHeaders {
+    let listed = decision.parts().filter(|part| !part.is_dry_run());
+    LimitHeaders::Items(listed.filter_map(|part| Some((part.policy()?.clone(), limit_item(part)?))).collect())
 }
 
 impl LimitHeaders {
@@ -157,8 +157,8 @@ impl LimitHeaders {
     #[cold]
     fn write_rejection<B>(&self, response: &mut Response<B>) {
         let format = match self {
-            Self::Single { format, .. } => *format,
-            Self::Item { .. } | Self::Items(_) => RateLimitHeaders::Draft11,
+            Self::One { format, .. } => *format,
+            Self::Items(_) => RateLimitHeaders::Draft11,
         };
         let decision = response.extensions().get::<Rejection>().and_then(Rejection::decision);
         let rejected = decision.and_then(|decision| limit_headers(format, decision, SystemTime::now));
@@ -176,20 +176,19 @@ impl LimitHeaders {
     #[inline]
     pub(crate) fn write(&self, headers: &mut HeaderMap) {
         match *self {
-            Self::Item { ref policy, state } => {
-                if let Some(item) = state.item(policy) {
-                    join(headers, || RATELIMIT_POLICY, policy, policy.advert().clone());
-                    join(headers, || RATELIMIT, policy, item);
+            Self::One { ref policy, format: RateLimitHeaders::Draft11, remaining, secs } => {
+                if let Some(item) = item(policy, remaining, secs) {
+                    join(headers, policy, policy.advert().clone(), item);
+                }
+            }
+            Self::One { ref policy, format, remaining, secs } => {
+                // The stricter policy wins: less remains, or as much remains and the reset is later.
+                let own = (remaining.into(), Reverse(secs));
+                if read_single(headers, format).is_none_or(|(remaining, reset)| own < (remaining, Reverse(reset))) {
+                    write_single(headers, format, policy.quota(), remaining, secs);
                 }
             }
             Self::Items(ref items) => write_list(headers, items),
-            Self::Single { format, quota, remaining, reset } => {
-                // The stricter policy wins: less remains, or as much remains and the reset is later.
-                let own = (remaining.into(), Reverse(reset));
-                if read_single(headers, format).is_none_or(|(remaining, reset)| own < (remaining, Reverse(reset))) {
-                    write_single(headers, format, quota, remaining, reset);
-                }
-            }
         }
     }
 }
@@ -198,8 +197,7 @@ impl LimitHeaders {
 fn write_list(headers: &mut HeaderMap, items: &[(Policy, HeaderValue)]) {
     if headers.contains_key(RATELIMIT) || headers.contains_key(RATELIMIT_POLICY) {
         for (policy, state) in items.iter().rev() {
-            join(headers, || RATELIMIT_POLICY, policy, policy.advert().clone());
-            join(headers, || RATELIMIT, policy, state.clone());
+            join(headers, policy, policy.advert().clone(), state.clone());
         }
         return;
     }
@@ -213,12 +211,15 @@ fn write_list(headers: &mut HeaderMap, items: &[(Policy, HeaderValue)]) {
     }
 }
 
-/// Adds an item to a list. All items stay in one field line, because many clients read only one.
+/// Adds the items of a policy to both lists. All items stay in one field line, because many clients read only one.
 #[inline]
-fn join(headers: &mut HeaderMap, name: fn() -> HeaderName, policy: &Policy, item: HeaderValue) {
-    // Usually the response does not have the field: one lookup is enough. Creating a name is cheaper than cloning one.
-    if headers.append(name(), item) {
-        join_lines(headers, name(), policy);
+fn join(headers: &mut HeaderMap, policy: &Policy, advert: HeaderValue, state: HeaderValue) {
+    // Usually the response does not have the fields: one lookup is enough.
+    if headers.append(RATELIMIT_POLICY, advert) {
+        join_lines(headers, RATELIMIT_POLICY, policy);
+    }
+    if headers.append(RATELIMIT, state) {
+        join_lines(headers, RATELIMIT, policy);
     }
 }
 
@@ -296,59 +297,46 @@ pub(crate) fn number(number: u64) -> HeaderValue {
     HeaderValue::from_str(itoa::Buffer::new().format(number)).unwrap_or_else(|_| number.into())
 }
 
-/// The parameters of a `RateLimit` item.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct ItemState {
-    remaining: u32,
-    more_in_s: u64,
+/// Returns the `RateLimit` item of a policy.
+#[inline]
+fn item(policy: &Policy, remaining: u32, more_in_s: u64) -> Option<HeaderValue> {
+    match policy.item(remaining, more_in_s) {
+        Some(item) => Some(item.clone()),
+        None => render(policy.prefix(), remaining, more_in_s, None),
+    }
 }
 
-impl ItemState {
-    fn of(decision: &Decision) -> Self {
-        Self { remaining: decision.remaining(), more_in_s: decision.more_in_s() }
-    }
-
-    /// Returns the `RateLimit` item of a policy.
-    #[inline]
-    fn item(self, policy: &Policy) -> Option<HeaderValue> {
-        match policy.item(self.remaining, self.more_in_s) {
-            Some(item) => Some(item.clone()),
-            None => self.render(policy.prefix(), None),
-        }
-    }
-
-    /// Renders `"name";r=19;t=1` with one allocation and without `fmt`, because most responses have it.
-    fn render(self, prefix: &[u8], partition_key: Option<&[u8]>) -> Option<HeaderValue> {
-        // Enough for a name of 64 characters, all escaped, with keys and numbers.
-        let mut buffer = [0; 192];
-        let mut digits = itoa::Buffer::new();
-        let mut at = 0;
-        let mut put = |bytes: &[u8]| -> Option<()> {
-            buffer.get_mut(at..at + bytes.len())?.copy_from_slice(bytes);
-            at += bytes.len();
-            Some(())
-        };
-        put(prefix)?;
-        put(digits.format(self.remaining).as_bytes())?;
-        put(b";t=")?;
-        put(digits.format(self.more_in_s).as_bytes())?;
-        match partition_key {
-            None => HeaderValue::from_bytes(&buffer[..at]).ok(),
-            Some(key) => {
-                let mut item = buffer[..at].to_vec();
-                // A byte sequence is base64 with padding (RFC 9651, section 4.1.8).
-                item.extend_from_slice(format!(";pk=:{}:", BASE64_STANDARD.encode(key)).as_bytes());
-                HeaderValue::try_from(item).ok()
-            }
+/// Renders `"name";r=19;t=1` with one allocation and without `fmt`, because many responses have it.
+fn render(prefix: &[u8], remaining: u32, more_in_s: u64, partition_key: Option<&[u8]>) -> Option<HeaderValue> {
+    // Enough for a name of 64 characters, all escaped, with keys and numbers.
+    let mut buffer = [0; 192];
+    let mut digits = itoa::Buffer::new();
+    let mut at = 0;
+    let mut put = |bytes: &[u8]| -> Option<()> {
+        buffer.get_mut(at..at + bytes.len())?.copy_from_slice(bytes);
+        at += bytes.len();
+        Some(())
+    };
+    put(prefix)?;
+    put(digits.format(remaining).as_bytes())?;
+    put(b";t=")?;
+    put(digits.format(more_in_s).as_bytes())?;
+    match partition_key {
+        None => HeaderValue::from_bytes(&buffer[..at]).ok(),
+        Some(key) => {
+            let mut item = buffer[..at].to_vec();
+            // A byte sequence is base64 with padding (RFC 9651, section 4.1.8).
+            item.extend_from_slice(format!(";pk=:{}:", BASE64_STANDARD.encode(key)).as_bytes());
+            HeaderValue::try_from(item).ok()
         }
     }
 }
 
 /// Returns the `RateLimit` item of the decision of one policy.
 fn limit_item(decision: &Decision) -> Option<HeaderValue> {
-    let (policy, state) = (decision.policy()?, ItemState::of(decision));
+    let (policy, remaining, more_in_s) = (decision.policy()?, decision.remaining(), decision.more_in_s());
     match decision.partition_key() {
-        None => state.item(policy),
-        key => state.render(policy.prefix(), key),
+        None => item(policy, remaining, more_in_s),
+        key => render(policy.prefix(), remaining, more_in_s, key),
     }
 }

@@ -191,6 +191,12 @@ pub trait GateStore: Send + Sync + 'static {
 
     /// Returns true if the store has a cached grant for this token. See [`TokenStore::is_cached`].
     fn is_cached_for(&self, token: &BearerToken<'_>, head: &RequestHead<'_>) -> bool;
+
+    /// Returns false if the store ignores the head. A gate then passes another head, because it changes the request meanwhile.
+    #[doc(hidden)]
+    fn reads_head(&self) -> bool {
+        true
+    }
 }
 
 impl<T: TokenStore + ?Sized> GateStore for T {
@@ -205,6 +211,11 @@ impl<T: TokenStore + ?Sized> GateStore for T {
 
     fn is_cached_for(&self, token: &BearerToken<'_>, _: &RequestHead<'_>) -> bool {
         self.is_cached(token)
+    }
+
+    #[inline]
+    fn reads_head(&self) -> bool {
+        false
     }
 }
 

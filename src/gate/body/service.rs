@@ -67,12 +67,12 @@ where
                         // The instance that was made ready must serve this request. A clone may not be ready.
                         let not_ready_inner = self.inner.clone();
                         let ready_inner = std::mem::replace(&mut self.inner, not_ready_inner);
-                        let (gate, tokens) = (Arc::clone(&self.gate), Arc::clone(&self.tokens));
+                        let (gate, tokens) = (self.gate.counted(), Arc::clone(&self.tokens));
                         return BodyAuthFuture::read(location, ready_inner, gate, tokens, request);
                     }
                     Ok(None) => {
                         let (extracted, location) = gate.extract(&request);
-                        Ok(gate.look_up(extracted, location, &request))
+                        Ok(gate.look_up(extracted, location, &RequestHead::of(&request)))
                     }
                     // There is no token, so its location does not matter.
                     Err(reason) => {
@@ -95,7 +95,7 @@ where
 
 impl<S: Clone, T, L, R> Clone for BodyAuthService<S, T, L, R> {
     fn clone(&self) -> Self {
-        Self { inner: self.inner.clone(), gate: Arc::clone(&self.gate), tokens: Arc::clone(&self.tokens) }
+        Self { inner: self.inner.clone(), gate: self.gate.counted(), tokens: Arc::clone(&self.tokens) }
     }
 }
 

@@ -1,9 +1,10 @@
 //! [`Policy`]: a quota with a name, and its pre-rendered header values.
 
 use std::fmt;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
+use bytes::Bytes;
 use http::HeaderValue;
 use thiserror::Error;
 
@@ -44,6 +45,7 @@ struct Inner {
     /// The `RateLimit` items such as `"name";r=19;t=1`, indexed by the remaining units. Rendered for small buckets that gain a
     /// unit within a second.
     items: Box<[HeaderValue]>,
+    body_after_1_s: OnceLock<&'static [u8]>,
 }
 
 /// The error of an invalid policy name.
@@ -81,19 +83,20 @@ impl Policy {
         }
         let (advert, prefix) = render_policy(&name.0, quota);
         let name = (*name.0).into();
+        let body_after_1_s = OnceLock::new();
         if leaked.len() < Self::MAX_LEAKED {
             let advert = HeaderValue::from_static(String::leak(advert));
             let items = match quota.burst() <= Self::MAX_ITEMS && quota.interval() <= Duration::from_secs(1) {
                 true => render_items(&prefix, quota.burst()),
                 false => Box::default(),
             };
-            let inner = Box::leak(Box::new(Inner { quota, name, advert, prefix, items }));
+            let inner = Box::leak(Box::new(Inner { quota, name, advert, prefix, items, body_after_1_s }));
             leaked.push(inner);
             Self(Repr::Leaked(inner))
         } else {
             // A validated name is printable ASCII, so the conversion succeeds.
             let advert = HeaderValue::try_from(advert).unwrap_or(HeaderValue::from_static(""));
-            Self(Repr::Counted(Arc::new(Inner { quota, name, advert, prefix, items: Box::default() })))
+            Self(Repr::Counted(Arc::new(Inner { quota, name, advert, prefix, items: Box::default(), body_after_1_s })))
         }
     }
 
@@ -128,6 +131,21 @@ impl Policy {
     pub(crate) fn item(&self, remaining: u32, more_in_s: u64) -> Option<&HeaderValue> {
         let Inner { items, quota, .. } = self.inner();
         items.get(remaining as usize).filter(|_| more_in_s == u64::from(remaining < quota.burst()))
+    }
+
+    /// Returns the name as a string of a structured field. It is also a JSON string: both escape quotes and backslashes of
+    /// printable ASCII.
+    pub(crate) fn quoted_name(&self) -> &[u8] {
+        self.prefix().strip_suffix(b";r=").unwrap_or_default()
+    }
+
+    /// Returns the body of a rejection by this policy alone that asks to wait for a second, as most do. The first call renders
+    /// and leaks it.
+    pub(crate) fn body_after_1_s(&self, render: impl FnOnce() -> Vec<u8>) -> Bytes {
+        match &self.0 {
+            Repr::Leaked(inner) => Bytes::from_static(inner.body_after_1_s.get_or_init(|| Vec::leak(render()))),
+            Repr::Counted(_) => render().into(),
+        }
     }
 
     /// Returns whether an item of `RateLimit` or `RateLimit-Policy` has the name of this policy.

@@ -2,9 +2,10 @@
 
 use std::collections::HashMap;
 use std::fmt;
-use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, LazyLock, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use arc_swap::ArcSwap;
+use bytes::Bytes;
 use http::HeaderValue;
 use thiserror::Error;
 
@@ -47,6 +48,7 @@ struct Inner {
     /// The `RateLimit` items such as `"name";r=19;t=1`, by remaining units and then by `t`. The last item is that of a full bucket.
     /// Empty if there would be too many.
     items: Box<[HeaderValue]>,
+    body_after_1_s: OnceLock<&'static [u8]>,
 }
 
 /// The error of an invalid policy name.
@@ -115,7 +117,7 @@ impl Inner {
         let interval_s = if Self::has_items(quota, max_items) { secs_up(quota.interval_ns()) } else { 0 };
         let items = if interval_s > 0 { render_items(&prefix, quota.burst(), interval_s) } else { Box::default() };
         let advert = HeaderValue::from_static(String::leak(advert));
-        Self { quota, name: name.into(), advert, prefix, interval_s, items }
+        Self { quota, name: name.into(), advert, prefix, interval_s, items, body_after_1_s: OnceLock::new() }
     }
 
     /// Returns whether the items of a quota are rendered in advance, if no more than this number is allowed.
@@ -128,7 +130,15 @@ impl Inner {
         let (advert, prefix) = render_policy(name, quota);
         // A validated name is printable ASCII, so the conversion succeeds.
         let advert = HeaderValue::try_from(advert).unwrap_or(HeaderValue::from_static(""));
-        Self { quota, name: name.into(), advert, prefix, interval_s: 0, items: Box::default() }
+        Self {
+            quota,
+            name: name.into(),
+            advert,
+            prefix,
+            interval_s: 0,
+            items: Box::default(),
+            body_after_1_s: OnceLock::new(),
+        }
     }
 
     #[inline]
@@ -193,6 +203,21 @@ impl Policy {
     #[inline]
     pub(crate) fn item(&self, remaining: u32, more_in_s: u64) -> Option<&HeaderValue> {
         self.inner().item(remaining, more_in_s)
+    }
+
+    /// Returns the name as a string of a structured field. It is also a JSON string: both escape quotes and backslashes of
+    /// printable ASCII.
+    pub(crate) fn quoted_name(&self) -> &[u8] {
+        self.prefix().strip_suffix(b";r=").unwrap_or_default()
+    }
+
+    /// Returns the body of a rejection by this policy alone that asks to wait for a second, as most do. The first call renders
+    /// and leaks it.
+    pub(crate) fn body_after_1_s(&self, render: impl FnOnce() -> Vec<u8>) -> Bytes {
+        match &self.0 {
+            Repr::Leaked(inner) => Bytes::from_static(inner.body_after_1_s.get_or_init(|| Vec::leak(render()))),
+            Repr::Counted(_) => render().into(),
+        }
     }
 
     /// Returns whether an item of `RateLimit` or `RateLimit-Policy` has the name of this policy.
@@ -320,7 +345,8 @@ mod tests {
             let (prefix, interval_s) = (render_policy("default", quota).1, secs_up(quota.interval_ns()));
             let (name, advert) = ("default".into(), HeaderValue::from_static(""));
             let items = render_items(&prefix, quota.burst(), interval_s);
-            let policy = Inner { quota, name, advert, prefix, interval_s, items };
+            let body_after_1_s = OnceLock::new();
+            let policy = Inner { quota, name, advert, prefix, interval_s, items, body_after_1_s };
             for (remaining, more_in_s) in
                 (0..quota.burst() + 2).flat_map(|left| (0..interval_s + 2).map(move |t| (left, t)))
             {

@@ -46,10 +46,13 @@ pub enum RejectionKind {
 }
 
 impl RejectionKind {
+    /// The number of kinds.
+    pub(crate) const COUNT: usize = Self::Misconfigured as usize + 1;
+
     /// All kinds, for tests.
     #[cfg(test)]
     #[allow(dead_code, reason = "only tests of optional features use it")]
-    pub(crate) const ALL: [Self; 19] = [
+    pub(crate) const ALL: [Self; Self::COUNT] = [
         Self::Missing,
         Self::MalformedToken,
         Self::UnknownToken,

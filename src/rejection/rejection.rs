@@ -42,16 +42,7 @@ pub struct Rejection {
     /// The challenges of the gate. `None` until a gate has processed the rejection.
     challenges: Option<Arc<Challenges>>,
     grant: Option<GrantId>,
-    // Boxed: few rejections have these, and handlers return `Result<_, Rejection>`.
-    decision: Option<Box<Decision>>,
-    needs: Option<Box<Needs>>,
-    source: Option<StoreError>,
-    /// For [`RejectionKind::Misconfigured`]: the missing or misplaced layer.
-    hint: &'static str,
-    /// For [`RejectionKind::InvalidRequest`].
-    reason: InvalidRequest,
-    /// For [`RejectionKind::TooManyFailures`]: nanoseconds until the next attempt is allowed.
-    wait: Option<NonZeroU64>,
+    cause: Cause,
     would_be_throttled: bool,
     // Boxed: only gates with a function for it set one.
     request_id: Option<Box<HeaderValue>>,
@@ -59,26 +50,34 @@ pub struct Rejection {
     provisional: Option<StatusCode>,
 }
 
-/// The requirements that the request did not meet.
+/// The details of a rejection that depend on its kind. One value, because rejections are moved several times.
 #[derive(Clone)]
-enum Needs {
+enum Cause {
+    /// The kind says everything.
+    Kind,
+    InvalidRequest(InvalidRequest),
     Scopes(Scopes),
-    Authentication(Challenge),
+    Authentication(Box<Challenge>),
+    /// Nanoseconds until the next attempt is allowed.
+    Failures(NonZeroU64),
+    Limit(Decision),
+    Store(StoreError),
+    /// The missing or misplaced layer.
+    Misconfigured(&'static str),
 }
 
 impl Rejection {
     pub(crate) fn new(kind: RejectionKind) -> Self {
+        Self::of(kind, Cause::Kind)
+    }
+
+    fn of(kind: RejectionKind, cause: Cause) -> Self {
         Self {
             kind,
             reply: Reply::default(),
             challenges: None,
             grant: None,
-            decision: None,
-            needs: None,
-            source: None,
-            hint: "",
-            reason: InvalidRequest::SeveralCredentials,
-            wait: None,
+            cause,
             would_be_throttled: false,
             request_id: None,
             provisional: None,
@@ -94,7 +93,7 @@ impl Rejection {
     /// Creates a rejection of a grant that lacks one of these scopes: 403.
     #[must_use]
     pub fn insufficient_scope(scopes: Scopes) -> Self {
-        Self { needs: Some(Box::new(Needs::Scopes(scopes))), ..Self::new(RejectionKind::InsufficientScope) }
+        Self::of(RejectionKind::InsufficientScope, Cause::Scopes(scopes))
     }
 
     /// Creates a rejection that requires the user to authenticate again (RFC 9470, section 3): 401.
@@ -123,8 +122,7 @@ impl Rejection {
         if let Some(max_age) = max_age {
             needs = needs.with_max_age(max_age);
         }
-        let kind = RejectionKind::InsufficientUserAuthentication;
-        Ok(Self { needs: Some(Box::new(Needs::Authentication(needs))), ..Self::new(kind) })
+        Ok(Self::of(RejectionKind::InsufficientUserAuthentication, Cause::Authentication(Box::new(needs))))
     }
 
     /// Creates a rejection of a charge: 429, 400 if it can never be admitted, or 503 if the limiter is unavailable.
@@ -134,44 +132,47 @@ impl Rejection {
             Verdict::Unavailable => RejectionKind::LimiterUnavailable,
             Verdict::OverLimit | Verdict::Admitted => RejectionKind::OverLimit,
         };
-        Self { decision: Some(Box::new(decision)), ..Self::new(kind) }
+        Self::of(kind, Cause::Limit(decision))
     }
 
     /// Creates a rejection after too many failed attempts: 429, with the time to wait in nanoseconds.
     pub(crate) fn too_many_failures(wait: NonZeroU64) -> Self {
-        Self { wait: Some(wait), ..Self::new(RejectionKind::TooManyFailures) }
+        Self::of(RejectionKind::TooManyFailures, Cause::Failures(wait))
     }
 
     /// Marks a rejection that a failure throttle would have made earlier if it were not a dry run.
-    pub(crate) fn with_would_be_throttled(self) -> Self {
-        Self { would_be_throttled: true, ..self }
+    pub(crate) fn with_would_be_throttled(mut self) -> Self {
+        self.would_be_throttled = true;
+        self
     }
 
     /// Creates a rejection of an invalid request: 400, with this reason.
     pub(crate) fn invalid_request(reason: InvalidRequest) -> Self {
-        Self { reason, ..Self::new(RejectionKind::InvalidRequest) }
+        Self::of(RejectionKind::InvalidRequest, Cause::InvalidRequest(reason))
     }
 
     pub(crate) fn misconfigured(hint: &'static str) -> Self {
-        Self { hint, ..Self::new(RejectionKind::Misconfigured) }
+        Self::of(RejectionKind::Misconfigured, Cause::Misconfigured(hint))
     }
 
     pub(crate) fn unavailable(source: StoreError) -> Self {
-        Self { source: Some(source), ..Self::new(RejectionKind::StoreUnavailable) }
+        Self::of(RejectionKind::StoreUnavailable, Cause::Store(source))
     }
 
     /// Adds the id of the rejected grant, for logs.
     #[must_use]
-    pub fn of_grant(self, grant: &GrantId) -> Self {
-        Self { grant: Some(grant.clone()), ..self }
+    pub fn of_grant(mut self, grant: &GrantId) -> Self {
+        self.grant = Some(grant.clone());
+        self
     }
 
     /// Sets the protocol of the response. [`Protocol::of`] returns the protocol of a request.
     ///
     /// Gates and extractors do this themselves. A handler that has the request calls [`for_request`](Self::for_request).
     #[must_use]
-    pub fn with_protocol(self, protocol: Protocol) -> Self {
-        Self { reply: self.reply.with_protocol(protocol), ..self }
+    pub fn with_protocol(mut self, protocol: Protocol) -> Self {
+        self.reply = self.reply.with_protocol(protocol);
+        self
     }
 
     /// Adapts the response to the request:
@@ -196,8 +197,9 @@ impl Rejection {
     /// # Ok::<_, Box<dyn std::error::Error>>(())
     /// ```
     #[must_use]
-    pub fn for_request(self, head: &RequestHead<'_>) -> Self {
-        Self { reply: Reply::to(head), ..self }
+    pub fn for_request(mut self, head: &RequestHead<'_>) -> Self {
+        self.reply = Reply::to(head);
+        self
     }
 
     /// Sets the id of the request, for [`request_id`](Self::request_id).
@@ -205,23 +207,27 @@ impl Rejection {
     /// Gates [with request ids](crate::AuthLayer::with_request_id) do this themselves. A handler needs it only if it writes the
     /// response itself, as for [`AuthLayer::reject`](crate::AuthLayer::reject) or on a WebSocket.
     #[must_use]
-    pub fn with_request_id(self, id: HeaderValue) -> Self {
-        Self { request_id: Some(Box::new(id)), ..self }
+    pub fn with_request_id(mut self, id: HeaderValue) -> Self {
+        self.request_id = Some(Box::new(id));
+        self
     }
 
     /// Sets the status of a provisional response: the gate around the handler writes it again.
-    pub(crate) fn with_provisional(self, provisional: Option<StatusCode>) -> Self {
-        Self { provisional, ..self }
+    pub(crate) fn with_provisional(mut self, provisional: Option<StatusCode>) -> Self {
+        self.provisional = provisional;
+        self
     }
 
     /// Adds what a gate knows about the request of a rejection that the handler returned.
     pub(crate) fn for_admitted(mut self, is_head: bool, request_id: Option<Box<HeaderValue>>) -> Self {
         self.reply.is_head |= is_head;
-        Self { request_id: self.request_id.or(request_id), ..self }
+        self.request_id = self.request_id.or(request_id);
+        self
     }
 
-    pub(crate) fn with_challenges(self, challenges: &Arc<Challenges>) -> Self {
-        Self { challenges: Some(Arc::clone(challenges)), ..self }
+    pub(crate) fn with_challenges(mut self, challenges: &Arc<Challenges>) -> Self {
+        self.challenges = Some(Arc::clone(challenges));
+        self
     }
 
     /// Returns the reason for the rejection.
@@ -258,14 +264,17 @@ impl Rejection {
     /// Returns the decision of the limiter, if the limiter rejected the request.
     #[must_use]
     pub fn decision(&self) -> Option<&Decision> {
-        self.decision.as_deref()
+        match &self.cause {
+            Cause::Limit(decision) => Some(decision),
+            _ => None,
+        }
     }
 
     /// Returns the required scopes.
     #[must_use]
     pub fn required_scopes(&self) -> Option<&Scopes> {
-        match self.needs.as_deref() {
-            Some(Needs::Scopes(scopes)) => Some(scopes),
+        match &self.cause {
+            Cause::Scopes(scopes) => Some(scopes),
             _ => None,
         }
     }
@@ -299,9 +308,12 @@ impl Rejection {
     /// Returns the time after which the request may succeed, if known. The default is 1 second while a store or a limiter is
     /// unavailable.
     pub(crate) fn retry_after(&self) -> Option<Duration> {
-        let limit = self.decision().and_then(Decision::retry_after);
-        let attempt = || self.wait.map(|wait| Duration::from_nanos(wait.get()));
-        let known = limit.or_else(attempt).or_else(|| self.source.as_ref()?.retry_after());
+        let known = match &self.cause {
+            Cause::Limit(decision) => decision.retry_after(),
+            Cause::Failures(wait) => Some(Duration::from_nanos(wait.get())),
+            Cause::Store(error) => error.retry_after(),
+            _ => None,
+        };
         match self.kind {
             RejectionKind::StoreUnavailable | RejectionKind::LimiterUnavailable => {
                 Some(known.unwrap_or(Duration::from_secs(1)))
@@ -315,20 +327,29 @@ impl Rejection {
     /// Returns `Some` for each 429 and each 503. While a store or a limiter is unavailable, the default is 1 second.
     #[must_use]
     pub fn retry_after_secs(&self) -> Option<u64> {
+        if let Cause::Limit(decision) = &self.cause {
+            return decision.retry_after_secs();
+        }
         let ns = u64::try_from(self.retry_after()?.as_nanos()).unwrap_or(u64::MAX);
         Some(secs_up(ns).max(1))
     }
 
-    pub(crate) fn with_required_scopes(self, scopes: Scopes) -> Self {
-        Self { needs: Some(Box::new(Needs::Scopes(scopes))), ..self }
+    pub(crate) fn with_required_scopes(mut self, scopes: Scopes) -> Self {
+        self.cause = Cause::Scopes(scopes);
+        self
     }
 
     /// Returns the required authentication, as a challenge that has only these parameters.
     pub(crate) fn required_authentication(&self) -> Option<&Challenge> {
-        match self.needs.as_deref() {
-            Some(Needs::Authentication(challenge)) => Some(challenge),
+        match &self.cause {
+            Cause::Authentication(challenge) => Some(challenge),
             _ => None,
         }
+    }
+
+    /// Returns whether the head of the response depends on nothing but the kind, the protocol and the challenges.
+    pub(crate) fn head_depends_on_kind_only(&self) -> bool {
+        matches!(self.cause, Cause::Kind | Cause::InvalidRequest(_) | Cause::Misconfigured(_))
     }
 
     pub(crate) fn challenges(&self) -> Option<&Arc<Challenges>> {
@@ -337,16 +358,25 @@ impl Rejection {
 
     /// Returns the error of the store, if the store failed.
     pub(crate) fn store_error(&self) -> Option<&StoreError> {
-        self.source.as_ref()
+        match &self.cause {
+            Cause::Store(error) => Some(error),
+            _ => None,
+        }
     }
 
     /// Returns the reason of [`RejectionKind::InvalidRequest`].
     pub(crate) fn reason(&self) -> InvalidRequest {
-        self.reason
+        match self.cause {
+            Cause::InvalidRequest(reason) => reason,
+            _ => InvalidRequest::SeveralCredentials,
+        }
     }
 
     pub(crate) fn hint(&self) -> &'static str {
-        self.hint
+        match self.cause {
+            Cause::Misconfigured(hint) => hint,
+            _ => "",
+        }
     }
 }
 
@@ -357,14 +387,14 @@ impl fmt::Debug for Rejection {
             .field("protocol", &self.protocol())
             .field("realm", &self.realm())
             .field("grant", &self.grant)
-            .field("decision", &self.decision)
-            .field("source", &self.source)
+            .field("decision", &self.decision())
+            .field("source", &self.store_error())
             .finish_non_exhaustive()
     }
 }
 
 impl Error for Rejection {
     fn source(&self) -> Option<&(dyn Error + 'static)> {
-        self.source.as_ref().map(|source| source as _)
+        self.store_error().map(|source| source as _)
     }
 }

@@ -1,8 +1,11 @@
 //! [`Challenges`]: the pre-rendered challenges of a gate.
 
-use http::HeaderValue;
+use std::sync::OnceLock;
+
+use http::{HeaderMap, HeaderValue};
 
 use super::challenge::{Challenge, ErrorCode};
+use super::kind::RejectionKind;
 
 /// The challenges of a gate.
 #[derive(Clone, Debug)]
@@ -20,6 +23,8 @@ struct Rendered {
     invalid_token: HeaderValue,
     invalid_request: HeaderValue,
     others: Vec<HeaderValue>,
+    /// The heads of problem details, by kind.
+    heads: Box<[OnceLock<HeaderMap>; RejectionKind::COUNT]>,
 }
 
 impl Challenges {
@@ -57,6 +62,11 @@ impl Challenges {
         }
     }
 
+    /// Returns the head of problem details about a kind, which the first call renders.
+    pub(crate) fn head(&self, kind: RejectionKind, render: impl FnOnce() -> HeaderMap) -> HeaderMap {
+        self.rendered.heads[kind as usize].get_or_init(render).clone()
+    }
+
     /// Returns the challenges of other schemes. They have no error, because the request did not use them (RFC 9449, section
     /// 7.2).
     pub(crate) fn others(&self) -> &[HeaderValue] {
@@ -71,6 +81,7 @@ impl Rendered {
             invalid_token: bearer.clone().with_error(ErrorCode::InvalidToken).to_header_value(),
             invalid_request: bearer.clone().with_error(ErrorCode::InvalidRequest).to_header_value(),
             others: others.iter().map(Challenge::to_header_value).collect(),
+            heads: Box::default(),
         }
     }
 }
@@ -78,5 +89,25 @@ impl Rendered {
 impl Default for Challenges {
     fn default() -> Self {
         Self { is_default: true, ..Self::new(Challenge::default_bearer()) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use http::header::WWW_AUTHENTICATE;
+
+    use super::*;
+
+    #[test]
+    fn changed_challenges_render_heads_again() {
+        let head = |challenges: &Challenges| {
+            let render = || HeaderMap::from_iter([(WWW_AUTHENTICATE, challenges.challenge(None))]);
+            challenges.head(RejectionKind::Missing, render)
+        };
+        let challenges = Challenges::default();
+        assert_eq!(head(&challenges)[WWW_AUTHENTICATE], "Bearer realm=\"api\"");
+        let challenges = challenges.with_bearer(Challenge::bearer("other").unwrap());
+        assert_eq!(head(&challenges)[WWW_AUTHENTICATE], "Bearer realm=\"other\"");
+        assert_eq!(head(&challenges)[WWW_AUTHENTICATE], "Bearer realm=\"other\"");
     }
 }

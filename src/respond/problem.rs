@@ -1,4 +1,6 @@
 //! [`ProblemDetails`]: rejections as `application/problem+json`.
+
+use std::borrow::Cow;
 use std::fmt::Write as _;
 
 use bytes::Bytes;
@@ -75,26 +77,44 @@ where
 
 fn respond(rejection: &Rejection) -> Response<Bytes> {
     let (mut response, mut content) = match rejection.protocol() {
-        Protocol::Http => (head(rejection), body(rejection)),
+        Protocol::Http => (http_head(rejection), body(rejection)),
         Protocol::Grpc | Protocol::GrpcWeb => (head(rejection), Bytes::new()),
-        Protocol::Connect => (head(rejection), connect::error(rejection).into()),
-        Protocol::ConnectStream => (connect::stream_head(rejection), connect::end_of_stream(rejection).into()),
+        Protocol::Connect => (with_content_type(head(rejection), rejection), connect::error(rejection).into()),
+        Protocol::ConnectStream => {
+            let head = with_content_type(connect::stream_head(rejection), rejection);
+            (head, connect::end_of_stream(rejection).into())
+        }
     };
-    let headers = response.headers_mut();
-    headers.insert(
-        header::CONTENT_TYPE,
-        match rejection.protocol() {
-            // Known to the compiler, which checks it once.
-            Protocol::Http => const { HeaderValue::from_static("application/problem+json") },
-            _ => HeaderValue::from_static(rejection.reply().content_type()),
-        },
-    );
     if rejection.reply().is_head {
         // The length of the content of `GET`. Servers would add the length of the empty content.
-        headers.insert(header::CONTENT_LENGTH, ratelimit::number(content.len() as u64));
+        response.headers_mut().insert(header::CONTENT_LENGTH, ratelimit::number(content.len() as u64));
         content = Bytes::new();
     }
     response.map(|()| content)
+}
+
+/// Returns the head of problem details. Frequent ones are copied, because a copy needs no hashes.
+fn http_head(rejection: &Rejection) -> Response<()> {
+    let render = || with_content_type(head(rejection), rejection);
+    match rejection.challenges().filter(|_| rejection.head_depends_on_kind_only()) {
+        Some(challenges) => {
+            let mut response = Response::new(());
+            *response.status_mut() = rejection.status();
+            *response.headers_mut() = challenges.head(rejection.kind(), || render().into_parts().0.headers);
+            response
+        }
+        None => render(),
+    }
+}
+
+fn with_content_type(mut response: Response<()>, rejection: &Rejection) -> Response<()> {
+    let value = match rejection.protocol() {
+        // Known to the compiler, which checks it once.
+        Protocol::Http => const { HeaderValue::from_static("application/problem+json") },
+        _ => HeaderValue::from_static(rejection.reply().content_type()),
+    };
+    response.headers_mut().insert(header::CONTENT_TYPE, value);
+    response
 }
 
 fn body(rejection: &Rejection) -> Bytes {
@@ -105,30 +125,28 @@ fn body(rejection: &Rejection) -> Bytes {
     }
 }
 
-/// Returns problem details with the type of draft-ietf-httpapi-ratelimit-headers-11 for 429.
 fn over_limit(rejection: &Rejection) -> Bytes {
-    const BEFORE: &str = r#"{"type":"https://iana.org/assignments/http-problem-types#quota-exceeded","title":"Too Many Requests","status":429,"detail":""#;
-    const BETWEEN: &str = r#"","violated-policies":["#;
-    const AFTER: &str = "]}";
+    let of_one_policy = rejection.decision().filter(|decision| !decision.is_of_several()).and_then(Decision::policy);
+    match of_one_policy {
+        Some(policy) if rejection.retry_after_secs() == Some(1) => {
+            policy.body_after_1_s(|| render_over_limit(rejection))
+        }
+        _ => render_over_limit(rejection).into(),
+    }
+}
+
+/// Renders problem details with the type of draft-ietf-httpapi-ratelimit-headers-11 for 429.
+fn render_over_limit(rejection: &Rejection) -> Vec<u8> {
+    const BEFORE: &[u8] = br#"{"type":"https://iana.org/assignments/http-problem-types#quota-exceeded","title":"Too Many Requests","status":429,"detail":""#;
+    const BETWEEN: &[u8] = br#"","violated-policies":["#;
+    const AFTER: &[u8] = b"]}";
 
     let mut digits = itoa::Buffer::new();
-    let text = detail::pieces(rejection, &mut digits);
-    let violated = || rejection.decision().into_iter().flat_map(Decision::violated).map(Policy::name);
-    // Exact unless names need escapes, so that no second allocation is needed.
-    let names: usize = violated().map(|name| name.len() + r#"",""#.len()).sum();
-    let around = BEFORE.len() + text.iter().map(|piece| piece.len()).sum::<usize>() + BETWEEN.len() + AFTER.len();
-    let mut body = String::with_capacity(around + names.saturating_sub(1));
-    body.push_str(BEFORE);
-    body.extend(text);
-    body.push_str(BETWEEN);
-    for (at, name) in violated().enumerate() {
-        if at > 0 {
-            body.push(',');
-        }
-        write_json_string(&mut body, name);
-    }
-    body.push_str(AFTER);
-    body.into()
+    let [sentence, retry, seconds, unit] = detail::pieces(rejection, &mut digits).map(str::as_bytes);
+    let mut names = rejection.decision().into_iter().flat_map(Decision::violated).map(Policy::quoted_name);
+    let first = Cow::Borrowed(names.next().unwrap_or_default());
+    let names = names.fold(first, |names, name| Cow::Owned([&*names, name].join(&b',')));
+    [BEFORE, sentence, retry, seconds, unit, BETWEEN, &names, AFTER].concat()
 }
 
 fn misconfigured(hint: &str) -> Bytes {
@@ -157,7 +175,35 @@ pub(super) fn write_json_string(out: &mut String, text: &str) {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
+    use crate::quota::Quota;
+    use crate::quota::decision::Verdict;
+
+    #[test]
+    fn kept_body_is_sent_only_for_one_policy_and_a_wait_of_a_second() {
+        let over = |name, secs| {
+            let policy = Policy::new(name, Quota::per_second(1)).unwrap();
+            Decision::new(policy, Verdict::OverLimit, 0, Duration::from_secs(secs), Duration::from_secs(secs))
+        };
+        let body = |decision| {
+            let response: Response<Bytes> = ProblemDetails.respond(&Rejection::over_limit(decision));
+            String::from_utf8(response.into_body().into()).unwrap()
+        };
+        for _ in 0..2 {
+            for (decision, wait, names) in [
+                (over("a \"b\\", 1), "1 second", r#""a \"b\\""#),
+                (over("a \"b\\", 2), "2 seconds", r#""a \"b\\""#),
+                (over("c", 1), "1 second", r#""c""#),
+                (Decision::all_of([over("a \"b\\", 1), over("c", 1)]), "1 second", r#""a \"b\\","c""#),
+            ] {
+                let body = body(decision);
+                let end = format!("Retry after {wait}.\",\"violated-policies\":[{names}]}}");
+                assert!(body.ends_with(&end), "{body}");
+            }
+        }
+    }
 
     #[test]
     fn json_string_escapes_quotes_backslashes_and_controls_only() {

@@ -292,10 +292,23 @@ fn write_single(headers: &mut HeaderMap, format: RateLimitHeaders, quota: Quota,
     }
 }
 
-/// Returns a number as a field value, with one allocation. `HeaderValue::from` needs two.
+/// Returns a number as a field value. A number below 100, as most waits are, needs no allocation, another one needs one.
+/// `HeaderValue::from` needs two.
 pub(crate) fn number(number: u64) -> HeaderValue {
-    HeaderValue::from_str(itoa::Buffer::new().format(number)).unwrap_or_else(|_| number.into())
+    match usize::try_from(number) {
+        Ok(number @ 0..10) => HeaderValue::from_static(&BELOW_100[2 * number + 1..2 * number + 2]),
+        Ok(number @ 10..100) => HeaderValue::from_static(&BELOW_100[2 * number..2 * number + 2]),
+        _ => HeaderValue::from_str(itoa::Buffer::new().format(number)).unwrap_or_else(|_| number.into()),
+    }
 }
+
+/// The numbers below 100, with two digits each.
+const BELOW_100: &str = "\
+    0001020304050607080910111213141516171819\
+    2021222324252627282930313233343536373839\
+    4041424344454647484950515253545556575859\
+    6061626364656667686970717273747576777879\
+    8081828384858687888990919293949596979899";
 
 /// Returns the `RateLimit` item of a policy.
 #[inline]

@@ -1,6 +1,7 @@
 //! Compares the overhead of the gate with that of other crates: the same route, tokens and headers, in one run.
 //!
-//! `just compare`, or with options: `--tokens 100,10000 --threads 1,2 --rounds 9`.
+//! `just compare`, or with options: `--tokens 100,10000 --threads 1,2 --rounds 9`. `--raw FILE` also writes all figures to a file, as
+//! lines of JSON.
 
 #![allow(clippy::result_large_err, reason = "a rejection is a response")]
 
@@ -13,7 +14,11 @@ mod report;
 mod row;
 mod stacks;
 
+use std::error::Error;
 use std::ffi::OsString;
+use std::fmt::Write as _;
+use std::fs;
+use std::path::PathBuf;
 
 use lexopt::prelude::*;
 use stacks::STACKS;
@@ -22,20 +27,23 @@ struct Options {
     tokens: Vec<usize>,
     threads: Vec<usize>,
     rounds: usize,
+    /// The file for the lines of JSON.
+    raw: Option<PathBuf>,
     /// The row whose memory this process measures. It does nothing else.
     memory_of: Option<String>,
 }
 
 impl Options {
     fn from_env() -> Result<Self, lexopt::Error> {
-        let mut options =
-            Self { tokens: vec![100, 10_000, 100_000, 1_000_000], threads: vec![1, 2], rounds: 9, memory_of: None };
+        let tokens = vec![100, 10_000, 100_000, 1_000_000];
+        let mut options = Self { tokens, threads: vec![1, 2], rounds: 9, raw: None, memory_of: None };
         let mut arguments = lexopt::Parser::from_env();
         while let Some(argument) = arguments.next()? {
             match argument {
                 Long("tokens") => options.tokens = numbers(arguments.value()?)?,
                 Long("threads") => options.threads = numbers(arguments.value()?)?,
                 Long("rounds") => options.rounds = arguments.value()?.parse()?,
+                Long("raw") => options.raw = Some(arguments.value()?.into()),
                 Long(memory::OPTION) => options.memory_of = Some(arguments.value()?.string()?),
                 other => return Err(other.unexpected()),
             }
@@ -55,8 +63,8 @@ fn numbers(list: OsString) -> Result<Vec<usize>, lexopt::Error> {
         .collect()
 }
 
-fn main() -> Result<(), lexopt::Error> {
-    let Options { tokens, threads, rounds, memory_of } = Options::from_env()?;
+fn main() -> Result<(), Box<dyn Error>> {
+    let Options { tokens, threads, rounds, raw, memory_of } = Options::from_env()?;
     let most = tokens.iter().copied().max().unwrap_or(1);
     if let Some(name) = memory_of {
         let stack = STACKS.iter().find(|stack| stack.name == name).ok_or("no such row")?;
@@ -67,25 +75,29 @@ fn main() -> Result<(), lexopt::Error> {
     STACKS.iter().for_each(stacks::verify);
 
     let mut all = Vec::new();
-    for tokens in tokens {
+    for &tokens in &tokens {
         let figures = measure::measure(tokens, &threads, rounds);
-        for figures in figures.chunks(STACKS.len()) {
-            report::print_table(figures);
-            report::print_lines(figures);
-        }
+        figures.chunks(STACKS.len()).for_each(report::print_table);
         all.extend(figures);
     }
+    let mut lines = report::lines(&all);
 
     // With fewer tokens the pages that every process needs would dominate.
-    let tokens = most.max(100_000);
-    println!("\nResident bytes for each token, with {tokens} tokens, one process for each row (/proc/self/statm):\n");
+    let most = most.max(100_000);
+    println!("\nResident bytes for each token, with {most} tokens, one process for each row (/proc/self/statm):\n");
     for stack in STACKS.iter().filter(|stack| stack.has_tokens()) {
-        match memory::of(stack, tokens) {
-            Some(bytes) => println!("{}: {bytes:.0}", stack.name),
+        match memory::of(stack, most) {
+            Some(bytes) => {
+                println!("{}: {bytes:.0}", stack.name);
+                writeln!(lines, r#"{{"row":"{}","tokens":{most},"bytes_a_token":{bytes:.0}}}"#, stack.name)?;
+            }
             None => println!("{}: not measured", stack.name),
         }
     }
 
-    report::print_ratios(&all);
+    report::print_ratios(&all, &tokens, &threads);
+    if let Some(file) = raw {
+        fs::write(file, lines)?;
+    }
     Ok(())
 }

@@ -1,6 +1,9 @@
-//! The table, the lines for programs, and the ratios.
+//! The tables, and the lines for programs.
+
+use std::fmt::Write as _;
 
 use crate::measure::Figures;
+use crate::stacks::{STACKS, Stack};
 
 pub fn print_table(figures: &[Figures]) {
     let Some(Figures { tokens, threads, .. }) = figures.first() else { return };
@@ -14,15 +17,20 @@ pub fn print_table(figures: &[Figures]) {
     }
 }
 
-pub fn print_lines(figures: &[Figures]) {
-    println!();
-    for Figures { stack, tokens, threads, ns, overhead_ns, allocs, .. } in figures {
-        println!(
-            r#"{{"row":"{}","tokens":{tokens},"threads":{threads},"ns":{ns:.1},"overhead_ns":{overhead_ns:.1},{}}}"#,
+/// Returns a line of JSON for each row and each number of tokens and threads.
+pub fn lines(figures: &[Figures]) -> String {
+    let mut lines = String::new();
+    for Figures { stack, tokens, threads, ns, overhead_ns, spread_ns, allocs } in figures {
+        let numbers = format_args!(r#""ns":{ns:.1},"overhead_ns":{overhead_ns:.1},"spread_ns":{spread_ns:.1}"#);
+        let allocs = decimal(*allocs);
+        // Writing into a string does not fail.
+        _ = writeln!(
+            lines,
+            r#"{{"row":"{}","tokens":{tokens},"threads":{threads},{numbers},"allocs":{allocs}}}"#,
             stack.name,
-            format_args!(r#""allocs":{}"#, decimal(*allocs)),
         );
     }
+    lines
 }
 
 /// Formats a number, without decimals if it is whole.
@@ -31,46 +39,31 @@ fn decimal(number: f64) -> String {
     text.trim_end_matches('0').trim_end_matches('.').to_owned()
 }
 
-/// The compared rows: each first row is divided by the second.
-const RATIOS: [(&str, &str); 12] = [
-    ("tower_governor", "tollgate"),
-    ("axum-governor", "tollgate"),
-    ("axum-extra + governor", "tollgate"),
-    ("hand-written", "tollgate"),
-    ("tollgate", "floor"),
-    ("tollgate, plain tower", "floor, plain tower"),
-    ("tower_governor, plain tower", "tollgate, plain tower"),
-    ("axum-governor, plain tower", "tollgate, plain tower"),
-    ("hand-written, plain tower", "tollgate, plain tower"),
-    ("tower_governor, by address", "tollgate, by address"),
-    ("tower_governor, by address", "tollgate without headers, by address"),
-    ("tower_governor with headers, by address", "tollgate, by address"),
-];
-
-pub fn print_ratios(figures: &[Figures]) {
-    let mut runs: Vec<(usize, usize)> = figures.iter().map(|figures| (figures.threads, figures.tokens)).collect();
-    runs.sort_unstable();
-    runs.dedup();
-    let overhead = |row: &str, (threads, tokens): (usize, usize)| {
-        let found = figures.iter().find(|f| (f.stack.name, f.threads, f.tokens) == (row, threads, tokens));
-        found.map_or(f64::NAN, |figures| figures.overhead_ns)
+/// Prints a table for the rows of each baseline and each number of threads: the overheads as multiples of the first row's.
+pub fn print_ratios(figures: &[Figures], tokens: &[usize], threads: &[usize]) {
+    let find = |stack: &Stack, tokens, threads| {
+        figures.iter().find(move |f| (f.stack.name, f.tokens, f.threads) == (stack.name, tokens, threads))
     };
+    let overhead =
+        |stack: &Stack, tokens, threads| find(stack, tokens, threads).map_or(f64::NAN, |figures| figures.overhead_ns);
 
-    println!("\nOverheads as multiples of one another:\n");
-    println!("| threads | tokens |{}", RATIOS.map(|(row, of)| format!(" {row} / {of} |")).concat());
-    println!("|---:|---:|{}", "---:|".repeat(RATIOS.len()));
-    for &run in &runs {
-        let cells = RATIOS.map(|(row, of)| format!(" {:.2} |", overhead(row, run) / overhead(of, run)));
-        println!("| {} | {} |{}", run.0, run.1, cells.concat());
-    }
-
-    println!("\nGrowth of the overhead from the smallest to the largest number of tokens:\n");
-    for of_threads in runs.chunk_by(|a, b| a.0 == b.0) {
-        let (Some(&least), Some(&most)) = (of_threads.first(), of_threads.last()) else { continue };
-        for row in ["tollgate", "floor", "tollgate, plain tower", "floor, plain tower"] {
-            let (small, large) = (overhead(row, least), overhead(row, most));
-            let (times, more, threads) = (large / small, large - small, least.0);
-            println!("{row}, {threads} thread(s), {} to {} tokens: {times:.2} times, {more:+.0} ns", least.1, most.1);
+    for group in STACKS.chunk_by(|a, b| a.base == b.base) {
+        for &threads in threads {
+            let first = &group[0];
+            println!("\nOverheads over \"{}\" as multiples of the first row's, {threads} thread(s):\n", first.base);
+            let counts = tokens.iter().map(|tokens| format!(" {tokens} |")).collect::<String>();
+            println!("| tokens |{counts} growth | allocations |");
+            println!("|---|{}---:|---:|", "---:|".repeat(tokens.len()));
+            for stack in group.iter().filter(|stack| stack.name != stack.base) {
+                let ratio = |&tokens| overhead(stack, tokens, threads) / overhead(first, tokens, threads);
+                let ratios = tokens.iter().map(|tokens| format!(" {:.2} |", ratio(tokens))).collect::<String>();
+                let at = |tokens: Option<&usize>| tokens.map_or(f64::NAN, |&tokens| overhead(stack, tokens, threads));
+                let growth = at(tokens.iter().max()) / at(tokens.iter().min());
+                let allocs =
+                    tokens.first().and_then(|&tokens| find(stack, tokens, threads)).map_or(f64::NAN, |f| f.allocs);
+                println!("| {} |{ratios} {growth:.2} | {} |", stack.name, decimal(allocs));
+            }
         }
     }
+    println!("\nGrowth: the overhead with the most tokens divided by the overhead with the fewest.");
 }

@@ -6,6 +6,7 @@ mod by_address;
 mod hand_written;
 mod tollgate;
 mod tower_governor;
+mod tower_rate_limiter;
 
 use std::convert::Infallible;
 use std::future::{Ready, ready};
@@ -86,6 +87,7 @@ pub const STACKS: &[Stack] = &[
     Stack::axum("hand-written", hand_written::routed),
     Stack::axum("tower_governor", tower_governor::routed),
     Stack::axum("axum-governor", axum_governor::routed),
+    Stack::axum("tower-rate-limiter", tower_rate_limiter::routed),
     Stack::axum("axum-extra + governor", axum_extra::routed),
     Stack::axum("baseline", |_, _| routed_baseline()).without_rejections(),
     Stack::by_address("tollgate, by address", by_address::tollgate),
@@ -98,6 +100,7 @@ pub const STACKS: &[Stack] = &[
     Stack::plain("hand-written, plain tower", hand_written::plain),
     Stack::plain("tower_governor, plain tower", tower_governor::plain),
     Stack::plain("axum-governor, plain tower", axum_governor::plain),
+    Stack::plain("tower-rate-limiter, plain tower", tower_rate_limiter::plain),
     Stack::plain("baseline, plain tower", |_, _| plain(Identity::new())).without_rejections(),
 ];
 
@@ -176,6 +179,7 @@ pub fn verify(stack: &Stack) {
 
 fn sends_limit_headers(name: &str) -> bool {
     let name = name.trim_end_matches(", plain tower");
+    let by_token = ["tollgate", "floor", "tower_governor", "axum-governor", "tower-rate-limiter"];
     let by_address = ["tollgate, by address", "tower_governor with headers, by address"];
-    ["tollgate", "floor", "tower_governor", "axum-governor"].contains(&name) || by_address.contains(&name)
+    by_token.contains(&name) || by_address.contains(&name)
 }

@@ -1,6 +1,5 @@
 //! [`BucketCache`]: the buckets that a grant keeps.
 
-use std::ptr;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use once_cell::race::OnceBox;
@@ -60,9 +59,15 @@ impl BucketCache {
     /// Calls `f` with each bucket of this limiter until `f` returns a value, which it does unless the bucket is frozen.
     #[inline]
     pub(crate) fn charge<T>(&self, limiter_id: u64, mut f: impl FnMut(&Bucket) -> Option<T>) -> Option<T> {
-        if let Some(done) = self.own(limiter_id).and_then(&mut f) {
-            return Some(done);
+        match self.own(limiter_id).and_then(&mut f) {
+            Some(done) => Some(done),
+            None => self.charge_shared(limiter_id, &mut f),
         }
+    }
+
+    /// Not inlined, so that the compiler inlines `f` above.
+    #[inline(never)]
+    fn charge_shared<T>(&self, limiter_id: u64, f: &mut dyn FnMut(&Bucket) -> Option<T>) -> Option<T> {
         let mut place = &self.shared;
         loop {
             match place.get()? {
@@ -102,7 +107,7 @@ impl BucketCache {
                     let mut further = lock(further);
                     // Frozen buckets are never charged again. A bucket has another id after a change of the default quota.
                     let is_useful =
-                        |cached: &SharedBucket| !ptr::eq(cached, &raw const **bucket) && cached.bucket.tat().is_some();
+                        |cached: &Arc<SharedBucket>| !Arc::ptr_eq(cached, bucket) && cached.bucket.tat().is_some();
                     further.retain(|(id, cached)| *id != limiter_id && is_useful(cached));
                     further.push((limiter_id, Arc::clone(bucket)));
                     return;
@@ -145,7 +150,7 @@ mod tests {
         for id in 0..1_000 {
             cache.add_shared(2 * id, &bucket);
             cache.add_shared(2 * id + 1, &other);
-            assert!(cache.charge(2 * id, |found| ptr::eq(found, &bucket.bucket).then_some(())).is_some());
+            assert!(cache.charge(2 * id, |found| std::ptr::eq(found, &bucket.bucket).then_some(())).is_some());
         }
         let references = [&bucket, &other].map(Arc::strong_count);
         assert!(references.into_iter().all(|count| count <= 2 + BucketCache::LIST), "{references:?}");

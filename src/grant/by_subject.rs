@@ -1,6 +1,5 @@
 //! [`GrantsBySubject`]: a hash table of grants, for limiters.
 
-use std::any::Any;
 use std::sync::Arc;
 
 use hashbrown::HashTable;
@@ -43,7 +42,7 @@ impl<P: Send + Sync + 'static> GrantsBySubject for HashTable<Arc<Grant<P>>> {
             return Err(grant);
         }
         // The type was checked before, so the conversion succeeds.
-        if let Ok(grant) = (grant.into_any() as Arc<dyn Any + Send + Sync>).downcast::<Grant<P>>() {
+        if let Ok(grant) = grant.into_any().downcast::<Grant<P>>() {
             self.insert_unique(hash(grant.subject()), grant, |grant| hash(grant.subject()));
         }
         Ok(())

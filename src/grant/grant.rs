@@ -311,6 +311,7 @@ impl GrantHead {
         &self.terms().scopes
     }
 
+    #[inline]
     pub(crate) fn quota(&self) -> Option<Quota> {
         self.terms.as_ref()?.quota
     }
@@ -320,6 +321,7 @@ impl GrantHead {
     }
 
     /// Returns whether the validity of the grant depends on the time.
+    #[inline]
     pub(crate) fn is_bounded_in_time(&self) -> bool {
         match self.valid_until_ns {
             u64::MAX => false,
@@ -340,6 +342,7 @@ impl GrantHead {
         unix_ns(now) < self.validity().not_before_ns
     }
 
+    #[inline]
     pub(crate) fn is_sender_constrained(&self) -> bool {
         self.validity().sender_constrained
     }
@@ -355,6 +358,7 @@ impl GrantHead {
         Arc::make_mut(self.terms.get_or_insert_default())
     }
 
+    #[inline]
     fn validity(&self) -> Validity {
         let in_head = Validity { not_before_ns: 0, expires_ns: self.valid_until_ns, sender_constrained: false };
         match self.valid_until_ns {

@@ -8,7 +8,9 @@ use std::sync::{Arc, OnceLock};
 use super::settings::Gate;
 
 /// The copies of a gate, one for each thread. They share the store, the limiter and all other parts.
-pub(super) struct Copies<T, L, R>(Box<[OnceLock<Arc<Gate<T, L, R>>>]>);
+pub(super) struct Copies<T, L, R>(Box<[Copy<T, L, R>]>);
+
+type Copy<T, L, R> = OnceLock<Arc<Gate<T, L, R>>>;
 
 /// With more threads, several threads share a copy.
 const THREADS: usize = 16;

@@ -14,9 +14,9 @@ use crate::redis_servers::{PrivateRedis, RedisHome, time_of};
 
 const NODES: u32 = 4;
 const SECRET: [u8; 32] = [7; 32];
-/// The burst is eight seconds of traffic: a busy machine that pauses callers loses no refill. The rate is low enough that
+/// The burst is two seconds of traffic: a busy machine that pauses callers loses no refill. The rate is low enough that
 /// callers exceed it on any machine.
-const QUOTA: Quota = Quota::per_second(50).with_burst(400);
+const QUOTA: Quota = Quota::per_second(200).with_burst(400);
 const TIMEOUT: Duration = Duration::from_secs(10);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

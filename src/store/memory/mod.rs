@@ -89,7 +89,7 @@ impl<P> MemoryStore<P> {
     /// If the token already exists. The error contains the grant.
     pub fn insert(&self, token: impl Into<TokenDigest>, grant: Grant<P>) -> Result<(), OccupiedError<P>> {
         let (digest, grant) = (token.into(), self.with_shared_terms(grant));
-        self.write(&digest).insert(digest, grant).map_err(|grant| OccupiedError(Box::new(grant)))
+        self.write(&digest).insert(digest, grant).map_err(OccupiedError)
     }
 
     /// Sets the grant of a new or existing token. Returns the previous grant.

@@ -22,9 +22,9 @@ impl<P> Table<P> {
     }
 
     /// Adds the grant of a new token. Returns the grant if the token already exists.
-    pub(super) fn insert(&mut self, digest: TokenDigest, grant: Grant<P>) -> Result<(), Grant<P>> {
+    pub(super) fn insert(&mut self, digest: TokenDigest, grant: Grant<P>) -> Result<(), Box<Grant<P>>> {
         match self.entry(&digest) {
-            Entry::Occupied(_) => Err(grant),
+            Entry::Occupied(_) => Err(Box::new(grant)),
             Entry::Vacant(vacant) => {
                 vacant.insert(Arc::new(grant.with_digest(digest)));
                 Ok(())

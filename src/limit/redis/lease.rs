@@ -25,8 +25,9 @@ use crate::quota::policy::Policy;
 ///
 /// # Rules
 ///
-/// 1. A server uses a lease until it ends. Unused units are then lost: at most one lease per server and bucket. (For a bucket that
-///    all subjects share: per server and subject.)
+/// 1. A server uses a lease until it ends, or until the next lease is granted. Unused units are then lost: at most one lease per
+///    server and bucket. (For a bucket that all subjects share: per server and subject.) Unused units include those that a charge
+///    returns while the next lease is requested, because another limit or Redis rejected the charge.
 /// 2. Redis charges a lease as units that are used at its end, and grants it only if they fit now. Other servers charge the same
 ///    bucket as usual, with leases and without. But no server of the same prefix may have
 ///    [refunds](crate::RateLimits::with_refunds): a refund would also return the time until a lease's end.

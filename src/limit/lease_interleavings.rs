@@ -42,9 +42,21 @@ mod gcra {
         pub(super) owed_ns: u64,
     }
 
-    pub(super) struct Reply {
-        pub(super) states: Vec<State>,
-        pub(super) leased: Vec<u32>,
+    /// The states and the leased units of all parts.
+    pub(super) struct Reply(pub(super) Vec<(State, u32)>);
+
+    impl Reply {
+        pub(super) fn states(&self) -> impl Iterator<Item = State> {
+            self.0.iter().map(|(state, _)| *state)
+        }
+
+        pub(super) fn state(&self, at: usize) -> Option<State> {
+            self.states().nth(at)
+        }
+
+        pub(super) fn leased(&self, at: usize) -> u32 {
+            self.0.get(at).map_or(0, |(_, leased)| *leased)
+        }
     }
 }
 
@@ -198,17 +210,18 @@ impl Servers {
         let mut buckets = self.buckets.lock().unwrap();
         let after: Vec<_> = buckets.iter().zip(parts).map(|(bucket, part)| bucket.after(now, part.cost)).collect();
         let is_admitted = after.iter().all(Option::is_some);
-        let mut reply = Reply { states: Vec::new(), leased: Vec::new() };
+        let mut reply = Reply(Vec::new());
         for ((bucket, after), (at, part)) in buckets.iter_mut().zip(after).zip(parts.iter().enumerate()) {
             let request = requests.get(at).copied().unwrap_or_default();
             let charged = after.filter(|_| is_admitted).map(|owed_ns| bucket.charge(now, owed_ns, part.cost, request));
-            reply.leased.push(charged.unwrap_or(0));
-            reply.states.push(State { fits: after.is_some(), owed_ns: bucket.tat.saturating_sub(now) });
+            let state = State { fits: after.is_some(), owed_ns: bucket.tat.saturating_sub(now) };
+            reply.0.push((state, charged.unwrap_or(0)));
         }
         drop(buckets);
         if self.outages == Outages::All && fails() {
             let most = |of: &mut dyn Iterator<Item = u32>| of.max().unwrap_or(0);
-            let lost = most(&mut reply.leased.iter().copied()) + most(&mut parts.iter().map(|part| part.cost));
+            let lost =
+                most(&mut reply.0.iter().map(|(_, leased)| *leased)) + most(&mut parts.iter().map(|part| part.cost));
             self.lost.fetch_add(lost, Ordering::SeqCst);
             return (None, now);
         }

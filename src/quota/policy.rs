@@ -293,7 +293,7 @@ fn render_items(prefix: &[u8], burst: u32, interval_s: u64) -> Box<[HeaderValue]
 }
 
 /// Takes the lock that a new policy needs, for tests of what takes no lock.
-#[cfg(test)]
+#[cfg(all(test, feature = "redis"))]
 pub(crate) fn lock_new_policies() -> MutexGuard<'static, ()> {
     LEAKED.lock()
 }

@@ -162,7 +162,7 @@ compare *options:
 
 # Writes the instructions and cache misses of an admitted request by function to benches/compare/profile.txt. Needs valgrind.
 profile:
-    cargo run --locked --release --manifest-path benches/compare/Cargo.toml --bin profile
+    cargo run --ignore-rust-version --locked --release --manifest-path benches/compare/Cargo.toml --bin profile
 
 # Tests by dudect's method that the time of a lookup or a comparison does not depend on the stored digests.
 timing:

@@ -1,12 +1,44 @@
 //! Protects credentials: marks header values sensitive, removes credentials on request, and clears them from preflights.
 
+use std::sync::LazyLock;
+
 use http::{HeaderMap, HeaderName, Request, header};
 
 use super::settings::{Gate, Settings};
-use super::state::TokenLookup;
-use crate::extract::{allows_query_token, has_bearer, without_parameter, without_token};
+use super::state::{NoToken, TokenLookup};
+use crate::extract::{allows_query_token, authorization_value, has_bearer, without_parameter, without_token};
+use crate::limit::Limiter;
+use crate::request_head::RequestHead;
 use crate::store::GateStore;
 use crate::token::TokenLocation;
+
+/// The request of stores that ignore it.
+static NO_REQUEST: LazyLock<Request<()>> = LazyLock::new(Request::default);
+
+impl<T: GateStore, L: Limiter, R> Gate<T, L, R> {
+    /// Extracts the token, looks it up, and protects it from code behind the gate.
+    #[inline]
+    pub(super) fn look_up_and_redact<B>(&self, request: &mut Request<B>) -> TokenLookup<T> {
+        let Settings { locations, remove_credentials, syntax, .. } = &self.settings;
+        // The usual case finds the header field once, because it is marked before it is read.
+        if locations.is_authorization_only() && !remove_credentials && !self.store.reads_head() {
+            if let Some(value) = mark_only_line(request.headers_mut(), &header::AUTHORIZATION) {
+                let Some(value) = value else { return Err(NoToken::Missing) };
+                let (extracted, location) = (authorization_value(value, *syntax), TokenLocation::AuthorizationHeader);
+                return self.look_up(extracted, location, &RequestHead::of(&NO_REQUEST));
+            }
+        }
+        self.look_up_then_redact(request)
+    }
+
+    #[inline(never)]
+    fn look_up_then_redact<B>(&self, request: &mut Request<B>) -> TokenLookup<T> {
+        let (extracted, location) = self.extract(request);
+        let lookup = self.look_up(extracted, location, &RequestHead::of(request));
+        self.redact(&lookup, request);
+        lookup
+    }
+}
 
 impl<T, L, R> Gate<T, L, R> {
     /// Prevents code behind the gate from printing the token. Removes the token if the gate is set up so.
@@ -81,7 +113,7 @@ fn redact_field(headers: &mut HeaderMap, name: &HeaderName, remove: bool) {
 
 /// Marks the only line of a header field sensitive, and returns its value. Returns `None` if the field may have several lines.
 #[inline]
-pub(super) fn mark_only_line<'a>(headers: &'a mut HeaderMap, name: &HeaderName) -> Option<Option<&'a [u8]>> {
+fn mark_only_line<'a>(headers: &'a mut HeaderMap, name: &HeaderName) -> Option<Option<&'a [u8]>> {
     if headers.len() > headers.keys_len() {
         return None;
     }

@@ -1,16 +1,15 @@
 //! The first three steps of the pipeline: every decision of a gate about a request.
 
-use std::sync::{Arc, LazyLock};
+use std::sync::Arc;
 
 use http::{Method, Request, header};
 
-use super::redact::mark_only_line;
-use super::settings::{Gate, Settings};
+use super::settings::Gate;
 use super::state::{Admitted, Asked, Caller, Charged, Found, NoToken, Step, TokenLookup, Wait};
 use super::unlimited::is_unlimited;
 use crate::authenticate::verdict;
 use crate::caller::{CurrentGrant, Unauthenticated, WithoutGrant};
-use crate::extract::{Extracted, authorization, authorization_value};
+use crate::extract::{Extracted, authorization};
 use crate::grant::Grant;
 use crate::limit::{Attempt, Charge, Limiter, WouldBeThrottled};
 use crate::observe::{self, Timer};
@@ -64,9 +63,6 @@ fn is_preflight<B>(request: &Request<B>) -> bool {
         && request.headers().contains_key(header::ACCESS_CONTROL_REQUEST_METHOD)
 }
 
-/// The request of stores that ignore it.
-static NO_REQUEST: LazyLock<Request<()>> = LazyLock::new(Request::default);
-
 /// Step 1: extract.
 impl<T: GateStore, L: Limiter, R> Gate<T, L, R> {
     /// Returns the credential in the head of a request.
@@ -76,29 +72,6 @@ impl<T: GateStore, L: Limiter, R> Gate<T, L, R> {
             true => (authorization(request.headers(), self.settings.syntax), TokenLocation::AuthorizationHeader),
             false => self.settings.locations.extract(&RequestHead::of(request), self.settings.syntax),
         }
-    }
-
-    /// Extracts the token, looks it up, and protects it from code behind the gate.
-    #[inline]
-    pub(super) fn look_up_and_redact<B>(&self, request: &mut Request<B>) -> TokenLookup<T> {
-        let Settings { locations, remove_credentials, syntax, .. } = &self.settings;
-        // The usual case finds the header field once, because it is marked before it is read.
-        if locations.is_authorization_only() && !remove_credentials && !self.store.reads_head() {
-            if let Some(value) = mark_only_line(request.headers_mut(), &header::AUTHORIZATION) {
-                let Some(value) = value else { return Err(NoToken::Missing) };
-                let (extracted, location) = (authorization_value(value, *syntax), TokenLocation::AuthorizationHeader);
-                return self.look_up(extracted, location, &RequestHead::of(&NO_REQUEST));
-            }
-        }
-        self.look_up_then_redact(request)
-    }
-
-    #[inline(never)]
-    fn look_up_then_redact<B>(&self, request: &mut Request<B>) -> TokenLookup<T> {
-        let (extracted, location) = self.extract(request);
-        let lookup = self.look_up(extracted, location, &RequestHead::of(request));
-        self.redact(&lookup, request);
-        lookup
     }
 
     /// Looks up the token in the store. The result does not borrow the request.

@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use super::bucket_cache::BucketCache;
 use super::names::{GrantId, Subject};
 use super::scopes::{ScopeError, Scopes};
-use super::terms::{SharedTerms, Terms, Validity};
+use super::terms::{SharedTerms, Terms, Validity, unix_ns};
 use crate::quota::Quota;
 use crate::token::TokenDigest;
 
@@ -382,11 +382,6 @@ impl GrantHead {
         self.terms_mut().validity = Some(validity);
         self.valid_until_ns = Self::IN_TERMS;
     }
-}
-
-/// Returns the nanoseconds since 1970. Earlier times are 0; times after the year 2554 are `u64::MAX`.
-fn unix_ns(time: SystemTime) -> u64 {
-    time.duration_since(UNIX_EPOCH).map_or(0, |d| u64::try_from(d.as_nanos()).unwrap_or(u64::MAX))
 }
 
 impl<P> fmt::Debug for Grant<P> {

@@ -2,6 +2,7 @@
 
 use std::hash::{BuildHasher, RandomState};
 use std::sync::{Arc, LazyLock};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use hashbrown::HashTable;
 use hashbrown::hash_table::Entry;
@@ -53,6 +54,11 @@ impl Terms {
     }
 }
 
+/// Returns the nanoseconds since 1970. Earlier times are 0; times after the year 2554 are `u64::MAX`.
+pub(super) fn unix_ns(time: SystemTime) -> u64 {
+    time.duration_since(UNIX_EPOCH).map_or(0, |d| u64::try_from(d.as_nanos()).unwrap_or(u64::MAX))
+}
+
 /// The terms of the grants in a store. Grants with equal terms share one copy.
 pub(crate) struct SharedTerms {
     table: HashTable<Arc<Terms>>,
@@ -97,7 +103,7 @@ impl Default for SharedTerms {
 mod tests {
     use std::sync::{Mutex, PoisonError};
     use std::thread;
-    use std::time::{Duration, UNIX_EPOCH};
+    use std::time::Duration;
 
     use super::*;
     use crate::grant::Grant;

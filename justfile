@@ -171,7 +171,7 @@ timing:
 # Tests by memcheck that the comparison of digests does not branch on them.
 timing-valgrind: (where "valgrind with its headers" "command -v valgrind && test -e ${VALGRIND_INCLUDE:-/usr/include}/valgrind/memcheck.h" "TOLLGATE_REQUIRE_VALGRIND" "cargo run --locked --release --manifest-path benches/timing/Cargo.toml --features valgrind --bin timing-valgrind")
 
-# `wrk` drives them over loopback, for about four minutes.
+# `wrk` drives them over loopback, for four to five minutes.
 #
 # Measures the reference service and a plain hyper server against baselines without gates.
 load:
@@ -196,8 +196,7 @@ mutants-later := "store_model:: levels:: readiness:: body_sockets::a_silent_clie
 mutants-of-redis := 'L>::(authenticated|capacity|key_bytes|limit|with_new_table) |for Bytes>|Bytes::of|divided_by|decide_counted|' \
     + 'ts(<L>)?::follow|LimitState::(policy|quota)_of|::with_time( |$)|impl Clock for Time'
 
-# Checks that a test fails for each mutation of three steps, within an hour on two cores. Needs `cargo-mutants`. The recipes
-# below check other folders, each in less time.
+# Checks that a test fails for each mutation of three steps. Needs `cargo-mutants`. The recipes below check other folders.
 mutants FILES='src/{extract/*,limit/*,limit/memory/*,quota/bucket,quota/cell,respond/*}.rs':
     just mutants-of '{{ FILES }}' "--exclude-re '{{ mutants-of-redis }}'" "{{ prepend('--skip=', mutants-later) }}"
 

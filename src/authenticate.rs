@@ -12,6 +12,7 @@ use crate::grant::GrantHead;
 use crate::rejection::RejectionKind;
 
 /// Checks whether a grant is valid. The clock is read only if the validity depends on the time.
+#[inline]
 pub(crate) fn verdict(head: &GrantHead, now: impl FnOnce() -> SystemTime) -> Result<(), RejectionKind> {
     if head.is_bounded_in_time() {
         let now = now();

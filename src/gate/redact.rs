@@ -17,7 +17,7 @@ static NO_REQUEST: LazyLock<Request<()>> = LazyLock::new(Request::default);
 
 impl<T: GateStore, L: Limiter, R> Gate<T, L, R> {
     /// Extracts the token, looks it up, and protects it from code behind the gate.
-    #[inline]
+    #[inline(always)]
     pub(super) fn look_up_and_redact<B>(&self, request: &mut Request<B>) -> TokenLookup<T> {
         let Settings { locations, remove_credentials, syntax, .. } = &self.settings;
         // The usual case finds the header field once, because it is marked before it is read.

@@ -1,4 +1,7 @@
 //! The first three steps of the pipeline: every decision of a gate about a request.
+//!
+//! The path of an admitted request is inlined into one function, down to the bucket (`inline(always)`). Otherwise each function
+//! would return its result in memory, from which the next one would copy it.
 
 use std::sync::Arc;
 
@@ -102,7 +105,7 @@ impl<T: GateStore, L: Limiter, R> Gate<T, L, R> {
 /// Step 2: authenticate.
 impl<T: GateStore, L: Limiter, R> Gate<T, L, R> {
     /// Continues with the store's answer, or waits for a pending one.
-    #[inline]
+    #[inline(always)]
     pub(super) fn authenticate<B>(&self, lookup: TokenLookup<T>, request: &mut Request<B>) -> Step<T, L> {
         match lookup {
             Ok(Asked { answer: Answer::Ready(found), credential, .. }) => {
@@ -170,7 +173,7 @@ impl<T: GateStore, L: Limiter, R> Gate<T, L, R> {
     }
 
     /// Returns the grant, if the store found one and it is valid.
-    #[inline]
+    #[inline(always)]
     fn check_grant(&self, found: Found<T>) -> Result<Arc<Grant<T::Principal>>, Rejection> {
         let grant = match found {
             Ok(Some(grant)) => grant,
@@ -247,7 +250,7 @@ fn is_failure(rejection: &Rejection) -> bool {
 /// Step 3: limit.
 impl<T: GateStore, L: Limiter, R> Gate<T, L, R> {
     /// Charges the authenticated caller.
-    #[inline]
+    #[inline(always)]
     pub(super) fn charge<B>(&self, mut grant: CurrentGrant, request: &mut Request<B>) -> Step<T, L> {
         if is_unlimited::<L>() {
             return self.admit(grant, Charged::default(), request);
@@ -312,7 +315,7 @@ impl<T: GateStore, L: Limiter, R> Gate<T, L, R> {
     }
 
     /// Adds the decision of this gate to the grant, or returns a rejection.
-    #[inline]
+    #[inline(always)]
     fn record(&self, decision: Decision, grant: &mut CurrentGrant) -> Result<Charged, Rejection> {
         if !decision.is_admitted() {
             return Err(Rejection::over_limit(decision).of_grant(grant.id()));
@@ -351,7 +354,7 @@ impl<T: GateStore, L: Limiter, R> Gate<T, L, R> {
         Step::Admit(self.admitted(TokenLocation::AuthorizationHeader, charged, request))
     }
 
-    #[inline]
+    #[inline(always)]
     fn admit<B>(&self, grant: CurrentGrant, charged: Charged, request: &mut Request<B>) -> Step<T, L> {
         let location = grant.location();
         let outer = request.extensions_mut().insert(grant);

@@ -107,7 +107,7 @@ pub(crate) enum LimitHeaders {
 }
 
 /// Returns the headers of a decision, if it has any. `now` is called only by formats with a time of day.
-#[inline]
+#[inline(always)]
 pub(crate) fn limit_headers(
     format: RateLimitHeaders,
     decision: &Decision,

@@ -204,7 +204,7 @@ impl<T: TokenStore + ?Sized> GateStore for T {
     type Error = T::Error;
     type Future = T::Future;
 
-    #[inline]
+    #[inline(always)]
     fn lookup_for(&self, token: &BearerToken<'_>, _: &RequestHead<'_>) -> Answer<Self::Future> {
         self.lookup(token)
     }

@@ -17,7 +17,7 @@ use crate::quota::refund::Refund;
 impl RateLimits {
     /// Charges a caller. This is [`Limiter::charge`] without the wrapper, because limits in memory never wait.
     #[must_use = "a charge limits nothing unless the decision is used"]
-    #[inline]
+    #[inline(always)]
     pub fn charge(&self, grant: &CurrentGrant, charge: Charge<'_>) -> Decision {
         self.decide(Some(grant), charge)
     }
@@ -46,14 +46,17 @@ impl RateLimits {
     }
 
     /// Charges a caller. `grant` is `None` for anonymous callers.
-    #[inline]
+    #[inline(always)]
     fn decide(&self, grant: Option<&CurrentGrant>, charge: Charge<'_>) -> Decision {
         let decision = if self.several.is_some() || self.has_refunds() {
             self.decide_rare(grant, &|_, limit| limit.cost(charge))
         } else {
             let (now, cost) = (self.time.now_ns(), self.first.limit().cost(charge));
-            let decision = self.first.charge(grant, now, cost, &mut Removed::default());
-            let mut decision = decision.unwrap_or_else(Decision::unlimited);
+            // Most requests find their bucket in the grant.
+            let mut decision = match self.first.charge_own(grant, now, cost) {
+                Some(decision) => decision,
+                None => self.charge_elsewhere(grant, now, cost),
+            };
             self.first.limit().mark(&mut decision, grant);
             decision
         };
@@ -68,6 +71,12 @@ impl RateLimits {
     #[cfg(feature = "redis")]
     pub(crate) fn decide_counted(&self, grant: Option<&CurrentGrant>, costs: &[u32]) -> Decision {
         self.decide_rare(grant, &|at, _| costs.get(at).copied().unwrap_or(0))
+    }
+
+    /// Not inlined, because the path of most requests is shorter without this code.
+    #[inline(never)]
+    fn charge_elsewhere(&self, grant: Option<&CurrentGrant>, now: u64, cost: u32) -> Decision {
+        self.first.charge(grant, now, cost, &mut Removed::default()).unwrap_or_else(Decision::unlimited)
     }
 
     fn decide_rare(&self, grant: Option<&CurrentGrant>, cost: &dyn Fn(usize, &Limit) -> u32) -> Decision {
@@ -111,7 +120,7 @@ impl RateLimits {
 impl Limiter for RateLimits {
     type Future = Immediate<Decision>;
 
-    #[inline]
+    #[inline(always)]
     fn charge(&self, grant: &CurrentGrant, charge: Charge<'_>) -> Answer<Self::Future> {
         Answer::Ready(self.charge(grant, charge))
     }

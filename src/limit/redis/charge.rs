@@ -239,27 +239,43 @@ impl Shared {
         }
     }
 
-    /// Waits for a connection and for a permit.
+    /// Waits for a connection and for a permit. Usually both are there.
     async fn acquire(&self, key: &[u8], pass: &mut Permit) -> Result<SendPermit<'_>, NotSent> {
-        // First the connection: charges that wait for an unavailable cluster node must not hold permits.
-        let mut connection = self.connection(key, pass).await?;
-        let (permit, has_waited) = match self.in_flight.try_acquire() {
-            Ok(permit) => (permit, false),
-            Err(_) => {
-                let waited = within(self.queue_timeout(), self.in_flight.acquire()).await;
-                // The semaphore is never closed.
-                let Some(Ok(permit)) = waited else {
-                    observe::queue_timed_out();
-                    return Err(NotSent::QueueTimeout);
-                };
-                pass.renew().map_err(NotSent::Unavailable)?;
-                // The previous connection may have failed meanwhile.
-                connection = self.connection(key, pass).await?;
-                (permit, true)
-            }
+        let permit = match self.acquire_now() {
+            Some(permit) => permit,
+            // Boxed like all rare steps, so that the future of a charge is smaller.
+            None => Box::pin(self.wait_for_permit(key, pass)).await?,
         };
         pass.renew().map_err(NotSent::Unavailable)?;
-        Ok(SendPermit { connection, has_waited, _permit: permit })
+        Ok(permit)
+    }
+
+    fn acquire_now(&self) -> Option<SendPermit<'_>> {
+        let permit = self.in_flight.try_acquire().ok()?;
+        Some(SendPermit { connection: self.link.made()?, has_waited: false, _permit: permit })
+    }
+
+    async fn wait_for_permit(&self, key: &[u8], pass: &mut Permit) -> Result<SendPermit<'_>, NotSent> {
+        // First the connection: charges that wait for an unavailable cluster node must not hold permits.
+        if !self.link.is_made() {
+            let connection = self.connection(key, pass).await?;
+            if let Ok(permit) = self.in_flight.try_acquire() {
+                return Ok(SendPermit { connection, has_waited: false, _permit: permit });
+            }
+        }
+        let waited = within(self.queue_timeout(), pin!(self.in_flight.acquire())).await;
+        // The semaphore is never closed.
+        let Some(Ok(permit)) = waited else {
+            observe::queue_timed_out();
+            return Err(NotSent::QueueTimeout);
+        };
+        pass.renew().map_err(NotSent::Unavailable)?;
+        // The connection may have failed meanwhile.
+        let connection = match self.link.made() {
+            Some(connection) => connection,
+            None => self.connection(key, pass).await?,
+        };
+        Ok(SendPermit { connection, has_waited: true, _permit: permit })
     }
 
     /// Waits for a connection, for at most the timeout.
@@ -269,7 +285,7 @@ impl Shared {
         let timer = Timer::start();
         let opened = match connection.as_mut().now_or_never() {
             Some(opened) => Some(opened),
-            None => within(self.timeout, connection).await,
+            None => within(self.timeout, connection.as_mut()).await,
         };
         let end = match opened {
             Some(Ok(connection)) => return Ok(connection),
@@ -294,7 +310,7 @@ impl Shared {
         command: impl AsyncFnOnce(&mut Connection) -> RedisResult<T>,
     ) -> Option<T> {
         let timer = Timer::start();
-        let done = within(self.timeout, command(&mut permit.connection)).await;
+        let done = within(self.timeout, pin!(command(&mut permit.connection))).await;
         timer.record_redis_call(match &done {
             Some(Ok(_)) => RedisOutcome::Answered,
             Some(Err(_)) => RedisOutcome::Failed,

@@ -10,6 +10,7 @@
 //!    The next charge then uses that connection, or makes another.
 
 use std::io;
+use std::pin::pin;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
@@ -34,7 +35,7 @@ impl Connection {
     pub(super) async fn query<T: FromRedisValue>(&mut self, command: &Cmd) -> RedisResult<T> {
         let done = self.node.query(command).await;
         match (done, self.route.is_some()) {
-            (Err(error), true) => self.redirect(error, command).await,
+            (Err(error), true) => Box::pin(self.redirect(error, command)).await,
             (done, _) => done,
         }
     }
@@ -58,6 +59,18 @@ impl Link {
 
     pub(super) fn is_cluster(&self) -> bool {
         self.cluster.is_some()
+    }
+
+    /// Returns the open connection to a single server. Returns `None` for a cluster, and if there is no open connection.
+    pub(super) fn made(&self) -> Option<Connection> {
+        let attempt = self.one.current.load_full()?;
+        let node = attempt.made.get()?.as_ref().ok()?.clone();
+        Some(Connection { node, attempt, route: None })
+    }
+
+    /// Returns whether there is an open connection to a single server.
+    pub(super) fn is_made(&self) -> bool {
+        self.one.current.load().as_ref().is_some_and(|attempt| matches!(attempt.made.get(), Some(Ok(_))))
     }
 
     /// Returns the connection to the server that has a key. Waits while the connection is being made.
@@ -118,7 +131,7 @@ impl<T: Clone + Send + Sync + 'static> Lazy<T> {
             let attempt = Arc::new(Attempt { made: OnceLock::new(), end });
             let (made, make) = (Arc::clone(&attempt), make());
             tokio::spawn(async move {
-                let done = within(limit, make).await;
+                let done = within(limit, pin!(make)).await;
                 let done = done.unwrap_or_else(|| Err(io::Error::from(io::ErrorKind::TimedOut).into()));
                 // Never an error: only this task sets the value.
                 _ = made.made.set(done);

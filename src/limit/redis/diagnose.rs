@@ -1,5 +1,6 @@
 //! Checks of a Redis server for `tollgate doctor`. They change nothing.
 
+use std::pin::pin;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use redis::{Cmd, FromRedisValue, RedisError, RedisResult};
@@ -29,7 +30,7 @@ impl RedisServer {
                 Kind::Single(_) | Kind::Sentinel(_) => self.connect().await,
             }
         };
-        let node = match within(self.connection_timeout, connect).await {
+        let node = match within(self.connection_timeout, pin!(connect)).await {
             Some(Ok(node)) => node,
             Some(Err(error)) => return vec![failed(CHECK, &error)],
             None => return vec![Finding::error(CHECK, "connection timeout")],
@@ -63,7 +64,7 @@ impl Server {
         let mut command = Cmd::new();
         command.arg(words);
         let timed_out = || std::io::Error::from(std::io::ErrorKind::TimedOut).into();
-        within(TIMEOUT, self.0.query(&command)).await.unwrap_or_else(|| Err(timed_out()))
+        within(TIMEOUT, pin!(self.0.query(&command))).await.unwrap_or_else(|| Err(timed_out()))
     }
 
     async fn info(&mut self) -> Vec<Finding> {

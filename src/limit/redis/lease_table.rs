@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::hash::{BuildHasher as _, RandomState};
+use std::pin::pin;
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
@@ -146,7 +147,7 @@ impl LeaseTable {
             guard = Arc::clone(&lock.mutex).try_lock_owned().ok();
             if guard.is_none() {
                 let _waiting = Waiting::begin(&lock.waiting);
-                guard = within(timeout, Arc::clone(&lock.mutex).lock_owned()).await;
+                guard = within(timeout, pin!(Arc::clone(&lock.mutex).lock_owned())).await;
                 has_timed_out = guard.is_none();
             }
         }

@@ -42,7 +42,8 @@ impl Script {
         };
         match connection.query(&call("EVALSHA", self.0.get_hash())).await {
             Err(error) if error.kind() == ErrorKind::Server(ServerErrorKind::NoScript) => {
-                connection.query(&call("EVAL", &self.1)).await
+                // Boxed like all rare steps, so that the future of a charge is smaller.
+                Box::pin(connection.query(&call("EVAL", &self.1))).await
             }
             done => done,
         }

@@ -1,6 +1,6 @@
 //! A timeout that excludes time in which the process does not run.
 
-use std::pin::pin;
+use std::pin::Pin;
 use std::time::Duration;
 
 use tokio::time::timeout;
@@ -12,10 +12,11 @@ const PARTS: u32 = 8;
 ///
 /// The time is measured in consecutive parts. A pause of the process costs at most one part, however long it takes. In the
 /// remaining parts the task that reads the connection runs as often as this task, so a reply that has arrived is read.
-pub(super) async fn within<T>(limit: Duration, future: impl Future<Output = T>) -> Option<T> {
-    let mut future = pin!(future);
+///
+/// Takes a pinned future. An `async fn` that pins its argument holds it twice, and charges in Redis move and allocate their future.
+pub(super) async fn within<F: Future>(limit: Duration, mut future: Pin<&mut F>) -> Option<F::Output> {
     for _ in 0..PARTS {
-        if let Ok(done) = timeout(limit / PARTS, &mut future).await {
+        if let Ok(done) = timeout(limit / PARTS, future.as_mut()).await {
             return Some(done);
         }
     }

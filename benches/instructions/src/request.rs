@@ -22,16 +22,20 @@ pub enum Case {
     Admitted,
     Unknown,
     Malformed,
+    /// Over the limit for a second, the usual wait.
     OverLimit,
+    /// Over the limit for a day. The numbers of such a wait are rendered for each response.
+    OverLimitForLong,
     /// No token, through a gate for public routes.
     ByAddress,
 }
 
-pub const CASES: [(&str, Case); 5] = [
+pub const CASES: [(&str, Case); 6] = [
     ("admitted", Case::Admitted),
     ("unknown token", Case::Unknown),
     ("malformed", Case::Malformed),
     ("over limit", Case::OverLimit),
+    ("over limit for a day", Case::OverLimitForLong),
     ("by address", Case::ByAddress),
 ];
 
@@ -47,7 +51,8 @@ pub fn run(case: Case, count: usize) {
     let (quota, status) = match case {
         Case::Admitted | Case::ByAddress => (Quota::per_second(1_000_000_000).with_burst(20), StatusCode::OK),
         Case::Unknown | Case::Malformed => (Quota::per_minute(180), StatusCode::UNAUTHORIZED),
-        Case::OverLimit => (Quota::per_day(1), StatusCode::TOO_MANY_REQUESTS),
+        Case::OverLimit => (Quota::per_second(1), StatusCode::TOO_MANY_REQUESTS),
+        Case::OverLimitForLong => (Quota::per_day(1), StatusCode::TOO_MANY_REQUESTS),
     };
     // The first request of a token or an address creates its bucket.
     match case {
@@ -85,7 +90,9 @@ fn clock() -> impl Clock {
 fn requests(case: Case, count: usize) -> Vec<Request<Bytes>> {
     let address = |i: usize| SocketAddr::from((Ipv4Addr::from_bits((i % TOKENS) as u32), 40_000));
     let request = |i: usize| match case {
-        Case::Admitted | Case::OverLimit => with_token(format!("Bearer {}", token(i % TOKENS))),
+        Case::Admitted | Case::OverLimit | Case::OverLimitForLong => {
+            with_token(format!("Bearer {}", token(i % TOKENS)))
+        }
         Case::Unknown => with_token(format!("Bearer {}", token(i + TOKENS))),
         Case::Malformed => with_token("Bearer not a token".to_owned()),
         Case::ByAddress => Request::get("/").extension(address(i)),

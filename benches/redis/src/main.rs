@@ -1,7 +1,7 @@
 //! Compares rate limits in Redis with a plain call of the same script, and with the layer of another crate, with several numbers
 //! of charges in flight. `just redis-bench` prints the tables. Without Redis the benchmark is skipped.
 //!
-//! All sides run on one thread of one process and alternate in short rounds. They are compared within each round, so that other
+//! All sides run on one thread of one process and alternate in rounds. They are compared within each round, so that other
 //! load affects all of them. The time of a charge includes the wait for Redis. The CPU time is that of this process alone.
 //!
 //! `just redis-bench SIDE CHARGES IN_FLIGHT` makes charges of one side only, for a profiler.
@@ -21,7 +21,7 @@ use sides::{Side, Sides};
 use tokio::runtime::{Builder, Runtime};
 
 const IN_FLIGHT: [usize; 3] = [1, 64, 1_000];
-const ROUNDS: usize = 45;
+const ROUNDS: usize = 25;
 /// The first rounds connect and fill caches.
 const WARM_UP: usize = 5;
 
@@ -59,7 +59,7 @@ fn compare(runtime: &Runtime, sides: &Sides, in_flight: usize) {
         for at in 0..costs.len() {
             let at = (at + round) % costs.len();
             let side = Side::ALL[at];
-            let charges = if in_flight == 1 { side.charges() / 4 } else { side.charges() };
+            let charges = if in_flight == 1 { side.charges() / 40 } else { side.charges() };
             costs[at] = measure(runtime, sides, side, charges, in_flight);
         }
         if round >= WARM_UP {

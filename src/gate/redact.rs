@@ -21,11 +21,15 @@ impl<T: GateStore, L: Limiter, R> Gate<T, L, R> {
     pub(super) fn look_up_and_redact<B>(&self, request: &mut Request<B>) -> TokenLookup<T> {
         let Settings { locations, remove_credentials, syntax, .. } = &self.settings;
         // The usual case finds the header field once, because it is marked before it is read.
-        if locations.is_authorization_only() && !remove_credentials && !self.store.reads_head() {
+        if locations.is_authorization_only() && !self.store.reads_head() {
             if let Some(value) = mark_only_line(request.headers_mut(), &header::AUTHORIZATION) {
                 let Some(value) = value else { return Err(NoToken::Missing) };
                 let (extracted, location) = (authorization_value(value, *syntax), TokenLocation::AuthorizationHeader);
-                return self.look_up(extracted, location, &RequestHead::of(&NO_REQUEST));
+                let lookup = self.look_up(extracted, location, &RequestHead::of(&NO_REQUEST));
+                if *remove_credentials {
+                    remove_bearer(request.headers_mut(), &lookup);
+                }
+                return lookup;
             }
         }
         self.look_up_then_redact(request)
@@ -50,12 +54,11 @@ impl<T, L, R> Gate<T, L, R> {
         if !self.settings.locations.is_authorization_only() {
             self.redact_other_locations(request);
         }
-        // Credentials of another scheme are not removed, unless a custom location found the token there.
+        redact_field(request.headers_mut(), &header::AUTHORIZATION, false);
         let Settings { remove_credentials, locations, .. } = &self.settings;
-        let is_found = || matches!(lookup, Ok(asked) if asked.location() == TokenLocation::AuthorizationHeader);
-        let is_bearer = || is_found() || has_bearer(request.headers());
-        let remove = *remove_credentials && !locations.authorization_disabled && is_bearer();
-        redact_field(request.headers_mut(), &header::AUTHORIZATION, remove);
+        if *remove_credentials && !locations.authorization_disabled {
+            remove_bearer(request.headers_mut(), lookup);
+        }
     }
 
     fn redact_other_locations<B>(&self, request: &mut Request<B>) {
@@ -92,6 +95,15 @@ impl<T, L, R> Gate<T, L, R> {
         if let Some(name) = &locations.query {
             remove_parameter(request, name);
         }
+    }
+}
+
+/// Removes Bearer credentials. Credentials of another scheme are not removed, unless a custom location found the token there.
+#[inline(never)]
+fn remove_bearer<T: GateStore>(headers: &mut HeaderMap, lookup: &TokenLookup<T>) {
+    let is_found = matches!(lookup, Ok(asked) if asked.location() == TokenLocation::AuthorizationHeader);
+    if is_found || has_bearer(headers) {
+        headers.remove(header::AUTHORIZATION);
     }
 }
 

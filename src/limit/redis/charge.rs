@@ -252,12 +252,12 @@ impl Shared {
 
     fn acquire_now(&self) -> Option<SendPermit<'_>> {
         let permit = self.in_flight.try_acquire().ok()?;
-        Some(SendPermit { connection: self.link.made()?, has_waited: false, _permit: permit })
+        Some(SendPermit { connection: self.link.opened()?, has_waited: false, _permit: permit })
     }
 
     async fn wait_for_permit(&self, key: &[u8], pass: &mut Permit) -> Result<SendPermit<'_>, NotSent> {
         // First the connection: charges that wait for an unavailable cluster node must not hold permits.
-        if !self.link.is_made() {
+        if !self.link.is_open() {
             let connection = self.connection(key, pass).await?;
             if let Ok(permit) = self.in_flight.try_acquire() {
                 return Ok(SendPermit { connection, has_waited: false, _permit: permit });
@@ -270,11 +270,8 @@ impl Shared {
             return Err(NotSent::QueueTimeout);
         };
         pass.renew().map_err(NotSent::Unavailable)?;
-        // The connection may have failed meanwhile.
-        let connection = match self.link.made() {
-            Some(connection) => connection,
-            None => self.connection(key, pass).await?,
-        };
+        // A previous connection may have failed meanwhile.
+        let connection = self.connection(key, pass).await?;
         Ok(SendPermit { connection, has_waited: true, _permit: permit })
     }
 

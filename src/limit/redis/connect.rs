@@ -62,14 +62,14 @@ impl Link {
     }
 
     /// Returns the open connection to a single server. Returns `None` for a cluster, and if there is no open connection.
-    pub(super) fn made(&self) -> Option<Connection> {
+    pub(super) fn opened(&self) -> Option<Connection> {
         let attempt = self.one.current.load_full()?;
         let node = attempt.made.get()?.as_ref().ok()?.clone();
         Some(Connection { node, attempt, route: None })
     }
 
     /// Returns whether there is an open connection to a single server.
-    pub(super) fn is_made(&self) -> bool {
+    pub(super) fn is_open(&self) -> bool {
         self.one.current.load().as_ref().is_some_and(|attempt| matches!(attempt.made.get(), Some(Ok(_))))
     }
 

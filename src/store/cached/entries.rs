@@ -316,3 +316,17 @@ impl<P> Entry<P> {
         Arc::clone(&self.grant)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn flags_without_entries_are_dropped_before_the_table_grows() {
+        let mut flags = HashMap::new();
+        let kept = flag(&mut flags, &0);
+        (1..10_000).for_each(|id| drop(flag(&mut flags, &id)));
+        assert!(flags.capacity() < 100, "{}", flags.capacity());
+        assert!(Arc::ptr_eq(&kept, &flag(&mut flags, &0)));
+    }
+}

@@ -127,6 +127,38 @@ async fn clear_removes_everything_even_while_the_store_fails() {
     assert_eq!((knows(&cache, TOKEN).await, cached(&cache, TOKEN)), (Some(true), Some(true)));
 }
 
+#[tokio::test]
+async fn an_answer_from_before_a_clear_is_not_cached() {
+    let (remote, hands) = (Remote::new(), Hands::default());
+    let cache = remote.cache(&hands);
+    remote.hold();
+    let before = tokio::spawn({
+        let cache = cache.clone();
+        async move { knows(&cache, TOKEN).await }
+    });
+    tokio::task::yield_now().await;
+    cache.clear();
+    remote.release();
+    assert_eq!((before.await.unwrap(), cached(&cache, TOKEN)), (Some(true), None));
+}
+
+#[tokio::test]
+async fn a_negative_answer_from_before_an_invalidation_is_not_cached() {
+    let (remote, hands) = (Remote::new(), Hands::default());
+    let cache = remote.cache(&hands);
+    remote.hold();
+    let before = tokio::spawn({
+        let cache = cache.clone();
+        async move { knows(&cache, "new").await }
+    });
+    tokio::task::yield_now().await;
+    cache.invalidate(&Invalidation::Token(TokenDigest::of("new")));
+    remote.release();
+    assert_eq!((before.await.unwrap(), cached(&cache, "new")), (Some(false), None));
+    // A newer answer replaces it as usual.
+    assert_eq!((knows(&cache, "new").await, cached(&cache, "new")), (Some(false), Some(false)));
+}
+
 /// Otherwise many invalidations of unused grants would keep the cache empty.
 #[tokio::test]
 async fn an_unrelated_invalidation_does_not_discard_an_answer() {

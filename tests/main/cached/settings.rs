@@ -19,6 +19,7 @@ fn invalid_settings_return_errors() {
     assert!(builder(longest).build().is_ok());
     assert_eq!(error(builder(TTL).with_capacity(0)), CacheSettingsError::Capacity);
     assert_eq!(error(builder(TTL).with_unknown_ttl(Duration::MAX)), CacheSettingsError::Time);
+    assert!(builder(TTL).with_unknown_ttl(longest).build().is_ok());
     for bound in [Duration::ZERO, Duration::MAX] {
         assert_eq!(error(builder(TTL).with_stale_on_error(bound)), CacheSettingsError::Time);
         assert_eq!(error(builder(TTL).with_stale_while_revalidate(bound, |_| {})), CacheSettingsError::Time);
@@ -33,6 +34,9 @@ fn clones_share_the_entries_of_one_cache() {
     let clone = cache.clone();
     let knows = |cache: &CachedStore<_>| cache.lookup(&BearerToken::new(TOKEN)).ready().unwrap().unwrap().is_some();
     assert!(knows(&cache));
+    memory.insert(TokenDigest::of("other"), Grant::new("bob", ())).unwrap();
+    assert!(cache.lookup(&BearerToken::new("other")).ready().unwrap().unwrap().is_some());
+    assert_eq!(format!("{clone:?}"), "CachedStore { ttl: 60s, grants: 2, .. }");
     memory.revoke(TokenDigest::of(TOKEN));
     assert!(knows(&clone), "cached by the other handle");
     clone.clear();

@@ -2,12 +2,14 @@
 
 use std::num::NonZeroU32;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use http::StatusCode;
-use tollgate::store::{CachedStore, CircuitBreaker, Invalidation};
-use tollgate::{AuthLayer, BearerToken, BoxStore, Grant, MemoryStore, TokenDigest, TokenStore as _};
+use tollgate::store::{CachedStore, CircuitBreaker, Invalidation, Lookup};
+use tollgate::{
+    Answer, AuthLayer, BearerToken, BoxStore, Grant, Immediate, MemoryStore, StoreError, TokenDigest, TokenStore,
+};
 use tower::ServiceBuilder;
 
 use crate::kit::remote::*;
@@ -86,11 +88,14 @@ async fn stale_grants_are_served_during_an_outage_up_to_the_bound() {
     assert_eq!(status("bob-token-1").await, StatusCode::OK);
     remote.down.store(true, Ordering::SeqCst);
     assert_eq!(status("alice-token-2").await, StatusCode::SERVICE_UNAVAILABLE, "never cached");
+    let is_cached = |token| cache.is_cached(&BearerToken::new(token));
+    assert_eq!((is_cached(TOKEN), is_cached("alice-token-2")), (true, false));
     hands.advance(TTL + 30 * SECOND - Duration::from_nanos(1));
     assert_eq!(status(TOKEN).await, StatusCode::OK);
     cache.invalidate(&Invalidation::Subject("bob".into()));
     assert_eq!(status("bob-token-1").await, StatusCode::SERVICE_UNAVAILABLE, "removed entries are not served");
     hands.advance(Duration::from_nanos(1));
+    assert!(!is_cached(TOKEN));
     assert_eq!(status(TOKEN).await, StatusCode::SERVICE_UNAVAILABLE);
     remote.down.store(false, Ordering::SeqCst);
     assert_eq!(status(TOKEN).await, StatusCode::OK);
@@ -134,6 +139,46 @@ fn an_immediate_store_needs_no_refresh_task() {
     assert!(knows());
     hands.advance(Duration::from_nanos(1));
     assert!(!knows());
+}
+
+/// An immediate store with one grant, which can fail.
+struct Fallible {
+    is_down: AtomicBool,
+    is_unreadable: AtomicBool,
+}
+
+impl TokenStore for Fallible {
+    type Principal = ();
+    type Error = StoreError;
+    type Future = Immediate<Lookup<(), StoreError>>;
+
+    fn lookup(&self, _: &BearerToken<'_>) -> Answer<Self::Future> {
+        Answer::Ready(match self.is_down.load(Ordering::SeqCst) {
+            true => Err(StoreError::new("down")),
+            false if self.is_unreadable.load(Ordering::SeqCst) => Err(StoreError::for_token("a bad row")),
+            false => Ok(Some(Arc::new(Grant::new("alice", ())))),
+        })
+    }
+}
+
+#[test]
+fn an_immediate_error_is_returned_instead_of_a_stale_grant_only_if_it_concerns_the_token() {
+    let store = Arc::new(Fallible { is_down: AtomicBool::new(false), is_unreadable: AtomicBool::new(false) });
+    let hands = Hands::default();
+    let clock = hands.clone();
+    let cache = CachedStore::builder(Arc::clone(&store), TTL)
+        .with_clock(move || Duration::from_nanos(clock.ns()))
+        .with_stale_while_revalidate(TTL, |_| panic!("a task for an immediate store"))
+        .build()
+        .unwrap();
+    let lookup = || cache.lookup(&BearerToken::new(TOKEN)).ready().unwrap();
+    assert!(lookup().unwrap().is_some());
+    hands.advance(TTL);
+    store.is_down.store(true, Ordering::SeqCst);
+    assert!(lookup().unwrap().is_some());
+    store.is_down.store(false, Ordering::SeqCst);
+    store.is_unreadable.store(true, Ordering::SeqCst);
+    assert!(lookup().unwrap_err().concerns_token());
 }
 
 /// A store without any answer has not failed. A breaker turns it into a failure before the timeout of the gate.

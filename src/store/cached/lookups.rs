@@ -114,3 +114,22 @@ impl<P> Drop for RemoveOnDrop<P> {
 fn lock<P>(pending: &Mutex<Pending<P>>) -> MutexGuard<'_, Pending<P>> {
     pending.lock().unwrap_or_else(PoisonError::into_inner)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::future::pending;
+
+    use super::*;
+
+    #[test]
+    fn a_lookup_removes_itself_and_no_later_lookup_when_it_ends() {
+        let lookups = PendingLookups::<()>::default();
+        let digest = TokenDigest::of("a-token");
+        let is_pending = |epoch| lookups.is_pending(&digest, epoch, Duration::ZERO);
+        let [first, second] = [1, 2].map(|epoch| lookups.start(digest, epoch, Duration::ZERO, pending()));
+        drop(first);
+        assert!(is_pending(2));
+        drop(second);
+        assert!(lock(&lookups.pending).is_empty());
+    }
+}

@@ -79,11 +79,7 @@ async fn an_outdated_answer_replaces_an_older_one() {
     cache.invalidate(&Invalidation::Everything);
     remote.tokens.replace(TokenDigest::of("alice-token-2"), Grant::new("alice-2", ()).with_subject("another"));
     remote.hold();
-    let waiting = tokio::spawn({
-        let cache = cache.clone();
-        async move { knows(&cache, "alice-token-2").await }
-    });
-    tokio::task::yield_now().await;
+    let waiting = begin(&cache, "alice-token-2").await;
     cache.invalidate(&Invalidation::Everything);
     remote.release();
     assert_eq!(waiting.await.unwrap(), Some(true));
@@ -132,11 +128,7 @@ async fn an_answer_from_before_a_clear_is_not_cached() {
     let (remote, hands) = (Remote::new(), Hands::default());
     let cache = remote.cache(&hands);
     remote.hold();
-    let before = tokio::spawn({
-        let cache = cache.clone();
-        async move { knows(&cache, TOKEN).await }
-    });
-    tokio::task::yield_now().await;
+    let before = begin(&cache, TOKEN).await;
     cache.clear();
     remote.release();
     assert_eq!((before.await.unwrap(), cached(&cache, TOKEN)), (Some(true), None));
@@ -147,11 +139,7 @@ async fn a_negative_answer_from_before_an_invalidation_is_not_cached() {
     let (remote, hands) = (Remote::new(), Hands::default());
     let cache = remote.cache(&hands);
     remote.hold();
-    let before = tokio::spawn({
-        let cache = cache.clone();
-        async move { knows(&cache, "new").await }
-    });
-    tokio::task::yield_now().await;
+    let before = begin(&cache, "new").await;
     cache.invalidate(&Invalidation::Token(TokenDigest::of("new")));
     remote.release();
     assert_eq!((before.await.unwrap(), cached(&cache, "new")), (Some(false), None));
@@ -221,20 +209,12 @@ async fn an_answer_from_before_an_invalidation_is_neither_cached_nor_joined() {
         let (remote, hands) = (Remote::new(), Hands::default());
         let cache = remote.cache(&hands);
         remote.hold();
-        let before = tokio::spawn({
-            let cache = cache.clone();
-            async move { knows(&cache, TOKEN).await }
-        });
-        tokio::task::yield_now().await;
+        let before = begin(&cache, TOKEN).await;
         assert_eq!(remote.asked(), 1);
 
         remote.tokens.revoke(TokenDigest::of(TOKEN));
         cache.invalidate(&change);
-        let after = tokio::spawn({
-            let cache = cache.clone();
-            async move { knows(&cache, TOKEN).await }
-        });
-        tokio::task::yield_now().await;
+        let after = begin(&cache, TOKEN).await;
         assert_eq!(remote.asked(), 1, "a lookup of its own");
         remote.release();
         assert_eq!(before.await.unwrap(), Some(true), "started before");

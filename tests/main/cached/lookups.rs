@@ -116,11 +116,7 @@ async fn a_stuck_lookup_is_not_joined() {
     let (remote, hands) = (Remote::new(), Hands::default());
     let cache = remote.cache(&hands);
     remote.hold();
-    let stuck = tokio::spawn({
-        let cache = cache.clone();
-        async move { knows(&cache, TOKEN).await }
-    });
-    tokio::task::yield_now().await;
+    let stuck = begin(&cache, TOKEN).await;
     hands.advance(5 * SECOND);
     let mut next = cache.lookup(&BearerToken::new(TOKEN));
     let Answer::Pending(future) = &mut next else { panic!("nothing is cached") };
@@ -137,11 +133,7 @@ async fn age_counts_from_the_start_of_the_lookup() {
         let cache = remote.cache(&hands);
         let lifetime = if token == TOKEN { TTL } else { 5 * SECOND };
         remote.hold();
-        let slow = tokio::spawn({
-            let cache = cache.clone();
-            async move { knows(&cache, token).await }
-        });
-        tokio::task::yield_now().await;
+        let slow = begin(&cache, token).await;
         hands.advance(3 * SECOND);
         remote.release();
         assert_eq!(slow.await.unwrap(), Some(token == TOKEN));

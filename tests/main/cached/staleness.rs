@@ -110,11 +110,7 @@ async fn a_revoked_grant_is_not_served_during_an_outage() {
     hands.advance(TTL);
     remote.tokens.revoke(TokenDigest::of(TOKEN));
     remote.hold();
-    let late = tokio::spawn({
-        let cache = cache.clone();
-        async move { knows(&cache, TOKEN).await }
-    });
-    tokio::task::yield_now().await;
+    let late = begin(&cache, TOKEN).await;
     cache.invalidate(&Invalidation::Added);
     remote.release();
     assert_eq!(late.await.unwrap(), Some(false));

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, UNIX_EPOCH};
 
 use tokio::sync::Semaphore;
+use tokio::task::JoinHandle;
 use tollgate::store::{CachedStore, CachedStoreBuilder, from_fn_with};
 use tollgate::{BearerToken, BoxStore, Grant, MemoryStore, StoreError, TokenDigest, TokenStore as _};
 
@@ -79,6 +80,14 @@ impl Remote {
 /// Looks a token up. Returns `None` for an error.
 pub async fn knows(cache: &CachedStore<BoxStore<()>>, token: &str) -> Option<bool> {
     cache.lookup(&BearerToken::new(token)).await.ok().map(|found| found.is_some())
+}
+
+/// Looks a token up in a task, and runs the task until it waits.
+pub async fn begin(cache: &CachedStore<BoxStore<()>>, token: &'static str) -> JoinHandle<Option<bool>> {
+    let cache = cache.clone();
+    let task = tokio::spawn(async move { knows(&cache, token).await });
+    tokio::task::yield_now().await;
+    task
 }
 
 /// Returns the immediate answer for a token, if there is one.

@@ -153,8 +153,8 @@ jwt:
 redis-bench *options:
     cargo run --locked --release --ignore-rust-version --manifest-path benches/redis/Cargo.toml -- {{options}}
 
-# `just compare --tokens 100 --rounds 3` is shorter. `--raw FILE` writes all figures to a file. tower-rate-limiter asks for Rust 1.96,
-# and compiles with 1.95.
+# `just compare --tokens 100 --rounds 3` is shorter. `--raw FILE` writes all figures to a file: those of COMPARE.md are in
+# benches/compare/figures.jsonl. tower-rate-limiter asks for Rust 1.96, and compiles with 1.95.
 #
 # Measures the gate against other crates in one run; ends with ratios.
 compare *options:

@@ -104,15 +104,16 @@ impl Sides {
             Side::Script => self.script.charge(at).await,
             Side::Exact => admitted(&self.exact, &self.subjects[at]).await,
             Side::Leased => admitted(&self.leased, &self.subjects[at]).await,
-            Side::Gate => self.request(&self.gate, at).await,
-            Side::Peer => self.request(&self.peer, at).await,
+            Side::Gate => self.request(side, &self.gate, at).await,
+            Side::Peer => self.request(side, &self.peer, at).await,
         }
     }
 
-    async fn request(&self, service: &Layered, at: usize) {
+    async fn request(&self, side: Side, service: &Layered, at: usize) {
         let request = Request::builder().header(AUTHORIZATION, &self.tokens[at]).body(()).expect("a request");
         let Ok(response) = service.clone().oneshot(request).await;
-        assert!(response.status().is_success(), "Redis has to admit the measured requests");
+        let status = response.status();
+        assert!(status.is_success(), "{}: {status}, but Redis has to admit the measured requests", side.name());
     }
 }
 

@@ -105,8 +105,8 @@ impl<P> MemoryStore<P> {
         let digest = token.into();
         let shard = self.0.shards[shard_of(&digest)].read();
         let grant = shard.get(&digest)?;
-        // The bucket is in the cache line after that of the reference count. The processor loads no memory in advance across the
-        // atomic operations below, so that the gate would wait for both lines in turn.
+        // The bucket is usually in the cache line after that of the reference count. On x86 the atomic operations below delay later
+        // loads, so the gate would wait for one line after the other.
         grant.head().bucket_cache().touch();
         Some(Arc::clone(grant))
     }

@@ -26,7 +26,9 @@ pub(super) mod sealed {
         /// Returns whether the layer accepts tokens in this form field.
         #[doc(hidden)]
         #[cfg(feature = "resource-metadata")]
-        fn reads_form_field(&self, name: &str) -> bool;
+        fn reads_form_field(&self, _: &str) -> bool {
+            false
+        }
 
         /// Returns the reasons for rejections of any request by its credential, and those of requests whose body is read.
         #[doc(hidden)]
@@ -38,11 +40,6 @@ pub(super) mod sealed {
 impl ReadsTokens for HeadOnly {}
 impl WithoutMetadata for HeadOnly {}
 impl sealed::Sealed for HeadOnly {
-    #[cfg(feature = "resource-metadata")]
-    fn reads_form_field(&self, _: &str) -> bool {
-        false
-    }
-
     #[cfg(feature = "utoipa")]
     fn credential_kinds(&self) -> [&'static [RejectionKind]; 2] {
         [description::TOKEN_KINDS, &[]]
@@ -51,11 +48,6 @@ impl sealed::Sealed for HeadOnly {
 
 impl WithoutMetadata for Identity {}
 impl sealed::Sealed for Identity {
-    #[cfg(feature = "resource-metadata")]
-    fn reads_form_field(&self, _: &str) -> bool {
-        false
-    }
-
     #[cfg(feature = "utoipa")]
     fn credential_kinds(&self) -> [&'static [RejectionKind]; 2] {
         // The grants of callers that something else has authenticated expire, too.

@@ -1,15 +1,17 @@
 //! Challenges and rate-limit fields, read back by independent parsers.
 
+use std::convert::Infallible;
 use std::time::Duration;
-use tollgate::TokenDigest;
 
-use http::HeaderMap;
+use http::{HeaderMap, Request, Response};
 use http_auth::{ChallengeParser, ChallengeRef};
 use proptest::prelude::*;
 use sfv::{BareItem, FieldType as _, List, ListEntry, Parser};
 use tollgate::limit::RateLimits;
-use tollgate::respond::{Challenge, ChallengeError, ErrorCode, RateLimitHeaders};
-use tollgate::{AuthLayer, Grant, Limit, MemoryStore, Quota, Rejection, Scopes};
+use tollgate::respond::{Challenge, ChallengeError, ErrorCode, RateLimitHeaders, Respond};
+use tollgate::{
+    AuthLayer, Authenticated, Grant, Limit, MemoryStore, ProblemDetails, Quota, Rejection, Scopes, TokenDigest,
+};
 use tower::Layer;
 
 use crate::kit::*;
@@ -82,6 +84,21 @@ async fn each_scheme_has_its_own_header_line() {
             parse(line.to_str().unwrap());
         }
     }
+}
+
+/// A handler without axum writes its response itself, and the gate does not change it.
+#[tokio::test]
+async fn handlers_without_axum_send_the_challenge_of_the_gate() {
+    let handler = tower::service_fn(|request: Request<Body>| async move {
+        let caller = Authenticated::<User>::from_extensions(request.extensions());
+        let caller = caller.map(|_| Response::new(Body::default()));
+        Ok::<_, Infallible>(caller.unwrap_or_else(|rejection| ProblemDetails.reject(rejection)))
+    });
+    let gate = AuthLayer::new(memory()).allow_anonymous();
+    let response: Response<Body> = send(&gate.clone().layer(handler), get()).await;
+    assert_eq!(field(response.headers(), "www-authenticate"), Some("Bearer realm=\"api\""));
+    let response: Response<Body> = send(&gate.with_realm("trading").unwrap().layer(handler), get()).await;
+    assert_eq!(field(response.headers(), "www-authenticate"), Some("Bearer realm=\"trading\""));
 }
 
 #[tokio::test]

@@ -7,7 +7,7 @@ use std::time::Duration;
 use http::{Request, Response};
 use tollgate::limit::{Charge, FailureThrottle, Limiter};
 use tollgate::{
-    Answer, AuthLayer, CurrentGrant, Decision, Limit, Quota, RateLimits, Rejection, RejectionKind, Unauthenticated,
+    Answer, AuthLayer, CurrentGrant, Decision, Grant, Limit, Quota, RateLimits, Rejection, RejectionKind, Unauthenticated,
 };
 use tower::Layer;
 
@@ -131,6 +131,14 @@ async fn a_route_limiter_charges_preflights_like_anonymous_callers() {
         let service = gate.clone().layer(gate.route_rate_limit(pending).layer(counting(&runs)));
         assert_one_passes(&service, &runs).await;
     }
+}
+
+#[tokio::test]
+async fn a_gate_without_tokens_identifies_no_preflight() {
+    let gate = AuthLayer::identified_by(|_| -> Option<Grant<()>> { panic!("a preflight was identified") })
+        .with_rate_limit(limits(per_minute().with_anonymous(ONE_AN_HOUR)));
+    let runs = Arc::<AtomicUsize>::default();
+    assert_one_passes(&gate.layer(counting(&runs)), &runs).await;
 }
 
 #[tokio::test]

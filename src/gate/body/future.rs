@@ -151,7 +151,7 @@ where
     fn poll_frames(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<(), RejectionKind>> {
         let mut this = self.project();
         let limit = this.tokens.limit();
-        if this.body.size_hint().lower() > (limit - this.received.len().min(limit)) as u64 {
+        if this.body.size_hint().lower() > limit as u64 {
             return Poll::Ready(Err(RejectionKind::BodyTooLarge));
         }
         for _ in 0..MAX_FRAMES_PER_POLL {

@@ -7,8 +7,10 @@ use http::Method;
 use serde_json::{Value, json};
 use tollgate::limit::{AnonymousLimits, ClientIp};
 use tollgate::openapi::{GateDocs, GateDocsError};
+use tollgate::store::Lookup;
 use tollgate::{
-    AuthLayer, EmptyBody, Grant, MemoryStore, ProblemDetails, Quota, RateLimitHeaders, RateLimits, RejectionKind,
+    Answer, AuthLayer, BearerToken, EmptyBody, Grant, Immediate, MemoryStore, ProblemDetails, Quota, RateLimitHeaders,
+    RateLimits, RejectionKind, TokenStore,
 };
 use utoipa::ToSchema;
 use utoipa::openapi::OpenApi;
@@ -95,6 +97,43 @@ fn layers_with_alternative_scopes_make_alternatives() {
     assert_eq!(security(&one, &Method::POST), json!([{ "bearer": ["b"] }, { "bearer": ["c"] }]));
     assert_eq!(security(&one, &Method::GET), json!([{ "bearer": [] }]));
     assert_eq!(one.rejections(&Method::POST, "/orders"), [400, 401, 403]);
+}
+
+#[test]
+fn a_missing_token_is_charged_only_if_the_gate_admits_it() {
+    let gate = AuthLayer::new(memory()).with_rate_limit(RateLimits::new(Quota::per_minute(60)));
+    for (gate, is_charged) in [(gate.clone(), false), (gate.allow_anonymous(), true)] {
+        let trade = gate.require_scopes(["trade"]).unwrap();
+        let document = applied(&gate.openapi().with_scopes(["place"], &trade));
+        let responses = &document.0["components"]["responses"];
+        assert_eq!(!responses["Rejection401"]["headers"]["RateLimit"].is_null(), is_charged);
+        assert!(!responses["Rejection403"]["headers"]["RateLimit"].is_null());
+    }
+}
+
+#[test]
+fn only_lookups_that_can_fail_or_wait_have_503() {
+    struct Failing;
+
+    impl TokenStore for Failing {
+        type Principal = ();
+        type Error = std::io::Error;
+        type Future = Immediate<Lookup<(), std::io::Error>>;
+
+        fn lookup(&self, _: &BearerToken<'_>) -> Answer<Self::Future> {
+            Answer::Ready(Err(std::io::Error::other("no connection")))
+        }
+    }
+
+    let second = Duration::from_secs(1);
+    for (docs, statuses) in [
+        (AuthLayer::new(memory()).openapi(), &[400, 401, 404][..]),
+        (AuthLayer::with_timeout(memory(), second).openapi(), &[400, 401, 404, 503]),
+        (AuthLayer::new(Failing).openapi(), &[400, 401, 404, 503]),
+        (AuthLayer::with_timeout(Failing, second).openapi(), &[400, 401, 404, 503]),
+    ] {
+        assert_eq!(applied(&docs).rejections(&Method::GET, "/orders"), statuses);
+    }
 }
 
 #[test]
@@ -290,6 +329,7 @@ fn gates_without_tokens_describe_limits_and_own_schemes() {
     let docs = sessions.openapi().with_rejection(["place"], RejectionKind::Missing);
     assert_eq!(error(&docs, api()), GateDocsError::NoSecurityScheme("POST /orders".to_owned()));
     let document = applied(&docs.with_security_scheme("session", session()).unwrap());
+    assert_eq!(document.rejections(&Method::GET, "/orders"), [401, 404], "a grant may have expired");
     assert_eq!(security(&document, &Method::GET), json!([{ "session": [] }, {}]));
     assert_eq!(security(&document, &Method::POST), json!([{ "session": [] }]));
 }

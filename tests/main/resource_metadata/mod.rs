@@ -4,6 +4,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use http::{HeaderName, Method, Request, StatusCode};
+use http_body::Body as _;
+use http_body_util::BodyExt;
 use serde_json::{Value, json};
 use tollgate::gate::{BodyTokens, HeadOnly, ProtectedResource, WithMetadata};
 use tollgate::limit::{Charge, Limiter};
@@ -303,6 +305,17 @@ async fn plain_requests_are_rejected_where_https_is_required() {
     let mut over_tls = request(Method::GET, TARGET);
     over_tls.extensions_mut().insert(tollgate::gate::HttpsConnection);
     assert_eq!(send(&service, over_tls).await.status(), 200);
+}
+
+#[tokio::test]
+async fn the_body_of_the_metadata_reports_its_length_and_its_end() {
+    let metadata = gate("https://api.example").resource_metadata();
+    let json = metadata.json().clone();
+    let mut body = metadata.oneshot(request(Method::GET, TARGET)).await.unwrap().into_body();
+    assert_eq!((body.size_hint().exact(), body.is_end_stream()), (Some(json.len() as u64), false));
+    assert_eq!(body.frame().await.unwrap().unwrap().into_data().unwrap(), json);
+    assert_eq!((body.size_hint().exact(), body.is_end_stream()), (Some(0), true));
+    assert!(body.frame().await.is_none());
 }
 
 #[tokio::test]

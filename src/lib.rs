@@ -66,7 +66,7 @@
 //!
 //! # Features
 //!
-//! No feature is on by default. A feature adds items and changes nothing else.
+//! No feature is on by default. A feature adds items. No feature changes a decision or a response.
 //!
 #![doc = include_str!("features.md")]
 #![cfg_attr(docsrs, feature(doc_cfg))]

@@ -7,7 +7,8 @@ use std::time::Duration;
 use http::{Request, Response};
 use tollgate::limit::{Charge, FailureThrottle, Limiter};
 use tollgate::{
-    Answer, AuthLayer, CurrentGrant, Decision, Grant, Limit, Quota, RateLimits, Rejection, RejectionKind, Unauthenticated,
+    Answer, AuthLayer, CurrentGrant, Decision, Grant, Limit, Quota, RateLimits, Rejection, RejectionKind,
+    Unauthenticated,
 };
 use tower::Layer;
 

@@ -11,6 +11,7 @@ use axum::extract::{ConnectInfo, Path};
 use axum::routing::get;
 use http::{Request, Response, StatusCode};
 use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
 use tollgate::limit::{AnonymousLimits, ClientIp, Refund};
 use tollgate::{
     AuthLayer, Charge, CurrentGrant, Decision, Grant, Limit, Policy, Quota, RateLimitHeaders, Unauthenticated, Verdict,
@@ -119,18 +120,18 @@ async fn concurrent_requests_count_until_their_response() {
         }
     };
     let app = Router::new().route("/{status}", get(respond)).layer(AuthLayer::new(memory()).with_rate_limit(limits));
-    let pending: Vec<_> = (0..5)
-        .map(|_| {
-            let app = app.clone();
-            tokio::spawn(async move { status(&app, 200).await.status() })
-        })
-        .collect();
-    entered.acquire_many(5).await.unwrap().forget();
+    let mut pending = JoinSet::new();
+    for _ in 0..5 {
+        let app = app.clone();
+        pending.spawn(async move { status(&app, 200).await.status() });
+    }
+    tokio::select! {
+        all = entered.acquire_many(5) => all.unwrap().forget(),
+        response = pending.join_next() => panic!("a response before the release: {response:?}"),
+    }
     assert_eq!(status(&app, 200).await.status(), 429, "five requests are in progress");
     release.add_permits(6);
-    for response in pending {
-        assert_eq!(response.await.unwrap(), 502);
-    }
+    assert_eq!(pending.join_all().await, [StatusCode::BAD_GATEWAY; 5]);
     let after = status(&app, 200).await;
     assert_eq!((after.status().as_u16(), remaining(&after)), (502, vec![r#""plan";r=5;t=0"#.to_owned()]));
 }

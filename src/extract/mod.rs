@@ -252,6 +252,7 @@ mod tests {
     #[test]
     fn token_syntax_limits_length_and_bytes() {
         let syntax = TokenSyntax::default().with_max_len(4);
+        assert_eq!(syntax.max_len(), 4);
         assert_eq!(syntax.check(""), Err(TokenSyntaxError::Empty));
         assert_eq!(syntax.check("a=b="), Err(TokenSyntaxError::Charset));
         assert_eq!(syntax.check("a=b=c"), Err(TokenSyntaxError::TooLong));

@@ -286,6 +286,11 @@ mod tests {
         }
     }
 
+    fn owner<'a>(grant: &'a CurrentGrant, limit: &'a Limit) -> BucketOwner<'a> {
+        let head = grant.erased().head();
+        BucketOwner { subject: head.subject(), bucket_cache: head.bucket_cache(), grant: Some((grant.erased(), limit)) }
+    }
+
     #[test]
     fn bucket_moves_out_of_its_grant_when_a_second_grant_is_charged() {
         let limits = limits();
@@ -296,10 +301,8 @@ mod tests {
 
         // A concurrent request with the same grant finds the bucket in the grant.
         let concurrent = CurrentGrant::new(Arc::clone(&first));
-        let head = concurrent.erased().head();
         let limit = QUOTA.into();
-        let grant = Some((concurrent.erased(), &limit));
-        let owner = BucketOwner { subject: head.subject(), bucket_cache: head.bucket_cache(), grant };
+        let owner = owner(&concurrent, &limit);
         assert!(limits.buckets().find_or_create(owner, 0, &mut Removed::default()).1.is_none());
         assert!(is_in(&first));
         drop(concurrent);
@@ -361,6 +364,18 @@ mod tests {
         assert!(limits.charge(&kept, Charge::Units(1)).is_admitted());
         limits.buckets().sweep(0);
         assert_eq!(limits.buckets().lock().policies(), 1);
+    }
+
+    #[test]
+    fn new_grants_keep_their_bucket_after_a_change_of_the_default_quota() {
+        let limits = limits();
+        let grant = |subject: &str| Arc::new(Grant::new(subject, ()).with_quota(QUOTA.with_burst(9)));
+        let (before, after) = (grant("before"), grant("after"));
+        assert_eq!(charge(&limits, &before, 1), 8);
+        limits.buckets().set_quota(QUOTA.with_burst(6));
+        assert_eq!(charge(&limits, &after, 1), 8);
+        // The policy of the new bucket has the new id of the limiter, although both grants have the same quota.
+        assert!(limits.buckets().own(owner(&CurrentGrant::new(after), &QUOTA.into())).is_some());
     }
 
     #[test]

@@ -256,6 +256,19 @@ mod tests {
     }
 
     #[test]
+    fn only_admitted_units_replace_a_key() {
+        for cost in [0, 3] {
+            let (table, totals) = (table(WAYS), Arc::default());
+            let made = charge(&table, &totals, 1, 0, 1).unwrap();
+            assert!((2..=WAYS as u64).all(|key| admits(&table, key, 0, 2)));
+            // The bucket of the first key is used least. Three more units do not fit.
+            assert_eq!(admits(&table, 1_000, 0, cost), cost == 0);
+            refund(&table, made, 1, 0);
+            assert!(admits(&table, 1, 0, 3), "the refund found the key after a charge of {cost} units");
+        }
+    }
+
+    #[test]
     fn refund_leaves_the_used_units_of_replaced_keys() {
         let (table, totals) = (table(WAYS), Arc::default());
         let mut made: Vec<_> = (1..=8).map(|key| charge(&table, &totals, key, 0, 2).unwrap()).collect();

@@ -90,3 +90,24 @@ impl Bucket {
         now.saturating_add(carried_ns).min(FROZEN - 1)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::quota::cell::LATEST_NS;
+    use crate::quota::policy::PolicyName;
+
+    /// A frozen bucket is replaced by another one. If that were frozen too, the charge would never end.
+    #[test]
+    fn used_units_under_another_policy_are_below_the_time_of_a_frozen_bucket() {
+        let policy = |quota| LimiterPolicy { limiter_id: 0, policy: Policy::named(&PolicyName::default_name(), quota) };
+        let short = policy(Quota::one_per(Duration::from_nanos(1)).with_burst(u32::MAX));
+        let longest = policy(Quota::one_per(Duration::from_nanos(LATEST_NS)));
+        let bucket = Bucket::with_tat(Arc::new(short), LATEST_NS + u64::from(u32::MAX));
+        let tat = bucket.freeze(&longest.policy, LATEST_NS);
+        assert_eq!(Bucket::with_tat(Arc::new(longest), tat).tat(), Some(FROZEN - 1));
+        assert_eq!(bucket.tat(), None);
+    }
+}

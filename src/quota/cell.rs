@@ -214,6 +214,12 @@ mod tests {
     }
 
     #[test]
+    fn carried_times_are_below_that_of_a_frozen_cell() {
+        let longest = Quota::one_per(Duration::from_nanos(MAX_SPAN_NS - 1));
+        assert_eq!(carry_over(u64::from(u32::MAX), 1, longest), FROZEN - 1);
+    }
+
+    #[test]
     fn quotas_of_the_longest_interval_do_not_overflow() {
         let quota = Quota::one_per(Duration::from_nanos(MAX_SPAN_NS - 1));
         let cell = InMemoryState::default();

@@ -90,6 +90,17 @@ async fn every_cause_of_a_503_has_retry_after() {
     assert_eq!(field(response.headers(), "retry-after"), Some("1"));
 }
 
+#[tokio::test]
+async fn a_custom_response_keeps_its_own_retry_after() {
+    let own_response = |_: &Rejection| {
+        let response = Response::builder().status(503).header("retry-after", "77");
+        response.body(Body::default()).unwrap()
+    };
+    let store = from_fn(|_| async { Err::<Option<Grant<()>>, _>("down") });
+    let service = AuthLayer::with_timeout(store, SECOND).with_response_fn(own_response).layer(echo());
+    assert_eq!(unavailable(&send(&service, with_token(TOKEN)).await), Some(Some(77)));
+}
+
 /// The store fails, stops responding and recovers during many requests.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_503_has_retry_after_while_a_breaker_opens_probes_and_closes() {

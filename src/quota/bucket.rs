@@ -99,7 +99,7 @@ mod tests {
     use crate::quota::cell::LATEST_NS;
     use crate::quota::policy::PolicyName;
 
-    /// A frozen bucket is replaced by another one. If that were frozen too, the charge would never end.
+    /// A charge continues with the next bucket if a bucket is frozen. If every next bucket were frozen, the charge would not end.
     #[test]
     fn used_units_under_another_policy_are_below_the_time_of_a_frozen_bucket() {
         let policy = |quota| LimiterPolicy { limiter_id: 0, policy: Policy::named(&PolicyName::default_name(), quota) };

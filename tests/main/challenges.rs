@@ -86,7 +86,7 @@ async fn each_scheme_has_its_own_header_line() {
     }
 }
 
-/// A handler without axum writes its response itself, and the gate does not change it.
+/// A handler without axum writes its own response. The gate does not change this response.
 #[tokio::test]
 async fn handlers_without_axum_send_the_challenge_of_the_gate() {
     let handler = tower::service_fn(|request: Request<Body>| async move {

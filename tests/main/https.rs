@@ -171,18 +171,6 @@ fn the_gate_never_waits_for_the_store() {
 
 #[tokio::test]
 async fn errors_of_the_store_do_not_change_the_response() {
-    struct Failing;
-
-    impl TokenStore for Failing {
-        type Principal = ();
-        type Error = std::io::Error;
-        type Future = tollgate::Immediate<Lookup<(), std::io::Error>>;
-
-        fn lookup(&self, _: &BearerToken<'_>) -> Answer<Self::Future> {
-            Answer::Ready(Err(std::io::Error::other("out of memory")))
-        }
-    }
-
     let service = AuthLayer::new(Failing).require_https(is_https).layer(echo());
     assert_eq!(assert_rejected(&send(&service, with_token(TOKEN)).await), None);
 }

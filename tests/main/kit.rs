@@ -15,8 +15,8 @@ use http_body_util::{BodyExt, Full};
 use tokio::net::TcpListener;
 use tokio::process::Command;
 use tollgate::limit::{Charge, Clock, RateLimits};
-use tollgate::store::from_fn_with;
-use tollgate::{BoxStore, Grant, Limit, MemoryStore};
+use tollgate::store::{Lookup, from_fn_with};
+use tollgate::{Answer, BearerToken, BoxStore, Grant, Immediate, Limit, MemoryStore, TokenStore};
 use tower::{Service, ServiceExt};
 
 pub mod body;
@@ -54,6 +54,19 @@ pub fn pending(tokens: MemoryStore<User>) -> BoxStore<User> {
         tokio::task::yield_now().await;
         Ok::<_, Infallible>(memory.get(digest).map(|grant| Grant::clone(&grant)))
     }))
+}
+
+/// A store whose lookups fail immediately.
+pub struct Failing;
+
+impl TokenStore for Failing {
+    type Principal = ();
+    type Error = std::io::Error;
+    type Future = Immediate<Lookup<(), std::io::Error>>;
+
+    fn lookup(&self, _: &BearerToken<'_>) -> Answer<Self::Future> {
+        Answer::Ready(Err(std::io::Error::other("out of memory")))
+    }
 }
 
 /// A clock that the test sets.

@@ -7,10 +7,8 @@ use http::Method;
 use serde_json::{Value, json};
 use tollgate::limit::{AnonymousLimits, ClientIp};
 use tollgate::openapi::{GateDocs, GateDocsError};
-use tollgate::store::Lookup;
 use tollgate::{
-    Answer, AuthLayer, BearerToken, EmptyBody, Grant, Immediate, MemoryStore, ProblemDetails, Quota, RateLimitHeaders,
-    RateLimits, RejectionKind, TokenStore,
+    AuthLayer, EmptyBody, Grant, MemoryStore, ProblemDetails, Quota, RateLimitHeaders, RateLimits, RejectionKind,
 };
 use utoipa::ToSchema;
 use utoipa::openapi::OpenApi;
@@ -113,18 +111,6 @@ fn a_missing_token_is_charged_only_if_the_gate_admits_it() {
 
 #[test]
 fn only_lookups_that_can_fail_or_wait_have_503() {
-    struct Failing;
-
-    impl TokenStore for Failing {
-        type Principal = ();
-        type Error = std::io::Error;
-        type Future = Immediate<Lookup<(), std::io::Error>>;
-
-        fn lookup(&self, _: &BearerToken<'_>) -> Answer<Self::Future> {
-            Answer::Ready(Err(std::io::Error::other("no connection")))
-        }
-    }
-
     let second = Duration::from_secs(1);
     for (docs, statuses) in [
         (AuthLayer::new(memory()).openapi(), &[400, 401, 404][..]),

@@ -113,9 +113,7 @@ impl<K: Eq + Hash> RefundTotal<K> {
     pub(super) fn refund(&self, made: MadeCharge, now: u64, give_back: impl FnOnce(u64)) {
         let mut refunded = self.lock();
         let refund = made.refund(now, *refunded);
-        if refund > 0 {
-            give_back(refund);
-        }
+        give_back(refund);
         // The total may wrap around. Differences of totals are still correct.
         *refunded = refunded.wrapping_add(refund);
     }

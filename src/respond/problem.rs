@@ -195,8 +195,10 @@ mod tests {
             for (decision, wait, names) in [
                 (over("a \"b\\", 1), "1 second", r#""a \"b\\""#),
                 (over("a \"b\\", 2), "2 seconds", r#""a \"b\\""#),
+                (over("a \"b\\", 3), "3 seconds", r#""a \"b\\""#),
                 (over("c", 1), "1 second", r#""c""#),
                 (Decision::all_of([over("a \"b\\", 1), over("c", 1)]), "1 second", r#""a \"b\\","c""#),
+                (Decision::all_of([over("a \"b\\", 1), over("d", 1)]), "1 second", r#""a \"b\\","d""#),
             ] {
                 let body = body(decision);
                 let end = format!("Retry after {wait}.\",\"violated-policies\":[{names}]}}");

@@ -153,7 +153,7 @@ impl LimitHeaders {
         self.write(response.headers_mut());
     }
 
-    /// Writes the headers of a rejection that the handler returned. It was decided later than the gate's charge.
+    /// Writes the headers of a rejection that the handler has written. It was decided later than the gate's charge.
     #[cold]
     fn write_rejection<B>(&self, response: &mut Response<B>) {
         let format = match self {
@@ -162,11 +162,8 @@ impl LimitHeaders {
         };
         let decision = response.extensions().get::<Rejection>().and_then(Rejection::decision);
         let rejected = decision.and_then(|decision| limit_headers(format, decision, SystemTime::now));
-        // The layer of a route, and `AuthLayer::reject`, have written them already.
-        let is_written = match format {
-            RateLimitHeaders::Draft11 => response.headers().contains_key(RATELIMIT),
-            _ => read_single(response.headers(), format).is_some(),
-        };
+        // The layer of a route, and `AuthLayer::reject`, have written them already. Items of draft-11 are joined by name.
+        let is_written = read_single(response.headers(), format).is_some();
         if let Some(rejected) = rejected.filter(|_| !is_written) {
             rejected.write(response.headers_mut());
         }

@@ -5,12 +5,13 @@ use axum::body::Body;
 use axum::extract::State;
 use axum::response::IntoResponse;
 use axum::routing::{any, get, post};
-use http::{Request, StatusCode};
+use http::{Request, Response, StatusCode};
 use tollgate::TokenDigest;
 use tollgate::limit::RateLimits;
+use tollgate::respond::Respond as _;
 use tollgate::{
-    AuthLayer, Authenticated, Charge, CurrentGrant, Grant, Limit, MemoryStore, Quota, RateLimitHeaders, Rejection,
-    Scopes,
+    AuthLayer, Authenticated, Charge, CurrentGrant, Grant, Limit, MemoryStore, ProblemDetails, Quota, RateLimitHeaders,
+    Rejection, Scopes,
 };
 use tower::ServiceExt;
 
@@ -180,26 +181,31 @@ async fn layers_have_nameable_types() {
     assert_eq!(rejected.status(), 403);
 }
 
-/// A handler that charges the gate's limit and returns the rejection as its error.
+/// Handlers that charge the gate's limit and return the rejection as their error, or write it.
 #[tokio::test]
-async fn a_rejection_that_a_handler_returns_is_in_the_rate_limit_fields() {
+async fn a_rejection_by_a_handler_is_in_the_rate_limit_fields() {
     async fn export(State(limits): State<RateLimits>, caller: Authenticated<User>) -> Result<(), Rejection> {
         limits.charge(&caller.current(), Charge::Units(2)).into_result()?;
         limits.charge(&caller.current(), Charge::Units(5)).into_result()?;
         Ok(())
+    }
+    async fn write(limits: State<RateLimits>, caller: Authenticated<User>) -> Result<(), Response<Body>> {
+        export(limits, caller).await.map_err(|rejection| ProblemDetails.reject(rejection))
     }
     for (dialect, name, expected) in [
         (RateLimitHeaders::Draft11, "ratelimit", r#""default";r=0;t=3"#),
         (RateLimitHeaders::Draft07, "ratelimit", "limit=5, remaining=0, reset=3"),
         (RateLimitHeaders::XDelta, "x-ratelimit-reset", "3"),
     ] {
-        let limits = Hands::default().limits(Quota::per_minute(60).with_burst(5));
-        let gate = AuthLayer::new(tokens()).with_rate_limit_headers(dialect).with_rate_limit(limits.clone());
-        let app = Router::new().route("/export", get(export)).layer(gate).with_state(limits);
-        let response = ask(&app, "GET", "/export", Some(TOKEN)).await;
-        assert_eq!(response.status(), 429, "{dialect:?}");
-        assert_eq!(field(response.headers(), "retry-after"), Some("3"), "{dialect:?}");
-        assert_eq!(field(response.headers(), name), Some(expected), "{dialect:?}");
+        for handler in [get(export), get(write)] {
+            let limits = Hands::default().limits(Quota::per_minute(60).with_burst(5));
+            let gate = AuthLayer::new(tokens()).with_rate_limit_headers(dialect).with_rate_limit(limits.clone());
+            let app = Router::new().route("/export", handler).layer(gate).with_state(limits);
+            let response = ask(&app, "GET", "/export", Some(TOKEN)).await;
+            assert_eq!(response.status(), 429, "{dialect:?}");
+            assert_eq!(field(response.headers(), "retry-after"), Some("3"), "{dialect:?}");
+            assert_eq!(field(response.headers(), name), Some(expected), "{dialect:?}");
+        }
     }
 }
 

@@ -84,6 +84,15 @@ async fn refund_affects_its_own_limit_only() {
 }
 
 #[tokio::test]
+async fn limit_that_is_added_later_can_refund() {
+    let failures = limit("failures").with_refund_if(|status| status.is_success());
+    let limits = Hands::default().limits(limit("plan")).and(failures).unwrap();
+    let app = statuses().layer(AuthLayer::new(memory()).with_rate_limit(limits));
+    assert_eq!(remaining(&status(&app, 200).await).join(", "), r#""plan";r=4;t=1, "failures";r=5;t=0"#);
+    assert_eq!(remaining(&status(&app, 404).await).join(", "), r#""plan";r=3;t=1, "failures";r=4;t=1"#);
+}
+
+#[tokio::test]
 async fn only_failures_count_for_each_address() {
     let failures = limit("failures").with_refund_if(|status| status.is_success());
     let limits = AnonymousLimits::by_client_ip(failures, ClientIp::peer()).unwrap();

@@ -54,6 +54,7 @@ fn usage_of_a_route_ignores_the_quota_of_the_grant() {
     let grant = CurrentGrant::new(Grant::new("alice", ()).with_quota(PLAN));
     charge(&limits, &grant, 20);
     charge(&route, &grant, 2);
+    assert_eq!(limits.subjects(), 2, "a bucket for each quota");
     assert_eq!(route.usage(&"alice".into(), Some(PLAN)).remaining(), 3);
     assert_eq!(limits.usage(&"alice".into(), Some(PLAN)).remaining(), 30);
     limits.reset(&"alice".into());

@@ -35,6 +35,8 @@ impl RateLimits {
     }
 
     /// Returns the number of subjects that have a bucket.
+    ///
+    /// A subject counts twice if it is charged by the quota of its grant and, on a route, by the quota of the limit.
     #[must_use]
     pub fn subjects(&self) -> usize {
         self.states().iter().map(LimitState::subjects).max().unwrap_or(0)

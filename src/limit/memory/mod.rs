@@ -155,9 +155,7 @@ impl RateLimits {
     fn with_full_buckets(self, change: impl Fn(&Limit) -> Limit) -> Self {
         let new = |state: &LimitState| LimitState::new(change(&state.current()));
         let several = self.several.as_ref().map(|limits| Arc::new(limits.iter().map(new).collect()));
-        let locks =
-            Arc::new(self.several.as_ref().map(|_| ChargeLocks::new()).map_or_else(OnceLock::new, OnceLock::from));
-        Self { first: new(&self.first), several, locks, ..self }
+        Self { first: new(&self.first), several, ..self }
     }
 
     /// Sets the clock. Default: the monotonic clock of the system. All buckets are full afterwards.

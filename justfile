@@ -210,14 +210,23 @@ mutants-gate FILES='src/gate/{*,body/*,metadata/*}.rs':
 mutants-cache FILES='src/{store/cached/*,token/mint}.rs':
     just mutants-of '{{ FILES }}' '--features cache,mint,test-util' 'cached:: mint:: secrets:: redaction::'
 
-# Checks mutations of the limits in Redis, which must run. Its surviving mutants have not all been reviewed yet.
+# The tests of limits in Redis that take longer than a second.
+mutants-redis-later := "no_window set_of_buckets refunds_are usage_in the_script memory_is flood_of \
+    redis_addresses redis_cluster redis_contention redis_outages redis_servers"
+
+# Checks mutations of the limits in Redis, which must run. The unit tests run first: they catch most of the mutants. The checks of
+# `tollgate doctor` are not included.
 mutants-redis FILES='src/{limit/redis/*,limit/*,limit/memory/*,quota/clock}.rs':
-    just mutants-of '{{ FILES }}' "--features redis --re 'limit/redis|{{ mutants-of-redis }}'" 'redis:: leases:: --skip=no_window'
+    just mutants-of '{{ FILES }}' \
+        "--exclude src/limit/redis/diagnose.rs --features redis --re 'limit/redis|{{ mutants-of-redis }}'" \
+        "redis leases:: {{ prepend('--skip=', mutants-redis-later) }}" '' \
+        "redis:: {{ prepend('--skip=', mutants-redis-later) }}"
 
 # Runs the quick main tests first, then all with more features. Fails if a surviving mutant is not explained in `mutants.txt`.
 [private]
-mutants-of files features quick more='':
+mutants-of files features quick more='' units='':
     rm -rf mutants.out
+    {{ if units == '' { '' } else { "just mutants-run '" + files + "' " + features + ' --cargo-arg=--lib -- -- ' + units } }}
     just mutants-run '{{ files }}' {{ features }} --cargo-arg=--test=main -- -- {{ quick }}
     just mutants-run '{{ files }}' {{ features }} --features cache,metrics,mint,pepper,test-util{{ more }} \
         --cargo-arg=--lib --cargo-arg=--test=main

@@ -214,7 +214,10 @@ impl Part {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
+    use crate::limit::redis::tests::part;
     use crate::quota::Quota;
 
     #[test]
@@ -237,8 +240,28 @@ mod tests {
     }
 
     #[test]
+    fn times_are_whole_microseconds_and_the_rest_in_nanoseconds() {
+        let part = |cost| part(b"", Quota::one_per(Duration::from_nanos(1_234_567)).with_burst(5), cost);
+        assert_eq!(part(3).charge_args(), [1_234_567, 6_172, 835, 3_703, 701, 0]);
+        assert_eq!(part(5).charge_args(), [1_234_567, 6_172, 835, 6_172, 835, 0]);
+        assert_eq!(part(6).charge_args(), [1_234_567, 6_172, 835, 0, 0, 1], "above the burst");
+        assert_eq!(part(1).lease_args(LeaseRequest { units: 7, hold_ns: 2_500_001 }), [7, 2_501, 1_234, 567]);
+    }
+
+    #[test]
+    fn a_rejected_charge_waits_until_it_fits() {
+        let decision = |cost| {
+            let state = State { fits: false, owed_ns: 900_000_000 };
+            part(b"", Quota::per_second(10), cost).decision(state)
+        };
+        let decided = [4, 10, 11].map(|cost| (decision(cost).verdict(), decision(cost).retry_after()));
+        let over = |ms| (Verdict::OverLimit, Some(Duration::from_millis(ms)));
+        assert_eq!(decided, [over(300), over(900), (Verdict::CostAboveBurst, None)]);
+    }
+
+    #[test]
     fn a_charge_fits_up_to_the_burst() {
-        let part = |cost| super::super::tests::part(b"", Quota::per_second(10), cost);
+        let part = |cost| part(b"", Quota::per_second(10), cost);
         assert!(part(0).fits(u64::MAX) && part(10).fits(0) && !part(11).fits(0));
         assert!(part(4).fits(600_000_000) && !part(4).fits(600_000_001));
     }

@@ -292,3 +292,118 @@ impl SubjectLeases {
         self.leases.iter().zip(parts).any(is_missing)
     }
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests fail by panicking")]
+mod tests {
+    use futures_util::FutureExt as _;
+
+    use super::*;
+    use crate::limit::redis::gcra::State;
+    use crate::limit::redis::tests::part;
+
+    const MS: u64 = 1_000_000;
+    /// One unit per millisecond.
+    const QUOTA: Quota = Quota::per_second(1_000);
+    const LONG: Duration = Duration::from_secs(30);
+
+    fn parts(cost: u32) -> [Part; 1] {
+        [part(b"", QUOTA, cost)]
+    }
+
+    fn access(table: &LeaseTable, now: u64, cost: u32) -> LeaseAccess {
+        table.lock(None, || now, &parts(cost), LONG).now_or_never().unwrap()
+    }
+
+    /// Makes a charge that Redis admits, with a lease of this many units. Returns the cost that Redis charged and the request.
+    fn charge(table: &LeaseTable, access: LeaseAccess, now: u64, cost: u32, granted: u64) -> (u32, LeaseRequest) {
+        let (prepared, rest) = table.prepare(None, now, access, &parts(cost));
+        let reply = Reply::read(vec![1 + granted, 0, 0, 0], 1).unwrap();
+        assert!(table.complete(None, (now, now), &prepared, &rest, Some(&reply))[0].is_some());
+        (rest[0].cost, prepared.requests()[0])
+    }
+
+    #[test]
+    fn redis_charges_what_is_not_leased() {
+        let table = LeaseTable::new(Leases::default());
+        assert_eq!(charge(&table, access(&table, MS, 1), MS, 1, 5).0, 1);
+        assert_eq!(charge(&table, access(&table, MS, 7), MS, 7, 0).0, 2);
+    }
+
+    #[test]
+    fn a_lease_is_requested_only_if_units_are_missing() {
+        let table = LeaseTable::new(Leases::default());
+        charge(&table, access(&table, MS, 1), MS, 1, 5);
+        assert!(access(&table, MS, 5).guard.is_none());
+        assert!(access(&table, MS, 6).guard.is_some());
+    }
+
+    #[test]
+    fn the_pace_is_that_of_charges_without_a_pending_request() {
+        let table = LeaseTable::new(Leases::default());
+        charge(&table, access(&table, MS, 10), MS, 10, 0);
+        // A look, and a charge beside a pending request.
+        charge(&table, access(&table, 40 * MS, 0), 40 * MS, 0, 0);
+        let beside = LeaseAccess { has_timed_out: true, ..access(&table, 45 * MS, 1) };
+        charge(&table, beside, 45 * MS, 1, 0);
+        // 10 units in 150 ms are 4 in half of the duration of a lease. A first lease has two.
+        assert_eq!(charge(&table, access(&table, 151 * MS, 1), 151 * MS, 1, 0).1.units, 2);
+    }
+
+    #[test]
+    fn a_charge_waits_until_it_is_complete_or_dropped() {
+        let table = LeaseTable::new(Leases::default());
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let first = access(&table, MS, 1);
+            let waiting = || first.lock.waiting.load(Ordering::Relaxed);
+            let parts = parts(1);
+            let mut second = Box::pin(table.lock(None, || MS, &parts, LONG));
+            assert!(futures_util::poll!(&mut second).is_pending());
+            assert_eq!(waiting(), 1);
+            drop(second);
+            assert_eq!(waiting(), 0);
+        });
+    }
+
+    #[test]
+    fn leases_match_buckets_with_the_same_quotas() {
+        let table = LeaseTable::new(Leases::default());
+        access(&table, MS, 1);
+        let matches = |quotas: &[Quota]| {
+            let parts: Vec<_> = quotas.iter().map(|quota| part(b"", *quota, 1)).collect();
+            table.with(None, &parts, |_| ()).is_some()
+        };
+        assert!(matches(&[QUOTA]));
+        assert!(!matches(&[QUOTA, QUOTA]) && !matches(&[Quota::per_second(999)]) && !matches(&[]));
+    }
+
+    #[test]
+    fn a_sweep_keeps_pending_requests_and_leases_that_are_not_expired() {
+        let entry = |replied_at: Option<u64>| {
+            let mut lease = Lease::new(parts(1)[0].policy.clone(), Leases::default().plan(QUOTA).unwrap());
+            if let Some(at) = replied_at {
+                lease.update(at, State { fits: true, owed_ns: 0 });
+            }
+            SubjectLeases { lock: Arc::default(), leases: vec![lease] }
+        };
+        let mut shard = Shard { sweep_at: 3, ..Shard::default() };
+        let pending = entry(None);
+        let _lock = Arc::clone(&pending.lock);
+        for (subject, entry) in [("expired", entry(None)), ("pending", pending), ("fresh", entry(Some(MS)))] {
+            shard.insert(&subject.into(), entry, MS);
+        }
+        assert_eq!(shard.by_subject.len(), 3);
+        shard.insert(&"new".into(), entry(None), MS);
+        let mut left: Vec<_> = shard.by_subject.keys().map(Subject::as_str).collect();
+        left.sort_unstable();
+        assert_eq!((left, shard.sweep_at), (vec!["fresh", "new", "pending"], LeaseTable::MIN_SWEEP));
+
+        // The next sweep is due at twice the number that is left.
+        let mut shard = Shard { sweep_at: 40, ..Shard::default() };
+        for number in 0..41 {
+            shard.insert(&number.to_string().into(), entry(Some(MS)), MS);
+        }
+        assert_eq!((shard.by_subject.len(), shard.sweep_at), (41, 80));
+    }
+}

@@ -151,3 +151,59 @@ impl Node {
 pub(super) fn unexpected(what: &'static str) -> RedisError {
     (redis::ErrorKind::UnexpectedReturnType, what).into()
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests fail by panicking")]
+mod tests {
+    use std::time::Duration;
+
+    use tokio::net::TcpStream;
+
+    use super::*;
+    use crate::limit::redis::tests::{redis, url};
+
+    #[test]
+    fn endpoints_are_compared_by_credentials_and_tls() {
+        let endpoint = |url: &str| Endpoint::parse(url).unwrap();
+        let one = endpoint("redis://user:secret@10.0.0.1/3");
+        assert!(one.agrees_with(&endpoint("redis://user:secret@10.0.0.2:7000")));
+        for other in ["redis://user:other@10.0.0.1", "redis://secret@10.0.0.1", "rediss://user:secret@10.0.0.1"] {
+            assert!(!one.agrees_with(&endpoint(other)), "{other}");
+        }
+        assert_eq!(one.without_database().info.redis_settings().db(), 0);
+        let is_local =
+            ["redis://127.0.0.1", "redis+unix:///run/redis", "redis://10.0.0.1"].map(|url| endpoint(url).is_local());
+        assert_eq!(is_local, [true, true, false]);
+    }
+
+    /// Without the abort, the task would wait until the silent server reads.
+    #[test]
+    fn the_task_of_a_stream_ends_with_the_last_clone() {
+        let Some((runtime, _)) = redis("the_task_of_a_stream_ends_with_the_last_clone") else { return };
+        runtime.block_on(async {
+            let endpoint = Endpoint::parse(&url()).unwrap();
+            let mut server = TcpStream::connect(endpoint.address().unwrap()).await.unwrap();
+            let (stream, mut silent) = tokio::io::duplex(64);
+            let node = tokio::select! {
+                node = Node::over(&endpoint, stream, AsyncConnectionConfig::new()) => node.unwrap(),
+                _ = tokio::io::copy_bidirectional(&mut silent, &mut server) => unreachable!("the connection is open"),
+            };
+            let task = node._task.as_ref().unwrap().0.clone();
+            let (mut clone, mut long) = (node.clone(), Cmd::new());
+            long.arg("PING").arg("a".repeat(1_000));
+            let sent = tokio::time::timeout(Duration::from_millis(20), clone.query::<()>(&long)).await;
+            assert!(sent.is_err());
+            drop(node);
+            tokio::task::yield_now().await;
+            assert!(!task.is_finished());
+            drop(clone);
+            for _ in 0..200 {
+                if task.is_finished() {
+                    return;
+                }
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+            panic!("the task has not ended");
+        });
+    }
+}

@@ -190,7 +190,7 @@ mod tests {
         let most = RejectionCache::MOST as u64;
         let insert = |number, owed_ns, at| cache.insert(tag(number), &one, [rejected(owed_ns)].into_iter(), at, at);
         let has = |number, at| cache.find(&tag(number), &one, at).is_some();
-        (0..most - 1).for_each(|number| insert(number, SECOND, SENT_AT));
+        (0..most - 1).for_each(|number| insert(number, SECOND / 2, SENT_AT));
         insert(most - 1, SECOND + 1, SENT_AT);
         // No entry is old. The next sweep is a second later.
         insert(most, 2 * SECOND, SENT_AT);

@@ -82,6 +82,7 @@ async fn keys_contain_no_subject_and_expire_when_the_bucket_is_full() {
         assert!((1..=2 * HOUR.as_millis() as i64 + 1).contains(&left), "{key}: {left}");
         let Reply::Text(value) = wire.ask(&["GET", &key]).unwrap() else { panic!("not a text") };
         assert!(value.bytes().all(|byte| byte.is_ascii_digit() || byte == b' '), "{value}");
+        assert_eq!(value.split(' ').count(), 3, "{value}: a history is for refunds only");
     }
     // The key with a quota per second expires after a second, when its bucket is full.
     let later = async {

@@ -118,6 +118,16 @@ async fn documented_rights_suffice_and_a_wrong_password_is_an_outage() {
     }
 }
 
+/// Only `NOSCRIPT` means that nothing was executed.
+#[tokio::test]
+async fn script_is_not_sent_after_another_error() {
+    let Some(redis) = PrivateRedis::start("script_is_not_sent_after_another_error") else { return };
+    redis.ask(&["ACL", "SETUSER", "gate", "on", ">hunter2", "~*", "+@all", "-evalsha"]).unwrap();
+    let limits = to(&format!("redis://gate:hunter2@{}/", redis.address()), RateLimits::new(FIVE));
+    assert!(charge(&limits, 1).await.is_local());
+    assert_eq!(redis.trips(), 0);
+}
+
 #[test]
 fn invalid_settings_are_errors_that_contain_no_password() {
     let bad = ["", "127.0.0.1", "http://:hunter2@host", "redis://:hunter2@host:port", "redis://:hunter2@host/x"];

@@ -9,7 +9,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpSocket};
 use tollgate::limit::redis::{OutagePolicy, RedisAnonymousLimits, RedisLimits};
 use tollgate::limit::{AnonymousLimits, Charge, ClientIp, Limiter as _, RateLimits};
-use tollgate::{AuthLayer, Decision, Limit, Quota, RequestHead, Verdict};
+use tollgate::{AuthLayer, CurrentGrant, Decision, Grant, Limit, Quota, RequestHead, Verdict};
 
 use crate::redis_kit::*;
 use crate::redis_servers::{PrivateRedis, RedisHome, Reply};
@@ -130,6 +130,15 @@ async fn quota_changes_for_all_clones() {
     limits.clone().set_quota(FIVE.with_burst(9));
     assert_eq!(limits.quota(), FIVE.with_burst(9));
     assert_eq!(ask(&limits, v4(1)).await.remaining(), 7);
+}
+
+#[tokio::test]
+async fn route_has_its_own_quota_for_callers_with_a_grant() {
+    let Some(home) = RedisHome::new("route_has_its_own_quota_for_callers_with_a_grant") else { return };
+    let caller = CurrentGrant::new(Grant::new("customer", ()).with_quota(FIVE.with_burst(100)));
+    let server = server(&at(&home, RateLimits::new(FIVE)), FIVE);
+    assert_eq!(server.charge(&caller, Charge::Units(0)).await.remaining(), 100);
+    assert_eq!(server.for_route().charge(&caller, Charge::Units(0)).await.remaining(), 5);
 }
 
 #[tokio::test]

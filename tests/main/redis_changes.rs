@@ -32,6 +32,15 @@ async fn change_in_redis_applies_to_all_clones_and_to_local_buckets() {
 }
 
 #[tokio::test]
+async fn change_of_the_anonymous_quota_applies_in_redis() {
+    let Some(home) = RedisHome::new("change_of_the_anonymous_quota_applies_in_redis") else { return };
+    let limits = at(&home, RateLimits::new(Limit::from(FIVE).with_anonymous(FIVE)));
+    assert!(limits.charge_anonymous(Charge::Units(2)).await.is_admitted());
+    limits.clone().set_anonymous_quotas([("default", FIVE.with_burst(9))]).unwrap();
+    assert_eq!(limits.charge_anonymous(Charge::Units(0)).await.remaining(), 7);
+}
+
+#[tokio::test]
 async fn servers_with_different_quotas_count_the_same_units() {
     let Some(home) = RedisHome::new("servers_with_different_quotas_count_the_same_units") else { return };
     let [old, new] = [(); 2].map(|()| at(&home, RateLimits::new(FIVE)));

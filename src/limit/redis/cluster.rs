@@ -24,7 +24,7 @@ use super::node::{Endpoint, Node, unexpected};
 const REDIRECTS: u32 = 4;
 /// The pause before a command is sent again after `TRYAGAIN`: some of its keys have moved.
 const TRY_AGAIN: Duration = Duration::from_millis(20);
-/// The time after which the next node is asked for the slots as well.
+/// The longest time after which the next node is asked for the slots as well.
 const NEXT_NODE: Duration = Duration::from_millis(50);
 const SLOTS: u16 = 16_384;
 
@@ -101,13 +101,8 @@ impl Cluster {
         let seeds = self.seeds.iter().filter_map(Endpoint::address).map(|(host, port)| (host.to_owned(), port));
         let mut known: Vec<Address> = seeds.collect();
         known.extend(self.nodes.lock().unwrap_or_else(PoisonError::into_inner).keys().cloned());
-        known.sort_unstable();
-        known.dedup();
-        let first = self.slot_requests.fetch_add(1, Ordering::Relaxed) % known.len().max(1);
-        known.rotate_left(first);
-        // Early enough for waiting charges: all nodes are asked within half of the timeout.
-        let step = self.connection_timeout / 2 / u32::try_from(known.len().max(1)).unwrap_or(u32::MAX);
-        let step = step.min(NEXT_NODE);
+        let known = in_order(known, self.slot_requests.fetch_add(1, Ordering::Relaxed));
+        let step = step(self.connection_timeout, known.len());
         let replies = known.iter().zip(0..).map(|(address, place)| {
             async move {
                 tokio::time::sleep(step * place).await;
@@ -116,12 +111,15 @@ impl Cluster {
             .boxed()
         });
         let (slots, _) = select_ok(replies).await?;
-        let is_used = |address: &Address, _: &mut Arc<Lazy<Node>>| {
-            slots.0.iter().any(|(_, of)| of == address)
-                || self.seeds.iter().any(|seed| seed.address() == Some((&address.0, address.1)))
-        };
-        self.nodes.lock().unwrap_or_else(PoisonError::into_inner).retain(is_used);
+        let mut nodes = self.nodes.lock().unwrap_or_else(PoisonError::into_inner);
+        nodes.retain(|address, _| self.is_used(address, &slots));
         Ok(Arc::new(slots))
+    }
+
+    /// Returns whether a node is a seed or has slots.
+    fn is_used(&self, address: &Address, slots: &Slots) -> bool {
+        slots.0.iter().any(|(_, of)| of == address)
+            || self.seeds.iter().any(|seed| seed.address() == Some((&address.0, address.1)))
     }
 
     async fn ask_for_slots(&self, address: &Address) -> RedisResult<Slots> {
@@ -160,6 +158,22 @@ impl Connection {
         }
         Err(error)
     }
+}
+
+/// Returns the nodes in the order in which a request for the slots asks them. Each request starts with another node.
+fn in_order(mut nodes: Vec<Address>, request: usize) -> Vec<Address> {
+    nodes.sort_unstable();
+    nodes.dedup();
+    let first = request % nodes.len().max(1);
+    nodes.rotate_left(first);
+    nodes
+}
+
+/// Returns the time after which the next node is asked for the slots as well. All nodes are asked within half of the timeout, early
+/// enough for waiting charges.
+fn step(timeout: Duration, nodes: usize) -> Duration {
+    let step = timeout / 2 / u32::try_from(nodes.max(1)).unwrap_or(u32::MAX);
+    step.min(NEXT_NODE)
 }
 
 /// Returns the address in a redirection error.
@@ -228,6 +242,27 @@ mod tests {
         assert_eq!(slot(b"{123456789}:x"), 0x31c3 % SLOTS);
         assert_eq!(slot(b"tollgate:{shared}:default"), slot(b"other{shared}"));
         assert_eq!(slot(b"foo"), 12_182);
+    }
+
+    fn node(number: u16) -> Address {
+        ("10.0.0.1".to_owned(), number)
+    }
+
+    #[test]
+    fn each_request_for_the_slots_starts_with_another_node() {
+        let order = |request| in_order([3, 1, 2, 1].map(node).to_vec(), request).into_iter().map(|(_, port)| port);
+        let orders = [0, 1, 2, 3].map(|request| order(request).collect::<Vec<_>>());
+        assert_eq!(orders, [[1, 2, 3], [2, 3, 1], [3, 1, 2], [1, 2, 3]]);
+        assert_eq!(in_order(Vec::new(), 1), []);
+        let [short, long] = [120, 1_000].map(Duration::from_millis);
+        assert_eq!([step(short, 3), step(long, 3), step(short, 0)], [20, 50, 50].map(Duration::from_millis));
+    }
+
+    #[test]
+    fn nodes_without_slots_are_dropped_unless_they_are_seeds() {
+        let seed = Endpoint::parse("redis://10.0.0.1:1").unwrap();
+        let (cluster, slots) = (Cluster::new(vec![seed], Duration::ZERO), Slots(vec![(0..=99, node(2))]));
+        assert_eq!([1, 2, 3].map(|number| cluster.is_used(&node(number), &slots)), [true, true, false]);
     }
 
     #[test]

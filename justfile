@@ -195,7 +195,7 @@ mutants-later := "store_model:: levels:: readiness:: body_sockets::a_silent_clie
     resets::waiting resource_metadata::clients:: rpc:: usage::reset_during"
 
 # Code in these files that is compiled with the feature `redis` only.
-mutants-of-redis := 'L>::(authenticated|capacity|key_bytes|limit|with_new_table) |for Bytes>|Bytes::of|divided_by|decide_counted|' \
+mutants-of-redis := 'L>::(authenticated|capacity|key_bytes|limit|with_new_table) |for Bytes>|Bytes::of|with_nodes|decide_counted|' \
     + 'ts(<L>)?::follow|LimitState::(policy|quota)_of|::with_time( |$)|impl Clock for Time'
 
 # Checks that a test fails for each mutation of three steps. Needs `cargo-mutants`. The recipes below check other folders.

@@ -323,15 +323,10 @@ impl Limit {
         }
     }
 
-    /// Returns the limit of one of several nodes, which divide the quotas.
+    /// Returns the limit of one of several nodes, which divide the quotas of grants. `RateLimits::follow` divides the others.
     #[cfg(feature = "redis")]
-    pub(super) fn divided_by(&self, nodes: NonZeroU32) -> Self {
-        Self {
-            quota: self.quota.divided_by(nodes),
-            anonymous: self.anonymous.map(|quota| quota.divided_by(nodes)),
-            nodes,
-            ..self.clone()
-        }
+    pub(super) fn with_nodes(&self, nodes: NonZeroU32) -> Self {
+        Self { nodes, ..self.clone() }
     }
 
     /// Adds the dry run, the near-limit flag and the partition key of this limit to a decision.

@@ -190,3 +190,18 @@ async fn a_stuck_lease_request_blocks_no_caller() {
         assert!(decision.is_local(), "{decision:?}");
     }
 }
+
+#[tokio::test]
+async fn a_charge_waits_for_half_of_the_timeout_for_a_lease() {
+    let Some(server) = PrivateRedis::start("a_charge_waits_for_half_of_the_timeout_for_a_lease") else { return };
+    let timeout = Duration::from_secs(4);
+    let limits = leased(&server.url(), RateLimits::new(MANY)).with_timeout(timeout);
+    let alice = caller("alice");
+    charge_times(&limits, &alice, 1).await;
+    // This request is sent, and its reply is never read.
+    let Answer::Pending(mut lease) = limits.charge(&alice, ONE) else { panic!("no lease is needed") };
+    assert!(std::pin::Pin::new(&mut lease).poll(&mut Context::from_waker(Waker::noop())).is_pending());
+    let decision = tokio::time::timeout(timeout, limits.charge(&alice, ONE)).await.expect("the charge waits too long");
+    assert!(decision.is_admitted() && !decision.is_local(), "{decision:?}");
+    drop(lease);
+}

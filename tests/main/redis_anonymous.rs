@@ -1,6 +1,7 @@
 //! Limits of callers without a grant in Redis, shared by several servers.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::time::Duration;
 
 use axum::Router;
 use axum::routing::get;
@@ -11,6 +12,7 @@ use tollgate::limit::redis::{OutagePolicy, RedisAnonymousLimits, RedisLimits};
 use tollgate::limit::{AnonymousLimits, Charge, ClientIp, Limiter as _, RateLimits};
 use tollgate::{AuthLayer, CurrentGrant, Decision, Grant, Limit, Quota, RequestHead, Verdict};
 
+use crate::kit::Hands;
 use crate::redis_kit::*;
 use crate::redis_servers::{PrivateRedis, RedisHome, Reply};
 
@@ -60,15 +62,20 @@ async fn servers_share_the_bucket_of_an_address() {
 #[tokio::test]
 async fn repeated_rejection_is_cached() {
     let Some(redis) = PrivateRedis::start("redis_anonymous::repeated_rejection_is_cached") else { return };
-    let limits = server(&to(&redis.url(), RateLimits::new(FIVE)), FIVE);
+    let hands = Hands::default();
+    let limits = server(&to(&redis.url(), hands.limits(FIVE)), FIVE);
     for _ in 0..6 {
         ask(&limits, v4(1)).await;
     }
     let before = redis.trips();
-    for _ in 0..10 {
-        assert_eq!(ask(&limits, v4(1)).await.verdict(), Verdict::OverLimit);
+    for trips in [before, before + 1] {
+        for _ in 0..10 {
+            assert_eq!(ask(&limits, v4(1)).await.verdict(), Verdict::OverLimit);
+        }
+        assert_eq!(redis.trips(), trips);
+        // The cache has the clock of the limiter.
+        hands.advance(Duration::from_secs(11));
     }
-    assert_eq!(redis.trips(), before);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

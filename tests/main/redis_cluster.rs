@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use tollgate::limit::RateLimits;
 use tollgate::limit::redis::{RedisLimits, RedisServer};
-use tollgate::{CurrentGrant, Decision, Grant, Limiter as _, Quota};
+use tollgate::{CurrentGrant, Decision, Grant, Limit, Limiter as _, Quota};
 
 use crate::kit::*;
 use crate::redis_servers::{PrivateRedis, RedisCluster, Reply};
@@ -167,6 +167,27 @@ async fn a_moving_slot_is_followed() {
         let decision = charge(&limits, &subject).await;
         assert_eq!((decision.is_local(), decision.remaining()), (false, left), "{decision:?}");
     }
+}
+
+/// The keys of a charge are on two nodes, which reply with `TRYAGAIN` until all of them have moved.
+#[tokio::test]
+async fn a_charge_is_sent_again_while_its_keys_move() {
+    let Some(cluster) = RedisCluster::start("a_charge_is_sent_again_while_its_keys_move") else { return };
+    let urls = cluster.urls();
+    let limits =
+        limits(urls.iter().map(|url| &**url), RateLimits::new(MANY).and(Limit::new("day", MANY).unwrap()).unwrap());
+    let subject = subject_on(&limits, &cluster.0[0]).await;
+    let (from, to) = (&cluster.0[0], &cluster.0[1]);
+    let keys: Vec<_> = from.ask(&["KEYS", "*"]).unwrap().list().into_iter().map(Reply::text).collect();
+    let Reply::Int(slot) = from.ask(&["CLUSTER", "KEYSLOT", &keys[0]]).unwrap() else { panic!("not a number") };
+    let id = to.ask(&["CLUSTER", "MYID"]).unwrap().text();
+    from.ask(&["CLUSTER", "SETSLOT", &slot.to_string(), "MIGRATING", &id]).unwrap();
+    from.ask(&["DEL", &keys[0]]).unwrap();
+    from.ask(&["CONFIG", "RESETSTAT"]).unwrap();
+    assert!(charge(&limits, &subject).await.is_local());
+    let Reply::Text(stats) = from.ask(&["INFO", "commandstats"]).unwrap() else { panic!("not a text") };
+    let calls = stats.lines().find(|line| line.starts_with("cmdstat_evalsha")).unwrap();
+    assert!(calls.contains("rejected_calls=5"), "{calls}");
 }
 
 #[test]

@@ -123,10 +123,11 @@ impl RateLimits {
         Ok(Self { several: Some(Arc::new(limits)), has_refunds, ..self })
     }
 
-    /// Returns the limiter of one of several nodes, which divide the quotas, including grants' quotas. All buckets are full.
+    /// Returns the limiter of one of several nodes, which divide the quotas of grants. All buckets are full. Before each charge, call
+    /// [`follow`](Self::follow), which divides the other quotas.
     #[cfg(feature = "redis")]
-    pub(crate) fn divided_by(&self, nodes: NonZeroU32) -> Self {
-        self.clone().with_full_buckets(|limit| limit.divided_by(nodes))
+    pub(crate) fn with_nodes(&self, nodes: NonZeroU32) -> Self {
+        self.clone().with_full_buckets(|limit| limit.with_nodes(nodes))
     }
 
     /// Returns the limits in the order in which they were added.

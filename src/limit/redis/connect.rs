@@ -264,6 +264,8 @@ mod tests {
                 assert!(Arc::ptr_eq(&lazy.attempt(LONG, || async { Ok(3) }), &second));
                 lazy.clear_if(&second);
                 assert_eq!(lazy.attempt(LONG, || async { Ok(4) }).done().await.unwrap(), 4);
+                lazy.clear();
+                assert_eq!(lazy.attempt(LONG, || async { Ok(5) }).done().await.unwrap(), 5);
             }
             // An attempt that takes too long fails. Until then it stays.
             let lazy = Lazy::default();

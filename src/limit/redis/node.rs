@@ -163,9 +163,10 @@ mod tests {
     use crate::limit::redis::tests::{redis, url};
 
     #[test]
-    fn endpoints_are_compared_by_credentials_and_tls() {
+    fn endpoints_have_credentials_tls_and_a_host() {
         let endpoint = |url: &str| Endpoint::parse(url).unwrap();
         let one = endpoint("redis://user:secret@10.0.0.1/3");
+        assert!(!one.is_tls() && endpoint("rediss://10.0.0.1").is_tls());
         assert!(one.agrees_with(&endpoint("redis://user:secret@10.0.0.2:7000")));
         for other in ["redis://user:other@10.0.0.1", "redis://secret@10.0.0.1", "rediss://user:secret@10.0.0.1"] {
             assert!(!one.agrees_with(&endpoint(other)), "{other}");

@@ -46,7 +46,7 @@ impl Fallback {
         match policy {
             OutagePolicy::Reject => Self::Reject,
             OutagePolicy::Admit => Self::Admit,
-            OutagePolicy::Local => Self::Local(limits.divided_by(nodes)),
+            OutagePolicy::Local => Self::Local(limits.with_nodes(nodes)),
         }
     }
 

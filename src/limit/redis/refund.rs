@@ -79,3 +79,21 @@ pub(super) async fn refund_at(connection: &mut Connection, charged: &Charged, no
         None => AT.run(connection, &[&charged.key], &[&charged.args()[..], &[now_us]].concat()).await,
     }
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests fail by panicking")]
+mod tests {
+    use super::*;
+    use crate::limit::redis::tests::part;
+    use crate::quota::Quota;
+
+    #[test]
+    fn only_charged_units_can_be_refunded() {
+        let of = |cost, fits| {
+            let part = part(b"a key", Quota::per_second(10), cost);
+            Charged::of(&part, State { fits, owed_ns: 0 }, [1, 2, 3], 4)
+        };
+        assert_eq!(of(1, true).unwrap().key(), b"a key");
+        assert!(of(0, true).is_none() && of(1, false).is_none());
+    }
+}

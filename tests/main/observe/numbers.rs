@@ -227,6 +227,28 @@ async fn throttled_peers_are_counted_in_dry_run_too() {
     }
 }
 
+#[cfg(feature = "redis")]
+#[tokio::test]
+async fn charges_in_redis_are_counted_but_looks_are_not() {
+    use crate::redis_kit::{at, charge, to};
+
+    let name = "charges_in_redis_are_counted_but_looks_are_not";
+    let Some(home) = crate::redis_servers::RedisHome::new(name) else { return };
+    let recorder = SeriesRecorder::install();
+    let limits = at(&home, RateLimits::new(Quota::per_hour(1)));
+    for units in [0, 1, 0, 1] {
+        charge(&limits, units).await;
+    }
+    let counted = recorder.of(CHARGES);
+    assert_eq!(counted, series([("policy=default,outcome=admitted", 1.0), ("policy=default,outcome=over_limit", 1.0)]));
+
+    let unavailable = to("redis://127.0.0.1:9", RateLimits::new(Quota::per_hour(1)));
+    for units in [0, 1] {
+        assert!(charge(&unavailable, units).await.is_local());
+    }
+    assert_eq!(recorder.of("tollgate_redis_local_decisions_total"), series([("policy=default", 1.0)]));
+}
+
 #[test]
 fn gauge_of_subjects_follows_charges_and_sweeps() {
     let ((scraper, _guard), hands) = (scraper(), Hands::default());

@@ -83,6 +83,21 @@ async fn a_silent_sentinel_does_not_block_the_others() {
     assert_eq!(recovered(&limits, &hands).await.remaining(), 5);
 }
 
+/// A Sentinel that has not heard of a failover names a replica.
+#[tokio::test]
+async fn a_replica_that_a_sentinel_names_is_not_used() {
+    let test = "a_replica_that_a_sentinel_names_is_not_used";
+    let (Some(late), Some(current)) = (RedisSentinel::start(test), RedisSentinel::start(test)) else { return };
+    late.master.ask(&["REPLICAOF", "127.0.0.1", &current.master.port().to_string()]).unwrap();
+    let sentinels = [&late, &current].map(|set| set.sentinel.url());
+    for _ in 0..20 {
+        let server = RedisServer::sentinel("redis://tollgate", sentinels.iter().map(|url| &**url)).unwrap();
+        let limits = RedisLimits::new(RateLimits::new(FIVE.with_burst(20)), server, SECRET, ONE_NODE).unwrap();
+        let decision = charge(&limits.with_timeout(TIMEOUT), 1).await;
+        assert!(decision.is_admitted() && !decision.is_local(), "{decision:?}");
+    }
+}
+
 /// Checks that the access rights listed in the threat model suffice.
 #[tokio::test]
 async fn documented_rights_suffice_and_a_wrong_password_is_an_outage() {

@@ -222,8 +222,8 @@ mutants-redis FILES='src/{limit/redis/*,limit/*,limit/memory/*,quota/clock}.rs':
         "redis leases:: {{ prepend('--skip=', mutants-redis-later) }}" '' \
         "redis:: {{ prepend('--skip=', mutants-redis-later) }}"
 
-# Runs the quick tests first, then all with more features. Fails if a surviving mutant is not explained in `mutants.txt`. A file
-# that two modules include has each mutant twice.
+# Runs the quick tests first, then all with more features. Fails if a surviving mutant is not explained in `mutants.txt`. Mutants of
+# a file that two modules include are listed twice.
 [private]
 mutants-of files features quick more='' units='':
     rm -rf mutants.out

@@ -169,7 +169,7 @@ async fn a_moving_slot_is_followed() {
     }
 }
 
-/// The keys of a charge are on two nodes, which reply with `TRYAGAIN` until all of them have moved.
+/// While a slot moves, its node replies with `TRYAGAIN` to a charge if one of its keys is missing there.
 #[tokio::test]
 async fn a_charge_is_sent_again_while_its_keys_move() {
     let Some(cluster) = RedisCluster::start("a_charge_is_sent_again_while_its_keys_move") else { return };
@@ -187,6 +187,7 @@ async fn a_charge_is_sent_again_while_its_keys_move() {
     assert!(charge(&limits, &subject).await.is_local());
     let Reply::Text(stats) = from.ask(&["INFO", "commandstats"]).unwrap() else { panic!("not a text") };
     let calls = stats.lines().find(|line| line.starts_with("cmdstat_evalsha")).unwrap();
+    // The charge, and four repetitions.
     assert!(calls.contains("rejected_calls=5"), "{calls}");
 }
 

@@ -352,7 +352,7 @@ mod tests {
     }
 
     #[test]
-    fn a_charge_waits_until_it_is_complete_or_dropped() {
+    fn a_waiting_charge_is_counted_until_it_is_dropped() {
         let table = LeaseTable::new(Leases::default());
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async {

@@ -1,4 +1,4 @@
-//! A custom store: tokens in a text file, one per line, which is read at every request.
+//! A custom store: a text file with one token per line. The file is read at every request.
 //!
 //! ```text
 //! # SHA-256 of the token, its subject, its scopes
@@ -81,9 +81,9 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:3000").await?;
     let token = TokenFormat::new("tg")?.mint()?;
     let path = std::env::temp_dir().join(format!("tollgate-{}.tokens", std::process::id()));
-    std::fs::write(&path, format!("{} alice read trade\n", token.digest().to_hex()))?;
+    std::fs::write(&path, format!("# digest, subject, scopes\n{} alice read trade\n", token.digest().to_hex()))?;
     println!(
-        "Tokens are in {}. Remove the line, and then the file, to get 401 and 503:
+        "Tokens are in {}. Remove the token's line, but not the comment, to get 401. Remove the file to get 503:
 curl -i -H 'Authorization: Bearer {}' http://127.0.0.1:3000/",
         path.display(),
         token.expose()

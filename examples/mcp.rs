@@ -52,7 +52,7 @@ use args::{Args, AuthorizationServer};
 
 /// The requests of a subject, in all of its sessions.
 const REQUESTS: Quota = Quota::per_minute(300).with_burst(60);
-/// The units that a subject can spend on tools.
+/// The quota of a subject for calls of tools.
 const TOOLS: Quota = Quota::per_minute(60).with_burst(30);
 /// The scope of the first authorization. Clients get more scopes when they need them.
 const FIRST_SCOPE: &str = "read";

@@ -1,6 +1,7 @@
 //! Rate limits from a file, which is read again when it changes.
 //!
-//! `cargo run --example reload --features axum,mint -- limits.conf` serves on 127.0.0.1:3000. The file has a line for each limit:
+//! `cargo run --example reload --features axum,mint -- limits.conf` serves on 127.0.0.1:3000. Create the file first, with a line for
+//! each limit:
 //!
 //! ```text
 //! default = 180/min burst 20
@@ -53,16 +54,16 @@ fn reload(file: &Path, limits: &RateLimits) -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-/// Reads the file whenever its time of modification changes, and once at the start.
+/// Reads the file at the start, and whenever its time of modification changes.
 async fn watch(file: PathBuf, limits: RateLimits, every: Duration) {
     let mut seen = None;
     loop {
         let modified = std::fs::metadata(&file).and_then(|file| file.modified()).ok();
-        if modified != seen {
+        if seen != Some(modified) {
             if let Err(error) = reload(&file, &limits) {
                 eprintln!("cannot read limits from {}, so they do not change: {error}", file.display());
             }
-            seen = modified;
+            seen = Some(modified);
         }
         tokio::time::sleep(every).await;
     }

@@ -40,7 +40,7 @@ pub struct CurrentGrant {
 }
 
 impl CurrentGrant {
-    /// Creates a grant with the location of the `Authorization` header.
+    /// Creates the current grant of a request whose token was in the `Authorization` header.
     pub fn new<P: Send + Sync + 'static>(grant: impl Into<Arc<Grant<P>>>) -> Self {
         Self::by(grant.into(), Credential::default())
     }
@@ -205,7 +205,7 @@ const OTHER_TYPE: &str =
 const NO_SCOPES: &str = "This handler requires scopes, but its list of scopes is empty.";
 
 impl<P> Authenticated<P> {
-    /// Creates a caller with the location of the `Authorization` header, for tests of handlers.
+    /// Creates a caller for tests of handlers, as if the token had been in the `Authorization` header.
     pub fn new(grant: impl Into<Arc<Grant<P>>>) -> Self {
         let grant = grant.into();
         Self { grant, credential: Credential::default(), decisions: Decisions::default() }

@@ -31,7 +31,7 @@
 //! | [`rate_limits`](guide::rate_limits), [`many_servers`](guide::many_servers) | How do I limit customers, on one server or on several? |
 //! | [`public_routes`](guide::public_routes) | How do I limit callers without a token by their address? |
 //! | [`webhooks`](guide::webhooks), [`websockets`](guide::websockets) | How do I accept tokens in bodies, and on sockets? |
-//! | [`guessing`](guide::guessing), [`reverse_proxies`](guide::reverse_proxies), [`cors`](guide::cors) | What do attackers, proxies and browsers need? |
+//! | [`guessing`](guide::guessing), [`reverse_proxies`](guide::reverse_proxies), [`cors`](guide::cors) | How do I slow down guessing, run behind a proxy, and serve browsers? |
 //! | [`clients`](guide::clients) | How do I call an API with a token, and which clients obey a 429? |
 //! | [`forward_auth`](guide::forward_auth) | How do I put a gate in front of a service in another language? |
 //! | [`rejections`](guide::rejections), [`custom_errors`](guide::custom_errors) | What does a client get, and how do I change the body? |
@@ -41,7 +41,7 @@
 //!
 //! # Modules
 //!
-//! A gate runs a pipeline of four steps. Each step is a pure function from one type to the next. Only [`gate`] depends on tower.
+//! A gate runs a pipeline of four steps. Each step takes the result of the step before. Only [`gate`] and `client` depend on tower.
 //!
 //! ```text
 //! HeaderMap ──extract──▶ BearerToken ──authenticate──▶ Grant<P> ──limit──▶ Decision ──▶ inner service

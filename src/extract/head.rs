@@ -22,14 +22,14 @@ pub enum TokenLocationError {
     Field,
     /// A location of this kind is already enabled.
     #[error("a token location of this kind is already enabled")]
-    Open,
+    AlreadyEnabled,
 }
 
 /// Enables a location, under this name.
 pub(crate) fn enable<T>(location: &mut Option<T>, name: T) -> Result<(), TokenLocationError> {
     match location.replace(name) {
         None => Ok(()),
-        Some(_) => Err(TokenLocationError::Open),
+        Some(_) => Err(TokenLocationError::AlreadyEnabled),
     }
 }
 

@@ -217,7 +217,7 @@ impl<S, ReqB, T: GateStore, L: Limiter, R> Waiting<S, ReqB, T, L, R> {
                 Poll::Pending => {
                     let Some(sleep) = timeout else { return Poll::Pending };
                     ready!(sleep.as_mut().poll(cx));
-                    timer.record_lookup(LookupOutcome::Deadline);
+                    timer.record_lookup(LookupOutcome::Timeout);
                     Poll::Ready(this.gate.reject_after_timeout(attempt.take()))
                 }
             },

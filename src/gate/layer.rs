@@ -160,8 +160,9 @@ impl<T: GateStore, R, B> AuthLayer<T, Unlimited, R, B> {
 impl<T, L, R, B: ReadsTokens> AuthLayer<T, L, R, B> {
     /// Rejects peers with too many failed authentications with 429, before the gate waits for a store.
     ///
-    /// See [`FailureThrottle`]. Valid tokens that the store finds immediately are admitted even from a throttled peer. The order
-    /// is: ask the store; the throttle, before a wait and before a rejection; charge. Give clones of one throttle to all gates.
+    /// See [`FailureThrottle`]. Valid tokens that the store finds immediately are admitted even from a throttled peer. If the
+    /// store's answer is pending or a rejection, the throttle decides next. The limiter is last. Give clones of one throttle to
+    /// all gates.
     #[must_use]
     pub fn with_failure_throttle(self, failures: FailureThrottle) -> Self {
         self.map_settings(|settings| settings.throttle = Some(failures))
@@ -227,7 +228,7 @@ impl<T, L, R, B: ReadsTokens> AuthLayer<T, L, R, B> {
         self.map_settings(|settings| settings.syntax = settings.syntax.with_max_len(max_len))
     }
 
-    /// Sets the characters that a token may have.
+    /// Sets the characters that a token may have. Default: [`TokenCharset::B64Token`].
     #[must_use]
     pub fn with_charset(self, charset: TokenCharset) -> Self {
         self.map_settings(|settings| settings.syntax = settings.syntax.with_charset(charset))

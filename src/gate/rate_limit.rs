@@ -23,7 +23,7 @@ use crate::respond::{ProblemDetails, Respond};
 impl<T, L, R, B> AuthLayer<T, L, R, B> {
     /// Returns a layer that adds a rate limit to routes behind this gate.
     ///
-    /// The layer copies the settings that this gate has now, such as the responder, the header dialect and the URL of the resource
+    /// The layer copies the settings that this gate has now, such as the responder, the header format and the URL of the resource
     /// metadata. So set up the gate before.
     ///
     /// Give the limiter its own policy name, because the headers list both policies. The limiter ignores the quotas of grants,

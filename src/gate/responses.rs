@@ -78,10 +78,10 @@ impl<T, L, R, B> AuthLayer<T, L, R, B> {
         self.map_terms(|terms| terms.with_other(challenge))
     }
 
-    /// Sets the dialect of the rate limit headers.
+    /// Sets the format of the rate limit headers. Default: [`RateLimitHeaders::Draft11`].
     #[must_use]
-    pub fn with_rate_limit_headers(self, dialect: RateLimitHeaders) -> Self {
-        self.map_settings(|settings| settings.headers = dialect)
+    pub fn with_rate_limit_headers(self, format: RateLimitHeaders) -> Self {
+        self.map_settings(|settings| settings.headers = format)
     }
 
     /// Sets the responder: [`EmptyBody`](crate::EmptyBody), [`ProblemDetails::map_body`](crate::ProblemDetails::map_body), or a custom one.
@@ -176,7 +176,7 @@ impl<T, L, R, B> AuthLayer<T, L, R, B> {
         self.gate.reject(rejection)
     }
 
-    /// Writes the rate limit headers for a charge that a handler made itself, in the gate's dialect.
+    /// Writes the rate limit headers for a charge that a handler made itself, in the gate's format.
     ///
     /// ```
     /// use http::HeaderMap;

@@ -17,7 +17,7 @@ use crate::request_head::RequestHead;
 /// A limit on the failed authentications of each peer, for [`AuthLayer::with_failure_throttle`].
 ///
 /// Each peer has a quota of failures. The memory does not grow with the number of peers. A peer over its limit gets 429 instead
-/// of 401, and the store is not asked for its tokens. Tokens that are found immediately, in memory or in a cache, are still
+/// of 401, and the gate does not wait for a store. Tokens that are found immediately, in memory or in a cache, are still
 /// admitted, without extra cost.
 ///
 /// ```

@@ -95,7 +95,7 @@ pub trait Limiter: Send + Sync + 'static {
     /// Charges the bucket of the grant's subject.
     fn charge(&self, grant: &CurrentGrant, charge: Charge<'_>) -> Answer<Self::Future>;
 
-    /// Charges the bucket that all anonymous callers and CORS preflights share. By default they are not limited.
+    /// Charges for a request without a grant: of an anonymous caller, or a CORS preflight. By default it is not limited.
     fn charge_anonymous(&self, charge: Charge<'_>) -> Answer<Self::Future> {
         let _ = charge;
         Answer::Ready(Decision::unlimited())

@@ -37,7 +37,7 @@ metrics! {
     CHARGES: Counter "tollgate_limit_decisions_total", "Charges by policy and outcome.";
     NEAR_LIMIT: Counter "tollgate_limit_near_total", "Charges after which a bucket is nearly empty, by policy.";
     DRY_RUN: Counter "tollgate_limit_dry_run_total", "Charges that a policy in dry run would have rejected.";
-    BUCKETS: Gauge "tollgate_limit_accounts", "Subjects with a bucket in an in-memory limiter, by policy.";
+    BUCKETS: Gauge "tollgate_limit_subjects", "Subjects with a bucket in an in-memory limiter, by policy.";
     LOOKUP: Histogram "tollgate_store_lookup_seconds", "Duration of pending store lookups.";
     CACHE: Counter "tollgate_cache_lookups_total", "Cache lookups by outcome.";
     STORE_CHANGES: Counter "tollgate_store_changes_total", "Changes in watched databases, reported or merged.";

@@ -202,7 +202,7 @@ label_values! {
         Failed = "failed",
         /// The store works, but could not check this token.
         FailedForToken = "failed_for_token",
-        Deadline = "deadline",
+        Timeout = "timeout",
     }
 }
 
@@ -223,7 +223,7 @@ label_values! {
     RedisOutcome {
         Answered = "answered",
         Failed = "failed",
-        Deadline = "deadline",
+        Timeout = "timeout",
     }
 }
 

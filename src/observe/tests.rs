@@ -38,7 +38,7 @@ fn each_report_changes_one_series() {
     assert_reported(|| would_reject("p", Some(&"g".into())), [("tollgate_limit_dry_run_total policy=p", 1.0)]);
     assert_reported(|| decided_without_redis("p"), [("tollgate_redis_local_decisions_total policy=p", 1.0)]);
     assert_reported(queue_timed_out, [("tollgate_redis_queue_timeouts_total", 1.0)]);
-    assert_reported(|| buckets("p", 7), [("tollgate_limit_accounts policy=p", 7.0)]);
+    assert_reported(|| buckets("p", 7), [("tollgate_limit_subjects policy=p", 7.0)]);
     for (change, name) in [
         (StoreChange::Named, "named"),
         (StoreChange::Added, "added"),
@@ -49,7 +49,7 @@ fn each_report_changes_one_series() {
         assert_reported(|| store_changed(change), [(&*series, 1.0)]);
     }
     for (end, name) in
-        [(RedisOutcome::Answered, "answered"), (RedisOutcome::Failed, "failed"), (RedisOutcome::Deadline, "deadline")]
+        [(RedisOutcome::Answered, "answered"), (RedisOutcome::Failed, "failed"), (RedisOutcome::Timeout, "timeout")]
     {
         let series = format!("tollgate_redis_call_seconds outcome={name}");
         assert_reported(|| Timer::start().record_redis_call(end), [(&*series, 1.0)]);

@@ -14,7 +14,7 @@ pub(crate) const MAX_SPAN_NS: u64 = 1 << 62;
 
 const SECOND: Duration = Duration::from_secs(1);
 
-/// The numbers of a rate limit: a rate, and the number of units that may be used at the same time (the burst).
+/// The numbers of a rate limit: a rate, and a burst, which is the number of units in a full bucket.
 ///
 /// Each subject has a bucket of `burst` units, which is full at first. The bucket regains one unit per
 /// [`interval`](Self::interval). Buckets have no reset time.
@@ -211,12 +211,12 @@ impl Quota {
         Self::from_parts(1, interval, burst, Unit::None).unwrap_or(self)
     }
 
-    /// Validates the numbers of all constructors.
     /// Returns whether the quotas are equal and have the same text.
     pub(crate) fn is_identical(&self, other: &Self) -> bool {
         self == other && self.unit == other.unit
     }
 
+    /// Validates the numbers of all constructors.
     const fn from_parts(n: u32, period: Duration, burst: u32, unit: Unit) -> Result<Self, QuotaError> {
         let Some(burst) = NonZeroU32::new(burst) else { return Err(QuotaError::Zero) };
         if n == 0 {
@@ -239,7 +239,7 @@ impl Quota {
         Duration::from_nanos(self.interval_ns.get())
     }
 
-    /// Returns the size of the bucket: the number of units that may be used at the same time.
+    /// Returns the number of units in a full bucket.
     #[must_use]
     pub const fn burst(self) -> u32 {
         self.burst.get()

@@ -25,7 +25,7 @@ pub enum RejectionKind {
     InsufficientScope,
     /// 401 `insufficient_user_authentication`: the user must authenticate again, or with a stronger method (RFC 9470).
     InsufficientUserAuthentication,
-    /// 429: too many authentication attempts of the peer have failed. The token was not checked.
+    /// 429: too many authentication attempts of the peer have failed. The response does not tell whether the token is known.
     TooManyFailures,
     /// 429: the rate limit is exhausted.
     OverLimit,

@@ -10,8 +10,8 @@
 //!
 //!    | cause | response |
 //!    |---|---|
-//!    | no usable credential | 401 without an error code |
-//!    | invalid token | 401 `invalid_token` |
+//!    | no credential, or another scheme | 401 without an error code |
+//!    | malformed or invalid token | 401 `invalid_token` |
 //!    | invalid request | 400 `invalid_request` |
 //!    | missing scope | 403 `insufficient_scope` |
 //!    | no HTTPS | 403 without a challenge |

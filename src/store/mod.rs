@@ -221,7 +221,8 @@ impl<T: TokenStore + ?Sized> GateStore for T {
 
 /// A store whose answers are all immediate, enforced by the type of its future. Such a store needs no timeout.
 ///
-/// All stores whose future is [`Immediate`] implement this trait. No other store can: a pending lookup needs a timeout.
+/// Stores whose future is [`Immediate`] implement this trait, and combinations of such stores, for example by [`first_of`]. A
+/// store that may wait cannot implement it, because a pending lookup needs a timeout.
 pub trait ImmediateStore: GateStore<Future: sealed::NeverWaits> {}
 
 impl<T: GateStore<Future: sealed::NeverWaits> + ?Sized> ImmediateStore for T {}
@@ -229,7 +230,7 @@ impl<T: GateStore<Future: sealed::NeverWaits> + ?Sized> ImmediateStore for T {}
 mod sealed {
     #[diagnostic::on_unimplemented(
         message = "a store with the future `{Self}` may return pending answers",
-        note = "use `AuthLayer::with_timeout(store, timeout)`, which limits the wait"
+        note = "use `AuthLayer::with_timeout(store, timeout)` (feature `tokio`) or `AuthLayer::with_timer(store, timeout, sleep)`"
     )]
     pub trait NeverWaits {}
 

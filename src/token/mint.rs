@@ -166,7 +166,7 @@ impl TokenFormat {
             return Err(CheckError::Length);
         }
         if !rest.iter().all(u8::is_ascii_alphanumeric) {
-            return Err(CheckError::TokenCharset);
+            return Err(CheckError::Charset);
         }
         let (covered, presented) = token.split_at(token.len() - CHECKSUM_LEN);
         // Not in constant time: every client can compute the checksum of its token.
@@ -273,7 +273,7 @@ pub enum CheckError {
     Length,
     /// The token contains a character that is neither a letter nor a digit.
     #[error("invalid token: invalid character")]
-    TokenCharset,
+    Charset,
     /// The checksum does not match. The token was mistyped or made up.
     #[error("invalid token: wrong checksum")]
     Checksum,

@@ -196,10 +196,13 @@ fn invalid_locations_return_errors() {
     }
 
     let once = with_all_locations(gate());
-    assert_eq!(error(once.clone().with_api_key_header(name("x-other"))), TokenLocationError::Open);
-    assert_eq!(error(once.clone().with_api_key_header_unless_bearer(name("x-other"))), TokenLocationError::Open);
-    assert_eq!(error(once.clone().with_discouraged_query_token("other")), TokenLocationError::Open);
-    assert_eq!(error(once.with_websocket_token("other.")), TokenLocationError::Open);
+    assert_eq!(error(once.clone().with_api_key_header(name("x-other"))), TokenLocationError::AlreadyEnabled);
+    assert_eq!(
+        error(once.clone().with_api_key_header_unless_bearer(name("x-other"))),
+        TokenLocationError::AlreadyEnabled
+    );
+    assert_eq!(error(once.clone().with_discouraged_query_token("other")), TokenLocationError::AlreadyEnabled);
+    assert_eq!(error(once.with_websocket_token("other.")), TokenLocationError::AlreadyEnabled);
 
     let body_tokens = || BodyTokens::with_timeout(Duration::from_secs(1));
     let error = |result: Result<BodyTokens, TokenLocationError>| result.map(drop).unwrap_err();
@@ -210,9 +213,9 @@ fn invalid_locations_return_errors() {
     assert_eq!(error(body_tokens().with_json("")), TokenLocationError::Name);
     assert_eq!(error(body_tokens().with_form("")), TokenLocationError::Name);
     let once = body_tokens().with_json("a").unwrap().with_text("a").unwrap().with_form("a").unwrap();
-    assert_eq!(error(once.clone().with_json("b")), TokenLocationError::Open);
-    assert_eq!(error(once.clone().with_text("b")), TokenLocationError::Open);
-    assert_eq!(error(once.with_form("b")), TokenLocationError::Open);
+    assert_eq!(error(once.clone().with_json("b")), TokenLocationError::AlreadyEnabled);
+    assert_eq!(error(once.clone().with_text("b")), TokenLocationError::AlreadyEnabled);
+    assert_eq!(error(once.with_form("b")), TokenLocationError::AlreadyEnabled);
 }
 
 #[tokio::test]

@@ -54,7 +54,7 @@ impl BodyTokens {
     /// The default limit on the size of a body: 64 KiB.
     pub const DEFAULT_LIMIT: usize = 65_536;
 
-    /// Accepts no body tokens yet. Requests whose body takes longer than `timeout` to arrive are rejected with 408.
+    /// Creates settings without a token location: add one or more. Requests whose body takes longer than `timeout` to arrive are rejected with 408.
     ///
     /// The timer is tokio's; [`with_timer`](Self::with_timer) takes another.
     #[cfg(feature = "tokio")]
@@ -63,7 +63,7 @@ impl BodyTokens {
         Self::with_timer(timeout, tokio::time::sleep)
     }
 
-    /// Accepts no body tokens yet, with the timer of any runtime.
+    /// Creates settings without a token location, with the timer of any runtime.
     ///
     /// Requests whose body takes longer than `timeout` to arrive are rejected with 408. `sleep` returns a future that is ready
     /// after the given time.

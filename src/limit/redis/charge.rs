@@ -287,7 +287,7 @@ impl Shared {
         let end = match opened {
             Some(Ok(connection)) => return Ok(connection),
             Some(Err(_)) => RedisOutcome::Failed,
-            None => RedisOutcome::Deadline,
+            None => RedisOutcome::Timeout,
         };
         timer.record_redis_call(end);
         pass.end(false);
@@ -311,7 +311,7 @@ impl Shared {
         timer.record_redis_call(match &done {
             Some(Ok(_)) => RedisOutcome::Answered,
             Some(Err(_)) => RedisOutcome::Failed,
-            None => RedisOutcome::Deadline,
+            None => RedisOutcome::Timeout,
         });
         let done = done.and_then(Result::ok);
         pass.end(done.is_some());

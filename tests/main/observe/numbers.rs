@@ -201,7 +201,7 @@ fn each_policy_of_a_limiter_is_counted_by_name() {
     assert_eq!(admitted, [true, true, false, false]);
     _ = limits.peek(&caller);
     let reported: BTreeMap<String, f64> =
-        recorder.read().into_iter().filter(|(series, _)| !series.contains("accounts")).collect();
+        recorder.read().into_iter().filter(|(series, _)| !series.contains("limit_subjects")).collect();
     let expected = [
         ("tollgate_limit_decisions_total{policy=large,outcome=admitted}", 2.0),
         ("tollgate_limit_decisions_total{policy=small,outcome=admitted}", 2.0),
@@ -255,11 +255,11 @@ fn gauge_of_subjects_follows_charges_and_sweeps() {
     let limits = hands.limits(Quota::per_second(1).with_burst(5));
     for (subject, line) in ["a", "b", "c"].into_iter().zip(["1", "2", "3"]) {
         _ = limits.charge(&Authenticated::new(Grant::new(subject, ())).current(), ONE);
-        assert_reported(&scraper, &[&*format!(r#"tollgate_limit_accounts{{policy="default"}} {line}"#)]);
+        assert_reported(&scraper, &[&*format!(r#"tollgate_limit_subjects{{policy="default"}} {line}"#)]);
     }
     hands.advance(Duration::from_secs(5));
     limits.sweep();
-    assert_reported(&scraper, &[r#"tollgate_limit_accounts{policy="default"} 0"#]);
+    assert_reported(&scraper, &[r#"tollgate_limit_subjects{policy="default"} 0"#]);
     assert_eq!(limits.subjects(), 0);
 }
 

@@ -30,7 +30,7 @@ const MIN_PROBE_TIME: Duration = Duration::from_secs(1);
 #[derive(Clone)]
 pub(crate) struct Breaker {
     settings: Arc<Settings>,
-    shared: Arc<Shared>,
+    shared: Arc<SharedState>,
 }
 
 #[derive(Clone)]
@@ -60,8 +60,9 @@ impl Backoff {
     }
 }
 
+/// The state of a circuit breaker.
 #[derive(Default)]
-struct Shared {
+pub(crate) struct SharedState {
     /// The number of consecutive failures.
     failures: AtomicU32,
     /// True unless `state` is closed. Spares requests the lock while the breaker is closed.
@@ -133,6 +134,12 @@ impl Breaker {
         self.settings().clock = clock;
     }
 
+    /// Returns a breaker with the settings of this one and another state.
+    #[cfg(feature = "redis")]
+    pub(crate) fn with_state(&self, state: Arc<SharedState>) -> Self {
+        Self { settings: Arc::clone(&self.settings), shared: state }
+    }
+
     fn settings(&mut self) -> &mut Settings {
         Arc::make_mut(&mut self.settings)
     }
@@ -145,10 +152,23 @@ impl Breaker {
         }
     }
 
+    /// Returns whether the breaker is open or half-open.
+    #[inline]
+    pub(crate) fn is_tripped(&self) -> bool {
+        self.shared.tripped.load(Ordering::Acquire)
+    }
+
+    /// Returns a permit, or the time to wait if no request may pass.
+    #[cfg(feature = "redis")]
+    pub(crate) fn acquire(self) -> Result<Permit, Duration> {
+        let is_probe = self.try_acquire()?;
+        Ok(Permit::new(&self, is_probe))
+    }
+
     /// Returns whether the request is a probe, or the time to wait if it must not pass.
     #[inline]
     pub(crate) fn try_acquire(&self) -> Result<bool, Duration> {
-        if self.shared.tripped.load(Ordering::Acquire) { self.probe() } else { Ok(false) }
+        if self.is_tripped() { self.probe() } else { Ok(false) }
     }
 
     #[cold]
@@ -198,7 +218,7 @@ impl Breaker {
     /// Lets the next request probe, unless the breaker is closed. A pending probe may take until its timeout, so a second probe
     /// may run at the same time.
     pub(crate) fn probe_now(&self) {
-        if !self.shared.tripped.load(Ordering::Acquire) {
+        if !self.is_tripped() {
             return;
         }
         let next = State::Open { until: Duration::ZERO, pause: Duration::ZERO };
@@ -254,10 +274,25 @@ impl Permit {
         self.since = Some(self.breaker.settings.clock.now());
     }
 
-    /// Returns whether half of the timeout has passed since the [start](Self::start).
-    fn has_waited_long(&self) -> bool {
+    /// Stops to measure: what follows is a wait in this process.
+    #[cfg(feature = "redis")]
+    pub(crate) fn stop(&mut self) {
+        self.since = None;
+    }
+
+    /// Returns whether the request counts as a failure if it is dropped now.
+    pub(crate) fn has_waited_long(&self) -> bool {
         let Settings { clock, timeout, .. } = &*self.breaker.settings;
-        self.since.is_some_and(|since| clock.now().saturating_sub(since) >= *timeout / 2)
+        !self.has_ended && self.since.is_some_and(|since| clock.now().saturating_sub(since) >= *timeout / 2)
+    }
+
+    /// Continues with another breaker. For the previous one the request counts neither as a success nor as a failure.
+    #[cfg(feature = "redis")]
+    pub(crate) fn move_to(&mut self, breaker: &Breaker) {
+        if !Arc::ptr_eq(&self.breaker.shared, &breaker.shared) {
+            self.stop();
+            *self = Self::new(breaker, false);
+        }
     }
 
     /// Checks the breaker again after a wait. Returns the time to wait if the breaker has opened meanwhile.

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use tollgate::Limit;
-use tollgate::limit::redis::{RedisLimits, RedisServer};
+use tollgate::limit::redis::{Leases, RedisLimits, RedisServer};
 use tollgate::limit::{Charge, Limiter as _, RateLimits, Verdict};
 use tollgate::{CurrentGrant, Decision, Grant, Quota};
 
@@ -274,5 +274,27 @@ async fn a_flushed_script_is_sent_again() {
         let decision = charge(&limits, 1).await;
         assert!(decision.is_admitted() && !decision.is_local() && decision.remaining() == left, "{decision:?}");
         server.ask(&["SCRIPT", "FLUSH"]).unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_grant_without_a_quota_has_its_own_rejections_and_leases() {
+    let Some(home) = RedisHome::new("a_grant_without_a_quota_has_its_own_rejections_and_leases") else { return };
+    let quota = Quota::one_per(Duration::from_secs(1)).with_burst(1_000);
+    let own = CurrentGrant::new(Grant::new("alice", ()).with_quota(quota));
+    for leases in [None, Some(Leases::default())] {
+        let limits = at(&home, RateLimits::new(quota));
+        let limits = limits.with_prefix(&format!("{}{}:", home.prefix(), leases.is_some())).unwrap();
+        let route = match leases {
+            None => limits.for_route(),
+            Some(leases) => limits.with_leases(leases).unwrap().for_route(),
+        };
+        let charge_own = async |units| route.charge(&own, Charge::Units(units)).await;
+        assert!(charge_own(500).await.is_admitted());
+        // With leases, some units are left on this server.
+        assert!(charge(&route, 1).await.remaining() >= 990, "{leases:?}");
+        while charge_own(9).await.is_admitted() {}
+        assert!(route.charge(&own, Charge::Units(9)).ready().is_some(), "the rejection is cached");
+        assert!(charge(&route, 9).await.is_admitted(), "{leases:?}");
     }
 }

@@ -4,8 +4,10 @@ use std::num::NonZeroU32;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
+use futures_util::StreamExt as _;
+use futures_util::stream::FuturesUnordered;
 use tollgate::limit::RateLimits;
-use tollgate::limit::redis::{RedisLimits, RedisServer};
+use tollgate::limit::redis::{BreakerState, RedisLimits, RedisServer};
 use tollgate::{CurrentGrant, Decision, Grant, Limit, Limiter as _, Quota};
 
 use crate::kit::*;
@@ -129,6 +131,57 @@ async fn a_silent_node_affects_only_its_own_subjects() {
     while charge(&before, &first).await.is_local() {
         assert!(begin.elapsed() < NEVER, "the node is never used again");
     }
+}
+
+#[tokio::test]
+async fn a_silent_node_opens_only_its_own_breaker() {
+    let Some(cluster) = RedisCluster::start("a_silent_node_opens_only_its_own_breaker") else { return };
+    let (urls, hands) = (cluster.urls(), Hands::default());
+    let limits = limits(urls.iter().map(|url| &**url), hands.limits(MANY));
+    let limits = limits.with_failure_threshold(5.try_into().unwrap()).with_backoff(HOUR, HOUR).unwrap();
+    let [first, second, third] = [0, 1, 2].map(|at: usize| subject_on(&limits, &cluster.0[at]));
+    let (first, second, third) = (first.await, second.await, third.await);
+    assert_eq!(limits.state(), BreakerState::Closed);
+    let stopped = Stopped::stop(&cluster.0[0]);
+    // More failures one after the other than open a breaker.
+    let short = limits.clone().with_timeout(Duration::from_millis(300));
+    let failed = futures_util::future::join_all((0..20).map(|_| charge(&short, &first))).await;
+    assert!(failed.iter().all(Decision::is_local));
+    assert_eq!(limits.state(), BreakerState::Open);
+    let of_first = CurrentGrant::new(Grant::new(&*first, ()));
+    for _ in 0..5 {
+        assert!(limits.charge(&of_first, ONE).ready().expect("its breaker is open").is_local());
+        for subject in [&second, &third] {
+            let decision = charge(&limits, subject).await;
+            assert!(!decision.is_local(), "{subject}: {decision:?}");
+        }
+    }
+    drop(stopped);
+    let begin = Instant::now();
+    while charge(&limits, &first).await.is_local() {
+        assert!(begin.elapsed() < NEVER, "the node is never used again");
+        hands.advance(HOUR);
+    }
+    assert_eq!(limits.state(), BreakerState::Closed);
+}
+
+#[tokio::test]
+async fn charges_that_wait_for_a_silent_node_hold_no_permits() {
+    let Some(cluster) = RedisCluster::start("charges_that_wait_for_a_silent_node_hold_no_permits") else { return };
+    let urls = cluster.urls();
+    let limits = limits(urls.iter().map(|url| &**url), RateLimits::new(MANY)).with_max_in_flight(2.try_into().unwrap());
+    let (first, second) = (subject_on(&limits, &cluster.0[0]).await, subject_on(&limits, &cluster.0[1]).await);
+    let _stopped = Stopped::stop(&cluster.0[0]);
+    let patient = limits.clone().with_timeout(Duration::from_secs(2)).with_queue_timeout(NEVER);
+    let mut charges: FuturesUnordered<_> = (0..6).map(|_| charge(&patient, &first)).collect();
+    // The first two are sent and time out. The next two then get the permits, and have no connection.
+    for _ in 0..2 {
+        assert!(charges.next().await.unwrap().is_local());
+    }
+    let hasty = limits.clone().with_queue_timeout(Duration::from_secs(1));
+    let (decision, others) = futures_util::future::join(charge(&hasty, &second), charges.collect::<Vec<_>>()).await;
+    assert!(decision.is_admitted() && !decision.is_local(), "{decision:?}");
+    assert!(others.iter().all(Decision::is_local));
 }
 
 #[tokio::test]

@@ -215,6 +215,33 @@ async fn a_dropped_probe_lets_the_next_charge_probe() {
     assert!(limits.charge(&alice(), ONE).ready().is_none(), "the next charge probes");
 }
 
+#[tokio::test]
+async fn a_dropped_charge_fails_after_half_of_the_timeout() {
+    let Some(home) = RedisHome::new("a_dropped_charge_fails_after_half_of_the_timeout") else { return };
+    let (limits, proxy, hands) = behind_a_proxy(&home, OutagePolicy::default()).await;
+    assert!(charge(&limits, 1).await.is_admitted());
+    proxy.set(Fault::Silence);
+    let drop_after = async |wait| {
+        let mut charge = std::pin::pin!(charge(&limits, 1));
+        assert!(futures_util::poll!(charge.as_mut()).is_pending());
+        hands.advance(wait);
+    };
+    let half = Duration::from_millis(250);
+    for _ in 0..5 {
+        drop_after(half - Duration::from_nanos(1)).await;
+    }
+    assert_eq!((limits.state(), proxy.taken()), (BreakerState::Closed, 1));
+    proxy.set(Fault::None);
+    // A complete charge in between resets the number of failures, on the same connection.
+    drop_after(half).await;
+    assert!(!charge(&limits, 0).await.is_local());
+    assert_eq!((limits.state(), proxy.taken()), (BreakerState::Closed, 2), "a new connection");
+    for state in [BreakerState::Closed, BreakerState::Open] {
+        drop_after(half).await;
+        assert_eq!(limits.state(), state);
+    }
+}
+
 /// Checks that replies to dropped charges do not reach other charges.
 #[tokio::test]
 async fn dropped_charges_leave_the_connection_usable() {

@@ -65,10 +65,9 @@ impl<L: Clone> RedisAnonymousLimits<L> {
         limit.quota = limits.quota();
         let shared = redis.shared();
         let shared = Shared {
-            rejections: Arc::default(),
+            caches: Arc::default(),
             fallback: shared.fallback.for_keys(&limits.with_new_table()),
             limits: RateLimits::new(limit).with_time(&shared.limits.time),
-            leases: None,
             ..Shared::clone(shared)
         };
         Self { shared: Arc::new(shared), limits: limits.clone() }
@@ -128,7 +127,7 @@ impl<L: fmt::Debug> fmt::Debug for RedisAnonymousLimits<L> {
         f.debug_struct("RedisAnonymousLimits")
             .field("limits", &self.limits)
             .field("quota", &self.quota())
-            .field("state", &self.shared.switch.state())
+            .field("state", &self.shared.state())
             .finish_non_exhaustive()
     }
 }

@@ -1,29 +1,25 @@
-//! One charge: first leased units and cached rejections, then the circuit breaker, then Redis or the outage policy.
+//! One charge: first leased units and cached rejections, then Redis or the outage policy.
 
 use std::num::NonZeroU32;
-use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::FutureExt as _;
 use redis::RedisResult;
-use tokio::sync::{Semaphore, SemaphorePermit};
+use tokio::sync::Semaphore;
 
 use super::connect::{Connection, Link};
 use super::gcra::{self, Part, Reply, State};
 use super::key::{Keys, SharedTag, Tag};
 use super::key_set;
-use super::lease_table::LeaseTable;
 use super::limits::RedisFuture;
-use super::outage::{Fallback, undecided};
+use super::local_cache::{LocalCache, LocalCaches};
+use super::outage::Fallback;
 use super::refund::{self, Charged};
-use super::rejection_cache::RejectionCache;
-use super::timeout::within;
 use crate::caller::CurrentGrant;
 use crate::limit::limit::{Limit, Scope};
 use crate::limit::state::LimitState;
 use crate::limit::{Charge, RateLimits, Refund};
-use crate::observe::{self, RedisOutcome, Timer};
+use crate::observe;
 use crate::pending::answer::Answer;
 use crate::pending::breaker::{Breaker, Permit};
 use crate::quota::Quota;
@@ -38,8 +34,9 @@ pub(super) struct Shared {
     pub(super) keys: Arc<Keys>,
     pub(super) link: Arc<Link>,
     pub(super) timeout: Duration,
-    pub(super) switch: Breaker,
-    pub(super) rejections: Arc<RejectionCache>,
+    /// The circuit breaker of a single server. For a cluster its settings, see [`Shared::breaker_of`].
+    pub(super) breaker: Breaker,
+    pub(super) caches: Arc<LocalCaches>,
     pub(super) fallback: Fallback,
     pub(super) nodes: NonZeroU32,
     pub(super) limits: RateLimits,
@@ -47,8 +44,6 @@ pub(super) struct Shared {
     pub(super) in_flight: Arc<Semaphore>,
     /// The timeout for a permit; `None` is twice the reply timeout.
     pub(super) queue_timeout: Option<Duration>,
-    /// The leases, if they are enabled.
-    pub(super) leases: Option<Arc<LeaseTable>>,
 }
 
 /// A charge to be made in Redis.
@@ -79,28 +74,12 @@ impl ChargeRequest {
     }
 }
 
-/// A permit to send a command, with the connection to send it on.
-pub(super) struct SendPermit<'a> {
-    connection: Connection,
-    /// True if the charge had to wait in the queue.
-    has_waited: bool,
-    _permit: SemaphorePermit<'a>,
-}
-
-/// An error before a command is sent.
-enum NotSent {
-    /// The queue timeout has expired.
-    QueueTimeout,
-    /// Redis has failed, and may be available after this time.
-    Unavailable(Duration),
-}
-
 impl Shared {
     /// Computes the costs of a charge, and makes it.
     pub(super) fn charge(self: &Arc<Self>, grant: Option<&CurrentGrant>, charge: Charge<'_>) -> Answer<RedisFuture> {
         let cost = |state: &LimitState| state.limit().cost(charge);
         let is_look = matches!(charge, Charge::Units(0));
-        let Some(leases) = &self.leases else {
+        let Some(leases) = &self.cache(grant).leases else {
             return self.begin(self.request(grant, is_look, |_, state| cost(state)));
         };
         let costs: Vec<_> = self.limits.states().iter().map(cost).collect();
@@ -142,23 +121,27 @@ impl Shared {
         if request.parts.is_empty() {
             return Answer::Ready(Decision::unlimited());
         }
-        if let Some(states) = self.rejections.find(&request.tag, &request.parts, self.limits.time.now_ns()) {
+        if let Some(states) = self.cached_rejection(&request) {
             return Answer::Ready(request.reported(self.decision(&request, states)));
         }
-        match self.switch.try_acquire() {
-            Ok(is_probe) => {
-                let (pass, shared) = (Permit::new(&self.switch, is_probe), Arc::clone(self));
+        match self.breaker_of(&request.parts[0].key).acquire() {
+            Ok(pass) => {
+                let shared = Arc::clone(self);
                 Answer::Pending(RedisFuture::new(async move {
                     let decision = shared.ask(&request, pass).await;
                     request.reported(decision)
                 }))
             }
-            Err(wait) => Answer::Ready(request.reported(self.decide_locally(&request, wait))),
+            Err(wait) => {
+                self.link.refresh();
+                Answer::Ready(request.reported(self.decide_locally(&request, wait)))
+            }
         }
     }
 
     async fn ask(self: &Arc<Self>, request: &ChargeRequest, mut pass: Permit) -> Decision {
-        if let Some(leases) = self.leases.as_ref().filter(|leases| leases.has_leases_for(&request.parts)) {
+        let cache = self.cache(request.grant.as_ref());
+        if let Some(leases) = cache.leases.as_ref().filter(|leases| leases.has_leases_for(&request.parts)) {
             // Boxed, so that the future is smaller without leases.
             return Box::pin(self.ask_with_lease(leases, request, pass)).await;
         }
@@ -176,7 +159,7 @@ impl Shared {
             return self.refundable(request, &reply);
         }
         let replied_at = self.limits.time.now_ns();
-        self.rejections.insert(request.tag, &request.parts, reply.states(), sent_at, replied_at);
+        cache.rejections.insert(request.tag, &request.parts, reply.states(), sent_at, replied_at);
         self.decision(request, reply.states())
     }
 
@@ -207,118 +190,15 @@ impl Shared {
         _ = self.command(charged.key(), refund).await;
     }
 
-    /// Sends a command about a key. Returns `None` if Redis has failed, or is not asked.
-    pub(super) async fn command<T>(
-        &self,
-        key: &[u8],
-        command: impl AsyncFnOnce(&mut Connection) -> RedisResult<T>,
-    ) -> Option<T> {
-        let mut pass = Permit::new(&self.switch, self.switch.try_acquire().ok()?);
-        let permit = self.acquire(key, &mut pass).await.ok()?;
-        self.with_redis(permit, pass, command).await
+    /// Returns what this server knows of the buckets of a caller.
+    pub(super) fn cache(&self, grant: Option<&CurrentGrant>) -> &LocalCache {
+        let is_apart = |quota| self.limits.states().iter().any(|state| state.limit().is_apart(quota));
+        self.caches.of(grant.is_some_and(|grant| is_apart(grant.quota())))
     }
 
-    /// Waits until a charge may be sent to Redis. Returns a decision instead if Redis need not or must not be asked.
-    ///
-    /// These are the cases: the bucket is known to be exhausted, there is no connection, the breaker is open, or the queue timeout has
-    /// expired.
-    pub(super) async fn queue(
-        &self,
-        request: &ChargeRequest,
-        pass: &mut Permit,
-    ) -> Result<SendPermit<'_>, Box<Decision>> {
-        let permit = match self.acquire(&request.parts[0].key, pass).await {
-            Ok(permit) => permit,
-            Err(NotSent::QueueTimeout) => return Err(undecided(request, self.queue_timeout()).into()),
-            Err(NotSent::Unavailable(wait)) => return Err(self.decide_locally(request, wait).into()),
-        };
-        let find = || self.rejections.find(&request.tag, &request.parts, self.limits.time.now_ns());
-        match permit.has_waited.then(find).flatten() {
-            Some(states) => Err(self.decision(request, states).into()),
-            None => Ok(permit),
-        }
-    }
-
-    /// Waits for a connection and for a permit. Usually both are there.
-    async fn acquire(&self, key: &[u8], pass: &mut Permit) -> Result<SendPermit<'_>, NotSent> {
-        let permit = match self.acquire_now() {
-            Some(permit) => permit,
-            // Boxed like all rare steps, so that the future of a charge is smaller.
-            None => Box::pin(self.wait_for_permit(key, pass)).await?,
-        };
-        pass.renew().map_err(NotSent::Unavailable)?;
-        Ok(permit)
-    }
-
-    fn acquire_now(&self) -> Option<SendPermit<'_>> {
-        let permit = self.in_flight.try_acquire().ok()?;
-        Some(SendPermit { connection: self.link.opened()?, has_waited: false, _permit: permit })
-    }
-
-    async fn wait_for_permit(&self, key: &[u8], pass: &mut Permit) -> Result<SendPermit<'_>, NotSent> {
-        // First the connection: charges that wait for an unavailable cluster node must not hold permits.
-        if !self.link.is_open() {
-            let connection = self.connection(key, pass).await?;
-            if let Ok(permit) = self.in_flight.try_acquire() {
-                return Ok(SendPermit { connection, has_waited: false, _permit: permit });
-            }
-        }
-        let waited = within(self.queue_timeout(), pin!(self.in_flight.acquire())).await;
-        // The semaphore is never closed.
-        let Some(Ok(permit)) = waited else {
-            observe::queue_timed_out();
-            return Err(NotSent::QueueTimeout);
-        };
-        pass.renew().map_err(NotSent::Unavailable)?;
-        // A previous connection may have failed meanwhile.
-        let connection = self.connection(key, pass).await?;
-        Ok(SendPermit { connection, has_waited: true, _permit: permit })
-    }
-
-    /// Waits for a connection, for at most the timeout.
-    async fn connection(&self, key: &[u8], pass: &mut Permit) -> Result<Connection, NotSent> {
-        let mut connection = pin!(self.link.open(key));
-        // An open connection needs no timer.
-        let timer = Timer::start();
-        let opened = match connection.as_mut().now_or_never() {
-            Some(opened) => Some(opened),
-            None => within(self.timeout, connection.as_mut()).await,
-        };
-        let end = match opened {
-            Some(Ok(connection)) => return Ok(connection),
-            Some(Err(_)) => RedisOutcome::Failed,
-            None => RedisOutcome::Timeout,
-        };
-        timer.record_redis_call(end);
-        pass.end(false);
-        self.link.failed(None);
-        Err(NotSent::Unavailable(self.timeout))
-    }
-
-    fn queue_timeout(&self) -> Duration {
-        self.queue_timeout.unwrap_or(self.timeout.saturating_mul(2))
-    }
-
-    /// Sends a command. Returns `None` if Redis has failed: there was no reply within the timeout, or an error.
-    pub(super) async fn with_redis<T>(
-        &self,
-        mut permit: SendPermit<'_>,
-        mut pass: Permit,
-        command: impl AsyncFnOnce(&mut Connection) -> RedisResult<T>,
-    ) -> Option<T> {
-        let timer = Timer::start();
-        let done = within(self.timeout, pin!(command(&mut permit.connection))).await;
-        timer.record_redis_call(match &done {
-            Some(Ok(_)) => RedisOutcome::Answered,
-            Some(Err(_)) => RedisOutcome::Failed,
-            None => RedisOutcome::Timeout,
-        });
-        let done = done.and_then(Result::ok);
-        pass.end(done.is_some());
-        if done.is_none() {
-            self.link.failed(Some(&permit.connection));
-        }
-        done
+    /// Returns the states of the buckets, if Redis would certainly reject this charge.
+    pub(super) fn cached_rejection(&self, request: &ChargeRequest) -> Option<Vec<State>> {
+        self.cache(request.grant.as_ref()).rejection(request, self.limits.time.now_ns())
     }
 
     /// Decides a charge without Redis. `wait` is the time after which Redis may be available.

@@ -2,23 +2,29 @@
 //!
 //! # Rules
 //!
-//! 1. A charge depends only on the node that has its key. A silent node delays no other charge.
+//! 1. A charge depends only on the node that has its key. Each node has a connection and a circuit breaker. A silent node delays
+//!    other charges only while commands to it use all permits to send, which is until their timeout.
 //! 2. One node is asked for the slots. If it does not reply, the next ones are asked soon after. Each request starts with another
 //!    node, since a node that is partitioned from the others may reply with outdated slots.
-//! 3. A command is sent again only after `MOVED`, `ASK` and `TRYAGAIN`, which mean that nothing was executed.
+//! 3. After a failed charge and after `MOVED` the slots are requested again. Charges use the previous slots until the reply.
+//! 4. A command is sent again only after `MOVED`, `ASK` and `TRYAGAIN`, which mean that nothing was executed.
 
 use std::collections::HashMap;
 use std::ops::RangeInclusive;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
-use futures_util::FutureExt as _;
-use futures_util::future::select_ok;
+use arc_swap::ArcSwapOption;
+use futures_util::StreamExt as _;
+use futures_util::stream::FuturesUnordered;
 use redis::{Cmd, ErrorKind, FromRedisValue, RedisError, RedisResult, ServerErrorKind, Value};
+use tokio::runtime::Handle;
+use tokio::time::timeout;
 
 use super::connect::{Attempt, Connection, Lazy};
 use super::node::{Endpoint, Node, unexpected};
+use crate::pending::breaker::SharedState;
 
 /// The number of redirections after which a charge fails.
 const REDIRECTS: u32 = 4;
@@ -26,6 +32,8 @@ const REDIRECTS: u32 = 4;
 const TRY_AGAIN: Duration = Duration::from_millis(20);
 /// The longest time after which the next node is asked for the slots as well.
 const NEXT_NODE: Duration = Duration::from_millis(50);
+/// The shortest time between two refreshes of the slots.
+const REFRESH: Duration = Duration::from_millis(100);
 const SLOTS: u16 = 16_384;
 
 type Address = (String, u16);
@@ -33,10 +41,22 @@ type Address = (String, u16);
 pub(super) struct Cluster {
     seeds: Vec<Endpoint>,
     connection_timeout: Duration,
-    slots: Lazy<Arc<Slots>>,
-    nodes: Mutex<HashMap<Address, Arc<Lazy<Node>>>>,
+    /// The slots by the last reply. They are used while they are requested again.
+    slots: ArcSwapOption<Slots>,
+    request: Lazy<()>,
     /// The number of requests for the slots.
-    slot_requests: AtomicUsize,
+    requests: AtomicUsize,
+    /// The earliest time of the next refresh, in milliseconds after `begin`.
+    refresh_at: AtomicU64,
+    begin: Instant,
+    nodes: Mutex<HashMap<Address, Arc<ClusterNode>>>,
+}
+
+/// A node, with a circuit breaker of its own.
+#[derive(Default)]
+struct ClusterNode {
+    connection: Lazy<Node>,
+    breaker: Arc<SharedState>,
 }
 
 /// The cluster and the node that a connection belongs to.
@@ -51,19 +71,63 @@ struct Slots(Vec<(RangeInclusive<u16>, Address)>);
 impl Cluster {
     /// Creates a cluster from some of its nodes, which all have a host and a port.
     pub(super) fn new(seeds: Vec<Endpoint>, connection_timeout: Duration) -> Self {
-        let (slots, nodes) = (Lazy::default(), Mutex::default());
-        Self { seeds, connection_timeout, slots, nodes, slot_requests: AtomicUsize::new(0) }
+        Self {
+            seeds,
+            connection_timeout,
+            slots: ArcSwapOption::empty(),
+            request: Lazy::default(),
+            requests: AtomicUsize::new(0),
+            refresh_at: AtomicU64::new(0),
+            begin: Instant::now(),
+            nodes: Mutex::default(),
+        }
     }
 
     /// Returns the connection to the node that has a key. Waits while the connection is being made.
     pub(super) async fn open(self: &Arc<Self>, key: &[u8]) -> RedisResult<Connection> {
-        let slots = self.slots.attempt(self.connection_timeout, || {
+        if self.slots.load().is_none() {
+            self.request_slots().done().await?;
+        }
+        let address = self.slots.load().as_ref().and_then(|slots| slots.node_of(slot(key)).cloned());
+        self.open_at(address.ok_or_else(|| unexpected("no node has this slot"))?).await
+    }
+
+    /// Returns the state of the breaker of the node that has a key. Returns `None` while the slots are unknown.
+    pub(super) fn breaker_of(&self, key: &[u8]) -> Option<Arc<SharedState>> {
+        let slots = self.slots.load();
+        // Charges for a slot without a node fail immediately, so they need no breaker.
+        let node = slots.as_ref()?.node_of(slot(key)).map(|address| self.node(address));
+        Some(node.map_or_else(Arc::default, |node| Arc::clone(&node.breaker)))
+    }
+
+    pub(super) fn breakers(&self) -> Vec<Arc<SharedState>> {
+        self.lock_nodes().values().map(|node| Arc::clone(&node.breaker)).collect()
+    }
+
+    /// Requests the slots again, unless a request is pending or has just begun.
+    pub(super) fn refresh(self: &Arc<Self>) {
+        let now = self.begin.elapsed().as_millis() as u64;
+        let next = now + REFRESH.as_millis() as u64;
+        let is_due = |at: u64| (now >= at).then_some(next);
+        // A charge that is dropped after its runtime has ended starts no task.
+        if Handle::try_current().is_ok()
+            && self.refresh_at.fetch_update(Ordering::Relaxed, Ordering::Relaxed, is_due).is_ok()
+        {
+            self.request.clear();
+            self.request_slots();
+        }
+    }
+
+    fn request_slots(self: &Arc<Self>) -> Arc<Attempt<()>> {
+        self.request.attempt(self.connection_timeout, || {
             let cluster = Arc::clone(self);
-            async move { cluster.find_slots().await }
-        });
-        let slots = slots.done().await?;
-        let address = slots.node_of(slot(key)).ok_or_else(|| unexpected("no node has this slot"))?;
-        self.open_at(address.clone()).await
+            async move {
+                let slots = cluster.find_slots().await?;
+                cluster.lock_nodes().retain(|address, _| cluster.is_used(address, &slots));
+                cluster.slots.store(Some(Arc::new(slots)));
+                Ok(())
+            }
+        })
     }
 
     async fn open_at(self: &Arc<Self>, address: Address) -> RedisResult<Connection> {
@@ -72,48 +136,47 @@ impl Cluster {
         Ok(Connection { node, attempt, route: Some(Route { cluster: Arc::clone(self), address }) })
     }
 
-    /// Handles a failed charge: drops its connection, if any, and the slots, since the slot may have another master.
-    pub(super) fn failed(&self, connection: Option<&Connection>) {
+    /// Handles a failed charge: drops its connection, if any, and requests the slots, since the slot may have another master.
+    pub(super) fn failed(self: &Arc<Self>, connection: Option<&Connection>) {
         if let Some((connection, route)) =
             connection.and_then(|connection| Some((connection, connection.route.as_ref()?)))
         {
-            let nodes = self.nodes.lock().unwrap_or_else(PoisonError::into_inner);
-            if let Some(made) = nodes.get(&route.address) {
-                made.clear_if(&connection.attempt);
+            if let Some(node) = self.lock_nodes().get(&route.address) {
+                node.connection.clear_if(&connection.attempt);
             }
         }
-        self.slots.clear();
+        self.refresh();
+    }
+
+    fn lock_nodes(&self) -> MutexGuard<'_, HashMap<Address, Arc<ClusterNode>>> {
+        self.nodes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn node(&self, address: &Address) -> Arc<ClusterNode> {
+        let mut nodes = self.lock_nodes();
+        match nodes.get(address) {
+            Some(node) => Arc::clone(node),
+            None => Arc::clone(nodes.entry(address.clone()).or_default()),
+        }
     }
 
     fn connection(&self, address: &Address) -> RedisResult<Arc<Attempt<Node>>> {
-        let made =
-            Arc::clone(self.nodes.lock().unwrap_or_else(PoisonError::into_inner).entry(address.clone()).or_default());
         // All nodes have the same credentials.
         let seed = self.seeds.first().ok_or_else(|| unexpected("the cluster has no nodes"))?;
-        Ok(made.attempt(self.connection_timeout, || {
+        Ok(self.node(address).connection.attempt(self.connection_timeout, || {
             let endpoint = seed.at(&*address.0, address.1);
             async move { Node::connect(&endpoint).await }
         }))
     }
 
-    /// Asks the known nodes for the slots, one soon after the other.
-    async fn find_slots(&self) -> RedisResult<Arc<Slots>> {
+    /// Asks the known nodes for the slots.
+    async fn find_slots(&self) -> RedisResult<Slots> {
         let seeds = self.seeds.iter().filter_map(Endpoint::address).map(|(host, port)| (host.to_owned(), port));
         let mut known: Vec<Address> = seeds.collect();
-        known.extend(self.nodes.lock().unwrap_or_else(PoisonError::into_inner).keys().cloned());
-        let known = in_order(known, self.slot_requests.fetch_add(1, Ordering::Relaxed));
+        known.extend(self.lock_nodes().keys().cloned());
+        let known = in_order(known, self.requests.fetch_add(1, Ordering::Relaxed));
         let step = step(self.connection_timeout, known.len());
-        let replies = known.iter().zip(0..).map(|(address, place)| {
-            async move {
-                tokio::time::sleep(step * place).await;
-                self.ask_for_slots(address).await
-            }
-            .boxed()
-        });
-        let (slots, _) = select_ok(replies).await?;
-        let mut nodes = self.nodes.lock().unwrap_or_else(PoisonError::into_inner);
-        nodes.retain(|address, _| self.is_used(address, &slots));
-        Ok(Arc::new(slots))
+        first_reply(known.iter().map(|address| self.ask_for_slots(address)), step).await
     }
 
     /// Returns whether a node is a seed or has slots.
@@ -138,7 +201,7 @@ impl Connection {
             let ErrorKind::Server(kind) = error.kind() else { break };
             let done = match (kind, redirection(&error, &route.address.0)) {
                 (ServerErrorKind::Moved, Some(address)) => {
-                    route.cluster.slots.clear();
+                    route.cluster.refresh();
                     *self = Arc::clone(&route.cluster).open_at(address).await?;
                     self.node.query(command).await
                 }
@@ -167,6 +230,24 @@ fn in_order(mut nodes: Vec<Address>, request: usize) -> Vec<Address> {
     let first = request % nodes.len().max(1);
     nodes.rotate_left(first);
     nodes
+}
+
+/// Returns the first reply that is no error. Starts one request after the other: the next one after `step`, or after an error.
+async fn first_reply<T>(
+    requests: impl Iterator<Item = impl Future<Output = RedisResult<T>>>,
+    step: Duration,
+) -> RedisResult<T> {
+    let (mut requests, mut pending) = (requests.fuse(), FuturesUnordered::new());
+    let mut error = unexpected("the cluster has no nodes");
+    loop {
+        pending.extend(requests.next());
+        match timeout(step, pending.next()).await {
+            Ok(Some(Err(failed))) => error = failed,
+            Ok(Some(reply)) => return reply,
+            Ok(None) => return Err(error),
+            Err(_) => {}
+        }
+    }
 }
 
 /// Returns the time after which the next node is asked for the slots as well. All nodes are asked within half of the timeout, early
@@ -256,6 +337,49 @@ mod tests {
         assert_eq!(in_order(Vec::new(), 1), []);
         let [short, long] = [120, 1_000].map(Duration::from_millis);
         assert_eq!([step(short, 3), step(long, 3), step(short, 0)], [20, 50, 50].map(Duration::from_millis));
+    }
+
+    #[test]
+    fn the_previous_slots_are_used_while_they_are_requested() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let seed = Endpoint::parse("redis://10.0.0.1:1").unwrap();
+        let cluster = Arc::new(Cluster::new(vec![seed], Duration::from_secs(1)));
+        let breaker_of = |key: &[u8]| cluster.breaker_of(key);
+        assert!(breaker_of(b"foo").is_none());
+        cluster.slots.store(Some(Arc::new(Slots(vec![(12_182..=12_182, node(2))]))));
+        let breaker = breaker_of(b"foo").unwrap();
+        // Without a runtime no request begins.
+        cluster.failed(None);
+        assert_eq!(cluster.requests.load(Ordering::Relaxed), 0);
+        runtime.block_on(async {
+            cluster.failed(None);
+            cluster.failed(None);
+            tokio::task::yield_now().await;
+            assert_eq!(cluster.requests.load(Ordering::Relaxed), 1);
+            assert!(Arc::ptr_eq(&breaker_of(b"foo").unwrap(), &breaker));
+        });
+        assert_eq!(cluster.breakers().len(), 2, "the node and the seed");
+        let without_node = [breaker_of(b"bar").unwrap(), breaker_of(b"bar").unwrap()];
+        assert!(!Arc::ptr_eq(&without_node[0], &without_node[1]));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_next_node_is_asked_after_an_error_or_a_pause() {
+        const STEP: Duration = Duration::from_millis(50);
+        let ask = async |replies: &[(u64, Result<u32, ()>)]| {
+            let begin = tokio::time::Instant::now();
+            let replies = replies.iter().map(|(ms, reply)| async move {
+                tokio::time::sleep(Duration::from_millis(*ms)).await;
+                reply.map_err(|()| unexpected("an error"))
+            });
+            let reply = first_reply(replies, STEP).await.ok();
+            (reply, begin.elapsed().as_millis())
+        };
+        assert_eq!(ask(&[(1, Err(())), (1, Ok(2))]).await, (Some(2), 2));
+        assert_eq!(ask(&[(1_000, Ok(1)), (1, Ok(2))]).await, (Some(2), 51));
+        assert_eq!(ask(&[(90, Ok(1)), (1_000, Ok(2))]).await, (Some(1), 90));
+        assert_eq!(ask(&[(200, Err(())), (1, Err(()))]).await, (None, 200));
+        assert_eq!(ask(&[]).await, (None, 0));
     }
 
     #[test]

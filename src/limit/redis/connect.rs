@@ -5,7 +5,7 @@
 //! 1. Connections are made with the first charge. No server is needed to start.
 //! 2. All charges share one connection (one per node of a cluster), and are pipelined.
 //! 3. A connection that has failed, or did not reply in time, is not used again. The next charge makes a new one. Sentinels are
-//!    then asked again for the master, and a cluster for its slots.
+//!    then asked again for the master, and a cluster for its slots, which are used until the reply.
 //! 4. A task makes the connection, within the connection timeout. A charge with a shorter timeout may fail or be dropped meanwhile.
 //!    The next charge then uses that connection, or makes another.
 
@@ -22,6 +22,7 @@ use super::cluster::{Cluster, Route};
 use super::node::Node;
 use super::server::{Kind, RedisServer};
 use super::timeout::within;
+use crate::pending::breaker::SharedState;
 
 /// A connection for a charge, and the attempt to drop if the charge fails.
 pub(super) struct Connection {
@@ -83,6 +84,24 @@ impl Link {
             async move { server.connect().await }
         });
         Ok(Connection { node: attempt.done().await?, attempt, route: None })
+    }
+
+    /// Returns the state of the circuit breaker of the cluster node that has a key. Returns `None` for a single server, and while
+    /// the slots are unknown.
+    pub(super) fn breaker_of(&self, key: &[u8]) -> Option<Arc<SharedState>> {
+        self.cluster.as_ref()?.breaker_of(key)
+    }
+
+    /// Returns the states of the circuit breakers of all cluster nodes that charges have used.
+    pub(super) fn breakers(&self) -> Vec<Arc<SharedState>> {
+        self.cluster.as_ref().map_or_else(Vec::new, |cluster| cluster.breakers())
+    }
+
+    /// Requests the slots of a cluster again, since a node is unavailable and another one may have taken over its slots.
+    pub(super) fn refresh(&self) {
+        if let Some(cluster) = &self.cluster {
+            cluster.refresh();
+        }
     }
 
     /// Handles a failed charge: its connection, if any, is not used again.

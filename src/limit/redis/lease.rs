@@ -136,9 +136,14 @@ impl Lease {
         if now < self.ends_at { self.left } else { 0 }
     }
 
-    /// Takes this number of units, or as many as are left. Takes none if the number exceeds the burst, which is always rejected.
+    /// Returns how many of these units are leased. Returns 0 if the number exceeds the burst, which is always rejected.
+    pub(super) fn leased(&self, now: u64, units: u32) -> u32 {
+        if units > self.quota().burst() { 0 } else { units.min(self.left(now)) }
+    }
+
+    /// Takes the [leased](Self::leased) ones of these units.
     pub(super) fn take(&mut self, now: u64, units: u32) -> Taken {
-        let units = if units > self.quota().burst() { 0 } else { units.min(self.left(now)) };
+        let units = self.leased(now, units);
         self.left -= units;
         Taken { units, ends_at: self.ends_at }
     }

@@ -96,9 +96,8 @@ impl LeaseTable {
         Self { settings, hasher: RandomState::new(), shards, anonymous: "".into() }
     }
 
-    /// Returns an empty table with the same settings.
-    pub(super) fn cleared(&self) -> Self {
-        Self::new(self.settings)
+    pub(super) fn settings(&self) -> Leases {
+        self.settings
     }
 
     /// Charges leased units, if there are enough for every cost. Without a cost, returns the last known states if they are fresh.
@@ -127,6 +126,14 @@ impl LeaseTable {
     /// Returns whether all of these buckets can be leased.
     pub(super) fn has_leases_for(&self, parts: &[Part]) -> bool {
         parts.iter().all(|part| self.settings.plan(part.policy.quota()).is_some())
+    }
+
+    /// Returns the parts of a charge that are not leased, or `None` if nothing is leased.
+    pub(super) fn missing(&self, subject: Option<&Subject>, now: u64, parts: &[Part]) -> Option<Vec<Part>> {
+        let leased = |(lease, part): (&Lease, &Part)| lease.leased(now, part.cost);
+        let leased =
+            self.with(subject, parts, |entry| entry.leases.iter().zip(parts).map(leased).collect::<Vec<_>>())?;
+        leased.iter().any(|units| *units > 0).then(|| without(parts, leased))
     }
 
     /// Waits until no other lease request of this subject is pending, for at most `timeout`. Does not wait if no lease can be had.
@@ -177,8 +184,7 @@ impl LeaseTable {
         });
         let (taken, requests): (Vec<Taken>, Vec<LeaseRequest>) = prepared.unwrap_or_default();
         let leased = taken.iter().map(|taken| taken.units).chain(std::iter::repeat(0));
-        let rest =
-            parts.iter().zip(leased).map(|(part, leased)| Part { cost: part.cost - leased, ..part.clone() }).collect();
+        let rest = without(parts, leased);
         (PreparedCharge { taken, requests, access }, rest)
     }
 
@@ -265,6 +271,12 @@ impl LeaseTable {
     }
 }
 
+/// Returns the parts without the leased units.
+fn without(parts: &[Part], leased: impl IntoIterator<Item = u32>) -> Vec<Part> {
+    let missing = |(part, leased): (&Part, u32)| Part { cost: part.cost - leased, ..part.clone() };
+    parts.iter().zip(leased).map(missing).collect()
+}
+
 impl Shard {
     fn insert(&mut self, subject: &Subject, entry: SubjectLeases, now: u64) {
         if self.by_subject.len() >= self.sweep_at {
@@ -296,28 +308,34 @@ impl SubjectLeases {
 // Not in the models of `lease_interleavings.rs`, which include this file.
 #[cfg(all(test, feature = "redis"))]
 #[allow(clippy::unwrap_used, reason = "tests fail by panicking")]
-mod tests {
+pub(super) mod tests {
     use futures_util::FutureExt as _;
 
     use super::*;
     use crate::limit::redis::gcra::State;
     use crate::limit::redis::tests::part;
 
-    const MS: u64 = 1_000_000;
+    pub(in crate::limit::redis) const MS: u64 = 1_000_000;
     /// One unit per millisecond.
     const QUOTA: Quota = Quota::per_second(1_000);
     const LONG: Duration = Duration::from_secs(30);
 
-    fn parts(cost: u32) -> [Part; 1] {
+    pub(in crate::limit::redis) fn parts(cost: u32) -> [Part; 1] {
         [part(b"", QUOTA, cost)]
     }
 
-    fn access(table: &LeaseTable, now: u64, cost: u32) -> LeaseAccess {
+    pub(in crate::limit::redis) fn access(table: &LeaseTable, now: u64, cost: u32) -> LeaseAccess {
         table.lock(None, || now, &parts(cost), LONG).now_or_never().unwrap()
     }
 
     /// Makes a charge that Redis admits, with a lease of this many units. Returns the cost that Redis charged and the request.
-    fn charge(table: &LeaseTable, access: LeaseAccess, now: u64, cost: u32, granted: u64) -> (u32, LeaseRequest) {
+    pub(in crate::limit::redis) fn charge(
+        table: &LeaseTable,
+        access: LeaseAccess,
+        now: u64,
+        cost: u32,
+        granted: u64,
+    ) -> (u32, LeaseRequest) {
         let (prepared, rest) = table.prepare(None, now, access, &parts(cost));
         let reply = Reply::read(vec![1 + granted, 0, 0, 0], 1).unwrap();
         assert!(table.complete(None, (now, now), &prepared, &rest, Some(&reply))[0].is_some());

@@ -51,7 +51,7 @@ impl Shared {
         let costs: Costs = request.parts.iter().map(|part| (part.at, part.policy.quota(), part.cost)).collect();
         let known = || {
             let charged = self.charge_lease_costs(leases, request.grant.as_ref(), &costs);
-            charged.or_else(|| Some(self.decision(request, self.rejections.find(&request.tag, &request.parts, now())?)))
+            charged.or_else(|| Some(self.decision(request, self.cached_rejection(request)?)))
         };
         if let Some(decision) = known() {
             return decision;
@@ -70,7 +70,8 @@ impl Shared {
         let replied_at = now();
         let charged = leases.complete(subject, (sent_at, replied_at), &prepared, &parts, reply.as_ref());
         let Some(reply) = reply else { return self.decide_locally(request, self.timeout) };
-        self.rejections.insert(request.tag, &request.parts, reply.states(), sent_at, replied_at);
+        let cache = self.cache(request.grant.as_ref());
+        cache.rejections.insert(request.tag, &request.parts, reply.states(), sent_at, replied_at);
         // A rejection reports the whole cost: the leased units may be used when the caller retries.
         let parts = request.parts.iter().zip(reply.states()).zip(charged);
         let decisions = parts.map(|((part, state), charged)| {

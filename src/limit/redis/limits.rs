@@ -14,9 +14,8 @@ use super::charge::Shared;
 use super::connect::Link;
 use super::key::Keys;
 use super::lease::Leases;
-use super::lease_table::LeaseTable;
+use super::local_cache::LocalCaches;
 use super::outage::{Fallback, OutagePolicy};
-use super::rejection_cache::RejectionCache;
 use super::server::RedisServer;
 use crate::caller::CurrentGrant;
 use crate::limit::limit::Scope;
@@ -97,21 +96,20 @@ impl RedisLimits {
         if link.is_cluster() && has(Scope::Subject) && has(Scope::All) {
             return Err(RedisLimitsError::SharedOnCluster);
         }
-        let mut switch = Breaker::new(TIMEOUT);
-        switch.set_name("redis");
-        switch.set_clock(Arc::clone(&limits.time) as Arc<dyn Clock>);
+        let mut breaker = Breaker::new(TIMEOUT);
+        breaker.set_name("redis");
+        breaker.set_clock(Arc::clone(&limits.time) as Arc<dyn Clock>);
         let shared = Shared {
             keys: Arc::new(keys),
             link: Arc::new(link),
             timeout: TIMEOUT,
-            switch,
-            rejections: Arc::new(RejectionCache::default()),
+            breaker,
+            caches: Arc::default(),
             fallback: Fallback::new(&limits, OutagePolicy::default(), nodes),
             nodes,
             limits,
             in_flight: Arc::new(Semaphore::new(IN_FLIGHT)),
             queue_timeout: None,
-            leases: None,
         };
         Ok(Self { shared: Arc::new(shared) })
     }
@@ -126,8 +124,7 @@ impl RedisLimits {
         let shared = self.shared_mut();
         shared.keys = Arc::new(keys);
         // Another prefix has other buckets.
-        shared.rejections = Arc::default();
-        shared.leases = shared.leases.as_deref().map(|leases| Arc::new(leases.cleared()));
+        shared.caches = Arc::new(shared.caches.cleared());
         Ok(self)
     }
 
@@ -139,7 +136,7 @@ impl RedisLimits {
     pub fn with_timeout(mut self, timeout: Duration) -> Self {
         let shared = self.shared_mut();
         shared.timeout = timeout;
-        shared.switch.set_timeout(timeout);
+        shared.breaker.set_timeout(timeout);
         self
     }
 
@@ -176,9 +173,12 @@ impl RedisLimits {
     }
 
     /// Sets the number of consecutive failures that open the circuit breaker. Default: 5. While it is open, Redis is not asked.
+    ///
+    /// Each node of a cluster has its own circuit breaker. A failure is an error, a timeout, or a charge that is dropped after half of
+    /// the [timeout](Self::with_timeout) or later.
     #[must_use]
     pub fn with_failure_threshold(mut self, failures: NonZeroU32) -> Self {
-        self.shared_mut().switch.set_failure_threshold(failures);
+        self.shared_mut().breaker.set_failure_threshold(failures);
         self
     }
 
@@ -190,7 +190,7 @@ impl RedisLimits {
     ///
     /// Returns an error if `longest` is shorter than `first`.
     pub fn with_backoff(mut self, first: Duration, longest: Duration) -> Result<Self, BackoffError> {
-        self.shared_mut().switch.set_backoff(Backoff::new(first, longest)?);
+        self.shared_mut().breaker.set_backoff(Backoff::new(first, longest)?);
         Ok(self)
     }
 
@@ -221,7 +221,7 @@ impl RedisLimits {
         if shared.limits.has_refunds() {
             return Err(RedisLimitsError::LeasesWithRefunds);
         }
-        shared.leases = Some(Arc::new(LeaseTable::new(leases)));
+        shared.caches = Arc::new(LocalCaches::with_leases(leases));
         Ok(self)
     }
 
@@ -253,10 +253,11 @@ impl RedisLimits {
         self.shared.limits.set_anonymous_quotas(quotas)
     }
 
-    /// Returns the state of the circuit breaker.
+    /// Returns the state of the circuit breaker. Each node of a cluster has its own: open if one of them is open, otherwise half-open
+    /// if one is half-open.
     #[must_use]
     pub fn state(&self) -> BreakerState {
-        self.shared.switch.state()
+        self.shared.state()
     }
 
     pub(super) fn shared(&self) -> &Shared {
@@ -288,8 +289,7 @@ impl Limiter for RedisLimits {
             shared.limits = shared.limits.clone().for_route();
             shared.fallback = shared.fallback.clone().for_route();
             // Cached rejections and leases belong to other quotas.
-            shared.rejections = Arc::default();
-            shared.leases = shared.leases.as_deref().map(|leases| Arc::new(leases.cleared()));
+            shared.caches = Arc::new(shared.caches.cleared());
         }
         self
     }

@@ -6,9 +6,10 @@
 //!    not fit into the rest of that time.
 //! 2. The rest is counted from before the command was sent, and slightly fast, since two clocks never run alike. In doubt Redis is
 //!    asked. The advertised retry time is counted from after the reply.
-//! 3. An entry is used for at most ten seconds: an operator may have deleted the bucket's key.
-//! 4. The reported state of the limiter's other policies is as old as the rejection.
-//! 5. The number of entries is bounded. Charges of further subjects ask Redis.
+//! 3. An entry belongs to buckets with the same quotas. `local_cache.rs` tells apart buckets that differ in nothing else.
+//! 4. An entry is used for at most ten seconds: an operator may have deleted the bucket's key.
+//! 5. The reported state of the limiter's other policies is as old as the rejection.
+//! 6. The number of entries is bounded. Charges of further subjects ask Redis.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};

@@ -85,10 +85,7 @@ impl RedisLimits {
         let keys: Vec<_> = names.map(|name| shared.keys.of_subject(tag, name)).collect();
         let delete = async |connection: &mut Connection| connection.query::<()>(redis::cmd("DEL").arg(&keys)).await;
         let done = shared.command(&keys[0], delete).await;
-        shared.rejections.remove(&tag);
-        if let Some(leases) = &shared.leases {
-            leases.remove(subject);
-        }
+        shared.caches.remove(&tag, subject);
         done.ok_or(RedisUnavailable)
     }
 }

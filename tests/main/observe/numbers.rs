@@ -284,7 +284,7 @@ async fn pending_lookups_are_measured_by_outcome() {
     let silent = from_fn(|_| std::future::pending::<Result<Option<Grant<()>>, std::io::Error>>());
     let service = AuthLayer::with_timeout(silent, Duration::from_secs(1)).layer(echo());
     assert_eq!(send(&service, with_token(TOKEN)).await.status(), 503);
-    assert_eq!(recorder.of(LOOKUP), series([("outcome=deadline", 1.0)]));
+    assert_eq!(recorder.of(LOOKUP), series([("outcome=timeout", 1.0)]));
     // Immediate answers are not measured: reading the clock costs as much as the lookup.
     send(&gate(alice()).layer(echo()), with_token(TOKEN)).await;
     assert_eq!(recorder.of(LOOKUP), []);

@@ -1,0 +1,198 @@
+//! Sends a command to Redis: the circuit breaker, the queue, the connection and the timeouts.
+
+use std::pin::pin;
+use std::time::Duration;
+
+use futures_util::FutureExt as _;
+use redis::RedisResult;
+use tokio::sync::SemaphorePermit;
+
+use super::charge::{ChargeRequest, Shared};
+use super::connect::{Connection, Link};
+use super::outage::undecided;
+use super::timeout::within;
+use crate::observe::{self, RedisOutcome, Timer};
+use crate::pending::breaker::{Breaker, BreakerState, Permit};
+use crate::quota::decision::Decision;
+
+/// A permit to send a command, with the connection to send it on.
+pub(super) struct SendPermit<'a> {
+    connection: Connection,
+    /// True if the charge had to wait in the queue.
+    has_waited: bool,
+    _permit: SemaphorePermit<'a>,
+}
+
+/// An error before a command is sent.
+enum NotSent {
+    /// The queue timeout has expired.
+    QueueTimeout,
+    /// Redis has failed, and may be available after this time.
+    Unavailable(Duration),
+}
+
+/// A command that waits for its reply.
+struct Sent<'a> {
+    link: &'a Link,
+    permit: SendPermit<'a>,
+    pass: Permit,
+}
+
+impl Drop for Sent<'_> {
+    /// If the command is dropped after a long wait, its connection is not used again. Otherwise callers that are less patient than
+    /// the timeout would use a silent connection forever.
+    fn drop(&mut self) {
+        if self.pass.has_waited_long() {
+            self.link.failed(Some(&self.permit.connection));
+        }
+    }
+}
+
+impl Shared {
+    /// Returns the circuit breaker of the server that has a key. Until the slots of a cluster are known, all charges share one.
+    pub(super) fn breaker_of(&self, key: &[u8]) -> Breaker {
+        let Some(state) = self.link.breaker_of(key) else { return self.breaker.clone() };
+        // Charges do not use the shared breaker any longer, so none would close it.
+        if self.breaker.is_tripped() {
+            self.breaker.succeeded(true);
+        }
+        self.breaker.with_state(state)
+    }
+
+    /// Returns the state of the circuit breaker; of a cluster that of the node that is worst.
+    pub(super) fn state(&self) -> BreakerState {
+        let nodes = self.link.breakers().into_iter().map(|state| self.breaker.with_state(state).state());
+        let states: Vec<_> = nodes.chain([self.breaker.state()]).collect();
+        let worst_first = [BreakerState::Open, BreakerState::HalfOpen];
+        worst_first.into_iter().find(|state| states.contains(state)).unwrap_or(BreakerState::Closed)
+    }
+
+    /// Sends a command about a key. Returns `None` if Redis has failed, or is not asked.
+    pub(super) async fn command<T>(
+        &self,
+        key: &[u8],
+        command: impl AsyncFnOnce(&mut Connection) -> RedisResult<T>,
+    ) -> Option<T> {
+        let mut pass = self.breaker_of(key).acquire().ok()?;
+        let permit = self.acquire(key, &mut pass).await.ok()?;
+        self.with_redis(permit, pass, command).await
+    }
+
+    /// Waits until a charge may be sent to Redis. Returns a decision instead if Redis need not or must not be asked.
+    ///
+    /// These are the cases: the bucket is known to be exhausted, there is no connection, the breaker is open, or the queue timeout has
+    /// expired.
+    pub(super) async fn queue(
+        &self,
+        request: &ChargeRequest,
+        pass: &mut Permit,
+    ) -> Result<SendPermit<'_>, Box<Decision>> {
+        let permit = match self.acquire(&request.parts[0].key, pass).await {
+            Ok(permit) => permit,
+            Err(NotSent::QueueTimeout) => return Err(undecided(request, self.queue_timeout()).into()),
+            Err(NotSent::Unavailable(wait)) => return Err(self.decide_locally(request, wait).into()),
+        };
+        match permit.has_waited.then(|| self.cached_rejection(request)).flatten() {
+            Some(states) => Err(self.decision(request, states).into()),
+            None => Ok(permit),
+        }
+    }
+
+    /// Waits for a connection and for a permit. Usually both are there.
+    async fn acquire(&self, key: &[u8], pass: &mut Permit) -> Result<SendPermit<'_>, NotSent> {
+        let permit = match self.acquire_now() {
+            Some(permit) => permit,
+            // Boxed like all rare steps, so that the future of a charge is smaller.
+            None => Box::pin(self.wait_for_permit(key, pass)).await?,
+        };
+        pass.renew().map_err(NotSent::Unavailable)?;
+        Ok(permit)
+    }
+
+    fn acquire_now(&self) -> Option<SendPermit<'_>> {
+        let permit = self.in_flight.try_acquire().ok()?;
+        Some(SendPermit { connection: self.link.opened()?, has_waited: false, _permit: permit })
+    }
+
+    async fn wait_for_permit(&self, key: &[u8], pass: &mut Permit) -> Result<SendPermit<'_>, NotSent> {
+        // First the connection: charges that wait for an unavailable cluster node must not hold permits.
+        if !self.link.is_open() {
+            let connection = self.connection(key, pass).await?;
+            if let Ok(permit) = self.in_flight.try_acquire() {
+                return Ok(SendPermit { connection, has_waited: false, _permit: permit });
+            }
+        }
+        let waited = within(self.queue_timeout(), pin!(self.in_flight.acquire())).await;
+        // The semaphore is never closed.
+        let Some(Ok(permit)) = waited else {
+            observe::queue_timed_out();
+            return Err(NotSent::QueueTimeout);
+        };
+        pass.renew().map_err(NotSent::Unavailable)?;
+        // A previous connection may have failed meanwhile.
+        let connection = match self.link.is_cluster() {
+            false => self.connection(key, pass).await?,
+            true => {
+                let opened = self.link.open(key).now_or_never().and_then(Result::ok);
+                opened.ok_or(NotSent::Unavailable(self.timeout))?
+            }
+        };
+        Ok(SendPermit { connection, has_waited: true, _permit: permit })
+    }
+
+    /// Waits for a connection, for at most the timeout.
+    async fn connection(&self, key: &[u8], pass: &mut Permit) -> Result<Connection, NotSent> {
+        let mut connection = pin!(self.link.open(key));
+        // An open connection needs no timer.
+        let timer = Timer::start();
+        let opened = match connection.as_mut().now_or_never() {
+            Some(opened) => Some(opened),
+            None => {
+                pass.start();
+                let opened = within(self.timeout, connection.as_mut()).await;
+                pass.stop();
+                opened
+            }
+        };
+        if self.link.is_cluster() {
+            pass.move_to(&self.breaker_of(key));
+        }
+        let end = match opened {
+            Some(Ok(connection)) => return Ok(connection),
+            Some(Err(_)) => RedisOutcome::Failed,
+            None => RedisOutcome::Timeout,
+        };
+        timer.record_redis_call(end);
+        pass.end(false);
+        self.link.failed(None);
+        Err(NotSent::Unavailable(self.timeout))
+    }
+
+    pub(super) fn queue_timeout(&self) -> Duration {
+        self.queue_timeout.unwrap_or(self.timeout.saturating_mul(2))
+    }
+
+    /// Sends a command. Returns `None` if Redis has failed: there was no reply within the timeout, or an error.
+    pub(super) async fn with_redis<T>(
+        &self,
+        permit: SendPermit<'_>,
+        mut pass: Permit,
+        command: impl AsyncFnOnce(&mut Connection) -> RedisResult<T>,
+    ) -> Option<T> {
+        pass.start();
+        let mut sent = Sent { link: &self.link, permit, pass };
+        let timer = Timer::start();
+        let done = within(self.timeout, pin!(command(&mut sent.permit.connection))).await;
+        timer.record_redis_call(match &done {
+            Some(Ok(_)) => RedisOutcome::Answered,
+            Some(Err(_)) => RedisOutcome::Failed,
+            None => RedisOutcome::Timeout,
+        });
+        let done = done.and_then(Result::ok);
+        sent.pass.end(done.is_some());
+        if done.is_none() {
+            self.link.failed(Some(&sent.permit.connection));
+        }
+        done
+    }
+}

@@ -59,7 +59,8 @@ async fn every_rejection_is_explained() {
         tokio::time::sleep(Duration::from_millis(2)).await;
 
         let never_issued = TokenFormat::new("acme").unwrap().mint().unwrap();
-        let mistyped = format!("{}0", &replaced[..replaced.len() - 1]);
+        let other = if replaced.ends_with('0') { "1" } else { "0" };
+        let mistyped = format!("{}{other}", &replaced[..replaced.len() - 1]);
         for (token, reason, status, error, text) in [
             ("a-revoked-token", "revoked", 401, "invalid_token", "was revoked at 2"),
             ("a-suspended-token", "suspended", 401, "invalid_token", "was suspended at 2"),

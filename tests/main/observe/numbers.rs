@@ -365,7 +365,7 @@ async fn labels_contain_no_request_data() {
     let mut sizes = Vec::new();
     for many in [3, 300] {
         for i in 0..many {
-            let (token, subject) = (format!("tg_token_number_{i}_of_{many}"), format!("subject {i} of {many}"));
+            let (token, subject) = (format!("tg_token_number_{i}_of_{many}"), format!("customer {i} of {many}"));
             let store = MemoryStore::from_iter([(TokenDigest::of(&*token), Grant::new(&*subject, ()))]);
             let gate = AuthLayer::new(store).with_realm(&format!("realm {i}")).unwrap();
             let quota = Quota::per_minute(60 + i).with_burst(1);
@@ -378,7 +378,7 @@ async fn labels_contain_no_request_data() {
         }
         let reported = recorder.read();
         assert!(
-            !format!("{reported:?}").contains("number") && !format!("{reported:?}").contains("subject"),
+            !format!("{reported:?}").contains("number") && !format!("{reported:?}").contains("customer"),
             "{reported:?}"
         );
         assert_eq!(reported[&format!("{CHARGES}{{policy=default,outcome=over_limit}}")], f64::from(many));

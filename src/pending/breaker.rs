@@ -84,6 +84,23 @@ enum State {
         until: Duration,
         pause: Duration,
     },
+    /// The server is not used any longer. Requests in flight change nothing.
+    #[cfg(feature = "redis")]
+    Retired,
+}
+
+impl State {
+    fn is_tripped(self) -> bool {
+        matches!(self, Self::Open { .. } | Self::HalfOpen { .. })
+    }
+}
+
+#[cfg(feature = "redis")]
+impl SharedState {
+    /// Creates the state of a breaker that never opens.
+    pub(crate) fn retired() -> Self {
+        Self { state: Mutex::new(State::Retired), ..Self::default() }
+    }
 }
 
 /// The state of a circuit breaker.
@@ -146,9 +163,9 @@ impl Breaker {
 
     pub(crate) fn state(&self) -> BreakerState {
         match *self.lock() {
-            State::Closed => BreakerState::Closed,
             State::Open { .. } => BreakerState::Open,
             State::HalfOpen { .. } => BreakerState::HalfOpen,
+            _ => BreakerState::Closed,
         }
     }
 
@@ -177,7 +194,6 @@ impl Breaker {
         let now = self.settings.clock.now();
         let state = self.lock();
         match *state {
-            State::Closed => Ok(false),
             State::Open { until, pause } | State::HalfOpen { until, pause } if now >= until => {
                 // Twice the timeout, because the timeout of a probe starts with its first poll.
                 let until = now.saturating_add(timeout.saturating_mul(2).max(MIN_PROBE_TIME));
@@ -186,6 +202,7 @@ impl Breaker {
             }
             State::Open { until, .. } => Err(until - now),
             State::HalfOpen { .. } => Err(timeout),
+            _ => Ok(false),
         }
     }
 
@@ -196,7 +213,23 @@ impl Breaker {
             self.shared.failures.store(0, Ordering::Relaxed);
         }
         if is_probe {
-            self.transition(self.lock(), State::Closed);
+            self.close(State::Closed);
+        }
+    }
+
+    /// Closes the breaker for good: its server is not used any longer.
+    #[cfg(feature = "redis")]
+    pub(crate) fn retire(&self) {
+        self.close(State::Retired);
+    }
+
+    #[cold]
+    fn close(&self, to: State) {
+        let mut state = self.lock();
+        if state.is_tripped() {
+            self.transition(state, to);
+        } else if matches!(*state, State::Closed) {
+            *state = to;
         }
     }
 
@@ -224,10 +257,10 @@ impl Breaker {
         let next = State::Open { until: Duration::ZERO, pause: Duration::ZERO };
         let mut state = self.lock();
         match *state {
-            State::Closed => {}
             // No transition, so nothing is reported.
             State::Open { .. } => *state = next,
             State::HalfOpen { .. } => _ = self.set(state, next),
+            _ => {}
         }
     }
 
@@ -244,11 +277,11 @@ impl Breaker {
 
     fn set(&self, mut state: MutexGuard<'_, State>, to: State) -> observe::Breaker {
         *state = to;
-        self.shared.tripped.store(!matches!(to, State::Closed), Ordering::Release);
+        self.shared.tripped.store(to.is_tripped(), Ordering::Release);
         let state = match to {
-            State::Closed => observe::Breaker::Closed,
             State::Open { .. } => observe::Breaker::Open,
             State::HalfOpen { .. } => observe::Breaker::HalfOpen,
+            _ => observe::Breaker::Closed,
         };
         observe::breaker_state(self.settings.name, state);
         state
@@ -274,23 +307,26 @@ impl Permit {
         self.since = Some(self.breaker.settings.clock.now());
     }
 
-    /// Stops to measure: what follows is a wait in this process.
-    #[cfg(feature = "redis")]
-    pub(crate) fn stop(&mut self) {
-        self.since = None;
+    /// Returns whether half of the timeout has passed since the [start](Self::start).
+    fn has_waited_long(&self) -> bool {
+        let Settings { clock, timeout, .. } = &*self.breaker.settings;
+        self.since.is_some_and(|since| clock.now().saturating_sub(since) >= *timeout / 2)
     }
 
-    /// Returns whether the request counts as a failure if it is dropped now.
-    pub(crate) fn has_waited_long(&self) -> bool {
-        let Settings { clock, timeout, .. } = &*self.breaker.settings;
-        !self.has_ended && self.since.is_some_and(|since| clock.now().saturating_sub(since) >= *timeout / 2)
+    #[cfg(feature = "redis")]
+    pub(crate) fn has_ended(&self) -> bool {
+        self.has_ended
+    }
+
+    #[cfg(feature = "redis")]
+    pub(crate) fn is_of(&self, breaker: &Breaker) -> bool {
+        Arc::ptr_eq(&self.breaker.shared, &breaker.shared)
     }
 
     /// Continues with another breaker. For the previous one the request counts neither as a success nor as a failure.
     #[cfg(feature = "redis")]
     pub(crate) fn move_to(&mut self, breaker: &Breaker) {
-        if !Arc::ptr_eq(&self.breaker.shared, &breaker.shared) {
-            self.stop();
+        if !self.is_of(breaker) {
             *self = Self::new(breaker, false);
         }
     }

@@ -166,6 +166,30 @@ async fn a_silent_node_opens_only_its_own_breaker() {
 }
 
 #[tokio::test]
+async fn a_failover_ends_the_outage_of_a_node() {
+    let Some(cluster) = RedisCluster::start("a_failover_ends_the_outage_of_a_node") else { return };
+    let (urls, hands) = (cluster.urls(), Hands::default());
+    let limits = limits(urls.iter().map(|url| &**url), hands.limits(MANY));
+    let limits = limits.with_failure_threshold(1.try_into().unwrap()).with_backoff(HOUR, HOUR).unwrap();
+    let subject = subject_on(&limits, &cluster.0[0]).await;
+    let _stopped = Stopped::stop(&cluster.0[0]);
+    assert!(charge(&limits.clone().with_timeout(Duration::from_millis(300)), &subject).await.is_local());
+    assert_eq!(limits.state(), BreakerState::Open);
+    // The second node takes over the slots of the first one.
+    for node in &cluster.0[1..] {
+        node.ask_about_slots("DELSLOTS", 0);
+    }
+    cluster.0[1].ask_about_slots("ADDSLOTS", 0);
+    let begin = Instant::now();
+    // The clock stands, so the pause of the breaker does not end.
+    while charge(&limits, &subject).await.is_local() {
+        assert!(begin.elapsed() < NEVER, "the new node is never used");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    assert_eq!(limits.state(), BreakerState::Closed);
+}
+
+#[tokio::test]
 async fn charges_that_wait_for_a_silent_node_hold_no_permits() {
     let Some(cluster) = RedisCluster::start("charges_that_wait_for_a_silent_node_hold_no_permits") else { return };
     let urls = cluster.urls();

@@ -292,6 +292,15 @@ impl Drop for PrivateRedis {
 /// A cluster of three masters, each with a third of the slots.
 pub struct RedisCluster(pub Vec<PrivateRedis>);
 
+impl PrivateRedis {
+    /// Sends a command of `CLUSTER` about the slots that the node at this index has at first.
+    pub fn ask_about_slots(&self, command: &str, at: usize) {
+        let slots: Vec<String> = (at * 16_384 / 3..(at + 1) * 16_384 / 3).map(|slot| slot.to_string()).collect();
+        let arguments: Vec<&str> = ["CLUSTER", command].into_iter().chain(slots.iter().map(|s| &**s)).collect();
+        self.ask(&arguments).unwrap();
+    }
+}
+
 impl RedisCluster {
     pub fn start(test: &str) -> Option<Self> {
         let mut nodes = Vec::new();
@@ -302,9 +311,7 @@ impl RedisCluster {
             nodes.push(PrivateRedis::start_with(test, &arguments)?);
         }
         for (at, node) in nodes.iter().enumerate() {
-            let slots: Vec<String> = (at * 16_384 / 3..(at + 1) * 16_384 / 3).map(|slot| slot.to_string()).collect();
-            let arguments: Vec<&str> = ["CLUSTER", "ADDSLOTS"].into_iter().chain(slots.iter().map(|s| &**s)).collect();
-            node.ask(&arguments).unwrap();
+            node.ask_about_slots("ADDSLOTS", at);
             node.ask(&["CLUSTER", "SET-CONFIG-EPOCH", &(at + 1).to_string()]).unwrap();
         }
         for node in &nodes[1..] {

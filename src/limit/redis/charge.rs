@@ -34,7 +34,7 @@ pub(super) struct Shared {
     pub(super) keys: Arc<Keys>,
     pub(super) link: Arc<Link>,
     pub(super) timeout: Duration,
-    /// The circuit breaker of a single server. For a cluster its settings, see [`Shared::breaker_of`].
+    /// The circuit breaker of a single server, or of a cluster until its slots are known. Each node then has its own.
     pub(super) breaker: Breaker,
     pub(super) caches: Arc<LocalCaches>,
     pub(super) fallback: Fallback,
@@ -133,7 +133,7 @@ impl Shared {
                 }))
             }
             Err(wait) => {
-                self.link.refresh();
+                self.link.refresh_in_outage();
                 Answer::Ready(request.reported(self.decide_locally(&request, wait)))
             }
         }
@@ -190,7 +190,7 @@ impl Shared {
         _ = self.command(charged.key(), refund).await;
     }
 
-    /// Returns what this server knows of the buckets of a caller.
+    /// Returns the local cache for a caller.
     pub(super) fn cache(&self, grant: Option<&CurrentGrant>) -> &LocalCache {
         let is_apart = |quota| self.limits.states().iter().any(|state| state.limit().is_apart(quota));
         self.caches.of(grant.is_some_and(|grant| is_apart(grant.quota())))

@@ -3,7 +3,8 @@
 //! # Rules
 //!
 //! 1. A charge depends only on the node that has its key. Each node has a connection and a circuit breaker. A silent node delays
-//!    other charges only while commands to it use all permits to send, which is until their timeout.
+//!    other charges only while commands to it use all permits to send, which is until their timeout. A redirection is a part of the
+//!    command.
 //! 2. One node is asked for the slots. If it does not reply, the next ones are asked soon after. Each request starts with another
 //!    node, since a node that is partitioned from the others may reply with outdated slots.
 //! 3. After a failed charge and after `MOVED` the slots are requested again. Charges use the previous slots until the reply.
@@ -23,8 +24,9 @@ use tokio::runtime::Handle;
 use tokio::time::timeout;
 
 use super::connect::{Attempt, Connection, Lazy};
+use super::limits::breaker;
 use super::node::{Endpoint, Node, unexpected};
-use crate::pending::breaker::SharedState;
+use crate::pending::breaker::{Breaker, SharedState};
 
 /// The number of redirections after which a charge fails.
 const REDIRECTS: u32 = 4;
@@ -32,8 +34,10 @@ const REDIRECTS: u32 = 4;
 const TRY_AGAIN: Duration = Duration::from_millis(20);
 /// The longest time after which the next node is asked for the slots as well.
 const NEXT_NODE: Duration = Duration::from_millis(50);
-/// The shortest time between two refreshes of the slots.
+/// The shortest time between two refreshes of the slots after failures.
 const REFRESH: Duration = Duration::from_millis(100);
+/// The shortest time between two refreshes of the slots while the breaker of a node is open.
+const REFRESH_IN_OUTAGE: Duration = Duration::from_secs(1);
 const SLOTS: u16 = 16_384;
 
 type Address = (String, u16);
@@ -46,10 +50,13 @@ pub(super) struct Cluster {
     request: Lazy<()>,
     /// The number of requests for the slots.
     requests: AtomicUsize,
-    /// The earliest time of the next refresh, in milliseconds after `begin`.
-    refresh_at: AtomicU64,
+    /// The time of the last refresh, in milliseconds after `begin`; 0 before the first one.
+    refreshed_at: AtomicU64,
     begin: Instant,
+    /// The nodes that have slots, and those that are being asked for the slots.
     nodes: Mutex<HashMap<Address, Arc<ClusterNode>>>,
+    /// Reports that breakers of removed nodes are closed. Its settings have no effect.
+    breaker: Breaker,
 }
 
 /// A node, with a circuit breaker of its own.
@@ -77,9 +84,10 @@ impl Cluster {
             slots: ArcSwapOption::empty(),
             request: Lazy::default(),
             requests: AtomicUsize::new(0),
-            refresh_at: AtomicU64::new(0),
+            refreshed_at: AtomicU64::new(0),
             begin: Instant::now(),
             nodes: Mutex::default(),
+            breaker: breaker(Duration::ZERO),
         }
     }
 
@@ -95,36 +103,45 @@ impl Cluster {
     /// Returns the state of the breaker of the node that has a key. Returns `None` while the slots are unknown.
     pub(super) fn breaker_of(&self, key: &[u8]) -> Option<Arc<SharedState>> {
         let slots = self.slots.load();
-        // Charges for a slot without a node fail immediately, so they need no breaker.
         let node = slots.as_ref()?.node_of(slot(key)).map(|address| self.node(address));
-        Some(node.map_or_else(Arc::default, |node| Arc::clone(&node.breaker)))
+        // Charges for a slot without a node fail immediately, so they need no breaker.
+        Some(node.map_or_else(|| Arc::new(SharedState::retired()), |node| Arc::clone(&node.breaker)))
     }
 
     pub(super) fn breakers(&self) -> Vec<Arc<SharedState>> {
         self.lock_nodes().values().map(|node| Arc::clone(&node.breaker)).collect()
     }
 
-    /// Requests the slots again, unless a request is pending or has just begun.
-    pub(super) fn refresh(self: &Arc<Self>) {
-        let now = self.begin.elapsed().as_millis() as u64;
-        let next = now + REFRESH.as_millis() as u64;
-        let is_due = |at: u64| (now >= at).then_some(next);
+    /// Requests the slots again, unless a request is pending or has begun within this time.
+    fn refresh_after(self: &Arc<Self>, interval: Duration) {
+        let now = self.begin.elapsed().as_millis() as u64 + 1;
+        let is_due = |last: u64| (last == 0 || now - last >= interval.as_millis() as u64).then_some(now);
         // A charge that is dropped after its runtime has ended starts no task.
         if Handle::try_current().is_ok()
-            && self.refresh_at.fetch_update(Ordering::Relaxed, Ordering::Relaxed, is_due).is_ok()
+            && self.refreshed_at.fetch_update(Ordering::Relaxed, Ordering::Relaxed, is_due).is_ok()
         {
             self.request.clear();
             self.request_slots();
         }
     }
 
+    /// Requests the slots, since a node has failed or named another one.
+    fn refresh(self: &Arc<Self>) {
+        self.refresh_after(REFRESH);
+    }
+
+    /// Requests the slots, since a node is unavailable and another one may have taken over its slots.
+    pub(super) fn refresh_in_outage(self: &Arc<Self>) {
+        self.refresh_after(REFRESH_IN_OUTAGE);
+    }
+
     fn request_slots(self: &Arc<Self>) -> Arc<Attempt<()>> {
         self.request.attempt(self.connection_timeout, || {
             let cluster = Arc::clone(self);
             async move {
-                let slots = cluster.find_slots().await?;
-                cluster.lock_nodes().retain(|address, _| cluster.is_used(address, &slots));
-                cluster.slots.store(Some(Arc::new(slots)));
+                let slots = Arc::new(cluster.find_slots().await?);
+                cluster.slots.store(Some(Arc::clone(&slots)));
+                cluster.remove_without(&slots);
                 Ok(())
             }
         })
@@ -179,17 +196,47 @@ impl Cluster {
         first_reply(known.iter().map(|address| self.ask_for_slots(address)), step).await
     }
 
-    /// Returns whether a node is a seed or has slots.
-    fn is_used(&self, address: &Address, slots: &Slots) -> bool {
-        slots.0.iter().any(|(_, of)| of == address)
-            || self.seeds.iter().any(|seed| seed.address() == Some((&address.0, address.1)))
+    /// Removes the nodes without slots. A seed is connected to again for the next request.
+    fn remove_without(&self, slots: &Slots) {
+        let mut removed = Vec::new();
+        self.lock_nodes().retain(|address, node| {
+            let has_slots = slots.has(address);
+            if !has_slots {
+                removed.push(Arc::clone(&node.breaker));
+            }
+            has_slots
+        });
+        // Without the lock, since each change is reported.
+        removed.into_iter().for_each(|state| self.breaker.with_state(state).retire());
     }
 
     async fn ask_for_slots(&self, address: &Address) -> RedisResult<Slots> {
-        let mut node = self.connection(address)?.done().await?;
+        let attempt = self.connection(address)?;
+        let mut node = attempt.done().await?;
+        let mut request = SlotRequest { cluster: self, address, attempt, has_reply: false };
         let mut command = Cmd::new();
         command.arg("CLUSTER").arg("SLOTS");
-        Slots::read(&node.query(&command).await?, &address.0)
+        let slots = Slots::read(&node.query(&command).await?, &address.0)?;
+        request.has_reply = true;
+        Ok(slots)
+    }
+}
+
+/// A request for the slots that waits for its reply.
+struct SlotRequest<'a> {
+    cluster: &'a Cluster,
+    address: &'a Address,
+    attempt: Arc<Attempt<Node>>,
+    has_reply: bool,
+}
+
+impl Drop for SlotRequest<'_> {
+    /// Without a reply, the connection is not used again. Charges notice that a connection to a node with slots has failed.
+    fn drop(&mut self) {
+        let has_slots = || self.cluster.slots.load().as_ref().is_some_and(|slots| slots.has(self.address));
+        if !self.has_reply && !has_slots() {
+            self.cluster.node(self.address).connection.clear_if(&self.attempt);
+        }
     }
 }
 
@@ -274,6 +321,10 @@ fn slot(key: &[u8]) -> u16 {
 }
 
 impl Slots {
+    fn has(&self, address: &Address) -> bool {
+        self.0.iter().any(|(_, of)| of == address)
+    }
+
     fn node_of(&self, slot: u16) -> Option<&Address> {
         self.0.iter().find(|(slots, _)| slots.contains(&slot)).map(|(_, address)| address)
     }
@@ -315,7 +366,11 @@ fn list(value: &Value) -> Option<&[Value]> {
 
 #[cfg(test)]
 mod tests {
+    use futures_util::FutureExt as _;
+
+    use super::super::tests::{redis, url};
     use super::*;
+    use crate::pending::breaker::BreakerState;
 
     #[test]
     fn slots_match_redis() {
@@ -383,10 +438,42 @@ mod tests {
     }
 
     #[test]
-    fn nodes_without_slots_are_dropped_unless_they_are_seeds() {
+    fn nodes_without_slots_are_removed_and_their_breakers_closed() {
         let seed = Endpoint::parse("redis://10.0.0.1:1").unwrap();
-        let (cluster, slots) = (Cluster::new(vec![seed], Duration::ZERO), Slots(vec![(0..=99, node(2))]));
-        assert_eq!([1, 2, 3].map(|number| cluster.is_used(&node(number), &slots)), [true, true, false]);
+        let cluster = Cluster::new(vec![seed], Duration::ZERO);
+        let [gone, kept] =
+            [1, 2].map(|number| cluster.breaker.with_state(Arc::clone(&cluster.node(&node(number)).breaker)));
+        let fail = || (0..5).for_each(|_| [&gone, &kept].into_iter().for_each(|breaker| breaker.failed(false)));
+        fail();
+        cluster.remove_without(&Slots(vec![(0..=99, node(2))]));
+        // Charges in flight change nothing.
+        fail();
+        gone.succeeded(true);
+        fail();
+        assert_eq!([&gone, &kept].map(Breaker::state), [BreakerState::Closed, BreakerState::Open]);
+        assert!(gone.acquire().is_ok());
+        assert_eq!(cluster.lock_nodes().keys().collect::<Vec<_>>(), [&node(2)]);
+    }
+
+    #[test]
+    fn a_connection_without_a_reply_about_the_slots_is_replaced() {
+        let Some((runtime, _)) = redis("a_connection_without_a_reply_about_the_slots_is_replaced") else { return };
+        let seed = Endpoint::parse(&url()).unwrap();
+        let address = seed.address().map(|(host, port)| (host.to_owned(), port)).unwrap();
+        let cluster = Cluster::new(vec![seed], Duration::from_secs(10));
+        runtime.block_on(async {
+            let connection = async || {
+                let attempt = cluster.connection(&address).unwrap();
+                attempt.done().await.unwrap();
+                attempt
+            };
+            let first = connection().await;
+            assert!(cluster.ask_for_slots(&address).await.is_err(), "the server is no cluster");
+            let second = connection().await;
+            assert!(!Arc::ptr_eq(&first, &second));
+            assert!(cluster.ask_for_slots(&address).now_or_never().is_none());
+            assert!(!Arc::ptr_eq(&second, &connection().await));
+        });
     }
 
     #[test]

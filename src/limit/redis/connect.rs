@@ -5,7 +5,7 @@
 //! 1. Connections are made with the first charge. No server is needed to start.
 //! 2. All charges share one connection (one per node of a cluster), and are pipelined.
 //! 3. A connection that has failed, or did not reply in time, is not used again. The next charge makes a new one. Sentinels are
-//!    then asked again for the master, and a cluster for its slots, which are used until the reply.
+//!    then asked again for the master, and a cluster for its slots. The previous slots are used until the reply.
 //! 4. A task makes the connection, within the connection timeout. A charge with a shorter timeout may fail or be dropped meanwhile.
 //!    The next charge then uses that connection, or makes another.
 
@@ -92,15 +92,15 @@ impl Link {
         self.cluster.as_ref()?.breaker_of(key)
     }
 
-    /// Returns the states of the circuit breakers of all cluster nodes that charges have used.
+    /// Returns the states of the circuit breakers of all nodes of a cluster that are in use.
     pub(super) fn breakers(&self) -> Vec<Arc<SharedState>> {
         self.cluster.as_ref().map_or_else(Vec::new, |cluster| cluster.breakers())
     }
 
     /// Requests the slots of a cluster again, since a node is unavailable and another one may have taken over its slots.
-    pub(super) fn refresh(&self) {
+    pub(super) fn refresh_in_outage(&self) {
         if let Some(cluster) = &self.cluster {
-            cluster.refresh();
+            cluster.refresh_in_outage();
         }
     }
 

@@ -128,7 +128,7 @@ impl LeaseTable {
         parts.iter().all(|part| self.settings.plan(part.policy.quota()).is_some())
     }
 
-    /// Returns the parts of a charge that are not leased, or `None` if nothing is leased.
+    /// Returns the parts of a charge that leases do not cover, or `None` if they cover nothing.
     pub(super) fn missing(&self, subject: Option<&Subject>, now: u64, parts: &[Part]) -> Option<Vec<Part>> {
         let leased = |(lease, part): (&Lease, &Part)| lease.leased(now, part.cost);
         let leased =

@@ -68,6 +68,13 @@ pub struct RedisLimits {
 const TIMEOUT: Duration = Duration::from_millis(250);
 const IN_FLIGHT: usize = 256;
 
+/// Creates a circuit breaker with the name in metrics and events.
+pub(super) fn breaker(timeout: Duration) -> Breaker {
+    let mut breaker = Breaker::new(timeout);
+    breaker.set_name("redis");
+    breaker
+}
+
 impl RedisLimits {
     /// Creates a limiter with the policies, costs, dry runs and refunds of `limits`.
     ///
@@ -96,8 +103,7 @@ impl RedisLimits {
         if link.is_cluster() && has(Scope::Subject) && has(Scope::All) {
             return Err(RedisLimitsError::SharedOnCluster);
         }
-        let mut breaker = Breaker::new(TIMEOUT);
-        breaker.set_name("redis");
+        let mut breaker = breaker(TIMEOUT);
         breaker.set_clock(Arc::clone(&limits.time) as Arc<dyn Clock>);
         let shared = Shared {
             keys: Arc::new(keys),

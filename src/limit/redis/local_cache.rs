@@ -1,10 +1,11 @@
-//! What this server knows of the buckets in Redis: leased units and cached rejections.
+//! The local caches of a limiter: leased units and cached rejections.
 //!
 //! # Rules
 //!
-//! 1. A subject can have two buckets under the same policy: one for grants with a quota of their own, and [one
-//!    apart](crate::limit::limit::Limit::is_apart). So there are two caches, as there are two sets of buckets in memory.
-//! 2. A rejection is used only if Redis would reject the units that are not leased.
+//! 1. On a route that keeps its own quota, grants with a quota of their own have another bucket (`default@own`) than grants without
+//!    one. So there are two caches, as there are two sets of buckets in memory: `apart` for grants with a quota, `usual` for all
+//!    others.
+//! 2. A rejection is used only if Redis would reject the units of the charge that leases do not cover.
 
 use super::charge::ChargeRequest;
 use super::gcra::{Part, State};

@@ -10,7 +10,7 @@ use tokio::sync::SemaphorePermit;
 use super::charge::{ChargeRequest, Shared};
 use super::connect::{Connection, Link};
 use super::outage::undecided;
-use super::timeout::within;
+use super::timeout::{Passed, within, within_counted};
 use crate::observe::{self, RedisOutcome, Timer};
 use crate::pending::breaker::{Breaker, BreakerState, Permit};
 use crate::quota::decision::Decision;
@@ -36,14 +36,32 @@ struct Sent<'a> {
     link: &'a Link,
     permit: SendPermit<'a>,
     pass: Permit,
+    passed: Passed,
 }
 
 impl Drop for Sent<'_> {
-    /// If the command is dropped after a long wait, its connection is not used again. Otherwise callers that are less patient than
-    /// the timeout would use a silent connection forever.
+    /// A command that is dropped after half of the timeout has failed. Otherwise callers with a shorter timeout would use a silent
+    /// connection forever.
     fn drop(&mut self) {
-        if self.pass.has_waited_long() {
+        if !self.pass.has_ended() && self.passed.is_half() {
+            self.pass.end(false);
             self.link.failed(Some(&self.permit.connection));
+        }
+    }
+}
+
+/// A charge that waits for a connection.
+struct Connecting<'a> {
+    pass: &'a mut Permit,
+    passed: Passed,
+    is_over: bool,
+}
+
+impl Drop for Connecting<'_> {
+    /// As for a command.
+    fn drop(&mut self) {
+        if !self.is_over && self.passed.is_half() {
+            self.pass.end(false);
         }
     }
 }
@@ -59,7 +77,7 @@ impl Shared {
         self.breaker.with_state(state)
     }
 
-    /// Returns the state of the circuit breaker; of a cluster that of the node that is worst.
+    /// Returns the state of the circuit breaker. For a cluster: open if that of any node is open, otherwise half-open if any is.
     pub(super) fn state(&self) -> BreakerState {
         let nodes = self.link.breakers().into_iter().map(|state| self.breaker.with_state(state).state());
         let states: Vec<_> = nodes.chain([self.breaker.state()]).collect();
@@ -122,22 +140,31 @@ impl Shared {
                 return Ok(SendPermit { connection, has_waited: false, _permit: permit });
             }
         }
-        let waited = within(self.queue_timeout(), pin!(self.in_flight.acquire())).await;
-        // The semaphore is never closed.
-        let Some(Ok(permit)) = waited else {
-            observe::queue_timed_out();
-            return Err(NotSent::QueueTimeout);
-        };
+        let mut permit = self.wait_in_queue().await?;
         pass.renew().map_err(NotSent::Unavailable)?;
         // A previous connection may have failed meanwhile.
-        let connection = match self.link.is_cluster() {
-            false => self.connection(key, pass).await?,
-            true => {
-                let opened = self.link.open(key).now_or_never().and_then(Result::ok);
-                opened.ok_or(NotSent::Unavailable(self.timeout))?
+        let connection = match self.link.open(key).now_or_never() {
+            Some(Ok(connection)) => connection,
+            _ if self.link.is_cluster() => {
+                drop(permit);
+                let connection = self.connection(key, pass).await?;
+                permit = self.wait_in_queue().await?;
+                connection
             }
+            _ => self.connection(key, pass).await?,
         };
         Ok(SendPermit { connection, has_waited: true, _permit: permit })
+    }
+
+    async fn wait_in_queue(&self) -> Result<SemaphorePermit<'_>, NotSent> {
+        match within(self.queue_timeout(), pin!(self.in_flight.acquire())).await {
+            Some(Ok(permit)) => Ok(permit),
+            // The semaphore is never closed.
+            _ => {
+                observe::queue_timed_out();
+                Err(NotSent::QueueTimeout)
+            }
+        }
     }
 
     /// Waits for a connection, for at most the timeout.
@@ -148,13 +175,14 @@ impl Shared {
         let opened = match connection.as_mut().now_or_never() {
             Some(opened) => Some(opened),
             None => {
-                pass.start();
-                let opened = within(self.timeout, connection.as_mut()).await;
-                pass.stop();
+                let mut wait = Connecting { pass, passed: Passed::default(), is_over: false };
+                let opened = within_counted(self.timeout, connection.as_mut(), &wait.passed).await;
+                wait.is_over = true;
                 opened
             }
         };
-        if self.link.is_cluster() {
+        // The node may be known only now, or another one may have the key now. A failure was that of the previous node.
+        if self.link.is_cluster() && (matches!(opened, Some(Ok(_))) || pass.is_of(&self.breaker)) {
             pass.move_to(&self.breaker_of(key));
         }
         let end = match opened {
@@ -176,13 +204,12 @@ impl Shared {
     pub(super) async fn with_redis<T>(
         &self,
         permit: SendPermit<'_>,
-        mut pass: Permit,
+        pass: Permit,
         command: impl AsyncFnOnce(&mut Connection) -> RedisResult<T>,
     ) -> Option<T> {
-        pass.start();
-        let mut sent = Sent { link: &self.link, permit, pass };
+        let mut sent = Sent { link: &self.link, permit, pass, passed: Passed::default() };
         let timer = Timer::start();
-        let done = within(self.timeout, pin!(command(&mut sent.permit.connection))).await;
+        let done = within_counted(self.timeout, pin!(command(&mut sent.permit.connection)), &sent.passed).await;
         timer.record_redis_call(match &done {
             Some(Ok(_)) => RedisOutcome::Answered,
             Some(Err(_)) => RedisOutcome::Failed,

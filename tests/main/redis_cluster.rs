@@ -175,7 +175,13 @@ async fn a_failover_ends_the_outage_of_a_node() {
     let _stopped = Stopped::stop(&cluster.0[0]);
     assert!(charge(&limits.clone().with_timeout(Duration::from_millis(300)), &subject).await.is_local());
     assert_eq!(limits.state(), BreakerState::Open);
-    // The second node takes over the slots of the first one.
+    hands.advance(HOUR);
+    let probe = tokio::spawn({
+        let (limits, subject) = (limits.clone().with_timeout(Duration::from_secs(3)), subject.clone());
+        async move { charge(&limits, &subject).await }
+    });
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    // The second node takes over the slots of the first one, which the probe still waits for.
     for node in &cluster.0[1..] {
         node.ask_about_slots("DELSLOTS", 0);
     }
@@ -187,6 +193,8 @@ async fn a_failover_ends_the_outage_of_a_node() {
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
     assert_eq!(limits.state(), BreakerState::Closed);
+    assert!(probe.await.unwrap().is_local());
+    assert_eq!(limits.state(), BreakerState::Closed, "the probe was no failure of the second node");
 }
 
 #[tokio::test]

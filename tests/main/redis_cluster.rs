@@ -177,7 +177,7 @@ async fn a_failover_ends_the_outage_of_a_node() {
     assert_eq!(limits.state(), BreakerState::Open);
     hands.advance(HOUR);
     let probe = tokio::spawn({
-        let (limits, subject) = (limits.clone().with_timeout(Duration::from_secs(3)), subject.clone());
+        let (limits, subject) = (limits.clone().with_timeout(Duration::from_secs(5)), subject.clone());
         async move { charge(&limits, &subject).await }
     });
     tokio::time::sleep(Duration::from_millis(50)).await;
@@ -192,6 +192,7 @@ async fn a_failover_ends_the_outage_of_a_node() {
         assert!(begin.elapsed() < NEVER, "the new node is never used");
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
+    assert!(!probe.is_finished(), "the slots are requested while the breaker is not closed");
     assert_eq!(limits.state(), BreakerState::Closed);
     assert!(probe.await.unwrap().is_local());
     assert_eq!(limits.state(), BreakerState::Closed, "the probe was no failure of the second node");

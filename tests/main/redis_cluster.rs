@@ -169,7 +169,8 @@ async fn a_silent_node_opens_only_its_own_breaker() {
 async fn a_failover_ends_the_outage_of_a_node() {
     let Some(cluster) = RedisCluster::start("a_failover_ends_the_outage_of_a_node") else { return };
     let (urls, hands) = (cluster.urls(), Hands::default());
-    let limits = limits(urls.iter().map(|url| &**url), hands.limits(MANY));
+    let server = RedisServer::cluster(urls.iter().map(|url| &**url)).unwrap().with_connection_timeout(NEVER);
+    let limits = RedisLimits::new(hands.limits(MANY), server, [7; 32], NonZeroU32::MIN).unwrap().with_timeout(TIMEOUT);
     let limits = limits.with_failure_threshold(1.try_into().unwrap()).with_backoff(HOUR, HOUR).unwrap();
     let subject = subject_on(&limits, &cluster.0[0]).await;
     let _stopped = Stopped::stop(&cluster.0[0]);

@@ -181,7 +181,8 @@ async fn a_failover_ends_the_outage_of_a_node() {
         let (limits, subject) = (limits.clone().with_timeout(Duration::from_secs(5)), subject.clone());
         async move { charge(&limits, &subject).await }
     });
-    tokio::time::sleep(Duration::from_millis(50)).await;
+    // The slots that the failure requested arrive before the failover.
+    tokio::time::sleep(Duration::from_millis(500)).await;
     // The second node takes over the slots of the first one, which the probe still waits for.
     for node in &cluster.0[1..] {
         node.ask_about_slots("DELSLOTS", 0);

@@ -179,7 +179,7 @@ impl Breaker {
     #[cfg(feature = "redis")]
     pub(crate) fn acquire(self) -> Result<Permit, Duration> {
         let is_probe = self.try_acquire()?;
-        Ok(Permit::new(&self, is_probe))
+        Ok(Permit::new(self, is_probe))
     }
 
     /// Returns whether the request is a probe, or the time to wait if it must not pass.
@@ -298,8 +298,8 @@ pub(crate) struct Permit {
 }
 
 impl Permit {
-    pub(crate) fn new(breaker: &Breaker, is_probe: bool) -> Self {
-        Self { breaker: breaker.clone(), is_probe, has_ended: false, since: None }
+    pub(crate) fn new(breaker: Breaker, is_probe: bool) -> Self {
+        Self { breaker, is_probe, has_ended: false, since: None }
     }
 
     /// Starts to measure the wait.
@@ -325,8 +325,8 @@ impl Permit {
 
     /// Continues with another breaker. For the previous one the request counts neither as a success nor as a failure.
     #[cfg(feature = "redis")]
-    pub(crate) fn move_to(&mut self, breaker: &Breaker) {
-        if !self.is_of(breaker) {
+    pub(crate) fn move_to(&mut self, breaker: Breaker) {
+        if !self.is_of(&breaker) {
             *self = Self::new(breaker, false);
         }
     }

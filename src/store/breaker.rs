@@ -197,7 +197,7 @@ impl<T: TokenStore> TokenStore for CircuitBreaker<T> {
                 Answer::Ready(Err(error))
             }
             Answer::Pending(future) => {
-                let permit = Permit::new(&self.breaker, is_probe);
+                let permit = Permit::new(self.breaker.clone(), is_probe);
                 Answer::Pending(CircuitBreakerFuture {
                     future,
                     sleep: None,

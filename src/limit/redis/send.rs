@@ -183,7 +183,7 @@ impl Shared {
         };
         // The node may be known only now, or another one may have the key now. A failure was that of the previous node.
         if self.link.is_cluster() && (matches!(opened, Some(Ok(_))) || pass.is_of(&self.breaker)) {
-            pass.move_to(&self.breaker_of(key));
+            pass.move_to(self.breaker_of(key));
         }
         let end = match opened {
             Some(Ok(connection)) => return Ok(connection),

@@ -60,7 +60,7 @@ impl Backoff {
     }
 }
 
-/// The state of a circuit breaker.
+/// The state that the clones of a circuit breaker share.
 #[derive(Default)]
 pub(crate) struct SharedState {
     /// The number of consecutive failures.

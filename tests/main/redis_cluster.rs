@@ -207,14 +207,14 @@ async fn charges_that_wait_for_a_silent_node_hold_no_permits() {
     let limits = limits(urls.iter().map(|url| &**url), RateLimits::new(MANY)).with_max_in_flight(2.try_into().unwrap());
     let (first, second) = (subject_on(&limits, &cluster.0[0]).await, subject_on(&limits, &cluster.0[1]).await);
     let _stopped = Stopped::stop(&cluster.0[0]);
-    let patient = limits.clone().with_timeout(Duration::from_secs(2)).with_queue_timeout(NEVER);
-    let mut charges: FuturesUnordered<_> = (0..6).map(|_| charge(&patient, &first)).collect();
+    let of_first = limits.clone().with_timeout(Duration::from_secs(2)).with_queue_timeout(NEVER);
+    let mut charges: FuturesUnordered<_> = (0..6).map(|_| charge(&of_first, &first)).collect();
     // The first two are sent and time out. The next two then get the permits, and have no connection.
     for _ in 0..2 {
         assert!(charges.next().await.unwrap().is_local());
     }
-    let hasty = limits.clone().with_queue_timeout(Duration::from_secs(1));
-    let (decision, others) = futures_util::future::join(charge(&hasty, &second), charges.collect::<Vec<_>>()).await;
+    let of_second = limits.clone().with_queue_timeout(Duration::from_secs(1));
+    let (decision, others) = futures_util::future::join(charge(&of_second, &second), charges.collect::<Vec<_>>()).await;
     assert!(decision.is_admitted() && !decision.is_local(), "{decision:?}");
     assert!(others.iter().all(Decision::is_local));
 }

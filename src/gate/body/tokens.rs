@@ -54,9 +54,9 @@ impl BodyTokens {
     /// The default limit on the size of a body: 64 KiB.
     pub const DEFAULT_LIMIT: usize = 65_536;
 
-    /// Creates settings without a token location: add one or more. Requests whose body takes longer than `timeout` to arrive are rejected with 408.
+    /// Creates settings without a token location: add one or more.
     ///
-    /// The timer is tokio's; [`with_timer`](Self::with_timer) takes another.
+    /// Requests whose body takes longer than `timeout` to arrive are rejected with 408. The timer is tokio's; [`with_timer`](Self::with_timer) takes another.
     #[cfg(feature = "tokio")]
     #[must_use]
     pub fn with_timeout(timeout: Duration) -> Self {

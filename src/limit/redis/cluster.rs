@@ -158,11 +158,16 @@ impl Cluster {
         if let Some((connection, route)) =
             connection.and_then(|connection| Some((connection, connection.route.as_ref()?)))
         {
-            if let Some(node) = self.lock_nodes().get(&route.address) {
-                node.connection.clear_if(&connection.attempt);
-            }
+            self.clear(&route.address, &connection.attempt);
         }
         self.refresh();
+    }
+
+    /// Drops the connection to a node, if it is still the current one.
+    fn clear(&self, address: &Address, failed: &Arc<Attempt<Node>>) {
+        if let Some(node) = self.lock_nodes().get(address) {
+            node.connection.clear_if(failed);
+        }
     }
 
     fn lock_nodes(&self) -> MutexGuard<'_, HashMap<Address, Arc<ClusterNode>>> {
@@ -235,7 +240,7 @@ impl Drop for SlotRequest<'_> {
     fn drop(&mut self) {
         let has_slots = || self.cluster.slots.load().as_ref().is_some_and(|slots| slots.has(self.address));
         if !self.has_reply && !has_slots() {
-            self.cluster.node(self.address).connection.clear_if(&self.attempt);
+            self.cluster.clear(self.address, &self.attempt);
         }
     }
 }

@@ -10,7 +10,7 @@ use tokio::sync::SemaphorePermit;
 use super::charge::{ChargeRequest, Shared};
 use super::connect::{Connection, Link};
 use super::outage::undecided;
-use super::timeout::{Passed, within, within_counted};
+use super::timeout::{Begun, within_counted};
 use crate::observe::{self, RedisOutcome, Timer};
 use crate::pending::breaker::{Breaker, BreakerState, Permit};
 use crate::quota::decision::Decision;
@@ -36,14 +36,14 @@ struct Sent<'a> {
     link: &'a Link,
     permit: SendPermit<'a>,
     pass: Permit,
-    passed: Passed,
+    begun: Begun,
 }
 
 impl Drop for Sent<'_> {
     /// A command that is dropped after half of the timeout has failed. Otherwise callers with a shorter timeout would use a silent
     /// connection forever.
     fn drop(&mut self) {
-        if !self.pass.has_ended() && self.passed.is_half() {
+        if !self.pass.has_ended() && self.begun.is_half_over() {
             self.pass.end(false);
             self.link.failed(Some(&self.permit.connection));
         }
@@ -53,14 +53,14 @@ impl Drop for Sent<'_> {
 /// A charge that waits for a connection.
 struct Connecting<'a> {
     pass: &'a mut Permit,
-    passed: Passed,
+    begun: Begun,
     is_over: bool,
 }
 
 impl Drop for Connecting<'_> {
     /// As for a command.
     fn drop(&mut self) {
-        if !self.is_over && self.passed.is_half() {
+        if !self.is_over && self.begun.is_half_over() {
             self.pass.end(false);
         }
     }
@@ -140,15 +140,17 @@ impl Shared {
                 return Ok(SendPermit { connection, has_waited: false, _permit: permit });
             }
         }
-        let mut permit = self.wait_in_queue().await?;
+        let queue_time = Begun::default();
+        let mut permit = self.wait_in_queue(&queue_time).await?;
         pass.renew().map_err(NotSent::Unavailable)?;
         // A previous connection may have failed meanwhile.
         let connection = match self.link.open(key).now_or_never() {
             Some(Ok(connection)) => connection,
+            // Charges of other nodes need the permit. Both waits in the queue share its timeout.
             _ if self.link.is_cluster() => {
                 drop(permit);
                 let connection = self.connection(key, pass).await?;
-                permit = self.wait_in_queue().await?;
+                permit = self.wait_in_queue(&queue_time).await?;
                 connection
             }
             _ => self.connection(key, pass).await?,
@@ -156,8 +158,8 @@ impl Shared {
         Ok(SendPermit { connection, has_waited: true, _permit: permit })
     }
 
-    async fn wait_in_queue(&self) -> Result<SemaphorePermit<'_>, NotSent> {
-        match within(self.queue_timeout(), pin!(self.in_flight.acquire())).await {
+    async fn wait_in_queue(&self, begun: &Begun) -> Result<SemaphorePermit<'_>, NotSent> {
+        match within_counted(self.queue_timeout(), pin!(self.in_flight.acquire()), begun).await {
             Some(Ok(permit)) => Ok(permit),
             // The semaphore is never closed.
             _ => {
@@ -175,8 +177,8 @@ impl Shared {
         let opened = match connection.as_mut().now_or_never() {
             Some(opened) => Some(opened),
             None => {
-                let mut wait = Connecting { pass, passed: Passed::default(), is_over: false };
-                let opened = within_counted(self.timeout, connection.as_mut(), &wait.passed).await;
+                let mut wait = Connecting { pass, begun: Begun::default(), is_over: false };
+                let opened = within_counted(self.timeout, connection.as_mut(), &wait.begun).await;
                 wait.is_over = true;
                 opened
             }
@@ -207,9 +209,9 @@ impl Shared {
         pass: Permit,
         command: impl AsyncFnOnce(&mut Connection) -> RedisResult<T>,
     ) -> Option<T> {
-        let mut sent = Sent { link: &self.link, permit, pass, passed: Passed::default() };
+        let mut sent = Sent { link: &self.link, permit, pass, begun: Begun::default() };
         let timer = Timer::start();
-        let done = within_counted(self.timeout, pin!(command(&mut sent.permit.connection)), &sent.passed).await;
+        let done = within_counted(self.timeout, pin!(command(&mut sent.permit.connection)), &sent.begun).await;
         timer.record_redis_call(match &done {
             Some(Ok(_)) => RedisOutcome::Answered,
             Some(Err(_)) => RedisOutcome::Failed,

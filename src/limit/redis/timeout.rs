@@ -9,14 +9,14 @@ use tokio::time::timeout;
 /// The number of parts of a timeout.
 const PARTS: u32 = 8;
 
-/// The number of parts of a timeout that have passed.
+/// The number of parts of a timeout that have begun.
 #[derive(Default)]
-pub(super) struct Passed(AtomicU32);
+pub(super) struct Begun(AtomicU32);
 
-impl Passed {
+impl Begun {
     /// Returns whether half of the timeout has passed.
-    pub(super) fn is_half(&self) -> bool {
-        self.0.load(Ordering::Relaxed) >= PARTS / 2
+    pub(super) fn is_half_over(&self) -> bool {
+        self.0.load(Ordering::Relaxed) > PARTS / 2
     }
 }
 
@@ -27,20 +27,52 @@ impl Passed {
 ///
 /// Takes a pinned future. An `async fn` that pins its argument holds it twice, and charges in Redis move and allocate their future.
 pub(super) async fn within<F: Future>(limit: Duration, future: Pin<&mut F>) -> Option<F::Output> {
-    within_counted(limit, future, &Passed::default()).await
+    within_counted(limit, future, &Begun::default()).await
 }
 
-/// Waits like [`within`], and counts the parts that have passed.
+/// Waits like [`within`] in the parts that have not begun, and counts those that begin. So all waits with one count share a timeout.
 pub(super) async fn within_counted<F: Future>(
     limit: Duration,
     mut future: Pin<&mut F>,
-    passed: &Passed,
+    begun: &Begun,
 ) -> Option<F::Output> {
-    for part in 1..=PARTS {
+    for part in begun.0.load(Ordering::Relaxed) + 1..=PARTS {
+        begun.0.store(part, Ordering::Relaxed);
         if let Ok(done) = timeout(limit / PARTS, future.as_mut()).await {
             return Some(done);
         }
-        passed.0.store(part, Ordering::Relaxed);
     }
     None
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::pending;
+    use std::pin::pin;
+
+    use tokio::time::{Instant, sleep};
+
+    use super::*;
+
+    const LIMIT: Duration = Duration::from_millis(800);
+
+    #[tokio::test(start_paused = true)]
+    async fn waits_with_one_count_share_a_timeout() {
+        for (first, both) in [(0, 700), (1, 701), (99, 799), (101, 701), (799, 799), (900, 800)] {
+            let (begun, begin) = (Begun::default(), Instant::now());
+            let done = within_counted(LIMIT, pin!(sleep(Duration::from_millis(first))), &begun).await;
+            assert_eq!(done.is_some(), first < 800);
+            assert_eq!(within_counted(LIMIT, pin!(pending::<()>()), &begun).await, None);
+            assert_eq!(begin.elapsed().as_millis(), both);
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn half_of_a_timeout_is_over_after_four_parts() {
+        for (ms, is_half_over) in [(0, false), (399, false), (401, true), (900, true)] {
+            let begun = Begun::default();
+            _ = timeout(Duration::from_millis(ms), within_counted(LIMIT, pin!(pending::<()>()), &begun)).await;
+            assert_eq!(begun.is_half_over(), is_half_over, "{ms}");
+        }
+    }
 }

@@ -60,9 +60,9 @@ async fn requests_and_charges_are_counted() {
         r#"tollgate_requests_total{outcome="missing",location="none"} 1"#,
         r#"tollgate_limit_decisions_total{policy="default",outcome="admitted"} 21"#,
         r#"tollgate_limit_decisions_total{policy="default",outcome="over_limit"} 3"#,
-        r#"tollgate_limit_accounts{policy="default"} 2"#,
+        r#"tollgate_limit_subjects{policy="default"} 2"#,
         "# TYPE tollgate_requests_total counter",
-        "# TYPE tollgate_limit_accounts gauge",
+        "# TYPE tollgate_limit_subjects gauge",
         "# HELP tollgate_limit_decisions_total Charges by policy and outcome.",
     ] {
         assert_has(&scraped, line);

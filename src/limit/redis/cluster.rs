@@ -424,6 +424,21 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn the_slots_are_requested_again_after_an_interval() {
+        const TIMEOUT: Duration = Duration::from_secs(1);
+        let seed = Endpoint::parse("redis://10.0.0.1:1").unwrap();
+        // No time passes until `begin`.
+        let begin = Instant::now() + Duration::from_secs(3_600);
+        let cluster = Arc::new(Cluster { begin, ..Cluster::new(vec![seed], TIMEOUT) });
+        for (interval_ms, requests) in [(9, 1), (9, 1), (1, 1), (0, 2), (1, 2)] {
+            cluster.refresh_after(Duration::from_millis(interval_ms));
+            // The request ends without a reply.
+            tokio::time::sleep(2 * TIMEOUT).await;
+            assert_eq!(cluster.requests.load(Ordering::Relaxed), requests, "{interval_ms}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn the_next_node_is_asked_after_an_error_or_a_pause() {
         const STEP: Duration = Duration::from_millis(50);
         let ask = async |replies: &[(u64, Result<u32, ()>)]| {
@@ -477,7 +492,16 @@ mod tests {
             let second = connection().await;
             assert!(!Arc::ptr_eq(&first, &second));
             assert!(cluster.ask_for_slots(&address).now_or_never().is_none());
-            assert!(!Arc::ptr_eq(&second, &connection().await));
+            let third = connection().await;
+            assert!(!Arc::ptr_eq(&second, &third));
+            let end_request = |has_reply| {
+                let attempt = Arc::clone(&third);
+                drop(SlotRequest { cluster: &cluster, address: &address, attempt, has_reply });
+            };
+            end_request(true);
+            cluster.slots.store(Some(Arc::new(Slots(vec![(0..=1, address.clone())]))));
+            end_request(false);
+            assert!(Arc::ptr_eq(&third, &connection().await), "after a reply, or with slots");
         });
     }
 

@@ -99,13 +99,17 @@ mod tests {
     #[test]
     fn cleared_caches_have_the_same_settings() {
         assert!(LocalCaches::default().cleared().of(false).leases.is_none());
-        let caches = LocalCaches::with_leases(Leases::default());
+        let settings = Leases::default().with_longest(std::time::Duration::from_millis(500));
+        let caches = LocalCaches::with_leases(settings);
         let table = |is_apart| caches.of(is_apart).leases.as_ref().unwrap();
         for is_apart in [false, true] {
             charge(table(is_apart), access(table(is_apart), MS, 1), MS, 1, 5);
         }
         let cleared = caches.cleared();
-        assert_eq!([false, true].map(|is_apart| cleared.of(is_apart).leases.as_ref().unwrap().len()), [0, 0]);
+        for is_apart in [false, true] {
+            let table = cleared.of(is_apart).leases.as_ref().unwrap();
+            assert_eq!((table.settings(), table.len()), (settings, 0));
+        }
         let rejected = State { fits: false, owed_ns: 1_000 * MS };
         caches.of(false).rejections.insert(Tag::default(), &parts(1), [rejected].into_iter(), MS, MS);
         caches.remove(&Tag::default(), &"".into());

@@ -65,7 +65,7 @@ impl Backoff {
 pub(crate) struct SharedState {
     /// The number of consecutive failures.
     failures: AtomicU32,
-    /// True unless `state` is closed. Spares requests the lock while the breaker is closed.
+    /// True while the breaker is open or half-open. Spares requests the lock otherwise.
     tripped: AtomicBool,
     state: Mutex<State>,
 }
@@ -109,9 +109,9 @@ impl SharedState {
 pub enum BreakerState {
     /// All requests pass.
     Closed,
-    /// All requests fail immediately.
+    /// No request passes until the end of a pause. Lookups fail immediately, and charges follow the outage policy.
     Open,
-    /// One request, the probe, passes. All others fail immediately.
+    /// One request, the probe, has passed. For all others the breaker is open.
     HalfOpen,
 }
 

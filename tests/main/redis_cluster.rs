@@ -33,14 +33,54 @@ async fn charge(limits: &RedisLimits, subject: &str) -> Decision {
 
 /// Returns a subject whose bucket is on this node.
 async fn subject_on(limits: &RedisLimits, node: &PrivateRedis) -> String {
+    subject_with(limits, node, "subject").await
+}
+
+/// Returns a subject with this prefix whose bucket is on this node.
+async fn subject_with(limits: &RedisLimits, node: &PrivateRedis, prefix: &str) -> String {
     for at in 0..1_000 {
-        let (subject, before) = (format!("subject-{at}"), node.trips());
+        let (subject, before) = (format!("{prefix}-{at}"), node.trips());
         assert!(!charge(limits, &subject).await.is_local());
         if node.trips() > before {
             return subject;
         }
     }
     panic!("no subject is on this node")
+}
+
+/// A slot that moves from one node to another.
+struct MovingSlot<'a> {
+    slot: String,
+    from: &'a PrivateRedis,
+    to: &'a PrivateRedis,
+}
+
+impl<'a> MovingSlot<'a> {
+    /// Returns the slot of the only key of this node.
+    fn new(from: &'a PrivateRedis, to: &'a PrivateRedis) -> (Self, String) {
+        let keys: Vec<_> = from.ask(&["KEYS", "*"]).unwrap().list();
+        assert_eq!(keys.len(), 1);
+        let key = keys[0].clone().text();
+        let Reply::Int(slot) = from.ask(&["CLUSTER", "KEYSLOT", &key]).unwrap() else { panic!("not a number") };
+        (Self { slot: slot.to_string(), from, to }, key)
+    }
+
+    fn set(&self, node: &PrivateRedis, state: &str, other: &PrivateRedis) {
+        let id = other.ask(&["CLUSTER", "MYID"]).unwrap().text();
+        node.ask(&["CLUSTER", "SETSLOT", &self.slot, state, &id]).unwrap();
+    }
+
+    /// Starts the migration. A key that is not on the old node is asked for on the new one.
+    fn begin(&self) {
+        self.set(self.to, "IMPORTING", self.from);
+        self.set(self.from, "MIGRATING", self.to);
+    }
+
+    /// Completes the migration.
+    fn end(&self) {
+        self.set(self.to, "NODE", self.to);
+        self.set(self.from, "NODE", self.to);
+    }
 }
 
 /// A process that accepts connections but does not run until this is dropped.
@@ -225,20 +265,9 @@ async fn a_moving_slot_is_followed() {
     let urls = cluster.urls();
     let limits = limits(urls.iter().map(|url| &**url), RateLimits::new(MANY));
     let subject = subject_on(&limits, &cluster.0[0]).await;
-    let (from, to) = (&cluster.0[0], &cluster.0[1]);
-    let key = {
-        // Only one key of the test is on this node.
-        let before: Vec<_> = from.ask(&["KEYS", "*"]).unwrap().list();
-        assert_eq!(before.len(), 1);
-        before[0].clone().text()
-    };
-    let Reply::Int(slot) = from.ask(&["CLUSTER", "KEYSLOT", &key]).unwrap() else { panic!("not a number") };
-    let slot = slot.to_string();
-    let id = |node: &PrivateRedis| node.ask(&["CLUSTER", "MYID"]).unwrap().text();
-    let (from_id, to_id) = (id(from), id(to));
-    // While the slot migrates: a key that is not on the old node is asked for on the new one.
-    to.ask(&["CLUSTER", "SETSLOT", &slot, "IMPORTING", &from_id]).unwrap();
-    from.ask(&["CLUSTER", "SETSLOT", &slot, "MIGRATING", &to_id]).unwrap();
+    let from = &cluster.0[0];
+    let (slot, key) = MovingSlot::new(from, &cluster.0[1]);
+    slot.begin();
     let decision = charge(&limits, &subject).await;
     assert_eq!((decision.is_local(), decision.remaining()), (false, 998), "the key is still at the first node");
     from.ask(&["DEL", &key]).unwrap();
@@ -247,14 +276,105 @@ async fn a_moving_slot_is_followed() {
         assert_eq!((decision.is_local(), decision.remaining()), (false, left), "{decision:?}");
     }
     assert_eq!(from.ask(&["EXISTS", &key]).map_err(|_| ()), Err(()), "the old node redirects");
-    // The migration is complete.
-    for node in [to, from, &cluster.0[2]] {
-        node.ask(&["CLUSTER", "SETSLOT", &slot, "NODE", &to_id]).unwrap();
-    }
+    slot.end();
     for left in [997, 996] {
         let decision = charge(&limits, &subject).await;
         assert_eq!((decision.is_local(), decision.remaining()), (false, left), "{decision:?}");
     }
+}
+
+#[tokio::test]
+async fn a_silent_target_of_a_redirection_affects_no_other_node() {
+    let Some(cluster) = RedisCluster::start("a_silent_target_of_a_redirection_affects_no_other_node") else { return };
+    let (urls, hands) = (cluster.urls(), Hands::default());
+    let limits = limits(urls.iter().map(|url| &**url), hands.limits(MANY)).with_backoff(HOUR, HOUR).unwrap();
+    let limits = limits.with_failure_threshold(1.try_into().unwrap());
+    let from = &cluster.0[0];
+    let moving = subject_on(&limits, from).await;
+    let (slot, key) = MovingSlot::new(from, &cluster.0[1]);
+    let staying = subject_with(&limits, from, "staying").await;
+    let connections = || {
+        let stats = from.ask(&["INFO", "stats"]).unwrap().text();
+        let line = stats.lines().find_map(|line| line.strip_prefix("total_connections_received:")).unwrap();
+        line.parse::<u64>().unwrap()
+    };
+    slot.begin();
+    from.ask(&["DEL", &key]).unwrap();
+    let _stopped = Stopped::stop(slot.to);
+    let before = connections();
+    let short = limits.clone().with_timeout(Duration::from_millis(300));
+    for _ in 0..3 {
+        assert!(charge(&short, &moving).await.is_local());
+        assert!(!charge(&limits, &staying).await.is_local());
+    }
+    assert_eq!(limits.state(), BreakerState::Open, "that of the silent node");
+    assert_eq!(connections() - before, 1, "that of the second request for this number");
+}
+
+#[tokio::test]
+async fn a_charge_that_waited_in_the_queue_belongs_to_the_new_node() {
+    let Some(cluster) = RedisCluster::start("a_charge_that_waited_in_the_queue_belongs_to_the_new_node") else {
+        return;
+    };
+    let (urls, hands) = (cluster.urls(), Hands::default());
+    let limits = limits(urls.iter().map(|url| &**url), hands.limits(MANY)).with_backoff(HOUR, HOUR).unwrap();
+    let limits = limits.with_failure_threshold(1.try_into().unwrap());
+    let from = &cluster.0[0];
+    let moving = subject_on(&limits, from).await;
+    let (slot, _) = MovingSlot::new(from, &cluster.0[1]);
+    let staying = subject_with(&limits, from, "staying").await;
+    let of_third = subject_on(&limits, &cluster.0[2]).await;
+    let one = limits.clone().with_max_in_flight(NonZeroU32::MIN).with_queue_timeout(NEVER);
+    // The third node holds the only permit.
+    let stopped = Stopped::stop(&cluster.0[2]);
+    let spawn = |subject: &str| {
+        let (one, subject) = (one.clone(), subject.to_owned());
+        tokio::spawn(async move { charge(&one, &subject).await })
+    };
+    let (holder, queued) = (spawn(&of_third), spawn(&moving));
+    slot.begin();
+    slot.end();
+    let begin = Instant::now();
+    while {
+        let before = slot.to.trips();
+        _ = charge(&limits, &moving).await;
+        slot.to.trips() == before
+    } {
+        assert!(begin.elapsed() < NEVER, "the slot never moves");
+    }
+    // The breaker of the previous node opens.
+    let _stopped = Stopped::stop(from);
+    assert!(charge(&limits.clone().with_timeout(Duration::from_millis(300)), &staying).await.is_local());
+    assert!(!queued.is_finished());
+    drop(stopped);
+    let decision = queued.await.unwrap();
+    assert!(!decision.is_local(), "{decision:?}");
+    assert!(!holder.await.unwrap().is_local());
+}
+
+#[tokio::test]
+async fn a_dropped_wait_for_a_connection_requests_the_slots() {
+    let Some(cluster) = RedisCluster::start("a_dropped_wait_for_a_connection_requests_the_slots") else { return };
+    let urls = cluster.urls();
+    let server = RedisServer::cluster(urls.iter().map(|url| &**url)).unwrap().with_connection_timeout(NEVER);
+    let limits = RedisLimits::new(RateLimits::new(MANY), server, [7; 32], NonZeroU32::MIN).unwrap();
+    let limits = limits.with_failure_threshold(1_000.try_into().unwrap()).with_timeout(Duration::from_secs(1));
+    let subject = subject_on(&limits, &cluster.0[0]).await;
+    cluster.0[0].ask(&["CLIENT", "KILL", "TYPE", "normal"]).unwrap();
+    let _stopped = Stopped::stop(&cluster.0[0]);
+    assert!(charge(&limits, &subject).await.is_local());
+    // The slots that the failure requested arrive before the failover.
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    for node in &cluster.0[1..] {
+        node.ask_about_slots("DELSLOTS", 0);
+    }
+    cluster.0[1].ask_about_slots("ADDSLOTS", 0);
+    let begin = Instant::now();
+    // The caller waits for less than the timeout.
+    while tokio::time::timeout(Duration::from_millis(900), charge(&limits, &subject)).await.is_err() {
+        assert!(begin.elapsed() < NEVER, "the new node is never used");
+    }
+    assert!(!charge(&limits, &subject).await.is_local());
 }
 
 /// While a slot moves, its node replies with `TRYAGAIN` to a charge if one of its keys is missing there.

@@ -56,8 +56,8 @@ pub struct RedisAnonymousLimits<L = Unlimited> {
 impl<L: Clone> RedisAnonymousLimits<L> {
     /// Creates a limiter with the limit, key and number of buckets of `limits`, and with the Redis of `redis`.
     ///
-    /// Buckets of `limits` in memory are not used. While Redis is unavailable, each server has local buckets as under
-    /// [`OutagePolicy::Local`](super::OutagePolicy::Local).
+    /// Buckets of `limits` in memory are not used. The outage policy is that of `redis`. Under
+    /// [`OutagePolicy::Local`](super::OutagePolicy::Local), each server has local buckets while Redis is unavailable.
     #[must_use]
     pub fn new(limits: &AnonymousLimits<L>, redis: &RedisLimits) -> Self {
         let mut limit = limits.limit().clone();

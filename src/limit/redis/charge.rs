@@ -28,7 +28,7 @@ use crate::quota::decision::Decision;
 /// The last part of the key for a grant whose quota is not followed, see [`Limit::is_apart`].
 pub(super) const APART: &str = "default@own";
 
-/// The state of a limiter, shared by its clones. Each clone of this struct has its own settings.
+/// A limiter. Clones share connections, caches and breakers, and have settings of their own.
 #[derive(Clone)]
 pub(super) struct Shared {
     pub(super) keys: Arc<Keys>,

@@ -4,10 +4,11 @@
 //!
 //! 1. A charge depends only on the node that has its key. Each node has a connection and a circuit breaker. A silent node delays
 //!    other charges only while commands to it use all permits to send, which is until their timeout. A redirection is a part of the
-//!    command.
+//!    command. A failure after it is that of the node to which it leads.
 //! 2. One node is asked for the slots. If it does not reply, the next ones are asked soon after. Each request starts with another
 //!    node, since a node that is partitioned from the others may reply with outdated slots.
-//! 3. After a failed charge and after `MOVED` the slots are requested again. Charges use the previous slots until the reply.
+//! 3. After a failed charge and after `MOVED` the slots are requested again, but at most every 100 milliseconds. While a breaker is
+//!    open, charges of its node request them every second. Charges use the previous slots until the reply.
 //! 4. A command is sent again only after `MOVED`, `ASK` and `TRYAGAIN`, which mean that nothing was executed.
 
 use std::collections::HashMap;
@@ -53,7 +54,7 @@ pub(super) struct Cluster {
     /// The time of the last refresh, in milliseconds after `begin`; 0 before the first one.
     refreshed_at: AtomicU64,
     begin: Instant,
-    /// The nodes that have slots, and those that are being asked for the slots.
+    /// The nodes that have slots, those that are being asked for the slots, and the targets of redirections.
     nodes: Mutex<HashMap<Address, Arc<ClusterNode>>>,
     /// Reports that breakers of removed nodes are closed. Its settings have no effect.
     breaker: Breaker,
@@ -112,10 +113,10 @@ impl Cluster {
         self.lock_nodes().values().map(|node| Arc::clone(&node.breaker)).collect()
     }
 
-    /// Requests the slots again, unless a request is pending or has begun within this time.
+    /// Requests the slots again, unless this was called within this time or a request is pending.
     fn refresh_after(self: &Arc<Self>, interval: Duration) {
         let now = self.begin.elapsed().as_millis() as u64 + 1;
-        let is_due = |last: u64| (last == 0 || now - last >= interval.as_millis() as u64).then_some(now);
+        let is_due = |last: u64| (last == 0 || now.saturating_sub(last) >= interval.as_millis() as u64).then_some(now);
         // A charge that is dropped after its runtime has ended starts no task.
         if Handle::try_current().is_ok()
             && self.refreshed_at.fetch_update(Ordering::Relaxed, Ordering::Relaxed, is_due).is_ok()
@@ -245,26 +246,36 @@ impl Drop for SlotRequest<'_> {
     }
 }
 
+impl Route {
+    /// Returns the state of the breaker of this node, if it is in use.
+    pub(super) fn breaker(&self) -> Option<Arc<SharedState>> {
+        self.cluster.lock_nodes().get(&self.address).map(|node| Arc::clone(&node.breaker))
+    }
+}
+
 impl Connection {
     /// Follows the redirection of an error, and sends the command again.
     pub(super) async fn redirect<T: FromRedisValue>(&mut self, mut error: RedisError, command: &Cmd) -> RedisResult<T> {
+        let mut is_asking = false;
         for _ in 0..REDIRECTS {
             let Some(route) = &self.route else { break };
             let ErrorKind::Server(kind) = error.kind() else { break };
-            let done = match (kind, redirection(&error, &route.address.0)) {
+            match (kind, redirection(&error, &route.address.0)) {
                 (ServerErrorKind::Moved, Some(address)) => {
                     route.cluster.refresh();
-                    *self = Arc::clone(&route.cluster).open_at(address).await?;
-                    self.node.query(command).await
+                    self.move_to(address).await?;
+                    is_asking = false;
                 }
                 (ServerErrorKind::Ask, Some(address)) => {
-                    Arc::clone(&route.cluster).open_at(address).await?.node.query_asking(command).await
+                    self.move_to(address).await?;
+                    is_asking = true;
                 }
-                (ServerErrorKind::TryAgain, _) => {
-                    tokio::time::sleep(TRY_AGAIN).await;
-                    self.node.query(command).await
-                }
+                (ServerErrorKind::TryAgain, _) => tokio::time::sleep(TRY_AGAIN).await,
                 _ => break,
+            }
+            let done = match is_asking {
+                true => self.node.query_asking(command).await,
+                false => self.node.query(command).await,
             };
             match done {
                 Err(next) => error = next,
@@ -272,6 +283,16 @@ impl Connection {
             }
         }
         Err(error)
+    }
+
+    /// Continues at another node. Already while this waits, a failure is that of the other node.
+    async fn move_to(&mut self, address: Address) -> RedisResult<()> {
+        if let Some(route) = &mut self.route {
+            self.attempt = route.cluster.connection(&address)?;
+            route.address = address;
+            self.node = self.attempt.done().await?;
+        }
+        Ok(())
     }
 }
 
@@ -436,6 +457,11 @@ mod tests {
             tokio::time::sleep(2 * TIMEOUT).await;
             assert_eq!(cluster.requests.load(Ordering::Relaxed), requests, "{interval_ms}");
         }
+        // Another thread has read a later time.
+        cluster.refreshed_at.store(2, Ordering::Relaxed);
+        cluster.refresh();
+        tokio::time::sleep(TIMEOUT).await;
+        assert_eq!(cluster.requests.load(Ordering::Relaxed), 2);
     }
 
     #[tokio::test(start_paused = true)]

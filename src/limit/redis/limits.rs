@@ -136,8 +136,8 @@ impl RedisLimits {
 
     /// Sets the timeout for a reply of Redis. Default: 250 milliseconds.
     ///
-    /// The time begins when the command is handed to the connection. Making a connection has the same timeout, separately. Time in
-    /// which the whole process does not run is not counted.
+    /// The time begins when the command is handed to the connection. A charge waits for a connection for at most the same time,
+    /// separately. Time in which the whole process does not run is not counted.
     #[must_use]
     pub fn with_timeout(mut self, timeout: Duration) -> Self {
         let shared = self.shared_mut();

@@ -2,8 +2,8 @@
 //!
 //! # Rules
 //!
-//! 1. An entry holds the time until each bucket is full. Other charges only increase it. So Redis would reject a charge that does
-//!    not fit into the rest of that time.
+//! 1. An entry holds the time until each bucket is full. Other charges only increase it. So Redis would reject a charge for which
+//!    the rest of that time leaves no room.
 //! 2. The rest is counted from before the command was sent, and slightly fast, since two clocks never run alike. In doubt Redis is
 //!    asked. The advertised retry time is counted from after the reply.
 //! 3. An entry belongs to buckets with the same quotas. `local_cache.rs` tells apart buckets that differ in nothing else.
@@ -191,7 +191,7 @@ mod tests {
         let most = RejectionCache::MOST as u64;
         let insert = |number, owed_ns, at| cache.insert(tag(number), &one, [rejected(owed_ns)].into_iter(), at, at);
         let has = |number, at| cache.find(&tag(number), &one, at).is_some();
-        (0..most - 1).for_each(|number| insert(number, SECOND / 2, SENT_AT));
+        (0..most - 1).for_each(|number| insert(number, SECOND, SENT_AT));
         insert(most - 1, SECOND + 1, SENT_AT);
         // No entry is old. The next sweep is a second later.
         insert(most, 2 * SECOND, SENT_AT);

@@ -8,6 +8,7 @@ use redis::RedisResult;
 use tokio::sync::SemaphorePermit;
 
 use super::charge::{ChargeRequest, Shared};
+use super::cluster::Route;
 use super::connect::{Connection, Link};
 use super::outage::undecided;
 use super::timeout::{Begun, within_counted};
@@ -33,10 +34,22 @@ enum NotSent {
 
 /// A command that waits for its reply.
 struct Sent<'a> {
-    link: &'a Link,
+    shared: &'a Shared,
     permit: SendPermit<'a>,
     pass: Permit,
     begun: Begun,
+}
+
+impl Sent<'_> {
+    fn failed(&mut self) {
+        let connection = &self.permit.connection;
+        // A redirection may have led to another node.
+        if let Some(state) = connection.route.as_ref().and_then(Route::breaker) {
+            self.pass.move_to(self.shared.breaker.with_state(state));
+        }
+        self.pass.end(false);
+        self.shared.link.failed(Some(connection));
+    }
 }
 
 impl Drop for Sent<'_> {
@@ -44,14 +57,14 @@ impl Drop for Sent<'_> {
     /// connection forever.
     fn drop(&mut self) {
         if !self.pass.has_ended() && self.begun.is_half_over() {
-            self.pass.end(false);
-            self.link.failed(Some(&self.permit.connection));
+            self.failed();
         }
     }
 }
 
 /// A charge that waits for a connection.
 struct Connecting<'a> {
+    link: &'a Link,
     pass: &'a mut Permit,
     begun: Begun,
     is_over: bool,
@@ -62,6 +75,7 @@ impl Drop for Connecting<'_> {
     fn drop(&mut self) {
         if !self.is_over && self.begun.is_half_over() {
             self.pass.end(false);
+            self.link.failed(None);
         }
     }
 }
@@ -142,6 +156,7 @@ impl Shared {
         }
         let queue_time = Begun::default();
         let mut permit = self.wait_in_queue(&queue_time).await?;
+        self.move_to_node(key, pass);
         pass.renew().map_err(NotSent::Unavailable)?;
         // A previous connection may have failed meanwhile.
         let connection = match self.link.open(key).now_or_never() {
@@ -177,15 +192,15 @@ impl Shared {
         let opened = match connection.as_mut().now_or_never() {
             Some(opened) => Some(opened),
             None => {
-                let mut wait = Connecting { pass, begun: Begun::default(), is_over: false };
+                let mut wait = Connecting { link: &self.link, pass, begun: Begun::default(), is_over: false };
                 let opened = within_counted(self.timeout, connection.as_mut(), &wait.begun).await;
                 wait.is_over = true;
                 opened
             }
         };
-        // The node may be known only now, or another one may have the key now. A failure was that of the previous node.
-        if self.link.is_cluster() && (matches!(opened, Some(Ok(_))) || pass.is_of(&self.breaker)) {
-            pass.move_to(self.breaker_of(key));
+        // A failure was that of the previous node, unless no node was known.
+        if matches!(opened, Some(Ok(_))) || pass.is_of(&self.breaker) {
+            self.move_to_node(key, pass);
         }
         let end = match opened {
             Some(Ok(connection)) => return Ok(connection),
@@ -196,6 +211,13 @@ impl Shared {
         pass.end(false);
         self.link.failed(None);
         Err(NotSent::Unavailable(self.timeout))
+    }
+
+    /// Moves a charge to the breaker of the node that has its key now. This may be another one than before a wait.
+    fn move_to_node(&self, key: &[u8], pass: &mut Permit) {
+        if self.link.is_cluster() {
+            pass.move_to(self.breaker_of(key));
+        }
     }
 
     pub(super) fn queue_timeout(&self) -> Duration {
@@ -209,7 +231,7 @@ impl Shared {
         pass: Permit,
         command: impl AsyncFnOnce(&mut Connection) -> RedisResult<T>,
     ) -> Option<T> {
-        let mut sent = Sent { link: &self.link, permit, pass, begun: Begun::default() };
+        let mut sent = Sent { shared: self, permit, pass, begun: Begun::default() };
         let timer = Timer::start();
         let done = within_counted(self.timeout, pin!(command(&mut sent.permit.connection)), &sent.begun).await;
         timer.record_redis_call(match &done {
@@ -218,9 +240,9 @@ impl Shared {
             None => RedisOutcome::Timeout,
         });
         let done = done.and_then(Result::ok);
-        sent.pass.end(done.is_some());
-        if done.is_none() {
-            self.link.failed(Some(&sent.permit.connection));
+        match done {
+            Some(_) => sent.pass.end(true),
+            None => sent.failed(),
         }
         done
     }

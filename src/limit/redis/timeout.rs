@@ -4,6 +4,7 @@ use std::pin::Pin;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
+use futures_util::FutureExt as _;
 use tokio::time::timeout;
 
 /// The number of parts of a timeout.
@@ -31,6 +32,7 @@ pub(super) async fn within<F: Future>(limit: Duration, future: Pin<&mut F>) -> O
 }
 
 /// Waits like [`within`] in the parts that have not begun, and counts those that begin. So all waits with one count share a timeout.
+/// Each wait uses at least one part. After the last part, the future is polled once.
 pub(super) async fn within_counted<F: Future>(
     limit: Duration,
     mut future: Pin<&mut F>,
@@ -42,12 +44,12 @@ pub(super) async fn within_counted<F: Future>(
             return Some(done);
         }
     }
-    None
+    future.now_or_never()
 }
 
 #[cfg(test)]
 mod tests {
-    use std::future::pending;
+    use std::future::{pending, ready};
     use std::pin::pin;
 
     use tokio::time::{Instant, sleep};
@@ -64,6 +66,7 @@ mod tests {
             assert_eq!(done.is_some(), first < 800);
             assert_eq!(within_counted(LIMIT, pin!(pending::<()>()), &begun).await, None);
             assert_eq!(begin.elapsed().as_millis(), both);
+            assert_eq!(within_counted(LIMIT, pin!(ready(1)), &begun).await, Some(1));
         }
     }
 

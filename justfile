@@ -220,15 +220,17 @@ mutants-redis FILES='src/{limit/redis/*,limit/*,limit/memory/*,quota/clock}.rs':
     just mutants-of '{{ FILES }}' \
         "--exclude src/limit/redis/diagnose.rs --features redis --re 'limit/redis|{{ mutants-of-redis }}'" \
         "redis leases:: {{ prepend('--skip=', mutants-redis-later) }}" '' \
-        "redis:: {{ prepend('--skip=', mutants-redis-later) }}"
+        "redis:: {{ prepend('--skip=', mutants-redis-later) }}" \
+        'redis_addresses:: redis_anonymous:: redis_cluster:: redis_outages::'
 
-# Runs the quick tests first, then all with more features. Fails if a surviving mutant is not explained in `mutants.txt`. Mutants of
-# a file that two modules include are listed twice.
+# Runs the quick tests first, then the slow ones, then all with more features. Fails if a surviving mutant is not explained in
+# `mutants.txt`. Mutants of a file that two modules include are listed twice.
 [private]
-mutants-of files features quick more='' units='':
+mutants-of files features quick more='' units='' slow='':
     rm -rf mutants.out
     {{ if units == '' { '' } else { "just mutants-run '" + files + "' " + features + ' --cargo-arg=--lib -- -- ' + units } }}
     just mutants-run '{{ files }}' {{ features }} --cargo-arg=--test=main -- -- {{ quick }}
+    {{ if slow == '' { '' } else { "just mutants-run '" + files + "' " + features + ' --cargo-arg=--test=main -- -- ' + slow } }}
     just mutants-run '{{ files }}' {{ features }} --features cache,metrics,mint,pepper,test-util{{ more }} \
         --cargo-arg=--lib --cargo-arg=--test=main
     comm -23 <(sort -u mutants.out/missed.txt | sed -E 's/:[0-9]+:[0-9]+:/:/' | sort) <(grep '^src/' mutants.txt | sort) \

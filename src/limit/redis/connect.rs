@@ -69,11 +69,6 @@ impl Link {
         Some(Connection { node, attempt, route: None })
     }
 
-    /// Returns whether there is an open connection to a single server.
-    pub(super) fn is_open(&self) -> bool {
-        self.one.current.load().as_ref().is_some_and(|attempt| matches!(attempt.made.get(), Some(Ok(_))))
-    }
-
     /// Returns the connection to the server that has a key. Waits while the connection is being made.
     pub(super) async fn open(&self, key: &[u8]) -> RedisResult<Connection> {
         if let Some(cluster) = &self.cluster {

@@ -146,31 +146,26 @@ impl Shared {
         Some(SendPermit { connection: self.link.opened()?, has_waited: false, _permit: permit })
     }
 
+    /// Charges that wait for a connection hold no permit, since charges of other nodes need it.
     async fn wait_for_permit(&self, key: &[u8], pass: &mut Permit) -> Result<SendPermit<'_>, NotSent> {
-        // First the connection: charges that wait for an unavailable cluster node must not hold permits.
-        if !self.link.is_open() {
-            let connection = self.connection(key, pass).await?;
-            if let Ok(permit) = self.in_flight.try_acquire() {
-                return Ok(SendPermit { connection, has_waited: false, _permit: permit });
-            }
-        }
+        // Both waits in the queue share its timeout.
         let queue_time = Begun::default();
-        let mut permit = self.wait_in_queue(&queue_time).await?;
+        let (mut permit, mut has_waited) = match self.in_flight.try_acquire() {
+            Ok(permit) => (permit, false),
+            Err(_) => (self.wait_in_queue(&queue_time).await?, true),
+        };
         self.move_to_node(key, pass);
         pass.renew().map_err(NotSent::Unavailable)?;
-        // A previous connection may have failed meanwhile.
         let connection = match self.link.open(key).now_or_never() {
             Some(Ok(connection)) => connection,
-            // Charges of other nodes need the permit. Both waits in the queue share its timeout.
-            _ if self.link.is_cluster() => {
+            _ => {
                 drop(permit);
                 let connection = self.connection(key, pass).await?;
-                permit = self.wait_in_queue(&queue_time).await?;
+                (permit, has_waited) = (self.wait_in_queue(&queue_time).await?, true);
                 connection
             }
-            _ => self.connection(key, pass).await?,
         };
-        Ok(SendPermit { connection, has_waited: true, _permit: permit })
+        Ok(SendPermit { connection, has_waited, _permit: permit })
     }
 
     async fn wait_in_queue(&self, begun: &Begun) -> Result<SemaphorePermit<'_>, NotSent> {
@@ -198,8 +193,8 @@ impl Shared {
                 opened
             }
         };
-        // A failure was that of the previous node, unless no node was known.
-        if matches!(opened, Some(Ok(_))) || pass.is_of(&self.breaker) {
+        // The slots may be known only now. Otherwise a failure is that of the node whose connection was awaited.
+        if pass.is_of(&self.breaker) {
             self.move_to_node(key, pass);
         }
         let end = match opened {

@@ -26,6 +26,13 @@ fn limits<'a>(seeds: impl IntoIterator<Item = &'a str>, policies: RateLimits) ->
     limits.with_failure_threshold(1_000.try_into().unwrap()).with_timeout(TIMEOUT)
 }
 
+/// Returns a limiter whose breakers open after this number of failures, for an hour.
+fn opening(cluster: &RedisCluster, hands: &Hands, failures: u32) -> RedisLimits {
+    let urls = cluster.urls();
+    let limits = limits(urls.iter().map(|url| &**url), hands.limits(MANY)).with_backoff(HOUR, HOUR).unwrap();
+    limits.with_failure_threshold(failures.try_into().unwrap())
+}
+
 async fn charge(limits: &RedisLimits, subject: &str) -> Decision {
     let grant = CurrentGrant::new(Grant::new(subject, ()));
     tokio::time::timeout(NEVER, limits.charge(&grant, ONE)).await.expect("the charge hangs")
@@ -176,9 +183,8 @@ async fn a_silent_node_affects_only_its_own_subjects() {
 #[tokio::test]
 async fn a_silent_node_opens_only_its_own_breaker() {
     let Some(cluster) = RedisCluster::start("a_silent_node_opens_only_its_own_breaker") else { return };
-    let (urls, hands) = (cluster.urls(), Hands::default());
-    let limits = limits(urls.iter().map(|url| &**url), hands.limits(MANY));
-    let limits = limits.with_failure_threshold(5.try_into().unwrap()).with_backoff(HOUR, HOUR).unwrap();
+    let hands = Hands::default();
+    let limits = opening(&cluster, &hands, 5);
     let [first, second, third] = [0, 1, 2].map(|at: usize| subject_on(&limits, &cluster.0[at]));
     let (first, second, third) = (first.await, second.await, third.await);
     assert_eq!(limits.state(), BreakerState::Closed);
@@ -286,9 +292,7 @@ async fn a_moving_slot_is_followed() {
 #[tokio::test]
 async fn a_silent_target_of_a_redirection_affects_no_other_node() {
     let Some(cluster) = RedisCluster::start("a_silent_target_of_a_redirection_affects_no_other_node") else { return };
-    let (urls, hands) = (cluster.urls(), Hands::default());
-    let limits = limits(urls.iter().map(|url| &**url), hands.limits(MANY)).with_backoff(HOUR, HOUR).unwrap();
-    let limits = limits.with_failure_threshold(1.try_into().unwrap());
+    let limits = opening(&cluster, &Hands::default(), 1);
     let from = &cluster.0[0];
     let moving = subject_on(&limits, from).await;
     let (slot, key) = MovingSlot::new(from, &cluster.0[1]);
@@ -316,9 +320,7 @@ async fn a_charge_that_waited_in_the_queue_belongs_to_the_new_node() {
     let Some(cluster) = RedisCluster::start("a_charge_that_waited_in_the_queue_belongs_to_the_new_node") else {
         return;
     };
-    let (urls, hands) = (cluster.urls(), Hands::default());
-    let limits = limits(urls.iter().map(|url| &**url), hands.limits(MANY)).with_backoff(HOUR, HOUR).unwrap();
-    let limits = limits.with_failure_threshold(1.try_into().unwrap());
+    let limits = opening(&cluster, &Hands::default(), 1);
     let from = &cluster.0[0];
     let moving = subject_on(&limits, from).await;
     let (slot, _) = MovingSlot::new(from, &cluster.0[1]);

@@ -6,11 +6,12 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, SystemTime};
-use tollgate::TokenDigest;
 
 use futures_util::FutureExt as _;
 use http::{Request, Response, StatusCode};
 use tokio::sync::Semaphore;
+#[cfg(feature = "cache")]
+use tollgate::TokenDigest;
 use tollgate::gate::BodyTokens;
 use tollgate::limit::{FailureThrottle, RateLimits, WouldBeThrottled};
 use tollgate::store::{Lookup, from_fn_with};

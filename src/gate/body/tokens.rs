@@ -56,7 +56,8 @@ impl BodyTokens {
 
     /// Creates settings without a token location: add one or more.
     ///
-    /// Requests whose body takes longer than `timeout` to arrive are rejected with 408. The timer is tokio's; [`with_timer`](Self::with_timer) takes another.
+    /// Requests whose body takes longer than `timeout` to arrive are rejected with 408. The timer is tokio's;
+    /// [`with_timer`](Self::with_timer) takes another.
     #[cfg(feature = "tokio")]
     #[must_use]
     pub fn with_timeout(timeout: Duration) -> Self {

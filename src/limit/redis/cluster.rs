@@ -7,8 +7,8 @@
 //!    command. A failure after it is that of the node to which it leads.
 //! 2. One node is asked for the slots. If it does not reply, the next ones are asked soon after. Each request starts with another
 //!    node, since a node that is partitioned from the others may reply with outdated slots.
-//! 3. After a failed charge and after `MOVED` the slots are requested again, but at most every 100 milliseconds. While a breaker is
-//!    open, charges of its node request them every second. Charges use the previous slots until the reply.
+//! 3. After a failed charge and after `MOVED` the slots are requested again, at most once in 100 milliseconds. Charges that an open
+//!    breaker decides request them too, at most once a second. Charges use the previous slots until the reply.
 //! 4. A command is sent again only after `MOVED`, `ASK` and `TRYAGAIN`, which mean that nothing was executed.
 
 use std::collections::HashMap;

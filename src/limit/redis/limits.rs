@@ -55,8 +55,8 @@ use crate::quota::decision::Decision;
 /// # Timeouts
 ///
 /// A charge waits in the queue for at most the [queue timeout](Self::with_queue_timeout), then for the reply for at most the
-/// [timeout](Self::with_timeout). Making connections takes up to two more timeouts: 1.25 seconds in total by default. With
-/// [leases](Self::with_leases) a charge may first wait for a concurrent lease request, for half of the timeout. The rules of
+/// [timeout](Self::with_timeout). If there is no connection, it waits for one for at most the timeout. That is 1 second in total by
+/// default. With [leases](Self::with_leases) a charge may first wait for a concurrent lease request, for half of the timeout. The rules of
 /// [this module](crate::limit::redis) list what follows each timeout.
 ///
 /// Charges use tokio's timers and must be polled on a tokio runtime.

@@ -9,15 +9,15 @@
 //!    the [timeout](RedisLimits::with_timeout), if it replies with an error, or if the circuit breaker is open after such
 //!    failures. Each node of a cluster has its own circuit breaker. [`Decision::is_local`](crate::Decision::is_local) returns
 //!    true for these decisions. A wait in this process is not a failure of Redis.
-//! 4. Each wait is bounded. With the defaults the sum is 1.25 seconds, and 1.375 seconds with leases:
+//! 4. Each wait is bounded. With the defaults the sum is 1 second, and 1.125 seconds with leases:
 //!
 //!    | wait | bound | then |
 //!    |---|---|---|
 //!    | for a concurrent lease request, with leases only | half of the timeout | the charge asks Redis itself |
-//!    | for a connection, if there is none; and again if the connection fails during the next wait | timeout | [`OutagePolicy`] |
-//!    | for fewer commands in flight | [queue timeout](RedisLimits::with_queue_timeout), twice the timeout | 503 |
+//!    | for a connection, if there is none | timeout | [`OutagePolicy`] |
+//!    | for fewer commands in flight, before and after the wait for a connection | [queue timeout](RedisLimits::with_queue_timeout), twice the timeout | 503 |
 //!    | for the reply to the command | timeout | [`OutagePolicy`] |
-//!    | for a refund by the [status of the response](crate::Limit::with_refund_if), before the response: the same waits again | 1.25 seconds | the request counts |
+//!    | for a refund by the [status of the response](crate::Limit::with_refund_if), before the response: the same waits again | 1 second | the request counts |
 //!
 //!    Time in which the process does not run comes on top.
 //! 5. With [leases](RedisLimits::with_leases) a server charges units in advance, so most charges are decided immediately. The bound

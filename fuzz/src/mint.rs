@@ -61,7 +61,7 @@ fn same(formats: &[TokenFormat; 4], token: &[u8]) {
         let is = format.check(token).map_err(|error| match error {
             CheckError::Prefix => Misfit::Prefix,
             CheckError::Length => Misfit::Length,
-            CheckError::TokenCharset => Misfit::Charset,
+            CheckError::Charset => Misfit::Charset,
             CheckError::Checksum => Misfit::Checksum,
             other => panic!("unknown error: {other}"),
         });

@@ -385,8 +385,8 @@ async fn a_dropped_wait_for_a_connection_requests_the_slots() {
 async fn a_charge_is_sent_again_while_its_keys_move() {
     let Some(cluster) = RedisCluster::start("a_charge_is_sent_again_while_its_keys_move") else { return };
     let urls = cluster.urls();
-    let limits =
-        limits(urls.iter().map(|url| &**url), RateLimits::new(MANY).and(Limit::new("day", MANY).unwrap()).unwrap());
+    let policies = RateLimits::new(MANY).and(Limit::new("day", MANY).unwrap()).unwrap();
+    let limits = limits(urls.iter().map(|url| &**url), policies).with_failure_threshold(NonZeroU32::MIN);
     let subject = subject_on(&limits, &cluster.0[0]).await;
     let (from, to) = (&cluster.0[0], &cluster.0[1]);
     let (slot, keys) = MovingSlot::new(from, to);
@@ -404,6 +404,7 @@ async fn a_charge_is_sent_again_while_its_keys_move() {
             let calls = stats.lines().find(|line| line.starts_with("cmdstat_evalsha")).unwrap_or("rejected_calls=0");
             assert!(calls.contains(&format!("rejected_calls={rejected}")), "{calls}");
         }
+        assert_eq!(limits.state(), BreakerState::Closed, "both nodes are available");
     }
 }
 

@@ -9,7 +9,8 @@
 //!    node, since a node that is partitioned from the others may reply with outdated slots.
 //! 3. After a failed charge and after `MOVED` the slots are requested again, at most once in 100 milliseconds. Charges that an open
 //!    breaker decides request them too, at most once a second. Charges use the previous slots until the reply.
-//! 4. A command is sent again only after `MOVED`, `ASK` and `TRYAGAIN`, which mean that nothing was executed.
+//! 4. A command is sent again only after `MOVED`, `ASK` and `TRYAGAIN`, which mean that nothing was executed. A charge that ends
+//!    with `TRYAGAIN` is decided without Redis. It is no failure of the node.
 
 use std::collections::HashMap;
 use std::ops::RangeInclusive;

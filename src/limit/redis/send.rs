@@ -4,7 +4,7 @@ use std::pin::pin;
 use std::time::Duration;
 
 use futures_util::FutureExt as _;
-use redis::RedisResult;
+use redis::{ErrorKind, RedisResult, ServerErrorKind};
 use tokio::sync::SemaphorePermit;
 
 use super::charge::{ChargeRequest, Shared};
@@ -234,11 +234,12 @@ impl Shared {
             Some(Err(_)) => RedisOutcome::Failed,
             None => RedisOutcome::Timeout,
         });
-        let done = done.and_then(Result::ok);
-        match done {
-            Some(_) => sent.pass.end(true),
-            None => sent.failed(),
+        match &done {
+            Some(Ok(_)) => sent.pass.end(true),
+            // The node is available. One caller's keys are moving.
+            Some(Err(error)) if error.kind() == ErrorKind::Server(ServerErrorKind::TryAgain) => sent.pass.end(true),
+            _ => sent.failed(),
         }
-        done
+        done.and_then(Result::ok)
     }
 }

@@ -68,14 +68,14 @@ impl BodyTokens {
         let (essence, parameters) = (strip_ows(&value[..end]), &value[end..]);
         let is = |name: &[u8]| essence.eq_ignore_ascii_case(name);
         let begins = |with: &[u8]| essence.get(..with.len()).is_some_and(|begin| begin.eq_ignore_ascii_case(with));
-        // Messages of gRPC are framed, whatever the suffix says.
-        if is(b"application/grpc") || begins(b"application/grpc+") {
-            return Ok(None);
-        }
         if types.next().is_some() {
             return Err(InvalidRequest::SeveralContentTypes);
         }
-        let is_framed = begins(b"application/grpc-web+") || begins(b"application/connect+");
+        // Messages of these protocols are framed, whatever the suffix says.
+        let is_framed = begins(b"application/grpc+")
+            || begins(b"application/grpc-web+")
+            || begins(b"application/grpc-web-text+")
+            || begins(b"application/connect+");
         let json_suffix = essence.len() > 5 && essence[essence.len() - 5..].eq_ignore_ascii_case(b"+json");
         let location = if self.form.is_some() && is(b"application/x-www-form-urlencoded") {
             BodyLocation::Form

@@ -17,7 +17,6 @@ use crate::pending::answer::Answer;
 use crate::quota::refund::Refund;
 use crate::rejection::Rejection;
 use crate::rejection::store_error::StoreError;
-use crate::respond::ratelimit::LimitHeaders;
 use crate::respond::{Respond, keep_private, provisional, rewrite};
 use crate::store::GateStore;
 use crate::token::TokenLocation;
@@ -65,13 +64,12 @@ pin_project_lite::pin_project! {
 struct Refunding<ResB> {
     refund: Pin<Box<dyn Future<Output = ()> + Send>>,
     response: Option<Response<ResB>>,
-    headers: Option<LimitHeaders>,
 }
 
 impl<ResB> Refunding<ResB> {
     #[cold]
-    fn new(refunds: Vec<Refund>, response: Response<ResB>, headers: Option<LimitHeaders>) -> Box<Self> {
-        Box::new(Self { refund: Box::pin(Refund::give_back_all(refunds)), response: Some(response), headers })
+    fn new(refunds: Vec<Refund>, response: Response<ResB>) -> Box<Self> {
+        Box::new(Self { refund: Box::pin(Refund::give_back_all(refunds)), response: Some(response) })
     }
 }
 
@@ -149,11 +147,7 @@ where
                 StateProj::Rejected { response } => return Poll::Ready(Ok(take(response))),
                 StateProj::Refunding { refunding } => {
                     ready!(refunding.refund.as_mut().poll(cx));
-                    let mut response = take(&mut refunding.response);
-                    if let Some(headers) = &refunding.headers {
-                        headers.write_response(&mut response);
-                    }
-                    return Poll::Ready(Ok(response));
+                    return Poll::Ready(Ok(take(&mut refunding.response)));
                 }
                 StateProj::Running { future, admitted, gate } => {
                     let mut response = ready!(future.poll(cx))?;
@@ -164,16 +158,19 @@ where
                     if admitted.location != TokenLocation::AuthorizationHeader {
                         keep_private(response.headers_mut(), admitted.location);
                     }
+                    let now = || gate.settings.wall_clock.now();
                     if let Some(charge) = admitted.charged.refundable.take() {
                         if let Some((refunds, decision)) = charge.decision.refunded(response.status()) {
-                            let headers = gate.advert_of(&decision, charge.decided_at);
-                            let refunding = Refunding::new(refunds, response, headers);
+                            if let Some(headers) = gate.advert_of(&decision, charge.decided_at) {
+                                headers.write_response(&mut response, now);
+                            }
+                            let refunding = Refunding::new(refunds, response);
                             state.set(State::Refunding { refunding });
                             continue;
                         }
                     }
                     if let Some(headers) = &admitted.charged.headers {
-                        headers.write_response(&mut response);
+                        headers.write_response(&mut response, now);
                     }
                     return Poll::Ready(Ok(response));
                 }
@@ -208,19 +205,22 @@ impl<S, ReqB, T: GateStore, L: Limiter, R> Waiting<S, ReqB, T, L, R> {
         let this = self.project();
         let Some((_, request)) = this.rest else { completed() };
         match this.wait.project() {
-            WaitProj::Lookup { future, timeout, credential, timer, attempt } => match future.poll(cx) {
-                Poll::Ready(found) => {
-                    let found = found.map_err(StoreError::new);
-                    timer.record_lookup(LookupOutcome::by(&found));
-                    Poll::Ready(this.gate.authenticate_after_wait(found, *credential, attempt.take(), request))
+            WaitProj::Lookup { future, timeout, credential, timer, attempt } => {
+                // First, because a timer of tokio is not ready after a lookup that used up the task's budget.
+                let is_over = timeout.as_mut().is_some_and(|sleep| sleep.as_mut().poll(cx).is_ready());
+                match future.poll(cx) {
+                    Poll::Ready(found) => {
+                        let found = found.map_err(StoreError::new);
+                        timer.record_lookup(LookupOutcome::by(&found));
+                        Poll::Ready(this.gate.authenticate_after_wait(found, *credential, attempt.take(), request))
+                    }
+                    Poll::Pending if is_over => {
+                        timer.record_lookup(LookupOutcome::Timeout);
+                        Poll::Ready(this.gate.reject_after_timeout(attempt.take()))
+                    }
+                    Poll::Pending => Poll::Pending,
                 }
-                Poll::Pending => {
-                    let Some(sleep) = timeout else { return Poll::Pending };
-                    ready!(sleep.as_mut().poll(cx));
-                    timer.record_lookup(LookupOutcome::Timeout);
-                    Poll::Ready(this.gate.reject_after_timeout(attempt.take()))
-                }
-            },
+            }
             WaitProj::Charge { future, caller } => {
                 let decision = ready!(future.poll(cx));
                 Poll::Ready(this.gate.limit(take(caller), Answer::Ready(decision), request))

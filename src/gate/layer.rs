@@ -115,7 +115,10 @@ impl<T: GateStore> AuthLayer<T> {
 impl AuthLayer<NoStore, Unlimited, ProblemDetails, Identity> {
     pub(super) fn without_tokens(identity: Identity) -> Self {
         let layer = Self { gate: Arc::new(new_gate(NoStore, None)), body: identity };
-        layer.map_settings(|settings| settings.allow_anonymous = true)
+        layer.map_settings(|settings| {
+            settings.allow_anonymous = true;
+            settings.locations.authorization_disabled = true;
+        })
     }
 }
 

@@ -98,7 +98,7 @@ impl<T, L, R> Gate<T, L, R> {
     }
 }
 
-/// Removes Bearer credentials. Credentials of another scheme are not removed, unless a custom location found the token there.
+/// Removes Bearer credentials. Credentials of another scheme are not removed.
 #[inline(never)]
 fn remove_bearer<T: GateStore>(headers: &mut HeaderMap, lookup: &TokenLookup<T>) {
     let is_found = matches!(lookup, Ok(asked) if asked.location() == TokenLocation::AuthorizationHeader);

@@ -14,6 +14,7 @@ use crate::rejection::{Rejection, RejectionKind};
 /// Returns the name of the error code and its HTTP status. Connect has the same codes as gRPC.
 fn code(kind: RejectionKind) -> (&'static str, StatusCode) {
     match grpc::status(kind) {
+        "3" => ("invalid_argument", StatusCode::BAD_REQUEST),
         "7" => ("permission_denied", StatusCode::FORBIDDEN),
         "8" => ("resource_exhausted", StatusCode::TOO_MANY_REQUESTS),
         "14" => ("unavailable", StatusCode::SERVICE_UNAVAILABLE),

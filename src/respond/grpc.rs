@@ -53,6 +53,8 @@ pub(super) fn status(kind: RejectionKind) -> &'static str {
         | RejectionKind::OverLimit
         | RejectionKind::CostAboveBurst
         | RejectionKind::BodyTooLarge => RESOURCE_EXHAUSTED,
+        // No error of the credentials either.
+        RejectionKind::BodyUnreadable | RejectionKind::BodyTimeout => "3",
         RejectionKind::Misconfigured => "13",
         RejectionKind::StoreUnavailable | RejectionKind::LimiterUnavailable => "14",
         RejectionKind::Missing
@@ -62,9 +64,7 @@ pub(super) fn status(kind: RejectionKind) -> &'static str {
         | RejectionKind::ExpiredToken
         | RejectionKind::SenderConstrained
         | RejectionKind::InvalidRequest
-        | RejectionKind::InsufficientUserAuthentication
-        | RejectionKind::BodyUnreadable
-        | RejectionKind::BodyTimeout => "16",
+        | RejectionKind::InsufficientUserAuthentication => "16",
     }
 }
 

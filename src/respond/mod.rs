@@ -26,6 +26,7 @@
 //! 7. A rejection of an HTTP/1 request whose body was not read has `Connection: close` (RFC 9112, section 9.6), because the
 //!    server closes the connection. Otherwise a client could send its next request on a closed connection.
 
+use std::borrow::Cow;
 use std::mem;
 
 use http::header::Entry;
@@ -208,19 +209,20 @@ fn bearer_challenge(rejection: &Rejection, challenges: &Challenges) -> Option<He
 /// Writes all `WWW-Authenticate` lines of a rejection, one for each challenge (RFC 9110, section 11.6.1).
 pub(crate) fn write_challenges(headers: &mut http::HeaderMap, rejection: &Rejection, challenges: &Challenges) {
     if let Some(bearer) = bearer_challenge(rejection, challenges) {
-        headers.insert(header::WWW_AUTHENTICATE, bearer);
-        for other in challenges.others() {
-            headers.append(header::WWW_AUTHENTICATE, other.clone());
-        }
+        put_challenges(headers, bearer, challenges);
     }
 }
 
-/// Writes the challenges of the gate that rejects the request.
-fn write_own_challenges(headers: &mut http::HeaderMap, rejection: &Rejection) {
-    match rejection.challenges() {
-        Some(challenges) => write_challenges(headers, rejection, challenges),
-        None => write_challenges(headers, rejection, &Challenges::default()),
+fn put_challenges(headers: &mut http::HeaderMap, bearer: HeaderValue, challenges: &Challenges) {
+    headers.insert(header::WWW_AUTHENTICATE, bearer);
+    for other in challenges.others() {
+        headers.append(header::WWW_AUTHENTICATE, other.clone());
     }
+}
+
+/// Returns the challenges of the gate that rejects the request.
+fn own_challenges(rejection: &Rejection) -> Cow<'_, Challenges> {
+    rejection.challenges().map_or_else(|| Cow::Owned(Challenges::default()), |challenges| Cow::Borrowed(&**challenges))
 }
 
 /// Adds required headers that a custom responder may have left out.
@@ -236,7 +238,10 @@ fn complete<B>(response: &mut Response<B>) {
     }
     if response.status() == StatusCode::UNAUTHORIZED && !response.headers().contains_key(header::WWW_AUTHENTICATE) {
         if let Some(rejection) = response.extensions().get::<Rejection>().cloned() {
-            write_own_challenges(response.headers_mut(), &rejection);
+            let challenges = own_challenges(&rejection);
+            // A 401 has a challenge whatever it is about (RFC 9110, section 15.5.2).
+            let bearer = bearer_challenge(&rejection, &challenges).unwrap_or_else(|| challenges.challenge(None));
+            put_challenges(response.headers_mut(), bearer, &challenges);
         }
     }
 }
@@ -279,7 +284,7 @@ fn head(rejection: &Rejection) -> Response<()> {
     *response.status_mut() = status;
     let headers = response.headers_mut();
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static(NO_STORE));
-    write_own_challenges(headers, rejection);
+    write_challenges(headers, rejection, &own_challenges(rejection));
     write_limits(headers, rejection);
     response
 }
@@ -333,7 +338,7 @@ fn amend_cache_control(headers: &mut http::HeaderMap) {
     }
 }
 
-const NO_STORE: &str = "no-store";
+pub(crate) const NO_STORE: &str = "no-store";
 
 /// The response headers of a gate that scripts in browsers can read only if a CORS layer exposes them.
 ///

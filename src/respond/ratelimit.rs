@@ -144,24 +144,24 @@ fn limit_items(decision: &Decision) -> LimitHeaders {
 }
 
 impl LimitHeaders {
-    /// Writes the headers into a response of the inner service.
+    /// Writes the headers into a response of the inner service. `now` is called only by formats with a time of day.
     #[inline]
-    pub(crate) fn write_response<B>(&self, response: &mut Response<B>) {
+    pub(crate) fn write_response<B>(&self, response: &mut Response<B>, now: impl FnOnce() -> SystemTime) {
         if response.status() == StatusCode::TOO_MANY_REQUESTS {
-            self.write_rejection(response);
+            self.write_rejection(response, now);
         }
         self.write(response.headers_mut());
     }
 
     /// Writes the headers of a rejection that the handler has written. It was decided later than the gate's charge.
     #[cold]
-    fn write_rejection<B>(&self, response: &mut Response<B>) {
+    fn write_rejection<B>(&self, response: &mut Response<B>, now: impl FnOnce() -> SystemTime) {
         let format = match self {
             Self::One { format, .. } => *format,
             Self::Items(_) => RateLimitHeaders::Draft11,
         };
         let decision = response.extensions().get::<Rejection>().and_then(Rejection::decision);
-        let rejected = decision.and_then(|decision| limit_headers(format, decision, SystemTime::now));
+        let rejected = decision.and_then(|decision| limit_headers(format, decision, now));
         // The layer of a route, and `AuthLayer::reject`, have written them already. Items of draft-11 are joined by name.
         let is_written = read_single(response.headers(), format).is_some();
         if let Some(rejected) = rejected.filter(|_| !is_written) {

@@ -234,22 +234,22 @@ where
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.project();
+        // First, because a timer of tokio is not ready after a lookup that used up the task's budget.
+        let mut is_over = this.sleep.as_mut().is_some_and(|sleep| sleep.as_mut().poll(cx).is_ready());
         if let Poll::Ready(found) = this.future.poll(cx) {
             let found = found.map_err(StoreError::new);
             this.permit.end(found.as_ref().err().is_none_or(StoreError::concerns_token));
             return Poll::Ready(found);
         }
-        let sleep = this.sleep.get_or_insert_with(|| {
+        if this.sleep.is_none() {
             this.permit.start();
-            this.timeout.start()
-        });
-        match sleep.as_mut().poll(cx) {
-            Poll::Pending => Poll::Pending,
-            Poll::Ready(()) => {
-                this.permit.end(false);
-                Poll::Ready(Err(StoreError::new(CircuitBreakerError::Timeout)))
-            }
+            is_over = this.sleep.insert(this.timeout.start()).as_mut().poll(cx).is_ready();
         }
+        if !is_over {
+            return Poll::Pending;
+        }
+        this.permit.end(false);
+        Poll::Ready(Err(StoreError::new(CircuitBreakerError::Timeout)))
     }
 }
 

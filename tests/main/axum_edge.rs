@@ -1,5 +1,7 @@
 //! The gate around axum routers and handlers.
 
+use std::time::{Duration, UNIX_EPOCH};
+
 use axum::Router;
 use axum::body::Body;
 use axum::extract::State;
@@ -196,10 +198,12 @@ async fn a_rejection_by_a_handler_is_in_the_rate_limit_fields() {
         (RateLimitHeaders::Draft11, "ratelimit", r#""default";r=0;t=3"#),
         (RateLimitHeaders::Draft07, "ratelimit", "limit=5, remaining=0, reset=3"),
         (RateLimitHeaders::XDelta, "x-ratelimit-reset", "3"),
+        (RateLimitHeaders::XEpoch, "x-ratelimit-reset", "1003"),
     ] {
         for handler in [get(export), get(write)] {
             let limits = Hands::default().limits(Quota::per_minute(60).with_burst(5));
-            let gate = AuthLayer::new(tokens()).with_rate_limit_headers(dialect).with_rate_limit(limits.clone());
+            let gate = AuthLayer::new(tokens()).with_wall_clock(|| UNIX_EPOCH + Duration::from_secs(1_000));
+            let gate = gate.with_rate_limit_headers(dialect).with_rate_limit(limits.clone());
             let app = Router::new().route("/export", handler).layer(gate).with_state(limits);
             let response = ask(&app, "GET", "/export", Some(TOKEN)).await;
             assert_eq!(response.status(), 429, "{dialect:?}");

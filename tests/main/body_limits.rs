@@ -29,6 +29,12 @@ async fn a_body_beyond_the_timeout_gets_408() {
         assert!(!response.headers().contains_key("www-authenticate"));
         assert_eq!(json(response).await["status"], 408);
     }
+    // For Connect, 401 would mean that the token is invalid.
+    let mut unary = authorized(post(JSON, Script::new([Step::Silence])));
+    unary.headers_mut().insert("connect-protocol-version", "1".parse().unwrap());
+    let (response, _) = respond(&gate(), unary).await;
+    assert_eq!(response.status(), 400);
+    assert_eq!(json(response).await["code"], "invalid_argument");
     // A slow body within the timeout is accepted.
     let body = json_with(TOKEN);
     let slowly = body.bytes().flat_map(|byte| [Step::Pause(Duration::from_millis(50)), Step::Data(vec![byte])]);

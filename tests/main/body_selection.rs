@@ -50,6 +50,7 @@ async fn a_body_is_searched_only_with_its_method_and_content_type() {
         "Application/GRPC+json; x=y",
         "application/grpc-web+json",
         "Application/gRPC-Web+json",
+        "application/grpc-web-text+json",
         "application/connect+json",
     ];
     for content_type in [&other[..], &framed].concat() {
@@ -139,11 +140,14 @@ async fn two_content_types_pass_when_no_body_location_is_enabled() {
 async fn contradictory_content_types_are_rejected_before_reading() {
     let mut twice = post(JSON, Script::of(json_with(TOKEN)));
     twice.headers_mut().append("content-type", HeaderValue::from_static(TEXT));
+    let mut framed = post("application/grpc", Script::of(json_with(TOKEN)));
+    framed.headers_mut().append("content-type", HeaderValue::from_static(JSON));
     let mut equal = post(JSON, Script::of(json_with(TOKEN)));
     equal.headers_mut().append("content-type", HeaderValue::from_static(JSON));
     let of_type = |content_type: &str| post(content_type, Script::of(json_with(TOKEN)));
     for request in [
         twice,
+        framed,
         equal,
         of_type("application/json; charset=iso-8859-1"),
         of_type("application/json;v=1;CHARSET=\"UTF-16\""),

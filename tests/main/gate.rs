@@ -9,7 +9,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use http::{HeaderValue, Request, Response, StatusCode, header};
 use tollgate::extract::TokenCharset;
 use tollgate::limit::RateLimits;
-use tollgate::store::from_fn;
+use tollgate::store::{CircuitBreaker, from_fn};
 use tollgate::{
     AuthLayer, BoxStore, Charge, CurrentGrant, Decision, EmptyBody, Grant, Limit, MemoryStore, Policy, ProblemDetails,
     Protocol, Quota, RateLimitHeaders, Rejection, RejectionKind, Scopes, StoreError, TokenDigest, TokenLocation,
@@ -151,6 +151,25 @@ async fn a_lookup_that_completes_at_the_timeout_is_used() {
     });
     let gate = AuthLayer::with_timeout(punctual, timeout).layer(echo());
     assert_eq!(send(&gate, with_token(TOKEN)).await.status(), 200);
+}
+
+#[tokio::test]
+async fn a_lookup_that_is_always_busy_times_out() {
+    const NEVER: Duration = Duration::from_secs(30);
+    /// Uses up tokio's budget of each poll.
+    async fn look_up() -> Result<Option<Grant<()>>, Infallible> {
+        loop {
+            tokio::task::consume_budget().await;
+        }
+    }
+    let timeout = Duration::from_millis(20);
+    let busy = from_fn(|_| look_up());
+    let breaker = CircuitBreaker::with_timeout(busy, timeout);
+    for (store, timeout) in [(BoxStore::new(busy), timeout), (BoxStore::new(breaker), 2 * NEVER)] {
+        let gate = AuthLayer::with_timeout(store, timeout).layer(echo());
+        let response = tokio::time::timeout(NEVER, send(&gate, with_token(TOKEN))).await.expect("no timeout");
+        assert_eq!(response.status(), 503);
+    }
 }
 
 #[tokio::test]
@@ -521,6 +540,14 @@ async fn required_fields_are_added_to_responses_of_any_responder() {
     assert_eq!((&headers[cache], &headers[challenge]), (&NO_STORE, &BEARER));
     let headers = respond(404, &[]).await;
     assert_eq!((&headers[cache], headers.get(challenge)), (&NO_STORE, None));
+    // A responder may write 401 for a rejection that has no challenge of its own.
+    let gate = AuthLayer::new(memory()).with_realm("trading").unwrap().require_https(|_| false);
+    let gate = gate.with_response_fn(|_| {
+        let mut response = Response::new(Body::default());
+        *response.status_mut() = StatusCode::UNAUTHORIZED;
+        response
+    });
+    assert_eq!(send(&gate.layer(echo()), get()).await.headers()[challenge], BEARER);
     let headers = respond(401, &[("cache-control", "max-age=5"), ("www-authenticate", "Basic")]).await;
     assert_eq!(values(&headers, cache), ["max-age=5"]);
     assert_eq!(values(&headers, challenge), ["Basic"]);

@@ -135,6 +135,16 @@ async fn a_route_limiter_charges_preflights_like_anonymous_callers() {
 }
 
 #[tokio::test]
+async fn a_gate_without_tokens_leaves_the_token_to_an_inner_gate() {
+    let gate = AuthLayer::new(memory()).without_preflight_bypass();
+    let service = AuthLayer::anonymous().layer(gate.layer(echo()));
+    let mut request = preflight();
+    request.headers_mut().insert("authorization", format!("Bearer {TOKEN}").parse().unwrap());
+    assert_eq!(send(&service, request).await.status(), 200);
+    assert_eq!(send(&service, preflight()).await.status(), 401);
+}
+
+#[tokio::test]
 async fn a_gate_without_tokens_identifies_no_preflight() {
     let gate = AuthLayer::identified_by(|_| -> Option<Grant<()>> { panic!("a preflight was identified") })
         .with_rate_limit(limits(per_minute().with_anonymous(ONE_AN_HOUR)));

@@ -112,6 +112,26 @@ async fn a_charge_that_waits_too_long_for_a_lease_asks_redis_itself() {
     }
 }
 
+/// A lease ends before its reply arrives.
+#[tokio::test]
+async fn a_reply_that_takes_longer_than_a_lease_costs_one_lease() {
+    const CHARGES: u32 = 20;
+    const ROUNDS: u32 = 5;
+    let test = "a_reply_that_takes_longer_than_a_lease_costs_one_lease";
+    let Some((server, wire)) = start(test, Duration::from_millis(40)) else { return };
+    let quota = Quota::one_per(HOUR).with_burst(2_000);
+    let limits = node(&server, &wire, RateLimits::new(quota)).with_timeout(NEVER);
+    let limits = limits.with_leases(Leases::default().with_longest(Duration::from_millis(20))).unwrap();
+    for _ in 0..ROUNDS {
+        let decisions = charge_concurrently(from_ref(&limits), [1; CHARGES as usize]).await;
+        assert_eq!(admitted(&decisions), u64::from(CHARGES));
+    }
+    let left = limits.usage(alice().subject(), None).await.unwrap().remaining();
+    // The first charge leases what the others of its round wait for. A lease holds back less than one unit.
+    let least = 2_000 - ROUNDS * CHARGES - (CHARGES - 1) - 1;
+    assert!(left >= least, "{left} of {least}");
+}
+
 #[tokio::test]
 async fn redis_decides_six_thousand_concurrent_charges() {
     let test = "redis_decides_six_thousand_concurrent_charges";

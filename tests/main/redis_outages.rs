@@ -52,6 +52,18 @@ async fn local_buckets_are_divided_and_charges_above_them_are_unavailable() {
     }
 }
 
+#[tokio::test]
+async fn clones_share_local_buckets_unless_their_prefixes_differ() {
+    // Nothing listens at this port.
+    let limits = to("redis://127.0.0.1:9", RateLimits::new(FIVE));
+    let other = limits.clone().with_prefix("other:").unwrap();
+    let same = limits.clone().with_outage_policy(OutagePolicy::Local);
+    for (limits, remaining) in [(&limits, 4), (&other, 4), (&same, 3), (&limits, 2), (&other, 3)] {
+        let decision = charge(limits, 1).await;
+        assert_eq!((decision.is_local(), decision.remaining()), (true, remaining));
+    }
+}
+
 /// Returns a limiter behind a proxy, with a test clock and short timeouts.
 async fn behind_a_proxy(home: &RedisHome, policy: OutagePolicy) -> (RedisLimits, Proxy, Hands) {
     let (proxy, hands) = (Proxy::to(home.address()).await, Hands::default());

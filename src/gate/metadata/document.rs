@@ -9,6 +9,7 @@ use super::resource::ProtectedResource;
 use crate::gate::settings::{IsSecure, Settings};
 use crate::rejection::protocol::Reply;
 use crate::request_head::RequestHead;
+use crate::respond::NO_STORE;
 use crate::respond::ratelimit::number;
 
 /// The metadata of a gate, written once.
@@ -54,7 +55,10 @@ impl Document {
                 *response.status_mut() = StatusCode::NO_CONTENT;
                 allow_preflight(response.headers_mut());
             }
-            _ => *response.status_mut() = StatusCode::METHOD_NOT_ALLOWED,
+            _ => {
+                *response.status_mut() = StatusCode::METHOD_NOT_ALLOWED;
+                response.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static(NO_STORE));
+            }
         }
         let headers = response.headers_mut();
         headers.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, HeaderValue::from_static("*"));

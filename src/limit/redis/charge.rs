@@ -25,8 +25,8 @@ use crate::pending::breaker::{Breaker, Permit};
 use crate::quota::Quota;
 use crate::quota::decision::Decision;
 
-/// The last part of the key for a grant whose quota is not followed, see [`Limit::is_apart`].
-pub(super) const APART: &str = "default@own";
+/// The last part of the key for a grant whose quota is not followed, see [`Limit::is_apart`]. No policy's name contains a tab.
+pub(super) const APART: &str = "default\town";
 
 /// A limiter. Clones share connections, caches and breakers, and have settings of their own.
 #[derive(Clone)]

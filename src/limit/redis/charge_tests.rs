@@ -5,12 +5,13 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep};
 
+use super::charge::APART;
 use super::limits::RedisLimits;
 use super::server::RedisServer;
 use super::tests::{key, redis, url};
 use crate::caller::CurrentGrant;
 use crate::grant::Grant;
-use crate::limit::{Charge, Limiter as _, RateLimits};
+use crate::limit::{Charge, Limit, Limiter as _, RateLimits};
 use crate::quota::Quota;
 use crate::quota::policy::lock_new_policies;
 
@@ -35,6 +36,11 @@ fn a_charge_with_a_known_policy_takes_no_process_wide_lock() {
         assert_eq!(charge(), [is_local; 2]);
         assert_eq!(runtime.block_on(limits.reset(&"alice".into())).is_ok(), !is_local);
     }
+}
+
+#[test]
+fn no_limit_has_the_name_of_the_bucket_that_is_apart() {
+    assert!(Limit::new(APART, Quota::per_hour(5)).is_err());
 }
 
 /// The queue timeout, and then the timeout for a connection.

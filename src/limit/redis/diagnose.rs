@@ -94,7 +94,10 @@ impl Server {
         match median {
             median if median >= SLOW => Finding::warning(
                 CHECK,
-                format!("{detail}, but a charge has a timeout of 250 ms by default: use a closer server, or leases"),
+                format!(
+                    "{detail}, but a charge has a timeout of 250 ms by default: use a closer server, or leases that last more \
+                     than twice as long"
+                ),
             ),
             _ => Finding::ok(CHECK, detail),
         }

@@ -7,8 +7,8 @@
 //! 2. The braces are a hash tag: all buckets of one subject are in one slot of a cluster.
 //! 3. Buckets of anonymous clients are in sets: `tollgate:{anonymous/17}:anonymous`. The number of the set and the hashes in its value
 //!    are parts of HMAC-SHA-256 of the client's key, so that no client can choose keys of one set.
-//! 4. The policy's name follows the braces, or `default@own` for a grant with its own quota on a route. No key contains a token or
-//!    anything derived from a token.
+//! 4. The policy's name follows the braces, or `default\town` for a grant with its own quota on a route. No policy has this name,
+//!    because `\t` is a tab. No key contains a token or anything derived from a token.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;

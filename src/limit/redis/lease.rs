@@ -36,16 +36,20 @@ use crate::quota::policy::Policy;
 ///    which an eighth of the burst refills, or [`with_longest`](Self::with_longest). A lease has at least two units and lasts at
 ///    least 5 milliseconds. With a burst below 16, and near the limit, each charge asks Redis.
 /// 5. The size of a lease is chosen to last for half of its duration at the pace of the previous charges. It is at most twice the
-///    previous size. So the first charge requests no lease, and neither does a subject with fewer than four charges per lease.
+///    previous size, or as many units as concurrent charges wait for. So the first charge alone requests no lease, and neither does a
+///    subject with fewer than four charges per lease.
 /// 6. A subject has one pending lease request per server. A concurrent charge that finds too few units waits for that request, for
 ///    half of the timeout. After that it asks Redis itself without a lease request. The bound of rule 3 holds.
 /// 7. A charge of several buckets takes units from all of them or from none. If one of them has no leases, or is an exhausted dry
 ///    run, the charge asks Redis.
 /// 8. Decisions report the state of a bucket that this server received last, at most the duration of a lease ago.
-/// 9. Leases need no task. Entries of subjects whose leases have ended are removed when new subjects are added.
+/// 9. A lease begins when it is requested. If Redis took longer than half of a lease's duration to reply to the previous charge of
+///    a subject, the next one requests no lease. So with a distant Redis and short leases, each charge asks Redis.
+/// 10. Leases need no task. Entries of subjects whose leases have ended are removed when new subjects are added.
 ///
-/// Two events admit more than this bound, each by at most one lease per server. If Redis loses a bucket, the bucket starts full. After
-/// a change of quota, other servers may use their leases of the previous quota until these end.
+/// Three events admit more than this bound, each by at most the leases that a server has. If Redis loses a bucket, the bucket starts
+/// full. After a change of quota, other servers may use their leases of the previous quota until these end. If the clock of a server
+/// stands still, as in a suspended virtual machine, or that of Redis steps forward, the server uses its leases too late.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Leases {
     longest_ns: u64,
@@ -113,6 +117,8 @@ pub(super) struct Lease {
     /// The time until the bucket is full, as Redis reported it, and the time of that reply.
     owed_ns: u64,
     replied_at: u64,
+    /// The time that this reply took.
+    trip_ns: u64,
 }
 
 /// Units that were taken from a lease for a pending charge.
@@ -124,7 +130,18 @@ pub(super) struct Taken {
 
 impl Lease {
     pub(super) fn new(policy: Policy, plan: Plan) -> Self {
-        Self { policy, plan, left: 0, ends_at: 0, sent_at: 0, received: 0, requested: 1, owed_ns: 0, replied_at: 0 }
+        Self {
+            policy,
+            plan,
+            left: 0,
+            ends_at: 0,
+            sent_at: 0,
+            received: 0,
+            requested: 1,
+            owed_ns: 0,
+            replied_at: 0,
+            trip_ns: 0,
+        }
     }
 
     pub(super) fn quota(&self) -> Quota {
@@ -160,8 +177,11 @@ impl Lease {
         self.replied_at > 0 && now.saturating_sub(self.replied_at) < self.plan.time_ns
     }
 
-    /// Returns whether Redis may grant a lease, by the last known state.
+    /// Returns whether Redis may grant a lease, by the last known state, and whether most of it would be left after the reply.
     pub(super) fn can_lease(&self, now: u64) -> bool {
+        if self.trip_ns > self.plan.time_ns / 2 {
+            return false;
+        }
         let owed_ns = self.owed_at(now).max(self.plan.time_ns);
         let rest = self.quota().span_ns().saturating_sub(owed_ns) / self.quota().interval_ns();
         rest / PART_OF_REST >= u64::from(FEWEST)
@@ -191,8 +211,8 @@ impl Lease {
     }
 
     /// Stores the bucket's state as reported by Redis.
-    pub(super) fn update(&mut self, now: u64, state: State) {
-        (self.owed_ns, self.replied_at) = (state.owed_ns, now);
+    pub(super) fn update(&mut self, sent_at: u64, now: u64, state: State) {
+        (self.owed_ns, self.replied_at, self.trip_ns) = (state.owed_ns, now, now.saturating_sub(sent_at));
     }
 
     /// Returns whether the lease has ended and the known state is not recent.
@@ -229,7 +249,7 @@ mod tests {
     fn granted(charged: u32, requested: u32, granted: u32, owed_ns: u64) -> Lease {
         let mut lease = lease();
         lease.renew(MS, 3 * MS, charged, LeaseRequest { units: requested, hold_ns: 0 }, granted);
-        lease.update(3 * MS, State { fits: true, owed_ns });
+        lease.update(MS, 3 * MS, State { fits: true, owed_ns });
         lease
     }
 
@@ -306,6 +326,15 @@ mod tests {
         assert!(can_lease(993, 4 * MS));
         let full = Lease::new(Policy::named(&PolicyName::default_name(), QUOTA.with_burst(132)), PLAN);
         assert!(!full.can_lease(0), "125 of 132 units are held");
+    }
+
+    #[test]
+    fn a_lease_is_requested_only_if_half_of_it_is_left_after_the_reply() {
+        let mut lease = granted(1, 20, 20, 0);
+        for (trip_ns, can_lease) in [(PLAN.time_ns / 2, true), (PLAN.time_ns / 2 + 1, false), (MS, true)] {
+            lease.update(MS, MS + trip_ns, State { fits: true, owed_ns: 0 });
+            assert_eq!(lease.can_lease(MS + trip_ns), can_lease, "{trip_ns}");
+        }
     }
 
     #[test]

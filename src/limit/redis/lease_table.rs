@@ -204,7 +204,7 @@ impl LeaseTable {
         let completed = self.with(subject, parts, |entry| {
             let complete = |at: usize, lease: &mut Lease| {
                 let (taken, request) = (prepared.taken.get(at)?, prepared.requests.get(at)?);
-                let state = reply.and_then(|reply| reply.state(at)).inspect(|state| lease.update(now, *state));
+                let state = reply.and_then(|reply| reply.state(at)).inspect(|state| lease.update(sent_at, now, *state));
                 if !state.is_some_and(|state| is_admitted && state.fits) {
                     lease.put_back(*taken);
                     return None;
@@ -402,7 +402,7 @@ pub(super) mod tests {
         let entry = |replied_at: Option<u64>| {
             let mut lease = Lease::new(parts(1)[0].policy.clone(), Leases::default().plan(QUOTA).unwrap());
             if let Some(at) = replied_at {
-                lease.update(at, State { fits: true, owed_ns: 0 });
+                lease.update(at, at, State { fits: true, owed_ns: 0 });
             }
             SubjectLeases { lock: Arc::default(), leases: vec![lease] }
         };

@@ -131,6 +131,7 @@ impl RedisLimits {
         shared.keys = Arc::new(keys);
         // Another prefix has other buckets.
         shared.caches = Arc::new(shared.caches.cleared());
+        shared.fallback = shared.fallback.with_full_buckets(&shared.limits, shared.nodes);
         Ok(self)
     }
 
@@ -174,7 +175,10 @@ impl RedisLimits {
     #[must_use]
     pub fn with_outage_policy(mut self, policy: OutagePolicy) -> Self {
         let shared = self.shared_mut();
-        shared.fallback = Fallback::new(&shared.limits, policy, shared.nodes);
+        // Clones with this policy share their local buckets.
+        if !matches!((&shared.fallback, policy), (Fallback::Local(_), OutagePolicy::Local)) {
+            shared.fallback = Fallback::new(&shared.limits, policy, shared.nodes);
+        }
         self
     }
 

@@ -2,7 +2,7 @@
 //!
 //! # Rules
 //!
-//! 1. On a route that keeps its own quota, grants with a quota of their own have another bucket (`default@own`) than grants without
+//! 1. On a route that keeps its own quota, grants with a quota of their own have another bucket (`default\town`) than grants without
 //!    one. So there are two caches, as there are two sets of buckets in memory: `apart` for grants with a quota, `usual` for all
 //!    others.
 //! 2. A rejection is used only if Redis would reject the units of the charge that leases do not cover.

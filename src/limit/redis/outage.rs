@@ -50,6 +50,14 @@ impl Fallback {
         }
     }
 
+    /// Returns this policy with new local buckets.
+    pub(super) fn with_full_buckets(&self, limits: &RateLimits, nodes: NonZeroU32) -> Self {
+        match self {
+            Self::Local(_) => Self::new(limits, OutagePolicy::Local, nodes),
+            Self::Reject | Self::Admit | Self::LocalKeys(_) => self.clone(),
+        }
+    }
+
     /// Returns the form for the sets of buckets of these limits.
     pub(super) fn for_keys(&self, limits: &AnonymousLimits) -> Self {
         match self {

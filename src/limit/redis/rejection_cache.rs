@@ -3,7 +3,7 @@
 //! # Rules
 //!
 //! 1. An entry holds the time until each bucket is full. Other charges only increase it. So Redis would reject a charge for which
-//!    the rest of that time leaves no room.
+//!    the rest of that time leaves no room. Exception: a charge by another quota, as after a change of quota, can shorten the time.
 //! 2. The rest is counted from before the command was sent, and slightly fast, since two clocks never run alike. In doubt Redis is
 //!    asked. The advertised retry time is counted from after the reply.
 //! 3. An entry belongs to buckets with the same quotas. `local_cache.rs` tells apart buckets that differ in nothing else.

@@ -23,7 +23,7 @@ impl Begun {
 
 /// Waits for a future, for at most `limit`. Returns `None` after that.
 ///
-/// The time is measured in consecutive parts. A pause of the process costs at most one part, however long it takes. In the
+/// The time is rounded up to whole milliseconds, and measured in consecutive parts. A pause of the process costs at most one part, however long it takes. In the
 /// remaining parts the task that reads the connection runs as often as this task, so a reply that has arrived is read.
 ///
 /// Takes a pinned future. An `async fn` that pins its argument holds it twice, and charges in Redis move and allocate their future.
@@ -40,11 +40,22 @@ pub(super) async fn within_counted<F: Future>(
 ) -> Option<F::Output> {
     for part in begun.0.load(Ordering::Relaxed) + 1..=PARTS {
         begun.0.store(part, Ordering::Relaxed);
-        if let Ok(done) = timeout(limit / PARTS, future.as_mut()).await {
+        let length = length(limit, part);
+        if length.is_zero() {
+            continue;
+        }
+        if let Ok(done) = timeout(length, future.as_mut()).await {
             return Some(done);
         }
     }
     future.now_or_never()
+}
+
+/// Returns the length of a part: whole milliseconds, since a timer rounds up to them.
+fn length(limit: Duration, part: u32) -> Duration {
+    let ms = limit.as_nanos().div_ceil(1_000_000);
+    let end_of = |part: u32| ms * u128::from(part) / u128::from(PARTS);
+    Duration::from_millis(u64::try_from(end_of(part) - end_of(part - 1)).unwrap_or(u64::MAX))
 }
 
 #[cfg(test)]
@@ -67,6 +78,16 @@ mod tests {
             assert_eq!(within_counted(LIMIT, pin!(pending::<()>()), &begun).await, None);
             assert_eq!(begin.elapsed().as_millis(), both);
             assert_eq!(within_counted(LIMIT, pin!(ready(1)), &begun).await, Some(1));
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_timeout_is_rounded_up_to_milliseconds() {
+        for (limit_us, ms) in [(0, 0), (1, 1), (1_000, 1), (5_000, 5), (250_000, 250), (250_001, 251)] {
+            let (limit, begin) = (Duration::from_micros(limit_us), Instant::now());
+            assert_eq!(within(limit, pin!(pending::<()>())).await, None);
+            assert_eq!(begin.elapsed().as_millis(), ms, "{limit:?}");
+            assert_eq!(within(limit, pin!(ready(1))).await, Some(1));
         }
     }
 

@@ -120,6 +120,7 @@ async fn each_method_has_its_response() {
     for method in [Method::POST, Method::PUT, Method::DELETE, Method::TRACE] {
         let response = send(&service, request(method, TARGET)).await;
         assert_eq!(response.status(), 405);
+        assert_eq!(field(response.headers(), "cache-control"), Some("no-store"));
         assert_eq!(field(response.headers(), "allow"), Some("GET, HEAD, OPTIONS"));
         assert_eq!(field(response.headers(), "access-control-allow-origin"), Some("*"));
         assert_eq!(text(response).await, "");

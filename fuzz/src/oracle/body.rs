@@ -1,6 +1,6 @@
 //! Text bodies, and the choice of the body location by the head of a request.
 
-use super::{Form, Found, Speaks, latin_1, protocol, strip};
+use super::{Form, Found, latin_1, strip};
 use crate::request::Sent;
 
 /// Extracts from a text body of `name=value;` fields.
@@ -29,13 +29,15 @@ pub enum BodyLocation {
     Text,
 }
 
+const FRAMED: [&str; 4] =
+    ["application/grpc+", "application/grpc-web+", "application/grpc-web-text+", "application/connect+"];
+
 /// Returns the body location that the head of a request selects, enabled or not, and whether its charset is supported.
 /// Returns `BadRequest` for two content types.
 pub fn body_location(request: &Sent) -> Result<Option<(BodyLocation, bool)>, Found> {
     let encodings = super::list(&request.lines("content-encoding"));
     let is_encoded = encodings.iter().any(|coding| !coding.eq_ignore_ascii_case("identity"));
-    // gRPC bodies are framed, even with `+json`.
-    if !["POST", "PUT", "PATCH"].contains(&&*request.method) || is_encoded || protocol(request) == Speaks::Grpc {
+    if !["POST", "PUT", "PATCH"].contains(&&*request.method) || is_encoded {
         return Ok(None);
     }
     let types = request.lines("content-type");
@@ -49,10 +51,8 @@ pub fn body_location(request: &Sent) -> Result<Option<(BodyLocation, bool)>, Fou
         "application/x-www-form-urlencoded" => BodyLocation::Form,
         "application/json" => BodyLocation::Json,
         "text/plain" => BodyLocation::Text,
-        // Framed too.
-        other if other.starts_with("application/grpc-web+") || other.starts_with("application/connect+") => {
-            return Ok(None);
-        }
+        // Framed, even with `+json`.
+        other if FRAMED.iter().any(|framed| other.starts_with(framed)) => return Ok(None),
         other if other.ends_with("+json") && other != "+json" => BodyLocation::Json,
         _ => return Ok(None),
     };

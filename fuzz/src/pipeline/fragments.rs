@@ -34,7 +34,7 @@ const BODIES: [&str; 16] = [
     "access_token=a&access_token=a",
 ];
 
-const LINES: [(&str, &str); 44] = [
+const LINES: [(&str, &str); 45] = [
     ("authorization", "Bearer header-token"),
     ("authorization", "bEARER \t"),
     ("authorization", " Bearer   another-token=="),
@@ -70,6 +70,7 @@ const LINES: [(&str, &str); 44] = [
     ("content-type", "application/grpc-web"),
     ("content-type", "application/grpc-web+json"),
     ("content-type", "application/grpc-web-text ; x=y"),
+    ("content-type", "application/grpc-web-text+json"),
     ("connect-protocol-version", "1"),
     ("content-type", "application/connect+json"),
     ("content-type", "image/png"),

@@ -206,7 +206,7 @@ impl<S, ReqB, T: GateStore, L: Limiter, R> Waiting<S, ReqB, T, L, R> {
         let Some((_, request)) = this.rest else { completed() };
         match this.wait.project() {
             WaitProj::Lookup { future, timeout, credential, timer, attempt } => {
-                // First, because a timer of tokio is not ready after a lookup that used up the task's budget.
+                // First, because a timer of tokio stays pending after a lookup that should have yielded (`tokio::task::coop`).
                 let is_over = timeout.as_mut().is_some_and(|sleep| sleep.as_mut().poll(cx).is_ready());
                 match future.poll(cx) {
                     Poll::Ready(found) => {

@@ -234,7 +234,7 @@ where
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.project();
-        // First, because a timer of tokio is not ready after a lookup that used up the task's budget.
+        // First, because a timer of tokio stays pending after a lookup that should have yielded (`tokio::task::coop`).
         let mut is_over = this.sleep.as_mut().is_some_and(|sleep| sleep.as_mut().poll(cx).is_ready());
         if let Poll::Ready(found) = this.future.poll(cx) {
             let found = found.map_err(StoreError::new);

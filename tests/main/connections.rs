@@ -167,6 +167,31 @@ async fn administration_reports_a_lock_and_then_succeeds() {
 }
 
 #[tokio::test]
+async fn administration_reports_a_deadlock_as_a_lock() {
+    let Some(mut setting) = Setting::new("administration_reports_a_deadlock_as_a_lock").await else { return };
+    for id in ["1", "2"] {
+        setting.direct.import(TokenDigest::of(id), &NewGrant::new("alice").with_id(id)).await.unwrap();
+    }
+    let mut transaction = setting.admin.begin().await.unwrap();
+    // The other transaction ends the deadlock.
+    transaction.execute("SET LOCAL deadlock_timeout = '60s'").await.unwrap();
+    let lock = async |transaction: &mut PgConnection, id: &str| {
+        let lock = sqlx::query("SELECT 1 FROM tollgate_grants WHERE id = $1 FOR UPDATE").bind(id.to_owned());
+        lock.execute(transaction).await.unwrap();
+    };
+    lock(&mut transaction, "2").await;
+    let database = setting.direct.clone();
+    // It locks the first grant, and waits for the second one.
+    let suspended = tokio::spawn(async move { in_time(database.suspend_subject(&"alice".into())).await });
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    lock(&mut transaction, "1").await;
+    let suspended = suspended.await.unwrap();
+    transaction.rollback().await.unwrap();
+    assert!(matches!(suspended, Err(SqlError::Locked)), "{suspended:?}");
+    assert_eq!(in_time(setting.direct.suspend_subject(&"alice".into())).await.unwrap().len(), 2);
+}
+
+#[tokio::test]
 async fn administration_fails_in_time_on_a_silent_network() {
     let test = "administration_fails_in_time_on_a_silent_network";
     let Some(mut setting) = Setting::new(test).await else { return };

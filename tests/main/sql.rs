@@ -516,6 +516,36 @@ async fn invalid_rows_are_errors() {
 }
 
 #[tokio::test]
+async fn grants_are_revoked_although_a_row_is_invalid() {
+    let home = Home::sqlite();
+    let database = home.database().await;
+    database.migrate().await.unwrap();
+    let (alice, store) = ("alice".into(), database.store::<()>());
+    for token in ["one-token", "a-token", "two-token"] {
+        let grant = NewGrant::new("alice").with_id(format!("id-of-{token}"));
+        database.import(TokenDigest::of(token), &grant).await.unwrap();
+    }
+    let pool = sqlx::SqlitePool::connect(home.url()).await.unwrap();
+    let execute = async |sql: &'static str| sqlx::query(sql).execute(&pool).await.unwrap();
+    execute("UPDATE tollgate_grants SET scopes = 'a\"b' WHERE id = 'id-of-a-token'").await;
+    let are_found = async || {
+        let found = [find(&store, "one-token").await, find(&store, "two-token").await];
+        found.map(|found| found.is_some())
+    };
+    let is_invalid =
+        |error: SqlError| matches!(error, SqlError::InvalidRow { id, .. } if id.as_str() == "id-of-a-token");
+    assert!(is_invalid(database.suspend_subject(&alice).await.unwrap_err()));
+    assert_eq!(are_found().await, [false; 2]);
+    assert!(is_invalid(database.resume_subject(&alice).await.unwrap_err()));
+    assert_eq!(are_found().await, [true; 2]);
+    assert!(is_invalid(database.revoke_subject(&alice).await.unwrap_err()));
+    assert_eq!(are_found().await, [false; 2]);
+    assert!(database.revoke_subject(&alice).await.unwrap().is_empty());
+    execute("UPDATE tollgate_grants SET scopes = ''").await;
+    assert!(find(&store, "a-token").await.is_none(), "the invalid one is revoked, too");
+}
+
+#[tokio::test]
 async fn a_store_without_principals_ignores_them() {
     on_each_database("a_store_without_principals_ignores_them", |home| async move {
         let database = home.database().await;

@@ -253,8 +253,9 @@ impl From<sqlx::Error> for SqlError {
                 Some(code @ "3D000") => Self::Database(format!("the server has no such database ({code})").into()),
                 // PostgreSQL: `query_canceled`, which reports a `statement_timeout`.
                 Some("57014") => Self::Timeout,
-                // PostgreSQL: `lock_not_available`. SQLite: `SQLITE_BUSY` with its extended codes, and `SQLITE_LOCKED`.
-                Some("55P03" | "5" | "261" | "517" | "773" | "6" | "262") => Self::Locked,
+                // PostgreSQL: `lock_not_available` and `deadlock_detected`. SQLite: `SQLITE_BUSY` with its extended codes, and
+                // `SQLITE_LOCKED`.
+                Some("55P03" | "40P01" | "5" | "261" | "517" | "773" | "6" | "262") => Self::Locked,
                 _ => Self::Database(Box::new(error)),
             },
             _ => Self::Database(Box::new(error)),

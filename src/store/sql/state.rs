@@ -52,7 +52,7 @@ impl Database {
     ///
     /// # Errors
     ///
-    /// If the database fails.
+    /// If the database fails. [`SqlError::InvalidRow`] if a row cannot be read: the change is made, in this row too.
     pub async fn suspend(&self, id: &GrantId) -> Result<bool, SqlError> {
         Ok(!self.set_state(&SUSPEND, Some(id), None).await?.is_empty())
     }
@@ -62,7 +62,7 @@ impl Database {
     ///
     /// # Errors
     ///
-    /// If the database fails.
+    /// If the database fails. [`SqlError::InvalidRow`] if a row cannot be read: the change is made, in this row too.
     pub async fn suspend_subject(&self, subject: &Subject) -> Result<Vec<GrantRecord>, SqlError> {
         self.set_state(&SUSPEND, None, Some(subject)).await
     }
@@ -71,7 +71,7 @@ impl Database {
     ///
     /// # Errors
     ///
-    /// If the database fails.
+    /// If the database fails. [`SqlError::InvalidRow`] if a row cannot be read: the change is made, in this row too.
     pub async fn resume(&self, id: &GrantId) -> Result<bool, SqlError> {
         Ok(!self.set_state(&RESUME, Some(id), None).await?.is_empty())
     }
@@ -80,7 +80,7 @@ impl Database {
     ///
     /// # Errors
     ///
-    /// If the database fails.
+    /// If the database fails. [`SqlError::InvalidRow`] if a row cannot be read: the change is made, in this row too.
     pub async fn resume_subject(&self, subject: &Subject) -> Result<Vec<GrantRecord>, SqlError> {
         self.set_state(&RESUME, None, Some(subject)).await
     }
@@ -89,7 +89,7 @@ impl Database {
     ///
     /// # Errors
     ///
-    /// If the database fails.
+    /// If the database fails. [`SqlError::InvalidRow`] if a row cannot be read: the change is made, in this row too.
     pub async fn revoke(&self, id: &GrantId) -> Result<bool, SqlError> {
         Ok(!self.set_state(&REVOKE, Some(id), None).await?.is_empty())
     }
@@ -98,7 +98,7 @@ impl Database {
     ///
     /// # Errors
     ///
-    /// If the database fails.
+    /// If the database fails. [`SqlError::InvalidRow`] if a row cannot be read: the change is made, in this row too.
     pub async fn revoke_subject(&self, subject: &Subject) -> Result<Vec<GrantRecord>, SqlError> {
         self.set_state(&REVOKE, None, Some(subject)).await
     }
@@ -111,24 +111,37 @@ impl Database {
     ) -> Result<Vec<GrantRecord>, SqlError> {
         let statement = self.sql(transition.statement);
         let mut reports = self.reports();
-        administer!(self, Writes, transaction => {
+        let changed: Vec<Result<GrantRecord, SqlError>> = administer!(self, Writes, transaction => {
             let update = sqlx::query(statement)
                 .bind(id.map(GrantId::as_str))
                 .bind(subject.map(Subject::as_str))
                 .bind(self.now_ms());
             let rows = update.fetch_all(&mut *transaction).await?;
-            let mut grants: Vec<GrantRecord> = rows.iter().map(read).collect::<Result<_, _>>()?;
-            grants.sort_unstable_by(|a, b| a.id.as_str().cmp(b.id.as_str()));
+            // A row that cannot be read is no reason to leave the others as they are.
+            let mut grants: Vec<_> = rows.iter().map(read).collect();
+            grants.sort_unstable_by(|a, b| names(a).cmp(&names(b)));
             if transition.action == RESUME.action && !grants.is_empty() {
                 // Caches may have negative entries for the tokens.
                 reports.added();
             }
-            for grant in &grants {
-                reports.grant(grant.id.as_str());
+            for (id, _) in grants.iter().filter_map(names) {
+                reports.grant(id);
             }
-            let entries = grants.iter().map(|grant| vec![grant.id.as_str(), grant.subject.as_str()]);
+            let entries = grants.iter().filter_map(names).map(|(id, subject)| vec![id, subject]);
             record!(self, transaction, transition.action, entries);
             Ok(grants)
-        })
+        })?;
+        changed.into_iter().collect()
+    }
+}
+
+/// Returns the id and the subject, also those of a row that cannot be read.
+fn names(row: &Result<GrantRecord, SqlError>) -> Option<(&str, &str)> {
+    match row {
+        Ok(GrantRecord { id, subject, .. }) | Err(SqlError::InvalidRow { id, subject, .. }) => {
+            Some((id.as_str(), subject.as_str()))
+        }
+        // Both columns are texts.
+        Err(_) => None,
     }
 }

@@ -53,7 +53,7 @@ pub(super) fn status(kind: RejectionKind) -> &'static str {
         | RejectionKind::OverLimit
         | RejectionKind::CostAboveBurst
         | RejectionKind::BodyTooLarge => RESOURCE_EXHAUSTED,
-        // No error of the credentials either.
+        // Not about credentials either: the client must keep its token.
         RejectionKind::BodyUnreadable | RejectionKind::BodyTimeout => "3",
         RejectionKind::Misconfigured => "13",
         RejectionKind::StoreUnavailable | RejectionKind::LimiterUnavailable => "14",

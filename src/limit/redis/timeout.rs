@@ -23,8 +23,9 @@ impl Begun {
 
 /// Waits for a future, for at most `limit`. Returns `None` after that.
 ///
-/// The time is rounded up to whole milliseconds, and measured in consecutive parts. A pause of the process costs at most one part, however long it takes. In the
-/// remaining parts the task that reads the connection runs as often as this task, so a reply that has arrived is read.
+/// The time is rounded up to whole milliseconds, and measured in consecutive parts. A pause of the process costs at most one part,
+/// however long it takes. In the remaining parts the task that reads the connection runs as often as this task, so a reply that has
+/// arrived is read.
 ///
 /// Takes a pinned future. An `async fn` that pins its argument holds it twice, and charges in Redis move and allocate their future.
 pub(super) async fn within<F: Future>(limit: Duration, future: Pin<&mut F>) -> Option<F::Output> {

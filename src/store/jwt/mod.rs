@@ -149,8 +149,8 @@ impl<P> JwtStore<P> {
     /// | [`Token`](Invalidation::Token) | the token with this digest |
     /// | [`Added`](Invalidation::Added), [`Everything`](Invalidation::Everything) | nothing: they concern caches only |
     ///
-    /// The time of issue is by the issuer's clock. If that clock is ahead, tokens of a subject that were issued shortly before this call are
-    /// accepted. Revoke these by their ids.
+    /// The time of issue is by the issuer's clock. If that clock is ahead, tokens of a subject that were issued shortly before this
+    /// call are accepted. Revoke these by their ids.
     ///
     /// The ids and subjects are those of the grants, with the [prefix](JwtBuilder::with_subject_prefix) if there is one. A `jti` of
     /// another issuer's store is another id.

@@ -4,6 +4,7 @@ use std::num::NonZeroU32;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde_json::{Value, json};
+use sqlx::{Connection as _, PgConnection};
 use tollgate::store::sql::{
     AuditQuery, Database, GrantImport, GrantQuery, GrantState, ImportCounts, ImportOptions, LastUsed, NewGrant,
     SqlError, StoredToken,
@@ -231,6 +232,86 @@ async fn an_import_does_not_exceed_the_maximum_of_active_grants() {
         let (_, error) = record(database.import_all(grants(4), ImportOptions::new()).await);
         assert!(matches!(error, SqlError::TooManyGrants { max: 3 }), "{error:?}");
         assert_eq!(counts(database.import_all(grants(3), ImportOptions::new()).await).await, (3, 0));
+    })
+    .await;
+}
+
+/// A lock for each subject would exhaust the memory of a PostgreSQL server.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_import_with_maximums_locks_out_other_counts_with_one_lock() {
+    let Some(home) = Home::postgres("an_import_with_maximums_locks_out_other_counts_with_one_lock").await else {
+        return;
+    };
+    let database = home.database().await;
+    database.migrate().await.unwrap();
+    let issue = database.clone().with_admin_timeout(Duration::from_millis(400));
+    let mut admin = PgConnection::connect(home.url()).await.unwrap();
+    let one = |number| NewGrant::new(format!("subject-{number}")).with_max_active(1);
+    let mut number = 0;
+    let grants = std::iter::from_fn(move || {
+        number += 1;
+        if number == 5_001 {
+            // The first statements have been sent.
+            tokio::task::block_in_place(|| {
+                tokio::runtime::Handle::current().block_on(async {
+                    let locks = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND objsubid = 1 \
+                         AND objid = 'tollgate_grants'::regclass";
+                    let locks: i64 = sqlx::query_scalar(locks).fetch_one(&mut admin).await.unwrap();
+                    assert_eq!(locks, 1);
+                    for subject in [7, 5_001] {
+                        let issued = issue.issue(&format(), &one(subject)).await;
+                        assert!(matches!(issued, Err(SqlError::Locked)), "{issued:?}");
+                    }
+                    issue.issue(&format(), &NewGrant::new("without-maximum")).await.unwrap();
+                });
+            });
+        }
+        (number <= 5_001).then(|| import(&format!("token-{number}"), one(number)))
+    });
+    assert_eq!(counts(database.import_all(grants, ImportOptions::new()).await).await, (5_001, 0));
+    for subject in [7, 5_001] {
+        let issued = database.issue(&format(), &one(subject)).await;
+        assert!(matches!(issued, Err(SqlError::TooManyGrants { max: 1 })), "{issued:?}");
+    }
+}
+
+/// Imports and issues that lock the same subjects in different orders do not end in a deadlock.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn concurrent_imports_with_maximums_do_not_deadlock() {
+    on_each_database("concurrent_imports_with_maximums_do_not_deadlock", |home| async move {
+        const SUBJECTS: usize = 300;
+        let mut imports = Vec::new();
+        for process in 0..4 {
+            let database = home.database().await;
+            imports.push(tokio::spawn(async move {
+                let grants = (0..SUBJECTS).map(|number| {
+                    let number = if process % 2 == 0 { number } else { SUBJECTS - 1 - number };
+                    let grant = NewGrant::new(format!("subject-{number}")).with_max_active(4);
+                    import(&format!("token-{process}-{number}"), grant)
+                });
+                database.import_all(grants, ImportOptions::new()).await
+            }));
+        }
+        let database = home.database().await;
+        let issues = tokio::spawn(async move {
+            for number in 0..SUBJECTS {
+                let grant = NewGrant::new(format!("subject-{number}")).with_max_active(5);
+                database.issue(&format(), &grant).await.unwrap();
+            }
+        });
+        for import in imports {
+            // An import that ran after an issue exceeds the maximum.
+            match import.await.unwrap() {
+                Ok(_) => {}
+                Err(SqlError::Import { source, .. }) if matches!(*source, SqlError::TooManyGrants { max: 4 }) => {}
+                Err(error) => panic!("{error:?}"),
+            }
+        }
+        issues.await.unwrap();
+        let database = home.database().await;
+        for number in 0..SUBJECTS {
+            assert!(database.list(Some(&format!("subject-{number}").into())).await.unwrap().len() <= 5);
+        }
     })
     .await;
 }

@@ -2,13 +2,13 @@
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
-use tollgate::TokenDigest;
 
 use sqlx::sqlite::SqliteConnectOptions;
 use sqlx::{ConnectOptions as _, Connection as _, Executor as _, SqliteConnection};
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 use tollgate::store::Invalidation;
-use tollgate::store::sql::{Database, NewGrant};
+use tollgate::store::sql::{Database, ImportOptions, LastUsed, NewGrant, SqlError};
+use tollgate::{BearerToken, TokenDigest, TokenStore};
 
 use crate::servers::Home;
 
@@ -169,6 +169,64 @@ async fn a_migration_waits_for_readers_of_the_file() {
     reader.execute("COMMIT").await.unwrap();
     migration.await.unwrap().unwrap();
     home.database().await.check_tables().await.unwrap();
+}
+
+/// Changes that wait for the lock of another process leave connections to lookups.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn lookups_do_not_wait_for_waiting_changes() {
+    let home = Home::sqlite();
+    let database = home.database().await;
+    database.migrate().await.unwrap();
+    database.import(TokenDigest::of("a-token"), &NewGrant::new("alice")).await.unwrap();
+    let last_used = LastUsed::new(&database);
+    let store = last_used.wrap(database.store::<()>());
+    let is_known = async || store.lookup(&BearerToken::new("a-token")).await.map(|grant| grant.is_some());
+    assert!(is_known().await.unwrap());
+
+    let mut other = raw(&path(&home)).await;
+    other.execute("BEGIN IMMEDIATE").await.unwrap();
+    let issues: Vec<_> = (0..10)
+        .map(|number| {
+            let database = database.clone();
+            let grant = NewGrant::new(format!("subject-{number}"));
+            tokio::spawn(async move { database.import(TokenDigest::of(number.to_string()), &grant).await })
+        })
+        .collect();
+    let flush = tokio::spawn(async move { last_used.flush().await });
+    // Long enough that the changes usually wait. If they begin later, the lookups succeed as well.
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    for _ in 0..10 {
+        assert!(is_known().await.unwrap());
+    }
+    assert_eq!(database.list(None).await.unwrap().len(), 1, "administration that reads does not wait either");
+    other.execute("ROLLBACK").await.unwrap();
+    for issue in issues {
+        issue.await.unwrap().unwrap();
+    }
+    assert_eq!(flush.await.unwrap().unwrap(), 1);
+    assert_eq!(database.list(None).await.unwrap().len(), 11);
+}
+
+/// The changes of a process wait for each other as long as for those of another process.
+#[tokio::test]
+async fn a_change_that_waits_too_long_reports_a_lock() {
+    let home = Home::sqlite();
+    let database = home.database().await;
+    database.migrate().await.unwrap();
+    let grants = std::iter::from_fn(|| {
+        std::thread::sleep(Duration::from_secs(6));
+        None
+    });
+    let importing = database.clone();
+    let import = tokio::task::spawn_blocking(move || {
+        let import = importing.import_all(grants, ImportOptions::new());
+        tokio::runtime::Handle::current().block_on(import)
+    });
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    let issued = database.import(TokenDigest::of("a-token"), &NewGrant::new("alice")).await;
+    assert!(matches!(issued, Err(SqlError::Locked)), "{issued:?}");
+    import.await.unwrap().unwrap();
+    database.import(TokenDigest::of("a-token"), &NewGrant::new("alice")).await.unwrap();
 }
 
 /// The first migration sets WAL mode. That fails immediately, without the `busy_timeout`, if a writer is about to commit.

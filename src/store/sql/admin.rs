@@ -262,13 +262,28 @@ impl Database {
     }
 }
 
+macro_rules! count_of {
+    ($subject:literal) => {
+        concat!(
+            "SELECT COUNT(*) FROM {p}grants g WHERE g.subject = ",
+            $subject,
+            " AND g.revoked_ms IS NULL AND (g.expires_ms IS NULL OR g.expires_ms > $2)"
+        )
+    };
+}
+
 /// The maximum number of rows that a transaction deletes.
 pub(super) const PURGE: i64 = 10_000;
 pub(super) const DESCRIBE: &str = concat!("SELECT ", columns!(), " FROM {p}grants g WHERE g.id = $1");
 /// Reads a grant and locks its row.
 pub(super) const LOCK: &str = concat!("SELECT ", columns!(), " FROM {p}grants g WHERE g.id = $1 {for_update}");
-pub(super) const COUNT_ACTIVE: &str = "SELECT COUNT(*) FROM {p}grants WHERE subject = $1 AND revoked_ms IS NULL \
-     AND (expires_ms IS NULL OR expires_ms > $2)";
+pub(super) const COUNT_ACTIVE: &str = count_of!("$1");
+/// Counts the active grants of each subject of a list.
+pub(super) const COUNT_EACH: &str = concat!(
+    "SELECT item.value ->> 0, (",
+    count_of!("item.value ->> 0"),
+    ") FROM {json_elements}(CAST($1 AS {json})) AS item"
+);
 const INSERT_TOKEN: &str = "INSERT INTO {p}tokens (digest, grant_id, created_ms, sealed) VALUES ($1, $2, $3, $4)";
 
 /// Counts the active grants of a subject, and locks out other counts until the transaction ends.

@@ -147,9 +147,9 @@ impl Connections {
 pub(super) enum Work {
     /// One statement that reads. If it is dropped, the connection returns to the pool after the server's reply. So clients that
     /// disconnect and a slow database do not cause new connections.
-    Reading,
+    Statement,
     /// Any other work. If it is dropped, the connection is closed, because it may be inside a transaction.
-    Writing,
+    Transaction,
     /// The server has replied.
     Done,
     /// The connection failed.
@@ -187,9 +187,9 @@ impl Drop for Held {
             self.idle_cutoff.raise(self.since);
         }
         let sent = match self.work {
-            Work::Reading => self.since,
+            Work::Statement => self.since,
             Work::Done => now,
-            Work::Writing | Work::Broken => return,
+            Work::Transaction | Work::Broken => return,
         };
         let (Ok(runtime), Some(end)) = (Handle::try_current(), sent.checked_add(self.lookup_timeout)) else { return };
         let idle_cutoff = self.idle_cutoff.clone();

@@ -8,9 +8,7 @@ use sqlx::SqlStr;
 #[cfg(feature = "postgres")]
 use sqlx::postgres::PgPool;
 #[cfg(feature = "sqlite")]
-use sqlx::sqlite::{SqlitePool, SqlitePoolOptions};
-#[cfg(feature = "sqlite")]
-use tokio::time::timeout;
+use sqlx::sqlite::SqlitePool;
 
 use super::SqlError;
 #[cfg(feature = "postgres")]
@@ -18,6 +16,8 @@ use super::connections::Connections;
 use super::schema::Schema;
 #[cfg(feature = "reveal")]
 use super::sealer::Sealer;
+#[cfg(feature = "sqlite")]
+use super::sqlite::SqlitePools;
 use super::watchers::Watchers;
 
 /// A database with grants. Clones share its connections and its [watchers](Self::watch).
@@ -43,18 +43,19 @@ pub(super) struct Inner {
 #[derive(Clone)]
 pub(super) enum Pool {
     #[cfg(feature = "sqlite")]
-    Sqlite(SqlitePool),
+    Sqlite(SqlitePools),
     #[cfg(feature = "postgres")]
     Postgres(Connections),
 }
 
-/// Runs the same code on a connection to either database. The caller applies the timeout.
+/// Runs the same code on a connection to either database: a `Statement` that `Reads`, or a `Transaction` that `Reads` or `Writes`.
+/// The caller applies the timeout.
 macro_rules! on_connection {
-    ($database:expr, $work:ident, $connection:ident => $body:expr) => {
+    ($database:expr, $access:ident, $work:ident, $connection:ident => $body:expr) => {
         match &$database.0.pool {
             #[cfg(feature = "sqlite")]
-            $crate::store::sql::database::Pool::Sqlite(pool) => {
-                let mut pooled = pool.acquire().await?;
+            $crate::store::sql::database::Pool::Sqlite(pools) => {
+                let mut pooled = pools.acquire($crate::store::sql::database::Access::$access).await?;
                 let $connection = &mut *pooled;
                 $body
             }
@@ -84,7 +85,7 @@ macro_rules! administer {
 
         let begin = $database.begin(Access::$access);
         let work = async {
-            on_connection!($database, Writing, connection => {
+            on_connection!($database, $access, Transaction, connection => {
                 let mut $transaction = connection.begin_with(begin).await?;
                 let outcome: Result<_, SqlError> = async { $body }.await;
                 let outcome = outcome?;
@@ -122,7 +123,7 @@ impl Database {
     /// A missing file is an error unless the URL contains `mode=rwc`, because an empty database rejects all tokens. Special
     /// characters in the user, password and database name are percent-encoded. Unknown parameters are errors.
     ///
-    /// Opens connections as needed: up to 10 to PostgreSQL, up to 4 to a SQLite file, which has one writer at a time, and 1 to
+    /// Opens connections as needed: up to 10 to PostgreSQL, up to 4 for reading and 1 for changes to a SQLite file, and 1 to
     /// memory.
     ///
     /// Sets timeouts for sessions on PostgreSQL, unless stricter ones are set: `statement_timeout`,
@@ -141,12 +142,7 @@ impl Database {
         }
         match &database.0.pool {
             #[cfg(feature = "sqlite")]
-            Pool::Sqlite(pool) => {
-                use sqlx::{ConnectOptions as _, Connection as _};
-                // Connect without the pool. The pool would retry for a while and then report a timeout instead of the cause.
-                let connection = timeout(CONNECT_TIMEOUT, pool.connect_options().connect()).await;
-                _ = connection.map_err(|_| SqlError::Timeout)?.map_err(super::url::rejected)?.close().await;
-            }
+            Pool::Sqlite(pools) => pools.probe().await?,
             #[cfg(feature = "postgres")]
             Pool::Postgres(connections) => connections.probe().await?,
         }
@@ -163,15 +159,7 @@ impl Database {
         #[cfg(feature = "sqlite")]
         if let Some(sqlite) = super::url::sqlite(url)? {
             sqlite.create_if_requested()?;
-            // Another process may be writing.
-            let options = sqlite.options.foreign_keys(true).busy_timeout(LOCK_TIMEOUT);
-            let pool = SqlitePoolOptions::new().acquire_timeout(CONNECT_TIMEOUT);
-            let pool = match sqlite.in_memory {
-                // Each connection to memory has its own tables, which are lost when it is closed.
-                true => pool.max_connections(1).min_connections(1).idle_timeout(None).max_lifetime(None),
-                false => pool.max_connections(4),
-            };
-            return Ok(Self::of(Pool::Sqlite(pool.connect_lazy_with(options)), Schema::own_sqlite()));
+            return Ok(Self::of(Pool::Sqlite(SqlitePools::open(sqlite)), Schema::own_sqlite()));
         }
         #[cfg(feature = "postgres")]
         if let Some(options) = super::url::postgres(url)? {
@@ -182,10 +170,13 @@ impl Database {
     }
 
     /// Creates a database on an existing pool.
+    ///
+    /// A file has one writer at a time. A change that waits for another one keeps its connection. If all connections are kept
+    /// so, lookups wait, and may time out. [`connect`](Self::connect) avoids this.
     #[cfg(feature = "sqlite")]
     #[must_use]
     pub fn from_sqlite(pool: SqlitePool) -> Self {
-        Self::of(Pool::Sqlite(pool), Schema::sqlite())
+        Self::of(Pool::Sqlite(SqlitePools::shared(pool)), Schema::sqlite())
     }
 
     /// Creates a database on an existing pool.
@@ -252,7 +243,8 @@ impl Database {
     /// seconds. An operation that reaches the timeout fails with [`SqlError::Timeout`].
     ///
     /// On PostgreSQL, an operation waits at most 5 seconds, and at most half of this timeout, for a lock of another transaction.
-    /// Then it fails with [`SqlError::Locked`]. SQLite uses a `busy_timeout` of 5 seconds.
+    /// Then it fails with [`SqlError::Locked`]. On SQLite, a change waits at most 5 seconds for the other changes of this
+    /// database and its clones, and then at most 5 seconds for another process (`busy_timeout`).
     #[must_use]
     pub fn with_admin_timeout(self, timeout: Duration) -> Self {
         self.map(|inner| inner.admin_timeout = timeout)

@@ -16,8 +16,12 @@ use super::Database;
 use super::SqlError;
 #[cfg(feature = "postgres")]
 use super::connections;
+#[cfg(feature = "sqlite")]
+use super::database::Access;
 use super::database::Pool;
 use super::report::Reporter;
+#[cfg(feature = "sqlite")]
+use super::sqlite::SqlitePools;
 use super::watchers;
 use crate::store::Invalidation;
 
@@ -87,11 +91,11 @@ impl Database {
         let mut reporter = Reporter::new(interval, |change| watchers::call(&watcher, change));
         match &self.0.pool {
             #[cfg(feature = "sqlite")]
-            Pool::Sqlite(pool) => {
+            Pool::Sqlite(pools) => {
                 let mut last = None;
                 loop {
                     // After a failure, the next poll reports the same changes. Lookups report the failure.
-                    if let Ok(newest) = self.changes_since(pool, last, &mut reporter).await {
+                    if let Ok(newest) = self.changes_since(pools, last, &mut reporter).await {
                         last = Some(newest);
                     }
                     tokio::time::sleep(interval).await;
@@ -125,7 +129,7 @@ impl Database {
     #[cfg(feature = "sqlite")]
     async fn changes_since<F: FnMut(Invalidation) + Send>(
         &self,
-        pool: &sqlx::SqlitePool,
+        pools: &SqlitePools,
         last: Option<i64>,
         reporter: &mut Reporter<F>,
     ) -> Result<i64, SqlError> {
@@ -134,8 +138,11 @@ impl Database {
             Some(_) => "SELECT id, grant_id FROM {p}changes WHERE id >= $1 ORDER BY id",
             None => "SELECT id, grant_id FROM {p}changes WHERE $1 IS NULL ORDER BY id DESC LIMIT 1",
         });
-        let select = sqlx::query_as(statement).bind(last).fetch_all(pool);
-        let changes = timeout(self.0.lookup_timeout, select).await.map_err(|_| SqlError::Timeout)?;
+        let select = async {
+            let mut connection = pools.acquire(Access::Reads).await?;
+            Ok(sqlx::query_as(statement).bind(last).fetch_all(&mut *connection).await?)
+        };
+        let changes = timeout(self.0.lookup_timeout, select).await.unwrap_or(Err(SqlError::Timeout));
         let mut changes: Vec<(i64, Option<String>)> = changes?;
         let newest = changes.last().map_or(0, |(id, _)| *id);
         match (changes.first(), last) {

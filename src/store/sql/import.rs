@@ -1,11 +1,11 @@
 //! Import of many grants with their tokens, in one transaction.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::time::SystemTime;
 
 use serde_json::{Value, json};
 
-use super::admin::count_active;
+use super::admin::COUNT_EACH;
 use super::audit::{about, changes, record};
 use super::database::{administer, unix_ms};
 use super::grant_import::Rows;
@@ -54,8 +54,9 @@ impl Database {
     /// ```
     ///
     /// The [audit trail](Self::audit) gets an entry for each imported grant. The whole import is one transaction, so the
-    /// [timeout](Self::with_admin_timeout) must allow for it. On SQLite, other writers wait until it ends. On PostgreSQL, an
-    /// iterator that waits for more than 5 seconds ends the transaction.
+    /// [timeout](Self::with_admin_timeout) must allow for it. On SQLite, other writers wait until it ends. On PostgreSQL, issues
+    /// and changes with a [maximum](NewGrant::with_max_active) wait if grants of the import have one. An iterator that waits for
+    /// more than 5 seconds ends the transaction on PostgreSQL.
     ///
     /// # Errors
     ///
@@ -77,6 +78,11 @@ impl Database {
                 let batch = next_batch(&mut numbered, now)?;
                 if batch.is_empty() {
                     break;
+                }
+                let is_limited = batch.iter().any(|(_, rows)| rows.max_active.is_some());
+                if is_limited {
+                    // Before rows are inserted for which an issue may wait that has the lock.
+                    sqlx::query(self.0.schema.lock_subjects()).execute(&mut *import).await?;
                 }
                 counts.skipped += u64::try_from(batch.len()).unwrap_or(u64::MAX);
                 let tokens = batch.iter().flat_map(|(_, rows)| &rows.tokens);
@@ -123,13 +129,21 @@ impl Database {
                     sqlx::query_scalar(self.sql(INSERT_TOKENS)).bind(list).fetch_all(&mut *import).await?;
                 let digests: HashSet<TokenDigest> =
                     digests.iter().map(|digest| digest_of(digest)).collect::<Result<_, _>>()?;
+                let mut active: HashMap<String, i64> = HashMap::new();
+                if is_limited {
+                    let limited = batch.iter().filter(|(_, rows)| rows.max_active.is_some());
+                    let subjects: BTreeSet<&str> = limited.map(|(_, rows)| rows.grant.subject.as_str()).collect();
+                    let list = Value::from_iter(subjects.iter().map(|subject| vec![*subject])).to_string();
+                    let count = sqlx::query_as(self.sql(COUNT_EACH)).bind(list).bind(unix_ms(now));
+                    active.extend(count.fetch_all(&mut *import).await?);
+                }
                 for (number, rows) in &batch {
                     // Another process has inserted the token meanwhile.
                     if rows.tokens.iter().any(|token| !digests.contains(&token.digest)) {
                         return Err(SqlError::at(*number, SqlError::AlreadyExists));
                     }
                     if let Some(max) = rows.max_active {
-                        if count_active!(self, import, &rows.grant.subject, unix_ms(now)) > i64::from(max) {
+                        if active.get(rows.grant.subject.as_str()).is_none_or(|active| *active > i64::from(max)) {
                             return Err(SqlError::at(*number, SqlError::TooManyGrants { max }));
                         }
                     }

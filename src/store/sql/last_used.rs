@@ -13,6 +13,8 @@ use std::time::Duration;
 use sqlx::{AssertSqlSafe, Executor as _, Row as _};
 use tokio::time::timeout;
 
+#[cfg(feature = "sqlite")]
+use super::database::Access;
 use super::database::{Pool, unix_ms};
 use super::{Database, SqlError};
 use crate::grant::GrantId;
@@ -140,8 +142,9 @@ impl LastUsed {
         let work = async {
             match &database.0.pool {
                 #[cfg(feature = "sqlite")]
-                Pool::Sqlite(pool) => {
-                    sqlx::query(database.sql(SQLITE)).bind(uses).execute(pool).await?;
+                Pool::Sqlite(pools) => {
+                    let mut connection = pools.acquire(Access::Writes).await?;
+                    sqlx::query(database.sql(SQLITE)).bind(uses).execute(&mut *connection).await?;
                     Ok(Vec::new())
                 }
                 #[cfg(feature = "postgres")]
@@ -152,7 +155,7 @@ impl LastUsed {
                     let script = database.sql(POSTGRES).as_str().replace("{uses}", &uses);
                     // The uses are hexadecimal digits.
                     let script = AssertSqlSafe(format!("SET LOCAL statement_timeout = {limit}; {script}"));
-                    let mut held = connections.acquire(Work::Writing).await?;
+                    let mut held = connections.acquire(Work::Transaction).await?;
                     let locked = held.fetch_all(script).await.map_err(SqlError::from);
                     let locked =
                         locked.and_then(|rows| Ok(rows.iter().map(|row| row.try_get(0)).collect::<Result<_, _>>()?));

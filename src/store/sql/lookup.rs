@@ -151,7 +151,7 @@ impl Database {
 
     /// Reads the row of a token and the end of its grace period.
     async fn find(&self, digest: TokenDigest) -> Result<Option<(GrantRecord, Option<i64>)>, SqlError> {
-        on_connection!(self, Reading, connection => {
+        on_connection!(self, Reads, Statement, connection => {
             let statement = sqlx::query(self.0.schema.lookup.clone()).bind(digest.to_bytes().to_vec());
             let Some(row) = statement.fetch_optional(connection).await? else { return Ok(None) };
             // Compares in constant time.

@@ -77,6 +77,8 @@ mod reveal;
 mod schema;
 #[cfg(feature = "reveal")]
 mod sealer;
+#[cfg(feature = "sqlite")]
+mod sqlite;
 mod state;
 mod url;
 mod watchers;

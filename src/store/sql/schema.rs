@@ -85,8 +85,10 @@ struct Dialect {
     /// Locks out other migrations until the transaction ends, if `BEGIN` does not. Otherwise two migrations at the same time
     /// could fail, even with `IF NOT EXISTS`.
     lock: &'static str,
-    /// Locks out other issues for the subject `$1` until the transaction ends, if `BEGIN` does not.
+    /// Locks out other counts of the subject `$1`, and of all subjects, until the transaction ends, if `BEGIN` does not.
     lock_subject: &'static str,
+    /// Locks out other counts of all subjects.
+    lock_subjects: &'static str,
     /// Counts how many of the three tables exist.
     count: &'static str,
     /// Runs before an upgrade of existing tables.
@@ -108,6 +110,7 @@ const SQLITE: Dialect = Dialect {
     prepare: None,
     lock: "SELECT 1",
     lock_subject: "SELECT $1",
+    lock_subjects: "SELECT 1",
     count: "SELECT COUNT(*) FROM sqlite_master WHERE type = 'table' \
         AND name IN ('{p}migrations', '{p}grants', '{p}tokens')",
     upgrade: "",
@@ -143,7 +146,10 @@ impl Schema {
             prepare: None,
             // Another migration may take longer than `lock_timeout`.
             lock: "SELECT set_config('lock_timeout', '0', true), pg_advisory_xact_lock(hashtext('{p}migrations'))",
-            lock_subject: "SELECT pg_advisory_xact_lock(hashtext('{p}grants'), hashtext($1))",
+            lock_subject: "SELECT pg_advisory_xact_lock_shared('{p}grants'::regclass::oid::bigint), \
+                pg_advisory_xact_lock(hashtext('{p}grants'), hashtext($1))",
+            // One lock, because a server has memory for a few thousand.
+            lock_subjects: "SELECT pg_advisory_xact_lock('{p}grants'::regclass::oid::bigint)",
             count: "SELECT CAST(num_nonnulls(to_regclass('{p}migrations'), to_regclass('{p}grants'), \
                 to_regclass('{p}tokens')) AS BIGINT)",
             // In the order of lookups: several migrations in another order could end in a deadlock with them. Lookups wait behind
@@ -172,6 +178,10 @@ impl Schema {
 
     pub(super) fn lock_subject(&self) -> SqlStr {
         self.render(self.dialect.lock_subject)
+    }
+
+    pub(super) fn lock_subjects(&self) -> SqlStr {
+        self.render(self.dialect.lock_subjects)
     }
 
     pub(super) fn render(&self, template: &'static str) -> SqlStr {
@@ -259,7 +269,7 @@ impl Database {
     /// This method waits as long itself.
     async fn prepare(&self, statement: &'static str) -> Result<(), SqlError> {
         let once = || async {
-            on_connection!(self, Writing, connection => {
+            on_connection!(self, Writes, Transaction, connection => {
                 sqlx::query(statement).execute(connection).await?;
                 Ok(())
             })

@@ -32,7 +32,7 @@ impl Database {
     pub async fn diagnose(&self) -> Vec<Finding> {
         let mut findings = match &self.0.pool {
             #[cfg(feature = "sqlite")]
-            Pool::Sqlite(pool) => self.diagnose_sqlite(&pool.connect_options()).await,
+            Pool::Sqlite(pools) => self.diagnose_sqlite(&pools.options()).await,
             #[cfg(feature = "postgres")]
             Pool::Postgres(connections) => self.diagnose_postgres(connections).await,
         };
@@ -66,7 +66,7 @@ impl Database {
     pub async fn close(&self) {
         match &self.0.pool {
             #[cfg(feature = "sqlite")]
-            Pool::Sqlite(pool) => pool.close().await,
+            Pool::Sqlite(pools) => pools.close().await,
             #[cfg(feature = "postgres")]
             Pool::Postgres(connections) => connections.close().await,
         }

@@ -68,7 +68,7 @@ impl Database {
 
         let begin = self.begin(Access::Writes);
         let work = async {
-            on_connection!(self, Writing, connection => {
+            on_connection!(self, Writes, Transaction, connection => {
                 let mut transaction = connection.begin_with(begin).await?;
                 let update = self.sql("UPDATE {p}migrations SET version = version WHERE 0 = 1");
                 sqlx::query(update).execute(&mut *transaction).await?;

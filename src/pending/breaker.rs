@@ -176,7 +176,6 @@ impl Breaker {
     }
 
     /// Returns a permit, or the time to wait if no request may pass.
-    #[cfg(feature = "redis")]
     pub(crate) fn acquire(self) -> Result<Permit, Duration> {
         let is_probe = self.try_acquire()?;
         Ok(Permit::new(self, is_probe))
@@ -188,21 +187,45 @@ impl Breaker {
         if self.is_tripped() { self.probe() } else { Ok(false) }
     }
 
+    /// Returns the time to wait if no request may pass now. A later request gets a permit.
+    #[inline]
+    pub(crate) fn check(&self) -> Result<(), Duration> {
+        if self.is_tripped() { self.check_now() } else { Ok(()) }
+    }
+
+    #[cold]
+    fn check_now(&self) -> Result<(), Duration> {
+        let now = self.settings.clock.now();
+        let state = *self.lock();
+        self.check_at(state, now)
+    }
+
+    fn check_at(&self, state: State, now: Duration) -> Result<(), Duration> {
+        match state {
+            State::Open { until, .. } | State::HalfOpen { until, .. } if now >= until => Ok(()),
+            State::Open { until, .. } => Err(until - now),
+            State::HalfOpen { .. } => Err(self.settings.timeout),
+            _ => Ok(()),
+        }
+    }
+
     #[cold]
     fn probe(&self) -> Result<bool, Duration> {
-        let timeout = self.settings.timeout;
         let now = self.settings.clock.now();
         let state = self.lock();
-        match *state {
-            State::Open { until, pause } | State::HalfOpen { until, pause } if now >= until => {
-                // Twice the timeout, because the timeout of a probe starts with its first poll.
-                let until = now.saturating_add(timeout.saturating_mul(2).max(MIN_PROBE_TIME));
-                self.transition(state, State::HalfOpen { until, pause });
-                Ok(true)
-            }
-            State::Open { until, .. } => Err(until - now),
-            State::HalfOpen { .. } => Err(timeout),
-            _ => Ok(false),
+        self.check_at(*state, now)?;
+        let (State::Open { pause, .. } | State::HalfOpen { pause, .. }) = *state else { return Ok(false) };
+        // Twice the timeout, because the timeout of a probe starts with its first poll.
+        let until = now.saturating_add(self.settings.timeout.saturating_mul(2).max(MIN_PROBE_TIME));
+        self.transition(state, State::HalfOpen { until, pause });
+        Ok(true)
+    }
+
+    #[inline]
+    pub(crate) fn count(&self, has_succeeded: bool, is_probe: bool) {
+        match has_succeeded {
+            true => self.succeeded(is_probe),
+            false => self.failed(is_probe),
         }
     }
 
@@ -342,10 +365,7 @@ impl Permit {
 
     pub(crate) fn end(&mut self, has_succeeded: bool) {
         self.has_ended = true;
-        match has_succeeded {
-            true => self.breaker.succeeded(self.is_probe),
-            false => self.breaker.failed(self.is_probe),
-        }
+        self.breaker.count(has_succeeded, self.is_probe);
     }
 }
 

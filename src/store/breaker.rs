@@ -40,7 +40,7 @@ pub use crate::pending::breaker::{BackoffError, BreakerState};
 /// | dropped after half of the breaker's timeout or later, for example because the client gave up | failure |
 /// | dropped earlier | nothing |
 ///
-/// The time of a lookup is measured from its first poll. The gate has a timeout too, which ends the wait of one request. Set it
+/// A lookup begins with its first poll: it becomes the probe then, and its time is measured from then. The gate has a timeout too, which ends the wait of one request. Set it
 /// longer than the breaker's timeout.
 ///
 /// # Recovery
@@ -179,32 +179,26 @@ impl<T: TokenStore> TokenStore for CircuitBreaker<T> {
     type Future = CircuitBreakerFuture<T::Future>;
 
     fn lookup(&self, token: &BearerToken<'_>) -> Answer<Self::Future> {
-        let is_probe = match self.breaker.try_acquire() {
-            Ok(is_probe) => is_probe,
-            Err(wait) => return Answer::Ready(Err(StoreError::new(CircuitBreakerError::Open).with_retry_after(wait))),
-        };
+        if let Err(wait) = self.breaker.check() {
+            return Answer::Ready(Err(open(wait)));
+        }
         match self.store.lookup(token) {
-            Answer::Ready(Ok(found)) => {
-                self.breaker.succeeded(is_probe);
-                Answer::Ready(Ok(found))
-            }
-            Answer::Ready(Err(error)) => {
-                let error = StoreError::new(error);
-                match error.concerns_token() {
-                    true => self.breaker.succeeded(is_probe),
-                    false => self.breaker.failed(is_probe),
+            Answer::Ready(found) => {
+                let found = found.map_err(StoreError::new);
+                // Another lookup may have become the probe meanwhile. The result of this one is then not counted.
+                if let Ok(is_probe) = self.breaker.try_acquire() {
+                    self.breaker.count(has_answered(&found), is_probe);
                 }
-                Answer::Ready(Err(error))
+                Answer::Ready(found)
             }
-            Answer::Pending(future) => {
-                let permit = Permit::new(self.breaker.clone(), is_probe);
-                Answer::Pending(CircuitBreakerFuture {
-                    future,
-                    sleep: None,
-                    timeout: Arc::clone(&self.timeout),
-                    permit,
-                })
-            }
+            // A combination of stores creates lookups that it may never poll. So the permit is taken by the first poll.
+            Answer::Pending(future) => Answer::Pending(CircuitBreakerFuture {
+                future,
+                sleep: None,
+                timeout: Arc::clone(&self.timeout),
+                breaker: self.breaker.clone(),
+                permit: None,
+            }),
         }
     }
 
@@ -221,8 +215,18 @@ pin_project_lite::pin_project! {
         // Starts with the first poll, as the lookup does.
         sleep: Option<BoxSleep>,
         timeout: Arc<Timeout>,
-        permit: Permit,
+        breaker: Breaker,
+        permit: Option<Permit>,
     }
+}
+
+fn open(wait: Duration) -> StoreError {
+    StoreError::new(CircuitBreakerError::Open).with_retry_after(wait)
+}
+
+/// Returns whether the store works: an error about one token is an answer.
+fn has_answered<P>(found: &Lookup<P, StoreError>) -> bool {
+    found.as_ref().err().is_none_or(StoreError::concerns_token)
 }
 
 impl<F, P, E> Future for CircuitBreakerFuture<F>
@@ -234,21 +238,28 @@ where
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.project();
+        let permit = match this.permit {
+            Some(permit) => permit,
+            None => match this.breaker.clone().acquire() {
+                Ok(permit) => this.permit.insert(permit),
+                Err(wait) => return Poll::Ready(Err(open(wait))),
+            },
+        };
         // First, because a timer of tokio stays pending after a lookup that should have yielded (`tokio::task::coop`).
         let mut is_over = this.sleep.as_mut().is_some_and(|sleep| sleep.as_mut().poll(cx).is_ready());
         if let Poll::Ready(found) = this.future.poll(cx) {
             let found = found.map_err(StoreError::new);
-            this.permit.end(found.as_ref().err().is_none_or(StoreError::concerns_token));
+            permit.end(has_answered(&found));
             return Poll::Ready(found);
         }
         if this.sleep.is_none() {
-            this.permit.start();
+            permit.start();
             is_over = this.sleep.insert(this.timeout.start()).as_mut().poll(cx).is_ready();
         }
         if !is_over {
             return Poll::Pending;
         }
-        this.permit.end(false);
+        permit.end(false);
         Poll::Ready(Err(StoreError::new(CircuitBreakerError::Timeout)))
     }
 }

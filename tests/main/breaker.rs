@@ -8,7 +8,7 @@ use std::time::Duration;
 use futures_util::FutureExt as _;
 use http::StatusCode;
 use tollgate::store::contract::Contract;
-use tollgate::store::{BackoffError, BreakerState, CircuitBreaker, from_fn};
+use tollgate::store::{BackoffError, BreakerState, CircuitBreaker, first_of, from_fn};
 use tollgate::{Answer, AuthLayer, BearerToken, BoxStore, Grant, StoreError, TokenDigest, TokenStore};
 use tower::ServiceBuilder;
 
@@ -113,7 +113,9 @@ async fn consecutive_failures_open_it_and_one_probe_closes_it() {
         assert_eq!(flaky.asked(), 0);
         hands.advance(pause * SECOND - SECOND / 4);
 
-        let probe = store.lookup(&BearerToken::new(TOKEN));
+        let Answer::Pending(mut probe) = store.lookup(&BearerToken::new(TOKEN)) else { panic!("a probe") };
+        assert_eq!(store.state(), BreakerState::Open);
+        assert!((&mut probe).now_or_never().is_none());
         assert_eq!(store.state(), BreakerState::HalfOpen);
         assert_eq!(ask(&store, TOKEN).await, Err(Some(TIMEOUT)), "one probe at a time");
         assert!(probe.await.is_err());
@@ -299,46 +301,54 @@ async fn rejections_have_retry_after() {
 fn a_failing_store_gets_one_probe_at_a_time() {
     use proptest::prelude::*;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
-    proptest!(|(steps in proptest::collection::vec((0..5_u8, 0..1_500_u64), 1..80))| {
+    proptest!(|(steps in proptest::collection::vec((0..6_u8, 0..1_500_u64), 1..80))| {
         runtime.block_on(async {
             let (flaky, hands) = (Flaky::default(), Hands::default());
             let store = breaker(&flaky, &hands);
             flaky.set(true);
-            // Each pending lookup, with its start if it is a probe.
-            let mut waiting: Vec<(Option<u64>, Answer<_>)> = Vec::new();
+            // Each lookup, with its start if it is a probe that was polled.
+            let mut waiting: Vec<(Option<u64>, _)> = Vec::new();
             let (mut now_ms, mut may_probe_from_ms) = (0, 0);
             for (step, number) in steps {
+                let before = store.state();
+                let may_ask = match before {
+                    BreakerState::Closed => true,
+                    BreakerState::Open => now_ms >= may_probe_from_ms,
+                    // A probe that is neither polled nor dropped blocks the next one for a second.
+                    _ => waiting.iter().filter_map(|(began, _)| *began).all(|began| now_ms >= began + 1_000),
+                };
                 let at = number as usize % waiting.len().max(1);
                 match step {
-                    0 | 1 => {
-                        let before = store.state();
-                        let answer = store.lookup(&BearerToken::new(TOKEN));
-                        let asks = matches!(answer, Answer::Pending(_));
-                        let probes = waiting.iter().filter_map(|(began, _)| *began);
-                        match before {
-                            BreakerState::Closed => prop_assert!(asks),
-                            BreakerState::Open => prop_assert!(!asks || now_ms >= may_probe_from_ms),
-                            // A probe that is never polled blocks the next one for a second.
-                            BreakerState::HalfOpen => {
-                                prop_assert!(!asks || probes.into_iter().all(|began| now_ms >= began + 1_000));
-                            }
-                            state => prop_assert!(false, "unexpected state {:?}", state),
+                    0 | 1 => match store.lookup(&BearerToken::new(TOKEN)) {
+                        Answer::Pending(lookup) => {
+                            prop_assert!(may_ask);
+                            prop_assert_eq!(store.state(), before);
+                            waiting.push((None, lookup));
                         }
-                        waiting.push(((asks && before != BreakerState::Closed).then_some(now_ms), answer));
-                    }
+                        Answer::Ready(found) => prop_assert!(found.is_err() && before != BreakerState::Closed),
+                    },
                     2 if !waiting.is_empty() => {
                         if waiting.remove(at).0.is_some() {
                             may_probe_from_ms = now_ms;
                         }
                     }
-                    3 if !waiting.is_empty() => {
-                        let (before, (probe, answer)) = (store.state(), waiting.remove(at));
-                        let was_asked = matches!(answer, Answer::Pending(_));
-                        prop_assert!(answer.await.is_err());
-                        prop_assert_eq!(flaky.asked(), usize::from(was_asked));
-                        let reopened = probe.is_some() && before == BreakerState::HalfOpen;
-                        if reopened || (before == BreakerState::Closed && store.state() == BreakerState::Open) {
-                            may_probe_from_ms = now_ms + 1_000;
+                    3 | 4 if !waiting.is_empty() => {
+                        let (began, lookup) = &mut waiting[at];
+                        let mut has_ended = lookup.now_or_never().map(|found| found.is_err());
+                        let was_asked = flaky.asked() == 1;
+                        prop_assert!(!was_asked || may_ask);
+                        if was_asked && before != BreakerState::Closed {
+                            *began = Some(now_ms);
+                        }
+                        if step == 4 && has_ended.is_none() {
+                            has_ended = Some(lookup.await.is_err());
+                        }
+                        if let Some(is_error) = has_ended {
+                            prop_assert!(is_error);
+                            let is_probe = waiting.remove(at).0.is_some();
+                            if is_probe || (before == BreakerState::Closed && store.state() == BreakerState::Open) {
+                                may_probe_from_ms = now_ms + 1_000;
+                            }
                         }
                     }
                     _ => {
@@ -357,22 +367,62 @@ fn a_failing_store_gets_one_probe_at_a_time() {
     });
 }
 
-/// A probe that is kept but never polled must not keep the breaker open for ever.
+/// A probe that is kept but not polled again must not keep the breaker open for ever.
 #[tokio::test]
-async fn an_unpolled_probe_does_not_block_the_next_one_for_ever() {
+async fn a_stopped_probe_does_not_block_the_next_one_for_ever() {
     let (flaky, hands) = (Flaky::default(), Hands::default());
-    let store = breaker(&flaky, &hands).with_failure_threshold(NonZeroU32::MIN);
+    let store = breaker(&flaky, &hands);
     flaky.set(true);
-    assert_eq!(ask(&store, TOKEN).await, Err(None));
+    for _ in 0..3 {
+        assert_eq!(ask(&store, TOKEN).await, Err(None));
+    }
     flaky.set(false);
     hands.advance(SECOND);
-    let kept = store.lookup(&BearerToken::new(TOKEN));
+    let Answer::Pending(mut kept) = store.lookup(&BearerToken::new(TOKEN)) else { panic!("a probe") };
+    assert!((&mut kept).now_or_never().is_none());
     hands.advance(SECOND - Duration::from_nanos(1));
     assert_eq!(ask(&store, TOKEN).await, Err(Some(TIMEOUT)));
     hands.advance(Duration::from_nanos(1));
     assert_eq!(ask(&store, TOKEN).await, Ok(true));
     drop(kept);
-    assert_eq!(store.state(), BreakerState::Closed);
+    assert_eq!(store.state(), BreakerState::Closed, "one failure");
+}
+
+/// `first_of` creates lookups of its second store that it never polls. They must not be the probe.
+#[tokio::test]
+async fn lookups_that_are_not_polled_do_not_probe() {
+    let (first, second, hands) = (Flaky::default(), Flaky::default(), Hands::default());
+    let breaker = breaker(&second, &hands).with_failure_threshold(NonZeroU32::MIN);
+    second.set(true);
+    assert_eq!(ask(&breaker, "unknown").await, Err(None));
+    second.set(false);
+    hands.advance(SECOND);
+    second.asked();
+
+    let both = first_of(first.store(), breaker.clone());
+    first.silent.store(true, Ordering::SeqCst);
+    let mut waits: Vec<_> = (0..3).map(|_| both.lookup(&BearerToken::new(TOKEN)).into_future()).collect();
+    for wait in &mut waits {
+        assert!(wait.now_or_never().is_none());
+    }
+    assert_eq!((breaker.state(), second.asked()), (BreakerState::Open, 0));
+    assert_eq!(ask(&breaker, TOKEN).await, Ok(true), "the probe");
+    assert_eq!(breaker.state(), BreakerState::Closed);
+    drop(waits);
+    assert_eq!((breaker.state(), second.asked()), (BreakerState::Closed, 1));
+}
+
+/// Lookups that were created before the breaker opened, and are polled after that, do not reach the store.
+#[tokio::test]
+async fn a_lookup_is_checked_again_when_it_begins() {
+    let (flaky, hands) = (Flaky::default(), Hands::default());
+    let store = breaker(&flaky, &hands).with_failure_threshold(NonZeroU32::MIN);
+    let early = store.lookup(&BearerToken::new(TOKEN));
+    flaky.set(true);
+    assert_eq!(ask(&store, TOKEN).await, Err(None));
+    flaky.asked();
+    let error = early.await.unwrap_err();
+    assert_eq!((error.retry_after(), flaky.asked()), (Some(SECOND), 0));
 }
 
 #[test]

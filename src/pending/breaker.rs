@@ -187,7 +187,7 @@ impl Breaker {
         if self.is_tripped() { self.probe() } else { Ok(false) }
     }
 
-    /// Returns the time to wait if no request may pass now. A later request gets a permit.
+    /// Returns the time to wait if no request may pass now. Takes no permit.
     #[inline]
     pub(crate) fn check(&self) -> Result<(), Duration> {
         if self.is_tripped() { self.check_now() } else { Ok(()) }
@@ -215,7 +215,7 @@ impl Breaker {
         let state = self.lock();
         self.check_at(*state, now)?;
         let (State::Open { pause, .. } | State::HalfOpen { pause, .. }) = *state else { return Ok(false) };
-        // Twice the timeout, because the timeout of a probe starts with its first poll.
+        // Twice the timeout, because the timeout of a charge starts with its first poll.
         let until = now.saturating_add(self.settings.timeout.saturating_mul(2).max(MIN_PROBE_TIME));
         self.transition(state, State::HalfOpen { until, pause });
         Ok(true)

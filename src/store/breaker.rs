@@ -40,8 +40,8 @@ pub use crate::pending::breaker::{BackoffError, BreakerState};
 /// | dropped after half of the breaker's timeout or later, for example because the client gave up | failure |
 /// | dropped earlier | nothing |
 ///
-/// A lookup begins with its first poll: it becomes the probe then, and its time is measured from then. The gate has a timeout too, which ends the wait of one request. Set it
-/// longer than the breaker's timeout.
+/// A lookup begins with its first poll: it becomes the probe then, and its time is measured from then. The gate has a timeout too,
+/// which ends the wait of one request. Set it longer than the breaker's timeout.
 ///
 /// # Recovery
 ///
@@ -166,7 +166,7 @@ impl<T> CircuitBreaker<T> {
         self.breaker.probe_now();
     }
 
-    /// Returns the current state.
+    /// Returns the current state. After a pause the breaker stays open until a lookup begins, which is the probe.
     #[must_use]
     pub fn state(&self) -> BreakerState {
         self.breaker.state()

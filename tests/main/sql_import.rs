@@ -254,8 +254,8 @@ async fn an_import_with_maximums_locks_out_other_counts_with_one_lock() {
             // The first statements have been sent.
             tokio::task::block_in_place(|| {
                 tokio::runtime::Handle::current().block_on(async {
-                    let locks = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND objsubid = 1 \
-                         AND objid = 'tollgate_grants'::regclass";
+                    let locks = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND pid = (SELECT pid FROM pg_locks \
+                         WHERE locktype = 'advisory' AND objid = 'tollgate_grants'::regclass)";
                     let locks: i64 = sqlx::query_scalar(locks).fetch_one(&mut admin).await.unwrap();
                     assert_eq!(locks, 1);
                     for subject in [7, 5_001] {

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use sqlx::sqlite::SqliteConnectOptions;
+use sqlx::sqlite::{SqliteConnectOptions, SqlitePoolOptions};
 use sqlx::{ConnectOptions as _, Connection as _, Executor as _, SqliteConnection};
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 use tollgate::store::Invalidation;
@@ -205,6 +205,50 @@ async fn lookups_do_not_wait_for_waiting_changes() {
     }
     assert_eq!(flush.await.unwrap().unwrap(), 1);
     assert_eq!(database.list(None).await.unwrap().len(), 11);
+}
+
+/// SQLite ends the transaction itself after some errors, such as a full disk. The next change must succeed.
+#[tokio::test]
+async fn changes_succeed_after_sqlite_has_ended_a_transaction() {
+    let home = Home::sqlite();
+    let database = home.database().await;
+    database.migrate().await.unwrap();
+    let full = "CREATE TRIGGER full BEFORE INSERT ON tollgate_grants WHEN NEW.subject = 'one too many' \
+         BEGIN SELECT RAISE(ROLLBACK, 'the disk is full'); END";
+    raw(&path(&home)).await.execute(full).await.unwrap();
+    for number in 0..3 {
+        let failed = database.import(TokenDigest::of("lost"), &NewGrant::new("one too many")).await;
+        assert!(matches!(failed, Err(SqlError::Database(_))), "{failed:?}");
+        database.import(TokenDigest::of(number.to_string()), &NewGrant::new("alice")).await.unwrap();
+    }
+    assert_eq!(database.list(None).await.unwrap().len(), 3);
+}
+
+#[tokio::test]
+async fn databases_in_memory_have_one_connection() {
+    for url in ["sqlite::memory:", "sqlite://:memory:", "sqlite:file::memory:", "sqlite://other?mode=memory"] {
+        let database = Database::connect(url).await.unwrap();
+        database.migrate().await.unwrap();
+        database.import(TokenDigest::of("a-token"), &NewGrant::new("alice")).await.unwrap();
+        assert_eq!(database.list(None).await.unwrap().len(), 1, "{url}");
+        database.check_tables().await.unwrap();
+    }
+}
+
+/// A service may have one connection for everything.
+#[tokio::test]
+async fn a_shared_pool_is_used_for_reading_and_changes() {
+    let home = Home::sqlite();
+    home.database().await.migrate().await.unwrap();
+    let options = SqliteConnectOptions::new().filename(path(&home));
+    let pool = SqlitePoolOptions::new().max_connections(1).acquire_timeout(Duration::from_millis(100));
+    let pool = pool.connect_with(options).await.unwrap();
+    let database = Database::from_sqlite(pool.clone());
+    database.import(TokenDigest::of("a-token"), &NewGrant::new("alice")).await.unwrap();
+    assert!(database.store::<()>().lookup(&BearerToken::new("a-token")).await.unwrap().is_some());
+    let _taken = pool.acquire().await.unwrap();
+    let late = database.import(TokenDigest::of("another"), &NewGrant::new("alice")).await;
+    assert!(matches!(late, Err(SqlError::Timeout)), "{late:?}");
 }
 
 /// The changes of a process wait for each other as long as for those of another process.

@@ -18,7 +18,8 @@ use crate::token::{TokenDigest, TokenLocation};
 /// `TCP_NODELAY`, so that each one may wait 40 ms for an acknowledgement.
 const BATCH: usize = 5_000;
 
-// Not a join, for which PostgreSQL could read the whole table: it plans for the size before the import.
+// Not a join, for which PostgreSQL could read the whole table: it plans for the size before the import. It plans each execution:
+// a kept plan of a small table could read the whole table for each token.
 const TOKEN_OWNERS: &str = "SELECT {digest}, (SELECT grant_id FROM {p}tokens WHERE digest = {digest}) \
      FROM {json_elements}(CAST($1 AS {json})) AS item";
 // `WHERE TRUE` tells SQLite that `ON CONFLICT` is not the condition of a join.
@@ -54,9 +55,10 @@ impl Database {
     /// ```
     ///
     /// The [audit trail](Self::audit) gets an entry for each imported grant. The whole import is one transaction, so the
-    /// [timeout](Self::with_admin_timeout) must allow for it. On SQLite, other writers wait until it ends. On PostgreSQL, issues
-    /// and changes with a [maximum](NewGrant::with_max_active) wait if grants of the import have one. An iterator that waits for
-    /// more than 5 seconds ends the transaction on PostgreSQL.
+    /// [timeout](Self::with_admin_timeout) must allow for it. On SQLite, all other changes wait until it ends. On PostgreSQL, if
+    /// grants of the import have a [maximum](NewGrant::with_max_active), then other issues, changes and imports with a maximum
+    /// wait. After 5 seconds they fail with [`SqlError::Locked`]. On PostgreSQL, an iterator that waits for more than 5 seconds
+    /// ends the transaction.
     ///
     /// # Errors
     ///
@@ -81,13 +83,14 @@ impl Database {
                 }
                 let is_limited = batch.iter().any(|(_, rows)| rows.max_active.is_some());
                 if is_limited {
-                    // Before rows are inserted for which an issue may wait that has the lock.
+                    // Before the inserts: an issue that holds the lock may wait for a row of this import.
                     sqlx::query(self.0.schema.lock_subjects()).execute(&mut *import).await?;
                 }
                 counts.skipped += u64::try_from(batch.len()).unwrap_or(u64::MAX);
                 let tokens = batch.iter().flat_map(|(_, rows)| &rows.tokens);
                 let digests = Value::from_iter(tokens.map(|token| [token.digest.to_hex()].to_vec())).to_string();
-                let owners = sqlx::query_as(self.sql(TOKEN_OWNERS)).bind(digests).fetch_all(&mut *import).await?;
+                let owners = sqlx::query_as(self.sql(TOKEN_OWNERS)).persistent(false).bind(digests);
+                let owners = owners.fetch_all(&mut *import).await?;
                 let mut batch = without_known_tokens(batch, owners, options)?;
 
                 let list = Value::from_iter(batch.iter().map(|(_, rows)| grant_row(&rows.grant))).to_string();
@@ -134,7 +137,7 @@ impl Database {
                     let limited = batch.iter().filter(|(_, rows)| rows.max_active.is_some());
                     let subjects: BTreeSet<&str> = limited.map(|(_, rows)| rows.grant.subject.as_str()).collect();
                     let list = Value::from_iter(subjects.iter().map(|subject| vec![*subject])).to_string();
-                    let count = sqlx::query_as(self.sql(COUNT_EACH)).bind(list).bind(unix_ms(now));
+                    let count = sqlx::query_as(self.sql(COUNT_EACH)).persistent(false).bind(list).bind(unix_ms(now));
                     active.extend(count.fetch_all(&mut *import).await?);
                 }
                 for (number, rows) in &batch {

@@ -85,9 +85,9 @@ struct Dialect {
     /// Locks out other migrations until the transaction ends, if `BEGIN` does not. Otherwise two migrations at the same time
     /// could fail, even with `IF NOT EXISTS`.
     lock: &'static str,
-    /// Locks out other counts of the subject `$1`, and of all subjects, until the transaction ends, if `BEGIN` does not.
+    /// Locks out other counts of the subject `$1` and of imports until the transaction ends, if `BEGIN` does not.
     lock_subject: &'static str,
-    /// Locks out other counts of all subjects.
+    /// Locks out all other counts, for an import.
     lock_subjects: &'static str,
     /// Counts how many of the three tables exist.
     count: &'static str,
@@ -146,10 +146,10 @@ impl Schema {
             prepare: None,
             // Another migration may take longer than `lock_timeout`.
             lock: "SELECT set_config('lock_timeout', '0', true), pg_advisory_xact_lock(hashtext('{p}migrations'))",
-            lock_subject: "SELECT pg_advisory_xact_lock_shared('{p}grants'::regclass::oid::bigint), \
+            lock_subject: "SELECT pg_advisory_xact_lock_shared(hashtext('{p}imports'), '{p}grants'::regclass::oid::int), \
                 pg_advisory_xact_lock(hashtext('{p}grants'), hashtext($1))",
             // One lock, because a server has memory for a few thousand.
-            lock_subjects: "SELECT pg_advisory_xact_lock('{p}grants'::regclass::oid::bigint)",
+            lock_subjects: "SELECT pg_advisory_xact_lock(hashtext('{p}imports'), '{p}grants'::regclass::oid::int)",
             count: "SELECT CAST(num_nonnulls(to_regclass('{p}migrations'), to_regclass('{p}grants'), \
                 to_regclass('{p}tokens')) AS BIGINT)",
             // In the order of lookups: several migrations in another order could end in a deadlock with them. Lookups wait behind

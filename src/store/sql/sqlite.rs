@@ -20,29 +20,33 @@ const MAX_READERS: u32 = 4;
 /// connection of their own, and wait for it: otherwise waiting changes could keep all connections, and lookups would time out.
 #[derive(Clone)]
 pub(super) struct SqlitePools {
-    reads: SqlitePool,
-    writes: SqlitePool,
+    pool: SqlitePool,
+    /// The pool of the connection for changes. `None` if they use the other pool.
+    changes: Option<SqlitePool>,
 }
 
 impl SqlitePools {
     pub(super) fn open(url: url::Sqlite) -> Self {
         // Another process may be writing.
         let options = url.options.foreign_keys(true).busy_timeout(LOCK_TIMEOUT);
-        let pool = |max| SqlitePoolOptions::new().max_connections(max);
+        let pool = |max| SqlitePoolOptions::new().max_connections(max).acquire_timeout(CONNECT_TIMEOUT);
         if url.in_memory {
             // Each connection to memory has its own tables, which are lost when it is closed.
             let pool = pool(1).min_connections(1).idle_timeout(None).max_lifetime(None);
-            return Self::shared(pool.acquire_timeout(CONNECT_TIMEOUT).connect_lazy_with(options));
+            return Self::shared(pool.connect_lazy_with(options));
         }
-        Self {
-            reads: pool(MAX_READERS).acquire_timeout(CONNECT_TIMEOUT).connect_lazy_with(options.clone()),
-            writes: pool(1).acquire_timeout(LOCK_TIMEOUT).connect_lazy_with(options),
-        }
+        // After an error such as a full disk, SQLite ends the transaction itself. sqlx does not notice, and could begin no
+        // other one.
+        let changes = pool(1)
+            .acquire_timeout(LOCK_TIMEOUT)
+            .before_acquire(|connection, _| Box::pin(async { Ok(!connection.is_in_transaction()) }));
+        let changes = changes.connect_lazy_with(options.clone());
+        Self { pool: pool(MAX_READERS).connect_lazy_with(options), changes: Some(changes) }
     }
 
     /// Uses one pool for reading and for changes.
     pub(super) fn shared(pool: SqlitePool) -> Self {
-        Self { reads: pool.clone(), writes: pool }
+        Self { pool, changes: None }
     }
 
     /// Connects once, without the pools. A pool would retry for a while and then report a timeout instead of the cause.
@@ -53,23 +57,27 @@ impl SqlitePools {
     }
 
     pub(super) fn options(&self) -> Arc<SqliteConnectOptions> {
-        self.reads.connect_options()
+        self.pool.connect_options()
     }
 
     /// Takes a connection. The caller applies the timeout.
     pub(super) async fn acquire(&self, access: Access) -> Result<PoolConnection<Sqlite>, SqlError> {
-        match access {
-            Access::Reads => Ok(self.reads.acquire().await?),
-            Access::Writes => match self.writes.acquire().await {
-                // Another change has the connection.
-                Err(sqlx::Error::PoolTimedOut) => Err(SqlError::Locked),
-                connection => Ok(connection?),
-            },
+        let Some(changes) = self.changes.as_ref().filter(|_| matches!(access, Access::Writes)) else {
+            return Ok(self.pool.acquire().await?);
+        };
+        match changes.acquire().await {
+            // Another change has the connection.
+            Err(sqlx::Error::PoolTimedOut) => Err(SqlError::Locked),
+            connection => Ok(connection?),
         }
     }
 
+    /// Closes all connections. The connection for changes is the last one: it writes the journal into the file.
     pub(super) async fn close(&self) {
-        self.reads.close().await;
-        self.writes.close().await;
+        let changes = self.changes.as_ref().map(SqlitePool::close);
+        self.pool.close().await;
+        if let Some(closed) = changes {
+            closed.await;
+        }
     }
 }

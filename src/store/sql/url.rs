@@ -39,7 +39,8 @@ pub(super) fn sqlite(url: &str) -> Result<Option<Sqlite>, SqlError> {
     let options: SqliteConnectOptions = url.parse().map_err(|_| SqlError::Url(SQLITE))?;
     let (path, query) = url.split_once('?').unwrap_or((url, ""));
     let has = |parameter: &str| query.split('&').any(|pair| percent_decode_str(pair).eq(parameter.bytes()));
-    let in_memory = matches!(path, "sqlite::memory:" | "sqlite://:memory:") || has("mode=memory");
+    let name = path["sqlite:".len()..].trim_start_matches("//");
+    let in_memory = matches!(name, ":memory:" | "file::memory:") || has("mode=memory");
     // SQLite itself parses names that begin with `file:`.
     let is_uri = options.get_filename().to_str().is_some_and(|name| name.starts_with("file:"));
     let file = (!in_memory && !is_uri).then(|| options.get_filename().to_owned());

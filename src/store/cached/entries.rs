@@ -56,7 +56,7 @@ pub(super) struct Started {
 #[derive(Clone, Copy)]
 struct Unknown {
     until: Duration,
-    epoch: u64,
+    started: Started,
 }
 
 /// True if a grant or a subject was removed. Its entries share one flag, so that a removal does not have to find them.
@@ -144,7 +144,8 @@ impl<P: Send + Sync + 'static> Entries<P> {
         }
         match self.unknown.get(digest) {
             Some(unknown)
-                if now < unknown.until && unknown.epoch >= self.unknown_cleared_before.load(Ordering::Acquire) =>
+                if now < unknown.until
+                    && unknown.started.epoch >= self.unknown_cleared_before.load(Ordering::Acquire) =>
             {
                 Found::Unknown
             }
@@ -174,7 +175,9 @@ impl<P: Send + Sync + 'static> Entries<P> {
             _older = self.take_older(&digest, started);
             return;
         }
-        if self.grants.peek(&digest).is_some_and(|entry| entry.started > started) {
+        let is_older = self.grants.peek(&digest).is_some_and(|entry| entry.started > started)
+            || self.unknown.peek(&digest).is_some_and(|unknown| unknown.started > started);
+        if is_older {
             return;
         }
         let removed = [flag(&mut index.grants, grant.id()), flag(&mut index.subjects, grant.subject())];
@@ -191,7 +194,7 @@ impl<P: Send + Sync + 'static> Entries<P> {
         _older = self.take_older(&digest, started);
         let removal = index.removals.last(digest).max(self.unknown_cleared_before.load(Ordering::Relaxed));
         if started.epoch >= removal && self.grants.peek(&digest).is_none() {
-            self.unknown.insert(digest, Unknown { until, epoch: started.epoch });
+            self.unknown.insert(digest, Unknown { until, started });
         }
     }
 

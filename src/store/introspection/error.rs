@@ -63,8 +63,12 @@ pub(super) enum Cause {
     Status(StatusCode),
     MediaType,
     TooLarge(usize),
-    /// The line and the column.
-    Json(usize, usize),
+    Json {
+        line: usize,
+        column: usize,
+        /// Whether the response is the beginning of an object. Users may choose text in it, such as a name.
+        is_object: bool,
+    },
     NotOneObject,
     NoActive,
     Member(&'static str),
@@ -79,8 +83,12 @@ impl Cause {
     }
 
     /// Omits the message of the error, because it can quote the response.
-    pub(super) fn json(error: &serde_json::Error) -> Self {
-        if error.is_data() { Self::NotOneObject } else { Self::Json(error.line(), error.column()) }
+    pub(super) fn json(error: &serde_json::Error, response: &[u8]) -> Self {
+        if error.is_data() {
+            return Self::NotOneObject;
+        }
+        let is_object = error.is_syntax() && response.trim_ascii_start().starts_with(b"{");
+        Self::Json { line: error.line(), column: error.column(), is_object }
     }
 }
 
@@ -138,7 +146,8 @@ impl IntrospectionError {
     #[must_use]
     pub fn concerns_token(&self) -> bool {
         match &self.0 {
-            Cause::Timeout | Cause::Transport(_) | Cause::Credentials(_) | Cause::MediaType | Cause::Json(..) => false,
+            Cause::Timeout | Cause::Transport(_) | Cause::Credentials(_) | Cause::MediaType => false,
+            Cause::Json { is_object, .. } => *is_object,
             Cause::Status(status) => is_about_the_token(*status),
             // A client can cause these by its choice of token.
             Cause::TooLarge(_)
@@ -195,7 +204,7 @@ impl fmt::Display for IntrospectionError {
             Cause::Status(status) => write!(f, "the introspection endpoint responded with status {}", status.as_u16()),
             Cause::MediaType => f.write_str("the introspection response has no JSON media type"),
             Cause::TooLarge(max) => write!(f, "the introspection response is larger than {max} bytes"),
-            Cause::Json(line, column) => {
+            Cause::Json { line, column, .. } => {
                 write!(f, "the introspection response is not JSON (line {line}, column {column})")
             }
             Cause::NotOneObject => {

@@ -64,9 +64,9 @@ use error::Cause;
 /// | responds with 5xx, 429, 408, or any status below 400 but 200, such as a redirect | the store |
 /// | responds with 401, 403 or 407: the credentials of this service are wrong | the store |
 /// | responds with 405 or 415: it is no introspection endpoint | the store |
-/// | does not respond with JSON | the store |
+/// | does not respond with a JSON object | the store |
 /// | responds with any other 4xx, such as 400 to a token that it cannot parse | this token |
-/// | responds with JSON with a malformed, missing or duplicate member, without a subject, or with too many bytes | this token |
+/// | responds with an object with a syntax error, with a malformed, missing or duplicate member, without a subject, or with too many bytes | this token |
 /// | responds with JSON that [`with_principal`](IntrospectionBuilder::with_principal) rejects | this token, unless the function returns [`StoreError::new`] |
 ///
 /// An error about the store counts for a [`CircuitBreaker`](super::CircuitBreaker), and a cache may serve an older grant. An error
@@ -158,7 +158,8 @@ impl<P: Send + Sync + 'static> TokenStore for IntrospectionStore<P> {
     fn lookup(&self, token: &BearerToken<'_>) -> Answer<Self::Future> {
         let inner = Arc::clone(&self.0);
         let form = form(token.expose());
-        let digest = *token.digest();
+        // Not `token.digest()`, which is another one under a pepper.
+        let digest = TokenDigest::of(token.expose());
         Answer::Pending(IntrospectionFuture(Box::pin(async move {
             let found = async { inner.reading.read(&inner.ask(form).await?, digest) };
             found.await.map_err(|cause| IntrospectionError::from(cause).into())
@@ -228,7 +229,7 @@ fn claims_of(members: Members) -> Result<Claims, Cause> {
 
 impl<P> Reading<P> {
     fn read(&self, answer: &[u8], token: TokenDigest) -> Lookup<P, Cause> {
-        let members: Members = serde_json::from_slice(answer).map_err(|error| Cause::json(&error))?;
+        let members: Members = serde_json::from_slice(answer).map_err(|error| Cause::json(&error, answer))?;
         if !members.0.get("active").and_then(Value::as_bool).ok_or(Cause::NoActive)? {
             return Ok(None);
         }

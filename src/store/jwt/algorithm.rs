@@ -38,6 +38,17 @@ pub(super) enum KeyKind {
     Ed25519,
 }
 
+/// The orders of the curves (SEC 2, sections 2.4.2 and 2.5.1).
+const P256_ORDER: [u8; 32] = [
+    0xff, 0xff, 0xff, 0xff, 0x00, 0x00, 0x00, 0x00, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xbc, 0xe6, 0xfa,
+    0xad, 0xa7, 0x17, 0x9e, 0x84, 0xf3, 0xb9, 0xca, 0xc2, 0xfc, 0x63, 0x25, 0x51,
+];
+const P384_ORDER: [u8; 48] = [
+    0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff,
+    0xff, 0xff, 0xff, 0xff, 0xff, 0xc7, 0x63, 0x4d, 0x81, 0xf4, 0x37, 0x2d, 0xdf, 0x58, 0x1a, 0x0d, 0xb2, 0x48, 0xb0,
+    0xa7, 0x7a, 0xec, 0xec, 0x19, 0x6a, 0xcc, 0xc5, 0x29, 0x73,
+];
+
 impl JwtAlgorithm {
     /// Reads the value of `alg`. Names are case-sensitive.
     pub(super) fn from_name(name: &str) -> Option<Self> {
@@ -62,6 +73,25 @@ impl JwtAlgorithm {
             Self::Es384 => KeyKind::P384,
             Self::EdDsa => KeyKind::Ed25519,
         }
+    }
+
+    /// Returns the other signature that is valid if this one is. For ECDSA, `s` and `n - s` are both valid, where `n` is the order
+    /// of the curve. So everyone who has a token can write it in another way.
+    pub(super) fn twin(self, signature: &[u8]) -> Option<Vec<u8>> {
+        let order: &[u8] = match self.key_kind() {
+            KeyKind::P256 => &P256_ORDER,
+            KeyKind::P384 => &P384_ORDER,
+            KeyKind::Rsa | KeyKind::Ed25519 => return None,
+        };
+        let mut twin = signature.to_vec();
+        let s = twin.get_mut(order.len()..).filter(|s| s.len() == order.len())?;
+        let mut borrow = false;
+        for (digit, order) in s.iter_mut().zip(order).rev() {
+            let (difference, is_below) = order.overflowing_sub(*digit);
+            let (difference, is_below_again) = difference.overflowing_sub(borrow.into());
+            (*digit, borrow) = (difference, is_below || is_below_again);
+        }
+        Some(twin)
     }
 
     pub(super) fn of_the_library(self) -> Algorithm {

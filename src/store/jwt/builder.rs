@@ -173,10 +173,10 @@ impl<P> JwtBuilder<P> {
         self
     }
 
-    /// Sets the age after which keys are fetched again. Default: 10 minutes. A key that the issuer has removed is accepted for this
-    /// time, and until the issuer can be reached.
+    /// Sets the age after which the next token makes the store fetch the keys again. Default: 10 minutes. A key that the issuer has
+    /// removed is accepted for twice this time, and longer only while the issuer cannot be reached.
     ///
-    /// Requests do not wait for such a fetch.
+    /// Requests do not wait for such a fetch, unless the keys are twice as old.
     pub fn with_max_key_age(mut self, age: Duration) -> Self {
         self.max_age = age;
         self

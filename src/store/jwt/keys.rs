@@ -26,7 +26,11 @@ use super::algorithm::{JwtAlgorithm, KeyKind};
 /// # Which key verifies a token?
 ///
 /// The key whose `kid` is that of the token. Otherwise the only key without a `kid` that fits the algorithm. For a token without a
-/// `kid`, the only key that fits. At most one key is tried for a token. If several keys fit, the token is unknown.
+/// `kid`, the only key that fits. If several keys fit, the token is unknown.
+///
+/// At most one key of a set is tried for a token. If a key that was not chosen by its `kid` does not verify the signature, the issuer
+/// may have replaced it. So the set of a URL is fetched again, at most once in each
+/// [`with_min_interval`](super::JwtBuilder::with_min_interval).
 ///
 /// A key fits an algorithm if its type and curve do, its `alg` is missing or the same, its `use` is missing or `sig`, and its
 /// `key_ops` are missing or contain `verify`. RSA keys need 2,048 to 8,192 bits. Other keys of a set are ignored (RFC 7517, section
@@ -96,6 +100,11 @@ pub(super) struct Key {
 impl Key {
     fn fits(&self, algorithm: JwtAlgorithm) -> bool {
         self.kind == algorithm.key_kind() && self.algorithm.is_none_or(|own| own == algorithm)
+    }
+
+    /// Returns whether the key was chosen by its `kid`, and not because it is the only one that fits.
+    pub(super) fn is_named(&self, kid: Option<&str>) -> bool {
+        kid.is_some() && self.kid.as_deref() == kid
     }
 
     /// Returns whether the signature of the message is valid. The key must fit the algorithm.

@@ -7,6 +7,10 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use base64::Engine as _;
+use base64::prelude::BASE64_URL_SAFE_NO_PAD;
+use zeroize::Zeroizing;
+
 use super::claims::Claims;
 use super::{Invalidation, Lookup, TokenStore};
 use crate::grant::{Grant, GrantId, Subject};
@@ -56,12 +60,15 @@ use revoked::Revoked;
 ///
 /// See [`JwtKeys`] for the choice of the key. The keys of a URL are fetched when the first token arrives, and again:
 ///
-/// - when a token has an unknown `kid`, but not more often than [`with_min_interval`](JwtBuilder::with_min_interval) allows. Only
-///   tokens with the right issuer, audience and algorithm cause a fetch;
-/// - when they are older than [`with_max_key_age`](JwtBuilder::with_max_key_age). Requests do not wait for this fetch.
+/// - when a token has an unknown `kid`, or the only key without a name does not verify it, but not more often than
+///   [`with_min_interval`](JwtBuilder::with_min_interval) allows. Only tokens with the right issuer, audience and algorithm cause a
+///   fetch;
+/// - when they are older than [`with_max_key_age`](JwtBuilder::with_max_key_age). Requests wait for this fetch only if the keys are
+///   twice as old, after a time without requests.
 ///
 /// One fetch runs at a time, in a task of its own, and all tokens with unknown keys wait for it. A failed fetch changes no keys: tokens
-/// of known keys are accepted, and tokens of unknown keys get 503. The source of the [`StoreError`] is a [`JwtError`].
+/// of known keys are accepted, and tokens of unknown keys get 503. The source of the [`StoreError`] is a [`JwtError`]. The error
+/// [concerns the token](StoreError::concerns_token) if keys are known, because clients choose the `kid`.
 ///
 /// # Subjects and ids
 ///
@@ -146,17 +153,19 @@ impl<P> JwtStore<P> {
     /// |---|---|
     /// | [`Grant`](Invalidation::Grant) | the token with this id, which is its `jti` |
     /// | [`Subject`](Invalidation::Subject) | the tokens of this subject that were issued until now. Newer tokens are accepted |
-    /// | [`Token`](Invalidation::Token) | the token with this digest |
+    /// | [`Token`](Invalidation::Token) | the token with this digest. Of a token with an ECDSA signature everyone can write a second one that is valid; it is rejected too |
     /// | [`Added`](Invalidation::Added), [`Everything`](Invalidation::Everything) | nothing: they concern caches only |
     ///
-    /// The time of issue is by the issuer's clock. If that clock is ahead, tokens of a subject that were issued shortly before this
-    /// call are accepted. Revoke these by their ids.
+    /// The time of issue is by the issuer's clock, in whole seconds. If that clock is ahead, tokens of a subject that were issued
+    /// shortly before this call are accepted. Revoke these by their ids. If it is late, tokens that were issued shortly after this
+    /// call are rejected, as those of the same second are.
     ///
     /// The ids and subjects are those of the grants, with the [prefix](JwtBuilder::with_subject_prefix) if there is one. A `jti` of
     /// another issuer's store is another id.
     ///
-    /// All clones of the store share the revocations, in memory, one entry for each. Other processes need the same call. A cache in
-    /// front of the store still has the grant: pass the same change to `CachedStore::invalidate` after this call.
+    /// All clones of the store share the revocations, in memory, one entry for each. Other processes need the same revocation, and so
+    /// does this one after a restart: [`revoke_at`](Self::revoke_at). A cache in front of the store still has the grant: pass the same
+    /// change to `CachedStore::invalidate` after this call.
     ///
     /// ```
     /// use std::time::{Duration, SystemTime};
@@ -169,7 +178,26 @@ impl<P> JwtStore<P> {
     /// # }
     /// ```
     pub fn revoke(&self, change: &Invalidation, until: SystemTime) {
-        self.0.revoked.add(change, SystemTime::now(), until);
+        self.revoke_at(change, SystemTime::now(), until);
+    }
+
+    /// Revokes as [`revoke`](Self::revoke) does, for a revocation that was made at the time `at`: by another process, or before a
+    /// restart. The tokens of a subject that were issued later are accepted.
+    ///
+    /// ```
+    /// use std::time::{Duration, SystemTime};
+    /// # use tollgate::store::JwtStore;
+    /// use tollgate::store::Invalidation;
+    ///
+    /// # fn load(store: &JwtStore, rows: Vec<(String, SystemTime)>) {
+    /// let longest_validity = Duration::from_secs(8 * 3_600);
+    /// for (user, logged_out_at) in rows {
+    ///     store.revoke_at(&Invalidation::Subject(user.into()), logged_out_at, logged_out_at + longest_validity);
+    /// }
+    /// # }
+    /// ```
+    pub fn revoke_at(&self, change: &Invalidation, at: SystemTime, until: SystemTime) {
+        self.0.revoked.add(change, at, until, SystemTime::now());
     }
 }
 
@@ -181,26 +209,44 @@ impl<P: Send + Sync + 'static> TokenStore for JwtStore<P> {
     fn lookup(&self, token: &BearerToken<'_>) -> Answer<Self::Future> {
         let Some(parsed) = Parsed::new(token.expose(), &self.0.required) else { return Answer::Ready(Ok(None)) };
         let inner = Arc::clone(&self.0);
-        let digest = *token.digest();
-        Answer::Pending(JwtFuture(Box::pin(async move { inner.verify(parsed, digest).await })))
+        Answer::Pending(JwtFuture(Box::pin(async move { inner.verify(parsed).await })))
     }
 }
 
 impl<P> Inner<P> {
-    async fn verify(&self, parsed: Parsed, digest: TokenDigest) -> Lookup<P, StoreError> {
+    async fn verify(&self, parsed: Parsed) -> Lookup<P, StoreError> {
         let Parsed { algorithm, kid, message, signature, claims } = parsed;
-        let key: Option<Arc<Key>> = match &self.keys {
-            KeySource::Fixed(keys) => keys.find(algorithm, kid.as_deref()).cloned(),
-            KeySource::Remote(keys) => keys.find(algorithm, kid.as_deref()).await?,
+        let kid = kid.as_deref();
+        let is_valid = |key: &Arc<Key>| key.verify(algorithm, &message, &signature);
+        let is_verified = match &self.keys {
+            KeySource::Fixed(keys) => keys.find(algorithm, kid).is_some_and(is_valid),
+            KeySource::Remote(keys) => match keys.find(algorithm, kid).await? {
+                Some(key) if is_valid(&key) => true,
+                Some(key) if !key.is_named(kid) => {
+                    keys.successor(&key, algorithm, kid).await.is_some_and(|key| is_valid(&key))
+                }
+                _ => false,
+            },
         };
-        if !key.is_some_and(|key| key.verify(algorithm, &message, &signature)) {
+        if !is_verified {
             return Ok(None);
         }
         let issued_at = claims.issued_at();
         let Some(grant) = self.reading.grant(claims)? else { return Ok(None) };
-        let is_revoked = self.revoked.contains(&digest, grant.id(), grant.subject(), issued_at);
+        let digests = || digests(algorithm, &message, signature);
+        let is_revoked = self.revoked.contains(digests, grant.id(), grant.subject(), issued_at, SystemTime::now());
         Ok((!is_revoked).then(|| Arc::new(grant)))
     }
+}
+
+/// Returns the digests of the texts of a token that are valid alike: the token itself, and that with the other signature.
+fn digests(algorithm: JwtAlgorithm, message: &[u8], signature: Vec<u8>) -> Vec<TokenDigest> {
+    let twin = algorithm.twin(&signature);
+    let digest = |signature: Vec<u8>| {
+        let signature = BASE64_URL_SAFE_NO_PAD.encode(signature);
+        TokenDigest::of(&*Zeroizing::new([message, b".", signature.as_bytes()].concat()))
+    };
+    std::iter::once(signature).chain(twin).map(digest).collect()
 }
 
 impl<P> Reading<P> {

@@ -48,29 +48,48 @@ pub(super) struct Fetches {
 }
 
 impl RemoteKeys {
-    /// Returns the key of a token. Waits for a fetch if the key is unknown and a fetch is allowed.
+    /// Returns the key of a token. Waits for a fetch if the key is unknown or very old, and a fetch is allowed.
     pub(super) async fn find(
         self: &Arc<Self>,
         algorithm: JwtAlgorithm,
         kid: Option<&str>,
     ) -> Result<Option<Arc<Key>>, StoreError> {
         if let Some(key) = self.known(algorithm, kid) {
-            let is_old =
-                self.keys.load().as_ref().is_some_and(|keys| self.now().saturating_sub(keys.at) >= self.max_age);
-            if is_old {
-                self.start();
+            let age = self.keys.load().as_ref().map_or(Duration::ZERO, |keys| self.now().saturating_sub(keys.at));
+            if age < self.max_age {
+                return Ok(Some(key));
             }
-            return Ok(Some(key));
+            // After a while without requests, the issuer may have removed the key long ago.
+            if age < self.max_age.saturating_mul(2) {
+                self.start();
+                return Ok(Some(key));
+            }
         }
+        self.fetch_and_wait().await;
+        match self.known(algorithm, kid) {
+            Some(key) => Ok(Some(key)),
+            None => self.last_result().map(|()| None),
+        }
+    }
+
+    /// Returns the key that has replaced this one. Waits for a fetch if one is allowed.
+    pub(super) async fn successor(
+        self: &Arc<Self>,
+        key: &Arc<Key>,
+        algorithm: JwtAlgorithm,
+        kid: Option<&str>,
+    ) -> Option<Arc<Key>> {
+        self.fetch_and_wait().await;
+        self.known(algorithm, kid).filter(|found| !Arc::ptr_eq(found, key))
+    }
+
+    /// Waits for a fetch, unless none is running and none is allowed.
+    async fn fetch_and_wait(self: &Arc<Self>) {
         // Subscribe first, so that no completion is missed.
         let mut completed = self.completed.subscribe();
         if self.start() {
             // The sender is in `self`, so it exists.
             _ = completed.changed().await;
-        }
-        match self.known(algorithm, kid) {
-            Some(key) => Ok(Some(key)),
-            None => self.last_result().map(|()| None),
         }
     }
 
@@ -122,6 +141,8 @@ impl RemoteKeys {
         let now = self.now();
         let fetches = self.fetches();
         let Some(error) = fetches.error.clone() else { return Ok(()) };
+        // Clients choose the `kid`. Before the first fetch, no token can be checked.
+        let error = if self.keys.load().is_some() { StoreError::for_token(error) } else { error };
         let since = fetches.last_start.map_or(self.min_interval, |start| now.saturating_sub(start));
         Err(error.with_retry_after(self.min_interval.saturating_sub(since).max(Duration::from_secs(1))))
     }

@@ -1,9 +1,10 @@
 //! Invalidations: immediate, complete, and nothing else is removed.
 
-use std::sync::atomic::Ordering;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use tollgate::store::{CachedStore, Invalidation};
+use tollgate::store::{CachedStore, Invalidation, from_fn_with};
 use tollgate::{BearerToken, BoxStore, Grant, TokenDigest, TokenStore as _};
 
 use crate::kit::remote::*;
@@ -87,6 +88,38 @@ async fn an_outdated_answer_replaces_an_older_one() {
     remote.down.store(true, Ordering::SeqCst);
     let found = cache.lookup(&BearerToken::new("alice-token-2")).await.unwrap().unwrap();
     assert_eq!(found.subject().as_str(), "another");
+}
+
+/// A slow answer from before a revocation must not replace the answer after it.
+#[tokio::test]
+async fn a_grant_does_not_replace_a_newer_negative_answer() {
+    let (asked, hands) = (Arc::new(AtomicUsize::new(0)), Hands::default());
+    let (reply, slow) = tokio::sync::watch::channel(false);
+    let store = from_fn_with((asked, slow), |(asked, mut slow), _| async move {
+        if asked.fetch_add(1, Ordering::SeqCst) > 0 {
+            return Ok::<_, std::io::Error>(None);
+        }
+        slow.wait_for(|may_reply| *may_reply).await.unwrap();
+        Ok(Some(Grant::new("alice-1", ())))
+    });
+    let cache = CachedStore::builder(BoxStore::new(store), TTL).with_clock(hands.clock()).build().unwrap();
+    let early = begin(&cache, TOKEN).await;
+    // The token is revoked at the server. An unrelated change prevents that the next lookup joins the slow one.
+    cache.invalidate(&Invalidation::Subject("bob".into()));
+    assert_eq!(knows(&cache, TOKEN).await, Some(false));
+    reply.send_replace(true);
+    assert_eq!(early.await.unwrap(), Some(true), "asked before the revocation");
+    assert_eq!(cached(&cache, TOKEN), Some(false));
+}
+
+#[tokio::test]
+async fn a_grant_replaces_a_negative_answer_of_the_same_time() {
+    let (remote, hands) = (Remote::new(), Hands::default());
+    let cache = remote.builder(&hands).with_unknown_ttl(Duration::ZERO).build().unwrap();
+    assert_eq!(knows(&cache, "carol-token").await, Some(false));
+    remote.tokens.insert(TokenDigest::of("carol-token"), Grant::new("carol", ())).unwrap();
+    assert_eq!(knows(&cache, "carol-token").await, Some(true));
+    assert_eq!(cached(&cache, "carol-token"), Some(true));
 }
 
 #[tokio::test]

@@ -70,6 +70,15 @@ async fn the_subject_is_sub_client_id_or_username() {
     assert_eq!(names(json!({"active": true, "username": "u"})).await, two("u", "u"));
     // Ids appear in logs.
     assert_eq!(names(json!({"active": true, "sub": "s", "jti": TOKEN})).await, two("s", "s"));
+    #[cfg(feature = "pepper")]
+    {
+        use tollgate::BearerToken;
+        use tollgate::store::{Pepper, PepperedStore};
+        let address = says(json!({"active": true, "sub": "s", "jti": TOKEN})).await.0;
+        let peppered = PepperedStore::new(store(address), Pepper::new([7; 32]).unwrap());
+        let grant = peppered.lookup(&BearerToken::new(TOKEN)).await.unwrap().unwrap();
+        assert_eq!(grant.id().as_str(), "s", "an id is never the token");
+    }
 
     let address = says(json!({"active": true, "sub": "s", "jti": "j"})).await.0;
     let grant = ask(&builder(address).with_subject_prefix("acme:").build().unwrap()).await.unwrap().unwrap();

@@ -153,6 +153,9 @@ async fn errors_concern_the_store_or_one_token() {
         (r#"{"active":true,"sub":"alice","token_type":"mac"}"#, true),
         (r#"{"error":"invalid_token"}"#, true),
         ("[]", true),
+        // Users may choose such a name or number.
+        (r#" {"active":true,"sub":"alice","username":"\ud800"}"#, true),
+        (r#"{"active":true,"sub":"alice","number":1e999}"#, true),
         (r#"{"active":true,"sub":"a name that is much longer than the limit allows"}"#, true),
         ("", false),
         ("Internal error", false),

@@ -157,7 +157,7 @@ async fn an_outage_keeps_known_keys_and_rejects_unknown_ones_with_503() {
         server.set(status, body);
         hands.advance(FLOOR);
         let error = ask(&store, &new.token(&claims())).await.unwrap_err();
-        assert!(!error.concerns_token(), "an outage of the store");
+        assert!(error.concerns_token(), "clients choose the kid, and keys are known");
         assert_eq!(cause(&error).to_string(), message);
         assert!(!format!("{error:?}").contains("CANARY"));
         assert_eq!(cause(&error).status(), (status != StatusCode::OK).then_some(status));
@@ -188,6 +188,7 @@ async fn an_unreachable_server_is_an_outage() {
     drop(listener);
     let store = builder(JwtKeys::url(&url)).build().unwrap();
     let error = ask(&store, &signer.token(&claims())).await.unwrap_err();
+    assert!(!error.concerns_token(), "no token can be checked");
     assert_eq!(cause(&error).to_string(), "the request for the JWK set failed");
     assert!(!cause(&error).is_timeout() && cause(&error).source().is_some());
 }
@@ -249,6 +250,64 @@ async fn old_keys_are_fetched_again_in_the_background() {
     }
     assert!(!accepts(&store, &old.token(&claims())).await);
     assert_eq!(server.asked(), 1);
+}
+
+/// After a time without requests, the keys may have been removed long ago.
+#[tokio::test]
+async fn requests_wait_for_the_fetch_if_the_keys_are_very_old() {
+    let (old, new) = (Signer::ed25519("a"), Signer::ed25519("b"));
+    let server = Jwks::serve(jwk_set([&old])).await;
+    let hands = Hands::default();
+    let store = server.store(&hands);
+    assert!(accepts(&store, &old.token(&claims())).await);
+    hands.advance(2 * MAX_AGE);
+    server.set(StatusCode::INTERNAL_SERVER_ERROR, "");
+    assert!(accepts(&store, &old.token(&claims())).await, "the issuer cannot be reached");
+    assert_eq!(server.asked(), 2);
+    server.set(StatusCode::OK, jwk_set([&new]));
+    assert!(accepts(&store, &old.token(&claims())).await, "the next fetch is not allowed yet");
+    hands.advance(FLOOR);
+    assert!(!accepts(&store, &old.token(&claims())).await);
+    assert_eq!(server.asked(), 1);
+}
+
+/// Some issuers publish one key without a name, and replace it.
+#[tokio::test]
+async fn a_replaced_key_without_a_kid_is_noticed() {
+    let (old, new, named) = (Signer::ed25519("a"), Signer::ed25519("a"), Signer::ed25519("c"));
+    let without_kid = |signer: &Signer| {
+        let mut jwk = signer.jwk();
+        jwk.as_object_mut().unwrap().remove("kid");
+        jwk
+    };
+    let set = |keys: &[serde_json::Value]| serde_json::json!({ "keys": keys }).to_string();
+    let server = Jwks::serve(set(&[without_kid(&old)])).await;
+    let hands = Hands::default();
+    let store = server.store(&hands);
+    assert!(accepts(&store, &old.token(&claims())).await);
+    server.set(StatusCode::OK, set(&[without_kid(&new)]));
+    assert!(!accepts(&store, &new.token(&claims())).await, "the next fetch is not allowed yet");
+    hands.advance(FLOOR);
+    assert!(accepts(&store, &new.token(&claims())).await && !accepts(&store, &old.token(&claims())).await);
+    assert_eq!(server.asked(), 2);
+    // The key without a name would verify any name, until a key with that name is found.
+    server.set(StatusCode::OK, set(&[without_kid(&new), named.jwk()]));
+    hands.advance(FLOOR);
+    assert!(accepts(&store, &named.token(&claims())).await);
+    assert_eq!(server.asked(), 1);
+    // Forged signatures cause one fetch in each interval, and none for a key with a name.
+    hands.advance(FLOOR);
+    for _ in 0..3 {
+        assert!(!accepts(&store, &Signer::ed25519("c").token(&claims())).await);
+    }
+    assert_eq!(server.asked(), 0);
+    for _ in 0..3 {
+        assert!(!accepts(&store, &Signer::ed25519("d").token(&claims())).await);
+    }
+    assert_eq!(server.asked(), 1);
+    server.set(StatusCode::INTERNAL_SERVER_ERROR, "");
+    hands.advance(FLOOR);
+    assert!(!accepts(&store, &old.token(&claims())).await, "the known key rejects the token, so it is no outage");
 }
 
 /// A fetch dies with its runtime. Lookups in another runtime start a new one after the minimum interval.

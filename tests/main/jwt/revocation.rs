@@ -2,6 +2,7 @@
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use base64::prelude::{BASE64_URL_SAFE_NO_PAD, Engine as _};
 use serde_json::json;
 use tollgate::store::{CachedStore, Invalidation};
 use tollgate::{BearerToken, TokenDigest, TokenStore as _};
@@ -58,13 +59,78 @@ async fn tokens_without_a_time_of_issue_are_revoked_with_their_subject() {
 }
 
 #[tokio::test]
-async fn revocations_that_have_ended_are_dropped() {
+async fn a_revocation_ends_without_another_call() {
     let signer = Signer::ed25519("k");
+    let store = fixed(&signer).with_plain_jwts().build().unwrap();
+    // Without a time of issue, and without an id, for which the subject stands.
+    let token = |sub: &str| signer.token(&claims_with(json!({"iat": null, "jti": null, "sub": sub})));
+    let subjects = ["alice", "bob", "carol"].map(|name| (name, token(name)));
+    let end = SystemTime::now() + Duration::from_millis(1_500);
+    let [alice, bob, carol] = &subjects;
+    store.revoke(&Invalidation::Subject(alice.0.into()), end);
+    store.revoke(&Invalidation::Grant(bob.0.into()), end);
+    store.revoke(&Invalidation::Token(TokenDigest::of(&carol.1)), end);
+    for (name, token) in &subjects {
+        assert!(!accepts(&store, token).await || SystemTime::now() >= end, "{name}");
+    }
+    tokio::time::sleep(end.duration_since(SystemTime::now()).unwrap_or_default()).await;
+    for (name, token) in &subjects {
+        assert!(accepts(&store, token).await, "{name}");
+    }
+}
+
+/// After a restart, a service loads the revocations from its database.
+#[tokio::test]
+async fn a_revocation_of_an_earlier_time_accepts_later_tokens() {
+    let signer = Signer::ed25519("k");
+    let token = |iat: u64| signer.token(&claims_with(json!({"iat": iat})));
     let store = fixed(&signer).build().unwrap();
-    let token = signer.token(&claims());
-    store.revoke(&Invalidation::Grant("t-1".into()), UNIX_EPOCH);
-    store.revoke(&Invalidation::Grant("t-2".into()), in_an_hour());
-    assert!(accepts(&store, &token).await);
+    let logged_out = UNIX_EPOCH + Duration::from_secs(now() - 600);
+    store.revoke_at(&Invalidation::Subject("alice".into()), logged_out, in_an_hour());
+    for (age, is_accepted) in [(900, false), (601, false), (600, false), (599, true), (0, true)] {
+        assert_eq!(accepts(&store, &token(now() - age)).await, is_accepted, "{age}");
+    }
+    // An earlier revocation does not replace a later one.
+    store.revoke_at(&Invalidation::Subject("alice".into()), UNIX_EPOCH, in_an_hour());
+    assert!(!accepts(&store, &token(now() - 900)).await);
+}
+
+/// Returns the token with the signature `(r, n - s)` instead of `(r, s)`.
+fn with_other_signature(token: &str, order: &str) -> String {
+    let (message, signature) = token.rsplit_once('.').unwrap();
+    let signature = BASE64_URL_SAFE_NO_PAD.decode(signature).unwrap();
+    let order: Vec<i16> =
+        (0..order.len()).step_by(2).map(|at| i16::from_str_radix(&order[at..at + 2], 16).unwrap()).collect();
+    let (r, s) = signature.split_at(order.len());
+    let (mut other, mut carry) = (Vec::new(), 0);
+    for (order, s) in order.iter().zip(s).rev() {
+        let digit = order - i16::from(*s) + carry;
+        carry = digit.div_euclid(256);
+        other.push(u8::try_from(digit.rem_euclid(256)).unwrap());
+    }
+    other.reverse();
+    format!("{message}.{}", encode([r, &other].concat()))
+}
+
+/// Everyone who has a token with an ECDSA signature can write a second one, which is valid too.
+#[tokio::test]
+async fn a_revoked_token_is_not_valid_with_its_other_signature() {
+    const P256: &str = "ffffffff00000000ffffffffffffffffbce6faada7179e84f3b9cac2fc632551";
+    const P384: &str =
+        "ffffffffffffffffffffffffffffffffffffffffffffffffc7634d81f4372ddf581a0db248b0a77aecec196accc52973";
+    for (signer, order) in [(Signer::es256("k"), P256), (Signer::es384("k"), P384)] {
+        for _ in 0..20 {
+            let store = fixed(&signer).build().unwrap();
+            let token = signer.token(&claims());
+            let other = with_other_signature(&token, order);
+            assert_ne!(token, other);
+            assert!(accepts(&store, &token).await && accepts(&store, &other).await);
+            let bystander = signer.token(&claims_with(json!({"jti": "other"})));
+            store.revoke(&Invalidation::Token(TokenDigest::of(&token)), in_an_hour());
+            assert!(!accepts(&store, &token).await && !accepts(&store, &other).await);
+            assert!(accepts(&store, &bystander).await);
+        }
+    }
 }
 
 /// The cache has the grant, until it is invalidated by the same change.

@@ -32,6 +32,8 @@ impl GateDocs {
     ///   schemes have one name.
     /// - [`UnknownOperation`](GateDocsError::UnknownOperation), if an operation with scopes, a rate limit or a rejection is not
     ///   in the document.
+    /// - [`AmbiguousOperation`](GateDocsError::AmbiguousOperation), if such an operation is named by an id that several operations
+    ///   have.
     /// - [`Security`](GateDocsError::Security), if an operation with scopes has another `security` already.
     /// - [`NoSecurityScheme`](GateDocsError::NoSecurityScheme), if an operation requires a token and no scheme describes how to
     ///   send it, or if the gate reads tokens and has no scheme.
@@ -43,8 +45,10 @@ impl GateDocs {
         let mut changed = document.clone();
         let mut routes: Vec<_> = changed.paths.paths.iter_mut().flat_map(|(path, item)| of_path(path, item)).collect();
         for operation in self.rules.iter().flat_map(|rule| &rule.operations) {
-            if !routes.iter().any(|route| route.has_name(operation)) {
-                return Err(GateDocsError::UnknownOperation(operation.clone()));
+            match routes.iter().filter(|route| route.has_name(operation)).count() {
+                0 => return Err(GateDocsError::UnknownOperation(operation.clone())),
+                1 => {}
+                _ => return Err(GateDocsError::AmbiguousOperation(operation.clone())),
             }
         }
         let mut used: BTreeMap<u16, Vec<RejectionKind>> = BTreeMap::new();

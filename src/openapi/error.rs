@@ -15,6 +15,11 @@ pub enum GateDocsError {
     /// No operation of the document has this id, or this method and path.
     #[error("unknown operation `{0}`: must be an operation id, or a method and a path such as `POST /orders`")]
     UnknownOperation(String),
+    /// Several operations of the document have this id.
+    #[error(
+        "ambiguous operation `{0}`: several operations have this id; name the method and the path, such as `POST /orders`"
+    )]
+    AmbiguousOperation(String),
     /// The operation has a security requirement of its own, other than that of the gate and its layers.
     #[error(
         "conflicting security of operation `{0}`: a layer requires scopes, and the operation has its own `security`"

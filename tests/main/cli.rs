@@ -1,5 +1,6 @@
 //! The command line as a process, on SQLite and PostgreSQL.
 
+use std::io::Write as _;
 use std::process::{Command, Output, Stdio};
 
 use serde_json::Value;
@@ -279,6 +280,52 @@ async fn a_secret_that_cannot_be_printed_is_an_error() {
         assert_eq!(code(&output), 1);
         assert!(String::from_utf8(output.stderr).unwrap().contains("revoke or rotate it"));
     }
+}
+
+/// A script must not read "rejected".
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn a_check_that_cannot_be_printed_is_no_rejection() {
+    let home = sqlite().await;
+    let (token, _) = secret(&home, &["token", "issue", "--subject", "alice"]);
+    let mut command = tollgate(&["check", "--database", home.url()]);
+    command.stdin(Stdio::piped()).stdout(full()).stderr(Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    child.stdin.take().unwrap().write_all(token.as_bytes()).unwrap();
+    assert_eq!(code(&child.wait_with_output().unwrap()), 3);
+}
+
+/// A service may have tokens with another number of random bits, and reject others by their length.
+#[tokio::test]
+async fn tokens_have_the_length_of_the_services_format() {
+    let home = sqlite().await;
+    let format = TokenFormat::new("acme").unwrap().with_random_bits(128).unwrap();
+    let short = ["--random-bits", "128"];
+    let issue = ["token", "issue", "--subject", "alice", "--prefix", "acme"];
+    let (token, grant) = secret(&home, &[&issue[..], &short].concat());
+    assert_eq!(format.check(&token), Ok(()));
+    let rotate = ["token", "rotate", grant["id"].as_str().unwrap()];
+    let (token, _) = secret(&home, &[&rotate[..], &short].concat());
+    assert_eq!(format.check(&token), Ok(()));
+    for bits in ["127", "513", "-1", "many"] {
+        assert_eq!(code(&run(&home, &[&issue[..], &["--random-bits", bits]].concat())), 2, "{bits}");
+    }
+    // An unknown token of this length is told apart from a mistyped one.
+    let other = format.mint().unwrap();
+    let unknown = crate::cli_kit::with_input(tollgate(&["check", "--database", home.url()]), other.expose().as_bytes());
+    assert!(String::from_utf8(unknown.stdout).unwrap().contains("its checksum is correct"));
+}
+
+#[tokio::test]
+async fn a_principal_keeps_all_digits_of_its_numbers() {
+    let home = sqlite().await;
+    let principal = r#"{"account":12345678901234567890123}"#;
+    let (_, grant) = secret(&home, &["token", "issue", "--subject", "alice", "--principal", principal]);
+    let id = grant["id"].as_str().unwrap();
+    let stored = async || home.database().await.describe(&id.into()).await.unwrap().unwrap().principal.unwrap();
+    assert_eq!(stored().await, principal);
+    run(&home, &["token", "change", id, "--principal", "[0.1000]"]);
+    assert_eq!(stored().await, "[0.1000]");
 }
 
 #[cfg(target_os = "linux")]

@@ -393,6 +393,42 @@ async fn exports_contain_each_grant_and_entry_once() {
     .await;
 }
 
+/// A program that writes slowly must not keep a transaction open, whatever name its pipe has.
+#[cfg(target_os = "linux")]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_slow_pipe_keeps_no_transaction_open() {
+    on_each_database("a_slow_pipe_keeps_no_transaction_open", |home| async move {
+        let database = home.database().await.with_admin_timeout(std::time::Duration::from_secs(2));
+        for name in ["-", "/dev/stdin"] {
+            let mut command = tollgate(&["token", "import", name, "--format", "jsonl"]);
+            command.env("TOLLGATE_DATABASE", home.url()).stdin(Stdio::piped()).stdout(Stdio::piped());
+            let mut child = command.spawn().unwrap();
+            let mut input = child.stdin.take().unwrap();
+            let id = name.replace(['/', '-'], "p");
+            writeln!(input, r#"{{"subject":"alice","id":"{id}","token":"token-{id}"}}"#).unwrap();
+            // Long enough that the command usually waits for the rest. If it begins later, the change succeeds as well.
+            tokio::time::sleep(std::time::Duration::from_millis(500)).await;
+            database.import(TokenDigest::of(format!("other-{id}").as_str()), &NewGrant::new("bob")).await.unwrap();
+            drop(input);
+            assert_eq!(text(&child.wait_with_output().unwrap().stdout), "imported 1, skipped 0\n");
+        }
+    })
+    .await;
+}
+
+/// Other commands could not name such a grant.
+#[tokio::test]
+async fn names_that_begin_or_end_with_a_space_are_not_imported() {
+    let home = Home::sqlite();
+    home.database().await.migrate().await.unwrap();
+    let csv = "subject,id,token\n alice,one,token-1\nalice,two ,token-2\n";
+    let output = piped(&home, &["token", "import", "--format", "csv"], csv);
+    let errors = "error: line 2: subject: must not begin or end with a space\n\
+         error: line 3: id: must not begin or end with a space\n";
+    assert_eq!(code(&output), 1);
+    assert!(text(&output.stderr).starts_with(errors), "{output:?}");
+}
+
 #[cfg(target_os = "linux")]
 #[tokio::test]
 async fn an_export_that_cannot_be_written_is_an_error() {

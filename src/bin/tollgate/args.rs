@@ -4,7 +4,7 @@ use std::num::NonZeroU32;
 use std::time::{Duration, SystemTime};
 
 use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
-use serde_json::Value;
+use serde_json::value::RawValue;
 use tollgate::Quota;
 use tollgate::mint::TokenFormat;
 use tollgate::store::sql::{Cursor, GrantQuery, GrantState};
@@ -13,9 +13,12 @@ use crate::audit;
 use crate::check;
 use crate::doctor;
 use crate::export::Export;
+use crate::failure::Failure;
 use crate::generate;
 use crate::import::Import;
-use crate::parse::{DEFAULT_PREFIX, PREFIX, age, cursor, expiry, format, moment, name, number, principal, quota, time};
+use crate::parse::{
+    DEFAULT_PREFIX, PREFIX, age, cursor, expiry, format, moment, name, number, principal, quota, random_bits, time,
+};
 
 const AFTER_HELP: &str = "\
 Only `migrate` creates a database file or tables.
@@ -126,6 +129,8 @@ pub(crate) enum TokenCommand {
         /// Prefix of the new token [default: prefix of the old token]
         #[arg(long, value_parser = format)]
         prefix: Option<TokenFormat>,
+        #[command(flatten)]
+        length: Length,
         #[cfg(feature = "reveal")]
         #[command(flatten)]
         keys: crate::sealing::Keys,
@@ -248,13 +253,15 @@ pub(crate) struct Issue {
     pub(crate) not_before: Option<SystemTime>,
     /// Principal of the grant as JSON, such as '{"plan": "pro"}', for services that keep it in this database
     #[arg(long, value_name = "JSON", value_parser = principal)]
-    pub(crate) principal: Option<Value>,
+    pub(crate) principal: Option<Box<RawValue>>,
     /// Issue no token if the subject has this many grants that are not revoked or expired; not stored: give it each time
     #[arg(long, value_name = "NUMBER", value_parser = number)]
     pub(crate) max_active: Option<NonZeroU32>,
     /// Prefix of the token
     #[arg(long, env = PREFIX, hide_env_values = true, default_value = DEFAULT_PREFIX, value_parser = format)]
     pub(crate) prefix: TokenFormat,
+    #[command(flatten)]
+    pub(crate) length: Length,
     #[cfg(feature = "reveal")]
     #[command(flatten)]
     pub(crate) keys: crate::sealing::Keys,
@@ -299,10 +306,24 @@ pub(crate) struct Change {
     pub(crate) max_active: Option<NonZeroU32>,
     /// New principal as JSON
     #[arg(long, value_name = "JSON", value_parser = principal)]
-    pub(crate) principal: Option<Value>,
+    pub(crate) principal: Option<Box<RawValue>>,
     /// Remove the principal
     #[arg(long, conflicts_with = "principal")]
     pub(crate) no_principal: bool,
+}
+
+/// The length of new tokens.
+#[derive(Args, Debug)]
+pub(crate) struct Length {
+    /// Minimum number of random bits of the token, as in the token format of the service
+    #[arg(long, value_name = "BITS", default_value = "256", value_parser = random_bits)]
+    random_bits: u32,
+}
+
+impl Length {
+    pub(crate) fn apply(&self, format: TokenFormat) -> Result<TokenFormat, Failure> {
+        format.with_random_bits(self.random_bits).map_err(|error| Failure::Usage(error.to_string()))
+    }
 }
 
 /// Options that select the tables.

@@ -62,7 +62,8 @@ pub(crate) async fn run(check: Check) -> Result<(), Failure> {
         None => ("", String::new()),
     };
     let answer = Answer { rejection, response: &response, record: record.as_ref(), reason, explanation };
-    show::print(&if options.json { answer.json() } else { answer.text() })?;
+    show::print(&if options.json { answer.json() } else { answer.text() })
+        .map_err(|error| not_checked(error.into()))?;
     match rejection.map(Rejection::kind) {
         None => Ok(()),
         Some(RejectionKind::StoreUnavailable) => Err(Failure::Printed(NOT_CHECKED)),
@@ -82,7 +83,7 @@ fn invalid_row(rejection: &Rejection) -> Option<(&GrantId, &Subject)> {
     None
 }
 
-/// Replaces the exit code of a database failure: a rejection has the same one.
+/// Replaces the exit code of a failure: a rejection has the same one.
 fn not_checked(failure: Failure) -> Failure {
     match failure.code() {
         1 => Failure::NotChecked(failure.to_string()),
@@ -234,11 +235,16 @@ fn or_unknown(at: Option<SystemTime>) -> String {
 /// Says whether an unknown token looks like one that this program minted.
 fn unknown(token: &[u8]) -> &'static str {
     let prefix = std::str::from_utf8(token).ok().and_then(|token| token.rsplit_once('_')).map(|(prefix, _)| prefix);
-    match prefix.and_then(|prefix| TokenFormat::new(prefix).ok()).map(|format| format.check(token)) {
-        Some(Ok(())) => {
+    // The number of random bits is a setting of the service.
+    let is_correct = |bits| {
+        let format = prefix.and_then(|prefix| TokenFormat::new(prefix).ok()?.with_random_bits(bits).ok());
+        format.is_some_and(|format| format.check(token).is_ok())
+    };
+    match (128..=512).any(is_correct) {
+        true => {
             "the database has no such token; its checksum is correct, so it may be rotated, purged, or of another database"
         }
-        _ => {
+        false => {
             "the database has no such token; it has no correct checksum, so it may be mistyped, incomplete or imported"
         }
     }

@@ -12,6 +12,7 @@ use tollgate::{Quota, TokenDigest, TokenLocation};
 use zeroize::Zeroizing;
 
 use crate::export::FIELDS;
+use crate::parse;
 
 /// The fields of a token, one of which each grant has: the token, its digest, or a list of digests with their times.
 const TOKEN: &str = "token";
@@ -113,9 +114,9 @@ impl Fields {
     }
 
     pub(crate) fn grant(mut self) -> Result<GrantImport, Invalid> {
-        let subject = self.text("subject")?.ok_or_else(|| Invalid::field("subject", "missing"))?;
+        let subject = self.name("subject")?.ok_or_else(|| Invalid::field("subject", "missing"))?;
         let mut grant = NewGrant::new(subject.as_str());
-        if let Some(id) = self.text("id")? {
+        if let Some(id) = self.name("id")? {
             grant = grant.with_id(id.as_str());
         }
         if let Some(label) = self.text("label")? {
@@ -175,6 +176,15 @@ impl Fields {
                 Err(_) => Err(Invalid::field(field, "must be a text")),
             },
         }
+    }
+
+    /// Reads an id or a subject, by the rule of arguments: other commands could not name the grant otherwise.
+    fn name(&mut self, field: &'static str) -> Result<Option<Zeroizing<String>>, Invalid> {
+        let name = self.text(field)?;
+        if let Some(text) = &name {
+            parse::name(text).map_err(|rule| Invalid::field(field, rule))?;
+        }
+        Ok(name)
     }
 
     fn time(&mut self, field: &'static str) -> Result<Option<SystemTime>, Invalid> {

@@ -82,13 +82,18 @@ pub(crate) async fn run(import: Import) -> Result<(), Failure> {
     Ok(show::print(&text)?)
 }
 
-/// Opens the file. Reads all of standard input first: a slow pipe must not keep a transaction open.
+/// Opens the file. Reads all of anything but a file first: a slow pipe must not keep a transaction open.
 fn input(file: &PathBuf) -> io::Result<Box<dyn BufRead + Send>> {
-    if file.as_os_str() != "-" {
-        return Ok(Box::new(BufReader::new(File::open(file)?)));
-    }
     let mut all = Zeroizing::new(Vec::new());
-    io::stdin().lock().read_to_end(&mut all)?;
+    if file.as_os_str() == "-" {
+        io::stdin().lock().read_to_end(&mut all)?;
+    } else {
+        let mut file = File::open(file)?;
+        if file.metadata()?.is_file() {
+            return Ok(Box::new(BufReader::new(file)));
+        }
+        file.read_to_end(&mut all)?;
+    }
     Ok(Box::new(Cursor::new(all)))
 }
 

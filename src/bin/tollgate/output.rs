@@ -77,7 +77,7 @@ impl Output {
             incomplete: self.output,
         };
         if let To::Csv(csv) = &mut writer.to {
-            csv.write_record(columns).map_err(failed)?;
+            csv.write_record(columns).map_err(csv_failed)?;
         }
         Ok(writer)
     }
@@ -95,7 +95,7 @@ fn create(path: &PathBuf) -> io::Result<File> {
 impl Writer {
     pub(crate) fn write<T: Line>(&mut self, line: &T) -> Result<(), Failure> {
         match &mut self.to {
-            To::Csv(csv) => csv.write_record(line.cells().map_err(failed)?).map_err(failed),
+            To::Csv(csv) => csv.write_record(line.cells().map_err(failed)?).map_err(csv_failed),
             To::Jsonl(out) => {
                 serde_json::to_writer(&mut *out, line).map_err(failed)?;
                 out.write_all(b"\n").map_err(failed)
@@ -119,6 +119,14 @@ impl Drop for Writer {
         if let Some(path) = &self.incomplete {
             _ = std::fs::remove_file(path);
         }
+    }
+}
+
+fn csv_failed(error: csv::Error) -> Failure {
+    match error.into_kind() {
+        // `io::Error::from(csv::Error)` loses the kind.
+        csv::ErrorKind::Io(error) => failed(error),
+        kind => failed(io::Error::other(format!("{kind:?}"))),
     }
 }
 

@@ -3,7 +3,7 @@
 use std::num::NonZeroU32;
 use std::time::{Duration, SystemTime};
 
-use serde_json::Value;
+use serde_json::value::RawValue;
 use tollgate::mint::{FormatError, TokenFormat};
 use tollgate::store::sql::Cursor;
 use tollgate::{Quota, QuotaError, Scopes};
@@ -37,8 +37,14 @@ pub(crate) fn name(text: &str) -> Result<String, &'static str> {
     }
 }
 
-pub(crate) fn principal(text: &str) -> Result<Value, &'static str> {
+/// Parses JSON. Keeps its text, so that no digit of a number is lost.
+pub(crate) fn principal(text: &str) -> Result<Box<RawValue>, &'static str> {
     serde_json::from_str(text).map_err(|_| "must be JSON")
+}
+
+/// Parses the number of random bits of a token.
+pub(crate) fn random_bits(text: &str) -> Result<u32, &'static str> {
+    text.parse().ok().filter(|bits| (128..=512).contains(bits)).ok_or("must be a number from 128 to 512")
 }
 
 pub(crate) fn number(text: &str) -> Result<NonZeroU32, &'static str> {

@@ -52,7 +52,8 @@ async fn token(command: TokenCommand) -> Result<(), Failure> {
             let database = open(&issue.options.tables).await?;
             #[cfg(feature = "reveal")]
             let database = issue.keys.apply(database)?;
-            let issued = database.issue(&issue.prefix, &grant).await?;
+            let format = issue.length.apply(issue.prefix)?;
+            let issued = database.issue(&format, &grant).await?;
             print_issued(&issued, issue.options.json)
         }
         TokenCommand::Import(import) => import::run(import).await,
@@ -100,6 +101,7 @@ async fn token(command: TokenCommand) -> Result<(), Failure> {
             id,
             grace,
             prefix,
+            length,
             #[cfg(feature = "reveal")]
             keys,
         } => {
@@ -111,7 +113,7 @@ async fn token(command: TokenCommand) -> Result<(), Failure> {
                 Some(format) => format,
                 None => same_format(&find(&database, &id).await?, options.json)?,
             };
-            let issued = database.rotate(&id.into(), &format, grace).await?;
+            let issued = database.rotate(&id.into(), &length.apply(format)?, grace).await?;
             print_issued(&issued, options.json)
         }
         #[cfg(feature = "reveal")]

@@ -5,7 +5,7 @@ use tollgate::{GrantId, Subject};
 
 use crate::args::Selected;
 use crate::run::{Failure, find, open};
-use crate::show;
+use crate::show::{self, plain};
 
 /// The state of a grant after a command.
 #[derive(Clone, Copy, Debug)]
@@ -52,11 +52,12 @@ pub(crate) async fn set(state: State, Selected { options, id, subject }: Selecte
             State::Suspended => database.suspend_subject(&subject).await,
             State::Resumed => database.resume_subject(&subject).await,
             State::Revoked => database.revoke_subject(&subject).await,
-        }?;
+        }
+        .map_err(|error| failed(state, error))?;
         return match grants.len() {
             0 => Err(Failure::Failed(state.none().to_owned())),
             _ if options.json => Ok(show::print(&show::json_list(&grants))?),
-            number => Ok(show::print(&format!("{} {number} of {subject}", state.as_str()))?),
+            number => Ok(show::print(&format!("{} {number} of {}", state.as_str(), plain(subject.as_str())))?),
         };
     };
     let id = GrantId::from(id);
@@ -65,11 +66,22 @@ pub(crate) async fn set(state: State, Selected { options, id, subject }: Selecte
         State::Resumed => database.resume(&id).await,
         State::Revoked => database.revoke(&id).await,
     };
-    let (is_changed, grant) = (is_changed?, find(&database, id.as_str()).await?);
+    let is_changed = is_changed.map_err(|error| failed(state, error))?;
+    let grant = find(&database, id.as_str()).await?;
     match is_changed {
         true if options.json => Ok(show::print(&show::json(&grant))?),
-        true => Ok(show::print(&format!("{} {id}", state.as_str()))?),
+        true => Ok(show::print(&format!("{} {}", state.as_str(), plain(id.as_str())))?),
         false if grant.revoked_at.is_some() => Err(Failure::Failed(State::Revoked.unchanged().to_owned())),
         false => Err(Failure::Failed(state.unchanged().to_owned())),
+    }
+}
+
+/// Says that grants were changed although the row of one of them cannot be read.
+fn failed(state: State, error: SqlError) -> Failure {
+    match error {
+        SqlError::InvalidRow { .. } => {
+            Failure::Failed(format!("{}; the grants are {}", Failure::Database(error), state.as_str()))
+        }
+        error => error.into(),
     }
 }

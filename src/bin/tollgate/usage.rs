@@ -7,6 +7,7 @@ use clap::Parser as _;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 
 use crate::args::Cli;
+use crate::failure::Failure;
 use crate::show;
 
 /// A text that is printed instead of running a command: an error of the command line, or help.
@@ -24,9 +25,9 @@ impl Usage {
             show::eprint(&self.text);
             return ExitCode::from(2);
         }
-        match show::print(&self.text) {
+        match show::print(&self.text).map_err(Failure::from) {
             Ok(()) => ExitCode::SUCCESS,
-            Err(_) => ExitCode::FAILURE,
+            Err(failure) => ExitCode::from(failure.code()),
         }
     }
 }

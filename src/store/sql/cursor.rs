@@ -64,6 +64,7 @@ impl FromStr for Cursor {
 
     fn from_str(text: &str) -> Result<Self, SqlError> {
         let position = URL_SAFE_NO_PAD.decode(text).ok().and_then(|bytes| String::from_utf8(bytes).ok());
-        position.map(Self).ok_or(SqlError::Cursor)
+        // Ids have no control characters, and PostgreSQL rejects null characters.
+        position.filter(|text| !text.contains(char::is_control)).map(Self).ok_or(SqlError::Cursor)
     }
 }

@@ -277,6 +277,12 @@ fn descriptions_that_do_not_fit_are_errors() {
         let docs = gate.openapi().with_rejection([name], RejectionKind::InsufficientScope);
         assert_eq!(error(&docs, api()), GateDocsError::UnknownOperation(name.to_owned()));
     }
+    let mut twice = api();
+    let item = twice.paths.paths.values().next().unwrap().clone();
+    twice.paths.paths.insert("/copy".to_owned(), item.clone());
+    let id = item.get.or(item.post).unwrap().operation_id.unwrap();
+    let docs = gate.openapi().with_rejection([&*id], RejectionKind::InsufficientScope);
+    assert_eq!(error(&docs, twice), GateDocsError::AmbiguousOperation(id));
     let docs = gate.openapi().with_scopes(["cancel"], &trade);
     assert_eq!(error(&docs, api()), GateDocsError::Security("DELETE /orders".to_owned()));
     for name in ["", "two words", "café"] {

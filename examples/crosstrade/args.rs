@@ -24,7 +24,7 @@ pub(crate) const USAGE: &str = "usage: crosstrade [--listen ADDRESS:PORT] [--dat
   --http ADDRESS:PORT    with TLS: redirect pages from plaintext to HTTPS, and answer API requests in plaintext with 403
   --behind-proxy NETWORKS
                          the networks of the proxies in front of the service, such as 10.0.0.0/8,fd00::/8. Each proxy must append
-                         the client's address to X-Forwarded-For, and overwrite X-Forwarded-Proto with http or https
+                         the client's address to X-Forwarded-For, overwrite X-Forwarded-Proto with http or https, and pass on Host
   --database URL         database of the tokens, sqlite://PATH or postgres://USER@HOST/NAME; sqlite://PATH?mode=rwc creates a
                          missing file; default: a file beside the program
   --redis URL            the Redis of the rate limits, redis://HOST:PORT, for several services that share a database; default: in

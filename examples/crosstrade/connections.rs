@@ -7,6 +7,7 @@ use std::collections::HashMap;
 use std::io;
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -19,6 +20,8 @@ use crate::peers;
 use crate::proxies::Proxies;
 use crate::server::Limits;
 
+/// The wait that is advertised when too much is open.
+pub(crate) const RETRY_AFTER: Duration = Duration::from_secs(5);
 const BUSY: &str =
     r#"{"type":"about:blank","title":"Service Unavailable","status":503,"detail":"Too many connections are open."}"#;
 

@@ -1,5 +1,5 @@
 //! Tokens in a database. They survive a restart, and other programs can issue and revoke them:
-//! `tollgate token issue --database URL --subject demo --scope trade`.
+//! `tollgate token issue --database URL --subject alice --scope trade`.
 
 use std::error::Error;
 use std::time::Duration;

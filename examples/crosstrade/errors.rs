@@ -8,7 +8,7 @@ use tollgate::{ProblemDetails as Standard, Rejection};
 
 use crate::problem::ProblemDetails;
 
-/// The format of responses with status 429. All other errors are problem documents (RFC 9457).
+/// The format of responses with status 429 to a rate limit. All other errors are problem documents (RFC 9457).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Errors {
     /// A problem document.

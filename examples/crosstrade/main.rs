@@ -42,7 +42,7 @@
 //! | passwords that are hashed at the same time | 2; 19 MiB each | others wait |
 //! | a session | 30 minutes without a page, 12 hours | sign in again |
 //! | open meters of a user, in this process | 16 | 429 |
-//! | a page | 50 users, 50 sessions, 20 entries of the audit trail | the next entries by a link |
+//! | a page | 50 users, 50 sessions, 20 entries of the audit trail | older entries by a link; a search finds other users |
 //! | the website's database | 4 connections; 2 s for a connection, 2 s for a statement | 503 |
 //! | counts of rejections that wait for the database | 10,000 | not counted |
 //! | the log | 64 lines of each token and kind in 10 s; 512 bytes of an alert | summaries |
@@ -57,7 +57,8 @@
 //!
 //! Behind a proxy all connections come from a few addresses. These are limited in total only. The limits per address hold for
 //! the client's address, which the proxy appends to `X-Forwarded-For`: failed authentications, and the number of requests
-//! and WebSockets that are open at the same time. The proxy must limit slow clients, and set `Strict-Transport-Security`.
+//! and WebSockets that are open at the same time. The proxy must limit slow clients, pass on `Host`, from which the pages make
+//! addresses to copy, and set `Strict-Transport-Security`.
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "a command-line program")]
 
 use std::error::Error;

@@ -37,7 +37,11 @@ impl ProblemDetails {
 
     /// Returns a 429 with this wait.
     pub(crate) fn too_many(detail: impl Into<String>, retry_after: Duration) -> Self {
-        Self { retry_after: Some(retry_after), ..Self::new(StatusCode::TOO_MANY_REQUESTS, detail) }
+        Self::new(StatusCode::TOO_MANY_REQUESTS, detail).with_retry_after(retry_after)
+    }
+
+    pub(crate) fn with_retry_after(self, retry_after: Duration) -> Self {
+        Self { retry_after: Some(retry_after), ..self }
     }
 }
 

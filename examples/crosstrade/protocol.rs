@@ -28,7 +28,7 @@ use tollgate::RequestHead;
 use tollgate::gate::HttpsConnection;
 
 use crate::body::{HeldBody, TimedBody};
-use crate::connections::{Connections, Permit};
+use crate::connections::{Connections, Permit, RETRY_AFTER};
 use crate::io::TimedIo;
 use crate::plaintext;
 use crate::problem::ProblemDetails;
@@ -208,7 +208,8 @@ impl Requests {
         let Some(place) = self.connections.enter(client) else {
             tracing::warn!(peer = %client, "request rejected: too many of this client are in progress");
             let detail = "Too many requests of this address are in progress.";
-            return ProblemDetails::new(StatusCode::SERVICE_UNAVAILABLE, detail).into_response();
+            let rejection = ProblemDetails::new(StatusCode::SERVICE_UNAVAILABLE, detail);
+            return rejection.with_retry_after(RETRY_AFTER).into_response();
         };
         let response = self.call(request).await;
         match response.status() {

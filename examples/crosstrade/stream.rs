@@ -21,6 +21,7 @@ use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 use tollgate::{Authenticated, Charge, CurrentGrant, Grant, Verdict};
 
 use crate::app::{Service, User};
+use crate::connections::RETRY_AFTER;
 use crate::live::Subscription;
 use crate::problem::ProblemDetails;
 use crate::rpc;
@@ -43,7 +44,7 @@ pub(crate) async fn open(
         return Err(ProblemDetails::new(StatusCode::INTERNAL_SERVER_ERROR, "The gate has not recorded the token."));
     };
     let Some(place) = service.sockets.enter(caller.grant().subject()) else {
-        return Err(ProblemDetails::new(StatusCode::TOO_MANY_REQUESTS, "You have the maximum number of sockets open."));
+        return Err(ProblemDetails::too_many("You have the maximum number of sockets open.", RETRY_AFTER));
     };
     tokio::spawn(async move {
         if let Some(socket) = socket.await {

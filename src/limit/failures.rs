@@ -224,19 +224,22 @@ impl FailureThrottle {
     ///
     /// ```
     /// use axum::extract::{Request, State};
+    /// use axum::http::StatusCode;
     /// use tollgate::limit::FailureThrottle;
     /// use tollgate::{Rejection, RequestHead};
     ///
-    /// async fn sign_in(State(failures): State<FailureThrottle>, request: Request) -> Result<&'static str, Rejection> {
+    /// type Answer = (StatusCode, &'static str);
+    ///
+    /// async fn sign_in(State(failures): State<FailureThrottle>, request: Request) -> Result<Answer, Rejection> {
     ///     let attempt = failures.begin_attempt(&RequestHead::of(&request))?;
     ///     match password_matches(request).await {
     ///         true => {
     ///             attempt.succeed();
-    ///             Ok("welcome")
+    ///             Ok((StatusCode::OK, "welcome"))
     ///         }
     ///         false => {
     ///             attempt.fail();
-    ///             Ok("wrong name or password")
+    ///             Ok((StatusCode::FORBIDDEN, "wrong name or password"))
     ///         }
     ///     }
     /// }

@@ -14,7 +14,7 @@ pub enum RejectionKind {
     NotYetValid,
     /// 401 `invalid_token`: the grant has expired.
     ExpiredToken,
-    /// 401 `invalid_token`: the token is bound to a key, and the request has no proof. Clients cannot distinguish it from an
+    /// 401 `invalid_token`: the token is bound to a key of the client, and gates check no proofs. Clients cannot distinguish it from an
     /// unknown token.
     SenderConstrained,
     /// 400 `invalid_request`: the request has more than one credential, or an ambiguous one.

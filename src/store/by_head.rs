@@ -18,12 +18,14 @@ pub struct ByHead<F>(F);
 ///
 /// ```
 /// use std::collections::HashMap;
-/// use tollgate::{AuthLayer, Grant, MemoryStore, TokenDigest, store};
+/// use tollgate::{AuthLayer, Grant, MemoryStore, RequestHead, TokenDigest, store};
 ///
 /// let acme = MemoryStore::from_iter([(TokenDigest::of("a-token"), Grant::new("acme/alice", ()))]);
 /// let tenants = HashMap::from([("acme.example.com", acme)]);
 ///
-/// let gate = AuthLayer::new(store::by_head(move |head| tenants.get(head.host()?).cloned()));
+/// // Clients may write the host in upper case.
+/// let tenant = move |head: &RequestHead<'_>| tenants.get(&*head.host()?.to_ascii_lowercase()).cloned();
+/// let gate = AuthLayer::new(store::by_head(tenant));
 /// # let _ = gate;
 /// ```
 ///

@@ -310,7 +310,7 @@ async fn tokens_have_the_length_of_the_services_format() {
     for bits in ["127", "513", "-1", "many"] {
         assert_eq!(code(&run(&home, &[&issue[..], &["--random-bits", bits]].concat())), 2, "{bits}");
     }
-    // An unknown token of this length is told apart from a mistyped one.
+    // An unknown token of this length is distinguished from a mistyped one.
     let other = format.mint().unwrap();
     let unknown = crate::cli_kit::with_input(tollgate(&["check", "--database", home.url()]), other.expose().as_bytes());
     assert!(String::from_utf8(unknown.stdout).unwrap().contains("its checksum is correct"));

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use axum::extract::{Form, State};
+use axum::extract::{Form, Query, State};
 use axum::http::request::Parts;
 use axum::response::{Html, Redirect};
 use maud::{Markup, html};
@@ -11,6 +11,8 @@ use serde::Deserialize;
 use tollgate::mint::Secret;
 use tollgate::store::sql::{GrantRecord, GrantState};
 use tollgate::{Decision, Subject, TokenLocation};
+
+use crate::app::TRADE;
 
 use super::error::PageError;
 use super::layout::{self, time_ago};
@@ -30,12 +32,20 @@ pub(crate) enum Card {
     Revealed(Secret),
 }
 
+#[derive(Deserialize)]
+pub(crate) struct Shown {
+    #[serde(default)]
+    done: String,
+}
+
 pub(crate) async fn show(
     State(site): State<Arc<Site>>,
     visit: SignedIn,
+    Query(Shown { done }): Query<Shown>,
     parts: Parts,
 ) -> Result<Html<String>, PageError> {
-    page(&site, &visit, &Origin::of(&site, &parts), Card::Masked, None).await
+    let notice = (done == "replaced").then_some("Your token is replaced. The old one works for one more hour.");
+    page(&site, &visit, &Origin::of(&site, &parts), Card::Masked, notice).await
 }
 
 /// Renders the page.
@@ -170,7 +180,7 @@ fn facts(grant: &GrantRecord, now: SystemTime) -> Markup {
                 }
             }
             @if let Some(end) = grant.expires_at { div { dt { "Expires" } dd { (layout::time_at(end)) } } }
-            div { dt { "Permissions" } dd { (if grant.scopes.is_empty() { "Read" } else { "Read and trade" }) } }
+            div { dt { "Permissions" } dd { (if grant.scopes.contains(TRADE) { "Read and trade" } else { "Read" }) } }
         }
     }
 }

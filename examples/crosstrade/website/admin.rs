@@ -112,6 +112,7 @@ fn token_card(user: &User, grant: &GrantRecord, now: SystemTime) -> Markup {
                 div { dt { "Last used" } dd { @match grant.last_used { Some(time) => (time_ago(time, now)), None => "not yet" } } }
             }
             form.row method="post" action={ (path(&user.name)) "/replace" } {
+                (shown(grant))
                 @if is_active {
                     label for="grace" { "The old token works for" }
                     select #grace name="grace" {
@@ -127,6 +128,7 @@ fn token_card(user: &User, grant: &GrantRecord, now: SystemTime) -> Markup {
                 details {
                     summary { "Revoke the token" }
                     form.row method="post" action={ (path(&user.name)) "/revoke" } {
+                        (shown(grant))
                         button.danger type="submit" { "Revoke now" }
                         span.hint { "Requests fail immediately. This cannot be undone." }
                     }
@@ -134,6 +136,11 @@ fn token_card(user: &User, grant: &GrantRecord, now: SystemTime) -> Markup {
             }
         }
     }
+}
+
+/// The field of a form with the grant that the page shows.
+fn shown(grant: &GrantRecord) -> Markup {
+    html! { input type="hidden" name="grant" value=(grant.id); }
 }
 
 fn limit_card(user: &User, grant: &GrantRecord, usage: Option<&Decision>) -> Markup {
@@ -146,6 +153,7 @@ fn limit_card(user: &User, grant: &GrantRecord, usage: Option<&Decision>) -> Mar
                 span.of { " of " (quota.burst()) " requests left" }
             }
             form.row method="post" action={ (path(&user.name)) "/plan" } {
+                (shown(grant))
                 label for="plan" { "Plan" }
                 select #plan name="plan" {
                     @for plan in &plan::PLANS {
@@ -233,16 +241,27 @@ fn notice(done: &str) -> Option<&'static str> {
     }
 }
 
-/// Returns the database with this member of support as the actor, and the grant of a user.
-async fn grant_of(site: &Site, support: &User, name: &str) -> Result<(Database, GrantRecord), PageError> {
+/// The field of [`shown`].
+#[derive(Deserialize)]
+pub(crate) struct OfGrant {
+    grant: String,
+}
+
+/// Returns the database with this member of support as the actor, and the grant of a user, which must be the one that the form
+/// was made for: another member of support may have replaced it meanwhile.
+async fn grant_of(site: &Site, support: &User, name: &str, shown: &str) -> Result<(Database, GrantRecord), PageError> {
     let database = site.website.database.acting_as(&support.name)?;
     site.website.users.find(name).await?.ok_or(PageError::NoUser)?;
     let grant = tokens::grant_of(&database, name, site.now()).await?.ok_or(PageError::NoToken)?;
+    if grant.id.as_str() != shown {
+        return Err(PageError::Changed);
+    }
     Ok((database, grant))
 }
 
 #[derive(Deserialize)]
 pub(crate) struct Replacement {
+    grant: String,
     grace: u64,
 }
 
@@ -250,12 +269,12 @@ pub(crate) async fn replace(
     State(site): State<Arc<Site>>,
     Support(visit): Support,
     Path(name): Path<String>,
-    Form(Replacement { grace }): Form<Replacement>,
+    Form(Replacement { grant, grace }): Form<Replacement>,
 ) -> Result<Redirect, PageError> {
     if !GRACES.iter().any(|(seconds, _)| *seconds == grace) {
         return Err(PageError::BadRequest("This grace period is not offered."));
     }
-    let (database, grant) = grant_of(&site, &visit.user, &name).await?;
+    let (database, grant) = grant_of(&site, &visit.user, &name, &grant).await?;
     // The new token is dropped: only the user sees it.
     tokens::replace(&database, &grant, Duration::from_secs(grace), site.now()).await?;
     Ok(done(&name, "replaced"))
@@ -265,14 +284,16 @@ pub(crate) async fn revoke(
     State(site): State<Arc<Site>>,
     Support(visit): Support,
     Path(name): Path<String>,
+    Form(OfGrant { grant }): Form<OfGrant>,
 ) -> Result<Redirect, PageError> {
-    let (database, grant) = grant_of(&site, &visit.user, &name).await?;
+    let (database, grant) = grant_of(&site, &visit.user, &name, &grant).await?;
     database.revoke(&grant.id).await?;
     Ok(done(&name, "revoked"))
 }
 
 #[derive(Deserialize)]
 pub(crate) struct Planned {
+    grant: String,
     plan: String,
 }
 
@@ -280,10 +301,10 @@ pub(crate) async fn plan(
     State(site): State<Arc<Site>>,
     Support(visit): Support,
     Path(name): Path<String>,
-    Form(Planned { plan }): Form<Planned>,
+    Form(Planned { grant, plan }): Form<Planned>,
 ) -> Result<Redirect, PageError> {
     let plan = plan::by_name(&plan).ok_or(PageError::BadRequest("There is no such plan."))?;
-    let (database, grant) = grant_of(&site, &visit.user, &name).await?;
+    let (database, grant) = grant_of(&site, &visit.user, &name, &grant).await?;
     database.set_quota(&grant.id, Some(plan.quota)).await?;
     Ok(done(&name, "plan"))
 }
@@ -293,7 +314,8 @@ pub(crate) async fn reset(
     Support(visit): Support,
     Path(name): Path<String>,
 ) -> Result<Redirect, PageError> {
-    grant_of(&site, &visit.user, &name).await?;
+    site.website.users.find(&name).await?.ok_or(PageError::NoUser)?;
+    tokens::grant_of(&site.website.database, &name, site.now()).await?.ok_or(PageError::NoToken)?;
     let is_reset = site.service.ledger.reset(&Subject::from(name.as_str())).await;
     // The audit trail has changes of grants, and a bucket is none.
     tracing::info!(actor = visit.user.name, subject = name, is_reset, "bucket reset");

@@ -7,8 +7,8 @@ use axum::response::{IntoResponse, Redirect, Response};
 use maud::html;
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use thiserror::Error;
-use tollgate::Rejection;
 use tollgate::store::sql::SqlError;
+use tollgate::{Rejection, RejectionKind};
 
 use super::layout;
 
@@ -111,7 +111,12 @@ impl From<SqlError> for PageError {
 
 impl From<Rejection> for PageError {
     fn from(rejection: Rejection) -> Self {
-        Self::TooMany(rejection.retry_after_secs().map(Duration::from_secs))
+        match rejection.kind() {
+            RejectionKind::TooManyFailures | RejectionKind::OverLimit => {
+                Self::TooMany(rejection.retry_after_secs().map(Duration::from_secs))
+            }
+            _ => Self::Internal("attempts cannot be counted"),
+        }
     }
 }
 

@@ -16,8 +16,8 @@
 //!
 //! - A session is a random id in a cookie that scripts cannot read, and that no other site's form sends. The database has its
 //!   digest. A session ends after 30 minutes without a page, and after 12 hours.
-//! - The token is shown only after the password, which was given in the last five minutes, for 30 seconds. Browsers keep no
-//!   page (`no-store`), and the audit trail has an entry for each time.
+//! - The token is shown only after the password, which was given in the last five minutes, for 30 seconds. Each user has a limit
+//!   on these attempts, from all addresses together. Browsers keep no page (`no-store`), and the audit trail has an entry for each time.
 //! - Pages contain no script and no style of their own, load nothing from elsewhere, and cannot be framed.
 //! - Forms of other sites are rejected by `Sec-Fetch-Site` and `Origin`.
 
@@ -32,8 +32,9 @@ use axum::http::{HeaderName, HeaderValue, Method, StatusCode, header};
 use axum::middleware::{Next, from_fn_with_state, map_response};
 use axum::response::{IntoResponse as _, Redirect, Response};
 use axum::routing::{get, post};
-use tollgate::RequestHead;
+use tollgate::limit::RateLimits;
 use tollgate::store::sql::Database;
+use tollgate::{Quota, RequestHead};
 use tower::ServiceBuilder;
 use tower_http::csrf::CsrfLayer;
 use tower_http::set_header::SetResponseHeaderLayer;
@@ -66,6 +67,9 @@ pub(crate) mod users;
 
 /// The time after which the password is asked again before a token is shown or replaced.
 const PASSWORD_AGE: Duration = Duration::from_secs(5 * 60);
+
+/// One reveal or password in 10 seconds with a burst of 30, per user.
+pub(crate) const ATTEMPTS: Quota = Quota::per_minute(6).with_burst(30);
 
 /// The website's parts beside the service.
 #[derive(Clone)]
@@ -111,6 +115,8 @@ pub(crate) struct Site {
     pub(crate) service: Arc<Service>,
     /// The open meters of each user.
     pub(crate) meters: Sockets,
+    /// The limit of each user on reveals, and on passwords that are given for them.
+    pub(crate) attempts: RateLimits,
 }
 
 impl Site {
@@ -122,7 +128,9 @@ impl Site {
 /// Returns the routes of the website.
 fn routes(website: Website, service: Arc<Service>) -> Router {
     let (sessions, is_https) = (website.sessions.layer(), service.access.is_https.clone());
-    let site = Site { website, service, meters: Sockets::default() };
+    let clock = Arc::clone(&service.clocks.steady);
+    let attempts = RateLimits::new(ATTEMPTS).with_clock(move || clock.now());
+    let site = Site { website, service, meters: Sockets::default(), attempts };
     let header = |name: HeaderName, value| SetResponseHeaderLayer::overriding(name, HeaderValue::from_static(value));
     let pages = Router::new()
         .route("/", get(to_account))

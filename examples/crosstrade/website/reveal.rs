@@ -5,11 +5,11 @@ use std::time::Duration;
 
 use axum::extract::{Form, FromRequest as _, Request, State};
 use axum::http::StatusCode;
-use axum::response::{IntoResponse as _, Response};
+use axum::response::{IntoResponse as _, Redirect, Response};
 use serde::Deserialize;
-use tollgate::RequestHead;
-use tollgate::mint::Secret;
-use tollgate::store::sql::Database;
+use tollgate::limit::Charge;
+use tollgate::store::sql::{Database, GrantRecord};
+use tollgate::{CurrentGrant, Grant, RequestHead};
 
 use super::account::{self, Card};
 use super::error::PageError;
@@ -49,6 +49,9 @@ async fn act(
     request: Request,
     action: Action,
 ) -> Result<Response, PageError> {
+    // Per user: a thief of a session may have many addresses.
+    let user = CurrentGrant::new(Grant::new(visit.user.name.as_str(), ()));
+    site.attempts.charge(&user, Charge::Units(1)).into_result()?;
     let (parts, body) = request.into_parts();
     let (origin, head) = (Origin::of(&site, &parts), RequestHead::from(&parts));
     let form = Form::from_request(Request::from_parts(parts.clone(), body), &()).await;
@@ -64,19 +67,25 @@ async fn act(
         let card = Card::AskPassword { action, is_wrong: false };
         return Ok(account::page(&site, &visit, &origin, card, None).await?.into_response());
     }
-    let token = run(&site, &visit, action).await?;
-    let done =
-        matches!(action, Action::Replace).then_some("Your token is replaced. The old one works for one more hour.");
-    Ok(account::page(&site, &visit, &origin, Card::Revealed(token), done).await?.into_response())
+    let (database, grant) = grant_of(&site, &visit).await?;
+    match action {
+        Action::Reveal => {
+            let token = database.reveal(&grant.id).await?;
+            Ok(account::page(&site, &visit, &origin, Card::Revealed(token), None).await?.into_response())
+        }
+        Action::Replace => {
+            tokens::replace(&database, &grant, GRACE, site.now()).await?;
+            // A reload must not replace the token again. The user reveals the new one.
+            Ok(Redirect::to("/account?done=replaced").into_response())
+        }
+    }
 }
 
-async fn run(site: &Site, visit: &SignedIn, action: Action) -> Result<Secret, PageError> {
+/// Returns the database with the user as the actor, and the grant of the user.
+async fn grant_of(site: &Site, visit: &SignedIn) -> Result<(Database, GrantRecord), PageError> {
     let database: Database = site.website.database.acting_as(&visit.user.name)?;
     let now = site.now();
     let grant = tokens::grant_of(&database, &visit.user.name, now).await?;
     let grant = grant.filter(|grant| tokens::is_active(grant, now)).ok_or(PageError::NoToken)?;
-    match action {
-        Action::Reveal => Ok(database.reveal(&grant.id).await?),
-        Action::Replace => Ok(tokens::replace(&database, &grant, GRACE, now).await?.secret),
-    }
+    Ok((database, grant))
 }

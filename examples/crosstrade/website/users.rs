@@ -39,7 +39,8 @@ impl Users {
         Ok(users)
     }
 
-    /// Adds a user, or changes the password of an existing one.
+    /// Adds a user, or changes the password of an existing one. The user's sessions stay open: a page for new passwords has to end
+    /// them.
     pub(crate) async fn set(&self, user: &User, password: &str) -> Result<(), PageError> {
         let hash = self.hash(password.to_owned()).await?;
         let set = "INSERT INTO crosstrade_users (name, password, is_support) VALUES ($1, $2, $3)

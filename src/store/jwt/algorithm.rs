@@ -77,21 +77,21 @@ impl JwtAlgorithm {
 
     /// Returns the other signature that is valid if this one is. For ECDSA, `s` and `n - s` are both valid, where `n` is the order
     /// of the curve. So everyone who has a token can write it in another way.
-    pub(super) fn twin(self, signature: &[u8]) -> Option<Vec<u8>> {
+    pub(super) fn other_signature(self, signature: &[u8]) -> Option<Vec<u8>> {
         let order: &[u8] = match self.key_kind() {
             KeyKind::P256 => &P256_ORDER,
             KeyKind::P384 => &P384_ORDER,
             KeyKind::Rsa | KeyKind::Ed25519 => return None,
         };
-        let mut twin = signature.to_vec();
-        let s = twin.get_mut(order.len()..).filter(|s| s.len() == order.len())?;
+        let mut other = signature.to_vec();
+        let s = other.get_mut(order.len()..).filter(|s| s.len() == order.len())?;
         let mut borrow = false;
         for (digit, order) in s.iter_mut().zip(order).rev() {
             let (difference, is_below) = order.overflowing_sub(*digit);
             let (difference, is_below_again) = difference.overflowing_sub(borrow.into());
             (*digit, borrow) = (difference, is_below || is_below_again);
         }
-        Some(twin)
+        Some(other)
     }
 
     pub(super) fn of_the_library(self) -> Algorithm {

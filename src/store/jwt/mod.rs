@@ -165,7 +165,8 @@ impl<P> JwtStore<P> {
     ///
     /// All clones of the store share the revocations, in memory, one entry for each. Other processes need the same revocation, and so
     /// does this one after a restart: [`revoke_at`](Self::revoke_at). A cache in front of the store still has the grant: pass the same
-    /// change to `CachedStore::invalidate` after this call.
+    /// change to `CachedStore::invalidate` after this call. Of a token with an ECDSA signature, the cache may have the second one:
+    /// invalidate its grant or subject.
     ///
     /// ```
     /// use std::time::{Duration, SystemTime};
@@ -241,12 +242,12 @@ impl<P> Inner<P> {
 
 /// Returns the digests of the texts of a token that are valid alike: the token itself, and that with the other signature.
 fn digests(algorithm: JwtAlgorithm, message: &[u8], signature: Vec<u8>) -> Vec<TokenDigest> {
-    let twin = algorithm.twin(&signature);
+    let other = algorithm.other_signature(&signature);
     let digest = |signature: Vec<u8>| {
         let signature = BASE64_URL_SAFE_NO_PAD.encode(signature);
         TokenDigest::of(&*Zeroizing::new([message, b".", signature.as_bytes()].concat()))
     };
-    std::iter::once(signature).chain(twin).map(digest).collect()
+    std::iter::once(signature).chain(other).map(digest).collect()
 }
 
 impl<P> Reading<P> {

@@ -56,7 +56,7 @@ impl Database {
     ///
     /// The [audit trail](Self::audit) gets an entry for each imported grant. The whole import is one transaction, so the
     /// [timeout](Self::with_admin_timeout) must allow for it. On SQLite, all other changes wait until it ends. On PostgreSQL, if
-    /// grants of the import have a [maximum](NewGrant::with_max_active), then other issues, changes and imports with a maximum
+    /// grants of the import have a [maximum](super::NewGrant::with_max_active), then other issues, changes and imports with a maximum
     /// wait. After 5 seconds they fail with [`SqlError::Locked`]. On PostgreSQL, an iterator that waits for more than 5 seconds
     /// ends the transaction.
     ///

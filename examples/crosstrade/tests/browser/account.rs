@@ -183,14 +183,17 @@ async fn users_replace_their_token_where_this_is_allowed() {
     };
     let browser = story.signed_in("demo").await;
     browser.press_button("Replace my token").await;
-    let new = browser.text("#secret").await;
-    assert_ne!(new, story.demo);
     assert_eq!(
         browser.text("main > [role=status]").await,
         "Your token is replaced. The old one works for one more hour."
     );
+    assert!(!browser.has("#secret").await);
+    // A reload sends no form again.
+    browser.client.refresh().await.unwrap();
+    let new = browser.reveal().await;
+    assert_ne!(new, story.demo);
     assert!(!browser.source().await.contains(&story.demo));
-    assert_eq!(browser.reveal().await, new);
+    assert_eq!(story.audit("demo").await.iter().filter(|(_, action)| action == "rotate").count(), 1);
     for token in [&new, &story.demo] {
         assert_eq!(story.status_of(token).await, StatusCode::OK);
     }
@@ -283,6 +286,7 @@ async fn pages_work_without_scripts() {
     let masked = async || browser.path().await == "/account" && !browser.source().await.contains(&story.demo);
     until("the masked token is back", masked).await;
     browser.press_button("Replace my token").await;
+    browser.press_button("Reveal").await;
     let new = browser.text("#secret").await;
     assert_ne!(new, story.demo);
     assert_eq!(story.status_of(&new).await, StatusCode::OK);

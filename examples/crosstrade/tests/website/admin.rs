@@ -30,7 +30,7 @@ async fn replaced_tokens_work_for_the_grace_period() {
         let (support, demo) = (site.signed_in("support").await, site.signed_in("demo").await);
         for (grace, works_after) in [(0, false), (3_600, true), (86_400, true), (604_800, true)] {
             let old = revealed(&demo).await;
-            let response = support.post("/admin/users/demo/replace", &[("grace", &grace.to_string())]).await;
+            let response = support.submit("/admin/users/demo/replace", &[("grace", &grace.to_string())]).await;
             assert_eq!(location(&response), "/admin/users/demo?done=replaced");
             let page = support.get("/admin/users/demo?done=replaced").await;
             assert!(page.body().contains("The token is replaced."), "{}", page.body());
@@ -51,6 +51,24 @@ async fn replaced_tokens_work_for_the_grace_period() {
         assert_eq!(site.actors("reveal").await, ["demo"; 8]);
     })
     .await;
+}
+
+/// Two members of support have the same page open.
+#[tokio::test]
+async fn a_form_of_an_older_grant_changes_nothing() {
+    let site = Site::start().await;
+    let support = site.signed_in("support").await;
+    let old = site.grant("demo").await;
+    assert_eq!(location(&support.submit("/admin/users/demo/revoke", &[]).await), "/admin/users/demo?done=revoked");
+    support.submit("/admin/users/demo/replace", &[("grace", "0")]).await;
+    assert_ne!(site.grant("demo").await, old);
+    let before = site.home.count("tollgate_audit").await;
+    for (action, field) in [("revoke", ("x", "")), ("replace", ("grace", "0")), ("plan", ("plan", "Starter"))] {
+        let fields = [("grant", old.as_str()), field];
+        let response = support.post(&format!("/admin/users/demo/{action}"), &fields).await;
+        assert!(assert_page(&response, StatusCode::CONFLICT).contains("changed at the same time"), "{action}");
+    }
+    assert_eq!(site.home.count("tollgate_audit").await, before);
 }
 
 #[tokio::test]
@@ -77,7 +95,7 @@ async fn invalid_forms_change_nothing() {
     }
     for user in ["missing", "Demo", "%00", "demo%00", "..%2Fdemo"] {
         for action in ["replace", "revoke", "plan", "reset"] {
-            let fields = [("grace", "0"), ("plan", "Starter")];
+            let fields = [("grant", "x"), ("grace", "0"), ("plan", "Starter")];
             let response = support.post(&format!("/admin/users/{user}/{action}"), &fields).await;
             assert!(assert_page(&response, StatusCode::NOT_FOUND).contains("no user"), "{user}");
         }
@@ -85,7 +103,7 @@ async fn invalid_forms_change_nothing() {
     }
     // A member of support without a token.
     for action in ["replace", "revoke", "plan", "reset"] {
-        let fields = [("grace", "0"), ("plan", "Starter")];
+        let fields = [("grant", "x"), ("grace", "0"), ("plan", "Starter")];
         let response = support.post(&format!("/admin/users/support/{action}"), &fields).await;
         assert_page(&response, StatusCode::CONFLICT);
     }
@@ -107,10 +125,10 @@ async fn names_with_any_characters_have_pages() {
             let path = link.captures(search.body()).expect("the user is found")[1].to_owned();
             let shown = support.get(&path).await;
             assert!(assert_page(&shown, StatusCode::OK).contains(&maud::html! { h1 { (name) } }.into_string()));
-            let response = support.post(&format!("{path}/replace"), &[("grace", "0")]).await;
+            let response = support.submit(&format!("{path}/replace"), &[("grace", "0")]).await;
             let then = location(&response).to_owned();
             assert!(support.get(&then).await.body().contains("The token is replaced."), "{then}");
-            let response = support.post(&format!("{path}/plan"), &[("plan", "Starter")]).await;
+            let response = support.submit(&format!("{path}/plan"), &[("plan", "Starter")]).await;
             location(&response);
             let user = site.visitor();
             assert_eq!(location(&user.sign_in(name, PASSWORD).await), "/account");
@@ -126,7 +144,7 @@ async fn plans_and_resets_change_what_the_api_admits() {
     let site = Site::start().await;
     let (support, demo) = (site.signed_in("support").await, site.signed_in("demo").await);
     for plan in &PLANS {
-        let response = support.post("/admin/users/demo/plan", &[("plan", plan.name)]).await;
+        let response = support.submit("/admin/users/demo/plan", &[("plan", plan.name)]).await;
         assert_eq!(location(&response), "/admin/users/demo?done=plan");
         assert_eq!(location(&support.post("/admin/users/demo/reset", &[]).await), "/admin/users/demo?done=reset");
         let page = demo.get("/account").await;
@@ -163,17 +181,17 @@ async fn revoked_tokens_end_and_successors_have_the_same_scopes_and_quota() {
     Home::each("revoked_tokens_end_and_successors_have_the_same_scopes_and_quota", async |home| {
         let site = Site::start_at(home).await;
         let (support, demo) = (site.signed_in("support").await, site.signed_in("demo").await);
-        support.post("/admin/users/demo/plan", &[("plan", "Professional")]).await;
+        support.submit("/admin/users/demo/plan", &[("plan", "Professional")]).await;
         let old = site.grant("demo").await;
-        let response = support.post("/admin/users/demo/revoke", &[]).await;
+        let response = support.submit("/admin/users/demo/revoke", &[]).await;
         assert_eq!(location(&response), "/admin/users/demo?done=revoked");
         assert_eq!(active(&site).await.0, 0);
         assert!(demo.get("/account").await.body().contains("You have no active token."));
         assert!(support.get("/admin/users/demo").await.body().contains("Issue a new token"));
         // A second time is no error, and changes nothing.
-        assert_eq!(location(&support.post("/admin/users/demo/revoke", &[]).await), "/admin/users/demo?done=revoked");
+        assert_eq!(location(&support.submit("/admin/users/demo/revoke", &[]).await), "/admin/users/demo?done=revoked");
 
-        location(&support.post("/admin/users/demo/replace", &[("grace", "0")]).await);
+        location(&support.submit("/admin/users/demo/replace", &[("grace", "0")]).await);
         let new = site.grant("demo").await;
         assert_ne!(new, old);
         let record = site.database.describe(&new).await.unwrap().unwrap();
@@ -192,7 +210,7 @@ async fn the_audit_trail_has_pages() {
     let support = site.signed_in("support").await;
     for nth in 0..45 {
         let plan = PLANS[nth % 3].name;
-        location(&support.post("/admin/users/demo/plan", &[("plan", plan)]).await);
+        location(&support.submit("/admin/users/demo/plan", &[("plan", plan)]).await);
     }
     let next = regex::Regex::new(r#"href="([^"]+\?after=[^"]+)">Older entries"#).unwrap();
     let (mut path, mut pages, mut seen) = ("/admin/users/demo".to_owned(), Vec::new(), Vec::new());
@@ -222,8 +240,8 @@ async fn concurrent_changes_leave_one_token_at_most() {
         let members = join_all((0..8).map(|_| site.signed_in("support"))).await;
         for round in 0..6 {
             let responses = join_all(members.iter().enumerate().map(async |(nth, member)| match (nth + round) % 3 {
-                0 => member.post("/admin/users/demo/revoke", &[]).await,
-                _ => member.post("/admin/users/demo/replace", &[("grace", "3600")]).await,
+                0 => member.submit("/admin/users/demo/revoke", &[]).await,
+                _ => member.submit("/admin/users/demo/replace", &[("grace", "3600")]).await,
             }));
             for response in responses.await {
                 match response.status() {
@@ -239,13 +257,13 @@ async fn concurrent_changes_leave_one_token_at_most() {
             let (grants, tokens) = active(&site).await;
             assert!(grants <= 1 && tokens == grants as i64, "{grants} grants, {tokens} tokens");
             assert_page(&members[0].get("/admin/users/demo").await, StatusCode::OK);
-            location(&members[0].post("/admin/users/demo/replace", &[("grace", "0")]).await);
+            location(&members[0].submit("/admin/users/demo/replace", &[("grace", "0")]).await);
             assert_eq!(active(&site).await, (1, 1));
         }
         // Only replacements, after a revocation: one successor.
-        location(&members[0].post("/admin/users/demo/revoke", &[]).await);
+        location(&members[0].submit("/admin/users/demo/revoke", &[]).await);
         let successors = site.audit("issue").await.len();
-        join_all(members.iter().map(|member| member.post("/admin/users/demo/replace", &[("grace", "0")]))).await;
+        join_all(members.iter().map(|member| member.submit("/admin/users/demo/replace", &[("grace", "0")]))).await;
         assert_eq!(active(&site).await, (1, 1));
         assert_eq!(site.audit("issue").await.len(), successors + 1);
     })

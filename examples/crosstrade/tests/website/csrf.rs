@@ -33,7 +33,12 @@ async fn forms_of_other_sites_do_nothing() {
             }
             visitor.send(request, body).await
         };
-        let response = send(&support, "/admin/users/demo/plan", form(&[("plan", "Starter")])).await;
+        let response = send(
+            &support,
+            "/admin/users/demo/plan",
+            form(&[("grant", site.grant("demo").await.as_str()), ("plan", "Starter")]),
+        )
+        .await;
         let quota = site.database.list(Some(&"demo".into())).await.unwrap()[0].quota;
         if is_admitted {
             assert_eq!(location(&response), "/admin/users/demo?done=plan", "{fields:?}");

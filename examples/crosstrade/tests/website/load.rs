@@ -28,7 +28,7 @@ async fn a_busy_api_and_eight_users_share_one_file() {
             for response in [
                 user.get("/account").await,
                 user.post("/account/reveal", &[]).await,
-                user.post("/admin/users/guest/plan", &[("plan", "Standard")]).await,
+                user.post("/admin/users/guest/plan", &[("grant", "x"), ("plan", "Standard")]).await,
                 user.get("/admin/users/demo").await,
             ] {
                 failed.extend(response.status().is_server_error().then(|| response.status()));

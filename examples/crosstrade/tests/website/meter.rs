@@ -31,7 +31,7 @@ async fn the_meter_shows_what_the_api_then_admits() {
     assert_eq!(site.api(&site.trader).await.status(), StatusCode::TOO_MANY_REQUESTS);
     // The plan and the bucket change while the meter is open.
     let support = site.signed_in("support").await;
-    support.post("/admin/users/demo/plan", &[("plan", "Starter")]).await;
+    support.submit("/admin/users/demo/plan", &[("plan", "Starter")]).await;
     support.post("/admin/users/demo/reset", &[]).await;
     let state = meter.until(|state| state["burst"] == 10 && state["remaining"] == 10).await;
     assert_eq!(state.as_object().unwrap().len(), 3, "{state}");

@@ -333,6 +333,14 @@ impl Visitor {
         self.post_body(path, form(fields)).await
     }
 
+    /// Sends a form of a user's page for support, with the grant that the page shows.
+    async fn submit(&self, path: &str, fields: &[(&str, &str)]) -> Response<String> {
+        let page = self.get(path.rsplit_once('/').unwrap().0).await;
+        let shown = regex::Regex::new(r#"name="grant" value="([^"]*)""#).unwrap();
+        let grant = shown.captures(page.body()).expect("the page shows a grant")[1].to_owned();
+        self.post(path, &[fields, &[("grant", &grant)]].concat()).await
+    }
+
     async fn post_body(&self, path: &str, body: String) -> Response<String> {
         let request = self.request("POST", path).header("sec-fetch-site", "same-origin");
         self.send(request.header("content-type", "application/x-www-form-urlencoded"), body).await

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::tests::log::Captured;
+use crate::website::ATTEMPTS;
 use tollgate::store::sql::GrantChange;
 
 const FIVE_MINUTES: Duration = Duration::from_secs(300);
@@ -161,14 +162,38 @@ async fn users_replace_their_token_only_where_they_may() {
     assert!(response.body().contains(r#"action="/account/replace""#) && tokens_in(response.body()).is_empty());
     assert_eq!(site.audit("rotate").await.len(), 0);
     let response = demo.post("/account/replace", &[("password", PASSWORD)]).await;
-    let new = tokens_in(assert_page(&response, StatusCode::OK)).remove(0);
+    // A reload of the page after it replaces nothing.
+    assert_eq!(location(&response), "/account?done=replaced");
+    for _ in 0..2 {
+        let page = demo.get("/account?done=replaced").await;
+        assert!(assert_page(&page, StatusCode::OK).contains("Your token is replaced."));
+        assert!(tokens_in(page.body()).is_empty());
+    }
+    let new = tokens_in(demo.post("/account/reveal", &[]).await.body()).remove(0);
     assert_ne!(new, site.trader);
     assert_eq!(site.actors("rotate").await, ["demo"]);
     for token in [&new, &site.trader] {
         assert_eq!(site.api(token).await.status(), StatusCode::OK, "the old token works for an hour");
     }
-    // A revealed token is the new one.
-    assert_eq!(tokens_in(demo.post("/account/reveal", &[]).await.body())[0], new);
+}
+
+/// Whatever the address: a thief of a session may have many. Others are not affected.
+#[tokio::test]
+async fn each_user_has_a_limit_on_reveals_and_passwords() {
+    let site = Site::start().await;
+    let (demo, guest) = (site.signed_in("demo").await, site.signed_in("guest").await);
+    for _ in 0..ATTEMPTS.burst() {
+        assert_page(&demo.post("/account/reveal", &[]).await, StatusCode::OK);
+    }
+    for fields in [&[][..], &[("password", PASSWORD)], &[("password", "wrong")]] {
+        let response = demo.post("/account/reveal", fields).await;
+        assert_page(&response, StatusCode::TOO_MANY_REQUESTS);
+        assert_eq!(response.headers()["retry-after"], "10");
+    }
+    assert_eq!(site.audit("reveal").await.len(), ATTEMPTS.burst() as usize);
+    assert_page(&guest.post("/account/reveal", &[]).await, StatusCode::OK);
+    site.seconds.store(10, Ordering::SeqCst);
+    assert_page(&demo.post("/account/reveal", &[("password", PASSWORD)]).await, StatusCode::OK);
 }
 
 /// A grant may end in a year that has more than four digits.

@@ -143,7 +143,10 @@ async fn support_may_use_all_routes() {
             assert_eq!(support.meter().await.status, StatusCode::OK);
             continue;
         }
-        let response = ask(&support, route).await;
+        let response = match (route.method, route.open_to) {
+            ("POST", For::Support) if !route.path.ends_with("reset") => support.submit(route.path, route.fields).await,
+            _ => ask(&support, route).await,
+        };
         let expected = match (route.method, route.path) {
             (_, "/" | "/sign-out" | "/account/sessions/end") => StatusCode::SEE_OTHER,
             // A wrong password.
@@ -160,7 +163,7 @@ async fn support_may_use_all_routes() {
         // Support sees no token, also not the one that it has just issued.
         assert!(tokens_in(response.body()).is_empty());
         if route.path.ends_with("revoke") {
-            support.post("/admin/users/demo/replace", &[("grace", "0")]).await;
+            support.submit("/admin/users/demo/replace", &[("grace", "0")]).await;
         }
     }
 }

@@ -15,6 +15,8 @@
 //!     .layer(gate);
 //! ```
 //!
+//! The layer is called the *gate*: it checks the token, charges the limit, and rejects.
+//!
 //! A handler that takes [`Authenticated`] runs only for callers with a valid token. Services on hyper read [`CurrentGrant`] from
 //! the request's extensions. [`guide::quick_start`] shows both, and tonic.
 //!

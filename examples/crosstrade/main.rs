@@ -39,6 +39,7 @@
 //! | the client's reading of a response | 10 s after the kernel's buffer is full; for HTTP/2 after each part | closed |
 //! | shutdown, after SIGTERM or ctrl-c | 10 s; 2 s for idle connections; `Connection: close` on all responses | closed |
 //! | failed sign-ins and tokens of an address | one in 2 s, with a burst of 60 | 429 |
+//! | reveals of a user, and passwords for them, in this process | one in 10 s, with a burst of 30 | 429 |
 //! | passwords that are hashed at the same time | 2; 19 MiB each | others wait |
 //! | a session | 30 minutes without a page, 12 hours | sign in again |
 //! | open meters of a user, in this process | 16 | 429 |

@@ -30,6 +30,8 @@ pub use crate::pending::breaker::{BackoffError, BreakerState};
 /// | [open](BreakerState::Open), after consecutive failures | fails immediately: 503 with `Retry-After`, never 401 |
 /// | [half-open](BreakerState::HalfOpen), after a pause | one lookup, the probe, is sent to the store. If it succeeds, the breaker closes. If it fails, the breaker opens for twice as long. All other lookups fail immediately |
 ///
+/// Several lookups may reach a store that answers immediately, until one of them has closed or opened the breaker.
+///
 /// # Successes and failures
 ///
 /// | a lookup | counts as |
@@ -185,7 +187,7 @@ impl<T: TokenStore> TokenStore for CircuitBreaker<T> {
         match self.store.lookup(token) {
             Answer::Ready(found) => {
                 let found = found.map_err(StoreError::new);
-                // Another lookup may have become the probe meanwhile. The result of this one is then not counted.
+                // Another lookup may have become the probe meanwhile, or the breaker has opened. Then this result is not counted.
                 if let Ok(is_probe) = self.breaker.try_acquire() {
                     self.breaker.count(has_answered(&found), is_probe);
                 }

@@ -346,7 +346,9 @@ fn a_failing_store_gets_one_probe_at_a_time() {
                         if let Some(is_error) = has_ended {
                             prop_assert!(is_error);
                             let is_probe = waiting.remove(at).0.is_some();
-                            if is_probe || (before == BreakerState::Closed && store.state() == BreakerState::Open) {
+                            // A probe that another one has replaced changes nothing any more.
+                            let reopened = is_probe && (was_asked || before == BreakerState::HalfOpen);
+                            if reopened || (before == BreakerState::Closed && store.state() == BreakerState::Open) {
                                 may_probe_from_ms = now_ms + 1_000;
                             }
                         }

@@ -324,8 +324,14 @@ async fn a_principal_keeps_all_digits_of_its_numbers() {
     let id = grant["id"].as_str().unwrap();
     let stored = async || home.database().await.describe(&id.into()).await.unwrap().unwrap().principal.unwrap();
     assert_eq!(stored().await, principal);
-    run(&home, &["token", "change", id, "--principal", "[0.1000]"]);
-    assert_eq!(stored().await, "[0.1000]");
+    run(&home, &["token", "change", id, "--principal", "[0.1000,\n\r1]"]);
+    assert_eq!(stored().await, "[0.1000,\n\r1]");
+    // An export has one line for each grant.
+    let export = stdout(&home, &["token", "export"]);
+    assert!(export.lines().count() == 1 && export.contains("[0.1000,  1]"), "{export}");
+    for invalid in [r#""\ud800""#, "1e999", "{"] {
+        assert_eq!(code(&run(&home, &["token", "change", id, "--principal", invalid])), 2, "{invalid}");
+    }
 }
 
 #[cfg(target_os = "linux")]

@@ -257,13 +257,9 @@ async fn a_row_that_cannot_be_read_is_named_by_lists_and_exports() {
         assert_eq!((code(&output), String::from_utf8(output.stderr).unwrap()), (1, expected));
         // Such a grant can be suspended and revoked, and the error says so.
         crate::sql::execute(&home, format!("UPDATE tollgate_grants SET scopes = '\"' WHERE id = '{id}'")).await;
-        for (args, state) in [
-            (["suspend", "--subject", "alice"], "suspended"),
-            (["resume", id, "--json"], "resumed"),
-            (["revoke", "--subject", "alice"], "revoked"),
-        ] {
+        for args in [["suspend", "--subject", "alice"], ["resume", id, "--json"], ["revoke", "--subject", "alice"]] {
             let output = run(&home, &[&["token"], &args[..]].concat());
-            let expected = format!("error: grant {id}: invalid value in column scopes; the grants are {state}\n");
+            let expected = format!("error: grant {id}: invalid value in column scopes; the change was made\n");
             assert_eq!((code(&output), String::from_utf8(output.stderr).unwrap()), (1, expected), "{args:?}");
         }
         let counts = json(&home, &["token", "count", "--json"]);

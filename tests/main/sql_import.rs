@@ -286,7 +286,7 @@ async fn concurrent_imports_with_maximums_do_not_deadlock() {
             imports.push(tokio::spawn(async move {
                 let grants = (0..SUBJECTS).map(|number| {
                     let number = if process % 2 == 0 { number } else { SUBJECTS - 1 - number };
-                    let grant = NewGrant::new(format!("subject-{number}")).with_max_active(4);
+                    let grant = NewGrant::new(format!("subject-{number}")).with_max_active(2);
                     import(&format!("token-{process}-{number}"), grant)
                 });
                 database.import_all(grants, ImportOptions::new()).await
@@ -295,22 +295,25 @@ async fn concurrent_imports_with_maximums_do_not_deadlock() {
         let database = home.database().await;
         let issues = tokio::spawn(async move {
             for number in 0..SUBJECTS {
-                let grant = NewGrant::new(format!("subject-{number}")).with_max_active(5);
-                database.issue(&format(), &grant).await.unwrap();
+                let grant = NewGrant::new(format!("subject-{number}")).with_max_active(3);
+                match database.issue(&format(), &grant).await {
+                    Ok(_) | Err(SqlError::TooManyGrants { max: 3 }) => {}
+                    Err(error) => panic!("{error:?}"),
+                }
             }
         });
         for import in imports {
-            // An import that ran after an issue exceeds the maximum.
+            // At most two imports succeed.
             match import.await.unwrap() {
                 Ok(_) => {}
-                Err(SqlError::Import { source, .. }) if matches!(*source, SqlError::TooManyGrants { max: 4 }) => {}
+                Err(SqlError::Import { source, .. }) if matches!(*source, SqlError::TooManyGrants { max: 2 }) => {}
                 Err(error) => panic!("{error:?}"),
             }
         }
         issues.await.unwrap();
         let database = home.database().await;
         for number in 0..SUBJECTS {
-            assert!(database.list(Some(&format!("subject-{number}").into())).await.unwrap().len() <= 5);
+            assert!(database.list(Some(&format!("subject-{number}").into())).await.unwrap().len() <= 3);
         }
     })
     .await;

@@ -257,8 +257,13 @@ async fn a_change_that_waits_too_long_reports_a_lock() {
     let home = Home::sqlite();
     let database = home.database().await;
     database.migrate().await.unwrap();
-    let grants = std::iter::from_fn(|| {
-        std::thread::sleep(Duration::from_secs(6));
+    let (begin, begun) = tokio::sync::oneshot::channel();
+    let (finish, finished) = std::sync::mpsc::channel::<()>();
+    let mut begin = Some(begin);
+    // Keeps the transaction open until the sender is dropped.
+    let grants = std::iter::from_fn(move || {
+        begin.take().unwrap().send(()).unwrap();
+        _ = finished.recv();
         None
     });
     let importing = database.clone();
@@ -266,9 +271,10 @@ async fn a_change_that_waits_too_long_reports_a_lock() {
         let import = importing.import_all(grants, ImportOptions::new());
         tokio::runtime::Handle::current().block_on(import)
     });
-    tokio::time::sleep(Duration::from_millis(200)).await;
+    begun.await.unwrap();
     let issued = database.import(TokenDigest::of("a-token"), &NewGrant::new("alice")).await;
     assert!(matches!(issued, Err(SqlError::Locked)), "{issued:?}");
+    drop(finish);
     import.await.unwrap().unwrap();
     database.import(TokenDigest::of("a-token"), &NewGrant::new("alice")).await.unwrap();
 }

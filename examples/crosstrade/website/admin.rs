@@ -247,8 +247,8 @@ pub(crate) struct OfGrant {
     grant: String,
 }
 
-/// Returns the database with this member of support as the actor, and the grant of a user, which must be the one that the form
-/// was made for: another member of support may have replaced it meanwhile.
+/// Returns the database with this member of support as the actor, and the user's grant. Rejects a form of an earlier grant: another
+/// member of support may have revoked it and issued a new one.
 async fn grant_of(site: &Site, support: &User, name: &str, shown: &str) -> Result<(Database, GrantRecord), PageError> {
     let database = site.website.database.acting_as(&support.name)?;
     site.website.users.find(name).await?.ok_or(PageError::NoUser)?;

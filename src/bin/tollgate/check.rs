@@ -220,7 +220,7 @@ fn explain(
             Err(error) => (kind, error.to_string()),
             Ok(()) => (kind, rejection.detail().into_owned()),
         },
-        (RejectionKind::SenderConstrained, _) => (kind, "the token is bound to a key of the sender".to_owned()),
+        (RejectionKind::SenderConstrained, _) => (kind, "the token is bound to a key of the client".to_owned()),
         (RejectionKind::StoreUnavailable, _) => {
             (kind, std::error::Error::source(rejection).map_or_else(|| rejection.to_string(), with_sources))
         }

@@ -59,7 +59,7 @@ struct GrantLine<'a> {
     not_before: Option<String>,
     expires_at: Option<String>,
     sender_constrained: bool,
-    principal: Option<&'a RawValue>,
+    principal: Option<Box<RawValue>>,
     created_at: String,
     revoked_at: Option<String>,
     suspended_at: Option<String>,
@@ -92,7 +92,7 @@ impl Line for GrantLine<'_> {
             text(&self.not_before),
             text(&self.expires_at),
             self.sender_constrained.to_string(),
-            self.principal.map(|json| json.get().to_owned()).unwrap_or_default(),
+            self.principal.as_ref().map(|json| json.get().to_owned()).unwrap_or_default(),
             self.created_at.clone(),
             text(&self.revoked_at),
             text(&self.suspended_at),
@@ -108,7 +108,8 @@ impl Line for GrantLine<'_> {
 }
 
 fn line<'a>(grant: &'a GrantRecord, tokens: Option<&[StoredToken]>) -> Result<GrantLine<'a>, Failure> {
-    let principal = grant.principal.as_deref().map(serde_json::from_str::<&RawValue>).transpose();
+    // Each grant is one line. Within texts, JSON has no line breaks.
+    let principal = grant.principal.as_deref().map(|json| RawValue::from_string(json.replace(['\n', '\r'], " ")));
     Ok(GrantLine {
         id: grant.id.as_str(),
         subject: grant.subject.as_str(),
@@ -118,7 +119,7 @@ fn line<'a>(grant: &'a GrantRecord, tokens: Option<&[StoredToken]>) -> Result<Gr
         not_before: grant.not_before.map(time),
         expires_at: grant.expires_at.map(time),
         sender_constrained: grant.sender_constrained,
-        principal: principal.map_err(|_| {
+        principal: principal.transpose().map_err(|_| {
             let (id, subject, source) = (grant.id.clone(), grant.subject.clone(), SqlError::Corrupt("principal"));
             Failure::Database(SqlError::InvalidRow { id, subject, source: source.into() })
         })?,

@@ -3,6 +3,7 @@
 use std::num::NonZeroU32;
 use std::time::{Duration, SystemTime};
 
+use serde_json::Value;
 use serde_json::value::RawValue;
 use tollgate::mint::{FormatError, TokenFormat};
 use tollgate::store::sql::Cursor;
@@ -39,7 +40,9 @@ pub(crate) fn name(text: &str) -> Result<String, &'static str> {
 
 /// Parses JSON. Keeps its text, so that no digit of a number is lost.
 pub(crate) fn principal(text: &str) -> Result<Box<RawValue>, &'static str> {
-    serde_json::from_str(text).map_err(|_| "must be JSON")
+    // Raw JSON may have escapes and numbers that a service cannot read.
+    let checked = serde_json::from_str::<Value>(text).and_then(|_| serde_json::from_str(text));
+    checked.map_err(|_| "must be JSON")
 }
 
 /// Parses the number of random bits of a token.

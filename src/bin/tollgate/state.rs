@@ -53,7 +53,7 @@ pub(crate) async fn set(state: State, Selected { options, id, subject }: Selecte
             State::Resumed => database.resume_subject(&subject).await,
             State::Revoked => database.revoke_subject(&subject).await,
         }
-        .map_err(|error| failed(state, error))?;
+        .map_err(failed)?;
         return match grants.len() {
             0 => Err(Failure::Failed(state.none().to_owned())),
             _ if options.json => Ok(show::print(&show::json_list(&grants))?),
@@ -66,7 +66,7 @@ pub(crate) async fn set(state: State, Selected { options, id, subject }: Selecte
         State::Resumed => database.resume(&id).await,
         State::Revoked => database.revoke(&id).await,
     };
-    let is_changed = is_changed.map_err(|error| failed(state, error))?;
+    let is_changed = is_changed.map_err(failed)?;
     let grant = find(&database, id.as_str()).await?;
     match is_changed {
         true if options.json => Ok(show::print(&show::json(&grant))?),
@@ -76,12 +76,10 @@ pub(crate) async fn set(state: State, Selected { options, id, subject }: Selecte
     }
 }
 
-/// Says that grants were changed although the row of one of them cannot be read.
-fn failed(state: State, error: SqlError) -> Failure {
+/// Says that the change was made although the row of a grant cannot be read.
+fn failed(error: SqlError) -> Failure {
     match error {
-        SqlError::InvalidRow { .. } => {
-            Failure::Failed(format!("{}; the grants are {}", Failure::Database(error), state.as_str()))
-        }
+        SqlError::InvalidRow { .. } => Failure::Failed(format!("{}; the change was made", Failure::Database(error))),
         error => error.into(),
     }
 }

@@ -64,9 +64,9 @@ use error::Cause;
 /// | responds with 5xx, 429, 408, or any status below 400 but 200, such as a redirect | the store |
 /// | responds with 401, 403 or 407: the credentials of this service are wrong | the store |
 /// | responds with 405 or 415: it is no introspection endpoint | the store |
-/// | does not respond with a JSON object | the store |
+/// | responds with something that is not JSON, and does not begin with `{` | the store |
 /// | responds with any other 4xx, such as 400 to a token that it cannot parse | this token |
-/// | responds with an object with a syntax error, with a malformed, missing or duplicate member, without a subject, or with too many bytes | this token |
+/// | responds with other JSON than an object, or with an object that has a syntax error, a malformed, missing or duplicate member, no subject or too many bytes | this token |
 /// | responds with JSON that [`with_principal`](IntrospectionBuilder::with_principal) rejects | this token, unless the function returns [`StoreError::new`] |
 ///
 /// An error about the store counts for a [`CircuitBreaker`](super::CircuitBreaker), and a cache may serve an older grant. An error

@@ -60,15 +60,16 @@ use revoked::Revoked;
 ///
 /// See [`JwtKeys`] for the choice of the key. The keys of a URL are fetched when the first token arrives, and again:
 ///
-/// - when a token has an unknown `kid`, or the only key without a name does not verify it, but not more often than
-///   [`with_min_interval`](JwtBuilder::with_min_interval) allows. Only tokens with the right issuer, audience and algorithm cause a
-///   fetch;
+/// - when a token has an unknown `kid`, or a key that was not chosen by its `kid` does not verify it.
+///   [`with_min_interval`](JwtBuilder::with_min_interval) limits these fetches. Only tokens with the right issuer, audience and
+///   algorithm cause them;
 /// - when they are older than [`with_max_key_age`](JwtBuilder::with_max_key_age). Requests wait for this fetch only if the keys are
-///   twice as old, after a time without requests.
+///   twice as old, after a time without requests, and the last fetch has not failed.
 ///
 /// One fetch runs at a time, in a task of its own, and all tokens with unknown keys wait for it. A failed fetch changes no keys: tokens
 /// of known keys are accepted, and tokens of unknown keys get 503. The source of the [`StoreError`] is a [`JwtError`]. The error
-/// [concerns the token](StoreError::concerns_token) if keys are known, because clients choose the `kid`.
+/// [concerns the token](StoreError::concerns_token) if keys are known, because clients choose the `kid`. It then counts for a
+/// [`FailureThrottle`](crate::limit::FailureThrottle).
 ///
 /// # Subjects and ids
 ///
@@ -153,20 +154,22 @@ impl<P> JwtStore<P> {
     /// |---|---|
     /// | [`Grant`](Invalidation::Grant) | the token with this id, which is its `jti` |
     /// | [`Subject`](Invalidation::Subject) | the tokens of this subject that were issued until now. Newer tokens are accepted |
-    /// | [`Token`](Invalidation::Token) | the token with this digest. Of a token with an ECDSA signature everyone can write a second one that is valid; it is rejected too |
+    /// | [`Token`](Invalidation::Token) | the token with this digest. An ECDSA token has a second valid signature; the token with that signature is rejected too |
     /// | [`Added`](Invalidation::Added), [`Everything`](Invalidation::Everything) | nothing: they concern caches only |
     ///
     /// The time of issue is by the issuer's clock, in whole seconds. If that clock is ahead, tokens of a subject that were issued
-    /// shortly before this call are accepted. Revoke these by their ids. If it is late, tokens that were issued shortly after this
-    /// call are rejected, as those of the same second are.
+    /// shortly before this call are accepted. Revoke these by their ids. If that clock is behind, tokens that were issued shortly
+    /// after this call are rejected. So are tokens of the same second.
     ///
     /// The ids and subjects are those of the grants, with the [prefix](JwtBuilder::with_subject_prefix) if there is one. A `jti` of
     /// another issuer's store is another id.
     ///
     /// All clones of the store share the revocations, in memory, one entry for each. Other processes need the same revocation, and so
     /// does this one after a restart: [`revoke_at`](Self::revoke_at). A cache in front of the store still has the grant: pass the same
-    /// change to `CachedStore::invalidate` after this call. Of a token with an ECDSA signature, the cache may have the second one:
-    /// invalidate its grant or subject.
+    /// change to `CachedStore::invalidate` after this call. A cache may have an ECDSA token under its second signature, which has
+    /// another digest. So invalidate the grant or the subject too.
+    ///
+    /// The digest is the SHA-256 of the token, also behind a `PepperedStore`.
     ///
     /// ```
     /// use std::time::{Duration, SystemTime};
@@ -174,8 +177,9 @@ impl<P> JwtStore<P> {
     /// use tollgate::store::Invalidation;
     ///
     /// # fn log_out(store: &JwtStore) {
-    /// let one_hour = Duration::from_secs(3_600);
-    /// store.revoke(&Invalidation::Subject("alice".into()), SystemTime::now() + one_hour);
+    /// // The issuer's tokens live for an hour, and the leeway is 30 seconds.
+    /// let end = SystemTime::now() + Duration::from_secs(3_600 + 30);
+    /// store.revoke(&Invalidation::Subject("alice".into()), end);
     /// # }
     /// ```
     pub fn revoke(&self, change: &Invalidation, until: SystemTime) {
@@ -191,7 +195,8 @@ impl<P> JwtStore<P> {
     /// use tollgate::store::Invalidation;
     ///
     /// # fn load(store: &JwtStore, rows: Vec<(String, SystemTime)>) {
-    /// let longest_validity = Duration::from_secs(8 * 3_600);
+    /// // The issuer's tokens live for eight hours, and the leeway is 30 seconds.
+    /// let longest_validity = Duration::from_secs(8 * 3_600 + 30);
     /// for (user, logged_out_at) in rows {
     ///     store.revoke_at(&Invalidation::Subject(user.into()), logged_out_at, logged_out_at + longest_validity);
     /// }

@@ -59,8 +59,9 @@ impl RemoteKeys {
             if age < self.max_age {
                 return Ok(Some(key));
             }
-            // After a while without requests, the issuer may have removed the key long ago.
-            if age < self.max_age.saturating_mul(2) {
+            // After a time without requests, the issuer may have removed the key long ago. During an outage, requests do not wait.
+            let is_very_old = age >= self.max_age.saturating_mul(2);
+            if !is_very_old || self.fetches().error.is_some() {
                 self.start();
                 return Ok(Some(key));
             }

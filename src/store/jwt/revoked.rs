@@ -32,7 +32,7 @@ impl Tables {
     /// The minimum number of entries for a sweep.
     const FEW: usize = 64;
 
-    /// Drops revocations that have ended, if the number of entries has doubled. So the cost of a sweep is that of as many calls.
+    /// Drops revocations that have ended, if the number of entries has doubled. So a sweep costs constant time per call on average.
     fn sweep_if_due(&mut self, now: SystemTime) {
         if self.len() >= self.sweep_at {
             self.tokens.retain(|_, until| *until > now);

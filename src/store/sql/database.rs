@@ -244,7 +244,8 @@ impl Database {
     ///
     /// On PostgreSQL, an operation waits at most 5 seconds, and at most half of this timeout, for a lock of another transaction.
     /// Then it fails with [`SqlError::Locked`]. On a SQLite file that [`connect`](Self::connect) opened, a change waits at most 5
-    /// seconds for other changes of this database and its clones, and then at most 5 seconds for those of others (`busy_timeout`).
+    /// seconds for other changes of this database and its clones. Then it waits at most 5 seconds for other processes
+    /// (`busy_timeout`).
     #[must_use]
     pub fn with_admin_timeout(self, timeout: Duration) -> Self {
         self.map(|inner| inner.admin_timeout = timeout)

@@ -55,10 +55,9 @@ impl Database {
     /// ```
     ///
     /// The [audit trail](Self::audit) gets an entry for each imported grant. The whole import is one transaction, so the
-    /// [timeout](Self::with_admin_timeout) must allow for it. On SQLite, all other changes wait until it ends. On PostgreSQL, if
-    /// grants of the import have a [maximum](super::NewGrant::with_max_active), then other issues, changes and imports with a maximum
-    /// wait. After 5 seconds they fail with [`SqlError::Locked`]. On PostgreSQL, an iterator that waits for more than 5 seconds
-    /// ends the transaction.
+    /// [timeout](Self::with_admin_timeout) must allow for it. On SQLite, all other changes wait. On PostgreSQL, issues, changes and
+    /// imports with a [maximum](super::NewGrant::with_max_active) wait if the import has one. Changes that wait for 5 seconds fail
+    /// with [`SqlError::Locked`]. On PostgreSQL, an iterator that waits for more than 5 seconds ends the transaction.
     ///
     /// # Errors
     ///

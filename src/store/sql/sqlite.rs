@@ -29,19 +29,20 @@ impl SqlitePools {
     pub(super) fn open(url: url::Sqlite) -> Self {
         // Another process may be writing.
         let options = url.options.foreign_keys(true).busy_timeout(LOCK_TIMEOUT);
-        let pool = |max| SqlitePoolOptions::new().max_connections(max).acquire_timeout(CONNECT_TIMEOUT);
         if url.in_memory {
             // Each connection to memory has its own tables, which are lost when it is closed.
-            let pool = pool(1).min_connections(1).idle_timeout(None).max_lifetime(None);
+            let pool = SqlitePoolOptions::new().max_connections(1).acquire_timeout(CONNECT_TIMEOUT);
+            let pool = pool.min_connections(1).idle_timeout(None).max_lifetime(None);
             return Self::shared(pool.connect_lazy_with(options));
         }
         // After an error such as a full disk, SQLite ends the transaction itself. sqlx does not notice, and could begin no
-        // other one.
-        let changes = pool(1)
-            .acquire_timeout(LOCK_TIMEOUT)
-            .before_acquire(|connection, _| Box::pin(async { Ok(!connection.is_in_transaction()) }));
-        let changes = changes.connect_lazy_with(options.clone());
-        Self { pool: pool(MAX_READERS).connect_lazy_with(options), changes: Some(changes) }
+        // other one on that connection.
+        let pool = |max, wait| {
+            let pool = SqlitePoolOptions::new().max_connections(max).acquire_timeout(wait);
+            let pool = pool.before_acquire(|connection, _| Box::pin(async { Ok(!connection.is_in_transaction()) }));
+            pool.connect_lazy_with(options.clone())
+        };
+        Self { pool: pool(MAX_READERS, CONNECT_TIMEOUT), changes: Some(pool(1, LOCK_TIMEOUT)) }
     }
 
     /// Uses one pool for reading and for changes.

@@ -261,14 +261,32 @@ async fn requests_wait_for_the_fetch_if_the_keys_are_very_old() {
     let store = server.store(&hands);
     assert!(accepts(&store, &old.token(&claims())).await);
     hands.advance(2 * MAX_AGE);
-    server.set(StatusCode::INTERNAL_SERVER_ERROR, "");
-    assert!(accepts(&store, &old.token(&claims())).await, "the issuer cannot be reached");
-    assert_eq!(server.asked(), 2);
     server.set(StatusCode::OK, jwk_set([&new]));
-    assert!(accepts(&store, &old.token(&claims())).await, "the next fetch is not allowed yet");
-    hands.advance(FLOOR);
     assert!(!accepts(&store, &old.token(&claims())).await);
-    assert_eq!(server.asked(), 1);
+    assert_eq!(server.asked(), 2);
+}
+
+/// Otherwise a silent issuer would delay all tokens again and again.
+#[tokio::test]
+async fn requests_do_not_wait_for_an_issuer_that_has_failed() {
+    let signer = Signer::ed25519("a");
+    let server = Jwks::serve(jwk_set([&signer])).await;
+    let hands = Hands::default();
+    let store = server.store(&hands);
+    assert!(accepts(&store, &signer.token(&claims())).await);
+    hands.advance(2 * MAX_AGE);
+    server.set(StatusCode::INTERNAL_SERVER_ERROR, "");
+    assert!(accepts(&store, &signer.token(&claims())).await, "after the failed fetch");
+    assert_eq!(server.asked(), 2);
+    hands.advance(FLOOR);
+    server.hold();
+    let lookups = start(&store, [signer.token(&claims())]).await;
+    assert!(lookups.iter().all(|lookup| lookup.is_finished()), "while the next fetch is running");
+    server.has_been_asked().await;
+    server.release();
+    for lookup in lookups {
+        assert_eq!(lookup.await.unwrap(), Some(true));
+    }
 }
 
 /// Some issuers publish one key without a name, and replace it.

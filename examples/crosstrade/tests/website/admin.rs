@@ -86,7 +86,7 @@ async fn invalid_forms_change_nothing() {
         ("plan", &[("plan", "starter")]),
         ("plan", &[]),
     ] {
-        let response = support.post(&format!("/admin/users/demo/{action}"), fields).await;
+        let response = support.submit(&format!("/admin/users/demo/{action}"), fields).await;
         assert!(response.status().is_client_error(), "{action} {fields:?}: {}", response.status());
     }
     for cursor in ["x", "0", "-1", "99999999999999999999", "g1", "%00", "1;2", "a1"] {

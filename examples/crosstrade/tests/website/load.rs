@@ -11,6 +11,9 @@ async fn a_busy_api_and_eight_users_share_one_file() {
     const TIME: Duration = Duration::from_secs(8);
     let site = Site::start().await;
     let users = join_all((0..8).map(|nth| site.signed_in(["demo", "guest", "support"][nth % 3]))).await;
+    let (grant, plans) = (site.grant("guest").await, AtomicU64::new(0));
+    // Each change of a plan writes an entry of the audit trail.
+    let plan = || ["Starter", "Standard"][plans.fetch_add(1, Ordering::SeqCst) as usize % 2];
     let end = Instant::now() + TIME;
     let api = join_all((0..8).map(async |nth| {
         let mut failed = Vec::new();
@@ -28,7 +31,7 @@ async fn a_busy_api_and_eight_users_share_one_file() {
             for response in [
                 user.get("/account").await,
                 user.post("/account/reveal", &[]).await,
-                user.post("/admin/users/guest/plan", &[("grant", "x"), ("plan", "Standard")]).await,
+                user.post("/admin/users/guest/plan", &[("grant", grant.as_str()), ("plan", plan())]).await,
                 user.get("/admin/users/demo").await,
             ] {
                 failed.extend(response.status().is_server_error().then(|| response.status()));
@@ -39,4 +42,5 @@ async fn a_busy_api_and_eight_users_share_one_file() {
     let (api, browse) = tokio::join!(api, browse);
     assert!(api.concat().is_empty(), "{api:?}");
     assert!(browse.concat().is_empty(), "{browse:?}");
+    assert!(!site.audit("change").await.is_empty() && !site.audit("reveal").await.is_empty());
 }

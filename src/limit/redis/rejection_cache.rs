@@ -191,7 +191,8 @@ mod tests {
         let most = RejectionCache::MOST as u64;
         let insert = |number, owed_ns, at| cache.insert(tag(number), &one, [rejected(owed_ns)].into_iter(), at, at);
         let has = |number, at| cache.find(&tag(number), &one, at).is_some();
-        (0..most - 1).for_each(|number| insert(number, SECOND, SENT_AT));
+        (0..most - 2).for_each(|number| insert(number, SECOND, SENT_AT));
+        insert(most - 2, SECOND / 2, SENT_AT);
         insert(most - 1, SECOND + 1, SENT_AT);
         // No entry is old. The next sweep is a second later.
         insert(most, 2 * SECOND, SENT_AT);
@@ -199,7 +200,7 @@ mod tests {
         insert(0, 4 * SECOND, SENT_AT + 1);
         assert!(has(0, SENT_AT + 2 * SECOND), "a known subject has a place");
         insert(most, 2 * SECOND, SENT_AT + SECOND - 1);
-        assert!(!has(most, SENT_AT + SECOND - 1), "not swept again");
+        assert!(!has(most, SENT_AT + SECOND - 1), "not swept again, although an entry is useless");
         insert(most, 2 * SECOND, SENT_AT + SECOND);
         assert!(has(most, SENT_AT + SECOND));
         // What is left is what may still reject.

@@ -90,26 +90,33 @@ async fn an_outdated_answer_replaces_an_older_one() {
     assert_eq!(found.subject().as_str(), "another");
 }
 
-/// A slow answer from before a revocation must not replace the answer after it.
-#[tokio::test]
-async fn a_grant_does_not_replace_a_newer_negative_answer() {
+/// A slow answer from before a change must not replace the answer after it. Returns whether the token is in the cache, and the subject.
+async fn cached_after_a_slow_grant(newer: Option<&'static str>) -> (Option<bool>, Option<String>) {
     let (asked, hands) = (Arc::new(AtomicUsize::new(0)), Hands::default());
     let (reply, slow) = tokio::sync::watch::channel(false);
-    let store = from_fn_with((asked, slow), |(asked, mut slow), _| async move {
+    let store = from_fn_with((asked, slow), move |(asked, mut slow), _| async move {
         if asked.fetch_add(1, Ordering::SeqCst) > 0 {
-            return Ok::<_, std::io::Error>(None);
+            return Ok::<_, std::io::Error>(newer.map(|id| Grant::new(id, ())));
         }
         slow.wait_for(|may_reply| *may_reply).await.unwrap();
         Ok(Some(Grant::new("alice-1", ())))
     });
     let cache = CachedStore::builder(BoxStore::new(store), TTL).with_clock(hands.clock()).build().unwrap();
     let early = begin(&cache, TOKEN).await;
-    // The token is revoked at the server. An unrelated change prevents that the next lookup joins the slow one.
+    // The token is changed at the server. An unrelated change prevents that the next lookup joins the slow one.
     cache.invalidate(&Invalidation::Subject("bob".into()));
-    assert_eq!(knows(&cache, TOKEN).await, Some(false));
+    assert_eq!(knows(&cache, TOKEN).await, Some(newer.is_some()));
     reply.send_replace(true);
-    assert_eq!(early.await.unwrap(), Some(true), "asked before the revocation");
-    assert_eq!(cached(&cache, TOKEN), Some(false));
+    assert_eq!(early.await.unwrap(), Some(true), "asked before the change");
+    let is_cached = cached(&cache, TOKEN);
+    let found = cache.lookup(&BearerToken::new(TOKEN)).await.unwrap();
+    (is_cached, found.map(|grant| grant.subject().as_str().to_owned()))
+}
+
+#[tokio::test]
+async fn a_grant_does_not_replace_a_newer_answer() {
+    assert_eq!(cached_after_a_slow_grant(None).await, (Some(false), None));
+    assert_eq!(cached_after_a_slow_grant(Some("alice-2")).await, (Some(true), Some("alice-2".to_owned())));
 }
 
 #[tokio::test]

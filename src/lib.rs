@@ -15,7 +15,7 @@
 //!     .layer(gate);
 //! ```
 //!
-//! The layer is called the *gate*: it checks the token, charges the limit, and rejects.
+//! The layer is called the *gate*: it checks the token, charges the limit, and rejects other requests.
 //!
 //! A handler that takes [`Authenticated`] runs only for callers with a valid token. Services on hyper read [`CurrentGrant`] from
 //! the request's extensions. [`guide::quick_start`] shows both, and tonic.

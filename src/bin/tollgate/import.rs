@@ -82,7 +82,7 @@ pub(crate) async fn run(import: Import) -> Result<(), Failure> {
     Ok(show::print(&text)?)
 }
 
-/// Opens the file. Reads all of anything but a file first: a slow pipe must not keep a transaction open.
+/// Opens the file. Reads a pipe to its end first, because a slow pipe must not keep a transaction open.
 fn input(file: &PathBuf) -> io::Result<Box<dyn BufRead + Send>> {
     let mut all = Zeroizing::new(Vec::new());
     if file.as_os_str() == "-" {

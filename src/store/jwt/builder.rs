@@ -174,7 +174,7 @@ impl<P> JwtBuilder<P> {
     }
 
     /// Sets the age after which the next token makes the store fetch the keys again. Default: 10 minutes. A key that the issuer has
-    /// removed is accepted for twice this time, and longer only while the issuer cannot be reached.
+    /// removed is accepted for twice this time. If the last fetch has failed, the key is accepted until a later fetch succeeds.
     ///
     /// Requests do not wait for such a fetch, unless the keys are twice as old.
     pub fn with_max_key_age(mut self, age: Duration) -> Self {

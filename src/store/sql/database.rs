@@ -171,8 +171,8 @@ impl Database {
 
     /// Creates a database on an existing pool.
     ///
-    /// A file has one writer at a time. A change that waits for another one keeps its connection. If all connections are kept
-    /// so, lookups wait, and may time out. [`connect`](Self::connect) avoids this.
+    /// A file has one writer at a time. A change that waits for another one keeps its connection. If such changes keep all
+    /// connections, lookups wait, and may time out. [`connect`](Self::connect) avoids this.
     #[cfg(feature = "sqlite")]
     #[must_use]
     pub fn from_sqlite(pool: SqlitePool) -> Self {

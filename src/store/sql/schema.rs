@@ -85,7 +85,7 @@ struct Dialect {
     /// Locks out other migrations until the transaction ends, if `BEGIN` does not. Otherwise two migrations at the same time
     /// could fail, even with `IF NOT EXISTS`.
     lock: &'static str,
-    /// Locks out other counts of the subject `$1` and of imports until the transaction ends, if `BEGIN` does not.
+    /// Locks out other counts of the subject `$1`, and those of imports, until the transaction ends, if `BEGIN` does not.
     lock_subject: &'static str,
     /// Locks out all other counts, for an import.
     lock_subjects: &'static str,

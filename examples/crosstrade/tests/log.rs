@@ -3,8 +3,9 @@
 use std::io::{self, Write};
 use std::sync::Mutex;
 
-use tracing::subscriber::{DefaultGuard, set_default, with_default};
+use tracing::subscriber::{DefaultGuard, with_default};
 
+use super::subscribers::set_subscriber;
 use super::*;
 use crate::excerpt::{Excerpt, MAX_EXCERPT};
 use crate::log::{LogLimit, MAX_LINES, MAX_SOURCES, subscriber};
@@ -17,7 +18,7 @@ impl Captured {
     /// The log of this thread, on which the whole service runs, while the guard lives.
     pub(super) fn start() -> (Self, LogLimit, DefaultGuard) {
         let (captured, limit) = (Self::default(), LogLimit::default());
-        let guard = set_default(captured.subscriber(&limit));
+        let guard = set_subscriber(captured.subscriber(&limit));
         (captured, limit, guard)
     }
 

@@ -50,6 +50,8 @@ mod self_limit;
 mod server;
 mod shutdown;
 mod stream;
+#[path = "../../../tests/subscribers.rs"]
+mod subscribers;
 mod tls;
 mod webhook;
 mod website;

@@ -9,8 +9,10 @@ use tollgate::store::CircuitBreaker;
 use tollgate::{Answer, BearerToken, Scopes, TokenStore as _};
 use tracing::field::{Field, Visit};
 use tracing::span::{Attributes, Id, Record};
+use tracing::subscriber::DefaultGuard;
 use tracing::{Event, Metadata, Subscriber};
 
+use super::subscribers::set_subscriber;
 use super::*;
 
 /// An event: its level and fields. The message is a field.
@@ -25,6 +27,12 @@ struct Reported {
 struct Subscribed(Arc<Mutex<Vec<Reported>>>);
 
 impl Subscribed {
+    /// Records the events of this thread while the guard lives.
+    fn start() -> (Self, DefaultGuard) {
+        let subscribed = Self::default();
+        (subscribed.clone(), set_subscriber(subscribed))
+    }
+
     fn take(&self) -> Vec<Reported> {
         std::mem::take(&mut *self.0.lock().unwrap())
     }
@@ -67,8 +75,7 @@ impl Subscriber for Subscribed {
 /// Rejections at INFO contain a grant. A handler that does not call `of_grant` stays at DEBUG.
 #[tokio::test]
 async fn rejection_without_grant_is_debug() {
-    let subscribed = Subscribed::default();
-    let _guard = tracing::subscriber::set_default(subscribed.clone());
+    let (subscribed, _guard) = Subscribed::start();
     let gate = AuthLayer::new(memory());
     let needs = || Rejection::insufficient_scope(Scopes::new(["trade"]).unwrap());
     let caller = CurrentGrant::new(Grant::new("alice", ()));
@@ -82,8 +89,7 @@ async fn rejection_without_grant_is_debug() {
 /// Clients can send unknown tokens without HTTPS as often as they like. A known one is exposed.
 #[tokio::test]
 async fn a_request_without_https_is_debug_unless_its_token_is_known() {
-    let subscribed = Subscribed::default();
-    let _guard = tracing::subscriber::set_default(subscribed.clone());
+    let (subscribed, _guard) = Subscribed::start();
     let service = AuthLayer::new(memory()).require_https(tollgate::gate::is_https).layer(echo());
     for (request, level, grant) in [
         (with_token(TOKEN), "WARN", Some("alice")),
@@ -101,8 +107,7 @@ async fn a_request_without_https_is_debug_unless_its_token_is_known() {
 /// Clients can cause errors that concern only their token as often as they like.
 #[tokio::test]
 async fn store_error_that_concerns_the_token_is_debug() {
-    let subscribed = Subscribed::default();
-    let _guard = tracing::subscriber::set_default(subscribed.clone());
+    let (subscribed, _guard) = Subscribed::start();
     for (error, level, concerns) in [
         (tollgate::StoreError::new("connection reset"), "WARN", "store"),
         (tollgate::StoreError::for_token("a bad row"), "DEBUG", "token"),
@@ -120,8 +125,7 @@ async fn store_error_that_concerns_the_token_is_debug() {
 
 #[tokio::test]
 async fn each_rejection_is_one_event_with_its_reason() {
-    let subscribed = Subscribed::default();
-    let _guard = tracing::subscriber::set_default(subscribed.clone());
+    let (subscribed, _guard) = Subscribed::start();
     for case in cases() {
         let rejection = case.answer.await.extensions().get::<Rejection>().cloned().unwrap();
         let [reported] = &subscribed.take()[..] else { panic!("{}: not one event", case.kind) };
@@ -144,8 +148,7 @@ async fn each_rejection_is_one_event_with_its_reason() {
 
 #[tokio::test]
 async fn events_contain_the_protocol() {
-    let subscribed = Subscribed::default();
-    let _guard = tracing::subscriber::set_default(subscribed.clone());
+    let (subscribed, _guard) = Subscribed::start();
     let service = AuthLayer::new(memory()).layer(echo());
     for (content_type, protocol) in [
         ("text/plain", "http"),
@@ -163,8 +166,7 @@ async fn events_contain_the_protocol() {
 /// Handlers reject with an extractor's rejection, or with the gate.
 #[tokio::test]
 async fn rejection_by_a_handler_is_an_event() {
-    let subscribed = Subscribed::default();
-    let _guard = tracing::subscriber::set_default(subscribed.clone());
+    let (subscribed, _guard) = Subscribed::start();
     let handler = |_: tollgate::Authenticated<()>| async {};
     let app: axum::Router = axum::Router::new().route("/", axum::routing::get(handler));
     let request = Request::get("/").body(axum::body::Body::empty()).unwrap();
@@ -177,8 +179,7 @@ async fn rejection_by_a_handler_is_an_event() {
 
 #[tokio::test]
 async fn admitted_requests_emit_no_event() {
-    let subscribed = Subscribed::default();
-    let _guard = tracing::subscriber::set_default(subscribed.clone());
+    let (subscribed, _guard) = Subscribed::start();
     let service = gate(alice()).allow_anonymous().layer(echo());
     for request in [with_token(TOKEN), get(), preflight()] {
         assert_eq!(send(&service, request).await.status(), 200);
@@ -188,8 +189,7 @@ async fn admitted_requests_emit_no_event() {
 
 #[test]
 fn dry_run_event_contains_the_grant() {
-    let subscribed = Subscribed::default();
-    let _guard = tracing::subscriber::set_default(subscribed.clone());
+    let (subscribed, _guard) = Subscribed::start();
     let limits = RateLimits::new(tollgate::Limit::new("observed", Quota::per_minute(1)).unwrap().with_dry_run())
         .with_clock(|| Duration::ZERO);
     let caller = tollgate::Authenticated::new(alice()).current();
@@ -205,8 +205,7 @@ fn dry_run_event_contains_the_grant() {
 
 #[tokio::test]
 async fn breaker_state_changes_are_events() {
-    let subscribed = Subscribed::default();
-    let _guard = tracing::subscriber::set_default(subscribed.clone());
+    let (subscribed, _guard) = Subscribed::start();
     let is_failing = Arc::new(Mutex::new(true));
     let in_store = is_failing.clone();
     let store = from_fn(move |_| {
@@ -273,7 +272,7 @@ fn subscriber_may_read_the_breaker_state() {
     // In another thread, so that the test notices a deadlock.
     let (done, is_done) = std::sync::mpsc::channel();
     std::thread::spawn(move || {
-        let _guard = tracing::subscriber::set_default(subscriber);
+        let _guard = set_subscriber(subscriber);
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
         let found = runtime.block_on(async { breaker.lookup(&BearerToken::new(TOKEN)).await });
         done.send(found.is_err()).unwrap();
@@ -284,8 +283,7 @@ fn subscriber_may_read_the_breaker_state() {
 
 #[tokio::test]
 async fn no_event_holds_a_token_or_a_digest() {
-    let subscribed = Subscribed::default();
-    let _guard = tracing::subscriber::set_default(subscribed.clone());
+    let (subscribed, _guard) = Subscribed::start();
     for case in cases() {
         case.answer.await;
     }
@@ -313,8 +311,7 @@ async fn no_event_holds_a_token_or_a_digest() {
 /// Events that any client can cause are at DEBUG: buckets of anonymous callers, and cancelled probes.
 #[tokio::test]
 async fn events_that_any_client_can_cause_are_debug() {
-    let subscribed = Subscribed::default();
-    let _guard = tracing::subscriber::set_default(subscribed.clone());
+    let (subscribed, _guard) = Subscribed::start();
     let one = Quota::per_hour(1);
     let observed = tollgate::Limit::new("observed", one).unwrap().with_anonymous(one).with_dry_run();
     let limits = RateLimits::new(tollgate::Limit::from(one).with_anonymous(one.with_burst(2))).and(observed).unwrap();

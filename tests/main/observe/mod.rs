@@ -29,6 +29,9 @@ mod numbers;
 mod page;
 #[cfg(feature = "metrics")]
 mod recorders;
+#[cfg(feature = "tracing")]
+#[path = "../../subscribers.rs"]
+mod subscribers;
 
 type Answer = Pin<Box<dyn Future<Output = Response<Body>>>>;
 
@@ -103,7 +106,7 @@ async fn over(limits: RateLimits, requests: usize) -> Response<Body> {
 /// Fails once at another gate, without a report.
 async fn failed_once(failures: &FailureThrottle) {
     #[cfg(feature = "tracing")]
-    let _no_subscriber = tracing::subscriber::set_default(tracing::subscriber::NoSubscriber::default());
+    let _no_subscriber = subscribers::set_subscriber(tracing::subscriber::NoSubscriber::new());
     #[cfg(feature = "metrics")]
     let no_recorder = metrics::NoopRecorder;
     #[cfg(feature = "metrics")]

@@ -8,6 +8,7 @@
 //! `printf %s "$token" | sha256sum` prints the digest. Change [`find`] to ask a database instead.
 //!
 //! If the file is missing or invalid, or the disk hangs, the response is 503 and never 401: clients discard tokens after a 401.
+//! Replace the file by renaming another one: a file that is written in several steps lacks tokens meanwhile.
 //!
 //! `cargo run --example custom_store --features axum,mint,test-util,tokio` serves on 127.0.0.1:3000 and prints what to try.
 #![allow(clippy::print_stdout, clippy::print_stderr)]
@@ -40,7 +41,7 @@ async fn find(path: &Path, digest: TokenDigest) -> io::Result<Option<Grant<()>>>
 }
 
 fn parse_file(text: &str) -> io::Result<HashMap<TokenDigest, Grant<()>>> {
-    // The file may be half-written.
+    // The file may be cut off.
     if !text.ends_with('\n') {
         return Err(io::Error::new(io::ErrorKind::InvalidData, "the file is empty or ends within a line"));
     }

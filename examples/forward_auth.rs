@@ -53,7 +53,8 @@ struct Route {
     cost: u32,
 }
 
-/// The service's routes. All other requests are rejected. The most specific path counts.
+/// The service's routes. All other requests are rejected. The most specific path counts. Literal parts of a path have letters, digits
+/// and `-._~` only.
 const ROUTES: [Route; 3] = [
     Route { method: "GET", path: "/v1/{*path}", scope: "read", cost: 1 },
     Route { method: "GET", path: "/v1/orders", scope: "read", cost: 1 },
@@ -83,6 +84,9 @@ fn app(options: &Options, tokens: MemoryStore<()>, limits: RateLimits) -> Result
     }
     let mut routes = Router::new();
     for Route { method, path, scope, .. } in ROUTES {
+        if !target::is_unambiguous(path) {
+            return Err(format!("the route {path} has a character that clients may percent-encode").into());
+        }
         let method = MethodFilter::try_from(method.parse::<Method>()?)?;
         routes = routes.route(path, on(method, identity).route_layer(gate.require_scopes([scope])?));
     }

@@ -7,6 +7,8 @@
 //! default = 180/min burst 20
 //! orders = 3/s
 //! ```
+//!
+//! Replace the file by renaming another one, so that it is never read while it is written.
 #![allow(clippy::print_stdout, clippy::print_stderr)]
 
 use std::error::Error;
@@ -54,16 +56,21 @@ fn reload(file: &Path, limits: &RateLimits) -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-/// Reads the file at the start, and whenever its time of modification changes.
+/// Reads the file at the start, and whenever its time of modification changes. After an error, reads it until it is valid.
 async fn watch(file: PathBuf, limits: RateLimits, every: Duration) {
-    let mut seen = None;
+    let (mut seen, mut logged) = (None, String::new());
     loop {
         let modified = std::fs::metadata(&file).and_then(|file| file.modified()).ok();
         if seen != Some(modified) {
-            if let Err(error) = reload(&file, &limits) {
-                eprintln!("cannot read limits from {}, so they do not change: {error}", file.display());
+            match reload(&file, &limits) {
+                Ok(()) => (seen, logged) = (Some(modified), String::new()),
+                // The same error is logged once.
+                Err(error) if error.to_string() == logged => {}
+                Err(error) => {
+                    eprintln!("cannot read limits from {}, so they do not change: {error}", file.display());
+                    logged = error.to_string();
+                }
             }
-            seen = Some(modified);
         }
         tokio::time::sleep(every).await;
     }

@@ -17,8 +17,8 @@
 //!
 //! The layer is called the *gate*: it checks the token, charges the limit, and rejects other requests.
 //!
-//! A handler that takes [`Authenticated`] runs only for callers with a valid token. Services on hyper read [`CurrentGrant`] from
-//! the request's extensions. [`guide::quick_start`] shows both, and tonic.
+//! A handler that takes [`Authenticated`] runs only for callers with a valid token. Services on hyper call
+//! [`Authenticated::from_extensions`]. [`guide::quick_start`] shows both, and tonic.
 //!
 //! # Guides
 //!
@@ -31,7 +31,7 @@
 //! | [`protected_resource`](guide::protected_resource), [`mcp`](guide::mcp) | How do OAuth clients find out where they get a token, and how do I protect an MCP server? |
 //! | [`administration`](guide::administration) | How do I help customers with their tokens, on the command line? |
 //! | [`rate_limits`](guide::rate_limits), [`many_servers`](guide::many_servers) | How do I limit customers, on one server or on several? |
-//! | [`public_routes`](guide::public_routes) | How do I limit callers without a token by their address? |
+//! | [`public_routes`](guide::public_routes) | How do I limit clients without a token by their address? |
 //! | [`webhooks`](guide::webhooks), [`websockets`](guide::websockets) | How do I accept tokens in bodies, and on sockets? |
 //! | [`guessing`](guide::guessing), [`reverse_proxies`](guide::reverse_proxies), [`cors`](guide::cors) | How do I slow down guessing, run behind a proxy, and serve browsers? |
 //! | [`clients`](guide::clients) | How do I call an API with a token, and which clients obey a 429? |

@@ -44,6 +44,7 @@ impl From<Rejection> for Status {
     /// # }
     /// ```
     fn from(rejection: Rejection) -> Self {
+        let rejection = rejection.with_protocol(Protocol::Grpc);
         observe::rejected(&rejection);
         Self::from(&rejection)
     }

@@ -109,8 +109,10 @@ pub(crate) async fn check_original(
             if let (Proxy::Traefik, Some(host)) = (front.proxy, headers.remove("x-forwarded-host")) {
                 headers.insert(header::HOST, host);
             }
-            // There is no content. And rejections of gRPC have status 200, which is an admission for a proxy.
+            // There is no content. And rejections of gRPC have status 200, which is an admission for a proxy. Those of Connect have a
+            // content type of their own, which nginx does not get.
             headers.remove(header::CONTENT_TYPE);
+            headers.remove("connect-protocol-version");
             next.run(request).await
         }
         Err((status, detail)) => problem(status, detail),

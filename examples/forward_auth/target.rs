@@ -34,6 +34,14 @@ pub(crate) fn parse(target: &str) -> Result<Uri, &'static str> {
     }
 }
 
+/// Returns whether the literal parts of a route have one form only. Clients may percent-encode other characters, such as `:`, and the
+/// route would not match then.
+pub(crate) fn is_unambiguous(route: &str) -> bool {
+    let is_unreserved = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~".contains(&byte);
+    let is_parameter = |segment: &str| segment.starts_with('{') && segment.ends_with('}');
+    route.split('/').all(|segment| is_parameter(segment) || segment.bytes().all(is_unreserved))
+}
+
 /// Returns whether a segment consists of characters that stand for themselves, and of necessary percent-encodings.
 fn is_plain(mut segment: &[u8]) -> bool {
     let is_literal = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~!$&'()*+,=:@".contains(&byte);
@@ -76,6 +84,16 @@ mod tests {
             "/v1/...",
         ] {
             assert_eq!(parse(target).map(|uri| uri.to_string()), Ok(target.to_owned()));
+        }
+    }
+
+    #[test]
+    fn routes_have_one_form_only() {
+        for route in ["/", "/v1/orders", "/v1/{*path}", "/v1/{id}/a-b_c~d.e", "/v1/orders/"] {
+            assert!(is_unambiguous(route), "{route}");
+        }
+        for route in ["/v1/orders:cancel", "/v1/%3a", "/v1/@a", "/v1/a+b", "/v1/{id}:cancel", "/v1/a b", "/v1/\u{e9}"] {
+            assert!(!is_unambiguous(route), "{route}");
         }
     }
 

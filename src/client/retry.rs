@@ -112,7 +112,8 @@ impl RetryPolicy {
     /// Sets the time after the first attempt within which the last retry starts. Default: 120 s. A pause that would end later
     /// does not begin, and the response is returned.
     ///
-    /// This does not limit the time of an attempt. Put a timeout inside of the retries for that.
+    /// This does not limit the time of an attempt, nor the time until the inner service is ready for it. Put a timeout inside of the
+    /// retries for the first, and one outside of them for both.
     #[must_use]
     pub fn with_total_timeout(self, total_timeout: Duration) -> Self {
         Self { total_timeout, ..self }

@@ -36,6 +36,8 @@ use crate::token::TokenLocation;
 ///
 /// Call this function once, after the recorder was installed. A recorder that is installed later gets no descriptions.
 ///
+/// A recorder must not use a circuit breaker while it records the state of that breaker, which is locked then.
+///
 /// ```
 /// tollgate::observe::describe_metrics();
 /// ```

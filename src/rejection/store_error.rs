@@ -1,9 +1,9 @@
 //! [`StoreError`]: the error of a lookup.
 
 use std::error::Error;
-use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
+use std::{fmt, io};
 
 /// The error of a lookup: the store could not check whether a token is valid. The gate responds with 503.
 ///
@@ -45,18 +45,36 @@ impl StoreError {
     ///
     /// Returns a `StoreError` unchanged. If there is one among the [sources](Error::source), the new error has its
     /// [`concerns_token`](Self::concerns_token) and [`retry_after`](Self::retry_after).
+    ///
+    /// A wrapper of a `StoreError` must return it as its source. `#[source]` and `#[from]` of thiserror do so. A wrapper with
+    /// `#[error(transparent)]` returns the source of the `StoreError` instead, and so does an `anyhow::Error` without a context: the
+    /// new error is then one about the store.
     pub fn new(error: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
         let error = match error.into().downcast::<Self>() {
             Ok(same) => return *same,
             Err(other) => other,
         };
-        let mut inner = error.source();
-        while let Some(source) = inner.filter(|source| !source.is::<Self>()) {
-            inner = source.source();
-        }
-        let inner = inner.and_then(|source| source.downcast_ref::<Self>());
+        let inner = Self::within(&*error);
         let (retry_after, concerns_token) = inner.map_or((None, false), |same| (same.retry_after, same.concerns_token));
         Self { source: Arc::from(error), retry_after, concerns_token }
+    }
+
+    /// Finds a `StoreError` in an error and its sources.
+    pub(crate) fn within<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a Self> {
+        let mut next = Some(error);
+        while let Some(error) = next {
+            let boxed = || error.downcast_ref::<Box<Self>>().map(|boxed| &**boxed);
+            let shared = || error.downcast_ref::<Arc<Self>>().map(|shared| &**shared);
+            if let Some(found) = error.downcast_ref().or_else(boxed).or_else(shared) {
+                return Some(found);
+            }
+            // The source of an `io::Error` is that of its content.
+            next = match error.downcast_ref().and_then(io::Error::get_ref) {
+                Some(content) => Some(content),
+                None => error.source(),
+            };
+        }
+        None
     }
 
     /// Wraps an error about one token, such as an unreadable row. The store itself works.
@@ -132,7 +150,9 @@ mod tests {
             let once = StoreError::new(error.clone());
             let wrapped = StoreError::new(Wrapped(error.clone()));
             let twice = StoreError::new(Wrapped(wrapped.clone()));
-            for other in [&error, &once, &wrapped, &twice] {
+            let (boxed, shared) = (StoreError::new(Box::new(error.clone())), StoreError::new(Arc::new(error.clone())));
+            let by_io = StoreError::new(Wrapped(StoreError::new(io::Error::other(error.clone()))));
+            for other in [&error, &once, &wrapped, &twice, &boxed, &shared, &by_io] {
                 assert_eq!((other.concerns_token(), other.retry_after()), (concerns_token, Some(second)));
             }
             assert!(once.source().is_some_and(|source| source.to_string() != error.to_string()), "one level");

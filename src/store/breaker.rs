@@ -134,7 +134,7 @@ impl<T> CircuitBreaker<T> {
     }
 
     /// Sets the first pause before a probe, and the longest one. Each failed probe doubles the pause, up to the longest one.
-    /// Default: 1 second and 30 seconds.
+    /// A first pause of zero stays zero. Default: 1 second and 30 seconds.
     ///
     /// # Errors
     ///

@@ -3,8 +3,10 @@
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::{Output, Stdio};
+use std::time::Duration;
 
 use serde_json::{Value, json};
+use sqlx::Connection as _;
 use tollgate::TokenDigest;
 use tollgate::store::sql::{AuditQuery, NewGrant};
 
@@ -445,6 +447,45 @@ async fn an_export_that_cannot_be_written_is_an_error() {
     crate::sql::execute(&home, "UPDATE tollgate_grants SET principal = '{'".to_owned()).await;
     let output = run(&home, &["token", "export", "--with-digests", "--output", &folder.path("grants")]);
     assert_eq!((code(&output), Path::new(&folder.path("grants")).exists()), (1, false), "{output:?}");
+}
+
+/// A lock on the table stops the export before it reads a grant.
+#[tokio::test]
+async fn an_export_that_is_killed_leaves_no_file_of_that_name() {
+    let Some(home) = Home::postgres("an_export_that_is_killed_leaves_no_file_of_that_name").await else { return };
+    home.database().await.migrate().await.unwrap();
+    let issued = json(&home, &["token", "issue", "--subject", "alice", "--json"]);
+    let mut other = sqlx::PgConnection::connect(home.url()).await.unwrap();
+    let mut transaction = other.begin().await.unwrap();
+    sqlx::query("LOCK TABLE tollgate_grants IN ACCESS EXCLUSIVE MODE").execute(&mut *transaction).await.unwrap();
+
+    let folder = Folder::new();
+    let file = folder.path("grants");
+    let export = ["token", "export", "--with-digests", "--output", &file, "--database", home.url()];
+    let mut child = tollgate(&export).stderr(Stdio::piped()).spawn().unwrap();
+    let names = || -> Vec<String> {
+        std::fs::read_dir(folder.path("."))
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect()
+    };
+    tokio::time::timeout(Duration::from_secs(20), async {
+        while names().is_empty() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    })
+    .await
+    .expect("a temporary file");
+    child.kill().unwrap();
+    child.wait().unwrap();
+    assert!(names().iter().all(|name| name.starts_with(".tollgate-export-")), "{:?}", names());
+
+    transaction.rollback().await.unwrap();
+    stdout(&home, &export);
+    assert!(std::fs::read_to_string(&file).unwrap().contains(issued["id"].as_str().unwrap()));
+    let again = run(&home, &export);
+    assert_eq!(code(&again), 1, "the file exists");
+    assert!(text(&again.stderr).starts_with("error: the output file could not be created: "), "{again:?}");
 }
 
 #[tokio::test]

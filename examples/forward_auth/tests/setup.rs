@@ -126,7 +126,7 @@ impl Response {
         serde_json::from_str(&self.body).unwrap_or_else(|_| panic!("{self:?}"))
     }
 
-    /// Returns the values of all fields with a name that the service got. As in CGI, `_` and `-` are the same.
+    /// Returns the values of all fields with a name that the service got. As in some CGI servers, `-`, `_`, `.` and others are the same.
     pub(super) fn seen_fields(&self, name: &str) -> Vec<String> {
         seen_fields(&self.seen(), name)
     }
@@ -135,7 +135,8 @@ impl Response {
 pub(super) fn seen_fields(seen: &Value, name: &str) -> Vec<String> {
     let fields = seen["headers"].as_array().unwrap().iter();
     let text = |value: &Value| value.as_str().unwrap().to_owned();
-    let found = fields.filter(|field| text(&field[0]).to_lowercase().replace('_', "-") == name);
+    let canonical = |name: String| name.to_lowercase().replace(|letter: char| !letter.is_ascii_alphanumeric(), "-");
+    let found = fields.filter(|field| canonical(text(&field[0])) == name);
     found.map(|field| text(&field[1])).collect()
 }
 

@@ -21,7 +21,7 @@ use zeroize::Zeroizing;
 
 use crate::args::Options;
 use crate::failure::NOT_CHECKED;
-use crate::parse::scopes;
+use crate::parse::{RANDOM_BITS, scopes};
 use crate::run::{Failure, open};
 use crate::show::{self, GREEN, RED, paint, plain, time};
 
@@ -240,7 +240,7 @@ fn unknown(token: &[u8]) -> &'static str {
         let format = prefix.and_then(|prefix| TokenFormat::new(prefix).ok()?.with_random_bits(bits).ok());
         format.is_some_and(|format| format.check(token).is_ok())
     };
-    match (128..=512).any(is_correct) {
+    match RANDOM_BITS.into_iter().any(is_correct) {
         true => {
             "the database has no such token; its checksum is correct, so it may be rotated, purged, or of another database"
         }

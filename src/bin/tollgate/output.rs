@@ -1,12 +1,12 @@
 //! The output of exports: CSV or JSON lines, on standard output or in a new file.
 
-use std::fs::{File, OpenOptions};
 use std::io::{self, BufWriter, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::builder::{PathBufValueParser, TypedValueParser as _};
 use clap::{Args, ValueEnum};
 use serde::Serialize;
+use tempfile::NamedTempFile;
 
 use crate::run::Failure;
 
@@ -47,10 +47,10 @@ pub(crate) trait Line: Serialize {
     fn cells(&self) -> Result<Vec<String>, serde_json::Error>;
 }
 
-/// Writes lines. Removes the file when it is dropped before [`finish`](Self::finish).
+/// Writes lines. The file has its name after [`finish`](Self::finish), so that an incomplete export is not taken for a whole one.
 pub(crate) struct Writer {
     to: To,
-    incomplete: Option<PathBuf>,
+    file: Option<(NamedTempFile, PathBuf)>,
 }
 
 enum To {
@@ -61,12 +61,10 @@ enum To {
 impl Output {
     /// Creates the file. Writes the header of CSV with these columns.
     pub(crate) fn begin(self, columns: &[&str]) -> Result<Writer, Failure> {
-        let out: Box<dyn Write> = match &self.output {
+        let file = self.output.map(|path| Ok((temporary(&path)?, path))).transpose().map_err(not_created)?;
+        let out: Box<dyn Write> = match &file {
             None => Box::new(io::stdout().lock()),
-            Some(path) => Box::new(create(path).map_err(|error| {
-                // The text contains no path.
-                Failure::Failed(format!("the output file could not be created: {error}"))
-            })?),
+            Some((file, _)) => Box::new(file.reopen().map_err(not_created)?),
         };
         let out: Box<dyn Write> = Box::new(BufWriter::new(out));
         let mut writer = Writer {
@@ -74,7 +72,7 @@ impl Output {
                 Format::Csv => To::Csv(Box::new(csv::Writer::from_writer(out))),
                 Format::Jsonl => To::Jsonl(out),
             },
-            incomplete: self.output,
+            file,
         };
         if let To::Csv(csv) = &mut writer.to {
             csv.write_record(columns).map_err(csv_failed)?;
@@ -83,13 +81,17 @@ impl Output {
     }
 }
 
-fn create(path: &PathBuf) -> io::Result<File> {
-    let mut options = OpenOptions::new();
-    // An existing file may be readable by others.
-    options.write(true).create_new(true);
-    #[cfg(unix)]
-    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
-    options.open(path)
+/// Creates a file beside this path, which only its owner can read. Dropping it removes it.
+fn temporary(path: &Path) -> io::Result<NamedTempFile> {
+    if path.symlink_metadata().is_ok() {
+        return Err(io::ErrorKind::AlreadyExists.into());
+    }
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    tempfile::Builder::new().prefix(".tollgate-export-").tempfile_in(folder)
+}
+
+fn not_created(error: io::Error) -> Failure {
+    Failure::Failed(format!("the output file could not be created: {error}"))
 }
 
 impl Writer {
@@ -109,16 +111,10 @@ impl Writer {
             To::Jsonl(out) => out.flush(),
         }
         .map_err(failed)?;
-        self.incomplete = None;
-        Ok(())
-    }
-}
-
-impl Drop for Writer {
-    fn drop(&mut self) {
-        if let Some(path) = &self.incomplete {
-            _ = std::fs::remove_file(path);
-        }
+        let Some((file, path)) = self.file else { return Ok(()) };
+        file.as_file().sync_all().map_err(failed)?;
+        // Another process may have created the file meanwhile.
+        file.persist_noclobber(path).map(drop).map_err(|error| not_created(error.error))
     }
 }
 

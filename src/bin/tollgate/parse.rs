@@ -1,6 +1,7 @@
 //! The parsers of arguments. Their errors must not contain the parsed text, which may be a secret.
 
 use std::num::NonZeroU32;
+use std::ops::RangeInclusive;
 use std::time::{Duration, SystemTime};
 
 use serde_json::Value;
@@ -45,9 +46,12 @@ pub(crate) fn principal(text: &str) -> Result<Box<RawValue>, &'static str> {
     checked.map_err(|_| "must be JSON")
 }
 
+/// The numbers of random bits that [`TokenFormat::with_random_bits`] accepts.
+pub(crate) const RANDOM_BITS: RangeInclusive<u32> = 128..=512;
+
 /// Parses the number of random bits of a token.
 pub(crate) fn random_bits(text: &str) -> Result<u32, &'static str> {
-    text.parse().ok().filter(|bits| (128..=512).contains(bits)).ok_or("must be a number from 128 to 512")
+    text.parse().ok().filter(|bits| RANDOM_BITS.contains(bits)).ok_or("must be a number from 128 to 512")
 }
 
 pub(crate) fn number(text: &str) -> Result<NonZeroU32, &'static str> {

@@ -156,7 +156,7 @@ impl IntrospectionError {
             | Cause::Member(_)
             | Cause::TokenType
             | Cause::NoSubject => true,
-            Cause::Principal(error) => error.downcast_ref().is_none_or(StoreError::concerns_token),
+            Cause::Principal(error) => StoreError::within(&**error).is_none_or(StoreError::concerns_token),
         }
     }
 

@@ -138,7 +138,7 @@ impl JwtError {
     #[must_use]
     pub fn concerns_token(&self) -> bool {
         match &self.0 {
-            Cause::Principal(error) => error.downcast_ref().is_none_or(StoreError::concerns_token),
+            Cause::Principal(error) => StoreError::within(&**error).is_none_or(StoreError::concerns_token),
             _ => false,
         }
     }

@@ -43,8 +43,8 @@ pub(super) struct Fetched {
 pub(super) struct Fetches {
     is_running: bool,
     last_start: Option<Duration>,
-    /// The error of the last fetch.
-    error: Option<StoreError>,
+    /// The start and the error of the last fetch, if it has failed.
+    failure: Option<(Duration, StoreError)>,
 }
 
 impl RemoteKeys {
@@ -61,7 +61,7 @@ impl RemoteKeys {
             }
             // After a time without requests, the issuer may have removed the key long ago. During an outage, requests do not wait.
             let is_very_old = age >= self.max_age.saturating_mul(2);
-            if !is_very_old || self.fetches().error.is_some() {
+            if !is_very_old || self.has_failed_recently() {
                 self.start();
                 return Ok(Some(key));
             }
@@ -71,6 +71,11 @@ impl RemoteKeys {
             Some(key) => Ok(Some(key)),
             None => self.last_result().map(|()| None),
         }
+    }
+
+    fn has_failed_recently(&self) -> bool {
+        let now = self.now();
+        self.fetches().failure.as_ref().is_some_and(|(start, _)| now.saturating_sub(*start) < self.max_age)
     }
 
     /// Returns the key that has replaced this one. Waits for a fetch if one is allowed.
@@ -115,14 +120,14 @@ impl RemoteKeys {
             return false;
         }
         let Ok(runtime) = Handle::try_current() else {
-            fetches.error = Some(Cause::Interrupted.into());
+            fetches.failure = Some((now, Cause::Interrupted.into()));
             return false;
         };
         fetches.is_running = true;
         fetches.last_start = Some(now);
         drop(fetches);
-        let running = Running { keys: Arc::clone(self), result: Err(Cause::Interrupted.into()) };
-        runtime.spawn(running.run(now));
+        let running = Running { keys: Arc::clone(self), start: now, result: Err(Cause::Interrupted.into()) };
+        runtime.spawn(running.run());
         true
     }
 
@@ -141,7 +146,7 @@ impl RemoteKeys {
     fn last_result(&self) -> Result<(), StoreError> {
         let now = self.now();
         let fetches = self.fetches();
-        let Some(error) = fetches.error.clone() else { return Ok(()) };
+        let Some((_, error)) = fetches.failure.clone() else { return Ok(()) };
         // Clients choose the `kid`. Before the first fetch, no token can be checked.
         let error = if self.keys.load().is_some() { StoreError::for_token(error) } else { error };
         let since = fetches.last_start.map_or(self.min_interval, |start| now.saturating_sub(start));
@@ -156,15 +161,16 @@ impl RemoteKeys {
 /// A running fetch. Dropping it, also in a panic or with its runtime, ends the fetch and wakes the lookups that wait.
 struct Running {
     keys: Arc<RemoteKeys>,
+    start: Duration,
     result: Result<(), StoreError>,
 }
 
 impl Running {
-    async fn run(mut self, started: Duration) {
+    async fn run(mut self) {
         self.result = match self.keys.fetch().await {
             Ok(keys) => {
                 // The age counts from the start, because the time at which the server read the keys is not known.
-                self.keys.keys.store(Some(Arc::new(Fetched { keys, at: started })));
+                self.keys.keys.store(Some(Arc::new(Fetched { keys, at: self.start })));
                 Ok(())
             }
             Err(cause) => Err(cause.into()),
@@ -176,7 +182,8 @@ impl Drop for Running {
     fn drop(&mut self) {
         let mut fetches = self.keys.fetches();
         fetches.is_running = false;
-        fetches.error = std::mem::replace(&mut self.result, Ok(())).err();
+        let result = std::mem::replace(&mut self.result, Ok(()));
+        fetches.failure = result.err().map(|error| (self.start, error));
         drop(fetches);
         self.keys.completed.send_modify(|completed| *completed = completed.wrapping_add(1));
     }

@@ -173,4 +173,7 @@ async fn errors_concern_the_store_or_one_token() {
     assert!(fails(rejecting.build().unwrap(), "a principal").await.concerns_token());
     let failing = builder(address).with_principal(|_| Err::<(), _>(StoreError::new("the directory is down")));
     assert!(!fails(failing.build().unwrap(), "a directory").await.concerns_token());
+    let wrapped = || std::io::Error::other(StoreError::new("the directory is down"));
+    let failing = builder(address).with_principal(move |_| Err::<(), _>(wrapped()));
+    assert!(!fails(failing.build().unwrap(), "a wrapped error").await.concerns_token());
 }

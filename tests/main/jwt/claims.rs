@@ -235,11 +235,14 @@ async fn principals_subjects_and_quotas_come_from_functions() {
     assert_eq!((grant.principal().as_str(), grant.quota()), ("alice", Some(quota)));
     assert!(!accepts(&store, &signer.token(&claims())).await, "without a subject, the token is unknown");
 
-    for (concerns_token, error) in [(true, None), (false, Some(StoreError::new("down")))] {
-        let failing = fixed(&signer).with_principal(move |_| match error.clone() {
-            None => Err::<(), Box<dyn std::error::Error + Send + Sync>>("no such user".into()),
-            Some(error) => Err(error.into()),
-        });
+    type Failure = Box<dyn std::error::Error + Send + Sync>;
+    let failures: [(bool, fn() -> Failure); 3] = [
+        (true, || "no such user".into()),
+        (false, || StoreError::new("down").into()),
+        (false, || std::io::Error::other(StoreError::new("down")).into()),
+    ];
+    for (concerns_token, failure) in failures {
+        let failing = fixed(&signer).with_principal(move |_| Err::<(), _>(failure()));
         let error = ask(&failing.build().unwrap(), &token).await.unwrap_err();
         assert_eq!(error.concerns_token(), concerns_token);
         assert_eq!(error.source().unwrap().to_string(), "the principal could not be created from the claims");

@@ -289,6 +289,30 @@ async fn requests_do_not_wait_for_an_issuer_that_has_failed() {
     }
 }
 
+/// The outage may have ended during a time without requests.
+#[tokio::test]
+async fn a_failure_long_ago_is_no_outage() {
+    let (old, new) = (Signer::ed25519("a"), Signer::ed25519("b"));
+    let server = Jwks::serve(jwk_set([&old])).await;
+    let hands = Hands::default();
+    let store = server.store(&hands);
+    assert!(accepts(&store, &old.token(&claims())).await);
+    hands.advance(2 * MAX_AGE);
+    server.set(StatusCode::INTERNAL_SERVER_ERROR, "");
+    assert!(accepts(&store, &old.token(&claims())).await);
+    assert_eq!(server.asked(), 2);
+    hands.advance(MAX_AGE);
+    server.set(StatusCode::OK, jwk_set([&new]));
+    server.hold();
+    let lookups = start(&store, [old.token(&claims()), old.token(&claims())]).await;
+    server.has_been_asked().await;
+    server.release();
+    for lookup in lookups {
+        assert_eq!(lookup.await.unwrap(), Some(false));
+    }
+    assert_eq!(server.asked(), 1);
+}
+
 /// Some issuers publish one key without a name, and replace it.
 #[tokio::test]
 async fn a_replaced_key_without_a_kid_is_noticed() {

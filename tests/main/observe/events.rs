@@ -163,6 +163,16 @@ async fn events_contain_the_protocol() {
     }
 }
 
+#[cfg(feature = "tonic")]
+#[test]
+fn status_of_a_rejection_is_an_event_of_grpc() {
+    let (subscribed, _guard) = Subscribed::start();
+    let rejection = tollgate::Authenticated::<()>::from_extensions(&http::Extensions::new()).unwrap_err();
+    _ = tonic::Status::from(rejection);
+    let [reported] = &subscribed.take()[..] else { panic!("one event") };
+    assert_eq!((&*reported.fields["kind"], &*reported.fields["protocol"]), ("misconfigured", "grpc"));
+}
+
 /// Handlers reject with an extractor's rejection, or with the gate.
 #[tokio::test]
 async fn rejection_by_a_handler_is_an_event() {

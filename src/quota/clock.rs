@@ -44,8 +44,9 @@ impl<F: Fn() -> Duration + Send + Sync + 'static> Clock for F {
 
 /// The monotonic clock of the operating system, by [`Instant`], as the time since its creation.
 ///
-/// By default, rate limits read the time stamp counter of the processor, which is faster. Use this clock on hypervisors
-/// whose counter drifts.
+/// By default, rate limits read the time stamp counter of the processor, which is faster. Its rate is measured once, when the
+/// process starts, and can be wrong by some parts in 10,000 if the machine is busy then. A client that waits for hours may then
+/// come back seconds too early, and be rejected again. Use this clock for such limits, and on hypervisors whose counter drifts.
 #[derive(Clone, Copy, Debug)]
 pub struct MonotonicClock(Instant);
 

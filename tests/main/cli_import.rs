@@ -400,7 +400,7 @@ async fn exports_contain_each_grant_and_entry_once() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_slow_pipe_keeps_no_transaction_open() {
     on_each_database("a_slow_pipe_keeps_no_transaction_open", |home| async move {
-        let database = home.database().await.with_admin_timeout(std::time::Duration::from_secs(2));
+        let database = home.database().await.with_admin_timeout(Duration::from_secs(2));
         for name in ["-", "/dev/stdin"] {
             let mut command = tollgate(&["token", "import", name, "--format", "jsonl"]);
             command.env("TOLLGATE_DATABASE", home.url()).stdin(Stdio::piped()).stdout(Stdio::piped());
@@ -409,7 +409,7 @@ async fn a_slow_pipe_keeps_no_transaction_open() {
             let id = name.replace(['/', '-'], "p");
             writeln!(input, r#"{{"subject":"alice","id":"{id}","token":"token-{id}"}}"#).unwrap();
             // Long enough that the command usually waits for the rest. If it begins later, the change succeeds as well.
-            tokio::time::sleep(std::time::Duration::from_millis(500)).await;
+            tokio::time::sleep(Duration::from_millis(500)).await;
             database.import(TokenDigest::of(format!("other-{id}").as_str()), &NewGrant::new("bob")).await.unwrap();
             drop(input);
             assert_eq!(text(&child.wait_with_output().unwrap().stdout), "imported 1, skipped 0\n");
@@ -516,7 +516,7 @@ async fn an_expired_grant_is_not_extended_beyond_the_maximum() {
     on_each_database("an_expired_grant_is_not_extended_beyond_the_maximum", |home| async move {
         let (_, expired) = secret(&home, &["token", "issue", "--subject", "alice", "--expires", "1ms"]);
         secret(&home, &["token", "issue", "--subject", "alice"]);
-        tokio::time::sleep(std::time::Duration::from_millis(2)).await;
+        tokio::time::sleep(Duration::from_millis(2)).await;
         let extend = ["token", "change", expired["id"].as_str().unwrap(), "--expires", "90d", "--max-active"];
         let output = run(&home, &[&extend[..], &["1"]].concat());
         assert_eq!(text(&output.stderr), "error: the subject already has 1 active grants or more\n");

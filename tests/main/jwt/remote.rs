@@ -15,6 +15,15 @@ fn cause(error: &StoreError) -> &JwtError {
     error.source().and_then(|source| source.downcast_ref()).unwrap()
 }
 
+/// Returns a server with this key, and a store that has fetched it.
+async fn fetched(signer: &Signer) -> (Jwks, Hands, JwtStore<Claims>) {
+    let server = Jwks::serve(jwk_set([signer])).await;
+    let hands = Hands::default();
+    let store = server.store(&hands);
+    assert!(accepts(&store, &signer.token(&claims())).await);
+    (server, hands, store)
+}
+
 /// Starts lookups of these tokens in tasks of their own. Each has been polled when this returns.
 async fn start(
     store: &JwtStore<Claims>,
@@ -46,10 +55,7 @@ async fn keys_are_fetched_for_the_first_token_and_then_known() {
 #[tokio::test]
 async fn rotated_keys_are_fetched_for_an_unknown_kid() {
     let (old, new) = (Signer::ed25519("a"), Signer::ed25519("b"));
-    let server = Jwks::serve(jwk_set([&old])).await;
-    let hands = Hands::default();
-    let store = server.store(&hands);
-    assert!(accepts(&store, &old.token(&claims())).await);
+    let (server, hands, store) = fetched(&old).await;
     server.set(StatusCode::OK, jwk_set([&old, &new]));
     hands.advance(FLOOR);
     assert!(accepts(&store, &new.token(&claims())).await && accepts(&store, &old.token(&claims())).await);
@@ -64,10 +70,7 @@ async fn rotated_keys_are_fetched_for_an_unknown_kid() {
 #[tokio::test]
 async fn fetches_are_not_more_frequent_than_the_minimum_interval() {
     let signer = Signer::ed25519("a");
-    let server = Jwks::serve(jwk_set([&signer])).await;
-    let hands = Hands::default();
-    let store = server.store(&hands);
-    assert!(accepts(&store, &signer.token(&claims())).await);
+    let (server, hands, store) = fetched(&signer).await;
     for at in 0..20 {
         assert!(!accepts(&store, &Signer::ed25519(&format!("junk-{at}")).token(&claims())).await);
     }
@@ -97,10 +100,7 @@ async fn tokens_of_others_cause_no_fetch() {
 #[tokio::test]
 async fn concurrent_unknown_kids_share_one_fetch() {
     let (old, new) = (Signer::ed25519("a"), Signer::ed25519("b"));
-    let server = Jwks::serve(jwk_set([&old])).await;
-    let hands = Hands::default();
-    let store = server.store(&hands);
-    assert!(accepts(&store, &old.token(&claims())).await);
+    let (server, hands, store) = fetched(&old).await;
     hands.advance(FLOOR);
     server.set(StatusCode::OK, jwk_set([&old, &new]));
     server.hold();
@@ -144,10 +144,7 @@ async fn a_dropped_lookup_does_not_cancel_the_fetch() {
 #[tokio::test]
 async fn an_outage_keeps_known_keys_and_rejects_unknown_ones_with_503() {
     let (old, new) = (Signer::ed25519("a"), Signer::ed25519("b"));
-    let server = Jwks::serve(jwk_set([&old])).await;
-    let hands = Hands::default();
-    let store = server.store(&hands);
-    assert!(accepts(&store, &old.token(&claims())).await);
+    let (server, hands, store) = fetched(&old).await;
     for (status, body, message) in [
         (StatusCode::INTERNAL_SERVER_ERROR, "", "the server of the JWK set responded with status 500"),
         (StatusCode::FOUND, "", "the server of the JWK set responded with status 302"),
@@ -231,10 +228,7 @@ async fn jwk_sets_above_the_maximum_length_are_errors() {
 #[tokio::test]
 async fn old_keys_are_fetched_again_in_the_background() {
     let (old, new) = (Signer::ed25519("a"), Signer::ed25519("b"));
-    let server = Jwks::serve(jwk_set([&old])).await;
-    let hands = Hands::default();
-    let store = server.store(&hands);
-    assert!(accepts(&store, &old.token(&claims())).await);
+    let (server, hands, store) = fetched(&old).await;
     server.set(StatusCode::OK, jwk_set([&new]));
     hands.advance(MAX_AGE - Duration::from_nanos(1));
     assert!(accepts(&store, &old.token(&claims())).await);
@@ -256,10 +250,7 @@ async fn old_keys_are_fetched_again_in_the_background() {
 #[tokio::test]
 async fn requests_wait_for_the_fetch_if_the_keys_are_very_old() {
     let (old, new) = (Signer::ed25519("a"), Signer::ed25519("b"));
-    let server = Jwks::serve(jwk_set([&old])).await;
-    let hands = Hands::default();
-    let store = server.store(&hands);
-    assert!(accepts(&store, &old.token(&claims())).await);
+    let (server, hands, store) = fetched(&old).await;
     hands.advance(2 * MAX_AGE);
     server.set(StatusCode::OK, jwk_set([&new]));
     assert!(!accepts(&store, &old.token(&claims())).await);
@@ -270,10 +261,7 @@ async fn requests_wait_for_the_fetch_if_the_keys_are_very_old() {
 #[tokio::test]
 async fn requests_do_not_wait_for_an_issuer_that_has_failed() {
     let signer = Signer::ed25519("a");
-    let server = Jwks::serve(jwk_set([&signer])).await;
-    let hands = Hands::default();
-    let store = server.store(&hands);
-    assert!(accepts(&store, &signer.token(&claims())).await);
+    let (server, hands, store) = fetched(&signer).await;
     hands.advance(2 * MAX_AGE);
     server.set(StatusCode::INTERNAL_SERVER_ERROR, "");
     assert!(accepts(&store, &signer.token(&claims())).await, "after the failed fetch");
@@ -293,10 +281,7 @@ async fn requests_do_not_wait_for_an_issuer_that_has_failed() {
 #[tokio::test]
 async fn a_failure_long_ago_is_no_outage() {
     let (old, new) = (Signer::ed25519("a"), Signer::ed25519("b"));
-    let server = Jwks::serve(jwk_set([&old])).await;
-    let hands = Hands::default();
-    let store = server.store(&hands);
-    assert!(accepts(&store, &old.token(&claims())).await);
+    let (server, hands, store) = fetched(&old).await;
     hands.advance(2 * MAX_AGE);
     server.set(StatusCode::INTERNAL_SERVER_ERROR, "");
     assert!(accepts(&store, &old.token(&claims())).await);

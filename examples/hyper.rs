@@ -54,8 +54,8 @@ async fn serve(listener: TcpListener, gate: Gate, stop: impl Future<Output = ()>
     };
     let app = TowerToHyperService::new(ServiceBuilder::new().layer(gate).service_fn(handler));
     let mut server = auto::Builder::new(TokioExecutor::new());
-    // hyper needs a timer to limit the time for request headers. It does not limit the time until the first byte, which tells HTTP/1
-    // from HTTP/2: put a reverse proxy in front, or a limit for each address.
+    // hyper needs a timer to limit the time for request headers. It does not limit the time until the first bytes, by
+    // which hyper-util distinguishes HTTP/1 from HTTP/2. Put a reverse proxy in front, or limit the connections of each address.
     server.http1().timer(TokioTimer::new());
     server.http2().timer(TokioTimer::new());
 

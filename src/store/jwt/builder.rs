@@ -176,7 +176,7 @@ impl<P> JwtBuilder<P> {
     /// Sets the age after which the next token makes the store fetch the keys again. Default: 10 minutes. A key that the issuer has
     /// removed is accepted for twice this time. During an outage of the issuer, it is accepted until a fetch succeeds.
     ///
-    /// Requests do not wait for such a fetch, unless the keys are twice as old and no fetch has failed within the age.
+    /// Requests do not wait for such a fetch, unless the keys are twice as old and no fetch has failed within this time.
     pub fn with_max_key_age(mut self, age: Duration) -> Self {
         self.max_age = age;
         self

@@ -63,8 +63,8 @@ use revoked::Revoked;
 /// - when a token has an unknown `kid`, or a key that was not chosen by its `kid` does not verify it.
 ///   [`with_min_interval`](JwtBuilder::with_min_interval) limits these fetches. Only tokens with the right issuer, audience and
 ///   algorithm cause them;
-/// - when they are older than [`with_max_key_age`](JwtBuilder::with_max_key_age). Requests wait for this fetch only after
-///   a time without requests: if the keys are twice as old, and no fetch has failed within the age.
+/// - when they are older than [`with_max_key_age`](JwtBuilder::with_max_key_age). Requests wait for this fetch only if the
+///   keys are twice as old and no fetch has failed within `with_max_key_age`, which is after a time without requests.
 ///
 /// One fetch runs at a time, in a task of its own, and all tokens with unknown keys wait for it. A failed fetch changes no keys: tokens
 /// of known keys are accepted, and tokens of unknown keys get 503. The source of the [`StoreError`] is a [`JwtError`]. The error
